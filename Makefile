@@ -1,0 +1,45 @@
+# keepfit: everything a developer runs. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := keepfit gateway workers snapshotter tests
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types pins clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of packages: installing is skipped while its pins are older than the stamp.
+$(VENV)/.local: requirements/local.txt requirements/runtime.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/local.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.local
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	@touch $@
+
+run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave the service up (ONCE=1 ends)
+	$(BIN)/keepfit demo $(if $(ONCE),--once)
+
+test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+lint: $(VENV)/.test  ## Style
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/.test  ## Types, strict
+	$(BIN)/mypy
+
+pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements/runtime.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo -c requirements/runtime.txt -o requirements/local.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra test -c requirements/local.txt -o requirements/test.txt --upgrade
+
+clean:  ## Remove the environment and caches; data in .keepfit stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,16 @@
+// What goes wrong, as clients see it: problem+json (RFC 9457), the form that keepfit's own errors have.
+
+import { STATUS_CODES } from 'node:http';
+
+export class Problem extends Error {
+  /** `errors` is a list of `{field, detail}`; `headers` go into the answer (Allow, Retry-After). */
+  constructor(status, detail, { errors, headers = {} } = {}) {
+    super(detail);
+    Object.assign(this, { status, errors, headers });
+  }
+
+  toJSON() {
+    const { status, message: detail, errors } = this;
+    return { type: 'about:blank', title: STATUS_CODES[status], status, detail, errors };
+  }
+}

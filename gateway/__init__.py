@@ -1,0 +1,1 @@
+"""The HTTP gateway (the I/O proxy): routes, validation, replies."""

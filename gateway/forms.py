@@ -1,0 +1,193 @@
+"""The forms of requests and answers, from which the OpenAPI document is made too.
+
+Owns shapes only: what a row may hold depends on the model's recipe and is checked by :mod:`keepfit.rows`. Invariant: a
+request that converts into one of these has the form asked for (else 400); its content may still be wrong (422).
+"""
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from keepfit.errors import MalformedError
+
+Metadata = Annotated[
+    dict[str, Any],
+    Meta(description="JSON object that names the model; holds a non-empty string `type`, and no `timestamp`."),
+]
+X = Annotated[
+    list[list[Any] | dict[str, Any]],
+    Meta(description="Rows: lists of values in column order, or objects by column name.", min_length=1),
+]
+Y = Annotated[
+    list[Any] | None, Meta(description="One number or label per row; left out for estimators without target.")
+]
+
+
+class Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A request body."""
+
+
+class CreateModel(Form, kw_only=True):
+    """A model to make."""
+
+    metadata: Metadata
+    recipe: Annotated[dict[str, Any], Meta(description="How to build the bundle: estimator, params, features, …")]
+
+
+class PartialFit(Form, kw_only=True):
+    """Rows to learn."""
+
+    X: X
+    y: Y = None
+    sample_weight: Annotated[list[Any] | None, Meta(description="One number of 0 or more per row.")] = None
+
+
+class Predict(Form, kw_only=True):
+    """Rows to predict."""
+
+    X: X
+    proba: Annotated[bool, Meta(description="Ask for probabilities too.")] = False
+
+
+class Score(Form, kw_only=True):
+    """Rows to score against their target."""
+
+    X: X
+    y: Y = None
+
+
+class PartialFitByMetadata(PartialFit, kw_only=True):
+    """Rows to learn, for the model that `metadata` names."""
+
+    metadata: Metadata
+
+
+class PredictByMetadata(Predict, kw_only=True):
+    """Rows to predict, for the model that `metadata` names."""
+
+    metadata: Metadata
+
+
+class ScoreByMetadata(Score, kw_only=True):
+    """Rows to score, for the model that `metadata` names."""
+
+    metadata: Metadata
+
+
+class ModelAnswer(msgspec.Struct, kw_only=True):
+    """A model and how far it has learned; `inbox` counts requests waiting to be learned."""
+
+    hash: str
+    metadata: dict[str, Any]
+    recipe: dict[str, Any]
+    version: int
+    rows_seen: int
+    metrics: dict[str, Any]
+    inbox: int
+    snapshot: dict[str, Any] | None
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """Models in order of their hash; `next` goes into `after` of the next call, null at the end."""
+
+    models: list[ModelAnswer]
+    next: str | None
+
+
+class AcceptedAnswer(msgspec.Struct, kw_only=True):
+    """The rows are in Redis and will be learned; `version` is the model's at that moment.
+
+    `sequence` counts the model's requests within a `generation`, which a restore from a snapshot begins anew.
+    """
+
+    hash: str
+    accepted: int
+    sequence: int
+    generation: int
+    version: int
+
+
+class LearnedAnswer(msgspec.Struct, kw_only=True):
+    """The rows are learned, and `version` is the first that holds them."""
+
+    hash: str
+    accepted: int
+    sequence: int
+    version: int
+    rows_seen: int
+
+
+class PredictAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One prediction per row, by the bundle of `version`; `classes` are the columns of `probabilities`."""
+
+    hash: str
+    version: int
+    rows_seen: int
+    predictions: list[Any]
+    probabilities: list[list[float]] | None = None
+    classes: list[Any] | None = None
+
+
+class ScoreAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Score of the bundle of `version`; a metric that is not defined for these rows is null."""
+
+    hash: str
+    version: int
+    rows_seen: int
+    max_error: float | msgspec.UnsetType | None = msgspec.UNSET
+    mean_absolute_error: float | msgspec.UnsetType | None = msgspec.UNSET
+    r2: float | msgspec.UnsetType | None = msgspec.UNSET
+    accuracy: float | msgspec.UnsetType | None = msgspec.UNSET
+    f1: float | msgspec.UnsetType | None = msgspec.UNSET
+    log_loss: float | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What went wrong (RFC 9457); `errors` says where."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list["ProblemError"] | None = None
+
+
+class ProblemError(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One wrong value: row (from 0) and column."""
+
+    detail: str
+    row: int | None = None
+    column: str | int | None = None
+
+
+class Live(msgspec.Struct, kw_only=True):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(msgspec.Struct, kw_only=True):
+    """Whether the service can do its work, part by part."""
+
+    status: str
+    redis: str
+    mongo: str
+    workers: int
+
+
+FormT = TypeVar("FormT", bound=Form)
+
+
+def convert(document: Any, form: type[FormT]) -> FormT:
+    """Read a parsed body as `form`.
+
+    Raises
+    ------
+    MalformedError
+        With the place and the kind of what does not fit.
+    """
+    try:
+        return msgspec.convert(document, form)
+    except msgspec.ValidationError as error:
+        raise MalformedError(f"The body does not have the form asked for: {error}.") from None

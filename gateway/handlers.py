@@ -1,0 +1,189 @@
+"""Handlers of all routes: read a form, call the service, write an answer.
+
+Owns the translation between HTTP and the library, and nothing else. Invariants: a 202 is sent only after the rows are
+in Redis; what can be checked is checked before.
+"""
+
+import re
+from typing import Any
+
+from aiohttp import web
+
+from gateway import commits, forms
+from gateway.body import beside_loop, json_response, read_json
+from gateway.service import SERVICE, SETTINGS, Service
+from keepfit import identity, listing, recipe, rows
+from keepfit.errors import MalformedError, UnavailableError
+from keepfit.questions import Answer
+from keepfit.rows import Rows
+from keepfit.store import Model
+
+HASH = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(r"[\x21-\x7e]{1,128}")
+WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
+WAIT_S_MAX = 60
+
+DOCUMENT = web.AppKey("openapi", dict[str, Any])
+PAGE_MAX = 1000
+PAGE = 100
+
+
+async def create_model(request: web.Request) -> web.Response:
+    """POST /v1/models: make a model."""
+    service = request.app[SERVICE]
+    document, _ = await read_json(request, service.settings)
+    form = forms.convert(document, forms.CreateModel)
+    metadata = identity.check_metadata(form.metadata)
+    model, made = await service.models.create(metadata, recipe.parse(form.recipe))
+    headers = {"Location": f"/v1/models/{model.hash}"}
+    return json_response(listing.describe(model), 201 if made else 200, headers=headers)
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models: list models, filtered by their metadata."""
+    filters = dict(request.query)
+    limit, after = filters.pop("limit", str(PAGE)), filters.pop("after", "")
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= PAGE_MAX:
+        raise MalformedError(f"limit must be a whole number from 1 to {PAGE_MAX}.")
+    if after and not HASH.fullmatch(after):
+        raise MalformedError("after must be the hash that the page before named as next.")
+    found, following = await request.app[SERVICE].models.page(filters, int(limit), after)
+    return json_response({"models": found, "next": following})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{hash}: describe a model."""
+    return json_response(listing.describe(await request.app[SERVICE].models.describe(_hash(request))))
+
+
+async def delete_model(request: web.Request) -> web.Response:
+    """DELETE /v1/models/{hash}: forget a model."""
+    await request.app[SERVICE].models.delete(_hash(request))
+    return web.Response(status=204)
+
+
+async def partial_fit(request: web.Request) -> web.Response:
+    """POST …/partial_fit: accept rows to be learned, and wait for it where that is preferred."""
+    service = request.app[SERVICE]
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not KEY.fullmatch(key):
+        raise MalformedError("Idempotency-Key must be 1 to 128 visible ASCII characters.")
+    model_hash, form, size = await _read(request, forms.PartialFit, forms.PartialFitByMetadata)
+    wait_s = _preferred_wait(request)
+
+    async def accept(model: Model) -> web.Response:
+        shaped = await beside_loop(size, rows.shape, model.recipe, form.X, form.y, form.sample_weight, learning=True)
+        with service.commits.watch(model.hash) as watch:
+            accepted = await service.store.accept(model, shaped, key)
+            done = None
+            if wait_s:
+                done = await commits.learned(watch, model.generation, accepted.sequence, wait_s)
+        if done is None:
+            answer: Any = forms.AcceptedAnswer(
+                hash=model.hash,
+                accepted=shaped.n,
+                sequence=accepted.sequence,
+                generation=model.generation,
+                version=accepted.version,
+            )
+            return json_response(answer, 202)
+        answer = forms.LearnedAnswer(
+            hash=model.hash,
+            accepted=shaped.n,
+            sequence=accepted.sequence,
+            version=done.version,
+            rows_seen=done.rows_seen,
+        )
+        return json_response(answer, headers={"Preference-Applied": f"wait={wait_s}"})
+
+    return await service.models.act(model_hash, accept)
+
+
+async def predict(request: web.Request) -> web.Response:
+    """POST …/predict: predict rows by the newest bundle."""
+    model_hash, form, size = await _read(request, forms.Predict, forms.PredictByMetadata)
+    operation = "proba" if form.proba else "predict"
+    answer = await _ask(request, model_hash, operation, size, form.X, None)
+    result = answer.result if form.proba else {"predictions": answer.result}
+    return json_response(
+        forms.PredictAnswer(hash=model_hash, version=answer.version, rows_seen=answer.rows_seen, **result)
+    )
+
+
+async def score(request: web.Request) -> web.Response:
+    """POST …/score: score the newest bundle on rows and their target."""
+    model_hash, form, size = await _read(request, forms.Score, forms.ScoreByMetadata)
+    answer = await _ask(request, model_hash, "score", size, form.X, form.y)
+    return json_response(
+        forms.ScoreAnswer(hash=model_hash, version=answer.version, rows_seen=answer.rows_seen, **answer.result)
+    )
+
+
+async def livez(request: web.Request) -> web.Response:
+    """GET /livez: the process answers."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """GET /readyz: whether Redis answers and a worker is alive; MongoDB is told of, learning goes on without it."""
+    service = request.app[SERVICE]
+    workers, redis = 0, "ok"
+    try:
+        workers = await service.asker.workers_alive()
+        await service.store.ping()
+    except UnavailableError as error:
+        redis = str(error)
+    mongo = await _mongo(service)
+    status = "ok" if redis == "ok" and workers else "unavailable"
+    answer = forms.Ready(status=status, redis=redis, mongo=mongo, workers=workers)
+    return json_response(answer, 200 if status == "ok" else 503)
+
+
+async def _mongo(service: Service) -> str:
+    try:
+        await service.history.ping()
+    except UnavailableError as error:
+        return str(error)
+    return "ok"
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """GET /openapi.json: this API, described."""
+    return json_response(request.app[DOCUMENT])
+
+
+def _hash(request: web.Request) -> str:
+    """Hash of the model that the path names."""
+    found: str = request.match_info["hash"]
+    if not HASH.fullmatch(found):
+        raise MalformedError("A model's hash is 64 hexadecimal digits, in lower case.")
+    return found
+
+
+async def _read(request: web.Request, form: type[Any], form_by_metadata: type[Any]) -> tuple[str, Any, int]:
+    """Read a request about one model, addressed by hash in the path or by metadata in the body."""
+    settings = request.app[SETTINGS]
+    if "hash" in request.match_info:
+        model_hash = _hash(request)
+        document, size = await read_json(request, settings)
+        return model_hash, forms.convert(document, form), size
+    document, size = await read_json(request, settings)
+    converted = forms.convert(document, form_by_metadata)
+    return identity.hash_of(identity.check_metadata(converted.metadata)), converted, size
+
+
+async def _ask(request: web.Request, model_hash: str, operation: Any, size: int, X: Any, y: Any) -> Answer:
+    """Shape rows by the model's recipe and ask the workers."""
+    service = request.app[SERVICE]
+
+    async def ask(model: Model) -> Answer:
+        shaped: Rows = await beside_loop(size, rows.shape, model.recipe, X, y, learning=operation == "score")
+        return await service.asker.ask(model_hash, operation, model.generation, shaped)
+
+    return await service.models.act(model_hash, ask)
+
+
+def _preferred_wait(request: web.Request) -> int:
+    """Seconds of ``Prefer: wait=N`` (RFC 7240), 0 where there is none."""
+    found = WAIT.search(",".join(request.headers.getall("Prefer", ())))
+    return min(int(found[1]), WAIT_S_MAX) if found else 0

@@ -1,0 +1,85 @@
+"""The OpenAPI 3.1 document, made from the routes and their forms.
+
+Owns no facts of its own: what it says of a route is what the route's entry and forms say.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+import keepfit
+from gateway import problems
+from gateway.forms import Problem
+from gateway.routes import Route
+
+REFERENCE = "#/components/schemas/{name}"
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Describe `routes`."""
+    types = [
+        Problem,
+        *(t for route in routes for t in (route.form, *route.answers.values()) if t is not None),
+    ]
+    schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
+    schema_of = dict(zip(map(repr, types), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "keepfit",
+            "version": keepfit.__version__,
+            "description": "Machine-learning models that never stop learning.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": f"{route.handler.__name__}{'_by_metadata' if _by_metadata(route) else ''}",
+        "summary": route.summary,
+        "parameters": list(route.parameters),
+        "responses": {
+            **{str(status): _answer(status, form, schema_of) for status, form in route.answers.items()},
+            **{str(status): _problem(status, schema_of) for status in route.errors},
+            "default": {
+                "description": "Any other problem",
+                "content": _content(problems.MEDIA_TYPE, Problem, schema_of),
+            },
+        },
+    }
+    if route.form is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": _content("application/json", route.form, schema_of),
+        }
+    return operation
+
+
+def _by_metadata(route: Route) -> bool:
+    return route.form is not None and route.form.__name__.endswith("ByMetadata")
+
+
+def _answer(status: int, form: type[Any] | None, schema_of: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if form is not None:
+        answer["content"] = _content("application/json", form, schema_of)
+    return answer
+
+
+def _problem(status: int, schema_of: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": _content(problems.MEDIA_TYPE, Problem, schema_of),
+    }
+
+
+def _content(media_type: str, form: type[Any], schema_of: dict[str, Any]) -> dict[str, Any]:
+    return {media_type: {"schema": schema_of[repr(form)]}}

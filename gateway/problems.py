@@ -1,0 +1,138 @@
+"""Errors as answers: RFC 9457 problem documents for everything that goes wrong.
+
+Owns the one table from the error tree to status codes. Invariants: every class of :mod:`keepfit.errors` is in the table
+(a test walks the tree); no traceback, path or secret is ever in an answer, only in the log.
+"""
+
+import http
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_request import BaseRequest
+
+from gateway.body import json_response
+from gateway.forms import Problem, ProblemError
+from keepfit import errors
+from keepfit.errors import InboxFullError, InvalidError, KeepfitError, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+STATUS: dict[type[KeepfitError], int] = {
+    errors.MalformedError: 400,
+    errors.NotFoundError: 404,
+    errors.ConflictError: 409,
+    errors.StaleModelError: 409,
+    errors.InvalidError: 422,
+    errors.IdempotencyError: 422,
+    errors.LearningError: 422,
+    errors.InboxFullError: 429,
+    errors.UnavailableError: 503,
+    errors.DeadlineError: 504,
+    errors.RuntimeMismatchError: 500,
+    errors.EnvelopeError: 500,
+    errors.SettingsError: 500,
+    errors.KeepfitError: 500,
+}
+RETRY_AFTER_S = 1
+MEDIA_TYPE = "application/problem+json"
+
+
+def status_of(error: KeepfitError) -> int:
+    """Status code of the most specific class in the table."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def problem(
+    status: int,
+    name: str,
+    detail: str,
+    faults: list[ProblemError] | None = None,
+    retry_after_s: int | None = None,
+) -> web.Response:
+    """Make a problem document; `name` becomes its type, as ``urn:keepfit:problem:<name>``."""
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    document = Problem(
+        type=f"urn:keepfit:problem:{name}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=faults or None,
+    )
+    return json_response(document, status, MEDIA_TYPE, headers)
+
+
+def problem_of(error: KeepfitError) -> web.Response:
+    """Answer to one of our own errors."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__.removesuffix("Error")).lower()
+    faults = None
+    if isinstance(error, InvalidError):
+        faults = [ProblemError(detail=f.detail, row=f.row, column=f.column) for f in error.faults]
+    retry_after_s = None
+    if isinstance(error, InboxFullError):
+        retry_after_s = error.retry_after_s
+    elif isinstance(error, UnavailableError):
+        retry_after_s = RETRY_AFTER_S
+    return problem(status_of(error), name, str(error), faults, retry_after_s)
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn every error of a handler into a problem document."""
+    try:
+        return await handler(request)
+    except KeepfitError as error:
+        if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.warning("request_failed", path=request.path, error=type(error).__name__, reason=str(error))
+        return problem_of(error)
+    except web.HTTPException as error:
+        return _problem_of_http(request, error)
+    except Exception:
+        log.exception("request_crashed", method=request.method, path=request.path)
+        return problem(500, "internal", "Something went wrong on our side; the log has the details.")
+
+
+def _problem_of_http(request: web.Request, error: web.HTTPException) -> web.Response:
+    name = error.reason.lower().replace(" ", "-")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = problem(405, name, f"{request.method} is not possible here; use {allowed}.")
+        response.headers["Allow"] = allowed
+        return response
+    if isinstance(error, web.HTTPNotFound):
+        return problem(404, name, f"There is nothing at {request.path}; /openapi.json lists what there is.")
+    response = problem(error.status, name, error.text or error.reason)
+    if error.status in (408, 413):
+        # What is left of the body was not read, so the connection cannot be used for another request.
+        response.force_close()
+    return response
+
+
+class ProblemHandler(web.RequestHandler):
+    """aiohttp's connection handler, whose own errors (no HTTP, too long headers) are problem documents too."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that never reached a handler, and close its connection."""
+        if isinstance(exc, LineTooLong):
+            status, detail = 431, "A header or the request line is too long."
+        elif status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            detail = "The request is not HTTP as RFC 9112 has it."
+        else:
+            detail = "Something went wrong on our side; the log has the details."
+            log.error("connection_failed", reason=repr(exc))
+        response = problem(status, HTTPStatus(status).phrase.lower().replace(" ", "-"), detail)
+        response.force_close()
+        return response

@@ -1,0 +1,108 @@
+"""The table of routes: what is where, which form it takes, what it answers. The OpenAPI document is made from it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gateway import forms, handlers
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `answers` maps status codes to forms (None: no body); `errors` are further status codes."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answers: dict[int, type[Any] | None]
+    form: type[forms.Form] | None = None
+    errors: tuple[int, ...] = ()
+    parameters: tuple[dict[str, Any], ...] = field(default=())
+
+
+def _parameter(name: str, where: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": where,
+        "required": where == "path",
+        "description": description,
+        "schema": schema or {"type": "string"},
+    }
+
+
+HASH = _parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+LIMIT = _parameter(
+    "limit", "query", "Models on a page.", {"type": "integer", "minimum": 1, "maximum": handlers.PAGE_MAX}
+)
+AFTER = _parameter("after", "query", "`next` of the page before.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+PREFER = _parameter(
+    "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
+)
+KEY = _parameter(
+    "Idempotency-Key",
+    "header",
+    "The same key again within a day gives the first answer and learns nothing twice.",
+    {"type": "string", "pattern": "^[!-~]{1,128}$"},
+)
+
+BODY_ERRORS = (400, 408, 413, 415, 422)
+LEARNED: dict[int, type[Any] | None] = {200: forms.LearnedAnswer, 202: forms.AcceptedAnswer}
+PREDICTED: dict[int, type[Any] | None] = {200: forms.PredictAnswer}
+SCORED: dict[int, type[Any] | None] = {200: forms.ScoreAnswer}
+LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
+ASK_ERRORS = (*BODY_ERRORS, 404, 409, 503, 504)
+
+ROUTES = (
+    Route(
+        "POST", "/v1/models", handlers.create_model, "Make a model",
+        {201: forms.ModelAnswer, 200: forms.ModelAnswer}, forms.CreateModel, (*BODY_ERRORS, 409, 503, 504),
+    ),
+    Route(
+        "GET", "/v1/models", handlers.list_models,
+        "List models; any other query parameter is compared with the metadata's value of that name",
+        {200: forms.ModelList}, errors=(400, 503), parameters=(LIMIT, AFTER),
+    ),
+    Route(
+        "GET", "/v1/models/{hash}", handlers.get_model, "Describe a model",
+        {200: forms.ModelAnswer}, errors=(400, 404, 503, 504), parameters=(HASH,),
+    ),
+    Route(
+        "DELETE", "/v1/models/{hash}", handlers.delete_model, "Forget a model; its snapshots stay",
+        {204: None}, errors=(400, 404, 503), parameters=(HASH,),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/partial_fit", handlers.partial_fit, "Learn rows",
+        LEARNED, forms.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/predict", handlers.predict, "Predict rows",
+        PREDICTED, forms.Predict, ASK_ERRORS, (HASH,),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/score", handlers.score, "Score on rows and their target",
+        SCORED, forms.Score, ASK_ERRORS, (HASH,),
+    ),
+    Route(
+        "POST", "/v1/partial_fit", handlers.partial_fit, "Learn rows, by metadata",
+        LEARNED, forms.PartialFitByMetadata, LEARN_ERRORS, (PREFER, KEY),
+    ),
+    Route(
+        "POST", "/v1/predict", handlers.predict, "Predict rows, by metadata",
+        PREDICTED, forms.PredictByMetadata, ASK_ERRORS,
+    ),
+    Route(
+        "POST", "/v1/score", handlers.score, "Score on rows and their target, by metadata",
+        SCORED, forms.ScoreByMetadata, ASK_ERRORS,
+    ),
+    Route("GET", "/livez", handlers.livez, "Whether the process answers", {200: forms.Live}),
+    Route(
+        "GET", "/readyz", handlers.readyz, "Whether the service can do its work",
+        {200: forms.Ready, 503: forms.Ready},
+    ),
+    Route("GET", "/openapi.json", handlers.openapi, "This document", {200: dict[str, Any]}),
+)  # fmt: skip

@@ -1,0 +1,10 @@
+"""keepfit hosts machine-learning models that never stop learning.
+
+This package owns what a model *is* (identity, recipe, bundle) and what may happen to it (accept, take, commit,
+snapshot, restore). The services beside it (``gateway``, ``workers``, ``snapshotter``) translate between that and
+HTTP, RQ and schedules; they import this package and never each other.
+"""
+
+from importlib.metadata import version
+
+__version__ = version("keepfit")

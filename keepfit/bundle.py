@@ -1,0 +1,190 @@
+"""The bundle: what is kept of a model (columns, estimator, counters, running error), and its whole life.
+
+::
+
+    new(recipe) ──▶ partial_fit(rows) ──▶ seal(...) ──▶ Redis, snapshots ──▶ unseal(...) ──▶ partial_fit, predict, score
+
+Owns how rows are learned and predicted. Never talks to a store. Invariants: ``predict`` and ``score`` change nothing;
+``partial_fit`` does what a plain scikit-learn loop over the same rows does, in the same order of calls; the only
+``pickle.loads`` of the project stands behind the check of the signature in :func:`unseal`.
+"""
+
+import pickle
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+
+from keepfit import envelope, estimators, metrics
+from keepfit.columns import Columns
+from keepfit.envelope import Header, Keyring
+from keepfit.errors import ConflictError, EnvelopeError, InvalidError
+from keepfit.metrics import Running
+from keepfit.recipe import Recipe
+from keepfit.rows import Rows
+
+# Where scikit-learn's estimators keep what they learned; counters and log-priors may rightly be infinite.
+PARAMETERS = ("coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_")
+
+
+@dataclass(slots=True)
+class Bundle:
+    """One model's learned state, in memory of one process."""
+
+    recipe: Recipe
+    columns: Columns
+    estimator: Any
+    running: Running
+    rows_seen: int = 0
+
+    @classmethod
+    def new(cls, recipe: Recipe) -> Self:
+        """Build the bundle of `recipe` that has learned nothing."""
+        return cls(recipe, Columns.new(recipe), estimators.build(recipe.estimator, recipe.params), Running())
+
+    def partial_fit(self, rows: Rows) -> None:
+        """Predict `rows`, note the error, then learn them in one ``partial_fit`` call.
+
+        Raises
+        ------
+        ValueError, TypeError, ArithmeticError
+            The estimator's own; the bundle is then half changed and must be thrown away.
+        """
+        entry, y = self.recipe.entry, rows.target()
+        if entry.takes_y and self.rows_seen:
+            self.running.update(entry.kind, y, self._predict(rows))
+        self.columns.partial_fit(rows)
+        X = self.columns.transform(self.recipe, rows)
+        optional: dict[str, Any] = {}
+        if rows.sample_weight is not None:
+            optional["sample_weight"] = rows.weights()
+        if entry.kind == "classifier" and not self.rows_seen:
+            optional["classes"] = np.sort(np.asarray(self.recipe.classes))
+        if entry.takes_y:
+            self.estimator.partial_fit(X, y, **optional)
+        else:
+            self.estimator.partial_fit(X, **optional)
+        self.rows_seen += rows.n
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        for name in PARAMETERS:
+            value = getattr(self.estimator, name, None)
+            for array in value if isinstance(value, list) else [value]:
+                if array is not None and not np.isfinite(array).all():
+                    raise ArithmeticError(f"{name} of {self.recipe.estimator} would no longer be finite")
+
+    def predict(self, rows: Rows) -> list[Any]:
+        """Predict `rows`: n floats, labels or cluster numbers. Unseen labels are encoded as unknown.
+
+        Raises
+        ------
+        ConflictError
+            If the model has not learned any row yet.
+        InvalidError
+            If the rows have another width than those learned.
+        """
+        self._check_ready(rows)
+        predictions: list[Any] = self._predict(rows).tolist()
+        return predictions
+
+    def predict_proba(self, rows: Rows) -> list[list[float]]:
+        """Probabilities of `rows`, shape (n, classes), in the order of :attr:`classes`.
+
+        Raises
+        ------
+        InvalidError
+            If the estimator gives none.
+        """
+        self._check_ready(rows)
+        probabilities = self._probabilities(rows)
+        if probabilities is None:
+            raise InvalidError(f"{self.recipe.estimator} with these params gives no probabilities: leave out proba.")
+        listed: list[list[float]] = probabilities.tolist()
+        return listed
+
+    @property
+    def classes(self) -> list[Any]:
+        """Labels in the order of the columns of :meth:`predict_proba`."""
+        labels: list[Any] = self.estimator.classes_.tolist()
+        return labels
+
+    def score(self, rows: Rows) -> dict[str, float | None]:
+        """Score predictions of `rows` against their target.
+
+        Raises
+        ------
+        InvalidError
+            If the estimator takes no target.
+        """
+        self._check_ready(rows)
+        kind, y = self.recipe.entry.kind, rows.target()
+        if kind == "regressor":
+            return metrics.regression_score(y, self._predict(rows))
+        if kind == "classifier":
+            return metrics.classification_score(
+                y, self._predict(rows), self._probabilities(rows), self.estimator.classes_
+            )
+        raise InvalidError(f"{self.recipe.estimator} takes no y, so there is nothing to score against.")
+
+    def _predict(self, rows: Rows) -> Any:
+        return self.estimator.predict(self.columns.transform(self.recipe, rows))
+
+    def _probabilities(self, rows: Rows) -> Any:
+        if not hasattr(self.estimator, "predict_proba"):
+            return None
+        return self.estimator.predict_proba(self.columns.transform(self.recipe, rows))
+
+    def _check_ready(self, rows: Rows) -> None:
+        if not self.rows_seen:
+            raise ConflictError("The model has not learned any row yet; send partial_fit first.")
+        expected = getattr(self.estimator, "n_features_in_", None)
+        if self.recipe.features is None and expected is not None and rows.width != expected:
+            raise InvalidError(f"The rows have {rows.width} values where the model has learned {expected}.")
+
+    def metrics(self) -> dict[str, float | int]:
+        """Prequential metrics over all rows learned so far."""
+        return self.running.values(self.recipe.entry.kind)
+
+
+def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
+    """Pickle `bundle` and sign it under `header`."""
+    state = (bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen)
+    return keyring.seal(header, pickle.dumps(state, protocol=5))
+
+
+def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tuple[Header, Bundle]:
+    """Verify `data`, then unpickle it.
+
+    Raises
+    ------
+    EnvelopeError
+        If it is not a bundle of this model that we signed; RuntimeMismatchError if this process cannot load it.
+    """
+    header, payload = keyring.open(data, envelope.BUNDLE)
+    if header.hash != model_hash:
+        raise EnvelopeError(f"The bundle belongs to the model {header.hash[:12]}, not to {model_hash[:12]}.")
+    envelope.check_runtime(header)
+    columns, estimator, running, rows_seen = pickle.loads(payload)  # noqa: S301 - signed by us, see the lines above
+    return header, Bundle(recipe, columns, estimator, running, rows_seen)
+
+
+def try_predict(bundle: Bundle) -> None:
+    """Predict one row of zeros, as a last check of a bundle that comes from storage.
+
+    Raises
+    ------
+    EnvelopeError
+        If the bundle cannot predict although it has learned.
+    """
+    if not bundle.rows_seen:
+        return
+    categories: list[list[str | int]] = [[""] for _ in bundle.recipe.categories]
+    numbers = len(bundle.recipe.numbers)
+    if bundle.recipe.features is None:
+        numbers = int(getattr(bundle.estimator, "n_features_in_", 0))
+    try:
+        bundle.predict(Rows(1, bytes(8 * numbers), categories))
+    except (ValueError, TypeError, AttributeError, NotFittedError) as error:
+        raise EnvelopeError(f"The bundle loads but cannot predict: {error}") from error

@@ -1,0 +1,328 @@
+"""The `keepfit` command.
+
+Owns words and exit codes on the terminal, and reads the environment; each command calls one function elsewhere.
+Services are imported only by the command that runs them. Invariant: an error is one clear line and an exit code other than 0.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from keepfit import settings as settings_module
+from keepfit.errors import KeepfitError, SettingsError
+from keepfit.settings import Settings
+
+app = typer.Typer(
+    help="Host machine-learning models that never stop learning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
+Type = Annotated[str | None, typer.Option("--type", help="Only models whose metadata has this type.")]
+Hash = Annotated[str | None, typer.Option("--hash", help="Only the model with this hash.")]
+
+_data = Path(".keepfit")
+
+
+@app.callback()
+def _options(
+    data: Annotated[
+        Path, typer.Option(help="Folder of `keepfit up`; its settings are used where none are set.")
+    ] = _data,
+) -> None:
+    """Host machine-learning models that never stop learning."""
+    global _data  # noqa: PLW0603 - an option of the whole command line
+    _data = data
+
+
+def _settings() -> Settings:
+    return settings_module.load(_data / "env")
+
+
+def _log_json() -> None:
+    """Log one JSON document a line on standard error, as services do."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _log_plain() -> None:
+    """Log warnings only, for people."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar; yields a function of (done, total)."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    data: Annotated[Path | None, typer.Option(help="Folder for data and logs.")] = None,
+) -> None:
+    """Start everything on this machine, in the foreground; Ctrl-C stops it, the next `up` goes on from its data."""
+    from keepfit.local import Stack  # noqa: PLC0415
+
+    def started(stack: Stack) -> None:
+        out.print(f"[bold]keepfit[/] is up: [link]{stack.url}[/]  (Ctrl-C stops it)")
+        for name, value in stack.environment.items():
+            shown = "(in the folder's signing-keys)" if name == "KEEPFIT_SIGNING_KEYS" else value
+            out.print(f"  {name}={shown}", highlight=False)
+        out.print(f"  data, settings and logs: {stack.data}", highlight=False)
+
+    Stack(data or _data, port, workers).run(started)
+
+
+@app.command()
+def gateway() -> None:
+    """Run the HTTP gateway."""
+    from gateway.app import run  # noqa: PLC0415
+
+    _log_json()
+    run(_settings())
+
+
+@app.command()
+def worker() -> None:
+    """Run worker processes under a supervisor; start more of these, anywhere, to carry more."""
+    # More workers are how keepfit uses more cores; threads of the linear algebra would only fight over them.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    from workers.supervisor import run  # noqa: PLC0415 - after the environment is set
+
+    _log_json()
+    run(_settings())
+
+
+@app.command()
+def snapshot(
+    every: Annotated[str | None, typer.Option(help="Go on, with a pass every so often: 60s, 5m.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Save every model that changed since its last snapshot."""
+    from snapshotter.run import run_every, run_once  # noqa: PLC0415
+
+    if every is not None:
+        _log_json()
+        asyncio.run(run_every(_settings(), _seconds(every)))
+        return
+    _log_plain()
+    with _progress("saving") as progress:
+        report = asyncio.run(run_once(_settings(), progress))
+    if as_json:
+        _print_json(report.saved)
+    else:
+        _print_documents("Saved", report.saved)
+        out.print(f"{len(report.saved)} saved, {report.unchanged} unchanged, {len(report.failed)} failed", end="")
+        out.print(f" in {report.seconds:.2f} s", highlight=False)
+    if report.failed:
+        first = next(iter(report.failed.items()))
+        raise SystemExit(_complain(f"{len(report.failed)} models were not saved; {first[0][:12]}: {first[1]}"))
+
+
+@app.command()
+def restore(
+    type_: Type = None,
+    model_hash: Hash = None,
+    at: Annotated[
+        str | None, typer.Option(help="Newest snapshot not later than this: '2026-11-20 12:00' or seconds.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put models back into Redis from their snapshots, where no newer one is live."""
+    from snapshotter.restore import restore_many  # noqa: PLC0415
+
+    _log_plain()
+    with _progress("restoring") as progress:
+        outcomes = asyncio.run(
+            restore_many(_settings(), type_, model_hash, _timestamp(at), dry_run=dry_run, progress=progress)
+        )
+    if as_json:
+        _print_json([outcome.as_dict() for outcome in outcomes])
+    else:
+        table = Table("hash", "metadata", "live version", "snapshot version", "outcome")
+        for outcome in outcomes:
+            row = outcome.as_dict()
+            table.add_row(
+                row["hash"][:12],
+                json.dumps(row["metadata"]),
+                str(row["live_version"]),
+                str(row["version"]),
+                row["outcome"],
+            )
+        out.print(table)
+    if any(outcome.failed for outcome in outcomes):
+        raise SystemExit(_complain("some models could not be restored"))
+    if not outcomes:
+        raise SystemExit(_complain("no model matches"))
+
+
+@app.command()
+def models(
+    type_: Type = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List the models."""
+    from keepfit import connections, listing  # noqa: PLC0415
+    from keepfit.history import History  # noqa: PLC0415
+    from keepfit.store import Store  # noqa: PLC0415
+
+    async def find() -> list[dict[str, Any]]:
+        settings = _settings()
+        client = connections.store_async(settings)
+        try:
+            async with History(settings.mongo_url.get_secret_value()) as opened:
+                filters = {} if type_ is None else {"type": type_}
+                found, _ = await listing.page(Store(client, settings), opened, filters, limit)
+                return found
+        finally:
+            await client.aclose()
+
+    found = asyncio.run(find())
+    if as_json:
+        return _print_json(found)
+    table = Table("hash", "metadata", "estimator", "version", "rows seen", "inbox")
+    for model in found:
+        table.add_row(
+            model["hash"][:12],
+            json.dumps(model["metadata"]),
+            model["recipe"]["estimator"],
+            *(str(model[name]) for name in ("version", "rows_seen", "inbox")),
+        )
+    return out.print(table)
+
+
+@app.command()
+def history(
+    type_: Type = None,
+    model_hash: Hash = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List snapshots, newest first."""
+    from keepfit.history import History  # noqa: PLC0415
+
+    async def find() -> list[dict[str, Any]]:
+        async with History(_settings().mongo_url.get_secret_value()) as opened:
+            return await opened.documents(type_, model_hash, limit)
+
+    found = asyncio.run(find())
+    return _print_json(found) if as_json else _print_documents("History", found)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option(help="End after the demo instead of leaving the service up.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Flights in a request.")] = 500,
+) -> None:
+    """Learn 336,776 real flights in time order, lose Redis, and go on from the snapshot."""
+    from keepfit.demo import run  # noqa: PLC0415
+
+    run(_data, port, batch, once=once, console=out)
+
+
+@app.command()
+def keygen(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "k1") -> None:
+    """Print a new key for KEEPFIT_SIGNING_KEYS."""
+    typer.echo(f"{key_id}:{secrets.token_hex(32)}")
+
+
+def _seconds(text: str) -> float:
+    """Seconds in text like 60s, 5m, 1h.
+
+    >>> _seconds("60s"), _seconds("5m"), _seconds("1.5")
+    (60.0, 300.0, 1.5)
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"{text!r} is no span of time: write 60s, 5m or 1h.")
+    return seconds
+
+
+def _timestamp(text: str | None) -> float | None:
+    """Seconds since the epoch of a time in ISO 8601 (local where it names no zone) or in seconds."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise SettingsError(f"{text!r} is no time: write 2026-11-20 12:00, or seconds since 1970.") from None
+
+
+def _print_json(documents: list[dict[str, Any]]) -> None:
+    for document in documents:
+        typer.echo(json.dumps(document))
+
+
+def _print_documents(title: str, documents: list[dict[str, Any]]) -> None:
+    table = Table("time (UTC)", "type", "hash", "version", "rows seen", "bytes", "uri", title=title)
+    for document in documents:
+        table.add_row(
+            datetime.fromtimestamp(document["timestamp"], UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
+            document["type"],
+            document["hash"][:12],
+            *(str(document[name]) for name in ("version", "rows_seen", "size_bytes", "uri")),
+        )
+    out.print(table)
+
+
+def _complain(message: str) -> int:
+    err.print(f"[bold red]keepfit:[/] {message}", highlight=False, soft_wrap=True)
+    return 1
+
+
+def main() -> None:
+    """Run the command; errors of ours become one line and exit code 1."""
+    try:
+        app()
+    except KeepfitError as error:
+        sys.exit(_complain(str(error)))

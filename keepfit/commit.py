@@ -1,0 +1,206 @@
+"""The learning side of the store, as workers see it (sync): take, commit, load.
+
+Owns the protocol by which a bundle changes::
+
+    take:   lock, and read bundle + next requests in one moment
+    commit: stage the new bundle, then one script: are digest, learned count and request chain those that were taken?
+            then swap the bundle, count the version, trim the inbox; else nothing
+
+Never trusts the lock: it only saves work. Invariant: a worker that slept through its lock, or whose requests are not
+those in the inbox any more, commits nothing (`docs/commit.md`).
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from keepfit import envelope, keys, scripts
+from keepfit.bundle import Bundle, seal
+from keepfit.envelope import Header, Keyring
+from keepfit.rows import Rows
+
+STAGED_TTL_MS = 60_000
+ENTRIES_MAX = 512
+BYTES_MAX = 8 * 2**20
+
+GONE, BEATEN, OTHER_ROWS, LOST_STAGE = 0, -1, -2, -3
+REFUSALS = {
+    GONE: "the model is gone or was made again",
+    BEATEN: "another commit came first",
+    OTHER_ROWS: "the inbox holds other requests than were read",
+    LOST_STAGE: "the staged bundle is gone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One waiting request."""
+
+    sequence: int
+    chain: str
+    payload: bytes
+
+    def rows(self) -> Rows:
+        """The request's rows."""
+        return Rows.decode(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it."""
+
+    hash: str
+    generation: int
+    version: int
+    rows_seen: int
+    learned: int
+    digest: str
+    recipe_text: bytes
+    attempts: int
+    data: bytes
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model as it is for predicting; `data` is its signed bundle, empty if the caller has it."""
+
+    hash: str
+    generation: int
+    version: int
+    rows_seen: int
+    digest: str
+    recipe_text: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What came of a commit: the new version, or one of :data:`REFUSALS`; `mail` where requests still wait."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    mail: bool
+
+
+class Ledger:
+    """Sync access to models for those who learn and predict."""
+
+    def __init__(self, store: Redis, keyring: Keyring, lock_ttl_s: float) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._lock_ttl_ms = round(lock_ttl_s * 1000)
+
+    def take(self, model_hash: str, token: str, known_digest: str) -> Taken | None:
+        """Lock a model and read it with its next requests; None where it is gone or another lease has it."""
+        (answer,) = scripts.run(
+            self._store,
+            scripts.call(
+                "take",
+                [
+                    keys.state(model_hash),
+                    keys.bundle(model_hash),
+                    keys.inbox(model_hash),
+                    keys.lock(model_hash),
+                ],
+                [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
+            ),
+        )
+        if answer[0] != b"ok":
+            return None
+        _, (generation, version, rows_seen, learned, digest, recipe, attempts), data, entries = answer
+        return Taken(
+            hash=model_hash,
+            generation=int(generation),
+            version=int(version),
+            rows_seen=int(rows_seen),
+            learned=int(learned),
+            digest=digest.decode(),
+            recipe_text=recipe,
+            attempts=attempts,
+            data=data,
+            entries=[Entry(sequence, chain.decode(), payload) for sequence, chain, payload in entries],
+        )
+
+    def commit(self, taken: Taken, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
+        """Make `bundle`, which has learned the first `count` of the taken entries, the live one.
+
+        With `put_aside` the last of them was not learned, for that reason. Lets go of the lock where no mail waits.
+        """
+        done = taken.entries[:count]
+        last = done[-1]
+        header = Header(
+            purpose=envelope.BUNDLE,
+            hash=taken.hash,
+            generation=taken.generation,
+            version=taken.version + 1,
+            sequence=last.sequence,
+            rows_seen=bundle.rows_seen,
+            chain=last.chain,
+            runtime=envelope.runtime(),
+        )
+        data = seal(bundle, self._keyring, header)
+        digest = envelope.digest_of(data)
+        staged = keys.staged(taken.hash, uuid.uuid4().hex)
+        _, _, version, mail = scripts.run(
+            self._store,
+            # Marked before it is committed: a change that no snapshotter knows of would be worse than one too many.
+            ("ZADD", keys.CHANGED, "GT", header.version, taken.hash),
+            ("SET", staged, data, "PX", STAGED_TTL_MS),
+            scripts.call(
+                "commit",
+                [
+                    keys.state(taken.hash),
+                    keys.bundle(taken.hash),
+                    keys.inbox(taken.hash),
+                    staged,
+                    keys.dead(taken.hash),
+                ],
+                [
+                    taken.generation,
+                    taken.digest,
+                    taken.learned,
+                    last.sequence,
+                    last.chain,
+                    digest,
+                    bundle.rows_seen,
+                    msgspec.json.encode(bundle.metrics()),
+                    sum(len(entry.payload) for entry in done),
+                    keys.COMMITS,
+                    taken.hash,
+                    put_aside,
+                ],
+            ),
+            self._unlock(taken.hash, token, force=False),
+        )
+        return Committed(version, digest, len(data), mail == 1)
+
+    def unlock(self, model_hash: str, token: str, *, force: bool) -> bool:
+        """Let go of a model; tell whether mail waits (then the lock is kept, unless forced)."""
+        (mail,) = scripts.run(self._store, self._unlock(model_hash, token, force=force))
+        return bool(mail == 1)
+
+    def _unlock(self, model_hash: str, token: str, *, force: bool) -> scripts.Command:
+        return scripts.call("unlock", [keys.state(model_hash), keys.lock(model_hash)], [token, int(force)])
+
+    def renew(self, model_hash: str, token: str) -> None:
+        """Give the lock more time."""
+        scripts.run(self._store, scripts.call("renew", [keys.lock(model_hash)], [token, self._lock_ttl_ms]))
+
+    def load(self, known: dict[str, str]) -> dict[str, Loaded]:
+        """Read models for predicting, in one trip; `known` maps hashes to digests the caller holds ('' for none)."""
+        answers = scripts.run(
+            self._store,
+            *(scripts.call("load", [keys.state(h), keys.bundle(h)], [digest]) for h, digest in known.items()),
+        )
+        return {h: _loaded(h, answer) for h, answer in zip(known, answers, strict=True) if answer}
+
+
+def _loaded(model_hash: str, answer: list[Any]) -> Loaded:
+    generation, version, rows_seen, digest, recipe, data = answer
+    return Loaded(model_hash, int(generation), int(version), int(rows_seen), digest.decode(), recipe, data)

@@ -1,0 +1,59 @@
+"""Clients of Redis, made from the settings in one place.
+
+Owns time limits and retries. Invariant: workers never retry a command by themselves (a claim sent twice would lose what
+the first one claimed; the lease is given up instead), gateways retry once (each of their scripts may be repeated).
+"""
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.retry import Retry
+
+from keepfit.settings import Settings
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+POOL_CONNECTIONS_MAX = 64
+
+
+def _sync(url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=ANSWER_TIMEOUT_S,
+        health_check_interval=0,
+    )
+
+
+def store_sync(settings: Settings) -> redis.Redis:
+    """Client of the store, for workers."""
+    return _sync(settings.store_url.get_secret_value())
+
+
+def queue_sync(settings: Settings) -> redis.Redis:
+    """Client of the queue, for workers and for enqueueing RQ jobs."""
+    return _sync(settings.queue_url_or_store)
+
+
+def _async(url: str) -> redis.asyncio.Redis:
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=POOL_CONNECTIONS_MAX,
+        timeout=CONNECT_TIMEOUT_S,
+        retry=AsyncRetry(ConstantBackoff(0.05), 1),
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=ANSWER_TIMEOUT_S,
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+def store_async(settings: Settings) -> redis.asyncio.Redis:
+    """Client of the store, for the gateway, the snapshotter and restores."""
+    return _async(settings.store_url.get_secret_value())
+
+
+def queue_async(settings: Settings) -> redis.asyncio.Redis:
+    """Client of the queue, for the gateway."""
+    return _async(settings.queue_url_or_store)

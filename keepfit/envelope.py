@@ -1,0 +1,152 @@
+"""The signed envelope around every pickle.
+
+Owns the bytes of a bundle on their way through Redis and storage::
+
+    magic "KFIT" | format 1 | key id (1-byte length) | HMAC-SHA256 (32 bytes) | header (4-byte length, JSON) | payload
+
+The HMAC covers everything but itself, under a key derived for one purpose. Never unpickles and never parses what is
+not verified: only the key id is read before. Invariant: :meth:`Keyring.open` returns bytes that one of our keys signed
+for this purpose, or raises. Bundles come from workers; they go to Redis, to snapshots and back to workers.
+"""
+
+import hashlib
+import hmac
+import platform
+import struct
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Self
+
+import msgspec
+
+from keepfit.errors import EnvelopeError, RuntimeMismatchError, SettingsError
+
+MAGIC = b"KFIT\x01"
+MAC_BYTES = 32
+KEY_BYTES_MIN = 32
+BUNDLE = "bundle"
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle says of itself, readable without unpickling."""
+
+    purpose: str
+    hash: str
+    generation: int
+    version: int
+    sequence: int
+    rows_seen: int
+    chain: str
+    runtime: dict[str, str]
+
+
+@cache
+def runtime() -> dict[str, str]:
+    """Versions that a pickle of this process depends on."""
+    return {
+        "python": platform.python_version(),
+        "scikit-learn": version("scikit-learn"),
+        "numpy": version("numpy"),
+    }
+
+
+def check_runtime(header: Header) -> None:
+    """Raise RuntimeMismatchError unless this process may load what `header`'s runtime pickled.
+
+    Patch releases may differ; scikit-learn promises no more than that for pickles.
+    """
+    ours = runtime()
+    for name, theirs in header.runtime.items():
+        here = ours.get(name, "none")
+        if theirs.split(".")[:2] != here.split(".")[:2]:
+            raise RuntimeMismatchError(
+                f"The bundle of {header.hash[:12]} was written with {name} {theirs}, this process has {here}. "
+                f"Run workers with {name} {'.'.join(theirs.split('.')[:2])}, or learn the model anew."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """Signing keys by id; the first signs, all verify.
+
+    >>> ring = Keyring.from_text("k1:" + "ab" * 32)
+    >>> header = Header(BUNDLE, "ff", 1, 2, 3, 4, "", {})
+    >>> ring.open(ring.seal(header, b"payload"), BUNDLE)[1]
+    b'payload'
+    """
+
+    keys: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read ``id:hex,id:hex``.
+
+        Raises
+        ------
+        SettingsError
+            If there is no key, an id stands twice or a key is not hex of at least 32 bytes; never repeats the text.
+        """
+        keys = []
+        for position, part in enumerate(filter(None, (p.strip() for p in text.split(","))), start=1):
+            key_id, _, digits = part.partition(":")
+            try:
+                key = bytes.fromhex(digits)
+            except ValueError:
+                key = b""
+            if not 0 < len(key_id.encode()) < 256 or len(key) < KEY_BYTES_MIN:
+                raise SettingsError(
+                    f"KEEPFIT_SIGNING_KEYS: key {position} is not id:hex with at least {KEY_BYTES_MIN} bytes of hex; "
+                    "`keepfit keygen` prints one."
+                )
+            keys.append((key_id, key))
+        if not keys:
+            raise SettingsError("KEEPFIT_SIGNING_KEYS is not set; `keepfit keygen` prints a key for it.")
+        if len({key_id for key_id, _ in keys}) != len(keys):
+            raise SettingsError("KEEPFIT_SIGNING_KEYS: two keys have the same id.")
+        return cls(tuple(keys))
+
+    def seal(self, header: Header, payload: bytes) -> bytes:
+        """Sign `payload` under `header` with the newest key."""
+        key_id, key = self.keys[0]
+        name = key_id.encode()
+        text = msgspec.json.encode(header)
+        front = MAGIC + struct.pack(">B", len(name)) + name
+        back = struct.pack(">I", len(text)) + text + payload
+        return b"".join((front, _mac(key, header.purpose, front, back), back))
+
+    def open(self, envelope: bytes, purpose: str) -> tuple[Header, bytes]:
+        """Verify `envelope` and return its header and payload.
+
+        Raises
+        ------
+        EnvelopeError
+            If it is damaged, signed by no key of ours, or signed for another purpose.
+        """
+        if not envelope.startswith(MAGIC) or len(envelope) <= len(MAGIC):
+            raise EnvelopeError("These bytes are no keepfit envelope.")
+        name_end = len(MAGIC) + 1 + envelope[len(MAGIC)]
+        front, mac = envelope[:name_end], envelope[name_end : name_end + MAC_BYTES]
+        back = envelope[name_end + MAC_BYTES :]
+        key_id = front[len(MAGIC) + 1 :]
+        key = next((key for known, key in self.keys if known.encode() == key_id), None)
+        if key is None:
+            raise EnvelopeError("The envelope is signed with a key that KEEPFIT_SIGNING_KEYS does not hold.")
+        if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
+            raise EnvelopeError("The envelope's signature does not fit: it is damaged, forged or for another purpose.")
+        (length,) = struct.unpack_from(">I", back)
+        header = msgspec.json.decode(back[4 : 4 + length], type=Header)
+        return header, back[4 + length :]
+
+
+def _mac(key: bytes, purpose: str, front: bytes, back: bytes) -> bytes:
+    """HMAC under the key for one purpose: HKDF-Expand, first block (RFC 5869), over a uniformly random key."""
+    derived = hmac.digest(key, f"keepfit/{purpose}".encode() + b"\x01", "sha256")
+    signer = hmac.new(derived, front, hashlib.sha256)
+    signer.update(back)
+    return signer.digest()
+
+
+def digest_of(envelope: bytes) -> str:
+    """SHA-256 (hex) of an envelope: its name in storage and its check at every commit."""
+    return hashlib.sha256(envelope).hexdigest()

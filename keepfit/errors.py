@@ -1,0 +1,95 @@
+"""The one tree of errors, free of HTTP; the gateway maps each class to an answer, and a test proves it maps all.
+
+::
+
+    KeepfitError
+    ├── SettingsError            an environment variable has no usable value
+    ├── MalformedError           not the form asked for (not JSON, wrong shape of the document)
+    ├── InvalidError             right form, wrong content; says which row and column
+    ├── NotFoundError            no such model
+    ├── ConflictError            the model exists with another recipe
+    ├── IdempotencyError         the same Idempotency-Key with another body
+    ├── InboxFullError           too much waits to be learned
+    ├── StaleModelError          the model was deleted, made again or restored meanwhile; look it up again
+    ├── LearningError            an accepted row could not be learned and was put aside
+    ├── DeadlineError            not answered in time
+    ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
+    └── EnvelopeError            bytes that are not a bundle we signed
+        └── RuntimeMismatchError a bundle of another Python, scikit-learn or numpy
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong value: `row` counts from 0, `column` is a feature's name or position."""
+
+    detail: str
+    row: int | None = None
+    column: str | int | None = None
+
+
+class KeepfitError(Exception):
+    """Base of everything keepfit raises on purpose; the message is one clear sentence for a user."""
+
+
+class SettingsError(KeepfitError):
+    """A setting is missing or unusable."""
+
+
+class MalformedError(KeepfitError):
+    """The input does not have the form that was asked for."""
+
+
+class InvalidError(KeepfitError):
+    """The input has the right form and wrong content; `faults` says where."""
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class NotFoundError(KeepfitError):
+    """There is no such model."""
+
+
+class ConflictError(KeepfitError):
+    """The model exists with another recipe."""
+
+
+class IdempotencyError(KeepfitError):
+    """An idempotency key came again with another body."""
+
+
+class InboxFullError(KeepfitError):
+    """The model's inbox holds as much as it may; `retry_after_s` is a sensible wait."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StaleModelError(KeepfitError):
+    """The caller's knowledge of the model is out of date."""
+
+
+class LearningError(KeepfitError):
+    """An accepted request could not be learned and was put aside."""
+
+
+class DeadlineError(KeepfitError):
+    """No answer came in time."""
+
+
+class UnavailableError(KeepfitError):
+    """A part that is needed is away; trying again later is right."""
+
+
+class EnvelopeError(KeepfitError):
+    """The bytes are not a bundle that one of our keys signed, or not the one expected."""
+
+
+class RuntimeMismatchError(EnvelopeError):
+    """The bundle was pickled by versions that this process cannot load safely."""

@@ -1,0 +1,132 @@
+"""The identity of a model: metadata, its canonical text, its hash.
+
+Owns strict JSON reading and the rule what metadata may be. Never touches a store. Invariant: the same metadata gives
+the same hash in every language, because canonical text follows RFC 8785 and everything two languages could read
+differently (repeated keys, NaN, integers of 2^53 and more, text not in NFC) is refused before hashing.
+Metadata comes from clients; canonical text and hash go into Redis keys, MongoDB and envelopes.
+"""
+
+import hashlib
+import json
+import unicodedata
+from typing import Any, NoReturn
+
+import rfc8785
+
+from keepfit.errors import InvalidError, MalformedError
+
+METADATA_BYTES_MAX = 16 * 1024
+METADATA_DEPTH_MAX = 8
+INTEGER_MAX = 2**53 - 1
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON strictly (RFC 8259, and I-JSON's rule of unique keys, RFC 7493).
+
+    Raises
+    ------
+    MalformedError
+        For text that is not UTF-8 or not JSON, nesting too deep, repeated keys, numbers too long, lone surrogates.
+    InvalidError
+        For NaN and Infinity, which Python's parser would let through.
+
+    >>> parse_json(b'{"a": [1, 2.5]}')
+    {'a': [1, 2.5]}
+    """
+    try:
+        text = body.decode("utf-8")
+        if "\\ud" in text or "\\uD" in text:
+            # Only an escape can smuggle a lone surrogate past UTF-8; look at the result where there is one.
+            json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise MalformedError("The body is not UTF-8 text.") from None
+    except UnicodeEncodeError:
+        raise MalformedError("The body holds half of a surrogate pair, which is no character.") from None
+    except RecursionError:
+        raise MalformedError("The JSON is nested too deeply.") from None
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
+    except ValueError as error:
+        # int() refuses numbers of more than 4,300 digits.
+        raise MalformedError(f"The body is not usable JSON: {error}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedError(f"The key {twice!r} stands twice in one object.")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidError(f"{name} is not a number that can be learned from.")
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON bytes of `value` (RFC 8785).
+
+    >>> canonical({"b": 1.0, "a": "x"})
+    b'{"a":"x","b":1}'
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise InvalidError(f"This has no canonical JSON form: {error}.") from None
+
+
+def hash_of(metadata: dict[str, Any]) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of checked `metadata`.
+
+    >>> hash_of({"type": "shoes", "session": 1}) == hash_of({"session": 1.0, "type": "shoes"})
+    True
+    """
+    return hashlib.sha256(canonical(metadata)).hexdigest()
+
+
+def check_metadata(metadata: Any) -> dict[str, Any]:
+    """Return `metadata` unchanged if it may name a model.
+
+    Raises
+    ------
+    InvalidError
+        If it is no object, lacks a non-empty string ``type``, has a ``timestamp``, is over 16 KiB or 8 levels, or holds
+        a key or value that cannot be stored and hashed the same everywhere.
+    """
+    if not isinstance(metadata, dict):
+        raise InvalidError("metadata must be a JSON object that names the model.")
+    if not isinstance(metadata.get("type"), str) or not metadata["type"]:
+        raise InvalidError("metadata must hold a non-empty string 'type'.")
+    if "timestamp" in metadata:
+        raise InvalidError("metadata must not hold 'timestamp': it would name another model each time.")
+    _check_value(metadata, "metadata", depth=1)
+    if len(canonical(metadata)) > METADATA_BYTES_MAX:
+        raise InvalidError(f"metadata is larger than {METADATA_BYTES_MAX} bytes.")
+    return metadata
+
+
+def _check_value(value: Any, path: str, depth: int) -> None:
+    if depth > METADATA_DEPTH_MAX:
+        raise InvalidError(f"metadata is nested deeper than {METADATA_DEPTH_MAX} levels.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, f"key {key!r} in {path}")
+            if not key or key.startswith("$") or "." in key:
+                raise InvalidError(f"key {key!r} in {path} is empty, begins with '$' or holds '.'.")
+            _check_value(item, f"{path}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_value(item, f"{path}[{position}]", depth + 1)
+    elif isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > INTEGER_MAX:
+        raise InvalidError(f"{path}: {value} is 2^53 or more and not the same number in every language.")
+
+
+def _check_text(text: str, path: str) -> None:
+    if "\0" in text:
+        raise InvalidError(f"{path} holds a NUL character.")
+    if not unicodedata.is_normalized("NFC", text):
+        raise InvalidError(f"{path} is not in Unicode normal form C; send it normalised.")

@@ -1,0 +1,110 @@
+"""Names of everything in Redis, built here and nowhere else.
+
+Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, so that its keys share a Cluster slot:
+
+===================  ======  ==========  ====================================  =================================
+key                  type    TTL         written by                            read by
+===================  ======  ==========  ====================================  =================================
+kf:{h}:st            hash    none        install, accept, commit, note         gateway, workers, snapshotter
+kf:{h}:b             string  none        install, commit (by RENAME)           workers, snapshotter
+kf:{h}:in            stream  none        accept (ids ``<sequence>-0``)         take
+kf:{h}:lk            string  lease       take, renew, unlock                   take
+kf:{h}:stg:<random>  string  60 s        workers, before commit or install     commit, install
+kf:{h}:idem:<key>    string  a day       accept                                accept
+kf:{h}:dead          stream  none        commit (rows put aside)               commit
+kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: version)
+kf:commits           pubsub  none        commit, delete                        gateways
+===================  ======  ==========  ====================================  =================================
+
+Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
+
+===========================  ======  ========  ==========================  ==============================
+key                          type    TTL       written by                  read by
+===========================  ======  ========  ==========================  ==============================
+kf:room:<room>:in            list    none      gateway (push), abandon     workers (claim)
+kf:room:<room>:known         set     none      push, claim (learn only)    push
+kf:room:<room>:leases        zset    none      push, claim, release        claim, sweep (score: deadline ms)
+kf:room:<room>:work:<lease>  list    1 h       claim                       abandon
+kf:replies:<gateway>         list    60 s      workers                     one gateway
+kf:sweep                     string  seconds   supervisors                 supervisors (one sweeps at a time)
+===========================  ======  ========  ==========================  ==============================
+"""
+
+CHANGED = "kf:changed"
+COMMITS = "kf:commits"
+SWEEP = "kf:sweep"
+
+QUEUE = "keepfit"
+RQ_QUEUE = f"rq:queue:{QUEUE}"
+RQ_WORKERS = f"rq:workers:{QUEUE}"
+
+STATE_PATTERN = "kf:{*}:st"
+
+
+def state(model_hash: str) -> str:
+    """State of a model: counters, recipe, metadata, metrics (a hash)."""
+    return f"kf:{{{model_hash}}}:st"
+
+
+def hash_of_state(key: str) -> str:
+    """Hash of the model whose :func:`state` key this is.
+
+    >>> hash_of_state(state("ab12"))
+    'ab12'
+    """
+    return key[len("kf:{") : -len("}:st")]
+
+
+def bundle(model_hash: str) -> str:
+    """Live bundle of a model: a signed envelope (a string)."""
+    return f"kf:{{{model_hash}}}:b"
+
+
+def inbox(model_hash: str) -> str:
+    """Accepted, not yet learned requests of a model (a stream)."""
+    return f"kf:{{{model_hash}}}:in"
+
+
+def lock(model_hash: str) -> str:
+    """Who learns this model just now (a string); saves work, proves nothing."""
+    return f"kf:{{{model_hash}}}:lk"
+
+
+def staged(model_hash: str, token: str) -> str:
+    """Bundle written ahead of the script that makes it live (a string)."""
+    return f"kf:{{{model_hash}}}:stg:{token}"
+
+
+def idempotency(model_hash: str, key: str) -> str:
+    """First answer to a learning call with this key (a string)."""
+    return f"kf:{{{model_hash}}}:idem:{key}"
+
+
+def dead(model_hash: str) -> str:
+    """Requests that could not be learned, with the reason (a stream)."""
+    return f"kf:{{{model_hash}}}:dead"
+
+
+def waiting(room: str) -> str:
+    """Entries that wait in a room (a list)."""
+    return f"kf:room:{room}:in"
+
+
+def known(room: str) -> str:
+    """Entries that wait in a room without repeats (a set)."""
+    return f"kf:room:{room}:known"
+
+
+def leases(room: str) -> str:
+    """Leases on a room with their deadlines (a sorted set)."""
+    return f"kf:room:{room}:leases"
+
+
+def claimed(room: str, lease: str) -> str:
+    """Entries that a lease has in hand (a list)."""
+    return f"kf:room:{room}:work:{lease}"
+
+
+def replies(gateway: str) -> str:
+    """Answers on their way to one gateway (a list)."""
+    return f"kf:replies:{gateway}"

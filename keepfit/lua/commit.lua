@@ -1,0 +1,51 @@
+-- commit: make a staged bundle live, if nothing has happened since it was taken. Every check comes before the first
+-- write, because scripts do not roll back.
+--
+-- KEYS[1] state          hash of the model
+-- KEYS[2] bundle         live bundle
+-- KEYS[3] inbox          stream of waiting requests
+-- KEYS[4] staged         bundle written ahead
+-- KEYS[5] dead           stream of requests put aside
+-- ARGV[1] generation     integer the bundle was taken at
+-- ARGV[2] old digest     digest of the bundle taken, '' for a new model
+-- ARGV[3] old learned    sequence the taken bundle had learned
+-- ARGV[4] learned        sequence the new bundle has learned
+-- ARGV[5] chain          hex digest of the request at that sequence, as it was read
+-- ARGV[6] digest         SHA-256 hex of the staged bundle
+-- ARGV[7] rows_seen      rows the new bundle has learned
+-- ARGV[8] metrics        JSON
+-- ARGV[9] bytes          bytes of the requests that leave the inbox
+-- ARGV[10] channel       where gateways hear of commits
+-- ARGV[11] hash          the model's hash
+-- ARGV[12] reason        why the request at `learned` was put aside unlearned, '' if all were learned
+--
+-- returns the new version; or 0: the model is gone or made again; -1: another commit came first;
+--         -2: the inbox holds other requests than were read; -3: the staged bundle is gone. Below 1 nothing changed.
+local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned')
+if not state[1] or state[1] ~= ARGV[1] then
+  return 0
+end
+if state[2] ~= ARGV[2] or state[3] ~= ARGV[3] then
+  return -1
+end
+local last = redis.call('XRANGE', KEYS[3], ARGV[4] .. '-0', ARGV[4] .. '-0')
+if not last[1] or last[1][2][4] ~= ARGV[5] then
+  return -2
+end
+if redis.call('EXISTS', KEYS[4]) == 0 then
+  return -3
+end
+redis.call('RENAME', KEYS[4], KEYS[2])
+redis.call('PERSIST', KEYS[2])
+local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
+redis.call('HINCRBY', KEYS[1], 'bytes', -tonumber(ARGV[9]))
+redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0)
+local put_aside = '0'
+if ARGV[12] ~= '' then
+  put_aside = '1'
+  redis.call('XADD', KEYS[5], '*', 'generation', state[1], 'sequence', ARGV[4], 'reason', ARGV[12], 'rows', last[1][2][2])
+end
+redis.call('XTRIM', KEYS[3], 'MINID', '=', string.format('%.0f', tonumber(ARGV[4]) + 1) .. '-0')
+redis.call('PUBLISH', ARGV[10],
+  table.concat({ARGV[11], state[1], string.format('%.0f', version), ARGV[4], ARGV[7], put_aside, ARGV[12]}, ' '))
+return version

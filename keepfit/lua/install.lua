@@ -1,0 +1,32 @@
+-- install: put a model into the store, new or from a snapshot, only where none is live.
+--
+-- KEYS[1] state        hash of the model
+-- KEYS[2] bundle       live bundle
+-- KEYS[3] staged       bundle written ahead (looked at only where ARGV[8] names a digest)
+-- ARGV[1] metadata     canonical JSON
+-- ARGV[2] recipe       JSON
+-- ARGV[3] generation   integer, from MongoDB
+-- ARGV[4] version      integer, 0 for a new model
+-- ARGV[5] rows_seen    integer, rows
+-- ARGV[6] sequence     integer, last request that the bundle has learned
+-- ARGV[7] chain        hex digest of all requests up to that one, '' for a new model
+-- ARGV[8] digest       SHA-256 hex of the staged bundle, '' for a new model
+-- ARGV[9] metrics      JSON
+-- ARGV[10] snapshot    JSON of the snapshot it comes from, '' for a new model
+--
+-- returns 1 installed; 0 a model is live already, nothing changed; -1 the staged bundle is gone, nothing changed
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+if ARGV[8] ~= '' then
+  if redis.call('EXISTS', KEYS[3]) == 0 then
+    return -1
+  end
+  redis.call('RENAME', KEYS[3], KEYS[2])
+  redis.call('PERSIST', KEYS[2])
+end
+redis.call('HSET', KEYS[1],
+  'metadata', ARGV[1], 'recipe', ARGV[2], 'generation', ARGV[3], 'version', ARGV[4], 'rows_seen', ARGV[5],
+  'accepted', ARGV[6], 'learned', ARGV[6], 'chain', ARGV[7], 'digest', ARGV[8], 'metrics', ARGV[9],
+  'snapshot', ARGV[10], 'snapshot_version', ARGV[10] == '' and '-1' or ARGV[4], 'bytes', 0, 'attempts', 0)
+return 1

@@ -1,0 +1,84 @@
+"""Every setting of keepfit, declared once.
+
+Owns names, defaults and units; each is the environment variable ``KEEPFIT_`` + name in capitals. Never read by library
+code on its own: entry points call :func:`load` and hand values on. Invariant: what has a password in it is a
+``SecretStr``, so that it cannot reach a log by accident. ``docs/settings.md`` and the ConfigMap in ``k8s/`` are held
+to this class by a test.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from keepfit.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """The settings of all services; see each field's description."""
+
+    model_config = SettingsConfigDict(env_prefix="KEEPFIT_", extra="ignore")
+
+    store_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis that holds models and their inboxes."
+    )
+    queue_url: SecretStr | None = Field(
+        None, description="Redis that holds RQ's queue and the waiting rooms; the store's by default."
+    )
+    mongo_url: SecretStr = Field(
+        SecretStr("mongodb://127.0.0.1:27017/keepfit"),
+        description="MongoDB that holds the register of models and the history; names its database.",
+    )
+    snapshot_url: str = Field(
+        "file:///var/lib/keepfit/snapshots",
+        description="Where snapshots go: file:///path or s3://bucket/prefix.",
+    )
+    signing_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
+    )
+    host: str = Field("127.0.0.1", description="Address the gateway binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
+    workers: int = Field(2, ge=1, le=256, description="Worker processes that one `keepfit worker` starts.")
+    body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Largest request body, counted after decompression.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Time a request body may take to arrive.")
+    predict_timeout_s: float = Field(10.0, gt=0, description="Time after which a waiting predict answers 504.")
+    inbox_entries_max: int = Field(
+        10_000, ge=1, description="Requests that may wait to be learned, per model; more get 429."
+    )
+    inbox_bytes_max: int = Field(
+        64 * 2**20, ge=1024, description="Bytes that may wait to be learned, per model; more get 429."
+    )
+    idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
+    lease_slice_s: float = Field(5.0, gt=0, description="Longest time one RQ job drains before it hands over.")
+    lease_ttl_s: float = Field(
+        15.0, gt=0, description="A lease or lock not renewed for this long counts as its worker's death."
+    )
+    linger_ms: int = Field(10, ge=1, le=1000, description="How long an idle lease waits for more before it ends.")
+    bundle_cache_bytes_max: int = Field(
+        256 * 2**20, ge=0, description="Bytes of bundles one worker process keeps unpickled."
+    )
+    snapshot_every_s: float = Field(60.0, gt=0, description="Time between the passes of `keepfit up`'s snapshotter.")
+
+    @property
+    def queue_url_or_store(self) -> str:
+        """URL of the Redis that RQ uses (plain text: for clients only, never for logs)."""
+        return (self.queue_url or self.store_url).get_secret_value()
+
+
+def load(env_file: Path | None = None) -> Settings:
+    """Read the settings from the environment, then from `env_file` where the environment is silent.
+
+    Raises
+    ------
+    SettingsError
+        If a variable has a value that its setting does not take; names the variable, never a secret's value.
+    """
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"KEEPFIT_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise SettingsError(wrong) from None

@@ -1,0 +1,280 @@
+"""Models in the hash table, as the gateway, the snapshotter and restores see them (async).
+
+Owns describing, installing, accepting and forgetting a model. Never unpickles; what learns is in :mod:`keepfit.commit`.
+Invariant: whatever changes a model is one script that compares before it sets. Data comes from requests, MongoDB and
+snapshots, and goes to Redis.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import redis.asyncio
+
+from keepfit import keys, rooms, scripts
+from keepfit.errors import (
+    IdempotencyError,
+    InboxFullError,
+    InvalidError,
+    NotFoundError,
+    StaleModelError,
+    UnavailableError,
+)
+from keepfit.recipe import Recipe, from_text
+from keepfit.rooms import Room
+from keepfit.rows import Rows
+from keepfit.settings import Settings
+
+STAGED_TTL_MS = 60_000
+# A key the gateway mints only has to outlive its own repeats.
+MINTED_KEY_TTL_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """State of a live model, read in one moment."""
+
+    hash: str
+    metadata: dict[str, Any]
+    recipe: Recipe
+    generation: int
+    version: int
+    rows_seen: int
+    learned: int
+    inbox: int
+    metrics: dict[str, Any]
+    snapshot: dict[str, Any] | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Answer to an accepted learning request."""
+
+    sequence: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """What a model begins with: nothing but its recipe, or a bundle from a snapshot."""
+
+    hash: str
+    metadata_text: str
+    recipe_text: str
+    generation: int
+    version: int = 0
+    rows_seen: int = 0
+    sequence: int = 0
+    chain: str = ""
+    digest: str = ""
+    metrics_text: str = "{}"
+    snapshot_text: str = ""
+    bundle: bytes = b""
+
+
+class Store:
+    """Async access to the models in Redis.
+
+    `queue` is the connection of RQ's Redis (the same object by default); `bell` is called with room and lease where
+    an RQ job must be enqueued. Those who accept nothing need neither.
+    """
+
+    def __init__(
+        self,
+        store: redis.asyncio.Redis,
+        settings: Settings,
+        queue: redis.asyncio.Redis | None = None,
+        bell: Callable[[Room, str], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._queue = queue or store
+        self._bell = bell
+
+    async def ping(self) -> None:
+        """Raise UnavailableError unless Redis answers."""
+        await scripts.run_async(self._store, ("PING",))
+
+    async def describe(self, model_hash: str) -> Model | None:
+        """Read a model's state; None where it is not live."""
+        return (await self.describe_many([model_hash]))[0]
+
+    async def describe_many(self, hashes: list[str]) -> list[Model | None]:
+        """Read many models' states in one trip."""
+        if not hashes:
+            return []
+        answers = await scripts.run_async(self._store, *(("HMGET", keys.state(h), *_FIELDS) for h in hashes))
+        return [_model(h, fields) for h, fields in zip(hashes, answers, strict=True)]
+
+    async def install(self, new: Install) -> bool:
+        """Put a model in, if none is live under its hash; tell whether it was put in."""
+        token = uuid.uuid4().hex
+        staged = keys.staged(new.hash, token)
+        commands = [("SET", staged, new.bundle, "PX", STAGED_TTL_MS)] if new.digest else []
+        *_, installed = await scripts.run_async(
+            self._store,
+            *commands,
+            scripts.call(
+                "install",
+                [keys.state(new.hash), keys.bundle(new.hash), staged],
+                [
+                    new.metadata_text,
+                    new.recipe_text,
+                    new.generation,
+                    new.version,
+                    new.rows_seen,
+                    new.sequence,
+                    new.chain,
+                    new.digest,
+                    new.metrics_text,
+                    new.snapshot_text,
+                ],
+            ),
+        )
+        if installed == -1:
+            raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
+        return bool(installed == 1)
+
+    async def accept(self, model: Model, rows: Rows, idempotency_key: str | None) -> Accepted:
+        """Take rows into the model's inbox and tell the learn room, in one trip.
+
+        Raises
+        ------
+        NotFoundError, StaleModelError
+            If the model is not (or no longer) the one described.
+        IdempotencyError
+            If the key came before with other rows.
+        InboxFullError, InvalidError, UnavailableError
+            If too much waits, the rows have another width than the model's, Redis is away.
+        """
+        payload = rows.encode()
+        digest = hashlib.sha256(payload).hexdigest()
+        lease = rooms.new_lease()
+        name = f"c:{idempotency_key}" if idempotency_key is not None else f"g:{uuid.uuid4().hex}"
+        ttl_s = self._settings.idempotency_ttl_s if idempotency_key is not None else MINTED_KEY_TTL_S
+        accept = scripts.call(
+            "accept",
+            [keys.state(model.hash), keys.inbox(model.hash), keys.idempotency(model.hash, name)],
+            [
+                model.generation,
+                payload,
+                digest,
+                rows.width,
+                ttl_s * 1000,
+                self._settings.inbox_entries_max,
+                self._settings.inbox_bytes_max,
+            ],
+        )
+        hint = rooms.push(rooms.LEARN, lease, self._settings.lease_ttl_s, [model.hash])
+        if self._store is self._queue:
+            answer, rang = await scripts.run_async(self._store, accept, hint)
+        else:
+            (answer,) = await scripts.run_async(self._store, accept)
+            (rang,) = await scripts.run_async(self._queue, hint)
+        if rang and self._bell is not None:
+            self._bell(rooms.LEARN, lease)
+        return _accepted(model, rows, answer)
+
+    async def delete(self, model_hash: str) -> bool:
+        """Forget a model; tell whether there was one."""
+        (deleted, _) = await scripts.run_async(
+            self._store,
+            scripts.call(
+                "delete",
+                [
+                    keys.state(model_hash),
+                    keys.bundle(model_hash),
+                    keys.inbox(model_hash),
+                    keys.lock(model_hash),
+                    keys.dead(model_hash),
+                ],
+                [keys.COMMITS, model_hash],
+            ),
+            ("ZREM", keys.CHANGED, model_hash),
+        )
+        return bool(deleted)
+
+    async def changed(self) -> list[str]:
+        """Hashes of the models that changed since their last snapshot."""
+        (hashes,) = await scripts.run_async(self._store, ("ZRANGE", keys.CHANGED, 0, -1))
+        return [h.decode() for h in hashes]
+
+    async def bundle(self, model_hash: str) -> tuple[Model, bytes] | None:
+        """Read a model's state and its signed bundle in one moment; None where it is not live or has not learned."""
+        async with self._store.pipeline(transaction=True) as pipe:
+            with scripts.unavailable():
+                pipe.hmget(keys.state(model_hash), list(_FIELDS))
+                pipe.get(keys.bundle(model_hash))
+                fields, data = await pipe.execute()
+        model = _model(model_hash, fields)
+        return None if model is None or data is None else (model, data)
+
+    async def note_snapshot(self, model_hash: str, generation: int, version: int, snapshot: dict[str, Any]) -> None:
+        """Tell the model of its snapshot and take it off the list of changed ones, unless it changed again."""
+        text = msgspec.json.encode(snapshot).decode()
+        await scripts.run_async(
+            self._store,
+            scripts.call("note", [keys.state(model_hash)], [generation, version, text]),
+            scripts.call("settle", [keys.CHANGED], [model_hash, version]),
+        )
+
+    async def forget_change(self, model_hash: str) -> None:
+        """Take a model that is gone off the list of changed ones."""
+        await scripts.run_async(self._store, ("ZREM", keys.CHANGED, model_hash))
+
+
+_FIELDS = (
+    "metadata",
+    "recipe",
+    "generation",
+    "version",
+    "rows_seen",
+    "accepted",
+    "learned",
+    "metrics",
+    "snapshot",
+    "digest",
+)
+
+
+def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
+    if fields[0] is None:
+        return None
+    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest = (
+        field or b"" for field in fields
+    )
+    return Model(
+        hash=model_hash,
+        metadata=msgspec.json.decode(metadata),
+        recipe=from_text(recipe),
+        generation=int(generation),
+        version=int(version),
+        rows_seen=int(rows_seen),
+        learned=int(learned),
+        inbox=int(accepted) - int(learned),
+        metrics=msgspec.json.decode(metrics),
+        snapshot=msgspec.json.decode(snapshot) if snapshot else None,
+        digest=digest.decode(),
+    )
+
+
+def _accepted(model: Model, rows: Rows, answer: list[Any]) -> Accepted:
+    """Read the script's answer, or raise the error that it means."""
+    match answer:
+        case [b"ok" | b"again", int(sequence), int(version)]:
+            return Accepted(sequence, version)
+        case [b"missing"]:
+            raise NotFoundError(f"There is no model {model.hash}.")
+        case [b"stale", _]:
+            raise StaleModelError(f"The model {model.hash} was made again meanwhile.")
+        case [b"conflict"]:
+            raise IdempotencyError("This Idempotency-Key came before with another body; use a new key for new rows.")
+        case [b"full", waiting]:
+            raise InboxFullError(f"{waiting} requests wait to be learned by this model; send more when some are.")
+        case [b"width", width]:
+            raise InvalidError(f"The rows have {rows.width} values where the model has {int(width)}.")
+    raise AssertionError(answer)

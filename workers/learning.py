@@ -1,0 +1,137 @@
+"""Learning: take → fit → commit, one model at a time.
+
+Owns what happens to requests that wait in a model's inbox. Never answers anybody: gateways hear of the commit from the
+script itself. Invariants: a bundle that was changed and not committed is thrown away; a request that its estimator
+refuses is put aside with the reason and never stands in the way of the next.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import structlog
+
+from keepfit.bundle import Bundle
+from keepfit.commit import REFUSALS, Entry, Taken
+from keepfit.errors import EnvelopeError, LearningError, StaleModelError
+from keepfit.rows import concatenate
+from workers.process import Process
+
+log = structlog.get_logger(__name__)
+
+# One turn at a model: long enough to make a commit cheap, short enough that a killed worker loses little and that
+# other models are served in between.
+TURN_S = 0.25
+COMMIT_AFTER_S = 0.1
+# How often a request may take its worker along before it is tried alone, and before it is put aside.
+ATTEMPTS_ALONE = 3
+ATTEMPTS_MAX = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How far a batch was learned; `reason` tells why the request after that was not."""
+
+    count: int
+    reason: str = ""
+
+
+def learn(process: Process, model_hash: str, lease: str) -> bool:
+    """Learn what waits for one model, for one turn; tell whether mail is left."""
+    started = time.monotonic()
+    process.pulse.model((model_hash, lease))
+    try:
+        mail = True
+        while mail and time.monotonic() - started < TURN_S and not process.stopping:
+            taken = process.ledger.take(model_hash, lease, process.cache.digest(model_hash))
+            if taken is None:
+                return False
+            mail = _step(process, taken, lease)
+        return process.ledger.unlock(model_hash, lease, force=True) if mail else False
+    except StaleModelError:
+        return False
+    except (EnvelopeError, LearningError) as error:
+        # Nothing is lost: the requests stay in the inbox, and the sweep rings for them again.
+        log.error("learning_stopped", hash=model_hash, reason=str(error))  # noqa: TRY400 - the reason says it all
+        process.ledger.unlock(model_hash, lease, force=True)
+        return False
+    finally:
+        process.pulse.model(None)
+
+
+def _step(process: Process, taken: Taken, lease: str) -> bool:
+    """Learn a batch and commit it; tell whether mail waits."""
+    if not taken.entries:
+        return process.ledger.unlock(taken.hash, lease, force=False)
+    if taken.attempts > ATTEMPTS_MAX:
+        reason = f"{taken.attempts - 1} workers died while they learned this request"
+        return _commit(process, taken, process.bundle(taken), Fitted(0, reason), lease)
+    entries = taken.entries[:1] if taken.attempts > ATTEMPTS_ALONE else taken.entries
+    bundle = process.bundle(taken)
+    if bundle.recipe.updates == "merged" and len(entries) > 1:
+        if _fit_merged(bundle, entries):
+            return _commit(process, taken, bundle, Fitted(len(entries)), lease)
+        bundle = _stored(process, taken)
+    fitted = _fit(bundle, entries, COMMIT_AFTER_S)
+    if fitted.reason:
+        # The request that failed left the estimator half changed: begin again with the good ones only.
+        bundle = _stored(process, taken)
+        again = _fit(bundle, entries[: fitted.count], None)
+        if again.reason:
+            raise LearningError(f"{taken.hash} learned the same requests once and then not: {again.reason}")
+    return _commit(process, taken, bundle, fitted, lease)
+
+
+def _stored(process: Process, taken: Taken) -> Bundle:
+    """Read the bundle anew, because the one at hand was changed."""
+    process.cache.drop(taken.hash)
+    return process.bundle(taken)
+
+
+def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> bool:
+    """Commit what was learned, or that the first request was put aside; tell whether mail waits."""
+    # From here on the object at hand is not what is stored, until the commit says that it is.
+    process.cache.drop(taken.hash)
+    put_aside = "" if fitted.count else fitted.reason
+    committed = process.ledger.commit(taken, bundle, fitted.count or 1, lease, put_aside)
+    if committed.version < 1:
+        log.warning("commit_refused", hash=taken.hash, version=taken.version + 1, reason=REFUSALS[committed.version])
+        return True
+    process.cache.put(taken.hash, committed.digest, bundle, committed.size_bytes)
+    if put_aside:
+        log.warning("request_put_aside", hash=taken.hash, sequence=taken.entries[0].sequence, reason=put_aside)
+    return committed.mail
+
+
+def _fit(bundle: Bundle, entries: Sequence[Entry], seconds: float | None) -> Fitted:
+    """One ``partial_fit`` per request, until `seconds` have passed or one fails."""
+    started = time.monotonic()
+    for count, entry in enumerate(entries, start=1):
+        try:
+            bundle.partial_fit(entry.rows())
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an estimator raises is about this request
+            return Fitted(count - 1, _reason(error))
+        if seconds is not None and time.monotonic() - started > seconds:
+            return Fitted(count)
+    return Fitted(len(entries))
+
+
+def _fit_merged(bundle: Bundle, entries: Sequence[Entry]) -> bool:
+    """One ``partial_fit`` for all requests (of a kind); False where it failed."""
+    groups = groupby((entry.rows() for entry in entries), key=lambda rows: rows.sample_weight is not None)
+    try:
+        for _, group in groups:
+            bundle.partial_fit(concatenate(list(group)))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the requests are tried one by one next, and say then what is wrong
+        log.info("merged_call_failed", reason=_reason(error))
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}"

@@ -1,0 +1,149 @@
+"""What one worker process has: connections, keys, the bundles it holds unpickled, and its pulse.
+
+Owns the process-wide context that the RQ jobs run in (:func:`start`, :func:`current`). Never holds state that matters:
+everything here can be lost at any instruction. Invariant: a cached bundle is used only under the digest that the store
+names at that moment.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import sklearn
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from keepfit import bundle as bundles
+from keepfit import connections, rooms, scripts
+from keepfit.bundle import Bundle
+from keepfit.commit import Ledger, Loaded, Taken
+from keepfit.envelope import Keyring
+from keepfit.errors import KeepfitError, StaleModelError
+from keepfit.recipe import from_text
+from keepfit.rooms import Room
+from keepfit.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class BundleCache:
+    """Unpickled bundles by hash, least recently used out first, bounded by the bytes of their pickles."""
+
+    bytes_max: int
+    _held: OrderedDict[str, tuple[str, Bundle, int]] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def digest(self, model_hash: str) -> str:
+        """Digest of the bundle held for a model, '' for none."""
+        held = self._held.get(model_hash)
+        return held[0] if held else ""
+
+    def get(self, model_hash: str, digest: str) -> Bundle | None:
+        """Return the bundle of exactly this digest, if it is held."""
+        held = self._held.get(model_hash)
+        if held is None or held[0] != digest:
+            return None
+        self._held.move_to_end(model_hash)
+        return held[1]
+
+    def put(self, model_hash: str, digest: str, bundle: Bundle, size_bytes: int) -> None:
+        """Hold a bundle, and let go of others where there is no room."""
+        self.drop(model_hash)
+        self._held[model_hash] = (digest, bundle, size_bytes)
+        self._bytes += size_bytes
+        while self._bytes > self.bytes_max and self._held:
+            self.drop(next(iter(self._held)))
+
+    def drop(self, model_hash: str) -> None:
+        """Let go of a model's bundle."""
+        held = self._held.pop(model_hash, None)
+        if held:
+            self._bytes -= held[2]
+
+
+class Pulse:
+    """A thread that renews the lease and lock in hand, so that a long call is not taken for a death."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, queue: Redis) -> None:
+        self._ttl_s = settings.lease_ttl_s
+        self._ledger = ledger
+        self._queue = queue
+        self._guard = threading.Lock()
+        self._lease: tuple[Room, str] | None = None
+        self._model: tuple[str, str] | None = None
+        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def lease(self, lease: tuple[Room, str] | None) -> None:
+        """Name the lease to renew from now on."""
+        with self._guard:
+            self._lease = lease
+
+    def model(self, model: tuple[str, str] | None) -> None:
+        """Name the lock to renew from now on, as (hash, token)."""
+        with self._guard:
+            self._model = model
+
+    def _beat(self) -> None:
+        while True:
+            threading.Event().wait(self._ttl_s / 3)
+            with self._guard:
+                try:
+                    if self._lease:
+                        scripts.run(self._queue, rooms.claim(*self._lease, self._ttl_s, 0))
+                    if self._model:
+                        self._ledger.renew(*self._model)
+                except (KeepfitError, RedisError) as error:
+                    log.warning("pulse_missed", reason=str(error))
+
+
+class Process:
+    """Context of the jobs of one worker process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
+        self.queue = connections.queue_sync(settings)
+        self.ledger = Ledger(connections.store_sync(settings), self.keyring, settings.lease_ttl_s)
+        self.cache = BundleCache(settings.bundle_cache_bytes_max)
+        self.pulse = Pulse(settings, self.ledger, self.queue)
+        self.stopping = False
+
+    def bundle(self, model: Taken | Loaded) -> Bundle:
+        """Return the model's bundle: the one held, or the one just read, or a new one of its recipe."""
+        held = self.cache.get(model.hash, model.digest)
+        if held is not None:
+            return held
+        recipe = from_text(model.recipe_text)
+        if not model.digest:
+            return Bundle.new(recipe)
+        data = model.data
+        if not data:
+            # The cache let go of it after its digest was sent; read it again.
+            again = self.ledger.load({model.hash: ""}).get(model.hash)
+            if again is None or again.digest != model.digest:
+                raise StaleModelError(f"The model {model.hash} changed while it was read.")
+            data = again.data
+        _, bundle = bundles.unseal(data, self.keyring, recipe, model.hash)
+        self.cache.put(model.hash, model.digest, bundle, len(data))
+        return bundle
+
+
+_current: Process | None = None
+
+
+def start(settings: Settings) -> Process:
+    """Make this process a worker process."""
+    global _current  # noqa: PLW0603 - RQ calls jobs by name; what they work with can only be the process's
+    # Rows and parameters were checked by the gateway; scikit-learn's second look costs half of a call.
+    sklearn.set_config(assume_finite=True, skip_parameter_validation=True)
+    _current = Process(settings)
+    return _current
+
+
+def current() -> Process:
+    """Return the context of this worker process."""
+    if _current is None:
+        raise RuntimeError("keepfit's jobs run in keepfit's workers: start them with `keepfit worker`.")
+    return _current

@@ -1,0 +1,111 @@
+"""The supervisor: starts worker processes, restarts a dead one, and hands its work on at once.
+
+Owns the processes of one machine or pod. Never runs a job. Invariant: a worker's death is known within milliseconds
+(its process is waited for, not polled), and what it had in hand is back in its room before its successor starts.
+"""
+
+import multiprocessing as mp
+import os
+import signal
+import socket
+import time
+import uuid
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import structlog
+from redis.exceptions import RedisError
+
+from keepfit import connections
+from keepfit.envelope import Keyring
+from keepfit.errors import KeepfitError
+from keepfit.settings import Settings
+from workers import jobs, sweep, worker
+
+log = structlog.get_logger(__name__)
+
+# Imported before the fork, so that a successor starts in milliseconds: RQ would import it with the first job.
+PRELOADED = jobs
+
+SWEEP_S = 1.0
+# A worker that dies as soon as it starts must not turn this into a fork bomb.
+RESTART_PAUSE_S = 0.5
+YOUNG_S = 2.0
+
+
+class Supervisor:
+    """`settings.workers` worker processes, kept alive until SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Said here, in one line, instead of by every worker that dies of it.
+        Keyring.from_text(settings.signing_keys.get_secret_value())
+        self._settings = settings
+        self._context = mp.get_context("fork")
+        self._workers: dict[str, tuple[BaseProcess, float]] = {}
+        self._dead: list[str] = []
+        self._stopping = False
+        self._parent = os.getppid()
+
+    def run(self) -> None:
+        """Supervise until told to stop; then let each worker finish the batch in hand."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+        signal.signal(signal.SIGINT, self._request_stop)
+        while not self._stopping and os.getppid() == self._parent:
+            self._start_missing()
+            wait([process.sentinel for process, _ in self._workers.values()], timeout=SWEEP_S)
+            self._collect_dead()
+            self._look_after()
+        self._stop_workers()
+
+    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _start_missing(self) -> None:
+        while len(self._workers) < self._settings.workers and not self._stopping:
+            name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+            process = self._context.Process(target=worker.run, args=(self._settings, name), name=name)
+            # Until the child has handlers of its own, a SIGTERM must wait: it would run ours there, to no effect.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            process.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            self._workers[name] = (process, time.monotonic())
+            log.info("worker_started", worker=name, pid=process.pid)
+
+    def _collect_dead(self) -> None:
+        for name, (process, started) in list(self._workers.items()):
+            if process.exitcode is None:
+                continue
+            log.warning("worker_died", worker=name, pid=process.pid, exitcode=process.exitcode)
+            del self._workers[name]
+            self._dead.append(name)
+            if time.monotonic() - started < YOUNG_S:
+                time.sleep(RESTART_PAUSE_S)
+
+    def _look_after(self) -> None:
+        """Bury the dead and sweep; where Redis is away, the dead wait for it to come back."""
+        store, queue = connections.store_sync(self._settings), connections.queue_sync(self._settings)
+        ttl_s = self._settings.lease_ttl_s
+        try:
+            while self._dead:
+                sweep.bury(store, queue, self._dead[0], ttl_s)
+                self._dead.pop(0)
+            sweep.sweep(store, queue, ttl_s)
+        except (KeepfitError, RedisError) as error:
+            log.warning("sweep_failed", reason=str(error))
+        finally:
+            # No connection may be open when the next worker is forked.
+            store.close()
+            queue.close()
+
+    def _stop_workers(self) -> None:
+        for process, _ in self._workers.values():
+            process.terminate()
+        for name, (process, _) in self._workers.items():
+            process.join()
+            log.info("worker_stopped", worker=name, exitcode=process.exitcode)
+
+
+def run(settings: Settings) -> None:
+    """Run the supervisor until it is told to stop."""
+    Supervisor(settings).run()
