@@ -6,7 +6,9 @@ SIGTERM lets requests in hand finish.
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 import uvloop
@@ -23,7 +25,11 @@ from keepfit.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-SHUTDOWN_S = 15.0
+# Waiting learners are sent home at once; this is for predictions in hand. aiohttp may wait this long twice, and whoever
+# stops us (`keepfit up`, Kubernetes) kills after 30 s.
+SHUTDOWN_S = 10.0
+# Bodies are inflated here, with a limit and a check of their end; see `gateway.body`.
+HANDLER_OPTIONS: dict[str, Any] = {"auto_decompress": False, "access_log": None}
 
 
 def build_app(settings: Settings) -> web.Application:
@@ -35,45 +41,55 @@ def build_app(settings: Settings) -> web.Application:
     app[DOCUMENT] = openapi.document(ROUTES)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", route.path, route.handler)
     app.cleanup_ctx.append(service.lifespan)
+    app.on_shutdown.append(service.send_home)
     return app
 
 
-async def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called with the gateway's URL once it listens.
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """Serve while the block runs; gives the gateway's URL.
 
     Raises
     ------
     SettingsError
         If the address cannot be bound.
     """
-    # Bodies are inflated here, with a limit and a check of their end; see `gateway.body`.
-    options = {"auto_decompress": False, "access_log": None}
-    runner = web.AppRunner(build_app(settings), **options)  # type: ignore[arg-type]
+    runner = web.AppRunner(build_app(settings), shutdown_timeout=SHUTDOWN_S, **HANDLER_OPTIONS)
     await runner.setup()
+    loop = asyncio.get_running_loop()
+
+    def connection() -> ProblemHandler:
+        manager: Any = runner.server
+        return ProblemHandler(manager, loop=loop, head_timeout_s=settings.body_timeout_s, **HANDLER_OPTIONS)
+
+    try:
+        try:
+            server = await loop.create_server(connection, settings.host, settings.port, backlog=1024)
+        except OSError as error:
+            raise SettingsError(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        host, port, *_ = server.sockets[0].getsockname()
+        try:
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()
+
+
+async def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called with the gateway's URL once it listens."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    try:
-        try:
-            server = await loop.create_server(
-                lambda: ProblemHandler(runner.server, loop=loop, **options),  # type: ignore[arg-type]
-                settings.host,
-                settings.port,
-                backlog=1024,
-            )
-        except OSError as error:
-            raise SettingsError(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-        host, port, *_ = server.sockets[0].getsockname()
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    async with serving(settings) as url:
         log.info("gateway_listening", url=url)
         ready(url)
         await stop.wait()
-        server.close()
-    finally:
-        await runner.cleanup()
-        log.info("gateway_stopped")
+    log.info("gateway_stopped")
 
 
 def run(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:

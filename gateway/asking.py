@@ -9,6 +9,7 @@ import itertools
 import time
 import uuid
 
+import msgspec
 import redis.asyncio
 import structlog
 
@@ -79,8 +80,11 @@ class Asker:
         return future.result()
 
     async def workers_alive(self) -> int:
-        """Count RQ's live workers."""
-        (count,) = await scripts.run_async(self._queue, ("SCARD", keys.RQ_WORKERS))
+        """Count the workers that RQ knows and that have shown a sign of life: a dead one's record expires."""
+        (records,) = await scripts.run_async(self._queue, ("SMEMBERS", keys.RQ_WORKERS))
+        if not records:
+            return 0
+        (count,) = await scripts.run_async(self._queue, ("EXISTS", *records))
         return int(count)
 
     async def read_forever(self) -> None:
@@ -94,8 +98,21 @@ class Asker:
                 log.warning("answers_unreachable", reason=str(error))
                 await asyncio.sleep(RECONNECT_PAUSE_S)
                 continue
+            except Exception:
+                # A gateway that lives and hears no answers is worse than a dead one, so it listens on in any case.
+                log.exception("answers_unreadable")
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+                continue
             for batch in read[1] if read else ():
-                for answer in questions.decode_answers(batch):
-                    future = self._waiting.get(answer.id)
-                    if future is not None and not future.done():
-                        future.set_result(answer)
+                self._hand_out(batch)
+
+    def _hand_out(self, batch: bytes) -> None:
+        try:
+            answers = questions.decode_answers(batch)
+        except msgspec.MsgspecError:
+            log.exception("answers_unreadable")
+            return
+        for answer in answers:
+            future = self._waiting.get(answer.id)
+            if future is not None and not future.done():
+                future.set_result(answer)

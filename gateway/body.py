@@ -5,8 +5,9 @@ whole: a truncated or damaged gzip stream is refused, although what came of it m
 """
 
 import asyncio
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 INFLATE_STEP_BYTES = 1 << 20
+NOT_ACCEPTED = re.compile(r"q\s*=\s*0(\.0*)?")
 # Parsing this much takes about a millisecond; more is done beside the event loop.
 INLINE_BYTES_MAX = 64 * 1024
 GZIP_BYTES_MIN = 1024
@@ -65,21 +67,30 @@ async def _read(request: web.Request, bytes_max: int) -> bytes:
     if encoding != "identity":
         raise web.HTTPUnsupportedMediaType(text=f"Content-Encoding {encoding!r} is not known; use gzip or none.")
     parts, size = [], 0
-    async for chunk in request.content.iter_any():
+    async for chunk in _chunks(request):
         size += len(chunk)
         _check_size(size, bytes_max)
         parts.append(chunk)
     return b"".join(parts)
 
 
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.content.iter_any():
+            yield chunk
+    except (ConnectionError, web.RequestPayloadError):
+        raise MalformedError("The body broke off, or its chunks are not framed as RFC 9112 has it.") from None
+
+
 async def _inflate(request: web.Request, bytes_max: int) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     parts, size = [], 0
     try:
-        async for chunk in request.content.iter_any():
+        async for chunk in _chunks(request):
             rest = chunk
             while rest and not inflater.eof:
-                part = inflater.decompress(rest, INFLATE_STEP_BYTES)
+                # A few bytes may inflate into very many, so all but the first step of a small body is done elsewhere.
+                part = await beside_loop(size + len(rest), inflater.decompress, rest, INFLATE_STEP_BYTES)
                 rest = inflater.unconsumed_tail
                 size += len(part)
                 _check_size(size, bytes_max)
@@ -115,5 +126,20 @@ async def gzip_answers(request: web.Request, handler: Callable[[web.Request], An
     """Compress answers for clients that take gzip, where it pays."""
     response: web.StreamResponse = await handler(request)
     if isinstance(response, web.Response) and len(response.body or b"") >= GZIP_BYTES_MIN:  # type: ignore[arg-type]
-        response.enable_compression()
+        response.headers["Vary"] = "Accept-Encoding"
+        if _takes_gzip(request.headers.get("Accept-Encoding", "")):
+            response.enable_compression(web.ContentCoding.gzip)
     return response
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Tell whether an Accept-Encoding names gzip.
+
+    >>> _takes_gzip("deflate, gzip;q=0.5"), _takes_gzip("gzip;q=0, deflate"), _takes_gzip("")
+    (True, False, False)
+    """
+    for item in accepted.lower().split(","):
+        name, *weight = (part.strip() for part in item.split(";"))
+        if name == "gzip":
+            return not any(map(NOT_ACCEPTED.fullmatch, weight))
+    return False

@@ -6,6 +6,7 @@ rows, or nothing.
 """
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import redis.asyncio
 import structlog
 
 from keepfit import keys, scripts
-from keepfit.errors import LearningError, UnavailableError
+from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.store import Store
 
 log = structlog.get_logger(__name__)
@@ -25,13 +26,21 @@ RECONNECT_PAUSE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit of a model: all requests up to `learned` are in `version`, but for one put aside for `reason`."""
+    """One commit of a model: all requests up to `learned` are in `version`, but for one put aside for `reason`.
+
+    A negative `version` tells that the model was deleted.
+    """
 
     generation: int
     version: int
     learned: int
     rows_seen: int
     reason: str = ""
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """What tells an earlier commit of a model from a later one; its deletion is the last of a generation."""
+        return self.generation, self.version if self.version >= 0 else math.inf
 
 
 @dataclass(slots=True)
@@ -41,13 +50,24 @@ class Watch:
     watchers: int = 0
     latest: Commit | None = None
     put_aside: dict[tuple[int, int], str] = field(default_factory=dict)
+    ended: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hear(self, commit: Commit) -> None:
         """Take in a commit and wake those who wait."""
-        self.latest = commit
+        # What was read of the model may reach us after the commit that came after it.
+        if self.latest is None or commit.order >= self.latest.order:
+            self.latest = commit
         if commit.reason:
             self.put_aside[commit.generation, commit.learned] = commit.reason
+        self._wake()
+
+    def end(self) -> None:
+        """Tell those who wait that nothing more will be heard."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -81,21 +101,34 @@ class Commits:
                     await self._listen()
             except UnavailableError as error:
                 log.warning("commits_unheard", reason=str(error))
-                await asyncio.sleep(RECONNECT_PAUSE_S)
+            except Exception:
+                # A gateway that lives and hears of no commit is worse than a dead one, so it listens on in any case.
+                log.exception("commits_unreadable")
+            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    def end(self) -> None:
+        """Send home all who wait, because the gateway stops; their rows are accepted and will be learned."""
+        for watch in self._watched.values():
+            watch.end()
 
     async def _listen(self) -> None:
         async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe(keys.COMMITS)
-            await self._catch_up()
+            await self.catch_up(list(self._watched))
             while True:
                 message = await pubsub.get_message(timeout=None)
                 if message is not None:
                     self._hear(message["data"])
 
-    async def _catch_up(self) -> None:
-        """Learn what was committed while nobody listened."""
-        for model in await self._store.describe_many(list(self._watched)):
-            if model is not None and model.hash in self._watched:
+    async def catch_up(self, hashes: list[str]) -> None:
+        """Learn what was committed while nobody listened, where it is sure.
+
+        Of a model that ever put requests aside, the counters alone do not tell whether one request was learned.
+        """
+        models = await self._store.describe_many(hashes)
+        put_aside = await scripts.run_async(self._client, *(("XLEN", keys.dead(h)) for h in hashes)) if hashes else []
+        for model, count in zip(models, put_aside, strict=True):
+            if model is not None and not count and model.hash in self._watched:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
                 self._watched[model.hash].hear(commit)
 
@@ -116,16 +149,23 @@ async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float
     ------
     LearningError
         If it was put aside instead.
+    NotFoundError
+        If the model was deleted instead.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
         reason = watch.put_aside.get((generation, sequence))
         if reason is not None:
-            raise LearningError(f"The rows were put aside, because the estimator refused them: {reason}.")
+            raise LearningError(f"The rows were put aside, because the estimator refused them: {reason.rstrip('.')}.")
         commit = watch.latest
-        if commit is not None and commit.generation == generation and commit.learned >= sequence:
-            return commit
+        if commit is not None and commit.generation == generation:
+            if commit.version < 0:
+                raise NotFoundError("The model was deleted before it had learned these rows.")
+            if commit.learned >= sequence:
+                return commit
+        if watch.ended:
+            return None
         changed = watch.changed
         try:
             async with asyncio.timeout_at(deadline):

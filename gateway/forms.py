@@ -17,7 +17,11 @@ Metadata = Annotated[
 ]
 X = Annotated[
     list[list[Any] | dict[str, Any]],
-    Meta(description="Rows: lists of values in column order, or objects by column name.", min_length=1),
+    # That there is one is checked with the content of the rows.
+    Meta(
+        description="Rows: lists of values in column order, or objects by column name.",
+        extra_json_schema={"minItems": 1},
+    ),
 ]
 Y = Annotated[
     list[Any] | None, Meta(description="One number or label per row; left out for estimators without target.")

@@ -4,17 +4,20 @@ Owns the translation between HTTP and the library, and nothing else. Invariants:
 in Redis; what can be checked is checked before.
 """
 
+import asyncio
 import re
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from gateway import commits, forms
 from gateway.body import beside_loop, json_response, read_json
-from gateway.service import SERVICE, SETTINGS, Service
+from gateway.service import SERVICE, SETTINGS
 from keepfit import identity, listing, recipe, rows
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.questions import Answer
+from keepfit.recipe import COLUMNS_MAX
 from keepfit.rows import Rows
 from keepfit.store import Model
 
@@ -22,9 +25,14 @@ HASH = re.compile(r"[0-9a-f]{64}")
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
 WAIT_S_MAX = 60
+# Less than the second that Kubernetes gives a probe, so that a part that hangs is told of and not guessed.
+PROBE_TIMEOUT_S = 0.8
+
+T = TypeVar("T")
 
 DOCUMENT = web.AppKey("openapi", dict[str, Any])
 PAGE_MAX = 1000
+NUMBER = re.compile(r"[0-9]{1,9}")
 PAGE = 100
 
 
@@ -42,8 +50,10 @@ async def create_model(request: web.Request) -> web.Response:
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models: list models, filtered by their metadata."""
     filters = dict(request.query)
+    if len(filters) != len(request.query):
+        raise MalformedError("A query parameter stands twice.")
     limit, after = filters.pop("limit", str(PAGE)), filters.pop("after", "")
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= PAGE_MAX:
+    if not NUMBER.fullmatch(limit) or not 1 <= int(limit) <= PAGE_MAX:
         raise MalformedError(f"limit must be a whole number from 1 to {PAGE_MAX}.")
     if after and not HASH.fullmatch(after):
         raise MalformedError("after must be the hash that the page before named as next.")
@@ -76,6 +86,9 @@ async def partial_fit(request: web.Request) -> web.Response:
         with service.commits.watch(model.hash) as watch:
             accepted = await service.store.accept(model, shaped, key)
             done = None
+            if wait_s and key is not None:
+                # A key that came before may stand for rows long learned; no commit will tell of them again.
+                await service.commits.catch_up([model.hash])
             if wait_s:
                 done = await commits.learned(watch, model.generation, accepted.sequence, wait_s)
         if done is None:
@@ -127,24 +140,26 @@ async def livez(request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether Redis answers and a worker is alive; MongoDB is told of, learning goes on without it."""
     service = request.app[SERVICE]
-    workers, redis = 0, "ok"
-    try:
-        workers = await service.asker.workers_alive()
+
+    async def workers_alive() -> int:
         await service.store.ping()
-    except UnavailableError as error:
-        redis = str(error)
-    mongo = await _mongo(service)
+        return await service.asker.workers_alive()
+
+    (workers, redis), (_, mongo) = await asyncio.gather(_probed(workers_alive()), _probed(service.history.ping()))
     status = "ok" if redis == "ok" and workers else "unavailable"
-    answer = forms.Ready(status=status, redis=redis, mongo=mongo, workers=workers)
+    answer = forms.Ready(status=status, redis=redis, mongo=mongo, workers=workers or 0)
     return json_response(answer, 200 if status == "ok" else 503)
 
 
-async def _mongo(service: Service) -> str:
+async def _probed(question: Awaitable[T]) -> tuple[T | None, str]:
+    """Ask a part; return its answer with "ok", or why there is none in time."""
     try:
-        await service.history.ping()
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            return await question, "ok"
     except UnavailableError as error:
-        return str(error)
-    return "ok"
+        return None, str(error)
+    except TimeoutError:
+        return None, f"No answer came within {PROBE_TIMEOUT_S:g} s."
 
 
 async def openapi(request: web.Request) -> web.Response:
@@ -166,10 +181,21 @@ async def _read(request: web.Request, form: type[Any], form_by_metadata: type[An
     if "hash" in request.match_info:
         model_hash = _hash(request)
         document, size = await read_json(request, settings)
-        return model_hash, forms.convert(document, form), size
+        converted = forms.convert(document, form)
+        _check_width(converted.X)
+        return model_hash, converted, size
     document, size = await read_json(request, settings)
     converted = forms.convert(document, form_by_metadata)
+    _check_width(converted.X)
     return identity.hash_of(identity.check_metadata(converted.metadata)), converted, size
+
+
+def _check_width(X: list[Any]) -> None:
+    """Refuse rows so wide that only looking at their values would take seconds."""
+    width = max(map(len, X), default=0)
+    if width > COLUMNS_MAX:
+        text = f"A row has {width} columns, more than {COLUMNS_MAX}."
+        raise web.HTTPRequestEntityTooLarge(max_size=COLUMNS_MAX, actual_size=width, text=text)
 
 
 async def _ask(request: web.Request, model_hash: str, operation: Any, size: int, X: Any, y: Any) -> Answer:

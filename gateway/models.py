@@ -1,8 +1,8 @@
 """Models as the gateway knows them: looked up, made, deleted, listed; and brought back where Redis lost them.
 
 Owns the cache of recipes. Never unpickles: a model that is in no Redis is restored by a worker. Invariant: what is
-cached names a generation, and every script that acts on it compares that first, so a stale recipe costs a second look and
-nothing else.
+cached names a generation, and every script that acts on it compares that first, so a stale recipe costs a second look
+and nothing else.
 """
 
 from collections import OrderedDict

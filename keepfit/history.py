@@ -22,6 +22,9 @@ from keepfit.identity import INTEGER_MAX
 SERVER_SELECTION_MS = 3000
 PENDING, COMMITTED, CORRUPT = "pending", "committed", "corrupt"
 
+# What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
+NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
+
 Document = dict[str, Any]
 
 
@@ -50,7 +53,9 @@ def unavailable() -> Iterator[None]:
     except DuplicateKeyError:
         raise
     except (AutoReconnect, PyMongoError) as error:
-        raise UnavailableError(f"MongoDB is away or cannot write: {str(error)[:200]}") from error
+        # The driver goes on with its time limits and its picture of the cluster; the first part says what is wrong.
+        reason = str(error).partition(" (configured timeouts")[0]
+        raise UnavailableError(f"MongoDB is away or cannot write: {reason[:200]}") from error
 
 
 class History:
@@ -134,11 +139,11 @@ class History:
             result = await self._models.update_one({"_id": model_hash, "deleted": False}, {"$set": {"deleted": True}})
         return bool(result.matched_count)
 
-    async def next_generation(self, model_hash: str) -> int | None:
-        """Give out the model's next generation; None where it is deleted."""
+    async def next_generation(self, model_hash: str, born: int) -> int | None:
+        """Give out the next generation of the model that was `born` so; None where it is deleted or made again."""
         with unavailable():
             document = await self._models.find_one_and_update(
-                {"_id": model_hash, "deleted": False},
+                {"_id": model_hash, "deleted": False, "born": born},
                 {"$inc": {"generation": 1}},
                 return_document=ReturnDocument.AFTER,
             )
@@ -158,8 +163,11 @@ class History:
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
         return [_registered(document) for document in found]
 
-    async def begin(self, document: Document) -> bool:
-        """Write a snapshot's intent; False where the same (hash, generation, version) is committed already."""
+    async def begin(self, document: Document) -> Document | None:
+        """Write a snapshot's intent, taking over one that was left; None, or what is committed under its key already.
+
+        The key is (hash, generation, version).
+        """
         key = {name: document[name] for name in ("hash", "generation", "version")}
         stored = {
             **document,
@@ -168,11 +176,16 @@ class History:
             "status": PENDING,
         }
         with unavailable():
-            try:
-                await self._history.update_one({**key, "status": {"$ne": COMMITTED}}, {"$set": stored}, upsert=True)
-            except DuplicateKeyError:
-                return False
-        return True
+            while True:
+                try:
+                    await self._history.update_one({**key, "status": {"$ne": COMMITTED}}, {"$set": stored}, upsert=True)
+                except DuplicateKeyError:
+                    # Committed; or begun by another in this very moment, and then it is to be taken over after all.
+                    committed = await self._history.find_one({**key, "status": COMMITTED})
+                    if committed is not None:
+                        return _public(committed)
+                else:
+                    return None
 
     async def commit(self, document: Document) -> bool:
         """Turn the intent into a committed document; False where somebody else took the intent over."""
@@ -187,18 +200,24 @@ class History:
         with unavailable():
             await self._history.update_one(_same(document), {"$set": {"status": CORRUPT}})
 
-    async def snapshots(self, model_hash: str, born: int = 0, at: float | None = None) -> AsyncGenerator[Document]:
-        """Yield a model's committed snapshots, newest (generation, version) first, none later than `at` (seconds)."""
+    async def snapshots(
+        self, model_hash: str, born: int = 0, at: float | None = None, limit: int = 0
+    ) -> AsyncGenerator[Document]:
+        """Yield a model's committed snapshots, newest (generation, version) first, none later than `at` (seconds).
+
+        At most `limit` of them; 0 means all.
+        """
         query: Document = {"hash": model_hash, "generation": {"$gte": born}, "status": COMMITTED}
         if at is not None:
             query["timestamp"] = {"$lte": at}
+        newest_first = [("generation", DESCENDING), ("version", DESCENDING)]
         with unavailable():
-            async for document in self._history.find(query).sort([("generation", DESCENDING), ("version", DESCENDING)]):
+            async for document in self._history.find(query).sort(newest_first).limit(limit):
                 yield _public(document)
 
     async def newest(self, model_hash: str, born: int, at: float | None = None) -> Document | None:
         """Find a model's newest committed snapshot, not later than `at` (seconds)."""
-        async with aclosing(self.snapshots(model_hash, born, at)) as documents:
+        async with aclosing(self.snapshots(model_hash, born, at, limit=1)) as documents:
             return await anext(documents, None)
 
     async def documents(
@@ -233,7 +252,7 @@ def _meanings(text: str) -> list[str | float | bool]:
     meanings: list[str | float | bool] = [text]
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return meanings
     if isinstance(value, bool):
         meanings.append(value)
@@ -249,7 +268,8 @@ def _registered(document: Document) -> Registered:
 
 
 def _same(document: Document) -> Document:
-    return {name: document[name] for name in ("hash", "generation", "version", "sha256")}
+    # The timestamp tells whose intent it is where two snapshotters save the same version.
+    return {name: document[name] for name in ("hash", "generation", "version", "sha256", "timestamp")}
 
 
 def _public(document: Document) -> Document:

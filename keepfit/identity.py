@@ -9,6 +9,7 @@ Metadata comes from clients; canonical text and hash go into Redis keys, MongoDB
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from typing import Any, NoReturn
 
 import rfc8785
@@ -18,6 +19,10 @@ from keepfit.errors import InvalidError, MalformedError
 METADATA_BYTES_MAX = 16 * 1024
 METADATA_DEPTH_MAX = 8
 INTEGER_MAX = 2**53 - 1
+# From here on ECMAScript, and so RFC 8785, writes numbers with an exponent.
+EXPONENT_MIN = 1e21
+# What a message repeats of a key: keys may be as long as a body.
+KEY_SHOWN_MAX = 40
 
 
 def parse_json(body: bytes) -> Any:
@@ -55,9 +60,9 @@ def parse_json(body: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise MalformedError(f"The key {twice!r} stands twice in one object.")
+        # Counted in one go: an object may have millions of keys.
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise MalformedError(f"The key {_shown(twice)} stands twice in one object.")
     return found
 
 
@@ -73,7 +78,7 @@ def canonical(value: Any) -> bytes:
     """
     try:
         return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidError(f"This has no canonical JSON form: {error}.") from None
 
 
@@ -108,21 +113,26 @@ def check_metadata(metadata: Any) -> dict[str, Any]:
 
 
 def _check_value(value: Any, path: str, depth: int) -> None:
-    if depth > METADATA_DEPTH_MAX:
+    if isinstance(value, dict | list) and depth > METADATA_DEPTH_MAX:
         raise InvalidError(f"metadata is nested deeper than {METADATA_DEPTH_MAX} levels.")
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_text(key, f"key {key!r} in {path}")
+            _check_text(key, f"key {_shown(key)} in {path}")
             if not key or key.startswith("$") or "." in key:
-                raise InvalidError(f"key {key!r} in {path} is empty, begins with '$' or holds '.'.")
-            _check_value(item, f"{path}.{key}", depth + 1)
+                raise InvalidError(f"key {_shown(key)} in {path} is empty, begins with '$' or holds '.'.")
+            _check_value(item, f"{path}.{key[:KEY_SHOWN_MAX]}", depth + 1)
     elif isinstance(value, list):
         for position, item in enumerate(value):
             _check_value(item, f"{path}[{position}]", depth + 1)
     elif isinstance(value, str):
         _check_text(value, path)
-    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > INTEGER_MAX:
-        raise InvalidError(f"{path}: {value} is 2^53 or more and not the same number in every language.")
+    elif isinstance(value, int | float) and abs(value) > INTEGER_MAX and _is_written_whole(value):
+        raise InvalidError(f"{path}: {str(value)[:KEY_SHOWN_MAX]} is 2^53 or more, not the same number everywhere.")
+
+
+def _is_written_whole(number: float) -> bool:
+    """Tell whether canonical text has `number` as digits only; a reader takes it for an integer then."""
+    return isinstance(number, int) or abs(number) < EXPONENT_MIN
 
 
 def _check_text(text: str, path: str) -> None:
@@ -130,3 +140,7 @@ def _check_text(text: str, path: str) -> None:
         raise InvalidError(f"{path} holds a NUL character.")
     if not unicodedata.is_normalized("NFC", text):
         raise InvalidError(f"{path} is not in Unicode normal form C; send it normalised.")
+
+
+def _shown(key: str) -> str:
+    return repr(key if len(key) <= KEY_SHOWN_MAX else f"{key[:KEY_SHOWN_MAX]}…")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.history import History, Registered
+from keepfit.history import NOTED, History, Registered
 from keepfit.recipe import from_text
 from keepfit.store import Model, Store
 
@@ -38,7 +38,7 @@ async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
         "rows_seen": newest["rows_seen"] if newest else 0,
         "metrics": newest["metrics"] if newest else {},
         "inbox": 0,
-        "snapshot": newest,
+        "snapshot": {name: newest[name] for name in NOTED} if newest else None,
     }
 
 

@@ -61,9 +61,13 @@ def answers(url: str) -> bool:
 
 @dataclass(slots=True)
 class Part:
-    """One child process: how to start it, and how to tell that it is ready."""
+    """One child process: how to start it, and how to tell that it is ready.
+
+    Parts of one `stage` start and stop together: servers, then those who work, then those who send work.
+    """
 
     name: str
+    stage: int
     command: list[str]
     ready: Callable[[], bool]
     process: subprocess.Popen[bytes] | None = None
@@ -110,11 +114,8 @@ class Stack:
         for name in ("logs", "redis", "mongo", "snapshots"):
             (self.data / name).mkdir(parents=True, exist_ok=True)
         given = load()
-        own = {
-            "KEEPFIT_HOST": given.host,
-            "KEEPFIT_PORT": str(port or free_port()),
-            "KEEPFIT_WORKERS": str(workers),
-        }
+        self._port = port or free_port()
+        own = {"KEEPFIT_HOST": given.host, "KEEPFIT_PORT": str(self._port), "KEEPFIT_WORKERS": str(workers)}
         self._parts: list[Part] = []
         own |= self._own_servers(given)
         if "snapshot_url" not in given.model_fields_set:
@@ -122,7 +123,7 @@ class Stack:
         if "signing_keys" not in given.model_fields_set:
             own["KEEPFIT_SIGNING_KEYS"] = self._own_key()
         self.environment: Mapping[str, str] = own
-        self.url = f"http://127.0.0.1:{own['KEEPFIT_PORT']}"
+        self.url = f"http://127.0.0.1:{self._port}"
         self._services(given)
         self._stopping = False
 
@@ -131,12 +132,12 @@ class Stack:
         if "store_url" not in given.model_fields_set:
             port = free_port()
             own["KEEPFIT_STORE_URL"] = f"redis://127.0.0.1:{port}/0"
-            self._parts.append(Part("redis", redis_command(port, self.data / "redis"), lambda: accepts(port)))
+            self._parts.append(Part("redis", 0, redis_command(port, self.data / "redis"), lambda: accepts(port)))
         if "mongo_url" not in given.model_fields_set:
             mongo_port = free_port()
             own["KEEPFIT_MONGO_URL"] = f"mongodb://127.0.0.1:{mongo_port}/keepfit"
             command = mongo_command(mongo_port, self.data / "mongo")
-            self._parts.append(Part("mongo", command, lambda: accepts(mongo_port)))
+            self._parts.append(Part("mongo", 0, command, lambda: accepts(mongo_port)))
         return own
 
     def _own_key(self) -> str:
@@ -152,9 +153,9 @@ class Stack:
         command = [sys.executable, "-m", "keepfit", "--data", str(self.data)]
         every = f"{given.snapshot_every_s:g}s"
         self._parts += [
-            Part("workers", [*command, "worker"], lambda: True),
-            Part("gateway", [*command, "gateway"], lambda: answers(f"{self.url}/readyz")),
-            Part("snapshotter", [*command, "snapshot", "--every", every], lambda: True),
+            Part("workers", 1, [*command, "worker"], lambda: True),
+            Part("gateway", 2, [*command, "gateway"], lambda: answers(f"{self.url}/readyz")),
+            Part("snapshotter", 2, [*command, "snapshot", "--every", every], lambda: True),
         ]
 
     def run(self, started: Callable[["Stack"], None]) -> None:
@@ -162,11 +163,15 @@ class Stack:
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         with locked(self.data) as lock:
+            if accepts(self._port):
+                raise SettingsError(f"Port {self._port} is in use; choose another one with --port.")
             try:
                 self._write_environment()
-                for part in self._parts:
-                    self._start(part, lock)
-                    self._wait_ready(part)
+                for parts in self._stages():
+                    for part in parts:
+                        self._start(part, lock)
+                    for part in parts:
+                        self._wait_ready(part)
                 if not self._stopping:
                     started(self)
                 while not self._stopping:
@@ -174,6 +179,9 @@ class Stack:
                     time.sleep(LOOK_S)
             finally:
                 self._stop()
+
+    def _stages(self) -> list[list[Part]]:
+        return [[part for part in self._parts if part.stage == stage] for stage in range(3)]
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -233,17 +241,16 @@ class Stack:
 
     def _stop(self) -> None:
         """Stop those who send work, then those who do it, then the servers they write to."""
-        order = ("gateway", "snapshotter", "workers", "mongo", "redis")
-        for part in sorted(self._parts, key=lambda part: order.index(part.name)):
-            process = part.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(STOP_S_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for parts in reversed(self._stages()):
+            processes = [part.process for part in parts if part.process is not None]
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                try:
+                    process.wait(STOP_S_MAX)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         (self.data / "up.json").unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """RQ as keepfit uses it: one queue, JSON, and jobs that can only be keepfit's own.
 
 Owns the names of the jobs, so that gateways enqueue without any worker code. Invariant: whoever writes into the queue
-can make a worker run nothing but the functions in :data:`FUNCTIONS`: no other callable, no callback, no webhook, no pickle.
+can make a worker run nothing but the functions in :data:`FUNCTIONS`: no other callable, callback or webhook, no pickle.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,8 @@ class LeaseJob(Job):
     @property
     def func(self) -> Callable[..., Any]:
         """The job's function, if it is one of ours."""
-        if self.func_name not in FUNCTIONS or self.instance is not None:
+        # A tuple, because what stands in the record may be a list, which has no hash.
+        if self.func_name not in tuple(FUNCTIONS) or self.instance is not None:
             raise RefusedJobError(f"Job {self.id} names {self.func_name!r}, which keepfit does not run.")
         function: Callable[..., Any] = super().func
         return function

@@ -11,6 +11,7 @@ import msgspec
 
 from keepfit import estimators
 from keepfit.errors import InvalidError
+from keepfit.identity import canonical, parse_json
 
 Label = str | int | bool
 Encoding = Literal["ordinal", "onehot", "hash"]
@@ -19,6 +20,7 @@ COLUMNS_MAX = 10_000
 MATRIX_WIDTH_MAX = 1_000_000
 CLASSES_MAX = 10_000
 NAME_LENGTH_MAX = 256
+LABEL_LENGTH_MAX = 1024
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,11 +58,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def text(self) -> str:
         """JSON of the recipe with all defaults; two recipes are the same where their texts are.
 
+        `params` are in canonical form: JavaScript's ``{"C": 1}`` and Python's ``{"C": 1.0}`` are the same recipe.
+
         >>> parse({"estimator": "SGDRegressor"}).text() == parse({"estimator": "SGDRegressor", "params": {}}).text()
         True
         """
-        ordered = msgspec.structs.replace(self, params=dict(sorted(self.params.items())))
-        return msgspec.json.encode(ordered).decode()
+        params: Any = msgspec.Raw(canonical(self.params))
+        return msgspec.json.encode(msgspec.structs.replace(self, params=params)).decode()
 
 
 def from_text(text: bytes | str) -> Recipe:
@@ -81,6 +85,9 @@ def parse(document: Any) -> Recipe:
     except msgspec.ValidationError as error:
         raise InvalidError(f"recipe: {error}.") from None
     estimators.build(recipe.estimator, recipe.params)
+    # After the estimator's own checks, which say more: what has no text (an infinity in a list) cannot be stored.
+    # Twice, because what is read back must have a text too: 1e20 is written like an integer of 2^53 or more.
+    canonical(parse_json(canonical(recipe.params)))
     _check_features(recipe)
     _check_encoding(recipe)
     _check_classes(recipe)
@@ -132,3 +139,17 @@ def _check_classes(recipe: Recipe) -> None:
         raise InvalidError("recipe: classes names a label twice.")
     if any(isinstance(label, int) and abs(label) >= 2**53 for label in recipe.classes):
         raise InvalidError("recipe: a label of 2^53 or more is not the same number in every language.")
+    _check_class_weight(recipe.params.get("class_weight"), recipe.classes)
+    # numpy takes a string that ends in NUL for one that does not, and gives every label the room of the longest.
+    if any(isinstance(label, str) and ("\0" in label or len(label) > LABEL_LENGTH_MAX) for label in recipe.classes):
+        raise InvalidError(f"recipe: a label must have at most {LABEL_LENGTH_MAX} characters, and no NUL among them.")
+
+
+def _check_class_weight(weights: Any, classes: list[Label]) -> None:
+    """Refuse weights of labels that are none: scikit-learn would refuse every row because of them."""
+    foreign = sorted(weights.keys() - set(classes)) if isinstance(weights, dict) else []
+    if foreign:
+        raise InvalidError(
+            f"recipe: class_weight names {foreign[0][:40]!r}, which is none of the classes. JSON has string keys only: "
+            "for labels that are no strings, send sample_weight with the rows."
+        )

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keepfit.errors import Fault, InvalidError
-from keepfit.recipe import Label, Recipe
+from keepfit.recipe import LABEL_LENGTH_MAX, Label, Recipe
 
 Floats = NDArray[np.float64]
 
 # Larger numbers turn into infinity as soon as an estimator squares them or stores them in 32 bits.
 NUMBER_MAX = 1e38
-LABEL_LENGTH_MAX = 1024
 FAULTS_MAX = 20
 LITTLE_ENDIAN = "<f8"
 
@@ -99,7 +98,7 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
     ----------
     X : list of rows, each a list of values in column order or an object by column name
     y : list of n numbers (regressors) or labels (classifiers); None for estimators that take no target
-    sample_weight : list of n numbers of 0 or more, or None
+    sample_weight : list of n numbers of 0 or more, not all 0, or None
     learning : whether the rows bring their target (partial_fit, score) or not (predict)
 
     Raises
@@ -133,7 +132,8 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
 def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
     """Turn rows into columns, in the recipe's order."""
     expected = None if recipe.features is None else list(recipe.features)
-    width = len(expected) if expected is not None else len(X[0]) if isinstance(X[0], list) else 0
+    first = next((row for row in X if isinstance(row, list) and row), [])
+    width = len(first if expected is None else expected)
     faults: list[Fault] = []
     ordered: list[Sequence[Any]] = []
     for i, row in enumerate(X):
@@ -160,7 +160,8 @@ def _row_faults(row: Any, i: int, expected: list[str] | None, width: int) -> lis
     if expected is None:
         return [Fault("the recipe names no features, so a row is a list of numbers", i)]
     missing = [Fault("the column is missing", i, name) for name in expected if name not in row]
-    return missing + [Fault("the recipe has no such column", i, name[:100]) for name in row if name not in expected]
+    known = set(expected)
+    return missing + [Fault("the recipe has no such column", i, name[:100]) for name in row if name not in known]
 
 
 def _numbers(column: Sequence[Any], name: str | int, what: str = "column") -> Floats:
@@ -243,11 +244,15 @@ def _weights(sample_weight: Any, n: int) -> bytes:
         row = int(np.argmax(values < 0))
         faults = [Fault(f"{_shown(sample_weight[row])} is negative", row, "sample_weight")]
         raise InvalidError(_summary(faults, "weights"), faults)
+    if not values.any():
+        raise InvalidError("sample_weight is 0 for every row: at least one must be more.")
     return values.astype(LITTLE_ENDIAN).tobytes()
 
 
 def _shown(value: Any) -> str:
-    """`value` as short JSON-like text for a message."""
+    """`value` as short JSON-like text for a message; of a list or object, which may be huge, only that it is one."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
     plain = isinstance(value, str | int | float) and not isinstance(value, bool)
     text = repr(value) if plain else msgspec.json.encode(value).decode()
     return text if len(text) <= 40 else text[:37] + "..."

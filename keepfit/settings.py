@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
     lease_slice_s: float = Field(5.0, gt=0, description="Longest time one RQ job drains before it hands over.")
     lease_ttl_s: float = Field(
-        15.0, gt=0, description="A lease or lock not renewed for this long counts as its worker's death."
+        6.0, gt=0, description="A lease or lock not renewed for this long counts as its worker's death."
     )
     linger_ms: int = Field(10, ge=1, le=1000, description="How long an idle lease waits for more before it ends.")
     bundle_cache_bytes_max: int = Field(

@@ -21,16 +21,13 @@ import structlog
 from keepfit import bundle as bundles
 from keepfit import envelope
 from keepfit.envelope import Header, Keyring
-from keepfit.errors import EnvelopeError, NotFoundError, RuntimeMismatchError, UnavailableError
-from keepfit.history import Document, History, Registered
+from keepfit.errors import ConflictError, EnvelopeError, NotFoundError, RuntimeMismatchError, UnavailableError
+from keepfit.history import NOTED, Document, History, Registered
 from keepfit.recipe import from_text
 from keepfit.storage import Storage
 from keepfit.store import Install, Store
 
 log = structlog.get_logger(__name__)
-
-# What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
-NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
 
 
 def path_of(document: Document) -> str:
@@ -44,7 +41,7 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
     Returns
     -------
     document
-        The history document, or None where there was nothing new to save.
+        The history document, or None where there was nothing new to save or another snapshotter saved it.
 
     Raises
     ------
@@ -52,10 +49,14 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
         If Redis, MongoDB or the storage is away. Saving again later is right, whatever was done until then.
     EnvelopeError
         If what is in Redis was not signed by us.
+    ConflictError
+        If the history has another bundle under this generation and version: Redis lost a tail and learned other rows.
     """
     found = await store.bundle(model_hash)
     if found is None:
-        await store.forget_change(model_hash)
+        # The mark comes before the commit that it announces, so it stays while there may be one under way.
+        if await history.registered(model_hash) is None:
+            await store.forget_change(model_hash)
         return None
     model, data = found
     header, _ = keyring.open(data, envelope.BUNDLE)
@@ -75,13 +76,19 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
         "runtime": header.runtime,
     }
     document["uri"] = storage.uri(path_of(document))
-    fresh = await history.begin(document)
-    if fresh:
+    committed = await history.begin(document)
+    if committed is None:
         await asyncio.to_thread(storage.put, path_of(document), data)
-        await history.commit(document)
-    noted = {name: document[name] for name in NOTED}
+        if not await history.commit(document):
+            return None
+    elif committed["sha256"] != document["sha256"]:
+        raise ConflictError(
+            f"Version {document['version']} of {model_hash} is in the history with another bundle: Redis lost what it "
+            "had learned. The model is saved again once it has learned more than that."
+        )
+    noted = {name: (committed or document)[name] for name in NOTED}
     await store.note_snapshot(model_hash, model.generation, model.version, noted)
-    return document if fresh else None
+    return None if committed else document
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ async def restore(
     Raises
     ------
     NotFoundError
-        If no such model is registered.
+        If no such model is registered, or it has no snapshot as old as `at`.
     RuntimeMismatchError
         If the newest snapshot was written by versions this process cannot load.
     UnavailableError
@@ -133,6 +140,8 @@ async def restore(
             return await _install(store, history, registered, corrupt, document, header, data)
     if corrupt:
         raise UnavailableError(f"None of the {corrupt} snapshots of {model_hash} is good; see the log for each reason.")
+    if at is not None:
+        raise NotFoundError(f"The model {model_hash} has no snapshot that old.")
     return await _install(store, history, registered, corrupt)
 
 
@@ -140,8 +149,12 @@ async def _fetch(
     storage: Storage, keyring: Keyring, registered: Registered, document: Document
 ) -> tuple[bytes, Header]:
     """Read a snapshot's blob and check all that can be checked without installing it."""
-    data = await asyncio.to_thread(storage.get, path_of(document))
+    path = path_of(document)
+    data = await asyncio.to_thread(storage.get, path)
     if data is None:
+        if document["uri"] != storage.uri(path):
+            # It was saved elsewhere: a wrong setting here must not spoil a good document.
+            raise UnavailableError(f"The snapshot is at {document['uri']}, and {storage.url} does not have it.")
         raise EnvelopeError("the blob is missing")
     if len(data) != document["size_bytes"] or envelope.digest_of(data) != document["sha256"]:
         raise EnvelopeError("the blob is not the one that was saved")
@@ -162,7 +175,7 @@ async def _install(
     header: Header | None = None,
     data: bytes = b"",
 ) -> Restored:
-    generation = await history.next_generation(registered.hash)
+    generation = await history.next_generation(registered.hash, registered.born)
     if generation is None:
         raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation)

@@ -8,13 +8,22 @@ the object store (S3). Paths are built by keepfit from hashes and numbers; no ad
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from keepfit.errors import SettingsError, UnavailableError
+
+# The SDK's own limits add up to minutes; who waits here is a pass over many models or a prediction.
+S3_LIMITS: Mapping[str, Any] = {
+    "connect_timeout": 3,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
 
 
 class Storage(ABC):
@@ -33,7 +42,7 @@ class Storage(ABC):
 
     @abstractmethod
     def get(self, path: str) -> bytes | None:
-        """Read a blob; None where there is none, UnavailableError where the storage does not answer."""
+        """Read a blob; None where there is none, UnavailableError where the storage as a whole is not there."""
 
 
 class LocalStorage(Storage):
@@ -67,6 +76,9 @@ class LocalStorage(Storage):
         try:
             return (self._root / path).read_bytes()
         except FileNotFoundError:
+            if not self._root.is_dir():
+                # Not mounted, or another address than before: that says nothing of a blob.
+                raise UnavailableError(f"The snapshot folder {self._root} is not there.") from None
             return None
         except OSError as error:
             raise UnavailableError(f"The snapshot folder {self._root} cannot be read: {error}") from error
@@ -85,7 +97,7 @@ class S3Storage(Storage):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._fs = fsspec.filesystem("s3", use_listings_cache=False)
+        self._fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=dict(S3_LIMITS))
         self._root = self.url.removeprefix("s3://")
 
     def put(self, path: str, data: bytes) -> None:
@@ -103,11 +115,17 @@ class S3Storage(Storage):
         """Download an object."""
         try:
             data: bytes = self._fs.cat_file(f"{self._root}/{path}")
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _no_bucket(error.__cause__):
+                raise UnavailableError(f"{self.url} cannot be read: {error}") from error
             return None
         except (OSError, BotoCoreError, ClientError) as error:
             raise UnavailableError(f"{self.url} cannot be read: {error}") from error
         return data
+
+
+def _no_bucket(cause: BaseException | None) -> bool:
+    return isinstance(cause, ClientError) and cause.response["Error"].get("Code") == "NoSuchBucket"
 
 
 def open_storage(url: str) -> Storage:
@@ -118,9 +136,13 @@ def open_storage(url: str) -> Storage:
     SettingsError
         For any other address.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file" and not parts.netloc and parts.path not in ("", "/"):
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    plain = not parts.query and not parts.fragment
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.strip("/") and plain:
         return LocalStorage(url)
-    if parts.scheme == "s3" and parts.netloc:
+    if parts.scheme == "s3" and parts.netloc and plain:
         return S3Storage(url)
     raise SettingsError(f"KEEPFIT_SNAPSHOT_URL: {url!r} is neither file:///path nor s3://bucket/prefix.")

@@ -71,6 +71,8 @@ async def _one(parts: Snapshotter, registered: Registered, at: float | None, *, 
         restored = await restore(parts.store, parts.history, parts.storage, parts.keyring, registered.hash, at)
     except KeepfitError as error:
         return Outcome(registered, None, version, str(error), failed=True)
+    if restored.live:
+        return Outcome(registered, None, version, "kept: it came back meanwhile")
     return Outcome(registered, None, *_said(restored.document, restored.corrupt))
 
 

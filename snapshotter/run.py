@@ -62,9 +62,10 @@ class Snapshotter:
             async with gate:
                 try:
                     document = await save(self.store, self.history, self.storage, self.keyring, model_hash)
-                except KeepfitError as error:
-                    failed[model_hash] = str(error)
-                    log.warning("snapshot_failed", hash=model_hash, reason=str(error))
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
+                    reason = str(error) if isinstance(error, KeepfitError) else f"{type(error).__name__}: {error}"
+                    failed[model_hash] = reason
+                    log.warning("snapshot_failed", hash=model_hash, reason=reason)
                 else:
                     if document is not None:
                         saved.append(document)

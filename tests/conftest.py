@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from keepfit.demo import kill_all
 from keepfit.settings import Settings
 from tests import servers
 
@@ -152,6 +153,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     running = start_stack(tmp_path_factory.mktemp("stack") / "data")
     yield running
     assert stop_stack(running) == 0
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[[], Stack]]:
+    """Start (and start again) a stack of the test's own, under one folder; what still runs at the end is killed."""
+    started: list[Stack] = []
+
+    def start() -> Stack:
+        started.append(start_stack(tmp_path / "data"))
+        return started[-1]
+
+    yield start
+    for stack in started:
+        if stack.process.poll() is None:
+            kill_all(stack.data)
+            stack.process.wait(30)
 
 
 @pytest.fixture

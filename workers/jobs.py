@@ -5,10 +5,23 @@ modules of their own.
 """
 
 from keepfit import rooms
+from keepfit.bundle import Bundle
+from keepfit.recipe import parse
+from keepfit.rows import shape
 from workers import process
 from workers.learning import learn
 from workers.lease import batches, ended_on_error
 from workers.predicting import answer_all
+
+
+def warm_up() -> None:
+    """Load all that learning and predicting will need, once and before the fork; the first use costs a second."""
+    features = {"a": "category", "b": "number"}
+    recipe = parse({"estimator": "SGDRegressor", "features": features, "scaler": "StandardScaler"})
+    bundle = Bundle.new(recipe)
+    for _ in range(2):
+        bundle.partial_fit(shape(recipe, [["x", 1], ["y", 2]], [1, 2], learning=True))
+    bundle.score(shape(recipe, [["x", 1], ["y", 2]], [1, 2], learning=True))
 
 
 def partial_fit(lease: str) -> int:

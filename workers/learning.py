@@ -14,7 +14,7 @@ import structlog
 
 from keepfit.bundle import Bundle
 from keepfit.commit import REFUSALS, Entry, Taken
-from keepfit.errors import EnvelopeError, LearningError, StaleModelError
+from keepfit.errors import LearningError, StaleModelError, UnavailableError
 from keepfit.rows import concatenate
 from workers.process import Process
 
@@ -51,9 +51,12 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
         return process.ledger.unlock(model_hash, lease, force=True) if mail else False
     except StaleModelError:
         return False
-    except (EnvelopeError, LearningError) as error:
-        # Nothing is lost: the requests stay in the inbox, and the sweep rings for them again.
-        log.error("learning_stopped", hash=model_hash, reason=str(error))  # noqa: TRY400 - the reason says it all
+    except UnavailableError:
+        raise
+    except Exception:
+        # One model's trouble is not the others'. Nothing is lost: the requests stay in the inbox, and the sweep rings
+        # for them again.
+        log.exception("learning_stopped", hash=model_hash)
         process.ledger.unlock(model_hash, lease, force=True)
         return False
     finally:

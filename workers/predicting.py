@@ -41,9 +41,16 @@ def answer_all(process: Process, entries: Sequence[bytes]) -> None:
         if question.deadline > now:
             asked[question.hash].append(question)
     outgoing: dict[str, list[Answer]] = defaultdict(list)
-    for group, answers in _answered(process, asked):
-        for question, answer in zip(group, answers, strict=True):
-            outgoing[question.gateway].append(answer)
+    try:
+        for group, answers in _answered(process, asked):
+            for question, answer in zip(group, answers, strict=True):
+                outgoing[question.gateway].append(answer)
+    except Exception:
+        # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
+        log.exception("answering_crashed")
+        crashed = KeepfitError("A worker failed at this request; its log has the details.")
+        for question in (question for group in asked.values() for question in group):
+            outgoing[question.gateway].append(questions.failed(question, crashed))
     _send(process, outgoing)
 
 

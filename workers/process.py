@@ -73,6 +73,7 @@ class Pulse:
         self._guard = threading.Lock()
         self._lease: tuple[Room, str] | None = None
         self._model: tuple[str, str] | None = None
+        self._stopped = threading.Event()
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def lease(self, lease: tuple[Room, str] | None) -> None:
@@ -85,9 +86,12 @@ class Pulse:
         with self._guard:
             self._model = model
 
+    def stop(self) -> None:
+        """Renew nothing any more."""
+        self._stopped.set()
+
     def _beat(self) -> None:
-        while True:
-            threading.Event().wait(self._ttl_s / 3)
+        while not self._stopped.wait(self._ttl_s / 3):
             with self._guard:
                 try:
                     if self._lease:
@@ -105,10 +109,17 @@ class Process:
         self.settings = settings
         self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
         self.queue = connections.queue_sync(settings)
-        self.ledger = Ledger(connections.store_sync(settings), self.keyring, settings.lease_ttl_s)
+        self._store = connections.store_sync(settings)
+        self.ledger = Ledger(self._store, self.keyring, settings.lease_ttl_s)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Pulse(settings, self.ledger, self.queue)
         self.stopping = False
+
+    def close(self) -> None:
+        """Stop the pulse and close the connections."""
+        self.pulse.stop()
+        self.queue.close()
+        self._store.close()
 
     def bundle(self, model: Taken | Loaded) -> Bundle:
         """Return the model's bundle: the one held, or the one just read, or a new one of its recipe."""

@@ -25,13 +25,10 @@ from workers import jobs, sweep, worker
 
 log = structlog.get_logger(__name__)
 
-# Imported before the fork, so that a successor starts in milliseconds: RQ would import it with the first job.
-PRELOADED = jobs
-
 SWEEP_S = 1.0
 # A worker that dies as soon as it starts must not turn this into a fork bomb.
-RESTART_PAUSE_S = 0.5
-YOUNG_S = 2.0
+YOUNG_S = 0.5
+RESTART_PAUSE_S = 1.0
 
 
 class Supervisor:
@@ -45,24 +42,31 @@ class Supervisor:
         self._workers: dict[str, tuple[BaseProcess, float]] = {}
         self._dead: list[str] = []
         self._stopping = False
+        self._woken, self._wake = mp.Pipe(duplex=False)
+        self._not_before = 0.0
+        self._looked_back = False
         self._parent = os.getppid()
 
     def run(self) -> None:
         """Supervise until told to stop; then let each worker finish the batch in hand."""
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
+        jobs.warm_up()
         while not self._stopping and os.getppid() == self._parent:
             self._start_missing()
-            wait([process.sentinel for process, _ in self._workers.values()], timeout=SWEEP_S)
+            wait([self._woken, *(process.sentinel for process, _ in self._workers.values())], timeout=SWEEP_S)
             self._collect_dead()
             self._look_after()
         self._stop_workers()
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
+        self._wake.send_bytes(b"stop")
 
     def _start_missing(self) -> None:
         while len(self._workers) < self._settings.workers and not self._stopping:
+            if time.monotonic() < self._not_before:
+                return
             name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             process = self._context.Process(target=worker.run, args=(self._settings, name), name=name)
             # Until the child has handlers of its own, a SIGTERM must wait: it would run ours there, to no effect.
@@ -80,13 +84,16 @@ class Supervisor:
             del self._workers[name]
             self._dead.append(name)
             if time.monotonic() - started < YOUNG_S:
-                time.sleep(RESTART_PAUSE_S)
+                self._not_before = time.monotonic() + RESTART_PAUSE_S
 
     def _look_after(self) -> None:
         """Bury the dead and sweep; where Redis is away, the dead wait for it to come back."""
         store, queue = connections.store_sync(self._settings), connections.queue_sync(self._settings)
         ttl_s = self._settings.lease_ttl_s
         try:
+            if not self._looked_back:
+                sweep.bury_left_behind(store, queue, ttl_s)
+                self._looked_back = True
             while self._dead:
                 sweep.bury(store, queue, self._dead[0], ttl_s)
                 self._dead.pop(0)

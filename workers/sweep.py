@@ -5,6 +5,9 @@ Owns two repairs: ending the leases of one dead worker at once, and a sweep for 
 time, anywhere, twice: the scripts they call change nothing that a living lease relies on for correctness.
 """
 
+import os
+import socket
+
 import structlog
 from redis import Redis
 from rq.exceptions import NoSuchJobError
@@ -47,6 +50,27 @@ def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
     ring_all(queue_redis, ttl_s)
+
+
+def bury_left_behind(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
+    """Bury the workers of this machine that are registered and no longer run: of a supervisor that was killed too."""
+    (members,) = scripts.run(queue_redis, ("SMEMBERS", keys.RQ_WORKERS))
+    for key in members:
+        (record,) = scripts.run(queue_redis, ("HMGET", key, "hostname", "pid"))
+        hostname, pid = (field.decode() if field else "" for field in record)
+        if hostname == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
+            log.warning("worker_left_behind", worker=key.decode())
+            bury(store, queue_redis, key.decode().removeprefix(SimpleWorker.redis_worker_namespace_prefix), ttl_s)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:

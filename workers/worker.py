@@ -70,3 +70,4 @@ def run(settings: Settings, name: str) -> None:
     worker = LeaseWorker(settings, name)
     worker.install_signal_handlers()
     worker.work(logging_level="WARNING")
+    worker.context.close()

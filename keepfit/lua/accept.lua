@@ -27,11 +27,14 @@ if state[1] ~= ARGV[1] then
 end
 local first = redis.call('GET', KEYS[3])
 if first then
-  local digest, sequence = string.match(first, '^(%x+) (%d+)$')
-  if digest ~= ARGV[3] then
-    return {'conflict'}
+  local digest, sequence, generation = string.match(first, '^(%x+) (%d+) (%d+)$')
+  -- A key of an earlier generation speaks of rows that this model never had.
+  if generation == ARGV[1] then
+    if digest ~= ARGV[3] then
+      return {'conflict'}
+    end
+    return {'again', tonumber(sequence), tonumber(state[7])}
   end
-  return {'again', tonumber(sequence), tonumber(state[7])}
 end
 local waiting = tonumber(state[2]) - tonumber(state[3])
 if waiting >= tonumber(ARGV[6]) or (waiting > 0 and tonumber(state[4]) + #ARGV[2] > tonumber(ARGV[7])) then
@@ -45,5 +48,5 @@ local sequence = tonumber(state[2]) + 1
 local chain = redis.sha1hex(state[6] .. ':' .. ARGV[3])
 redis.call('XADD', KEYS[2], sequence .. '-0', 'rows', ARGV[2], 'chain', chain)
 redis.call('HSET', KEYS[1], 'accepted', sequence, 'chain', chain, 'width', ARGV[4], 'bytes', tonumber(state[4]) + #ARGV[2])
-redis.call('SET', KEYS[3], ARGV[3] .. ' ' .. sequence, 'PX', ARGV[5])
+redis.call('SET', KEYS[3], table.concat({ARGV[3], sequence, ARGV[1]}, ' '), 'PX', ARGV[5])
 return {'ok', sequence, tonumber(state[7])}

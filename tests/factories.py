@@ -1,0 +1,140 @@
+"""Models for tests, made and taught in this process by the very calls that gateways and workers make.
+
+Owns no server and no process: a :class:`Workshop` needs a Redis, a MongoDB and a storage, and no worker.
+"""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from keepfit import bundle as bundles
+from keepfit import connections, envelope, identity, keys, recipe, rows
+from keepfit.bundle import Bundle
+from keepfit.commit import Committed, Ledger
+from keepfit.history import History
+from keepfit.settings import Settings
+from keepfit.storage import Storage
+from keepfit.store import Install, Model, Store
+from snapshotter.run import Snapshotter, opened
+from tests.conftest import SHOES_RECIPE
+
+SHOES = [["nike", 2001], ["adidas", 2003], ["nike", 2010]]
+SIZES = [4.0, 5.0, 3.0]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What makes models: all that a snapshotter has, and what a worker learns with."""
+
+    settings: Settings
+    parts: Snapshotter
+    ledger: Ledger
+    redis: Redis
+
+    @property
+    def store(self) -> Store:
+        """The models in Redis."""
+        return self.parts.store
+
+    @property
+    def history(self) -> History:
+        """Register and history."""
+        return self.parts.history
+
+    @property
+    def storage(self) -> Storage:
+        """Where snapshots go."""
+        return self.parts.storage
+
+    async def make(self, document: dict[str, Any] | None = None, /, **metadata: Any) -> str:
+        """Register and install a model that has learned nothing; return its hash."""
+        named = {"type": "shoes", "session": uuid.uuid4().hex, **metadata}
+        text = identity.canonical(named).decode()
+        model_hash = identity.hash_of(named)
+        wanted = recipe.parse(document or SHOES_RECIPE)
+        registered, _ = await self.history.register(model_hash, text, wanted.text())
+        assert await self.store.install(Install(model_hash, text, wanted.text(), registered.generation))
+        return model_hash
+
+    async def accept(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
+        """Take rows into the model's inbox; return their sequence."""
+        model = await self.model(model_hash)
+        shaped = rows.shape(model.recipe, X, y, learning=True)
+        return (await self.store.accept(model, shaped, None)).sequence
+
+    async def learn(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
+        """Accept rows and commit a bundle that has learned all that waits; return the new version."""
+        await self.accept(model_hash, X, y)
+        return self.work(model_hash).version
+
+    def work(self, model_hash: str) -> Committed:
+        """Learn all that waits and commit it, as a worker does."""
+        token = uuid.uuid4().hex
+        taken = self.ledger.take(model_hash, token, "")
+        assert taken is not None
+        bundle = self._unsealed(model_hash, taken.recipe_text, taken.data)
+        for entry in taken.entries:
+            bundle.partial_fit(entry.rows())
+        committed = self.ledger.commit(taken, bundle, len(taken.entries), token)
+        assert committed.version == taken.version + 1
+        return committed
+
+    async def learned(self, document: dict[str, Any] | None = None, /, **metadata: Any) -> str:
+        """Make a model that has learned once; return its hash."""
+        model_hash = await self.make(document, **metadata)
+        await self.learn(model_hash)
+        return model_hash
+
+    async def model(self, model_hash: str) -> Model:
+        """State of a model that is live."""
+        model = await self.store.describe(model_hash)
+        assert model is not None
+        return model
+
+    async def predict(self, model_hash: str, X: list[Any] = SHOES) -> list[Any]:
+        """Predict with the live bundle."""
+        model = await self.model(model_hash)
+        bundle = self._unsealed(model_hash, model.recipe.text(), self.data(model_hash))
+        return bundle.predict(rows.shape(model.recipe, X, learning=False))
+
+    def data(self, model_hash: str) -> bytes:
+        """Signed bytes of the live bundle."""
+        found = self.redis.get(keys.bundle(model_hash))
+        assert isinstance(found, bytes)
+        return found
+
+    def lose(self, model_hash: str) -> None:
+        """Take everything of one model out of Redis, as losing the server does."""
+        found = list(self.redis.scan_iter(match=f"kf:{{{model_hash}}}:*"))
+        self.redis.delete(*found)
+        self.redis.zrem(keys.CHANGED, model_hash)
+
+    def _unsealed(self, model_hash: str, recipe_text: bytes | str, data: bytes) -> Bundle:
+        wanted = recipe.from_text(recipe_text)
+        if not data:
+            return Bundle.new(wanted)
+        return bundles.unseal(data, self.parts.keyring, wanted, model_hash)[1]
+
+
+@asynccontextmanager
+async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on the servers that `settings` name."""
+    client = connections.store_sync(settings)
+    try:
+        async with opened(settings) as parts:
+            await parts.history.ensure_indexes()
+            yield Workshop(settings, parts, Ledger(client, parts.keyring, settings.lease_ttl_s), client)
+    finally:
+        client.close()
+
+
+def resigned(data: bytes, keyring: envelope.Keyring, other: envelope.Keyring, **changes: Any) -> bytes:
+    """Open an envelope and sign it again with another key, or with other values in its header."""
+
+    header, payload = keyring.open(data, envelope.BUNDLE)
+    return other.seal(msgspec.structs.replace(header, **changes), payload)

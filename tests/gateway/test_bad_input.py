@@ -1,0 +1,276 @@
+"""Bad input: the table of `docs/reliability.md`, row by row. Nothing of it is accepted, nothing crashes."""
+
+import gzip
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.conftest import SHOES_RECIPE
+from tests.gateway.api import CLASSIFIER, REGRESSOR, Api, Reply, connected, exchange
+
+GOOD = b'{"X":[[1,2]],"y":[1]}'
+PACKED = gzip.compress(GOOD)
+GZIP = {"Content-Encoding": "gzip"}
+
+
+async def refused(
+    api: Api,
+    metadata: Mapping[str, Any],
+    status: int,
+    data: bytes,
+    headers: Mapping[str, str] | None = None,
+    recipe: Mapping[str, Any] = REGRESSOR,
+) -> dict[str, Any]:
+    """Send a body to be learned; return the problem it is answered with, and check that it left no trace."""
+    path = await api.make(metadata, recipe)
+    before = await api.model(path)
+    problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(status)
+    assert await api.model(path) == before
+    # The same model still learns.
+    good = {"X": [["nike", 1]] if recipe is SHOES_RECIPE else [[1, 2]], "y": ["no" if recipe is CLASSIFIER else 1]}
+    assert (await api.learn(path, **good))["sequence"] == 1
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        pytest.param(b"", "not JSON", id="empty"),
+        pytest.param(b"{", "not JSON", id="cut short"),
+        pytest.param(GOOD + b"x", "not JSON", id="text after the end"),
+        pytest.param(b"\xef\xbb\xbf" + GOOD, "BOM", id="byte order mark"),
+        pytest.param(b'{"X":[["\xff"]]}', "not UTF-8", id="not UTF-8"),
+        pytest.param(GOOD.decode().encode("utf-16"), "not UTF-8", id="UTF-16"),
+        pytest.param(b"[" * 100_000, "nested too deeply", id="deep and open"),
+        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply", id="deep"),
+        pytest.param(b'{"X":[[' + b"1" * 5000 + b']],"y":[1]}', "digits", id="number of 5,000 digits"),
+        pytest.param(b'{"X":[["\\ud800"]],"y":[1]}', "surrogate", id="lone surrogate"),
+        pytest.param(b'{"X":[[1,2]],"X":[[1,2]],"y":[1]}', "'X' stands twice", id="repeated key"),
+        pytest.param(b'{"X":[[1,2]],"y":[1],"z":1}', "unknown field `z`", id="unknown field"),
+        pytest.param(b'{"y":[1]}', "missing required field `X`", id="missing field"),
+        pytest.param(b"[[1,2]]", "Expected `object`", id="no object"),
+        pytest.param(b"null", "Expected `object`", id="null"),
+        pytest.param(b'{"X":1,"y":[1]}', "$.X", id="X is no list"),
+        pytest.param(b'{"X":[1,2],"y":[1]}', "$.X[0]", id="X is flat"),
+        pytest.param(b'{"X":"[[1,2]]","y":[1]}', "$.X", id="X is text"),
+        pytest.param(b'{"X":[[1,2]],"y":1}', "$.y", id="y is no list"),
+        pytest.param(b'{"X":[[1,2]],"y":[1],"sample_weight":1}', "$.sample_weight", id="weight is no list"),
+        pytest.param(b'{"metadata":{"type":"x"},"X":[[1,2]],"y":[1]}', "`metadata`", id="hash and metadata"),
+    ],
+)
+async def test_what_is_not_the_form_asked_for(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
+    """A body that is not JSON, not unambiguous, or not the form of the call answers 400 and why."""
+    assert reason in (await refused(api, metadata, 400, body))["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/octet-stream"},
+        {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json; charset=klingon"},
+        {"Content-Type": ";;"},
+        {"Content-Encoding": "br"},
+        {"Content-Encoding": "deflate"},
+        {"Content-Encoding": "gzip, gzip"},
+        {"Content-Encoding": "klingon"},
+    ],
+)
+async def test_a_type_or_encoding_that_is_not_ours(api: Api, metadata: dict[str, Any], headers: dict[str, str]) -> None:
+    """Another Content-Type, charset or Content-Encoding answers 415, although the body may be JSON."""
+    await refused(api, metadata, 415, GOOD, headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        pytest.param(GOOD, "damaged", id="not gzip"),
+        pytest.param(PACKED[:-1], "cut short", id="last byte missing"),
+        pytest.param(PACKED[:-8], "cut short", id="checksum missing"),
+        pytest.param(PACKED[:12], "cut short", id="cut in the middle"),
+        pytest.param(b"", "cut short", id="empty"),
+        pytest.param(PACKED[:-8] + bytes(4) + PACKED[-4:], "damaged", id="wrong checksum"),
+        pytest.param(PACKED[:-4] + bytes(4), "damaged", id="wrong length"),
+        pytest.param(PACKED + b"x", "follow the end", id="trailing garbage"),
+        pytest.param(PACKED + PACKED, "follow the end", id="a second stream"),
+    ],
+)
+async def test_a_gzip_stream_that_is_not_whole(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
+    """A gzip body that is broken, cut short or followed by anything answers 400, although its JSON may be whole."""
+    assert reason in (await refused(api, metadata, 400, body, GZIP))["detail"]
+
+
+async def test_a_gzip_stream_that_is_whole(api: Api, metadata: dict[str, Any]) -> None:
+    """A gzip body is learned like a plain one."""
+    path = await api.make(metadata, REGRESSOR)
+    headers = {**GZIP, "Content-Type": "application/json; charset=UTF-8", "Prefer": "wait=10"}
+    assert (await api.call("POST", f"{path}/partial_fit", data=PACKED, headers=headers)).of(200)["rows_seen"] == 1
+
+
+NUMBERS = {
+    "NaN": "NaN",
+    "Infinity": "Infinity",
+    "-Infinity": "-Infinity",
+    "1e400": "not a finite number",
+    "-1e308": "not a finite number",
+    "9007199254740992": "2^53",
+    '"1"': "'1' is not a number",
+    "true": "true is not a number",
+    "null": "null is not a number",
+    "[1]": "is not a number",
+    "{}": "is not a number",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("where", ["X", "y", "sample_weight"])
+async def test_what_is_no_number_to_learn_from(api: Api, metadata: dict[str, Any], where: str, number: str) -> None:
+    """NaN, infinities, numbers too large, and what only looks like a number answer 422 and say which it was."""
+    values = {"X": "2", "y": "1", "sample_weight": "1", where: number}
+    body = '{"X":[[1,%(X)s]],"y":[%(y)s],"sample_weight":[%(sample_weight)s]}' % values  # noqa: UP031
+    problem = await refused(api, metadata, 422, body.encode())
+    assert NUMBERS[number] in problem["detail"]
+    if "Inf" not in number and number != "NaN":
+        assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(0, 1 if where == "X" else where)]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"X":[],"y":[]}', "at least one row"),
+        ('{"X":[[]],"y":[1]}', "empty"),
+        ('{"X":[[1,2],[1]],"y":[1,2]}', "has 1 values where 2 are expected (row 1)"),
+        ('{"X":[[1,2],{"a":1}],"y":[1,2]}', "a row is a list of numbers (row 1)"),
+        ('{"X":[[1,2],[1,2]],"y":[1]}', "2 rows and y has 1"),
+        ('{"X":[[1,2]],"y":[1,2]}', "1 rows and y has 2"),
+        ('{"X":[[1,2]]}', "y must be a list of 1"),
+        ('{"X":[[1,2]],"y":null}', "y must be a list of 1"),
+        ('{"X":[[1,2]],"y":[1],"sample_weight":[1,1]}', "list of 1 numbers"),
+        ('{"X":[[1,2]],"y":[1],"sample_weight":[-1]}', "-1 is negative"),
+    ],
+)
+async def test_rows_that_do_not_fit_together(api: Api, metadata: dict[str, Any], body: str, reason: str) -> None:
+    """Empty batches, ragged rows, targets and weights of another length answer 422 and why."""
+    assert reason in (await refused(api, metadata, 422, body.encode()))["detail"]
+
+
+async def test_rows_of_another_width_than_the_models(api: Api, metadata: dict[str, Any]) -> None:
+    """Once a model's width is known, rows of another answer 422, even before the first is learned."""
+    path = await api.make(metadata, REGRESSOR)
+    (await api.post(f"{path}/partial_fit", {"X": [[1, 2]], "y": [1]})).of(202)
+    wider = await api.post(f"{path}/partial_fit", {"X": [[1, 2, 3]], "y": [1]})
+    assert wider.problem(422)["detail"] == "The rows have 3 values where the model has 2."
+
+
+@pytest.mark.parametrize(
+    ("X", "row", "column"),
+    [
+        ('[{"make":"nike"}]', 0, "year"),
+        ('[{"make":"nike","year":1,"size":4}]', 0, "size"),
+        ('[["nike",1],["nike"]]', 1, None),
+        ('[["nike","2001"]]', 0, "year"),
+        ('[["nike",1],[true,1]]', 1, "make"),
+        ("[[1.5,1]]", 0, "make"),
+        ("[[null,1]]", 0, "make"),
+        ('[["%s",1]]' % ("x" * 1025), 0, "make"),
+        ("[[9007199254740992,1]]", 0, "make"),
+    ],
+)
+async def test_rows_that_are_not_those_of_the_recipe(
+    api: Api, metadata: dict[str, Any], X: str, row: int, column: str | None
+) -> None:
+    """Missing and unknown columns, and values that are not of the column's kind, answer 422 with row and column."""
+    y = [1] * len(json.loads(X))
+    problem = await refused(api, metadata, 422, b'{"X":%s,"y":%s}' % (X.encode(), repr(y).encode()), None, SHOES_RECIPE)
+    assert [(fault.get("row"), fault.get("column")) for fault in problem["errors"]] == [(row, column)]
+
+
+@pytest.mark.parametrize("label", ['"maybe"', "1", "true", "null", '["no"]', "{}", '"No"'])
+async def test_labels_that_are_not_the_recipes(api: Api, metadata: dict[str, Any], label: str) -> None:
+    """A label that the recipe does not name answers 422 with its row."""
+    body = b'{"X":[[1,2],[3,4]],"y":["no",%s]}' % label.encode()
+    problem = await refused(api, metadata, 422, body, None, CLASSIFIER)
+    assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(1, "y")]
+
+
+async def test_many_faults_are_named_up_to_a_number(api: Api, metadata: dict[str, Any]) -> None:
+    """A problem names the first faults only, so that no answer grows with its request."""
+    problem = await refused(api, metadata, 422, json.dumps({"X": [["a", "b"]] * 5000, "y": [1] * 5000}).encode())
+    assert 1 < len(problem["errors"]) <= 20
+    assert [fault["row"] for fault in problem["errors"]] == list(range(len(problem["errors"])))
+
+
+@pytest.mark.parametrize("call", ["partial_fit", "predict"])
+async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any], call: str) -> None:
+    """A million columns answer 413, and cost no more than their parsing."""
+    path = await api.make(metadata, REGRESSOR)
+    body = b'{"X":[[%s1]]%s}' % (b"1," * 999_999, b',"y":[1]' if call == "partial_fit" else b"")
+    problem = (await api.call("POST", f"{path}/{call}", data=io.BytesIO(body))).problem(413)
+    assert "1000000 columns" in problem["detail"]
+
+
+HEAD = b"POST /v1/models HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "data"),
+    [
+        pytest.param(400, HEAD + b"Content-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(400, HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", id="length twice"),
+        pytest.param(400, HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", id="two lengths"),
+        pytest.param(400, HEAD + b"Content-Length: +2\r\n\r\n{}", id="signed length"),
+        pytest.param(400, HEAD + b"Content-Length: 0x2\r\n\r\n{}", id="hexadecimal length"),
+        pytest.param(
+            400,
+            HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            id="length and chunks",
+        ),
+        pytest.param(400, HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", id="no chunk size"),
+        pytest.param(400, HEAD + b"Transfer-Encoding: identity\r\n\r\n", id="unknown transfer encoding"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost : keepfit\r\n\r\n", id="space before the colon"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", id="folded header"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", id="NUL in a header"),
+        pytest.param(400, b"GET /v1/models/\xff HTTP/1.1\r\nHost: a\r\n\r\n", id="bytes in the path"),
+        pytest.param(400, b"GET /livez HTTP/9.9\r\nHost: a\r\n\r\n", id="unknown version"),
+        pytest.param(400, b"\x00\x01garbage\r\n\r\n", id="garbage"),
+        pytest.param(400, b"hello\r\n\r\n", id="no request line"),
+        pytest.param(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
+        pytest.param(431, b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", id="20 KB header"),
+        pytest.param(431, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="20 KB path"),
+    ],
+)
+async def test_what_is_not_http(api: Api, status: int, data: bytes) -> None:
+    """What no HTTP client would send is answered with a problem, the connection closed, and others served on."""
+    Reply.parse(await exchange(api.url, data)).problem(status)
+    assert (await api.get("/livez")).status == 200
+
+
+async def test_chunks_that_break_on_their_way(api: Api, metadata: dict[str, Any]) -> None:
+    """A body whose framing turns bad while it is read answers 400; nothing of it is learned."""
+    path = await api.make(metadata, REGRESSOR)
+    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    async with connected(api.url) as (reader, writer):
+        writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        # The handler has begun to read once it asks for the body.
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"%x\r\n%s\r\nzz\r\n" % (len(GOOD), GOOD))
+        Reply.parse(await reader.read()).problem(400)
+    assert (await api.model(path))["inbox"] == 0
+
+
+async def test_a_body_that_ends_early(api: Api, metadata: dict[str, Any]) -> None:
+    """A client that hangs up inside its body, even where that is JSON so far, has nothing accepted."""
+    path = await api.make(metadata, REGRESSOR)
+    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    async with connected(api.url) as (reader, writer):
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(GOOD) + 1, GOOD))
+        writer.write_eof()
+        assert await reader.read() == b""
+    model = await api.model(path)
+    assert (model["inbox"], model["rows_seen"]) == (0, 0)

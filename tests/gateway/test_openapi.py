@@ -1,0 +1,161 @@
+"""The OpenAPI document: a valid one, complete, and true."""
+
+import re
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from gateway import openapi
+from gateway.app import build_app
+from gateway.routes import ROUTES
+from keepfit.settings import Settings
+from tests.conftest import SIGNING_KEYS
+from tests.gateway.api import CLASSIFIER, REGRESSOR, WAIT, Api
+
+DOCUMENT = openapi.document(ROUTES)
+METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
+OPERATIONS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
+
+
+def references(part: Any) -> set[str]:
+    """Return every `$ref` in a part of the document."""
+    if isinstance(part, list):
+        return {found for item in part for found in references(item)}
+    if not isinstance(part, dict):
+        return set()
+    own = {part["$ref"]} if "$ref" in part else set()
+    return own | {found for item in part.values() for found in references(item)}
+
+
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator of one schema of the document."""
+    return Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+
+
+async def test_the_document_is_served(api: Api) -> None:
+    """/openapi.json is the document of all routes."""
+    assert (await api.get("/openapi.json")).of(200) == DOCUMENT
+
+
+def test_the_document_has_the_form_of_openapi_3_1() -> None:
+    """The document has the fields that OpenAPI 3.1 requires, and no path item holds anything but methods."""
+    assert re.fullmatch(r"3\.1\.\d+", DOCUMENT["openapi"])
+    assert DOCUMENT["info"]["title"] == "keepfit"
+    assert DOCUMENT["info"]["version"]
+    assert all(path.startswith("/") for path in DOCUMENT["paths"])
+    assert {method for _, method in OPERATIONS} <= METHODS
+
+
+def test_every_route_is_documented_and_nothing_else() -> None:
+    """The document's operations are the application's routes, but for the HEAD of each GET."""
+    app = build_app(Settings(signing_keys=SIGNING_KEYS))
+    routes = {
+        (route.resource.canonical, route.method.lower())
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert routes == set(OPERATIONS)
+    assert len(OPERATIONS) == len(ROUTES)
+
+
+def test_operation_ids_are_unique() -> None:
+    """Each operation has a name of its own, fit for a function of a generated client."""
+    names = [DOCUMENT["paths"][path][method]["operationId"] for path, method in OPERATIONS]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+
+
+def test_every_reference_resolves() -> None:
+    """Each `$ref` names a schema that is there, and each schema that is there is a valid one."""
+    schemas = DOCUMENT["components"]["schemas"]
+    found = references(DOCUMENT)
+    assert found
+    assert found <= {f"#/components/schemas/{name}" for name in schemas}
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_an_operation_is_fully_described(path: str, method: str) -> None:
+    """An operation has a summary, every parameter of its path, a body where it takes one, and all its answers."""
+    operation = DOCUMENT["paths"][path][method]
+    assert operation["summary"]
+    placeholders = set(re.findall(r"{(\w+)}", path))
+    parameters = operation["parameters"]
+    assert {parameter["name"] for parameter in parameters if parameter["in"] == "path"} == placeholders
+    for parameter in parameters:
+        assert parameter["required"] is (parameter["in"] == "path")
+        assert parameter["description"]
+        Draft202012Validator.check_schema(parameter["schema"])
+    assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
+    assert ("requestBody" in operation) is (method == "post")
+    statuses = operation["responses"].keys()
+    assert "default" in statuses
+    assert any(status.startswith("2") for status in statuses)
+    for status, answer in operation["responses"].items():
+        assert answer["description"]
+        media = set(answer.get("content", {}))
+        if status == "204":
+            assert not media
+        elif status == "default" or (status >= "400" and path != "/readyz"):
+            assert media == {"application/problem+json"}
+        else:
+            assert media == {"application/json"}
+
+
+async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, Any]) -> None:
+    """Real answers of every operation, good and bad, are documented and fit their schemas."""
+    seen: set[tuple[str, str]] = set()
+
+    async def check(method: str, template: str, document: Any = None, headers: dict[str, str] | None = None) -> Any:
+        reply = await api.call(method, template.replace("{hash}", model_hash), document, headers=headers)
+        answer = DOCUMENT["paths"][template][method.lower()]["responses"][str(reply.status)]
+        seen.add((template, method.lower()))
+        if "content" not in answer:
+            assert reply.body == b""
+            return None
+        media_type = reply.headers["Content-Type"].partition(";")[0]
+        validator(answer["content"][media_type]["schema"]).validate(reply.json())
+        return reply.json()
+
+    rows, labelled = {"X": [[1.0], [2.0]]}, {"X": [[1.0], [2.0]], "y": ["no", "yes"]}
+    recipe = {**CLASSIFIER, "params": {"loss": "log_loss"}}
+    model_hash = ""
+    model_hash = (await check("POST", "/v1/models", {"metadata": metadata, "recipe": recipe}))["hash"]
+    await check("POST", "/v1/models", {"metadata": metadata, "recipe": recipe})
+    await check("POST", "/v1/models", {"metadata": metadata, "recipe": REGRESSOR})
+    await check("POST", "/v1/models/{hash}/predict", rows)
+    for prefix, extra in (("/v1/models/{hash}", {}), ("/v1", {"metadata": metadata})):
+        await check("POST", f"{prefix}/partial_fit", {**labelled, **extra})
+        await check("POST", f"{prefix}/partial_fit", {**labelled, **extra}, WAIT)
+        await check("POST", f"{prefix}/partial_fit", {**rows, **extra})
+        await check("POST", f"{prefix}/predict", {**rows, **extra})
+        await check("POST", f"{prefix}/predict", {**rows, "proba": True, **extra})
+        await check("POST", f"{prefix}/score", {**labelled, **extra})
+        await check("POST", f"{prefix}/score", {"X": [["a"]], **extra})
+    await check("GET", "/v1/models")
+    await check("GET", "/v1/models/{hash}")
+    for path in ("/livez", "/readyz", "/openapi.json"):
+        await check("GET", path)
+    await check("DELETE", "/v1/models/{hash}")
+    await check("GET", "/v1/models/{hash}")
+    assert seen == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "valid"),
+    [
+        ("/v1/models/{hash}/partial_fit", {"X": [[1]], "y": [1]}, True),
+        ("/v1/models/{hash}/partial_fit", {"X": [{"a": 1}]}, True),
+        ("/v1/models/{hash}/partial_fit", {"X": []}, False),
+        ("/v1/models/{hash}/partial_fit", {"X": [1]}, False),
+        ("/v1/models/{hash}/partial_fit", {"X": [[1]], "z": 1}, False),
+        ("/v1/partial_fit", {"X": [[1]], "y": [1]}, False),
+        ("/v1/partial_fit", {"X": [[1]], "y": [1], "metadata": {"type": "a"}}, True),
+    ],
+)
+def test_the_forms_of_requests_are_those_of_the_document(path: str, document: dict[str, Any], valid: bool) -> None:
+    """The document's schema of a request takes what the gateway takes, and refuses what it refuses."""
+    schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert validator(schema).is_valid(document) is valid

@@ -1,0 +1,265 @@
+"""The `keepfit` command, as real processes against real servers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepfit.envelope import Keyring
+from keepfit.local import free_port
+from keepfit.settings import Settings
+from tests.conftest import SIGNING_KEYS, Stack
+from tests.factories import Workshop, workshop
+
+COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "demo", "keygen"}
+
+Done = subprocess.CompletedProcess[str]
+
+
+def keepfit(*words: str, cwd: Path, variables: dict[str, str] | None = None) -> Done:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "keepfit", *words],
+        cwd=cwd,
+        env={**os.environ, **(variables or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def complaint(done: Done) -> str:
+    """Return the one line that a failed command says; anything more or less fails the test."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("keepfit: ")
+    return line
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The command on one deployment."""
+
+    settings: Settings
+    cwd: Path
+
+    def run(self, *words: str) -> Done:
+        """Run it with the deployment's settings as variables."""
+        variables = {
+            "KEEPFIT_STORE_URL": self.settings.store_url.get_secret_value(),
+            "KEEPFIT_MONGO_URL": self.settings.mongo_url.get_secret_value(),
+            "KEEPFIT_SNAPSHOT_URL": self.settings.snapshot_url,
+            "KEEPFIT_SIGNING_KEYS": self.settings.signing_keys.get_secret_value(),
+        }
+        return keepfit(*words, cwd=self.cwd, variables=variables)
+
+    def __call__(self, *words: str) -> str:
+        """Run it; it must succeed and complain of nothing. Return what it printed."""
+        done = self.run(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def json(self, *words: str) -> list[dict[str, Any]]:
+        """Run it with --json; return the documents, one a line."""
+        return [json.loads(line) for line in self(*words, "--json").splitlines()]
+
+
+def cells(printed: str) -> dict[str, list[str]]:
+    """Rows of the printed table by the hash that stands in them, each a list of its cells."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    return {next(cell for cell in row if re.fullmatch("[0-9a-f]{12}", cell)): row for row in rows}
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def command(settings: Settings, tmp_path: Path) -> Command:
+    """Return the command on the test's own servers."""
+    return Command(settings, tmp_path)
+
+
+async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, command: Command) -> None:
+    """`snapshot --json` prints each saved document as a line; `history` shows them newest first, chosen as asked."""
+    shoes, boots = await shop.learned(), await shop.learned(type="boots")
+    saved = {document["hash"]: document for document in command.json("snapshot")}
+    assert saved.keys() == {shoes, boots}
+    listed = command.json("history")
+    assert listed == sorted(saved.values(), key=lambda document: -document["timestamp"])
+    assert command.json("history", "--hash", shoes, "--type", "shoes") == [saved[shoes]]
+    assert cells(command("history", "--limit", "1")).keys() == {listed[0]["hash"][:12]}
+
+
+async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command: Command) -> None:
+    """The table has every address whole; a model that cannot be saved is told of, and makes the exit code 1."""
+    good, forged = await shop.learned(), await shop.learned()
+    shop.redis.set(f"kf:{{{forged}}}:b", b"forged")
+    done = command.run("snapshot")
+    (document,) = await shop.history.documents()
+    assert {name: row[1:] for name, row in cells(done.stdout).items()} == {
+        good[:12]: ["shoes", good[:12], "1", "3", str(document["size_bytes"]), document["uri"]]
+    }
+    assert re.search(r"^1 saved, 0 unchanged, 1 failed in \d+\.\d\d s$", done.stdout, re.MULTILINE)
+    assert done.returncode == 1
+    warning, last = done.stderr.splitlines()
+    assert "snapshot_failed" in warning
+    assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are no keepfit envelope."
+
+
+async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -> None:
+    """`models` shows live models and lost ones, and takes no bracket or colon in metadata for the terminal's markup."""
+    metadata = {"note": "[/x] [bold]:shoe:", "other": "[red]", "sizes": [True, False], "type": "shoes"}
+    lost, boots = await shop.learned(**metadata), await shop.learned(type="boots")
+    await shop.parts.run_pass()
+    shop.lose(lost)
+    listed = {model["hash"]: model for model in command.json("models")}
+    assert listed.keys() == {lost, boots}
+    assert listed[lost]["snapshot"]["version"] == listed[lost]["version"] == 1
+    shown = json.dumps(listed[lost]["metadata"])
+    assert cells(command("models", "--type", "shoes")) == {
+        lost[:12]: [lost[:12], shown, "PassiveAggressiveRegressor", "1", "3", "0"]
+    }
+    assert all(json.dumps({name: value})[1:-1] in shown for name, value in metadata.items())
+
+
+async def test_restore_puts_lost_models_back(shop: Workshop, command: Command) -> None:
+    """After Redis lost everything `restore` brings back the model of a hash, those of a type, or as a dry run none."""
+    shoes, boots, hats = [await shop.learned(type=type_) for type_ in ("shoes", "boots", "hats")]
+    predictions = {model_hash: await shop.predict(model_hash) for model_hash in (boots, hats)}
+    await shop.parts.run_pass()
+    shop.redis.flushall()
+    planned = command.json("restore", "--dry-run")
+    assert {outcome["hash"]: outcome["outcome"] for outcome in planned} == dict.fromkeys(
+        (shoes, boots, hats), "would be restored"
+    )
+    assert shop.redis.dbsize() == 0
+    assert [outcome["hash"] for outcome in command.json("restore", "--hash", boots)] == [boots]
+    assert cells(command("restore", "--type", "hats"))[hats[:12]][2:] == ["None", "1", "restored"]
+    assert await shop.store.describe(shoes) is None
+    assert {model_hash: await shop.predict(model_hash) for model_hash in (boots, hats)} == predictions
+
+
+async def test_restore_goes_back_in_time(shop: Workshop, command: Command) -> None:
+    """`restore --at` takes seconds or ISO 8601, and fails for a model that has no snapshot that old."""
+    model_hash = await shop.learned()
+    await shop.parts.run_pass()
+    await shop.learn(model_hash)
+    await shop.parts.run_pass()
+    newest, oldest = await shop.history.documents()
+    assert (newest["version"], oldest["version"]) == (2, 1)
+    shop.redis.flushall()
+    early = command.run("restore", "--at", "2020-01-01 12:00")
+    assert (early.returncode, early.stderr) == (1, "keepfit: some models could not be restored\n")
+    assert cells(early.stdout)[model_hash[:12]][2:] == ["None", "None", "no snapshot that old"]
+    assert shop.redis.dbsize() == 0
+    (outcome,) = command.json("restore", "--at", str(oldest["timestamp"]))
+    assert (outcome["version"], outcome["outcome"]) == (1, "restored")
+    assert (await shop.model(model_hash)).version == 1
+
+
+def test_keygen_prints_a_key_that_keyrings_take(tmp_path: Path) -> None:
+    """Each key is new, has the id asked for, and two of them make a keyring."""
+    first = keepfit("keygen", cwd=tmp_path)
+    second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
+    assert (first.returncode, second.returncode) == (0, 0)
+    ring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
+    assert [key_id for key_id, _ in ring.keys] == ["2027", "k1"]
+    assert len({key for _, key in ring.keys}) == 2
+    assert {len(key) for _, key in ring.keys} == {32}
+
+
+AWAY = free_port()
+FAILURES: dict[str, tuple[dict[str, str], str]] = {
+    "snapshot": (
+        {"KEEPFIT_SNAPSHOT_URL": "s3://[/x]"},
+        "KEEPFIT_SNAPSHOT_URL: 's3://[/x]' is neither file:///path nor",
+    ),
+    "restore": ({"KEEPFIT_SIGNING_KEYS": ""}, "KEEPFIT_SIGNING_KEYS is not set; `keepfit keygen` prints a key for it."),
+    "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
+    "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
+    "snapshot --every 0s": ({}, "'0s' is no span of time: write 60s, 5m or 1h."),
+    "restore --at yesterday": ({}, "'yesterday' is no time: write 2026-11-20 12:00, or seconds since 1970."),
+    "restore --hash 00 --json": ({}, "no model matches"),
+    "snapshot --json": (
+        {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{AWAY}/0"},
+        f"Redis is away: Error 111 connecting to 127.0.0.1:{AWAY}",
+    ),
+    "history --json": (
+        {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{AWAY}/x"},
+        f"MongoDB is away or cannot write: 127.0.0.1:{AWAY}: [Errno 111] Connection refused",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def failed(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Run every failing command, several at a time: each spends its seconds on starting."""
+    cwd = tmp_path_factory.mktemp("failures")
+    well = {
+        "KEEPFIT_STORE_URL": "redis://127.0.0.1:1/0",
+        "KEEPFIT_MONGO_URL": f"{mongo_server}/t{uuid.uuid4().hex}",
+        "KEEPFIT_SNAPSHOT_URL": (cwd / "snapshots").as_uri(),
+        "KEEPFIT_SIGNING_KEYS": SIGNING_KEYS,
+    }
+
+    def run(words: str) -> Done:
+        return keepfit(*words.split(), cwd=cwd, variables={**well, **FAILURES[words][0]})
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
+
+
+@pytest.mark.parametrize("words", FAILURES)
+def test_an_error_is_one_clear_line(failed: dict[str, Done], words: str) -> None:
+    """What is wrong is said in one line that names it, with exit code 1, no traceback and no password."""
+    line = complaint(failed[words])
+    assert line.startswith(f"keepfit: {FAILURES[words][1]}")
+    assert "hunter2" not in line
+
+
+def test_a_second_stack_on_a_folder_is_refused(stack: Stack, tmp_path: Path) -> None:
+    """`up` on a folder in use says which stack has it, and leaves that one running."""
+    parts = stack.parts()
+    line = complaint(keepfit("up", "--data", str(stack.data), "--port", "0", cwd=tmp_path))
+    assert f"is in use by another `keepfit up` (pid {stack.process.pid}, {stack.url})" in line
+    assert stack.parts() == parts
+    for pid in parts.values():
+        os.kill(pid, 0)
+
+
+def test_commands_on_a_stack_s_folder_need_no_settings(stack: Stack, tmp_path: Path) -> None:
+    """With --data of a running stack, other commands take its settings from there."""
+    done = keepfit("--data", str(stack.data), "snapshot", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(json.loads(line)["uri"].startswith(stack.data.as_uri()) for line in done.stdout.splitlines())
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    """The help, which no argument at all is too, lists each command with what it does."""
+    printed = keepfit("--help", cwd=tmp_path).stdout
+    assert set(re.findall(r"^│ ([a-z]+) {2,}[A-Z]", printed, re.MULTILINE)) == COMMANDS
+    bare = keepfit(cwd=tmp_path)
+    assert (bare.stdout + bare.stderr).strip() == printed.strip()
+
+
+def test_a_command_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
+    """A slip of the fingers is exit code 2, as with every Unix command, and no traceback."""
+    done = keepfit("snapshots", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such command 'snapshots'" in done.stderr
+    assert "Traceback" not in done.stderr

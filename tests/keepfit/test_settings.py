@@ -1,0 +1,170 @@
+"""Settings: where they come from, what errors and repr() show, and that docs/settings.md says the same."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import SecretStr
+
+from keepfit.errors import SettingsError
+from keepfit.settings import Settings, load
+
+DOCUMENT = Path(__file__).parents[2] / "docs/settings.md"
+SECRETS = {
+    name
+    for name, field in Settings.model_fields.items()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+}
+PASSWORD = "hunter2-and-more"
+
+
+def shown(default: Any) -> str:
+    """A default as the document writes it."""
+    value = default.get_secret_value() if isinstance(default, SecretStr) else default
+    if value in (None, ""):
+        return "none"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def test_defaults_stand_alone() -> None:
+    """With nothing set every setting has its declared default."""
+    settings = load()
+    assert settings == Settings()
+    assert settings.model_fields_set == set()
+    assert (settings.port, settings.workers, settings.body_bytes_max) == (8000, 2, 500 * 2**20)
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting is KEEPFIT_ and its name in capitals; other variables and unknown settings are left alone."""
+    monkeypatch.setenv("KEEPFIT_PORT", "8123")
+    monkeypatch.setenv("KEEPFIT_STORE_URL", f"redis://:{PASSWORD}@store:6379/1")
+    monkeypatch.setenv("KEEPFIT_LEASE_TTL_S", "2.5")
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("KEEPFIT_NO_SUCH_THING", "x")
+    settings = load()
+    assert (settings.port, settings.lease_ttl_s) == (8123, 2.5)
+    assert settings.store_url.get_secret_value() == f"redis://:{PASSWORD}@store:6379/1"
+    assert settings.model_fields_set == {"port", "store_url", "lease_ttl_s"}
+
+
+def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file fills in where the environment is silent; a missing file is an empty one."""
+    path = tmp_path / "env"
+    assert load(path) == Settings()
+    path.write_text("KEEPFIT_PORT=1111\nKEEPFIT_WORKERS=7\nOTHER=1\n")
+    monkeypatch.setenv("KEEPFIT_PORT", "2222")
+    settings = load(path)
+    assert (settings.port, settings.workers) == (2222, 7)
+
+
+def test_load_does_not_find_files_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A .env in the working directory is nobody's order."""
+    (tmp_path / ".env").write_text("KEEPFIT_PORT=1111\n")
+    monkeypatch.chdir(tmp_path)
+    assert load().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("KEEPFIT_PORT", "http", "valid integer"),
+        ("KEEPFIT_PORT", "65536", "less than or equal to 65535"),
+        ("KEEPFIT_PORT", "", "valid integer"),
+        ("KEEPFIT_WORKERS", "0", "greater than or equal to 1"),
+        ("KEEPFIT_BODY_BYTES_MAX", "1", "greater than or equal to 1024"),
+        ("KEEPFIT_BODY_BYTES_MAX", "1.5", "valid integer"),
+        ("KEEPFIT_LEASE_TTL_S", "-1", "greater than 0"),
+        ("KEEPFIT_LEASE_TTL_S", "nan", "greater than 0"),
+        ("KEEPFIT_SNAPSHOT_EVERY_S", "1m", "valid number"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    """An unusable value is SettingsError with the variable's name and what would be right."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name}: .*{words}"):
+        load()
+
+
+def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two wrong variables, one of them from the file, are both in the message."""
+    (tmp_path / "env").write_text("KEEPFIT_WORKERS=many\n")
+    monkeypatch.setenv("KEEPFIT_PORT", "-1")
+    with pytest.raises(SettingsError, match=r"KEEPFIT_PORT: .*; KEEPFIT_WORKERS: "):
+        load(tmp_path / "env")
+
+
+def test_errors_show_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message about one variable shows neither its value nor that of any secret, and nothing hides behind it."""
+    for name in SECRETS:
+        monkeypatch.setenv(f"KEEPFIT_{name.upper()}", PASSWORD)
+    monkeypatch.setenv("KEEPFIT_PORT", PASSWORD)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert PASSWORD not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_repr_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """repr(), str(), JSON and the plain dictionary of settings hold no secret's value."""
+    for name in SECRETS:
+        monkeypatch.setenv(f"KEEPFIT_{name.upper()}", PASSWORD)
+    settings = load()
+    assert settings.signing_keys.get_secret_value() == PASSWORD
+    for text in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
+        assert PASSWORD not in text
+        assert "signing_keys" in text
+
+
+def test_what_may_hold_a_password_is_a_secret() -> None:
+    """Every address of a server and everything called key, password or token is a SecretStr."""
+    suspicious = {name for name in Settings.model_fields if re.search(r"_url$|key|pass|token|secret", name)}
+    # An address of storage has no password in it: S3 credentials are the AWS SDK's own settings.
+    assert suspicious - {"snapshot_url"} == SECRETS
+    assert len(SECRETS) >= 4
+
+
+@pytest.mark.parametrize("queue_url", [None, "", "redis://queue:6379/0"])
+def test_the_queue_is_the_stores_redis_by_default(queue_url: str | None) -> None:
+    """Without an address of its own, or with an empty one, RQ uses the store's Redis."""
+    settings = Settings(
+        store_url=SecretStr("redis://store:6379/0"), queue_url=None if queue_url is None else SecretStr(queue_url)
+    )
+    assert settings.queue_url_or_store == (queue_url or "redis://store:6379/0")
+
+
+def test_names_say_their_unit() -> None:
+    """A number's name ends in its unit or in what it counts, so that no one has to guess."""
+    units = ("_s", "_ms", "_bytes_max", "_entries_max")
+    numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
+    assert {name for name in numbers if not name.endswith(units)} == {"port", "workers"}
+
+
+def table() -> dict[str, list[str]]:
+    """Rows of the document's table by variable: default, meaning, secret."""
+    lines = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `KEEPFIT_")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_the_document_names_every_setting() -> None:
+    """docs/settings.md has one line for each setting, in the order of the class, and none besides."""
+    assert list(table()) == [f"KEEPFIT_{name.upper()}" for name in Settings.model_fields]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_document_says_what_the_class_says(name: str) -> None:
+    """Default, meaning and secrecy of each setting in docs/settings.md are those of the class."""
+    field = Settings.model_fields[name]
+    assert table()[f"KEEPFIT_{name.upper()}"] == [
+        shown(field.default),
+        field.description,
+        "yes" if name in SECRETS else "no",
+    ]
+
+
+def test_every_description_is_a_sentence() -> None:
+    """Each setting has a description that begins with a capital and ends with a full stop."""
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert re.fullmatch(r"[A-Z].*\.", field.description), name

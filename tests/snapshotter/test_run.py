@@ -1,0 +1,259 @@
+"""Passes over the changed bundles: in this process for what they do, as real processes for how they live and die."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pymongo
+import pytest
+
+from keepfit import envelope, keys, snapshot
+from keepfit.envelope import Keyring
+from keepfit.history import Document
+from keepfit.local import free_port
+from keepfit.settings import Settings
+from snapshotter.restore import restore_many
+from snapshotter.run import AT_ONCE, opened, run_once
+from tests import servers
+from tests.factories import Workshop, resigned, workshop
+
+FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as open_shop:
+        yield open_shop
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Environment of a process with these settings."""
+    return {
+        **os.environ,
+        "KEEPFIT_STORE_URL": settings.store_url.get_secret_value(),
+        "KEEPFIT_MONGO_URL": settings.mongo_url.get_secret_value(),
+        "KEEPFIT_SNAPSHOT_URL": settings.snapshot_url,
+        "KEEPFIT_SIGNING_KEYS": settings.signing_keys.get_secret_value(),
+    }
+
+
+@contextmanager
+def snapshotter(settings: Settings, log: Path, every: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `keepfit snapshot --every …`; it is killed at the end where it still runs."""
+    command = [sys.executable, "-m", "keepfit", "--data", str(log.parent), "snapshot", "--every", every]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment(settings))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def committed(settings: Settings) -> list[Document]:
+    """All committed documents, read past keepfit."""
+    with pymongo.MongoClient[Document](settings.mongo_url.get_secret_value()) as client:
+        return list(client.get_default_database().history.find({"status": "committed"}))
+
+
+def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
+    """Addresses of snapshots whose blob is missing or another one."""
+    found = []
+    for document in documents:
+        data = shop.storage.get(snapshot.path_of(document))
+        if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
+            found.append(document["uri"])
+    return found
+
+
+async def test_a_pass_saves_what_changed_and_touches_nothing_else(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred models the five that learned since the last pass are read and saved; a third pass reads none."""
+    hashes = [await shop.learned() for _ in range(100)]
+    first = await shop.parts.run_pass()
+    assert sorted(document["hash"] for document in first.saved) == sorted(hashes)
+    read, written = Counter[str](), Counter[str]()
+    bundle, put = shop.store.bundle, shop.storage.put
+
+    async def counted_bundle(model_hash: str) -> object:
+        read[model_hash] += 1
+        return await bundle(model_hash)
+
+    def counted_put(path: str, data: bytes) -> None:
+        written[path] += 1
+        put(path, data)
+
+    monkeypatch.setattr(shop.store, "bundle", counted_bundle)
+    monkeypatch.setattr(shop.storage, "put", counted_put)
+    changed = hashes[10:15]
+    for model_hash in changed:
+        await shop.learn(model_hash)
+    second = await shop.parts.run_pass()
+    assert sorted(document["hash"] for document in second.saved) == sorted(changed)
+    assert {document["version"] for document in second.saved} == {2}
+    assert read == Counter(changed)
+    assert sorted(written) == sorted(snapshot.path_of(document) for document in second.saved)
+    third = await shop.parts.run_pass()
+    assert (third.saved, third.failed, third.unchanged) == ([], {}, 0)
+    assert read == Counter(changed)
+    assert len(await shop.history.documents(limit=1000)) == 105
+
+
+async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
+    """Progress counts every model up to their number, whether it was saved, unchanged or failed."""
+    forged, *_ = [await shop.learned() for _ in range(5)]
+    shop.redis.set(keys.bundle(forged), b"forged")
+    idle = await shop.make()
+    shop.redis.zadd(keys.CHANGED, {idle: 1})
+    told: list[tuple[int, int]] = []
+    report = await shop.parts.run_pass(lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]
+    assert (len(report.saved), len(report.failed), report.unchanged) == (4, 1, 1)
+    assert report.seconds > 0
+
+
+async def test_a_pass_over_nothing_is_a_pass(shop: Workshop) -> None:
+    """Where nothing changed there is nothing to tell of."""
+    report = await shop.parts.run_pass(lambda done, total: pytest.fail("progress over nothing"))
+    assert (report.saved, report.failed, report.unchanged) == ([], {}, 0)
+
+
+async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -> None:
+    """Forged bytes, a foreign key and a broken state fail each by itself, are told by name, and are looked at again."""
+    hashes = [await shop.learned() for _ in range(2 * AT_ONCE)]
+    forged, foreign, broken, wrong = hashes[:4]
+    good = shop.data(forged)
+    shop.redis.set(keys.bundle(forged), good[:-1] + b"?")
+    shop.redis.set(keys.bundle(foreign), resigned(shop.data(foreign), shop.parts.keyring, FOREIGN))
+    shop.redis.hset(keys.state(broken), "metrics", "{")
+    shop.redis.delete(keys.bundle(wrong))
+    shop.redis.rpush(keys.bundle(wrong), "not a string")
+    report = await shop.parts.run_pass()
+    assert sorted(document["hash"] for document in report.saved) == sorted(hashes[4:])
+    assert report.failed.keys() == {forged, foreign, broken, wrong}
+    assert "signature does not fit" in report.failed[forged]
+    assert "key that KEEPFIT_SIGNING_KEYS does not hold" in report.failed[foreign]
+    assert "DecodeError" in report.failed[broken]
+    assert "WRONGTYPE" in report.failed[wrong]
+    shop.redis.set(keys.bundle(forged), good)
+    again = await shop.parts.run_pass()
+    assert [document["hash"] for document in again.saved] == [forged]
+
+
+async def test_two_snapshotters_at_once_save_each_version_once(shop: Workshop, settings: Settings) -> None:
+    """Passes that overlap make one document per version, and together say of each model once that it was saved."""
+    hashes = [await shop.learned() for _ in range(40)]
+    async with opened(settings) as other:
+        reports = await asyncio.gather(shop.parts.run_pass(), other.run_pass())
+    assert sorted(document["hash"] for report in reports for document in report.saved) == sorted(hashes)
+    assert [report.failed for report in reports] == [{}, {}]
+    documents = committed(settings)
+    assert sorted(document["hash"] for document in documents) == sorted(hashes)
+    assert dangling(shop, documents) == []
+    assert await shop.store.changed() == []
+
+
+async def test_passes_go_on_while_workers_learn(shop: Workshop, settings: Settings) -> None:
+    """Saved while they learn, models have good snapshots only; a pass after the last commit has saved them all."""
+    hashes = [await shop.make() for _ in range(4)]
+    learned = threading.Event()
+
+    async def learn() -> None:
+        async with workshop(settings) as worker:
+            for _ in range(10):
+                for model_hash in hashes:
+                    await worker.learn(model_hash)
+        learned.set()
+
+    learning = threading.Thread(target=lambda: asyncio.run(learn()))
+    learning.start()
+    while not learned.is_set():
+        assert (await shop.parts.run_pass()).failed == {}
+    learning.join()
+    assert (await shop.parts.run_pass()).failed == {}
+    documents = committed(settings)
+    assert dangling(shop, documents) == []
+    assert max(Counter((found["hash"], found["version"]) for found in documents).values()) == 1
+    for model_hash in hashes:
+        newest = await shop.history.newest(model_hash, 0)
+        assert newest is not None
+        assert (newest["version"], newest["sha256"]) == (10, envelope.digest_of(shop.data(model_hash)))
+
+
+async def test_one_pass_by_settings_makes_the_indexes(settings: Settings, shop: Workshop) -> None:
+    """A single pass, as a CronJob makes it, needs nothing but the settings."""
+    model_hash = await shop.learned()
+    report = await run_once(settings)
+    assert [document["hash"] for document in report.saved] == [model_hash]
+
+
+async def test_sigterm_ends_the_loop_after_the_pass_in_hand(shop: Workshop, settings: Settings, tmp_path: Path) -> None:
+    """Told to stop in the middle of a pass, the snapshotter saves what it began with and leaves with exit code 0."""
+    for _ in range(80):
+        await shop.learned()
+    log = tmp_path / "snapshotter.log"
+    with snapshotter(settings, log, "1s") as process:
+        servers.wait_until(lambda: bool(committed(settings)), "the first snapshot")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert len(committed(settings)) == 80
+    assert '"saved": 80' in log.read_text()
+
+
+async def test_the_loop_outlives_servers_that_are_away(settings: Settings, tmp_path: Path) -> None:
+    """Started before Redis, the snapshotter says so, goes on, and saves once Redis is there."""
+    port = free_port()
+    late = settings.model_copy(update={"store_url": type(settings.store_url)(f"redis://127.0.0.1:{port}/0")})
+    log = tmp_path / "snapshotter.log"
+    with snapshotter(late, log, "0.1s") as process:
+        servers.wait_until(lambda: log.exists() and b"Redis is away" in log.read_bytes(), "the complaint")
+        with servers.valkey(tmp_path / "late", port):
+            async with workshop(late) as shop:
+                model_hash = await shop.learned()
+                servers.wait_until(lambda: bool(committed(late)), "the first snapshot")
+            assert [document["hash"] for document in committed(late)] == [model_hash]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert "Traceback" not in log.read_text()
+
+
+async def test_a_killed_snapshotter_leaves_no_dangling_document(
+    shop: Workshop, settings: Settings, tmp_path: Path
+) -> None:
+    """After kill -9 in the middle of a pass every committed document has its blob, and the next pass saves the rest."""
+    hashes = [await shop.learned() for _ in range(80)]
+    with snapshotter(settings, tmp_path / "snapshotter.log", "1s") as process:
+        servers.wait_until(lambda: bool(committed(settings)), "the first snapshot")
+        process.kill()
+    assert dangling(shop, committed(settings)) == []
+    report = await shop.parts.run_pass()
+    assert report.failed == {}
+    documents = committed(settings)
+    assert Counter(document["hash"] for document in documents) == Counter(hashes)
+    assert dangling(shop, documents) == []
+    assert await shop.store.changed() == []
+
+
+async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str) -> None:
+    """Saved to a real S3 and lost from Redis, models come back from there with the same predictions."""
+    in_s3 = settings.model_copy(update={"snapshot_url": s3_url})
+    async with workshop(in_s3) as shop:
+        hashes = [await shop.learned() for _ in range(3)]
+        predictions = {model_hash: await shop.predict(model_hash) for model_hash in hashes}
+        report = await shop.parts.run_pass()
+        assert {document["hash"] for document in report.saved} == set(hashes)
+        assert all(document["uri"].startswith(f"{s3_url}/{document['hash']}/1/1-") for document in report.saved)
+        shop.redis.flushall()
+        outcomes = await restore_many(in_s3, None, None, None, dry_run=False, progress=lambda done, total: None)
+        assert [outcome.outcome for outcome in outcomes] == ["restored"] * 3
+        assert {model_hash: await shop.predict(model_hash) for model_hash in hashes} == predictions

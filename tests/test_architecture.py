@@ -1,0 +1,393 @@
+"""The rules of docs and style that source code alone can prove, held by reading it (never by importing it)."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVICES = ("gateway", "workers", "snapshotter")
+PACKAGES = ("keepfit", *SERVICES)
+MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SCRIPTS = sorted(path.name for path in (ROOT / "keepfit/lua").glob("*.lua"))
+
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 70
+DOCSTRING_LINES_MAX = 15
+# Entry points: what reads the environment.
+READERS = {"keepfit/cli.py", "keepfit/settings.py", "keepfit/local.py"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+each_module = pytest.mark.parametrize("module", MODULES)
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+@cache
+def source(module: str) -> str:
+    """Text of a module or script."""
+    return (ROOT / module).read_text()
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    """Syntax tree of a module."""
+    return ast.parse(source(module))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Dotted names that are imported anywhere below `node`: of ``from a import b`` both ``a`` and ``a.b``."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Import):
+            yield from (alias.name for alias in found.names)
+        elif isinstance(found, ast.ImportFrom):
+            assert found.level == 0, "relative imports hide what is imported"
+            assert found.module is not None
+            yield found.module
+            yield from (f"{found.module}.{alias.name}" for alias in found.names)
+
+
+def tops(names: Iterator[str]) -> set[str]:
+    """Top-level packages of dotted names."""
+    return {name.partition(".")[0] for name in names}
+
+
+def dotted(node: ast.AST) -> str:
+    """A name like ``pickle.loads`` as text; '' for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        left = dotted(node.value)
+        return f"{left}.{node.attr}" if left else ""
+    return ""
+
+
+def calls(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Calls below `node`, with the dotted name of what is called."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Call):
+            yield dotted(found.func), found
+
+
+def functions(node: ast.AST) -> Iterator[Function]:
+    """All functions and methods below `node`."""
+    for found in ast.walk(node):
+        if isinstance(found, Function):
+            yield found
+
+
+def module_level(module: str) -> ast.Module:
+    """Return the module without the bodies of its functions: what runs when it is imported."""
+
+    class Emptied(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            """Drop a function."""
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+            """Drop a coroutine."""
+
+    emptied = Emptied().visit(ast.parse(source(module)))
+    assert isinstance(emptied, ast.Module)
+    return emptied
+
+
+def literals(module: str) -> Iterator[str]:
+    """Texts in a module, parts of f-strings among them, docstrings not."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree(module))
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
+            yield node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+
+
+def test_there_is_something_to_read() -> None:
+    """The lists that the other tests go through are not empty by mistake."""
+    assert {"keepfit/bundle.py", "gateway/app.py", "workers/worker.py", "snapshotter/run.py"} <= set(MODULES)
+    assert {"accept.lua", "commit.lua", "take.lua"} <= set(SCRIPTS)
+
+
+# Who imports whom.
+
+
+@each_module
+def test_services_import_the_library_and_never_each_other(module: str) -> None:
+    """A service knows keepfit and itself; keepfit knows no service, but for its command line, inside commands."""
+    package = module.partition("/")[0]
+    wanted = set() if module == "keepfit/cli.py" else set(SERVICES) - {package}
+    assert not tops(imports(tree(module))) & wanted
+    assert not tops(imports(module_level(module))) & (set(SERVICES) - {package})
+
+
+def test_module_level_imports_are_told_from_others() -> None:
+    """The command line does import services inside its commands: the test above sees the difference."""
+    assert set(SERVICES) <= tops(imports(tree("keepfit/cli.py")))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("gateway/")])
+def test_the_gateway_never_unpickles(module: str) -> None:
+    """What may unpickle, the modules that learn, commit and restore, is imported by no module of the gateway."""
+    learning = {f"keepfit.{name}" for name in ("bundle", "columns", "commit", "snapshot", "storage")}
+    assert not set(imports(tree(module))) & learning
+
+
+@each_module
+def test_mongodb_is_known_to_one_module(module: str) -> None:
+    """motor and pymongo, whose successor will come, are imported in keepfit/history.py only."""
+    knows = bool(tops(imports(tree(module))) & {"motor", "pymongo", "bson"})
+    assert knows == (module == "keepfit/history.py")
+
+
+# What may run.
+
+UNPICKLERS = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "skops",
+    "jsonpickle",
+}
+LOADERS = re.compile(
+    r"(^|\.)(Unpickler|read_pickle|load_pickle|unpickle)$|^(np|numpy)\.(load|fromfile)$|^(yaml|torch|joblib)\.load$"
+)
+
+
+@each_module
+def test_nothing_is_unpickled_but_bundles(module: str) -> None:
+    """pickle is imported by keepfit/bundle.py alone, and nothing else that can unpickle by anybody."""
+    found = tops(imports(tree(module))) & UNPICKLERS
+    assert found == ({"pickle"} if module == "keepfit/bundle.py" else set())
+    assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
+
+
+def test_the_one_unpickling_stands_behind_the_signature() -> None:
+    """pickle.loads occurs once, in unseal, after the signature, the model and the runtime were checked."""
+    used = [node for node in ast.walk(tree("keepfit/bundle.py")) if isinstance(node, ast.Attribute)]
+    pickled = [dotted(node) for node in used if dotted(node).startswith("pickle.")]
+    assert sorted(pickled) == ["pickle.dumps", "pickle.loads"]
+    (unseal,) = (function for function in functions(tree("keepfit/bundle.py")) if function.name == "unseal")
+    order = [statement for statement in unseal.body if not isinstance(statement, ast.Expr | ast.Return)]
+    lines = {name: call.lineno for name, call in calls(unseal)}
+    check = next(statement.lineno for statement in order if isinstance(statement, ast.If))
+    assert lines["keyring.open"] < check < lines["pickle.loads"]
+    assert lines["keyring.open"] < lines["envelope.check_runtime"] < lines["pickle.loads"]
+    # None of the three may be skipped: they are statements of the function itself, not of a branch.
+    straight = {name for statement in unseal.body for name, _ in calls(statement) if not isinstance(statement, ast.If)}
+    assert {"keyring.open", "envelope.check_runtime", "pickle.loads"} <= straight
+
+
+@each_module
+def test_no_text_is_run(module: str) -> None:
+    """No module evaluates text, imports by a computed name, or starts a shell."""
+    names = [name for name, _ in calls(tree(module))]
+    assert not {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "importlib.import_module"} & set(
+        names
+    )
+    for _, call in calls(tree(module)):
+        shell = [keyword.value for keyword in call.keywords if keyword.arg == "shell"]
+        assert all(isinstance(value, ast.Constant) and value.value is False for value in shell)
+
+
+RQ_MAKERS = {"Queue", "SimpleWorker", "Worker", "SpawnWorker"}
+
+
+@each_module
+def test_rq_never_uses_its_own_pickle(module: str) -> None:
+    """Every queue, worker and job of RQ is made with our JSON serializer, and queues and workers with our Job."""
+    from_rq = {
+        alias.asname or alias.name
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ImportFrom) and tops(iter([node.module or ""])) == {"rq"}
+        for alias in node.names
+    }
+    assert "rq" not in set(imports(tree(module))) or "rq" not in {
+        alias.name for node in ast.walk(tree(module)) if isinstance(node, ast.Import) for alias in node.names
+    }, "import names from rq, so that this test sees them"
+    workers = [
+        node
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ClassDef) and {dotted(base) for base in node.bases} & from_rq & RQ_MAKERS
+    ]
+    made = [(name, call) for name, call in calls(tree(module)) if name in from_rq & RQ_MAKERS]
+    for worker in workers:
+        made += [("super", call) for _, call in calls(worker) if ast.unparse(call.func) == "super().__init__"]
+    jobs = r"(^|\.)(Lease)?Job(\.(fetch|fetch_many|create))?$"
+    made += [(name, call) for name, call in calls(tree(module)) if re.search(jobs, name)]
+    for name, call in made:
+        given = {keyword.arg: dotted(keyword.value) for keyword in call.keywords}
+        assert given.get("serializer") in ("SERIALIZER", "queue.SERIALIZER"), ast.unparse(call)
+        if not re.search(jobs, name):
+            assert given.get("job_class") in ("LeaseJob", "queue.LeaseJob"), ast.unparse(call)
+    if module in ("keepfit/queue.py", "workers/worker.py", "workers/sweep.py"):
+        assert made, "this module makes queues, workers or jobs; the test does not find them any more"
+
+
+@each_module
+def test_the_environment_is_read_in_entry_points_only(module: str) -> None:
+    """os.environ and os.getenv occur in the command line, the settings and the one-machine stack."""
+    names = {dotted(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute | ast.Name)}
+    used = {name for name in names if re.search(r"(^|\.)(environb?|getenvb?|putenv)$", name)}
+    assert not used or module in READERS
+    assert not {name for name in imports(tree(module)) if re.fullmatch(r"os\.(environb?|getenvb?)", name)}
+
+
+@each_module
+def test_keys_are_built_in_one_module(module: str) -> None:
+    """No text with "kf:" or "rq:" stands anywhere but in keepfit/keys.py."""
+    found = [text for text in literals(module) if re.search(r"\b(kf|rq):", text)]
+    assert bool(found) == (module == "keepfit/keys.py")
+
+
+# Size and words.
+
+
+def prose(docstring: str) -> list[str]:
+    """Lines of a docstring without drawings (indented) and tables (between lines of ===)."""
+    text = re.sub(r"^=+ .*?^=+ [= ]+\n.*?^=+ [= ]+$", "", docstring, flags=re.MULTILINE | re.DOTALL)
+    return [line for line in text.splitlines() if not line.startswith("    ")]
+
+
+@each_module
+def test_every_module_says_what_it_is_in_a_few_lines(module: str) -> None:
+    """Each module begins with a docstring of at most 15 lines, drawings and tables not counted."""
+    docstring = ast.get_docstring(tree(module), clean=False)
+    assert docstring is not None
+    assert len(prose(docstring)) <= DOCSTRING_LINES_MAX
+
+
+@each_module
+def test_modules_and_functions_stay_small(module: str) -> None:
+    """No module has more than 400 lines, no function more than 70."""
+    assert len(source(module).splitlines()) <= MODULE_LINES_MAX
+    lengths = {function.name: (function.end_lineno or 0) - function.lineno + 1 for function in functions(tree(module))}
+    assert {name: length for name, length in lengths.items() if length > FUNCTION_LINES_MAX} == {}
+
+
+def test_the_median_function_is_short() -> None:
+    """Half of all functions have at most 10 lines of code, their docstrings not counted."""
+    lengths = []
+    for module in MODULES:
+        for function in functions(tree(module)):
+            docstring = function.body[0] if ast.get_docstring(function) is not None else None
+            documented = (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring is not None else 0
+            lengths.append((function.end_lineno or 0) - function.lineno + 1 - documented)
+    assert sorted(lengths)[len(lengths) // 2] <= 10
+
+
+@pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "base", "misc"])
+def test_modules_are_called_after_what_they_hold(word: str) -> None:
+    """No module has a name that says nothing."""
+    assert not [module for module in MODULES if word in Path(module).stem.split("_")]
+
+
+@each_module
+def test_nothing_is_left_to_do(module: str) -> None:
+    """No comment puts something off."""
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", source(module))
+
+
+# The scripts.
+
+
+def header(script: str) -> list[str]:
+    """Comment lines at the top of a script, without their dashes."""
+    lines = source(f"keepfit/lua/{script}").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
+    return [line.removeprefix("--").removeprefix(" ") for line in lines[:end]]
+
+
+def body(script: str) -> str:
+    """Script without its header, other comments left out."""
+    lines = source(f"keepfit/lua/{script}").splitlines()[len(header(script)) :]
+    return "\n".join(re.sub(r"--.*", "", line) for line in lines)
+
+
+def declared(script: str, kind: str) -> list[str]:
+    """Documented numbers of KEYS or ARGV, in order; "4..." for all from the fourth on."""
+    return re.findall(rf"(?:^|, ){kind}\[(\d+(?:\.\.\.)?)\] +\w", "\n".join(header(script)), re.MULTILINE)
+
+
+@each_script
+def test_a_script_begins_with_its_meaning(script: str) -> None:
+    """The header begins with the script's name and purpose, and tells what it returns."""
+    lines = header(script)
+    assert re.match(rf"{script.removesuffix('.lua')}: \w.*", lines[0])
+    assert any(re.match(r"returns \S", line) for line in lines)
+    assert "return " in body(script)
+
+
+@each_script
+@pytest.mark.parametrize("kind", ["KEYS", "ARGV"])
+def test_a_script_declares_all_it_is_given(script: str, kind: str) -> None:
+    """Each KEYS[i] and ARGV[i] that is used is in the header, each in the header is used, counted from 1."""
+    documented = declared(script, kind)
+    used = set(re.findall(rf"\b{kind}\[(\w+)\]", body(script)))
+    rest = next((name for name in documented if name.endswith("...")), None)
+    numbers = [name.removesuffix("...") for name in documented]
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    if rest is None:
+        assert used == set(documented)
+    else:
+        assert documented[-1] == rest
+        # The rest is read in a loop that begins where the header says.
+        assert used - set(documented[:-1]) == {"i"}
+        assert re.search(rf"for i = {rest.removesuffix('...')}, #{kind} do", body(script))
+
+
+@each_script
+def test_a_script_touches_declared_keys_only(script: str) -> None:
+    """Every command's key is one of KEYS as it is: none is built, as Redis Cluster demands."""
+    commands = re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([^,()]+))?", body(script))
+    assert len(commands) == len(re.findall(r"redis\.p?call\(", body(script)))
+    for command, first in commands:
+        if command in ("TIME", "PUBLISH"):
+            continue
+        assert re.fullmatch(r"KEYS\[\d+\]", (first or "").strip()), f"{command} {first}"
+    assert not re.search(r"KEYS\[\w+\]\s*\.\.|\.\.\s*KEYS\[|\bkf:|\bkeys\s*=", body(script))
+
+
+@each_script
+def test_a_script_keeps_to_itself(script: str) -> None:
+    """Variables are local, and nothing outside of the arguments decides what is written (but the server's clock)."""
+    text = body(script)
+    assigned = re.findall(r"^\s*([A-Za-z_]\w*)\s*=[^=]", text, re.MULTILINE)
+    declared_local = {
+        name.strip() for names in re.findall(r"\blocal ([\w, ]+?)\s*=", text) for name in names.split(",")
+    }
+    assert set(assigned) <= declared_local
+    assert not re.search(r"\b(math\.random|os\.|io\.|load|loadstring|dofile|require)\b", text)
+
+
+def script_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Calls of ``scripts.call`` in the whole project, with the script's name."""
+    for module in MODULES:
+        for name, call in calls(tree(module)):
+            if name in ("scripts.call", "call") and call.args and isinstance(call.args[0], ast.Constant):
+                yield str(call.args[0].value), call
+
+
+def test_every_script_is_called_with_what_it_declares() -> None:
+    """Wherever a script is called, it gets as many keys and arguments as its header declares."""
+    called = set()
+    for name, call in script_calls():
+        called.add(f"{name}.lua")
+        for kind, given in zip(("KEYS", "ARGV"), call.args[1:], strict=False):
+            assert isinstance(given, ast.List), f"{name}: write {kind} as a list, so that they can be counted"
+            documented = declared(f"{name}.lua", kind)
+            fixed = [element for element in given.elts if not isinstance(element, ast.Starred)]
+            open_end = bool(documented) and documented[-1].endswith("...")
+            assert len(fixed) == len(documented) - open_end, f"{name}: {kind}"
+            assert (len(fixed) < len(given.elts)) == open_end, f"{name}: {kind}"
+        assert len(call.args) == 3 or not declared(f"{name}.lua", "ARGV")
+    assert called == set(SCRIPTS)

@@ -1,0 +1,176 @@
+"""Learning in one worker process, without RQ around it: what is done with requests that cannot be learned."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from keepfit import connections, identity, keys
+from keepfit.bundle import Bundle
+from keepfit.recipe import Recipe, parse
+from keepfit.rows import shape
+from keepfit.settings import Settings
+from keepfit.store import Install, Model, Store
+from workers.learning import ATTEMPTS_MAX, learn
+from workers.process import Process
+
+COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
+
+
+@pytest.fixture
+def process(settings: Settings) -> Iterator[Process]:
+    """Return the context of a worker process."""
+    opened = Process(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(settings: Settings) -> redis.Redis:
+    """Return a plain connection to the store."""
+    return connections.store_sync(settings)
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    """Return the gateway's side of the store."""
+    opened = connections.store_async(settings)
+    yield Store(opened, settings)
+    await opened.aclose()
+
+
+async def make(store: Store, document: dict[str, Any]) -> Model:
+    """Make a model of a recipe."""
+    metadata = {"type": "test", "recipe": document}
+    model_hash = identity.hash_of(metadata)
+    text = identity.canonical(metadata).decode()
+    await store.install(Install(model_hash, text, parse(document).text(), generation=1))
+    model = await store.describe(model_hash)
+    assert model is not None
+    return model
+
+
+async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | None) -> int:
+    """Have rows accepted; return their sequence."""
+    return (await store.accept(model, shape(model.recipe, X, y, learning=True), None)).sequence
+
+
+async def described(store: Store, model: Model) -> Model:
+    """Read the model's state anew."""
+    again = await store.describe(model.hash)
+    assert again is not None
+    return again
+
+
+@pytest.mark.parametrize("updates", ["exact", "merged"])
+async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_are_learned(
+    store: Store, process: Process, client: redis.Redis, updates: str
+) -> None:
+    """Negative counts are refused by MultinomialNB: that request is kept aside, all around it are learned."""
+    model = await make(store, {**COUNTS, "updates": updates})
+    good = [([1.0, 2.0], "a"), ([3.0, 0.0], "b"), ([0.0, 4.0], "a")]
+    await send(store, model, [good[0][0]], [good[0][1]])
+    bad = await send(store, model, [[-1.0, 2.0]], ["b"])
+    for X, y in good[1:]:
+        await send(store, model, [X], [y])
+    assert not learn(process, model.hash, "lease")
+    after = await described(store, model)
+    assert (after.rows_seen, after.inbox) == (3, 0)
+    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert int(kept[b"sequence"]) == bad
+    assert b"Negative values" in kept[b"reason"]
+    expected = _learned(model.recipe, good)
+    held = process.cache.get(model.hash, after.digest)
+    assert held is not None
+    assert (held.estimator.feature_count_ == expected.estimator.feature_count_).all()
+
+
+def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
+    bundle = Bundle.new(recipe)
+    for X, y in rows:
+        bundle.partial_fit(shape(recipe, [X], [y], learning=True))
+    return bundle
+
+
+async def test_merged_requests_become_one_call(store: Store, process: Process) -> None:
+    """With "merged" all that waits is one partial_fit call and one version."""
+    model = await make(store, {"estimator": "SGDRegressor", "updates": "merged"})
+    for i in range(50):
+        await send(store, model, [[float(i), 1.0]], [float(i % 7)])
+    assert not learn(process, model.hash, "lease")
+    after = await described(store, model)
+    assert (after.version, after.rows_seen) == (1, 50)
+    held = process.cache.get(model.hash, after.digest)
+    whole = Bundle.new(model.recipe)
+    rows = [[float(i), 1.0] for i in range(50)]
+    whole.partial_fit(shape(model.recipe, rows, [float(i % 7) for i in range(50)], learning=True))
+    assert held is not None
+    assert (held.estimator.coef_ == whole.estimator.coef_).all()
+
+
+async def test_a_request_that_takes_its_workers_along_is_put_aside(
+    store: Store, process: Process, client: redis.Redis
+) -> None:
+    """After too many workers died at the same request it is put aside, and the next one is learned."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    await send(store, model, [[1.0]], [1.0])
+    await send(store, model, [[2.0]], [2.0])
+    client.hset(keys.state(model.hash), "attempts", ATTEMPTS_MAX)
+    assert not learn(process, model.hash, "lease")
+    after = await described(store, model)
+    assert (after.rows_seen, after.learned) == (1, 2)
+    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert b"workers died" in kept[b"reason"]
+
+
+async def test_a_model_locked_by_another_is_left_alone(store: Store, process: Process, client: redis.Redis) -> None:
+    """A lease that finds a model locked does nothing; the holder sees the mail when it lets go."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    await send(store, model, [[1.0]], [1.0])
+    client.set(keys.lock(model.hash), "another", ex=10)
+    assert not learn(process, model.hash, "lease")
+    assert (await described(store, model)).inbox == 1
+
+
+async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
+    store: Store, process: Process, client: redis.Redis, tmp_path: Any
+) -> None:
+    """A pickle that nobody signed, put into Redis, is refused; rows wait until somebody mends it."""
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    import pickle  # noqa: PLC0415 - what an attacker would use
+
+    model = await make(store, {"estimator": "SGDRegressor"})
+    await send(store, model, [[1.0]], [1.0])
+    assert not learn(process, model.hash, "lease")
+    live = client.get(keys.bundle(model.hash))
+    assert isinstance(live, bytes)
+    process.cache.drop(model.hash)
+    client.set(keys.bundle(model.hash), live[:-200] + pickle.dumps(Bomb()))
+    await send(store, model, [[2.0]], [2.0])
+    assert not learn(process, model.hash, "lease")
+    assert not (tmp_path / "ran").exists()
+    assert (await described(store, model)).inbox == 1
+    client.set(keys.bundle(model.hash), live)
+    assert not learn(process, model.hash, "lease")
+    assert (await described(store, model)).rows_seen == 2
+
+
+async def test_the_cache_is_never_believed_over_the_store(store: Store, process: Process, settings: Settings) -> None:
+    """A worker that holds an old bundle learns on from the one another worker committed."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    other = Process(settings)
+    rows = [([float(i)], float(i % 3)) for i in range(6)]
+    for i, (X, y) in enumerate(rows):
+        await send(store, model, [X], [y])
+        learn((process, other)[i % 2], model.hash, "lease")
+    other.close()
+    after = await described(store, model)
+    assert after.rows_seen == 6
+    held = process.cache.get(model.hash, after.digest) or other.cache.get(model.hash, after.digest)
+    assert held is not None
+    assert (held.estimator.coef_ == _learned(model.recipe, rows).estimator.coef_).all()

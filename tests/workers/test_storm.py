@@ -1,0 +1,125 @@
+"""The promise under fire: workers are killed without warning, and every accepted row is learned once, in order."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import redis
+from sklearn.linear_model import SGDRegressor
+from sklearn.preprocessing import StandardScaler
+
+from keepfit import keys
+from keepfit.bundle import Bundle, unseal
+from keepfit.envelope import Keyring
+from keepfit.recipe import parse
+from tests.conftest import Stack, start_stack, stop_stack
+
+ROWS, CLIENTS = 10_000, 20
+KILL_EVERY_S = 1.0
+MAKES = ["nike", "adidas", "puma", "reebok", "asics", "vans", "fila"]
+RECIPE = {
+    "estimator": "SGDRegressor",
+    "features": {"make": "category", "year": "number", "weight": "number"},
+    "scaler": "StandardScaler",
+}
+
+Row = tuple[str, float, float, float]
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """Run a stack that may be harmed."""
+    stack = start_stack(tmp_path / "data", workers=2)
+    yield stack
+    assert stop_stack(stack) == 0
+
+
+def _rows() -> list[Row]:
+    random = np.random.default_rng(20)
+    years, weights = random.integers(1990, 2020, ROWS), random.normal(300.0, 50.0, ROWS)
+    sizes = random.normal(3.0, 1.0, ROWS)
+    makes = random.choice(MAKES, ROWS)
+    return [(str(m), float(y), float(w), float(s)) for m, y, w, s in zip(makes, years, weights, sizes, strict=True)]
+
+
+def _plain_loop(rows: list[Row]) -> tuple[StandardScaler, SGDRegressor, dict[str, int]]:
+    """What scikit-learn gives for these rows, one by one, in one process."""
+    scaler, estimator = StandardScaler(), SGDRegressor(shuffle=False, random_state=0)
+    codes: dict[str, int] = {}
+    for make, year, weight, size in rows:
+        codes.setdefault(make, len(codes))
+        numbers = np.array([[year, weight]])
+        scaled = scaler.partial_fit(numbers).transform(numbers)
+        estimator.partial_fit(np.hstack([[[codes[make]]], scaled]), [size])
+    return scaler, estimator, codes
+
+
+async def _send(session: aiohttp.ClientSession, path: str, rows: list[Row], accepted: dict[int, Row]) -> None:
+    for make, year, weight, size in rows:
+        body = {"X": [[make, year, weight]], "y": [size]}
+        async with session.post(path, json=body) as response:
+            answer = await response.json()
+            assert response.status == 202, answer
+        assert answer["sequence"] not in accepted
+        accepted[answer["sequence"]] = (make, year, weight, size)
+
+
+async def _kill_workers(stack: Stack, killed: list[int]) -> None:
+    while True:
+        await asyncio.sleep(KILL_EVERY_S)
+        # Now one, now the other: after a kill the new worker is the last of the supervisor's children.
+        pid = stack.workers()[0]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+
+async def _learned(session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
+    async with asyncio.timeout(120):
+        while True:
+            async with session.get(path) as response:
+                model: dict[str, Any] = await response.json()
+            if model["inbox"] == 0:
+                return model
+            await asyncio.sleep(0.05)
+
+
+def _bundle(stack: Stack, model_hash: str) -> Bundle:
+    settings = stack.settings()
+    data = redis.Redis.from_url(settings.store_url.get_secret_value()).get(keys.bundle(model_hash))
+    assert isinstance(data, bytes)
+    keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
+    return unseal(data, keyring, parse(RECIPE), model_hash)[1]
+
+
+@pytest.mark.timeout(300)
+async def test_every_accepted_row_is_learned_once_in_order_while_workers_are_killed(own_stack: Stack) -> None:
+    """10,000 rows of 20 clients, a worker killed every second: the bundle is that of a plain loop, bit for bit."""
+    rows, accepted, killed = _rows(), dict[int, Row](), list[int]()
+    async with aiohttp.ClientSession(own_stack.url) as session:
+        async with session.post("/v1/models", json={"metadata": {"type": "storm"}, "recipe": RECIPE}) as response:
+            model_hash = (await response.json())["hash"]
+        path = f"/v1/models/{model_hash}"
+        killer = asyncio.create_task(_kill_workers(own_stack, killed))
+        async with asyncio.TaskGroup() as clients:
+            for number in range(CLIENTS):
+                clients.create_task(_send(session, f"{path}/partial_fit", rows[number::CLIENTS], accepted))
+        model = await _learned(session, path)
+        killer.cancel()
+
+    assert len(killed) >= 5
+    assert sorted(accepted) == list(range(1, ROWS + 1))
+    assert model["rows_seen"] == ROWS
+    bundle = _bundle(own_stack, model_hash)
+    scaler, estimator, codes = _plain_loop([accepted[sequence] for sequence in sorted(accepted)])
+    assert bundle.rows_seen == ROWS
+    assert bundle.columns.labels == [codes]
+    for name in ("mean_", "var_", "scale_", "n_samples_seen_"):
+        np.testing.assert_array_equal(getattr(bundle.columns.scaler, name), getattr(scaler, name))
+    for name in ("coef_", "intercept_", "t_"):
+        np.testing.assert_array_equal(getattr(bundle.estimator, name), getattr(estimator, name))
