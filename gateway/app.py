@@ -19,7 +19,6 @@ from gateway.body import gzip_answers
 from gateway.handlers import DOCUMENT
 from gateway.problems import ProblemHandler, problems
 from gateway.routes import ROUTES
-from keepfit.envelope import Keyring
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
@@ -28,14 +27,17 @@ log = structlog.get_logger(__name__)
 # Waiting learners are sent home at once; this is for predictions in hand. aiohttp may wait this long twice, and whoever
 # stops us (`keepfit up`, Kubernetes) kills after 30 s.
 SHUTDOWN_S = 10.0
-# Bodies are inflated here, with a limit and a check of their end; see `gateway.body`.
-HANDLER_OPTIONS: dict[str, Any] = {"auto_decompress": False, "access_log": None}
+HANDLER_OPTIONS: dict[str, Any] = {
+    # Bodies are inflated here, with a limit and a check of their end; see `gateway.body`.
+    "auto_decompress": False,
+    "access_log": None,
+    # Longer than the 60 s that proxies keep idle connections for; aiohttp's own hour would let them pile up.
+    "keepalive_timeout": 75.0,
+}
 
 
 def build_app(settings: Settings) -> web.Application:
     """Put the application together."""
-    # Gateways sign nothing, but one without keys beside workers that have them is a mistake worth telling at the start.
-    Keyring.from_text(settings.signing_keys.get_secret_value())
     app = web.Application(middlewares=[gzip_answers, problems])
     app[service.SETTINGS] = settings
     app[DOCUMENT] = openapi.document(ROUTES)

@@ -80,12 +80,14 @@ class Commits:
         self._store = store
         self._forget = forget
         self._watched: dict[str, Watch] = defaultdict(Watch)
+        self._ended = False
 
     @contextmanager
     def watch(self, model_hash: str) -> Iterator[Watch]:
         """Listen for commits of a model; begin before the rows are accepted, or their commit may be missed."""
         watch = self._watched[model_hash]
         watch.watchers += 1
+        watch.ended = self._ended
         try:
             yield watch
         finally:
@@ -108,6 +110,7 @@ class Commits:
 
     def end(self) -> None:
         """Send home all who wait, because the gateway stops; their rows are accepted and will be learned."""
+        self._ended = True
         for watch in self._watched.values():
             watch.end()
 

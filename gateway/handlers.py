@@ -25,7 +25,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
 WAIT_S_MAX = 60
-# Less than the second that Kubernetes gives a probe, so that a part that hangs is told of and not guessed.
+# Less than the second that probes are given by default, so that a part that hangs is told of and not guessed.
 PROBE_TIMEOUT_S = 0.8
 
 T = TypeVar("T")

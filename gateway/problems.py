@@ -121,7 +121,8 @@ class ProblemHandler(web.RequestHandler):
     """aiohttp's connection handler, whose own errors (no HTTP, too long headers) are problem documents too.
 
     It also does what aiohttp leaves to a proxy: a request's head that drips in is answered with 408 after
-    `head_timeout_s` seconds. A connection that is idle between two requests is left to aiohttp's own timer.
+    `head_timeout_s` seconds. A connection that is idle between two requests is left to aiohttp's own timer, and so is
+    the rare head whose first bytes came in one packet with the request before it.
     """
 
     __slots__ = ("_head_timeout_s", "_head_timer")
@@ -138,12 +139,12 @@ class ProblemHandler(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take in data, and note whether it began a head or ended one."""
-        idle, requests = self._waits(), self._request_count
+        between, requests = not self._request_in_progress, self._request_count
         super().data_received(data)
         if self._request_count != requests:
             self._cancel_head_timer()
             self._break_off()
-        elif idle and self._head_timer is None:
+        elif between and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -161,9 +162,6 @@ class ProblemHandler(web.RequestHandler):
             request.content.set_exception(web.RequestPayloadError(broken.message))
             request.content.feed_eof()
 
-    def _waits(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
-
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -171,7 +169,7 @@ class ProblemHandler(web.RequestHandler):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._waiter is not None and self._waits():
+        if self._waiter is not None and not self._waiter.done():
             late = TimeoutError()
             self._messages.append((_ErrInfo(status=408, exc=late, message=""), EMPTY_PAYLOAD))
             self._waiter.set_result(None)

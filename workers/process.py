@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import sklearn
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
@@ -147,8 +146,6 @@ _current: Process | None = None
 def start(settings: Settings) -> Process:
     """Make this process a worker process."""
     global _current  # noqa: PLW0603 - RQ calls jobs by name; what they work with can only be the process's
-    # Rows and parameters were checked by the gateway; scikit-learn's second look costs half of a call.
-    sklearn.set_config(assume_finite=True, skip_parameter_validation=True)
     _current = Process(settings)
     return _current
 

@@ -2,11 +2,9 @@
 
 import socket
 
-import pytest
 from pydantic import SecretStr
 
 from gateway.app import build_app
-from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 from tests.gateway.api import REGRESSOR, Api, serving
 
@@ -40,8 +38,6 @@ async def test_no_answer_tells_a_password(settings: Settings) -> None:
             (await api.post("/v1/models", {"metadata": {"type": "shoes"}, "recipe": REGRESSOR})).problem(503)
 
 
-def test_signing_keys_that_are_none_are_told_at_the_start() -> None:
-    """A gateway is not built on unusable signing keys, and what it says does not hold them."""
-    with pytest.raises(SettingsError) as raised:
-        build_app(Settings(signing_keys="k1:not-hexadecimal"))
-    assert "not-hexadecimal" not in str(raised.value)
+def test_a_gateway_needs_no_signing_key() -> None:
+    """A gateway opens no bundle, so it is built without the keys that open them."""
+    assert build_app(Settings()).router.routes()

@@ -160,9 +160,9 @@ def test_commands(folder: Path) -> None:
 
 @each_build
 def test_environment(folder: Path) -> None:
-    """Every container of ours reads the one ConfigMap and the one Secret."""
+    """Every container of ours reads the whole ConfigMap, and of the Secret only what it names."""
     for only in ours(folder).values():
-        assert only["envFrom"] == [{"configMapRef": {"name": "keepfit"}}, {"secretRef": {"name": "keepfit"}}]
+        assert only["envFrom"] == [{"configMapRef": {"name": "keepfit"}}]
 
 
 def test_image_tag_is_the_version() -> None:
@@ -227,12 +227,27 @@ def test_secrets_are_in_the_secret(folder: Path) -> None:
     assert {key for key in secret if key.startswith("KEEPFIT_")} <= known
     assert secret.keys() >= {"KEEPFIT_STORE_URL", "KEEPFIT_MONGO_URL", "KEEPFIT_SIGNING_KEYS"}
     rest = yaml.safe_dump_all([doc for doc in build(folder) if doc["kind"] != "Secret"])
-    assert not [name for name in SECRET_FIELDS if f"KEEPFIT_{name.upper()}" in rest]
+    assert not [key for key, value in secret.items() if value and value in rest]
     for _, pod in pods(folder):
         for variable in (variable for only in pod["containers"] for variable in only.get("env", [])):
             reference = variable.get("valueFrom", {}).get("secretKeyRef")
-            assert "PASSWORD" not in variable["name"] or reference
-            assert reference is None or (reference["name"], reference["key"] in secret) == ("keepfit", True)
+            assert reference or not re.search("PASSWORD|SECRET|SIGNING|_URL$", variable["name"])
+            known_key = reference is None or reference["key"] in secret or reference.get("optional")
+            assert reference is None or (reference["name"], known_key) == ("keepfit", True)
+
+
+@each_build
+def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None:
+    """A gateway has neither signing keys nor keys of the storage, and no service has the servers' own passwords."""
+    addresses = {"KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL", "KEEPFIT_MONGO_URL"}
+    keys = {"KEEPFIT_SIGNING_KEYS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    given = {}
+    for name, pod in pods(folder):
+        (only,) = pod["containers"]
+        references = (variable.get("valueFrom", {}).get("secretKeyRef") for variable in only.get("env", []))
+        given[name] = {reference["key"] for reference in references if reference}
+    assert given["gateway"] == addresses
+    assert given["workers"] == given["snapshotter"] == addresses | keys
 
 
 def test_settings_load(settings: Settings) -> None:

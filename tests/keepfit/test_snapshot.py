@@ -21,7 +21,7 @@ from keepfit.errors import (
     RuntimeMismatchError,
     UnavailableError,
 )
-from keepfit.history import Document
+from keepfit.history import NOTED, Document
 from keepfit.settings import Settings
 from keepfit.snapshot import Restored
 from keepfit.storage import LocalStorage, open_storage
@@ -137,7 +137,7 @@ async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
     model_hash = await shop.learned()
     assert await shop.store.changed() == [model_hash]
     document = await saved(shop, model_hash)
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in snapshot.NOTED}
+    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
     assert await shop.store.changed() == []
 
 
@@ -152,7 +152,7 @@ async def test_nothing_is_saved_twice(shop: Workshop, monkeypatch: pytest.Monkey
     monkeypatch.setattr(shop.storage, "put", put)
     assert await save(shop, model_hash) is None
     assert await shop.history.documents() == [document]
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in snapshot.NOTED}
+    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
 
 
 async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
@@ -273,7 +273,7 @@ async def test_a_snapshotter_may_die_after_each_step(
     assert statuses(database) == {1: "committed"}
     assert await dangling(shop) == []
     assert await shop.store.changed() == []
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in snapshot.NOTED}
+    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
 
 
 async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_a_lost_model_comes_back_as_it_was_saved(shop: Workshop) -> None:
     assert await shop.predict(model_hash) == predictions
     assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
     assert (after.metadata, after.recipe, after.digest) == (before.metadata, before.recipe, before.digest)
-    assert after.snapshot == {name: document[name] for name in snapshot.NOTED}
+    assert after.snapshot == {name: document[name] for name in NOTED}
     assert (after.inbox, after.generation) == (0, before.generation + 1)
     assert await shop.store.changed() == []
 
