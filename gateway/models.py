@@ -85,9 +85,12 @@ class Models:
         registered, made = await self._history.register(model_hash, text, wanted.text())
         if registered.recipe_text != wanted.text():
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see which.")
-        if made:
+        live = None if made else await self._store.describe(model_hash)
+        if made or (live is not None and live.generation < registered.born):
+            # The second: a deletion, and then the making of a successor, were cut short.
             self.forget(model_hash)
-            await self._store.install(Install(model_hash, text, wanted.text(), registered.generation))
+            new = Install(model_hash, text, wanted.text(), registered.generation, born=registered.born)
+            await self._store.install(new)
         return await self.describe(model_hash), made
 
     async def delete(self, model_hash: str) -> None:

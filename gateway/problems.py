@@ -37,6 +37,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.UnavailableError: 503,
     errors.DeadlineError: 504,
     errors.RuntimeMismatchError: 500,
+    errors.UnknownKeyError: 500,
     errors.EnvelopeError: 500,
     errors.SettingsError: 500,
     errors.KeepfitError: 500,

@@ -116,6 +116,14 @@ class Bundle:
         return listed
 
     @property
+    def width(self) -> int | None:
+        """Columns of a row as it comes in; None where the first row is to tell."""
+        if self.recipe.features is not None:
+            return len(self.recipe.features)
+        width: int | None = getattr(self.estimator, "n_features_in_", None)
+        return width
+
+    @property
     def classes(self) -> list[Any]:
         """Labels in the order of the columns of :meth:`predict_proba`."""
         labels: list[Any] = self.estimator.classes_.tolist()

@@ -150,7 +150,7 @@ class Ledger:
         _, _, version, mail = scripts.run(
             self._store,
             # Marked before it is committed: a change that no snapshotter knows of would be worse than one too many.
-            ("ZADD", keys.CHANGED, "GT", header.version, taken.hash),
+            ("ZADD", keys.CHANGED, "GT", keys.change(header.generation, header.version), taken.hash),
             ("SET", staged, data, "PX", STAGED_TTL_MS),
             scripts.call(
                 "commit",

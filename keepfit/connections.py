@@ -4,12 +4,16 @@ Owns time limits and retries. Invariant: workers never retry a command by themse
 the first one claimed; the lease is given up instead), gateways retry once (each of their scripts may be repeated).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
+from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
 CONNECT_TIMEOUT_S = 5.0
@@ -17,6 +21,18 @@ ANSWER_TIMEOUT_S = 10.0
 POOL_CONNECTIONS_MAX = 64
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Name the settings where an address cannot be read; never repeat it, because it may hold a password."""
+    try:
+        yield
+    except ValueError:
+        raise SettingsError(
+            "KEEPFIT_STORE_URL or KEEPFIT_QUEUE_URL cannot be read: write redis://host:port/0, or rediss:// with TLS."
+        ) from None
+
+
+@_readable()
 def _sync(url: str) -> redis.Redis:
     return redis.Redis.from_url(
         url,
@@ -37,6 +53,7 @@ def queue_sync(settings: Settings) -> redis.Redis:
     return _sync(settings.queue_url_or_store)
 
 
+@_readable()
 def _async(url: str) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,

@@ -20,7 +20,7 @@ from typing import Self
 
 import msgspec
 
-from keepfit.errors import EnvelopeError, RuntimeMismatchError, SettingsError
+from keepfit.errors import EnvelopeError, RuntimeMismatchError, SettingsError, UnknownKeyError
 
 MAGIC = b"KFIT\x01"
 MAC_BYTES = 32
@@ -132,7 +132,7 @@ class Keyring:
         key_id = front[len(MAGIC) + 1 :]
         key = next((key for known, key in self.keys if known.encode() == key_id), None)
         if key is None:
-            raise EnvelopeError("The envelope is signed with a key that KEEPFIT_SIGNING_KEYS does not hold.")
+            raise UnknownKeyError("The envelope is signed with a key that KEEPFIT_SIGNING_KEYS does not hold.")
         if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
             raise EnvelopeError("The envelope's signature does not fit: it is damaged, forged or for another purpose.")
         try:

@@ -15,6 +15,7 @@
     ├── DeadlineError            not answered in time
     ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
     └── EnvelopeError            bytes that are not a bundle we signed
+        ├── UnknownKeyError      signed with a key that this process does not have
         └── RuntimeMismatchError a bundle of another Python, scikit-learn or numpy
 """
 
@@ -89,6 +90,10 @@ class UnavailableError(KeepfitError):
 
 class EnvelopeError(KeepfitError):
     """The bytes are not a bundle that one of our keys signed, or not the one expected."""
+
+
+class UnknownKeyError(EnvelopeError):
+    """The bundle is signed with a key that KEEPFIT_SIGNING_KEYS does not hold here."""
 
 
 class RuntimeMismatchError(EnvelopeError):

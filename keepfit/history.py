@@ -6,6 +6,7 @@ state. Invariants: (hash, generation, version) is unique in the history; a gener
 send as a filter is compared as a value, never interpreted.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -73,6 +74,8 @@ class History:
         journaled: WriteConcern = WriteConcern(w="majority", j=True)
         self._models = database.get_collection("models", write_concern=journaled)
         self._history = database.get_collection("history", write_concern=journaled)
+        self._indexing = asyncio.Lock()
+        self._indexed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,14 +93,18 @@ class History:
             await self._client.admin.command("ping")
 
     async def ensure_indexes(self) -> None:
-        """Make the indexes that every query here uses."""
-        with unavailable():
-            await self._models.create_index([("labels.k", ASCENDING), ("labels.v", ASCENDING), ("_id", ASCENDING)])
-            await self._history.create_index(
-                [("hash", ASCENDING), ("generation", DESCENDING), ("version", DESCENDING)], unique=True
-            )
-            await self._history.create_index([("type", ASCENDING), ("timestamp", DESCENDING)])
-            await self._history.create_index([("timestamp", DESCENDING)])
+        """Make the indexes that every query here uses, once."""
+        async with self._indexing:
+            if self._indexed:
+                return
+            with unavailable():
+                await self._models.create_index([("labels.k", ASCENDING), ("labels.v", ASCENDING), ("_id", ASCENDING)])
+                await self._history.create_index(
+                    [("hash", ASCENDING), ("generation", DESCENDING), ("version", DESCENDING)], unique=True
+                )
+                await self._history.create_index([("type", ASCENDING), ("timestamp", DESCENDING)])
+                await self._history.create_index([("timestamp", DESCENDING)])
+            self._indexed = True
 
     async def register(self, model_hash: str, metadata_text: str, recipe_text: str) -> tuple[Registered, bool]:
         """Enter a model; return its entry (the one there was, if it exists) and whether it was made by this call."""
@@ -107,6 +114,8 @@ class History:
             "recipe": recipe_text,
             "deleted": False,
         }
+        # Never both at once: SecantusDB 0.7 stands still where an index is made while a document is written.
+        await self.ensure_indexes()
         with unavailable():
             while True:
                 document = await self._models.find_one({"_id": model_hash})

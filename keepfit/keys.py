@@ -12,7 +12,7 @@ kf:{h}:lk            string  lease       take, renew, unlock                   t
 kf:{h}:stg:<random>  string  60 s        workers, before commit or install     commit, install
 kf:{h}:idem:<key>    string  a day       accept                                accept
 kf:{h}:dead          stream  none        commit (rows put aside)               commit
-kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: version)
+kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: generation, version)
 kf:commits           pubsub  none        commit, delete                        gateways
 ===================  ======  ==========  ====================================  =================================
 
@@ -53,6 +53,15 @@ def hash_of_state(key: str) -> str:
     'ab12'
     """
     return key[len("kf:{") : -len("}:st")]
+
+
+def change(generation: int, version: int) -> int:
+    """Score of a model in :data:`CHANGED`: a later generation outweighs every version (exact in a double, below 2^53).
+
+    >>> change(1, 99) < change(2, 0) < change(2, 1)
+    True
+    """
+    return (generation << 32) + version
 
 
 def bundle(model_hash: str) -> str:

@@ -204,7 +204,7 @@ class Stack:
                 pass_fds=(lock.fileno(),),
                 # A Ctrl-C is ours to hand on, in order.
                 process_group=0,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has one thread
             )
         self._write_pids()
 
@@ -254,7 +254,7 @@ class Stack:
         (self.data / "up.json").unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to end this child when its parent dies, however it dies; elsewhere the lock tells of what is left."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -13,7 +13,7 @@ goes to storage and MongoDB, and back.
 import asyncio
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import structlog
@@ -21,7 +21,14 @@ import structlog
 from keepfit import bundle as bundles
 from keepfit import envelope
 from keepfit.envelope import Header, Keyring
-from keepfit.errors import ConflictError, EnvelopeError, NotFoundError, RuntimeMismatchError, UnavailableError
+from keepfit.errors import (
+    ConflictError,
+    EnvelopeError,
+    NotFoundError,
+    RuntimeMismatchError,
+    UnavailableError,
+    UnknownKeyError,
+)
 from keepfit.history import NOTED, Document, History, Registered
 from keepfit.recipe import from_text
 from keepfit.storage import Storage
@@ -123,21 +130,23 @@ async def restore(
     registered = await history.registered(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}.")
-    if await store.describe(model_hash) is not None:
+    live = await store.describe(model_hash)
+    if live is not None and live.generation >= registered.born:
         return Restored(model_hash, None, live=True, corrupt=0)
     corrupt = 0
     async with aclosing(history.snapshots(model_hash, registered.born, at)) as documents:
         async for document in documents:
             try:
-                data, header = await _fetch(storage, keyring, registered, document)
-            except RuntimeMismatchError:
+                data, header, width = await _fetch(storage, keyring, registered, document)
+            except (RuntimeMismatchError, UnknownKeyError):
+                # This process is not set up for a good snapshot; marking it would spoil it for those that are.
                 raise
             except EnvelopeError as error:
                 corrupt += 1
                 log.warning("snapshot_corrupt", hash=model_hash, version=document["version"], reason=str(error))
                 await history.mark_corrupt(document)
                 continue
-            return await _install(store, history, registered, corrupt, document, header, data)
+            return await _install(store, history, registered, corrupt, (document, header, data, width))
     if corrupt:
         raise UnavailableError(f"None of the {corrupt} snapshots of {model_hash} is good; see the log for each reason.")
     if at is not None:
@@ -147,8 +156,8 @@ async def restore(
 
 async def _fetch(
     storage: Storage, keyring: Keyring, registered: Registered, document: Document
-) -> tuple[bytes, Header]:
-    """Read a snapshot's blob and check all that can be checked without installing it."""
+) -> tuple[bytes, Header, int | None]:
+    """Read a snapshot's blob and check all that can be checked without installing it; tell the width of its rows."""
     path = path_of(document)
     data = await asyncio.to_thread(storage.get, path)
     if data is None:
@@ -163,7 +172,7 @@ async def _fetch(
     if (header.generation, header.version) != (document["generation"], document["version"]):
         raise EnvelopeError("the blob holds another version than its document names")
     await asyncio.to_thread(bundles.try_predict, bundle)
-    return data, header
+    return data, header, bundle.width
 
 
 async def _install(
@@ -171,20 +180,17 @@ async def _install(
     history: History,
     registered: Registered,
     corrupt: int,
-    document: Document | None = None,
-    header: Header | None = None,
-    data: bytes = b"",
+    fetched: tuple[Document, Header, bytes, int | None] | None = None,
 ) -> Restored:
     generation = await history.next_generation(registered.hash, registered.born)
     if generation is None:
         raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
-    new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation)
-    if document is not None and header is not None:
-        new = Install(
-            hash=registered.hash,
-            metadata_text=registered.metadata_text,
-            recipe_text=registered.recipe_text,
-            generation=generation,
+    new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
+    document = None
+    if fetched is not None:
+        document, header, data, width = fetched
+        new = replace(
+            new,
             version=header.version,
             rows_seen=header.rows_seen,
             sequence=header.sequence,
@@ -193,6 +199,7 @@ async def _install(
             metrics_text=msgspec.json.encode(document["metrics"]).decode(),
             snapshot_text=msgspec.json.encode({name: document[name] for name in NOTED}).decode(),
             bundle=data,
+            width=width,
         )
     installed = await store.install(new)
     log.info(

@@ -60,7 +60,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """What a model begins with: nothing but its recipe, or a bundle from a snapshot."""
+    """What a model begins with: nothing but its recipe, or a bundle from a snapshot.
+
+    A live model of a generation before `born` is what is left of a deleted predecessor, and is replaced.
+    """
 
     hash: str
     metadata_text: str
@@ -74,6 +77,8 @@ class Install:
     metrics_text: str = "{}"
     snapshot_text: str = ""
     bundle: bytes = b""
+    width: int | None = None
+    born: int = 0
 
 
 class Store:
@@ -120,7 +125,14 @@ class Store:
             *commands,
             scripts.call(
                 "install",
-                [keys.state(new.hash), keys.bundle(new.hash), staged],
+                [
+                    keys.state(new.hash),
+                    keys.bundle(new.hash),
+                    staged,
+                    keys.inbox(new.hash),
+                    keys.lock(new.hash),
+                    keys.dead(new.hash),
+                ],
                 [
                     new.metadata_text,
                     new.recipe_text,
@@ -132,6 +144,8 @@ class Store:
                     new.digest,
                     new.metrics_text,
                     new.snapshot_text,
+                    "" if new.width is None else new.width,
+                    new.born,
                 ],
             ),
         )
@@ -219,7 +233,7 @@ class Store:
         await scripts.run_async(
             self._store,
             scripts.call("note", [keys.state(model_hash)], [generation, version, text]),
-            scripts.call("settle", [keys.CHANGED], [model_hash, version]),
+            scripts.call("settle", [keys.CHANGED], [model_hash, keys.change(generation, version)]),
         )
 
     async def forget_change(self, model_hash: str) -> None:

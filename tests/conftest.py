@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from keepfit.demo import kill_all
+from keepfit.local import end_with_parent
 from keepfit.settings import Settings
 from tests import servers
 
@@ -134,7 +135,12 @@ def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", "0", "--workers", str(workers)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
     servers.wait_until(lambda: b"is up" in log.read_bytes() or process.poll() is not None, f"keepfit up (see {log})")
     assert process.poll() is None, log.read_text(errors="replace")

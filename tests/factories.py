@@ -58,7 +58,8 @@ class Workshop:
         model_hash = identity.hash_of(named)
         wanted = recipe.parse(document or SHOES_RECIPE)
         registered, _ = await self.history.register(model_hash, text, wanted.text())
-        assert await self.store.install(Install(model_hash, text, wanted.text(), registered.generation))
+        new = Install(model_hash, text, wanted.text(), registered.generation, born=registered.born)
+        assert await self.store.install(new)
         return model_hash
 
     async def accept(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:

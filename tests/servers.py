@@ -1,6 +1,7 @@
 """Real servers for tests: each on a free port, in a folder of its own, stopped by its own process id."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from keepfit.local import accepts, answers, free_port, mongo_command, redis_command
+from keepfit.local import accepts, answers, end_with_parent, free_port, mongo_command, redis_command
 
 START_S_MAX = 60.0
 
@@ -33,10 +34,19 @@ def running(
     log: Path,
     ready: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` until the block ends; its output goes to `log`."""
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            # A run that is killed leaves no server behind.
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
+        )
     try:
         wait_until(
             lambda: ready() or process.poll() is not None,
@@ -46,7 +56,7 @@ def running(
         yield process
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(stop)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -94,10 +104,11 @@ def s3(folder: Path) -> Iterator[str]:
     config.write_text(json.dumps(identities))
     command = [
         str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20",
+        "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=500",
         "-master.volumeSizeLimitMB=64",
         *(f"{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['-s3.port']}"
-    with running(command, folder.with_suffix(".log"), lambda: answers(f"{endpoint}/healthz")):
+    # Killed at the end: it would take half a minute to put its data in order, and nobody will read them.
+    with running(command, folder.with_suffix(".log"), lambda: answers(f"{endpoint}/healthz"), stop=signal.SIGKILL):
         yield endpoint

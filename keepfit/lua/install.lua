@@ -1,8 +1,12 @@
--- install: put a model into the store, new or from a snapshot, only where none is live.
+-- install: put a model into the store, new or from a snapshot, only where none is live. What is left of a predecessor
+-- whose deletion was cut short is no live model; it goes.
 --
 -- KEYS[1] state        hash of the model
 -- KEYS[2] bundle       live bundle
 -- KEYS[3] staged       bundle written ahead (looked at only where ARGV[8] names a digest)
+-- KEYS[4] inbox        stream of waiting requests
+-- KEYS[5] lock         who learns the model
+-- KEYS[6] dead         stream of requests put aside
 -- ARGV[1] metadata     canonical JSON
 -- ARGV[2] recipe       JSON
 -- ARGV[3] generation   integer, from MongoDB
@@ -13,15 +17,19 @@
 -- ARGV[8] digest       SHA-256 hex of the staged bundle, '' for a new model
 -- ARGV[9] metrics      JSON
 -- ARGV[10] snapshot    JSON of the snapshot it comes from, '' for a new model
+-- ARGV[11] width       columns of a row, '' where the first request is to tell
+-- ARGV[12] born        integer, generation since which the model is this one
 --
 -- returns 1 installed; 0 a model is live already, nothing changed; -1 the staged bundle is gone, nothing changed
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local live = redis.call('HGET', KEYS[1], 'generation')
+if live and tonumber(live) >= tonumber(ARGV[12]) then
   return 0
 end
+if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
+  return -1
+end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6])
 if ARGV[8] ~= '' then
-  if redis.call('EXISTS', KEYS[3]) == 0 then
-    return -1
-  end
   redis.call('RENAME', KEYS[3], KEYS[2])
   redis.call('PERSIST', KEYS[2])
 end
@@ -29,4 +37,7 @@ redis.call('HSET', KEYS[1],
   'metadata', ARGV[1], 'recipe', ARGV[2], 'generation', ARGV[3], 'version', ARGV[4], 'rows_seen', ARGV[5],
   'accepted', ARGV[6], 'learned', ARGV[6], 'chain', ARGV[7], 'digest', ARGV[8], 'metrics', ARGV[9],
   'snapshot', ARGV[10], 'snapshot_version', ARGV[10] == '' and '-1' or ARGV[4], 'bytes', 0, 'attempts', 0)
+if ARGV[11] ~= '' then
+  redis.call('HSET', KEYS[1], 'width', ARGV[11])
+end
 return 1

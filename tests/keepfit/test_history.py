@@ -449,3 +449,13 @@ async def test_the_history_is_found_by_its_indexes(history: History, database: D
         database.history.find({"type": "shoes"}).sort("timestamp", -1),
     ):
         assert "IXSCAN" in json.dumps(found.explain()["queryPlanner"]["winningPlan"])
+
+
+async def test_models_are_registered_while_the_indexes_are_made(mongo_url: str) -> None:
+    """A gateway that starts takes its first models at once: indexes being made do not stand in the way."""
+    for number in range(10):
+        async with History(f"{mongo_url}{number}") as history, asyncio.timeout(30):
+            made = await asyncio.gather(
+                history.ensure_indexes(), *(history.register(digit * 64, '{"type":"shoes"}', "{}") for digit in "ab")
+            )
+            assert [registered.hash[0] for registered, _ in made[1:]] == ["a", "b"]

@@ -17,9 +17,11 @@ from keepfit.envelope import Keyring
 from keepfit.errors import (
     ConflictError,
     EnvelopeError,
+    InvalidError,
     NotFoundError,
     RuntimeMismatchError,
     UnavailableError,
+    UnknownKeyError,
 )
 from keepfit.history import NOTED, Document
 from keepfit.settings import Settings
@@ -402,9 +404,10 @@ async def missing(shop: Workshop, database: Database[Document], document: Docume
 
 
 async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Sign the blob with a key that is not ours."""
+    """Sign the blob with a key that has the name of ours and is not ours."""
     data = file_of(shop, document).read_bytes()
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, FOREIGN))
+    ((name, _),) = shop.parts.keyring.keys
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, Keyring(((name, b"x" * 32),))))
 
 
 async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
@@ -447,6 +450,55 @@ async def test_a_damaged_snapshot_is_passed_over(shop: Workshop, database: Datab
     (said,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
     assert (said["log_level"], said["hash"], said["version"]) == ("warning", model_hash, 2)
     assert said["reason"]
+
+
+async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, database: Database[Document]) -> None:
+    """A snapshot signed with a key that this process lacks is not restored here, and stays good for others."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    data = file_of(shop, document).read_bytes()
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, FOREIGN))
+    shop.lose(model_hash)
+    with pytest.raises(UnknownKeyError, match="KEEPFIT_SIGNING_KEYS"):
+        await restore(shop, model_hash)
+    assert statuses(database) == {1: "committed"}
+
+
+async def test_a_restored_model_keeps_the_width_of_its_rows(shop: Workshop) -> None:
+    """A model of plain rows that comes back refuses rows of another width, and takes those of its own."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    await shop.learn(model_hash, [[1.0, 2.0, 3.0]], [1.0])
+    await saved(shop, model_hash)
+    shop.lose(model_hash)
+    await restore(shop, model_hash)
+    with pytest.raises(InvalidError, match="2 values where the model has 3"):
+        await shop.accept(model_hash, [[1.0, 2.0]], [1.0])
+    assert await shop.learn(model_hash, [[4.0, 5.0, 6.0]], [2.0]) == 2
+
+
+async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(shop: Workshop) -> None:
+    """While a snapshot was under way its model was deleted, made again and taught: the new one is still to be saved."""
+    model_hash = await shop.make(session="again")
+    for _ in range(5):
+        await shop.learn(model_hash)
+    before = await shop.model(model_hash)
+    await shop.history.unregister(model_hash)
+    await shop.store.delete(model_hash)
+    assert await shop.make(session="again") == model_hash
+    await shop.learn(model_hash)
+    await shop.store.note_snapshot(model_hash, before.generation, before.version, {})
+    assert await shop.store.changed() == [model_hash]
+    assert (await saved(shop, model_hash))["generation"] > before.generation
+
+
+async def test_what_is_left_of_a_half_deleted_model_does_not_come_back(shop: Workshop) -> None:
+    """A deletion cut short between register and Redis: the model made again begins anew, not where the old one was."""
+    model_hash = await shop.make(session="half")
+    await shop.learn(model_hash)
+    await shop.history.unregister(model_hash)
+    assert await shop.make(session="half") == model_hash
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.generation) == (0, 0, 2)
 
 
 async def test_where_no_snapshot_is_good_nothing_is_installed(shop: Workshop, database: Database[Document]) -> None:

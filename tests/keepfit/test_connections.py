@@ -1,0 +1,17 @@
+"""Clients of Redis from the settings."""
+
+import pytest
+
+from keepfit import connections
+from keepfit.errors import SettingsError
+from keepfit.settings import Settings
+
+
+@pytest.mark.parametrize("url", ["redis://:hush@host:port/0", "http://:hush@host/0", "hush"])
+def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
+    """A Redis URL that cannot be read is a SettingsError that names the settings and repeats nothing of the URL."""
+    settings = Settings(store_url=url)
+    for connect in (connections.store_sync, connections.queue_sync, connections.store_async, connections.queue_async):
+        with pytest.raises(SettingsError, match="KEEPFIT_STORE_URL") as raised:
+            connect(settings)
+        assert "hush" not in str(raised.value)
