@@ -1,10 +1,12 @@
 """`keepfit up` and the demo, as a user runs them."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,20 @@ async def learn(stack: Stack, votes: int) -> dict[str, Any]:
             body = {"metadata": METADATA, "X": [["nike", 2000 + i]], "y": [i % 5]}
             async with session.post("/v1/partial_fit", json=body, headers={"Prefer": "wait=20"}) as response:
                 assert response.status == 200, await response.text()
+        return await predict(session)
+
+
+async def predict(session: aiohttp.ClientSession) -> dict[str, Any]:
+    """Predict as a client does: a 503 names when to ask again, for as long as no worker is back."""
+    deadline = time.monotonic() + servers.START_S_MAX
+    while True:
         async with session.post("/v1/predict", json={"metadata": METADATA, "X": [["nike", 2003]]}) as response:
             answer: dict[str, Any] = await response.json()
-            assert response.status == 200, answer
-            return answer
+            if response.status == 200:
+                return answer
+            assert response.status == 503, answer
+            assert time.monotonic() < deadline, answer
+            await asyncio.sleep(int(response.headers["Retry-After"]))
 
 
 @pytest.mark.timeout(240)
