@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := keepfit gateway workers snapshotter tests
+SOURCES := keepfit gateway workers snapshotter benchmarks tests
+PEERS := echo fastapi mlserver litserve bentoml river
+BENCH := benchmarks/.venvs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types pins clean
+.PHONY: help run test lint types bench pins clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,10 +38,28 @@ lint: $(VENV)/.test  ## Style
 types: $(VENV)/.test  ## Types, strict
 	$(BIN)/mypy
 
+# Each peer has an environment of its own; the harness has keepfit in its.
+$(BENCH)/%/.installed: benchmarks/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(BENCH)/harness/.installed: benchmarks/requirements/harness.txt requirements/local.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/local.txt -r $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Measure keepfit and its peers, write docs/performance.md (QUICK=1, ONLY=keepfit); needs wrk
+	$(BENCH)/harness/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
 pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements/runtime.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo -c requirements/runtime.txt -o requirements/local.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra test -c requirements/local.txt -o requirements/test.txt --upgrade
+	for name in harness $(PEERS); do \
+		$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url -c requirements/local.txt benchmarks/requirements/$$name.in -o benchmarks/requirements/$$name.txt --upgrade || exit 1; \
+	done
 
 clean:  ## Remove the environment and caches; data in .keepfit stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

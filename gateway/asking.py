@@ -6,6 +6,7 @@ question ends in an answer, an error or its deadline; an answer nobody waits for
 
 import asyncio
 import itertools
+import math
 import time
 import uuid
 
@@ -13,11 +14,14 @@ import msgspec
 import redis.asyncio
 import structlog
 
+from gateway.batching import Batcher
 from gateway.bell import Bell
-from keepfit import keys, questions, rooms, scripts
-from keepfit.errors import DeadlineError, UnavailableError
+from gateway.body import beside_loop
+from keepfit import inbox, keys, questions, rooms, scripts
+from keepfit.errors import DeadlineError, KeepfitError, RoomFullError, UnavailableError
 from keepfit.questions import Answer, Operation, Question
 from keepfit.rows import Rows
+from keepfit.scripts import Line
 from keepfit.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -27,6 +31,34 @@ READ_COUNT = 256
 RECONNECT_PAUSE_S = 0.2
 # A worker that died is back within a second; after this long without any, none is coming.
 WORKER_GRACE_S = 2.0
+# Rows larger than this are written beside the question, in pieces, so that Redis serves others in between.
+INLINE_ROWS_MAX = 64 * 1024
+RETRY_AFTER_S_MAX = 60
+# Over how many seconds the pace of answers is averaged.
+PACE_S = 2.0
+
+
+class Waiting:
+    """One question on its way, and the future of who asked."""
+
+    __slots__ = ("asked_s", "future", "question", "sent", "timeout_s", "timer")
+
+    def __init__(self, question: Question, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.question = question
+        self.timeout_s = timeout_s
+        self.asked_s = loop.time()
+        self.future: asyncio.Future[Answer] = loop.create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.sent = False
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds for which the answer is still wanted, by the event loop's clock."""
+        return self.asked_s + self.timeout_s - now_s
+
+    def fail(self, error: KeepfitError) -> None:
+        """End the wait with an error."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Asker:
@@ -34,50 +66,117 @@ class Asker:
 
     def __init__(self, queue: redis.asyncio.Redis, settings: Settings, bell: Bell) -> None:
         self._queue = queue
+        self._line = Line(queue)
         self._settings = settings
         self._bell = bell
         self._name = uuid.uuid4().hex
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, Waiting] = {}
+        self._questions = Batcher(self._push)
+        self._looks: set[asyncio.Task[None]] = set()
+        self._pace = Pace()
 
-    async def ask(self, model_hash: str, operation: Operation, generation: int = 0, rows: Rows | None = None) -> Answer:
+    async def ask(
+        self,
+        model_hash: str,
+        operation: Operation,
+        generation: int = 0,
+        rows: Rows | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
         """Ask, and return the answer; raises what the worker met.
 
         Raises
         ------
+        RoomFullError
+            If as many questions wait as may.
         DeadlineError, UnavailableError
-            If no answer came in time; the latter where no worker is alive.
+            If no answer came within `timeout_s` seconds (the setting's by default); the latter where no worker lives.
         """
-        timeout_s = self._settings.predict_timeout_s
-        question = Question(
-            next(self._ids), self._name, model_hash, operation, time.time() + timeout_s, generation, rows
-        )
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[question.id] = future
+        if len(self._waiting) >= self._settings.predict_entries_max:
+            raise self._full(len(self._waiting))
+        loop = asyncio.get_running_loop()
+        timeout_s = self._settings.predict_timeout_s if timeout_s is None else timeout_s
+        big = rows is not None and not rows.fits(INLINE_ROWS_MAX)
+        key = keys.asked_rows(uuid.uuid4().hex) if big else ""
+        asked = None if big else rows
+        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key)
+        waiting = self._waiting[question.id] = Waiting(question, timeout_s, loop)
+        waiting.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._overdue, waiting)
         try:
-            lease = rooms.new_lease()
-            (rang,) = await scripts.run_async(
-                self._queue,
-                rooms.push(rooms.PREDICT, lease, self._settings.lease_ttl_s, [questions.encode(question)]),
-            )
-            if rang:
-                self._bell.ring(rooms.PREDICT, lease)
-            answer = await self._answer(future, timeout_s)
+            if big and rows is not None:
+                ttl_s = timeout_s + self._settings.body_timeout_s
+                await inbox.write_in_pieces(self._queue, key, rows, round(ttl_s * 1000))
+                del rows
+            waiting.sent = True
+            self._questions.put(waiting)
+            answer = await waiting.future
+        except UnavailableError:
+            raise
+        except KeepfitError:
+            if big:
+                await scripts.run_async(self._queue, ("UNLINK", key))
+            raise
         finally:
-            self._waiting.pop(question.id, None)
+            waiting.timer.cancel()
+            del self._waiting[question.id]
         answer.raise_error()
         return answer
 
-    async def _answer(self, future: asyncio.Future[Answer], timeout_s: float) -> Answer:
-        grace_s = min(WORKER_GRACE_S, timeout_s)
-        done, _ = await asyncio.wait([future], timeout=grace_s)
-        if not done and not await self.workers_alive():
-            raise UnavailableError("No worker is alive: start some with `keepfit worker`.")
-        if not done:
-            done, _ = await asyncio.wait([future], timeout=timeout_s - grace_s)
-        if not done:
-            raise DeadlineError(f"No answer came within {timeout_s:g} s; the workers have more to do than they can.")
-        return future.result()
+    async def _push(self, batch: list[Waiting]) -> None:
+        """Put a batch of questions into the room."""
+        lease, now_s = rooms.new_lease(), asyncio.get_running_loop().time()
+        batch = [waiting for waiting in batch if not waiting.future.done()]
+        entries = [rooms.entry(w.question.hash, max(w.left_s(now_s), 0), questions.encode(w.question)) for w in batch]
+        settings = self._settings
+        push = rooms.push(rooms.PREDICT, lease, settings.lease_ttl_s, entries, settings.predict_entries_max)
+        try:
+            ((rang, *refused),) = await self._line.run(push)
+        except UnavailableError as away:
+            for waiting in batch:
+                waiting.fail(away)
+            return
+        except Exception:
+            log.exception("asking_crashed")
+            for waiting in batch:
+                waiting.fail(KeepfitError("The question could not be asked; the gateway's log has the details."))
+            return
+        if rang:
+            self._bell.ring(rooms.PREDICT, lease)
+        for number in refused:
+            batch[number - 1].fail(self._full(settings.predict_entries_max))
+
+    def _full(self, waiting: int) -> RoomFullError:
+        """Tell to come again when half of what waits is answered."""
+        pace = self._pace.per_s(time.monotonic())
+        seconds = math.ceil(waiting / 2 / pace) if pace else 1
+        return RoomFullError(
+            f"{waiting} requests wait to be answered; ask again when some are.",
+            min(max(seconds, 1), RETRY_AFTER_S_MAX),
+        )
+
+    def _overdue(self, waiting: Waiting) -> None:
+        """Nothing came for a while: look whether anybody is there to answer, and end the wait at its deadline."""
+        look = asyncio.create_task(self._look(waiting))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+
+    async def _look(self, waiting: Waiting) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if not await self.workers_alive():
+                return waiting.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
+        except UnavailableError as away:
+            return waiting.fail(away)
+        left_s = waiting.left_s(loop.time())
+        late = DeadlineError(
+            f"No answer came within {waiting.timeout_s:g} s; the workers have more to do than they can."
+        )
+        if left_s > 0:
+            waiting.timer = loop.call_later(left_s, waiting.fail, late)
+        else:
+            waiting.fail(late)
+        return None
 
     async def workers_alive(self) -> int:
         """Count the workers that RQ knows and that have shown a sign of life: a dead one's record expires."""
@@ -90,29 +189,69 @@ class Asker:
     async def read_forever(self) -> None:
         """Hand answers to those who wait for them, until cancelled."""
         key = keys.replies(self._name)
+        broken, line = False, Line(self._queue)
         while True:
             try:
+                if broken:
+                    await self._ask_again()
+                    broken = False
                 command = ("BLMPOP", READ_BLOCK_S, 1, key, "LEFT", "COUNT", READ_COUNT)
-                (read,) = await scripts.run_async(self._queue, command)
+                (read,) = await line.run(command)
+                for batch in read[1] if read else ():
+                    await self._hand_out(batch)
             except UnavailableError as error:
                 log.warning("answers_unreachable", reason=str(error))
+                broken = True
                 await asyncio.sleep(RECONNECT_PAUSE_S)
-                continue
             except Exception:
                 # A gateway that lives and hears no answers is worse than a dead one, so it listens on in any case.
                 log.exception("answers_unreadable")
                 await asyncio.sleep(RECONNECT_PAUSE_S)
-                continue
-            for batch in read[1] if read else ():
-                self._hand_out(batch)
 
-    def _hand_out(self, batch: bytes) -> None:
+    async def _ask_again(self) -> None:
+        """Ask all that waits once more: Redis may have come back without it, and a second answer does no harm."""
+        await scripts.run_async(self._queue, ("PING",))
+        for waiting in self._waiting.values():
+            if waiting.sent:
+                self._questions.put(waiting)
+
+    async def _hand_out(self, batch: bytes) -> None:
         try:
-            answers = questions.decode_answers(batch)
+            answers = await beside_loop(len(batch), questions.decode_answers, batch)
         except msgspec.MsgspecError:
             log.exception("answers_unreadable")
             return
+        self._pace.note(len(answers), time.monotonic())
         for answer in answers:
-            future = self._waiting.get(answer.id)
-            if future is not None and not future.done():
-                future.set_result(answer)
+            waiting = self._waiting.get(answer.id)
+            if waiting is not None and not waiting.future.done():
+                waiting.future.set_result(answer)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await self._questions.close()
+        await self._line.close()
+
+
+class Pace:
+    """Answers a second, averaged with exponentially falling weight."""
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._at_s = 0.0
+
+    def note(self, count: int, now_s: float) -> None:
+        """Take in `count` answers that came at `now_s`."""
+        self._count = self._count * math.exp((self._at_s - now_s) / PACE_S) + count
+        self._at_s = now_s
+
+    def per_s(self, now_s: float) -> float:
+        """Answers a second, as of `now_s`.
+
+        >>> pace = Pace()
+        >>> for tenth in range(200):
+        ...     pace.note(5, tenth / 10)
+        >>> 45 < pace.per_s(20.0) < 55
+        True
+        """
+        return self._count * math.exp((self._at_s - now_s) / PACE_S) / PACE_S

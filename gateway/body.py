@@ -1,17 +1,17 @@
 """Request bodies: read, inflated, parsed; and answers written as JSON.
 
-Owns limits of size and time. Never trusts a length that a client named. Invariant: a body is used only if it arrived
-whole: a truncated or damaged gzip stream is refused, although what came of it might parse.
+Owns limits of size and time. Never trusts a length that a client named, and never holds a body twice. Invariant: a body
+is used only if it arrived whole: a truncated or damaged gzip stream is refused, although what came of it might parse.
 """
 
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from keepfit.errors import MalformedError
 from keepfit.identity import parse_json
@@ -20,6 +20,8 @@ from keepfit.settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 
+JSON = "application/json"
+BROKEN_OFF = "The body broke off, or its chunks are not framed as RFC 9112 has it."
 INFLATE_STEP_BYTES = 1 << 20
 NOT_ACCEPTED = re.compile(r"q\s*=\s*0(\.0*)?")
 # Parsing this much takes about a millisecond; more is done beside the event loop.
@@ -27,8 +29,8 @@ INLINE_BYTES_MAX = 64 * 1024
 GZIP_BYTES_MIN = 1024
 
 
-async def read_json(request: web.Request, settings: Settings) -> tuple[Any, int]:
-    """Read the request's JSON body; return it with its size in bytes.
+async def read_json(request: web.Request, settings: Settings) -> Any:
+    """Read the request's JSON body.
 
     Raises
     ------
@@ -37,13 +39,27 @@ async def read_json(request: web.Request, settings: Settings) -> tuple[Any, int]
     web.HTTPException
         408 if it drips in, 413 over the limit, 415 for another type or encoding.
     """
-    _check_type(request)
+    check_type(request)
+    body = await read(request, settings)
+    return await beside_loop(len(body), parse_json, body)
+
+
+async def read(request: web.Request, settings: Settings) -> bytes | bytearray:
+    """Read the request's body, whatever its type; raises what :func:`read_json` does for reading."""
+    content = request.content
+    if content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
+        # A small body mostly comes with its head; nothing is to be waited for then.
+        try:
+            whole = content.read_nowait()
+        except (ConnectionError, web.RequestPayloadError):
+            raise MalformedError(BROKEN_OFF) from None
+        _check_size(len(whole), settings.body_bytes_max)
+        return whole
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            body = await _read(request, settings.body_bytes_max)
+            return await _read(request, settings.body_bytes_max)
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
-    return await beside_loop(len(body), parse_json, body), len(body)
 
 
 async def beside_loop(size_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -53,25 +69,32 @@ async def beside_loop(size_bytes: int, function: Callable[P, T], *args: P.args, 
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
-def _check_type(request: web.Request) -> None:
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="Send the body as Content-Type: application/json.")
+def check_type(request: web.Request, others: Collection[str] = ()) -> str:
+    """Return the body's media type, which must be JSON or one of `others`."""
+    if request.headers.get(hdrs.CONTENT_TYPE) == JSON:
+        return JSON
+    media_type = request.content_type
+    if media_type in others:
+        return media_type
+    if media_type != JSON:
+        wanted = " or ".join((JSON, *others))
+        raise web.HTTPUnsupportedMediaType(text=f"Send the body as Content-Type: {wanted}.")
     if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         raise web.HTTPUnsupportedMediaType(text=f"JSON is UTF-8, not {request.charset}.")
+    return JSON
 
 
-async def _read(request: web.Request, bytes_max: int) -> bytes:
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+async def _read(request: web.Request, bytes_max: int) -> bytearray:
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     if encoding == "gzip":
         return await _inflate(request, bytes_max)
     if encoding != "identity":
         raise web.HTTPUnsupportedMediaType(text=f"Content-Encoding {encoding!r} is not known; use gzip or none.")
-    parts, size = [], 0
+    body = bytearray()
     async for chunk in _chunks(request):
-        size += len(chunk)
-        _check_size(size, bytes_max)
-        parts.append(chunk)
-    return b"".join(parts)
+        _check_size(len(body) + len(chunk), bytes_max)
+        body += chunk
+    return body
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
@@ -79,29 +102,28 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         async for chunk in request.content.iter_any():
             yield chunk
     except (ConnectionError, web.RequestPayloadError):
-        raise MalformedError("The body broke off, or its chunks are not framed as RFC 9112 has it.") from None
+        raise MalformedError(BROKEN_OFF) from None
 
 
-async def _inflate(request: web.Request, bytes_max: int) -> bytes:
+async def _inflate(request: web.Request, bytes_max: int) -> bytearray:
     inflater = zlib.decompressobj(wbits=31)
-    parts, size = [], 0
+    body = bytearray()
     try:
         async for chunk in _chunks(request):
             rest = chunk
             while rest and not inflater.eof:
                 # A few bytes may inflate into very many, so all but the first step of a small body is done elsewhere.
-                part = await beside_loop(size + len(rest), inflater.decompress, rest, INFLATE_STEP_BYTES)
+                part = await beside_loop(len(body) + len(rest), inflater.decompress, rest, INFLATE_STEP_BYTES)
                 rest = inflater.unconsumed_tail
-                size += len(part)
-                _check_size(size, bytes_max)
-                parts.append(part)
+                _check_size(len(body) + len(part), bytes_max)
+                body += part
             if inflater.eof and (inflater.unused_data or rest):
                 raise MalformedError("Bytes follow the end of the gzip stream.")
     except zlib.error as error:
         raise MalformedError(f"The gzip stream is damaged: {error}.") from None
     if not inflater.eof:
         raise MalformedError("The gzip stream is cut short.")
-    return b"".join(parts)
+    return body
 
 
 def _check_size(size: int, bytes_max: int) -> None:
@@ -125,11 +147,17 @@ def json_response(
 async def gzip_answers(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
     """Compress answers for clients that take gzip, where it pays."""
     response: web.StreamResponse = await handler(request)
-    if isinstance(response, web.Response) and len(response.body or b"") >= GZIP_BYTES_MIN:  # type: ignore[arg-type]
-        response.headers["Vary"] = "Accept-Encoding"
-        if _takes_gzip(request.headers.get("Accept-Encoding", "")):
-            response.enable_compression(web.ContentCoding.gzip)
+    if isinstance(response, web.Response):
+        compress(request.headers, response)
     return response
+
+
+def compress(headers: Mapping[str, str], response: web.Response) -> None:
+    """Compress an answer if the request's `headers` take gzip, and it pays; once or more often is the same."""
+    if len(response.body or b"") >= GZIP_BYTES_MIN:  # type: ignore[arg-type]
+        response.headers["Vary"] = "Accept-Encoding"
+        if _takes_gzip(headers.get("Accept-Encoding", "")):
+            response.enable_compression(web.ContentCoding.gzip)
 
 
 def _takes_gzip(accepted: str) -> bool:

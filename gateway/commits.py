@@ -1,20 +1,24 @@
 """Hearing of commits: the script that makes a bundle live tells every gateway.
 
-Owns the subscription and the requests that wait for their rows to be learned (``Prefer: wait``). Never polls while the
-subscription lives; after it broke, it looks once. Invariant: a waiter is told the first version heard of that holds its
-rows, or nothing.
+Owns the subscription and the requests that wait for their rows to be learned (``Prefer: wait``); what is heard of
+versions goes to the cache of predictions first. Never polls while the subscription lives; after a break it looks once.
+Invariants: a waiter is told the first version heard of that holds its rows, or nothing; the cache hears of a version
+before any waiter does, and of a break of the subscription before anything else is done about it.
 """
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis.asyncio
 import structlog
 
+from gateway.cache import DELETED, Cache
 from keepfit import keys, scripts
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.store import Store
@@ -22,6 +26,10 @@ from keepfit.store import Store
 log = structlog.get_logger(__name__)
 
 RECONNECT_PAUSE_S = 0.2
+# A subscription whose ping was not answered for so long is given up; a Redis at its limits may be slow.
+DEAF_S = 10.0
+# Pings within the bound of staleness: one may come late, and the next is still in time.
+PINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Commit:
     @property
     def order(self) -> tuple[int, float]:
         """What tells an earlier commit of a model from a later one; its deletion is the last of a generation."""
-        return self.generation, self.version if self.version >= 0 else math.inf
+        return self.generation, self.version if self.version >= 0 else DELETED
 
 
 @dataclass(slots=True)
@@ -73,12 +81,24 @@ class Watch:
 
 
 class Commits:
-    """One gateway's ear; `forget` is called with the hash of a model that was deleted."""
+    """One gateway's ear; `forget` is called with the hash of a model that was deleted.
 
-    def __init__(self, client: redis.asyncio.Redis, store: Store, forget: Callable[[str], None]) -> None:
+    `staleness_s` is how long after its last sign of life the subscription vouches for what is in `cache`.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        store: Store,
+        forget: Callable[[str], None],
+        cache: Cache,
+        staleness_s: float,
+    ) -> None:
         self._client = client
         self._store = store
         self._forget = forget
+        self._cache = cache
+        self._staleness_s = staleness_s
         self._watched: dict[str, Watch] = defaultdict(Watch)
         self._ended = False
 
@@ -115,13 +135,41 @@ class Commits:
             watch.end()
 
     async def _listen(self) -> None:
-        async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.subscribe(keys.COMMITS)
-            await self.catch_up(list(self._watched))
-            while True:
-                message = await pubsub.get_message(timeout=None)
-                if message is not None:
-                    self._hear(message["data"])
+        pool = self._client.connection_pool
+        # Not redis-py's PubSub: that one connects again by itself, and says nothing of what it has missed.
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_command("SUBSCRIBE", keys.COMMITS)
+            await self._attend(connection)
+        finally:
+            self._cache.deafen()
+            await connection.disconnect(nowait=True)
+            await pool.release(connection)
+
+    async def _attend(self, connection: Any) -> None:
+        """Take in what comes, with a ping now and then, until the connection breaks.
+
+        An answered ping proves that all that was published before it was *sent* has been heard, so the bound of
+        staleness counts from there, and nothing is vouched for before the first.
+        """
+        pinged_s, answered, heard_before = -math.inf, True, False
+        while True:
+            if answered and time.monotonic() >= pinged_s + self._staleness_s / PINGS:
+                pinged_s, answered = time.monotonic(), False
+                await connection.send_command("PING")
+            due_s = pinged_s + (self._staleness_s / PINGS if answered else DEAF_S)
+            message = await connection.read_response(timeout=max(due_s - time.monotonic(), 0), push_request=True)
+            match message:
+                case [b"message", _, data]:
+                    self._hear(data)
+                case b"PONG" | [b"pong", _]:
+                    answered = True
+                    self._cache.hear_until(pinged_s + self._staleness_s)
+                    if not heard_before:
+                        heard_before = True
+                        await self.catch_up(list(self._watched))
+                case None if not answered and time.monotonic() >= due_s:
+                    raise UnavailableError(f"The subscription gave no sign of life for {DEAF_S:g} s.")
 
     async def catch_up(self, hashes: list[str]) -> None:
         """Learn what was committed while nobody listened, where it is sure.
@@ -133,16 +181,19 @@ class Commits:
         for model, count in zip(models, put_aside, strict=True):
             if model is not None and not count and model.hash in self._watched:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
+                self._cache.hear(model.hash, *commit.order)
                 self._watched[model.hash].hear(commit)
 
     def _hear(self, data: bytes) -> None:
         model_hash, generation, version, learned, rows_seen, put_aside, reason = data.decode().split(" ", 6)
-        if version == "-1":
+        why = reason if put_aside == "1" else ""
+        commit = Commit(int(generation), int(version), int(learned), int(rows_seen), why)
+        self._cache.hear(model_hash, *commit.order)
+        if commit.version < 0:
             self._forget(model_hash)
         watch = self._watched.get(model_hash)
         if watch is not None:
-            why = reason if put_aside == "1" else ""
-            watch.hear(Commit(int(generation), int(version), int(learned), int(rows_seen), why))
+            watch.hear(commit)
 
 
 async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float) -> Commit | None:

@@ -7,24 +7,29 @@ in Redis; what can be checked is checked before.
 import asyncio
 import re
 from collections.abc import Awaitable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gateway import commits, forms
+from gateway import cache, commits, content, forms, predicting, reuse
 from gateway.body import beside_loop, json_response, read_json
+from gateway.content import Content
+from gateway.forms import Form
 from gateway.service import SERVICE, SETTINGS
-from keepfit import identity, listing, recipe, rows
+from keepfit import identity, listing, recipe
 from keepfit.errors import MalformedError, UnavailableError
-from keepfit.questions import Answer
-from keepfit.recipe import COLUMNS_MAX
-from keepfit.rows import Rows
+from keepfit.inbox import Accepted
+from keepfit.questions import Answer, Operation
 from keepfit.store import Model
 
 HASH = re.compile(r"[0-9a-f]{64}")
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
 WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
 WAIT_S_MAX = 60
+SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
+TIMEOUT_S_MAX = 600
 # Less than the second that probes are given by default, so that a part that hangs is told of and not guessed.
 PROBE_TIMEOUT_S = 0.8
 
@@ -39,7 +44,7 @@ PAGE = 100
 async def create_model(request: web.Request) -> web.Response:
     """POST /v1/models: make a model."""
     service = request.app[SERVICE]
-    document, _ = await read_json(request, service.settings)
+    document = await read_json(request, service.settings)
     form = forms.convert(document, forms.CreateModel)
     metadata = identity.check_metadata(form.metadata)
     model, made = await service.models.create(metadata, recipe.parse(form.recipe))
@@ -75,60 +80,76 @@ async def delete_model(request: web.Request) -> web.Response:
 async def partial_fit(request: web.Request) -> web.Response:
     """POST …/partial_fit: accept rows to be learned, and wait for it where that is preferred."""
     service = request.app[SERVICE]
+    model_hash, sent = await _read(request, forms.PartialFit, forms.PartialFitByMetadata)
     key = request.headers.get("Idempotency-Key")
     if key is not None and not KEY.fullmatch(key):
         raise MalformedError("Idempotency-Key must be 1 to 128 visible ASCII characters.")
-    model_hash, form, size = await _read(request, forms.PartialFit, forms.PartialFitByMetadata)
     wait_s = _preferred_wait(request)
 
-    async def accept(model: Model) -> web.Response:
-        shaped = await beside_loop(size, rows.shape, model.recipe, form.X, form.y, form.sample_weight, learning=True)
-        with service.commits.watch(model.hash) as watch:
-            accepted = await service.store.accept(model, shaped, key)
-            done = None
-            if wait_s and key is not None:
-                # A key that came before may stand for rows long learned; no commit will tell of them again.
-                await service.commits.catch_up([model.hash])
-            if wait_s:
-                done = await commits.learned(watch, model.generation, accepted.sequence, wait_s)
-        if done is None:
-            answer: Any = forms.AcceptedAnswer(
-                hash=model.hash,
-                accepted=shaped.n,
-                sequence=accepted.sequence,
-                generation=model.generation,
-                version=accepted.version,
-            )
-            return json_response(answer, 202)
-        answer = forms.LearnedAnswer(
-            hash=model.hash,
-            accepted=shaped.n,
-            sequence=accepted.sequence,
-            version=done.version,
-            rows_seen=done.rows_seen,
-        )
-        return json_response(answer, headers={"Preference-Applied": f"wait={wait_s}"})
+    async def accept(sent: Content, model: Model) -> tuple[int, int, Accepted]:
+        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=True)
+        accepted = await service.acceptor.accept(model.hash, model.generation, shaped, key)
+        service.cache.hear(model.hash, model.generation, accepted.version)
+        return shaped.n, model.generation, accepted
 
-    return await service.models.act(model_hash, accept)
+    # To be told of a commit one listens before the rows are accepted.
+    with service.commits.watch(model_hash) if wait_s else nullcontext() as watch:
+        count, generation, accepted = await service.models.act(model_hash, partial(accept, sent))
+        # The rows may be many, and the wait long.
+        del sent
+        done = None
+        if watch is not None and key is not None:
+            # A key that came before may stand for rows long learned; no commit will tell of them again.
+            await service.commits.catch_up([model_hash])
+        if watch is not None:
+            done = await commits.learned(watch, generation, accepted.sequence, wait_s)
+    if done is None:
+        accepted_answer = forms.AcceptedAnswer(
+            hash=model_hash,
+            accepted=count,
+            sequence=accepted.sequence,
+            generation=generation,
+            version=accepted.version,
+        )
+        return json_response(accepted_answer, 202)
+    learned_answer = forms.LearnedAnswer(
+        hash=model_hash,
+        accepted=count,
+        sequence=accepted.sequence,
+        version=done.version,
+        rows_seen=done.rows_seen,
+    )
+    return json_response(learned_answer, headers={"Preference-Applied": f"wait={wait_s}"})
 
 
 async def predict(request: web.Request) -> web.Response:
-    """POST …/predict: predict rows by the newest bundle."""
-    model_hash, form, size = await _read(request, forms.Predict, forms.PredictByMetadata)
-    operation = "proba" if form.proba else "predict"
-    answer = await _ask(request, model_hash, operation, size, form.X, None)
-    result = answer.result if form.proba else {"predictions": answer.result}
-    return json_response(
-        forms.PredictAnswer(hash=model_hash, version=answer.version, rows_seen=answer.rows_seen, **result)
-    )
+    """POST …/predict: predict rows by the newest bundle, or give an answer again that is still right."""
+    read = await _read(request, forms.Predict, forms.PredictByMetadata)
+    service, headers, timeout_s = request.app[SERVICE], request.headers, _timeout(request)
+    model_hash, sent = read
+    operation: Operation = "proba" if sent.proba else "predict"
+    wanted = reuse.terms(headers)
+
+    async def ask(model: Model) -> web.Response:
+        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=False)
+        key = await beside_loop(sent.size, cache.key_of, model_hash, operation, shaped)
+        unchanged = reuse.still_right(service.cache, headers, wanted, model, key)
+        if unchanged is not None:
+            return unchanged
+        raw = request.get(reuse.RAW)
+        given = await predicting.predicted(service, model, operation, shaped, key, wanted, raw, timeout_s)
+        return reuse.respond(headers, *given)
+
+    return await service.models.act(model_hash, ask)
 
 
 async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
-    model_hash, form, size = await _read(request, forms.Score, forms.ScoreByMetadata)
-    answer = await _ask(request, model_hash, "score", size, form.X, form.y)
+    model_hash, sent = await _read(request, forms.Score, forms.ScoreByMetadata)
+    scored = await _ask(request, model_hash, "score", sent)
+    request.app[SERVICE].cache.hear(model_hash, scored.generation, scored.version)
     return json_response(
-        forms.ScoreAnswer(hash=model_hash, version=answer.version, rows_seen=answer.rows_seen, **answer.result)
+        forms.ScoreAnswer(hash=model_hash, version=scored.version, rows_seen=scored.rows_seen, **scored.result)
     )
 
 
@@ -175,41 +196,38 @@ def _hash(request: web.Request) -> str:
     return found
 
 
-async def _read(request: web.Request, form: type[Any], form_by_metadata: type[Any]) -> tuple[str, Any, int]:
+async def _read(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> tuple[str, Content]:
     """Read a request about one model, addressed by hash in the path or by metadata in the body."""
-    settings = request.app[SETTINGS]
     if "hash" in request.match_info:
-        model_hash = _hash(request)
-        document, size = await read_json(request, settings)
-        converted = forms.convert(document, form)
-        _check_width(converted.X)
-        return model_hash, converted, size
-    document, size = await read_json(request, settings)
-    converted = forms.convert(document, form_by_metadata)
-    _check_width(converted.X)
-    return identity.hash_of(identity.check_metadata(converted.metadata)), converted, size
+        return await content.read(request, request.app[SETTINGS], form, _hash(request))
+    return await content.read(request, request.app[SETTINGS], form_by_metadata)
 
 
-def _check_width(X: list[Any]) -> None:
-    """Refuse rows so wide that only looking at their values would take seconds."""
-    width = max(map(len, X), default=0)
-    if width > COLUMNS_MAX:
-        text = f"A row has {width} columns, more than {COLUMNS_MAX}."
-        raise web.HTTPRequestEntityTooLarge(max_size=COLUMNS_MAX, actual_size=width, text=text)
-
-
-async def _ask(request: web.Request, model_hash: str, operation: Any, size: int, X: Any, y: Any) -> Answer:
+async def _ask(request: web.Request, model_hash: str, operation: Any, sent: Content) -> Answer:
     """Shape rows by the model's recipe and ask the workers."""
     service = request.app[SERVICE]
+    timeout_s = _timeout(request)
 
     async def ask(model: Model) -> Answer:
-        shaped: Rows = await beside_loop(size, rows.shape, model.recipe, X, y, learning=operation == "score")
-        return await service.asker.ask(model_hash, operation, model.generation, shaped)
+        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=operation == "score")
+        return await service.asker.ask(model_hash, operation, model.generation, shaped, timeout_s)
 
     return await service.models.act(model_hash, ask)
 
 
+def _timeout(request: web.Request) -> float | None:
+    """Seconds of the query parameter ``timeout``, after which nobody wants the answer; None where there is none."""
+    given = request.query.get("timeout") if request.query_string else None
+    if given is None:
+        return None
+    if not SECONDS.fullmatch(given) or not 0 < float(given) <= TIMEOUT_S_MAX:
+        raise MalformedError(f"timeout must be a number of seconds above 0, up to {TIMEOUT_S_MAX}.")
+    return float(given)
+
+
 def _preferred_wait(request: web.Request) -> int:
     """Seconds of ``Prefer: wait=N`` (RFC 7240), 0 where there is none."""
-    found = WAIT.search(",".join(request.headers.getall("Prefer", ())))
+    if "Prefer" not in request.headers:
+        return 0
+    found = WAIT.search(",".join(request.headers.getall("Prefer")))
     return min(int(found[1]), WAIT_S_MAX) if found else 0

@@ -22,17 +22,28 @@ CACHED_MAX = 20_000
 
 
 class Models:
-    """Look-up of models across cache, Redis, register and snapshots."""
+    """Look-up of models across cache, Redis, register and snapshots.
 
-    def __init__(self, store: Store, history: History, asker: Asker) -> None:
+    `heard` is called with hash, generation and version of what was read of a model.
+    """
+
+    def __init__(self, store: Store, history: History, asker: Asker, heard: Callable[[str, int, float], None]) -> None:
         self._store = store
         self._history = history
         self._asker = asker
+        self._heard = heard
         self._cached: OrderedDict[str, Model] = OrderedDict()
 
     def forget(self, model_hash: str) -> None:
         """Drop what is cached of a model."""
         self._cached.pop(model_hash, None)
+
+    def cached(self, model_hash: str) -> Model | None:
+        """Return the model as it was looked up last; only recipe and generation are to be relied on."""
+        found = self._cached.get(model_hash)
+        if found is not None:
+            self._cached.move_to_end(model_hash)
+        return found
 
     async def act(self, model_hash: str, action: Callable[[Model], Awaitable[T]]) -> T:
         """Do `action` with the model; once more where it turns out that the cache was out of date.
@@ -44,9 +55,8 @@ class Models:
         NotFoundError
             If there is no such model.
         """
-        cached = self._cached.get(model_hash)
+        cached = self.cached(model_hash)
         if cached is not None:
-            self._cached.move_to_end(model_hash)
             try:
                 return await action(cached)
             except (NotFoundError, StaleModelError):
@@ -64,6 +74,7 @@ class Models:
             if model is None:
                 raise NotFoundError(f"The model {model_hash} was deleted just now.")
         self._remember(model)
+        self._heard(model.hash, model.generation, model.version)
         return model
 
     def _remember(self, model: Model) -> None:

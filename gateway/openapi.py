@@ -11,6 +11,7 @@ import msgspec
 
 import keepfit
 from gateway import problems
+from gateway.content import TABLES
 from gateway.forms import Problem
 from gateway.routes import Route
 
@@ -56,10 +57,11 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         },
     }
     if route.form is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": _content("application/json", route.form, schema_of),
-        }
+        body = _content("application/json", route.form, schema_of)
+        if route.tables:
+            # Binary bodies have no schema in OpenAPI 3.1.
+            body.update({media_type: {} for media_type in TABLES})
+        operation["requestBody"] = {"required": True, "content": body}
     return operation
 
 

@@ -20,8 +20,9 @@ from aiohttp.web_request import BaseRequest
 
 from gateway.body import json_response
 from gateway.forms import Problem, ProblemError
+from gateway.small import Small
 from keepfit import errors
-from keepfit.errors import InboxFullError, InvalidError, KeepfitError, UnavailableError
+from keepfit.errors import FullError, InvalidError, KeepfitError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +34,12 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.InvalidError: 422,
     errors.IdempotencyError: 422,
     errors.LearningError: 422,
+    errors.FullError: 429,
     errors.InboxFullError: 429,
+    errors.RoomFullError: 429,
     errors.UnavailableError: 503,
     errors.DeadlineError: 504,
+    errors.PoisonError: 500,
     errors.RuntimeMismatchError: 500,
     errors.UnknownKeyError: 500,
     errors.EnvelopeError: 500,
@@ -77,7 +81,7 @@ def problem_of(error: KeepfitError) -> web.Response:
     if isinstance(error, InvalidError):
         faults = [ProblemError(detail=f.detail, row=f.row, column=f.column) for f in error.faults]
     retry_after_s = None
-    if isinstance(error, InboxFullError):
+    if isinstance(error, FullError):
         retry_after_s = error.retry_after_s
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
@@ -85,21 +89,24 @@ def problem_of(error: KeepfitError) -> web.Response:
 
 
 @web.middleware
-async def problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
     """Turn every error of a handler into a problem document."""
     try:
         return await handler(request)
-    except KeepfitError as error:
+    except Exception as error:  # noqa: BLE001 - each is told of
+        return told(request, error)
+
+
+def told(request: BaseRequest, error: Exception) -> web.Response:
+    """Make the answer to what a handler raised, and log what is our fault."""
+    if isinstance(error, KeepfitError):
         if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", path=request.path, error=type(error).__name__, reason=str(error))
         return problem_of(error)
-    except web.HTTPException as error:
+    if isinstance(error, web.HTTPException):
         return _problem_of_http(request, error)
-    except Exception:
-        log.exception("request_crashed", method=request.method, path=request.path)
-        return problem(500, "internal", "Something went wrong on our side; the log has the details.")
+    log.error("request_crashed", method=request.method, path=request.path, exc_info=error)
+    return problem(500, "internal", "Something went wrong on our side; the log has the details.")
 
 
 def _problem_of_http(request: BaseRequest, error: web.HTTPException) -> web.Response:
@@ -175,10 +182,11 @@ class ProblemHandler(web.RequestHandler):
             self._messages.append((_ErrInfo(status=408, exc=late, message=""), EMPTY_PAYLOAD))
             self._waiter.set_result(None)
 
-    async def finish_response(
-        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    async def finish_response(self, request: BaseRequest, resp: Any, start_time: float | None) -> tuple[Any, bool]:
         """Send an answer; those that aiohttp made before our middlewares ran become problem documents."""
+        if isinstance(resp, Small):
+            request._finish()
+            return resp, not resp.write(request)
         if isinstance(resp, web.HTTPException):
             resp = _problem_of_http(request, resp)
         return await super().finish_response(request, resp, start_time)

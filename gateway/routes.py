@@ -13,7 +13,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `answers` maps status codes to forms (None: no body); `errors` are further status codes."""
+    """One operation. `answers` maps status codes to forms (None: no body); `errors` are further status codes.
+
+    `tables` tells whether rows may come as one of the media types of tables, too.
+    """
 
     method: str
     path: str
@@ -23,6 +26,7 @@ class Route:
     form: type[forms.Form] | None = None
     errors: tuple[int, ...] = ()
     parameters: tuple[dict[str, Any], ...] = field(default=())
+    tables: bool = False
 
 
 def _parameter(name: str, where: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -43,19 +47,36 @@ AFTER = _parameter("after", "query", "`next` of the page before.", {"type": "str
 PREFER = _parameter(
     "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
 )
+TIMEOUT = _parameter(
+    "timeout",
+    "query",
+    "Seconds after which the answer is not wanted any more: 504, and what still waits is dropped, not computed.",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": handlers.TIMEOUT_S_MAX},
+)
 KEY = _parameter(
     "Idempotency-Key",
     "header",
     "The same key again within a day gives the first answer and learns nothing twice.",
     {"type": "string", "pattern": "^[!-~]{1,128}$"},
 )
+CACHE_CONTROL = _parameter(
+    "Cache-Control",
+    "header",
+    "`no-cache`: compute anew; `no-store`: and do not keep it; `max-age=SECONDS`: nothing that was computed earlier.",
+)
+IF_NONE_MATCH = _parameter(
+    "If-None-Match", "header", "`ETag` of an answer to the same request: 304 if it would be the same still."
+)
+PROBA = _parameter(
+    "proba", "query", "Ask for probabilities too, where the rows are a table; JSON has a field.", {"type": "boolean"}
+)
 
 BODY_ERRORS = (400, 408, 413, 415, 422)
 LEARNED: dict[int, type[Any] | None] = {200: forms.LearnedAnswer, 202: forms.AcceptedAnswer}
-PREDICTED: dict[int, type[Any] | None] = {200: forms.PredictAnswer}
+PREDICTED: dict[int, type[Any] | None] = {200: forms.PredictAnswer, 304: None}
 SCORED: dict[int, type[Any] | None] = {200: forms.ScoreAnswer}
 LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
-ASK_ERRORS = (*BODY_ERRORS, 404, 409, 503, 504)
+ASK_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
 
 ROUTES = (
     Route(
@@ -77,15 +98,15 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/models/{hash}/partial_fit", handlers.partial_fit, "Learn rows",
-        LEARNED, forms.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY),
+        LEARNED, forms.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), tables=True,
     ),
     Route(
         "POST", "/v1/models/{hash}/predict", handlers.predict, "Predict rows",
-        PREDICTED, forms.Predict, ASK_ERRORS, (HASH,),
+        PREDICTED, forms.Predict, ASK_ERRORS, (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), tables=True,
     ),
     Route(
         "POST", "/v1/models/{hash}/score", handlers.score, "Score on rows and their target",
-        SCORED, forms.Score, ASK_ERRORS, (HASH,),
+        SCORED, forms.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True,
     ),
     Route(
         "POST", "/v1/partial_fit", handlers.partial_fit, "Learn rows, by metadata",
@@ -93,11 +114,11 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/predict", handlers.predict, "Predict rows, by metadata",
-        PREDICTED, forms.PredictByMetadata, ASK_ERRORS,
+        PREDICTED, forms.PredictByMetadata, ASK_ERRORS, (TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH),
     ),
     Route(
         "POST", "/v1/score", handlers.score, "Score on rows and their target, by metadata",
-        SCORED, forms.ScoreByMetadata, ASK_ERRORS,
+        SCORED, forms.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,),
     ),
     Route("GET", "/livez", handlers.livez, "Whether the process answers", {200: forms.Live}),
     Route(

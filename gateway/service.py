@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Iterable
 import structlog
 from aiohttp import web
 
+from gateway.accepting import Acceptor
 from gateway.asking import Asker
 from gateway.bell import Bell
+from gateway.cache import Cache
 from gateway.commits import Commits
 from gateway.models import Models
 from keepfit import connections, estimators
@@ -34,11 +36,15 @@ class Service:
         self._store_client = connections.store_async(settings)
         self._queue_client = self._store_client if settings.queue_url is None else connections.queue_async(settings)
         self.bell = Bell(settings)
-        self.store = Store(self._store_client, settings, self._queue_client, self.bell.ring)
+        self.store = Store(self._store_client)
         self.history = History(settings.mongo_url.get_secret_value())
+        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell)
         self.asker = Asker(self._queue_client, settings, self.bell)
-        self.models = Models(self.store, self.history, self.asker)
-        self.commits = Commits(self._store_client, self.store, self.models.forget)
+        self.cache = Cache(settings.predict_cache_bytes_max)
+        self.models = Models(self.store, self.history, self.asker, self.cache.hear)
+        self.commits = Commits(
+            self._store_client, self.store, self.models.forget, self.cache, settings.predict_staleness_s
+        )
 
     def listen(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
@@ -55,6 +61,8 @@ class Service:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.acceptor.close()
+        await self.asker.close()
         await self.bell.close()
         self.history.close()
         await self._store_client.aclose()

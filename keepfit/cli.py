@@ -60,6 +60,19 @@ def _settings() -> Settings:
     return settings_module.load(_data / "env")
 
 
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Hide pandas from scikit-learn, which imports it for its own sake wherever it is installed: 70 MB a process."""
+    if "pandas" in sys.modules:
+        yield
+        return
+    sys.modules["pandas"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["pandas"]
+
+
 def _log_json() -> None:
     """Log one JSON document a line on standard error, as services do."""
     structlog.configure(
@@ -118,7 +131,8 @@ def up(
 @app.command()
 def gateway() -> None:
     """Run the HTTP gateway."""
-    from gateway.app import run  # noqa: PLC0415
+    with _without_pandas():
+        from gateway.app import run  # noqa: PLC0415
 
     _log_json()
     run(_settings())
@@ -130,7 +144,8 @@ def worker() -> None:
     # More workers are how keepfit uses more cores; threads of the linear algebra would only fight over them.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    from workers.supervisor import run  # noqa: PLC0415 - after the environment is set
+    with _without_pandas():
+        from workers.supervisor import run  # noqa: PLC0415 - after the environment is set
 
     _log_json()
     run(_settings())
@@ -217,7 +232,7 @@ def models(
         try:
             async with History(settings.mongo_url.get_secret_value()) as opened:
                 filters = {} if type_ is None else {"type": type_}
-                found, _ = await listing.page(Store(client, settings), opened, filters, limit)
+                found, _ = await listing.page(Store(client), opened, filters, limit)
                 return found
         finally:
             await client.aclose()

@@ -10,10 +10,10 @@ Never trusts the lock: it only saves work. Invariant: a worker that slept throug
 those in the inbox any more, commits nothing (`docs/commit.md`).
 """
 
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from redis import Redis
@@ -38,20 +38,27 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One waiting request."""
+    """One waiting request; `big` names the key that its rows came from, if they were too many for the inbox."""
 
     sequence: int
     chain: str
     payload: bytes
+    big: str
+    size_bytes: int
 
     def rows(self) -> Rows:
         """The request's rows."""
+        if not self.payload:
+            raise LookupError("Redis has lost the rows of this request")
         return Rows.decode(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it."""
+    """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it.
+
+    `at_s` is that moment by the process's monotonic clock.
+    """
 
     hash: str
     generation: int
@@ -63,11 +70,12 @@ class Taken:
     attempts: int
     data: bytes
     entries: Sequence[Entry]
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model as it is for predicting; `data` is its signed bundle, empty if the caller has it."""
+    """A model as it is for predicting; `data` is its signed bundle, empty (as its recipe) if the caller has it."""
 
     hash: str
     generation: int
@@ -124,8 +132,14 @@ class Ledger:
             recipe_text=recipe,
             attempts=attempts,
             data=data,
-            entries=[Entry(sequence, chain.decode(), payload) for sequence, chain, payload in entries],
+            entries=[self._entry(*fields) for fields in entries],
+            at_s=time.monotonic(),
         )
+
+    def _entry(self, sequence: int, chain: bytes, payload: bytes, big: bytes, size_bytes: int) -> Entry:
+        if big:
+            (payload,) = scripts.run(self._store, ("GET", big))
+        return Entry(sequence, chain.decode(), payload or b"", big.decode(), size_bytes)
 
     def commit(self, taken: Taken, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
         """Make `bundle`, which has learned the first `count` of the taken entries, the live one.
@@ -134,6 +148,7 @@ class Ledger:
         """
         done = taken.entries[:count]
         last = done[-1]
+        learned = done[:-1] if put_aside else done
         header = Header(
             purpose=envelope.BUNDLE,
             hash=taken.hash,
@@ -160,6 +175,7 @@ class Ledger:
                     keys.inbox(taken.hash),
                     staged,
                     keys.dead(taken.hash),
+                    *(entry.big for entry in learned if entry.big),
                 ],
                 [
                     taken.generation,
@@ -170,10 +186,11 @@ class Ledger:
                     digest,
                     bundle.rows_seen,
                     msgspec.json.encode(bundle.metrics()),
-                    sum(len(entry.payload) for entry in done),
+                    sum(entry.size_bytes for entry in done),
                     keys.COMMITS,
                     taken.hash,
                     put_aside,
+                    round(count / max(time.monotonic() - taken.at_s, 1e-3)),
                 ],
             ),
             self._unlock(taken.hash, token, force=False),
@@ -193,14 +210,32 @@ class Ledger:
         scripts.run(self._store, scripts.call("renew", [keys.lock(model_hash)], [token, self._lock_ttl_ms]))
 
     def load(self, known: dict[str, str]) -> dict[str, Loaded]:
-        """Read models for predicting, in one trip; `known` maps hashes to digests the caller holds ('' for none)."""
-        answers = scripts.run(
-            self._store,
-            *(scripts.call("load", [keys.state(h), keys.bundle(h)], [digest]) for h, digest in known.items()),
-        )
-        return {h: _loaded(h, answer) for h, answer in zip(known, answers, strict=True) if answer}
+        """Read models for predicting; `known` maps hashes to digests the caller holds ('' for none).
+
+        One trip for what the caller holds, and as a rule it does; a second one for what has changed since.
+        """
+        commands = [
+            ("HMGET", keys.state(h), "generation", "version", "rows_seen", "digest") if digest else _load(h)
+            for h, digest in known.items()
+        ]
+        answers = dict(zip(known, scripts.run(self._store, *commands), strict=True))
+        changed = [h for h, digest in known.items() if digest and answers[h][3] != digest.encode()]
+        if changed:
+            answers.update(zip(changed, scripts.run(self._store, *map(_load, changed)), strict=True))
+        return {h: _loaded(h, *answer) for h, answer in answers.items() if answer}
 
 
-def _loaded(model_hash: str, answer: list[Any]) -> Loaded:
-    generation, version, rows_seen, digest, recipe, data = answer
+def _load(model_hash: str) -> scripts.Command:
+    return scripts.call("load", [keys.state(model_hash), keys.bundle(model_hash)])
+
+
+def _loaded(
+    model_hash: str,
+    generation: bytes,
+    version: bytes,
+    rows_seen: bytes,
+    digest: bytes,
+    recipe: bytes = b"",
+    data: bytes = b"",
+) -> Loaded:
     return Loaded(model_hash, int(generation), int(version), int(rows_seen), digest.decode(), recipe, data)

@@ -9,9 +9,12 @@
     ├── NotFoundError            no such model
     ├── ConflictError            the model exists with another recipe
     ├── IdempotencyError         the same Idempotency-Key with another body
-    ├── InboxFullError           too much waits to be learned
+    ├── FullError                too much waits; says when to come again
+    │   ├── InboxFullError       … to be learned by this model
+    │   └── RoomFullError        … to be answered
     ├── StaleModelError          the model was deleted, made again or restored meanwhile; look it up again
     ├── LearningError            an accepted row could not be learned and was put aside
+    ├── PoisonError              a question that several workers died of
     ├── DeadlineError            not answered in time
     ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
     └── EnvelopeError            bytes that are not a bundle we signed
@@ -64,12 +67,20 @@ class IdempotencyError(KeepfitError):
     """An idempotency key came again with another body."""
 
 
-class InboxFullError(KeepfitError):
-    """The model's inbox holds as much as it may; `retry_after_s` is a sensible wait."""
+class FullError(KeepfitError):
+    """As much waits as may; `retry_after_s` (whole seconds) is a sensible wait."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class InboxFullError(FullError):
+    """The model's inbox holds as much as it may."""
+
+
+class RoomFullError(FullError):
+    """The predict room holds as much as it may."""
 
 
 class StaleModelError(KeepfitError):
@@ -78,6 +89,10 @@ class StaleModelError(KeepfitError):
 
 class LearningError(KeepfitError):
     """An accepted request could not be learned and was put aside."""
+
+
+class PoisonError(KeepfitError):
+    """Several workers died while they answered this question, so it was put aside."""
 
 
 class DeadlineError(KeepfitError):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import rfc8785
@@ -23,9 +24,12 @@ INTEGER_MAX = 2**53 - 1
 EXPONENT_MIN = 1e21
 # What a message repeats of a key: keys may be as long as a body.
 KEY_SHOWN_MAX = 40
+# Metadata that come with every request are checked and hashed once: at most 8 MiB of texts are kept for it.
+HASHES_CACHED_MAX = 4096
+TEXT_CACHED_BYTES_MAX = 2048
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes | bytearray) -> Any:
     """Read JSON strictly (RFC 8259, and I-JSON's rule of unique keys, RFC 7493).
 
     Raises
@@ -89,6 +93,24 @@ def hash_of(metadata: dict[str, Any]) -> str:
     True
     """
     return hashlib.sha256(canonical(metadata)).hexdigest()
+
+
+def hash_of_text(text: bytes) -> str:
+    """Hash of the metadata whose JSON is `text`; remembers small ones.
+
+    Raises
+    ------
+    MalformedError, InvalidError
+        As :func:`parse_json` and :func:`check_metadata` do.
+    """
+    return _hash_cached(text) if len(text) <= TEXT_CACHED_BYTES_MAX else _hash_of_text(text)
+
+
+def _hash_of_text(text: bytes) -> str:
+    return hash_of(check_metadata(parse_json(text)))
+
+
+_hash_cached = lru_cache(maxsize=HASHES_CACHED_MAX)(_hash_of_text)
 
 
 def check_metadata(metadata: Any) -> dict[str, Any]:

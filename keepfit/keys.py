@@ -11,23 +11,31 @@ kf:{h}:in            stream  none        accept (ids ``<sequence>-0``)         t
 kf:{h}:lk            string  lease       take, renew, unlock                   take
 kf:{h}:stg:<random>  string  60 s        workers, before commit or install     commit, install
 kf:{h}:idem:<key>    string  a day       accept                                accept
+kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
 kf:{h}:dead          stream  none        commit (rows put aside)               commit
 kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: generation, version)
-kf:commits           pubsub  none        commit, delete                        gateways
+kf:commits           pubsub  none        commit, install, delete               gateways
 ===================  ======  ==========  ====================================  =================================
 
 Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
 
-===========================  ======  ========  ==========================  ==============================
-key                          type    TTL       written by                  read by
-===========================  ======  ========  ==========================  ==============================
-kf:room:<room>:in            list    none      gateway (push), abandon     workers (claim)
-kf:room:<room>:known         set     none      push, claim (learn only)    push
-kf:room:<room>:leases        zset    none      push, claim, release        claim, sweep (score: deadline ms)
-kf:room:<room>:work:<lease>  list    1 h       claim                       abandon
-kf:replies:<gateway>         list    60 s      workers                     one gateway
-kf:sweep                     string  seconds   supervisors                 supervisors (one sweeps at a time)
-===========================  ======  ========  ==========================  ==============================
+===========================  ======  ========  ================================  ==============================
+key                          type    TTL       written by                        read by
+===========================  ======  ========  ================================  ==============================
+kf:room:<room>:in            list    none      push, claim, abandon              claim (models with work)
+kf:room:<room>:known         set     none      push, claim, abandon              push
+kf:room:<room>:questions     hash    none      push, claim, abandon              claim (predict only)
+kf:room:<room>:since         string  none      push, claim                       push
+kf:room:<room>:leases        zset    none      push, claim, release              claim, sweep (score: deadline ms)
+kf:room:<room>:holders       hash    none      claim, release, abandon           claim
+kf:room:<room>:turns         hash    an hour   workers (slow models only)        claim
+kf:room:<room>:work:<lease>  list    1 h       claim                             abandon
+kf:room:<room>:poison        list    none      abandon                           supervisors, who answer it
+kf:room:<room>:dead          list    a day     supervisors                       operators (what was put aside)
+kf:big:<random>              string  minutes   gateway (rows of a large one)     workers
+kf:replies:<gateway>         list    60 s      workers                           one gateway
+kf:sweep                     string  seconds   supervisors                       supervisors (one sweeps at a time)
+===========================  ======  ========  ================================  ==============================
 """
 
 CHANGED = "kf:changed"
@@ -89,18 +97,23 @@ def idempotency(model_hash: str, key: str) -> str:
     return f"kf:{{{model_hash}}}:idem:{key}"
 
 
+def big(model_hash: str, token: str) -> str:
+    """Rows of one large learning request (a string)."""
+    return f"kf:{{{model_hash}}}:big:{token}"
+
+
 def dead(model_hash: str) -> str:
     """Requests that could not be learned, with the reason (a stream)."""
     return f"kf:{{{model_hash}}}:dead"
 
 
 def waiting(room: str) -> str:
-    """Entries that wait in a room (a list)."""
+    """Hashes of models with work in a room (a list)."""
     return f"kf:room:{room}:in"
 
 
 def known(room: str) -> str:
-    """Entries that wait in a room without repeats (a set)."""
+    """Hashes that stand in :func:`waiting` (a set)."""
     return f"kf:room:{room}:known"
 
 
@@ -109,9 +122,44 @@ def leases(room: str) -> str:
     return f"kf:room:{room}:leases"
 
 
+def questions(room: str) -> str:
+    """Questions that wait in a room, by model and number (a hash)."""
+    return f"kf:room:{room}:questions"
+
+
+def since(room: str) -> str:
+    """When what waits in a room began to wait for the next claim, in milliseconds (a string)."""
+    return f"kf:room:{room}:since"
+
+
+def holders(room: str) -> str:
+    """Workers behind the leases on a room, and when each claimed last (a hash)."""
+    return f"kf:room:{room}:holders"
+
+
+def turns(room: str) -> str:
+    """Questions that one claim may take of a slow model (a hash)."""
+    return f"kf:room:{room}:turns"
+
+
+def poison(room: str) -> str:
+    """Questions that took too many workers along, not answered yet (a list)."""
+    return f"kf:room:{room}:poison"
+
+
+def put_aside(room: str) -> str:
+    """Last questions that were put aside (a list)."""
+    return f"kf:room:{room}:dead"
+
+
 def claimed(room: str, lease: str) -> str:
     """Entries that a lease has in hand (a list)."""
     return f"kf:room:{room}:work:{lease}"
+
+
+def asked_rows(token: str) -> str:
+    """Rows of one large question (a string)."""
+    return f"kf:big:{token}"
 
 
 def replies(gateway: str) -> str:

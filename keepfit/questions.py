@@ -4,27 +4,34 @@ Owns the two messages on the wire (msgpack). Never waits or sends. Invariant: an
 :mod:`keepfit.errors` with its message, so that the gateway answers what the worker meant.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from keepfit import errors
+from keepfit import errors, keys
 from keepfit.errors import KeepfitError
 from keepfit.rows import Rows
+from keepfit.scripts import Command
+
+REPLIES_TTL_MS = 60_000
 
 Operation = Literal["predict", "proba", "score", "restore"]
 
 
 class Question(msgspec.Struct, array_like=True, frozen=True):
-    """What a gateway wants to know of one model; `deadline` (seconds since the epoch) is when it stops waiting."""
+    """What a gateway wants to know of one model.
+
+    `big` names the key that holds the rows, where they are too many to stand in the question.
+    """
 
     id: int
     gateway: str
     hash: str
     operation: Operation
-    deadline: float
     generation: int = 0
     rows: Rows | None = None
+    big: str = ""
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
@@ -49,6 +56,13 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 def failed(question: Question, error: KeepfitError) -> Answer:
     """Answer with an error of our tree."""
     return Answer(question.id, error=(type(error).__name__, str(error)))
+
+
+def reply(gateway: str, answers: Sequence[Answer]) -> list[Command]:
+    """Commands that send answers to the gateway that asked."""
+    key = keys.replies(gateway)
+    # A gateway that died leaves its answers behind; they go by themselves.
+    return [("RPUSH", key, encode(answers)), ("PEXPIRE", key, REPLIES_TTL_MS)]
 
 
 encode = msgspec.msgpack.Encoder().encode

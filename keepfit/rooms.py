@@ -2,18 +2,19 @@
 
 Owns the life of a lease on the queue's Redis::
 
-    push ──(no lease out, or more waits than leases)──▶ RQ job ──▶ claim, claim, … linger ──▶ release
-      ▲                                                              │ worker dies
-      └────────────────────── abandon: put back to the front ◀───────┘
+    push ──(no lease out, or those out are late)──▶ RQ job ──▶ claim, claim, … linger ──▶ release
+      ▲                                                          │ worker dies
+      └──────────────── abandon: put back to the front ◀─────────┘
 
-Two rooms: *learn* holds hashes of models whose inbox has mail (each once), *predict* holds requests. Never holds what
-must not be lost: rows wait in the model's inbox, and a sweep rings for mail that no room knows of. Invariant: an entry
-is in the room or in one lease's hand; a lease not in the room's register claims nothing.
+Two rooms, both lists of models with work: *learn*, whose rows wait in the models' inboxes, and *predict*, which holds
+the questions itself. Never holds what must not be lost: a sweep rings for mail that no room knows of, and who asks asks
+again. Invariant: an entry is in the room or in one lease's hand; a lease not in the room's register claims nothing.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from redis import Redis
 
@@ -21,19 +22,35 @@ from keepfit import keys, queue, scripts
 from keepfit.scripts import Command
 
 CLAIMED_KEEP_MS = 3_600_000
+# How long work may wait for the next claim before one more worker is sent for. A round of a lease takes about 1 ms, and
+# some with many models.
+LATE_MS = 10
+# A lease that has claimed nothing for this long is busy with something slow; its models are anybody's.
+AWAKE_MS = 50
+# Workers that a question may take along; what is put aside is kept for a look, a hundred at most and for a day.
+DEATHS_MAX = 3
+PUT_ASIDE_MAX = 100
+PUT_ASIDE_TTL_S = 86_400
+
+
+When = Literal["idle", "spare", "now"]
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A waiting room: its name, the RQ job that drains it, whether an entry waits only once."""
+    """A waiting room: its name, the RQ job that drains it, and what one claim takes.
+
+    `questions` is 0 where the models themselves are the work.
+    """
 
     name: str
     function: str
-    once: bool
+    models: int
+    questions: int
 
 
-LEARN = Room("learn", queue.PARTIAL_FIT, once=True)
-PREDICT = Room("predict", queue.PREDICT, once=False)
+LEARN = Room("learn", queue.PARTIAL_FIT, models=1, questions=0)
+PREDICT = Room("predict", queue.PREDICT, models=256, questions=512)
 ROOMS = (LEARN, PREDICT)
 
 
@@ -42,17 +59,32 @@ def new_lease() -> str:
     return uuid.uuid4().hex
 
 
-def push(room: Room, lease: str, ttl_s: float, entries: Sequence[str | bytes] = ()) -> Command:
-    """Put `entries` in; answers 1 where the caller must enqueue the job `lease`."""
+def entry(model_hash: str, timeout_s: float, question: bytes) -> bytes:
+    """Entry of the predict room: a question about a model, which may wait for `timeout_s` seconds."""
+    return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), question)
+
+
+def push(room: Room, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
+    """Put `entries` in: hashes of models, or what :func:`entry` makes of questions, up to `most` waiting per model.
+
+    Answers with 1 where the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of refused entries.
+    """
     return scripts.call(
         "push",
-        [keys.waiting(room.name), keys.known(room.name), keys.leases(room.name), keys.RQ_WORKERS],
-        [lease, round(ttl_s * 1000), int(room.once), *entries],
+        [
+            keys.waiting(room.name),
+            keys.known(room.name),
+            keys.leases(room.name),
+            keys.RQ_WORKERS,
+            keys.since(room.name),
+            keys.questions(room.name),
+        ],
+        [lease, round(ttl_s * 1000), LATE_MS, most, *entries],
     )
 
 
-def claim(room: Room, lease: str, ttl_s: float, most: int) -> Command:
-    """Take the next `most` entries; 0 only renews the lease."""
+def claim(room: Room, lease: str, ttl_s: float, worker: str, *, renew: bool = False) -> Command:
+    """Lay down what was done and take what comes next; or only `renew` the lease."""
     return scripts.call(
         "claim",
         [
@@ -61,31 +93,46 @@ def claim(room: Room, lease: str, ttl_s: float, most: int) -> Command:
             keys.leases(room.name),
             keys.claimed(room.name, lease),
             keys.RQ_QUEUE,
+            keys.since(room.name),
+            keys.holders(room.name),
+            keys.questions(room.name),
+            keys.turns(room.name),
         ],
-        [lease, round(ttl_s * 1000), int(room.once), most, CLAIMED_KEEP_MS],
+        [
+            lease,
+            round(ttl_s * 1000),
+            worker,
+            0 if renew else room.models,
+            room.questions,
+            CLAIMED_KEEP_MS,
+            AWAKE_MS,
+        ],
     )
 
 
-def release(room: Room, lease: str, *, force: bool = False) -> Command:
-    """End the lease where nothing waits, or in any case."""
+def release(room: Room, lease: str, when: When = "idle") -> Command:
+    """End the lease where nothing waits ("idle"), where another one is out ("spare"), or in any case ("now")."""
     return scripts.call(
         "release",
-        [keys.waiting(room.name), keys.leases(room.name), keys.claimed(room.name, lease)],
-        [lease, int(force)],
+        [keys.waiting(room.name), keys.leases(room.name), keys.claimed(room.name, lease), keys.holders(room.name)],
+        [lease, when],
     )
 
 
-def ring(connection: Redis, room: Room, ttl_s: float, entries: Sequence[str | bytes] = ()) -> bool:
-    """Put `entries` in and send for a lease where one is missing; tell whether one was sent for."""
+def ring(connection: Redis, room: Room, ttl_s: float, models: Sequence[str] = ()) -> bool:
+    """Put `models` in and send for a lease where one is missing; tell whether one was sent for."""
     lease = new_lease()
-    (missing,) = scripts.run(connection, push(room, lease, ttl_s, entries))
+    ((missing, *_),) = scripts.run(connection, push(room, lease, ttl_s, models))
     if missing:
         queue.enqueue(connection, room.function, lease)
     return bool(missing)
 
 
 def abandon(connection: Redis, lease: str) -> None:
-    """End a lease whose worker is dead, whichever room it is on, and put back what it had in hand."""
+    """End a lease whose worker is dead, whichever room it is on, and put back what it had in hand.
+
+    A question that has taken :data:`DEATHS_MAX` workers along is put aside instead (:func:`take_poison`).
+    """
     scripts.run(
         connection,
         *(
@@ -96,12 +143,27 @@ def abandon(connection: Redis, lease: str) -> None:
                     keys.known(room.name),
                     keys.leases(room.name),
                     keys.claimed(room.name, lease),
+                    keys.holders(room.name),
+                    keys.questions(room.name),
+                    keys.poison(room.name),
                 ],
-                [lease, int(room.once)],
+                [lease, DEATHS_MAX],
             )
             for room in ROOMS
         ),
     )
+
+
+def take_poison(connection: Redis) -> bytes | None:
+    """Take a question that was put aside, to answer it; None if there is none."""
+    poison, aside = keys.poison(PREDICT.name), keys.put_aside(PREDICT.name)
+    question, *_ = scripts.run(
+        connection,
+        ("LMOVE", poison, aside, "LEFT", "RIGHT"),
+        ("LTRIM", aside, -PUT_ASIDE_MAX, -1),
+        ("EXPIRE", aside, PUT_ASIDE_TTL_S),
+    )
+    return question if isinstance(question, bytes) else None
 
 
 def expired(connection: Redis) -> list[str]:

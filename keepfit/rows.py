@@ -2,10 +2,12 @@
 
 Owns the check of `X`, `y` and `sample_weight` against a recipe, and the compact form in which they wait in Redis. Never
 knows what was learned. Invariant: what :func:`shape` returns can be learned or predicted, as far as that can be known
-without the model. Rows come from the gateway as JSON and go to workers as msgpack.
+without the model. Rows come from the gateway as JSON (or see :mod:`keepfit.tables`) and go to workers as msgpack.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Self
 
 import msgspec
@@ -19,14 +21,20 @@ Floats = NDArray[np.float64]
 
 # Larger numbers turn into infinity as soon as an estimator squares them or stores them in 32 bits.
 NUMBER_MAX = 1e38
+INTEGER_END = 2**53
 FAULTS_MAX = 20
 LITTLE_ENDIAN = "<f8"
+# So few values are looked at one by one in less time than numpy takes to begin.
+SMALL_MAX = 64
+PACKERS = [struct.Struct(f"<{count}d").pack for count in range(SMALL_MAX + 1)]
+PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 10_000, 4 * LABEL_LENGTH_MAX + 8
 
 
 class Rows(msgspec.Struct, array_like=True, frozen=True):
     """`n` rows: number columns as little-endian float64 (row by row), category columns as lists of labels.
 
-    `y` is float64 bytes for regressors, labels for classifiers, None where there is no target.
+    `y` is float64 bytes for regressors, labels for classifiers, None where there is no target. `numbers` of a large
+    request may be any bytes-like object: it is megabytes that are not to be copied.
     """
 
     n: int
@@ -58,12 +66,67 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
 
     def encode(self) -> bytes:
         """Msgpack of the rows."""
-        return msgspec.msgpack.encode(self)
+        return _encode(self)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Give what :meth:`encode` returns in parts of about 1 MiB at most, without ever holding it whole."""
+        yield b"\x95" + _encode(self.n)
+        yield from _binary(self.numbers)
+        yield _array_head(len(self.categories))
+        for column in self.categories:
+            yield from _array(column)
+        for part in (self.y, self.sample_weight):
+            if part is None:
+                yield _encode(None)
+            else:
+                yield from _binary(part) if isinstance(part, bytes) else _array(part)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of what :meth:`encode` returns; category columns are encoded once to know it."""
+        return sum(map(len, self.pieces()))
+
+    def fits(self, bytes_max: int) -> bool:
+        """Tell whether the encoding is at most `bytes_max` long; known at once of small rows."""
+        labels = self.n * (len(self.categories) + isinstance(self.y, list))
+        return 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES <= bytes_max or self.size_bytes <= bytes_max
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read back what :meth:`encode` wrote."""
-        return msgspec.msgpack.decode(data, type=cls)
+        return msgspec.msgpack.decode(data, type=cls) if cls is not Rows else _decode(data)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Any = msgspec.msgpack.Decoder(Rows).decode
+
+
+def _binary(data: bytes) -> Iterator[bytes | memoryview]:
+    """Msgpack of bytes, in parts."""
+    size = len(data)
+    if size < 1 << 8:
+        yield struct.pack(">BB", 0xC4, size)
+    elif size < 1 << 16:
+        yield struct.pack(">BH", 0xC5, size)
+    else:
+        yield struct.pack(">BI", 0xC6, size)
+    view = memoryview(data)
+    for start in range(0, size, PIECE_BYTES_MAX):
+        yield view[start : start + PIECE_BYTES_MAX]
+
+
+def _array(items: Sequence[Any]) -> Iterator[bytes]:
+    """Msgpack of a list, in parts."""
+    yield _array_head(len(items))
+    for start in range(0, len(items), PIECE_LABELS):
+        part = items[start : start + PIECE_LABELS]
+        yield _encode(part)[len(_array_head(len(part))) :]
+
+
+def _array_head(length: int) -> bytes:
+    if length < 1 << 4:
+        return struct.pack("B", 0x90 | length)
+    return struct.pack(">BH", 0xDC, length) if length < 1 << 16 else struct.pack(">BI", 0xDD, length)
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
@@ -78,16 +141,16 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if first.y is None:
         y = None
     elif isinstance(first.y, bytes):
-        y = b"".join(part.y for part in parts if isinstance(part.y, bytes))
+        y = b"".join([part.y for part in parts if isinstance(part.y, bytes)])
     else:
-        y = [label for part in parts if isinstance(part.y, list) for label in part.y]
-    weighted = first.sample_weight is not None
+        y = list(chain.from_iterable([part.y for part in parts if isinstance(part.y, list)]))
+    weights = None if first.sample_weight is None else b"".join([part.sample_weight or b"" for part in parts])
     return Rows(
-        n=sum(part.n for part in parts),
-        numbers=b"".join(part.numbers for part in parts),
-        categories=[[label for part in parts for label in part.categories[i]] for i in range(len(first.categories))],
-        y=y,
-        sample_weight=b"".join(part.sample_weight or b"" for part in parts) if weighted else None,
+        sum([part.n for part in parts]),
+        b"".join([part.numbers for part in parts]),
+        [list(chain.from_iterable([p.categories[i] for p in parts])) for i in range(len(first.categories))],
+        y,
+        weights,
     )
 
 
@@ -106,32 +169,87 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
     InvalidError
         With row and column of what is wrong.
     """
+    numbers, categories = shape_columns(recipe, X)
+    target = shape_target(recipe, y, len(X)) if learning else None
+    return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
+
+
+def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]]:
+    """Number columns (row by row) and category columns of `X`, checked."""
+    return _shape_small(recipe, X) or _shape_many(recipe, X)
+
+
+def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]]:
     if not isinstance(X, list) or not X:
         raise InvalidError("X must be a list of at least one row.")
     columns = _columns(recipe, X)
     names: list[str | int] = list(recipe.features) if recipe.features else list(range(len(columns)))
     kinds = list(recipe.features.values()) if recipe.features else ["number"] * len(columns)
-    numbers = [_numbers(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "number"]
-    categories = [_labels(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "category"]
+    numbers = [shape_numbers(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "number"]
+    categories = [
+        shape_labels(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "category"
+    ]
     matrix = np.column_stack(numbers) if numbers else np.empty((len(X), 0))
-    target = _target(recipe, y, len(X)) if learning else None
-    weights = None
-    if sample_weight is not None:
-        if not recipe.entry.takes_sample_weight:
-            raise InvalidError(f"{recipe.estimator} takes no sample_weight.")
-        weights = _weights(sample_weight, len(X))
-    return Rows(
-        n=len(X),
-        numbers=matrix.astype(LITTLE_ENDIAN).tobytes(),
-        categories=categories,
-        y=target,
-        sample_weight=weights,
-    )
+    return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), categories
+
+
+def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]] | None:
+    """Shape few values, all of them right; None for many, or where anything is wrong: the general way says what.
+
+    Most requests have a single row, so this is what an ordinary one costs.
+    """
+    values = _values_small(recipe, X)
+    if values is None:
+        return None
+    categories: list[list[str | int]] = []
+    if recipe.features is not None and "category" in recipe.features.values():
+        kinds = list(recipe.features.values())
+        categories = [values[i :: len(kinds)] for i, kind in enumerate(kinds) if kind == "category"]
+        if any(map(_label_fault, chain.from_iterable(categories))):
+            return None
+        values = [value for i, value in enumerate(values) if kinds[i % len(kinds)] == "number"]
+    numbers = _packed(values)
+    return None if numbers is None else (numbers, categories)
+
+
+def _values_small(recipe: Recipe, X: Any) -> list[Any] | None:
+    """Values of few rows of the right form, row by row."""
+    if type(X) is not list or not 0 < len(X) <= SMALL_MAX:
+        return None
+    features = recipe.features
+    width = len(features) if features is not None else len(X[0]) if type(X[0]) is list else 0
+    if not 0 < len(X) * width <= SMALL_MAX:
+        return None
+    values: list[Any] = []
+    for row in X:
+        if type(row) is list and len(row) == width:
+            values += row
+        elif type(row) is dict and features is not None and row.keys() == features.keys():
+            values += [row[name] for name in features]
+        else:
+            return None
+    return values
+
+
+def _packed(values: list[Any]) -> bytes | None:
+    """Few numbers as little-endian float64; None where one is not a number that can be learned from."""
+    if len(values) > SMALL_MAX:
+        return None
+    for value in values:
+        if type(value) is float:
+            if not -NUMBER_MAX <= value <= NUMBER_MAX:
+                return None
+        elif type(value) is not int or not -INTEGER_END < value < INTEGER_END:
+            return None
+    return PACKERS[len(values)](*values)
 
 
 def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
     """Turn rows into columns, in the recipe's order."""
     expected = None if recipe.features is None else list(recipe.features)
+    if recipe.features and all(type(row) is dict and row.keys() == recipe.features.keys() for row in X):
+        # Without a list for each row: the garbage collector looks at all of them, again and again.
+        return [[row[name] for row in X] for name in recipe.features]
     first = next((row for row in X if isinstance(row, list) and row), [])
     width = len(first if expected is None else expected)
     faults: list[Fault] = []
@@ -146,7 +264,7 @@ def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
             if len(faults) >= FAULTS_MAX:
                 break
     if faults:
-        raise InvalidError(_summary(faults), faults[:FAULTS_MAX])
+        raise InvalidError(summary(faults), faults[:FAULTS_MAX])
     return list(zip(*ordered, strict=True))
 
 
@@ -164,7 +282,7 @@ def _row_faults(row: Any, i: int, expected: list[str] | None, width: int) -> lis
     return missing + [Fault("the recipe has no such column", i, name[:100]) for name in row if name not in known]
 
 
-def _numbers(column: Sequence[Any], name: str | int, what: str = "column") -> Floats:
+def shape_numbers(column: Sequence[Any], name: str | int, what: str = "column") -> Floats:
     """Column of numbers as float64; the types are looked at first because numpy takes "1" and True for numbers."""
     if set(map(type, column)) <= {int, float}:
         try:
@@ -174,38 +292,40 @@ def _numbers(column: Sequence[Any], name: str | int, what: str = "column") -> Fl
         else:
             if (np.abs(values) <= NUMBER_MAX).all() and not _has_large_integer(column, values):
                 return values
-    faults = [Fault(wrong, i, name) for i, value in enumerate(column) if (wrong := _number_fault(value))]
-    raise InvalidError(_summary(faults, what), faults[:FAULTS_MAX])
+    faults = [Fault(wrong, i, name) for i, value in enumerate(column) if (wrong := number_fault(value))]
+    raise InvalidError(summary(faults, what), faults[:FAULTS_MAX])
 
 
 def _has_large_integer(column: Sequence[Any], values: Floats) -> bool:
-    if (np.abs(values) < 2**53).all():
+    if (np.abs(values) < INTEGER_END).all():
         return False
-    return any(type(value) is int and abs(value) >= 2**53 for value in column)
+    return any(type(value) is int and abs(value) >= INTEGER_END for value in column)
 
 
-def _number_fault(value: Any) -> str | None:
+def number_fault(value: Any) -> str | None:
+    """Tell what is wrong with a value as a number to learn from; None if nothing is."""
     if type(value) not in (int, float):
         return f"{_shown(value)} is not a number"
-    if type(value) is int and abs(value) >= 2**53:
+    if type(value) is int and abs(value) >= INTEGER_END:
         return f"{_shown(value)} is 2^53 or more, which no double holds exactly; send it as a float"
     if not abs(value) <= NUMBER_MAX:
         return f"{_shown(value)} is not a finite number within ±{NUMBER_MAX:g}"
     return None
 
 
-def _labels(column: Sequence[Any], name: str | int) -> list[str | int]:
+def shape_labels(column: Sequence[Any], name: str | int) -> list[str | int]:
+    """Category column as a list of its labels, checked."""
     if set(map(type, column)) <= {str} and max(map(len, column)) <= LABEL_LENGTH_MAX:
         return list(column)
     faults = [Fault(wrong, i, name) for i, value in enumerate(column) if (wrong := _label_fault(value))]
     if faults:
-        raise InvalidError(_summary(faults), faults[:FAULTS_MAX])
+        raise InvalidError(summary(faults), faults[:FAULTS_MAX])
     return list(column)
 
 
 def _label_fault(value: Any) -> str | None:
     if type(value) is int:
-        return None if abs(value) < 2**53 else f"{_shown(value)} is 2^53 or more; send it as a string"
+        return None if abs(value) < INTEGER_END else f"{_shown(value)} is 2^53 or more; send it as a string"
     if type(value) is not str:
         return f"{_shown(value)} is not a category: send a string or an integer"
     if len(value) > LABEL_LENGTH_MAX:
@@ -213,7 +333,8 @@ def _label_fault(value: Any) -> str | None:
     return None
 
 
-def _target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
+def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
+    """`y` of `n` rows as bytes or labels, checked; None for estimators that take none."""
     if not recipe.entry.takes_y:
         if y is not None:
             raise InvalidError(f"{recipe.estimator} takes no y: leave it out.")
@@ -223,7 +344,7 @@ def _target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
     if len(y) != n:
         raise InvalidError(f"X has {n} rows and y has {len(y)} values; they must be as many.")
     if recipe.entry.kind == "regressor":
-        return _numbers(y, "y", "target").astype(LITTLE_ENDIAN).tobytes()
+        return _packed(y) or shape_numbers(y, "y", "target").astype(LITTLE_ENDIAN).tobytes()
     classes = recipe.classes or []
     allowed = {(type(label), label) for label in classes}
     faults = [
@@ -232,21 +353,34 @@ def _target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
         if not isinstance(value, str | int) or (type(value), value) not in allowed
     ]
     if faults:
-        raise InvalidError(_summary(faults, "target"), faults[:FAULTS_MAX])
+        raise InvalidError(summary(faults, "target"), faults[:FAULTS_MAX])
     return list(y)
 
 
-def _weights(sample_weight: Any, n: int) -> bytes:
+def shape_weights(recipe: Recipe, sample_weight: Any, n: int) -> bytes | None:
+    """`sample_weight` of `n` rows as bytes, checked; None where there is none."""
+    if sample_weight is None:
+        return None
+    if not recipe.entry.takes_sample_weight:
+        raise InvalidError(f"{recipe.estimator} takes no sample_weight.")
     if not isinstance(sample_weight, list) or len(sample_weight) != n:
         raise InvalidError(f"sample_weight must be a list of {n} numbers, one per row of X.")
-    values = _numbers(sample_weight, "sample_weight", "weights")
+    packed = _packed(sample_weight)
+    if packed is not None and min(sample_weight) >= 0 < max(sample_weight):
+        return packed
+    values = shape_numbers(sample_weight, "sample_weight", "weights")
+    return check_weights(values, sample_weight)
+
+
+def check_weights(values: Floats, given: Sequence[Any]) -> bytes:
+    """Weights as bytes, if all are 0 or more and not all 0; `given` is what they were made of, for the message."""
     if (values < 0).any():
         row = int(np.argmax(values < 0))
-        faults = [Fault(f"{_shown(sample_weight[row])} is negative", row, "sample_weight")]
-        raise InvalidError(_summary(faults, "weights"), faults)
+        faults = [Fault(f"{_shown(given[row])} is negative", row, "sample_weight")]
+        raise InvalidError(summary(faults, "weights"), faults)
     if not values.any():
         raise InvalidError("sample_weight is 0 for every row: at least one must be more.")
-    return values.astype(LITTLE_ENDIAN).tobytes()
+    return values.astype(LITTLE_ENDIAN, copy=False).tobytes()
 
 
 def _shown(value: Any) -> str:
@@ -258,7 +392,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _summary(faults: Sequence[Fault], what: str = "column") -> str:
+def summary(faults: Sequence[Fault], what: str = "column") -> str:
     """One sentence for the first fault: ``column 'year': 'abc' is not a number (row 3)``."""
     first = faults[0]
     where = f"{what} {first.column!r}: " if first.column is not None else ""

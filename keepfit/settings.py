@@ -42,7 +42,18 @@ class Settings(BaseSettings):
     workers: int = Field(2, ge=1, le=256, description="Worker processes that one `keepfit worker` starts.")
     body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Largest request body, counted after decompression.")
     body_timeout_s: float = Field(60.0, gt=0, description="Time a request body may take to arrive.")
-    predict_timeout_s: float = Field(10.0, gt=0, description="Time after which a waiting predict answers 504.")
+    predict_timeout_s: float = Field(
+        10.0, gt=0, description="Time after which a waiting predict answers 504, unless the request names its own."
+    )
+    predict_entries_max: int = Field(
+        4096, ge=1, description="Requests that may wait for an answer, per model and per gateway; more get 429."
+    )
+    predict_cache_bytes_max: int = Field(
+        64 * 2**20, ge=0, description="Bytes of predictions one gateway keeps to give again; 0 keeps none."
+    )
+    predict_staleness_s: float = Field(
+        2.0, ge=0.1, description="Longest time a kept prediction is given after a commit that went unheard."
+    )
     inbox_entries_max: int = Field(
         10_000, ge=1, description="Requests that may wait to be learned, per model; more get 429."
     )

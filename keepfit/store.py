@@ -1,36 +1,23 @@
 """Models in the hash table, as the gateway, the snapshotter and restores see them (async).
 
-Owns describing, installing, accepting and forgetting a model. Never unpickles; what learns is in :mod:`keepfit.commit`.
+Owns describing, installing and forgetting a model. Never unpickles; what learns is in :mod:`keepfit.commit`, what is to
+be learned in :mod:`keepfit.inbox`.
 Invariant: whatever changes a model is one script that compares before it sets. Data comes from requests, MongoDB and
 snapshots, and goes to Redis.
 """
 
-import hashlib
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import redis.asyncio
 
-from keepfit import keys, rooms, scripts
-from keepfit.errors import (
-    IdempotencyError,
-    InboxFullError,
-    InvalidError,
-    NotFoundError,
-    StaleModelError,
-    UnavailableError,
-)
+from keepfit import keys, scripts
+from keepfit.errors import UnavailableError
 from keepfit.recipe import Recipe, from_text
-from keepfit.rooms import Room
-from keepfit.rows import Rows
-from keepfit.settings import Settings
 
 STAGED_TTL_MS = 60_000
-# A key the gateway mints only has to outlive its own repeats.
-MINTED_KEY_TTL_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +35,6 @@ class Model:
     metrics: dict[str, Any]
     snapshot: dict[str, Any] | None
     digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """Answer to an accepted learning request."""
-
-    sequence: int
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +61,10 @@ class Install:
 
 
 class Store:
-    """Async access to the models in Redis.
+    """Async access to the models in Redis."""
 
-    `queue` is the connection of RQ's Redis (the same object by default); `bell` is called with room and lease where
-    an RQ job must be enqueued. Those who accept nothing need neither.
-    """
-
-    def __init__(
-        self,
-        store: redis.asyncio.Redis,
-        settings: Settings,
-        queue: redis.asyncio.Redis | None = None,
-        bell: Callable[[Room, str], None] | None = None,
-    ) -> None:
+    def __init__(self, store: redis.asyncio.Redis) -> None:
         self._store = store
-        self._settings = settings
-        self._queue = queue or store
-        self._bell = bell
 
     async def ping(self) -> None:
         """Raise UnavailableError unless Redis answers."""
@@ -119,6 +85,7 @@ class Store:
         """Put a model in, if none is live under its hash; tell whether it was put in."""
         token = uuid.uuid4().hex
         staged = keys.staged(new.hash, token)
+        big = await self._big(new.hash)
         commands = [("SET", staged, new.bundle, "PX", STAGED_TTL_MS)] if new.digest else []
         *_, installed = await scripts.run_async(
             self._store,
@@ -132,6 +99,7 @@ class Store:
                     keys.inbox(new.hash),
                     keys.lock(new.hash),
                     keys.dead(new.hash),
+                    *big,
                 ],
                 [
                     new.metadata_text,
@@ -146,52 +114,14 @@ class Store:
                     new.snapshot_text,
                     "" if new.width is None else new.width,
                     new.born,
+                    keys.COMMITS,
+                    new.hash,
                 ],
             ),
         )
         if installed == -1:
             raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
         return bool(installed == 1)
-
-    async def accept(self, model: Model, rows: Rows, idempotency_key: str | None) -> Accepted:
-        """Take rows into the model's inbox and tell the learn room, in one trip.
-
-        Raises
-        ------
-        NotFoundError, StaleModelError
-            If the model is not (or no longer) the one described.
-        IdempotencyError
-            If the key came before with other rows.
-        InboxFullError, InvalidError, UnavailableError
-            If too much waits, the rows have another width than the model's, Redis is away.
-        """
-        payload = rows.encode()
-        digest = hashlib.sha256(payload).hexdigest()
-        lease = rooms.new_lease()
-        name = f"c:{idempotency_key}" if idempotency_key is not None else f"g:{uuid.uuid4().hex}"
-        ttl_s = self._settings.idempotency_ttl_s if idempotency_key is not None else MINTED_KEY_TTL_S
-        accept = scripts.call(
-            "accept",
-            [keys.state(model.hash), keys.inbox(model.hash), keys.idempotency(model.hash, name)],
-            [
-                model.generation,
-                payload,
-                digest,
-                rows.width,
-                ttl_s * 1000,
-                self._settings.inbox_entries_max,
-                self._settings.inbox_bytes_max,
-            ],
-        )
-        hint = rooms.push(rooms.LEARN, lease, self._settings.lease_ttl_s, [model.hash])
-        if self._store is self._queue:
-            answer, rang = await scripts.run_async(self._store, accept, hint)
-        else:
-            (answer,) = await scripts.run_async(self._store, accept)
-            (rang,) = await scripts.run_async(self._queue, hint)
-        if rang and self._bell is not None:
-            self._bell(rooms.LEARN, lease)
-        return _accepted(model, rows, answer)
 
     async def delete(self, model_hash: str) -> bool:
         """Forget a model; tell whether there was one."""
@@ -205,12 +135,25 @@ class Store:
                     keys.inbox(model_hash),
                     keys.lock(model_hash),
                     keys.dead(model_hash),
+                    *await self._big(model_hash),
                 ],
                 [keys.COMMITS, model_hash],
             ),
             ("ZREM", keys.CHANGED, model_hash),
         )
         return bool(deleted)
+
+    async def _big(self, model_hash: str) -> list[str]:
+        """Keys of the rows of large requests that wait or were put aside; one that comes in meanwhile expires."""
+        streams = await scripts.run_async(
+            self._store, *(("XRANGE", name, "-", "+") for name in (keys.inbox(model_hash), keys.dead(model_hash)))
+        )
+        found = []
+        for _, fields in (entry for stream in streams for entry in stream):
+            named = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"big")
+            if named:
+                found.append(named.decode())
+        return found
 
     async def changed(self) -> list[str]:
         """Hashes of the models that changed since their last snapshot."""
@@ -274,21 +217,3 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         snapshot=msgspec.json.decode(snapshot) if snapshot else None,
         digest=digest.decode(),
     )
-
-
-def _accepted(model: Model, rows: Rows, answer: list[Any]) -> Accepted:
-    """Read the script's answer, or raise the error that it means."""
-    match answer:
-        case [b"ok" | b"again", int(sequence), int(version)]:
-            return Accepted(sequence, version)
-        case [b"missing"]:
-            raise NotFoundError(f"There is no model {model.hash}.")
-        case [b"stale", _]:
-            raise StaleModelError(f"The model {model.hash} was made again meanwhile.")
-        case [b"conflict"]:
-            raise IdempotencyError("This Idempotency-Key came before with another body; use a new key for new rows.")
-        case [b"full", waiting]:
-            raise InboxFullError(f"{waiting} requests wait to be learned by this model; send more when some are.")
-        case [b"width", width]:
-            raise InvalidError(f"The rows have {rows.width} values where the model has {int(width)}.")
-    raise AssertionError(answer)

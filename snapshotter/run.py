@@ -86,7 +86,7 @@ async def opened(settings: Settings) -> AsyncIterator[Snapshotter]:
     client = connections.store_async(settings)
     try:
         async with History(settings.mongo_url.get_secret_value()) as history:
-            yield Snapshotter(Store(client, settings), history, storage, keyring)
+            yield Snapshotter(Store(client), history, storage, keyring)
     finally:
         await client.aclose()
 

@@ -13,10 +13,13 @@ import msgspec
 from redis import Redis
 
 from keepfit import bundle as bundles
-from keepfit import connections, envelope, identity, keys, recipe, rows
+from keepfit import connections, envelope, identity, inbox, keys, recipe, rows
 from keepfit.bundle import Bundle
 from keepfit.commit import Committed, Ledger
 from keepfit.history import History
+from keepfit.inbox import Accepted
+from keepfit.rows import Rows
+from keepfit.scripts import Line
 from keepfit.settings import Settings
 from keepfit.storage import Storage
 from keepfit.store import Install, Model, Store
@@ -66,7 +69,7 @@ class Workshop:
         """Take rows into the model's inbox; return their sequence."""
         model = await self.model(model_hash)
         shaped = rows.shape(model.recipe, X, y, learning=True)
-        return (await self.store.accept(model, shaped, None)).sequence
+        return (await accept(self.store, model, shaped)).sequence
 
     async def learn(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
         """Accept rows and commit a bundle that has learned all that waits; return the new version."""
@@ -120,6 +123,19 @@ class Workshop:
         if not data:
             return Bundle.new(wanted)
         return bundles.unseal(data, self.parts.keyring, wanted, model_hash)[1]
+
+
+async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
+    """Accept one request under settings of its own, or raise what it was refused for."""
+    settings = Settings().model_copy(update=limits)
+    request = await inbox.request(store._store, model.hash, model.generation, shaped, key)
+    line = Line(store._store)
+    outcomes, _ = await inbox.put(line, settings, [request])
+    await line.close()
+    (outcome,) = outcomes
+    if not isinstance(outcome, Accepted):
+        raise outcome
+    return outcome
 
 
 @asynccontextmanager

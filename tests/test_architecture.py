@@ -353,7 +353,7 @@ def test_a_script_touches_declared_keys_only(script: str) -> None:
     for command, first in commands:
         if command in ("TIME", "PUBLISH"):
             continue
-        assert re.fullmatch(r"KEYS\[\d+\]", (first or "").strip()), f"{command} {first}"
+        assert re.fullmatch(r"KEYS\[(\d+|i)\]", (first or "").strip()), f"{command} {first}"
     assert not re.search(r"KEYS\[\w+\]\s*\.\.|\.\.\s*KEYS\[|\bkf:|\bkeys\s*=", body(script))
 
 

@@ -4,13 +4,16 @@ Gateways enqueue them by name (:mod:`keepfit.queue`). Owns nothing but the two l
 modules of their own.
 """
 
+from collections.abc import Sequence
+
 from keepfit import rooms
 from keepfit.bundle import Bundle
 from keepfit.recipe import parse
 from keepfit.rows import shape
+from keepfit.scripts import Command
 from workers import process
 from workers.learning import learn
-from workers.lease import batches, ended_on_error
+from workers.lease import drain
 from workers.predicting import answer_all
 
 
@@ -26,23 +29,19 @@ def warm_up() -> None:
 
 def partial_fit(lease: str) -> int:
     """Learn what waits for models in the learn room; return the number of turns."""
-    here, turns = process.current(), 0
-    with ended_on_error(here, rooms.LEARN, lease):
-        for batch in batches(here, rooms.LEARN, lease):
-            for entry in batch:
-                model_hash = entry.decode()
-                if learn(here, model_hash, lease):
-                    # Back to the end of the room: others come first.
-                    rooms.ring(here.queue, rooms.LEARN, here.settings.lease_ttl_s, [model_hash])
-                turns += 1
-    return turns
+    here = process.current()
+
+    def learn_all(models: Sequence[bytes]) -> Sequence[Command]:
+        for model_hash in map(bytes.decode, models):
+            if learn(here, model_hash, lease):
+                # Back to the end of the room: others come first.
+                rooms.ring(here.queue, rooms.LEARN, here.settings.lease_ttl_s, [model_hash])
+        return ()
+
+    return drain(here, rooms.LEARN, lease, learn_all)
 
 
 def predict(lease: str) -> int:
     """Answer what waits in the predict room; return the number of questions."""
-    here, answered = process.current(), 0
-    with ended_on_error(here, rooms.PREDICT, lease):
-        for batch in batches(here, rooms.PREDICT, lease):
-            answer_all(here, batch)
-            answered += len(batch)
-    return answered
+    here = process.current()
+    return drain(here, rooms.PREDICT, lease, lambda entries: answer_all(here, entries))

@@ -16,6 +16,7 @@ from keepfit.bundle import Bundle
 from keepfit.commit import REFUSALS, Entry, Taken
 from keepfit.errors import LearningError, StaleModelError, UnavailableError
 from keepfit.rows import concatenate
+from workers.lease import SHARED_SLICE_S
 from workers.process import Process
 
 log = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
     process.pulse.model((model_hash, lease))
     try:
         mail = True
-        while mail and time.monotonic() - started < TURN_S and not process.stopping:
+        while mail and not _turn_is_over(process, time.monotonic() - started):
             taken = process.ledger.take(model_hash, lease, process.cache.digest(model_hash))
             if taken is None:
                 return False
@@ -61,6 +62,13 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
         return False
     finally:
         process.pulse.model(None)
+
+
+def _turn_is_over(process: Process, elapsed_s: float) -> bool:
+    """Tell whether others should come first now: those who ask, and other models."""
+    if process.stopping or elapsed_s > TURN_S:
+        return True
+    return elapsed_s > SHARED_SLICE_S and process.wanted()
 
 
 def _step(process: Process, taken: Taken, lease: str) -> bool:

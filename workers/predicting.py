@@ -8,18 +8,20 @@ answer comes from a bundle older than the store's at the moment it was asked.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
-from keepfit import connections, keys, questions, scripts
+from keepfit import connections, keys, questions, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.commit import Loaded
 from keepfit.errors import InvalidError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
 from keepfit.history import History
 from keepfit.questions import Answer, Question
 from keepfit.rows import Rows, concatenate
+from keepfit.scripts import Command
 from keepfit.snapshot import restore
 from keepfit.storage import open_storage
 from keepfit.store import Store
@@ -27,93 +29,191 @@ from workers.process import Process
 
 log = structlog.get_logger(__name__)
 
-REPLIES_TTL_MS = 60_000
+# How long answers may wait for those of slower models in the same batch.
+SEND_AFTER_S = 0.002
+# What one turn at a model may take, so that other models' questions come in between.
+TURN_S = 0.02
+TURNS_TTL_S = 3600
 
 Outcome = list[Any] | dict[str, Any] | KeepfitError | None
 
 
-def answer_all(process: Process, entries: Sequence[bytes]) -> None:
-    """Answer a batch of questions and send the answers to the gateways that asked."""
-    now = time.time()
+class Outbox:
+    """Answers on their way to the gateways that asked."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._answers: dict[str, list[Answer]] = defaultdict(list)
+        self._others: list[Command] = []
+        self._sent_s = time.monotonic()
+
+    def put(self, question: Question, answer: Answer) -> None:
+        """Take an answer to be sent."""
+        self._answers[question.gateway].append(answer)
+        if question.big:
+            self._others.append(("UNLINK", question.big))
+
+    def add(self, *commands: Command) -> None:
+        """Take commands to be sent along."""
+        self._others += commands
+
+    def commands(self) -> list[Command]:
+        """Take out all that is to be sent."""
+        commands: list[Command] = []
+        for gateway, answers in self._answers.items():
+            commands += questions.reply(gateway, answers)
+        commands += self._others
+        self._answers.clear()
+        self._others = []
+        return commands
+
+    def send_if_due(self) -> None:
+        """Send what there is, if it has waited."""
+        if time.monotonic() - self._sent_s > SEND_AFTER_S:
+            self.send()
+
+    def send(self) -> None:
+        """Send what there is."""
+        commands = self.commands()
+        if commands:
+            scripts.run(self._process.queue, *commands)
+        self._sent_s = time.monotonic()
+
+
+def answer_all(process: Process, entries: Sequence[bytes]) -> Sequence[Command]:
+    """Answer a batch of questions; return the commands that send the last answers to the gateways that asked."""
     asked: dict[str, list[Question]] = defaultdict(list)
+    restores: dict[str, list[Question]] = defaultdict(list)
     for entry in entries:
-        question = questions.decode_question(entry)
-        if question.deadline > now:
-            asked[question.hash].append(question)
-    outgoing: dict[str, list[Answer]] = defaultdict(list)
-    try:
-        for group, answers in _answered(process, asked):
-            for question, answer in zip(group, answers, strict=True):
-                outgoing[question.gateway].append(answer)
-    except Exception:
-        # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
-        log.exception("answering_crashed")
-        crashed = KeepfitError("A worker failed at this request; its log has the details.")
-        for question in (question for group in asked.values() for question in group):
-            outgoing[question.gateway].append(questions.failed(question, crashed))
-    _send(process, outgoing)
+        try:
+            question = questions.decode_question(entry)
+        except msgspec.MsgspecError as error:
+            # Of a gateway of another version: nobody here can tell whom to answer.
+            log.warning("question_unreadable", reason=str(error))
+            continue
+        (restores if question.operation == "restore" else asked)[question.hash].append(question)
+    outbox = Outbox(process)
+    _answer_groups(process, outbox, asked)
+    if restores:
+        # Storage may be slow: all others have their answers first.
+        outbox.send()
+        reasons = {model_hash: _restored(process, model_hash) for model_hash in restores}
+        _answer_groups(process, outbox, restores, reasons)
+    return outbox.commands()
 
 
-def _answered(process: Process, asked: dict[str, list[Question]]) -> Iterator[tuple[list[Question], list[Answer]]]:
-    """Yield the questions about each model with their answers."""
-    failures = {h: _restored(process, h) for h, group in asked.items() if any(q.operation == "restore" for q in group)}
+def _answer_groups(
+    process: Process,
+    outbox: Outbox,
+    asked: dict[str, list[Question]],
+    reasons: dict[str, KeepfitError | None] | None = None,
+) -> None:
+    """Answer the questions about each model; `reasons` tells why a model could not be restored."""
+    if not asked:
+        return
     try:
-        loaded = process.ledger.load({h: process.cache.digest(h) for h in asked}) if asked else {}
+        loaded = process.ledger.load({model_hash: process.cache.digest(model_hash) for model_hash in asked})
     except UnavailableError as away:
-        loaded, failures = {}, dict.fromkeys(asked, away)
+        loaded, reasons = {}, dict.fromkeys(asked, away)
     for model_hash, group in asked.items():
         model = loaded.get(model_hash)
         if model is None:
-            reason = failures.get(model_hash) or NotFoundError(f"There is no live model {model_hash}.")
-            yield group, [questions.failed(question, reason) for question in group]
+            reason = (reasons or {}).get(model_hash) or NotFoundError(f"There is no live model {model_hash}.")
+            answers = [questions.failed(question, reason) for question in group]
         else:
-            yield group, _answer_group(process, model, group)
+            answers, seconds = _answer_group(process, model, group)
+            outbox.add(*_turn(process.turns.get(model_hash), model_hash, len(group), seconds))
+        for question, answer in zip(group, answers, strict=True):
+            outbox.put(question, answer)
+        outbox.send_if_due()
 
 
-def _send(process: Process, outgoing: dict[str, list[Answer]]) -> None:
-    commands: list[scripts.Command] = []
-    for gateway, answers in outgoing.items():
-        key = keys.replies(gateway)
-        commands.append(("RPUSH", key, questions.encode(answers)))
-        # A gateway that died leaves its answers behind; they go by themselves.
-        commands.append(("PEXPIRE", key, REPLIES_TTL_MS))
-    if commands:
-        scripts.run(process.queue, *commands)
+def _turn(known: int | None, model_hash: str, count: int, seconds: float) -> list[Command]:
+    """Commands that set how many questions one claim may take of a slow model, after `count` took `seconds`.
+
+    `known` bounded this claim, if anything did.
+    """
+    if seconds > TURN_S:
+        turn = max(1, int(count * TURN_S / seconds))
+    elif known is not None and seconds < TURN_S / 2 and count >= known:
+        turn = known * 2
+    else:
+        return []
+    key = keys.turns(rooms.PREDICT.name)
+    if turn >= rooms.PREDICT.questions:
+        return [("HDEL", key, model_hash)]
+    return [("HSET", key, model_hash, turn), ("EXPIRE", key, TURNS_TTL_S)]
 
 
-def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) -> list[Answer]:
-    """Answer all questions about one model."""
+def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) -> tuple[list[Answer], float]:
+    """Answer all questions about one model; tell in how many seconds, not counting those to load it."""
+    started = time.monotonic()
     try:
         bundle = process.bundle(model)
+        started = time.monotonic()
+        outcomes = _outcomes(process, bundle, model, group)
     except KeepfitError as error:
-        return [questions.failed(question, error) for question in group]
-    stale = StaleModelError(f"The model {model.hash} was made again meanwhile.")
-    fresh = [q for q in group if q.operation == "restore" or q.generation == model.generation]
-    predicted = _predict_joined(bundle, [q for q in fresh if q.operation == "predict"])
-    outcomes = {_key(q): predicted[_key(q)] if q.operation == "predict" else _compute(bundle, q) for q in fresh}
-    answers = []
-    for question in group:
-        outcome = outcomes.get(_key(question), stale)
-        if isinstance(outcome, KeepfitError):
-            answers.append(questions.failed(question, outcome))
+        outcomes = [error] * len(group)
+    except Exception:
+        # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
+        log.exception("answering_crashed", hash=model.hash)
+        outcomes = [KeepfitError("A worker failed at this request; its log has the details.")] * len(group)
+    seconds = time.monotonic() - started
+    answers = [
+        questions.failed(question, outcome)
+        if isinstance(outcome, KeepfitError)
+        else Answer(question.id, model.generation, model.version, model.rows_seen, result=outcome)
+        for question, outcome in zip(group, outcomes, strict=True)
+    ]
+    return answers, seconds
+
+
+def _outcomes(process: Process, bundle: Bundle, model: Loaded, group: Sequence[Question]) -> list[Outcome]:
+    """Outcome of each question; those that only want predictions are computed in one call."""
+    outcomes: list[Outcome] = [None] * len(group)
+    joined: list[tuple[int, Rows]] = []
+    for i, question in enumerate(group):
+        if question.operation == "restore":
+            continue
+        if question.generation != model.generation:
+            outcomes[i] = StaleModelError(f"The model {model.hash} was made again meanwhile.")
+            continue
+        try:
+            rows = _rows(process, question)
+        except KeepfitError as error:
+            outcomes[i] = error
+            continue
+        if question.operation == "predict":
+            joined.append((i, rows))
         else:
-            answers.append(Answer(question.id, model.generation, model.version, model.rows_seen, result=outcome))
-    return answers
+            outcomes[i] = _compute(bundle, question, rows)
+    for (i, _), outcome in zip(joined, _predict_joined(bundle, [rows for _, rows in joined]), strict=True):
+        outcomes[i] = outcome
+    return outcomes
 
 
-def _key(question: Question) -> tuple[str, int]:
-    return question.gateway, question.id
+def _rows(process: Process, question: Question) -> Rows:
+    if question.rows is not None:
+        return question.rows
+    (data,) = scripts.run(process.queue, ("GET", question.big))
+    try:
+        return Rows.decode(data or b"")
+    except msgspec.MsgspecError:
+        raise UnavailableError("The rows of this request are gone from Redis; send it again.") from None
 
 
-def _predict_joined(bundle: Bundle, waiting: Sequence[Question]) -> dict[tuple[str, int], Outcome]:
+def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
     """Predict all rows in one call; where that fails, each request by itself, so that one cannot spoil the others."""
-    rows = {_key(question): question.rows for question in waiting if question.rows is not None}
-    if len({part.width for part in rows.values()}) == 1:
-        whole = _guarded(bundle, concatenate(list(rows.values())))
+    if len(waiting) > 1 and len({rows.width for rows in waiting}) == 1:
+        whole = _guarded(bundle, concatenate(waiting))
         if isinstance(whole, list):
-            values = iter(whole)
-            return {key: [next(values) for _ in range(part.n)] for key, part in rows.items()}
-    return {key: _guarded(bundle, part) for key, part in rows.items()}
+            outcomes: list[Outcome] = []
+            end = 0
+            for rows in waiting:
+                start, end = end, end + rows.n
+                outcomes.append(whole[start:end])
+            return outcomes
+    return [_guarded(bundle, rows) for rows in waiting]
 
 
 def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
@@ -126,16 +226,14 @@ def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
         return InvalidError(f"{bundle.recipe.estimator} cannot predict these rows: {error}")
 
 
-def _compute(bundle: Bundle, question: Question) -> Outcome:
+def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
     """Outcome of the operations that are computed one request at a time."""
-    if question.operation == "restore" or question.rows is None:
-        return None
     try:
         if question.operation == "score":
-            return bundle.score(question.rows)
+            return bundle.score(rows)
         return {
-            "predictions": bundle.predict(question.rows),
-            "probabilities": bundle.predict_proba(question.rows),
+            "predictions": bundle.predict(rows),
+            "probabilities": bundle.predict_proba(rows),
             "classes": bundle.classes,
         }
     except KeepfitError as error:
@@ -160,6 +258,6 @@ async def _restore(process: Process, model_hash: str) -> None:
     try:
         async with History(settings.mongo_url.get_secret_value()) as history:
             storage = open_storage(settings.snapshot_url)
-            await restore(Store(client, settings), history, storage, process.keyring, model_hash)
+            await restore(Store(client), history, storage, process.keyring, model_hash)
     finally:
         await client.aclose()

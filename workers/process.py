@@ -7,6 +7,7 @@ names at that moment.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -14,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from keepfit import bundle as bundles
-from keepfit import connections, rooms, scripts
+from keepfit import connections, keys, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.commit import Ledger, Loaded, Taken
 from keepfit.envelope import Keyring
@@ -65,8 +66,9 @@ class BundleCache:
 class Pulse:
     """A thread that renews the lease and lock in hand, so that a long call is not taken for a death."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, queue: Redis) -> None:
+    def __init__(self, settings: Settings, name: str, ledger: Ledger, queue: Redis) -> None:
         self._ttl_s = settings.lease_ttl_s
+        self._name = name
         self._ledger = ledger
         self._queue = queue
         self._guard = threading.Lock()
@@ -94,7 +96,7 @@ class Pulse:
             with self._guard:
                 try:
                     if self._lease:
-                        scripts.run(self._queue, rooms.claim(*self._lease, self._ttl_s, 0))
+                        scripts.run(self._queue, rooms.claim(*self._lease, self._ttl_s, self._name, renew=True))
                     if self._model:
                         self._ledger.renew(*self._model)
                 except (KeepfitError, RedisError) as error:
@@ -104,14 +106,17 @@ class Pulse:
 class Process:
     """Context of the jobs of one worker process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
+        self.name = name
         self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
         self.queue = connections.queue_sync(settings)
         self._store = connections.store_sync(settings)
         self.ledger = Ledger(self._store, self.keyring, settings.lease_ttl_s)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
-        self.pulse = Pulse(settings, self.ledger, self.queue)
+        self.pulse = Pulse(settings, name, self.ledger, self.queue)
+        # Questions that a claim took of slow models at most, as the last claim said.
+        self.turns: dict[str, int] = {}
         self.stopping = False
 
     def close(self) -> None:
@@ -119,6 +124,15 @@ class Process:
         self.pulse.stop()
         self.queue.close()
         self._store.close()
+
+    def note_turns(self, bounds: Sequence[bytes]) -> None:
+        """Take in which models of the last claim are slow: hash and number of questions, in turn."""
+        self.turns = {bounds[i].decode(): int(bounds[i + 1]) for i in range(0, len(bounds), 2)}
+
+    def wanted(self) -> bool:
+        """Tell whether a lease waits for a worker."""
+        (jobs,) = scripts.run(self.queue, ("LLEN", keys.RQ_QUEUE))
+        return bool(jobs)
 
     def bundle(self, model: Taken | Loaded) -> Bundle:
         """Return the model's bundle: the one held, or the one just read, or a new one of its recipe."""
@@ -143,10 +157,10 @@ class Process:
 _current: Process | None = None
 
 
-def start(settings: Settings) -> Process:
-    """Make this process a worker process."""
+def start(settings: Settings, name: str) -> Process:
+    """Make this process a worker process; `name` is the worker's in RQ."""
     global _current  # noqa: PLW0603 - RQ calls jobs by name; what they work with can only be the process's
-    _current = Process(settings)
+    _current = Process(settings, name)
     return _current
 
 

@@ -4,6 +4,7 @@ Owns the processes of one machine or pod. Never runs a job. Invariant: a worker'
 (its process is waited for, not polled), and what it had in hand is back in its room before its successor starts.
 """
 
+import gc
 import multiprocessing as mp
 import os
 import signal
@@ -52,6 +53,9 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         jobs.warm_up()
+        # What all workers share stays, so none has to go through it for garbage, nor gets pages of its own for it.
+        gc.collect()
+        gc.freeze()
         while not self._stopping and os.getppid() == self._parent:
             self._start_missing()
             wait([self._woken, *(process.sentinel for process, _ in self._workers.values())], timeout=SWEEP_S)

@@ -8,13 +8,15 @@ time, anywhere, twice: the scripts they call change nothing that a living lease 
 import os
 import socket
 
+import msgspec
 import structlog
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.worker import SimpleWorker
 
-from keepfit import keys, queue, rooms, scripts
+from keepfit import keys, questions, queue, rooms, scripts
+from keepfit.errors import PoisonError
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
         _end_lease(store, queue_redis, job_id)
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
+    _answer_poison(queue_redis)
     ring_all(queue_redis, ttl_s)
 
 
@@ -84,6 +87,19 @@ def _end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
     rooms.abandon(queue_redis, lease)
 
 
+def _answer_poison(queue_redis: Redis) -> None:
+    """Tell those who asked what no worker survives."""
+    while (entry := rooms.take_poison(queue_redis)) is not None:
+        try:
+            question = questions.decode_question(entry)
+        except msgspec.MsgspecError as unreadable:
+            log.warning("question_unreadable", reason=str(unreadable))
+            continue
+        log.warning("question_put_aside", hash=question.hash, operation=question.operation)
+        error = PoisonError(f"{rooms.DEATHS_MAX} workers died while they answered this request; it was put aside.")
+        scripts.run(queue_redis, *questions.reply(question.gateway, [questions.failed(question, error)]))
+
+
 def ring_all(queue_redis: Redis, ttl_s: float) -> None:
     """Send for a lease on every room where something waits and none is out."""
     for room in rooms.ROOMS:
@@ -95,6 +111,7 @@ def sweep(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
     for lease in rooms.expired(queue_redis):
         log.warning("lease_expired", lease=lease)
         _end_lease(store, queue_redis, lease)
+    _answer_poison(queue_redis)
     ring_all(queue_redis, ttl_s)
     if queue_redis.set(keys.SWEEP, 1, nx=True, px=round(MAIL_SWEEP_S * 1000)):
         mail = _unlocked_mail(store)

@@ -13,7 +13,7 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
 
-from keepfit import queue
+from keepfit import keys, queue
 from keepfit.settings import Settings
 from workers import process
 
@@ -27,7 +27,7 @@ class LeaseWorker(SimpleWorker):
     """A SimpleWorker that stops only between jobs, and when its supervisor is gone."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        self.context = process.start(settings)
+        self.context = process.start(settings, name)
         super().__init__(
             [queue.queue_of(self.context.queue)],
             name=name,
@@ -57,10 +57,17 @@ class LeaseWorker(SimpleWorker):
     ) -> tuple[Job, Queue] | None:
         """Wait for a job, looking up once a second whether to stop."""
         while not self._stop_requested and os.getppid() == self._supervisor:
+            self._register_again()
             found = super().dequeue_job_and_maintain_ttl(IDLE_LOOK_S, IDLE_LOOK_S)
             if found is not None:
                 return found
         raise StopRequested
+
+    def _register_again(self) -> None:
+        """Enter RQ's register of workers once more where Redis came back without it."""
+        if not self.connection.sismember(keys.RQ_WORKERS, self.key):
+            self.connection.delete(self.key)
+            self.register_birth()  # type: ignore[no-untyped-call]
 
 
 def run(settings: Settings, name: str) -> None:

@@ -1,21 +1,38 @@
 -- abandon: end the lease of a dead worker and put what it had in hand back to the front, in order.
 --
--- KEYS[1] waiting   list of entries
--- KEYS[2] known     set of waiting entries, for rooms where each waits once
--- KEYS[3] leases    sorted set of leases
--- KEYS[4] claimed   list of the entries the lease had in hand
--- ARGV[1] lease     its id
--- ARGV[2] once      '1' where an entry waits only once
+-- KEYS[1] waiting    list of models with work, each once
+-- KEYS[2] known      set of the same
+-- KEYS[3] leases     sorted set of leases
+-- KEYS[4] claimed    list of the entries the lease had in hand
+-- KEYS[5] holders    hash of leases at work
+-- KEYS[6] questions  hash with each model's questions in order: <model>:<number>, <model>:first, <model>:next
+-- KEYS[7] poison     list of questions that have taken too many workers along
+-- ARGV[1] lease      its id
+-- ARGV[2] deaths     workers that a question may take along before it is put aside
 --
 -- returns the number of entries put back; -1 there was no such lease
+redis.call('HDEL', KEYS[5], ARGV[1])
 if redis.call('ZREM', KEYS[3], ARGV[1]) == 0 then
   return -1
 end
+local back = 0
 local entries = redis.call('LRANGE', KEYS[4], 0, -1)
 for i = #entries, 1, -1 do
-  if ARGV[2] == '0' or redis.call('SADD', KEYS[2], entries[i]) == 1 then
-    redis.call('LPUSH', KEYS[1], entries[i])
+  local model, question = string.sub(entries[i], 1, 64), string.sub(entries[i], 65)
+  local deaths = question ~= '' and tonumber(string.sub(question, 1, 1)) + 1 or 0
+  if deaths >= tonumber(ARGV[2]) then
+    redis.call('RPUSH', KEYS[7], string.sub(question, 15))
+  else
+    if question ~= '' then
+      local first = redis.call('HINCRBY', KEYS[6], model .. ':first', -1)
+      redis.call('HSETNX', KEYS[6], model .. ':next', first + 1)
+      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(question, 2))
+    end
+    if redis.call('SADD', KEYS[2], model) == 1 then
+      redis.call('LPUSH', KEYS[1], model)
+    end
+    back = back + 1
   end
 end
 redis.call('DEL', KEYS[4])
-return #entries
+return back

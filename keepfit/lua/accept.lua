@@ -1,52 +1,78 @@
--- accept: take one learning request into a model's inbox. What it answers 'ok' to is a promise.
+-- accept: take learning requests into a model's inbox, in order. What it answers 'ok' to is a promise.
 --
 -- KEYS[1] state          hash of the model
 -- KEYS[2] inbox          stream of waiting requests
--- KEYS[3] idempotency    first answer to this key
+-- KEYS[3] seen           what this call was answered the first time
+-- KEYS[4] lock           who learns the model
+-- KEYS[5] big            rows of a large request, written ahead (looked at only where ARGV[7] is not 0)
 -- ARGV[1] generation     integer the caller checked the rows against
--- ARGV[2] payload        msgpack of the rows
--- ARGV[3] body digest    hex digest of the request, to tell a repeat from another body
--- ARGV[4] width          columns of each row
--- ARGV[5] key ttl        milliseconds
--- ARGV[6] entries max    requests that may wait
--- ARGV[7] bytes max      bytes that may wait (a single larger request may wait alone)
+-- ARGV[2] digest         hex digest of the call, to tell a repeat from another body
+-- ARGV[3] width          columns of each row
+-- ARGV[4] ttl            milliseconds for which a repeat is known
+-- ARGV[5] entries max    requests that may wait
+-- ARGV[6] bytes max      bytes that may wait (a single larger request may wait alone)
+-- ARGV[7] big bytes      size that KEYS[5] must have; 0 where the rows are in ARGV
+-- ARGV[8...] requests    msgpack of the rows, each; of a large request, alone, a digest of them
 --
--- returns {'ok', sequence, version}        accepted
---         {'again', sequence, version}     accepted before under this key; nothing changed
+-- returns {'ok', first sequence, number accepted, version, 1 if nobody learns the model just now, waiting, pace}
+--                                          accepted, or accepted before by this call. The rest did not fit: then
+--                                          `waiting` requests wait, of which `pace` are learned a second
 --         {'missing'}                      no such model
---         {'stale', generation}            the model was made again meanwhile
+--         {'stale'}                        the model was made again meanwhile
 --         {'conflict'}                     the key came before with another body
---         {'full', waiting}                too much waits
+--         {'lost'}                         the large request's rows are gone, or not all there
 --         {'width', width}                 the model's rows have another width
-local state = redis.call('HMGET', KEYS[1], 'generation', 'accepted', 'learned', 'bytes', 'width', 'chain', 'version')
+local state = redis.call('HMGET', KEYS[1],
+  'generation', 'accepted', 'learned', 'bytes', 'width', 'chain', 'version', 'pace')
 if not state[1] then
   return {'missing'}
 end
 if state[1] ~= ARGV[1] then
-  return {'stale', state[1]}
+  return {'stale'}
 end
-local first = redis.call('GET', KEYS[3])
-if first then
-  local digest, sequence, generation = string.match(first, '^(%x+) (%d+) (%d+)$')
+local version, pace = tonumber(state[7]), tonumber(state[8] or 0)
+local accepted, bytes, chain = tonumber(state[2]), tonumber(state[4]), state[6]
+local waiting = accepted - tonumber(state[3])
+local alone = 1 - redis.call('EXISTS', KEYS[4])
+local seen = redis.call('GET', KEYS[3])
+if seen then
+  local digest, first, count, generation = string.match(seen, '^(%x+) (%d+) (%d+) (%d+)$')
   -- A key of an earlier generation speaks of rows that this model never had.
   if generation == ARGV[1] then
-    if digest ~= ARGV[3] then
+    if digest ~= ARGV[2] then
       return {'conflict'}
     end
-    return {'again', tonumber(sequence), tonumber(state[7])}
+    return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace}
   end
 end
-local waiting = tonumber(state[2]) - tonumber(state[3])
-if waiting >= tonumber(ARGV[6]) or (waiting > 0 and tonumber(state[4]) + #ARGV[2] > tonumber(ARGV[7])) then
-  return {'full', waiting}
-end
-if state[5] and state[5] ~= ARGV[4] then
+if state[5] and state[5] ~= ARGV[3] then
   return {'width', state[5]}
 end
-local sequence = tonumber(state[2]) + 1
--- Each link covers the one before, so that rows which took the same sequences after a lost tail are told apart.
-local chain = redis.sha1hex(state[6] .. ':' .. ARGV[3])
-redis.call('XADD', KEYS[2], sequence .. '-0', 'rows', ARGV[2], 'chain', chain)
-redis.call('HSET', KEYS[1], 'accepted', sequence, 'chain', chain, 'width', ARGV[4], 'bytes', tonumber(state[4]) + #ARGV[2])
-redis.call('SET', KEYS[3], table.concat({ARGV[3], sequence, ARGV[1]}, ' '), 'PX', ARGV[5])
-return {'ok', sequence, tonumber(state[7])}
+local big = tonumber(ARGV[7])
+if big > 0 and redis.call('STRLEN', KEYS[5]) ~= big then
+  return {'lost'}
+end
+local count = 0
+for i = 8, #ARGV do
+  local size = big > 0 and big or #ARGV[i]
+  if waiting + count >= tonumber(ARGV[5]) or (waiting + count > 0 and bytes + size > tonumber(ARGV[6])) then
+    break
+  end
+  count = count + 1
+  bytes = bytes + size
+  -- Each link covers the one before, so that rows which took the same sequences after a lost tail are told apart.
+  chain = redis.sha1hex(chain .. ':' .. ARGV[i])
+  local id = string.format('%.0f-0', accepted + count)
+  if big > 0 then
+    redis.call('XADD', KEYS[2], id, 'rows', '', 'chain', chain, 'big', KEYS[5], 'size', size)
+    redis.call('PERSIST', KEYS[5])
+  else
+    redis.call('XADD', KEYS[2], id, 'rows', ARGV[i], 'chain', chain)
+  end
+end
+if count > 0 then
+  redis.call('HSET', KEYS[1], 'accepted', string.format('%.0f', accepted + count), 'chain', chain, 'width', ARGV[3],
+    'bytes', string.format('%.0f', bytes))
+  redis.call('SET', KEYS[3], string.format('%s %.0f %.0f %s', ARGV[2], accepted + 1, count, ARGV[1]), 'PX', ARGV[4])
+end
+return {'ok', accepted + 1, count, version, alone, waiting + count, pace}

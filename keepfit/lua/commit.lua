@@ -6,6 +6,7 @@
 -- KEYS[3] inbox          stream of waiting requests
 -- KEYS[4] staged         bundle written ahead
 -- KEYS[5] dead           stream of requests put aside
+-- KEYS[6...] big         rows of large requests that were learned
 -- ARGV[1] generation     integer the bundle was taken at
 -- ARGV[2] old digest     digest of the bundle taken, '' for a new model
 -- ARGV[3] old learned    sequence the taken bundle had learned
@@ -18,6 +19,7 @@
 -- ARGV[10] channel       where gateways hear of commits
 -- ARGV[11] hash          the model's hash
 -- ARGV[12] reason        why the request at `learned` was put aside unlearned, '' if all were learned
+-- ARGV[13] pace          requests learned a second
 --
 -- returns the new version; or 0: the model is gone or made again; -1: another commit came first;
 --         -2: the inbox holds other requests than were read; -3: the staged bundle is gone. Below 1 nothing changed.
@@ -39,13 +41,18 @@ redis.call('RENAME', KEYS[4], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', -tonumber(ARGV[9]))
-redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0)
+redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0,
+  'pace', ARGV[13])
 local put_aside = '0'
 if ARGV[12] ~= '' then
   put_aside = '1'
-  redis.call('XADD', KEYS[5], '*', 'generation', state[1], 'sequence', ARGV[4], 'reason', ARGV[12], 'rows', last[1][2][2])
+  redis.call('XADD', KEYS[5], '*', 'generation', state[1], 'sequence', ARGV[4], 'reason', ARGV[12],
+    'rows', last[1][2][2], 'big', last[1][2][6] or '')
 end
 redis.call('XTRIM', KEYS[3], 'MINID', '=', string.format('%.0f', tonumber(ARGV[4]) + 1) .. '-0')
+for i = 6, #KEYS do
+  redis.call('UNLINK', KEYS[i])
+end
 redis.call('PUBLISH', ARGV[10],
   table.concat({ARGV[11], state[1], string.format('%.0f', version), ARGV[4], ARGV[7], put_aside, ARGV[12]}, ' '))
 return version

@@ -7,6 +7,7 @@
 -- KEYS[4] inbox        stream of waiting requests
 -- KEYS[5] lock         who learns the model
 -- KEYS[6] dead         stream of requests put aside
+-- KEYS[7...] big       rows of large requests of a predecessor
 -- ARGV[1] metadata     canonical JSON
 -- ARGV[2] recipe       JSON
 -- ARGV[3] generation   integer, from MongoDB
@@ -19,6 +20,8 @@
 -- ARGV[10] snapshot    JSON of the snapshot it comes from, '' for a new model
 -- ARGV[11] width       columns of a row, '' where the first request is to tell
 -- ARGV[12] born        integer, generation since which the model is this one
+-- ARGV[13] channel     where gateways hear of it: what they know of a predecessor is over
+-- ARGV[14] hash        the model's hash
 --
 -- returns 1 installed; 0 a model is live already, nothing changed; -1 the staged bundle is gone, nothing changed
 local live = redis.call('HGET', KEYS[1], 'generation')
@@ -29,6 +32,9 @@ if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
   return -1
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6])
+for i = 7, #KEYS do
+  redis.call('UNLINK', KEYS[i])
+end
 if ARGV[8] ~= '' then
   redis.call('RENAME', KEYS[3], KEYS[2])
   redis.call('PERSIST', KEYS[2])
@@ -40,4 +46,5 @@ redis.call('HSET', KEYS[1],
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'width', ARGV[11])
 end
+redis.call('PUBLISH', ARGV[13], table.concat({ARGV[14], ARGV[3], ARGV[4], ARGV[6], ARGV[5], '0', ''}, ' '))
 return 1

@@ -1,26 +1,80 @@
 -- push: put entries into a waiting room and see whether a lease must be sent for.
 --
--- KEYS[1] waiting    list of entries
--- KEYS[2] known      set of waiting entries, for rooms where each waits once
+-- KEYS[1] waiting    list of models with work, each once
+-- KEYS[2] known      set of the same
 -- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds
 -- KEYS[4] workers    RQ's set of live workers
+-- KEYS[5] since      milliseconds at which what waits began to wait for the next claim
+-- KEYS[6] questions  hash with each model's questions in order: <model>:<number>, <model>:first, <model>:next
 -- ARGV[1] lease      id for a new lease
 -- ARGV[2] ttl        milliseconds a lease lives without being renewed
--- ARGV[3] once       '1' where an entry waits only once
--- ARGV[4...] entries to put in; none of them just looks whether a lease is missing
+-- ARGV[3] late       milliseconds that work may wait before one more lease is sent for
+-- ARGV[4] most       questions that may wait for one model
+-- ARGV[5...] entries hash of a model (64 characters); for the predict room then, in 9 digits, the milliseconds that
+--                    the question may wait, and the question. None at all just looks whether a lease is missing
 --
--- returns 1 the caller must enqueue the RQ job named by ARGV[1]; 0 enough leases are out
-for i = 4, #ARGV do
-  if ARGV[3] == '0' or redis.call('SADD', KEYS[2], ARGV[i]) == 1 then
-    redis.call('RPUSH', KEYS[1], ARGV[i])
+-- returns {1 if the caller must enqueue the RQ job named by ARGV[1], else 0; numbers (from 1) of refused entries...}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local answer, ends = {0}, {}
+local idle = redis.call('LLEN', KEYS[1]) == 0
+for i = 5, #ARGV do
+  local model = string.sub(ARGV[i], 1, 64)
+  local taken = true
+  if #ARGV[i] > 64 then
+    local range = ends[model]
+    if not range then
+      local found = redis.call('HMGET', KEYS[6], model .. ':first', model .. ':next')
+      range = {tonumber(found[1] or 0), tonumber(found[2] or 0)}
+      ends[model] = range
+    end
+    -- Nobody waits any more for what is past its deadline; it must not keep out those who do.
+    while range[2] - range[1] >= tonumber(ARGV[4]) do
+      local oldest = redis.call('HGET', KEYS[6], model .. ':' .. range[1])
+      if oldest and tonumber(string.sub(oldest, 2, 14)) >= now then
+        break
+      end
+      redis.call('HDEL', KEYS[6], model .. ':' .. range[1])
+      range[1] = range[1] + 1
+    end
+    taken = range[2] - range[1] < tonumber(ARGV[4])
+    if taken then
+      local deadline = string.format('%013.0f', now + tonumber(string.sub(ARGV[i], 65, 73)))
+      redis.call('HSET', KEYS[6], model .. ':' .. range[2], '0' .. deadline .. string.sub(ARGV[i], 74))
+      range[2] = range[2] + 1
+    else
+      answer[#answer + 1] = i - 4
+    end
+  end
+  if taken and redis.call('SADD', KEYS[2], model) == 1 then
+    redis.call('RPUSH', KEYS[1], model)
   end
 end
-local waiting, leases = redis.call('LLEN', KEYS[1]), redis.call('ZCARD', KEYS[3])
--- The first lease drains all that waits; a further one pays when more waits than the leases out took along, and
--- more leases than workers would only queue up.
-if waiting == 0 or (leases > 0 and (waiting <= leases or leases >= redis.call('SCARD', KEYS[4]))) then
-  return 0
+for model, range in pairs(ends) do
+  redis.call('HSET', KEYS[6], model .. ':first', range[1], model .. ':next', range[2])
 end
-local now = redis.call('TIME')
-redis.call('ZADD', KEYS[3], now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2], ARGV[1])
-return 1
+if redis.call('LLEN', KEYS[1]) == 0 then
+  return answer
+end
+if idle then
+  redis.call('SET', KEYS[5], now)
+end
+-- The first lease drains all that waits, once RQ has handed its job to a worker. One more pays only when those that are
+-- out do not come round in time.
+local leases = redis.call('ZCARD', KEYS[3])
+if redis.call('ZSCORE', KEYS[3], ARGV[1]) then
+  -- The call is made again because its answer was lost, and with it the order to enqueue.
+  answer[1] = 1
+  return answer
+end
+if leases == 0 then
+  redis.call('SET', KEYS[5], string.format('%.0f', now + 100))
+else
+  local late = now - tonumber(redis.call('GET', KEYS[5]) or now)
+  if late < tonumber(ARGV[3]) or leases >= redis.call('SCARD', KEYS[4]) then
+    return answer
+  end
+end
+redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
+answer[1] = 1
+return answer

@@ -10,9 +10,11 @@
 -- ARGV[4] entries max requests to read
 -- ARGV[5] bytes max   bytes to read (at least one request is read)
 --
+-- `big` names the key that holds a large request's rows; it is '' where they are in `rows`. `size` is in bytes.
+--
 -- returns {'missing'}          no such model
 --         {'locked'}           another lease learns it
---         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts}, bundle or '', {{sequence, chain, rows}...}}
+--         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts}, bundle or '', {{sequence, chain, rows, big, size}...}}
 --         attempts counts this read; a commit sets it back, so it is the number of workers that died here, plus one
 local state = redis.call('HMGET', KEYS[1], 'generation', 'version', 'rows_seen', 'learned', 'digest', 'recipe', 'accepted')
 if not state[1] then
@@ -28,10 +30,11 @@ while #entries < tonumber(ARGV[4]) and bytes < tonumber(ARGV[5]) do
   local read = redis.call('XRANGE', KEYS[3], '(' .. next_id .. '-0', '+', 'COUNT', 16)
   for _, item in ipairs(read) do
     next_id = string.match(item[1], '^(%d+)')
-    if #entries < tonumber(ARGV[4]) and (#entries == 0 or bytes + #item[2][2] <= tonumber(ARGV[5])) then
-      entries[#entries + 1] = {tonumber(next_id), item[2][4], item[2][2]}
+    local size = tonumber(item[2][8] or #item[2][2])
+    if #entries < tonumber(ARGV[4]) and (#entries == 0 or bytes + size <= tonumber(ARGV[5])) then
+      entries[#entries + 1] = {tonumber(next_id), item[2][4], item[2][2], item[2][6] or '', size}
     end
-    bytes = bytes + #item[2][2]
+    bytes = bytes + size
   end
   if #read < 16 then
     break

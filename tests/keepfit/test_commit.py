@@ -18,6 +18,7 @@ from keepfit.rows import Rows, shape
 from keepfit.settings import Settings
 from keepfit.store import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
+from tests.factories import accept
 
 KEYRING = Keyring.from_text(SIGNING_KEYS)
 RECIPE = parse(SHOES_RECIPE)
@@ -30,7 +31,7 @@ LOCK_S = 15.0
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Return a store with one model in it."""
     client = connections.store_async(settings)
-    opened = Store(client, settings)
+    opened = Store(client)
     await opened.install(Install(HASH, identity.canonical(METADATA).decode(), RECIPE.text(), generation=1))
     yield opened
     await client.aclose()
@@ -78,7 +79,7 @@ def learned(taken: Taken, count: int | None = None) -> Bundle:
 async def test_sequences_count_accepted_requests_from_one(store: Store) -> None:
     """Accepted requests are numbered 1, 2, 3 and wait in that order."""
     model = await model_of(store)
-    sequences = [(await store.accept(model, rows_of(("nike", 2000 + i, 3)), None)).sequence for i in range(3)]
+    sequences = [(await accept(store, model, rows_of(("nike", 2000 + i, 3)))).sequence for i in range(3)]
     assert sequences == [1, 2, 3]
     assert (await model_of(store)).inbox == 3
 
@@ -87,7 +88,7 @@ async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Sto
     """A commit of two of three requests leaves the third, counts one version and names what was learned."""
     model = await model_of(store)
     for i in range(3):
-        await store.accept(model, rows_of(("nike", 2000 + i, 3), ("puma", 2001, 4)), None)
+        await accept(store, model, rows_of(("nike", 2000 + i, 3), ("puma", 2001, 4)))
     taken = take(ledger, "a")
     committed = ledger.commit(taken, learned(taken, 2), 2, "a")
     assert (committed.version, committed.mail) == (1, True)
@@ -103,7 +104,7 @@ async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Sto
 async def test_a_sleeper_commits_nothing(store: Store, ledger: Ledger, client: redis.Redis) -> None:
     """A worker that slept through its lock while another committed is refused, and the other's bundle stays."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     sleeper = take(ledger, "sleeper")
     client.delete(keys.lock(HASH))
     other = take(ledger, "other")
@@ -119,12 +120,12 @@ async def test_without_the_comparison_a_sleeper_would_lose_rows(
 ) -> None:
     """Control: a plain lock and SET, as it is often done, loses the row that the commit script protects."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     sleeper = take(ledger, "sleeper")
     client.delete(keys.lock(HASH))
     other = take(ledger, "other")
     ledger.commit(other, learned(other), 1, "other")
-    await store.accept(model, rows_of(("puma", 2001, 4)), None)
+    await accept(store, model, rows_of(("puma", 2001, 4)))
     second = take(ledger, "other")
     ledger.commit(second, learned(second), 1, "other")
     assert (await model_of(store)).rows_seen == 2
@@ -138,7 +139,7 @@ async def test_without_the_comparison_a_sleeper_would_lose_rows(
 async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, ledger: Ledger) -> None:
     """A locked model is not taken by another lease; after the commit of all mail it is free."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     taken = take(ledger, "a")
     assert ledger.take(HASH, "b", "") is None
     assert not ledger.commit(taken, learned(taken), 1, "a").mail
@@ -149,7 +150,7 @@ async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, ledger: Ledg
     """A row accepted while its model is locked is noticed by the holder, or nobody would come for it."""
     take(ledger, "a")
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     assert ledger.unlock(HASH, "a", force=False)
     assert ledger.take(HASH, "b", "") is None
     assert ledger.unlock(HASH, "a", force=True)
@@ -162,19 +163,19 @@ async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
     """After Redis lost its tail and other rows took the same sequence, a bundle of the lost rows is refused."""
     model = await model_of(store)
     lost_tail = {key: client.dump(key) for key in (keys.state(HASH),)}
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     taken = take(ledger, "a")
     client.delete(keys.inbox(HASH), keys.lock(HASH))
     for key, dumped in lost_tail.items():
         client.restore(key, 0, dumped, replace=True)  # type: ignore[arg-type]
-    await store.accept(model, rows_of(("puma", 1990, 5)), None)
+    await accept(store, model, rows_of(("puma", 1990, 5)))
     assert ledger.commit(taken, learned(taken), 1, "a").version == OTHER_ROWS
 
 
 async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledger: Ledger) -> None:
     """A bundle of a model that was deleted, or deleted and made again, goes nowhere."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     taken = take(ledger, "a")
     await store.delete(HASH)
     assert ledger.commit(taken, learned(taken), 1, "a").version == GONE
@@ -186,7 +187,7 @@ async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledge
 async def test_put_aside_skips_a_request_and_keeps_it(store: Store, ledger: Ledger, client: redis.Redis) -> None:
     """A request put aside is counted as done, not learned, and kept with its reason."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     taken = take(ledger, "a")
     assert ledger.commit(taken, Bundle.new(RECIPE), 1, "a", "ValueError: no").version == 1
     after = await model_of(store)
@@ -199,48 +200,46 @@ async def test_put_aside_skips_a_request_and_keeps_it(store: Store, ledger: Ledg
 async def test_the_same_idempotency_key_is_learned_once(store: Store) -> None:
     """The same key and rows give the first sequence again; the same key with other rows is refused."""
     model = await model_of(store)
-    first = await store.accept(model, rows_of(("nike", 2000, 3)), "vote-1")
-    assert await store.accept(model, rows_of(("nike", 2000, 3)), "vote-1") == first
+    first = await accept(store, model, rows_of(("nike", 2000, 3)), "vote-1")
+    assert await accept(store, model, rows_of(("nike", 2000, 3)), "vote-1") == first
     with pytest.raises(IdempotencyError):
-        await store.accept(model, rows_of(("nike", 2000, 4)), "vote-1")
+        await accept(store, model, rows_of(("nike", 2000, 4)), "vote-1")
     assert (await model_of(store)).inbox == 1
 
 
-async def test_refusals_of_accept_change_nothing(settings: Settings, store: Store) -> None:
+async def test_refusals_of_accept_change_nothing(store: Store) -> None:
     """A full inbox, another width, a stale generation and a missing model are refused, and nothing is stored."""
     model = await model_of(store)
-    small = Store(store._store, settings.model_copy(update={"inbox_entries_max": 2}))
     for i in range(2):
-        await small.accept(model, rows_of(("nike", 2000 + i, 3)), None)
+        await accept(store, model, rows_of(("nike", 2000 + i, 3)), inbox_entries_max=2)
     with pytest.raises(InboxFullError):
-        await small.accept(model, rows_of(("nike", 2002, 3)), None)
+        await accept(store, model, rows_of(("nike", 2002, 3)), inbox_entries_max=2)
     with pytest.raises(StaleModelError):
-        await store.accept(replace(model, generation=7), rows_of(("nike", 2000, 3)), None)
+        await accept(store, replace(model, generation=7), rows_of(("nike", 2000, 3)))
     with pytest.raises(NotFoundError):
-        await store.accept(replace(model, hash="0" * 64), rows_of(("nike", 2000, 3)), None)
+        await accept(store, replace(model, hash="0" * 64), rows_of(("nike", 2000, 3)))
     plain = parse({"estimator": "SGDRegressor"})
     wide = shape(plain, [[1.0, 2.0, 3.0]], [1.0], learning=True)
     with pytest.raises(InvalidError, match="3 values where the model has 2"):
-        await store.accept(model, wide, None)
+        await accept(store, model, wide)
     after = await model_of(store)
     assert after.inbox == 2
 
 
-async def test_a_single_large_request_is_accepted_alone(settings: Settings, store: Store) -> None:
+async def test_a_single_large_request_is_accepted_alone(store: Store) -> None:
     """A request larger than the inbox may hold is taken when nothing else waits, and refused otherwise."""
     model = await model_of(store)
-    small = Store(store._store, settings.model_copy(update={"inbox_bytes_max": 1024}))
     large = rows_of(*[("nike", 2000.0 + i, 3.0) for i in range(200)])
-    assert (await small.accept(model, large, None)).sequence == 1
+    assert (await accept(store, model, large, inbox_bytes_max=1024)).sequence == 1
     with pytest.raises(InboxFullError):
-        await small.accept(model, rows_of(("nike", 2000, 3)), None)
+        await accept(store, model, rows_of(("nike", 2000, 3)), inbox_bytes_max=1024)
 
 
 async def test_bytes_of_the_inbox_return_to_zero(store: Store, ledger: Ledger, client: redis.Redis) -> None:
     """What is learned no longer counts against the inbox."""
     model = await model_of(store)
     for i in range(5):
-        await store.accept(model, rows_of(("nike", 2000 + i, 3)), None)
+        await accept(store, model, rows_of(("nike", 2000 + i, 3)))
     assert int(client.hget(keys.state(HASH), "bytes") or 0) > 0  # type: ignore[arg-type]
     taken = take(ledger, "a")
     ledger.commit(taken, learned(taken), 5, "a")
@@ -254,7 +253,7 @@ async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
     """A batch is bounded in bytes, in order, and never empty while mail waits."""
     model = await model_of(store)
     for i in range(40):
-        await store.accept(model, rows_of(("nike", 2000 + i, 3)), None)
+        await accept(store, model, rows_of(("nike", 2000 + i, 3)))
     size = len(take(ledger, "a").entries[0].payload)
     monkeypatch.setattr("keepfit.commit.BYTES_MAX", size * 3)
     assert [entry.sequence for entry in take(ledger, "a").entries] == [1, 2, 3]
@@ -265,11 +264,11 @@ async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
 async def test_attempts_count_reads_without_a_commit(store: Store, ledger: Ledger) -> None:
     """Each take of the same mail counts; a commit sets the count back."""
     model = await model_of(store)
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     assert [take(ledger, "a").attempts for _ in range(3)] == [1, 2, 3]
     taken = take(ledger, "a")
     ledger.commit(taken, learned(taken), 1, "a")
-    await store.accept(model, rows_of(("nike", 2001, 3)), None)
+    await accept(store, model, rows_of(("nike", 2001, 3)))
     assert take(ledger, "a").attempts == 1
 
 
@@ -277,7 +276,7 @@ async def test_scripts_survive_a_server_that_forgot_them(store: Store, ledger: L
     """After SCRIPT FLUSH (a restart, a failover) the next call loads the scripts and goes on."""
     model = await model_of(store)
     client.script_flush()
-    await store.accept(model, rows_of(("nike", 2000, 3)), None)
+    await accept(store, model, rows_of(("nike", 2000, 3)))
     client.script_flush()
     taken = take(ledger, "a")
     client.script_flush()
@@ -291,7 +290,7 @@ async def test_commits_are_published(store: Store, ledger: Ledger, settings: Set
         await pubsub.subscribe(keys.COMMITS)
         await pubsub.get_message(timeout=5)
         model = await model_of(store)
-        await store.accept(model, rows_of(("nike", 2000, 3)), None)
+        await accept(store, model, rows_of(("nike", 2000, 3)))
         taken = take(ledger, "a")
         ledger.commit(taken, learned(taken), 1, "a")
         message = await pubsub.get_message(timeout=5)

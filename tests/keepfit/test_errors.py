@@ -63,7 +63,9 @@ def test_statuses_are_the_contract() -> None:
         "InvalidError": 422,
         "IdempotencyError": 422,
         "LearningError": 422,
+        "FullError": 429,
         "InboxFullError": 429,
+        "RoomFullError": 429,
         "UnavailableError": 503,
         "DeadlineError": 504,
     }

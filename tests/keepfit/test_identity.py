@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.identity import METADATA_BYTES_MAX, METADATA_DEPTH_MAX, canonical, check_metadata, hash_of, parse_json
+from keepfit.identity import (
+    METADATA_BYTES_MAX,
+    METADATA_DEPTH_MAX,
+    canonical,
+    check_metadata,
+    hash_of,
+    hash_of_text,
+    parse_json,
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 # Doubles between 2^53 and 1e21 are written without an exponent, so what reads them takes them for integers too large.
@@ -359,3 +367,20 @@ def test_infinity_written_as_a_large_number_is_refused() -> None:
     assert math.isinf(metadata["size"])
     with pytest.raises(InvalidError):
         check_metadata(metadata)
+
+
+@pytest.mark.parametrize("filler", ["", "x" * 5000])
+def test_the_hash_of_a_text_is_that_of_its_metadata(filler: str) -> None:
+    """However metadata are written, small or large, seen before or not, their text gives their hash."""
+    metadata = {"type": "shoes", "é": [1, 2.5], "filler": filler}
+    for text in (json.dumps(metadata), json.dumps(metadata, indent=2, ensure_ascii=False)):
+        for _ in range(2):
+            assert hash_of_text(text.encode()) == hash_of(metadata)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"type":"a","type":"a"}', b'{"type":"a","timestamp":1}', b"NaN"])
+def test_a_text_that_names_no_model_is_refused_each_time(text: bytes) -> None:
+    """What may not name a model has no hash, however often it is asked for."""
+    for _ in range(2):
+        with pytest.raises((MalformedError, InvalidError)):
+            hash_of_text(text)

@@ -11,15 +11,27 @@ from keepfit import keys
 
 HASH = "ab12" * 16
 OF_A_MODEL: list[Callable[[str], str]] = [keys.state, keys.bundle, keys.inbox, keys.lock, keys.dead]
-OF_A_ROOM: list[Callable[[str], str]] = [keys.waiting, keys.known, keys.leases]
+OF_A_ROOM: list[Callable[[str], str]] = [
+    keys.waiting,
+    keys.known,
+    keys.questions,
+    keys.since,
+    keys.leases,
+    keys.holders,
+    keys.turns,
+    keys.poison,
+    keys.put_aside,
+]
 ALL = [
     *(key(HASH) for key in OF_A_MODEL),
     keys.staged(HASH, "token"),
+    keys.big(HASH, "token"),
     keys.idempotency(HASH, "c:key"),
     keys.CHANGED,
     keys.COMMITS,
     *(key(room) for key in OF_A_ROOM for room in ("learn", "predict")),
     keys.claimed("learn", "lease"),
+    keys.asked_rows("token"),
     keys.replies("gateway"),
     keys.SWEEP,
 ]
@@ -35,7 +47,12 @@ def test_no_two_keys_have_one_name() -> None:
 def test_keys_of_a_model_share_a_slot() -> None:
     """The keys that one script touches lie in one slot of a Redis Cluster, whatever a client's key holds."""
     of_model = [key(HASH) for key in OF_A_MODEL]
-    of_model += [keys.staged(HASH, "x"), keys.idempotency(HASH, "c:{other}"), keys.idempotency(HASH, "}{")]
+    of_model += [
+        keys.staged(HASH, "x"),
+        keys.big(HASH, "x"),
+        keys.idempotency(HASH, "c:{other}"),
+        keys.idempotency(HASH, "}{"),
+    ]
     assert {key_slot(key.encode()) for key in of_model} == {key_slot(HASH.encode())}
     assert key_slot(keys.state("cd" * 32).encode()) != key_slot(HASH.encode())
 
@@ -66,8 +83,8 @@ def test_the_table_tells_of_every_key() -> None:
     """The table above the functions has exactly the keys that they build."""
     built = {keys.CHANGED, keys.COMMITS, keys.SWEEP}
     built |= {key("h") for key in OF_A_MODEL} | {key("<room>") for key in OF_A_ROOM}
-    built |= {keys.staged("h", "<random>"), keys.idempotency("h", "<key>")}
-    built |= {keys.claimed("<room>", "<lease>"), keys.replies("<gateway>")}
+    built |= {keys.staged("h", "<random>"), keys.big("h", "<random>"), keys.idempotency("h", "<key>")}
+    built |= {keys.claimed("<room>", "<lease>"), keys.asked_rows("<random>"), keys.replies("<gateway>")}
     assert names(keys.__doc__) == built
     functions = {
         name

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keepfit import rows as rows_module
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe import LABEL_LENGTH_MAX, Recipe, parse
 from keepfit.rows import FAULTS_MAX, NUMBER_MAX, Rows, concatenate, shape
@@ -356,3 +357,54 @@ def test_any_json_in_a_matrix_is_shaped_or_refused(X: list[list[Any]]) -> None:
     else:
         with pytest.raises(InvalidError):
             shape(PLAIN, X, learning=False)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([PLAIN, SHOES, STRINGS]),
+    st.lists(st.lists(floats | labels, min_size=1, max_size=4), min_size=1, max_size=4) | json_values,
+)
+def test_few_values_are_shaped_like_many(recipe: Recipe, X: Any) -> None:
+    """The quick way for few values gives what the general way gives, or leaves the rows to it."""
+    small = rows_module._shape_small(recipe, X)
+    if small is not None:
+        assert small == rows_module._shape_many(recipe, X)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 300, 10_001, 70_000])
+def test_pieces_are_the_encoding(n: int) -> None:
+    """Joined, the pieces are the encoding byte for byte, each of about a megabyte at most; their sum is its size."""
+    labels_sent: list[Any] = [f"label {i}" if i % 3 else i for i in range(n)]
+    given_rows = [
+        Rows(n, bytes(8 * n), []),
+        Rows(n, memoryview(bytearray(b"12345678" * 3 * n)), [labels_sent, labels_sent], bytes(8 * n), bytes(8 * n)),  # type: ignore[arg-type]
+        Rows(n, b"", [labels_sent] * 17, ["no", "yes"] * (n // 2)),
+    ]
+    for rows in given_rows:
+        pieces = list(rows.pieces())
+        assert b"".join(pieces) == rows.encode()
+        assert rows.size_bytes == len(rows.encode())
+        assert max(map(len, pieces)) <= 1 << 20
+        assert Rows.decode(rows.encode()) == rows
+
+
+def test_a_large_number_buffer_is_not_copied_into_its_pieces() -> None:
+    """The pieces of the numbers are views of the memory that the rows were made of."""
+    body = bytearray(3_000_000)
+    rows = Rows(375_000, memoryview(body), [])  # type: ignore[arg-type]
+    views = [piece for piece in rows.pieces() if isinstance(piece, memoryview)]
+    assert sum(map(len, views)) == len(body)
+    assert all(view.obj is body for view in views)
+
+
+@pytest.mark.parametrize("labels", [["a"], ["é" * 1024], ["\U0001f45f" * 1024, "b"]])
+def test_rows_fit_exactly_where_their_encoding_does(labels: list[str]) -> None:
+    """fits() is true from the encoding's own length on, and false below, whatever it can tell at once."""
+    recipe = parse(
+        {"estimator": "SGDClassifier", "features": {"a": "category", "b": "number"}, "classes": [*labels, "z"]}
+    )
+    rows = shape(recipe, [[label, 1.5] for label in labels], labels, [1.0] * len(labels), learning=True)
+    size = len(rows.encode())
+    assert rows.fits(size)
+    assert not rows.fits(size - 1)
+    assert rows.fits(1 << 30)

@@ -12,6 +12,7 @@ from keepfit.recipe import Recipe, parse
 from keepfit.rows import shape
 from keepfit.settings import Settings
 from keepfit.store import Install, Model, Store
+from tests.factories import accept
 from workers.learning import ATTEMPTS_MAX, learn
 from workers.process import Process
 
@@ -21,7 +22,7 @@ COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
 @pytest.fixture
 def process(settings: Settings) -> Iterator[Process]:
     """Return the context of a worker process."""
-    opened = Process(settings)
+    opened = Process(settings, "test")
     yield opened
     opened.close()
 
@@ -36,7 +37,7 @@ def client(settings: Settings) -> redis.Redis:
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Return the gateway's side of the store."""
     opened = connections.store_async(settings)
-    yield Store(opened, settings)
+    yield Store(opened)
     await opened.aclose()
 
 
@@ -53,7 +54,7 @@ async def make(store: Store, document: dict[str, Any]) -> Model:
 
 async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | None) -> int:
     """Have rows accepted; return their sequence."""
-    return (await store.accept(model, shape(model.recipe, X, y, learning=True), None)).sequence
+    return (await accept(store, model, shape(model.recipe, X, y, learning=True))).sequence
 
 
 async def described(store: Store, model: Model) -> Model:
@@ -163,7 +164,7 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
 async def test_the_cache_is_never_believed_over_the_store(store: Store, process: Process, settings: Settings) -> None:
     """A worker that holds an old bundle learns on from the one another worker committed."""
     model = await make(store, {"estimator": "SGDRegressor"})
-    other = Process(settings)
+    other = Process(settings, "test")
     rows = [([float(i)], float(i % 3)) for i in range(6)]
     for i, (X, y) in enumerate(rows):
         await send(store, model, [X], [y])

@@ -16,7 +16,7 @@ from rq import Callback, Queue
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 
-from keepfit import keys
+from keepfit import keys, rooms
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
 
@@ -117,9 +117,40 @@ async def test_sigterm_finishes_the_call_in_hand(
     assert {entry["pid"]: entry["exitcode"] for entry in died if entry["pid"] in before} == dict.fromkeys(before, 0)
 
 
+async def test_a_request_that_kills_its_workers_is_put_aside(
+    own_stack: Stack, session: aiohttp.ClientSession, metadata: dict[str, Any]
+) -> None:
+    """Three times workers die over one prediction: it is answered with an error, and others are answered still."""
+    path = await make(session, metadata, {"estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [3000, 3000]}})
+    async with session.post(f"{path}/partial_fit", json={"X": [[1]], "y": [1]}, headers={"Prefer": "wait=60"}) as learn:
+        assert learn.status == 200
+    client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
+
+    async def ask(count: int) -> tuple[int, dict[str, Any]]:
+        rows = {"X": [[float(i)] for i in range(count)]}
+        async with session.post(f"{path}/predict?timeout=100", json=rows) as response:
+            return response.status, await response.json()
+
+    seen: set[bytes] = set()
+
+    async def in_hand_again() -> set[bytes]:
+        return set(client.keys(keys.claimed(rooms.PREDICT.name, "*"))) - seen
+
+    deadly = asyncio.create_task(ask(20_000))
+    for _ in range(3):
+        seen |= await until(in_hand_again)
+        for pid in own_stack.workers():
+            os.kill(pid, signal.SIGKILL)
+    status, problem = await deadly
+    assert (status, problem["type"]) == (500, "urn:keepfit:problem:poison")
+    assert "3 workers died" in problem["detail"]
+    assert (await ask(1))[0] == 200
+    assert client.llen(keys.put_aside(rooms.PREDICT.name)) == 1
+
+
 async def test_a_rogue_job_is_refused(own_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path) -> None:
     """A job in the queue that names another function runs nothing, is marked failed, and harms no worker."""
-    client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
+    client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
     rogue = Queue(keys.QUEUE, connection=client, serializer=JSONSerializer)
     marker = tmp_path / "ran"
     job = rogue.enqueue("os.system", f"touch {marker}", on_success=Callback("os.getcwd"))
@@ -140,7 +171,7 @@ async def test_leases_are_visible_as_rq_jobs(
         assert learn.status == 200
     async with session.post(f"{path}/predict", json={"X": [[1]]}) as predict:
         assert predict.status == 200
-    client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
+    client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
     jobs = [client.hget(name, "description") for name in client.scan_iter("rq:job:*", _type="HASH")]
     assert {b"partial_fit lease", b"predict lease"} <= set(jobs)
 

@@ -1,0 +1,1 @@
+"""keepfit and its peers under the same load on one machine; `make bench` runs it and writes docs/performance.md."""

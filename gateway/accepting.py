@@ -1,0 +1,105 @@
+"""Accepting learning requests: all that come during one trip to Redis are accepted by the next.
+
+Owns who waits for which outcome, and telling the learn room. Invariant: a request is answered only after Redis has it;
+the learn room is told after that and in nobody's time, because a hint that is lost is only late (the workers' sweep).
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import redis.asyncio
+import structlog
+
+from gateway.batching import Batcher
+from gateway.bell import Bell
+from keepfit import inbox, rooms
+from keepfit.errors import KeepfitError, UnavailableError
+from keepfit.inbox import Accepted, Learn
+from keepfit.rows import Rows
+from keepfit.scripts import Line
+from keepfit.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: Learn
+    outcome: asyncio.Future[Accepted]
+
+
+class Acceptor:
+    """One gateway's way into the inboxes."""
+
+    def __init__(self, store: redis.asyncio.Redis, queue: redis.asyncio.Redis, settings: Settings, bell: Bell) -> None:
+        self._store = store
+        self._store_line = Line(store)
+        self._queue_line = Line(queue)
+        self._settings = settings
+        self._bell = bell
+        self._requests = Batcher(self._accept)
+        self._hints = Batcher(self._tell)
+
+    async def accept(self, model_hash: str, generation: int, rows: Rows, key: str | None) -> Accepted:
+        """Accept rows, shaped for the model at `generation`, for good; `key` is the client's Idempotency-Key.
+
+        Raises
+        ------
+        NotFoundError, StaleModelError
+            If the model is not (or no longer) the one that the request was shaped for.
+        IdempotencyError
+            If its key came before with other rows.
+        InboxFullError, InvalidError, UnavailableError
+            If too much waits, the rows have another width than the model's, Redis is away.
+        """
+        # Before it takes its place among the others, who shall not wait for it.
+        request = inbox.small_request(model_hash, generation, rows, key)
+        if request is None:
+            request = await inbox.request(self._store, model_hash, generation, rows, key)
+        del rows
+        outcome: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._requests.put(_Waiting(request, outcome))
+        return await outcome
+
+    async def _accept(self, batch: list[_Waiting]) -> None:
+        alone: list[str] = []
+        outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]
+        try:
+            outcomes, alone = await inbox.put(self._store_line, self._settings, [waiting.request for waiting in batch])
+        except UnavailableError as away:
+            outcomes = [away] * len(batch)
+        except Exception:
+            log.exception("accepting_crashed")
+            outcomes = [KeepfitError("The request could not be accepted; the gateway's log has the details.")] * len(
+                batch
+            )
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.outcome.done():
+                continue
+            if isinstance(outcome, Accepted):
+                waiting.outcome.set_result(outcome)
+            else:
+                waiting.outcome.set_exception(outcome)
+        for model_hash in alone:
+            self._hints.put(model_hash)
+
+    async def _tell(self, models: list[str]) -> None:
+        lease = rooms.new_lease()
+        try:
+            push = rooms.push(rooms.LEARN, lease, self._settings.lease_ttl_s, dict.fromkeys(models))
+            ((rang, *_),) = await self._queue_line.run(push)
+        except UnavailableError as error:
+            log.warning("learn_room_not_told", reason=str(error))
+            return
+        except Exception:
+            log.exception("telling_crashed")
+            return
+        if rang:
+            self._bell.ring(rooms.LEARN, lease)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await self._requests.close()
+        await self._hints.close()
+        await self._store_line.close()
+        await self._queue_line.close()

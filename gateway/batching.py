@@ -1,0 +1,42 @@
+"""Natural batching: what comes while a trip to Redis is under way goes together with the next.
+
+Owns when a batch is sent. Never waits for more: a lone item goes at once, and under load batches grow by themselves.
+Invariant: one trip at a time, so that items are sent in the order in which they came.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# More than this at once would keep Redis from others for longer than a few milliseconds.
+BATCH_MAX = 1024
+
+
+class Batcher(Generic[T]):
+    """Sends items in batches; `send` tells each item's owner what came of it, and raises nothing."""
+
+    def __init__(self, send: Callable[[list[T]], Awaitable[None]]) -> None:
+        self._send = send
+        self._items: list[T] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def put(self, item: T) -> None:
+        """Take an item to be sent."""
+        self._items.append(item)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            while self._items:
+                batch, self._items = self._items[:BATCH_MAX], self._items[BATCH_MAX:]
+                await self._send(batch)
+        finally:
+            self._sending = None
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending])

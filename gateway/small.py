@@ -1,0 +1,42 @@
+"""Small answers, written in one go.
+
+Owns the bytes of an answer that needs nothing of what aiohttp can do for one: no stream, no cookie, no compression.
+Never used for an error. Invariant: on the wire it is what the same answer by :class:`aiohttp.web.Response` would be.
+"""
+
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
+from aiohttp.web_request import BaseRequest
+
+PHRASES = {200: "OK", 202: "Accepted"}
+
+
+class Small:
+    """An answer with a JSON body; `fields` are further header lines, each ended by CR LF."""
+
+    __slots__ = ("body", "fields", "keep_alive", "status")
+
+    def __init__(self, status: int, body: bytes, fields: str = "") -> None:
+        self.status = status
+        self.body = body
+        self.fields = fields
+        self.keep_alive = False
+
+    def write(self, request: BaseRequest) -> bool:
+        """Write it as the answer to `request`; False if the client has gone."""
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            return False
+        self.keep_alive = request.keep_alive
+        connection = ""
+        if request.version != HttpVersion11:
+            connection = "Connection: keep-alive\r\n" if self.keep_alive else ""
+        elif not self.keep_alive:
+            connection = "Connection: close\r\n"
+        head = (
+            f"HTTP/{request.version.major}.{request.version.minor} {self.status} {PHRASES[self.status]}\r\n"
+            f"Content-Type: application/json\r\n{self.fields}Content-Length: {len(self.body)}\r\n"
+            f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n{connection}\r\n"
+        )
+        transport.write(head.encode("latin-1") + self.body)
+        return True

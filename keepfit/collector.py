@@ -1,0 +1,53 @@
+"""A large request's rows, shaped part by part as they are decoded.
+
+Owns what the parts must have in common. Never keeps the lists it is given. Invariant: parts give the same rows as all
+of them in one call of :func:`keepfit.rows.shape`; of wrong rows only those of the first part that has some are named.
+"""
+
+from typing import Any, cast
+
+from keepfit.errors import Fault, InvalidError
+from keepfit.recipe import Recipe
+from keepfit.rows import Rows, shape_columns, shape_target, shape_weights, summary
+
+
+class Collector:
+    """Rows of one request so far."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._n = 0
+        self._width: int | None = None
+        self._numbers = bytearray()
+        self._categories: list[list[str | int]] = [[] for _ in recipe.categories]
+        # Equal labels become one object: there are few, and many rows.
+        self._known: list[dict[str | int, str | int]] = [{} for _ in recipe.categories]
+
+    def add(self, X: list[Any]) -> None:
+        """Take in some more rows, as :func:`keepfit.rows.shape` takes them.
+
+        Raises
+        ------
+        InvalidError
+            With row (from the request's first) and column of what is wrong.
+        """
+        try:
+            numbers, categories = shape_columns(self._recipe, X)
+        except InvalidError as error:
+            faults = [Fault(f.detail, self._n + (f.row or 0), f.column) for f in error.faults]
+            raise InvalidError(summary(faults) if faults else str(error), faults) from None
+        width = len(numbers) // (8 * len(X))
+        if self._width not in (None, width):
+            wrong = [Fault(f"the row has {width} values where {self._width} are expected", self._n)]
+            raise InvalidError(summary(wrong), wrong)
+        self._width = width
+        self._n += len(X)
+        self._numbers += numbers
+        for column, known, labels in zip(self._categories, self._known, categories, strict=True):
+            column.extend(map(known.setdefault, labels, labels))
+
+    def rows(self, y: Any, sample_weight: Any, *, learning: bool) -> Rows:
+        """Return all rows with their target and weights."""
+        target = shape_target(self._recipe, y, self._n) if learning else None
+        weights = shape_weights(self._recipe, sample_weight, self._n)
+        return Rows(self._n, cast("bytes", self._numbers), self._categories, target, weights)

@@ -1,0 +1,202 @@
+"""The inbox: where a model's learning requests wait, accepted for good, until a worker has learned them.
+
+Owns putting requests in, one trip for many of them. Never looks at their content; :mod:`keepfit.rows` has checked it.
+Invariant: a request answered with a sequence is in Redis and will be learned once, in the order of its sequence, also
+where the trip had to be made twice. Requests come from the gateway; :mod:`keepfit.commit` takes them out.
+"""
+
+import hashlib
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+
+from keepfit import keys, scripts
+from keepfit.errors import (
+    IdempotencyError,
+    InboxFullError,
+    InvalidError,
+    KeepfitError,
+    NotFoundError,
+    StaleModelError,
+    UnavailableError,
+)
+from keepfit.rows import Rows
+from keepfit.scripts import Command, Line
+from keepfit.settings import Settings
+
+# What one call of the script may carry, because Redis serves nobody else meanwhile: a larger request is written ahead,
+# piece by piece, and named in the call. That it was written outlives a slow client; nobody needs it for longer.
+CALL_BYTES_MAX = 256 * 1024
+CALL_REQUESTS_MAX = 512
+BIG_TTL_MS = 600_000
+# A call without a client's key only has to know its own repeats.
+MINTED_KEY_TTL_S = 20
+RETRY_AFTER_S_MAX = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """One request to learn, shaped for the model at `generation`; make one with :func:`request`.
+
+    `payload` is the rows' msgpack, or a digest of it where the rows are written ahead as `big`, of `big_bytes`; `key`
+    the client's Idempotency-Key.
+    """
+
+    hash: str
+    generation: int
+    width: int
+    payload: bytes
+    key: str | None = None
+    big: str = ""
+    big_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Answer to an accepted request."""
+
+    sequence: int
+    version: int
+
+
+Outcome = Accepted | KeepfitError
+
+
+def small_request(model_hash: str, generation: int, rows: Rows, key: str | None = None) -> Learn | None:
+    """Make a request of `rows`; None if they are too many for one call."""
+    if not rows.fits(CALL_BYTES_MAX):
+        return None
+    return Learn(model_hash, generation, rows.width, rows.encode(), key)
+
+
+async def request(
+    store: redis.asyncio.Redis, model_hash: str, generation: int, rows: Rows, key: str | None = None
+) -> Learn:
+    """Make a request of `rows`, which are not needed any more then; large ones are written ahead, in pieces.
+
+    Raises
+    ------
+    UnavailableError
+        If they should be, and Redis is away.
+    """
+    small = small_request(model_hash, generation, rows, key)
+    if small is not None:
+        return small
+    big = keys.big(model_hash, uuid.uuid4().hex)
+    digest = await write_in_pieces(store, big, rows, BIG_TTL_MS)
+    return Learn(model_hash, generation, rows.width, digest.encode(), key, big, rows.size_bytes)
+
+
+async def write_in_pieces(client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int) -> str:
+    """Write the msgpack of `rows` to `key`, so that Redis serves others in between; return its SHA-256 (hex)."""
+    digest, offset = hashlib.sha256(), 0
+    for piece in rows.pieces():
+        digest.update(piece)
+        # To a place and not to the end: a trip may be made twice.
+        await scripts.run_async(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+async def put(store: Line, settings: Settings, requests: Sequence[Learn]) -> tuple[list[Outcome], list[str]]:
+    """Put requests into their models' inboxes; those of one model without a key in the order given.
+
+    Returns an outcome for each, and the hashes of models that somebody must be told of, because nobody learns them
+    just now.
+
+    Raises
+    ------
+    UnavailableError
+        If Redis is away; then any of the requests may or may not have been accepted.
+    """
+    calls = _calls(requests)
+    answers = await store.run(*(_command(settings, [requests[i] for i in call]) for call in calls))
+    outcomes: dict[int, Outcome] = {}
+    alone = set()
+    for call, answer in zip(calls, answers, strict=True):
+        outcomes.update(zip(call, _outcomes(requests[call[0]], len(call), answer), strict=True))
+        if answer[0] == b"ok" and answer[4]:
+            alone.add(requests[call[0]].hash)
+    return [outcomes[i] for i in range(len(requests))], sorted(alone)
+
+
+def _calls(requests: Sequence[Learn]) -> list[list[int]]:
+    """Group requests, named by their positions, that one call can take: of one model, small, without a key."""
+    calls: list[list[int]] = []
+    open_calls: dict[tuple[str, int, int], tuple[list[int], int]] = {}
+    for position, asked in enumerate(requests):
+        if asked.key is not None or asked.big:
+            calls.append([position])
+            continue
+        group = (asked.hash, asked.generation, asked.width)
+        members, room = open_calls.get(group, ([], 0))
+        room -= len(asked.payload)
+        if room < 0 or len(members) >= CALL_REQUESTS_MAX:
+            members, room = [], CALL_BYTES_MAX - len(asked.payload)
+            calls.append(members)
+        members.append(position)
+        open_calls[group] = members, room
+    return calls
+
+
+def _command(settings: Settings, requests: Sequence[Learn]) -> Command:
+    """Call of the script that accepts requests of one model together."""
+    first = requests[0]
+    name, ttl_s = f"g:{uuid.uuid4().hex}", MINTED_KEY_TTL_S
+    if first.key is not None:
+        name, ttl_s = f"c:{first.key}", settings.idempotency_ttl_s
+    payloads = [asked.payload for asked in requests]
+    return scripts.call(
+        "accept",
+        [
+            keys.state(first.hash),
+            keys.inbox(first.hash),
+            keys.idempotency(first.hash, name),
+            keys.lock(first.hash),
+            first.big or keys.inbox(first.hash),
+        ],
+        [
+            first.generation,
+            hashlib.sha256(b"".join(payloads)).hexdigest(),
+            first.width,
+            ttl_s * 1000,
+            settings.inbox_entries_max,
+            settings.inbox_bytes_max,
+            first.big_bytes,
+            *payloads,
+        ],
+    )
+
+
+def _outcomes(first: Learn, count: int, answer: list[Any]) -> list[Outcome]:
+    """Read the script's answer: an outcome for each of the `count` requests of a call that begins with `first`."""
+    match answer:
+        case [b"ok", int(sequence), int(accepted), int(version), _, int(waiting), int(pace)]:
+            taken: list[Outcome] = [Accepted(sequence + i, version) for i in range(accepted)]
+            return taken + [_full(waiting, pace)] * (count - accepted)
+        case [b"missing"]:
+            error: KeepfitError = NotFoundError(f"There is no model {first.hash}.")
+        case [b"stale"]:
+            error = StaleModelError(f"The model {first.hash} was made again meanwhile.")
+        case [b"conflict"]:
+            error = IdempotencyError("This Idempotency-Key came before with another body; use a new key for new rows.")
+        case [b"lost"]:
+            error = UnavailableError("Redis lost rows that were just written; is it out of memory?")
+        case [b"width", width]:
+            error = InvalidError(f"The rows have {first.width} values where the model has {int(width)}.")
+        case _:
+            raise AssertionError(answer)
+    return [error] * count
+
+
+def _full(waiting: int, pace: int) -> InboxFullError:
+    """Tell to come again when half of what waits is learned; as often as new work comes, that leaves room for it."""
+    seconds = math.ceil(waiting / 2 / pace) if pace else 1
+    return InboxFullError(
+        f"{waiting} requests wait to be learned by this model; send more when some are.",
+        min(max(seconds, 1), RETRY_AFTER_S_MAX),
+    )
