@@ -1,12 +1,11 @@
 """Learning in one worker process, without RQ around it: what is done with requests that cannot be learned."""
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from keepfit import connections, identity, keys
+from keepfit import identity, keys
 from keepfit.bundle import Bundle
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import shape
@@ -17,28 +16,6 @@ from workers.learning import ATTEMPTS_MAX, learn
 from workers.process import Process
 
 COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
-
-
-@pytest.fixture
-def process(settings: Settings) -> Iterator[Process]:
-    """Return the context of a worker process."""
-    opened = Process(settings, "test")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(settings: Settings) -> redis.Redis:
-    """Return a plain connection to the store."""
-    return connections.store_sync(settings)
-
-
-@pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[Store]:
-    """Return the gateway's side of the store."""
-    opened = connections.store_async(settings)
-    yield Store(opened)
-    await opened.aclose()
 
 
 async def make(store: Store, document: dict[str, Any]) -> Model:

@@ -1,19 +1,17 @@
 """Answering questions in one worker process, without RQ around it."""
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from keepfit import bundle as bundles
-from keepfit import connections, identity, inbox, keys, questions, rooms, scripts
+from keepfit import identity, inbox, keys, questions, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.errors import UnavailableError
 from keepfit.questions import Answer, Operation, Question
 from keepfit.recipe import parse
 from keepfit.rows import Rows, shape
-from keepfit.settings import Settings
 from keepfit.store import Install, Model, Store
 from tests.factories import accept
 from workers import predicting
@@ -23,28 +21,6 @@ from workers.process import Process
 
 RECIPE = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
 ROOM = rooms.PREDICT.name
-
-
-@pytest.fixture
-def process(settings: Settings) -> Iterator[Process]:
-    """Return the context of a worker process."""
-    opened = Process(settings, "test")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(settings: Settings) -> redis.Redis:
-    """Return a plain connection to Redis."""
-    return connections.store_sync(settings)
-
-
-@pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[Store]:
-    """Return the gateway's side of the store."""
-    opened = connections.store_async(settings)
-    yield Store(opened)
-    await opened.aclose()
 
 
 def rows_of(*values: float, learning: bool = False) -> Rows:
