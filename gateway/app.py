@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 # Waiting learners are sent home at once; this is for predictions in hand. aiohttp may wait this long twice, and whoever
 # stops us (`keepfit up`, Kubernetes) kills after 30 s.
 SHUTDOWN_S = 10.0
-# Python's own begin a collection at every 700th object, which some 20 requests make; nearly all go by their own count.
+# Python's own begin a collection of garbage at every 700th new object; nearly all of a request's go by their own count.
 GC_THRESHOLDS = (20_000, 20, 50)
 HANDLER_OPTIONS: dict[str, Any] = {
     # Bodies are inflated here, with a limit and a check of their end; see `gateway.body`.
@@ -94,7 +94,7 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda url: N
         loop.add_signal_handler(signum, stop.set)
     async with serving(settings) as url:
         log.info("gateway_listening", url=url)
-        # What is there by now stays: half a million objects, that no collection of garbage shall go through again.
+        # What is there by now stays, scikit-learn above all; no collection of garbage shall go through it again.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         ready(url)

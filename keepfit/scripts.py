@@ -68,7 +68,7 @@ def run(client: Redis, *commands: Command) -> list[Any]:
 
 
 def _trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
-    """Send and read on a connection of the pool: redis-py's pipeline does the same for three times the time."""
+    """Send and read on a connection of the pool: redis-py's pipeline does the same for twice the time."""
     pool = client.connection_pool
     connection: Any = pool.get_connection()
     try:

@@ -58,7 +58,8 @@ def drain(process: Process, room: Room, lease: str, work: Work) -> int:
                 watched, idle_s = now, 0.0
     except BaseException:
         # What was in hand is not put back: it may be why the job failed. Rows wait in their inbox for the sweep.
-        scripts.run(process.queue, rooms.release(room, lease, "now"))
+        # Answers on their way when the connection broke are sent once more; a second one does no harm.
+        scripts.run(process.queue, *left, rooms.release(room, lease, "now"))
         raise
     finally:
         process.pulse.lease(None)
