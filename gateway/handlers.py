@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gateway import cache, commits, content, forms, predicting, reuse
+from gateway import cache, checking, commits, content, forms, predicting, reuse
 from gateway.body import beside_loop, json_response, read_json
 from gateway.content import Content
 from gateway.forms import Form
 from gateway.service import SERVICE, SETTINGS
-from keepfit import identity, listing, recipe
+from keepfit import identity, listing
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.inbox import Accepted
 from keepfit.questions import Answer, Operation
@@ -47,7 +47,7 @@ async def create_model(request: web.Request) -> web.Response:
     document = await read_json(request, service.settings)
     form = forms.convert(document, forms.CreateModel)
     metadata = identity.check_metadata(form.metadata)
-    model, made = await service.models.create(metadata, recipe.parse(form.recipe))
+    model, made = await service.models.create(metadata, await checking.check(form.recipe))
     headers = {"Location": f"/v1/models/{model.hash}"}
     return json_response(listing.describe(model), 201 if made else 200, headers=headers)
 

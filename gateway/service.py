@@ -16,7 +16,7 @@ from gateway.bell import Bell
 from gateway.cache import Cache
 from gateway.commits import Commits
 from gateway.models import Models
-from keepfit import connections, estimators
+from keepfit import connections
 from keepfit.errors import UnavailableError
 from keepfit.history import History
 from keepfit.settings import Settings
@@ -76,8 +76,6 @@ SETTINGS = web.AppKey("settings", Settings)
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
     """Open the service with the application, and close it with it."""
-    # Made once, by looking through all of scikit-learn: not in the event loop, nor while the first client waits.
-    await asyncio.to_thread(estimators.catalogue)
     service = app[SERVICE] = Service(app[SETTINGS])
     tasks = service.listen()
     yield

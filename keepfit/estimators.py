@@ -1,19 +1,14 @@
-"""The estimators a recipe may name, from scikit-learn's own register.
+"""The estimators a recipe may name: those of scikit-learn's register that can learn row by row.
 
-Owns the allow-list and how a name becomes an object. Never imports by a path that came from outside. Invariant: every
-name in :func:`catalogue` has ``partial_fit`` and ``predict`` and can be built from parameters alone.
+Owns the allow-list and how a name becomes an object. Never imports by a path that came from outside, and scikit-learn
+only where something is built: gateways know the list without it. Invariant: every name in :data:`CATALOGUE` has
+``partial_fit`` and ``predict`` and can be built from parameters alone.
 """
 
-import inspect
-import warnings
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, Literal
-
-from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
-from sklearn.utils import all_estimators
 
 from keepfit.errors import InvalidError
 
@@ -47,59 +42,64 @@ PASSIVE_AGGRESSIVE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
+Family = Literal["cluster", "linear_model", "naive_bayes", "neural_network"]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One estimator of the catalogue."""
+    """One estimator of the catalogue: the class `name` of the module `family` of scikit-learn."""
 
-    cls: type[Any]
+    name: str
+    family: Family
     kind: Kind
-    takes_sample_weight: bool
+    takes_sample_weight: bool = True
 
     @property
     def takes_y(self) -> bool:
         """Whether ``partial_fit`` wants a target."""
         return self.kind in ("regressor", "classifier")
 
+    @property
+    def cls(self) -> type[Any]:
+        """The class itself; the first use imports its module."""
+        from sklearn import cluster, linear_model, naive_bayes, neural_network  # noqa: PLC0415 - 130 MB, for builders
 
-@cache
-def catalogue() -> Mapping[str, Entry]:
-    """All estimators by name that can learn row by row and answer ``predict``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = {}
-        for name, cls in all_estimators():
-            required = [
-                p
-                for p in inspect.signature(cls).parameters.values()
-                if p.default is p.empty and p.kind < p.VAR_POSITIONAL
-            ]
-            if not (hasattr(cls, "partial_fit") and hasattr(cls, "predict")) or required:
-                continue
-            kind = _kind_of(cls())
-            if kind is not None:
-                weighted = "sample_weight" in inspect.signature(cls.partial_fit).parameters
-                found[name] = Entry(cls, kind, weighted)
-    for old, (new, _, _) in PASSIVE_AGGRESSIVE.items():
-        found[old] = found[new]
-    return found
+        modules = {
+            "cluster": cluster,
+            "linear_model": linear_model,
+            "naive_bayes": naive_bayes,
+            "neural_network": neural_network,
+        }
+        found: type[Any] = getattr(modules[self.family], self.name)
+        return found
 
 
-def _kind_of(estimator: Any) -> Kind | None:
-    if is_classifier(estimator):
-        return "classifier"
-    if is_regressor(estimator):
-        return "regressor"
-    if is_clusterer(estimator):
-        return "clusterer"
-    return "outlier_detector" if is_outlier_detector(estimator) else None
+# Written down, as finding it out imports all of scikit-learn; a test holds it to scikit-learn's own register.
+CATALOGUE: Mapping[str, Entry] = {
+    "BernoulliNB": Entry("BernoulliNB", "naive_bayes", "classifier"),
+    "Birch": Entry("Birch", "cluster", "clusterer", takes_sample_weight=False),
+    "CategoricalNB": Entry("CategoricalNB", "naive_bayes", "classifier"),
+    "ComplementNB": Entry("ComplementNB", "naive_bayes", "classifier"),
+    "GaussianNB": Entry("GaussianNB", "naive_bayes", "classifier"),
+    "MLPClassifier": Entry("MLPClassifier", "neural_network", "classifier"),
+    "MLPRegressor": Entry("MLPRegressor", "neural_network", "regressor"),
+    "MiniBatchKMeans": Entry("MiniBatchKMeans", "cluster", "clusterer"),
+    "MultinomialNB": Entry("MultinomialNB", "naive_bayes", "classifier"),
+    "PassiveAggressiveClassifier": Entry("SGDClassifier", "linear_model", "classifier"),
+    "PassiveAggressiveRegressor": Entry("SGDRegressor", "linear_model", "regressor"),
+    "Perceptron": Entry("Perceptron", "linear_model", "classifier"),
+    "SGDClassifier": Entry("SGDClassifier", "linear_model", "classifier"),
+    "SGDOneClassSVM": Entry("SGDOneClassSVM", "linear_model", "outlier_detector"),
+    "SGDRegressor": Entry("SGDRegressor", "linear_model", "regressor"),
+}
 
 
 def entry_of(name: str) -> Entry:
     """Return the catalogue's entry of `name`, or raise InvalidError with the nearest names."""
-    entry = catalogue().get(name)
+    entry = CATALOGUE.get(name)
     if entry is None:
         shown = name[:NAME_SHOWN_MAX]
-        near = ", ".join(get_close_matches(shown, catalogue(), n=3) or sorted(catalogue()))
+        near = ", ".join(get_close_matches(shown, CATALOGUE, n=3) or CATALOGUE)
         raise InvalidError(f"estimator {shown!r} is not one that has partial_fit and predict; known: {near}.")
     return entry
 

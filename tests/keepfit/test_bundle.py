@@ -26,7 +26,7 @@ from keepfit.bundle import PARAMETERS, Bundle, seal, try_predict, unseal
 from keepfit.columns import Columns
 from keepfit.envelope import Header, Keyring
 from keepfit.errors import ConflictError, EnvelopeError, InvalidError, RuntimeMismatchError
-from keepfit.estimators import catalogue
+from keepfit.estimators import CATALOGUE
 from keepfit.metrics import Running
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import Rows, shape
@@ -43,7 +43,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 COUNTS_ONLY = {"BernoulliNB", "CategoricalNB", "ComplementNB", "MultinomialNB"}
 LABELS = ["no", "perhaps", "yes"]
-EVERY = sorted(catalogue())
+EVERY = sorted(CATALOGUE)
 
 each_estimator = pytest.mark.parametrize("name", EVERY)
 # Every estimator behind every encoding that suits it: hashing gives negative numbers.
@@ -76,7 +76,7 @@ class Sample:
 
 def sample(name: str, form: str = "plain", requests: int = 4) -> Sample:
     """Requests of twelve rows each for any estimator; a new label turns up in every one of them."""
-    entry, counts = catalogue()[name], name in COUNTS_ONLY
+    entry, counts = CATALOGUE[name], name in COUNTS_ONLY
     document: dict[str, Any] = {"estimator": name, "params": PARAMS.get(name, {})}
     if entry.kind == "classifier":
         document["classes"] = LABELS
@@ -264,7 +264,7 @@ class PlainLoop:
 def both(name: str, encoding: str, data: list[tuple[float, str, Any]]) -> tuple[Bundle, PlainLoop]:
     """Teach the same single rows to a bundle and to a plain loop."""
     params, estimator = PLAIN[name]
-    classes = LABELS if catalogue()[name].kind == "classifier" else None
+    classes = LABELS if CATALOGUE[name].kind == "classifier" else None
     recipe = parse(
         {
             "estimator": name,
@@ -301,7 +301,7 @@ def test_exact_means_exact(name: str, encoding: str) -> None:
     """Over single rows a bundle equals, in every array and metric, a plain scikit-learn test-then-train loop."""
     random = np.random.default_rng(5)
     makes = [f"make{int(i)}" for i in np.minimum(random.geometric(0.3, 120), 6)]
-    targets = random.choice(LABELS, 120) if catalogue()[name].kind == "classifier" else random.normal(40, 3, 120)
+    targets = random.choice(LABELS, 120) if CATALOGUE[name].kind == "classifier" else random.normal(40, 3, 120)
     with warnings.catch_warnings():
         # GaussianNB divides by the variance of its first row, which is 0.
         warnings.simplefilter("ignore", RuntimeWarning)

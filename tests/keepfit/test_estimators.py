@@ -14,12 +14,12 @@ from sklearn.utils import all_estimators
 
 from keepfit.errors import InvalidError
 from keepfit.estimators import (
+    CATALOGUE,
     PASSIVE_AGGRESSIVE,
     SCALERS,
     STREAM_DEFAULTS,
     build,
     build_scaler,
-    catalogue,
     entry_of,
 )
 
@@ -44,25 +44,25 @@ def test_the_catalogue_is_scikit_learns_register() -> None:
             for name, cls in all_estimators()
             if hasattr(cls, "partial_fit") and hasattr(cls, "predict") and buildable(cls)
         }
-    assert set(catalogue()) == wanted | set(PASSIVE_AGGRESSIVE)
+    assert set(CATALOGUE) == wanted | set(PASSIVE_AGGRESSIVE)
     assert {"SGDRegressor", "SGDClassifier", "MLPClassifier", "GaussianNB", "MiniBatchKMeans"} <= wanted
 
 
 def test_kinds_are_scikit_learns() -> None:
     """Each entry's kind is the one its class declares, and only classifiers and regressors take a target."""
-    kinds = {name: entry.kind for name, entry in catalogue().items()}
+    kinds = {name: entry.kind for name, entry in CATALOGUE.items()}
     assert kinds["SGDRegressor"] == kinds["PassiveAggressiveRegressor"] == "regressor"
     assert kinds["GaussianNB"] == kinds["PassiveAggressiveClassifier"] == kinds["Perceptron"] == "classifier"
     assert kinds["MiniBatchKMeans"] == kinds["Birch"] == "clusterer"
     assert kinds["SGDOneClassSVM"] == "outlier_detector"
-    assert {name for name, entry in catalogue().items() if not entry.takes_y} == {
+    assert {name for name, entry in CATALOGUE.items() if not entry.takes_y} == {
         "MiniBatchKMeans",
         "Birch",
         "SGDOneClassSVM",
     }
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_sample_weight_is_taken_where_partial_fit_has_it(name: str) -> None:
     """An entry says that it takes sample_weight exactly where the built object's partial_fit has the parameter."""
     parameters = inspect.signature(build(name, {}).partial_fit).parameters
@@ -103,7 +103,7 @@ def test_a_typing_error_is_answered_with_the_nearest_name() -> None:
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_every_name_builds_without_a_warning(name: str) -> None:
     """Each name builds a fresh, unfitted object of its class; a deprecation would fail here."""
     first, second = build(name, {}), build(name, {})
@@ -113,7 +113,7 @@ def test_every_name_builds_without_a_warning(name: str) -> None:
     assert not [attribute for attribute in vars(first) if attribute.endswith("_")]
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_streams_are_learned_in_order_and_repeatably(name: str) -> None:
     """Nothing is shuffled and every random state is fixed, unless the recipe asks for something else."""
     assert STREAM_DEFAULTS == {"shuffle": False, "random_state": 0}

@@ -15,11 +15,11 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit import plain
 from keepfit.bundle import Bundle
-from keepfit.estimators import SCALERS, catalogue
+from keepfit.estimators import CATALOGUE, SCALERS
 from keepfit.recipe import parse
 from keepfit.rows import NUMBER_MAX, Rows, shape
 
-EVERY = sorted(catalogue())
+EVERY = sorted(CATALOGUE)
 # What scikit-learn alone predicts: their computation is no few lines, or checks the rows by itself.
 ITS_OWN = {"Birch", "CategoricalNB", "MiniBatchKMeans"}
 COUNTS_ONLY = {"BernoulliNB", "CategoricalNB", "ComplementNB", "MultinomialNB"}
@@ -55,7 +55,7 @@ def kinds(form: str) -> list[str]:
 @cache
 def learned(name: str, form: str, scaler: str | None, encoding: str, classes: str) -> Bundle:
     """Bundle that has learned some rows; shared, as predicting changes nothing."""
-    kind = catalogue()[name].kind
+    kind = CATALOGUE[name].kind
     document = {
         "estimator": name,
         "params": PARAMS.get(name, {}),
@@ -132,7 +132,7 @@ def questions(draw: st.DrawFn, name: str) -> tuple[Bundle, Rows]:
     encoding = "ordinal"
     if "category" in kinds(form):
         encoding = draw(st.sampled_from(["ordinal", "onehot"] + ["hash"] * (name not in COUNTS_ONLY)))
-    classes = draw(st.sampled_from(sorted(CLASSES))) if catalogue()[name].kind == "classifier" else ""
+    classes = draw(st.sampled_from(sorted(CLASSES))) if CATALOGUE[name].kind == "classifier" else ""
     bundle = learned(name, form, scaler, encoding, classes)
     number = st.one_of(
         st.sampled_from([0.0, -0.0, 1.0, -1e-300, NUMBER_MAX, -NUMBER_MAX]), st.floats(-20, 20), st.floats(-1e9, 1e9)

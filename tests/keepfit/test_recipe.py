@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keepfit.bundle import Bundle
 from keepfit.errors import InvalidError
-from keepfit.estimators import catalogue
+from keepfit.estimators import CATALOGUE
 from keepfit.identity import parse_json
 from keepfit.recipe import (
     CLASSES_MAX,
@@ -130,12 +130,12 @@ def test_right_recipes_can_be_built(document: Any) -> None:
     assert Bundle.new(parse(document)).rows_seen == 0
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_every_estimator_can_be_a_recipe(name: str) -> None:
     """Each name of the catalogue makes a recipe with nothing but what its kind needs, and it survives its text."""
-    classes = {"classes": ["a", "b"]} if catalogue()[name].kind == "classifier" else {}
+    classes = {"classes": ["a", "b"]} if CATALOGUE[name].kind == "classifier" else {}
     recipe = parse({"estimator": name, **classes})
-    assert recipe.entry is catalogue()[name]
+    assert recipe.entry is CATALOGUE[name]
     assert from_text(recipe.text()) == recipe
 
 
