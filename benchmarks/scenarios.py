@@ -33,7 +33,7 @@ MANY_CONNECTIONS = 64
 # A row through so many logistic functions takes over a millisecond, in a batch as well as alone: four rows take 5 ms.
 SLOW_UNITS = 120_000
 SLOW_TEMPLATE = '{"X":[[%.6f,%.6f,%.6f,%.6f],[1,2,3,4],[2,3,4,1],[3,4,1,2]]}'
-SLOW_CONNECTIONS = 8
+SLOW_CONNECTIONS = 16
 SLOW_RECIPE = {
     "estimator": "MLPRegressor",
     "params": {"hidden_layer_sizes": [SLOW_UNITS], "activation": "logistic", "solver": "sgd"},

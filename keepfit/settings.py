@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         4096, ge=1, description="Requests that may wait for an answer, per model and per gateway; more get 429."
     )
     predict_cache_bytes_max: int = Field(
-        64 * 2**20, ge=0, description="Bytes of predictions one gateway keeps to give again; 0 keeps none."
+        32 * 2**20, ge=0, description="Bytes of predictions one gateway keeps to give again; 0 keeps none."
     )
     predict_staleness_s: float = Field(
         2.0, ge=0.1, description="Longest time a kept prediction is given after a commit that went unheard."

@@ -385,7 +385,8 @@ class CacheAgainstTruth(RuleBasedStateMachine):
         cache = self.cache
         watched = len(cache._models) + sum(map(len, cache._orphans))
         assert cache.bytes == sum(kept.size for kept in cache._kept.values()) + watched * WATCHED_BYTES
-        assert cache.bytes <= max(cache._bytes_max, 2 * WATCHED_BYTES)
+        only_asked = sum(not model.page.keys for model in cache._models.values()) + sum(map(len, cache._orphans))
+        assert cache.bytes - only_asked * WATCHED_BYTES <= cache._bytes_max
         assert {raw for kept in cache._kept.values() for raw in kept.raws} == cache._raw.keys()
         assert all(watched.asking or watched.page.keys for watched in cache._models.values())
 
