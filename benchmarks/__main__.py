@@ -29,6 +29,9 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Measure a part and print it, without writing docs: {', '.join(GROUPS)}.")
     ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="With --only: write docs with this part's new figures.")
+    ] = False,
     render: Annotated[bool, typer.Option("--render", help="Write docs again from the last results.")] = False,
 ) -> None:
     """Measure keepfit and its peers under the same load, and write docs/performance.md."""
@@ -48,7 +51,10 @@ def main(
     measure(results, quick, wanted)
     if wanted:
         Console().print(summary(results), markup=False, highlight=False)
-        return
+        if not update:
+            return
+        part, results = results, Results.load(KEPT)
+        results.replace(part)
     results.save(KEPT)
     write(results, ROOT)
     err.print(f"docs/performance.md is written; the samples are in {KEPT.relative_to(ROOT)}")

@@ -33,6 +33,7 @@ def render(results: Results) -> str:
     return Template(TEMPLATE.read_text()).substitute(
         told,
         notice="\n**One short round: these numbers are indicative only.**\n" if told["rounds"] == 1 else "",
+        again=f"- **Measured again** by itself, later: {', '.join(told['again'])}.\n" if told.get("again") else "",
         cpu_model=told["cpu"],
         predict=predict_table(results),
         repeated=repeated_table(results),

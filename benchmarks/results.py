@@ -88,6 +88,14 @@ class Results:
         left, right = self.of(scenario, one), self.of(scenario, other)
         return left.rate / right.rate if left.usable and right.usable and right.rate else None
 
+    def replace(self, part: "Results") -> None:
+        """Take over what `part` measured, in place of what was there; `again` in the conditions tells that it was."""
+        for scenario, systems in part.series.items():
+            self.series.setdefault(scenario, {}).update(systems)
+        self.figures.update(part.figures)
+        again = {*self.conditions.get("again", []), *(f"{one} ({part.conditions['date']})" for one in part.series)}
+        self.conditions["again"] = sorted(again)
+
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)

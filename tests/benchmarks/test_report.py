@@ -167,3 +167,17 @@ def test_user_time_is_divided_and_the_kernels_is_not() -> None:
     assert sum(parts.values()) == 50.0
     assert parts[LAYERS[1][0]] == 10.0
     assert divided(40.0, 10.0, "") == {"interpreter and the rest": 40.0, KERNEL: 10.0}
+
+
+def test_a_part_that_was_measured_again_takes_the_place_of_its_figures_and_says_so(results: Results) -> None:
+    """What is measured anew replaces the samples of its scenario, leaves the others, and the page names it."""
+    part = Results(conditions={**CONDITIONS, "date": "2026-02-03"})
+    part.add("workers_2", "keepfit", sample(360))
+    part.figures["memory_mb"] = {"Redis": 80.0, "gateway": 120.0, "worker": 200.0}
+    assert "Measured again" not in report.render(results)
+    results.replace(part)
+    text = report.render(results)
+    assert "**Measured again** by itself, later: workers_2 (2026-02-03)." in text
+    assert results.of("workers_2", "keepfit").rate == 360
+    assert results.of("workers_1", "keepfit").rate == 180
+    assert row(text, "gateway", 0)[2] == "120"
