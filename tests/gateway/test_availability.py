@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
@@ -41,11 +42,22 @@ async def frail(fragile: Stack) -> AsyncIterator[Api]:
         yield Api(http)
 
 
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads} == {"T"}
+
+
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
     """Stop processes for as long as the block runs."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
+    # The signal stops one thread after the other; until the last has stopped, it may answer.
+    deadline = time.monotonic() + 30
+    while not all(map(stands_still, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     try:
         yield
     finally:
