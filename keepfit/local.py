@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,14 +33,23 @@ LOOK_S = 0.2
 # A part that dies this often in this time does not get better by being started again.
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0
 PR_SET_PDEATHSIG = 1
+PORTS = range(16_000, 32_000)
+_found: set[int] = set()
 
 
 def free_port() -> int:
-    """Find a TCP port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Find a TCP port on loopback that nothing listens on, another one at each call.
+
+    From below those that systems give to outgoing connections (Linux: from 32768, others: from 49152): one of these
+    could hold the port of a server while that is started again.
+    """
+    for port in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _found:
+                _found.add(port)
+                return port
+    raise UnavailableError(f"There is no free port from {PORTS.start} to {PORTS.stop - 1} on this machine.")
 
 
 def accepts(port: int) -> bool:
