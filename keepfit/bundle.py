@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from keepfit import envelope, estimators, metrics, plain
+from keepfit import envelope, estimators, fitting, metrics, plain
 from keepfit.columns import Columns
 from keepfit.envelope import Header, Keyring
 from keepfit.errors import ConflictError, EnvelopeError, InvalidError
@@ -27,7 +27,7 @@ from keepfit.recipe import Recipe
 from keepfit.rows import Rows
 
 # Where scikit-learn's estimators keep what they learned; counters and log-priors may rightly be infinite.
-PARAMETERS = ("coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_")
+PARAMETERS = {"coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_"}
 
 # With 5, each small array would come back as a view of a view of a buffer: 4.5 kB of memory a small bundle, not 2.1.
 PROTOCOL = 4
@@ -61,17 +61,22 @@ class Bundle:
             self._evaluate(rows, y)
         self.columns.partial_fit(rows)
         X = self.columns.transform(self.recipe, rows)
+        if not entry.takes_y or rows.sample_weight is not None or not fitting.learn(self.estimator, X, y):
+            self._have_learned(rows, X, y)
+        self.rows_seen += rows.n
+        self._check_finite()
+
+    def _have_learned(self, rows: Rows, X: Any, y: Any) -> None:
+        """Have scikit-learn do it."""
         optional: dict[str, Any] = {}
         if rows.sample_weight is not None:
             optional["sample_weight"] = rows.weights()
-        if entry.kind == "classifier" and not self.rows_seen:
+        if self.recipe.entry.kind == "classifier" and not self.rows_seen:
             optional["classes"] = np.sort(np.asarray(self.recipe.classes))
-        if entry.takes_y:
+        if self.recipe.entry.takes_y:
             self.estimator.partial_fit(X, y, **optional)
         else:
             self.estimator.partial_fit(X, **optional)
-        self.rows_seen += rows.n
-        self._check_finite()
 
     def _evaluate(self, rows: Rows, y: Any) -> None:
         """Note the error of predicting `rows` before they are learned, where they can be predicted by then."""
@@ -83,10 +88,11 @@ class Bundle:
         self.running.update(self.recipe.entry.kind, y, predicted)
 
     def _check_finite(self) -> None:
-        for name in PARAMETERS:
-            value = getattr(self.estimator, name, None)
+        learned = vars(self.estimator)
+        for name in PARAMETERS & learned.keys():
+            value = learned[name]
             for array in value if isinstance(value, list) else [value]:
-                if array is not None and not np.isfinite(array).all():
+                if not np.isfinite(array).all():
                     raise ArithmeticError(f"{name} of {self.recipe.estimator} would no longer be finite")
 
     def predict(self, rows: Rows) -> list[Any]:

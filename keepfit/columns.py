@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils import murmurhash3_32
 
-from keepfit import estimators, plain
+from keepfit import estimators, fitting, plain
 from keepfit.recipe import Recipe
 from keepfit.rows import Floats, Rows
 
@@ -39,7 +39,7 @@ class Columns:
             for label in column:
                 known.setdefault(label, len(known))
         if self.scaler is not None:
-            self.scaler.partial_fit(rows.number_matrix())
+            fitting.scale(self.scaler, rows.number_matrix())
 
     def transform(self, recipe: Recipe, rows: Rows) -> Floats:
         """Turn rows into the estimator's matrix, shape (n, width), columns in the recipe's order.
