@@ -27,7 +27,7 @@ from keepfit.recipe import Recipe
 from keepfit.rows import Rows
 
 # Where scikit-learn's estimators keep what they learned; counters and log-priors may rightly be infinite.
-PARAMETERS = {"coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_"}
+PARAMETERS = ("coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_")
 
 # With 5, each small array would come back as a view of a view of a buffer: 4.5 kB of memory a small bundle, not 2.1.
 PROTOCOL = 4
@@ -89,7 +89,7 @@ class Bundle:
 
     def _check_finite(self) -> None:
         learned = vars(self.estimator)
-        for name in PARAMETERS & learned.keys():
+        for name in filter(learned.__contains__, PARAMETERS):
             value = learned[name]
             for array in value if isinstance(value, list) else [value]:
                 if not np.isfinite(array).all():
