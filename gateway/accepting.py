@@ -61,6 +61,10 @@ class Acceptor:
         self._requests.put(_Waiting(request, outcome))
         return await outcome
 
+    def tell(self, model_hash: str) -> None:
+        """Tell the learn room that a model has mail which did not come this way."""
+        self._hints.put(model_hash)
+
     async def _accept(self, batch: list[_Waiting]) -> None:
         alone: list[str] = []
         outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]

@@ -20,6 +20,7 @@ import structlog
 
 from gateway.cache import DELETED, Cache
 from keepfit import keys, scripts
+from keepfit.dead import Dead
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.store import Store
 
@@ -96,6 +97,7 @@ class Commits:
     ) -> None:
         self._client = client
         self._store = store
+        self._dead = Dead(client)
         self._forget = forget
         self._cache = cache
         self._staleness_s = staleness_s
@@ -177,12 +179,30 @@ class Commits:
         Of a model that ever put requests aside, the counters alone do not tell whether one request was learned.
         """
         models = await self._store.describe_many(hashes)
-        put_aside = await scripts.run_async(self._client, *(("XLEN", keys.dead(h)) for h in hashes)) if hashes else []
-        for model, count in zip(models, put_aside, strict=True):
-            if model is not None and not count and model.hash in self._watched:
+        # A stream that once held an entry is still there, empty.
+        put_aside = await scripts.run_async(self._client, *(("EXISTS", keys.dead(h)) for h in hashes)) if hashes else []
+        for model, ever in zip(models, put_aside, strict=True):
+            if model is not None and not ever and model.hash in self._watched:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
                 self._cache.hear(model.hash, *commit.order)
                 self._watched[model.hash].hear(commit)
+
+    async def known(self, model_hash: str, generation: int, sequence: int) -> Commit | None:
+        """Tell what became of a request that was accepted some time ago; None where it waits or nothing is sure.
+
+        Raises
+        ------
+        LearningError
+            If it was put aside.
+        """
+        model = await self._store.describe(model_hash)
+        if model is None or model.generation != generation or model.learned < sequence:
+            return None
+        reason, unsure = await self._dead.fate(model_hash, generation, sequence)
+        if reason is not None:
+            raise refused(reason)
+        self._cache.hear(model_hash, generation, model.version)
+        return None if unsure else Commit(generation, model.version, model.learned, model.rows_seen)
 
     def _hear(self, data: bytes) -> None:
         model_hash, generation, version, learned, rows_seen, put_aside, reason = data.decode().split(" ", 6)
@@ -194,6 +214,11 @@ class Commits:
         watch = self._watched.get(model_hash)
         if watch is not None:
             watch.hear(commit)
+
+
+def refused(reason: str) -> LearningError:
+    """Make the error for rows that were put aside."""
+    return LearningError(f"The rows were put aside, because they could not be learned: {reason.rstrip('.')}.")
 
 
 async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float) -> Commit | None:
@@ -211,7 +236,7 @@ async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float
     while True:
         reason = watch.put_aside.get((generation, sequence))
         if reason is not None:
-            raise LearningError(f"The rows were put aside, because the estimator refused them: {reason.rstrip('.')}.")
+            raise refused(reason)
         commit = watch.latest
         if commit is not None and commit.generation == generation:
             if commit.version < 0:

@@ -122,6 +122,75 @@ class LearnedAnswer(msgspec.Struct, kw_only=True):
     rows_seen: int
 
 
+DeadId = Annotated[str, Meta(pattern="^[0-9]{1,15}-[0-9]{1,16}$", description="As GET …/dead lists it.")]
+
+
+class RetryDead(Form, kw_only=True):
+    """Requests to retry, of those put aside; the oldest ones where no `ids` are named."""
+
+    ids: Annotated[list[DeadId], Meta(max_length=128)] | None = None
+
+
+class DiscardDead(Form, kw_only=True):
+    """Requests to forget, of those put aside."""
+
+    ids: Annotated[list[DeadId], Meta(min_length=1, max_length=128)]
+
+
+class DeadEntry(msgspec.Struct, kw_only=True):
+    """A request that was accepted and put aside at `timestamp` (seconds), for `reason`.
+
+    `rows` counts its rows (null where they are lost); they stand in `X`, `y` and `sample_weight`, but for large ones.
+    """
+
+    id: str
+    generation: int
+    sequence: int
+    timestamp: float
+    reason: str
+    rows: int | None
+    size_bytes: int
+    X: list[list[Any]] | msgspec.UnsetType = msgspec.UNSET
+    y: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    sample_weight: list[float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class DeadAnswer(msgspec.Struct, kw_only=True):
+    """Requests put aside, oldest first; `next` goes into `after` of the next call, null at the end."""
+
+    hash: str
+    version: int
+    dead: list[DeadEntry]
+    next: str | None
+
+
+class RefusedRetry(msgspec.Struct, kw_only=True):
+    """A request that was not retried, and why."""
+
+    id: str
+    reason: str
+
+
+class RetriedAnswer(msgspec.Struct, kw_only=True):
+    """So many requests wait in the inbox again, `sequence` the last of them; `left` are still put aside."""
+
+    hash: str
+    version: int
+    generation: int
+    accepted: int
+    sequence: int | None
+    refused: list[RefusedRetry]
+    left: int
+
+
+class DiscardedAnswer(msgspec.Struct, kw_only=True):
+    """So many requests were forgotten."""
+
+    hash: str
+    version: int
+    discarded: int
+
+
 class PredictAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One prediction per row, by the bundle of `version`; `classes` are the columns of `probabilities`."""
 

@@ -68,12 +68,12 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{hash}: describe a model."""
-    return json_response(listing.describe(await request.app[SERVICE].models.describe(_hash(request))))
+    return json_response(listing.describe(await request.app[SERVICE].models.describe(named_hash(request))))
 
 
 async def delete_model(request: web.Request) -> web.Response:
     """DELETE /v1/models/{hash}: forget a model."""
-    await request.app[SERVICE].models.delete(_hash(request))
+    await request.app[SERVICE].models.delete(named_hash(request))
     return web.Response(status=204)
 
 
@@ -100,8 +100,8 @@ async def partial_fit(request: web.Request) -> web.Response:
         done = None
         if watch is not None and key is not None:
             # A key that came before may stand for rows long learned; no commit will tell of them again.
-            await service.commits.catch_up([model_hash])
-        if watch is not None:
+            done = await service.commits.known(model_hash, generation, accepted.sequence)
+        if watch is not None and done is None:
             done = await commits.learned(watch, generation, accepted.sequence, wait_s)
     if done is None:
         accepted_answer = forms.AcceptedAnswer(
@@ -188,7 +188,7 @@ async def openapi(request: web.Request) -> web.Response:
     return json_response(request.app[DOCUMENT])
 
 
-def _hash(request: web.Request) -> str:
+def named_hash(request: web.Request) -> str:
     """Hash of the model that the path names."""
     found: str = request.match_info["hash"]
     if not HASH.fullmatch(found):
@@ -199,7 +199,7 @@ def _hash(request: web.Request) -> str:
 async def _read(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> tuple[str, Content]:
     """Read a request about one model, addressed by hash in the path or by metadata in the body."""
     if "hash" in request.match_info:
-        return await content.read(request, request.app[SETTINGS], form, _hash(request))
+        return await content.read(request, request.app[SETTINGS], form, named_hash(request))
     return await content.read(request, request.app[SETTINGS], form_by_metadata)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import forms, handlers
+from gateway import dead, forms, handlers
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,6 +44,8 @@ LIMIT = _parameter(
     "limit", "query", "Models on a page.", {"type": "integer", "minimum": 1, "maximum": handlers.PAGE_MAX}
 )
 AFTER = _parameter("after", "query", "`next` of the page before.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
+DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^[0-9]{1,15}-[0-9]{1,16}$"}}
 PREFER = _parameter(
     "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
 )
@@ -107,6 +109,18 @@ ROUTES = (
     Route(
         "POST", "/v1/models/{hash}/score", handlers.score, "Score on rows and their target",
         SCORED, forms.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True,
+    ),
+    Route(
+        "GET", "/v1/models/{hash}/dead", dead.list_dead, "List requests that were put aside unlearned",
+        {200: forms.DeadAnswer}, errors=(400, 404, 503, 504), parameters=(HASH, DEAD_LIMIT, DEAD_AFTER),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/dead/retry", dead.retry_dead, "Move requests that were put aside back to the inbox",
+        {202: forms.RetriedAnswer}, forms.RetryDead, LEARN_ERRORS, (HASH,),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/dead/discard", dead.discard_dead, "Forget requests that were put aside",
+        {200: forms.DiscardedAnswer}, forms.DiscardDead, (*BODY_ERRORS, 404, 503), (HASH,),
     ),
     Route(
         "POST", "/v1/partial_fit", handlers.partial_fit, "Learn rows, by metadata",

@@ -17,6 +17,7 @@ from gateway.cache import Cache
 from gateway.commits import Commits
 from gateway.models import Models
 from keepfit import connections
+from keepfit.dead import Dead
 from keepfit.errors import UnavailableError
 from keepfit.history import History
 from keepfit.settings import Settings
@@ -37,6 +38,7 @@ class Service:
         self._queue_client = self._store_client if settings.queue_url is None else connections.queue_async(settings)
         self.bell = Bell(settings)
         self.store = Store(self._store_client)
+        self.dead = Dead(self._store_client)
         self.history = History(settings.mongo_url.get_secret_value())
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell)
         self.asker = Asker(self._queue_client, settings, self.bell)

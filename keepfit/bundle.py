@@ -9,6 +9,7 @@ Owns how rows are learned and predicted. Never talks to a store. Invariants: ``p
 ``pickle.loads`` of the project stands behind the check of the signature in :func:`unseal`.
 """
 
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +19,13 @@ from typing import Any, Self
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from keepfit import envelope, estimators, fitting, metrics, plain
+from keepfit import envelope, estimators, finite, fitting, metrics, plain
 from keepfit.columns import Columns
 from keepfit.envelope import Header, Keyring
 from keepfit.errors import ConflictError, EnvelopeError, InvalidError
 from keepfit.metrics import Running
 from keepfit.recipe import Recipe
 from keepfit.rows import Rows
-
-# Where scikit-learn's estimators keep what they learned; counters and log-priors may rightly be infinite.
-PARAMETERS = ("coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "offset_")
 
 # With 5, each small array would come back as a view of a view of a buffer: 4.5 kB of memory a small bundle, not 2.1.
 PROTOCOL = 4
@@ -88,12 +86,14 @@ class Bundle:
         self.running.update(self.recipe.entry.kind, y, predicted)
 
     def _check_finite(self) -> None:
-        learned = vars(self.estimator)
-        for name in filter(learned.__contains__, PARAMETERS):
-            value = learned[name]
-            for array in value if isinstance(value, list) else [value]:
-                if not np.isfinite(array).all():
-                    raise ArithmeticError(f"{name} of {self.recipe.estimator} would no longer be finite")
+        """Look at all that a commit would store: what these rows made infinite would stay so for ever."""
+        learned = ((self.recipe.estimator, self.estimator), (self.recipe.scaler, self.columns.scaler))
+        for owner, thing in learned:
+            name = None if thing is None else finite.fault(thing)
+            if name is not None:
+                raise ArithmeticError(f"{name} of {owner} would no longer be finite")
+        if not math.isfinite(self.running.total):
+            raise ArithmeticError("the running error would no longer be finite, so far off are the predictions")
 
     def predict(self, rows: Rows) -> list[Any]:
         """Predict `rows`: n floats, labels or cluster numbers. Unseen labels are encoded as unknown.

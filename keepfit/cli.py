@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from keepfit import cli_dead
 from keepfit import settings as settings_module
 from keepfit.errors import KeepfitError, SettingsError
 from keepfit.settings import Settings
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(cli_dead.dead)
 # What is no terminal (a file, a pod's log) has no width: nothing is wrapped or cut off there.
 out = Console(width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True)

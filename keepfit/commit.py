@@ -57,7 +57,8 @@ class Entry:
 class Taken:
     """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it.
 
-    `at_s` is that moment by the process's monotonic clock.
+    `attempts` counts the times that just these entries were taken and came to no end, this one included. `at_s` is that
+    moment by the process's monotonic clock.
     """
 
     hash: str
@@ -193,17 +194,22 @@ class Ledger:
                     round(count / max(time.monotonic() - taken.at_s, 1e-3)),
                 ],
             ),
-            self._unlock(taken.hash, token, force=False),
+            self._unlock(taken.hash, token, force=False, harmed=False),
         )
         return Committed(version, digest, len(data), mail == 1)
 
-    def unlock(self, model_hash: str, token: str, *, force: bool) -> bool:
-        """Let go of a model; tell whether mail waits (then the lock is kept, unless forced)."""
-        (mail,) = scripts.run(self._store, self._unlock(model_hash, token, force=force))
+    def unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> bool:
+        """Let go of a model; tell whether mail waits (then the lock is kept, unless forced).
+
+        With `harmed` the requests taken last, and not committed, are to blame that it came to nothing.
+        """
+        (mail,) = scripts.run(self._store, self._unlock(model_hash, token, force=force, harmed=harmed))
         return bool(mail == 1)
 
-    def _unlock(self, model_hash: str, token: str, *, force: bool) -> scripts.Command:
-        return scripts.call("unlock", [keys.state(model_hash), keys.lock(model_hash)], [token, int(force)])
+    def _unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool) -> scripts.Command:
+        return scripts.call(
+            "unlock", [keys.state(model_hash), keys.lock(model_hash)], [token, int(force), int(not harmed)]
+        )
 
     def renew(self, model_hash: str, token: str) -> None:
         """Give the lock more time."""

@@ -177,7 +177,7 @@ def _outcomes(first: Learn, count: int, answer: list[Any]) -> list[Outcome]:
     match answer:
         case [b"ok", int(sequence), int(accepted), int(version), _, int(waiting), int(pace)]:
             taken: list[Outcome] = [Accepted(sequence + i, version) for i in range(accepted)]
-            return taken + [_full(waiting, pace)] * (count - accepted)
+            return taken + [full(waiting, pace)] * (count - accepted)
         case [b"missing"]:
             error: KeepfitError = NotFoundError(f"There is no model {first.hash}.")
         case [b"stale"]:
@@ -193,7 +193,7 @@ def _outcomes(first: Learn, count: int, answer: list[Any]) -> list[Outcome]:
     return [error] * count
 
 
-def _full(waiting: int, pace: int) -> InboxFullError:
+def full(waiting: int, pace: int) -> InboxFullError:
     """Tell to come again when half of what waits is learned; as often as new work comes, that leaves room for it."""
     seconds = math.ceil(waiting / 2 / pace) if pace else 1
     return InboxFullError(

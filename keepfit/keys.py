@@ -7,12 +7,12 @@ key                  type    TTL         written by                            r
 ===================  ======  ==========  ====================================  =================================
 kf:{h}:st            hash    none        install, accept, commit, note         gateway, workers, snapshotter
 kf:{h}:b             string  none        install, commit (by RENAME)           workers, snapshotter
-kf:{h}:in            stream  none        accept (ids ``<sequence>-0``)         take
+kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take
 kf:{h}:lk            string  lease       take, renew, unlock                   take
 kf:{h}:stg:<random>  string  60 s        workers, before commit or install     commit, install
-kf:{h}:idem:<key>    string  a day       accept                                accept
+kf:{h}:idem:<key>    string  a day       accept, retry                         accept, retry
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
-kf:{h}:dead          stream  none        commit (rows put aside)               commit
+kf:{h}:dead          stream  none        commit (rows put aside), retry        peek, retry, discard
 kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: generation, version)
 kf:commits           pubsub  none        commit, install, delete               gateways
 ===================  ======  ==========  ====================================  =================================

@@ -25,8 +25,7 @@ log = structlog.get_logger(__name__)
 # other models are served in between.
 TURN_S = 0.25
 COMMIT_AFTER_S = 0.1
-# How often a request may take its worker along before it is tried alone, and before it is put aside.
-ATTEMPTS_ALONE = 3
+# How often a request may take its worker along, all by itself, before it is put aside.
 ATTEMPTS_MAX = 6
 
 
@@ -54,11 +53,11 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
         return False
     except UnavailableError:
         raise
-    except Exception:
+    except Exception as error:
         # One model's trouble is not the others'. Nothing is lost: the requests stay in the inbox, and the sweep rings
         # for them again.
         log.exception("learning_stopped", hash=model_hash)
-        process.ledger.unlock(model_hash, lease, force=True)
+        process.ledger.unlock(model_hash, lease, force=True, harmed=isinstance(error, MemoryError))
         return False
     finally:
         process.pulse.model(None)
@@ -75,11 +74,10 @@ def _step(process: Process, taken: Taken, lease: str) -> bool:
     """Learn a batch and commit it; tell whether mail waits."""
     if not taken.entries:
         return process.ledger.unlock(taken.hash, lease, force=False)
+    entries, bundle = taken.entries, process.bundle(taken)
     if taken.attempts > ATTEMPTS_MAX:
-        reason = f"{taken.attempts - 1} workers died while they learned this request"
-        return _commit(process, taken, process.bundle(taken), Fitted(0, reason), lease)
-    entries = taken.entries[:1] if taken.attempts > ATTEMPTS_ALONE else taken.entries
-    bundle = process.bundle(taken)
+        reason = f"{taken.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
+        return _commit(process, taken, bundle, Fitted(0, reason), lease)
     if bundle.recipe.updates == "merged" and len(entries) > 1:
         if _fit_merged(bundle, entries):
             return _commit(process, taken, bundle, Fitted(len(entries)), lease)
@@ -111,7 +109,9 @@ def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, leas
         return True
     process.cache.put(taken.hash, committed.digest, bundle, committed.size_bytes)
     if put_aside:
-        log.warning("request_put_aside", hash=taken.hash, sequence=taken.entries[0].sequence, reason=put_aside)
+        # The kind of the reason only: the words of an estimator may quote rows.
+        kind = put_aside.partition(":")[0]
+        log.warning("request_put_aside", hash=taken.hash, sequence=taken.entries[0].sequence, reason=kind)
     return committed.mail
 
 
@@ -139,7 +139,7 @@ def _fit_merged(bundle: Bundle, entries: Sequence[Entry]) -> bool:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the requests are tried one by one next, and say then what is wrong
-        log.info("merged_call_failed", reason=_reason(error))
+        log.info("merged_call_failed", error=type(error).__name__)
         return False
     return True
 

@@ -104,6 +104,12 @@ class Supervisor:
             sweep.sweep(store, queue, ttl_s)
         except (KeepfitError, RedisError) as error:
             log.warning("sweep_failed", reason=str(error))
+        except Exception:
+            # Somebody wrote what RQ does not write. Leases end at their deadlines all the same, so nothing is buried
+            # again and again.
+            log.exception("sweep_crashed")
+            self._looked_back = True
+            self._dead.clear()
         finally:
             # No connection may be open when the next worker is forked.
             store.close()

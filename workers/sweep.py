@@ -82,7 +82,7 @@ def _end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
     if held:
         scripts.run(
             store,
-            *(scripts.call("unlock", [keys.state(h.decode()), keys.lock(h.decode())], [lease, 1]) for h in held),
+            *(scripts.call("unlock", [keys.state(h.decode()), keys.lock(h.decode())], [lease, 1, 0]) for h in held),
         )
     rooms.abandon(queue_redis, lease)
 

@@ -6,12 +6,16 @@ Invariant: SIGTERM stops it between jobs and between batches, never inside one.
 
 import os
 import signal
+import time
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
+from rq.utils import now
+from rq.worker_registration import clean_worker_registry
 
 from keepfit import keys, queue
 from keepfit.settings import Settings
@@ -33,6 +37,7 @@ class LeaseWorker(SimpleWorker):
             name=name,
             connection=self.context.queue,
             job_class=queue.LeaseJob,
+            queue_class=queue.LeaseQueue,
             serializer=queue.SERIALIZER,
             worker_ttl=WORKER_TTL_S,
             log_job_description=False,
@@ -62,6 +67,21 @@ class LeaseWorker(SimpleWorker):
             if found is not None:
                 return found
         raise StopRequested
+
+    def subscribe(self) -> None:
+        """Listen for no commands: whoever may publish in Redis could stop workers by RQ's; a signal stops them here."""
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Go on in any case: a key in Redis that makes all workers stand still is nobody's order here."""
+
+    def run_maintenance_tasks(self) -> None:
+        """Forget what ended long ago; RQ's own way would look into records, groups and limits of anybody's making."""
+        jobs = self.queues[0]
+        for registry in (jobs.finished_job_registry, jobs.failed_job_registry, jobs.started_job_registry):
+            self.connection.zremrangebyscore(registry.key, 0, time.time())
+        with suppress(UnicodeDecodeError):
+            clean_worker_registry(jobs)
+        self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def _register_again(self) -> None:
         """Enter RQ's register of workers once more where Redis came back without it."""

@@ -5,7 +5,7 @@
 -- KEYS[2] bundle         live bundle
 -- KEYS[3] inbox          stream of waiting requests
 -- KEYS[4] staged         bundle written ahead
--- KEYS[5] dead           stream of requests put aside
+-- KEYS[5] dead           stream of requests put aside (ids `<generation>-<sequence>`)
 -- KEYS[6...] big         rows of large requests that were learned
 -- ARGV[1] generation     integer the bundle was taken at
 -- ARGV[2] old digest     digest of the bundle taken, '' for a new model
@@ -37,18 +37,21 @@ end
 if redis.call('EXISTS', KEYS[4]) == 0 then
   return -3
 end
+local put_aside = '0'
+if ARGV[12] ~= '' then
+  put_aside = '1'
+  -- Before all other writes: it is the one that a stream could refuse, because its ids only grow.
+  local request, time = last[1][2], redis.call('TIME')
+  redis.call('XADD', KEYS[5], state[1] .. '-' .. ARGV[4], 'generation', state[1], 'sequence', ARGV[4],
+    'reason', ARGV[12], 'rows', request[2], 'big', request[6] or '', 'size', request[8] or #request[2],
+    'at', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
+end
 redis.call('RENAME', KEYS[4], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', -tonumber(ARGV[9]))
 redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0,
   'pace', ARGV[13])
-local put_aside = '0'
-if ARGV[12] ~= '' then
-  put_aside = '1'
-  redis.call('XADD', KEYS[5], '*', 'generation', state[1], 'sequence', ARGV[4], 'reason', ARGV[12],
-    'rows', last[1][2][2], 'big', last[1][2][6] or '')
-end
 redis.call('XTRIM', KEYS[3], 'MINID', '=', string.format('%.0f', tonumber(ARGV[4]) + 1) .. '-0')
 for i = 6, #KEYS do
   redis.call('UNLINK', KEYS[i])

@@ -148,6 +148,10 @@ async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, 
         await check("POST", f"{prefix}/predict", {**rows, "proba": True, **extra})
         await check("POST", f"{prefix}/score", {**labelled, **extra})
         await check("POST", f"{prefix}/score", {"X": [["a"]], **extra})
+    await check("GET", "/v1/models/{hash}/dead")
+    await check("POST", "/v1/models/{hash}/dead/retry", {})
+    await check("POST", "/v1/models/{hash}/dead/retry", {"ids": ["1-1"]})
+    await check("POST", "/v1/models/{hash}/dead/discard", {"ids": ["1-1"]})
     await check("GET", "/v1/models")
     await check("GET", "/v1/models/{hash}")
     for path in ("/livez", "/readyz", "/openapi.json"):

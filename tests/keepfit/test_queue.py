@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,10 +19,12 @@ from rq.timeouts import TimerDeathPenalty
 from rq.webhook import Webhook
 
 from keepfit import keys, queue, rooms
-from keepfit.queue import FUNCTIONS, PARTIAL_FIT, PREDICT, SERIALIZER, LeaseJob, RefusedJobError
+from keepfit.queue import FUNCTIONS, PARTIAL_FIT, PREDICT, SERIALIZER, LeaseJob, LeaseQueue, RefusedJobError
 
 # Never connected to: jobs are made and read here, not enqueued.
 NOWHERE = Redis("127.0.0.1", 1)
+
+LEASE_ID = "0123456789abcdef" * 2
 
 ran: list[str] = []
 
@@ -33,7 +36,7 @@ def mark(*_: Any, **__: Any) -> None:
 
 def restored(data: Any, **fields: bytes) -> LeaseJob:
     """Job as a worker reads it from Redis, whatever somebody wrote there."""
-    job = LeaseJob("lease-id", connection=NOWHERE, serializer=SERIALIZER)
+    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     job.restore({b"data": zlib.compress(raw), **{name.encode(): value for name, value in fields.items()}})
     return job
@@ -48,7 +51,7 @@ def test_names_are_real_jobs(name: str) -> None:
     assert inspect.isfunction(found)
     assert found.__module__ == "workers.jobs"
     assert list(inspect.signature(found).parameters) == ["lease"]
-    assert restored([name, None, ["lease"], {}]).func is found
+    assert restored([name, None, [LEASE_ID], {}]).func is found
 
 
 def test_every_room_has_its_job() -> None:
@@ -88,8 +91,8 @@ def test_no_other_function_runs(name: Any) -> None:
 
 def test_a_job_is_refused_however_it_is_made() -> None:
     """Jobs made by RQ's own ways, not read from Redis, are held to the same list."""
-    created = LeaseJob.create(os.system, args=("true",), connection=NOWHERE, serializer=SERIALIZER)
-    renamed = LeaseJob.create(PREDICT, args=("lease",), connection=NOWHERE, serializer=SERIALIZER)
+    created = LeaseJob.create(os.system, args=("true",), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    renamed = LeaseJob.create(PREDICT, args=(LEASE_ID,), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
     assert callable(renamed.func)
     renamed.func_name = "os.system"
     for job in (created, renamed):
@@ -101,7 +104,7 @@ def test_a_job_is_refused_however_it_is_made() -> None:
 def test_methods_of_instances_do_not_run(instance: Any) -> None:
     """A job on an instance is refused, also where the method has the name of a job."""
     with pytest.raises(RefusedJobError):
-        restored([PREDICT, instance, ["lease"], {}]).func  # noqa: B018 - what a worker looks up first
+        restored([PREDICT, instance, [LEASE_ID], {}]).func  # noqa: B018 - what a worker looks up first
 
 
 @pytest.mark.parametrize(
@@ -122,12 +125,100 @@ def test_pickles_and_garbage_are_not_read(data: bytes) -> None:
         restored(data).func  # noqa: B018 - what a worker looks up first
 
 
-def test_pickled_meta_and_result_are_not_read() -> None:
-    """Meta and result of a record are JSON or nothing: RQ's default would have unpickled them at the first look."""
-    pickled = b"cos\nsystem\n(Vtrue\ntR."
-    job = restored([PREDICT, None, ["lease"], {}], meta=pickled, result=pickled)
-    assert job.meta == {"unserialized": pickled}
-    assert job._result == "Unserializable return value"
+BOGUS = {
+    "timeout": b"soon",
+    "result_ttl": b"-1",
+    "ttl": b"x",
+    "status": b"bogus",
+    "created_at": b"yesterday",
+    "enqueued_at": b"\xff",
+    "origin": b"other",
+    "dependency_ids": b"{",
+    "dependency_id": b"\xff",
+    "allow_dependency_failures": b"x",
+    "enqueue_at_front": b"x",
+    "number_of_retries": b"x",
+    "retries_left": b"1000000",
+    "retry_intervals": b"[",
+    "enqueue_at_front_on_retry": b"x",
+    "repeats_left": b"1000000",
+    "repeat_intervals": b"[1]",
+    "rate_limit_key": b"key",
+    "rate_limit_concurrency": b"0",
+    "group_id": b"group",
+    "webhooks": b"[{}]",
+    "exc_info": b"\xff",
+    "success_callback_timeout": b"x",
+    "meta": b"cos\nsystem\n(Vtrue\ntR.",
+    "result": b"cos\nsystem\n(Vtrue\ntR.",
+}
+
+
+@pytest.mark.parametrize("name", [*BOGUS, "all"])
+def test_nothing_else_of_a_record_is_believed(name: str) -> None:
+    """Times, counts, retries, repeats, groups, limits and pickles in a record are as if they were not there."""
+    plain = restored([PREDICT, None, [LEASE_ID], {}])
+    job = restored([PREDICT, None, [LEASE_ID], {}], **(BOGUS if name == "all" else {name: BOGUS[name]}))
+    assert (job.timeout, job.result_ttl, job.failure_ttl, job.origin) == (900, 10, 3600, keys.QUEUE)
+    assert job.meta == {}
+    assert job._result is None
+    assert not job.should_retry
+    assert not job.has_rate_limit
+    same = vars(plain).keys() - {"created_at", "connection", "log"}
+    assert {key: vars(job)[key] for key in same} == {key: vars(plain)[key] for key in same}
+    assert callable(job.func)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ([], {}),
+        (["f" * 32], {}),
+        ([LEASE_ID, LEASE_ID], {}),
+        ([LEASE_ID], {"lease": LEASE_ID}),
+        ([], {"lease": LEASE_ID}),
+        ([[LEASE_ID]], {}),
+        ([None], {}),
+        (LEASE_ID, {}),
+        ({"lease": LEASE_ID}, {}),
+        ([LEASE_ID], []),
+        ([LEASE_ID], None),
+    ],
+    ids=str,
+)
+def test_a_job_gets_its_own_lease_and_nothing_else(args: Any, kwargs: Any) -> None:
+    """The one argument is the job's id: other leases, more arguments or other forms are refused."""
+    with pytest.raises(RefusedJobError):
+        restored([PREDICT, None, args, kwargs]).perform()
+
+
+@pytest.mark.parametrize("name", ["lease", "A" * 32, "0" * 31, "0" * 33, "g" * 32])
+def test_a_job_is_named_like_a_lease(name: str) -> None:
+    """An id of any other form is refused, whatever the record says."""
+    job = LeaseJob(name, connection=NOWHERE, serializer=SERIALIZER)
+    job.restore({b"data": json.dumps([PREDICT, None, [name], {}]).encode()})
+    with pytest.raises(RefusedJobError, match="not named like a lease"):
+        job.check()
+
+
+def test_what_inflates_too_far_is_not_read() -> None:
+    """A record that is small and inflates to megabytes is refused without inflating them."""
+    bomb = zlib.compress(json.dumps([PREDICT, None, [LEASE_ID], {"a": "b" * 50_000_000}]).encode())
+    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    tracemalloc.start()
+    job.restore({b"data": bomb})
+    with pytest.raises(RefusedJobError):
+        job.check()
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_refusal_shows_little_of_what_was_written() -> None:
+    """What is logged of a foreign job has no line breaks and a bounded length."""
+    with pytest.raises(RefusedJobError) as refusal:
+        restored(["x\n" * 200, None, [LEASE_ID], {}]).check()
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 250
 
 
 CALLBACKS: list[tuple[str, Callable[[Job], Any]]] = [
@@ -145,8 +236,9 @@ def test_callbacks_do_not_run(name: str, execute: Callable[[Job], Any]) -> None:
     """A callback named in the record, or given to RQ's own create, is as good as none."""
     ran.clear()
     path = f"{mark.__module__}.mark"
-    job = restored([PREDICT, None, ["lease"], {}], **{f"{name}_name": path.encode()})
-    assert getattr(job, f"_{name}_name") == path, "the record was not read, so nothing is shown"
+    job = restored([PREDICT, None, [LEASE_ID], {}], **{f"{name}_name": path.encode()})
+    assert not getattr(job, f"_{name}_name")
+    setattr(job, f"_{name}_name", path)
     assert getattr(job, name) is None
     execute(job)
     on: dict[str, Any] = {f"on_{name.removesuffix('_callback')}": Callback(mark)}
@@ -162,8 +254,9 @@ def test_webhooks_are_not_sent(monkeypatch: pytest.MonkeyPatch, status: Literal[
     ran.clear()
     monkeypatch.setattr(Webhook, "send", mark)
     webhook = Webhook("http://127.0.0.1:1/", status)
-    job = restored([PREDICT, None, ["lease"], {}], webhooks=json.dumps([webhook.to_dict()]).encode())
-    assert len(job.webhooks) == 1, "the record was not read, so nothing is shown"
+    job = restored([PREDICT, None, [LEASE_ID], {}], webhooks=json.dumps([webhook.to_dict()]).encode())
+    assert not job.webhooks
+    job.webhooks = [webhook]
     job.send_webhooks(JobStatus(status), exc_string="x")
     assert ran == []
 
@@ -176,6 +269,7 @@ def test_the_queue_speaks_json_and_lease_jobs_only() -> None:
     assert made.key == keys.RQ_QUEUE
     assert made.serializer is JSONSerializer
     assert made.job_class is LeaseJob
+    assert type(made) is LeaseQueue
 
 
 def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +281,10 @@ def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> Non
         return job
 
     monkeypatch.setattr("rq.Queue.enqueue_job", enqueue_job)
-    queue.enqueue(NOWHERE, PREDICT, "lease-id")
+    queue.enqueue(NOWHERE, PREDICT, LEASE_ID)
     (job,) = enqueued
     assert type(job) is LeaseJob
-    assert job.id == "lease-id"
-    assert json.loads(job.data) == [PREDICT, None, ["lease-id"], {}]
+    assert job.id == LEASE_ID
+    assert json.loads(job.data) == [PREDICT, None, [LEASE_ID], {}]
     assert (job.timeout, job.result_ttl, job.failure_ttl) == (900, 10, 3600)
     assert job.description == "predict lease"

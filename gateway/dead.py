@@ -1,0 +1,81 @@
+"""Handlers of what was put aside: list it, retry it, discard it.
+
+Owns the translation between HTTP and :mod:`keepfit.dead`, and nothing else. Invariant: what an answer says was retried
+stands in the inbox by then, and the learn room is told.
+"""
+
+from aiohttp import web
+
+from gateway import forms
+from gateway.body import beside_loop, json_response, read_json
+from gateway.handlers import NUMBER, PAGE, PAGE_MAX, named_hash
+from gateway.service import SERVICE
+from keepfit import dead
+from keepfit.dead import Entry, Retried
+from keepfit.errors import MalformedError
+from keepfit.store import Model
+
+
+async def list_dead(request: web.Request) -> web.Response:
+    """GET …/dead: list what was put aside, oldest first."""
+    service, query = request.app[SERVICE], dict(request.query)
+    limit, after = query.pop("limit", str(PAGE)), query.pop("after", "")
+    if query or len(request.query) > len(set(request.query)):
+        raise MalformedError("The query parameters are limit and after, once each.")
+    if not NUMBER.fullmatch(limit) or not 1 <= int(limit) <= PAGE_MAX:
+        raise MalformedError(f"limit must be a whole number from 1 to {PAGE_MAX}.")
+    if after and not dead.ID.fullmatch(after):
+        raise MalformedError("after must be the id that the page before named as next.")
+    model = await service.models.describe(named_hash(request))
+    entries, following = await service.dead.page(model.hash, int(limit), after)
+    size_bytes = sum(len(entry.payload) for entry in entries)
+    return await beside_loop(size_bytes, _listed, model, entries, following)
+
+
+def _listed(model: Model, entries: list[Entry], following: str | None) -> web.Response:
+    described = [
+        forms.DeadEntry(
+            id=entry.id,
+            generation=entry.generation,
+            sequence=entry.sequence,
+            timestamp=entry.timestamp,
+            reason=entry.reason,
+            rows=entry.rows,
+            size_bytes=entry.size_bytes,
+            **(dead.shown(model.recipe, entry.payload) if entry.payload else {}),
+        )
+        for entry in entries
+    ]
+    return json_response(forms.DeadAnswer(hash=model.hash, version=model.version, dead=described, next=following))
+
+
+async def retry_dead(request: web.Request) -> web.Response:
+    """POST …/dead/retry: move requests back to the inbox."""
+    service = request.app[SERVICE]
+    form = forms.convert(await read_json(request, service.settings), forms.RetryDead)
+
+    async def retry(model: Model) -> tuple[Model, Retried]:
+        return model, await service.dead.retry(model, service.settings, form.ids)
+
+    model, retried = await service.models.act(named_hash(request), retry)
+    if retried.sequences:
+        service.acceptor.tell(model.hash)
+        service.cache.hear(model.hash, model.generation, retried.version)
+    answer = forms.RetriedAnswer(
+        hash=model.hash,
+        version=retried.version,
+        generation=model.generation,
+        accepted=len(retried.sequences),
+        sequence=retried.sequences[-1] if retried.sequences else None,
+        refused=[forms.RefusedRetry(id=name, reason=why) for name, why in retried.refused.items()],
+        left=retried.left,
+    )
+    return json_response(answer, 202)
+
+
+async def discard_dead(request: web.Request) -> web.Response:
+    """POST …/dead/discard: forget requests for good."""
+    service, model_hash = request.app[SERVICE], named_hash(request)
+    form = forms.convert(await read_json(request, service.settings), forms.DiscardDead)
+    count, version = await service.dead.discard(model_hash, form.ids)
+    return json_response(forms.DiscardedAnswer(hash=model_hash, version=version, discarded=count))
