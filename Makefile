@@ -7,7 +7,7 @@ PEERS := echo fastapi mlserver litserve bentoml river
 BENCH := benchmarks/.venvs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types bench pins clean
+.PHONY: help run test lint types audit bench pins clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,12 +31,17 @@ run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave t
 test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-lint: $(VENV)/.test  ## Style
+lint: $(VENV)/.test  ## Style, and what bandit finds dangerous
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive keepfit gateway workers snapshotter
 
 types: $(VENV)/.test  ## Types, strict
 	$(BIN)/mypy
+
+# Asks pypi.org for each pinned version, so it is no part of `test`; a version that cannot be asked about fails it.
+audit: $(VENV)/.test  ## Known holes in what is pinned (needs pypi.org)
+	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
 
 # Each peer has an environment of its own; the harness has keepfit in its.
 $(BENCH)/%/.installed: benchmarks/requirements/%.txt

@@ -15,11 +15,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from gateway import openapi, service, shortway
+from gateway import doors, openapi, service, shortway
 from gateway.body import gzip_answers
+from gateway.doors import Door
 from gateway.handlers import DOCUMENT
 from gateway.problems import ProblemHandler, problems
-from gateway.routes import ROUTES
+from gateway.routes import OPEN_PATHS, ROUTES
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
@@ -43,11 +44,12 @@ def build_app(settings: Settings) -> web.Application:
     """Put the application together."""
     app = web.Application(middlewares=[gzip_answers, problems])
     app[service.SETTINGS] = settings
-    app[DOCUMENT] = openapi.document(ROUTES)
+    app[DOCUMENT] = openapi.document(ROUTES, keys=doors.asks_for_keys(settings))
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.handler)
+        handler = doors.needing(route.needs, route.handler)
+        app.router.add_route(route.method, route.path, handler)
         if route.method == "GET":
-            app.router.add_route("HEAD", route.path, route.handler)
+            app.router.add_route("HEAD", route.path, handler)
     app.cleanup_ctx.append(service.lifespan)
     app.on_shutdown.append(service.send_home)
     return app
@@ -60,14 +62,20 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     Raises
     ------
     SettingsError
-        If the address cannot be bound.
+        If the address cannot be bound, or should not be without API keys; if the API keys cannot be read.
     """
     application = build_app(settings)
+    async with Door.opened(settings, OPEN_PATHS) as door, _listening(application, settings, door) as url:
+        yield url
+
+
+@asynccontextmanager
+async def _listening(application: web.Application, settings: Settings, door: Door) -> AsyncIterator[str]:
     runner = web.AppRunner(application, shutdown_timeout=SHUTDOWN_S, **HANDLER_OPTIONS)
     await runner.setup()
     loop = asyncio.get_running_loop()
     server: Any = runner.server
-    server.request_handler = shortway.short_way(application[service.SERVICE], server.request_handler)
+    server.request_handler = door.guard(shortway.short_way(application[service.SERVICE], server.request_handler))
 
     def connection() -> ProblemHandler:
         return ProblemHandler(server, loop=loop, head_timeout_s=settings.body_timeout_s, **HANDLER_OPTIONS)

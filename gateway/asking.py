@@ -17,7 +17,7 @@ import structlog
 from gateway.batching import Batcher
 from gateway.bell import Bell
 from gateway.body import beside_loop
-from keepfit import inbox, keys, questions, rooms, scripts
+from keepfit import inbox, keys, questions, request_id, rooms, scripts
 from keepfit.errors import DeadlineError, KeepfitError, RoomFullError, UnavailableError
 from keepfit.questions import Answer, Operation, Question
 from keepfit.rows import Rows
@@ -99,8 +99,8 @@ class Asker:
         timeout_s = self._settings.predict_timeout_s if timeout_s is None else timeout_s
         big = rows is not None and not rows.fits(INLINE_ROWS_MAX)
         key = keys.asked_rows(uuid.uuid4().hex) if big else ""
-        asked = None if big else rows
-        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key)
+        asked, sent = None if big else rows, request_id.sent.get()
+        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent)
         waiting = self._waiting[question.id] = Waiting(question, timeout_s, loop)
         waiting.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._overdue, waiting)
         try:

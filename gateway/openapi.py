@@ -14,12 +14,14 @@ from gateway import problems
 from gateway.content import TABLES
 from gateway.forms import Problem
 from gateway.routes import Route
+from keepfit.access import OPEN
 
 REFERENCE = "#/components/schemas/{name}"
+SCHEME = "key"
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """Describe `routes`."""
+def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
+    """Describe `routes`; `keys` tells whether they ask for API keys here."""
     types = [
         Problem,
         *(t for route in routes for t in (route.form, *route.answers.values()) if t is not None),
@@ -29,6 +31,9 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+        if keys:
+            _ask_for_keys(paths[route.path][route.method.lower()], route, schema_of)
+    schemes = {"securitySchemes": {SCHEME: {"type": "http", "scheme": "bearer"}}} if keys else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -38,7 +43,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, **schemes},
     }
 
 
@@ -63,6 +68,14 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
             body.update({media_type: {} for media_type in TABLES})
         operation["requestBody"] = {"required": True, "content": body}
     return operation
+
+
+def _ask_for_keys(operation: dict[str, Any], route: Route, schema_of: dict[str, Any]) -> None:
+    """Add what an operation asks of who calls it: the scope stands where OpenAPI 3.1 has roles."""
+    operation["security"] = [] if route.needs == OPEN else [{SCHEME: [route.needs]}]
+    if route.needs != OPEN:
+        refusals = {str(status): _problem(status, schema_of) for status in (401, 403, 429)}
+        operation["responses"] = {**refusals, **operation["responses"]}
 
 
 def _by_metadata(route: Route) -> bool:

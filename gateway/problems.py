@@ -21,13 +21,17 @@ from aiohttp.web_request import BaseRequest
 from gateway.body import json_response
 from gateway.forms import Problem, ProblemError
 from gateway.small import Small
-from keepfit import errors
+from keepfit import errors, request_id
 from keepfit.errors import FullError, InvalidError, KeepfitError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
 STATUS: dict[type[KeepfitError], int] = {
     errors.MalformedError: 400,
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.StaleModelError: 409,
@@ -37,6 +41,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.FullError: 429,
     errors.InboxFullError: 429,
     errors.RoomFullError: 429,
+    errors.TooFastError: 429,
     errors.UnavailableError: 503,
     errors.DeadlineError: 504,
     errors.PoisonError: 500,
@@ -85,7 +90,10 @@ def problem_of(error: KeepfitError) -> web.Response:
         retry_after_s = error.retry_after_s
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
-    return problem(status_of(error), name, str(error), faults, retry_after_s)
+    answer = problem(status_of(error), name, str(error), faults, retry_after_s)
+    if isinstance(error, errors.UnauthorizedError):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
 
 
 @web.middleware
@@ -101,11 +109,23 @@ def told(request: BaseRequest, error: Exception) -> web.Response:
     """Make the answer to what a handler raised, and log what is our fault."""
     if isinstance(error, KeepfitError):
         if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.warning("request_failed", path=request.path, error=type(error).__name__, reason=str(error))
+            log.warning(
+                "request_failed",
+                request_id=request.get(REQUEST_ID),
+                path=request.path,
+                error=type(error).__name__,
+                reason=str(error),
+            )
         return problem_of(error)
     if isinstance(error, web.HTTPException):
         return _problem_of_http(request, error)
-    log.error("request_crashed", method=request.method, path=request.path, exc_info=error)
+    log.error(
+        "request_crashed",
+        request_id=request.get(REQUEST_ID),
+        method=request.method,
+        path=request.path,
+        exc_info=error,
+    )
     return problem(500, "internal", "Something went wrong on our side; the log has the details.")
 
 
@@ -199,6 +219,7 @@ class ProblemHandler(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a request that never reached a handler, and close its connection."""
+        name = request_id.mint()
         if isinstance(exc, LineTooLong):
             status, detail = 431, "A header or the request line is too long."
         elif status == http.HTTPStatus.REQUEST_TIMEOUT:
@@ -207,7 +228,8 @@ class ProblemHandler(web.RequestHandler):
             detail = "The request is not HTTP as RFC 9112 has it."
         else:
             detail = "Something went wrong on our side; the log has the details."
-            log.error("connection_failed", reason=repr(exc))
+            log.error("connection_failed", request_id=name, reason=repr(exc))
         response = problem(status, HTTPStatus(status).phrase.lower().replace(" ", "-"), detail)
+        response.headers["X-Request-ID"] = name
         response.force_close()
         return response

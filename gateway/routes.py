@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import dead, forms, handlers
+from keepfit.access import ADMIN, LEARN, OPEN, PREDICT, READ
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -15,7 +16,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Route:
     """One operation. `answers` maps status codes to forms (None: no body); `errors` are further status codes.
 
-    `tables` tells whether rows may come as one of the media types of tables, too.
+    `tables` tells whether rows may come as one of the media types of tables, too. `scope` is what an API key must have
+    for it; where none is named, READ for what only reads and ADMIN for all else.
     """
 
     method: str
@@ -27,6 +29,14 @@ class Route:
     errors: tuple[int, ...] = ()
     parameters: tuple[dict[str, Any], ...] = field(default=())
     tables: bool = False
+    scope: str | None = None
+
+    @property
+    def needs(self) -> str:
+        """Scope that the caller's key must have."""
+        if self.scope is not None:
+            return self.scope
+        return READ if self.method == "GET" else ADMIN
 
 
 def _parameter(name: str, where: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -100,19 +110,21 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/models/{hash}/partial_fit", handlers.partial_fit, "Learn rows",
-        LEARNED, forms.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), tables=True,
+        LEARNED, forms.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), tables=True, scope=LEARN,
     ),
     Route(
         "POST", "/v1/models/{hash}/predict", handlers.predict, "Predict rows",
         PREDICTED, forms.Predict, ASK_ERRORS, (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), tables=True,
+        scope=PREDICT,
     ),
     Route(
         "POST", "/v1/models/{hash}/score", handlers.score, "Score on rows and their target",
-        SCORED, forms.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True,
+        SCORED, forms.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True, scope=PREDICT,
     ),
     Route(
         "GET", "/v1/models/{hash}/dead", dead.list_dead, "List requests that were put aside unlearned",
         {200: forms.DeadAnswer}, errors=(400, 404, 503, 504), parameters=(HASH, DEAD_LIMIT, DEAD_AFTER),
+        scope=ADMIN,  # it shows rows
     ),
     Route(
         "POST", "/v1/models/{hash}/dead/retry", dead.retry_dead, "Move requests that were put aside back to the inbox",
@@ -124,20 +136,23 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/partial_fit", handlers.partial_fit, "Learn rows, by metadata",
-        LEARNED, forms.PartialFitByMetadata, LEARN_ERRORS, (PREFER, KEY),
+        LEARNED, forms.PartialFitByMetadata, LEARN_ERRORS, (PREFER, KEY), scope=LEARN,
     ),
     Route(
         "POST", "/v1/predict", handlers.predict, "Predict rows, by metadata",
-        PREDICTED, forms.PredictByMetadata, ASK_ERRORS, (TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH),
+        PREDICTED, forms.PredictByMetadata, ASK_ERRORS, (TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), scope=PREDICT,
     ),
     Route(
         "POST", "/v1/score", handlers.score, "Score on rows and their target, by metadata",
-        SCORED, forms.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,),
+        SCORED, forms.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,), scope=PREDICT,
     ),
-    Route("GET", "/livez", handlers.livez, "Whether the process answers", {200: forms.Live}),
+    Route("GET", "/livez", handlers.livez, "Whether the process answers", {200: forms.Live}, scope=OPEN),
     Route(
         "GET", "/readyz", handlers.readyz, "Whether the service can do its work",
-        {200: forms.Ready, 503: forms.Ready},
+        {200: forms.Ready, 503: forms.Ready}, scope=OPEN,
     ),
-    Route("GET", "/openapi.json", handlers.openapi, "This document", {200: dict[str, Any]}),
+    Route("GET", "/openapi.json", handlers.openapi, "This document", {200: dict[str, Any]}, scope=OPEN),
 )  # fmt: skip
+
+# Answered to who sends no key: probes have none, and the API's description is in the source for all to read.
+OPEN_PATHS = frozenset(route.path for route in ROUTES if route.needs == OPEN)

@@ -1,8 +1,8 @@
 """The short way of small requests to learn and predict, ahead of aiohttp's routing and middlewares.
 
 Owns which requests may take it: JSON of a few KiB that comes whole, to the four addresses that are asked most, about
-models that this gateway knows. Never does what the long way would not: it calls the same functions. Invariant: what it
-does not understand goes the long way untouched, body and all.
+models that this gateway knows, with a key that may. Never does what the long way would not: it calls the same
+functions. Invariant: what it does not understand goes the long way untouched, body and all.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ from multidict import istr
 from gateway import decoding, forms, reuse
 from gateway.body import GZIP_BYTES_MIN
 from gateway.cache import key_of
+from gateway.doors import CALLER
 from gateway.predicting import Given, encode, predicted
 from gateway.problems import told
 from gateway.service import Service
 from gateway.small import Small
+from keepfit.access import LEARN, PREDICT
 from keepfit.errors import NotFoundError, StaleModelError
 from keepfit.inbox import Accepted
 from keepfit.questions import Operation
@@ -45,9 +47,10 @@ def short_way(service: Service, handler: Handler) -> Handler:
         body = None if address is None or not _is_plain(request) else await _small_body(request)
         answer = None
         if address is not None and body is not None:
-            act = _predict if address[2] == "predict" else _learn
+            act, scope = ACTS[address[2]]
             try:
-                answer = await act(service, request, address[1], body)
+                # Who may not is told so on the long way.
+                answer = await act(service, request, address[1], body) if scope in request[CALLER].scopes else None
             except Exception as error:  # noqa: BLE001 - each is told of
                 return told(request, error)
         return await handler(request) if answer is None else answer
@@ -125,6 +128,9 @@ def _accepted(service: Service, model: Model, rows: Rows, accepted: Accepted) ->
         version=accepted.version,
     )
     return Small(202, encode(answer))
+
+
+ACTS = {"predict": (_predict, PREDICT), "partial_fit": (_learn, LEARN)}
 
 
 async def _small_body(request: BaseRequest) -> bytes | None:

@@ -6,12 +6,12 @@ than 0.
 """
 
 import asyncio
+import builtins
 import json
 import logging
 import os
-import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from keepfit import cli_dead
+from keepfit import cli_dead, errors, locksmith
 from keepfit import settings as settings_module
 from keepfit.errors import KeepfitError, SettingsError
 from keepfit.settings import Settings
@@ -36,6 +36,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(cli_dead.dead)
+app.add_typer(locksmith.app, name="key")
+# The name it had before there were two kinds of keys.
+app.command("keygen", hidden=True)(locksmith.signing)
 # What is no terminal (a file, a pod's log) has no width: nothing is wrapped or cut off there.
 out = Console(width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True)
@@ -75,6 +78,16 @@ def _without_pandas() -> Iterator[None]:
         del sys.modules["pandas"]
 
 
+def _hide_values(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Leave out what the errors in a traceback say, unless they are our own or the system's: it may quote a row."""
+    found = event.get("exception")
+    for raised in found if isinstance(found, list) else ():
+        cls = getattr(builtins, raised["exc_type"], None) or getattr(errors, raised["exc_type"], None)
+        if not (isinstance(cls, type) and issubclass(cls, OSError | KeepfitError)):
+            raised["exc_value"] = "(not shown)"
+    return event
+
+
 def _log_json() -> None:
     """Log one JSON document a line on standard error, as services do."""
     structlog.configure(
@@ -84,6 +97,7 @@ def _log_json() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             # Without the local variables, structlog's default: keys and URLs with passwords are among them.
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            _hide_values,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -286,12 +300,6 @@ def demo(
     from keepfit.demo import run  # noqa: PLC0415
 
     run(_data, port, batch, flights, once=once, console=out)
-
-
-@app.command()
-def keygen(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "k1") -> None:
-    """Print a new key for KEEPFIT_SIGNING_KEYS."""
-    typer.echo(f"{key_id}:{secrets.token_hex(32)}")
 
 
 def _seconds(text: str) -> float:

@@ -6,6 +6,7 @@ the first one claimed; the lease is given up instead), gateways retry once (each
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -26,21 +27,29 @@ def _readable() -> Iterator[None]:
     """Name the settings where an address cannot be read; never repeat it, because it may hold a password."""
     try:
         yield
-    except ValueError:
+    except (ValueError, TypeError, redis.RedisError):
         raise SettingsError(
-            "KEEPFIT_STORE_URL or KEEPFIT_QUEUE_URL cannot be read: write redis://host:port/0, or rediss:// with TLS."
+            "KEEPFIT_STORE_URL or KEEPFIT_QUEUE_URL cannot be read: write redis://host:port/0, or "
+            "rediss://host:port/0?ssl_ca_certs=/path with TLS."
         ) from None
+
+
+def _check_options(pool: Any) -> None:
+    """Make a connection, and open none: an option that is misspelled in the address is found out now, not at work."""
+    pool.connection_class(**pool.connection_kwargs)
 
 
 @_readable()
 def _sync(url: str) -> redis.Redis:
-    return redis.Redis.from_url(
+    client = redis.Redis.from_url(
         url,
         retry=Retry(NoBackoff(), 0),
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
         health_check_interval=0,
     )
+    _check_options(client.connection_pool)
+    return client
 
 
 def store_sync(settings: Settings) -> redis.Redis:
@@ -63,6 +72,7 @@ def _async(url: str) -> redis.asyncio.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
     )
+    _check_options(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 

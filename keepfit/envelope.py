@@ -98,11 +98,11 @@ class Keyring:
             if not 0 < len(key_id.encode()) < 256 or len(key) < KEY_BYTES_MIN:
                 raise SettingsError(
                     f"KEEPFIT_SIGNING_KEYS: key {position} is not id:hex with at least {KEY_BYTES_MIN} bytes of hex; "
-                    "`keepfit keygen` prints one."
+                    "`keepfit key signing` prints one."
                 )
             keys.append((key_id, key))
         if not keys:
-            raise SettingsError("KEEPFIT_SIGNING_KEYS is not set; `keepfit keygen` prints a key for it.")
+            raise SettingsError("KEEPFIT_SIGNING_KEYS is not set; `keepfit key signing` prints a key for it.")
         if len({key_id for key_id, _ in keys}) != len(keys):
             raise SettingsError("KEEPFIT_SIGNING_KEYS: two keys have the same id.")
         return cls(tuple(keys))

@@ -6,12 +6,15 @@
     ├── SettingsError            an environment variable has no usable value
     ├── MalformedError           not the form asked for (not JSON, wrong shape of the document)
     ├── InvalidError             right form, wrong content; says which row and column
+    ├── UnauthorizedError        no API key, or one that is not known
+    ├── ForbiddenError           an API key without the scope that is needed
     ├── NotFoundError            no such model
     ├── ConflictError            the model exists with another recipe
     ├── IdempotencyError         the same Idempotency-Key with another body
-    ├── FullError                too much waits; says when to come again
+    ├── FullError                too much waits or comes; says when to come again
     │   ├── InboxFullError       … to be learned by this model
-    │   └── RoomFullError        … to be answered
+    │   ├── RoomFullError        … to be answered
+    │   └── TooFastError         … with this API key
     ├── StaleModelError          the model was deleted, made again or restored meanwhile; look it up again
     ├── LearningError            an accepted row could not be learned and was put aside
     ├── PoisonError              a question that several workers died of
@@ -55,6 +58,14 @@ class InvalidError(KeepfitError):
         self.faults = tuple(faults)
 
 
+class UnauthorizedError(KeepfitError):
+    """The request has no API key, or one that is not known."""
+
+
+class ForbiddenError(KeepfitError):
+    """The request's API key has not the scope that is needed."""
+
+
 class NotFoundError(KeepfitError):
     """There is no such model."""
 
@@ -81,6 +92,10 @@ class InboxFullError(FullError):
 
 class RoomFullError(FullError):
     """The predict room holds as much as it may."""
+
+
+class TooFastError(FullError):
+    """More requests came with an API key than it may make."""
 
 
 class StaleModelError(KeepfitError):

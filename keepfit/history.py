@@ -68,7 +68,7 @@ class History:
                 url, serverSelectionTimeoutMS=SERVER_SELECTION_MS, tz_aware=True
             )
             database = self._client.get_default_database("keepfit")
-        except (ConfigurationError, ValueError) as error:
+        except (ConfigurationError, ValueError, OSError) as error:
             raise SettingsError(f"KEEPFIT_MONGO_URL cannot be used: {error}") from None
         # Written to disk before it is believed: a committed document is a promise that a restore relies on.
         journaled: WriteConcern = WriteConcern(w="majority", j=True)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis.asyncio
 
-from keepfit import keys, scripts
+from keepfit import keys, request_id, scripts
 from keepfit.errors import (
     IdempotencyError,
     InboxFullError,
@@ -43,7 +44,8 @@ class Learn:
     """One request to learn, shaped for the model at `generation`; make one with :func:`request`.
 
     `payload` is the rows' msgpack, or a digest of it where the rows are written ahead as `big`, of `big_bytes`; `key`
-    the client's Idempotency-Key.
+    the client's Idempotency-Key, `request` the id that it gave the request. The latter goes with the rows, for whoever
+    logs what became of them (large rows go without), and is no part of what makes two requests the same.
     """
 
     hash: str
@@ -53,6 +55,7 @@ class Learn:
     key: str | None = None
     big: str = ""
     big_bytes: int = 0
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def small_request(model_hash: str, generation: int, rows: Rows, key: str | None 
     """Make a request of `rows`; None if they are too many for one call."""
     if not rows.fits(CALL_BYTES_MAX):
         return None
-    return Learn(model_hash, generation, rows.width, rows.encode(), key)
+    return Learn(model_hash, generation, rows.width, rows.encode(), key, request=request_id.sent.get())
 
 
 async def request(
@@ -167,9 +170,23 @@ def _command(settings: Settings, requests: Sequence[Learn]) -> Command:
             settings.inbox_entries_max,
             settings.inbox_bytes_max,
             first.big_bytes,
-            *payloads,
+            *(_named(asked) if asked.request else asked.payload for asked in requests),
         ],
     )
+
+
+def _named(asked: Learn) -> bytes:
+    """Payload with the request's id as one more element of its array, which who reads rows does not look at."""
+    return bytes((asked.payload[0] + 1,)) + asked.payload[1:] + msgspec.msgpack.encode(asked.request)
+
+
+def request_of(payload: bytes) -> str:
+    """Id of the request that waiting rows came with; "" if it had none, or if there is no telling."""
+    try:
+        *_, last = msgspec.msgpack.decode(payload)
+    except (msgspec.DecodeError, TypeError, ValueError):
+        return ""
+    return last if isinstance(last, str) else ""
 
 
 def _outcomes(first: Learn, count: int, answer: list[Any]) -> list[Outcome]:

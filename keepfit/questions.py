@@ -22,7 +22,8 @@ Operation = Literal["predict", "proba", "score", "restore"]
 class Question(msgspec.Struct, array_like=True, frozen=True):
     """What a gateway wants to know of one model.
 
-    `big` names the key that holds the rows, where they are too many to stand in the question.
+    `big` names the key that holds the rows, where they are too many to stand in the question; `request` is the id that
+    the client gave its request, "" if it gave none.
     """
 
     id: int
@@ -32,6 +33,7 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
     generation: int = 0
     rows: Rows | None = None
     big: str = ""
+    request: str = ""
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):

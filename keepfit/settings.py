@@ -37,6 +37,19 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
     )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys, name:scopes:sha256 each; with none here and none in a file the gateway asks for none.",
+    )
+    api_keys_file: str = Field(
+        "", description="File of more API keys, one a line, read again when it changes (docs/security.md)."
+    )
+    rate_per_s: float = Field(
+        0.0, ge=0, description="Requests a second that an API key may make unless it names its own rate; 0 is no limit."
+    )
+    open: bool = Field(
+        False, description="Let a gateway without API keys bind to an address that is not this machine's own."
+    )
     host: str = Field("127.0.0.1", description="Address the gateway binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
     workers: int = Field(2, ge=1, le=256, description="Worker processes that one `keepfit worker` starts.")

@@ -15,6 +15,7 @@ import structlog
 from keepfit.bundle import Bundle
 from keepfit.commit import REFUSALS, Entry, Taken
 from keepfit.errors import LearningError, StaleModelError, UnavailableError
+from keepfit.inbox import request_of
 from keepfit.rows import concatenate
 from workers.lease import SHARED_SLICE_S
 from workers.process import Process
@@ -109,9 +110,11 @@ def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, leas
         return True
     process.cache.put(taken.hash, committed.digest, bundle, committed.size_bytes)
     if put_aside:
-        # The kind of the reason only: the words of an estimator may quote rows.
+        first = taken.entries[0]
+        sent = request_of(first.payload) or None
+        # The words of an estimator may quote the row; they are kept with it, and go to who sent it.
         kind = put_aside.partition(":")[0]
-        log.warning("request_put_aside", hash=taken.hash, sequence=taken.entries[0].sequence, reason=kind)
+        log.warning("request_put_aside", hash=taken.hash, sequence=first.sequence, request_id=sent, reason=kind)
     return committed.mail
 
 
@@ -139,7 +142,7 @@ def _fit_merged(bundle: Bundle, entries: Sequence[Entry]) -> bool:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the requests are tried one by one next, and say then what is wrong
-        log.info("merged_call_failed", error=type(error).__name__)
+        log.info("merged_call_failed", reason=type(error).__name__)
         return False
     return True
 

@@ -156,7 +156,7 @@ def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) ->
         outcomes = [error] * len(group)
     except Exception:
         # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
-        log.exception("answering_crashed", hash=model.hash)
+        log.exception("answering_crashed", hash=model.hash, request_ids=[q.request for q in group if q.request])
         outcomes = [KeepfitError("A worker failed at this request; its log has the details.")] * len(group)
     seconds = time.monotonic() - started
     answers = [

@@ -95,7 +95,9 @@ def _answer_poison(queue_redis: Redis) -> None:
         except msgspec.MsgspecError as unreadable:
             log.warning("question_unreadable", reason=str(unreadable))
             continue
-        log.warning("question_put_aside", hash=question.hash, operation=question.operation)
+        log.warning(
+            "question_put_aside", hash=question.hash, operation=question.operation, request_id=question.request or None
+        )
         error = PoisonError(f"{rooms.DEATHS_MAX} workers died while they answered this request; it was put aside.")
         scripts.run(queue_redis, *questions.reply(question.gateway, [questions.failed(question, error)]))
 

@@ -29,10 +29,12 @@ export class KeepfitError extends Error {
 export class Keepfit {
   #url;
   #metadata;
+  #key;
 
-  constructor(url, metadata) {
+  constructor(url, metadata, key) {
     this.#url = url.replace(/\/+$/, '');
     this.#metadata = metadata;
+    this.#key = key ? { authorization: `Bearer ${key}` } : {};
   }
 
   /** Makes the model, or finds it made. */
@@ -55,7 +57,7 @@ export class Keepfit {
     try {
       response = await fetch(this.#url + path, {
         method: 'POST',
-        headers: { 'content-type': 'application/json', ...headers },
+        headers: { 'content-type': 'application/json', ...this.#key, ...headers },
         body: JSON.stringify({ metadata: this.#metadata, ...body }),
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });

@@ -12,11 +12,12 @@ async function main({
   HOST = '127.0.0.1',
   PORT = '3000',
   KEEPFIT_URL = 'http://127.0.0.1:8000',
+  KEEPFIT_API_KEY,
   DATA_FILE = 'votes.jsonl',
   SESSION = '1',
 }) {
   const votes = await Votes.open(DATA_FILE);
-  const keepfit = new Keepfit(KEEPFIT_URL, { type: 'shoes', type_info: 'basic', session: SESSION });
+  const keepfit = new Keepfit(KEEPFIT_URL, { type: 'shoes', type_info: 'basic', session: SESSION }, KEEPFIT_API_KEY);
 
   // The check's interval is 30 s by default, which would make the timeout of 10 s one of 40.
   const limits = { requestTimeout: 10_000, headersTimeout: 10_000, connectionsCheckingInterval: 1_000 };

@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from typer.core import TyperGroup
 
 from gateway.app import build_app
+from keepfit.access import Keys
 from keepfit.cli import app as cli
 from keepfit.envelope import Keyring
 from keepfit.errors import SettingsError
@@ -94,9 +95,9 @@ def ours(folder: Path) -> dict[str, Document]:
     }
 
 
-def secret_values(folder: Path) -> dict[str, str]:
-    """Return the Secret in plain text."""
-    secret = one(folder, "Secret", "keepfit")
+def secret_values(folder: Path, name: str = "keepfit") -> dict[str, str]:
+    """Return a Secret in plain text."""
+    secret = one(folder, "Secret", name)
     decoded = {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
     return {**decoded, **secret.get("stringData", {})}
 
@@ -128,6 +129,7 @@ def test_parts(folder: Path) -> None:
     assert {(doc["kind"], doc["metadata"]["name"]) for doc in build(folder)} == extra | {
         ("ConfigMap", "keepfit"),
         ("Secret", "keepfit"),
+        ("Secret", "keepfit-api-keys"),
         ("Deployment", "gateway"),
         ("Service", "gateway"),
         ("Deployment", "workers"),
@@ -254,6 +256,32 @@ def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None
     assert given["workers"] == addresses | keys
     assert given["snapshotter"] == addresses - {"KEEPFIT_QUEUE_URL"} | keys
     assert (given["redis"], given["queue"]) == ({"REDIS_PASSWORD"}, {"QUEUE_PASSWORD"})
+
+
+@each_build
+def test_only_the_gateway_has_the_api_keys(folder: Path) -> None:
+    """The keys' Secret is a file that only the gateway may read, where its setting says, and no variable of anybody."""
+    gateway = container(folder, "Deployment", "gateway")
+    (path,) = (variable["value"] for variable in gateway["env"] if variable["name"] == "KEEPFIT_API_KEYS_FILE")
+    users = {name for name, pod in pods(folder) if "keepfit-api-keys" in str(pod)}
+    assert users == {"gateway"}
+    (volume,) = (volume for volume in dict(pods(folder))["gateway"]["volumes"] if "secret" in volume)
+    # Group and nobody else: the pod's group is its own.
+    assert volume["secret"] == {"secretName": "keepfit-api-keys", "defaultMode": 0o440}
+    (mount,) = (mount for mount in gateway["volumeMounts"] if mount["name"] == volume["name"])
+    assert mount["readOnly"] is True
+    assert f"{mount['mountPath']}/{next(iter(secret_values(folder, 'keepfit-api-keys')))}" == path
+
+
+def test_api_keys_of_the_builds() -> None:
+    """The base's placeholder is no key, so its gateway does not start; dev's key opens all."""
+    with pytest.raises(SettingsError, match="API key 1"):
+        Keys.from_text(secret_values(BASE, "keepfit-api-keys")["api-keys"])
+    stored = secret_values(DEV, "keepfit-api-keys")["api-keys"]
+    key = Keys.from_text(stored).find("dev-only")
+    assert key is not None
+    assert key.scopes >= {"predict", "learn", "admin"}
+    assert "dev-only" not in stored
 
 
 def test_settings_load(settings: Settings) -> None:

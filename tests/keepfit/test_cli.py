@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from keepfit.access import Keys
 from keepfit.envelope import Keyring
 from keepfit.local import free_port
 from keepfit.settings import Settings
 from tests.conftest import SIGNING_KEYS, Stack
 from tests.factories import Workshop, workshop
 
-COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "demo", "keygen"}
+COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "demo", "key"}
 
 Done = subprocess.CompletedProcess[str]
 
@@ -171,9 +172,22 @@ async def test_restore_goes_back_in_time(shop: Workshop, command: Command) -> No
     assert (await shop.model(model_hash)).version == 1
 
 
-def test_keygen_prints_a_key_that_keyrings_take(tmp_path: Path) -> None:
+def test_key_new_prints_a_key_and_its_line(tmp_path: Path) -> None:
+    """The key and the line to store are all that standard output has, and the one opens by the other."""
+    done = keepfit("key", "new", "--name", "web", "--scopes", "predict, learn", "--rate", "50/60", cwd=tmp_path)
+    token, line = done.stdout.splitlines()
+    found = Keys.from_text(line).find(token)
+    assert found is not None
+    assert (found.name, found.rate_per_s, found.burst) == ("web", 50.0, 60)
+    assert found.scopes >= {"predict", "learn"}
+    assert "scopes of read, predict, learn, admin" in complaint(
+        keepfit("key", "new", "--name", "web", "--scopes", "root", cwd=tmp_path)
+    )
+
+
+def test_signing_keys_are_printed_that_keyrings_take(tmp_path: Path) -> None:
     """Each key is new, has the id asked for, and two of them make a keyring."""
-    first = keepfit("keygen", cwd=tmp_path)
+    first = keepfit("key", "signing", cwd=tmp_path)
     second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0)
     ring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
@@ -188,7 +202,10 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
         {"KEEPFIT_SNAPSHOT_URL": "s3://[/x]"},
         "KEEPFIT_SNAPSHOT_URL: 's3://[/x]' is neither file:///path nor",
     ),
-    "restore": ({"KEEPFIT_SIGNING_KEYS": ""}, "KEEPFIT_SIGNING_KEYS is not set; `keepfit keygen` prints a key for it."),
+    "restore": (
+        {"KEEPFIT_SIGNING_KEYS": ""},
+        "KEEPFIT_SIGNING_KEYS is not set; `keepfit key signing` prints a key for it.",
+    ),
     "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
     "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
     "snapshot --every 0s": ({}, "'0s' is no span of time: write 60s, 5m or 1h."),

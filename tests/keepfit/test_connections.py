@@ -7,7 +7,16 @@ from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
 
-@pytest.mark.parametrize("url", ["redis://:hush@host:port/0", "http://:hush@host/0", "hush"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hush@host:port/0",
+        "http://:hush@host/0",
+        "hush",
+        "rediss://:hush@host:1/0?ssl_ca_cert=/misspelled.pem",
+        "rediss://:hush@host:1/0?ssl_cert_reqs=sometimes",
+    ],
+)
 def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
     """A Redis URL that cannot be read is a SettingsError that names the settings and repeats nothing of the URL."""
     settings = Settings(store_url=url)

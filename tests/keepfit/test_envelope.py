@@ -183,7 +183,7 @@ def test_wrong_keys_are_named_by_position_only(text: str, position: int) -> None
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,"])
 def test_no_key_at_all_is_refused(text: str) -> None:
     """A ring without a key would sign nothing: the error says how to make one."""
-    with pytest.raises(SettingsError, match="not set; `keepfit keygen` prints"):
+    with pytest.raises(SettingsError, match="not set; `keepfit key signing` prints"):
         Keyring.from_text(text)
 
 

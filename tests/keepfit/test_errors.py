@@ -44,7 +44,7 @@ def test_every_class_has_a_status(name: str) -> None:
     """The gateway maps each class itself, not only its base, to a status of an error."""
     cls = CLASSES[name]
     assert issubclass(cls, KeepfitError)
-    assert STATUS[cls] in {400, 404, 409, 422, 429, 500, 503, 504}
+    assert STATUS[cls] in {400, 401, 403, 404, 409, 422, 429, 500, 503, 504}
     assert status_of(cls("x")) == STATUS[cls]
 
 
@@ -57,6 +57,8 @@ def test_statuses_are_the_contract() -> None:
     """The status codes that clients rely on, by class."""
     assert {cls.__name__: status for cls, status in STATUS.items() if status != 500} == {
         "MalformedError": 400,
+        "UnauthorizedError": 401,
+        "ForbiddenError": 403,
         "NotFoundError": 404,
         "ConflictError": 409,
         "StaleModelError": 409,
@@ -66,6 +68,7 @@ def test_statuses_are_the_contract() -> None:
         "FullError": 429,
         "InboxFullError": 429,
         "RoomFullError": 429,
+        "TooFastError": 429,
         "UnavailableError": 503,
         "DeadlineError": 504,
     }

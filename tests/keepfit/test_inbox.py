@@ -242,3 +242,31 @@ def test_calls_are_bounded() -> None:
         assert len({requests[i].hash for i in call}) == 1
         assert call == sorted(call)
     assert len(calls) <= 20
+
+
+async def test_rows_keep_the_id_of_their_request(
+    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+) -> None:
+    """The id that a client sent waits with the rows, which are read as without it; without one nothing is added."""
+    model = await make(client, 1)
+    named = [replace(one(model, 1.0), request="abc-1"), one(model, 2.0), replace(one(model, 3.0), request="é" * 40)]
+    await inbox.put(Line(client), settings, named)
+    taken = take(ledger, model)
+    assert [inbox.request_of(entry.payload) for entry in taken.entries] == ["abc-1", "", "é" * 40]
+    assert [entry.rows() for entry in taken.entries] == [Rows.decode(each.payload) for each in named]
+    assert taken.entries[1].payload == named[1].payload
+
+
+async def test_the_id_of_a_request_does_not_make_it_another(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """A retry under the same Idempotency-Key, with an id of its own, gets the first answer."""
+    model = await make(client, 1)
+    first = replace(one(model, 1.0, key="k"), request="first")
+    assert await inbox.put(Line(client), settings, [first]) == ([Accepted(1, 0)], [model])
+    again = replace(first, request="second")
+    assert await inbox.put(Line(client), settings, [again]) == ([Accepted(1, 0)], [model])
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x01", b"\x90", b"\xc1", one("", 1.0).payload])
+def test_bytes_without_an_id_have_none(payload: bytes) -> None:
+    """Whatever stands in an inbox, asking for its id raises nothing."""
+    assert inbox.request_of(payload) == ""

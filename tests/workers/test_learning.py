@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 
-from keepfit import identity, keys
+from keepfit import identity, keys, request_id
 from keepfit.bundle import Bundle
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import shape
@@ -55,10 +56,15 @@ async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_
     model = await make(store, {**COUNTS, "updates": updates})
     good = [([1.0, 2.0], "a"), ([3.0, 0.0], "b"), ([0.0, 4.0], "a")]
     await send(store, model, [good[0][0]], [good[0][1]])
+    request_id.sent.set("from-the-client")
     bad = await send(store, model, [[-1.0, 2.0]], ["b"])
+    request_id.sent.set("")
     for X, y in good[1:]:
         await send(store, model, [X], [y])
-    learn_all(process, model.hash)
+    with structlog.testing.capture_logs() as logged:
+        learn_all(process, model.hash)
+    (told,) = (line for line in logged if line["event"] == "request_put_aside")
+    assert (told["sequence"], told["request_id"]) == (bad, "from-the-client")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
     ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]

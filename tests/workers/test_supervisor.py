@@ -128,7 +128,8 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
 
     async def ask(count: int) -> tuple[int, dict[str, Any]]:
         rows = {"X": [[float(i)] for i in range(count)]}
-        async with session.post(f"{path}/predict?timeout=100", json=rows) as response:
+        headers = {"X-Request-ID": "deadly"}
+        async with session.post(f"{path}/predict?timeout=100", json=rows, headers=headers) as response:
             return response.status, await response.json()
 
     seen: set[bytes] = set()
@@ -144,6 +145,9 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
     status, problem = await deadly
     assert (status, problem["type"]) == (500, "urn:keepfit:problem:poison")
     assert "3 workers died" in problem["detail"]
+    for part, event in (("workers", "question_put_aside"), ("gateway", "request_failed")):
+        (line,) = (line for line in own_stack.log(part).splitlines() if event in line)
+        assert json.loads(line)["request_id"] == "deadly"
     assert (await ask(1))[0] == 200
     assert client.llen(keys.put_aside(rooms.PREDICT.name)) == 1
 
