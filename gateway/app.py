@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from gateway import doors, openapi, service, shortway
-from gateway.body import gzip_answers
+from gateway.body import ROOM, Room, gzip_answers, leaves_room
 from gateway.doors import Door
 from gateway.handlers import DOCUMENT
 from gateway.problems import ProblemHandler, problems
@@ -42,8 +42,9 @@ HANDLER_OPTIONS: dict[str, Any] = {
 
 def build_app(settings: Settings) -> web.Application:
     """Put the application together."""
-    app = web.Application(middlewares=[gzip_answers, problems])
+    app = web.Application(middlewares=[leaves_room, gzip_answers, problems])
     app[service.SETTINGS] = settings
+    app[ROOM] = Room(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=doors.asks_for_keys(settings))
     for route in ROUTES:
         handler = doors.needing(route.needs, route.handler)

@@ -28,6 +28,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 TABLES = (NPY, ARROW)
 # A row with more columns than may be is longer than this.
 NARROW_BYTES_MAX = 2 * COLUMNS_MAX
+# Lists of Python take up to 24 times what the strict parser made them of.
+STRICT_BYTES_MAX = 32 * 2**20
 PROBA = {"true": True, "false": False}
 
 
@@ -97,10 +99,13 @@ async def read(
         If the body is damaged, not the form asked for, or its metadata name no model.
     web.HTTPException
         408 if it drips in, 413 over the limits of size and width, 415 for another type or encoding.
+    UnavailableError
+        If other bodies take all the memory for bodies.
     """
     media_type = body.check_type(request, TABLES)
+    proba = model_hash is not None and form is forms.Predict and _is_proba_asked(request)
     if media_type != body.JSON:
-        return await _read_table(request, settings, form, media_type, model_hash)
+        return await _read_table(request, settings, form, media_type, model_hash, proba)
     text = await body.read(request, settings)
     size = len(text)
     if size <= INLINE_BYTES_MAX:
@@ -108,19 +113,27 @@ async def read(
         if found is not None:
             if size > NARROW_BYTES_MAX:
                 _check_width(max(map(len, found.X), default=0))
-            sent = Lists(size, found.X, found.y, found.sample_weight, found.proba)
+            sent = Lists(size, found.X, found.y, found.sample_weight, found.proba or proba)
             return model_hash or cast("str", found.hash), sent
     else:
         split = await asyncio.to_thread(decoding.split, text, form)
         if split is not None:
             make = partial(_shape_parts, text, form, split)
-            return model_hash or cast("str", split.hash), Large(size, split.proba, make)
+            return model_hash or cast("str", split.hash), Large(size, split.proba or proba, make)
     named, lists = await beside_loop(size, _read_strictly, text, form)
+    lists.proba |= proba
     return model_hash or cast("str", named), lists
 
 
 def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | None, Lists]:
     """Read JSON by the strict parser; return the hash that metadata give, and the rows."""
+    if len(text) > STRICT_BYTES_MAX:
+        raise web.HTTPRequestEntityTooLarge(
+            max_size=STRICT_BYTES_MAX,
+            actual_size=len(text),
+            text="A body this large must be plain rows: JSON without an error, without null or true where numbers are, "
+            f'and without \\" in its strings. Others are read up to {STRICT_BYTES_MAX} bytes; send this in parts.',
+        )
     found: Any = forms.convert(identity.parse_json(text), form)
     _check_width(max(map(len, found.X), default=0))
     named = identity.hash_of(identity.check_metadata(found.metadata)) if hasattr(found, "metadata") else None
@@ -149,12 +162,16 @@ def _shape_parts(
         _, lists = _read_strictly(text, form)
         return lists.shape(recipe, learning=learning)
     if wrong is not None:
-        raise wrong
+        try:
+            raise wrong
+        finally:
+            # Error and frame would hold each other, and the body, until the next collection of garbage.
+            wrong = None
     return collector.rows(y, sample_weight, learning=learning)
 
 
 async def _read_table(
-    request: web.Request, settings: Settings, form: type[Form], media_type: str, model_hash: str | None
+    request: web.Request, settings: Settings, form: type[Form], media_type: str, model_hash: str | None, proba: bool
 ) -> tuple[str, Content]:
     if model_hash is None:
         raise web.HTTPUnsupportedMediaType(
@@ -164,12 +181,6 @@ async def _read_table(
         raise web.HTTPUnsupportedMediaType(
             text="This gateway has no Arrow: pip install 'keepfit[frames]' there, or send JSON or application/x-npy."
         )
-    proba = False
-    if form is forms.Predict:
-        asked = request.query.getall("proba", ["false"])
-        if len(asked) != 1 or asked[0] not in PROBA:
-            raise MalformedError("proba must be true or false, once.")
-        proba = PROBA[asked[0]]
     data = await body.read(request, settings)
     if isinstance(data, bytes):
         data = bytearray(data)
@@ -179,6 +190,14 @@ async def _read_table(
     learning = form is not forms.Predict
     _check_width(table.width - learning)
     return model_hash, Large(len(data), proba, partial(table.shape, weighted=form is forms.PartialFit))
+
+
+def _is_proba_asked(request: web.Request) -> bool:
+    """Tell whether the query asks for probabilities, as it has to where the rows are a table."""
+    asked = request.query.getall("proba", ["false"])
+    if len(asked) != 1 or asked[0] not in PROBA:
+        raise MalformedError("proba must be true or false, once.")
+    return PROBA[asked[0]]
 
 
 def _check_width(width: int) -> None:

@@ -15,6 +15,9 @@ from keepfit.dead import Entry, Retried
 from keepfit.errors import MalformedError
 from keepfit.store import Model
 
+# 128 ids are 5 kB.
+IDS_BYTES_MAX = 64 * 1024
+
 
 async def list_dead(request: web.Request) -> web.Response:
     """GET …/dead: list what was put aside, oldest first."""
@@ -52,7 +55,7 @@ def _listed(model: Model, entries: list[Entry], following: str | None) -> web.Re
 async def retry_dead(request: web.Request) -> web.Response:
     """POST …/dead/retry: move requests back to the inbox."""
     service = request.app[SERVICE]
-    form = forms.convert(await read_json(request, service.settings), forms.RetryDead)
+    form = forms.convert(await read_json(request, service.settings, IDS_BYTES_MAX), forms.RetryDead)
 
     async def retry(model: Model) -> tuple[Model, Retried]:
         return model, await service.dead.retry(model, service.settings, form.ids)
@@ -76,6 +79,6 @@ async def retry_dead(request: web.Request) -> web.Response:
 async def discard_dead(request: web.Request) -> web.Response:
     """POST …/dead/discard: forget requests for good."""
     service, model_hash = request.app[SERVICE], named_hash(request)
-    form = forms.convert(await read_json(request, service.settings), forms.DiscardDead)
+    form = forms.convert(await read_json(request, service.settings, IDS_BYTES_MAX), forms.DiscardDead)
     count, version = await service.dead.discard(model_hash, form.ids)
     return json_response(forms.DiscardedAnswer(hash=model_hash, version=version, discarded=count))

@@ -13,7 +13,10 @@ from keepfit.errors import MalformedError
 
 Metadata = Annotated[
     dict[str, Any],
-    Meta(description="JSON object that names the model; holds a non-empty string `type`, and no `timestamp`."),
+    Meta(
+        description="JSON object that names the model; holds a non-empty string `type`, and no `timestamp`.",
+        examples=[{"type": "shoes", "brand": "nike"}],
+    ),
 ]
 X = Annotated[
     list[list[Any] | dict[str, Any]],
@@ -21,10 +24,12 @@ X = Annotated[
     Meta(
         description="Rows: lists of values in column order, or objects by column name.",
         extra_json_schema={"minItems": 1},
+        examples=[[[1.0, 2.0], [3.0, 4.0]]],
     ),
 ]
 Y = Annotated[
-    list[Any] | None, Meta(description="One number or label per row; left out for estimators without target.")
+    list[Any] | None,
+    Meta(description="One number or label per row; left out for estimators without target.", examples=[[0.5, 1.5]]),
 ]
 
 
@@ -36,7 +41,13 @@ class CreateModel(Form, kw_only=True):
     """A model to make."""
 
     metadata: Metadata
-    recipe: Annotated[dict[str, Any], Meta(description="How to build the bundle: estimator, params, features, …")]
+    recipe: Annotated[
+        dict[str, Any],
+        Meta(
+            description="How to build the bundle: estimator, params, features, …",
+            examples=[{"estimator": "SGDRegressor", "params": {"alpha": 0.001}}],
+        ),
+    ]
 
 
 class PartialFit(Form, kw_only=True):
@@ -44,7 +55,9 @@ class PartialFit(Form, kw_only=True):
 
     X: X
     y: Y = None
-    sample_weight: Annotated[list[Any] | None, Meta(description="One number of 0 or more per row.")] = None
+    sample_weight: Annotated[
+        list[Any] | None, Meta(description="One number of 0 or more per row.", examples=[[1.0, 0.5]])
+    ] = None
 
 
 class Predict(Form, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gateway import cache, checking, commits, content, forms, predicting, reuse
-from gateway.body import beside_loop, json_response, read_json
+from gateway.body import INLINE_BYTES_MAX, ROOM, beside_loop, json_response, read_json
 from gateway.content import Content
 from gateway.forms import Form
 from gateway.service import SERVICE, SETTINGS
@@ -39,12 +39,14 @@ DOCUMENT = web.AppKey("openapi", dict[str, Any])
 PAGE_MAX = 1000
 NUMBER = re.compile(r"[0-9]{1,9}")
 PAGE = 100
+# Ten thousand labels of some hundred characters; MongoDB holds no document of 16 MiB.
+RECIPE_BYTES_MAX = 8 * 2**20
 
 
 async def create_model(request: web.Request) -> web.Response:
     """POST /v1/models: make a model."""
     service = request.app[SERVICE]
-    document = await read_json(request, service.settings)
+    document = await read_json(request, service.settings, RECIPE_BYTES_MAX)
     form = forms.convert(document, forms.CreateModel)
     metadata = identity.check_metadata(form.metadata)
     model, made = await service.models.create(metadata, await checking.check(form.recipe))
@@ -97,6 +99,7 @@ async def partial_fit(request: web.Request) -> web.Response:
         count, generation, accepted = await service.models.act(model_hash, partial(accept, sent))
         # The rows may be many, and the wait long.
         del sent
+        request.app[ROOM].leave(request)
         done = None
         if watch is not None and key is not None:
             # A key that came before may stand for rows long learned; no commit will tell of them again.
@@ -199,7 +202,12 @@ def named_hash(request: web.Request) -> str:
 async def _read(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> tuple[str, Content]:
     """Read a request about one model, addressed by hash in the path or by metadata in the body."""
     if "hash" in request.match_info:
-        return await content.read(request, request.app[SETTINGS], form, named_hash(request))
+        model_hash = named_hash(request)
+        length = request.content_length
+        if length is None or length > INLINE_BYTES_MAX:
+            # Rows that nobody will take need not be read.
+            await request.app[SERVICE].models.find(model_hash)
+        return await content.read(request, request.app[SETTINGS], form, model_hash)
     return await content.read(request, request.app[SETTINGS], form_by_metadata)
 
 

@@ -45,6 +45,10 @@ class Models:
             self._cached.move_to_end(model_hash)
         return found
 
+    async def find(self, model_hash: str) -> Model:
+        """Return the model, as it was looked up last if it was; raises NotFoundError if there is none."""
+        return self.cached(model_hash) or await self.describe(model_hash)
+
     async def act(self, model_hash: str, action: Callable[[Model], Awaitable[T]]) -> T:
         """Do `action` with the model; once more where it turns out that the cache was out of date.
 

@@ -183,7 +183,11 @@ class ProblemHandler(web.RequestHandler):
     def _break_off(self) -> None:
         """Tell a handler that the rest of its body is no HTTP; aiohttp would let it wait until its time is up."""
         request, broken = self._current_request, self._messages[-1][0] if self._messages else None
-        if request is not None and isinstance(broken, _ErrInfo) and not request.content.is_eof():
+        if not isinstance(broken, _ErrInfo):
+            return
+        # A circle that holds what was received, up to 256 KiB, until the next collection of garbage, which is far off.
+        broken.exc.__traceback__ = None
+        if request is not None and not request.content.is_eof():
             # The request's own answer says it all, and is the last on this connection.
             self._messages.pop()
             self.close()

@@ -53,9 +53,11 @@ HASH = _parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type":
 LIMIT = _parameter(
     "limit", "query", "Models on a page.", {"type": "integer", "minimum": 1, "maximum": handlers.PAGE_MAX}
 )
-AFTER = _parameter("after", "query", "`next` of the page before.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+AFTER = _parameter(
+    "after", "query", "`next` of the page before, or nothing.", {"type": "string", "pattern": "^([0-9a-f]{64})?$"}
+)
 DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
-DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^[0-9]{1,15}-[0-9]{1,16}$"}}
+DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}
 PREFER = _parameter(
     "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
 )
@@ -79,9 +81,7 @@ CACHE_CONTROL = _parameter(
 IF_NONE_MATCH = _parameter(
     "If-None-Match", "header", "`ETag` of an answer to the same request: 304 if it would be the same still."
 )
-PROBA = _parameter(
-    "proba", "query", "Ask for probabilities too, where the rows are a table; JSON has a field.", {"type": "boolean"}
-)
+PROBA = _parameter("proba", "query", "Ask for probabilities too; JSON has a field of that name.", {"type": "boolean"})
 
 BODY_ERRORS = (400, 408, 413, 415, 422)
 LEARNED: dict[int, type[Any] | None] = {200: forms.LearnedAnswer, 202: forms.AcceptedAnswer}

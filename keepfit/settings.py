@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
     workers: int = Field(2, ge=1, le=256, description="Worker processes that one `keepfit worker` starts.")
     body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Largest request body, counted after decompression.")
+    bodies_bytes_max: int = Field(
+        500 * 2**20,
+        ge=1024,
+        description="Bytes of request bodies one gateway holds at once; more get 503, but for one that is alone.",
+    )
     body_timeout_s: float = Field(60.0, gt=0, description="Time a request body may take to arrive.")
     predict_timeout_s: float = Field(
         10.0, gt=0, description="Time after which a waiting predict answers 504, unless the request names its own."

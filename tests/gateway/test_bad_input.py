@@ -3,17 +3,56 @@
 import gzip
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 
+from gateway.body import INLINE_BYTES_MAX
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api import CLASSIFIER, REGRESSOR, Api, Reply, connected, exchange
 
 GOOD = b'{"X":[[1,2]],"y":[1]}'
 PACKED = gzip.compress(GOOD)
 GZIP = {"Content-Encoding": "gzip"}
+# More than the event loop parses itself.
+PADDING = b" " * INLINE_BYTES_MAX
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    """Yield a body in two pieces, so that nobody knows its length before its end."""
+    yield data[:3]
+    yield data[3:]
+
+
+async def refused_each_way(
+    api: Api, path: str, metadata: Mapping[str, Any], status: int, data: bytes
+) -> list[dict[str, Any]]:
+    """Send a body to be learned in every way there is; return the problems they are answered with.
+
+    They are: small (the short way), whole but not small, with a key (the long way), in chunks, compressed, and by
+    metadata where the body is an object.
+    """
+    call = f"{path}/partial_fit"
+    problems = [
+        (await api.call("POST", call, data=sent, headers=headers)).problem(status)
+        for sent, headers in (
+            (data, {}),
+            (data, {"Idempotency-Key": "a"}),
+            (data + PADDING, {}),
+            (chunks(data), {}),
+            (gzip.compress(data), GZIP),
+            (chunks(gzip.compress(data + PADDING)), GZIP),
+        )
+    ]
+    if data.startswith(b'{"X"'):
+        named = b'{"metadata":%s,%s' % (json.dumps(metadata).encode(), data[1:])
+        problems += [
+            (await api.call("POST", "/v1/partial_fit", data=sent)).problem(status)
+            for sent in (named, named + PADDING, chunks(named))
+        ]
+    return problems
 
 
 async def refused(
@@ -24,10 +63,19 @@ async def refused(
     headers: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] = REGRESSOR,
 ) -> dict[str, Any]:
-    """Send a body to be learned; return the problem it is answered with, and check that it left no trace."""
+    """Send a body to be learned; return the problem it is answered with, and check that it left no trace.
+
+    Without `headers` of its own it is sent in every way, and the problem has to be the same.
+    """
     path = await api.make(metadata, recipe)
     before = await api.model(path)
-    problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(status)
+    if headers is None:
+        problem, *others = await refused_each_way(api, path, metadata, status, data)
+        # Only the place is another one, where something stands before or after the body.
+        alike = {re.sub(r"character \d+", "character …", json.dumps(each)) for each in (problem, *others)}
+        assert len(alike) == 1, alike
+    else:
+        problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(status)
     assert await api.model(path) == before
     # The same model still learns.
     good = {"X": [["nike", 1]] if recipe is SHOES_RECIPE else [[1, 2]], "y": ["no" if recipe is CLASSIFIER else 1]}
@@ -49,6 +97,8 @@ async def refused(
         pytest.param(b'{"X":[[' + b"1" * 5000 + b']],"y":[1]}', "digits", id="number of 5,000 digits"),
         pytest.param(b'{"X":[["\\ud800"]],"y":[1]}', "surrogate", id="lone surrogate"),
         pytest.param(b'{"X":[[1,2]],"X":[[1,2]],"y":[1]}', "'X' stands twice", id="repeated key"),
+        pytest.param(b'{"X":[[1,2]],"\\u0058":[[1,2]],"y":[1]}', "'X' stands twice", id="repeated key, escaped"),
+        pytest.param(b'{"X":[{"a":1,"a":1}],"y":[1]}', "'a' stands twice", id="repeated key in a row"),
         pytest.param(b'{"X":[[1,2]],"y":[1],"z":1}', "unknown field `z`", id="unknown field"),
         pytest.param(b'{"y":[1]}', "missing required field `X`", id="missing field"),
         pytest.param(b"[[1,2]]", "Expected `object`", id="no object"),
@@ -205,33 +255,140 @@ async def test_many_faults_are_named_up_to_a_number(api: Api, metadata: dict[str
     assert [fault["row"] for fault in problem["errors"]] == list(range(len(problem["errors"])))
 
 
-@pytest.mark.parametrize("call", ["partial_fit", "predict"])
-async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any], call: str) -> None:
-    """A million columns answer 413, and cost no more than their parsing."""
+ONES = b"1," * 999_999
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(b"[%s1]" % ONES, id="list"),
+        pytest.param(b"[%snull]" % ONES, id="list for the strict parser"),
+        pytest.param(b"{%s}" % b",".join(b'"%d":1' % i for i in range(100_000)), id="object"),
+    ],
+)
+@pytest.mark.parametrize("call", ["partial_fit", "predict", "score", "by metadata"])
+async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any], call: str, row: bytes) -> None:
+    """Far too many columns answer 413, however they are written and sent, before any value is looked at."""
     path = await api.make(metadata, REGRESSOR)
-    body = b'{"X":[[%s1]]%s}' % (b"1," * 999_999, b',"y":[1]' if call == "partial_fit" else b"")
-    problem = (await api.call("POST", f"{path}/{call}", data=io.BytesIO(body))).problem(413)
-    assert "1000000 columns" in problem["detail"]
+    target = b"" if call == "predict" else b',"y":[1]'
+    body = b'{"X":[%s]%s}' % (row, target)
+    if call == "by metadata":
+        body, address = b'{"metadata":%s,%s' % (json.dumps(metadata).encode(), body[1:]), "/v1/partial_fit"
+    else:
+        address = f"{path}/{call}"
+    for data, headers in ((body, {}), (gzip.compress(body, 1), GZIP)):
+        refused = await api.call("POST", address, data=io.BytesIO(data), headers=headers)
+        assert "00000 columns" in refused.problem(413)["detail"]
+    assert (await api.learn(path, [[1, 2]], [1]))["sequence"] == 1
 
 
-HEAD = b"POST /v1/models HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
+@pytest.mark.parametrize(
+    ("status", "member", "reason"),
+    [
+        pytest.param(422, b'"make":"%s"' % (b"x" * 16384), "larger than 16384 bytes", id="huge string"),
+        pytest.param(422, b'"make":"a\\u0000b"', "NUL", id="NUL"),
+        pytest.param(422, b'"a\\u0000b":1', "NUL", id="NUL in a key"),
+        pytest.param(422, b'"$set":1', "'$set'", id="dollar"),
+        pytest.param(422, b'"a.b":1', "'a.b'", id="dot"),
+        pytest.param(422, b'"in":{"a.b":1}', "'a.b'", id="dot further in"),
+        pytest.param(422, b'"year":NaN', "NaN", id="NaN"),
+        pytest.param(422, b'"year":1e400', "inf is not", id="1e400"),
+        pytest.param(422, b'"year":9007199254740992', "2^53", id="2^53"),
+        pytest.param(422, b'"make":"e\xcc\x81"', "normal form C", id="not NFC"),
+        pytest.param(422, b'"timestamp":1', "'timestamp'", id="timestamp"),
+        pytest.param(400, b'"make":1,"make":1', "'make' stands twice", id="repeated key"),
+        pytest.param(400, b'"type":"shoes"', "'type' stands twice", id="repeated type"),
+        pytest.param(400, b'"make":"\\ud800"', "surrogate", id="lone surrogate"),
+        pytest.param(400, b'"make":%s1%s' % (b"[" * 100_000, b"]" * 100_000), "nested too deeply", id="deep"),
+    ],
+)
+async def test_metadata_that_no_store_could_hold(api: Api, status: int, member: bytes, reason: str) -> None:
+    """Metadata that are ambiguous, too large, or no keys for MongoDB are refused alike by every call."""
+    metadata = b'{"type":"shoes",%s}' % member
+    rows = b'{"metadata":%s,"X":[[1]],"y":[1]}' % metadata
+    details = set()
+    for call, body in (
+        ("models", b'{"metadata":%s,"recipe":{"estimator":"SGDRegressor"}}' % metadata),
+        ("partial_fit", rows),
+        ("partial_fit", rows + PADDING),
+        ("score", rows),
+        ("predict", b'{"metadata":%s,"X":[[1]]}' % metadata),
+    ):
+        problem = (await api.call("POST", f"/v1/{call}", data=body)).problem(status)
+        assert reason in problem["detail"]
+        details.add(problem["detail"])
+    assert len(details) == 1
+    assert len(details.pop()) < 500
+
+
+@pytest.mark.parametrize(
+    ("status", "recipe", "reason"),
+    [
+        pytest.param(400, b'{"estimator":"A","estimator":"A"}', "stands twice", id="repeated key"),
+        pytest.param(422, b'{"estimator":"SGDRegressor","params":{"alpha":NaN}}', "NaN", id="NaN"),
+        pytest.param(422, b'{"estimator":"SGDRegressor","params":{"alpha":1e400}}', "alpha", id="1e400"),
+        pytest.param(422, b'{"estimator":"SGDRegressor","params":{"alpha":"0.1"}}', "alpha", id="number as text"),
+        pytest.param(422, b'{"estimator":"os.system"}', "os.system", id="import path"),
+        pytest.param(422, b'{"estimator":"SGDRegressor","features":{}}', "between 1 and", id="no features"),
+        pytest.param(400, b"[]", "$.recipe", id="no object"),
+        pytest.param(413, b'{"estimator":"%s"}' % (b"x" * 2**23), "larger than 8388608 bytes", id="huge"),
+    ],
+)
+async def test_recipes_that_are_none(
+    api: Api, metadata: dict[str, Any], status: int, recipe: bytes, reason: str
+) -> None:
+    """A recipe that nothing can be built of is refused with the reason, and no model is made."""
+    body = b'{"metadata":%s,"recipe":%s}' % (json.dumps(metadata).encode(), recipe)
+    for data, headers in ((io.BytesIO(body), {}), (chunks(body), {}), (gzip.compress(body), GZIP)):
+        assert reason in (await api.call("POST", "/v1/models", data=data, headers=headers)).problem(status)["detail"]
+    assert (await api.get("/v1/models", session=metadata["session"])).of(200)["models"] == []
+
+
+HEAD = b"POST %s/partial_fit HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
+SIZE = len(GOOD)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param(b"Content-Length: -1", id="negative length"),
+        pytest.param(b"Content-Length: %d\r\nContent-Length: %d" % (SIZE, SIZE), id="length twice"),
+        pytest.param(b"Content-Length: %d\r\nContent-Length: %d" % (SIZE, SIZE + 1), id="two lengths"),
+        pytest.param(b"Content-Length: %d, %d" % (SIZE, SIZE), id="list of lengths"),
+        pytest.param(b"Content-Length: +%d" % SIZE, id="signed length"),
+        pytest.param(b"Content-Length: 0x%x" % SIZE, id="hexadecimal length"),
+        pytest.param(b"Content-Length: %d.0" % SIZE, id="length with a point"),
+        pytest.param(b"Content-Length: 99999999999999999999999", id="length beyond 64 bits"),
+        pytest.param(b"Content-Length: %d\r\nTransfer-Encoding: chunked" % SIZE, id="length and chunks"),
+        pytest.param(b"Transfer-Encoding: chunked\r\nContent-Length: %d" % SIZE, id="chunks and length"),
+        pytest.param(b"Transfer-Encoding: identity", id="unknown transfer encoding"),
+        pytest.param(b"Transfer-Encoding: chunked, identity", id="chunks not last"),
+        pytest.param(b"Transfer-Encoding: chunked", id="no chunk size"),
+    ],
+)
+async def test_a_length_that_is_none(api: Api, metadata: dict[str, Any], lengths: bytes) -> None:
+    """A body whose end two readers could see in two places answers 400; nothing of it is learned."""
+    path = await api.make(metadata, REGRESSOR)
+    before = await api.model(path)
+    answer = await exchange(api.url, HEAD % path.encode() + lengths + b"\r\n\r\n" + GOOD)
+    Reply.parse(answer).problem(400)
+    assert answer.count(b"HTTP/1.") == 1
+    assert await api.model(path) == before
+    assert (await api.learn(path, [[1, 2]], [1]))["sequence"] == 1
+
+
+async def test_a_body_longer_than_it_says(api: Api, metadata: dict[str, Any]) -> None:
+    """Only as many bytes as were said are the body; what follows is another request, and here none."""
+    path = await api.make(metadata, REGRESSOR)
+    head = HEAD % path.encode() + b"Content-Length: %d\r\n\r\n" % (SIZE - 1)
+    answers = (await exchange(api.url, head + GOOD + b"\r\n\r\n")).split(b"HTTP/1.")[1:]
+    assert {int(answer[2:5]) for answer in answers} == {400}
+    assert (await api.learn(path, [[1, 2]], [1]))["sequence"] == 1
 
 
 @pytest.mark.parametrize(
     ("status", "data"),
     [
-        pytest.param(400, HEAD + b"Content-Length: -1\r\n\r\n", id="negative length"),
-        pytest.param(400, HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", id="length twice"),
-        pytest.param(400, HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", id="two lengths"),
-        pytest.param(400, HEAD + b"Content-Length: +2\r\n\r\n{}", id="signed length"),
-        pytest.param(400, HEAD + b"Content-Length: 0x2\r\n\r\n{}", id="hexadecimal length"),
-        pytest.param(
-            400,
-            HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-            id="length and chunks",
-        ),
-        pytest.param(400, HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", id="no chunk size"),
-        pytest.param(400, HEAD + b"Transfer-Encoding: identity\r\n\r\n", id="unknown transfer encoding"),
         pytest.param(400, b"GET /livez HTTP/1.1\r\nHost : keepfit\r\n\r\n", id="space before the colon"),
         pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", id="folded header"),
         pytest.param(400, b"GET /livez HTTP/1.1\r\n\r\n", id="no host"),

@@ -1,22 +1,29 @@
 """Limits of size and time of what comes in, and compression of what goes out."""
 
 import asyncio
+import gc
 import gzip
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway import content, decoding, forms
+from keepfit.errors import InvalidError
+from keepfit.recipe import parse
 from keepfit.settings import Settings
 from tests.conftest import Stack
-from tests.gateway.api import REGRESSOR, Api, Reply, connected, serving
+from tests.gateway.api import REGRESSOR, Api, Reply, connected, eventually, serving
 
 BYTES_MAX = 100_000
 TIMEOUT_S = 0.5
+GZIP = {"Content-Encoding": "gzip"}
 HEAD = b"POST /v1/models HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
 
 
@@ -54,6 +61,131 @@ async def test_a_gzip_bomb_is_not_inflated_beyond_the_limit(strict: Api, size: i
     (await strict.call("POST", "/v1/models", data=packed, headers={"Content-Encoding": "gzip"})).problem(413)
     whole = gzip.compress(body_of(BYTES_MAX))
     (await strict.call("POST", "/v1/models", data=whole, headers={"Content-Encoding": "gzip"})).problem(400)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(strict: Api, encoding: str) -> None:
+    """A length over the limit answers 413 before a byte of the body has come."""
+    head = HEAD + b"Content-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (encoding.encode(), BYTES_MAX + 1)
+    async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
+        writer.write(head)
+        reply = Reply.parse(await reader.readuntil(b"}"))
+        assert str(BYTES_MAX) in reply.problem(413)["detail"]
+        assert reply.headers["Connection"] == "close"
+
+
+async def test_rows_for_no_model_are_not_waited_for(strict: Api) -> None:
+    """Rows that are many, or of unknown number, for a model that is not there answer 404 before they have come."""
+    for length in (b"Content-Length: 99999", b"Transfer-Encoding: chunked"):
+        head = b"POST /v1/models/%s/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" % (b"0" * 64)
+        async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
+            writer.write(head + length + b"\r\n\r\n")
+            Reply.parse(await reader.readuntil(b"}")).problem(404)
+
+
+def gzip_of(size: int) -> bytes:
+    """Return rows that gzip makes a hundred times smaller, compressed, of about `size` bytes."""
+    return gzip.compress(b'{"X":[%s[1,2]],"y":[%s1]}' % (b"[0,0]," * (size // 8), b"0," * (size // 8)))
+
+
+async def test_a_body_that_grows_a_hundredfold_is_read(api: Api, metadata: dict[str, Any]) -> None:
+    """A gzip body that becomes very much larger, and stays within the limit, is learned whole."""
+    path = await api.make(metadata, REGRESSOR)
+    packed = gzip_of(5_000_000)
+    assert len(packed) < 50_000
+    for data in (packed, chunks(packed)):
+        reply = await api.call("POST", f"{path}/partial_fit", data=data, headers=GZIP)
+        assert reply.of(202)["accepted"] == 5_000_000 // 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda packed: packed[:-1], "cut short"),
+        (lambda packed: packed[:-8] + bytes(8), "damaged"),
+        (lambda packed: packed + b"x", "follow the end"),
+        (lambda packed: packed[:1000] + bytes(100) + packed[1100:], "damaged"),
+    ],
+)
+async def test_a_body_that_grows_a_hundredfold_must_be_whole(
+    api: Api, metadata: dict[str, Any], damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    """What is measured before it is kept is checked like any other gzip body."""
+    path = await api.make(metadata, REGRESSOR)
+    packed = damage(gzip_of(5_000_000))
+    for data in (packed, chunks(packed)):
+        refused = await api.call("POST", f"{path}/partial_fit", data=data, headers=GZIP)
+        assert reason in refused.problem(400)["detail"]
+    assert (await api.model(path))["inbox"] == 0
+
+
+async def test_bodies_share_what_memory_there_is_for_them(settings: Settings, metadata: dict[str, Any]) -> None:
+    """While bodies of others take the room, one more answers 503 and when to come back; a lone one is always read."""
+    rows = b'{"X":[%s[1,2]],"y":[%s1]}' % (b"[0,0]," * 20_000, b"0," * 20_000)
+    async with serving(settings.model_copy(update={"bodies_bytes_max": 200_000})) as api:
+        path = await api.make(metadata, REGRESSOR)
+        head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n".encode()
+        packed = gzip.compress(rows)
+
+        async def is_full() -> bool:
+            reply = await api.call("POST", f"{path}/partial_fit", data=packed, headers=GZIP)
+            if reply.status == 503:
+                assert "bodies of other requests" in reply.problem(503)["detail"]
+                assert int(reply.headers["Retry-After"]) >= 1
+            return reply.status == 503
+
+        async def is_free() -> bool:
+            return not await is_full()
+
+        assert not await is_full()
+        async with connected(api.url) as (reader, writer), asyncio.timeout(30):
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows[:-1])
+            await eventually(is_full, "room being taken")
+            # Small ones need none.
+            (await api.post(f"{path}/partial_fit", {"X": [[1, 2]], "y": [1]})).of(202)
+            writer.write(rows[-1:])
+            assert Reply.parse(await reader.readuntil(b"}")).of(202)["accepted"] == 20_001
+            assert not await is_full()
+        # One that is given up leaves its room, too.
+        async with connected(api.url) as (_, writer):
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows[:-1])
+            await eventually(is_full, "room being taken")
+        await eventually(is_free, "room being left")
+
+
+async def test_large_bodies_must_be_plain_rows(
+    lonely: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the strict parser can judge is read up to a size, since it becomes many times larger in memory."""
+    monkeypatch.setattr(content, "STRICT_BYTES_MAX", 100_000)
+    path = await lonely.make(metadata, REGRESSOR)
+    start, end = b'{"X":[' + b"[0,0]," * 20_000, b']],"y":[%s1]}' % (b"0," * 20_000)
+    for row in (b"[1,null", b'[1,"\\"', b"[1,[]", b"[1,,"):
+        problem = (await lonely.call("POST", f"{path}/partial_fit", data=start + row + end)).problem(413)
+        assert "plain rows" in problem["detail"]
+    assert (await lonely.call("POST", f"{path}/partial_fit", data=start + b"[1,2" + end)).of(202)["accepted"] == 20_001
+
+
+def test_large_rows_that_are_wrong_are_let_go() -> None:
+    """Once they are refused nothing holds large rows, not even garbage that waits to be collected."""
+
+    class Text(bytearray):
+        """A body that may be watched."""
+
+    text = Text(b'{"X":[[1,2],["a",2]],"y":[1,2]}')
+    watch = weakref.ref(text)
+    split = decoding.split(text, forms.PartialFit)
+    assert split is not None
+    sent = content.Large(len(text), False, partial(content._shape_parts, text, forms.PartialFit, split))
+    gc.disable()
+    try:
+        with pytest.raises(InvalidError) as refused:
+            sent.shape(parse(dict(REGRESSOR)), learning=True)
+        assert refused.value.faults[0].row == 1
+        del text, split, sent, refused
+        assert watch() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

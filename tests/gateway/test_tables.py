@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from gateway import content, forms
-from gateway.body import beside_loop
+from gateway.body import ROOM, Room, beside_loop
 from keepfit import frames
 from keepfit.recipe import parse
 from keepfit.rows import Rows
@@ -151,6 +151,7 @@ async def test_a_large_array_is_never_in_memory_twice(form: type[forms.Form]) ->
 
     head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]
     app = web.Application()
+    app[ROOM] = Room(1 << 20)
     app.router.add_post("/", handler)
     runner = web.AppRunner(app, auto_decompress=False)
     await runner.setup()

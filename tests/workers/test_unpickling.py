@@ -1,0 +1,127 @@
+"""Nothing is unpickled that our key did not sign: forged bundles wherever a process reads one, and pickle watched."""
+
+import pickle
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepfit import keys, scripts, snapshot
+from keepfit.envelope import Keyring
+from keepfit.errors import KeepfitError
+from keepfit.questions import Question, decode_answers, encode
+from keepfit.rows import shape
+from keepfit.settings import Settings
+from tests.factories import SHOES, Workshop, resigned, workshop
+from workers.learning import learn
+from workers.predicting import answer_all
+from workers.process import Process
+
+
+class Bomb:
+    """What runs when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+Forge = Callable[[bytes, bytes, Keyring], bytes]
+OTHER = Keyring.from_text("foreign:" + "ab" * 32)
+
+
+def _same_name(ring: Keyring) -> Keyring:
+    ((name, _),) = ring.keys
+    return Keyring(((name, b"x" * 32),))
+
+
+# Each makes its forgery of a good bundle, a foreign pickle and our keys.
+FORGERIES: dict[str, Forge] = {
+    "pickle": lambda good, foreign, ring: foreign,
+    "pickle for payload": lambda good, foreign, ring: good[: -len(foreign)] + foreign,
+    "pickle behind": lambda good, foreign, ring: good + foreign,
+    "bit": lambda good, foreign, ring: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:],
+    "cut": lambda good, foreign, ring: good[:-1],
+    "other key": lambda good, foreign, ring: resigned(good, ring, OTHER),
+    "other key, our name": lambda good, foreign, ring: resigned(good, ring, _same_name(ring)),
+    "other model": lambda good, foreign, ring: resigned(good, ring, ring, hash="0" * 64),
+    "other purpose": lambda good, foreign, ring: resigned(good, ring, ring, purpose="upload"),
+    "other runtime": lambda good, foreign, ring: resigned(good, ring, ring, runtime={"python": "2.7.18"}),
+    "nothing": lambda good, foreign, ring: b"\0",
+}
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Record what is unpickled from now on."""
+    seen: list[Any] = []
+    loads = pickle.loads
+
+    def watched(data: Any, **options: Any) -> Any:
+        seen.append(data)
+        return loads(data, **options)
+
+    class Watched(pickle.Unpickler):
+        def load(self) -> Any:
+            seen.append(self)
+            return super().load()
+
+    monkeypatch.setattr(pickle, "loads", watched)
+    monkeypatch.setattr(pickle, "Unpickler", Watched)
+    return seen
+
+
+def asked(process: Process, entry: bytes) -> Any:
+    """Have one question answered."""
+    left = answer_all(process, [entry])
+    if left:
+        scripts.run(process.queue, *left)
+    (batch,) = process.queue.lrange(keys.replies("g"), 0, -1)
+    process.queue.delete(keys.replies("g"))
+    (answer,) = decode_answers(batch)
+    return answer
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+async def test_a_forgery_is_never_unpickled(
+    shop: Workshop, process: Process, unpickled: list[Any], tmp_path: Path, forge: Forge
+) -> None:
+    """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
+    model_hash = await shop.learned()
+    await snapshot.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    model = await shop.model(model_hash)
+    good = shop.data(model_hash)
+    entry = encode(
+        Question(1, "g", model_hash, "predict", model.generation, shape(model.recipe, SHOES, learning=False))
+    )
+    forged = forge(good, pickle.dumps(Bomb(tmp_path / "ran")), shop.parts.keyring)
+    unpickled.clear()
+
+    shop.redis.set(keys.bundle(model_hash), forged)
+    answer = asked(process, entry)
+    assert answer.error
+    await shop.accept(model_hash)
+    learn(process, model_hash, "lease")
+    assert (await shop.model(model_hash)).inbox == 1
+    (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
+    blob.write_bytes(forged)
+    shop.lose(model_hash)
+    with pytest.raises(KeepfitError):
+        await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert unpickled == []
+    assert not (tmp_path / "ran").exists()
+
+    # The watch does see what is unpickled: another model's bundle, which is signed.
+    other = await shop.learned(session="other")
+    await shop.predict(other)
+    assert unpickled
