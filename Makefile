@@ -7,7 +7,7 @@ PEERS := echo fastapi mlserver litserve bentoml river
 BENCH := benchmarks/.venvs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit bench pins clean
+.PHONY: help run test lint types audit faults bench pins clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ types: $(VENV)/.test  ## Types, strict
 # Asks pypi.org for each pinned version, so it is no part of `test`; a version that cannot be asked about fails it.
 audit: $(VENV)/.test  ## Known holes in what is pinned (needs pypi.org)
 	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
+
+faults: $(VENV)/.test  ## Harm everything for 20 minutes under load, check what was learned, write docs/reliability.md (SECONDS=300, SEED=11)
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 # Each peer has an environment of its own; the harness has keepfit in its.
 $(BENCH)/%/.installed: benchmarks/requirements/%.txt

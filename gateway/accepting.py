@@ -12,7 +12,7 @@ import structlog
 
 from gateway.batching import Batcher
 from gateway.bell import Bell
-from keepfit import inbox, rooms
+from keepfit import faults, inbox, rooms
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.inbox import Accepted, Learn
 from keepfit.rows import Rows
@@ -68,6 +68,7 @@ class Acceptor:
     async def _accept(self, batch: list[_Waiting]) -> None:
         alone: list[str] = []
         outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]
+        faults.reach("accept.begun")
         try:
             outcomes, alone = await inbox.put(self._store_line, self._settings, [waiting.request for waiting in batch])
         except UnavailableError as away:
@@ -77,6 +78,7 @@ class Acceptor:
             outcomes = [KeepfitError("The request could not be accepted; the gateway's log has the details.")] * len(
                 batch
             )
+        faults.reach("accept.done")
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.outcome.done():
                 continue
@@ -88,6 +90,7 @@ class Acceptor:
             self._hints.put(model_hash)
 
     async def _tell(self, models: list[str]) -> None:
+        faults.reach("hint.begun")
         lease = rooms.new_lease()
         try:
             push = rooms.push(rooms.LEARN, lease, self._settings.lease_ttl_s, dict.fromkeys(models))
@@ -99,6 +102,7 @@ class Acceptor:
             log.exception("telling_crashed")
             return
         if rang:
+            faults.reach("hint.pushed")
             self._bell.ring(rooms.LEARN, lease)
 
     async def close(self) -> None:

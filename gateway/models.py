@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from gateway.asking import Asker
-from keepfit import identity, listing
+from keepfit import faults, identity, listing
 from keepfit.errors import ConflictError, NotFoundError, StaleModelError
 from keepfit.history import History
 from keepfit.recipe import Recipe
@@ -98,6 +98,7 @@ class Models:
         text = identity.canonical(metadata).decode()
         model_hash = identity.hash_of(metadata)
         registered, made = await self._history.register(model_hash, text, wanted.text())
+        faults.reach("model.registered")
         if registered.recipe_text != wanted.text():
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see which.")
         live = None if made else await self._store.describe(model_hash)
@@ -112,6 +113,7 @@ class Models:
         """Forget a model; its snapshots stay. Raises NotFoundError if there is none."""
         # The register first: from then on nothing brings the model back.
         registered = await self._history.unregister(model_hash)
+        faults.reach("model.unregistered")
         live = await self._store.delete(model_hash)
         self.forget(model_hash)
         if not registered and not live:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from keepfit import cli_dead, errors, locksmith
+from keepfit import cli_dead, errors, faults, locksmith
 from keepfit import settings as settings_module
 from keepfit.errors import KeepfitError, SettingsError
 from keepfit.settings import Settings
@@ -59,6 +59,8 @@ def _options(
     """Host machine-learning models that never stop learning."""
     global _data  # noqa: PLW0603 - an option of the whole command line
     _data = data
+    if point := os.environ.get("KEEPFIT_FAULT_POINT"):
+        faults.arm(point)
 
 
 def _settings() -> Settings:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 from redis import Redis
 
-from keepfit import envelope, keys, scripts
+from keepfit import envelope, faults, keys, scripts
 from keepfit.bundle import Bundle, seal
 from keepfit.envelope import Header, Keyring
 from keepfit.rows import Rows
@@ -163,6 +163,7 @@ class Ledger:
         data = seal(bundle, self._keyring, header)
         digest = envelope.digest_of(data)
         staged = keys.staged(taken.hash, uuid.uuid4().hex)
+        faults.reach("commit.sealed")
         _, _, version, mail = scripts.run(
             self._store,
             # Marked before it is committed: a change that no snapshotter knows of would be worse than one too many.
@@ -196,6 +197,7 @@ class Ledger:
             ),
             self._unlock(taken.hash, token, force=False, harmed=False),
         )
+        faults.reach("commit.done")
         return Committed(version, digest, len(data), mail == 1)
 
     def unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import redis.asyncio
 
-from keepfit import keys, request_id, scripts
+from keepfit import faults, keys, request_id, scripts
 from keepfit.errors import (
     IdempotencyError,
     InboxFullError,
@@ -91,6 +91,7 @@ async def request(
         return small
     big = keys.big(model_hash, uuid.uuid4().hex)
     digest = await write_in_pieces(store, big, rows, BIG_TTL_MS)
+    faults.reach("accept.written_ahead")
     return Learn(model_hash, generation, rows.width, digest.encode(), key, big, rows.size_bytes)
 
 

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from keepfit import bundle as bundles
-from keepfit import envelope
+from keepfit import envelope, faults
 from keepfit.envelope import Header, Keyring
 from keepfit.errors import (
     ConflictError,
@@ -83,11 +83,15 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
         "runtime": header.runtime,
     }
     document["uri"] = storage.uri(path_of(document))
+    faults.reach("snapshot.read")
     committed = await history.begin(document)
     if committed is None:
+        faults.reach("snapshot.begun")
         await asyncio.to_thread(storage.put, path_of(document), data)
+        faults.reach("snapshot.stored")
         if not await history.commit(document):
             return None
+        faults.reach("snapshot.committed")
     elif committed["sha256"] != document["sha256"]:
         raise ConflictError(
             f"Version {document['version']} of {model_hash} is in the history with another bundle: Redis lost what it "
@@ -95,6 +99,7 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
         )
     noted = {name: (committed or document)[name] for name in NOTED}
     await store.note_snapshot(model_hash, model.generation, model.version, noted)
+    faults.reach("snapshot.noted")
     return None if committed else document
 
 
@@ -172,6 +177,7 @@ async def _fetch(
     if (header.generation, header.version) != (document["generation"], document["version"]):
         raise EnvelopeError("the blob holds another version than its document names")
     await asyncio.to_thread(bundles.try_predict, bundle)
+    faults.reach("restore.fetched")
     return data, header, bundle.width
 
 
@@ -185,6 +191,7 @@ async def _install(
     generation = await history.next_generation(registered.hash, registered.born)
     if generation is None:
         raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
+    faults.reach("restore.numbered")
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
     document = None
     if fetched is not None:
@@ -202,6 +209,7 @@ async def _install(
             width=width,
         )
     installed = await store.install(new)
+    faults.reach("restore.installed")
     log.info(
         "model_restored",
         hash=registered.hash,

@@ -6,7 +6,7 @@ modules of their own.
 
 from collections.abc import Sequence
 
-from keepfit import rooms
+from keepfit import faults, rooms
 from keepfit.bundle import Bundle
 from keepfit.recipe import parse
 from keepfit.rows import shape
@@ -34,6 +34,7 @@ def partial_fit(lease: str) -> int:
     def learn_all(models: Sequence[bytes]) -> Sequence[Command]:
         for model_hash in map(bytes.decode, models):
             if learn(here, model_hash, lease):
+                faults.reach("worker.unlocked")
                 # Back to the end of the room: others come first.
                 rooms.ring(here.queue, rooms.LEARN, here.settings.lease_ttl_s, [model_hash])
         return ()

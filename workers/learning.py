@@ -12,6 +12,7 @@ from itertools import groupby
 
 import structlog
 
+from keepfit import faults
 from keepfit.bundle import Bundle
 from keepfit.commit import REFUSALS, Entry, Taken
 from keepfit.errors import LearningError, StaleModelError, UnavailableError
@@ -40,6 +41,9 @@ class Fitted:
 
 def learn(process: Process, model_hash: str, lease: str) -> bool:
     """Learn what waits for one model, for one turn; tell whether mail is left."""
+    if process.stopping:
+        # Out of the room and not begun: put back, or only the sweep for mail would find it.
+        return True
     started = time.monotonic()
     process.pulse.model((model_hash, lease))
     try:
@@ -48,7 +52,9 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
             taken = process.ledger.take(model_hash, lease, process.cache.digest(model_hash))
             if taken is None:
                 return False
+            faults.reach("worker.taken")
             mail = _step(process, taken, lease)
+        faults.reach("worker.unlocking")
         return process.ledger.unlock(model_hash, lease, force=True) if mail else False
     except StaleModelError:
         return False
@@ -101,6 +107,7 @@ def _stored(process: Process, taken: Taken) -> Bundle:
 
 def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> bool:
     """Commit what was learned, or that the first request was put aside; tell whether mail waits."""
+    faults.reach("worker.fitted")
     # From here on the object at hand is not what is stored, until the commit says that it is.
     process.cache.drop(taken.hash)
     put_aside = "" if fitted.count else fitted.reason

@@ -8,7 +8,7 @@ sweep once its deadline has passed.
 import time
 from collections.abc import Callable, Sequence
 
-from keepfit import keys, rooms, scripts
+from keepfit import faults, keys, rooms, scripts
 from keepfit.rooms import Room, When
 from keepfit.scripts import Command
 from workers.process import Process
@@ -40,6 +40,7 @@ def drain(process: Process, room: Room, lease: str, work: Work) -> int:
             jobs_waiting, bounds, *entries = answer
             process.note_turns(bounds)
             if entries:
+                faults.reach("lease.claimed")
                 left = work(entries)
                 done += len(entries)
             else:
@@ -74,6 +75,7 @@ def _linger(process: Process, room: Room) -> bool:
 
 
 def _released(process: Process, room: Room, lease: str, when: When = "idle") -> bool:
+    faults.reach("lease.releasing")
     (ended,) = scripts.run(process.queue, rooms.release(room, lease, when))
     return bool(ended)
 
@@ -81,4 +83,5 @@ def _released(process: Process, room: Room, lease: str, when: When = "idle") -> 
 def _hand_over(process: Process, room: Room, lease: str, left: Sequence[Command]) -> None:
     """End the lease and send for a successor, which goes to the back of RQ's queue."""
     scripts.run(process.queue, *left, rooms.release(room, lease, "now"))
+    faults.reach("lease.released")
     rooms.ring(process.queue, room, process.settings.lease_ttl_s)

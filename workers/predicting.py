@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from keepfit import connections, keys, questions, rooms, scripts
+from keepfit import connections, faults, keys, questions, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.commit import Loaded
 from keepfit.errors import InvalidError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
@@ -59,6 +59,7 @@ class Outbox:
 
     def commands(self) -> list[Command]:
         """Take out all that is to be sent."""
+        faults.reach("answers.computed")
         commands: list[Command] = []
         for gateway, answers in self._answers.items():
             commands += questions.reply(gateway, answers)

@@ -15,7 +15,7 @@ from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.worker import SimpleWorker
 
-from keepfit import keys, questions, queue, rooms, scripts
+from keepfit import faults, keys, questions, queue, rooms, scripts
 from keepfit.errors import PoisonError
 
 log = structlog.get_logger(__name__)
@@ -84,6 +84,7 @@ def _end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
             store,
             *(scripts.call("unlock", [keys.state(h.decode()), keys.lock(h.decode())], [lease, 1, 0]) for h in held),
         )
+    faults.reach("bury.unlocked")
     rooms.abandon(queue_redis, lease)
 
 

@@ -83,6 +83,15 @@ def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
     return bundle
 
 
+async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(store: Store, process: Process) -> None:
+    """A worker that is to stop says that mail is left, so that the next lease learns it and nobody has to sweep."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    await send(store, model, [[1.0]], [2.0])
+    process.stopping = True
+    assert learn(process, model.hash, "lease")
+    assert (await described(store, model)).inbox == 1
+
+
 async def test_merged_requests_become_one_call(store: Store, process: Process) -> None:
     """With "merged" all that waits is one partial_fit call and one version."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": "merged"})

@@ -1,0 +1,34 @@
+"""The control: `keepfit worker` over a commit that does not compare, so that only the lock stands between writers.
+
+Run as a module by the harness (``python -m tests.faults.naive``) and by nobody else. Invariant: nothing but the
+script's checks is taken out; what passes them all is committed just as always.
+"""
+
+import hashlib
+import re
+
+from keepfit import scripts
+
+CHECK = re.compile(r"^if [^\n]+ then\n  return -?\d\nend\n", re.MULTILINE)
+CHECKS_MIN = 4
+
+
+def without_checks(text: str) -> str:
+    """Take the checks out of commit.lua: every ``if`` that does nothing but return a number."""
+    naive, checks = CHECK.subn("", text)
+    assert checks >= CHECKS_MIN, f"only {checks} checks were found in commit.lua"
+    return naive
+
+
+def install() -> None:
+    """Make this process commit without looking."""
+    scripts.TEXTS["commit"] = without_checks(scripts.TEXTS["commit"])
+    scripts.SHA1["commit"] = hashlib.sha1(scripts.TEXTS["commit"].encode()).hexdigest()
+    scripts.LOAD_ALL = tuple(("SCRIPT", "LOAD", text) for text in scripts.TEXTS.values())
+
+
+if __name__ == "__main__":
+    from keepfit.cli import main
+
+    install()
+    main()
