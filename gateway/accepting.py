@@ -15,6 +15,7 @@ from gateway.bell import Bell
 from keepfit import faults, inbox, rooms
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.inbox import Accepted, Learn
+from keepfit.outage import Outage
 from keepfit.rows import Rows
 from keepfit.scripts import Line
 from keepfit.settings import Settings
@@ -39,6 +40,8 @@ class Acceptor:
         self._bell = bell
         self._requests = Batcher(self._accept)
         self._hints = Batcher(self._tell)
+        self._lease = rooms.new_lease()
+        self._outage = Outage("queue", "workers hear late of what there is to learn")
 
     async def accept(self, model_hash: str, generation: int, rows: Rows, key: str | None) -> Accepted:
         """Accept rows, shaped for the model at `generation`, for good; `key` is the client's Idempotency-Key.
@@ -64,6 +67,11 @@ class Acceptor:
     def tell(self, model_hash: str) -> None:
         """Tell the learn room that a model has mail which did not come this way."""
         self._hints.put(model_hash)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that came during the trip under way, and go with the next."""
+        return len(self._requests)
 
     async def _accept(self, batch: list[_Waiting]) -> None:
         alone: list[str] = []
@@ -91,18 +99,22 @@ class Acceptor:
 
     async def _tell(self, models: list[str]) -> None:
         faults.reach("hint.begun")
-        lease = rooms.new_lease()
+        # The name of a lease is kept until it is rung for: one that was registered by a push whose answer was lost is
+        # found again by the next, and does not stand empty until its deadline.
+        lease = self._lease
         try:
             push = rooms.push(rooms.LEARN, lease, self._settings.lease_ttl_s, dict.fromkeys(models))
             ((rang, *_),) = await self._queue_line.run(push)
         except UnavailableError as error:
-            log.warning("learn_room_not_told", reason=str(error))
+            self._outage.begin(error)
             return
         except Exception:
             log.exception("telling_crashed")
             return
+        self._outage.end()
         if rang:
             faults.reach("hint.pushed")
+            self._lease = rooms.new_lease()
             self._bell.ring(rooms.LEARN, lease)
 
     async def close(self) -> None:

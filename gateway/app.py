@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway import doors, openapi, service, shortway
 from gateway.body import ROOM, Room, gzip_answers, leaves_room
+from gateway.counting import counted
 from gateway.doors import Door
 from gateway.handlers import DOCUMENT
 from gateway.problems import ProblemHandler, problems
@@ -76,7 +77,9 @@ async def _listening(application: web.Application, settings: Settings, door: Doo
     await runner.setup()
     loop = asyncio.get_running_loop()
     server: Any = runner.server
-    server.request_handler = door.guard(shortway.short_way(application[service.SERVICE], server.request_handler))
+    here = application[service.SERVICE]
+    short = shortway.short_way(here, server.request_handler)
+    server.request_handler = counted(here.requests, door.guard(short))
 
     def connection() -> ProblemHandler:
         return ProblemHandler(server, loop=loop, head_timeout_s=settings.body_timeout_s, **HANDLER_OPTIONS)

@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import redis.asyncio
@@ -19,6 +20,7 @@ from gateway.bell import Bell
 from gateway.body import beside_loop
 from keepfit import inbox, keys, questions, request_id, rooms, scripts
 from keepfit.errors import DeadlineError, KeepfitError, RoomFullError, UnavailableError
+from keepfit.outage import Outage
 from keepfit.questions import Answer, Operation, Question
 from keepfit.rows import Rows
 from keepfit.scripts import Line
@@ -26,11 +28,14 @@ from keepfit.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-READ_BLOCK_S = 5
+# Shorter than what a Redis is given to answer (`keepfit.connections`).
+READ_BLOCK_S = 1
 READ_COUNT = 256
 RECONNECT_PAUSE_S = 0.2
 # A worker that died is back within a second; after this long without any, none is coming.
 WORKER_GRACE_S = 2.0
+# A Redis that is there says so within this, also while it syncs a large bundle.
+LOOK_S = 5.0
 # Rows larger than this are written beside the question, in pieces, so that Redis serves others in between.
 INLINE_ROWS_MAX = 64 * 1024
 RETRY_AFTER_S_MAX = 60
@@ -64,7 +69,9 @@ class Waiting:
 class Asker:
     """One gateway's side of the predict room."""
 
-    def __init__(self, queue: redis.asyncio.Redis, settings: Settings, bell: Bell) -> None:
+    def __init__(
+        self, queue: redis.asyncio.Redis, settings: Settings, bell: Bell, ping_store: Callable[[], Awaitable[None]]
+    ) -> None:
         self._queue = queue
         self._line = Line(queue)
         self._settings = settings
@@ -73,7 +80,11 @@ class Asker:
         self._ids = itertools.count(1)
         self._waiting: dict[int, Waiting] = {}
         self._questions = Batcher(self._push)
+        self._ping_store = ping_store
+        self._looking: asyncio.Task[int] | None = None
         self._looks: set[asyncio.Task[None]] = set()
+        self._lease = rooms.new_lease()
+        self._outage = Outage("queue", "no answers come from workers")
         self._pace = Pace()
 
     async def ask(
@@ -125,7 +136,8 @@ class Asker:
 
     async def _push(self, batch: list[Waiting]) -> None:
         """Put a batch of questions into the room."""
-        lease, now_s = rooms.new_lease(), asyncio.get_running_loop().time()
+        # Kept until it is rung for: see `gateway.accepting`.
+        lease, now_s = self._lease, asyncio.get_running_loop().time()
         batch = [waiting for waiting in batch if not waiting.future.done()]
         entries = [rooms.entry(w.question.hash, max(w.left_s(now_s), 0), questions.encode(w.question)) for w in batch]
         settings = self._settings
@@ -142,6 +154,7 @@ class Asker:
                 waiting.fail(KeepfitError("The question could not be asked; the gateway's log has the details."))
             return
         if rang:
+            self._lease = rooms.new_lease()
             self._bell.ring(rooms.PREDICT, lease)
         for number in refused:
             batch[number - 1].fail(self._full(settings.predict_entries_max))
@@ -164,7 +177,7 @@ class Asker:
     async def _look(self, waiting: Waiting) -> None:
         loop = asyncio.get_running_loop()
         try:
-            if not await self.workers_alive():
+            if not await self._look_once():
                 return waiting.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
         except UnavailableError as away:
             return waiting.fail(away)
@@ -178,6 +191,25 @@ class Asker:
             waiting.fail(late)
         return None
 
+    async def _look_once(self) -> int:
+        """Count the workers alive, for all who ask meanwhile; UnavailableError where a Redis is silent."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_at_both())
+        return await asyncio.shield(self._looking)
+
+    async def _look_at_both(self) -> int:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                alive, _ = await asyncio.gather(self.workers_alive(), self._ping_store())
+        except TimeoutError:
+            raise UnavailableError(f"Redis is away: it gave no sign of life for {LOOK_S:g} s.") from None
+        return alive
+
+    @property
+    def waiting(self) -> int:
+        """Questions that were asked and not answered yet."""
+        return len(self._waiting)
+
     async def workers_alive(self) -> int:
         """Count the workers that RQ knows and that have shown a sign of life: a dead one's record expires."""
         (records,) = await scripts.run_async(self._queue, ("SMEMBERS", keys.RQ_WORKERS))
@@ -185,6 +217,11 @@ class Asker:
             return 0
         (count,) = await scripts.run_async(self._queue, ("EXISTS", *records))
         return int(count)
+
+    async def backlog(self) -> dict[str, int]:
+        """Count what waits in the queue."""
+        counts = await scripts.run_async(self._queue, *rooms.BACKLOG.values())
+        return dict(zip(rooms.BACKLOG, counts, strict=True))
 
     async def read_forever(self) -> None:
         """Hand answers to those who wait for them, until cancelled."""
@@ -197,10 +234,11 @@ class Asker:
                     broken = False
                 command = ("BLMPOP", READ_BLOCK_S, 1, key, "LEFT", "COUNT", READ_COUNT)
                 (read,) = await line.run(command)
+                self._outage.end()
                 for batch in read[1] if read else ():
                     await self._hand_out(batch)
             except UnavailableError as error:
-                log.warning("answers_unreachable", reason=str(error))
+                self._outage.begin(error)
                 broken = True
                 await asyncio.sleep(RECONNECT_PAUSE_S)
             except Exception:

@@ -22,6 +22,9 @@ class Batcher(Generic[T]):
         self._items: list[T] = []
         self._sending: asyncio.Task[None] | None = None
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def put(self, item: T) -> None:
         """Take an item to be sent."""
         self._items.append(item)

@@ -5,15 +5,16 @@ for it; a lease that could not be enqueued is only late, because the workers' sw
 """
 
 import asyncio
+import time
 
-import structlog
 from redis.exceptions import RedisError
 
 from keepfit import connections, queue
+from keepfit.outage import Outage
 from keepfit.rooms import Room
 from keepfit.settings import Settings
 
-log = structlog.get_logger(__name__)
+AGAIN_S = 0.2
 
 
 class Bell:
@@ -21,7 +22,10 @@ class Bell:
 
     def __init__(self, settings: Settings) -> None:
         self._connection = connections.queue_sync(settings)
+        self._lease_ttl_s = settings.lease_ttl_s
+        self._outage = Outage("queue", "leases are not sent for")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def ring(self, room: Room, lease: str) -> None:
         """Enqueue the job of `lease`, soon and elsewhere."""
@@ -30,12 +34,22 @@ class Bell:
         task.add_done_callback(self._tasks.discard)
 
     async def _enqueue(self, room: Room, lease: str) -> None:
-        try:
-            await asyncio.to_thread(queue.enqueue, self._connection, room.function, lease)
-        except RedisError as error:
-            log.warning("lease_not_enqueued", room=room.name, reason=str(error))
+        """Enqueue until it is done, or the lease has run out and the sweep sees to it; a job too many ends at once."""
+        deadline_s = time.monotonic() + self._lease_ttl_s
+        while True:
+            try:
+                await asyncio.to_thread(queue.enqueue, self._connection, room.function, lease)
+            except RedisError as error:
+                self._outage.begin(error)
+            else:
+                self._outage.end()
+                return
+            if time.monotonic() > deadline_s or self._closing:
+                return
+            await asyncio.sleep(AGAIN_S)
 
     async def close(self) -> None:
         """Wait for what is under way and close the connection."""
+        self._closing = True
         await asyncio.gather(*self._tasks)
         await asyncio.to_thread(self._connection.close)

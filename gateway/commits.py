@@ -22,6 +22,7 @@ from gateway.cache import DELETED, Cache
 from keepfit import keys, scripts
 from keepfit.dead import Dead
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
+from keepfit.outage import Outage
 from keepfit.store import Store
 
 log = structlog.get_logger(__name__)
@@ -103,6 +104,7 @@ class Commits:
         self._staleness_s = staleness_s
         self._watched: dict[str, Watch] = defaultdict(Watch)
         self._ended = False
+        self._outage = Outage("store", "commits are not heard, and predictions not kept")
 
     @contextmanager
     def watch(self, model_hash: str) -> Iterator[Watch]:
@@ -124,7 +126,7 @@ class Commits:
                 with scripts.unavailable():
                     await self._listen()
             except UnavailableError as error:
-                log.warning("commits_unheard", reason=str(error))
+                self._outage.begin(error)
             except Exception:
                 # A gateway that lives and hears of no commit is worse than a dead one, so it listens on in any case.
                 log.exception("commits_unreadable")
@@ -166,6 +168,7 @@ class Commits:
                     self._hear(data)
                 case b"PONG" | [b"pong", _]:
                     answered = True
+                    self._outage.end()
                     self._cache.hear_until(pinged_s + self._staleness_s)
                     if not heard_before:
                         heard_before = True

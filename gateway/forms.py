@@ -254,11 +254,17 @@ class Live(msgspec.Struct, kw_only=True):
 
 
 class Ready(msgspec.Struct, kw_only=True):
-    """Whether the service can do its work, part by part."""
+    """Whether the service can do its work, part by part.
+
+    `status` is `ok`; `degraded`, where it learns and predicts and something else is amiss; `unavailable`, with a 503.
+    Each part is `ok`, or why it is not.
+    """
 
     status: str
     redis: str
+    queue: str
     mongo: str
+    snapshots: str
     workers: int
 
 

@@ -6,20 +6,19 @@ in Redis; what can be checked is checked before.
 
 import asyncio
 import re
-from collections.abc import Awaitable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 
-from gateway import cache, checking, commits, content, forms, predicting, reuse
+from gateway import cache, checking, commits, content, forms, metrics, parts, predicting, reuse
 from gateway.body import INLINE_BYTES_MAX, ROOM, beside_loop, json_response, read_json
 from gateway.content import Content
 from gateway.forms import Form
 from gateway.service import SERVICE, SETTINGS
 from keepfit import identity, listing
-from keepfit.errors import MalformedError, UnavailableError
+from keepfit.errors import MalformedError
 from keepfit.inbox import Accepted
 from keepfit.questions import Answer, Operation
 from keepfit.store import Model
@@ -30,11 +29,6 @@ WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
 WAIT_S_MAX = 60
 SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
 TIMEOUT_S_MAX = 600
-# Less than the second that probes are given by default, so that a part that hangs is told of and not guessed.
-PROBE_TIMEOUT_S = 0.8
-
-T = TypeVar("T")
-
 DOCUMENT = web.AppKey("openapi", dict[str, Any])
 PAGE_MAX = 1000
 NUMBER = re.compile(r"[0-9]{1,9}")
@@ -162,28 +156,24 @@ async def livez(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: whether Redis answers and a worker is alive; MongoDB is told of, learning goes on without it."""
+    """GET /readyz: whether this gateway can learn and predict; what else is amiss is told of with a 200."""
+    found = await parts.look(request.app[SERVICE])
+    answer = forms.Ready(
+        status=found.status,
+        redis=found.store,
+        queue=found.queue,
+        mongo=found.mongo,
+        snapshots=found.snapshots,
+        workers=found.workers,
+    )
+    return json_response(answer, 503 if found.status == "unavailable" else 200)
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """GET /metrics: what this gateway has counted, for Prometheus."""
     service = request.app[SERVICE]
-
-    async def workers_alive() -> int:
-        await service.store.ping()
-        return await service.asker.workers_alive()
-
-    (workers, redis), (_, mongo) = await asyncio.gather(_probed(workers_alive()), _probed(service.history.ping()))
-    status = "ok" if redis == "ok" and workers else "unavailable"
-    answer = forms.Ready(status=status, redis=redis, mongo=mongo, workers=workers or 0)
-    return json_response(answer, 200 if status == "ok" else 503)
-
-
-async def _probed(question: Awaitable[T]) -> tuple[T | None, str]:
-    """Ask a part; return its answer with "ok", or why there is none in time."""
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            return await question, "ok"
-    except UnavailableError as error:
-        return None, str(error)
-    except TimeoutError:
-        return None, f"No answer came within {PROBE_TIMEOUT_S:g} s."
+    text = await asyncio.to_thread(metrics.exposition, service, await parts.look(service))
+    return web.Response(body=text, headers={"Content-Type": metrics.MEDIA_TYPE})
 
 
 async def openapi(request: web.Request) -> web.Response:

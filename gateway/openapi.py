@@ -53,7 +53,10 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "parameters": list(route.parameters),
         "responses": {
-            **{str(status): _answer(status, form, schema_of) for status, form in route.answers.items()},
+            **{
+                str(status): _answer(status, form, schema_of, route.media_type)
+                for status, form in route.answers.items()
+            },
             **{str(status): _problem(status, schema_of) for status in route.errors},
             "default": {
                 "description": "Any other problem",
@@ -82,10 +85,10 @@ def _by_metadata(route: Route) -> bool:
     return route.form is not None and route.form.__name__.endswith("ByMetadata")
 
 
-def _answer(status: int, form: type[Any] | None, schema_of: dict[str, Any]) -> dict[str, Any]:
+def _answer(status: int, form: type[Any] | None, schema_of: dict[str, Any], media_type: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if form is not None:
-        answer["content"] = _content("application/json", form, schema_of)
+        answer["content"] = _content(media_type, form, schema_of)
     return answer
 
 

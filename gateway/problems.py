@@ -23,6 +23,7 @@ from gateway.forms import Problem, ProblemError
 from gateway.small import Small
 from keepfit import errors, request_id
 from keepfit.errors import FullError, InvalidError, KeepfitError, UnavailableError
+from keepfit.outage import Seldom
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.KeepfitError: 500,
 }
 RETRY_AFTER_S = 1
+TOLD = Seldom(every_s=1.0)
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -108,13 +110,17 @@ async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.
 def told(request: BaseRequest, error: Exception) -> web.Response:
     """Make the answer to what a handler raised, and log what is our fault."""
     if isinstance(error, KeepfitError):
-        if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        # While a part is away as many requests fail as come; one line a second tells of them.
+        more = TOLD.due(type(error).__name__) if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR else None
+        if more is not None:
+            name = type(error).__name__
             log.warning(
                 "request_failed",
                 request_id=request.get(REQUEST_ID),
                 path=request.path,
-                error=type(error).__name__,
+                error=name,
                 reason=str(error),
+                more=more,
             )
         return problem_of(error)
     if isinstance(error, web.HTTPException):

@@ -16,8 +16,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Route:
     """One operation. `answers` maps status codes to forms (None: no body); `errors` are further status codes.
 
-    `tables` tells whether rows may come as one of the media types of tables, too. `scope` is what an API key must have
-    for it; where none is named, READ for what only reads and ADMIN for all else.
+    `tables` tells whether rows may come as one of the media types of tables, too; `media_type` is that of the answers.
+    `scope` is what an API key must have for it; where none is named, READ for what only reads and ADMIN for all else.
     """
 
     method: str
@@ -30,6 +30,7 @@ class Route:
     parameters: tuple[dict[str, Any], ...] = field(default=())
     tables: bool = False
     scope: str | None = None
+    media_type: str = "application/json"
 
     @property
     def needs(self) -> str:
@@ -150,6 +151,10 @@ ROUTES = (
     Route(
         "GET", "/readyz", handlers.readyz, "Whether the service can do its work",
         {200: forms.Ready, 503: forms.Ready}, scope=OPEN,
+    ),
+    Route(
+        "GET", "/metrics", handlers.show_metrics, "What this gateway has counted, and the state of its parts",
+        {200: str}, media_type="text/plain",
     ),
     Route("GET", "/openapi.json", handlers.openapi, "This document", {200: dict[str, Any]}, scope=OPEN),
 )  # fmt: skip

@@ -7,7 +7,6 @@ application connects to nothing; everything opened at start is closed at the end
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
-import structlog
 from aiohttp import web
 
 from gateway.accepting import Acceptor
@@ -15,15 +14,15 @@ from gateway.asking import Asker
 from gateway.bell import Bell
 from gateway.cache import Cache
 from gateway.commits import Commits
+from gateway.counting import Requests
 from gateway.models import Models
 from keepfit import connections
 from keepfit.dead import Dead
 from keepfit.errors import UnavailableError
 from keepfit.history import History
+from keepfit.outage import Outage
 from keepfit.settings import Settings
 from keepfit.store import Store
-
-log = structlog.get_logger(__name__)
 
 INDEX_PAUSE_S = 1.0
 CANCEL_PAUSE_S = 0.1
@@ -34,14 +33,15 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._store_client = connections.store_async(settings)
+        self.requests = Requests()
+        self._store_client = connections.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else connections.queue_async(settings)
         self.bell = Bell(settings)
         self.store = Store(self._store_client)
         self.dead = Dead(self._store_client)
         self.history = History(settings.mongo_url.get_secret_value())
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell)
-        self.asker = Asker(self._queue_client, settings, self.bell)
+        self.asker = Asker(self._queue_client, settings, self.bell, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.models = Models(self.store, self.history, self.asker, self.cache.hear)
         self.commits = Commits(
@@ -54,12 +54,16 @@ class Service:
         return [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _ensure_indexes(self) -> None:
+        outage = Outage("mongo", "no indexes are made")
         while True:
             try:
-                return await self.history.ensure_indexes()
+                await self.history.ensure_indexes()
             except UnavailableError as error:
-                log.warning("indexes_not_made", reason=str(error))
+                outage.begin(error)
                 await asyncio.sleep(INDEX_PAUSE_S)
+            else:
+                outage.end()
+                return
 
     async def close(self) -> None:
         """Close all connections."""

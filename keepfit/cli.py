@@ -190,6 +190,8 @@ def snapshot(
     else:
         _print_documents("Saved", report.saved)
         out.print(f"{len(report.saved)} saved, {report.unchanged} unchanged, {len(report.failed)} failed", end="")
+        if report.left:
+            out.print(f", {report.left} left for the next pass", end="")
         out.print(f" in {report.seconds:.2f} s", highlight=False)
     if report.failed:
         first = next(iter(report.failed.items()))

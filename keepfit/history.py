@@ -13,6 +13,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, WriteConcern
 from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError, PyMongoError
@@ -21,6 +22,10 @@ from keepfit.errors import SettingsError, UnavailableError
 from keepfit.identity import INTEGER_MAX
 
 SERVER_SELECTION_MS = 3000
+# One call altogether, with what the driver repeats; a server that hangs would hold up its caller for half a minute.
+CALL_TIMEOUT_MS = 4000
+# An index over a long history takes its time, and a build that is cut off begins anew.
+INDEX_TIMEOUT_S = 30
 PENDING, COMMITTED, CORRUPT = "pending", "committed", "corrupt"
 
 # What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
@@ -65,7 +70,11 @@ class History:
     def __init__(self, url: str) -> None:
         try:
             self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-                url, serverSelectionTimeoutMS=SERVER_SELECTION_MS, tz_aware=True
+                url,
+                serverSelectionTimeoutMS=SERVER_SELECTION_MS,
+                connectTimeoutMS=SERVER_SELECTION_MS,
+                timeoutMS=CALL_TIMEOUT_MS,
+                tz_aware=True,
             )
             database = self._client.get_default_database("keepfit")
         except (ConfigurationError, ValueError, OSError) as error:
@@ -97,7 +106,9 @@ class History:
         async with self._indexing:
             if self._indexed:
                 return
-            with unavailable():
+            # Of one that is away this tells sooner: within its time limit the driver tries again and again.
+            await self.ping()
+            with unavailable(), pymongo.timeout(INDEX_TIMEOUT_S):
                 await self._models.create_index([("labels.k", ASCENDING), ("labels.v", ASCENDING), ("_id", ASCENDING)])
                 await self._history.create_index(
                     [("hash", ASCENDING), ("generation", DESCENDING), ("version", DESCENDING)], unique=True

@@ -14,6 +14,7 @@ kf:{h}:idem:<key>    string  a day       accept, retry                         a
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
 kf:{h}:dead          stream  none        commit (rows put aside), retry        peek, retry, discard
 kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: generation, version)
+kf:snapshots         hash    none        snapshotter, after a pass             gateways
 kf:commits           pubsub  none        commit, install, delete               gateways
 ===================  ======  ==========  ====================================  =================================
 
@@ -40,6 +41,7 @@ kf:sweep                     string  seconds   supervisors                      
 
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
+SNAPSHOTS = "kf:snapshots"
 SWEEP = "kf:sweep"
 
 QUEUE = "keepfit"

@@ -52,6 +52,15 @@ class Room:
 LEARN = Room("learn", queue.PARTIAL_FIT, models=1, questions=0)
 PREDICT = Room("predict", queue.PREDICT, models=256, questions=512)
 ROOMS = (LEARN, PREDICT)
+# Commands that count what waits: models with rows to learn, models with questions, leases out, RQ jobs, and put aside.
+BACKLOG: dict[str, Command] = {
+    "models_to_learn": ("LLEN", keys.waiting(LEARN.name)),
+    "models_to_predict": ("LLEN", keys.waiting(PREDICT.name)),
+    "learn_leases": ("ZCARD", keys.leases(LEARN.name)),
+    "predict_leases": ("ZCARD", keys.leases(PREDICT.name)),
+    "jobs": ("LLEN", keys.RQ_QUEUE),
+    "questions_put_aside": ("LLEN", keys.put_aside(PREDICT.name)),
+}
 
 
 def new_lease() -> str:

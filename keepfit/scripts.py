@@ -14,7 +14,14 @@ from typing import Any
 import hiredis
 import redis.asyncio
 from redis import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, ResponseError, TimeoutError  # noqa: A004
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004
+    NoScriptError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 
 from keepfit.errors import UnavailableError
 
@@ -29,8 +36,11 @@ SHA1 = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for
 
 LOAD_ALL: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", text) for text in TEXTS.values())
 
-# Answers of a server that is there and cannot write: out of memory, disk full or broken, a replica, still loading.
-REFUSALS = ("OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN")
+# Answers of a server that is there and does not do what it should: out of memory, disk full or broken, a replica, held
+# up by a script, a cluster in pieces; or who asks may not.
+REFUSALS = frozenset(
+    {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "NOPERM", "NOAUTH"}
+)
 
 
 def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ()) -> Command:
@@ -40,14 +50,18 @@ def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ())
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turn the errors of a Redis that is away or cannot write into UnavailableError."""
+    """Turn the errors of a Redis that is away, or there and refuses, into UnavailableError."""
     try:
         yield
+    except AuthenticationError as error:
+        raise UnavailableError(f"Redis does not let keepfit in: {error}") from error
     except (ConnectionError, TimeoutError, BusyLoadingError) as error:
         raise UnavailableError(f"Redis is away: {error}") from error
     except ResponseError as error:
-        if str(error).startswith(REFUSALS):
-            raise UnavailableError(f"Redis cannot write: {error}") from error
+        # redis-py takes the code off the text of the errors that it has a class for.
+        code = error.status_code or str(error).partition(" ")[0]
+        if code in REFUSALS:
+            raise UnavailableError(f"Redis refuses ({code}): {str(error).removeprefix(code).strip()}") from error
         raise
 
 

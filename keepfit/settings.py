@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     bundle_cache_bytes_max: int = Field(
         256 * 2**20, ge=0, description="Bytes of bundles one worker process keeps unpickled."
     )
+    worker_memory_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Memory above which a worker process, between jobs, makes room for a fresh one; 0: no bound.",
+    )
     snapshot_every_s: float = Field(60.0, gt=0, description="Time between the passes of `keepfit up`'s snapshotter.")
 
     @property

@@ -18,6 +18,7 @@ from keepfit.errors import UnavailableError
 from keepfit.recipe import Recipe, from_text
 
 STAGED_TTL_MS = 60_000
+REASON_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,19 @@ class Install:
     bundle: bytes = b""
     width: int | None = None
     born: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotState:
+    """How far snapshots are behind: models `changed` since theirs, and the last pass.
+
+    `age_s` is None where no pass was ever made; by Redis' clock, as all ages that more than one machine looks at.
+    """
+
+    changed: int
+    age_s: int | None
+    failed: int
+    reason: str
 
 
 class Store:
@@ -178,6 +192,23 @@ class Store:
             scripts.call("note", [keys.state(model_hash)], [generation, version, text]),
             scripts.call("settle", [keys.CHANGED], [model_hash, keys.change(generation, version)]),
         )
+
+    async def note_pass(self, failed: int, reason: str) -> None:
+        """Note that a snapshotter has been over the changed models, how many it could not save and why."""
+        ((seconds, _),) = await scripts.run_async(self._store, ("TIME",))
+        await scripts.run_async(
+            self._store, ("HSET", keys.SNAPSHOTS, "at", int(seconds), "failed", failed, "reason", reason[:REASON_MAX])
+        )
+
+    async def snapshot_state(self) -> SnapshotState:
+        """Read how far snapshots are behind."""
+        changed, noted, (seconds, _) = await scripts.run_async(
+            self._store, ("ZCARD", keys.CHANGED), ("HMGET", keys.SNAPSHOTS, "at", "failed", "reason"), ("TIME",)
+        )
+        at, failed, reason = noted
+        if at is None:
+            return SnapshotState(changed, None, 0, "")
+        return SnapshotState(changed, int(seconds) - int(at), int(failed), reason.decode())
 
     async def forget_change(self, model_hash: str) -> None:
         """Take a model that is gone off the list of changed ones."""

@@ -59,8 +59,11 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
     except StaleModelError:
         return False
     except UnavailableError:
+        process.owe(model_hash, lease)
         raise
     except Exception as error:
+        # The bundle at hand may be half changed, however it came to that.
+        process.cache.drop(model_hash)
         # One model's trouble is not the others'. Nothing is lost: the requests stay in the inbox, and the sweep rings
         # for them again.
         log.exception("learning_stopped", hash=model_hash)

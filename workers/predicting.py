@@ -35,6 +35,10 @@ SEND_AFTER_S = 0.002
 TURN_S = 0.02
 TURNS_TTL_S = 3600
 
+TOO_LARGE = UnavailableError(
+    "The worker has too little memory for this; ask for fewer rows at once, or try again later."
+)
+
 Outcome = list[Any] | dict[str, Any] | KeepfitError | None
 
 
@@ -155,6 +159,11 @@ def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) ->
         outcomes = _outcomes(process, bundle, model, group)
     except KeepfitError as error:
         outcomes = [error] * len(group)
+    except MemoryError:
+        # The bundle itself does not fit beside those that are held.
+        process.cache.clear()
+        log.warning("memory_short", hash=model.hash)
+        outcomes = [TOO_LARGE] * len(group)
     except Exception:
         # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
         log.exception("answering_crashed", hash=model.hash, request_ids=[q.request for q in group if q.request])
@@ -184,6 +193,9 @@ def _outcomes(process: Process, bundle: Bundle, model: Loaded, group: Sequence[Q
         except KeepfitError as error:
             outcomes[i] = error
             continue
+        except MemoryError:
+            outcomes[i] = TOO_LARGE
+            continue
         if question.operation == "predict":
             joined.append((i, rows))
         else:
@@ -206,7 +218,10 @@ def _rows(process: Process, question: Question) -> Rows:
 def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
     """Predict all rows in one call; where that fails, each request by itself, so that one cannot spoil the others."""
     if len(waiting) > 1 and len({rows.width for rows in waiting}) == 1:
-        whole = _guarded(bundle, concatenate(waiting))
+        try:
+            whole = _guarded(bundle, concatenate(waiting))
+        except MemoryError:
+            whole = TOO_LARGE
         if isinstance(whole, list):
             outcomes: list[Outcome] = []
             end = 0
@@ -223,6 +238,8 @@ def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
         return bundle.predict(rows)
     except KeepfitError as error:
         return error
+    except MemoryError:
+        return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
         return InvalidError(f"{bundle.recipe.estimator} cannot predict these rows: {error}")
 
@@ -239,6 +256,8 @@ def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
         }
     except KeepfitError as error:
         return error
+    except MemoryError:
+        return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
         return InvalidError(f"{bundle.recipe.estimator} cannot answer for these rows: {error}")
 

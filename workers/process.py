@@ -56,6 +56,11 @@ class BundleCache:
         while self._bytes > self.bytes_max and self._held:
             self.drop(next(iter(self._held)))
 
+    def clear(self) -> None:
+        """Let go of all bundles."""
+        self._held.clear()
+        self._bytes = 0
+
     def drop(self, model_hash: str) -> None:
         """Let go of a model's bundle."""
         held = self._held.pop(model_hash, None)
@@ -111,23 +116,42 @@ class Process:
         self.name = name
         self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
         self.queue = connections.queue_sync(settings)
-        self._store = connections.store_sync(settings)
-        self.ledger = Ledger(self._store, self.keyring, settings.lease_ttl_s)
+        self.store = connections.store_sync(settings)
+        self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Pulse(settings, name, self.ledger, self.queue)
         # Questions that a claim took of slow models at most, as the last claim said.
         self.turns: dict[str, int] = {}
+        self._owed: list[tuple[str, str]] = []
         self.stopping = False
 
     def close(self) -> None:
         """Stop the pulse and close the connections."""
         self.pulse.stop()
         self.queue.close()
-        self._store.close()
+        self.store.close()
 
     def note_turns(self, bounds: Sequence[bytes]) -> None:
         """Take in which models of the last claim are slow: hash and number of questions, in turn."""
         self.turns = {bounds[i].decode(): int(bounds[i + 1]) for i in range(0, len(bounds), 2)}
+
+    def owe(self, model_hash: str, lease: str) -> None:
+        """Note that `lease` still holds a model's lock, because the store was away when it should have let go."""
+        self._owed.append((model_hash, lease))
+
+    def settle(self) -> None:
+        """Let go of the locks that are owed, and send for a lease on what waits behind them.
+
+        Raises
+        ------
+        UnavailableError
+            If the store (or the queue) is still away; what is owed stays owed.
+        """
+        while self._owed:
+            model_hash, lease = self._owed[-1]
+            self.ledger.unlock(model_hash, lease, force=True)
+            rooms.ring(self.queue, rooms.LEARN, self.settings.lease_ttl_s, [model_hash])
+            self._owed.pop()
 
     def wanted(self) -> bool:
         """Tell whether a lease waits for a worker."""

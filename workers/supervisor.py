@@ -21,12 +21,15 @@ from redis.exceptions import RedisError
 from keepfit import connections
 from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError
+from keepfit.outage import Outage
 from keepfit.settings import Settings
 from workers import jobs, sweep, worker
 
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 1.0
+# How often to look for a Redis that is away: what waits for it shall not wait for us.
+AWAY_SWEEP_S = 0.25
 # A worker that dies as soon as it starts must not turn this into a fork bomb.
 YOUNG_S = 0.5
 RESTART_PAUSE_S = 1.0
@@ -46,6 +49,7 @@ class Supervisor:
         self._woken, self._wake = mp.Pipe(duplex=False)
         self._not_before = 0.0
         self._looked_back = False
+        self._outage = Outage("redis", "dead workers are not buried, and nobody looks for forgotten mail")
         self._parent = os.getppid()
 
     def run(self) -> None:
@@ -58,7 +62,8 @@ class Supervisor:
         gc.freeze()
         while not self._stopping and os.getppid() == self._parent:
             self._start_missing()
-            wait([self._woken, *(process.sentinel for process, _ in self._workers.values())], timeout=SWEEP_S)
+            sentinels = [process.sentinel for process, _ in self._workers.values()]
+            wait([self._woken, *sentinels], timeout=AWAY_SWEEP_S if self._outage.away else SWEEP_S)
             self._collect_dead()
             self._look_after()
         self._stop_workers()
@@ -101,9 +106,10 @@ class Supervisor:
             while self._dead:
                 sweep.bury(store, queue, self._dead[0], ttl_s)
                 self._dead.pop(0)
-            sweep.sweep(store, queue, ttl_s)
+            sweep.sweep(store, queue, ttl_s, after_outage=self._outage.away)
+            self._outage.end()
         except (KeepfitError, RedisError) as error:
-            log.warning("sweep_failed", reason=str(error))
+            self._outage.begin(error)
         except Exception:
             # Somebody wrote what RQ does not write. Leases end at their deadlines all the same, so nothing is buried
             # again and again.

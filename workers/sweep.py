@@ -40,7 +40,7 @@ def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
     for composite in executions:
         execution = Execution.from_composite_key(composite.decode(), queue_redis)
         execution.worker_name = worker_name
-        _end_lease(store, queue_redis, execution.job_id)
+        end_lease(store, queue_redis, execution.job_id)
         try:
             job = queue.LeaseJob.fetch(execution.job_id, connection=queue_redis, serializer=queue.SERIALIZER)
         except NoSuchJobError:
@@ -48,7 +48,7 @@ def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
         worker.handle_job_failure(job, rq_queue, exc_string="the worker process died", execution=execution)
     # Dequeued and not yet started: nobody knows by whom. Ending such a lease early only makes its job a short one.
     for job_id in rq_queue.intermediate_queue.get_job_ids():
-        _end_lease(store, queue_redis, job_id)
+        end_lease(store, queue_redis, job_id)
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
@@ -76,7 +76,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
+def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
+    """End a lease that nobody works any more, and put back what it had in hand."""
     # The locks first: who takes up the work again must not find it locked by the dead.
     (held,) = scripts.run(queue_redis, ("LRANGE", keys.claimed(rooms.LEARN.name, lease), 0, -1))
     if held:
@@ -109,11 +110,16 @@ def ring_all(queue_redis: Redis, ttl_s: float) -> None:
         rooms.ring(queue_redis, room, ttl_s)
 
 
-def sweep(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
-    """End expired leases and ring; every few seconds also look for mail that no room knows of."""
+def sweep(store: Redis, queue_redis: Redis, ttl_s: float, *, after_outage: bool = False) -> None:
+    """End expired leases and ring; every few seconds, and at once `after_outage`, look for mail that no room knows of.
+
+    While Redis was away hints were lost, and with them the knowledge of what waits.
+    """
+    if after_outage:
+        queue_redis.delete(keys.SWEEP)
     for lease in rooms.expired(queue_redis):
         log.warning("lease_expired", lease=lease)
-        _end_lease(store, queue_redis, lease)
+        end_lease(store, queue_redis, lease)
     _answer_poison(queue_redis)
     ring_all(queue_redis, ttl_s)
     if queue_redis.set(keys.SWEEP, 1, nx=True, px=round(MAIL_SWEEP_S * 1000)):

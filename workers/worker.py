@@ -1,37 +1,45 @@
 """The RQ worker that runs keepfit's leases in its own process.
 
-Owns how one worker process starts and stops. Never forks for a job: a fork costs 10 ms and forgets the bundles held.
-Invariant: SIGTERM stops it between jobs and between batches, never inside one.
+Owns how one worker process starts, waits and stops. Never forks for a job: a fork costs 10 ms and forgets the bundles
+held. Invariants: SIGTERM stops it between jobs and between batches, never inside one; a Redis that is away makes it
+wait, with what it holds, and neither end nor give up.
 """
 
 import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
+from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
+from rq.exceptions import DequeueTimeout, StopRequested
 from rq.job import Job
 from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
 from keepfit import keys, queue
+from keepfit.errors import UnavailableError
+from keepfit.outage import Outage
 from keepfit.settings import Settings
-from workers import process
+from workers import process, sweep
+from workers.process import Process
 
 log = structlog.get_logger(__name__)
 
 WORKER_TTL_S = 30
 IDLE_LOOK_S = 1
+AWAY_LOOK_S = 0.2
+AWAY = (RedisError, UnavailableError)
 
 
 class LeaseWorker(SimpleWorker):
-    """A SimpleWorker that stops only between jobs, and when its supervisor is gone."""
+    """A SimpleWorker that stops only between jobs, and when its supervisor is gone; and that outlives its Redis."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self.context = process.start(settings, name)
+    def __init__(self, context: Process, name: str) -> None:
+        self.context = context
         super().__init__(
             [queue.queue_of(self.context.queue)],
             name=name,
@@ -43,6 +51,10 @@ class LeaseWorker(SimpleWorker):
             log_job_description=False,
         )
         self._supervisor = os.getppid()
+        self._queue_outage = Outage("queue", "this worker waits for it")
+        self._store_outage = Outage("store", "models stay locked for a while")
+        self._broken_off: list[str] = []
+        self._has_worked = False
 
     def request_stop(self, signum: int, frame: Any) -> None:
         """Note that the worker is to stop; RQ's own handler would raise in the middle of a dequeue."""
@@ -60,10 +72,19 @@ class LeaseWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """Wait for a job, looking up once a second whether to stop."""
-        while not self._stop_requested and os.getppid() == self._supervisor:
-            self._register_again()
-            found = super().dequeue_job_and_maintain_ttl(IDLE_LOOK_S, IDLE_LOOK_S)
+        """Wait for a job, looking up once a second whether to stop.
+
+        RQ's own way waits longer and longer for a Redis that is away, up to a minute, and cannot be stopped meanwhile.
+        """
+        while not self._stop_requested and os.getppid() == self._supervisor and not self._is_too_large():
+            try:
+                self._clear_up()
+                found = self._next()
+            except AWAY as error:
+                self._queue_outage.begin(error)
+                time.sleep(AWAY_LOOK_S)
+                continue
+            self._queue_outage.end()
             if found is not None:
                 return found
         raise StopRequested
@@ -83,18 +104,113 @@ class LeaseWorker(SimpleWorker):
             clean_worker_registry(jobs)
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
-    def _register_again(self) -> None:
-        """Enter RQ's register of workers once more where Redis came back without it."""
+    def _next(self) -> tuple[Job, Queue] | None:
+        """Wait a second for a job."""
+        super().heartbeat()
+        if self.should_run_maintenance_tasks:
+            self.run_maintenance_tasks()
+        try:
+            found = self.queue_class.dequeue_any(
+                self._ordered_queues,
+                IDLE_LOOK_S,
+                connection=self.connection,
+                job_class=self.job_class,
+                serializer=self.serializer,
+                death_penalty_class=self.death_penalty_class,
+            )
+        except DequeueTimeout:
+            return None
+        if found is not None:
+            found[0].redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
+        return found
+
+    def _clear_up(self) -> None:
+        """Make good what could not be done while Redis was away."""
         if not self.connection.sismember(keys.RQ_WORKERS, self.key):
+            # RQ's register came back without us.
             self.connection.delete(self.key)
             self.register_birth()  # type: ignore[no-untyped-call]
+        try:
+            while self._broken_off:
+                sweep.end_lease(self.context.store, self.connection, self._broken_off[-1])
+                self._broken_off.pop()
+            self.context.settle()
+        except UnavailableError as error:
+            # Others may be served without the store: they are told that it is away.
+            self._store_outage.begin(error)
+        else:
+            self._store_outage.end()
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a lease; a Redis that goes away meanwhile breaks it off, and the worker goes on."""
+        self._has_worked = True
+        try:
+            super().execute_job(job, queue)
+        except AWAY as error:
+            self._queue_outage.begin(error)
+            self._broken_off.append(job.id)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Log what a job failed of; a part that is away is no mistake of the job's and needs no traceback."""
+        if isinstance(exc_info[1], AWAY):
+            log.warning("lease_broken_off", lease=job.id, reason=str(exc_info[1]))
+        else:
+            super().handle_exception(job, *exc_info)
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+        """Show a sign of life, where Redis can be told of it."""
+        try:
+            super().heartbeat(*args, **kwargs)
+        except RedisError as error:
+            self._queue_outage.begin(error)
+
+    def _is_too_large(self) -> bool:
+        """Tell whether this process is to make room for a fresh one; never before it has done some work."""
+        most = self.context.settings.worker_memory_bytes_max
+        if not most or not self._has_worked:
+            return False
+        resident = resident_bytes()
+        if resident <= most:
+            return False
+        log.warning("worker_too_large", worker=self.name, resident_bytes=resident, bytes_max=most)
+        return True
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, in bytes; 0 where the system does not tell (it is Linux that does)."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(settings: Settings, name: str) -> None:
     """Work until told to stop; the body of a worker process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    worker = LeaseWorker(settings, name)
+    context = process.start(settings, name)
+    if not _wait_for_queue(context):
+        return
+    worker = LeaseWorker(context, name)
     worker.install_signal_handlers()
-    worker.work(logging_level="WARNING")
-    worker.context.close()
+    try:
+        worker.work(logging_level="WARNING")
+    except RedisError as error:
+        log.warning("worker_not_signed_off", worker=name, reason=str(error))
+    context.close()
+
+
+def _wait_for_queue(context: Process) -> bool:
+    """Wait until the queue's Redis answers, because RQ's worker cannot even be made without; False if nobody waits."""
+    outage, supervisor = Outage("queue", "this worker waits for it"), os.getppid()
+    while os.getppid() == supervisor:
+        try:
+            context.queue.ping()
+        except RedisError as error:
+            outage.begin(error)
+            time.sleep(AWAY_LOOK_S)
+        else:
+            outage.end()
+            return True
+    return False

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway import app, doors
+from gateway import app, doors, problems
 from gateway.routes import OPEN_PATHS, ROUTES, Route
 from keepfit.access import ADMIN, LEARN, OPEN, PREDICT, READ, SCOPES, new_key
 from keepfit.errors import SettingsError
+from keepfit.outage import Seldom
 from keepfit.settings import Settings
 from tests.conftest import Stack
 from tests.gateway.api import REGRESSOR, WAIT, Api, Reply, connected, eventually, exchange, serving
@@ -389,8 +390,11 @@ async def test_answers_without_a_request_have_an_id(lonely: Api) -> None:
     assert reply.headers["X-Request-ID"]
 
 
-async def test_a_line_in_the_log_names_the_request(settings: Settings, metadata: dict[str, Any]) -> None:
+async def test_a_line_in_the_log_names_the_request(
+    settings: Settings, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What went wrong on our side is logged with the id that the client has, on both ways."""
+    monkeypatch.setattr(problems, "TOLD", Seldom(every_s=0.0))
     quick = settings.model_copy(update={"predict_timeout_s": 0.05})
     async with serving(quick) as api:
         path = await api.make(metadata, REGRESSOR)

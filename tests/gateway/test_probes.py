@@ -13,14 +13,15 @@ async def test_a_running_service_is_live_and_ready(api: Api) -> None:
     """Both probes answer 200, and readiness names each part."""
     assert (await api.get("/livez")).of(200) == {"status": "ok"}
     ready = (await api.get("/readyz")).of(200)
-    assert ready == {"status": "ok", "redis": "ok", "mongo": "ok", "workers": 2}
+    assert ready == {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}
 
 
 async def test_without_workers_a_gateway_is_live_and_not_ready(lonely: Api) -> None:
     """Where no worker is alive, readiness answers 503 and says so."""
     assert (await lonely.get("/livez")).status == 200
     ready = (await lonely.get("/readyz")).of(503)
-    assert ready == {"status": "unavailable", "redis": "ok", "mongo": "ok", "workers": 0}
+    parts = dict.fromkeys(("redis", "queue", "mongo", "snapshots"), "ok")
+    assert ready == {"status": "unavailable", **parts, "workers": 0}
 
 
 async def test_no_answer_tells_a_password(settings: Settings) -> None:

@@ -34,6 +34,7 @@ ALL = [
     keys.asked_rows("token"),
     keys.replies("gateway"),
     keys.SWEEP,
+    keys.SNAPSHOTS,
 ]
 
 
@@ -81,7 +82,7 @@ def names(value: Any) -> set[str]:
 
 def test_the_table_tells_of_every_key() -> None:
     """The table above the functions has exactly the keys that they build."""
-    built = {keys.CHANGED, keys.COMMITS, keys.SWEEP}
+    built = {keys.CHANGED, keys.COMMITS, keys.SNAPSHOTS, keys.SWEEP}
     built |= {key("h") for key in OF_A_MODEL} | {key("<room>") for key in OF_A_ROOM}
     built |= {keys.staged("h", "<random>"), keys.big("h", "<random>"), keys.idempotency("h", "<key>")}
     built |= {keys.claimed("<room>", "<lease>"), keys.asked_rows("<random>"), keys.replies("<gateway>")}
@@ -93,4 +94,4 @@ def test_the_table_tells_of_every_key() -> None:
         and getattr(value, "__module__", "") == keys.__name__
         and name not in ("hash_of_state", "change")
     }
-    assert len(functions) + 3 == len(built)
+    assert len(functions) + 4 == len(built)

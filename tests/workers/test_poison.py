@@ -15,7 +15,7 @@ from keepfit.store import Install, Model, Store
 from tests.factories import accept
 from workers.learning import ATTEMPTS_MAX, learn
 from workers.process import Process
-from workers.sweep import _end_lease
+from workers.sweep import end_lease
 
 REQUESTS = 300
 # Requests of a batch are tried twice, then halved until one is alone: 300, 300, 150, 75, 37, 18, 9, 4, 2.
@@ -74,7 +74,7 @@ def work(process: Process, model: Model, client: redis.Redis) -> int:
         except Killed:
             process.cache.drop(model.hash)
             client.rpush(keys.claimed("learn", lease), model.hash)
-            _end_lease(client, client, lease)
+            end_lease(client, client, lease)
         else:
             return deaths
     raise AssertionError("the poison was never found")

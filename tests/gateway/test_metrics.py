@@ -1,0 +1,96 @@
+"""Metrics: what is counted, under which names, and that no label is made of what clients send."""
+
+import math
+import uuid
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.counting import BUCKETS_S, Requests
+from tests.gateway.api import REGRESSOR, Api
+
+ROWS = {"X": [[1.0, 2.0]]}
+LABELLED = {**ROWS, "y": [1.0]}
+BY_HASH = "/v1/models/{hash}/"
+
+
+async def scraped(api: Api) -> dict[tuple[str, ...], float]:
+    """Return all samples: their values by name and labels."""
+    reply = await api.get("/metrics")
+    assert reply.status == 200
+    assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(reply.body.decode())
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_requests_are_counted_by_route_on_both_ways(lonely: Api, metadata: dict[str, Any]) -> None:
+    """Short way and long way count under the route's template, methods and statuses apart, made-up ones together."""
+    path = await lonely.make(metadata, REGRESSOR)
+    for _ in range(3):
+        (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
+    (await lonely.post(f"{path}/partial_fit", LABELLED, {"Idempotency-Key": "k"})).of(202)
+    (await lonely.post("/v1/partial_fit", {"metadata": metadata, **LABELLED})).of(202)
+    (await lonely.post(f"{path}/partial_fit", {"X": [["a"]], "y": [1.0]})).problem(422)
+    for _ in range(2):
+        (await lonely.get(f"/{uuid.uuid4().hex}")).problem(404)
+        (await lonely.call("PUT", path)).problem(405)
+    found = await scraped(lonely)
+    name = "keepfit_requests_total"
+    assert found[name, "POST", f"{BY_HASH}partial_fit", "202"] == 4
+    assert found[name, "POST", f"{BY_HASH}partial_fit", "422"] == 1
+    assert found[name, "POST", "/v1/partial_fit", "202"] == 1
+    assert found[name, "POST", "/v1/models", "201"] == 1
+    assert (found[name, "other", "other", "404"], found[name, "other", "other", "405"]) == (2, 2)
+    assert found["keepfit_request_seconds_count", "POST", f"{BY_HASH}partial_fit"] == 5
+    assert 0 < found["keepfit_request_seconds_sum", "POST", f"{BY_HASH}partial_fit"] < math.inf
+    assert not [key for key in found if any(len(label) > 40 for label in key)]
+
+
+async def test_parts_and_backlog_are_shown(lonely: Api, metadata: dict[str, Any]) -> None:
+    """Each part is up or not, what waits is counted, and so is the memory of this process."""
+    path = await lonely.make(metadata, REGRESSOR)
+    (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
+    found = await scraped(lonely)
+    up = {part: found["keepfit_part_up", part] for part in ("store", "queue", "mongo", "workers", "snapshots")}
+    assert up == {"store": 1, "queue": 1, "mongo": 1, "workers": 0, "snapshots": 1}
+    assert found[("keepfit_workers",)] == 0
+    assert found[("keepfit_models_changed",)] == 0
+    assert ("keepfit_snapshot_pass_age_seconds",) not in found
+    assert found[("process_resident_memory_bytes",)] > 0
+    assert ("keepfit_backlog", "models_to_learn") in found
+    assert [found[("keepfit_cache_hits_total",)], found[("keepfit_questions_waiting",)]] == [0, 0]
+
+
+async def test_kept_predictions_are_counted(api: Api, metadata: dict[str, Any]) -> None:
+    """An answer that was computed is a miss, the same one given again a hit."""
+    path = await api.make(metadata, REGRESSOR)
+    await api.learn(path, **LABELLED)
+    before = await scraped(api)
+    for _ in range(20):
+        await api.predict(path, **ROWS)
+    after = await scraped(api)
+    assert after[("keepfit_cache_hits_total",)] > before[("keepfit_cache_hits_total",)]
+    assert after[("keepfit_cache_misses_total",)] > before[("keepfit_cache_misses_total",)]
+    assert after[("keepfit_cache_bytes",)] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [(0.0, 0), (BUCKETS_S[0], 0), (0.0006, 1), (10.0, len(BUCKETS_S) - 1), (11.0, len(BUCKETS_S))],
+)
+def test_a_time_lies_in_the_bucket_whose_bound_it_does_not_pass(seconds: float, bucket: int) -> None:
+    """Bounds are inclusive, as Prometheus has them, and what is slower than all lies in the last."""
+
+    class Request:
+        raw_path, method = "/v1/predict", "POST"
+
+    requests = Requests()
+    requests.note(Request(), 200, seconds)  # type: ignore[arg-type]
+    (series,) = requests.series.values()
+    assert [i for i, count in enumerate(series.counts) if count] == [bucket]
+    assert series.seconds == seconds

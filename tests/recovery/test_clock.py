@@ -1,0 +1,76 @@
+"""A clock that jumps by an hour in the middle of everything: nothing expires early, nothing is kept too long."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from keepfit import keys, rooms
+from keepfit.settings import Settings
+from tests.gateway.api import REGRESSOR, eventually, serving
+from workers import jobs, process
+from workers.learning import learn
+from workers.process import Process
+
+LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
+ROWS = {"X": [[1.0, 2.0]]}
+KEY = {"Idempotency-Key": "once"}
+
+
+@pytest.fixture
+def context(settings: Settings) -> Iterator[Process]:
+    """Make this process a worker process."""
+    opened = process.start(settings, "test")
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+async def test_a_jump_of_the_clock_changes_nothing(
+    settings: Settings,
+    context: Process,
+    client: redis.Redis,
+    metadata: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    jump_s: float,
+) -> None:
+    """A key is known, a question waits, a lease and a kept answer live on, by however much the clock was set."""
+    true_time = time.time
+    # So that nobody thinks that there is no worker.
+    client.sadd(keys.RQ_WORKERS, "rq:worker:test")
+    client.set("rq:worker:test", "")
+    async with serving(settings) as api:
+        path = await api.make(metadata, REGRESSOR)
+        model_hash = path.rpartition("/")[2]
+        first = (await api.post(f"{path}/partial_fit", LABELLED, KEY)).of(202)
+        asked = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
+
+        async def waits() -> bool:
+            return bool(client.zcard(keys.leases(rooms.PREDICT.name)))
+
+        await eventually(waits, "the question")
+        monkeypatch.setattr(time, "time", lambda: true_time() + jump_s)
+        assert rooms.expired(client) == []
+        assert (await api.post(f"{path}/partial_fit", LABELLED, KEY)).of(202)["sequence"] == first["sequence"]
+        assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == first["sequence"] + 1
+        assert not await asyncio.to_thread(learn, context, model_hash, "lease")
+        (lease,) = client.zrange(keys.leases(rooms.PREDICT.name), 0, -1)
+        await asyncio.to_thread(jobs.predict, lease.decode())
+        answer = (await asked).of(200)
+        assert answer["rows_seen"] == 2
+
+        async def kept() -> bool:
+            again = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
+            for waiting in client.zrange(keys.leases(rooms.PREDICT.name), 0, -1):
+                await asyncio.to_thread(jobs.predict, waiting.decode())
+            reply = await again
+            return "Age" in reply.headers and int(reply.headers["Age"]) < 60
+
+        # The first may have come before the subscription could vouch for it.
+        await eventually(kept, "an answer from memory")
+        monkeypatch.setattr(time, "time", true_time)
+        assert await kept()
+        assert (await api.model(path))["rows_seen"] == 2

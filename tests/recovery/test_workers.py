@@ -1,0 +1,145 @@
+"""Workers short of memory, or without the store in the middle of a turn: nothing is learned twice or put aside."""
+
+import os
+import signal
+from typing import Any
+
+import aiohttp
+import pytest
+import redis
+
+from keepfit import keys
+from keepfit.bundle import Bundle
+from keepfit.errors import UnavailableError
+from keepfit.store import Store
+from tests import servers
+from tests.gateway.api import REGRESSOR, Api
+from tests.recovery.deployment import deployed
+from tests.workers.test_learning import described, make, send
+from tests.workers.test_predicting import answers, question, rows_of, taught
+from workers import learning
+from workers.learning import learn
+from workers.process import Process
+
+SLOPE = {"estimator": "SGDRegressor"}
+
+
+async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twice(
+    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle that a MemoryError left half changed is thrown away: the next turn learns each request once."""
+    model = await make(store, SLOPE)
+    for value in (1.0, 2.0, 3.0):
+        await send(store, model, [[value]], [value])
+    once, calls = Bundle.partial_fit, 0
+
+    def short(bundle: Bundle, rows: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise MemoryError
+        once(bundle, rows)
+
+    monkeypatch.setattr(Bundle, "partial_fit", short)
+    # However slow the machine, all three are one batch.
+    monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
+    assert not learn(process, model.hash, "lease")
+    assert (await described(store, model)).inbox == 3
+    assert not client.exists(keys.lock(model.hash))
+    monkeypatch.setattr(Bundle, "partial_fit", once)
+    assert not learn(process, model.hash, "again")
+    after = await described(store, model)
+    assert (after.rows_seen, after.inbox) == (3, 0)
+
+
+async def test_a_held_bundle_is_not_trusted_after_a_failure(
+    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that was held from before, and changed by a turn that failed, is read anew by the next."""
+    model = await make(store, SLOPE)
+    await send(store, model, [[1.0]], [1.0])
+    learn(process, model.hash, "first")
+    once = Bundle.partial_fit
+
+    def half(bundle: Bundle, rows: Any) -> None:
+        once(bundle, rows)
+        raise MemoryError
+
+    await send(store, model, [[2.0]], [2.0])
+    monkeypatch.setattr(Bundle, "partial_fit", half)
+    learn(process, model.hash, "second")
+    monkeypatch.setattr(Bundle, "partial_fit", once)
+    learn(process, model.hash, "third")
+    after = await described(store, model)
+    assert (after.rows_seen, after.version, after.inbox) == (2, 2, 0)
+
+
+async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
+    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails at every commit counts no attempt against the request; settled, its lock is let go of."""
+    model = await make(store, SLOPE)
+    await send(store, model, [[1.0]], [1.0])
+    commit = process.ledger.commit
+
+    def away(*args: Any) -> Any:
+        raise UnavailableError("Redis is away")
+
+    monkeypatch.setattr(process.ledger, "commit", away)
+    for turn in range(learning.ATTEMPTS_MAX + 2):
+        with pytest.raises(UnavailableError):
+            learn(process, model.hash, f"turn{turn}")
+        assert client.exists(keys.lock(model.hash))
+        process.settle()
+        assert not client.exists(keys.lock(model.hash))
+    monkeypatch.setattr(process.ledger, "commit", commit)
+    learn(process, model.hash, "last")
+    after = await described(store, model)
+    assert (after.rows_seen, after.inbox, client.xlen(keys.dead(model.hash))) == (1, 0, 0)
+
+
+async def test_too_little_memory_for_one_is_told_to_that_one(
+    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of questions that wait together, the one whose rows do not fit is told so; the others have their predictions."""
+    model = await taught(store, process, 1)
+    once = Bundle.predict
+
+    def short(bundle: Bundle, rows: Any) -> list[Any]:
+        if rows.n > 2:
+            raise MemoryError
+        return once(bundle, rows)
+
+    monkeypatch.setattr(Bundle, "predict", short)
+    found = answers(
+        process,
+        question(1, model, rows_of(1.0)),
+        question(2, model, rows_of(1.0, 2.0, 3.0)),
+        question(3, model, rows_of(2.0)),
+    )
+    assert [len(found[number].result) for number in (1, 3)] == [1, 1]
+    with pytest.raises(UnavailableError, match="too little memory"):
+        found[2].raise_error()
+
+
+async def test_killed_and_grown_workers_are_replaced(tmp_path: Any, metadata: dict[str, Any]) -> None:
+    """A worker that the system kills is replaced, and so is one that ends because it grew beyond its bound."""
+    with deployed(tmp_path / "data", worker_memory_bytes_max="1") as deployment:
+        before = set(deployment.workers.children())
+        async with aiohttp.ClientSession(deployment.urls[0]) as http:
+            api = Api(http)
+            path = await api.make(metadata, REGRESSOR)
+            for _ in range(3):
+                await api.learn(path, [[1.0]], [1.0])
+            assert (await api.model(path))["rows_seen"] == 3
+        servers.wait_until(lambda: bool(deployment.workers.events("worker_died")), "the end of a grown worker")
+        assert {event["exitcode"] for event in deployment.workers.events("worker_died")} == {0}
+        servers.wait_until(lambda: bool(set(deployment.workers.children()) - before), "its replacement")
+        victim = deployment.workers.children()[0]
+
+        os.kill(victim, signal.SIGKILL)
+        servers.wait_until(
+            lambda: any(event["exitcode"] == -signal.SIGKILL for event in deployment.workers.events("worker_died")),
+            "the death",
+        )
+        servers.wait_until(lambda: len(deployment.workers.children()) == 2, "the replacement")
