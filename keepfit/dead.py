@@ -176,8 +176,9 @@ class Dead:
     async def _named(self, model_hash: str, ids: Sequence[str]) -> tuple[list[Entry], dict[str, str]]:
         """Find entries by their ids, and say of the others that they are gone."""
         wanted = list(dict.fromkeys(ids))
-        # By id: "1-2" and "1-02" are one.
-        found = {entry.id: entry for entry in await self._read(model_hash, [(name, name) for name in wanted], 1, 0)}
+        read = await self._read(model_hash, [(name, name) for name in wanted], 1, 0)
+        # Redis finds "1-2" under "1-02" as well; what is called gone must not be moved.
+        found = {entry.id: entry for entry in read if entry.id in wanted}
         return list(found.values()), {name: REASONS["gone"] for name in wanted if name not in found}
 
     async def _read(self, model_hash: str, ranges: Sequence[tuple[str, str]], limit: int, rows_max: int) -> list[Entry]:

@@ -99,9 +99,9 @@ class Store:
         """Put a model in, if none is live under its hash; tell whether it was put in."""
         token = uuid.uuid4().hex
         staged = keys.staged(new.hash, token)
-        big = await self._big(new.hash)
+        big, newest = await self._big(new.hash)
         commands = [("SET", staged, new.bundle, "PX", STAGED_TTL_MS)] if new.digest else []
-        *_, installed = await scripts.run_async(
+        *_, (installed, *late) = await scripts.run_async(
             self._store,
             *commands,
             scripts.call(
@@ -130,16 +130,19 @@ class Store:
                     new.born,
                     keys.COMMITS,
                     new.hash,
+                    newest,
                 ],
             ),
         )
+        await self._remove(late)
         if installed == -1:
             raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
         return bool(installed == 1)
 
     async def delete(self, model_hash: str) -> bool:
         """Forget a model; tell whether there was one."""
-        (deleted, _) = await scripts.run_async(
+        big, newest = await self._big(model_hash)
+        (deleted, *late), _ = await scripts.run_async(
             self._store,
             scripts.call(
                 "delete",
@@ -149,16 +152,22 @@ class Store:
                     keys.inbox(model_hash),
                     keys.lock(model_hash),
                     keys.dead(model_hash),
-                    *await self._big(model_hash),
+                    *big,
                 ],
-                [keys.COMMITS, model_hash],
+                [keys.COMMITS, model_hash, newest],
             ),
             ("ZREM", keys.CHANGED, model_hash),
         )
+        await self._remove(late)
         return bool(deleted)
 
-    async def _big(self, model_hash: str) -> list[str]:
-        """Keys of the rows of large requests that wait or were put aside; one that comes in meanwhile expires."""
+    async def _remove(self, late: list[bytes]) -> None:
+        """Remove large rows that came in while their model went."""
+        if late:
+            await scripts.run_async(self._store, ("UNLINK", *late))
+
+    async def _big(self, model_hash: str) -> tuple[list[str], str]:
+        """Keys of the rows of large requests that wait or were put aside, and the id of the newest that waits."""
         streams = await scripts.run_async(
             self._store, *(("XRANGE", name, "-", "+") for name in (keys.inbox(model_hash), keys.dead(model_hash)))
         )
@@ -167,7 +176,7 @@ class Store:
             named = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"big")
             if named:
                 found.append(named.decode())
-        return found
+        return found, streams[0][-1][0].decode() if streams[0] else "0-0"
 
     async def changed(self) -> list[str]:
         """Hashes of the models that changed since their last snapshot."""

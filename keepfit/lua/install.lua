@@ -22,14 +22,20 @@
 -- ARGV[12] born        integer, generation since which the model is this one
 -- ARGV[13] channel     where gateways hear of it: what they know of a predecessor is over
 -- ARGV[14] hash        the model's hash
+-- ARGV[15] newest      id of the newest request when `big` was read from the inbox, '0-0' where there was none
 --
--- returns 1 installed; 0 a model is live already, nothing changed; -1 the staged bundle is gone, nothing changed
+-- returns {0} a model is live already, nothing changed; {-1} the staged bundle is gone, nothing changed; else
+--         {1, big...} installed: large rows that came in since `big` was read are the caller's to remove
 local live = redis.call('HGET', KEYS[1], 'generation')
 if live and tonumber(live) >= tonumber(ARGV[12]) then
-  return 0
+  return {0}
 end
 if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
-  return -1
+  return {-1}
+end
+local answer = {1}
+for _, item in ipairs(redis.call('XRANGE', KEYS[4], '(' .. ARGV[15], '+')) do
+  answer[#answer + 1] = item[2][6]
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6])
 for i = 7, #KEYS do
@@ -47,4 +53,4 @@ if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'width', ARGV[11])
 end
 redis.call('PUBLISH', ARGV[13], table.concat({ARGV[14], ARGV[3], ARGV[4], ARGV[6], ARGV[5], '0', ''}, ' '))
-return 1
+return answer

@@ -1,0 +1,178 @@
+"""A Valkey to try scripts on, with all ways to it, and the look at everything it holds.
+
+Owns the clients. It keeps nothing on disk: what is tried on it is in its memory only.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+
+from keepfit import connections, keys
+from keepfit.local import accepts, free_port, redis_command
+from keepfit.scripts import LOAD_ALL, Command, Line
+from keepfit.scripts import run as trip
+from keepfit.settings import Settings
+from tests.servers import running
+
+HOUR_MS = 3_600_000
+
+T = TypeVar("T")
+
+
+class Bench:
+    """Clients of one server: workers' (sync), gateways' (async), and an ear for what is published."""
+
+    def __init__(self, url: str) -> None:
+        self.settings = Settings(store_url=url)
+        self.client = connections.store_sync(self.settings)
+        self._runner = asyncio.Runner()
+        self.store = connections.store_async(self.settings)
+        self.line = Recorder(self)
+        self.after_next_trip: Callable[[], None] | None = None
+        self.examples = self.steps = 0
+        self._listening = redis.Redis.from_url(url, protocol=2)
+        self._ear: Any = self._listening.connection_pool.get_connection()
+        self._ear.send_command("SUBSCRIBE", keys.COMMITS)
+        self._ear.read_response()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run one coroutine to its end; it makes its trips by :meth:`run_async`, and so never waits."""
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        raise AssertionError("it waits for something else than a trip")
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run one coroutine to its end, whatever it waits for."""
+        return self._runner.run(coroutine)
+
+    async def run_async(self, _client: object, *commands: Command) -> list[Any]:
+        """Make gateways' trips by the sync client, in half the time; then what was to happen after the next one."""
+        answers, happens = trip(self.client, *commands), self.after_next_trip
+        self.after_next_trip = None
+        if happens is not None:
+            happens()
+        return answers
+
+    def empty(self) -> None:
+        """Begin a new example."""
+        self.examples += 1
+        self.client.flushall()
+        self.heard()
+
+    def heard(self) -> list[str]:
+        """What was published since the last look: all of it, because the answer to the ping comes behind it."""
+        self._ear.send_command("PING")
+        messages = []
+        while (message := self._ear.read_response())[0] != b"pong":
+            messages.append(message[2].decode())
+        return messages
+
+    def keys(self) -> dict[str, tuple[Any, int]]:
+        """Everything there is: value, and hours to live (0 for ever), by key."""
+        names: list[Any] = self.client.keys("kf:*")
+        commands = [command for name in names for command in (_reading(name.decode()), ("PTTL", name))]
+        answers = trip(self.client, *commands)
+        return {
+            name.decode(): (_plain(value), math.ceil(max(ttl, 0) / HOUR_MS))
+            for name, value, ttl in zip(names, answers[::2], answers[1::2], strict=True)
+        }
+
+    def dump(self) -> list[tuple[bytes, bytes, int]]:
+        """Everything there is, as the server can take it back: name, value, milliseconds to live (0 for ever)."""
+        names: list[Any] = self.client.keys("kf:*")
+        answers = trip(self.client, *(c for name in names for c in (("DUMP", name), ("PTTL", name))))
+        return [(n, v, max(t, 0)) for n, v, t in zip(names, answers[::2], answers[1::2], strict=True)]
+
+    def put_back(self, dumped: list[tuple[bytes, bytes, int]]) -> None:
+        """Hold what was dumped, and nothing else."""
+        self.client.flushall()
+        trip(self.client, *(("RESTORE", name, ttl, value) for name, value, ttl in dumped))
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self._listening.connection_pool.release(self._ear)
+        self._listening.close()
+        self.client.close()
+        self.wait(self.store.aclose())
+        self._runner.close()
+
+
+class Recorder(Line):
+    """The gateway's connection for accepting, which remembers answers and can lose the first of them."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.store)
+        self._bench = bench
+        self.trips: list[tuple[tuple[Command, ...], list[Any]]] = []
+        self.loses_answer = False
+
+    async def run(self, *commands: Command) -> list[Any]:
+        """Make the trip; twice where the first answer is lost."""
+        for _ in range(1 + self.loses_answer):
+            answers = await self._bench.run_async(self, *commands)
+            self.trips.append((commands, answers))
+        return answers
+
+
+def _reading(name: str) -> Command:
+    kind = name.rpartition(":")[2]
+    if kind == "st":
+        return ("HGETALL", name)
+    if kind in ("in", "dead"):
+        return ("XRANGE", name, "-", "+")
+    if name == keys.CHANGED:
+        return ("ZRANGE", name, 0, -1, "WITHSCORES")
+    return ("GET", name)
+
+
+def _plain(value: Any) -> Any:
+    """Streams as lists of (id, fields), sorted sets as scores by member, the rest as it is."""
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0][1], float):
+        return {member.decode(): round(score) for member, score in value}
+    return [(name, dict(zip(fields[::2], fields[1::2], strict=True))) for name, fields in value]
+
+
+@contextmanager
+def bench(folder: Path) -> Iterator[Bench]:
+    """Run a server of its own, and clients of it, until the block ends."""
+    port = free_port()
+    command = redis_command(port, folder, durable=False)
+    with running(command, folder.with_suffix(".log"), lambda: accepts(port)):
+        opened = Bench(f"redis://127.0.0.1:{port}/0")
+        trip(opened.client, *LOAD_ALL)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def without_staging(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Make trips whose SET is lost, as it is where its time to live has passed before the script."""
+
+    def trip(client: Any, *commands: Command) -> list[Any]:
+        answers = iter(run(client, *(command for command in commands if command[0] != "SET")))
+        return [None if command[0] == "SET" else next(answers) for command in commands]
+
+    return trip
+
+
+def without_staging_async(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Do what :func:`without_staging` does, for gateways."""
+
+    async def trip(client: Any, *commands: Command) -> list[Any]:
+        kept = [command for command in commands if command[0] != "SET"]
+        answers: list[Any] = [None] * (len(commands) - len(kept))
+        return answers + list(await run(client, *kept))
+
+    return trip
