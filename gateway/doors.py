@@ -185,16 +185,18 @@ class Door:
 
     async def _look_forever(self) -> None:
         """Read the file every second: it is small, and its content tells more surely than its time what changed."""
-        complaint = ""
+        complaint, last = "", self._read
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                read = await self._file_text()
-                if read == self._read:
+                before_last, last = last, await self._file_text()
+                if last == self._read:
                     complaint = ""
+                if last == self._read or last != before_last:
+                    # Nothing new, or somebody may be writing just now: what two looks have found is all of it.
                     continue
                 before = self._keys.names() if self._keys else set()
-                self._take(read)
+                self._take(last)
                 after = self._keys.names() if self._keys else set()
                 log.info("api_keys_changed", added=sorted(after - before), removed=sorted(before - after))
                 complaint = ""

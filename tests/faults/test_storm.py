@@ -47,7 +47,8 @@ def test_a_lock_alone_would_lose_rows_and_the_check_sees_it(tmp_path: Path) -> N
     command = [sys.executable, "-m", "tests.faults.naive", "--data", str(tmp_path), "worker"]
     events = draw(SEED, CONTROL_SECONDS, CONTROL_PLAN)
     outcome = uvloop.run(storm(tmp_path, settings, events, worker_command=command))
-    assert outcome.wrong == []
+    # Rows that were overwritten and are in no inbox any more are waited for in vain.
+    assert all("nothing was learned" in wrong for wrong in outcome.wrong)
     assert any(verdict.learned < verdict.accepted for verdict in outcome.verdicts)
     assert any(verdict.order_hash and "estimator" in " ".join(verdict.faults) for verdict in outcome.verdicts)
     assert outcome.refused == 0

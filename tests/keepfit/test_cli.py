@@ -21,7 +21,7 @@ from keepfit.settings import Settings
 from tests.conftest import SIGNING_KEYS, Stack
 from tests.factories import Workshop, workshop
 
-COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "demo", "key"}
+COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "dead", "demo", "key"}
 
 Done = subprocess.CompletedProcess[str]
 
