@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import machine, scenarios
+from benchmarks import history, machine, scenarios
 from benchmarks.load import LoadError, require_wrk
 from benchmarks.profile import take_profile
 from benchmarks.report import summary, write
@@ -19,7 +19,9 @@ from benchmarks.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_name(".results") / "latest.json"
-GROUPS = (*(system.name for system in SYSTEMS), "models", "workers", "profile")
+GROUPS = (*(system.name for system in SYSTEMS), "models", "workers", "snapshots", "profile")
+# Not for docs/performance.md: its figures are in docs/history.md.
+HISTORY = "history"
 
 err = Console(stderr=True)
 
@@ -27,7 +29,8 @@ err = Console(stderr=True)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="One short round and fewer models: indicative only.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Measure a part and print it, without writing docs: {', '.join(GROUPS)}.")
+        list[str] | None,
+        typer.Option(help=f"Measure a part and print it, without writing docs: {', '.join((*GROUPS, HISTORY))}."),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="With --only: write docs with this part's new figures.")
@@ -36,6 +39,9 @@ def main(
 ) -> None:
     """Measure keepfit and its peers under the same load, and write docs/performance.md."""
     wanted = frozenset(only or ())
+    if wanted == {HISTORY}:
+        history.main(documents=history.COUNT_QUICK if quick else history.COUNT_FULL)
+        return
     if wanted - set(GROUPS):
         raise typer.BadParameter(f"{', '.join(sorted(wanted - set(GROUPS)))}: there are {', '.join(GROUPS)}")
     if render:

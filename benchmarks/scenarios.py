@@ -82,6 +82,11 @@ def steps(bench: Bench, only: frozenset[str]) -> Iterator[tuple[str, Callable[[]
     for group, function in (("models", many_models), ("workers", more_workers)):
         if not only or group in only:
             yield group, lambda function=function: alone(bench, function)  # type: ignore[misc]
+    if not only or "snapshots" in only:
+        # It imports this module.
+        from benchmarks.snapshots import snapshots  # noqa: PLC0415
+
+        yield "snapshots", lambda: snapshots(bench)
 
 
 # For every system.

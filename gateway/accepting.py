@@ -5,7 +5,9 @@ the learn room is told after that and in nobody's time, because a hint that is l
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import redis.asyncio
 import structlog
@@ -60,9 +62,18 @@ class Acceptor:
         if request is None:
             request = await inbox.request(self._store, model_hash, generation, rows, key)
         del rows
+        return await self._accepted(request)
+
+    async def accept_change(
+        self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None
+    ) -> Accepted:
+        """Accept a change of parameters, checked for the model at `generation`, for good; errors as in `accept`."""
+        return await self._accepted(inbox.change(model_hash, generation, params, key))
+
+    def _accepted(self, request: Learn) -> asyncio.Future[Accepted]:
         outcome: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._requests.put(_Waiting(request, outcome))
-        return await outcome
+        return outcome
 
     def tell(self, model_hash: str) -> None:
         """Tell the learn room that a model has mail which did not come this way."""

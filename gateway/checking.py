@@ -2,7 +2,8 @@
 
 Owns that process: it starts when a recipe is to be checked, serves all of this gateway, and ends when none came for a
 while or the gateway is gone. Never builds what learns. Invariant: what :func:`check` lets through is what
-:func:`keepfit.recipe.parse` lets through, in its words. One line of JSON goes each way for each recipe.
+:func:`keepfit.recipe.parse` lets through, in its words; so with :func:`check_change` and :func:`keepfit.changes.check`.
+One line goes each way for each recipe: its JSON, or a word and what a change is judged by.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -20,7 +22,8 @@ from typing import Any
 
 import msgspec
 
-from keepfit import errors
+from keepfit import changes, errors
+from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError, MalformedError, UnavailableError
 from keepfit.recipe import Recipe, parse
 
@@ -30,6 +33,8 @@ ANSWER_S_MAX = 30.0
 # Services make many models with one recipe; a posted one is a few kilobytes at most.
 KEPT_MAX = 256
 KEPT_LENGTH_MAX = 16_384
+# Begins the line of a change, as no JSON does.
+CHANGE = "change "
 
 
 class Checker:
@@ -118,8 +123,10 @@ THREAD = ThreadPoolExecutor(1, "checking")
 atexit.register(CHECKER.close)
 
 
-async def check(document: Any) -> Recipe:
+async def check(document: Any, keyring: Keyring | None = None) -> Recipe:
     """Check a posted recipe and return it; takes a second or two where the process is to be started.
+
+    `keyring` has the upload keys, None where no objects are taken.
 
     Raises
     ------
@@ -128,19 +135,36 @@ async def check(document: Any) -> Recipe:
     UnavailableError
         If it could not be checked.
     """
-    return await asyncio.get_running_loop().run_in_executor(THREAD, checked, document)
+    return await asyncio.get_running_loop().run_in_executor(THREAD, checked, document, keyring)
 
 
-def checked(document: Any) -> Recipe:
+def checked(document: Any, keyring: Keyring | None = None) -> Recipe:
     """Check a posted recipe and return it, as :func:`check` does in a thread."""
+    if isinstance(document, dict) and document.get("object") is not None:
+        # Nothing of it is built, so that nothing is unpickled here; and the keys stay in this process.
+        return parse(document, keyring)
+    _answered("", document)
+    return msgspec.convert(document, Recipe)
+
+
+def _answered(word: str, document: Any) -> Any:
+    """Have the process answer a document, and raise what it says is wrong."""
     try:
-        line = json.dumps(document)
+        line = word + json.dumps(document)
     except RecursionError:
         raise MalformedError("The recipe is nested too deeply.") from None
     said = json.loads(_kept(line) if len(line) <= KEPT_LENGTH_MAX else CHECKER.ask(line.encode()))
-    if said is not None:
+    if said is not None and "error" in said:
         raise getattr(errors, said["error"])(said["detail"])
-    return msgspec.convert(document, Recipe)
+    return said
+
+
+async def check_change(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a change of parameters and return it as it is kept; errors as in :func:`check`."""
+    document = [json.loads(recipe.text()), changed, params]
+    answer = await asyncio.get_running_loop().run_in_executor(THREAD, _answered, CHANGE, document)
+    kept: dict[str, Any] = answer["kept"]
+    return kept
 
 
 @lru_cache(KEPT_MAX)
@@ -148,9 +172,12 @@ def _kept(line: str) -> str:
     return CHECKER.ask(line.encode())
 
 
-def verdict(line: bytes) -> dict[str, str] | None:
-    """Check one recipe here; None if it is good."""
+def verdict(line: bytes) -> dict[str, Any] | None:
+    """Check one recipe here, None if it is good; or one change, what is kept of it if it is."""
     try:
+        if line.startswith(CHANGE.encode()):
+            recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
+            return {"kept": changes.check(msgspec.convert(recipe, Recipe), changed, params)}
         parse(json.loads(line))
     except KeepfitError as error:
         return {"error": type(error).__name__, "detail": str(error)}

@@ -220,8 +220,8 @@ class Commits:
 
 
 def refused(reason: str) -> LearningError:
-    """Make the error for rows that were put aside."""
-    return LearningError(f"The rows were put aside, because they could not be learned: {reason.rstrip('.')}.")
+    """Make the error for a request that was put aside."""
+    return LearningError(f"The request was put aside, because it could not be learned: {reason.rstrip('.')}.")
 
 
 async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float) -> Commit | None:

@@ -18,7 +18,8 @@ from gateway.forms import Form
 from keepfit import frames, identity, rows, tables
 from keepfit.collector import Collector
 from keepfit.errors import InvalidError, MalformedError, StaleModelError
-from keepfit.recipe import COLUMNS_MAX, Recipe
+from keepfit.features import COLUMNS_MAX
+from keepfit.recipe import Recipe
 from keepfit.rows import Rows
 from keepfit.settings import Settings
 from keepfit.tables import Table
@@ -131,7 +132,7 @@ def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | Non
         raise web.HTTPRequestEntityTooLarge(
             max_size=STRICT_BYTES_MAX,
             actual_size=len(text),
-            text="A body this large must be plain rows: JSON without an error, without null or true where numbers are, "
+            text="A body this large must be plain rows: JSON without an error, without true or false in its rows, "
             f'and without \\" in its strings. Others are read up to {STRICT_BYTES_MAX} bytes; send this in parts.',
         )
     found: Any = forms.convert(identity.parse_json(text), form)

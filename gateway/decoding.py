@@ -5,7 +5,7 @@ here goes to them. Invariant: msgspec, which decodes, has their grammar and thei
 takes a repeated key, and the last one wins: then at least one string of the body, the key, is not in the result. A
 quotation mark without a backslash before it begins or ends a string, so a body without ``\\"`` has two for each of its
 strings, and no key was repeated exactly if it has two for each string in the result. It nests to another depth: rows
-here hold numbers and strings, nothing nested. It skips over what is asked for raw: that is decoded by itself
+here hold numbers, strings and null, nothing nested. It skips over what is asked for raw: that is decoded by itself
 afterwards, rows and target here, metadata by the strict parser.
 """
 
@@ -20,7 +20,7 @@ from gateway.forms import Form
 from keepfit import identity
 from keepfit.errors import KeepfitError
 
-Row = list[int | float | str] | dict[str, int | float | str]
+Row = list[int | float | str | None] | dict[str, int | float | str | None]
 FIELDS: dict[str, Any] = {
     "X": list[Row],
     "y": list[int | float | str | bool],

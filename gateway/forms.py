@@ -29,7 +29,10 @@ X = Annotated[
 ]
 Y = Annotated[
     list[Any] | None,
-    Meta(description="One number or label per row; left out for estimators without target.", examples=[[0.5, 1.5]]),
+    Meta(
+        description="One number or label per row, or a list of them; left out for estimators without target.",
+        examples=[[0.5, 1.5]],
+    ),
 ]
 
 
@@ -50,6 +53,19 @@ class CreateModel(Form, kw_only=True):
     ]
 
 
+class PatchModel(Form, kw_only=True):
+    """Parameters to change."""
+
+    params: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Parameters of the estimator with their new values; the others stay as they are.",
+            extra_json_schema={"minProperties": 1},
+            examples=[{"alpha": 0.01}],
+        ),
+    ]
+
+
 class PartialFit(Form, kw_only=True):
     """Rows to learn."""
 
@@ -64,7 +80,7 @@ class Predict(Form, kw_only=True):
     """Rows to predict."""
 
     X: X
-    proba: Annotated[bool, Meta(description="Ask for probabilities too.")] = False
+    proba: Annotated[bool, Meta(description="Ask for probabilities too, or anomaly scores.")] = False
 
 
 class Score(Form, kw_only=True):
@@ -93,7 +109,10 @@ class ScoreByMetadata(Score, kw_only=True):
 
 
 class ModelAnswer(msgspec.Struct, kw_only=True):
-    """A model and how far it has learned; `inbox` counts requests waiting to be learned."""
+    """A model and how far it has learned; `inbox` counts requests waiting to be learned.
+
+    The `recipe` is the one in force: with the parameters that were changed since the model was made.
+    """
 
     hash: str
     metadata: dict[str, Any]
@@ -120,6 +139,15 @@ class AcceptedAnswer(msgspec.Struct, kw_only=True):
 
     hash: str
     accepted: int
+    sequence: int
+    generation: int
+    version: int
+
+
+class ChangeAnswer(msgspec.Struct, kw_only=True):
+    """The change is in Redis and will be made after all rows with a lower `sequence`, and before all with a higher."""
+
+    hash: str
     sequence: int
     generation: int
     version: int
@@ -154,6 +182,7 @@ class DeadEntry(msgspec.Struct, kw_only=True):
     """A request that was accepted and put aside at `timestamp` (seconds), for `reason`.
 
     `rows` counts its rows (null where they are lost); they stand in `X`, `y` and `sample_weight`, but for large ones.
+    A change of parameters has none, and stands in `params`.
     """
 
     id: str
@@ -166,6 +195,7 @@ class DeadEntry(msgspec.Struct, kw_only=True):
     X: list[list[Any]] | msgspec.UnsetType = msgspec.UNSET
     y: list[Any] | msgspec.UnsetType = msgspec.UNSET
     sample_weight: list[float] | msgspec.UnsetType = msgspec.UNSET
+    params: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeadAnswer(msgspec.Struct, kw_only=True):
@@ -204,15 +234,35 @@ class DiscardedAnswer(msgspec.Struct, kw_only=True):
     discarded: int
 
 
+class HistoryPoint(msgspec.Struct, kw_only=True):
+    """What documents had from `timestamp` (seconds) on for a span; `group` is the value of the key grouped by."""
+
+    timestamp: float
+    value: float | None
+    group: str | float | bool | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class HistoryAnswer(msgspec.Struct, kw_only=True):
+    """Documents, newest first; or, where `every` was given, points, by group and time."""
+
+    documents: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
+    points: list[HistoryPoint] | msgspec.UnsetType = msgspec.UNSET
+
+
 class PredictAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One prediction per row, by the bundle of `version`; `classes` are the columns of `probabilities`."""
+    """One prediction per row, by the bundle of `version`, in the form that suits the estimator.
+
+    `classes` are the columns of `probabilities`; with several outputs both have a list for each. `scores` are the
+    anomaly scores of an outlier detector: negative for outliers, the lower the more so.
+    """
 
     hash: str
     version: int
     rows_seen: int
     predictions: list[Any]
-    probabilities: list[list[float]] | None = None
+    probabilities: list[list[Any]] | None = None
     classes: list[Any] | None = None
+    scores: list[float] | None = None
 
 
 class ScoreAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -43,7 +43,7 @@ async def create_model(request: web.Request) -> web.Response:
     document = await read_json(request, service.settings, RECIPE_BYTES_MAX)
     form = forms.convert(document, forms.CreateModel)
     metadata = identity.check_metadata(form.metadata)
-    model, made = await service.models.create(metadata, await checking.check(form.recipe))
+    model, made = await service.models.create(metadata, await checking.check(form.recipe, service.uploads))
     headers = {"Location": f"/v1/models/{model.hash}"}
     return json_response(listing.describe(model), 201 if made else 200, headers=headers)
 
@@ -77,10 +77,7 @@ async def partial_fit(request: web.Request) -> web.Response:
     """POST …/partial_fit: accept rows to be learned, and wait for it where that is preferred."""
     service = request.app[SERVICE]
     model_hash, sent = await _read(request, forms.PartialFit, forms.PartialFitByMetadata)
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not KEY.fullmatch(key):
-        raise MalformedError("Idempotency-Key must be 1 to 128 visible ASCII characters.")
-    wait_s = _preferred_wait(request)
+    key, wait_s = idempotency_key(request), preferred_wait(request)
 
     async def accept(sent: Content, model: Model) -> tuple[int, int, Accepted]:
         shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=True)
@@ -223,9 +220,17 @@ def _timeout(request: web.Request) -> float | None:
     return float(given)
 
 
-def _preferred_wait(request: web.Request) -> int:
-    """Seconds of ``Prefer: wait=N`` (RFC 7240), 0 where there is none."""
+def idempotency_key(request: web.Request) -> str | None:
+    """The client's ``Idempotency-Key``; None where there is none."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not KEY.fullmatch(key):
+        raise MalformedError("Idempotency-Key must be 1 to 128 visible ASCII characters.")
+    return key
+
+
+def preferred_wait(request: web.Request, otherwise: int = 0) -> int:
+    """Seconds of ``Prefer: wait=N`` (RFC 7240), `otherwise` where there is none."""
     if "Prefer" not in request.headers:
-        return 0
+        return otherwise
     found = WAIT.search(",".join(request.headers.getall("Prefer")))
-    return min(int(found[1]), WAIT_S_MAX) if found else 0
+    return min(int(found[1]), WAIT_S_MAX) if found else otherwise

@@ -77,6 +77,8 @@ class Reading(Collector):
         if saving is not None:
             yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", saving.changed)
             yield GaugeMetricFamily("keepfit_snapshots_failed", "Models the last pass did not save.", saving.failed)
+            collection = "1 where the last pass could not clear up old snapshots and garbage, else 0."
+            yield GaugeMetricFamily("keepfit_collection_failed", collection, float(bool(saving.uncollected)))
         if saving is not None and saving.age_s is not None:
             yield GaugeMetricFamily("keepfit_snapshot_pass_age_seconds", "Time since the last pass.", saving.age_s)
 

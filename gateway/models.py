@@ -7,13 +7,17 @@ and nothing else.
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import msgspec
+
 from gateway.asking import Asker
-from keepfit import faults, identity, listing
+from keepfit import faults, identity, listing, uploads
+from keepfit.changes import in_force
 from keepfit.errors import ConflictError, NotFoundError, StaleModelError
 from keepfit.history import History
-from keepfit.recipe import Recipe
+from keepfit.recipe import Recipe, from_text
 from keepfit.store import Install, Model, Store
 
 T = TypeVar("T")
@@ -82,6 +86,10 @@ class Models:
         return model
 
     def _remember(self, model: Model) -> None:
+        if model.recipe.object is not None:
+            # A megabyte of which rows are shaped by the head.
+            short = msgspec.structs.replace(model.recipe, object=uploads.head(model.recipe.object))
+            model = replace(model, recipe=short)
         self._cached[model.hash] = model
         self._cached.move_to_end(model.hash)
         while len(self._cached) > CACHED_MAX:
@@ -89,6 +97,8 @@ class Models:
 
     async def create(self, metadata: dict[str, Any], wanted: Recipe) -> tuple[Model, bool]:
         """Make a model, or find it where it exists with the same recipe; tell whether it was made.
+
+        The same is the recipe that it was made with, whatever was changed since, and the one that is in force.
 
         Raises
         ------
@@ -99,7 +109,11 @@ class Models:
         model_hash = identity.hash_of(metadata)
         registered, made = await self._history.register(model_hash, text, wanted.text())
         faults.reach("model.registered")
-        if registered.recipe_text != wanted.text():
+        # Read first: a recipe that an older keepfit wrote may lack what has a default since.
+        if from_text(registered.recipe_text).text() != wanted.text():
+            found = await self.describe(model_hash)
+            if in_force(found.recipe, found.changed).text() == wanted.text():
+                return found, False
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see which.")
         live = None if made else await self._store.describe(model_hash)
         if made or (live is not None and live.generation < registered.born):

@@ -6,8 +6,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import dead, forms, handlers
+from gateway import dead, forms, handlers, history, patching
 from keepfit.access import ADMIN, LEARN, OPEN, PREDICT, READ
+from keepfit.history import points
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,6 +63,10 @@ DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0
 PREFER = _parameter(
     "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
 )
+PREFER_PATCH = {
+    **PREFER,
+    "description": "`wait=SECONDS` answers 202 if it takes longer; 5 seconds where it is left out.",
+}
 TIMEOUT = _parameter(
     "timeout",
     "query",
@@ -84,6 +89,39 @@ IF_NONE_MATCH = _parameter(
 )
 PROBA = _parameter("proba", "query", "Ask for probabilities too; JSON has a field of that name.", {"type": "boolean"})
 
+SPAN = {"type": "string", "pattern": "^[0-9]{1,9}([.][0-9]{1,6})?[smhdw]$", "examples": ["5m"]}
+TIME = "Seconds since 1970, ISO 8601 (the gateway's zone where it names none), `yesterday`, `2 hours ago`."
+NAMED = {"type": "string", "minLength": 1}
+HISTORY = (
+    _parameter("type", "query", "Type of the documents."),
+    _parameter("hash", "query", "Hash of the model whose snapshots are meant.", HASH["schema"]),
+    _parameter("after", "query", f"From this time on. {TIME}", {"type": "string", "examples": ["1 day ago"]}),
+    _parameter("before", "query", "Before this time.", {"type": "string", "examples": ["now"]}),
+    _parameter("closest", "query", "Only the document nearest to this time.", {"type": "string", "examples": ["now"]}),
+    _parameter(
+        "last", "query", "Only the newest document, or so many.",
+        {"type": "string", "pattern": "^(true|[0-9]{1,4})?$", "examples": ["true"]},
+    ),
+    {**LIMIT, "description": "Documents on a page."},
+    _parameter("page", "query", "Which page, from 1.", {"type": "integer", "minimum": 1, "maximum": 10**9}),
+    _parameter("every", "query", "Group by time: one point for each such span, 30s, 5m, 1h, 1d, 1w.", SPAN),
+    _parameter(
+        "stat", "query", "What of each span: mean, min, max, sum, count, first, last, median, or a percentile: p99.",
+        {"type": "string", "pattern": "^(mean|min|max|sum|count|first|last|median|p[0-9]{1,3}([.][0-9]{1,3})?)$"},
+    ),
+    _parameter(
+        "field", "query", "Dotted name of a number; only stat=count goes without.",
+        {**NAMED, "examples": ["metrics.mean_absolute_error"]},
+    ),
+    _parameter("group", "query", "Key of metadata whose values have points of their own.", NAMED),
+    _parameter("fill", "query", "Spans without documents: none, null, previous, linear, or a number.", NAMED),
+    _parameter("rate", "query", "The change from point to point in this span.", SPAN),
+    _parameter(
+        "moving", "query", "Mean over so many points.",
+        {"type": "integer", "minimum": 1, "maximum": points.MOVING_MAX},
+    ),
+)  # fmt: skip
+
 BODY_ERRORS = (400, 408, 413, 415, 422)
 LEARNED: dict[int, type[Any] | None] = {200: forms.LearnedAnswer, 202: forms.AcceptedAnswer}
 PREDICTED: dict[int, type[Any] | None] = {200: forms.PredictAnswer, 304: None}
@@ -104,6 +142,11 @@ ROUTES = (
     Route(
         "GET", "/v1/models/{hash}", handlers.get_model, "Describe a model",
         {200: forms.ModelAnswer}, errors=(400, 404, 503, 504), parameters=(HASH,),
+    ),
+    Route(
+        "PATCH", "/v1/models/{hash}", patching.patch_model, "Change parameters of a model, in order with its rows",
+        {200: forms.ModelAnswer, 202: forms.ChangeAnswer}, forms.PatchModel, LEARN_ERRORS,
+        (HASH, PREFER_PATCH, KEY),
     ),
     Route(
         "DELETE", "/v1/models/{hash}", handlers.delete_model, "Forget a model; its snapshots stay",
@@ -146,6 +189,11 @@ ROUTES = (
     Route(
         "POST", "/v1/score", handlers.score, "Score on rows and their target, by metadata",
         SCORED, forms.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,), scope=PREDICT,
+    ),
+    Route(
+        "GET", "/v1/history", history.list_history,
+        "Documents by time, or points of their numbers; any other query parameter is compared with the metadata",
+        {200: forms.HistoryAnswer}, errors=(400, 422, 503), parameters=HISTORY,
     ),
     Route("GET", "/livez", handlers.livez, "Whether the process answers", {200: forms.Live}, scope=OPEN),
     Route(

@@ -16,7 +16,7 @@ from gateway.cache import Cache
 from gateway.commits import Commits
 from gateway.counting import Requests
 from gateway.models import Models
-from keepfit import connections
+from keepfit import connections, uploads
 from keepfit.dead import Dead
 from keepfit.errors import UnavailableError
 from keepfit.history import History
@@ -25,6 +25,8 @@ from keepfit.settings import Settings
 from keepfit.store import Store
 
 INDEX_PAUSE_S = 1.0
+# One question to the history may read a million documents.
+HISTORY_AT_ONCE = 4
 CANCEL_PAUSE_S = 0.1
 
 
@@ -33,6 +35,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
         self.requests = Requests()
         self._store_client = connections.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else connections.queue_async(settings)
@@ -40,6 +43,7 @@ class Service:
         self.store = Store(self._store_client)
         self.dead = Dead(self._store_client)
         self.history = History(settings.mongo_url.get_secret_value())
+        self.history_gate = asyncio.Semaphore(HISTORY_AT_ONCE)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell)
         self.asker = Asker(self._queue_client, settings, self.bell, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)

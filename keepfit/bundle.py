@@ -5,30 +5,42 @@
     new(recipe) ──▶ partial_fit(rows) ──▶ seal(...) ──▶ Redis, snapshots ──▶ unseal(...) ──▶ partial_fit, predict, score
 
 Owns how rows are learned and predicted. Never talks to a store. Invariants: ``predict`` and ``score`` change nothing;
-``partial_fit`` does what a plain scikit-learn loop over the same rows does, in the same order of calls; the only
-``pickle.loads`` of the project stands behind the check of the signature in :func:`unseal`.
+``partial_fit`` does what a plain scikit-learn loop over the same rows does, in the same order of calls; nothing is
+unpickled but what we signed for this model (:mod:`keepfit.pickles`).
 """
 
-import math
-import pickle  # the only module that may; a test sees to that  # nosec B403
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
-from sklearn.exceptions import NotFittedError
+from sklearn.decomposition import MiniBatchNMF
 
-from keepfit import envelope, estimators, finite, fitting, metrics, plain
+from keepfit import (
+    beginning,
+    chain,
+    changes,
+    envelope,
+    estimators,
+    finite,
+    fitting,
+    growth,
+    metrics,
+    outputs,
+    plain,
+)
 from keepfit.columns import Columns
-from keepfit.envelope import Header, Keyring
-from keepfit.errors import ConflictError, EnvelopeError, InvalidError
-from keepfit.metrics import Running
+from keepfit.errors import ConflictError, InvalidError
+from keepfit.labels import Labels
+from keepfit.outputs import Outputs, check_count, columns_of
+from keepfit.prequential import Running, together
 from keepfit.recipe import Recipe
 from keepfit.rows import Rows
 
-# With 5, each small array would come back as a view of a view of a buffer: 4.5 kB of memory a small bundle, not 2.1.
-PROTOCOL = 4
+# A class that was named and not seen yet has a prior of zero, whose logarithm naive Bayes takes, and a first row no
+# variance, by which it divides.
+of_zero = partial(np.errstate, divide="ignore", invalid="ignore")
 
 
 @dataclass(slots=True)
@@ -37,80 +49,216 @@ class Bundle:
 
     recipe: Recipe
     columns: Columns
+    labels: Labels | Outputs | None
     estimator: Any
-    running: Running
+    running: list[Running]
     rows_seen: int = 0
+    waiting: tuple[Rows, ...] = ()
+    changed: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
         """Build the bundle of `recipe` that has learned nothing."""
-        return cls(recipe, Columns.new(recipe), estimators.build(recipe.estimator, recipe.params), Running())
+        labels: Labels | Outputs | None = None
+        parts = list(recipe.parts)
+        if recipe.entry.target == "labels":
+            labels = Outputs.of(recipe.classes) if recipe.entry.many else Labels.of(recipe.classes)  # type: ignore[arg-type]
+            name, params = parts[-1]
+            if isinstance(labels, Labels) and "class_weight" in params:
+                parts[-1] = (name, {**params, "class_weight": labels.weights(params["class_weight"])})
+        return cls(recipe, Columns.new(recipe), labels, chain.build(parts), [])
+
+    @property
+    def begun(self) -> bool:
+        """Whether the estimator has learned; else `waiting` are all rows so far."""
+        return self.rows_seen > 0 and not self.waiting
 
     def partial_fit(self, rows: Rows) -> None:
-        """Predict `rows`, note the error, then learn them in one ``partial_fit`` call.
+        """Predict `rows`, note the error, then learn them in one ``partial_fit`` call, and look what came of it.
 
         Raises
         ------
-        ValueError, TypeError, ArithmeticError
+        ValueError, TypeError, ArithmeticError, InvalidError
             The estimator's own; the bundle is then half changed and must be thrown away.
         """
-        entry, y = self.recipe.entry, rows.target()
-        if entry.takes_y and self.rows_seen:
-            self._evaluate(rows, y)
-        self.columns.partial_fit(rows)
-        X = self.columns.transform(self.recipe, rows)
-        if not entry.takes_y or rows.sample_weight is not None or not fitting.learn(self.estimator, X, y):
-            self._have_learned(rows, X, y)
-        self.rows_seen += rows.n
-        self._check_finite()
+        self.learn(rows)
+        self.check()
 
-    def _have_learned(self, rows: Rows, X: Any, y: Any) -> None:
+    def learn(self, rows: Rows) -> None:
+        """Do what :meth:`partial_fit` does, and leave the look for NaN to :meth:`check`, before anything is kept.
+
+        Where the estimator takes more rows to begin with, they wait in the bundle until there are as many; then the
+        first call learns them together.
+
+        Raises
+        ------
+        ValueError, TypeError, ArithmeticError, InvalidError
+            The estimator's own; the bundle is then half changed and must be thrown away.
+        """
+        if self.labels is None:
+            self._take_in(rows)
+        else:
+            with of_zero():
+                self._take_in(rows)
+        self.rows_seen += rows.n
+
+    def _take_in(self, rows: Rows) -> None:
+        if self.begun:
+            self._learn(rows)
+        else:
+            self._begin(rows)
+
+    def _begin(self, rows: Rows) -> None:
+        needed = self._rows_needed(rows)
+        if self.rows_seen + rows.n >= needed:
+            whole, self.waiting = beginning.joined([*self.waiting, rows]), ()
+            self._learn(whole, first=True)
+            return
+        beginning.check_waiting(self.waiting, rows, needed, labelled=self.labels is not None)
+        trial = type(self).new(self.recipe)
+        enough = beginning.shrink(trial.estimator)
+        trial._learn(beginning.joined([rows] * enough), first=True)
+        trial.check()
+        self.waiting = (*self.waiting, rows)
+
+    def _rows_needed(self, rows: Rows) -> int:
+        return beginning.rows_needed(self.estimator, beginning.matrix_width(self.recipe, rows) or 0)
+
+    def _learn(self, rows: Rows, *, first: bool = False) -> None:
+        entry, slots = self.recipe.entry, self._slots()
+        y = self._target(rows)
+        if not first:
+            if entry.kind in estimators.LEARNERS:
+                self._evaluate(rows, y)
+            if self.labels is not None:
+                self._grow(slots)
+        X = chain.learn(self.estimator, self.columns.learn(self.recipe, rows))
+        last = chain.last(self.estimator)
+        if not entry.takes_y or rows.sample_weight is not None or not fitting.learn(last, X, y):
+            self._have_learned(last, rows, X, y, first=first)
+
+    def change(self, params: dict[str, Any]) -> None:
+        """Change parameters of the estimator, which goes by them from the next rows on.
+
+        Raises
+        ------
+        InvalidError, ValueError
+            If they cannot be; the bundle is then half changed and must be thrown away.
+        """
+        changes.make(self.recipe, self.changed, params, self.estimator, self.labels)
+        self.changed = {**self.changed, **params}
+
+    def _target(self, rows: Rows, *, learning: bool = True) -> Any:
+        """Target of `rows`, shape (n,) or (n, outputs): numbers, or codes of labels, which are learned here."""
+        many = self.recipe.entry.many
+        if self.labels is None or not isinstance(rows.y, list):
+            y = rows.target()
+            if not many or y is None:
+                return y
+            learned = getattr(chain.last(self.estimator), "estimators_", None)
+            if learned is not None:
+                check_count(len(learned), len(y) // rows.n)
+            return y.reshape(rows.n, -1)
+        given: Any = columns_of(rows.y, rows.n) if many else rows.y
+        return self.labels.learn(given) if learning else self.labels.encode(given)
+
+    @property
+    def _lists(self) -> list[Labels]:
+        """Labels of each output."""
+        if isinstance(self.labels, Outputs):
+            return self.labels.each
+        return [] if self.labels is None else [self.labels]
+
+    def _slots(self) -> list[int]:
+        """Classes that the estimator has to have, of each output."""
+        return [labels.slots for labels in self._lists]
+
+    def _grow(self, before: Sequence[int]) -> None:
+        now = self._slots()
+        if now != before:
+            for learner, old, new in zip(chain.learners(self.estimator), before, now, strict=True):
+                if new > old:
+                    growth.grow(learner, new)
+
+    def _have_learned(self, last: Any, rows: Rows, X: Any, y: Any, *, first: bool) -> None:
         """Have scikit-learn do it."""
         optional: dict[str, Any] = {}
         if rows.sample_weight is not None:
             optional["sample_weight"] = rows.weights()
-        if self.recipe.entry.kind == "classifier" and not self.rows_seen:
-            optional["classes"] = np.sort(np.asarray(self.recipe.classes))
+        if self.labels is not None and first:
+            classes = [np.arange(slots) for slots in self._slots()]
+            optional["classes"] = classes if self.recipe.entry.many else classes[0]
         if self.recipe.entry.takes_y:
-            self.estimator.partial_fit(X, y, **optional)
+            last.partial_fit(X, y, **optional)
         else:
-            self.estimator.partial_fit(X, **optional)
+            last.partial_fit(X, **optional)
 
     def _evaluate(self, rows: Rows, y: Any) -> None:
         """Note the error of predicting `rows` before they are learned, where they can be predicted by then."""
         try:
-            predicted = self._predict(rows)
+            last = chain.last(self.estimator)
+            X = chain.forward(self.estimator, self.columns.transform(self.recipe, rows))
+            predicted = self._settled(plain.predict(last, X))
+            chances = plain.predict_proba(last, X) if plain.gives_probabilities(last) else None
         except (ValueError, IndexError):
             # CategoricalNB predicts no category that it has not learned; what is truly wrong, learning will say.
             return
-        self.running.update(self.recipe.entry.kind, y, predicted)
+        kind, many = self.recipe.entry.kind, self.recipe.entry.many
+        if not self.running:
+            self.running = [Running(self.recipe.window) for _ in (y.T if many else [y])]
+        if not many:
+            self.running[0].update(kind, y, predicted, chances)
+            return
+        for i, running in enumerate(self.running):
+            running.update(kind, y[:, i], predicted[:, i], None if chances is None else chances[i])
 
-    def _check_finite(self) -> None:
-        """Look at all that a commit would store: what these rows made infinite would stay so for ever."""
-        learned = ((self.recipe.estimator, self.estimator), (self.recipe.scaler, self.columns.scaler))
-        for owner, thing in learned:
-            name = None if thing is None else finite.fault(thing)
+    def check(self) -> None:
+        """Look at all that a commit would store: what rows made infinite would stay so for ever.
+
+        Raises
+        ------
+        ArithmeticError
+            With the name of what is not finite.
+        """
+        for i, part in enumerate((self.columns.scaler, *chain.parts(self.estimator))):
+            name = None if part is None else finite.fault(part)
             if name is not None:
-                raise ArithmeticError(f"{name} of {owner} would no longer be finite")
-        if not math.isfinite(self.running.total):
+                owners = [self.recipe.scaler, *([name for name, _ in self.recipe.parts] or [self.recipe.name])]
+                raise ArithmeticError(f"{name} of {owners[i]} would no longer be finite")
+        if not all(running.sound for running in self.running):
             raise ArithmeticError("the running error would no longer be finite, so far off are the predictions")
 
     def predict(self, rows: Rows) -> list[Any]:
-        """Predict `rows`: n floats, labels or cluster numbers. Unseen labels are encoded as unknown.
+        """Predict `rows`: n floats, labels, cluster numbers, 1 or -1, or transformed rows; see docs/estimators.md.
 
         Raises
         ------
         ConflictError
-            If the model has not learned any row yet.
+            If the model has not learned yet, or too little to predict.
         InvalidError
             If the rows have another width than those learned.
         """
         self._check_ready(rows)
-        predictions: list[Any] = self._predict(rows).tolist()
+        predicted = self._predict(rows)
+        predictions: list[Any] = predicted.tolist() if self._named is None else self._named.decode(predicted)
         return predictions
 
-    def predict_proba(self, rows: Rows) -> list[list[float]]:
-        """Probabilities of `rows`, shape (n, classes), in the order of :attr:`classes`.
+    def chances(self, rows: Rows) -> dict[str, Any]:
+        """Tell how sure predictions are: `probabilities` with `classes`, or the `scores` of an outlier detector.
+
+        Raises
+        ------
+        InvalidError
+            If the estimator gives neither.
+        """
+        if self.recipe.entry.kind != "outlier_detector":
+            return {"probabilities": self.predict_proba(rows), "classes": self.classes}
+        self._check_ready(rows)
+        X = chain.forward(self.estimator, self.columns.transform(self.recipe, rows))
+        return {"scores": chain.last(self.estimator).decision_function(X).tolist()}
+
+    def predict_proba(self, rows: Rows) -> list[Any]:
+        """Probabilities of `rows`, shape (n, classes) or n lists of one for each output, in the order of `classes`.
 
         Raises
         ------
@@ -120,23 +268,40 @@ class Bundle:
         self._check_ready(rows)
         probabilities = self._probabilities(rows)
         if probabilities is None:
-            raise InvalidError(f"{self.recipe.estimator} with these params gives no probabilities: leave out proba.")
-        listed: list[list[float]] = probabilities.tolist()
+            raise InvalidError(f"{self.recipe.name} with these params gives no probabilities: leave out proba.")
+        if isinstance(self.labels, Outputs):
+            return self.labels.chances(probabilities)
+        listed: list[list[float]] = (
+            probabilities if self.labels is None else self.labels.chances(probabilities)
+        ).tolist()
         return listed
+
+    @property
+    def joins(self) -> bool:
+        """Whether what is predicted of a row is the same whatever rows are beside it in the call."""
+        return not any(isinstance(part, MiniBatchNMF) for part in chain.parts(self.estimator))
 
     @property
     def width(self) -> int | None:
         """Columns of a row as it comes in; None where the first row is to tell."""
         if self.recipe.features is not None:
             return len(self.recipe.features)
-        width: int | None = getattr(self.estimator, "n_features_in_", None)
+        if self.waiting:
+            return self.waiting[0].width
+        width: int | None = getattr(chain.parts(self.estimator)[0], "n_features_in_", None)
         return width
 
     @property
     def classes(self) -> list[Any]:
-        """Labels in the order of the columns of :meth:`predict_proba`."""
-        labels: list[Any] = self.estimator.classes_.tolist()
-        return labels
+        """Labels in the order of the columns of :meth:`predict_proba`, or a list of them for each output."""
+        if isinstance(self.labels, Outputs):
+            return [list(labels.known) for labels in self.labels.each]
+        return [] if self.labels is None else list(self.labels.known)
+
+    @property
+    def _named(self) -> Labels | Outputs | None:
+        """Labels of what is predicted, if that is labels."""
+        return self.labels if self.recipe.entry.kind == "classifier" else None
 
     def score(self, rows: Rows) -> dict[str, float | None]:
         """Score predictions of `rows` against their target.
@@ -147,107 +312,56 @@ class Bundle:
             If the estimator takes no target.
         """
         self._check_ready(rows)
-        kind, y = self.recipe.entry.kind, rows.target()
-        if kind == "regressor":
-            return metrics.regression_score(y, self._predict(rows))
-        if kind == "classifier":
-            return metrics.classification_score(
-                y, self._predict(rows), self._probabilities(rows), self.estimator.classes_
-            )
-        raise InvalidError(f"{self.recipe.estimator} takes no y, so there is nothing to score against.")
+        if self.recipe.entry.kind not in estimators.LEARNERS:
+            raise InvalidError(f"{self.recipe.name} takes no y, so there is nothing to score against.")
+        y, predicted = self._target(rows, learning=False), self._predict(rows)
+        if self.labels is None:
+            if not self.recipe.entry.many:
+                return metrics.regression_score(y, predicted)
+            return outputs.score([metrics.regression_score(y[:, i], predicted[:, i]) for i in range(y.shape[1])])
+        chances, slots = self._probabilities(rows), self._slots()
+        if not self.recipe.entry.many:
+            return metrics.classification_score(y, predicted, chances, slots[0])
+        each = zip(y.T, predicted.T, chances or [None] * len(slots), slots, strict=True)
+        return outputs.score([metrics.classification_score(*one) for one in each])
 
+    @of_zero()
     def _predict(self, rows: Rows) -> Any:
-        return plain.predict(self.estimator, self.columns.transform(self.recipe, rows))
+        """Predictions, shape (n,), (n, outputs) or that of transformed rows: labels as their codes."""
+        return self._settled(self._answer(self.columns.transform(self.recipe, rows)))
 
+    def _settled(self, predicted: Any) -> Any:
+        return predicted if self._named is None else self._named.settle(predicted)
+
+    def _answer(self, X: Any) -> Any:
+        last, X = chain.last(self.estimator), chain.forward(self.estimator, X)
+        return plain.transform(last, X) if self.recipe.entry.kind == "transformer" else plain.predict(last, X)
+
+    @of_zero()
     def _probabilities(self, rows: Rows) -> Any:
-        if not hasattr(self.estimator, "predict_proba"):
+        last = chain.last(self.estimator)
+        if not plain.gives_probabilities(last):
             return None
-        return plain.predict_proba(self.estimator, self.columns.transform(self.recipe, rows))
+        X = chain.forward(self.estimator, self.columns.transform(self.recipe, rows))
+        return plain.predict_proba(last, X)
 
     def _check_ready(self, rows: Rows) -> None:
         if not self.rows_seen:
             raise ConflictError("The model has not learned any row yet; send partial_fit first.")
-        expected = getattr(self.estimator, "n_features_in_", None)
-        if self.recipe.features is None and expected is not None and rows.width != expected:
-            raise InvalidError(f"The rows have {rows.width} values where the model has learned {expected}.")
+        if self.recipe.features is None and self.width is not None and rows.width != self.width:
+            raise InvalidError(f"The rows have {rows.width} values where the model has learned {self.width}.")
+        if self.waiting:
+            needed = self._rows_needed(self.waiting[0])
+            raise ConflictError(
+                f"{self.recipe.name} begins to learn with {needed} rows; {self.rows_seen} wait, "
+                f"and {needed - self.rows_seen} more are needed."
+            )
 
-    def metrics(self) -> dict[str, float | int]:
-        """Prequential metrics over all rows learned so far."""
-        return self.running.values(self.recipe.entry.kind)
+    @property
+    def runtime(self) -> dict[str, str]:
+        """Versions that its pickle depends on."""
+        return envelope.runtime()
 
-
-def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
-    """Pickle `bundle` and sign it under `header`."""
-    leaves = _take_apart(bundle.estimator)
-    try:
-        state = (bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen, leaves)
-        return keyring.seal(header, pickle.dumps(state, protocol=PROTOCOL))
-    finally:
-        _put_together(bundle.estimator, leaves)
-
-
-def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tuple[Header, Bundle]:
-    """Verify `data`, then unpickle it.
-
-    Raises
-    ------
-    EnvelopeError
-        If it is not a bundle of this model that we signed; RuntimeMismatchError if this process cannot load it.
-    """
-    header, payload = keyring.open(data, envelope.BUNDLE)
-    if header.hash != model_hash:
-        raise EnvelopeError(f"The bundle belongs to the model {header.hash[:12]}, not to {model_hash[:12]}.")
-    envelope.check_runtime(header)
-    state = pickle.loads(payload)  # noqa: S301 - signed by us, see the lines above # nosec B301
-    columns, estimator, running, rows_seen, leaves = state
-    _put_together(estimator, leaves)
-    return header, Bundle(recipe, columns, estimator, running, rows_seen)
-
-
-def _take_apart(estimator: Any) -> list[Any]:
-    """Cut the chain of a Birch tree's leaves and return them in its order; an empty list for all other estimators.
-
-    Pickle follows the chain by recursion, and would fail at some hundred leaves.
-    """
-    leaves, leaf = [], getattr(estimator, "dummy_leaf_", None)
-    while leaf is not None:
-        leaves.append(leaf)
-        leaf = leaf.next_leaf_
-    for leaf in leaves:
-        leaf.prev_leaf_ = leaf.next_leaf_ = None
-    return leaves
-
-
-def _put_together(estimator: Any, leaves: Sequence[Any]) -> None:
-    """Chain the leaves of a Birch tree again, and make those arrays views again that pickle made copies."""
-    for left, right in pairwise(leaves):
-        left.next_leaf_, right.prev_leaf_ = right, left
-    nodes = [estimator.root_] if leaves else []
-    for node in nodes:
-        size = len(node.subclusters_)
-        if size:
-            # Birch writes into the left ones and reads the right ones.
-            node.centroids_, node.squared_norm_ = node.init_centroids_[:size], node.init_sq_norm_[:size]
-        nodes += [cluster.child_ for cluster in node.subclusters_ if cluster.child_ is not None]
-
-
-def try_predict(bundle: Bundle) -> None:
-    """Encode one row and predict, as a last check of a bundle that comes from storage.
-
-    Raises
-    ------
-    EnvelopeError
-        If the bundle cannot predict although it has learned.
-    """
-    if not bundle.rows_seen:
-        return
-    categories: list[list[str | int]] = [[""] for _ in bundle.recipe.categories]
-    numbers = len(bundle.recipe.numbers)
-    if bundle.recipe.features is None:
-        numbers = int(getattr(bundle.estimator, "n_features_in_", 0))
-    try:
-        X = bundle.columns.transform(bundle.recipe, Rows(1, bytes(8 * numbers), categories))
-        # Of zeros: an unknown label's -1, or a zero after scaling, is more than some estimators take.
-        bundle.estimator.predict(np.zeros_like(X))
-    except (ValueError, TypeError, AttributeError, LookupError, NotFittedError) as error:
-        raise EnvelopeError(f"The bundle loads but cannot predict: {error}") from error
+    def metrics(self) -> dict[str, Any]:
+        """Prequential metrics over all rows learned so far, and over the last ones."""
+        return together(self.running, None if self.labels is None else [one.known for one in self._lists])

@@ -24,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from keepfit import cli_dead, errors, faults, locksmith
+from keepfit import cli_dead, cli_history, errors, faults, locksmith
 from keepfit import settings as settings_module
+from keepfit.envelope import SIGNING_KEYS, UPLOAD_KEYS
 from keepfit.errors import KeepfitError, SettingsError
 from keepfit.settings import Settings
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(cli_dead.dead)
+app.command()(cli_history.history)
 app.add_typer(locksmith.app, name="key")
 # The name it had before there were two kinds of keys.
 app.command("keygen", hidden=True)(locksmith.signing)
@@ -139,7 +141,8 @@ def up(
     def started(stack: Stack) -> None:
         out.print(f"[bold]keepfit[/] is up: [link]{stack.url}[/]  (Ctrl-C stops it)")
         for name, value in stack.environment.items():
-            shown = "(in the folder's signing-keys)" if name == "KEEPFIT_SIGNING_KEYS" else value
+            own = name.removeprefix("KEEPFIT_").lower().replace("_", "-")
+            shown = f"(in the folder's {own})" if name in (SIGNING_KEYS, UPLOAD_KEYS) else value
             out.print(f"  {name}={shown}", highlight=False, markup=False)
         out.print(f"  data, settings and logs: {stack.data}", highlight=False, markup=False)
 
@@ -193,9 +196,17 @@ def snapshot(
         if report.left:
             out.print(f", {report.left} left for the next pass", end="")
         out.print(f" in {report.seconds:.2f} s", highlight=False)
+        if gone := report.collected:
+            out.print(
+                f"cleared up: {gone.expired} snapshots past their time, {gone.aborted} that were never finished, "
+                f"{gone.unknown} blobs without a document, {gone.unfinished} parts of blobs",
+                highlight=False,
+            )
     if report.failed:
         first = next(iter(report.failed.items()))
         raise SystemExit(_complain(f"{len(report.failed)} models were not saved; {first[0][:12]}: {first[1]}"))
+    if report.uncollected:
+        raise SystemExit(_complain(f"not cleared up: {report.uncollected}"))
 
 
 @app.command()
@@ -267,30 +278,12 @@ def models(
             (
                 model["hash"][:12],
                 json.dumps(model["metadata"]),
-                model["recipe"]["estimator"],
+                model["recipe"]["estimator"] or ("an object" if model["recipe"]["object"] else "steps"),
                 *(model[name] for name in ("version", "rows_seen", "inbox")),
             )
             for model in found
         ],
     )
-
-
-@app.command()
-def history(
-    type_: Type = None,
-    model_hash: Hash = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """List snapshots, newest first."""
-    from keepfit.history import History  # noqa: PLC0415
-
-    async def find() -> list[dict[str, Any]]:
-        async with History(_settings().mongo_url.get_secret_value()) as opened:
-            return await opened.documents(type_, model_hash, limit)
-
-    found = asyncio.run(find())
-    return _print_json(found) if as_json else _print_documents("History", found)
 
 
 @app.command()

@@ -14,14 +14,17 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from redis import Redis
 
 from keepfit import envelope, faults, keys, scripts
-from keepfit.bundle import Bundle, seal
+from keepfit.bundle import Bundle
 from keepfit.envelope import Header, Keyring
+from keepfit.inbox import change_of
 from keepfit.rows import Rows
+from keepfit.sealing import seal
 
 STAGED_TTL_MS = 60_000
 ENTRIES_MAX = 512
@@ -45,6 +48,11 @@ class Entry:
     payload: bytes
     big: str
     size_bytes: int
+
+    @property
+    def change(self) -> dict[str, Any] | None:
+        """Parameters that the request changes; None if it is rows."""
+        return None if self.big else change_of(self.payload)
 
     def rows(self) -> Rows:
         """The request's rows."""
@@ -158,7 +166,7 @@ class Ledger:
             sequence=last.sequence,
             rows_seen=bundle.rows_seen,
             chain=last.chain,
-            runtime=envelope.runtime(),
+            runtime=bundle.runtime,
         )
         data = seal(bundle, self._keyring, header)
         digest = envelope.digest_of(data)
@@ -193,6 +201,7 @@ class Ledger:
                     taken.hash,
                     put_aside,
                     round(count / max(time.monotonic() - taken.at_s, 1e-3)),
+                    msgspec.json.encode(bundle.changed) if bundle.changed else "",
                 ],
             ),
             self._unlock(taken.hash, token, force=False, harmed=False),

@@ -41,8 +41,8 @@ REASONS = {
 class Entry:
     """One request that was put aside.
 
-    `rows` counts its rows, None where Redis lost them; `payload` is their msgpack, empty where they are large; `big`
-    names the key that holds those.
+    `rows` counts its rows, None where Redis lost them, 0 of a change of parameters; `payload` is their msgpack, empty
+    where they are large; `big` names the key that holds those.
     """
 
     id: str
@@ -224,31 +224,41 @@ def _entry(
 
 
 def _count(head: bytes) -> int | None:
-    """Number of rows in the first bytes of their msgpack, which is an array that begins with it.
+    """Number of rows in the first bytes of their msgpack, which is an array that begins with it; a change is a map.
 
     >>> _count(Rows(3, bytes(24), []).encode()), _count(Rows(70_000, b"", []).encode()[:16]), _count(b"")
     (3, 70000, None)
+    >>> _count(inbox.change("", 1, {"alpha": 1}).payload)
+    0
     """
     if len(head) < 2:
         return None
+    if inbox.is_change(head):
+        return 0
     width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}.get(head[1], 0)
     return int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
 
 
 def shown(recipe: Recipe, payload: bytes) -> dict[str, Any]:
-    """Decode rows as they came in: `X` as lists in column order, `y` and `sample_weight` where there are any."""
+    """Decode rows as they came in: `X` as lists in column order, `y` and `sample_weight` where there are any.
+
+    A change of parameters is decoded as `params`.
+    """
+    params = inbox.change_of(payload)
+    if params is not None:
+        return {"params": params}
     rows = Rows.decode(payload)
-    X: list[list[Any]] = rows.number_matrix().tolist()
-    if rows.categories:
-        kinds = list((recipe.features or {}).values())
-        positions = [i for i, kind in enumerate(kinds) if kind == "category"]
-        for position, column in zip(positions, rows.categories, strict=True):
-            for row, label in zip(X, column, strict=True):
-                row.insert(position, label)
+    # A missing number is the only one that is not itself.
+    X: list[list[Any]] = [[None if x != x else x for x in row] for row in rows.number_matrix().tolist()]  # noqa: PLR0124
+    for column, words in zip(recipe.layout.words, rows.categories, strict=True):
+        for row, word in zip(X, words, strict=True):
+            row.insert(column.index, word)
     target, weights = rows.target(), rows.weights()
     values: dict[str, Any] = {"X": X}
     if target is not None:
-        values["y"] = rows.y if isinstance(rows.y, list) else target.tolist()
+        y = rows.y if isinstance(rows.y, list) else target.tolist()
+        count = len(y) // rows.n
+        values["y"] = [y[i : i + count] for i in range(0, len(y), count)] if recipe.entry.many else y
     if weights is not None:
         values["sample_weight"] = weights.tolist()
     return values

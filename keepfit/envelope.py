@@ -15,8 +15,8 @@ import platform
 import struct
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
-from typing import Self
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol, Self, TypeVar
 
 import msgspec
 
@@ -26,6 +26,29 @@ MAGIC = b"KFIT\x01"
 MAC_BYTES = 32
 KEY_BYTES_MIN = 32
 BUNDLE = "bundle"
+OBJECT = "object"
+SIGNING_KEYS, UPLOAD_KEYS = "KEEPFIT_SIGNING_KEYS", "KEEPFIT_UPLOAD_KEYS"
+# The command that prints a key for each.
+PRINTERS = {SIGNING_KEYS: "keepfit key signing", UPLOAD_KEYS: "keepfit key upload"}
+
+
+class Signed(Protocol):
+    """What every header has."""
+
+    @property
+    def purpose(self) -> str:
+        """What the envelope was signed for."""
+
+    @property
+    def runtime(self) -> dict[str, str]:
+        """Versions that the payload's pickle depends on, by name."""
+
+    @property
+    def subject(self) -> str:
+        """What is in the envelope, as a sentence begins."""
+
+
+AnyHeader = TypeVar("AnyHeader", bound=Signed)
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,30 +63,50 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str
     runtime: dict[str, str]
 
+    @property
+    def subject(self) -> str:
+        """What is in the envelope, as a sentence begins."""
+        return f"The bundle of {self.hash[:12]}"
+
+
+LIBRARIES = ("python", "scikit-learn", "numpy")
+
+
+def runtime(*more: str) -> dict[str, str]:
+    """Versions that a pickle of this process depends on, those of the packages `more` among them."""
+    return {name: installed(name) for name in (*LIBRARIES, *more)}
+
 
 @cache
-def runtime() -> dict[str, str]:
-    """Versions that a pickle of this process depends on."""
-    return {
-        "python": platform.python_version(),
-        "scikit-learn": version("scikit-learn"),
-        "numpy": version("numpy"),
-    }
+def installed(name: str) -> str:
+    """Version of a package, or of Python, in this process; "none" where it is not installed."""
+    try:
+        return platform.python_version() if name == "python" else version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
-def check_runtime(header: Header) -> None:
+def check_runtime(header: Signed) -> None:
     """Raise RuntimeMismatchError unless this process may load what `header`'s runtime pickled.
 
     Patch releases may differ; scikit-learn promises no more than that for pickles.
     """
-    ours = runtime()
     for name, theirs in header.runtime.items():
-        here = ours.get(name, "none")
+        here = installed(name)
         if theirs.split(".")[:2] != here.split(".")[:2]:
             raise RuntimeMismatchError(
-                f"The bundle of {header.hash[:12]} was written with {name} {theirs}, this process has {here}. "
+                f"{header.subject} was written with {name} {theirs}, this process has {here}. "
                 f"Run workers with {name} {'.'.join(theirs.split('.')[:2])}, or learn the model anew."
             )
+
+
+def differences(header: Signed) -> dict[str, str]:
+    """Versions of `header`'s runtime that are not those of this process, as "theirs, here ours"; for the log."""
+    return {
+        name: f"{theirs}, here {installed(name)}"
+        for name, theirs in header.runtime.items()
+        if theirs != installed(name)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +121,12 @@ class Keyring:
 
     # Left out of repr(), so that no log of a traceback shows them.
     keys: tuple[tuple[str, bytes], ...] = field(repr=False)
+    # The variable that they come from.
+    setting: str = SIGNING_KEYS
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
-        """Read ``id:hex,id:hex``.
+    def from_text(cls, text: str, setting: str = SIGNING_KEYS) -> Self:
+        """Read ``id:hex,id:hex``, the value of `setting`.
 
         Raises
         ------
@@ -97,17 +142,17 @@ class Keyring:
                 key = b""
             if not 0 < len(key_id.encode()) < 256 or len(key) < KEY_BYTES_MIN:
                 raise SettingsError(
-                    f"KEEPFIT_SIGNING_KEYS: key {position} is not id:hex with at least {KEY_BYTES_MIN} bytes of hex; "
-                    "`keepfit key signing` prints one."
+                    f"{setting}: key {position} is not id:hex with at least {KEY_BYTES_MIN} bytes of hex; "
+                    f"`{PRINTERS[setting]}` prints one."
                 )
             keys.append((key_id, key))
         if not keys:
-            raise SettingsError("KEEPFIT_SIGNING_KEYS is not set; `keepfit key signing` prints a key for it.")
+            raise SettingsError(f"{setting} is not set; `{PRINTERS[setting]}` prints a key for it.")
         if len({key_id for key_id, _ in keys}) != len(keys):
-            raise SettingsError("KEEPFIT_SIGNING_KEYS: two keys have the same id.")
-        return cls(tuple(keys))
+            raise SettingsError(f"{setting}: two keys have the same id.")
+        return cls(tuple(keys), setting)
 
-    def seal(self, header: Header, payload: bytes) -> bytes:
+    def seal(self, header: Signed, payload: bytes) -> bytes:
         """Sign `payload` under `header` with the newest key."""
         key_id, key = self.keys[0]
         name = key_id.encode()
@@ -117,7 +162,11 @@ class Keyring:
         return b"".join((front, _mac(key, header.purpose, front, back), back))
 
     def open(self, envelope: bytes, purpose: str) -> tuple[Header, bytes]:
-        """Verify `envelope` and return its header and payload.
+        """Verify a bundle's `envelope` and return its header and payload; errors as in :meth:`open_as`."""
+        return self.open_as(Header, envelope, purpose)
+
+    def open_as(self, form: type[AnyHeader], envelope: bytes, purpose: str) -> tuple[AnyHeader, bytes]:
+        """Verify `envelope` and return its header, which must have this form, and payload.
 
         Raises
         ------
@@ -132,12 +181,12 @@ class Keyring:
         key_id = front[len(MAGIC) + 1 :]
         key = next((key for known, key in self.keys if known.encode() == key_id), None)
         if key is None:
-            raise UnknownKeyError("The envelope is signed with a key that KEEPFIT_SIGNING_KEYS does not hold.")
+            raise UnknownKeyError(f"The envelope is signed with a key that {self.setting} does not hold.")
         if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
             raise EnvelopeError("The envelope's signature does not fit: it is damaged, forged or for another purpose.")
         try:
             (length,) = struct.unpack_from(">I", back)
-            header = msgspec.json.decode(back[4 : 4 + length], type=Header)
+            header = msgspec.json.decode(back[4 : 4 + length], type=form)
         except (struct.error, msgspec.DecodeError) as error:
             # Signed by us, so written by another keepfit than this one.
             raise EnvelopeError(f"The envelope's header is not one that this keepfit knows: {error}.") from None

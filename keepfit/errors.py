@@ -17,6 +17,7 @@
     │   └── TooFastError         … with this API key
     ├── StaleModelError          the model was deleted, made again or restored meanwhile; look it up again
     ├── LearningError            an accepted row could not be learned and was put aside
+    │   └── UnstorableError      … because what it makes of the model has no pickle
     ├── PoisonError              a question that several workers died of
     ├── DeadlineError            not answered in time
     ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
@@ -27,6 +28,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# What is kept of the words of somebody else's error.
+WORDS_MAX = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,10 @@ class LearningError(KeepfitError):
     """An accepted request could not be learned and was put aside."""
 
 
+class UnstorableError(LearningError):
+    """An object holds what cannot be pickled."""
+
+
 class PoisonError(KeepfitError):
     """Several workers died while they answered this question, so it was put aside."""
 
@@ -128,3 +136,12 @@ class UnknownKeyError(EnvelopeError):
 
 class RuntimeMismatchError(EnvelopeError):
     """The bundle was pickled by versions that this process cannot load safely."""
+
+
+def told(error: BaseException) -> str:
+    """Class and words of an error of somebody else's code."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 - an error whose words fail is still an error
+        words = ""
+    return f"{type(error).__name__}: {words[:WORDS_MAX]}"

@@ -2,17 +2,19 @@
 
 Owns the allow-list and how a name becomes an object. Never imports by a path that came from outside, and scikit-learn
 only where something is built: gateways know the list without it. Invariant: every name in :data:`CATALOGUE` has
-``partial_fit`` and ``predict`` and can be built from parameters alone.
+``partial_fit``, and ``predict`` or ``transform``; what stands around another estimator takes one of the same list.
 """
 
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Literal
 
 from keepfit.errors import InvalidError
 
-Kind = Literal["regressor", "classifier", "clusterer", "outlier_detector"]
+Kind = Literal["regressor", "classifier", "clusterer", "transformer", "outlier_detector"]
+Params = Mapping[str, Any]
 
 # What a message repeats of a name, and how long scikit-learn's own may be.
 NAME_SHOWN_MAX = 80
@@ -42,55 +44,151 @@ PASSIVE_AGGRESSIVE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
-Family = Literal["cluster", "linear_model", "naive_bayes", "neural_network"]
+Family = Literal[
+    "cluster",
+    "decomposition",
+    "feature_extraction.text",
+    "feature_selection",
+    "linear_model",
+    "multiclass",
+    "multioutput",
+    "naive_bayes",
+    "neural_network",
+    "object",
+    "preprocessing",
+]
+
+# One parameter of a wrapper names the estimator in it: {"estimator": {"SGDRegressor": {"alpha": 0.001}}}.
+INNER = "estimator"
+STEPS_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One estimator of the catalogue: the class `name` of the module `family` of scikit-learn."""
+    """One estimator of the catalogue: the class `name` of the module `family` of scikit-learn.
+
+    `many` is whether `y` has a list of values for each row; `wraps` names the kinds of estimator that it stands around,
+    and `inner` is the one that it does; `reads_text` is whether it takes texts in place of numbers.
+    """
 
     name: str
     family: Family
     kind: Kind
     takes_sample_weight: bool = True
+    many: bool = False
+    wraps: tuple[Kind, ...] = ()
+    inner: "Entry | None" = None
+    reads_text: bool = False
 
     @property
     def takes_y(self) -> bool:
         """Whether ``partial_fit`` wants a target."""
-        return self.kind in ("regressor", "classifier")
+        return self.target is not None
+
+    @property
+    def target(self) -> Literal["numbers", "labels"] | None:
+        """What the target is made of; of a wrapper, what the estimator in it learns from."""
+        kind = self.kind if self.inner is None else self.inner.kind
+        if kind == "regressor":
+            return "numbers"
+        return "labels" if kind == "classifier" else None
 
     @property
     def cls(self) -> type[Any]:
         """The class itself; the first use imports its module."""
-        from sklearn import cluster, linear_model, naive_bayes, neural_network  # noqa: PLC0415 - 130 MB, for builders
+        from sklearn import (  # noqa: PLC0415 - 130 MB, for builders
+            cluster,
+            decomposition,
+            feature_selection,
+            linear_model,
+            multiclass,
+            multioutput,
+            naive_bayes,
+            neural_network,
+            preprocessing,
+        )
+        from sklearn.feature_extraction import text  # noqa: PLC0415 - as above
 
-        modules = {
+        modules: dict[Family, Any] = {
             "cluster": cluster,
+            "decomposition": decomposition,
+            "feature_extraction.text": text,
+            "feature_selection": feature_selection,
             "linear_model": linear_model,
+            "multiclass": multiclass,
+            "multioutput": multioutput,
             "naive_bayes": naive_bayes,
             "neural_network": neural_network,
+            "preprocessing": preprocessing,
         }
         found: type[Any] = getattr(modules[self.family], self.name)
         return found
 
 
+LEARNERS: tuple[Kind, ...] = ("regressor", "classifier")
+
 # Written down, as finding it out imports all of scikit-learn; a test holds it to scikit-learn's own register.
 CATALOGUE: Mapping[str, Entry] = {
     "BernoulliNB": Entry("BernoulliNB", "naive_bayes", "classifier"),
+    "BernoulliRBM": Entry("BernoulliRBM", "neural_network", "transformer", takes_sample_weight=False),
     "Birch": Entry("Birch", "cluster", "clusterer", takes_sample_weight=False),
     "CategoricalNB": Entry("CategoricalNB", "naive_bayes", "classifier"),
     "ComplementNB": Entry("ComplementNB", "naive_bayes", "classifier"),
     "GaussianNB": Entry("GaussianNB", "naive_bayes", "classifier"),
+    "HashingVectorizer": Entry(
+        "HashingVectorizer", "feature_extraction.text", "transformer", takes_sample_weight=False, reads_text=True
+    ),
+    "IncrementalPCA": Entry("IncrementalPCA", "decomposition", "transformer", takes_sample_weight=False),
+    "LatentDirichletAllocation": Entry(
+        "LatentDirichletAllocation", "decomposition", "transformer", takes_sample_weight=False
+    ),
     "MLPClassifier": Entry("MLPClassifier", "neural_network", "classifier"),
     "MLPRegressor": Entry("MLPRegressor", "neural_network", "regressor"),
+    "MaxAbsScaler": Entry("MaxAbsScaler", "preprocessing", "transformer", takes_sample_weight=False),
+    "MinMaxScaler": Entry("MinMaxScaler", "preprocessing", "transformer", takes_sample_weight=False),
+    "MiniBatchDictionaryLearning": Entry(
+        "MiniBatchDictionaryLearning", "decomposition", "transformer", takes_sample_weight=False
+    ),
     "MiniBatchKMeans": Entry("MiniBatchKMeans", "cluster", "clusterer"),
+    "MiniBatchNMF": Entry("MiniBatchNMF", "decomposition", "transformer", takes_sample_weight=False),
+    "MultiOutputClassifier": Entry(
+        "MultiOutputClassifier", "multioutput", "classifier", many=True, wraps=("classifier",)
+    ),
+    "MultiOutputRegressor": Entry("MultiOutputRegressor", "multioutput", "regressor", many=True, wraps=("regressor",)),
     "MultinomialNB": Entry("MultinomialNB", "naive_bayes", "classifier"),
+    "OneVsOneClassifier": Entry(
+        "OneVsOneClassifier", "multiclass", "classifier", takes_sample_weight=False, wraps=("classifier",)
+    ),
+    "OneVsRestClassifier": Entry(
+        "OneVsRestClassifier", "multiclass", "classifier", takes_sample_weight=False, wraps=("classifier",)
+    ),
     "PassiveAggressiveClassifier": Entry("SGDClassifier", "linear_model", "classifier"),
     "PassiveAggressiveRegressor": Entry("SGDRegressor", "linear_model", "regressor"),
     "Perceptron": Entry("Perceptron", "linear_model", "classifier"),
     "SGDClassifier": Entry("SGDClassifier", "linear_model", "classifier"),
     "SGDOneClassSVM": Entry("SGDOneClassSVM", "linear_model", "outlier_detector"),
     "SGDRegressor": Entry("SGDRegressor", "linear_model", "regressor"),
+    "SelectFromModel": Entry("SelectFromModel", "feature_selection", "transformer", wraps=LEARNERS),
+    "StandardScaler": Entry("StandardScaler", "preprocessing", "transformer"),
+}
+
+# What the parameters of an estimator may not say here, and why.
+FIXED: Mapping[str, tuple[Sequence[Any], str]] = {
+    "n_jobs": ((None, 1), "a worker is one process; leave n_jobs out"),
+    "verbose": ((None, 0, False), "nobody reads what a worker prints"),
+    "prefit": ((False,), "what it would select by has not been learned elsewhere"),
+    "importance_getter": (("auto",), "only 'auto' is known here"),
+    "input": (("content",), "texts come in the rows; nothing is read from files"),
+    "token_pattern": ((r"(?u)\b\w\w+\b",), "a pattern may take for ever; choose analyzer and ngram_range"),
+}
+# A pair in scikit-learn, for which JSON has a list.
+PAIRS = frozenset({"feature_range", "ngram_range"})
+# Dense rows of scikit-learn's 1,048,576 columns would have 8 MB each.
+HASHED_COLUMNS = 1024
+# Before another step these would change what its columns are, for the reason given.
+UNSTEADY: Mapping[str, str] = {
+    "Birch": "it has a column for each of its subclusters, and those become more as it learns",
+    "SelectFromModel": "which columns it keeps, and how many, changes as it learns",
 }
 
 
@@ -100,14 +198,32 @@ def entry_of(name: str) -> Entry:
     if entry is None:
         shown = name[:NAME_SHOWN_MAX]
         near = ", ".join(get_close_matches(shown, CATALOGUE, n=3) or CATALOGUE)
-        raise InvalidError(f"estimator {shown!r} is not one that has partial_fit and predict; known: {near}.")
+        raise InvalidError(f"estimator {shown!r} is not one that has partial_fit; known: {near}.")
     return entry
 
 
-def build(name: str, params: Mapping[str, Any]) -> Any:
+@lru_cache
+def entry_around(name: str, inner: str | None) -> Entry:
+    """Entry of the estimator `name` as it stands around `inner`; without one, the catalogue's own."""
+    entry = entry_of(name)
+    if inner is None or not entry.wraps:
+        return entry
+    within = entry_of(inner)
+    weights = entry.takes_sample_weight and within.takes_sample_weight
+    return replace(entry, inner=within, takes_sample_weight=weights)
+
+
+def inner_of(params: Params) -> str | None:
+    """Name of the estimator that a wrapper's `params` ask for; None where they do not."""
+    inner = params.get(INNER)
+    return next(iter(inner)) if isinstance(inner, dict) and len(inner) == 1 else None
+
+
+def build(name: str, params: Params) -> Any:
     """Make the estimator `name` with `params`, in scikit-learn's words where they are wrong.
 
-    Names of the PassiveAggressive family build the SGD that scikit-learn names as their successor.
+    Names of the PassiveAggressive family build the SGD that scikit-learn names as their successor. A wrapper's
+    parameter `estimator` is an object whose one key names the estimator in it and whose value has its parameters.
 
     Raises
     ------
@@ -115,18 +231,83 @@ def build(name: str, params: Mapping[str, Any]) -> Any:
         For an unknown name, an unknown parameter, or a value that the estimator refuses.
     """
     entry = entry_of(name)
-    estimator = entry.cls()
+    if entry.wraps:
+        inner, inner_params = _inner(name, entry, params)
+        estimator = entry.cls(build(inner, inner_params))
+        params = {key: value for key, value in params.items() if key != INNER}
+    else:
+        estimator = entry.cls()
     known = estimator.get_params(deep=False).keys()
-    _check_names(name, params, (known - SGD_ONLY) | {"C"} if name in PASSIVE_AGGRESSIVE else known)
-    given = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else dict(params)
+    _check_names(name, params, (known - SGD_ONLY) | {"C"} if name in PASSIVE_AGGRESSIVE else known - {INNER})
+    given = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else _converted(params)
+    _check_fixed(name, given)
     defaults = {key: value for key, value in STREAM_DEFAULTS.items() if key in known}
+    if entry.reads_text:
+        defaults["n_features"] = HASHED_COLUMNS
     try:
         estimator.set_params(**{**defaults, **given})
         estimator._validate_params()
+        if entry.family == "linear_model":
+            estimator._more_validate_params(for_partial_fit=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidError(f"params of {name}: {_as_asked(name, str(error))}") from None
+        raise InvalidError(f"params of {name}: {as_asked(name, str(error))}") from None
     _check_learns(name, estimator)
     return estimator
+
+
+def _inner(name: str, entry: Entry, params: Params) -> tuple[str, Params]:
+    """Name and parameters of the estimator in the wrapper `name`, checked to be one that suits it."""
+    asked = params.get(INNER)
+    inner = inner_of(params)
+    if inner is None or not isinstance(asked, dict) or not isinstance(asked[inner], dict):
+        raise InvalidError(
+            f"params of {name}: {INNER} must be an object with one key, the name of the estimator in it, "
+            'and its params as the value: {"estimator": {"SGDClassifier": {}}}.'
+        )
+    within = entry_of(inner)
+    if within.wraps:
+        raise InvalidError(f"params of {name}: {inner} stands around another estimator itself; one may, not two.")
+    if within.kind not in entry.wraps:
+        wanted = " or ".join(entry.wraps)
+        raise InvalidError(f"params of {name}: {inner} is a {within.kind}, and {name} needs a {wanted}.")
+    if name == "SelectFromModel" and within.family != "linear_model":
+        raise InvalidError(f"params of {name}: {inner} does not say how much each column counts; a linear model does.")
+    if asked[inner].get("class_weight") is not None:
+        raise InvalidError(f"params of {name}: the {inner} in it cannot have a class_weight; use sample_weight.")
+    return inner, asked[inner]
+
+
+def _converted(params: Params) -> dict[str, Any]:
+    return {key: tuple(value) if key in PAIRS and isinstance(value, list) else value for key, value in params.items()}
+
+
+def _check_fixed(name: str, params: Params) -> None:
+    for key, value in params.items():
+        allowed, reason = FIXED.get(key, ((), ""))
+        if reason and not any(type(value) is type(one) and value == one for one in allowed):
+            raise InvalidError(f"params of {name}: {key}: {reason}.")
+
+
+def check_steps(names: Sequence[str]) -> None:
+    """Refuse estimators that cannot stand one after the other.
+
+    Raises
+    ------
+    InvalidError
+        With the reason.
+    """
+    if not 1 <= len(names) <= STEPS_MAX:
+        raise InvalidError(f"recipe: steps must name between 1 and {STEPS_MAX} estimators.")
+    for position, name in enumerate(names):
+        entry = entry_of(name)
+        if entry.reads_text and position:
+            raise InvalidError(f"steps: {name} reads texts, so it can only be the first.")
+        if position == len(names) - 1:
+            return
+        if entry.name in UNSTEADY:
+            raise InvalidError(f"steps: {name} can only be the last: {UNSTEADY[entry.name]}.")
+        if entry.kind not in ("transformer", "clusterer"):
+            raise InvalidError(f"steps: {name} is a {entry.kind}, which gives no rows for a next step; put it last.")
 
 
 def _check_names(name: str, params: Mapping[str, Any], known: Set[str]) -> None:
@@ -145,9 +326,21 @@ def _check_learns(name: str, estimator: Any) -> None:
         raise InvalidError(f"params of {name}: early_stopping must be false where rows come one after the other.")
     if getattr(estimator, "class_weight", None) == "balanced":
         raise InvalidError(f"params of {name}: class_weight 'balanced' needs all rows at once; name the weights.")
+    entry = CATALOGUE[name]
+    if entry.name == "Birch" and estimator.n_clusters == 1:
+        raise InvalidError(
+            f"params of {name}: n_clusters 1 fails while there is one subcluster; use 2 or more, or null."
+        )
+    if entry.name == "MiniBatchKMeans" and estimator.reassignment_ratio > 1:
+        raise InvalidError(
+            f"params of {name}: reassignment_ratio must be 1 or less, or no cluster would be left alone."
+        )
+    smoothing = getattr(estimator, "alpha", None) if getattr(estimator, "force_alpha", False) else None
+    if smoothing is not None and not isinstance(smoothing, list) and smoothing == 0:
+        raise InvalidError(f"params of {name}: alpha 0 makes nothing of a class that has not come; use 1e-10, say.")
 
 
-def _as_asked(name: str, message: str) -> str:
+def as_asked(name: str, message: str) -> str:
     """Put scikit-learn's words in those of the recipe, and no longer than helps."""
     if name in PASSIVE_AGGRESSIVE:
         message = message.replace("'eta0'", "'C'").replace(PASSIVE_AGGRESSIVE[name][0], name)
@@ -170,8 +363,13 @@ def _successor_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
 
 def build_scaler(name: str) -> Any:
     """Make the scaler `name` (one of :data:`SCALERS`)."""
+    check_scaler(name)
     from sklearn import preprocessing  # noqa: PLC0415 - after the name is known to be one of three
 
+    return getattr(preprocessing, name)()
+
+
+def check_scaler(name: str) -> None:
+    """Raise InvalidError unless `name` is one of :data:`SCALERS`."""
     if name not in SCALERS:
         raise InvalidError(f"scaler {name[:NAME_SHOWN_MAX]!r} is not one of {', '.join(SCALERS)}.")
-    return getattr(preprocessing, name)()

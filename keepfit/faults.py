@@ -41,6 +41,8 @@ POINTS = {
     "snapshot.stored": "the blob is written, and the document is pending",
     "snapshot.committed": "the document is committed, and the model is not told",
     "snapshot.noted": "the model is told, and off the list of changed ones",
+    "garbage.aborted": "documents are out of sight, and their blobs are there",
+    "garbage.deleted": "blobs are deleted, and their documents are there",
     "restore.fetched": "a snapshot is read and checked, and no generation is given out",
     "restore.numbered": "a generation is given out, and nothing is installed",
     "restore.installed": "the model is live, and nobody is told",

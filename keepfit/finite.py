@@ -11,11 +11,15 @@ import numpy as np
 
 # The logarithm of a count of zero, and the best loss before there was one.
 INFINITE_ENDINGS = ("log_prob_", "log_prior_", "best_loss_")
-# A history whose last value stands in `loss_` as well; it grows with every call.
-SKIPPED = frozenset({"loss_curve_"})
-# What is an object of its own and learned: the moments of a neural network's optimizer. A Birch tree is not searched,
-# because its leaves stand in `subcluster_centers_` and its nodes are sums of them.
-NESTED = "_optimizer"
+# A history whose last value stands in `loss_` as well, which grows with every call; and shares of a variance that may
+# be zero, which each call computes anew of what is looked at.
+SKIPPED = frozenset({"loss_curve_", "explained_variance_ratio_"})
+# What are objects of their own and learned: the moments of a neural network's optimizer, and the estimators that a
+# wrapper stands around. A Birch tree is not searched, because its leaves stand in `subcluster_centers_` and its nodes
+# are sums of them.
+NESTED = frozenset({"_optimizer", "estimator_", "estimators_"})
+# Most of what an estimator has are parameters of these; looking at no more than their type halves the time of a look.
+NUMBERLESS = frozenset({str, bool, int, type(None)})
 
 
 def fault(learned: Any) -> str | None:
@@ -31,12 +35,15 @@ def fault(learned: Any) -> str | None:
     """
     attributes: dict[str, Any] = vars(learned)
     for name, value in attributes.items():
-        if name not in SKIPPED and not _sound(value) and not (name.endswith(INFINITE_ENDINGS) and not _has_nan(value)):
+        if type(value) in NUMBERLESS or name in SKIPPED:
+            continue
+        if not _sound(value) and not (name.endswith(INFINITE_ENDINGS) and not _has_nan(value)):
             return name
-        if name == NESTED:
-            nested = fault(value)
-            if nested is not None:
-                return f"{name}.{nested}"
+        if name in NESTED:
+            for part in value if isinstance(value, list) else [value]:
+                nested = fault(part)
+                if nested is not None:
+                    return f"{name}.{nested}"
     return None
 
 

@@ -8,7 +8,8 @@ not finite or has weights goes to scikit-learn, which learns it or says what is 
 """
 
 from collections.abc import Callable, Mapping
-from math import isfinite
+from functools import lru_cache
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from sklearn.linear_model._sgd_fast import _plain_sgd64
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._seq_dataset import ArrayDataset64
 
+from keepfit.plain import SUM
 from keepfit.rows import Floats
 
-EPSILON = np.finfo(np.float64).eps
-# If a sum is finite, so is all that it is of.
-SUM = np.add.reduce
+EPSILON = float(np.finfo(np.float64).eps)
+# A row of so few numbers is computed number by number in less time than numpy takes to begin.
+NARROW = 16
 ONE, FOR_NO_VALIDATION = np.ones(1), np.zeros(1, dtype=np.bool_)
 # Only drawn from where rows are shuffled, or sampled at random, which nothing here does.
 SEED = 1
@@ -38,7 +40,10 @@ def scale(scaler: Any, X: Floats) -> None:
         scikit-learn's own.
     """
     known = type(scaler) is StandardScaler and getattr(scaler, "n_features_in_", None) == X.shape[1]
-    if known and scaler.with_std and scaler.n_samples_seen_.ndim == 0 and isfinite(SUM(X, axis=None)):
+    known = known and scaler.with_std and scaler.n_samples_seen_.ndim == 0
+    if known and len(X) == 1 and X.shape[1] <= NARROW and isfinite(sum(row := X[0].tolist())):
+        _standard_narrow(scaler, row)
+    elif known and isfinite(SUM(X, axis=None)):
         _standard(scaler, X)
     else:
         scaler.partial_fit(X)
@@ -75,6 +80,24 @@ def _standard(scaler: Any, X: Floats) -> None:
     scaler.mean_, scaler.var_, scaler.scale_, scaler.n_samples_seen_ = mean, spread, deviation, np.float64(total)
 
 
+def _standard_narrow(scaler: Any, row: list[float]) -> None:
+    """Do with a single row of few numbers what :func:`_standard` does with arrays, in the same order."""
+    seen = float(scaler.n_samples_seen_)
+    total = seen + 1.0
+    weight, tolerance = seen / total, total * EPSILON
+    means, variances, deviations = [], [], []
+    for x, mean, variance in zip(row, scaler.mean_.tolist(), scaler.var_.tolist(), strict=True):
+        old_sum = mean * seen
+        shift = old_sum / seen - x
+        spread = (variance * seen + shift * shift * weight) / total
+        means.append((old_sum + x) / total)
+        constant = total * means[-1] * EPSILON
+        variances.append(spread)
+        deviations.append(1.0 if spread <= constant * constant + tolerance * spread else sqrt(spread))
+    scaler.mean_, scaler.var_, scaler.scale_ = np.array(means), np.array(variances), np.array(deviations)
+    scaler.n_samples_seen_ = np.float64(total)
+
+
 def learn(estimator: Any, X: Floats, y: Any) -> bool:
     """Learn `X`, shape (n, width), and `y` as ``estimator.partial_fit(X, y)`` does; False if scikit-learn has to.
 
@@ -91,10 +114,14 @@ def learn(estimator: Any, X: Floats, y: Any) -> bool:
 
 
 def _plain(estimator: Any, X: Floats) -> bool:
-    """Whether nothing about the call is known to scikit-learn only: no first call, averages, shuffling, output."""
+    """Whether nothing about the call is known to scikit-learn only: no first call, averages, shuffling, output.
+
+    A classifier whose parameters were changed has no loss function until scikit-learn makes it.
+    """
     coef = getattr(estimator, "coef_", None)
     return (
         coef is not None
+        and (type(estimator) is SGDRegressor or hasattr(estimator, "_loss_function_"))
         and coef.shape[-1] == X.shape[1]
         and not (estimator.average or estimator.shuffle or estimator.early_stopping or estimator.verbose)
         and isfinite(SUM(X, axis=None))
@@ -104,6 +131,11 @@ def _plain(estimator: Any, X: Floats) -> bool:
 def _sgd(estimator: Any, X: Floats, y: Floats, loss: Any, coef: Floats, intercept: float, *weights: float) -> Any:
     """One pass of scikit-learn's own loop, which changes `coef`; returns the intercept and the number of passes."""
     n = X.shape[0]
+    if n == 1:
+        kept_X, kept_y, dataset = _row(X.shape[1])
+        kept_X[:], kept_y[:] = X, y
+    else:
+        dataset = ArrayDataset64(X, y, np.ones(n), SEED)
     _, intercept, _, _, passes = _plain_sgd64(
         coef,
         intercept,
@@ -113,7 +145,7 @@ def _sgd(estimator: Any, X: Floats, y: Floats, loss: Any, coef: Floats, intercep
         estimator._get_penalty_type(estimator.penalty),
         estimator.alpha,
         estimator._get_l1_ratio(),
-        ArrayDataset64(X, y, ONE if n == 1 else np.ones(n), SEED),
+        dataset,
         FOR_NO_VALIDATION if n == 1 else np.zeros(n, dtype=np.bool_),
         False,
         NO_CALLBACK,
@@ -136,12 +168,19 @@ def _sgd(estimator: Any, X: Floats, y: Floats, loss: Any, coef: Floats, intercep
     return intercept, passes
 
 
+@lru_cache(maxsize=64)
+def _row(width: int) -> tuple[Floats, Floats, ArrayDataset64]:
+    """Room for one row and its target, as scikit-learn's loop reads them; used for a moment, by one thread."""
+    X, y = np.zeros((1, width)), np.zeros(1)
+    return X, y, ArrayDataset64(X, y, ONE, SEED)
+
+
 def _values(estimator: Any, X: Floats, y: Floats) -> None:
     loss = estimator._get_loss_function(estimator.loss)
     intercept, passes = _sgd(estimator, X, y, loss, estimator.coef_, estimator.intercept_[0], 1.0, 1.0)
     estimator.n_iter_ = passes
     estimator.t_ += passes * X.shape[0]
-    estimator.intercept_ = np.atleast_1d(intercept)
+    estimator.intercept_ = np.array([intercept])
 
 
 def _labels(estimator: Any, X: Floats, y: Any) -> None:
@@ -152,7 +191,7 @@ def _labels(estimator: Any, X: Floats, y: Any) -> None:
         target = np.where(y == estimator.classes_[1], 1.0, no)
         coef, start = estimator.coef_.ravel(), estimator.intercept_[0]
         intercept, passes = _sgd(estimator, X, target, loss, coef, start, weights[1], weights[0])
-        estimator.coef_, estimator.intercept_ = coef.reshape(1, -1), np.atleast_1d(intercept)
+        estimator.coef_, estimator.intercept_ = coef.reshape(1, -1), np.array([intercept])
     else:
         for i, label in enumerate(estimator.classes_):
             target = np.where(y == label, 1.0, no)

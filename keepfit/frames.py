@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keepfit.errors import Fault, InvalidError, MalformedError
-from keepfit.rows import FAULTS_MAX
+from keepfit.errors import InvalidError, MalformedError
 from keepfit.tables import Array, Column, Named
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def read_arrow(body: bytearray) -> Named:
     MalformedError
         If it is none, or not whole.
     InvalidError
-        If a column is neither numbers nor text, a value is missing, or there are no rows.
+        If a column is neither numbers nor text, or there are no rows.
     """
     import pyarrow as pa  # noqa: PLC0415 - optional, and slow to import
 
@@ -68,13 +67,14 @@ def read_arrow(body: bytearray) -> Named:
 
 def _column(pa: Any, field: "pa.Field[Any]", arrays: list[Any]) -> Column:
     """One column of all batches."""
-    kind = field.type
-    _refuse_nulls(field.name, arrays)
+    kind, missing = field.type, _missing(arrays)
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         # Booleans are bits in Arrow: they alone are copied.
-        blocks: list[Array] = [array.to_numpy(zero_copy_only=False) for array in arrays]
-        return Column(field.name, blocks)
-    return Column(field.name, labels=lambda: list(_labels(pa, arrays)))
+        nothing = pa.scalar(0).cast(kind)
+        whole = [array.fill_null(nothing) if array.null_count else array for array in arrays]
+        blocks: list[Array] = [array.to_numpy(zero_copy_only=False) for array in whole]
+        return Column(field.name, blocks, missing=missing)
+    return Column(field.name, labels=lambda: list(_labels(pa, arrays)), missing=missing)
 
 
 def _check_type(pa: Any, field: "pa.Field[Any]") -> None:
@@ -103,20 +103,25 @@ def _check_dictionaries(pa: Any, batches: list[Any], bytes_max: int) -> None:
 def _labels(pa: Any, arrays: list[Any]) -> Iterator[Any]:
     """Labels row by row; each is one object however often it stands in a batch."""
     for array in arrays:
+        if array.null_count:
+            # What stands in their place is not looked at.
+            there = iter(_labels(pa, [array.drop_null()]))
+            yield from (next(there) if valid else None for valid in array.is_valid().to_pylist())
+            continue
         coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
         used, codes = np.unique(coded.indices.to_numpy(zero_copy_only=False), return_inverse=True)
         labels = coded.dictionary.take(pa.array(used)).to_pylist()
         yield from (labels[code] for code in codes.tolist())
 
 
-def _refuse_nulls(name: str, arrays: list[Any]) -> None:
-    first = 0
+def _missing(arrays: list[Any]) -> list[int]:
+    """Rows without a value."""
+    rows, first = [], 0
     for array in arrays:
         if array.null_count:
-            rows = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[:FAULTS_MAX]
-            faults = [Fault("the value is missing", first + int(row), name) for row in rows]
-            raise InvalidError(f"column {name[:100]!r}: the value is missing (row {faults[0].row}).", faults)
+            rows += (first + np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))).tolist()
         first += len(array)
+    return rows
 
 
 def _refuse_compressed(pa: Any, body: bytearray) -> None:

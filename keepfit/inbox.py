@@ -1,6 +1,7 @@
 """The inbox: where a model's learning requests wait, accepted for good, until a worker has learned them.
 
-Owns putting requests in, one trip for many of them. Never looks at their content; :mod:`keepfit.rows` has checked it.
+Owns putting requests in, one trip for many of them: rows, and changes of parameters in their place between rows. Never
+looks at their content; :mod:`keepfit.rows` and :mod:`keepfit.changes` have checked it.
 Invariant: a request answered with a sequence is in Redis and will be learned once, in the order of its sequence, also
 where the trip had to be made twice. Requests come from the gateway; :mod:`keepfit.commit` takes them out.
 """
@@ -8,7 +9,7 @@ where the trip had to be made twice. Requests come from the gateway; :mod:`keepf
 import hashlib
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ BIG_TTL_MS = 600_000
 # A call without a client's key only has to know its own repeats.
 MINTED_KEY_TTL_S = 20
 RETRY_AFTER_S_MAX = 60
+# What no rows are: the width of a change.
+NO_WIDTH = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Learn:
 
     `payload` is the rows' msgpack, or a digest of it where the rows are written ahead as `big`, of `big_bytes`; `key`
     the client's Idempotency-Key, `request` the id that it gave the request. The latter goes with the rows, for whoever
-    logs what became of them (large rows go without), and is no part of what makes two requests the same.
+    logs what became of them (large rows go without), and is no part of what makes two requests the same. A `width` of
+    :data:`NO_WIDTH` is that of a change of parameters, see :func:`change`.
     """
 
     hash: str
@@ -95,6 +99,37 @@ async def request(
     return Learn(model_hash, generation, rows.width, digest.encode(), key, big, rows.size_bytes)
 
 
+def change(model_hash: str, generation: int, params: Mapping[str, Any], key: str | None = None) -> Learn:
+    """Make a request to change parameters: a map in msgpack where rows are an array.
+
+    Raises
+    ------
+    InvalidError
+        If it is too large for one call.
+    """
+    payload = msgspec.msgpack.encode({"params": params})
+    if len(payload) > CALL_BYTES_MAX:
+        raise InvalidError(f"These parameters take {len(payload)} bytes, more than {CALL_BYTES_MAX}.")
+    return Learn(model_hash, generation, NO_WIDTH, payload, key, request=request_id.sent.get())
+
+
+def change_of(payload: bytes) -> dict[str, Any] | None:
+    """Parameters that a waiting request changes; None if it is rows, or the digest of rows.
+
+    >>> change_of(change("", 1, {"alpha": 0.5}).payload), change_of(Rows(1, bytes(8), []).encode())
+    ({'alpha': 0.5}, None)
+    """
+    if not is_change(payload):
+        return None
+    params: dict[str, Any] = msgspec.msgpack.decode(payload)["params"]
+    return params
+
+
+def is_change(payload: bytes) -> bool:
+    """Whether a waiting request, of which the first byte will do, is a change of parameters."""
+    return payload[:1] in (b"\x81", b"\x82")
+
+
 async def write_in_pieces(client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int) -> str:
     """Write the msgpack of `rows` to `key`, so that Redis serves others in between; return its SHA-256 (hex)."""
     digest, offset = hashlib.sha256(), 0
@@ -133,6 +168,11 @@ def _calls(requests: Sequence[Learn]) -> list[list[int]]:
     calls: list[list[int]] = []
     open_calls: dict[tuple[str, int, int], tuple[list[int], int]] = {}
     for position, asked in enumerate(requests):
+        # What comes after a change stays after it, and what comes before it before.
+        if asked.width == NO_WIDTH:
+            open_calls = {g: call for g, call in open_calls.items() if g[0] != asked.hash or g[2] == NO_WIDTH}
+        else:
+            open_calls.pop((asked.hash, asked.generation, NO_WIDTH), None)
         if asked.key is not None or asked.big:
             calls.append([position])
             continue
@@ -177,14 +217,16 @@ def _command(settings: Settings, requests: Sequence[Learn]) -> Command:
 
 
 def _named(asked: Learn) -> bytes:
-    """Payload with the request's id as one more element of its array, which who reads rows does not look at."""
-    return bytes((asked.payload[0] + 1,)) + asked.payload[1:] + msgspec.msgpack.encode(asked.request)
+    """Payload with the request's id as one more element of its array or map, which its readers do not look at."""
+    name = msgspec.msgpack.encode("request") if is_change(asked.payload) else b""
+    return bytes((asked.payload[0] + 1,)) + asked.payload[1:] + name + msgspec.msgpack.encode(asked.request)
 
 
 def request_of(payload: bytes) -> str:
-    """Id of the request that waiting rows came with; "" if it had none, or if there is no telling."""
+    """Id of the request that came with this payload; "" if it had none, or if there is no telling."""
     try:
-        *_, last = msgspec.msgpack.decode(payload)
+        decoded = msgspec.msgpack.decode(payload)
+        *_, last = decoded.values() if isinstance(decoded, dict) else decoded
     except (msgspec.DecodeError, TypeError, ValueError):
         return ""
     return last if isinstance(last, str) else ""

@@ -52,7 +52,7 @@ STATE_PATTERN = "kf:{*}:st"
 
 
 def state(model_hash: str) -> str:
-    """State of a model: counters, recipe, metadata, metrics (a hash)."""
+    """State of a model: counters, recipe, what was changed of it, metadata, metrics (a hash)."""
     return f"kf:{{{model_hash}}}:st"
 
 
@@ -80,7 +80,7 @@ def bundle(model_hash: str) -> str:
 
 
 def inbox(model_hash: str) -> str:
-    """Accepted, not yet learned requests of a model (a stream)."""
+    """Accepted, not yet learned requests of a model, rows and changes of parameters (a stream)."""
     return f"kf:{{{model_hash}}}:in"
 
 

@@ -3,11 +3,13 @@
 Owns the shape of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the register; changes nothing.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from keepfit.changes import in_force
 from keepfit.history import NOTED, History, Registered
 from keepfit.recipe import from_text
 from keepfit.store import Model, Store
@@ -18,7 +20,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "hash": model.hash,
         "metadata": model.metadata,
-        "recipe": msgspec.to_builtins(model.recipe),
+        "recipe": msgspec.to_builtins(in_force(model.recipe, model.changed)),
         "version": model.version,
         "rows_seen": model.rows_seen,
         "metrics": model.metrics,
@@ -30,10 +32,11 @@ def describe(model: Model) -> dict[str, Any]:
 async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
     """Describe a model that is in no Redis, from its newest snapshot."""
     newest = await history.newest(registered.hash, registered.born)
+    changed = msgspec.json.decode(newest["changed"]) if newest and "changed" in newest else {}
     return {
         "hash": registered.hash,
         "metadata": registered.metadata,
-        "recipe": msgspec.to_builtins(from_text(registered.recipe_text)),
+        "recipe": msgspec.to_builtins(in_force(from_text(registered.recipe_text), changed)),
         "version": newest["version"] if newest else 0,
         "rows_seen": newest["rows_seen"] if newest else 0,
         "metrics": newest["metrics"] if newest else {},
@@ -45,7 +48,8 @@ async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
 async def page(
     store: Store, history: History, filters: Mapping[str, str], limit: int, after: str = ""
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """List up to `limit` models by hash, and the hash to go on after (None at the end)."""
+    """List up to `limit` models by hash, and the hash to go on after (None at the end); of objects their digests."""
+    # Objects are up to a megabyte each; who looks at one model gets its own.
     found = await history.models(filters, limit + 1, after)
     shown = found[:limit]
     live = await store.describe_many([registered.hash for registered in shown])
@@ -53,4 +57,7 @@ async def page(
         describe(model) if model is not None else await _asleep(history, registered)
         for registered, model in zip(shown, live, strict=True)
     ]
+    for model in models:
+        if model["recipe"]["object"] is not None:
+            model["recipe"]["object"] = f"sha256:{hashlib.sha256(model['recipe']['object'].encode()).hexdigest()}"
     return models, shown[-1].hash if len(found) > limit else None

@@ -130,7 +130,9 @@ class Stack:
         if "snapshot_url" not in given.model_fields_set:
             own["KEEPFIT_SNAPSHOT_URL"] = (self.data / "snapshots").as_uri()
         if "signing_keys" not in given.model_fields_set:
-            own["KEEPFIT_SIGNING_KEYS"] = self._own_key()
+            own["KEEPFIT_SIGNING_KEYS"] = self._own_key("signing-keys")
+        if "upload_keys" not in given.model_fields_set:
+            own["KEEPFIT_UPLOAD_KEYS"] = self._own_key("upload-keys")
         self.environment: Mapping[str, str] = own
         self.url = f"http://127.0.0.1:{self._port}"
         self._services(given)
@@ -155,9 +157,9 @@ class Stack:
             self._parts.append(Part("mongo", 0, mongo, lambda: accepts(mongo_port)))
         return own
 
-    def _own_key(self) -> str:
-        """Return the folder's signing key, made at its first use; without it the data could not be read again."""
-        path = self.data / "signing-keys"
+    def _own_key(self, name: str) -> str:
+        """Return a key of the folder, made at its first use; without that for signing no data could be read again."""
+        path = self.data / name
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:

@@ -1,4 +1,4 @@
-"""The `keepfit key` commands: they make keys of both kinds.
+"""The `keepfit key` commands: they make keys of all three kinds.
 
 Owns what is printed, and where: what is to be kept goes to standard output, what is said about it to standard error.
 Never stores anything.
@@ -11,7 +11,9 @@ import typer
 
 from keepfit.access import LEARN, PREDICT, new_key
 
-app = typer.Typer(help="Make keys: to call the gateway with, and to sign bundles with.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make keys: to call the gateway with, to sign bundles with, to send objects with.", no_args_is_help=True
+)
 
 SIGNING_KEY_BYTES = 32
 
@@ -35,4 +37,10 @@ def new(
 @app.command()
 def signing(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "k1") -> None:
     """Print a new key for KEEPFIT_SIGNING_KEYS."""
+    typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")
+
+
+@app.command()
+def upload(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "u1") -> None:
+    """Print a new key for KEEPFIT_UPLOAD_KEYS: whoever has it can run code in workers."""
     typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")

@@ -8,32 +8,44 @@ width than was learned or is not finite goes to scikit-learn, which computes it 
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import expit
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDOneClassSVM, SGDRegressor
+from sklearn.multiclass import OneVsOneClassifier, _predict_binary
 from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.rows import Floats
 
+# If a sum is finite, so is all that it is of.
+SUM = np.add.reduce
 # Of something learned and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]
 
 
-def transform(scaler: Any, X: Floats) -> Floats:
-    """Scale `X`, shape (n, width), which may be overwritten; as ``scaler.transform`` does.
+def transform(scaler: Any, X: Any) -> Floats:
+    """Transform `X`, shape (n, width), which may be overwritten; as ``scaler.transform`` does, and never sparse.
+
+    A vectorizer takes an array of n texts.
 
     Raises
     ------
     ValueError
-        scikit-learn's own, where the scaler has learned another width or nothing.
+        scikit-learn's own, where another width was learned, or nothing.
     """
     compute = SCALE.get(type(scaler))
     if compute is None or getattr(scaler, "n_features_in_", None) != X.shape[1]:
-        return np.ascontiguousarray(scaler.transform(X))
+        # A vectorizer notes where in memory its stop words are, and asking is to change nothing.
+        found = (copy(scaler) if type(scaler) is HashingVectorizer else scaler).transform(X)
+        return np.ascontiguousarray(found.toarray() if issparse(found) else found)
     scaled: Floats = compute(scaler, X)
     return scaled
 
@@ -69,8 +81,15 @@ def probabilities(estimator: Any) -> Computation | None:
     return _logistic if type(estimator) is SGDClassifier and estimator.loss == "log_loss" else None
 
 
+def gives_probabilities(estimator: Any) -> bool:
+    """Tell whether `estimator` has ``predict_proba``, for which scikit-learn takes 5 µs where it has not."""
+    if type(estimator) is SGDClassifier:
+        return estimator.loss in ("log_loss", "modified_huber")
+    return type(estimator) not in (SGDRegressor, Perceptron) and hasattr(estimator, "predict_proba")
+
+
 def _sound(estimator: Any, X: Floats) -> bool:
-    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and np.isfinite(X).all())
+    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and isfinite(SUM(X, axis=None)))
 
 
 def _standard(scaler: Any, X: Floats) -> Floats:
@@ -153,6 +172,21 @@ def _network_chances(estimator: Any, X: Floats) -> Any:
     return np.concatenate([1 - out, out], axis=1) if estimator.n_outputs_ == 1 else out
 
 
+def _paired_label(estimator: Any, X: Floats) -> Any:
+    """Votes of the pairs; one of two classes without a row has none, where scikit-learn would not predict at all."""
+    if all(hasattr(pair, "classes_") for pair in estimator.estimators_):
+        return estimator.predict(X)
+    votes, sums = np.zeros((2, len(X), len(estimator.classes_)))
+    for (i, j), pair in zip(combinations(range(votes.shape[1]), 2), estimator.estimators_, strict=True):
+        if hasattr(pair, "classes_"):
+            confidence, second = _predict_binary(pair, X), predict(pair, X) == 1
+            votes[:, i] += ~second
+            votes[:, j] += second
+            sums[:, i] -= confidence
+            sums[:, j] += confidence
+    return estimator.classes_[(votes + sums / (3 * (np.abs(sums) + 1))).argmax(axis=1)]
+
+
 SCALE: Mapping[type[Any], Computation] = {
     StandardScaler: _standard,
     MinMaxScaler: _min_max,
@@ -169,4 +203,5 @@ PREDICT: Mapping[type[Any], Computation] = {
     BernoulliNB: _bernoulli_label,
     MLPRegressor: _network,
     MLPClassifier: _network_label,
+    OneVsOneClassifier: _paired_label,
 }

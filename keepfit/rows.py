@@ -14,32 +14,30 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from keepfit import outputs
 from keepfit.errors import Fault, InvalidError
-from keepfit.recipe import LABEL_LENGTH_MAX, Label, Recipe
+from keepfit.recipe import LABEL_LENGTH_MAX, Label, Recipe, label_fault
+from keepfit.shaping import shape_columns
+from keepfit.values import FAULTS_MAX, LITTLE_ENDIAN, Word, shape_numbers, summary
+from keepfit.values import packed as _packed
+from keepfit.values import shown as _shown
 
 Floats = NDArray[np.float64]
 
-# Larger numbers turn into infinity as soon as an estimator squares them or stores them in 32 bits.
-NUMBER_MAX = 1e38
-INTEGER_END = 2**53
-FAULTS_MAX = 20
-LITTLE_ENDIAN = "<f8"
-# So few values are looked at one by one in less time than numpy takes to begin.
-SMALL_MAX = 64
-PACKERS = [struct.Struct(f"<{count}d").pack for count in range(SMALL_MAX + 1)]
-PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 10_000, 4 * LABEL_LENGTH_MAX + 8
+PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX + 8
 
 
 class Rows(msgspec.Struct, array_like=True, frozen=True):
-    """`n` rows: number columns as little-endian float64 (row by row), category columns as lists of labels.
+    """`n` rows: number columns as little-endian float64 (row by row), category and text columns as lists.
 
-    `y` is float64 bytes for regressors, labels for classifiers, None where there is no target. `numbers` of a large
-    request may be any bytes-like object: it is megabytes that are not to be copied.
+    A missing number is NaN, a missing label or text None. `y` is float64 bytes for regressors, labels for classifiers,
+    None where there is no target. `numbers` of a large request may be any bytes-like object: it is megabytes that are
+    not to be copied.
     """
 
     n: int
     numbers: bytes
-    categories: list[list[str | int]]
+    categories: list[list[Word]]
     y: bytes | list[Label] | None = None
     sample_weight: bytes | None = None
 
@@ -88,8 +86,13 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
 
     def fits(self, bytes_max: int) -> bool:
         """Tell whether the encoding is at most `bytes_max` long; known at once of small rows."""
-        labels = self.n * (len(self.categories) + isinstance(self.y, list))
-        return 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES <= bytes_max or self.size_bytes <= bytes_max
+        labels = self.n * len(self.categories) + (len(self.y) if isinstance(self.y, list) else 0)
+        most = 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES
+        most += len(self.y) if isinstance(self.y, bytes) else 0
+        if most <= bytes_max:
+            words = chain.from_iterable(self.categories)
+            most += sum([4 * len(word) for word in words if type(word) is str and len(word) > LABEL_LENGTH_MAX])
+        return most <= bytes_max or self.size_bytes <= bytes_max
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -117,10 +120,15 @@ def _binary(data: bytes) -> Iterator[bytes | memoryview]:
 
 def _array(items: Sequence[Any]) -> Iterator[bytes]:
     """Msgpack of a list, in parts."""
-    yield _array_head(len(items))
+    piece = bytearray(_array_head(len(items)))
     for start in range(0, len(items), PIECE_LABELS):
         part = items[start : start + PIECE_LABELS]
-        yield _encode(part)[len(_array_head(len(part))) :]
+        text = _encode(part)[len(_array_head(len(part))) :]
+        if len(piece) + len(text) > PIECE_BYTES_MAX:
+            yield bytes(piece)
+            piece.clear()
+        piece += text
+    yield bytes(piece)
 
 
 def _array_head(length: int) -> bytes:
@@ -174,187 +182,48 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
     return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
 
 
-def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]]:
-    """Number columns (row by row) and category columns of `X`, checked."""
-    return _shape_small(recipe, X) or _shape_many(recipe, X)
-
-
-def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]]:
-    if not isinstance(X, list) or not X:
-        raise InvalidError("X must be a list of at least one row.")
-    columns = _columns(recipe, X)
-    names: list[str | int] = list(recipe.features) if recipe.features else list(range(len(columns)))
-    kinds = list(recipe.features.values()) if recipe.features else ["number"] * len(columns)
-    numbers = [shape_numbers(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "number"]
-    categories = [
-        shape_labels(c, name) for c, name, kind in zip(columns, names, kinds, strict=True) if kind == "category"
-    ]
-    matrix = np.column_stack(numbers) if numbers else np.empty((len(X), 0))
-    return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), categories
-
-
-def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[str | int]]] | None:
-    """Shape few values, all of them right; None for many, or where anything is wrong: the general way says what.
-
-    Most requests have a single row, so this is what an ordinary one costs.
-    """
-    values = _values_small(recipe, X)
-    if values is None:
-        return None
-    categories: list[list[str | int]] = []
-    if recipe.features is not None and "category" in recipe.features.values():
-        kinds = list(recipe.features.values())
-        categories = [values[i :: len(kinds)] for i, kind in enumerate(kinds) if kind == "category"]
-        if any(map(_label_fault, chain.from_iterable(categories))):
-            return None
-        values = [value for i, value in enumerate(values) if kinds[i % len(kinds)] == "number"]
-    numbers = _packed(values)
-    return None if numbers is None else (numbers, categories)
-
-
-def _values_small(recipe: Recipe, X: Any) -> list[Any] | None:
-    """Values of few rows of the right form, row by row."""
-    if type(X) is not list or not 0 < len(X) <= SMALL_MAX:
-        return None
-    features = recipe.features
-    width = len(features) if features is not None else len(X[0]) if type(X[0]) is list else 0
-    if not 0 < len(X) * width <= SMALL_MAX:
-        return None
-    values: list[Any] = []
-    for row in X:
-        if type(row) is list and len(row) == width:
-            values += row
-        elif type(row) is dict and features is not None and row.keys() == features.keys():
-            values += [row[name] for name in features]
-        else:
-            return None
-    return values
-
-
-def _packed(values: list[Any]) -> bytes | None:
-    """Few numbers as little-endian float64; None where one is not a number that can be learned from."""
-    if len(values) > SMALL_MAX:
-        return None
-    for value in values:
-        if type(value) is float:
-            if not -NUMBER_MAX <= value <= NUMBER_MAX:
-                return None
-        elif type(value) is not int or not -INTEGER_END < value < INTEGER_END:
-            return None
-    return PACKERS[len(values)](*values)
-
-
-def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
-    """Turn rows into columns, in the recipe's order."""
-    expected = None if recipe.features is None else list(recipe.features)
-    if recipe.features and all(type(row) is dict and row.keys() == recipe.features.keys() for row in X):
-        # Without a list for each row: the garbage collector looks at all of them, again and again.
-        return [[row[name] for row in X] for name in recipe.features]
-    first = next((row for row in X if isinstance(row, list) and row), [])
-    width = len(first if expected is None else expected)
-    faults: list[Fault] = []
-    ordered: list[Sequence[Any]] = []
-    for i, row in enumerate(X):
-        if isinstance(row, list) and len(row) == width > 0:
-            ordered.append(row)
-        elif isinstance(row, dict) and expected is not None and row.keys() == recipe.features.keys():  # type: ignore[union-attr]
-            ordered.append([row[name] for name in expected])
-        else:
-            faults.extend(_row_faults(row, i, expected, width))
-            if len(faults) >= FAULTS_MAX:
-                break
-    if faults:
-        raise InvalidError(summary(faults), faults[:FAULTS_MAX])
-    return list(zip(*ordered, strict=True))
-
-
-def _row_faults(row: Any, i: int, expected: list[str] | None, width: int) -> list[Fault]:
-    if isinstance(row, list):
-        if not row:
-            return [Fault("the row is empty", i)]
-        return [Fault(f"the row has {len(row)} values where {width} are expected", i)]
-    if not isinstance(row, dict):
-        return [Fault("a row is a list of values or an object by column name", i)]
-    if expected is None:
-        return [Fault("the recipe names no features, so a row is a list of numbers", i)]
-    missing = [Fault("the column is missing", i, name) for name in expected if name not in row]
-    known = set(expected)
-    return missing + [Fault("the recipe has no such column", i, name[:100]) for name in row if name not in known]
-
-
-def shape_numbers(column: Sequence[Any], name: str | int, what: str = "column") -> Floats:
-    """Column of numbers as float64; the types are looked at first because numpy takes "1" and True for numbers."""
-    if set(map(type, column)) <= {int, float}:
-        try:
-            values = np.array(column, dtype=np.float64)
-        except OverflowError:
-            pass
-        else:
-            if (np.abs(values) <= NUMBER_MAX).all() and not _has_large_integer(column, values):
-                return values
-    faults = [Fault(wrong, i, name) for i, value in enumerate(column) if (wrong := number_fault(value))]
-    raise InvalidError(summary(faults, what), faults[:FAULTS_MAX])
-
-
-def _has_large_integer(column: Sequence[Any], values: Floats) -> bool:
-    if (np.abs(values) < INTEGER_END).all():
-        return False
-    return any(type(value) is int and abs(value) >= INTEGER_END for value in column)
-
-
-def number_fault(value: Any) -> str | None:
-    """Tell what is wrong with a value as a number to learn from; None if nothing is."""
-    if type(value) not in (int, float):
-        return f"{_shown(value)} is not a number"
-    if type(value) is int and abs(value) >= INTEGER_END:
-        return f"{_shown(value)} is 2^53 or more, which no double holds exactly; send it as a float"
-    if not abs(value) <= NUMBER_MAX:
-        return f"{_shown(value)} is not a finite number within ±{NUMBER_MAX:g}"
-    return None
-
-
-def shape_labels(column: Sequence[Any], name: str | int) -> list[str | int]:
-    """Category column as a list of its labels, checked."""
-    if set(map(type, column)) <= {str} and max(map(len, column)) <= LABEL_LENGTH_MAX:
-        return list(column)
-    faults = [Fault(wrong, i, name) for i, value in enumerate(column) if (wrong := _label_fault(value))]
-    if faults:
-        raise InvalidError(summary(faults), faults[:FAULTS_MAX])
-    return list(column)
-
-
-def _label_fault(value: Any) -> str | None:
-    if type(value) is int:
-        return None if abs(value) < INTEGER_END else f"{_shown(value)} is 2^53 or more; send it as a string"
-    if type(value) is not str:
-        return f"{_shown(value)} is not a category: send a string or an integer"
-    if len(value) > LABEL_LENGTH_MAX:
-        return f"the label has {len(value)} characters, more than {LABEL_LENGTH_MAX}"
-    return None
-
-
 def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
     """`y` of `n` rows as bytes or labels, checked; None for estimators that take none."""
     if not recipe.entry.takes_y:
         if y is not None:
-            raise InvalidError(f"{recipe.estimator} takes no y: leave it out.")
+            raise InvalidError(f"{recipe.name} takes no y: leave it out.")
         return None
     if not isinstance(y, list):
         raise InvalidError(f"y must be a list of {n} values, one per row of X.")
     if len(y) != n:
         raise InvalidError(f"X has {n} rows and y has {len(y)} values; they must be as many.")
-    if recipe.entry.kind == "regressor":
+    entry, classes = recipe.entry, recipe.classes
+    if entry.many:
+        named: Any = classes or ()
+        return outputs.flattened(y, len(named) or None, lambda column, i: _shape_output(recipe, column, i))
+    if entry.target == "numbers":
         return _packed(y) or shape_numbers(y, "y", "target").astype(LITTLE_ENDIAN).tobytes()
-    classes = recipe.classes or []
-    allowed = {(type(label), label) for label in classes}
-    faults = [
-        Fault(f"{_shown(value)} is not one of the recipe's classes", i, "y")
-        for i, value in enumerate(y)
-        if not isinstance(value, str | int) or (type(value), value) not in allowed
-    ]
-    if faults:
-        raise InvalidError(summary(faults, "target"), faults[:FAULTS_MAX])
-    return list(y)
+    return shape_classes(classes, y)
+
+
+def _shape_output(recipe: Recipe, column: Sequence[Any], output: int) -> bytes | list[Label]:
+    if recipe.entry.target == "numbers":
+        return shape_numbers(column, f"y[{output}]", "target").astype(LITTLE_ENDIAN).tobytes()
+    named: Any = recipe.classes
+    return shape_classes(named and named[output], column, f"y[{output}]")
+
+
+def shape_classes(classes: Sequence[Any] | None, y: Sequence[Any], name: str = "y") -> list[Label]:
+    """Labels of a classifier's target, checked: strings, integers or booleans, all as the recipe's classes if named."""
+    kinds = set(map(type, y))
+    wanted = {type(classes[0])} if classes else {str, int, bool}
+    if kinds <= wanted and not any(map(label_fault, y)):
+        return list(y)
+    faults = [Fault(wrong, i, name) for i, value in enumerate(y) if (wrong := _class_fault(value, wanted))]
+    raise InvalidError(summary(faults, "target"), faults[:FAULTS_MAX])
+
+
+def _class_fault(value: Any, wanted: set[type]) -> str | None:
+    if type(value) not in (str, int, bool):
+        return f"{_shown(value)} is not a label: send a string, an integer or a boolean"
+    if type(value) not in wanted:
+        return f"{_shown(value)} is not one of the recipe's classes, nor of their kind"
+    return label_fault(value)
 
 
 def shape_weights(recipe: Recipe, sample_weight: Any, n: int) -> bytes | None:
@@ -362,7 +231,7 @@ def shape_weights(recipe: Recipe, sample_weight: Any, n: int) -> bytes | None:
     if sample_weight is None:
         return None
     if not recipe.entry.takes_sample_weight:
-        raise InvalidError(f"{recipe.estimator} takes no sample_weight.")
+        raise InvalidError(f"{recipe.name} takes no sample_weight.")
     if not isinstance(sample_weight, list) or len(sample_weight) != n:
         raise InvalidError(f"sample_weight must be a list of {n} numbers, one per row of X.")
     packed = _packed(sample_weight)
@@ -381,20 +250,3 @@ def check_weights(values: Floats, given: Sequence[Any]) -> bytes:
     if not values.any():
         raise InvalidError("sample_weight is 0 for every row: at least one must be more.")
     return values.astype(LITTLE_ENDIAN, copy=False).tobytes()
-
-
-def _shown(value: Any) -> str:
-    """`value` as short JSON-like text for a message; of a list or object, which may be huge, only that it is one."""
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-    text = repr(value) if plain else msgspec.json.encode(value).decode()
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def summary(faults: Sequence[Fault], what: str = "column") -> str:
-    """One sentence for the first fault: ``column 'year': 'abc' is not a number (row 3)``."""
-    first = faults[0]
-    where = f"{what} {first.column!r}: " if first.column is not None else ""
-    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f"{where}{first.detail} (row {first.row}){more}."

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
     )
+    upload_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that sign objects sent in recipes, as signing_keys; with none no object is taken.",
+    )
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="API keys, name:scopes:sha256 each; with none here and none in a file the gateway asks for none.",
@@ -93,6 +97,32 @@ class Settings(BaseSettings):
         description="Memory above which a worker process, between jobs, makes room for a fresh one; 0: no bound.",
     )
     snapshot_every_s: float = Field(60.0, gt=0, description="Time between the passes of `keepfit up`'s snapshotter.")
+    snapshot_entries_max: int = Field(16, ge=1, le=256, description="Blobs that one snapshotter writes at once.")
+    snapshot_bytes_max: int = Field(
+        64 * 2**20, ge=1024, description="Bytes of bundles one snapshotter holds at once; a larger bundle goes alone."
+    )
+    retention_all_s: int = Field(3600, ge=0, description="Age up to which every snapshot is kept.")
+    retention_hourly_s: int = Field(86_400, ge=0, description="Age up to which the last snapshot of an hour is kept.")
+    retention_daily_s: int = Field(
+        30 * 86_400,
+        ge=0,
+        description="Age up to which the last snapshot of a day is kept; a model's newest good one is never deleted.",
+    )
+    garbage_grace_s: int = Field(
+        3600, ge=0, description="Age after which what a snapshotter has not finished counts as abandoned."
+    )
+    garbage_entries_max: int = Field(
+        200, ge=0, description="Models one pass clears up after, the next pass going on behind them; 0 deletes nothing."
+    )
+
+    history_rollups: str = Field(
+        "",
+        description="Roll-ups of the history, TYPE EVERY FIELD [GROUP] each, with commas between: shoes 5m metrics.r2.",
+    )
+    history_keep: str = Field(
+        "",
+        description="How long stored documents of the history are kept, TYPE SPAN each, with commas: shoes 30d, * 90d.",
+    )
 
     @property
     def queue_url_or_store(self) -> str:

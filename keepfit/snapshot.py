@@ -1,28 +1,24 @@
-"""Snapshots: one bundle saved, one bundle restored.
+"""Snapshots: one bundle restored (how it is saved is :mod:`keepfit.saving`).
 
 Owns the order of the steps::
 
-    save:    read bundle ─▶ history document "pending" ─▶ blob, looked at ─▶ "committed" ─▶ note it in Redis
-    restore: register ─▶ newest committed document ─▶ blob: size, SHA-256, signature, versions, one predict ─▶ install
+    register ─▶ newest committed document ─▶ blob: size, SHA-256, signature, versions, one predict ─▶ install
 
-Never restores over a live model. Invariants: a committed document never points to a missing or damaged blob (intent
-first, `docs/snapshots.md`); a damaged snapshot is passed over for the one before, and said. Data comes from Redis and
-goes to storage and MongoDB, and back.
+Never restores over a live model. Invariant: a damaged snapshot is passed over for the one before, and said. Data comes
+from storage and MongoDB and goes to Redis.
 """
 
 import asyncio
-import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import msgspec
 import structlog
 
-from keepfit import bundle as bundles
-from keepfit import envelope, faults
+from keepfit import envelope, faults, sealing
+from keepfit.bundle import Bundle
 from keepfit.envelope import Header, Keyring
 from keepfit.errors import (
-    ConflictError,
     EnvelopeError,
     NotFoundError,
     RuntimeMismatchError,
@@ -31,76 +27,14 @@ from keepfit.errors import (
 )
 from keepfit.history import NOTED, Document, History, Registered
 from keepfit.recipe import from_text
+from keepfit.saving import path_of, save
 from keepfit.storage import Storage
 from keepfit.store import Install, Store
 
 log = structlog.get_logger(__name__)
 
 
-def path_of(document: Document) -> str:
-    """Blob's path below the storage's URL; built from the document's checked parts, never read from it."""
-    return f"{document['hash']}/{document['generation']}/{document['version']}-{document['sha256']}"
-
-
-async def save(store: Store, history: History, storage: Storage, keyring: Keyring, model_hash: str) -> Document | None:
-    """Save the live bundle of a model, if it is not saved yet.
-
-    Returns
-    -------
-    document
-        The history document, or None where there was nothing new to save or another snapshotter saved it.
-
-    Raises
-    ------
-    UnavailableError
-        If Redis, MongoDB or the storage is away. Saving again later is right, whatever was done until then.
-    EnvelopeError
-        If what is in Redis was not signed by us.
-    ConflictError
-        If the history has another bundle under this generation and version: Redis lost a tail and learned other rows.
-    """
-    found = await store.bundle(model_hash)
-    if found is None:
-        # The mark comes before the commit that it announces, so it stays while there may be one under way.
-        if await history.registered(model_hash) is None:
-            await store.forget_change(model_hash)
-        return None
-    model, data = found
-    header, _ = keyring.open(data, envelope.BUNDLE)
-    document: Document = {
-        "type": model.metadata["type"],
-        "timestamp": time.time(),
-        "hash": model_hash,
-        "metadata": model.metadata,
-        # The bundle's own: one that was restored and has learned nothing since is in storage already.
-        "generation": header.generation,
-        "version": header.version,
-        "sequence": header.sequence,
-        "rows_seen": header.rows_seen,
-        "metrics": model.metrics,
-        "sha256": envelope.digest_of(data),
-        "size_bytes": len(data),
-        "runtime": header.runtime,
-    }
-    document["uri"] = storage.uri(path_of(document))
-    faults.reach("snapshot.read")
-    committed = await history.begin(document)
-    if committed is None:
-        faults.reach("snapshot.begun")
-        await asyncio.to_thread(storage.put, path_of(document), data)
-        faults.reach("snapshot.stored")
-        if not await history.commit(document):
-            return None
-        faults.reach("snapshot.committed")
-    elif committed["sha256"] != document["sha256"]:
-        raise ConflictError(
-            f"Version {document['version']} of {model_hash} is in the history with another bundle: Redis lost what it "
-            "had learned. The model is saved again once it has learned more than that."
-        )
-    noted = {name: (committed or document)[name] for name in NOTED}
-    await store.note_snapshot(model_hash, model.generation, model.version, noted)
-    faults.reach("snapshot.noted")
-    return None if committed else document
+__all__ = ["Restored", "path_of", "restore", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +76,18 @@ async def restore(
     async with aclosing(history.snapshots(model_hash, registered.born, at)) as documents:
         async for document in documents:
             try:
-                data, header, width = await _fetch(storage, keyring, registered, document)
+                data, header, bundle = await _fetch(storage, keyring, registered, document)
             except (RuntimeMismatchError, UnknownKeyError):
                 # This process is not set up for a good snapshot; marking it would spoil it for those that are.
                 raise
             except EnvelopeError as error:
+                if not await history.mark_corrupt(document):
+                    # It was let go for a newer one while it was read; that is not yet among `documents`.
+                    raise UnavailableError(f"The snapshots of {model_hash} have just changed; try again.") from error
                 corrupt += 1
                 log.warning("snapshot_corrupt", hash=model_hash, version=document["version"], reason=str(error))
-                await history.mark_corrupt(document)
                 continue
-            return await _install(store, history, registered, corrupt, (document, header, data, width))
+            return await _install(store, history, registered, corrupt, (document, header, data, bundle))
     if corrupt:
         raise UnavailableError(f"None of the {corrupt} snapshots of {model_hash} is good; see the log for each reason.")
     if at is not None:
@@ -161,8 +97,8 @@ async def restore(
 
 async def _fetch(
     storage: Storage, keyring: Keyring, registered: Registered, document: Document
-) -> tuple[bytes, Header, int | None]:
-    """Read a snapshot's blob and check all that can be checked without installing it; tell the width of its rows."""
+) -> tuple[bytes, Header, Bundle]:
+    """Read a snapshot's blob and check all that can be checked without installing it."""
     path = path_of(document)
     data = await asyncio.to_thread(storage.get, path)
     if data is None:
@@ -173,12 +109,12 @@ async def _fetch(
     if len(data) != document["size_bytes"] or envelope.digest_of(data) != document["sha256"]:
         raise EnvelopeError("the blob is not the one that was saved")
     recipe = from_text(registered.recipe_text)
-    header, bundle = await asyncio.to_thread(bundles.unseal, data, keyring, recipe, registered.hash)
+    header, bundle = await asyncio.to_thread(sealing.unseal, data, keyring, recipe, registered.hash)
     if (header.generation, header.version) != (document["generation"], document["version"]):
         raise EnvelopeError("the blob holds another version than its document names")
-    await asyncio.to_thread(bundles.try_predict, bundle)
+    await asyncio.to_thread(sealing.try_predict, bundle)
     faults.reach("restore.fetched")
-    return data, header, bundle.width
+    return data, header, bundle
 
 
 async def _install(
@@ -186,7 +122,7 @@ async def _install(
     history: History,
     registered: Registered,
     corrupt: int,
-    fetched: tuple[Document, Header, bytes, int | None] | None = None,
+    fetched: tuple[Document, Header, bytes, Bundle] | None = None,
 ) -> Restored:
     generation = await history.next_generation(registered.hash, registered.born)
     if generation is None:
@@ -195,7 +131,7 @@ async def _install(
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
     document = None
     if fetched is not None:
-        document, header, data, width = fetched
+        document, header, data, bundle = fetched
         new = replace(
             new,
             version=header.version,
@@ -206,7 +142,8 @@ async def _install(
             metrics_text=msgspec.json.encode(document["metrics"]).decode(),
             snapshot_text=msgspec.json.encode({name: document[name] for name in NOTED}).decode(),
             bundle=data,
-            width=width,
+            width=bundle.width,
+            changed=bundle.changed,
         )
     installed = await store.install(new)
     faults.reach("restore.installed")

@@ -1,14 +1,19 @@
 """Where snapshots are kept: a local folder or S3, by URL.
 
-Owns writing a blob so that it is there whole or not at all, and reading it back. Never decides what a blob means.
+Owns writing a blob so that it is there whole or not at all, reading it back, listing and deleting. Never decides what
+a blob means, or which one has to go.
 Invariant: when :meth:`Storage.put` returns, the blob survives a power cut of this machine (local) or is acknowledged by
 the object store (S3). Paths are built by keepfit from hashes and numbers; no address from outside is opened.
 """
 
+import errno
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +29,24 @@ S3_LIMITS: Mapping[str, Any] = {
     "read_timeout": 20,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
+
+
+# What S3 takes in one call.
+DELETED_AT_ONCE = 1000
+TEMPORARY = "tmp"
+FOLDER_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A blob, or what a killed writer left of one.
+
+    `modified_s` is the storage's own time (seconds) of its last change; `unfinished` names an upload or says "file".
+    """
+
+    path: str
+    modified_s: float = 0.0
+    unfinished: str = ""
 
 
 class Storage(ABC):
@@ -44,6 +67,17 @@ class Storage(ABC):
     def get(self, path: str) -> bytes | None:
         """Read a blob; None where there is none, UnavailableError where the storage as a whole is not there."""
 
+    @abstractmethod
+    def list(self, after: str, until: str) -> Iterator[Entry]:
+        """Find all that is in folders (first parts of paths) with ``after < name <= until``.
+
+        Nothing is where there was never a blob; UnavailableError where the storage cannot be read.
+        """
+
+    @abstractmethod
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Delete what is there of `entries`; UnavailableError if that fails, or the storage as a whole is not there."""
+
 
 class LocalStorage(Storage):
     """Blobs as files below a folder."""
@@ -56,8 +90,7 @@ class LocalStorage(Storage):
         """Write to a temporary file, sync it, rename it, sync the folder: whole or not at all."""
         target = self._root / path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            with self._temporary(target.parent) as file:
                 try:
                     file.write(data)
                     file.flush()
@@ -71,6 +104,15 @@ class LocalStorage(Storage):
         except OSError as error:
             raise UnavailableError(f"The snapshot folder {self._root} cannot be written: {error}") from error
 
+    def _temporary(self, folder: Path) -> "tempfile._TemporaryFileWrapper[bytes]":
+        """Open a temporary file in a folder, which is made where it is not there."""
+        for _ in range(FOLDER_TRIES):
+            # Whoever deletes the last blob in a folder takes the folder along.
+            with suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                return tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY, delete=False)
+        raise FileNotFoundError(errno.ENOENT, "The folder goes whenever it is made", str(folder))
+
     def get(self, path: str) -> bytes | None:
         """Read a file."""
         try:
@@ -82,6 +124,43 @@ class LocalStorage(Storage):
             return None
         except OSError as error:
             raise UnavailableError(f"The snapshot folder {self._root} cannot be read: {error}") from error
+
+    def list(self, after: str, until: str) -> Iterator[Entry]:
+        """Walk through the folders in order."""
+        try:
+            names = sorted(path.name for path in self._root.iterdir()) if self._root.is_dir() else []
+            for name in names:
+                if not after < name <= until:
+                    continue
+                for folder, _, files in os.walk(self._root / name):
+                    yield from self._entries(folder, files)
+        except OSError as error:
+            raise UnavailableError(f"The snapshot folder {self._root} cannot be read: {error}") from error
+
+    def _entries(self, folder: str, names: Sequence[str]) -> Iterator[Entry]:
+        for name in names:
+            path = Path(folder, name)
+            # Temporary files come and go.
+            with suppress(FileNotFoundError):
+                modified_s = path.stat().st_mtime
+                unfinished = "file" if name.startswith(TEMPORARY) else ""
+                yield Entry(str(path.relative_to(self._root)), modified_s, unfinished)
+
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Unlink the files, then their folders where these are empty."""
+        if not entries:
+            return
+        if not self._root.is_dir():
+            raise UnavailableError(f"The snapshot folder {self._root} is not there.")
+        try:
+            for entry in entries:
+                path = self._root / entry.path
+                path.unlink(missing_ok=True)
+                for folder in path.relative_to(self._root).parents[:-1]:
+                    with suppress(OSError):
+                        (self._root / folder).rmdir()
+        except OSError as error:
+            raise UnavailableError(f"The snapshot folder {self._root} cannot be written: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -99,6 +178,8 @@ class S3Storage(Storage):
         super().__init__(url)
         self._fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=dict(S3_LIMITS))
         self._root = self.url.removeprefix("s3://")
+        self._bucket, _, folder = self._root.partition("/")
+        self._prefix = f"{folder}/" if folder else ""
 
     def put(self, path: str, data: bytes) -> None:
         """Upload, then ask for the object's size."""
@@ -122,6 +203,57 @@ class S3Storage(Storage):
         except (OSError, BotoCoreError, ClientError) as error:
             raise UnavailableError(f"{self.url} cannot be read: {error}") from error
         return data
+
+    def list(self, after: str, until: str) -> Iterator[Entry]:
+        """Ask for objects and for uploads that were begun, a thousand of each at a time."""
+        try:
+            yield from takewhile(lambda entry: entry.path.partition("/")[0] <= until, self._objects(after))
+            yield from (entry for entry in self._uploads() if after < entry.path.partition("/")[0] <= until)
+        except (OSError, BotoCoreError, ClientError) as error:
+            raise UnavailableError(f"{self.url} cannot be read: {error}") from error
+
+    def _objects(self, after: str) -> Iterator[Entry]:
+        # "0" is what comes next after "/": behind all of that folder.
+        where: dict[str, Any] = {"StartAfter": f"{self._prefix}{after}0"} if after else {}
+        while True:
+            page = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, **where)
+            for found in page.get("Contents", ()):
+                yield Entry(found["Key"].removeprefix(self._prefix), found["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            where = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _uploads(self) -> Iterator[Entry]:
+        where: dict[str, Any] = {}
+        while True:
+            page = self._fs.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=self._prefix, **where)
+            for found in page.get("Uploads", ()):
+                path = found["Key"].removeprefix(self._prefix)
+                yield Entry(path, found["Initiated"].timestamp(), found["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Delete objects, a thousand a call, and abort uploads."""
+        blobs = [{"Key": f"{self._prefix}{entry.path}"} for entry in entries if not entry.unfinished]
+        try:
+            for begin in range(0, len(blobs), DELETED_AT_ONCE):
+                some = {"Objects": blobs[begin : begin + DELETED_AT_ONCE], "Quiet": True}
+                failed = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=some).get("Errors")
+                if failed:
+                    raise UnavailableError(f"{self.url} cannot be written: {failed[0].get('Message')}")
+            for entry in entries:
+                if entry.unfinished:
+                    self._abort(entry)
+        except (OSError, BotoCoreError, ClientError) as error:
+            raise UnavailableError(f"{self.url} cannot be written: {error}") from error
+
+    def _abort(self, entry: Entry) -> None:
+        # One that is gone was aborted or completed by another.
+        with suppress(FileNotFoundError):
+            key = f"{self._prefix}{entry.path}"
+            self._fs.call_s3("abort_multipart_upload", Bucket=self._bucket, Key=key, UploadId=entry.unfinished)
 
 
 def _no_bucket(cause: BaseException | None) -> bool:

@@ -7,13 +7,14 @@ snapshots, and goes to Redis.
 """
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import redis.asyncio
 
-from keepfit import keys, scripts
+from keepfit import envelope, keys, scripts
 from keepfit.errors import UnavailableError
 from keepfit.recipe import Recipe, from_text
 
@@ -23,7 +24,10 @@ REASON_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """State of a live model, read in one moment."""
+    """State of a live model, read in one moment.
+
+    `recipe` is as it was posted; `changed` are the parameters that were changed since (:mod:`keepfit.changes`).
+    """
 
     hash: str
     metadata: dict[str, Any]
@@ -36,6 +40,7 @@ class Model:
     metrics: dict[str, Any]
     snapshot: dict[str, Any] | None
     digest: str
+    changed: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Install:
     bundle: bytes = b""
     width: int | None = None
     born: int = 0
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +72,14 @@ class SnapshotState:
     """How far snapshots are behind: models `changed` since theirs, and the last pass.
 
     `age_s` is None where no pass was ever made; by Redis' clock, as all ages that more than one machine looks at.
+    `uncollected` is why the last garbage collection failed, '' if it did not.
     """
 
     changed: int
     age_s: int | None
     failed: int
     reason: str
+    uncollected: str = ""
 
 
 class Store:
@@ -131,6 +139,7 @@ class Store:
                     keys.COMMITS,
                     new.hash,
                     newest,
+                    msgspec.json.encode(new.changed) if new.changed else "",
                 ],
             ),
         )
@@ -193,14 +202,60 @@ class Store:
         model = _model(model_hash, fields)
         return None if model is None or data is None else (model, data)
 
+    async def bundle_sizes(self, hashes: Sequence[str]) -> list[int]:
+        """Bytes of many models' bundles; 0 where there is none."""
+        answers = await self._each([("STRLEN", keys.bundle(h)) for h in hashes])
+        return [0 if isinstance(answer, Exception) else answer for answer in answers]
+
+    async def bundles(self, hashes: Sequence[str]) -> list[tuple[Model, bytes] | Exception | None]:
+        """Do what :meth:`bundle` does for each of many; what is wrong with one of them stands in its place."""
+        states = [("HMGET", keys.state(h), *_FIELDS) for h in hashes]
+        answers = await self._each([*states, *(("GET", keys.bundle(h)) for h in hashes)])
+        return [
+            await self._whole(*one) for one in zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
+        ]
+
+    async def _whole(
+        self, model_hash: str, fields: list[bytes | None] | Exception, data: bytes | Exception | None
+    ) -> tuple[Model, bytes] | Exception | None:
+        """Put a state and a bundle together that were read one after the other; once more if they do not fit."""
+        try:
+            if isinstance(fields, Exception):
+                return fields
+            if isinstance(data, Exception):
+                return data
+            model = _model(model_hash, fields)
+            if model is not None and data is not None and model.digest == envelope.digest_of(data):
+                return model, data
+            return None if model is None else await self.bundle(model_hash)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
+            return error
+
+    async def _each(self, commands: Sequence[scripts.Command]) -> list[Any]:
+        """Send commands in one trip; an answer that is an error stands in its place."""
+        async with self._store.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            with scripts.unavailable():
+                return await pipe.execute(raise_on_error=False)
+
     async def note_snapshot(self, model_hash: str, generation: int, version: int, snapshot: dict[str, Any]) -> None:
         """Tell the model of its snapshot and take it off the list of changed ones, unless it changed again."""
-        text = msgspec.json.encode(snapshot).decode()
-        await scripts.run_async(
-            self._store,
-            scripts.call("note", [keys.state(model_hash)], [generation, version, text]),
-            scripts.call("settle", [keys.CHANGED], [model_hash, keys.change(generation, version)]),
-        )
+        await self.note_snapshots([(model_hash, generation, version, snapshot)])
+
+    async def note_snapshots(self, noted: Sequence[tuple[str, int, int, dict[str, Any]]]) -> None:
+        """Do what :meth:`note_snapshot` does for each of many: hash, generation, version and snapshot."""
+        if not noted:
+            return
+        told = [
+            scripts.call("note", [keys.state(h)], [generation, version, msgspec.json.encode(snapshot).decode()])
+            for h, generation, version, snapshot in noted
+        ]
+        settled = [
+            scripts.call("settle", [keys.CHANGED], [h, keys.change(generation, version)])
+            for h, generation, version, _ in noted
+        ]
+        await scripts.run_async(self._store, *told, *settled)
 
     async def note_pass(self, failed: int, reason: str) -> None:
         """Note that a snapshotter has been over the changed models, how many it could not save and why."""
@@ -209,15 +264,33 @@ class Store:
             self._store, ("HSET", keys.SNAPSHOTS, "at", int(seconds), "failed", failed, "reason", reason[:REASON_MAX])
         )
 
+    async def collection(self) -> tuple[str, float]:
+        """Return the hash behind which the next garbage collection begins, and the time by Redis' clock (seconds)."""
+        after, (seconds, micros) = await scripts.run_async(
+            self._store, ("HGET", keys.SNAPSHOTS, "collected"), ("TIME",)
+        )
+        return (after or b"").decode(), int(seconds) + int(micros) / 1e6
+
+    async def note_collection(self, after: str, reason: str) -> None:
+        """Note where the next garbage collection begins, and why this one failed ('' if it did not)."""
+        await scripts.run_async(
+            self._store, ("HSET", keys.SNAPSHOTS, "collected", after, "uncollected", reason[:REASON_MAX])
+        )
+
     async def snapshot_state(self) -> SnapshotState:
         """Read how far snapshots are behind."""
         changed, noted, (seconds, _) = await scripts.run_async(
-            self._store, ("ZCARD", keys.CHANGED), ("HMGET", keys.SNAPSHOTS, "at", "failed", "reason"), ("TIME",)
+            self._store,
+            ("ZCARD", keys.CHANGED),
+            ("HMGET", keys.SNAPSHOTS, "at", "failed", "reason", "uncollected"),
+            ("TIME",),
         )
-        at, failed, reason = noted
+        at, failed, reason, uncollected = noted
         if at is None:
             return SnapshotState(changed, None, 0, "")
-        return SnapshotState(changed, int(seconds) - int(at), int(failed), reason.decode())
+        return SnapshotState(
+            changed, int(seconds) - int(at), int(failed), reason.decode(), (uncollected or b"").decode()
+        )
 
     async def forget_change(self, model_hash: str) -> None:
         """Take a model that is gone off the list of changed ones."""
@@ -235,13 +308,14 @@ _FIELDS = (
     "metrics",
     "snapshot",
     "digest",
+    "changed",
 )
 
 
 def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
     if fields[0] is None:
         return None
-    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest = (
+    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest, changed = (
         field or b"" for field in fields
     )
     return Model(
@@ -256,4 +330,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         metrics=msgspec.json.decode(metrics),
         snapshot=msgspec.json.decode(snapshot) if snapshot else None,
         digest=digest.decode(),
+        changed=msgspec.json.decode(changed) if changed else {},
     )

@@ -15,19 +15,19 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from keepfit.errors import Fault, InvalidError, MalformedError
+from keepfit.features import Column as Form
 from keepfit.recipe import Label, Recipe
-from keepfit.rows import (
+from keepfit.rows import Floats, Rows, check_weights, shape_target
+from keepfit.shaping import check_number_of_rows
+from keepfit.values import (
     FAULTS_MAX,
     INTEGER_END,
     LITTLE_ENDIAN,
     NUMBER_MAX,
-    Floats,
-    Rows,
-    check_weights,
+    is_time,
     number_fault,
-    shape_labels,
     shape_numbers,
-    shape_target,
+    shape_words,
     summary,
 )
 
@@ -71,19 +71,20 @@ class Matrix:
         targeted = learning and recipe.entry.takes_y
         width = self.width - targeted
         names = _names(recipe, width)
+        check_number_of_rows(recipe.layout, len(self.values))
         # Copied before its column is closed up.
         y = self.values[:, -1].copy() if targeted else None
-        numbers = self._numbers(width, names)
+        numbers = self._numbers(width, names, recipe.layout.numbers if recipe.layout.odd else ())
         target = None if y is None else _target(recipe, [y])
         return Rows(len(self.values), cast("bytes", numbers), [], target)
 
-    def _numbers(self, width: int, names: Sequence[str | int]) -> memoryview:
+    def _numbers(self, width: int, names: Sequence[str | int], forms: Sequence[Form]) -> memoryview:
         n, count = self.values.shape
         in_place = self.values.dtype == LITTLE_ENDIAN and self.values.flags.c_contiguous
         closed = self.values.reshape(-1) if in_place else np.empty(n * width, LITTLE_ENDIAN)
         step = max(1, BLOCK_VALUES // count)
         for start in range(0, n, step):
-            block = _converted(self.values[start : start + step, :width], names, start)
+            block = _converted(self.values[start : start + step, :width], names, start, forms=forms)
             # Rows only move towards the front, over what was read before.
             if not in_place or width < count:
                 closed[start * width : start * width + block.size] = block.ravel()
@@ -94,17 +95,28 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One named column: numbers as arrays one after another, or else a function that gives its labels."""
+    """One named column: numbers as arrays one after another, or else a function that gives its labels.
+
+    `missing` are the rows without a value; their numbers mean nothing.
+    """
 
     name: str
     blocks: Sequence[Array] = ()
     labels: Callable[[], list[Any]] | None = None
+    missing: Sequence[int] = ()
 
     def listed(self) -> list[Any]:
-        """Values as a list."""
-        if self.labels is not None:
-            return self.labels()
-        return [value for block in self.blocks for value in block.tolist()]
+        """Values as a list, None where there is none."""
+        values = self.labels() if self.labels is not None else [v for block in self.blocks for v in block.tolist()]
+        for row in self.missing:
+            values[row] = None
+        return values
+
+    def check_present(self) -> None:
+        """Refuse missing values."""
+        if self.missing:
+            faults = [Fault("the value is missing", row, self.name) for row in self.missing[:FAULTS_MAX]]
+            raise InvalidError(f"column {self.name[:100]!r}: the value is missing (row {faults[0].row}).", faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,23 +141,25 @@ class Named:
             if not learning:
                 raise InvalidError(f"Rows to predict come without {name}: leave the column out.")
         found = {column.name: column for column in self.columns if column.name not in special}
-        columns = _in_order(recipe, found)
-        kinds = list(own.values()) or ["number"] * len(columns)
+        columns = _in_order(recipe, found, self.n)
+        for column in [*special.values(), *columns]:
+            if column.name in special or column.name not in recipe.layout.optional:
+                column.check_present()
+        check_number_of_rows(recipe.layout, self.n)
         if WEIGHTS in special and not weighted:
             raise InvalidError("score takes no sample_weight: leave the column out.")
-        numbers = [column for column, kind in zip(columns, kinds, strict=True) if kind == "number"]
-        matrix = np.empty((self.n, len(numbers)), LITTLE_ENDIAN)
-        for position, column in enumerate(numbers):
-            for start, values in _floats(column, "column"):
+        forms: Sequence[Form | None] = recipe.layout.numbers if own else [None] * len(columns)
+        matrix = np.empty((self.n, len(forms)), LITTLE_ENDIAN)
+        for position, form in enumerate(forms):
+            column = columns[position if form is None else form.index]
+            for start, values in _floats(column, "column", form):
                 matrix[start : start + len(values), position] = values
-        categories = [
-            shape_labels(column.listed(), column.name)
-            for column, kind in zip(columns, kinds, strict=True)
-            if kind == "category"
-        ]
+            if column.labels is None:
+                matrix[list(column.missing), position] = np.nan
+        words = [shape_words(columns[form.index].listed(), form) for form in recipe.layout.words]
         target = self._target(recipe, special.get(TARGET)) if learning else None
         weights = None if WEIGHTS not in special else self._weights(recipe, special[WEIGHTS])
-        return Rows(self.n, cast("bytes", matrix.reshape(-1).view(np.uint8).data), categories, target, weights)
+        return Rows(self.n, cast("bytes", matrix.reshape(-1).view(np.uint8).data), words, target, weights)
 
     def _target(self, recipe: Recipe, y: Column | None) -> bytes | list[Label] | None:
         if y is None:
@@ -158,7 +172,7 @@ class Named:
 
     def _weights(self, recipe: Recipe, column: Column) -> bytes:
         if not recipe.entry.takes_sample_weight:
-            raise InvalidError(f"{recipe.estimator} takes no sample_weight.")
+            raise InvalidError(f"{recipe.name} takes no sample_weight.")
         values = np.concatenate([values for _, values in _floats(column, "weights")])
         return check_weights(values, values.data)
 
@@ -222,42 +236,48 @@ def _names(recipe: Recipe, width: int) -> Sequence[str | int]:
         if width < 1:
             raise InvalidError("The array has one column, which is y: X must have at least one more before it.")
         return range(width)
-    if recipe.categories:
-        name = recipe.categories[0]
-        raise InvalidError(f"column {name!r} is a category, which has no place in an array: send Arrow or JSON.")
+    if recipe.layout.words:
+        word = recipe.layout.words[0]
+        raise InvalidError(
+            f"column {word.name!r} is a {word.kind}, which has no place in an array: send Arrow or JSON."
+        )
     if width != len(recipe.features):
         raise InvalidError(f"The array has {width} columns for X where the recipe names {len(recipe.features)}.")
     return list(recipe.features)
 
 
-def _in_order(recipe: Recipe, found: dict[str, Column]) -> list[Column]:
-    """Columns in the recipe's order."""
+def _in_order(recipe: Recipe, found: dict[str, Column], n: int) -> list[Column]:
+    """Columns in the recipe's order; one of which all values may be missing need not be there."""
     if recipe.features is None:
         if not found:
             raise InvalidError("The table has no columns for X.")
         return list(found.values())
-    faults = [Fault("the column is missing", None, name) for name in recipe.features if name not in found]
+    absent = [name for name in recipe.features if name not in found]
+    faults = [Fault("the column is missing", None, name) for name in absent if name not in recipe.layout.optional]
     unknown = [name[:100] for name in found if name not in recipe.features]
     faults += [Fault("the recipe has no such column", None, name) for name in unknown]
     if faults:
         raise InvalidError(f"column {faults[0].column!r}: {faults[0].detail}.", faults[:FAULTS_MAX])
-    return [found[name] for name in recipe.features]
+    nothing = {name: Column(name, labels=lambda: [None] * n) for name in absent}
+    return [found.get(name) or nothing[name] for name in recipe.features]
 
 
-def _floats(column: Column, what: str) -> Iterator[tuple[int, Floats]]:
+def _floats(column: Column, what: str, form: Form | None = None) -> Iterator[tuple[int, Floats]]:
     """Give a column's values as float64, in parts, each with the row where it begins."""
     if column.labels is not None:
-        yield 0, shape_numbers(column.labels(), column.name, what)
+        yield 0, shape_numbers(column.listed(), column.name, what, form)
         return
-    first = 0
+    first, forms = 0, () if form is None else (form,)
     for block in column.blocks:
         for start in range(0, len(block), BLOCK_VALUES):
             part = block[start : start + BLOCK_VALUES, None]
-            yield first + start, _converted(part, [column.name], first + start, what)[:, 0]
+            yield first + start, _converted(part, [column.name], first + start, what, forms)[:, 0]
         first += len(block)
 
 
-def _converted(block: Array, names: Sequence[str | int], first: int, what: str = "column") -> Floats:
+def _converted(
+    block: Array, names: Sequence[str | int], first: int, what: str = "column", forms: Sequence[Form] = ()
+) -> Floats:
     """Numbers of shape (n, width) as float64; `first` is the row where the block begins, for messages."""
     # A long double may be too large for a double: it becomes an infinity, and is refused as one.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -265,11 +285,18 @@ def _converted(block: Array, names: Sequence[str | int], first: int, what: str =
     good = np.abs(values) <= NUMBER_MAX
     if block.dtype.kind in "iu":
         good = (block < INTEGER_END) & (block > -INTEGER_END)
+    times = [column for column, form in enumerate(forms) if form.kind == "timestamp"]
+    gaps = [column for column, form in enumerate(forms) if form.nullable]
+    if times:
+        good[:, times] &= is_time(values[:, times])
+    if gaps:
+        good[:, gaps] |= np.isnan(values[:, gaps])
     if not good.all():
         # Of a float the double is shown: a long double has no Python number.
         shown = values if block.dtype.kind == "f" else block
+        kinds = [form.kind for form in forms] or ["number"] * len(names)
         faults = [
-            Fault(number_fault(shown[row, column].item()) or "", first + int(row), names[column])
+            Fault(number_fault(shown[row, column].item(), kinds[column]) or "", first + int(row), names[column])
             for row, column in np.argwhere(~good)[:FAULTS_MAX]
         ]
         raise InvalidError(summary(faults, what), faults)
@@ -278,7 +305,9 @@ def _converted(block: Array, names: Sequence[str | int], first: int, what: str =
 
 def _target(recipe: Recipe, blocks: Sequence[Array]) -> bytes | list[Label] | None:
     """Numbers as the target; for a classifier whole numbers are labels, and 0 and 1 are where those are booleans."""
-    if recipe.entry.kind == "regressor":
+    if recipe.entry.many:
+        raise InvalidError(f"{recipe.name} learns several values of y for each row: send JSON, with y a list of lists.")
+    if recipe.entry.target == "numbers":
         parts = _floats(Column(TARGET, blocks), "target")
         return b"".join([values.astype(LITTLE_ENDIAN, copy=False).tobytes() for _, values in parts])
     labels = [value for block in blocks for value in block.tolist()]

@@ -1,42 +1,49 @@
 """Passes over the changed bundles: once (a CronJob), or every so often (a loop).
 
-Owns which models a pass looks at and how many at once; how one is saved is :func:`keepfit.snapshot.save`. Never stops
-learning: it reads what workers have committed. Invariants: a pass touches only what changed; one model's trouble does
-not keep the others from being saved; several snapshotters at once do no harm.
+Owns which models a pass looks at and how many at once; how they are saved is :mod:`keepfit.saving`, what is cleared up
+after them :mod:`keepfit.garbage`. Never stops learning: it reads what workers have committed. Invariants: a pass saves
+only what changed; one model's trouble does not keep the others from being saved; several snapshotters at once do no
+harm.
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Self
 
 import structlog
 
-from keepfit import connections
+from keepfit import connections, upkeep
 from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError, UnavailableError
+from keepfit.garbage import LAST, Collected, collect
 from keepfit.history import Document, History
+from keepfit.history import upkeep as tidying
+from keepfit.history.upkeep import Upkeep
 from keepfit.outage import Outage
+from keepfit.retention import Rules
+from keepfit.saving import AWAY_COUNT, Hands, Outcome, save_many
 from keepfit.settings import Settings
-from keepfit.snapshot import save
 from keepfit.storage import Storage, open_storage
 from keepfit.store import Store
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 8
-# So many models in a row that could not be saved because a part is away tell that it is away for all of them.
-AWAY_COUNT = AT_ONCE
+# Models whose bundles are read, written and committed together; while one group is written, another is read or noted.
+GROUP, GROUPS_AT_ONCE = 128, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a pass did; `away` tells which part was missing, '' if none was.
 
-    Models that were not tried because of that are neither saved nor failed nor unchanged, but `left`.
+    Models that were not tried because of that are neither saved nor failed nor unchanged, but `left`. `collected` is
+    what was cleared up, `uncollected` why that failed ('' if it did not).
     """
 
     saved: list[Document]
@@ -45,6 +52,26 @@ class Report:
     seconds: float
     left: int = 0
     away: str = ""
+    collected: Collected = field(default_factory=Collected)
+    uncollected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a pass does at once, and what it clears up."""
+
+    at_once: int = 16
+    bytes_max: int = 64 * 2**20
+    cleared_max: int = 200
+    rules: Rules = field(default_factory=Rules)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Take them from the settings."""
+        rules = Rules(
+            settings.retention_all_s, settings.retention_hourly_s, settings.retention_daily_s, settings.garbage_grace_s
+        )
+        return cls(settings.snapshot_entries_max, settings.snapshot_bytes_max, settings.garbage_entries_max, rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,49 +82,122 @@ class Snapshotter:
     history: History
     storage: Storage
     keyring: Keyring
+    bounds: Bounds = Bounds()
 
     async def run_pass(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
         """Save every model that changed since its last snapshot; call `progress` with (done, total) as it goes.
 
-        A part that is away is away for all: after the first :data:`AWAY_COUNT` models in a row the others are left for
-        the next pass, and one line in the log tells of it.
+        Then clear up after some models. A part that is away is away for all: after the first models in a row the others
+        are left for the next pass, and one line in the log tells of it.
         """
         started = time.monotonic()
         hashes = await self.store.changed()
-        gate = asyncio.Semaphore(AT_ONCE)
-        saved: list[Document] = []
-        failed: dict[str, str] = {}
-        done = left = in_a_row = 0
-        away = ""
+        tally = _Tally(len(hashes), progress)
+        groups = iter(await self._groups(hashes))
+        with ThreadPoolExecutor(self.bounds.at_once, "snapshot") as threads:
+            hands = Hands(asyncio.Semaphore(self.bounds.at_once), threads)
 
-        async def one(model_hash: str) -> None:
-            nonlocal done, left, in_a_row, away
-            async with gate:
-                if in_a_row >= AWAY_COUNT:
-                    left += 1
-                    return
-                try:
-                    document = await save(self.store, self.history, self.storage, self.keyring, model_hash)
-                except UnavailableError as error:
-                    failed[model_hash] = away = str(error)
-                    in_a_row += 1
-                except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
-                    reason = str(error) if isinstance(error, KeepfitError) else f"{type(error).__name__}: {error}"
-                    failed[model_hash] = reason
-                    log.warning("snapshot_failed", hash=model_hash, reason=reason)
-                else:
-                    in_a_row = 0
-                    if document is not None:
-                        saved.append(document)
-                done += 1
-                progress(done, len(hashes))
+            async def save_groups() -> None:
+                while tally.in_a_row < AWAY_COUNT and (group := next(groups, None)):
+                    outcomes = await save_many(self.store, self.history, self.storage, self.keyring, group, hands)
+                    for model_hash in group:
+                        if model_hash in outcomes:
+                            tally.count(model_hash, outcomes[model_hash])
 
-        async with asyncio.TaskGroup() as group:
-            for model_hash in hashes:
-                group.create_task(one(model_hash))
-        unchanged = len(hashes) - len(saved) - len(failed) - left
-        await self.store.note_pass(len(hashes) - len(saved) - unchanged, away or next(iter(failed.values()), ""))
-        return Report(saved, failed, unchanged, time.monotonic() - started, left, away)
+            async with asyncio.TaskGroup() as saving:
+                for _ in range(GROUPS_AT_ONCE):
+                    saving.create_task(save_groups())
+        left = len(hashes) - tally.done
+        unchanged = tally.done - len(tally.saved) - len(tally.failed)
+        await self.store.note_pass(len(tally.failed) + left, tally.away or next(iter(tally.failed.values()), ""))
+        collected, uncollected = Collected(), ""
+        if not tally.away:
+            collected, uncollected = await self.clear_up()
+        return Report(
+            tally.saved,
+            tally.failed,
+            unchanged,
+            time.monotonic() - started,
+            left,
+            tally.away,
+            collected,
+            uncollected,
+        )
+
+    async def _groups(self, hashes: Sequence[str]) -> list[list[str]]:
+        """Divide models into groups that may be in memory together."""
+        groups: list[list[str]] = []
+        for begin in range(0, len(hashes), GROUP):
+            some = hashes[begin : begin + GROUP]
+            total = self.bounds.bytes_max
+            for model_hash, size in zip(some, await self._sizes(some), strict=True):
+                if total + size > self.bounds.bytes_max // GROUPS_AT_ONCE:
+                    groups.append([])
+                    total = 0
+                groups[-1].append(model_hash)
+                total += size
+        return groups
+
+    async def _sizes(self, hashes: Sequence[str]) -> list[int]:
+        try:
+            return await self.store.bundle_sizes(hashes)
+        except UnavailableError:
+            # Those who read the bundles will find out, and it is told of them.
+            return [0] * len(hashes)
+
+    async def clear_up(self) -> tuple[Collected, str]:
+        """Clear up after the next models in the order of their hashes; return what went, and why it failed or ''.
+
+        After the last model comes the first again. The place is kept in Redis: if it is lost, that costs a round.
+        """
+        if not self.bounds.cleared_max:
+            return Collected(), ""
+        after, redis_s = await self.store.collection()
+        collected, reason, until = Collected(), "", after
+        try:
+            until = await upkeep.end_of_slice(self.history, after, self.bounds.cleared_max) or LAST
+            # The earlier of two clocks: one that is ahead would make everything look old.
+            now_s = min(time.time(), redis_s)
+            collected = await collect(self.history, self.storage, after, until, self.bounds.rules, now_s)
+        except Exception as error:  # noqa: BLE001 - what was saved is saved, and the next models are not to wait
+            reason = told(error)
+            log.warning("collection_failed", reason=reason)
+        if collected.more:
+            until = after
+        await self.store.note_collection("" if until == LAST else until, reason)
+        return collected, reason
+
+
+def told(error: Exception) -> str:
+    """Say what was wrong."""
+    return str(error) if isinstance(error, KeepfitError) else f"{type(error).__name__}: {error}"
+
+
+class _Tally:
+    """What has come of the models of a pass so far."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self._total = total
+        self._progress = progress
+        self.saved: list[Document] = []
+        self.failed: dict[str, str] = {}
+        self.away = ""
+        self.done = self.in_a_row = 0
+
+    def count(self, model_hash: str, outcome: Outcome) -> None:
+        """Take in what came of a model."""
+        if isinstance(outcome, UnavailableError):
+            self.failed[model_hash] = self.away = str(outcome)
+            self.in_a_row += 1
+        elif isinstance(outcome, Exception):
+            self.failed[model_hash] = told(outcome)
+            log.warning("snapshot_failed", hash=model_hash, reason=told(outcome))
+        else:
+            self.in_a_row = 0
+            if outcome is not None:
+                self.saved.append(outcome)
+        self.done += 1
+        self._progress(self.done, self._total)
 
 
 @asynccontextmanager
@@ -108,7 +208,7 @@ async def opened(settings: Settings) -> AsyncIterator[Snapshotter]:
     client = connections.store_async(settings)
     try:
         async with History(settings.mongo_url.get_secret_value()) as history:
-            yield Snapshotter(Store(client), history, storage, keyring)
+            yield Snapshotter(Store(client), history, storage, keyring, Bounds.of(settings))
     finally:
         await client.aclose()
 
@@ -117,7 +217,10 @@ async def run_once(settings: Settings, progress: Callable[[int, int], None] = la
     """Make one pass."""
     async with opened(settings) as snapshotter:
         await snapshotter.history.ensure_indexes()
-        return await snapshotter.run_pass(progress)
+        wanted = Upkeep.of(settings)
+        report = await snapshotter.run_pass(progress)
+        await tidying.run(snapshotter.history.timeline, wanted)
+        return report
 
 
 async def run_every(settings: Settings, seconds: float) -> None:
@@ -125,7 +228,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
 
     A pass that fails as a whole (Redis or MongoDB away) is logged, and the next one makes up for it.
     """
-    stop = asyncio.Event()
+    stop, wanted = asyncio.Event(), Upkeep.of(settings)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
@@ -137,13 +240,15 @@ async def run_every(settings: Settings, seconds: float) -> None:
                     await snapshotter.history.ensure_indexes()
                     indexed = True
                 report = await snapshotter.run_pass()
-                if report.saved or (report.failed and not report.away):
+                await tidying.run(snapshotter.history.timeline, wanted)
+                if report.saved or report.collected or (report.failed and not report.away):
                     log.info(
                         "pass_done",
                         saved=len(report.saved),
                         failed=len(report.failed),
                         left=report.left,
                         seconds=report.seconds,
+                        **asdict(report.collected),
                     )
                 if report.away:
                     outage.begin(report.away)

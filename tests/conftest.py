@@ -71,17 +71,30 @@ def s3_endpoint(servers_folder: Path) -> Iterator[str]:
         yield endpoint
 
 
+@pytest.fixture(scope="session")
+def s3_bucket(s3_endpoint: str) -> str:
+    """Return one bucket for all tests: each costs the server several volumes."""
+    import s3fs  # noqa: PLC0415 - only the tests of S3 need it
+
+    name = f"b{uuid.uuid4().hex}"
+    s3fs.S3FileSystem(
+        key=servers.S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+        secret=servers.S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3_endpoint,
+    ).mkdir(name)
+    return name
+
+
 @pytest.fixture
-def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the s3:// URL of an empty bucket; the AWS settings name the test server while the test runs."""
+def s3_url(s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an empty prefix in the bucket; the AWS settings name the test server while the test runs."""
     import s3fs  # noqa: PLC0415 - only the tests of S3 need it
 
     for name, value in {**servers.S3_ENVIRONMENT, "AWS_ENDPOINT_URL": s3_endpoint}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"b{uuid.uuid4().hex}"
-    s3fs.S3FileSystem().mkdir(bucket)
-    return f"s3://{bucket}/snapshots"
+    yield f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

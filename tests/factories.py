@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 from redis import Redis
 
-from keepfit import bundle as bundles
-from keepfit import connections, envelope, identity, inbox, keys, recipe, rows
+from keepfit import connections, envelope, identity, inbox, keys, recipe, rows, sealing
 from keepfit.bundle import Bundle
 from keepfit.commit import Committed, Ledger
 from keepfit.history import History
@@ -54,12 +53,12 @@ class Workshop:
         """Where snapshots go."""
         return self.parts.storage
 
-    async def make(self, document: dict[str, Any] | None = None, /, **metadata: Any) -> str:
+    async def make(self, document: dict[str, Any] | recipe.Recipe | None = None, /, **metadata: Any) -> str:
         """Register and install a model that has learned nothing; return its hash."""
         named = {"type": "shoes", "session": uuid.uuid4().hex, **metadata}
         text = identity.canonical(named).decode()
         model_hash = identity.hash_of(named)
-        wanted = recipe.parse(document or SHOES_RECIPE)
+        wanted = document if isinstance(document, recipe.Recipe) else recipe.parse(document or SHOES_RECIPE)
         registered, _ = await self.history.register(model_hash, text, wanted.text())
         new = Install(model_hash, text, wanted.text(), registered.generation, born=registered.born)
         assert await self.store.install(new)
@@ -83,7 +82,10 @@ class Workshop:
         assert taken is not None
         bundle = self._unsealed(model_hash, taken.recipe_text, taken.data)
         for entry in taken.entries:
-            bundle.partial_fit(entry.rows())
+            if entry.change is not None:
+                bundle.change(entry.change)
+            else:
+                bundle.partial_fit(entry.rows())
         committed = self.ledger.commit(taken, bundle, len(taken.entries), token)
         assert committed.version == taken.version + 1
         return committed
@@ -122,7 +124,7 @@ class Workshop:
         wanted = recipe.from_text(recipe_text)
         if not data:
             return Bundle.new(wanted)
-        return bundles.unseal(data, self.parts.keyring, wanted, model_hash)[1]
+        return sealing.unseal(data, self.parts.keyring, wanted, model_hash)[1]
 
 
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:

@@ -133,15 +133,30 @@ def test_module_level_imports_are_told_from_others() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("gateway/")])
 def test_the_gateway_never_unpickles(module: str) -> None:
     """What may unpickle, the modules that learn, commit and restore, is imported by no module of the gateway."""
-    learning = {f"keepfit.{name}" for name in ("bundle", "columns", "commit", "snapshot", "storage")}
+    learning = {
+        f"keepfit.{name}"
+        for name in (
+            "bundle",
+            "columns",
+            "commit",
+            "foreign",
+            "garbage",
+            "objects",
+            "pickles",
+            "saving",
+            "snapshot",
+            "storage",
+        )
+    }
     assert not set(imports(tree(module))) & learning
 
 
 @each_module
-def test_mongodb_is_known_to_one_module(module: str) -> None:
-    """motor and pymongo, whose successor will come, are imported in keepfit/history.py only."""
-    knows = bool(tops(imports(tree(module))) & {"motor", "pymongo", "bson"})
-    assert knows == (module == "keepfit/history.py")
+def test_mongodb_is_known_to_the_history_alone(module: str) -> None:
+    """motor, whose successor will come, is imported in one module; what it raises and returns, in its package only."""
+    found = tops(imports(tree(module)))
+    assert ("motor" in found) == (module == "keepfit/history/mongo.py")
+    assert not found & {"pymongo", "bson"} or module.startswith("keepfit/history/")
 
 
 # What may run.
@@ -164,27 +179,53 @@ LOADERS = re.compile(
 
 
 @each_module
-def test_nothing_is_unpickled_but_bundles(module: str) -> None:
-    """pickle is imported by keepfit/bundle.py alone, and nothing else that can unpickle by anybody."""
+def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
+    """pickle and cloudpickle are imported by keepfit/pickles.py alone, and nothing else that unpickles by anybody."""
     found = tops(imports(tree(module))) & UNPICKLERS
-    assert found == ({"pickle"} if module == "keepfit/bundle.py" else set())
+    assert found == ({"pickle", "cloudpickle"} if module == "keepfit/pickles.py" else set())
     assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
 
 
 def test_the_one_unpickling_stands_behind_the_signature() -> None:
-    """pickle.loads occurs once, in unseal, after the signature, the model and the runtime were checked."""
-    used = [node for node in ast.walk(tree("keepfit/bundle.py")) if isinstance(node, ast.Attribute)]
-    pickled = [dotted(node) for node in used if dotted(node).startswith("pickle.")]
-    assert sorted(pickled) == ["pickle.dumps", "pickle.loads"]
-    (unseal,) = (function for function in functions(tree("keepfit/bundle.py")) if function.name == "unseal")
-    order = [statement for statement in unseal.body if not isinstance(statement, ast.Expr | ast.Return)]
-    lines = {name: call.lineno for name, call in calls(unseal)}
-    check = next(statement.lineno for statement in order if isinstance(statement, ast.If))
-    assert lines["keyring.open"] < check < lines["pickle.loads"]
-    assert lines["keyring.open"] < lines["envelope.check_runtime"] < lines["pickle.loads"]
+    """pickle.loads occurs once, in load, after the signature, whom it is for and the runtime were checked."""
+    used = [node for node in ast.walk(tree("keepfit/pickles.py")) if isinstance(node, ast.Attribute)]
+    pickled = {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))}
+    assert pickled == {
+        "cloudpickle.dumps",
+        "cloudpickle.register_pickle_by_value",
+        "cloudpickle.unregister_pickle_by_value",
+        "pickle.dumps",
+        "pickle.loads",
+    }
+    assert [dotted(node) for node in used].count("pickle.loads") == 1
+    (load,) = (function for function in functions(tree("keepfit/pickles.py")) if function.name == "load")
+    lines = {name: call.lineno for name, call in calls(load)}
+    assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"] < lines["pickle.loads"]
     # None of the three may be skipped: they are statements of the function itself, not of a branch.
-    straight = {name for statement in unseal.body for name, _ in calls(statement) if not isinstance(statement, ast.If)}
-    assert {"keyring.open", "envelope.check_runtime", "pickle.loads"} <= straight
+    straight = [
+        name for statement in load.body if not isinstance(statement, ast.If | ast.Try) for name, _ in calls(statement)
+    ]
+    assert straight == ["keyring.open_as", "check", "envelope.check_runtime"]
+    (given,) = (call for name, call in calls(load) if name == "pickle.loads")
+    (opened,) = (node for node in load.body if isinstance(node, ast.Assign))
+    assert ast.unparse(opened.targets[0]) == f"(header, {ast.unparse(given.args[0])})"
+
+
+def test_whoever_loads_says_what_for() -> None:
+    """Bundles are loaded as bundles and objects as objects, each in one place, and a bundle only for its own model."""
+    found = {
+        module: [ast.unparse(call.args[3]) for name, call in calls(tree(module)) if name == "pickles.load"]
+        for module in MODULES
+    }
+    assert {module: purposes for module, purposes in found.items() if purposes} == {
+        "keepfit/sealing.py": ["envelope.BUNDLE"],
+        "keepfit/foreign.py": ["envelope.OBJECT"],
+    }
+    (unseal,) = (function for function in functions(tree("keepfit/sealing.py")) if function.name == "unseal")
+    (check,) = (function for function in functions(unseal) if function.name == "check")
+    assert "header.hash != model_hash" in ast.unparse(check)
+    (loaded,) = (call for name, call in calls(unseal) if name == "pickles.load")
+    assert ast.unparse(loaded.args[4]) == "check"
 
 
 @each_module

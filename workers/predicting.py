@@ -117,7 +117,7 @@ def _answer_groups(
     if not asked:
         return
     try:
-        loaded = process.ledger.load({model_hash: process.cache.digest(model_hash) for model_hash in asked})
+        loaded = process.ledger.load({model_hash: process.digest(model_hash) for model_hash in asked})
     except UnavailableError as away:
         loaded, reasons = {}, dict.fromkeys(asked, away)
     for model_hash, group in asked.items():
@@ -217,7 +217,7 @@ def _rows(process: Process, question: Question) -> Rows:
 
 def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
     """Predict all rows in one call; where that fails, each request by itself, so that one cannot spoil the others."""
-    if len(waiting) > 1 and len({rows.width for rows in waiting}) == 1:
+    if len(waiting) > 1 and bundle.joins and len({rows.width for rows in waiting}) == 1:
         try:
             whole = _guarded(bundle, concatenate(waiting))
         except MemoryError:
@@ -241,7 +241,7 @@ def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
     except MemoryError:
         return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        return InvalidError(f"{bundle.recipe.estimator} cannot predict these rows: {error}")
+        return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")
 
 
 def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
@@ -249,17 +249,13 @@ def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
     try:
         if question.operation == "score":
             return bundle.score(rows)
-        return {
-            "predictions": bundle.predict(rows),
-            "probabilities": bundle.predict_proba(rows),
-            "classes": bundle.classes,
-        }
+        return {"predictions": bundle.predict(rows), **bundle.chances(rows)}
     except KeepfitError as error:
         return error
     except MemoryError:
         return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        return InvalidError(f"{bundle.recipe.estimator} cannot answer for these rows: {error}")
+        return InvalidError(f"{bundle.recipe.name} cannot answer for these rows: {error}")
 
 
 def _restored(process: Process, model_hash: str) -> KeepfitError | None:

@@ -14,17 +14,19 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from keepfit import bundle as bundles
-from keepfit import connections, keys, rooms, scripts
+from keepfit import connections, envelope, foreign, keys, rooms, scripts, sealing, uploads
 from keepfit.bundle import Bundle
 from keepfit.commit import Ledger, Loaded, Taken
-from keepfit.envelope import Keyring
-from keepfit.errors import KeepfitError, StaleModelError
+from keepfit.envelope import Header, Keyring
+from keepfit.errors import EnvelopeError, KeepfitError, RuntimeMismatchError, StaleModelError, UnknownKeyError
 from keepfit.recipe import from_text
 from keepfit.rooms import Room
 from keepfit.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+# Models of which is remembered what the log was told of them.
+TOLD_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -66,6 +68,30 @@ class BundleCache:
         held = self._held.pop(model_hash, None)
         if held:
             self._bytes -= held[2]
+
+
+@dataclass(slots=True)
+class Unreadable:
+    """Bundles that this process cannot load, by hash: of which generation and digest, and why."""
+
+    _noted: dict[str, tuple[int, str, EnvelopeError]] = field(default_factory=dict)
+
+    def note(self, model: Taken | Loaded, reason: EnvelopeError) -> None:
+        """Note that the bundle of a model cannot be loaded, and log it."""
+        log.warning("bundle_unreadable", hash=model.hash, version=model.version, reason=str(reason))
+        if len(self._noted) >= TOLD_MAX:
+            self._noted.clear()
+        self._noted[model.hash] = (model.generation, model.digest, type(reason)(str(reason)))
+
+    def find(self, model_hash: str) -> tuple[int, str] | None:
+        """Generation and digest of a model's bundle that could not be loaded."""
+        known = self._noted.get(model_hash)
+        return known and known[:2]
+
+    def check(self, model: Taken | Loaded) -> None:
+        """Raise why, if it is known that this bundle cannot be loaded."""
+        if self.find(model.hash) == (model.generation, model.digest):
+            raise self._noted[model.hash][2].with_traceback(None)
 
 
 class Pulse:
@@ -115,11 +141,14 @@ class Process:
         self.settings = settings
         self.name = name
         self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
+        self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
         self.queue = connections.queue_sync(settings)
         self.store = connections.store_sync(settings)
         self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Pulse(settings, name, self.ledger, self.queue)
+        self.unreadable = Unreadable()
+        self._told: set[str] = set()
         # Questions that a claim took of slow models at most, as the last claim said.
         self.turns: dict[str, int] = {}
         self._owed: list[tuple[str, str]] = []
@@ -158,14 +187,41 @@ class Process:
         (jobs,) = scripts.run(self.queue, ("LLEN", keys.RQ_QUEUE))
         return bool(jobs)
 
+    def digest(self, model_hash: str) -> str:
+        """Digest of the model's bundle that need not be read again: it is held, or cannot be loaded; '' for none."""
+        unreadable = self.unreadable.find(model_hash)
+        return self.cache.digest(model_hash) or (unreadable[1] if unreadable else "")
+
+    def cannot_read(self, model_hash: str) -> bool:
+        """Tell whether the model's bundle still is one that could not be loaded here."""
+        unreadable = self.unreadable.find(model_hash)
+        if unreadable is None:
+            return False
+        (live,) = scripts.run(self.store, ("HMGET", keys.state(model_hash), "generation", "digest"))
+        return bool(live == [str(unreadable[0]).encode(), unreadable[1].encode()])
+
     def bundle(self, model: Taken | Loaded) -> Bundle:
-        """Return the model's bundle: the one held, or the one just read, or a new one of its recipe."""
+        """Return the model's bundle: the one held, or the one just read, or a new one of its recipe.
+
+        Raises
+        ------
+        RuntimeMismatchError, UnknownKeyError
+            If this process cannot load it; what could not be loaded once is not tried again.
+        """
         held = self.cache.get(model.hash, model.digest)
         if held is not None:
             return held
+        self.unreadable.check(model)
+        try:
+            return self._read(model)
+        except (RuntimeMismatchError, UnknownKeyError) as error:
+            self.unreadable.note(model, error)
+            raise
+
+    def _read(self, model: Taken | Loaded) -> Bundle:
         recipe = from_text(model.recipe_text)
         if not model.digest:
-            return Bundle.new(recipe)
+            return foreign.begin(recipe, self.uploads)
         data = model.data
         if not data:
             # The cache let go of it after its digest was sent; read it again.
@@ -173,9 +229,19 @@ class Process:
             if again is None or again.digest != model.digest:
                 raise StaleModelError(f"The model {model.hash} changed while it was read.")
             data = again.data
-        _, bundle = bundles.unseal(data, self.keyring, recipe, model.hash)
+        header, bundle = sealing.unseal(data, self.keyring, recipe, model.hash)
+        self._note_differences(header)
         self.cache.put(model.hash, model.digest, bundle, len(data))
         return bundle
+
+    def _note_differences(self, header: Header) -> None:
+        """Log, once for each model, that its bundle was written by another patch release."""
+        others = envelope.differences(header)
+        if others and header.hash not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(header.hash)
+            log.info("bundle_of_other_release", hash=header.hash, version=header.version, versions=others)
 
 
 _current: Process | None = None

@@ -7,12 +7,12 @@
 -- KEYS[5] big            rows of a large request, written ahead (looked at only where ARGV[7] is not 0)
 -- ARGV[1] generation     integer the caller checked the rows against
 -- ARGV[2] digest         hex digest of the call, to tell a repeat from another body
--- ARGV[3] width          columns of each row
+-- ARGV[3] width          columns of each row; 0 for a request that is no rows, whatever the model's width
 -- ARGV[4] ttl            milliseconds for which a repeat is known
 -- ARGV[5] entries max    requests that may wait
 -- ARGV[6] bytes max      bytes that may wait (a single larger request may wait alone)
 -- ARGV[7] big bytes      size that KEYS[5] must have; 0 where the rows are in ARGV
--- ARGV[8...] requests    msgpack of the rows, each; of a large request, alone, a digest of them
+-- ARGV[8...] requests    msgpack of the rows or of the change, each; of a large request, alone, a digest of its rows
 --
 -- returns {'ok', first sequence, number accepted, version, 1 if nobody learns the model just now, waiting, pace}
 --                                          accepted, or accepted before by this call. The rest did not fit: then
@@ -45,7 +45,7 @@ if seen then
     return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace}
   end
 end
-if state[5] and state[5] ~= ARGV[3] then
+if ARGV[3] ~= '0' and state[5] and state[5] ~= ARGV[3] then
   return {'width', state[5]}
 end
 local big = tonumber(ARGV[7])
@@ -71,8 +71,11 @@ for i = 8, #ARGV do
   end
 end
 if count > 0 then
-  redis.call('HSET', KEYS[1], 'accepted', string.format('%.0f', accepted + count), 'chain', chain, 'width', ARGV[3],
+  redis.call('HSET', KEYS[1], 'accepted', string.format('%.0f', accepted + count), 'chain', chain,
     'bytes', string.format('%.0f', bytes))
+  if ARGV[3] ~= '0' then
+    redis.call('HSET', KEYS[1], 'width', ARGV[3])
+  end
   redis.call('SET', KEYS[3], string.format('%s %.0f %.0f %s', ARGV[2], accepted + 1, count, ARGV[1]), 'PX', ARGV[4])
 end
 return {'ok', accepted + 1, count, version, alone, waiting + count, pace}

@@ -20,6 +20,7 @@
 -- ARGV[11] hash          the model's hash
 -- ARGV[12] reason        why the request at `learned` was put aside unlearned, '' if all were learned
 -- ARGV[13] pace          requests learned a second
+-- ARGV[14] changed       JSON of the parameters that were changed since the model was made, '' for none
 --
 -- returns the new version; or 0: the model is gone or made again; -1: another commit came first;
 --         -2: the inbox holds other requests than were read; -3: the staged bundle is gone. Below 1 nothing changed.
@@ -52,6 +53,9 @@ local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', -tonumber(ARGV[9]))
 redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0,
   'pace', ARGV[13])
+if ARGV[14] ~= '' then
+  redis.call('HSET', KEYS[1], 'changed', ARGV[14])
+end
 redis.call('XTRIM', KEYS[3], 'MINID', '=', string.format('%.0f', tonumber(ARGV[4]) + 1) .. '-0')
 for i = 6, #KEYS do
   redis.call('UNLINK', KEYS[i])

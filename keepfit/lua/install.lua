@@ -23,6 +23,7 @@
 -- ARGV[13] channel     where gateways hear of it: what they know of a predecessor is over
 -- ARGV[14] hash        the model's hash
 -- ARGV[15] newest      id of the newest request when `big` was read from the inbox, '0-0' where there was none
+-- ARGV[16] changed     JSON of the parameters that were changed before the snapshot, '' for none
 --
 -- returns {0} a model is live already, nothing changed; {-1} the staged bundle is gone, nothing changed; else
 --         {1, big...} installed: large rows that came in since `big` was read are the caller's to remove
@@ -51,6 +52,9 @@ redis.call('HSET', KEYS[1],
   'snapshot', ARGV[10], 'snapshot_version', ARGV[10] == '' and '-1' or ARGV[4], 'bytes', 0, 'attempts', 0)
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'width', ARGV[11])
+end
+if ARGV[16] ~= '' then
+  redis.call('HSET', KEYS[1], 'changed', ARGV[16])
 end
 redis.call('PUBLISH', ARGV[13], table.concat({ARGV[14], ARGV[3], ARGV[4], ARGV[6], ARGV[5], '0', ''}, ' '))
 return answer

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import redis.asyncio
 
-from keepfit import envelope, keys
-from keepfit.bundle import Bundle, unseal
+from keepfit import envelope, inbox, keys
+from keepfit.bundle import Bundle
 from keepfit.envelope import Keyring
 from keepfit.recipe import parse
 from keepfit.rows import shape
+from keepfit.sealing import unseal
 from tests.faults.clients import Learner
 from tests.faults.stack import SIGNING_KEYS
 
@@ -52,17 +53,24 @@ async def examine(store: redis.asyncio.Redis, learner: Learner) -> Verdict:
     sent, expected_chain = len(learner.rows), ""
     expected = Bundle.new(recipe)
     for X, y in learner.in_order():
-        rows = shape(recipe, [X], [y], learning=True)
-        expected_chain = hashlib.sha1(f"{expected_chain}:".encode() + rows.encode()).hexdigest()
-        expected.partial_fit(rows)
+        if isinstance(X, dict):
+            payload = inbox.change(learner.hash, header.generation, X).payload
+            expected.change(X)
+        else:
+            rows = shape(recipe, [X], [y], learning=True)
+            payload = rows.encode()
+            expected.partial_fit(rows)
+        expected_chain = hashlib.sha1(f"{expected_chain}:".encode() + payload).hexdigest()
     faults = []
+    seen = sum(isinstance(X, list) for X, _ in learner.rows)
     for name, found, wanted in (
         ("sequences given out", sorted(learner.accepted), list(range(1, sent + 1))),
         ("rows given a sequence", sorted(learner.accepted.values()), list(range(sent))),
         ("accepted, says the store", int(state["accepted"]), sent),
         ("learned, says the store", int(state["learned"]), sent),
-        ("rows seen, says the store", int(state["rows_seen"]), sent),
-        ("rows seen, says the bundle", bundle.rows_seen, sent),
+        ("rows seen, says the store", int(state["rows_seen"]), seen),
+        ("rows seen, says the bundle", bundle.rows_seen, seen),
+        ("changed", bundle.changed, expected.changed),
         ("put aside", put_aside, 0),
         ("chain of the store", state["chain"].decode(), expected_chain),
         ("chain of the bundle", header.chain, expected_chain),
@@ -76,7 +84,7 @@ async def examine(store: redis.asyncio.Redis, learner: Learner) -> Verdict:
         estimator=recipe.estimator,
         sent=sent,
         accepted=len(learner.accepted),
-        learned=bundle.rows_seen,
+        learned=int(state["learned"]),
         put_aside=put_aside,
         order_hash=header.chain,
         expected_order_hash=expected_chain,

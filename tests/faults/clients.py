@@ -28,7 +28,9 @@ ESTIMATORS: Sequence[dict[str, Any]] = (
     {"estimator": "PassiveAggressiveRegressor"},
 )
 
-Row = tuple[list[Any], float]
+# Or, now and then, a change of a parameter in place of a row.
+Row = tuple[list[Any] | dict[str, Any], float]
+CHANGE_EVERY = 50
 
 
 def recipe_of(number: int) -> dict[str, Any]:
@@ -55,7 +57,11 @@ class Learner:
             ([drawn.choice(MAKES), drawn.randrange(1990, 2020), 200.0 + i / 64 % 200], drawn.gauss(3.0, 1.0))
             for i in range(count)
         ]
-        return cls(number, recipe_of(number), rows)
+        recipe = recipe_of(number)
+        name = "C" if recipe["estimator"].startswith("PassiveAggressive") else "alpha"
+        for i in range(CHANGE_EVERY // 2, count, CHANGE_EVERY):
+            rows[i] = ({name: drawn.choice([0.1, 0.01, 0.001])}, 0.0)
+        return cls(number, recipe, rows)
 
     def in_order(self) -> list[Row]:
         """Accepted rows by sequence."""
@@ -118,8 +124,10 @@ class Crowd:
     async def _send_row(self, session: aiohttp.ClientSession, learner: Learner, row: int) -> int:
         """Send one row until it is accepted; return its sequence."""
         X, y = learner.rows[row]
-        path = f"/v1/models/{learner.hash}/partial_fit"
-        headers = {"Idempotency-Key": f"row-{row}"}
+        path, headers = f"/v1/models/{learner.hash}", {"Idempotency-Key": f"row-{row}", "Prefer": "wait=0"}
+        method, body = ("PATCH", {"params": X}) if isinstance(X, dict) else ("POST", {"X": [X], "y": [y]})
+        if method == "POST":
+            path += "/partial_fit"
         attempt = 0
         while True:
             url = self._urls[(row + attempt) % len(self._urls)] + path
@@ -127,7 +135,7 @@ class Crowd:
             self.tally.attempts += 1
             status: int | str
             try:
-                async with session.post(url, json={"X": [X], "y": [y]}, headers=headers) as response:
+                async with session.request(method, url, json=body, headers=headers) as response:
                     answer = await response.json()
                     status = response.status
             except (TimeoutError, aiohttp.ClientError) as error:

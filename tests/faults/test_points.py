@@ -15,9 +15,10 @@ import aiohttp
 import pytest
 
 from keepfit import cli, connections, envelope, faults, keys, questions, queue, recipe, rooms, rows, scripts
-from keepfit.bundle import Bundle, unseal
+from keepfit.bundle import Bundle
 from keepfit.errors import SettingsError
 from keepfit.questions import Question
+from keepfit.sealing import unseal
 from keepfit.settings import Settings
 from keepfit.snapshot import path_of
 from snapshotter.restore import restore_many
@@ -42,9 +43,11 @@ ACCEPTING = ["accept.begun", "accept.done", "hint.begun", "hint.pushed"]
 WRITING_AHEAD = ["accept.written_ahead"]
 REGISTERING = ["model.registered", "model.unregistered"]
 SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
+COLLECTING = ["garbage.aborted", "garbage.deleted"]
 RESTORING = ["restore.fetched", "restore.numbered", "restore.installed"]
 TESTED = [
-    *LEARNING, *HANDING_OVER, *ANSWERING, *BURYING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *RESTORING,
+    *LEARNING, *HANDING_OVER, *ANSWERING, *BURYING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
+    *RESTORING,
 ]  # fmt: skip
 
 
@@ -302,6 +305,24 @@ async def test_a_snapshotter_may_die_at_any_step(deployment: Settings, shop: Wor
     assert model.snapshot is not None
     assert model.snapshot["sha256"] == document["sha256"]
     assert model_hash not in await shop.store.changed()
+
+
+@pytest.mark.parametrize("point", COLLECTING)
+async def test_a_collector_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """Whichever step of a collection is the last, the newest snapshot is whole, and the next pass takes the others."""
+    harsh = deployment.model_copy(
+        update={"retention_all_s": 0, "retention_hourly_s": 0, "retention_daily_s": 0, "garbage_grace_s": 0,
+                "garbage_entries_max": 10_000}
+    )  # fmt: skip
+    model_hash = await shop.learned()
+    await run_once(deployment)
+    await shop.learn(model_hash)
+    assert acts.end_of(f"{point}:1:kill", acts.save, harsh) == KILLED
+    (document,) = await shop.history.documents(None, model_hash, 10)
+    assert shop.storage.get(path_of(document)) == shop.data(model_hash)
+    assert (await run_once(harsh)).uncollected == ""
+    assert [entry.path for entry in shop.storage.list(model_hash[:-1], model_hash)] == [path_of(document)]
+    assert await shop.history.documents(None, model_hash, 10) == [document]
 
 
 @pytest.mark.parametrize("point", RESTORING)

@@ -79,7 +79,7 @@ async def test_what_is_no_answer_makes_nobody_deaf(asking: "asyncio.Task[Reply]"
         ("InvalidError", 422),
         ("UnavailableError", 503),
         ("EnvelopeError", 500),
-        ("RuntimeMismatchError", 500),
+        ("RuntimeMismatchError", 503),
         ("NoSuchError", 500),
         ("SystemExit", 500),
         ("Sequence", 500),

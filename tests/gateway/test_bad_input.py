@@ -16,6 +16,15 @@ from tests.gateway.api import CLASSIFIER, REGRESSOR, Api, Reply, connected, exch
 GOOD = b'{"X":[[1,2]],"y":[1]}'
 PACKED = gzip.compress(GOOD)
 GZIP = {"Content-Encoding": "gzip"}
+KINDS: dict[str, Any] = {
+    **REGRESSOR,
+    "features": {
+        "year": {"type": "number", "missing": "mean"},
+        "make": {"type": "category", "missing": "indicator"},
+        "note": {"type": "text", "n_features": 8},
+        "at": {"type": "timestamp", "expand": ["hour"]},
+    },
+}
 # More than the event loop parses itself.
 PADDING = b" " * INLINE_BYTES_MAX
 
@@ -78,7 +87,8 @@ async def refused(
         problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(status)
     assert await api.model(path) == before
     # The same model still learns.
-    good = {"X": [["nike", 1]] if recipe is SHOES_RECIPE else [[1, 2]], "y": ["no" if recipe is CLASSIFIER else 1]}
+    row = ["nike", 1] if recipe is SHOES_RECIPE else [None, None, "", 0] if recipe is KINDS else [1, 2]
+    good = {"X": [row], "y": ["no" if recipe is CLASSIFIER else 1]}
     assert (await api.learn(path, **good))["sequence"] == 1
     return problem
 
@@ -240,9 +250,50 @@ async def test_rows_that_are_not_those_of_the_recipe(
     assert [(fault.get("row"), fault.get("column")) for fault in problem["errors"]] == [(row, column)]
 
 
-@pytest.mark.parametrize("label", ['"maybe"', "1", "true", "null", '["no"]', "{}", '"No"'])
-async def test_labels_that_are_not_the_recipes(api: Api, metadata: dict[str, Any], label: str) -> None:
-    """A label that the recipe does not name answers 422 with its row."""
+@pytest.mark.parametrize(
+    ("row", "reason", "column"),
+    [
+        ('["2001","nike","",0]', "'2001' is not a number", "year"),
+        ('[NaN,"nike","",0]', "NaN", None),
+        ('[1,true,"",0]', "true is not a category", "make"),
+        ('[1,"nike",7,0]', "7 is not a text", "note"),
+        ('[1,"nike",null,0]', "null is not a text", "note"),
+        ('[1,"nike","%s",0]' % ("x" * 65_537), "the text has 65537 characters", "note"),
+        ('[1,"nike","",null]', "null is not a number", "at"),
+        ('[1,"nike","","2024-02-29"]', "'2024-02-29' is not a number", "at"),
+        ('[1,"nike","",1700000000000]', "1700000000000 is not a time in seconds", "at"),
+        ('[1,"nike","",-62135596801]', "is not a time in seconds", "at"),
+        ('{"year":1,"make":"nike","note":""}', "column 'at': the column is missing", "at"),
+        ('{"yaer":1,"make":"nike","note":"","at":0}', "column 'yaer': the recipe has no such column", "yaer"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_values_that_are_not_of_their_columns_kind(
+    api: Api, metadata: dict[str, Any], row: str, reason: str, column: str | None
+) -> None:
+    """Values that their column does not take, and missing ones that may not be, answer 422 with row and column."""
+    body = '{"X":[{"note":"","at":0},%s],"y":[1,2]}' % row  # noqa: UP031
+    problem = await refused(api, metadata, 422, body.encode(), None, KINDS)
+    assert reason in problem["detail"]
+    if column is not None:
+        assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(1, column)]
+
+
+async def test_rows_that_would_not_fit_into_memory(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows whose matrix no worker could hold answer 422 before they are accepted, in whatever way they are sent."""
+    wide = {**REGRESSOR, "features": {"note": {"type": "text", "n_features": 1_000_000}}}
+    path = await api.make(metadata, wide)
+    body = json.dumps({"X": [["a"]] * 200, "y": [1] * 200}).encode()
+    for data in (body, body + PADDING, chunks(gzip.compress(body + PADDING))):
+        headers = {} if isinstance(data, bytes) else GZIP
+        problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(422)
+        assert "send at most 134 rows" in problem["detail"]
+    assert (await api.model(path))["inbox"] == 0
+
+
+@pytest.mark.parametrize("label", ['"may\\u0000be"', "1", "true", "null", '["no"]', "{}", "1.5"])
+async def test_labels_that_are_none(api: Api, metadata: dict[str, Any], label: str) -> None:
+    """A label that is none, or not of the kind of the recipe's classes, answers 422 with its row."""
     body = b'{"X":[[1,2],[3,4]],"y":["no",%s]}' % label.encode()
     problem = await refused(api, metadata, 422, body, None, CLASSIFIER)
     assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(1, "y")]
@@ -262,7 +313,7 @@ ONES = b"1," * 999_999
     "row",
     [
         pytest.param(b"[%s1]" % ONES, id="list"),
-        pytest.param(b"[%snull]" % ONES, id="list for the strict parser"),
+        pytest.param(b"[%strue]" % ONES, id="list for the strict parser"),
         pytest.param(b"{%s}" % b",".join(b'"%d":1' % i for i in range(100_000)), id="object"),
     ],
 )

@@ -160,7 +160,7 @@ async def test_large_bodies_must_be_plain_rows(
     monkeypatch.setattr(content, "STRICT_BYTES_MAX", 100_000)
     path = await lonely.make(metadata, REGRESSOR)
     start, end = b'{"X":[' + b"[0,0]," * 20_000, b']],"y":[%s1]}' % (b"0," * 20_000)
-    for row in (b"[1,null", b'[1,"\\"', b"[1,[]", b"[1,,"):
+    for row in (b"[1,true", b'[1,"\\"', b"[1,[]", b"[1,,"):
         problem = (await lonely.call("POST", f"{path}/partial_fit", data=start + row + end)).problem(413)
         assert "plain rows" in problem["detail"]
     assert (await lonely.call("POST", f"{path}/partial_fit", data=start + b"[1,2" + end)).of(202)["accepted"] == 20_001

@@ -1,5 +1,6 @@
 """Recipes checked beside the gateway: the same verdicts, a process that comes and goes, and none of its weight here."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sklearn.linear_model import SGDRegressor
 
 from gateway import checking
 from gateway.checking import Checker
 from keepfit.errors import KeepfitError, MalformedError, UnavailableError
+from keepfit.objects import dump
 from keepfit.recipe import parse
 
 GOOD = b'{"estimator": "SGDRegressor"}'
@@ -137,3 +140,17 @@ def test_a_gateway_is_free_of_scikit_learn() -> None:
     script = "import sys, gateway.app; print(sorted({'sklearn', 'scipy', 'pandas', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_object_is_checked_without_loading_anything() -> None:
+    """A gateway that checks a recipe with an object imports nothing that could unpickle it or build an estimator."""
+    text = dump(SGDRegressor(), "u1:" + "ab" * 32)
+    document = {"object": text, "features": {"a": "number"}, "scaler": "StandardScaler"}
+    script = (
+        "import json, sys; from gateway.checking import CHECKER, checked; from keepfit.uploads import keyring_of;"
+        f"recipe = checked(json.loads({json.dumps(document)!r}), keyring_of('u1:' + 'ab' * 32));"
+        "loaded = {'sklearn', 'cloudpickle', 'keepfit.pickles', 'keepfit.bundle'} & set(sys.modules);"
+        "print(recipe.name, recipe.entry.kind, CHECKER.pid, sorted(loaded))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.strip() == "SGDRegressor regressor None []", done.stderr

@@ -27,6 +27,12 @@ RECIPES = [
     parse({"estimator": "SGDRegressor"}),
     parse({"estimator": "SGDRegressor", "features": {"a": "category", "X": "number"}}),
     parse({"estimator": "SGDClassifier", "classes": ["a", "b"]}),
+    parse(
+        {
+            "estimator": "SGDRegressor",
+            "features": {"a": {"type": "category", "missing": "zero"}, "X": {"type": "number", "missing": "mean"}},
+        }
+    ),
 ]
 
 numbers = st.one_of(
@@ -168,6 +174,7 @@ def test_doubtful_texts(form: type[Form], body: bytes) -> None:
     ("form", "body"),
     [
         (forms.Predict, b'{"X":[[0.1,2,-3e5]]}'),
+        (forms.Predict, b'{"X":[[null,"a"],{"a":null}]}'),
         (forms.Predict, b' { "proba" : false , "X" : [ { "a" : "nike" , "b" : 1 } , ["\\u00e9", 2 ] ] } '),
         (forms.PartialFit, b'{"X":[["a"],["b"]],"y":["no",true],"sample_weight":[1,0.5]}'),
         (forms.PredictByMetadata, b'{"X":[[1]],"metadata":{"type":"shoes","sizes":[1,{"a":null}]},"proba":true}'),
@@ -194,6 +201,7 @@ def outcome(function: Any) -> Any:
 @example((forms.Score, b'{"X":[["],",1],["},",2],["a",3]],"y":[1,2,3]}'), RECIPES[1], 8)
 @example((forms.Score, b'{"X":[[1],[2,3]],"y":[1,2]}'), RECIPES[0], 4)
 @example((forms.Score, b'{"X":[[1], [1,2,3]\n,[4]],"y":[1,2,3]}'), RECIPES[0], 1)
+@example((forms.Score, b'{"X":[{"a":null,"X":1},[null,null],{}],"y":[1,2,3]}'), RECIPES[3], 8)
 @example((forms.Predict, b'{"X":[{"a":"x","X":1},{"X":2,"a":"y"},{"a":"x","X":3,"X":4}]}'), RECIPES[1], 20)
 def test_large_bodies_become_the_same_rows_part_by_part(
     request: tuple[type[Form], bytes], recipe: Any, step: int

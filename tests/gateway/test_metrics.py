@@ -8,6 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.counting import BUCKETS_S, Requests
+from keepfit import connections
+from keepfit.settings import Settings
+from keepfit.store import Store
 from tests.gateway.api import REGRESSOR, Api
 
 ROWS = {"X": [[1.0, 2.0]]}
@@ -94,3 +97,18 @@ def test_a_time_lies_in_the_bucket_whose_bound_it_does_not_pass(seconds: float, 
     (series,) = requests.series.values()
     assert [i for i, count in enumerate(series.counts) if count] == [bucket]
     assert series.seconds == seconds
+
+
+async def test_a_collection_that_failed_shows(lonely: Api, settings: Settings) -> None:
+    """That old snapshots and garbage could not be cleared up is seen, and makes nothing but that not well."""
+    client = connections.store_async(settings)
+    try:
+        store = Store(client)
+        await store.note_pass(0, "")
+        await store.note_collection("", "The storage is another's.")
+        found = await scraped(lonely)
+        assert (found[("keepfit_collection_failed",)], found["keepfit_part_up", "snapshots"]) == (1, 1)
+        await store.note_collection("", "")
+        assert (await scraped(lonely))[("keepfit_collection_failed",)] == 0
+    finally:
+        await client.aclose()

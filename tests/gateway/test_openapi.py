@@ -90,7 +90,7 @@ def test_an_operation_is_fully_described(path: str, method: str) -> None:
         assert parameter["description"]
         Draft202012Validator.check_schema(parameter["schema"])
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
-    assert ("requestBody" in operation) is (method == "post")
+    assert ("requestBody" in operation) is (method in ("post", "patch"))
     statuses = operation["responses"].keys()
     assert "default" in statuses
     assert any(status.startswith("2") for status in statuses)
@@ -122,8 +122,10 @@ async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, 
     """Real answers of every operation, good and bad, are documented and fit their schemas."""
     seen: set[tuple[str, str]] = set()
 
-    async def check(method: str, template: str, document: Any = None, headers: dict[str, str] | None = None) -> Any:
-        reply = await api.call(method, template.replace("{hash}", model_hash), document, headers=headers)
+    async def check(
+        method: str, template: str, document: Any = None, headers: dict[str, str] | None = None, query: str = ""
+    ) -> Any:
+        reply = await api.call(method, template.replace("{hash}", model_hash) + query, document, headers=headers)
         answer = DOCUMENT["paths"][template][method.lower()]["responses"][str(reply.status)]
         seen.add((template, method.lower()))
         if "content" not in answer:
@@ -155,8 +157,12 @@ async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, 
     await check("POST", "/v1/models/{hash}/dead/discard", {"ids": ["1-1"]})
     await check("GET", "/v1/models")
     await check("GET", "/v1/models/{hash}")
+    for query in ("", "?every=1d&stat=count&group=type", "?every=1d", "?last=x"):
+        await check("GET", "/v1/history", query=query)
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json"):
         await check("GET", path)
+    await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
+    await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": -1}})
     await check("DELETE", "/v1/models/{hash}")
     await check("GET", "/v1/models/{hash}")
     assert seen == set(OPERATIONS)

@@ -74,7 +74,7 @@ async def test_a_classifier_without_probabilities_has_no_log_loss(api: Api, meta
     [
         (REGRESSOR, {"X": X}, "y must be a list of 30 values"),
         (REGRESSOR, {"X": X, "y": NUMBERS[:29]}, "29 values"),
-        (CLASSIFIER, {"X": X, "y": ["maybe"] * 30}, "'maybe' is not one of"),
+        (CLASSIFIER, {"X": X, "y": [1] * 30}, "1 is not one of"),
         ({"estimator": "MiniBatchKMeans"}, {"X": X}, "nothing to score against"),
         ({"estimator": "MiniBatchKMeans"}, {"X": X, "y": NUMBERS}, "takes no y"),
     ],

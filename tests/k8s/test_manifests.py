@@ -244,7 +244,7 @@ def test_secrets_are_in_the_secret(folder: Path) -> None:
 
 @each_build
 def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None:
-    """Gateways have no keys that sign or open storage, snapshotters no queue, and only a server its own password."""
+    """Gateways cannot sign bundles or open storage, snapshotters have no queue, and only a server its own password."""
     addresses = {"KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL", "KEEPFIT_MONGO_URL"}
     keys = {"KEEPFIT_SIGNING_KEYS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     given = {}
@@ -252,8 +252,8 @@ def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None
         (only,) = pod["containers"]
         references = (variable.get("valueFrom", {}).get("secretKeyRef") for variable in only.get("env", []))
         given[name] = {reference["key"] for reference in references if reference}
-    assert given["gateway"] == addresses
-    assert given["workers"] == addresses | keys
+    assert given["gateway"] == addresses | {"KEEPFIT_UPLOAD_KEYS"}
+    assert given["workers"] == addresses | keys | {"KEEPFIT_UPLOAD_KEYS"}
     assert given["snapshotter"] == addresses - {"KEEPFIT_QUEUE_URL"} | keys
     assert (given["redis"], given["queue"]) == ({"REDIS_PASSWORD"}, {"QUEUE_PASSWORD"})
 

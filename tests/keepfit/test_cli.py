@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Command:
 
     settings: Settings
     cwd: Path
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *words: str) -> Done:
         """Run it with the deployment's settings as variables."""
@@ -62,6 +63,7 @@ class Command:
             "KEEPFIT_MONGO_URL": self.settings.mongo_url.get_secret_value(),
             "KEEPFIT_SNAPSHOT_URL": self.settings.snapshot_url,
             "KEEPFIT_SIGNING_KEYS": self.settings.signing_keys.get_secret_value(),
+            **self.more,
         }
         return keepfit(*words, cwd=self.cwd, variables=variables)
 
@@ -120,6 +122,24 @@ async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command:
     warning, last = done.stderr.splitlines()
     assert "snapshot_failed" in warning
     assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are no keepfit envelope."
+
+
+async def test_snapshot_says_what_it_cleared_up_and_what_it_could_not(shop: Workshop, command: Command) -> None:
+    """What went is told in a line of its own; where it could not go the reason is told, and the exit code is 1."""
+    model_hash = await shop.learned()
+    shop.storage.put(f"{model_hash}/1/0-lost", b"x")
+    harsh = Command(command.settings, command.cwd, {"KEEPFIT_GARBAGE_GRACE_S": "0"})
+    assert re.search(
+        r"^cleared up: 0 snapshots past their time, 0 that were never finished, 1 blobs without a document, 0 parts of "
+        r"blobs$",
+        harsh("snapshot"),
+        re.MULTILINE,
+    )
+    assert "cleared up" not in harsh("snapshot")
+    shop.storage.put("keepfit-history", b"another")
+    done = command.run("snapshot")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("keepfit: not cleared up: file:///")
 
 
 async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -> None:

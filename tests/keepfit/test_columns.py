@@ -32,7 +32,7 @@ def rows(wanted: Recipe, *X: list[Any]) -> Rows:
 def learned(wanted: Recipe, *X: list[Any]) -> Columns:
     """Columns that have learned the rows `X`, one call."""
     columns = Columns.new(wanted)
-    columns.partial_fit(rows(wanted, *X))
+    columns.partial_fit(wanted, rows(wanted, *X))
     return columns
 
 
@@ -40,7 +40,7 @@ def test_labels_get_codes_in_order_of_first_sight() -> None:
     """Each column counts its own labels from 0, in the order in which they were learned."""
     columns = learned(recipe(), ["nike", 1, "red", 1], ["puma", 1, "red", 1], ["nike", 1, "blue", 1])
     assert columns.labels == [{"nike": 0, "puma": 1}, {"red": 0, "blue": 1}]
-    columns.partial_fit(rows(recipe(), ["asics", 1, "blue", 1]))
+    columns.partial_fit(recipe(), rows(recipe(), ["asics", 1, "blue", 1]))
     assert columns.labels == [{"nike": 0, "puma": 1, "asics": 2}, {"red": 0, "blue": 1}]
 
 
@@ -56,7 +56,7 @@ def test_a_label_keeps_its_code_for_ever(batches: list[list[Any]]) -> None:
     wanted = parse({"estimator": "SGDRegressor", "features": {"a": "category"}})
     columns, before = Columns.new(wanted), dict[Any, int]()
     for batch in batches:
-        columns.partial_fit(rows(wanted, *([label] for label in batch)))
+        columns.partial_fit(wanted, rows(wanted, *([label] for label in batch)))
         (known,) = columns.labels
         assert before.items() <= known.items()
         assert list(known.values()) == list(range(len(known)))
@@ -105,7 +105,7 @@ def test_the_width_never_changes(encoding: str) -> None:
     for number in range(10):
         batch = rows(wanted, [f"make{number}", number, f"colour{number}", number])
         assert columns.transform(wanted, batch).shape == (1, width)
-        columns.partial_fit(batch)
+        columns.partial_fit(wanted, batch)
         assert columns.transform(wanted, batch).shape == (1, width)
 
 
@@ -124,7 +124,7 @@ def test_hash_needs_to_have_learned_nothing() -> None:
     wanted = recipe(encoding="hash", n_features=16)
     columns, batch = Columns.new(wanted), rows(wanted, ["nike", 2001, "red", 4])
     before = columns.transform(wanted, batch)
-    columns.partial_fit(batch)
+    columns.partial_fit(wanted, batch)
     assert columns.transform(wanted, batch).tolist() == before.tolist()
 
 
@@ -134,7 +134,7 @@ def test_the_scaler_sees_number_columns_only(scaler: type[Any]) -> None:
     wanted = recipe(scaler=scaler.__name__)
     columns, plain = Columns.new(wanted), scaler()
     for X in ([["nike", 1, "red", 10]], [["puma", 5, "red", 30], ["puma", 7, "blue", -20]]):
-        columns.partial_fit(rows(wanted, *X))
+        columns.partial_fit(wanted, rows(wanted, *X))
         plain.partial_fit(np.array([[row[1], row[3]] for row in X], dtype=float))
     matrix = columns.transform(wanted, rows(wanted, ["puma", 2, "blue", 3]))
     assert matrix[:, [1, 3]].tobytes() == plain.transform(np.array([[2.0, 3.0]])).tobytes()

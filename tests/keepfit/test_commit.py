@@ -9,12 +9,13 @@ import redis
 import redis.asyncio
 
 from keepfit import connections, identity, keys
-from keepfit.bundle import Bundle, seal, unseal
+from keepfit.bundle import Bundle
 from keepfit.commit import BEATEN, GONE, OTHER_ROWS, Ledger, Taken
 from keepfit.envelope import Header, Keyring, runtime
 from keepfit.errors import IdempotencyError, InboxFullError, InvalidError, NotFoundError, StaleModelError
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import Rows, shape
+from keepfit.sealing import seal, unseal
 from keepfit.settings import Settings
 from keepfit.store import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS

@@ -33,6 +33,5 @@ def test_pure_code_carries_examples() -> None:
         "keepfit.identity",
         "keepfit.envelope",
         "keepfit.recipe",
-        "keepfit.metrics",
         "keepfit.keys",
     } <= with_examples

@@ -233,8 +233,8 @@ def test_patch_releases_may_differ(name: str) -> None:
 
 def test_a_library_that_is_not_here_is_a_mismatch() -> None:
     """A bundle that was written with a library this process lacks is refused."""
-    with pytest.raises(RuntimeMismatchError, match=r"river 0\.22\.0, this process has none"):
-        check_runtime(other_runtime("river", "0.22.0"))
+    with pytest.raises(RuntimeMismatchError, match=r"no-such-library 0\.22\.0, this process has none"):
+        check_runtime(other_runtime("no-such-library", "0.22.0"))
 
 
 def test_runtime_names_what_a_pickle_depends_on() -> None:

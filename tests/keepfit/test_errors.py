@@ -9,7 +9,7 @@ import pytest
 
 from gateway.problems import STATUS, status_of
 from keepfit import errors
-from keepfit.errors import Fault, InboxFullError, InvalidError, KeepfitError, RuntimeMismatchError
+from keepfit.errors import Fault, InboxFullError, InvalidError, KeepfitError, UnknownKeyError
 
 CLASSES = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls) and issubclass(cls, BaseException)}
 # "    ├── NotFoundError            no such model"
@@ -65,11 +65,13 @@ def test_statuses_are_the_contract() -> None:
         "InvalidError": 422,
         "IdempotencyError": 422,
         "LearningError": 422,
+        "UnstorableError": 422,
         "FullError": 429,
         "InboxFullError": 429,
         "RoomFullError": 429,
         "TooFastError": 429,
         "UnavailableError": 503,
+        "RuntimeMismatchError": 503,
         "DeadlineError": 504,
     }
 
@@ -81,7 +83,7 @@ def test_a_subclass_is_answered_as_its_base() -> None:
         """Below NotFoundError."""
 
     assert status_of(NarrowError("x")) == 404
-    assert status_of(RuntimeMismatchError("x")) == 500
+    assert status_of(UnknownKeyError("x")) == 500
 
 
 def test_the_library_knows_nothing_of_http() -> None:

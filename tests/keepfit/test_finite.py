@@ -11,11 +11,15 @@ from keepfit import estimators, finite
 from keepfit.bundle import Bundle
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import Rows, shape
+from tests import catalogue
 
 # Where an infinity is right: the logarithm of a count of zero.
 LOGARITHMS = ("log_prob_", "log_prior_")
-PARAMS = {"SGDRegressor": {"average": True}, "SGDClassifier": {"average": True}}
-SHAPES: list[tuple[str, str | None]] = [(name, None) for name in estimators.CATALOGUE]
+PARAMS: dict[str, dict[str, Any]] = {
+    **{name: params for name, (params, _) in catalogue.MADE.items()},
+    "SGDClassifier": {"average": True},
+}
+SHAPES: list[tuple[str, str | None]] = [(name, None) for name in estimators.CATALOGUE if name != "HashingVectorizer"]
 SHAPES += [("SGDRegressor", scaler) for scaler in estimators.SCALERS]
 
 each_shape = pytest.mark.parametrize(("name", "scaler"), SHAPES, ids=str)
@@ -32,7 +36,7 @@ def recipe_of(name: str, scaler: str | None) -> Recipe:
     """Recipe of two columns of numbers."""
     document: dict[str, Any] = {"estimator": name, "params": PARAMS.get(name, {}), "scaler": scaler}
     if estimators.CATALOGUE[name].kind == "classifier":
-        document["classes"] = ["a", "b", "c"]
+        document["classes"] = [["a", "b", "c"]] * 2 if estimators.CATALOGUE[name].many else ["a", "b", "c"]
     return parse(document)
 
 
@@ -42,6 +46,7 @@ def rows_of(recipe: Recipe, size: float = 1.0, weight: float | None = None) -> R
     y: list[Any] | None = None
     if recipe.entry.takes_y:
         y = list("ab" * 5) if recipe.entry.kind == "classifier" else [size * i / 10 for i in range(10)]
+        y = [[value, value] for value in y] if recipe.entry.many else y
     weights = None if weight is None or not recipe.entry.takes_sample_weight else [weight] * 10
     return shape(recipe, X, y, weights, learning=True)
 
@@ -109,13 +114,15 @@ def attributes(learned: Any) -> list[tuple[Any, str, Any]]:
     """Owner, name and value of all that an estimator or scaler has learned in floating point."""
     if learned is None:
         return []
-    owners = [learned, *([learned._optimizer] if hasattr(learned, "_optimizer") else [])]
     params = set(learned.get_params(deep=False))
-    return [
+    inner = getattr(learned, "estimators_", None) or [getattr(learned, "estimator_", None)]
+    within = [found for one in inner for found in attributes(one)]
+    owners = [learned, *([learned._optimizer] if hasattr(learned, "_optimizer") else [])]
+    return within + [
         (owner, name, value)
         for owner in owners
         for name, value in vars(owner).items()
-        if name not in params | {"loss_curve_"}
+        if name not in params | {"loss_curve_", "explained_variance_ratio_", "estimator_", "estimators_"}
         and next(numbers(value), None) is not None
         # A Birch tree's nodes are sums of the leaves, which stand in an array of their own.
         and name not in ("root_", "dummy_leaf_", "_random_state", "_label_binarizer")
@@ -156,7 +163,8 @@ def test_a_running_error_that_overflows_is_refused() -> None:
     recipe = recipe_of("SGDRegressor", None)
     bundle = Bundle.new(recipe)
     bundle.partial_fit(rows_of(recipe))
-    bundle.running.total = 1.7e308
+    bundle.partial_fit(rows_of(recipe))
+    bundle.running[0].total[1] = 1.7e308
     bundle.estimator.coef_[:] = 1e307
     with pytest.raises(ArithmeticError, match=r"running error|finite"):
         bundle.partial_fit(shape(recipe, [[10.0, 10.0]], [0.0], learning=True))

@@ -257,6 +257,23 @@ async def test_rows_keep_the_id_of_their_request(
     assert taken.entries[1].payload == named[1].payload
 
 
+async def test_a_change_keeps_its_place_among_rows(
+    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+) -> None:
+    """Of one trip, rows before a change are learned before it and rows after it after it; it may have an id, too."""
+    model = await make(client, 1)
+    changes = [inbox.change(model, 1, {"C": i}) for i in (1.5, {"a": [2]}, 3)]
+    changes[1] = replace(changes[1], request="abc-1")
+    requests = [one(model, 1.0), changes[0], one(model, 2.0), changes[1], changes[2], one(model, 3.0)]
+    outcomes, _ = await inbox.put(Line(client), settings, requests)
+    assert outcomes == [Accepted(i, 0) for i in range(1, 7)]
+    taken = take(ledger, model)
+    assert [entry.change for entry in taken.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
+    assert [inbox.request_of(entry.payload) for entry in taken.entries] == ["", "", "", "abc-1", "", ""]
+    with pytest.raises(InvalidError, match="more than"):
+        inbox.change(model, 1, {"C": "x" * inbox.CALL_BYTES_MAX})
+
+
 async def test_the_id_of_a_request_does_not_make_it_another(client: redis.asyncio.Redis, settings: Settings) -> None:
     """A retry under the same Idempotency-Key, with an id of its own, gets the first answer."""
     model = await make(client, 1)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from keepfit import listing
+from keepfit import inbox, listing, snapshot
 from keepfit.recipe import parse
+from keepfit.scripts import Line
 from keepfit.settings import Settings
 from tests.conftest import SHOES_RECIPE
 from tests.factories import Workshop, workshop
@@ -39,6 +40,9 @@ async def test_a_live_model_is_described_as_it_is_now(shop: Workshop) -> None:
     assert (described["version"], described["rows_seen"], described["inbox"]) == (1, 3, 1)
     assert described["recipe"] == {**SHOES_RECIPE, "max_categories": 128, "n_features": 256} | {
         "classes": None,
+        "steps": None,
+        "object": None,
+        "window": 1000,
         "updates": "exact",
     }
     assert parse(described["recipe"]) == parse(SHOES_RECIPE)
@@ -55,6 +59,29 @@ async def test_a_model_in_no_redis_is_described_by_its_snapshot(shop: Workshop) 
     shop.lose(model_hash)
     assert await listed(shop) == [before]
     assert await shop.store.describe(model_hash) is None
+
+
+async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
+    """The recipe in force is that of the snapshot, where Redis has lost the model and after it was restored."""
+    model_hash = await shop.learned(session="changed")
+    model = await shop.model(model_hash)
+    change = inbox.change(model_hash, model.generation, {"C": 0.125})
+    line = Line(shop.store._store)
+    await inbox.put(line, shop.settings, [change])
+    await line.close()
+    assert shop.work(model_hash).version == 2
+    (before,) = await listed(shop, session="changed")
+    assert before["recipe"]["params"] == {"C": 0.125}
+    await shop.parts.run_pass()
+    shop.lose(model_hash)
+    (asleep,) = await listed(shop, session="changed")
+    assert {**asleep, "snapshot": None} == before
+    await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    restored = await shop.model(model_hash)
+    assert listing.describe(restored) == asleep
+    assert (restored.changed, restored.recipe.params) == ({"C": 0.125}, {"C": 0.5})
+    await shop.learn(model_hash)
+    assert (await shop.model(model_hash)).changed == {"C": 0.125}
 
 
 async def test_a_model_that_nothing_is_left_of_is_listed_at_its_beginning(shop: Workshop) -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepfit import rows as rows_module
+from keepfit import shaping
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe import LABEL_LENGTH_MAX, Recipe, parse
-from keepfit.rows import FAULTS_MAX, NUMBER_MAX, Rows, concatenate, shape
+from keepfit.rows import Rows, concatenate, shape
+from keepfit.values import FAULTS_MAX, NUMBER_MAX
 
 PLAIN = parse({"estimator": "SGDRegressor"})
 SHOES = parse({"estimator": "SGDRegressor", "features": {"make": "category", "year": "number", "size": "number"}})
@@ -150,14 +151,14 @@ BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
     (CLUSTERS, [[1]], [1], None, "MiniBatchKMeans takes no y: leave it out", None, None),
     (CLUSTERS, [[1]], [], None, "takes no y", None, None),
     (STRINGS, [[1]], None, None, "y must be a list of 1 values", None, None),
-    (STRINGS, [[1], [2]], ["no", "maybe"], None, "target 'y': 'maybe' is not one of the recipe's classes", 1, "y"),
+    (STRINGS, [[1], [2]], ["no", "may\0be"], None, "target 'y': a label holds a NUL", 1, "y"),
     (STRINGS, [[1]], [1], None, "1 is not one of the recipe's classes", 0, "y"),
-    (STRINGS, [[1]], [None], None, "null is not one of the recipe's classes", 0, "y"),
-    (STRINGS, [[1]], [["no"]], None, "a list is not one of the recipe's classes", 0, "y"),
+    (STRINGS, [[1]], [None], None, "null is not a label: send a string, an integer or a boolean", 0, "y"),
+    (STRINGS, [[1]], [["no"]], None, "a list is not a label", 0, "y"),
     (INTEGERS, [[1]], ["1"], None, "'1' is not one of the recipe's classes", 0, "y"),
     (INTEGERS, [[1]], [True], None, "true is not one of the recipe's classes", 0, "y"),
-    (INTEGERS, [[1]], [1.0], None, "1.0 is not one of the recipe's classes", 0, "y"),
-    (INTEGERS, [[1]], [3], None, "3 is not one of the recipe's classes", 0, "y"),
+    (INTEGERS, [[1]], [1.0], None, "1.0 is not a label", 0, "y"),
+    (INTEGERS, [[1]], [2**53], None, "the label 9007199254740992 is 2^53 or more", 0, "y"),
     (BOOLEANS, [[1], [2]], [True, 1], None, "1 is not one of the recipe's classes", 1, "y"),
     (BOOLEANS, [[1]], ["true"], None, "'true' is not one of the recipe's classes", 0, "y"),
     # sample_weight.
@@ -366,9 +367,9 @@ def test_any_json_in_a_matrix_is_shaped_or_refused(X: list[list[Any]]) -> None:
 )
 def test_few_values_are_shaped_like_many(recipe: Recipe, X: Any) -> None:
     """The quick way for few values gives what the general way gives, or leaves the rows to it."""
-    small = rows_module._shape_small(recipe, X)
+    small = shaping._shape_small(recipe, X)
     if small is not None:
-        assert small == rows_module._shape_many(recipe, X)
+        assert small == shaping._shape_many(recipe, X)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20, 300, 10_001, 70_000])

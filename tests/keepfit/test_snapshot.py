@@ -26,12 +26,12 @@ from keepfit.errors import (
 from keepfit.history import NOTED, Document
 from keepfit.settings import Settings
 from keepfit.snapshot import Restored
-from keepfit.storage import LocalStorage, open_storage
+from keepfit.storage import Entry, LocalStorage, open_storage
 from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
 
 FIELDS = {
     "type", "timestamp", "hash", "metadata", "version", "rows_seen", "metrics", "uri", "sha256", "size_bytes",
-    "runtime", "generation", "sequence",
+    "runtime", "generation", "sequence", "attempt",
 }  # fmt: skip
 OTHER_SHOES, OTHER_SIZES = [["puma", 1999], ["nike", 2020]], [1.0, 2.0]
 FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
@@ -44,6 +44,15 @@ class Killed(BaseException):
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
     """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["local", "s3"])
+async def each_shop(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop with each kind of storage."""
+    if request.param == "s3":
+        settings = settings.model_copy(update={"snapshot_url": request.getfixturevalue("s3_url")})
     async with workshop(settings) as opened:
         yield opened
 
@@ -87,9 +96,16 @@ def statuses(database: Database[Document]) -> dict[int, str]:
     return {document["version"]: document["status"] for document in database.history.find()}
 
 
-def file_of(shop: Workshop, document: Document) -> Path:
-    """Return the file that a snapshot's blob is in."""
-    return Path(shop.settings.snapshot_url.removeprefix("file://")) / snapshot.path_of(document)
+def alter(shop: Workshop, document: Document, data: bytes) -> None:
+    """Put other bytes in the place of a snapshot's blob."""
+    shop.storage.put(snapshot.path_of(document), data)
+
+
+def read(shop: Workshop, document: Document) -> bytes:
+    """Return a snapshot's blob."""
+    data = shop.storage.get(snapshot.path_of(document))
+    assert data is not None
+    return data
 
 
 def replace_blob(shop: Workshop, database: Database[Document], document: Document, data: bytes) -> None:
@@ -119,18 +135,18 @@ async def test_the_document_has_the_fields_of_the_contract(shop: Workshop) -> No
     assert (document["generation"], document["version"], document["sequence"]) == (1, 2, 2)
     assert document["rows_seen"] == model.rows_seen == 5
     assert document["metrics"] == model.metrics
-    assert document["metrics"].keys() == {"mean_absolute_error", "rows"}
+    assert document["metrics"].keys() == {"mean_absolute_error", "root_mean_squared_error", "r2", "rows", "window"}
     assert document["runtime"] == envelope.runtime()
     assert await shop.history.documents() == [document]
 
 
-async def test_the_blob_is_the_live_bundle_to_the_last_bit(shop: Workshop) -> None:
+async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) -> None:
     """What lies at the document's address is what Redis has, and size and SHA-256 are those of the document."""
-    model_hash = await shop.learned()
-    document = await saved(shop, model_hash)
-    data = file_of(shop, document).read_bytes()
-    assert data == shop.data(model_hash)
-    assert document["uri"] == file_of(shop, document).as_uri()
+    model_hash = await each_shop.learned()
+    document = await saved(each_shop, model_hash)
+    data = read(each_shop, document)
+    assert data == each_shop.data(model_hash)
+    assert document["uri"] == f"{each_shop.settings.snapshot_url}/{snapshot.path_of(document)}"
     assert (document["sha256"], document["size_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
@@ -143,18 +159,18 @@ async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
     assert await shop.store.changed() == []
 
 
-async def test_nothing_is_saved_twice(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle that is saved already is not written again, and its history keeps one document."""
-    model_hash = await shop.learned()
-    document = await saved(shop, model_hash)
+    model_hash = await each_shop.learned()
+    document = await saved(each_shop, model_hash)
 
     def put(path: str, data: bytes) -> None:
         raise AssertionError(path)
 
-    monkeypatch.setattr(shop.storage, "put", put)
-    assert await save(shop, model_hash) is None
-    assert await shop.history.documents() == [document]
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    monkeypatch.setattr(each_shop.storage, "put", put)
+    assert await save(each_shop, model_hash) is None
+    assert await each_shop.history.documents() == [document]
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
 
 
 async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
@@ -214,15 +230,15 @@ async def test_a_bundle_that_was_forged_in_redis_is_not_saved(
     assert await shop.store.changed() == [model_hash]
 
 
-async def test_of_two_saves_at_once_one_makes_the_document(shop: Workshop, database: Database[Document]) -> None:
+async def test_of_two_saves_at_once_one_makes_the_document(each_shop: Workshop, database: Database[Document]) -> None:
     """Several snapshotters on the same version make one document, and only one of them says that it saved it."""
-    model_hash = await shop.learned()
-    answers = await asyncio.gather(*(save(shop, model_hash) for _ in range(4)))
+    model_hash = await each_shop.learned()
+    answers = await asyncio.gather(*(save(each_shop, model_hash) for _ in range(4)))
     (document,) = [answer for answer in answers if answer is not None]
-    assert await shop.history.documents() == [document]
+    assert await each_shop.history.documents() == [document]
     assert database.history.count_documents({}) == 1
-    assert await dangling(shop) == []
-    assert await shop.store.changed() == []
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == []
 
 
 async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> None:
@@ -245,37 +261,37 @@ async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> 
     assert await dangling(shop) == []
 
 
-@pytest.mark.parametrize("step", ["begin", "put", "commit", "note"])
+@pytest.mark.parametrize("step", ["begin_many", "put", "commit_many", "note_snapshots"])
 async def test_a_snapshotter_may_die_after_each_step(
-    shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch, step: str
+    each_shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Whatever step a snapshotter dies after, no committed document lacks its blob, and the next pass completes."""
-    model_hash = await shop.learned()
-    owner: object = {"put": shop.storage, "note": shop.store}.get(step, shop.history)
-    name = "note_snapshot" if step == "note" else step
-    real: Callable[..., Any] = getattr(owner, name)
+    model_hash = await each_shop.learned()
+    owner: object = {"put": each_shop.storage, "note_snapshots": each_shop.store}.get(step, each_shop.history)
+    real: Callable[..., Any] = getattr(owner, step)
 
     def killed(*args: Any) -> None:
         real(*args)
         raise Killed
 
-    async def killed_async(*args: Any) -> None:
-        await real(*args)
-        raise Killed
+    async def killed_async(noted: Any) -> None:
+        await real(noted)
+        if noted:
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, killed if step == "put" else killed_async)
-        with pytest.raises(Killed):
-            await save(shop, model_hash)
-    assert statuses(database) == {1: "committed" if step in ("commit", "note") else "pending"}
-    assert await dangling(shop) == []
-    assert await shop.store.changed() == ([] if step == "note" else [model_hash])
-    await save(shop, model_hash)
-    (document,) = await shop.history.documents()
+        patch.setattr(owner, step, killed if step == "put" else killed_async)
+        with pytest.raises(BaseExceptionGroup if step == "put" else Killed):
+            await save(each_shop, model_hash)
+    assert statuses(database) == {1: "committed" if step in ("commit_many", "note_snapshots") else "pending"}
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == ([] if step == "note_snapshots" else [model_hash])
+    await save(each_shop, model_hash)
+    (document,) = await each_shop.history.documents()
     assert statuses(database) == {1: "committed"}
-    assert await dangling(shop) == []
-    assert await shop.store.changed() == []
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == []
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
 
 
 async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> None:
@@ -290,22 +306,22 @@ async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> 
     assert (await saved(shop, model_hash))["version"] == 1
 
 
-async def test_a_lost_model_comes_back_as_it_was_saved(shop: Workshop) -> None:
+async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> None:
     """Restored into an empty Redis, a model has version, rows, metrics and predictions of its snapshot."""
-    model_hash = await shop.learned()
-    await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
-    document = await saved(shop, model_hash)
-    before, predictions = await shop.model(model_hash), await shop.predict(model_hash)
-    shop.redis.flushall()
-    restored = await restore(shop, model_hash)
+    model_hash = await each_shop.learned()
+    await each_shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    document = await saved(each_shop, model_hash)
+    before, predictions = await each_shop.model(model_hash), await each_shop.predict(model_hash)
+    each_shop.redis.flushall()
+    restored = await restore(each_shop, model_hash)
     assert restored == Restored(model_hash, document, live=False, corrupt=0)
-    after = await shop.model(model_hash)
-    assert await shop.predict(model_hash) == predictions
+    after = await each_shop.model(model_hash)
+    assert await each_shop.predict(model_hash) == predictions
     assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
     assert (after.metadata, after.recipe, after.digest) == (before.metadata, before.recipe, before.digest)
     assert after.snapshot == {name: document[name] for name in NOTED}
     assert (after.inbox, after.generation) == (0, before.generation + 1)
-    assert await shop.store.changed() == []
+    assert await each_shop.store.changed() == []
 
 
 async def test_learning_goes_on_from_the_snapshot_as_if_nothing_had_been(shop: Workshop) -> None:
@@ -381,50 +397,48 @@ async def test_a_model_without_snapshot_begins_anew(shop: Workshop) -> None:
 
 async def flipped(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Change one bit in the middle of the blob."""
-    path = file_of(shop, document)
-    data = bytearray(path.read_bytes())
+    data = bytearray(read(shop, document))
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    alter(shop, document, bytes(data))
 
 
 async def truncated(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Cut off the blob's last byte."""
-    path = file_of(shop, document)
-    path.write_bytes(path.read_bytes()[:-1])
+    alter(shop, document, read(shop, document)[:-1])
 
 
 async def emptied(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Leave nothing of the blob but its name."""
-    file_of(shop, document).write_bytes(b"")
+    alter(shop, document, b"")
 
 
 async def missing(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Take the blob away."""
-    file_of(shop, document).unlink()
+    shop.storage.delete([Entry(snapshot.path_of(document))])
 
 
 async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Sign the blob with a key that has the name of ours and is not ours."""
-    data = file_of(shop, document).read_bytes()
+    data = read(shop, document)
     ((name, _),) = shop.parts.keyring.keys
     replace_blob(shop, database, document, resigned(data, shop.parts.keyring, Keyring(((name, b"x" * 32),))))
 
 
 async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put a bundle of another model in its place."""
-    data = file_of(shop, document).read_bytes()
+    data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, hash="0" * 64))
 
 
 async def of_other_rows(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put a bundle in its place that we signed for the same version, of another content."""
-    data = file_of(shop, document).read_bytes()
-    file_of(shop, document).write_bytes(resigned(data, shop.parts.keyring, shop.parts.keyring, chain="f" * 40))
+    data = read(shop, document)
+    alter(shop, document, resigned(data, shop.parts.keyring, shop.parts.keyring, chain="f" * 40))
 
 
 async def of_an_older_version(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put an older bundle of the same model in its place, rightly signed."""
-    data = file_of(shop, document).read_bytes()
+    data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, version=1))
 
 
@@ -435,18 +449,20 @@ Damage = Callable[[Workshop, Database[Document], Document], Awaitable[None]]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-async def test_a_damaged_snapshot_is_passed_over(shop: Workshop, database: Database[Document], damage: Damage) -> None:
+async def test_a_damaged_snapshot_is_passed_over(
+    each_shop: Workshop, database: Database[Document], damage: Damage
+) -> None:
     """A blob that is not what was saved is marked corrupt and said, and the snapshot before it is restored."""
-    model_hash = await shop.learned()
-    good = await saved(shop, model_hash)
-    predictions = await shop.predict(model_hash)
-    await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
-    await damage(shop, database, await saved(shop, model_hash))
-    shop.lose(model_hash)
+    model_hash = await each_shop.learned()
+    good = await saved(each_shop, model_hash)
+    predictions = await each_shop.predict(model_hash)
+    await each_shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    await damage(each_shop, database, await saved(each_shop, model_hash))
+    each_shop.lose(model_hash)
     with capture_logs() as logs:
-        assert await restore(shop, model_hash) == Restored(model_hash, good, live=False, corrupt=1)
+        assert await restore(each_shop, model_hash) == Restored(model_hash, good, live=False, corrupt=1)
     assert statuses(database) == {1: "committed", 2: "corrupt"}
-    assert await shop.predict(model_hash) == predictions
+    assert await each_shop.predict(model_hash) == predictions
     (said,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
     assert (said["log_level"], said["hash"], said["version"]) == ("warning", model_hash, 2)
     assert said["reason"]
@@ -456,7 +472,7 @@ async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, dat
     """A snapshot signed with a key that this process lacks is not restored here, and stays good for others."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
-    data = file_of(shop, document).read_bytes()
+    data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.parts.keyring, FOREIGN))
     shop.lose(model_hash)
     with pytest.raises(UnknownKeyError, match="KEEPFIT_SIGNING_KEYS"):
@@ -566,7 +582,7 @@ async def test_a_bundle_of_another_runtime_is_not_loaded(shop: Workshop, databas
     await shop.learn(model_hash)
     document = await saved(shop, model_hash)
     runtime = {**envelope.runtime(), "scikit-learn": "0.24.2"}
-    data = file_of(shop, document).read_bytes()
+    data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, runtime=runtime))
     shop.lose(model_hash)
     with pytest.raises(RuntimeMismatchError, match=r"written with scikit-learn 0\.24\.2"):
@@ -624,17 +640,17 @@ async def test_a_model_made_again_during_a_restore_does_not_inherit(
     assert await shop.store.describe(model_hash) is None
 
 
-async def test_a_model_comes_back_as_of_a_time(shop: Workshop) -> None:
+async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
     """With `at` the newest snapshot not later than that is taken; later ones stay in the history."""
-    model_hash = await shop.make()
+    model_hash = await each_shop.make()
     documents = []
     for _ in range(3):
-        await shop.learn(model_hash)
-        documents.append(await saved(shop, model_hash))
-    shop.lose(model_hash)
-    assert (await restore(shop, model_hash, documents[1]["timestamp"])).document == documents[1]
-    assert (await shop.model(model_hash)).version == 2
-    assert await shop.history.documents() == documents[::-1]
+        await each_shop.learn(model_hash)
+        documents.append(await saved(each_shop, model_hash))
+    each_shop.lose(model_hash)
+    assert (await restore(each_shop, model_hash, documents[1]["timestamp"])).document == documents[1]
+    assert (await each_shop.model(model_hash)).version == 2
+    assert await each_shop.history.documents() == documents[::-1]
 
 
 async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> None:

@@ -18,7 +18,7 @@ import s3fs
 
 from keepfit.errors import SettingsError, UnavailableError
 from keepfit.local import free_port
-from keepfit.storage import LocalStorage, S3Storage, Storage, open_storage
+from keepfit.storage import Entry, LocalStorage, S3Storage, Storage, open_storage
 from tests.servers import S3_ENVIRONMENT, wait_until
 
 PATH = "ab12/1/7-c0ffee"
@@ -33,32 +33,10 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_endpoint: str) -> str:
-    """Return one bucket for all tests here: each costs the server several volumes."""
-    name = f"b{uuid.uuid4().hex}"
-    s3fs.S3FileSystem(
-        key=S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
-        secret=S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=s3_endpoint,
-    ).mkdir(name)
-    return name
-
-
-@pytest.fixture
-def s3_prefix(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of an empty prefix in the bucket; the AWS settings name the test server while the test runs."""
-    for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": s3_endpoint}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield f"s3://{bucket}/{uuid.uuid4().hex}"
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Open an empty storage of each kind."""
-    url = (tmp_path / "snapshots").as_uri() if request.param == "local" else request.getfixturevalue("s3_prefix")
+    url = (tmp_path / "snapshots").as_uri() if request.param == "local" else request.getfixturevalue("s3_url")
     return open_storage(url)
 
 
@@ -116,6 +94,75 @@ def test_uri_is_the_storage_s_address_and_the_path(storage: Storage) -> None:
     """The address for people joins URL and path with one slash, however the URL was written."""
     assert storage.uri(PATH) == f"{storage.url}/{PATH}"
     assert open_storage(storage.url + "/").uri(PATH) == storage.uri(PATH)
+
+
+FAR = "g"
+
+
+def test_what_is_there_is_listed_by_folder(storage: Storage) -> None:
+    """All blobs of the folders behind one name and up to another are found, with the time of their writing."""
+    began_s = time.time()
+    paths = {f"{name}/{number}/1-c0ffee" for name in ("aa", "ab", "ac", "b0") for number in (1, 12)}
+    for path in paths:
+        storage.put(path, b"x")
+    storage.put("keepfit-history", b"beside the folders")
+    assert {entry.path for entry in storage.list("", FAR)} == paths
+    assert {entry.path for entry in storage.list("aa", "ac")} == {path for path in paths if path[:2] in ("ab", "ac")}
+    assert list(storage.list("b0", FAR)) == []
+    for entry in storage.list("", FAR):
+        assert began_s - 2 < entry.modified_s < time.time() + 2
+        assert entry.unfinished == ""
+
+
+def test_a_storage_that_was_never_used_holds_nothing(storage: Storage) -> None:
+    """Where there never was a blob none is listed, and there is none to delete."""
+    assert list(storage.list("", FAR)) == []
+    storage.delete([])
+
+
+def test_more_than_one_page_is_listed_and_deleted(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 gives a thousand at a time, or fewer, and takes a thousand: all pages are gone through."""
+    monkeypatch.setattr("keepfit.storage.DELETED_AT_ONCE", 2)
+    storage = S3Storage(s3_url)
+    paths = [f"ab/1/{number}-c0ffee" for number in range(7)]
+    for path in paths:
+        storage.put(path, b"x")
+    real = storage._fs.call_s3
+
+    def short(method: str, **given: Any) -> Any:
+        return real(method, **given, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(storage._fs, "call_s3", short)
+    assert sorted(entry.path for entry in storage.list("", FAR)) == paths
+    storage.delete([Entry(path) for path in paths[1:]])
+    assert [entry.path for entry in storage.list("", FAR)] == paths[:1]
+
+
+def test_what_is_deleted_is_gone_and_nothing_else(storage: Storage) -> None:
+    """Blobs are deleted by their path; one that is not there is as good as deleted, its folder can be used again."""
+    storage.put(PATH, b"one")
+    storage.put("ab12/1/8-c0ffee", b"two")
+    storage.delete([Entry(PATH), Entry("ab12/2/9-c0ffee")])
+    assert (storage.get(PATH), storage.get("ab12/1/8-c0ffee")) == (None, b"two")
+    storage.delete([Entry(PATH), Entry("ab12/1/8-c0ffee")])
+    assert list(storage.list("", FAR)) == []
+    storage.put(PATH, b"again")
+    assert storage.get(PATH) == b"again"
+
+
+def test_folders_may_go_while_others_write_to_them(storage: Storage) -> None:
+    """One writes and another deletes in the same folder: what was written last is there."""
+    paths = [f"ab12/1/{number}-c0ffee" for number in range(20)]
+
+    def write_and_delete(path: str) -> None:
+        for _ in range(5):
+            storage.put(path, b"x")
+            storage.delete([Entry(path)])
+        storage.put(path, path.encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write_and_delete, paths))
+    assert [storage.get(path) for path in paths] == [path.encode() for path in paths]
 
 
 def test_readers_see_whole_blobs_only(storage: Storage) -> None:
@@ -268,6 +315,8 @@ def test_a_folder_that_is_gone_is_not_a_missing_blob(local: LocalStorage, tmp_pa
     (tmp_path / "snapshots").rename(tmp_path / "unmounted")
     with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
         local.get(PATH)
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
+        local.delete([Entry(PATH)])
 
 
 def test_s3_away_is_said_soon(s3_away: S3Storage) -> None:
@@ -277,28 +326,32 @@ def test_s3_away_is_said_soon(s3_away: S3Storage) -> None:
         s3_away.put(PATH, b"x")
     with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
         s3_away.get(PATH)
-    assert time.monotonic() - started < 15
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be written"):
+        s3_away.delete([Entry(PATH)])
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
+        list(s3_away.list("", FAR))
+    assert time.monotonic() - started < 30
 
 
-def test_a_bucket_that_is_not_there_is_not_a_missing_blob(s3_prefix: str) -> None:
+def test_a_bucket_that_is_not_there_is_not_a_missing_blob(s3_url: str) -> None:
     """A wrong bucket is UnavailableError, so that no snapshot is taken for damaged because of it."""
     with pytest.raises(UnavailableError, match="bucket does not exist"):
         open_storage(f"s3://no{uuid.uuid4().hex}/snapshots").get(PATH)
 
 
-def test_wrong_s3_credentials_are_not_a_missing_blob(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_s3_credentials_are_not_a_missing_blob(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials that S3 refuses are UnavailableError, never None."""
-    open_storage(s3_prefix).put(PATH, b"x")
+    open_storage(s3_url).put(PATH, b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not it")
     s3fs.S3FileSystem.clear_instance_cache()
-    refused = open_storage(s3_prefix)
+    refused = open_storage(s3_url)
     with pytest.raises(UnavailableError, match="cannot be read"):
         refused.get(PATH)
     with pytest.raises(UnavailableError, match="cannot be written"):
         refused.put(PATH, b"y")
 
 
-def test_an_upload_of_another_size_is_not_believed(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_of_another_size_is_not_believed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A put looks at what S3 kept, and is UnavailableError where that is not all."""
     real = s3fs.S3FileSystem._info
 
@@ -307,4 +360,4 @@ def test_an_upload_of_another_size_is_not_believed(s3_prefix: str, monkeypatch: 
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_info", short)
     with pytest.raises(UnavailableError, match="kept 3 of 5 bytes"):
-        open_storage(s3_prefix).put(PATH, b"12345")
+        open_storage(s3_url).put(PATH, b"12345")

@@ -102,9 +102,8 @@ def test_a_large_array_stays_where_it_is(monkeypatch: pytest.MonkeyPatch, width:
         (np.array([[2**53, 2]]), PLAIN, "9007199254740992 is 2^53 or more", (0, 0)),
         (np.array([[-(2**63), 2]]), PLAIN, "-9223372036854775808 is 2^53 or more", (0, 0)),
         (np.array([[2**64 - 1, 2]], "u8"), PLAIN, "18446744073709551615 is 2^53 or more", (0, 0)),
-        (np.array([[1, 2], [1, 1]]), INTEGERS, "2 is not one of the recipe's classes", (0, "y")),
-        (np.array([[1, 0.5]]), INTEGERS, "0.5 is not one of the recipe's classes", (0, "y")),
-        (np.array([[1, np.nan]]), INTEGERS, "nan is not one of the recipe's classes", (0, "y")),
+        (np.array([[1, 0.5]]), INTEGERS, "0.5 is not a label", (0, "y")),
+        (np.array([[1, np.nan]]), INTEGERS, "nan is not a label", (0, "y")),
         (np.array([[1, 1]]), STRINGS, "1 is not one of the recipe's classes", (0, "y")),
         (np.array([[1, 2]]), BOOLEANS, "2 is not one of the recipe's classes", (0, "y")),
         (np.zeros(1, [("a", "f8", 2), ("y", "f8")]), PLAIN, "holds no plain numbers", None),
@@ -225,7 +224,7 @@ def test_categories_weights_and_labels_of_a_stream() -> None:
         ({"a": [1]}, PLAIN, "no column 'y'", None),
         ({"y": [1]}, PLAIN, "no columns for X", None),
         ({"a": [1], "y": [1]}, CLUSTERS, "takes no y", None),
-        ({"a": [1], "y": ["maybe"]}, STRINGS, "'maybe' is not one of the recipe's classes", (0, "y")),
+        ({"a": [1], "y": ["may\0be"]}, STRINGS, "a label holds a NUL", (0, "y")),
         ({"a": [1], "sample_weight": [1]}, UNWEIGHTED, "Birch takes no sample_weight", None),
         ({"a": [1, 2], "y": [1, 2], "sample_weight": [1, -0.5]}, PLAIN, "-0.5 is negative", (1, "sample_weight")),
         ({"a": [1], "y": [1], "sample_weight": [0]}, PLAIN, "0 for every row", None),
@@ -238,6 +237,81 @@ def test_categories_weights_and_labels_of_a_stream() -> None:
 def test_streams_that_are_no_rows(columns: dict[str, Any], recipe: Recipe, words: str, place: Any) -> None:
     """Missing values, columns and types are refused, with row and column where it is a value."""
     error = refused(recipe, arrow(columns), by=frames.read_arrow)
+    assert words in str(error)
+    assert [(fault.row, fault.column) for fault in error.faults] == ([] if place is None else [place])
+
+
+KINDS = parse(
+    {
+        "estimator": "SGDRegressor",
+        "features": {
+            "size": {"type": "number", "missing": "mean"},
+            "make": {"type": "category", "missing": "indicator"},
+            "note": {"type": "text", "missing": "zero"},
+            "at": "timestamp",
+        },
+    }
+)
+TIMED = parse(
+    {"estimator": "SGDRegressor", "features": {"a": {"type": "number", "missing": "zero"}, "at": "timestamp"}}
+)
+
+
+@pytest.mark.parametrize("rows_in_batch", [1, 2, 100])
+def test_nulls_of_a_stream_are_those_of_its_lists(rows_in_batch: int) -> None:
+    """Where a value may be missing, a null of any type is that of JSON, and so is a column that is not there."""
+    at, y = [0, -1, 2.5], [1, 2, 3]
+    makes, notes = ["nike", None, "nike"], [None, "red", ""]
+    X = [list(row) for row in zip([None, 2, None], makes, notes, at, strict=True)]
+    expected = shape(KINDS, X, y, learning=True)
+    sizes = [pa.array([None, 2, None], kind) for kind in (pa.int64(), pa.uint8(), pa.float16(), pa.float64())]
+    for size in [*sizes, pa.array([np.nan, 2, None]), pa.array([None, 2, None], pa.int8()).dictionary_encode()]:
+        for make in (pa.array(makes), pa.array(makes).dictionary_encode()):
+            given = arrow({"at": at, "note": notes, "make": make, "size": size, "y": y}, rows_in_batch)
+            assert frames.read_arrow(given).shape(KINDS, learning=True) == expected
+    only = arrow({"at": at, "y": y}, rows_in_batch)
+    absent = shape(KINDS, [{"at": time} for time in at], y, learning=True)
+    assert frames.read_arrow(only).shape(KINDS, learning=True) == absent
+    codes = arrow({"at": at, "make": pa.array([7, None, 8]), "y": y}, rows_in_batch)
+    coded = shape(KINDS, [{"at": t, "make": m} for t, m in zip(at, [7, None, 8], strict=True)], y, learning=True)
+    assert frames.read_arrow(codes).shape(KINDS, learning=True) == coded
+
+
+def test_nan_in_an_array_is_missing_where_it_may_be() -> None:
+    """NaN of a column with `missing` stays where it is, in every kind of float."""
+    X = np.array([[np.nan, 1], [2, -1]])
+    expected = shape(TIMED, [[None, 1], [2, -1]], learning=False)
+    for array in (X, X.astype("f4"), X.astype(">f8"), np.asfortranarray(X)):
+        assert tables.read_npy(npy(array)).shape(TIMED, learning=False) == expected
+    named = np.array([(1, np.nan), (-1, 2)], [("at", "i2"), ("a", "f4")])
+    assert tables.read_npy(npy(named)).shape(TIMED, learning=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "read", "recipe", "words", "place"),
+    [
+        (npy(np.array([[1, np.nan, 1]])), tables.read_npy, TIMED, "column 'at': nan is not a time", (0, "at")),
+        (npy(np.array([[1, 2, np.nan]])), tables.read_npy, TIMED, "target 'y': nan is not a finite", (0, "y")),
+        (npy(np.array([[1, 10**12, 1]])), tables.read_npy, TIMED, "1000000000000 is not a time", (0, "at")),
+        (npy(np.array([[np.inf, 1, 1]])), tables.read_npy, TIMED, "column 'a': inf is not a finite", (0, "a")),
+        (npy(np.zeros((1, 5))), tables.read_npy, KINDS, "column 'make' is a category", None),
+        (arrow({"at": [1, None], "y": [1, 2]}), frames.read_arrow, KINDS, "value is missing (row 1)", (1, "at")),
+        (arrow({"at": [1, 2], "y": [1, None]}), frames.read_arrow, KINDS, "value is missing (row 1)", (1, "y")),
+        (
+            arrow({"at": [1, 2], "y": [1, 2], "sample_weight": [None, 1]}),
+            frames.read_arrow,
+            KINDS,
+            "value is missing (row 0)",
+            (0, "sample_weight"),
+        ),
+        (arrow({"at": [1], "note": [5], "y": [1]}), frames.read_arrow, KINDS, "5 is not a text", (0, "note")),
+        (arrow({"at": [1e12], "y": [1]}), frames.read_arrow, KINDS, "is not a time in seconds", (0, "at")),
+        (arrow({"size": [1], "y": [1]}), frames.read_arrow, KINDS, "'at': the column is missing", (None, "at")),
+    ],
+)
+def test_what_may_not_be_missing(given: bytearray, read: Any, recipe: Recipe, words: str, place: Any) -> None:
+    """Missing values of other columns, of the target and of weights are refused, and so are times that are none."""
+    error = refused(recipe, given, by=read)
     assert words in str(error)
     assert [(fault.row, fault.column) for fault in error.faults] == ([] if place is None else [place])
 

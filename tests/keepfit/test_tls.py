@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import s3fs
 
-from keepfit import connections, history, scripts
+from keepfit import connections, scripts
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import History
+from keepfit.history import History, mongo
 from keepfit.scripts import Line
 from keepfit.settings import Settings
 from keepfit.storage import open_storage
@@ -121,7 +121,7 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
     mongo_url: str, ours: Authority, other: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A certificate of an authority that is not the address's counts as no MongoDB."""
-    monkeypatch.setattr(history, "SERVER_SELECTION_MS", 300)
+    monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 300)
     with mongo_behind(mongo_url, other.certificate(), ours.path) as url:
         async with History(url) as opened:
             with pytest.raises(UnavailableError, match="certificate verify failed"):

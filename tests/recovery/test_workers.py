@@ -31,7 +31,7 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
     model = await make(store, SLOPE)
     for value in (1.0, 2.0, 3.0):
         await send(store, model, [[value]], [value])
-    once, calls = Bundle.partial_fit, 0
+    once, calls = Bundle.learn, 0
 
     def short(bundle: Bundle, rows: Any) -> None:
         nonlocal calls
@@ -40,13 +40,13 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
             raise MemoryError
         once(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "partial_fit", short)
+    monkeypatch.setattr(Bundle, "learn", short)
     # However slow the machine, all three are one batch.
     monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
     assert not learn(process, model.hash, "lease")
     assert (await described(store, model)).inbox == 3
     assert not client.exists(keys.lock(model.hash))
-    monkeypatch.setattr(Bundle, "partial_fit", once)
+    monkeypatch.setattr(Bundle, "learn", once)
     assert not learn(process, model.hash, "again")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
@@ -59,16 +59,16 @@ async def test_a_held_bundle_is_not_trusted_after_a_failure(
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
     learn(process, model.hash, "first")
-    once = Bundle.partial_fit
+    once = Bundle.learn
 
     def half(bundle: Bundle, rows: Any) -> None:
         once(bundle, rows)
         raise MemoryError
 
     await send(store, model, [[2.0]], [2.0])
-    monkeypatch.setattr(Bundle, "partial_fit", half)
+    monkeypatch.setattr(Bundle, "learn", half)
     learn(process, model.hash, "second")
-    monkeypatch.setattr(Bundle, "partial_fit", once)
+    monkeypatch.setattr(Bundle, "learn", once)
     learn(process, model.hash, "third")
     after = await described(store, model)
     assert (after.rows_seen, after.version, after.inbox) == (2, 2, 0)

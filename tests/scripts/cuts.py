@@ -20,13 +20,13 @@ from redis.exceptions import ResponseError
 
 from keepfit import commit as commits
 from keepfit import inbox, keys, scripts
-from keepfit.bundle import Bundle, unseal
+from keepfit.bundle import Bundle
 from keepfit.columns import Columns
 from keepfit.commit import Ledger, Taken
 from keepfit.inbox import Learn
 from keepfit.local import accepts, free_port, redis_command
-from keepfit.metrics import Running
 from keepfit.scripts import Command
+from keepfit.sealing import unseal
 from keepfit.store import Install, Store
 from tests.scripts.bench import HOUR_MS, Bench
 from tests.scripts.models import KEYRING, METADATA, RECIPE, A
@@ -85,7 +85,7 @@ class Clerk:
         """Commit all that was taken; the bundle says which rows it has learned."""
         learned = unseal(taken.data, KEYRING, RECIPE, A)[1].estimator if taken.data else []
         taught = [*learned, *(entry.payload for entry in taken.entries)]
-        bundle = Bundle(RECIPE, Columns.new(RECIPE), taught, Running(), len(taught))
+        bundle = Bundle(RECIPE, Columns.new(RECIPE), None, taught, [], len(taught))
         return self.ledger.commit(taken, bundle, len(taken.entries), token).version
 
 

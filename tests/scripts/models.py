@@ -21,14 +21,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from keepfit import commit as commits
 from keepfit import identity, inbox, keys, scripts
 from keepfit import store as stores
-from keepfit.bundle import Bundle, unseal
+from keepfit.bundle import Bundle
 from keepfit.columns import Columns
 from keepfit.commit import Ledger
 from keepfit.envelope import Keyring
 from keepfit.errors import InboxFullError, KeepfitError, UnavailableError
 from keepfit.inbox import Accepted, Learn
-from keepfit.metrics import Running
 from keepfit.recipe import parse
+from keepfit.sealing import unseal
 from keepfit.store import Install, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.scripts import plain
@@ -43,6 +43,8 @@ A, B = METADATA
 WORKERS = ("one", "two")
 # So few that rows, keys and sizes often come again: what must be told apart then is what goes wrong.
 ROWS = (b"x", b"yyyy")
+# After these, a bundle's parameters are others.
+CHANGE = b"yyyy"
 
 hashes = st.sampled_from((A, A, A, B))
 workers = st.sampled_from(WORKERS)
@@ -140,7 +142,7 @@ class Models(RuleBasedStateMachine):
         asked = Install(
             h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.taught), len(bundle.history),
             plain.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data, 2,
-            self.born[h],
+            self.born[h], dict(bundle.changed),
         )  # fmt: skip
         expected = self.plain.install(h, new, self.born[h], staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
@@ -192,8 +194,8 @@ class Models(RuleBasedStateMachine):
 
     # Rows come in.
 
-    @rule(h=hashes, payloads=some_rows, limit=limits, stale=rarely(True, False), wide=rarely(3, 2),
-          repeated=st.booleans())  # fmt: skip
+    @rule(h=hashes, payloads=some_rows, limit=limits, stale=rarely(True, False),
+          wide=st.sampled_from((2, 2, 2, 2, 3, inbox.NO_WIDTH)), repeated=st.booleans())  # fmt: skip
     def accept(
         self, h: str, payloads: list[bytes], limit: tuple[int, int], stale: bool, wide: int, repeated: bool
     ) -> None:
@@ -308,7 +310,8 @@ class Models(RuleBasedStateMachine):
         done = held.requests[:count]
         learned = tuple(r.payload for r in (done[:-1] if put_aside else done))
         taught = held.bundle.taught + learned
-        bundle = Bundle(RECIPE, Columns.new(RECIPE), list(taught), Running(), len(taught))
+        changed = {**dict(held.bundle.changed), "C": len(taught)} if CHANGE in learned else dict(held.bundle.changed)
+        bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(taught), [], len(taught), changed=changed)
         # Taken in a moment to come, so that the pace is that of the shortest time.
         taken = replace(hand.taken, at_s=math.inf)
         with mock.patch.object(scripts, "run", scripts.run if staged else without_staging(scripts.run)):
@@ -316,7 +319,9 @@ class Models(RuleBasedStateMachine):
         score = keys.change(taken.generation, taken.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
-        after = Bundled(committed.digest, taught, history, msgspec.json.encode(bundle.metrics()))
+        after = Bundled(
+            committed.digest, taught, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
+        )
         version = self.plain.commit(held, count, after, 1000 * count, put_aside=put_aside, staged=staged)
         mail = self.plain.unlock(h, hand.token, force=False)
         assert (committed.version, committed.mail) == (version, mail == 1)

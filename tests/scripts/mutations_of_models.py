@@ -19,7 +19,9 @@ ACCEPT = (
         "{'ok', accepted + 1, tonumber(count)",
     ),
     ("any width is taken", "state[5] ~= ARGV[3]", "false"),
-    ("the width is not noted", "'width', ARGV[3],\n", "\n"),
+    ("the width is not noted", "  if ARGV[3] ~= '0' then\n", "  if false then\n"),
+    ("a change sets the width", "  if ARGV[3] ~= '0' then\n", "  if true then\n"),
+    ("a change must have the width of rows", "if ARGV[3] ~= '0' and state[5]", "if state[5]"),
     ("large rows may be lost in part", "redis.call('STRLEN', KEYS[5]) ~= big", "redis.call('EXISTS', KEYS[5]) == 0"),
     ("large rows may be lost", "if big > 0 and redis.call('STRLEN', KEYS[5]) ~= big then", "if false then"),
     ("large rows go after a while", "    redis.call('PERSIST', KEYS[5])\n", ""),
@@ -31,7 +33,7 @@ ACCEPT = (
     ("a large request is refused when alone", "(waiting + count > 0 and bytes", "(bytes"),
     ("bytes are not added", "  bytes = bytes + size\n", ""),
     ("links do not cover the one before", "redis.sha1hex(chain .. ':' .. ARGV[i])", "redis.sha1hex(ARGV[i])"),
-    ("the chain is not kept", "'chain', chain, 'width'", "'width'"),
+    ("the chain is not kept", "'chain', chain,\n", "\n"),
     (
         "accepted counts too few",
         "string.format('%.0f', accepted + count), 'chain'",
@@ -102,6 +104,8 @@ COMMIT = (
     ("large rows stay behind", "for i = 6, #KEYS do", "for i = 7, #KEYS do"),
     ("a row put aside is not told of", "  put_aside = '1'\n", ""),
     ("the pace is not noted", "'pace', ARGV[13])", "'pace', 1)"),
+    ("what was changed is not noted", "if ARGV[14] ~= '' then", "if false then"),
+    ("that nothing was changed is noted", "if ARGV[14] ~= '' then", "if true then"),
 )
 
 TAKE = (
@@ -178,6 +182,8 @@ INSTALL = (
     ("the snapshot is not known", "'snapshot', ARGV[10]", "'snapshot', ''"),
     ("the snapshot counts as none", "ARGV[10] == '' and '-1' or ARGV[4]", "'-1'"),
     ("the width is not known", "if ARGV[11] ~= '' then", "if false then"),
+    ("what was changed is not known", "if ARGV[16] ~= '' then", "if false then"),
+    ("that nothing was changed is noted", "if ARGV[16] ~= '' then", "if true then"),
     ("nobody is told", "redis.call('PUBLISH', ARGV[13], ", "tostring("),
 )
 

@@ -8,6 +8,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from keepfit import keys
 from keepfit.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
 
@@ -65,12 +67,13 @@ def chain_of(history: tuple[bytes, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """A bundle: what it has learned, and what all had come up to then, rows put aside among them."""
+    """A bundle: what it has learned, what all had come up to then, rows put aside among them, and what was changed."""
 
     digest: str
     taught: tuple[bytes, ...]
     history: tuple[bytes, ...]
     metrics: bytes = b"{}"
+    changed: tuple[tuple[str, int], ...] = ()
 
 
 NEW = Bundled("", (), ())
@@ -135,6 +138,8 @@ class Model:
         }
         if self.width is not None:
             fields["width"] = self.width
+        if self.bundle.changed:
+            fields["changed"] = msgspec.json.encode(dict(self.bundle.changed))
         if self.pace is not None:
             fields["pace"] = self.pace
         if self.tried is not None:
@@ -290,7 +295,7 @@ class Store:
             if b"".join(seen.payloads) != b"".join(call.payloads):
                 return [b"conflict"]
             return [b"ok", seen.first, seen.count, model.version, alone, len(model.inbox), model.pace or 0]
-        if model.width not in (None, call.width):
+        if call.width and model.width not in (None, call.width):
             return [b"width", str(model.width).encode()]
         if call.big and len(self.big.get(call.big, (b"", 0))[0]) != call.big_size:
             return [b"lost"]
@@ -302,7 +307,7 @@ class Store:
             model.inbox.append(Request(first + count, payload, call.big, size, model.history))
             count += 1
         if count:
-            model.width = call.width
+            model.width = call.width or model.width
             self.seen[call.seen] = Seen(call.payloads, first, count, call.generation, call.hours)
             if call.big:
                 self.big[call.big] = (self.big[call.big][0], 0)

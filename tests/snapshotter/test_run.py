@@ -8,20 +8,21 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pymongo
 import pytest
 
-from keepfit import envelope, keys, snapshot
+from keepfit import envelope, keys, snapshot, upkeep
 from keepfit.envelope import Keyring
 from keepfit.history import Document
 from keepfit.local import free_port
 from keepfit.settings import Settings
 from snapshotter.restore import restore_many
-from snapshotter.run import AT_ONCE, opened, run_once
+from snapshotter.run import opened, run_once
 from tests import servers
 from tests.factories import Workshop, resigned, workshop
 
@@ -83,17 +84,17 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
     first = await shop.parts.run_pass()
     assert sorted(document["hash"] for document in first.saved) == sorted(hashes)
     read, written = Counter[str](), Counter[str]()
-    bundle, put = shop.store.bundle, shop.storage.put
+    bundles, put = shop.store.bundles, shop.storage.put
 
-    async def counted_bundle(model_hash: str) -> object:
-        read[model_hash] += 1
-        return await bundle(model_hash)
+    async def counted_bundles(some: Sequence[str]) -> object:
+        read.update(some)
+        return await bundles(some)
 
     def counted_put(path: str, data: bytes) -> None:
         written[path] += 1
         put(path, data)
 
-    monkeypatch.setattr(shop.store, "bundle", counted_bundle)
+    monkeypatch.setattr(shop.store, "bundles", counted_bundles)
     monkeypatch.setattr(shop.storage, "put", counted_put)
     changed = hashes[10:15]
     for model_hash in changed:
@@ -130,7 +131,7 @@ async def test_a_pass_over_nothing_is_a_pass(shop: Workshop) -> None:
 
 async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -> None:
     """Forged bytes, a foreign key and a broken state fail each by itself, are told by name, and are looked at again."""
-    hashes = [await shop.learned() for _ in range(2 * AT_ONCE)]
+    hashes = [await shop.learned() for _ in range(16)]
     forged, foreign, broken, wrong = hashes[:4]
     good = shop.data(forged)
     shop.redis.set(keys.bundle(forged), good[:-1] + b"?")
@@ -257,3 +258,136 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
         outcomes = await restore_many(in_s3, None, None, None, dry_run=False, progress=lambda done, total: None)
         assert [outcome.outcome for outcome in outcomes] == ["restored"] * 3
         assert {model_hash: await shop.predict(model_hash) for model_hash in hashes} == predictions
+
+
+# Many models, and what is cleared up after them.
+
+
+async def stand_ins(shop: Workshop, count: int) -> None:
+    """Register models and put them into Redis, as live as any that learned once and is saved: copies of one."""
+    model_hash = await shop.learned()
+    await shop.parts.run_pass()
+    state, bundle = shop.redis.dump(keys.state(model_hash)), shop.redis.dump(keys.bundle(model_hash))
+    assert isinstance(state, bytes)
+    assert isinstance(bundle, bytes)
+    hashes = [f"{number:064x}" for number in range(count)]
+    pipe = shop.redis.pipeline(transaction=False)
+    for one in hashes:
+        pipe.restore(keys.state(one), 0, state)
+        pipe.restore(keys.bundle(one), 0, bundle)
+    pipe.execute()
+    with pymongo.MongoClient[Document](shop.settings.mongo_url.get_secret_value()) as client:
+        models = client.get_default_database().models
+        entry = models.find_one()
+        assert entry is not None
+        # More than one pass clears up after; all of them would take this server half of the test's time.
+        models.insert_many([{**entry, "_id": one} for one in hashes[:500]])
+
+
+async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10,000 models 100 have changed: 100 bundles are read, 100 blobs and documents written, 200 looked after."""
+    await stand_ins(shop, 9_900)
+    changed = [await shop.learned() for _ in range(100)]
+    counted = Counter[str]()
+
+    def count(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counting(*args: Any) -> Any:
+            counted[name] += len(args[0]) if isinstance(args[0], list) else 1
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for owner, name in (
+        (shop.history, "begin_many"), (shop.history, "commit_many"), (shop.history, "registered"),
+        (shop.storage, "put"), (shop.storage, "get"), (shop.store, "note_snapshots"),
+    ):  # fmt: skip
+        count(owner, name)
+    looked_after = []
+    lives = upkeep.lives
+
+    async def counted_lives(*args: Any) -> list[upkeep.Life]:
+        looked_after.extend(found := await lives(*args))
+        return found
+
+    monkeypatch.setattr(upkeep, "lives", counted_lives)
+    before = commands(shop)
+    report = await shop.parts.run_pass()
+    asked = commands(shop) - before
+    assert sorted(document["hash"] for document in report.saved) == sorted(changed)
+    assert asked["get"] == asked["strlen"] == 100
+    assert asked["hmget"] <= 300
+    # The name of the history in the storage was looked at, or not, as there were blobs in this slice.
+    assert counted.pop("get", 0) <= 1
+    assert counted == dict.fromkeys(("begin_many", "commit_many", "put", "note_snapshots"), 100)
+    assert len(looked_after) == shop.settings.garbage_entries_max
+
+
+def commands(shop: Workshop) -> Counter[str]:
+    """Commands that Redis has carried out, by name."""
+    stats: Any = shop.redis.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): found["calls"] for name, found in stats.items()})
+
+
+async def test_every_model_has_its_turn_to_be_cleared_up_after(settings: Settings) -> None:
+    """Passes go on where the one before ended, deleted models included, and begin again after the last one."""
+    few = settings.model_copy(update={"garbage_entries_max": 2, "garbage_grace_s": 0, "retention_all_s": 0})
+    async with workshop(few) as shop:
+        hashes = [await shop.make() for _ in range(5)]
+        for model_hash in hashes:
+            shop.storage.put(f"{model_hash}/1/1-lost", b"x")
+        await shop.history.unregister(hashes[0])
+        after = []
+        for _ in range(4):
+            after.append((await shop.store.collection())[0])
+            assert (await shop.parts.run_pass()).uncollected == ""
+        assert after == ["", sorted(hashes)[1], sorted(hashes)[3], ""]
+        assert list(shop.storage.list("", "g")) == []
+
+
+async def test_what_cannot_be_cleared_up_is_told_and_hinders_nothing(shop: Workshop) -> None:
+    """A pass whose collection fails has saved what changed; the state of the snapshots says why, until one succeeds."""
+    first = await shop.learned()
+    await shop.parts.run_pass()
+    owner = shop.storage.get("keepfit-history")
+    shop.storage.put("keepfit-history", b"another")
+    await shop.learn(first)
+    report = await shop.parts.run_pass()
+    assert [document["version"] for document in report.saved] == [2]
+    state = await shop.store.snapshot_state()
+    assert (state.failed, state.reason) == (0, "")
+    assert state.uncollected == report.uncollected
+    assert "holds the snapshots of another history" in state.uncollected
+    assert owner is not None
+    shop.storage.put("keepfit-history", owner)
+    assert (await shop.parts.run_pass()).uncollected == ""
+    assert (await shop.store.snapshot_state()).uncollected == ""
+
+
+async def test_bundles_in_memory_and_writers_are_bounded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many models changed, no more bytes are read at once, and no more blobs written at once, than is set."""
+    bounded = settings.model_copy(update={"snapshot_entries_max": 2, "snapshot_bytes_max": 10_000})
+    async with workshop(bounded) as shop:
+        hashes = [await shop.learned() for _ in range(12)]
+        size = len(shop.data(hashes[0]))
+        bundles, put = shop.store.bundles, shop.storage.put
+        together: list[int] = []
+        writing = threading.Semaphore(2)
+
+        async def counted(some: Sequence[str]) -> object:
+            together.append(len(some))
+            return await bundles(some)
+
+        def one_of_two(path: str, data: bytes) -> None:
+            assert writing.acquire(blocking=False)
+            put(path, data)
+            writing.release()
+
+        monkeypatch.setattr(shop.store, "bundles", counted)
+        monkeypatch.setattr(shop.storage, "put", one_of_two)
+        report = await shop.parts.run_pass()
+        assert (len(report.saved), sum(together)) == (12, 12)
+        assert 1 <= max(together) <= max(1, 5_000 // size)

@@ -6,10 +6,12 @@ import pytest
 import redis
 import structlog
 
-from keepfit import identity, keys, request_id
+from keepfit import identity, inbox, keys, request_id
 from keepfit.bundle import Bundle
+from keepfit.inbox import Accepted
 from keepfit.recipe import Recipe, parse
 from keepfit.rows import shape
+from keepfit.scripts import Line
 from keepfit.settings import Settings
 from keepfit.store import Install, Model, Store
 from tests.factories import accept
@@ -33,6 +35,14 @@ async def make(store: Store, document: dict[str, Any]) -> Model:
 async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | None) -> int:
     """Have rows accepted; return their sequence."""
     return (await accept(store, model, shape(model.recipe, X, y, learning=True))).sequence
+
+
+async def change(store: Store, model: Model, params: dict[str, Any]) -> None:
+    """Have a change of parameters accepted."""
+    line = Line(store._store)
+    (outcome,), _ = await inbox.put(line, Settings(), [inbox.change(model.hash, model.generation, params)])
+    await line.close()
+    assert isinstance(outcome, Accepted)
 
 
 async def described(store: Store, model: Model) -> Model:
@@ -106,6 +116,42 @@ async def test_merged_requests_become_one_call(store: Store, process: Process) -
     whole.partial_fit(shape(model.recipe, rows, [float(i % 7) for i in range(50)], learning=True))
     assert held is not None
     assert (held.estimator.coef_ == whole.estimator.coef_).all()
+
+
+@pytest.mark.parametrize("updates", ["exact", "merged"])
+async def test_a_change_is_made_between_the_rows_before_and_after_it(
+    store: Store, process: Process, client: redis.Redis, updates: str
+) -> None:
+    """All that waits is one commit: rows, a change, rows, which are joined up to the change only."""
+    model = await make(store, {"estimator": "SGDRegressor", "updates": updates})
+    whole = Bundle.new(model.recipe)
+    for number in range(3):
+        if number:
+            params = {"eta0": number / 10, "alpha": 0.5}
+            await change(store, model, params)
+            whole.change(params)
+        batch = [[float(number), i] for i in range(4)]
+        for row in batch:
+            await send(store, model, [row], [1.0])
+        parts = [batch] if updates == "merged" else [[row] for row in batch]
+        for part in parts:
+            whole.partial_fit(shape(model.recipe, part, [1.0] * len(part), learning=True))
+    learn_all(process, model.hash)
+    after = await described(store, model)
+    assert (after.version, after.rows_seen, after.inbox) == (1, 12, 0)
+    assert after.changed == {"eta0": 0.2, "alpha": 0.5}
+    held = process.cache.get(model.hash, after.digest)
+    assert held is not None
+    assert (held.estimator.coef_ == whole.estimator.coef_).all()
+    assert held.estimator.t_ == whole.estimator.t_ == 13.0
+    # Accepted, as a gateway of another version might have done, and no parameter of it.
+    await change(store, model, {"alfa": 1})
+    await send(store, model, [[1.0, 1.0]], [1.0])
+    learn_all(process, model.hash)
+    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert b"there is no 'alfa'" in kept[b"reason"]
+    last = await described(store, model)
+    assert (last.rows_seen, last.changed) == (13, after.changed)
 
 
 async def test_a_request_that_takes_its_workers_along_is_put_aside(

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import redis
 
-from keepfit import bundle as bundles
-from keepfit import identity, inbox, keys, questions, rooms, scripts
+from keepfit import identity, inbox, keys, questions, rooms, scripts, sealing
 from keepfit.bundle import Bundle
 from keepfit.errors import UnavailableError
 from keepfit.questions import Answer, Operation, Question
@@ -64,7 +63,7 @@ def expected(client: redis.Redis, process: Process, model: Model, *values: float
     """Return what the stored bundle predicts."""
     data = client.get(keys.bundle(model.hash))
     assert isinstance(data, bytes)
-    bundle: Bundle = bundles.unseal(data, process.keyring, RECIPE, model.hash)[1]
+    bundle: Bundle = sealing.unseal(data, process.keyring, RECIPE, model.hash)[1]
     return bundle.predict(rows_of(*values))
 
 

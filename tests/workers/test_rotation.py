@@ -66,5 +66,5 @@ async def test_a_worker_without_the_key_loses_nothing(store: Store, settings: Se
     assert await learned(store, settings, model, NEW) == 1
     with structlog.testing.capture_logs() as logged:
         assert await learned(store, settings, model, OLD) == 1
-    assert [line["event"] for line in logged] == ["learning_stopped"]
+    assert [line["event"] for line in logged] == ["bundle_unreadable"]
     assert await learned(store, settings, model, f"{OLD},{NEW}") == 3

@@ -15,13 +15,14 @@ from sklearn.linear_model import SGDRegressor
 from sklearn.preprocessing import StandardScaler
 
 from keepfit import keys
-from keepfit.bundle import Bundle, unseal
+from keepfit.bundle import Bundle
 from keepfit.envelope import Keyring
 from keepfit.recipe import parse
+from keepfit.sealing import unseal
 from tests.conftest import Stack, start_stack, stop_stack
 
 ROWS, CLIENTS = 10_000, 20
-KILL_EVERY_S = 1.0
+KILL_EVERY_S = 0.5
 MAKES = ["nike", "adidas", "puma", "reebok", "asics", "vans", "fila"]
 RECIPE = {
     "estimator": "SGDRegressor",
@@ -30,6 +31,8 @@ RECIPE = {
 }
 
 Row = tuple[str, float, float, float]
+# Now and then a client changes this parameter.
+CHANGE_EVERY, ALPHAS = 50, [0.1, 0.01, 0.001]
 
 
 @pytest.fixture
@@ -48,11 +51,15 @@ def _rows() -> list[Row]:
     return [(str(m), float(y), float(w), float(s)) for m, y, w, s in zip(makes, years, weights, sizes, strict=True)]
 
 
-def _plain_loop(rows: list[Row]) -> tuple[StandardScaler, SGDRegressor, dict[str, int]]:
-    """What scikit-learn gives for these rows, one by one, in one process."""
+def _plain_loop(rows: list[Row | float]) -> tuple[StandardScaler, SGDRegressor, dict[str, int]]:
+    """What scikit-learn gives for these rows, one by one, in one process, with `alpha` changed in between."""
     scaler, estimator = StandardScaler(), SGDRegressor(shuffle=False, random_state=0)
     codes: dict[str, int] = {}
-    for make, year, weight, size in rows:
+    for row in rows:
+        if isinstance(row, float):
+            estimator.set_params(alpha=row)
+            continue
+        make, year, weight, size = row
         codes.setdefault(make, len(codes))
         numbers = np.array([[year, weight]])
         scaled = scaler.partial_fit(numbers).transform(numbers)
@@ -60,10 +67,19 @@ def _plain_loop(rows: list[Row]) -> tuple[StandardScaler, SGDRegressor, dict[str
     return scaler, estimator, codes
 
 
-async def _send(session: aiohttp.ClientSession, path: str, rows: list[Row], accepted: dict[int, Row]) -> None:
-    for make, year, weight, size in rows:
+async def _change(session: aiohttp.ClientSession, path: str, alpha: float, accepted: dict[int, Row | float]) -> None:
+    async with session.patch(path, json={"params": {"alpha": alpha}}, headers={"Prefer": "wait=0"}) as response:
+        answer = await response.json()
+        assert response.status == 202, answer
+    accepted[answer["sequence"]] = alpha
+
+
+async def _send(session: aiohttp.ClientSession, path: str, rows: list[Row], accepted: dict[int, Row | float]) -> None:
+    for number, (make, year, weight, size) in enumerate(rows):
+        if number % CHANGE_EVERY == 0:
+            await _change(session, path, ALPHAS[number % len(ALPHAS)], accepted)
         body = {"X": [[make, year, weight]], "y": [size]}
-        async with session.post(path, json=body) as response:
+        async with session.post(f"{path}/partial_fit", json=body) as response:
             answer = await response.json()
             assert response.status == 202, answer
         assert answer["sequence"] not in accepted
@@ -99,8 +115,8 @@ def _bundle(stack: Stack, model_hash: str) -> Bundle:
 
 @pytest.mark.timeout(300)
 async def test_every_accepted_row_is_learned_once_in_order_while_workers_are_killed(own_stack: Stack) -> None:
-    """10,000 rows of 20 clients, a worker killed every second: the bundle is that of a plain loop, bit for bit."""
-    rows, accepted, killed = _rows(), dict[int, Row](), list[int]()
+    """10,000 rows, 200 changes, 20 clients, a worker killed twice a second: the plain loop's bundle, bit for bit."""
+    rows, accepted, killed = _rows(), dict[int, Row | float](), list[int]()
     async with aiohttp.ClientSession(own_stack.url) as session:
         async with session.post("/v1/models", json={"metadata": {"type": "storm"}, "recipe": RECIPE}) as response:
             model_hash = (await response.json())["hash"]
@@ -108,12 +124,12 @@ async def test_every_accepted_row_is_learned_once_in_order_while_workers_are_kil
         killer = asyncio.create_task(_kill_workers(own_stack, killed))
         async with asyncio.TaskGroup() as clients:
             for number in range(CLIENTS):
-                clients.create_task(_send(session, f"{path}/partial_fit", rows[number::CLIENTS], accepted))
+                clients.create_task(_send(session, path, rows[number::CLIENTS], accepted))
         model = await _learned(session, path)
         killer.cancel()
 
     assert len(killed) >= 5
-    assert sorted(accepted) == list(range(1, ROWS + 1))
+    assert sorted(accepted) == list(range(1, ROWS + ROWS // CHANGE_EVERY + 1))
     assert model["rows_seen"] == ROWS
     bundle = _bundle(own_stack, model_hash)
     scaler, estimator, codes = _plain_loop([accepted[sequence] for sequence in sorted(accepted)])

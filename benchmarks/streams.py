@@ -1,0 +1,176 @@
+"""`python -m benchmarks.streams`: classes that turn up late in real streams, keepfit's models against plain loops.
+
+Five rows at a time are predicted, then learned. keepfit's model is told of no class; the loop is the same estimator and
+scaler of scikit-learn, told of all classes at its first call. The streams ship with scikit-learn and River. Writes
+docs/classes.svg and prints the table of docs/classes.md.
+"""
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from keepfit import estimators
+from keepfit.bundle import Bundle
+from keepfit.recipe import parse
+from keepfit.rows import shape
+
+Array = npt.NDArray[Any]
+
+ROOT = Path(__file__).parents[1]
+WINDOW = 100
+SEEDS = range(3)
+# Of single rows scikit-learn's GaussianNB learns no variance that it could predict with.
+BATCH = 5
+# Digits without sevens come first, then all.
+LATE, LATE_FROM = 7, 600
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A stream and the estimator that learns it."""
+
+    stream: str
+    name: str
+    params: dict[str, Any]
+    scaler: str = "StandardScaler"
+    title: str = ""
+
+
+LOGISTIC = {"loss": "log_loss"}
+SMALL = {"hidden_layer_sizes": [32], "learning_rate_init": 0.01}
+CASES = (
+    Case("digits", "SGDClassifier", {}),
+    Case("digits", "SGDClassifier", LOGISTIC, title="SGDClassifier, log_loss"),
+    Case("digits", "PassiveAggressiveClassifier", {}),
+    Case("digits", "Perceptron", {}),
+    Case("digits", "GaussianNB", {"var_smoothing": 0.1}, "MinMaxScaler"),
+    Case("digits", "MultinomialNB", {}, "MinMaxScaler"),
+    Case("digits", "ComplementNB", {}, "MinMaxScaler"),
+    Case("digits", "BernoulliNB", {"binarize": 0.5}, "MinMaxScaler"),
+    Case("digits", "MLPClassifier", SMALL, "MinMaxScaler"),
+    Case("ImageSegments", "SGDClassifier", LOGISTIC, title="SGDClassifier, log_loss"),
+    Case("ImageSegments", "PassiveAggressiveClassifier", {}),
+    Case("ImageSegments", "MLPClassifier", SMALL),
+    Case("Phishing", "SGDClassifier", LOGISTIC, title="SGDClassifier, log_loss"),
+    Case("Phishing", "GaussianNB", {"var_smoothing": 0.1}),
+)
+DRAWN = (0, 5, 8, 10)
+
+
+def digits(seed: int) -> tuple[Array, list[Any]]:
+    """scikit-learn's digits in a random order, but for the sevens, of which none is among the first 600 rows."""
+    X, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(y))
+    others = order[y[order] != LATE][:LATE_FROM]
+    order = np.concatenate([others, order[~np.isin(order, others)]])
+    return X[order], y[order].tolist()
+
+
+def of_river(name: str, seed: int) -> tuple[Array, list[Any]]:
+    """One of the data sets that are in River's package, in its own order for the first seed, else in a random one."""
+    from river import datasets  # noqa: PLC0415 - slow to import, and not for every use
+
+    rows = list(getattr(datasets, name)())
+    if seed:
+        rows = [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
+    return np.array([list(x.values()) for x, _ in rows], dtype=float), [y for _, y in rows]
+
+
+def stream(name: str, seed: int) -> tuple[Array, list[Any]]:
+    """Rows and labels of a stream."""
+    return digits(seed) if name == "digits" else of_river(name, seed)
+
+
+def batches(X: Array, y: Sequence[Any]) -> Iterator[tuple[Array, list[Any]]]:
+    """Cut a stream into requests."""
+    for place in range(0, len(y), BATCH):
+        yield X[place : place + BATCH], list(y[place : place + BATCH])
+
+
+def hits_of_keepfit(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
+    """Whether each row was predicted rightly, by a model that learns labels as they come."""
+    bundle = Bundle.new(parse({"estimator": case.name, "params": case.params, "scaler": case.scaler}))
+    for part, labels in batches(X, y):
+        rows = shape(bundle.recipe, part.tolist(), labels, learning=True)
+        if bundle.rows_seen:
+            yield from map(operator.eq, bundle.predict(rows), labels)
+        bundle.partial_fit(rows)
+
+
+def hits_of_loop(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
+    """Whether each row was predicted rightly, by scikit-learn in a loop that knows all classes from the start."""
+    estimator = estimators.build(case.name, case.params)
+    scaler = {"StandardScaler": StandardScaler, "MinMaxScaler": MinMaxScaler}[case.scaler]()
+    classes = np.unique(y)
+    for place, (part, labels) in enumerate(batches(X, y)):
+        if place:
+            yield from estimator.predict(scaler.transform(part)) == labels
+        scaler.partial_fit(part)
+        estimator.partial_fit(scaler.transform(part), labels, **({} if place else {"classes": classes}))
+
+
+def accuracy(way: Callable[[Case, Array, Sequence[Any]], Iterator[bool]], case: Case) -> Array:
+    """Hits of each seed, shape (seeds, rows without the first request's)."""
+    with warnings.catch_warnings():
+        # Of scikit-learn: priors of classes that have no row yet, and batches smaller than a network's.
+        warnings.simplefilter("ignore")
+        return np.array([list(way(case, *stream(case.stream, seed))) for seed in SEEDS], dtype=float)
+
+
+def main() -> None:
+    """Run all streams, print the table, draw the plot."""
+    console = Console(width=200, highlight=False, markup=False)
+    console.print("| stream | estimator | keepfit | loop | of the late class | loop's |\n|---|---|---:|---:|---:|---:|")
+    curves = []
+    for case in CASES:
+        ours, loop = accuracy(hits_of_keepfit, case), accuracy(hits_of_loop, case)
+        late = _late(case, ours), _late(case, loop)
+        cells = [_shown(ours.mean(axis=1)), _shown(loop.mean(axis=1)), *map(_shown, late)]
+        console.print(f"| {case.stream} | {case.title or case.name} | {' | '.join(cells)} |")
+        curves.append((case, ours, loop))
+    draw([curves[place] for place in DRAWN], ROOT / "docs" / "classes.svg")
+
+
+def _late(case: Case, hits: Array) -> Array | None:
+    """Accuracy on the rows of the late class alone, of each seed."""
+    if case.stream != "digits":
+        return None
+    return np.array(
+        [row[np.array(digits(seed)[1][BATCH:]) == LATE].mean() for seed, row in zip(SEEDS, hits, strict=True)]
+    )
+
+
+def _shown(values: Array | None) -> str:
+    return "" if values is None else f"{values.mean():.3f} ± {values.std():.3f}"
+
+
+def draw(curves: Sequence[tuple[Case, Array, Array]], path: Path) -> None:
+    """Draw the accuracy over the last 100 rows, mean of all seeds; the same hits give the same file."""
+    mpl.rcParams["svg.hashsalt"] = "keepfit"
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    for axes, (case, ours, loop) in zip(figure.subplots(2, 2).flat, curves, strict=True):
+        for hits, color, label, style in ((loop, "#8a97a6", "loop", "-"), (ours, "#d1495b", "keepfit", "--")):
+            smooth = np.apply_along_axis(np.convolve, 1, hits, np.ones(WINDOW) / WINDOW, "valid").mean(axis=0)
+            axes.plot(np.arange(len(smooth)) + BATCH + WINDOW, smooth, color=color, label=label, linestyle=style)
+        if case.stream == "digits":
+            axes.axvline(LATE_FROM, color="black", linewidth=0.6, linestyle=":")
+        axes.set_title(f"{case.stream}, {case.title or case.name}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle("share of the last 100 rows that was predicted rightly; dotted: the first seven may come")
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

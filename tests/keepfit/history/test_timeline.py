@@ -1,0 +1,323 @@
+"""Documents by time and points of them, on a real MongoDB-wire server."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pymongo
+import pytest
+from pymongo.database import Database
+
+from keepfit.errors import InvalidError, MalformedError, UnavailableError
+from keepfit.history import Document, History, Timeline, TimelineSync, mongo, reading, to_dataframe
+from keepfit.local import free_port
+from tests.keepfit.history.test_register import commit
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
+ERROR = "metrics.mean_absolute_error"
+
+
+@pytest.fixture
+async def history(mongo_url: str) -> AsyncIterator[History]:
+    """Open an empty register, history and timeline, indexes made."""
+    async with History(mongo_url) as opened:
+        await opened.ensure_indexes()
+        yield opened
+
+
+@pytest.fixture
+def timeline(history: History) -> Timeline:
+    """Return the empty timeline."""
+    return history.timeline
+
+
+@pytest.fixture
+def database(mongo_url: str) -> Iterator[Database[Document]]:
+    """Open the same database past keepfit."""
+    with pymongo.MongoClient[Document](mongo_url) as client:
+        yield client.get_default_database()
+
+
+def vote(at: float, **fields: Any) -> Document:
+    """Build a document as a user stores it."""
+    return {"type": "vote", "timestamp": at, **fields}
+
+
+async def votes(timeline: Timeline, count: int = 10, step: float = 60.0, start: float = NOON) -> list[Document]:
+    """Store some documents, numbered, newest last; return them."""
+    made = [vote(start + step * number, number=number, brand=("nike", "puma")[number % 2]) for number in range(count)]
+    assert await timeline.bulk_upsert(made) == count
+    return made
+
+
+async def test_what_is_stored_is_found(timeline: Timeline) -> None:
+    """A document comes back as it was stored, whatever its fields are called, and stored often it is there once."""
+    odd = {
+        "$where": 1,
+        "a.b": {"$ne": None},
+        "_id": 7,
+        "labels": [1],
+        "status": "x",
+        "hash": "y",
+        "document": {"k": 2.5},
+    }
+    made = vote(NOON, metadata={"brand": "nike"}, **odd)
+    await asyncio.gather(*(timeline.store(made) for _ in range(5)))
+    del made["_id"]
+    assert await timeline.query({"type": "vote"}) == [made]
+    await timeline.store({"type": "vote", "timestamp": "2026-11-20T12:00Z", "at": datetime.fromtimestamp(NOON, UTC)})
+    await timeline.store({"type": "vote", "timestamp": datetime.fromtimestamp(NOON, UTC), "n": np.int64(3)})
+    assert sorted(len(found) for found in await timeline.query({"type": "vote"})) == [3, 3, 9]
+    assert (await timeline.query({"n": 3}))[0] == vote(NOON, n=3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"type": "vote"}, {"timestamp": 1}, {"type": "", "timestamp": 1}, {"type": 1, "timestamp": 1},
+     {"type": "v", "timestamp": "whenever"}, {"type": "v", "timestamp": 1, 2: 3},
+     {"type": "v", "timestamp": 1, "x": object()}, {"type": "v", "timestamp": 1, "x": 2**70}],
+    ids=lambda document: str(sorted(map(str, document))),
+)  # fmt: skip
+async def test_what_is_no_document_is_refused(timeline: Timeline, wrong: Any) -> None:
+    """Without type and time, or with what MongoDB cannot hold, nothing is stored, and the error says why."""
+    with pytest.raises((InvalidError, MalformedError), match=r"type|timestamp|time|texts|hold"):
+        await timeline.store(wrong)
+    assert await timeline.query() == []
+
+
+async def test_documents_with_equal_keys_replace_each_other(timeline: Timeline) -> None:
+    """Upserting by keys replaces what has them, stored in whatever way; `in_` takes one of many; others are added."""
+    first, second = (await votes(timeline, 2))[:2]
+    changed = {**first, "brand": "hoka"}
+    assert await timeline.bulk_upsert([changed], ["timestamp", "number"]) == 1
+    assert await timeline.query({"type": "vote"}) == [second, changed]
+    either = vote(second["timestamp"], brand=["puma", "asics"])
+    await timeline.bulk_upsert([either], ["timestamp"], in_=["brand"])
+    assert await timeline.query({"type": "vote"}) == [either, changed]
+    new = [vote(NOON + 1, number=0), vote(NOON + 1, number=1)]
+    await asyncio.gather(*(timeline.bulk_upsert(new, ["timestamp", "number"]) for _ in range(4)))
+    assert len(await timeline.query({"type": "vote"})) == 4
+    with pytest.raises(InvalidError, match="'brand'"):
+        await timeline.bulk_upsert([vote(NOON)], ["brand"])
+
+
+async def test_funtimes_queries(timeline: Timeline) -> None:
+    """Each query of funtime gives what its name says, newest first."""
+    made = await votes(timeline)
+    newest = made[::-1]
+    mine = {"type": "vote"}
+    assert await timeline.query_sorted(mine, limit=3) == newest[:3]
+    assert await timeline.query_last(mine) == newest[0]
+    assert await timeline.query_last({"type": "other"}) is None
+    assert await timeline.query_latest(mine, since=NOON + 121, limit=2) == [made[2], made[1]]
+    assert await timeline.query_time("window", NOON + 60, NOON + 180, "vote") == [made[2], made[1]]
+    assert await timeline.query_time("before", NOON + 60, query_type="vote", brand="nike") == [made[0]]
+    assert await timeline.query_time("after", "2026-11-20T12:08Z", query_type="vote") == [made[9], made[8]]
+    for at, number in {NOON - 1e6: 0, NOON + 29: 0, NOON + 30: 1, NOON + 31: 1, NOON + 1e6: 9}.items():
+        assert await timeline.query_closest({**mine, "timestamp": at}) == made[number]
+    pages = [await timeline.query(mine, page_size=4, page_num=number) for number in (1, 2, 3, 4)]
+    assert pages == [newest[:4], newest[4:8], newest[8:], []]
+    assert await timeline.query(mine, limit=5, page_size=4, page_num=2) == newest[4:5]
+    with pytest.raises(InvalidError, match="time_type"):
+        await timeline.query_time("window", NOON)
+    assert (await timeline.stats())["stored"] == 10
+
+
+async def test_deleting_takes_what_matches(history: History) -> None:
+    """One deletion takes the newest that matches, another takes all between times; snapshots are never deleted."""
+    timeline = history.timeline
+    await commit(history, type="vote")
+    made = await votes(timeline)
+    assert await timeline.delete({"type": "vote", "brand": "nike"})
+    assert await timeline.delete_many({"type": "vote", "brand": "puma"}, stop=NOON + 240) == 2
+    left = [found["number"] for found in await timeline.query({"type": "vote"}) if "number" in found]
+    assert left == [9, 7, 6, 5, 4, 2, 0]
+    assert made[8]["number"] not in left
+    assert await timeline.delete_many({}) == 7
+    assert not await timeline.delete({"type": "vote"})
+    assert len(await timeline.query({"type": "vote"})) == 1
+
+
+async def test_snapshots_and_documents_are_one_history(history: History) -> None:
+    """Committed snapshots stand beside stored documents, found by hash, type and metadata; intents are not shown."""
+    timeline = history.timeline
+    snapshot = await commit(history, type="vote", timestamp=NOON + 90)
+    await commit(history, type="vote", timestamp=NOON + 95, hash="cd" * 32, metadata={"type": "vote", "year": 2001})
+    await history.begin({**snapshot, "version": 2, "timestamp": NOON + 91})
+    made = await votes(timeline, 3)
+    found = await timeline.query({"type": "vote"})
+    assert [document["timestamp"] - NOON for document in found] == [120, 95, 90, 60, 0]
+    assert found[2] == snapshot
+    assert await timeline.query({"hash": snapshot["hash"], "type": "vote"}) == [snapshot]
+    assert await timeline.query({"type": "vote", "brand": "nike"}) == [made[2], snapshot, made[0]]
+    assert [document["hash"] for document in await timeline.query({"year": 2001})] == ["cd" * 32]
+    assert await timeline.query({"year": "2001"}) == []
+    assert await timeline.query({"hash": snapshot["hash"], "type": "boots"}) == []
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"brand": {"$ne": None}}, {"brand": None}, {"brand": ["nike"]}, {"$where": {}}], ids=str
+)
+async def test_filters_hold_values_only(timeline: Timeline, wanted: Any) -> None:
+    """What is no text, number or boolean is no filter; and what looks like an operator is a value."""
+    await votes(timeline, 2)
+    with pytest.raises(InvalidError, match="compared with"):
+        await timeline.query(wanted)
+    assert await timeline.query({"brand": "$ne", "$where": "true"}) == []
+
+
+async def test_a_long_history_is_read_whole_and_in_order(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents years apart and seconds apart, past and future, come all, newest first, in few and small steps."""
+    rng = np.random.default_rng(5)
+    now = time.time()
+    ages = np.concatenate((rng.uniform(0, 600, 120), 10 ** rng.uniform(3, 9.5, 80), -(10 ** rng.uniform(1, 8, 10))))
+    await timeline.bulk_upsert([vote(float(now - age)) for age in ages])
+    monkeypatch.setattr(reading, "CHUNK", 50)
+    found = [document["timestamp"] for document in await timeline.query({"type": "vote"})]
+    assert found == sorted((now - ages).tolist(), reverse=True)
+    middle = found[100]
+    assert [d["timestamp"] for d in await timeline.query({"type": "vote"}, stop=middle, limit=70)] == found[101:171]
+    assert [d["timestamp"] for d in await timeline.query({"type": "vote"}, start=middle)] == found[:101]
+
+
+async def test_points_are_those_of_pandas(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouped by time and by a key of metadata, numbers of snapshots and documents give what pandas gives."""
+    timeline = history.timeline
+    monkeypatch.setattr(reading, "COLUMNS_CHUNK", 40)
+    rng = np.random.default_rng(7)
+    rows = [
+        {"timestamp": NOON + float(at), "error": float(error), "brand": ("nike", "puma", 7, True)[number % 4]}
+        for number, (at, error) in enumerate(zip(rng.uniform(0, 9_000, 200), rng.normal(size=200), strict=True))
+    ]
+    await timeline.bulk_upsert(
+        [vote(row["timestamp"], brand=row["brand"], metrics={"mean_absolute_error": row["error"]}) for row in rows[20:]]
+    )
+    for number, row in enumerate(rows[:20]):
+        metrics = {"mean_absolute_error": row["error"]}
+        metadata = {"type": "vote", "brand": row["brand"]}
+        await commit(
+            history, type="vote", version=number, timestamp=row["timestamp"], metrics=metrics, metadata=metadata
+        )
+    # Neither of these is a number.
+    await timeline.store(vote(NOON + 1, metrics={"mean_absolute_error": "high"}))
+    await timeline.store(vote(NOON + 2, metrics={"mean_absolute_error": [1.0]}))
+    await timeline.store(vote(NOON + 3, metrics={"mean_absolute_error": math.nan}))
+    frame = pd.DataFrame(rows)
+    frame["bucket"] = frame["timestamp"] // 300 * 300
+    wanted = frame.groupby("bucket")["error"].quantile(0.9)
+    found = await timeline.points(ERROR, "5m", "p90", {"type": "vote"})
+    assert [point["timestamp"] for point in found] == wanted.index.tolist()
+    np.testing.assert_allclose([point["value"] or 0.0 for point in found], wanted)
+    grouped = await timeline.points(ERROR, "1h", "sum", {"type": "vote"}, NOON + 1800, NOON + 5400, group="brand")
+    inside = frame[(frame["timestamp"] >= NOON + 1800) & (frame["timestamp"] < NOON + 5400)]
+    sums = inside.groupby([inside["brand"].map(repr), inside["timestamp"] // 3600 * 3600])["error"].sum()
+    assert {(repr(point["group"]), point["timestamp"]) for point in grouped} == set(sums.index)
+    for point in grouped:
+        assert point["value"] == pytest.approx(sums[repr(point["group"]), point["timestamp"]])
+    assert sum(point["value"] or 0 for point in await timeline.points(None, "1d", "count", {"type": "vote"})) == 203
+    assert (await timeline.points(ERROR, "1h", "count", {"type": "vote", "brand": 7}))[0].keys() == {
+        "timestamp",
+        "value",
+    }
+
+
+async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
+    """Gaps are filled to the bounds asked for, then rates are taken, then averages."""
+    await timeline.bulk_upsert([vote(NOON + 60.0 * at, n=float(at * at)) for at in (1, 2, 4)])
+
+    async def values(**more: Any) -> list[float | None]:
+        found = await timeline.points("n", "1m", wanted={"type": "vote"}, **more)
+        return [point["value"] for point in found]
+
+    whole = {"start": NOON, "stop": NOON + 360}
+    assert await values(**whole) == [1, 4, 16]
+    assert await values(fill="null", **whole) == [None, 1, 4, None, 16, None]
+    assert await values(fill="previous", **whole) == [None, 1, 4, 4, 16, 16]
+    assert await values(fill="linear", **whole) == [None, 1, 4, 10, 16, None]
+    assert await values(fill=0.0, **whole) == [0, 1, 4, 0, 16, 0]
+    assert await values(fill="linear") == [1, 4, 10, 16]
+    assert await values(rate="1m") == [3, 6]
+    assert await values(fill="linear", rate="1h", moving=2) == [180, 270, 360]
+    assert await timeline.points("n", "1m", wanted={"type": "none"}, fill="null") == []
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"every": "5x"}, "span of time"),
+        ({"stat": "average"}, "stat is one of"),
+        ({"field": None}, "Name the field"),
+        ({"field": "$where"}, "field is a name"),
+        ({"field": "a..b"}, "field is a name"),
+        ({"fill": "next"}, "fill is one of"),
+        ({"moving": 0}, "moving is"),
+        ({"every": "1s", "start": 0, "stop": 1e6}, "points: choose"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_grouped_is_refused(timeline: Timeline, more: dict[str, Any], words: str) -> None:
+    """What is no such thing, or would be too much, is refused before anything is read."""
+    with pytest.raises((InvalidError, MalformedError), match=words):
+        await timeline.points(**{"field": "n", "every": "1m", **more})
+
+
+async def test_every_query_uses_an_index(history: History, database: Database[Document]) -> None:
+    """The first stage of each kind of query is served by an index that is made at start, in both collections."""
+    await commit(history, type="vote")
+    await votes(history.timeline, 3)
+    filters = (
+        {},
+        {"type": "vote"},
+        {"hash": "ab" * 32},
+        {"type": "vote", "brand": "nike"},
+        {"hash": "ab" * 32, "type": "v"},
+    )
+    for source in history.timeline._sources:
+        for wanted in filters:
+            for bounds in ((None, None), (NOON, None), (None, NOON), (NOON, NOON + 60)):
+                pipeline = source.matches(reading.Filter.of(wanted), *bounds)
+                command = {"aggregate": source.collection.name, "pipeline": pipeline, "cursor": {}}
+                plan = str(database.command("explain", command, verbosity="queryPlanner"))
+                assert "IXSCAN" in plan, (wanted, plan)
+                assert "COLLSCAN" not in plan
+                assert "timestamp" in plan.partition("'keyPattern': ")[2].partition("}")[0]
+
+
+async def test_mongo_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No error of the driver's comes through, whichever call it is."""
+    monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 50)
+    monkeypatch.setattr(mongo, "CALL_TIMEOUT_MS", 200)
+    async with Timeline.open(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
+        calls = (
+            away.ensure_indexes(), away.store(vote(1)), away.bulk_upsert([vote(1)], ["timestamp"]), away.query(),
+            away.query_closest({"timestamp": 1}), away.points("n", "1m"), away.stats(), away.delete({}),
+            away.delete_many({}),
+        )  # fmt: skip
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [UnavailableError] * len(calls)
+
+
+def test_the_same_without_a_loop(mongo_url: str) -> None:
+    """Who has no event loop calls the same and gets the same; errors come through; closing ends the thread."""
+    with TimelineSync(mongo_url) as timeline:
+        timeline.bulk_upsert([vote(NOON + number, n=number) for number in range(3)])
+        last = timeline.query_last({"type": "vote"})
+        assert last == vote(NOON + 2, n=2)
+        assert timeline.points("n", "1m", "max", {"type": "vote"}) == [{"timestamp": NOON, "value": 2.0}]
+        with pytest.raises(InvalidError):
+            timeline.store({})
+        thread = timeline._thread
+    assert not thread.is_alive()
+
+
+def test_documents_and_points_become_frames() -> None:
+    """Rows come in order of time, indexed by it; what is nested has dotted names."""
+    frame = to_dataframe([{"timestamp": NOON + 1, "a": {"b": 1}}, {"timestamp": NOON, "a": {"b": 2}}])
+    assert frame["a.b"].tolist() == [2, 1]
+    assert [moment.timestamp() for moment in frame.index] == [NOON, NOON + 1]
+    assert to_dataframe([]).empty
