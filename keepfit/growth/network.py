@@ -4,8 +4,9 @@ Owns the columns of the last layer. scikit-learn has one output for two classes,
 softmax over a column each: of [0, z] it gives the very same two probabilities. Never touches the other layers, the
 count of steps, the history of losses or the learning rate.
 
-A new class begins at the mean of the old outputs, less the logarithm of the rows seen, Laplace's rule for a class that
-none of them was of: as no mean is above the largest, it wins over no old class on any row whatever.
+A new class begins at the mean of the old outputs: as no mean is above the largest, it wins over no old class on any row
+whatever, and a network of small steps needs long to bring up what begins lower. Within a wrapper there is no such mean:
+there the output begins at Laplace's rule for a class that none of the rows seen was of.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,8 @@ def widen(estimator: Any, slots: int) -> None:
     """Give `estimator` an output for each of `slots` classes."""
     binary = estimator.n_outputs_ == 1
     added = slots - len(estimator.classes_)
-    off = log1p(estimator.t_)
-    for weights, intercepts in _layers(estimator):
-        weights[-1] = _outputs(weights[-1], 0.0 if binary else None, added, np.mean)
-        intercepts[-1] = _outputs(intercepts[-1], 0.0 if binary else None, added, np.mean)
-        intercepts[-1][-added:] -= off
+    for layers in (estimator.coefs_, estimator.intercepts_, estimator._best_coefs, estimator._best_intercepts):
+        layers[-1] = _outputs(layers[-1], 0.0 if binary else None, added, np.mean)
     for moments, last, sign in _moments(estimator):
         # The gradient of the first of two outputs is the second's with the other sign.
         moments[last] = _outputs(moments[last], sign if binary else None, added, _nothing)
@@ -72,8 +70,7 @@ def _nothing(columns: Any, axis: int) -> Any:
 
 
 def _layers(estimator: Any) -> list[tuple[list[Any], list[Any]]]:
-    best = [(estimator._best_coefs, estimator._best_intercepts)]
-    return [(estimator.coefs_, estimator.intercepts_), *best]
+    return [(estimator.coefs_, estimator.intercepts_), (estimator._best_coefs, estimator._best_intercepts)]
 
 
 def _moments(estimator: Any) -> list[tuple[list[Any], int, float]]:
