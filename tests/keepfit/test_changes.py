@@ -387,6 +387,23 @@ def test_names_lead_into_steps_and_wrappers() -> None:
         in_force(twice, {"StandardScaler__copy": False})
 
 
+def test_a_step_is_changed_where_it_stands() -> None:
+    """In a chain a step's parameter is that of a plain loop over its steps; weights are by label there, too."""
+    steps = [{"MinMaxScaler": {}}, {"SGDClassifier": {}}]
+    bundle = Bundle.new(parse({"steps": steps, "classes": ["a", "b", "c"]}))
+    scaler, last = build("MinMaxScaler", {}), build("SGDClassifier", {})
+    for number, (X, codes) in enumerate(requests("SGDClassifier")):
+        if number == 4:
+            change = {"SGDClassifier__class_weight": {"a": 5, "c": 0}, "SGDClassifier__alpha": 0.5}
+            bundle.change(check(bundle.recipe, {}, {**change, "MinMaxScaler__feature_range": [0, 2]}))
+            last.set_params(class_weight={0: 5, 2: 0}, alpha=0.5)
+            scaler.set_params(feature_range=(0, 2))
+        bundle.partial_fit(shape(bundle.recipe, X.tolist(), ["abc"[code] for code in codes], learning=True))
+        last.partial_fit(scaler.partial_fit(X).transform(X), codes, classes=None if number else np.arange(3))
+    assert learned(bundle.estimator.last) == learned(last)
+    assert learned(bundle.estimator.steps[0]) == learned(scaler)
+
+
 def test_a_change_after_which_no_row_could_be_learned_is_refused() -> None:
     """Priors of another number than there are classes: scikit-learn's own words, and the bundle learns on as before."""
     bundle = bundle_of("MultinomialNB", {})
