@@ -29,7 +29,7 @@ run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave t
 	$(BIN)/keepfit demo $(if $(ONCE),--once)
 
 test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/scripts.md
 	$(BIN)/python -m tests.scripts

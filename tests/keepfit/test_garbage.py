@@ -430,7 +430,7 @@ def orders() -> list[tuple[str, ...]]:
     chance = random.Random(11)
     more = []
     for third in (["save again"] * 3, ["collect again"] * 6):
-        for _ in range(40):
+        for _ in range(15):
             steps = save_steps + collect_steps + third
             chance.shuffle(steps)
             more.append(tuple(steps))
