@@ -25,7 +25,7 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from benchmarks.report import table, times
-from keepfit import estimators, identity, keys, local
+from keepfit import commit, estimators, identity, keys, local
 from keepfit.bundle import Bundle
 from keepfit.envelope import BUNDLE, Header, runtime
 from keepfit.recipe import Recipe, from_text, parse
@@ -36,8 +36,10 @@ from workers.learning import learn
 from workers.process import Process
 
 ROWS, WIDTH, ROUNDS = 2_000, 4, 7
-# What the worker finds waiting at most in one go, as it is in `keepfit.commit`.
-MERGED = 500
+# Requests that are learned between two looks for NaN, or merged, as many as a worker takes in one go.
+AT_ONCE = commit.ENTRIES_MAX
+# Merged is so much faster that a few commits would be all there is to see: as many requests wait as may.
+WAITING = 10_000
 PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
@@ -93,12 +95,13 @@ def computing(recipe: Recipe, encoded: list[bytes]) -> float:
     """Seconds to learn requests of a row each, as one worker computes them."""
     bundle = Bundle.new(recipe)
     started = time.perf_counter()
-    if recipe.updates == "exact":
-        for data in encoded:
-            bundle.partial_fit(Rows.decode(data))
-    else:
-        for start in range(0, len(encoded), MERGED):
-            bundle.partial_fit(concatenate([Rows.decode(data) for data in encoded[start : start + MERGED]]))
+    for start in range(0, len(encoded), AT_ONCE):
+        rows = [Rows.decode(data) for data in encoded[start : start + AT_ONCE]]
+        if recipe.updates == "merged":
+            rows = [concatenate(rows)]
+        for each in rows:
+            bundle.learn(each)
+        bundle.check()
     return time.perf_counter() - started
 
 
@@ -141,14 +144,14 @@ def measured(process: Process, name: str, params: dict[str, Any]) -> Round:
     X, y = rows_of(name)
     exact, merged = recipe_of(name, params, "exact"), recipe_of(name, params, "merged")
     encoded = [shape(exact, [row], [label], learning=True).encode() for row, label in zip(X.tolist(), y, strict=True)]
-    seconds = (
-        loop(name, params, X, y),
-        computing(exact, encoded),
-        computing(merged, encoded),
-        working(process, exact, encoded),
-        working(process, merged, encoded),
+    waiting = (encoded * (WAITING // ROWS))[:WAITING]
+    return Round(
+        ROWS / loop(name, params, X, y),
+        ROWS / computing(exact, encoded),
+        WAITING / computing(merged, waiting),
+        ROWS / working(process, exact, encoded),
+        WAITING / working(process, merged, waiting),
     )
-    return Round(*(ROWS / each for each in seconds))
 
 
 def bundle_us(process: Process) -> tuple[float, int]:

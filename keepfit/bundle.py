@@ -126,13 +126,14 @@ class Bundle:
 
     def _learn(self, rows: Rows, *, first: bool = False) -> None:
         entry, slots = self.recipe.entry, self._slots()
-        y = self._target(rows)
+        y, single = self._target(rows), None
         if not first:
+            single = self.columns.learn_single(self.recipe, rows)
             if entry.kind in estimators.LEARNERS:
-                self._evaluate(rows, y)
+                self._note_error(y, self.columns.transform(self.recipe, rows) if single is None else single[0])
             if self.labels is not None:
                 self._grow(slots)
-        X = chain.learn(self.estimator, self.columns.learn(self.recipe, rows))
+        X = chain.learn(self.estimator, self.columns.learn(self.recipe, rows) if single is None else single[1])
         last = chain.last(self.estimator)
         if not entry.takes_y or rows.sample_weight is not None or not fitting.learn(last, X, y):
             self._have_learned(last, rows, X, y, first=first)
@@ -193,11 +194,11 @@ class Bundle:
         else:
             last.partial_fit(X, **optional)
 
-    def _evaluate(self, rows: Rows, y: Any) -> None:
-        """Note the error of predicting `rows` before they are learned, where they can be predicted by then."""
+    def _note_error(self, y: Any, X: Any) -> None:
+        """Note the error of predicting `X` before it is learned, where it can be predicted by then."""
         try:
             last = chain.last(self.estimator)
-            X = chain.forward(self.estimator, self.columns.transform(self.recipe, rows))
+            X = chain.forward(self.estimator, X)
             predicted = self._settled(plain.predict(last, X))
             chances = plain.predict_proba(last, X) if plain.gives_probabilities(last) else None
         except (ValueError, IndexError):

@@ -98,6 +98,15 @@ class Columns:
         fitting.scale(self.scaler, numbers)
         return plain.transform(self.scaler, numbers)
 
+    def learn_single(self, recipe: Recipe, rows: Rows) -> tuple[Floats, Floats] | None:
+        """Learn a single row of numbers; give it as :meth:`transform` did before that, and as it does now.
+
+        None, and nothing learned, where :meth:`transform` and :meth:`learn` have to do it, one after the other.
+        """
+        if rows.n != 1 or not recipe.layout.plain or self.scaler is None:
+            return None
+        return fitting.scale_single(self.scaler, rows.number_list())
+
     def transform(self, recipe: Recipe, rows: Rows) -> Any:
         """Turn rows into the estimator's matrix, shape (n, width), columns as :meth:`names` has them.
 

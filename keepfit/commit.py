@@ -27,7 +27,7 @@ from keepfit.rows import Rows
 from keepfit.sealing import seal
 
 STAGED_TTL_MS = 60_000
-ENTRIES_MAX = 512
+ENTRIES_MAX = 1024
 BYTES_MAX = 8 * 2**20
 
 GONE, BEATEN, OTHER_ROWS, LOST_STAGE = 0, -1, -2, -3
@@ -97,12 +97,16 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What came of a commit: the new version, or one of :data:`REFUSALS`; `mail` where requests still wait."""
+    """What came of a commit: the new version, or one of :data:`REFUSALS`; `mail` where requests still wait.
+
+    `taken` is what was taken in the same trip.
+    """
 
     version: int
     digest: str
     size_bytes: int
     mail: bool
+    taken: Taken | None = None
 
 
 class Ledger:
@@ -115,19 +119,22 @@ class Ledger:
 
     def take(self, model_hash: str, token: str, known_digest: str) -> Taken | None:
         """Lock a model and read it with its next requests; None where it is gone or another lease has it."""
-        (answer,) = scripts.run(
-            self._store,
-            scripts.call(
-                "take",
-                [
-                    keys.state(model_hash),
-                    keys.bundle(model_hash),
-                    keys.inbox(model_hash),
-                    keys.lock(model_hash),
-                ],
-                [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
-            ),
+        (answer,) = scripts.run(self._store, self._take(model_hash, token, known_digest))
+        return self._taken(model_hash, answer)
+
+    def _take(self, model_hash: str, token: str, known_digest: str) -> scripts.Command:
+        return scripts.call(
+            "take",
+            [
+                keys.state(model_hash),
+                keys.bundle(model_hash),
+                keys.inbox(model_hash),
+                keys.lock(model_hash),
+            ],
+            [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
         )
+
+    def _taken(self, model_hash: str, answer: list[Any]) -> Taken | None:
         if answer[0] != b"ok":
             return None
         _, (generation, version, rows_seen, learned, digest, recipe, attempts), data, entries = answer
@@ -153,7 +160,8 @@ class Ledger:
     def commit(self, taken: Taken, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
         """Make `bundle`, which has learned the first `count` of the taken entries, the live one.
 
-        With `put_aside` the last of them was not learned, for that reason. Lets go of the lock where no mail waits.
+        With `put_aside` the last of them was not learned, for that reason. Where others of them are left, or as many
+        were taken as may be, the next ones are taken in the same trip; else it lets go of the lock where no mail waits.
         """
         done = taken.entries[:count]
         last = done[-1]
@@ -172,7 +180,8 @@ class Ledger:
         digest = envelope.digest_of(data)
         staged = keys.staged(taken.hash, uuid.uuid4().hex)
         faults.reach("commit.sealed")
-        _, _, version, mail = scripts.run(
+        more = count < len(taken.entries) or len(taken.entries) == ENTRIES_MAX
+        _, _, version, after = scripts.run(
             self._store,
             # Marked before it is committed: a change that no snapshotter knows of would be worse than one too many.
             ("ZADD", keys.CHANGED, "GT", keys.change(header.generation, header.version), taken.hash),
@@ -204,10 +213,12 @@ class Ledger:
                     msgspec.json.encode(bundle.changed) if bundle.changed else "",
                 ],
             ),
-            self._unlock(taken.hash, token, force=False, harmed=False),
+            self._take(taken.hash, token, digest) if more else self._unlock(taken.hash, token, force=False),
         )
         faults.reach("commit.done")
-        return Committed(version, digest, len(data), mail == 1)
+        if more:
+            return Committed(version, digest, len(data), mail=True, taken=self._taken(taken.hash, after))
+        return Committed(version, digest, len(data), mail=after == 1)
 
     def unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> bool:
         """Let go of a model; tell whether mail waits (then the lock is kept, unless forced).
@@ -217,7 +228,7 @@ class Ledger:
         (mail,) = scripts.run(self._store, self._unlock(model_hash, token, force=force, harmed=harmed))
         return bool(mail == 1)
 
-    def _unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool) -> scripts.Command:
+    def _unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> scripts.Command:
         return scripts.call(
             "unlock", [keys.state(model_hash), keys.lock(model_hash)], [token, int(force), int(not harmed)]
         )

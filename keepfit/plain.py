@@ -25,8 +25,6 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.rows import Floats
 
-# If a sum is finite, so is all that it is of.
-SUM = np.add.reduce
 # Of something learned and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]
 
@@ -89,7 +87,12 @@ def gives_probabilities(estimator: Any) -> bool:
 
 
 def _sound(estimator: Any, X: Floats) -> bool:
-    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and isfinite(SUM(X, axis=None)))
+    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and finite(X))
+
+
+def finite(X: Floats) -> bool:
+    """Tell whether all of `X` is; the sum of squares is the fastest look, and says no of very large numbers too."""
+    return isfinite(np.vdot(X, X)) or bool(np.isfinite(X).all())
 
 
 def _standard(scaler: Any, X: Floats) -> Floats:

@@ -50,6 +50,11 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
         """Number columns, shape (n, k), a copy that may be written to."""
         return np.frombuffer(self.numbers, LITTLE_ENDIAN).astype(np.float64).reshape(self.n, -1)
 
+    def number_list(self) -> list[float]:
+        """All numbers, row by row."""
+        numbers: list[float] = np.frombuffer(self.numbers, LITTLE_ENDIAN).tolist()
+        return numbers
+
     def target(self) -> Any:
         """`y` as an array of shape (n,), or None."""
         if isinstance(self.y, bytes):

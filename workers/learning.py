@@ -55,15 +55,15 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
     started = time.monotonic()
     process.pulse.model((model_hash, lease))
     try:
-        mail = True
+        mail, taken = True, None
         while mail and not _turn_is_over(process, time.monotonic() - started):
-            known = process.digest(model_hash)
             # Of a bundle that this process cannot load, what waits need not even be read, at every ring.
-            taken = None if process.cannot_read(model_hash) else process.ledger.take(model_hash, lease, known)
+            if taken is None and not process.cannot_read(model_hash):
+                taken = process.ledger.take(model_hash, lease, process.digest(model_hash))
             if taken is None:
                 return False
             faults.reach("worker.taken")
-            mail = _step(process, taken, lease)
+            mail, taken = _step(process, taken, lease)
         faults.reach("worker.unlocking")
         return process.ledger.unlock(model_hash, lease, force=True) if mail else False
     except StaleModelError:
@@ -94,10 +94,10 @@ def _turn_is_over(process: Process, elapsed_s: float) -> bool:
     return elapsed_s > SHARED_SLICE_S and process.wanted()
 
 
-def _step(process: Process, taken: Taken, lease: str) -> bool:
-    """Learn a batch and commit it; tell whether mail waits."""
+def _step(process: Process, taken: Taken, lease: str) -> tuple[bool, Taken | None]:
+    """Learn a batch and commit it; tell whether mail waits, and return what of it was taken already."""
     if not taken.entries:
-        return process.ledger.unlock(taken.hash, lease, force=False)
+        return process.ledger.unlock(taken.hash, lease, force=False), None
     entries, bundle = taken.entries, process.bundle(taken)
     if taken.attempts > ATTEMPTS_MAX:
         reason = f"{taken.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
@@ -120,7 +120,9 @@ def _step(process: Process, taken: Taken, lease: str) -> bool:
     return _commit_or_put_aside(process, taken, bundle, fitted, lease)
 
 
-def _commit_or_put_aside(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> bool:
+def _commit_or_put_aside(
+    process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str
+) -> tuple[bool, Taken | None]:
     """Commit; where what was learned has no pickle, only the first request, or that this is put aside for it."""
     try:
         return _commit(process, taken, bundle, fitted, lease)
@@ -143,8 +145,8 @@ def _stored(process: Process, taken: Taken) -> Bundle:
     return process.bundle(taken)
 
 
-def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> bool:
-    """Commit what was learned, or that the first request was put aside; tell whether mail waits."""
+def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> tuple[bool, Taken | None]:
+    """Commit what was learned, or that the first request was put aside; return what :func:`_step` does."""
     faults.reach("worker.fitted")
     # From here on the object at hand is not what is stored, until the commit says that it is.
     process.cache.drop(taken.hash)
@@ -152,7 +154,7 @@ def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, leas
     committed = process.ledger.commit(taken, bundle, fitted.count or 1, lease, put_aside)
     if committed.version < 1:
         log.warning("commit_refused", hash=taken.hash, version=taken.version + 1, reason=REFUSALS[committed.version])
-        return True
+        return True, committed.taken
     process.cache.put(taken.hash, committed.digest, bundle, committed.size_bytes)
     if put_aside:
         first = taken.entries[0]
@@ -160,7 +162,7 @@ def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, leas
         # The words of an estimator may quote the row; they are kept with it, and go to who sent it.
         kind = put_aside.partition(":")[0]
         log.warning("request_put_aside", hash=taken.hash, sequence=first.sequence, request_id=sent, reason=kind)
-    return committed.mail
+    return committed.mail, committed.taken
 
 
 def _fit(bundle: Bundle, entries: Sequence[Entry], seconds: float | None) -> Fitted:

@@ -102,6 +102,38 @@ async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Sto
     assert await store.changed() == [HASH]
 
 
+async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, ledger: Ledger) -> None:
+    """After a part of a batch the rest comes with the answer, just as another look would read it."""
+    model = await model_of(store)
+    for i in range(3):
+        await accept(store, model, rows_of(("nike", 2000 + i, 3)))
+    first = take(ledger, "a")
+    bundle = learned(first, 1)
+    taken = ledger.commit(first, bundle, 1, "a").taken
+    assert taken is not None
+    assert (taken.version, taken.learned, taken.attempts, taken.data) == (1, 1, 1, b"")
+    again = ledger.take(HASH, "a", taken.digest)
+    assert again == replace(taken, attempts=2, at_s=again.at_s if again else 0.0)
+    for entry in taken.entries:
+        bundle.partial_fit(entry.rows())
+    last = ledger.commit(taken, bundle, 2, "a")
+    assert (last.version, last.mail, last.taken) == (2, False, None)
+
+
+async def test_what_another_worker_has_by_now_does_not_come_with_a_commit(
+    store: Store, ledger: Ledger, client: redis.Redis
+) -> None:
+    """A commit after the lock was lost to another lease stands, and takes nothing from that one."""
+    model = await model_of(store)
+    for i in range(2):
+        await accept(store, model, rows_of(("nike", 2000 + i, 3)))
+    first = take(ledger, "a")
+    client.set(keys.lock(HASH), "b")
+    committed = ledger.commit(first, learned(first, 1), 1, "a")
+    assert (committed.version, committed.taken) == (1, None)
+    assert client.get(keys.lock(HASH)) == b"b"
+
+
 async def test_a_sleeper_commits_nothing(store: Store, ledger: Ledger, client: redis.Redis) -> None:
     """A worker that slept through its lock while another committed is refused, and the other's bundle stays."""
     model = await model_of(store)

@@ -153,6 +153,43 @@ def test_what_scikit_learn_refuses_is_left_to_it() -> None:
         fitting.scale(scaler, np.array([[1.0, np.inf, 0.0]]))
 
 
+def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
+    """What a single row gives is that of transform, partial_fit and transform, to the bit, and so is the scaler."""
+    for seed in range(5):
+        ours, theirs = StandardScaler(), StandardScaler()
+        for X in batches(seed):
+            if len(X) > 1 or not hasattr(theirs, "mean_"):
+                ours.partial_fit(X)
+                theirs.partial_fit(X)
+                continue
+            before, after = fitting.scale_single(ours, X[0].tolist()) or (None, None)
+            assert before is not None
+            assert before.tobytes() == theirs.transform(X).tobytes()
+            assert after.tobytes() == theirs.partial_fit(X).transform(X).tobytes()
+            same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("scaler", "row"),
+    [
+        (StandardScaler(with_mean=False), [1.0] * WIDTH),
+        (StandardScaler(with_std=False), [1.0] * WIDTH),
+        (StandardScaler(), [1.0] * (WIDTH + 1)),
+        (StandardScaler(), [float("inf")] * WIDTH),
+        (StandardScaler(), [1.7e308] * WIDTH),
+    ],
+    ids=["no-mean", "no-std", "wider", "infinite", "huge"],
+)
+def test_a_single_row_that_is_not_known_is_left_to_others(scaler: StandardScaler, row: list[float]) -> None:
+    """Another kind of scaler, another width, or numbers that are too large change nothing and give nothing."""
+    scaler.partial_fit(np.ones((2, WIDTH)))
+    before = {name: np.copy(value) for name, value in vars(scaler).items()}
+    assert fitting.scale_single(scaler, row) is None
+    assert {name: value.tolist() for name, value in before.items()} == {
+        name: np.copy(value).tolist() for name, value in vars(scaler).items()
+    }
+
+
 def test_an_overflow_says_so_in_scikit_learns_words() -> None:
     """Weights that would not be finite are refused as by scikit-learn."""
     estimator = SGDRegressor(shuffle=False, learning_rate="constant", eta0=1e300)

@@ -23,7 +23,7 @@ from keepfit import identity, inbox, keys, scripts
 from keepfit import store as stores
 from keepfit.bundle import Bundle
 from keepfit.columns import Columns
-from keepfit.commit import Ledger
+from keepfit.commit import Ledger, Taken
 from keepfit.envelope import Keyring
 from keepfit.errors import InboxFullError, KeepfitError, UnavailableError
 from keepfit.inbox import Accepted, Learn
@@ -34,7 +34,7 @@ from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
 from tests.scripts.hands import WRONG, Hand, Snapshot, spoiled
-from tests.scripts.plain import NEW, Bundled, Call
+from tests.scripts.plain import NEW, Bundled, Call, Held
 
 KEYRING = Keyring.from_text(SIGNING_KEYS)
 RECIPE = parse(SHOES_RECIPE)
@@ -276,6 +276,11 @@ class Models(RuleBasedStateMachine):
             mock.patch.object(commits, "BYTES_MAX", bytes_max),
         ):
             taken = self.ledger.take(h, token, digest)
+        self._taken(h, token, taken, held, digest)
+
+    def _taken(self, h: str, token: str, taken: Taken | None, held: Held | None, known: str) -> None:
+        """See that what was taken is what the plain model gave, and have it in hand."""
+        model = self.plain.models.get(h)
         if taken is None or held is None or model is None:
             assert (taken, held) == (None, None)
             return
@@ -285,7 +290,9 @@ class Models(RuleBasedStateMachine):
             model.generation, model.version, len(bundle.taught), model.learned, bundle.digest, model.attempts
         )  # fmt: skip
         assert taken.recipe_text == RECIPE.text().encode()
-        assert (sha256(taken.data).hexdigest() if taken.data else "") == ("" if known else bundle.digest)
+        assert (sha256(taken.data).hexdigest() if taken.data else "") == (
+            "" if known == bundle.digest else bundle.digest
+        )
         assert [(e.sequence, e.chain, e.payload, e.big, e.size_bytes) for e in taken.entries] == [
             (r.sequence, r.chain, self.plain.big.get(r.big, (b"", 0))[0] if r.big else r.payload, r.big, r.size)
             for r in held.requests
@@ -323,8 +330,15 @@ class Models(RuleBasedStateMachine):
             committed.digest, taught, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
         )
         version = self.plain.commit(held, count, after, 1000 * count, put_aside=put_aside, staged=staged)
-        mail = self.plain.unlock(h, hand.token, force=False)
-        assert (committed.version, committed.mail) == (version, mail == 1)
+        assert committed.version == version
+        if count == len(held.requests):
+            assert committed.mail == (self.plain.unlock(h, hand.token, force=False) == 1)
+            assert committed.taken is None
+        else:
+            # The rest is taken in the same trip.
+            assert committed.mail
+            next_held = self.plain.take(h, hand.token, commits.ENTRIES_MAX, commits.BYTES_MAX)
+            self._taken(h, hand.token, committed.taken, next_held, committed.digest)
 
     @rule(h=hashes, token=workers, payloads=some_rows, big=rarely(True, False),
           put_aside=st.sampled_from(("", "", "TypeError: no")), part=rarely(True, False),
