@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 READ_BLOCK_S = 1
 READ_COUNT = 256
 RECONNECT_PAUSE_S = 0.2
-# A worker that died is back within a second; after this long without any, none is coming.
+# A worker that died is back within a second, or a few where the machine is busy: none is coming where none is alive
+# after this long, and after as long again.
 WORKER_GRACE_S = 2.0
 # A Redis that is there says so within this, also while it syncs a large bundle.
 LOOK_S = 5.0
@@ -46,7 +47,7 @@ PACE_S = 2.0
 class Waiting:
     """One question on its way, and the future of who asked."""
 
-    __slots__ = ("asked_s", "future", "question", "sent", "timeout_s", "timer")
+    __slots__ = ("alone", "asked_s", "future", "question", "sent", "timeout_s", "timer")
 
     def __init__(self, question: Question, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.question = question
@@ -55,6 +56,7 @@ class Waiting:
         self.future: asyncio.Future[Answer] = loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
         self.sent = False
+        self.alone = False
 
     def left_s(self, now_s: float) -> float:
         """Seconds for which the answer is still wanted, by the event loop's clock."""
@@ -177,11 +179,16 @@ class Asker:
     async def _look(self, waiting: Waiting) -> None:
         loop = asyncio.get_running_loop()
         try:
-            if not await self._look_once():
-                return waiting.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
+            alive = await self._look_once()
         except UnavailableError as away:
             return waiting.fail(away)
         left_s = waiting.left_s(loop.time())
+        if not alive and (waiting.alone or left_s <= 0):
+            return waiting.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
+        if not alive:
+            waiting.alone = True
+            waiting.timer = loop.call_later(min(WORKER_GRACE_S, left_s), self._overdue, waiting)
+            return None
         late = DeadlineError(
             f"No answer came within {waiting.timeout_s:g} s; the workers have more to do than they can."
         )
