@@ -91,8 +91,8 @@ def check_runtime(header: Signed) -> None:
 
     Patch releases may differ; scikit-learn promises no more than that for pickles.
     """
-    for name, theirs in header.runtime.items():
-        here = installed(name)
+    for name in differences(header):
+        theirs, here = header.runtime[name], installed(name)
         if theirs.split(".")[:2] != here.split(".")[:2]:
             raise RuntimeMismatchError(
                 f"{header.subject} was written with {name} {theirs}, this process has {here}. "
@@ -194,11 +194,17 @@ class Keyring:
 
 
 def _mac(key: bytes, purpose: str, front: bytes, back: bytes) -> bytes:
-    """HMAC under the key for one purpose: HKDF-Expand, first block (RFC 5869), over a uniformly random key."""
-    derived = hmac.digest(key, f"keepfit/{purpose}".encode() + b"\x01", "sha256")
-    signer = hmac.new(derived, front, hashlib.sha256)
+    signer = _signer(key, purpose).copy()
+    signer.update(front)
     signer.update(back)
     return signer.digest()
+
+
+@cache
+def _signer(key: bytes, purpose: str) -> hmac.HMAC:
+    """HMAC under the key for one purpose: HKDF-Expand, first block (RFC 5869), over a uniformly random key."""
+    derived = hmac.digest(key, f"keepfit/{purpose}".encode() + b"\x01", "sha256")
+    return hmac.new(derived, digestmod=hashlib.sha256)
 
 
 def digest_of(envelope: bytes) -> str:
