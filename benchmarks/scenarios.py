@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import stack
+from benchmarks import restore, stack
 from benchmarks.load import Call, Load, LoadError, Sample, run
 from benchmarks.processes import StartError
 from benchmarks.results import Results
@@ -28,6 +28,7 @@ DRAIN_S_MAX = 120.0
 # How unevenly models are asked for: the k-th most popular one with a share like 1 / k^1.1.
 ZIPF_EXPONENT = 1.1
 SOME_MODELS = 100
+RESTORED_MODELS = 1_000
 MANY_CONNECTIONS = 64
 
 # A row through so many logistic functions takes over a millisecond, in a batch as well as alone: four rows take 5 ms.
@@ -79,7 +80,7 @@ def steps(bench: Bench, only: frozenset[str]) -> Iterator[tuple[str, Callable[[]
     for number, system in itertools.product(range(1, bench.rounds + 1), SYSTEMS):
         if not only or system.name in only:
             yield f"round {number}: {system.title}", lambda name=system.name: compare(bench, name)  # type: ignore[misc]
-    for group, function in (("models", many_models), ("workers", more_workers)):
+    for group, function in (("models", many_models), ("workers", more_workers), ("restore", lost_redis)):
         if not only or group in only:
             yield group, lambda function=function: alone(bench, function)  # type: ignore[misc]
     if not only or "snapshots" in only:
@@ -156,7 +157,9 @@ def alone(bench: Bench, scenario: Callable[[Bench], None]) -> None:
         scenario(bench)
     except (StartError, LoadError) as error:
         bench.tell(f"{scenario.__name__} broke off: {error}")
-        bench.results.fail("models_zipf" if scenario is many_models else "workers_2", "keepfit", str(error))
+        names = {"many_models": "models_zipf", "more_workers": "workers_2"}
+        missing = names.get(getattr(scenario, "__name__", ""), "restore")
+        bench.results.fail(missing, "keepfit", str(error))
 
 
 def many_models(bench: Bench) -> None:
@@ -181,6 +184,12 @@ def many_models(bench: Bench) -> None:
                 half = Load(MANY_CONNECTIONS, bench.seconds, rate=peak.rate / 2, paths=paths, exponent=exponent)
                 bench.measure(f"{scenario}_half", "keepfit", up.url, call, half)
         bench.results.figures["memory_mb"] = up.memory_mb()
+
+
+def lost_redis(bench: Bench) -> None:
+    """Redis' data are lost: all models at their first use, and all by one command."""
+    with folder() as place:
+        bench.results.figures["restore"] = restore.measure(place, RESTORED_MODELS)
 
 
 def _paths(place: Path, up: stack.Stack, hashes: list[str]) -> Path:

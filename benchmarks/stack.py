@@ -89,7 +89,7 @@ class Stack:
 @contextmanager
 def started(data: Path, workers: int = 2, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """Run `keepfit up` until the block ends."""
-    data.mkdir(parents=True)
+    data.mkdir(parents=True, exist_ok=True)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(data / "keepfit"), "--port", str(port)]

@@ -21,7 +21,7 @@ from gateway.body import beside_loop
 from keepfit import inbox, keys, questions, request_id, rooms, scripts
 from keepfit.errors import DeadlineError, KeepfitError, RoomFullError, UnavailableError
 from keepfit.outage import Outage
-from keepfit.questions import Answer, Operation, Question
+from keepfit.questions import Answer, Operation, Question, Wish
 from keepfit.rows import Rows
 from keepfit.scripts import Line
 from keepfit.settings import Settings
@@ -96,6 +96,7 @@ class Asker:
         generation: int = 0,
         rows: Rows | None = None,
         timeout_s: float | None = None,
+        wish: Wish | None = None,
     ) -> Answer:
         """Ask, and return the answer; raises what the worker met.
 
@@ -113,7 +114,7 @@ class Asker:
         big = rows is not None and not rows.fits(INLINE_ROWS_MAX)
         key = keys.asked_rows(uuid.uuid4().hex) if big else ""
         asked, sent = None if big else rows, request_id.sent.get()
-        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent)
+        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent, wish)
         waiting = self._waiting[question.id] = Waiting(question, timeout_s, loop)
         waiting.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._overdue, waiting)
         try:

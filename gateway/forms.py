@@ -234,6 +234,60 @@ class DiscardedAnswer(msgspec.Struct, kw_only=True):
     discarded: int
 
 
+class RestoreModel(Form, kw_only=True):
+    """The snapshot to put back: the newest not later than `at`, of this `version`; of all, what Redis lost."""
+
+    at: Annotated[
+        float | str | None, Meta(description="Seconds since 1970, or a time in ISO 8601.", examples=[1795176000.0])
+    ] = None
+    version: Annotated[int, Meta(ge=1, le=2**53 - 1)] | None = None
+
+
+class SnapshotAnswer(msgspec.Struct, kw_only=True):
+    """A snapshot's history document; `sequence` is the last request that the model had learned by then."""
+
+    type: str
+    timestamp: float
+    hash: str
+    metadata: dict[str, Any]
+    generation: int
+    version: int
+    sequence: int
+    rows_seen: int
+    metrics: dict[str, Any]
+    uri: str
+    sha256: str
+    size_bytes: int
+    runtime: dict[str, str]
+
+
+class SnapshotList(msgspec.Struct, kw_only=True):
+    """Snapshots, newest first; `next` goes into `after` of the next call, null at the end."""
+
+    hash: str
+    version: int
+    snapshots: list[SnapshotAnswer]
+    next: str | None
+
+
+class RestoredAnswer(msgspec.Struct, kw_only=True):
+    """The model as it is now; `sequence` is the last request that its snapshot had learned.
+
+    `restored` is false where it was just that already; `rows_forgotten` counts what a live model had learned more, and
+    `damaged` the snapshots that were passed over. `snapshot` is null where a model without any began anew.
+    """
+
+    hash: str
+    version: int
+    rows_seen: int
+    generation: int
+    sequence: int
+    restored: bool
+    rows_forgotten: int
+    damaged: int
+    snapshot: SnapshotAnswer | None
+
+
 class HistoryPoint(msgspec.Struct, kw_only=True):
     """What documents had from `timestamp` (seconds) on for a span; `group` is the value of the key grouped by."""
 

@@ -35,6 +35,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.ForbiddenError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
+    errors.NotAgreedError: 409,
     errors.StaleModelError: 409,
     errors.InvalidError: 422,
     errors.IdempotencyError: 422,

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import dead, forms, handlers, history, patching
+from gateway import dead, forms, handlers, history, patching, snapshots
 from keepfit.access import ADMIN, LEARN, OPEN, PREDICT, READ
 from keepfit.history import points
 
@@ -60,6 +60,8 @@ AFTER = _parameter(
 )
 DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
 DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}
+SNAPSHOTS_LIMIT = {**LIMIT, "description": "Snapshots on a page."}
+SNAPSHOTS_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,15})?$"}}
 PREFER = _parameter(
     "Prefer", "header", "`wait=SECONDS` answers 200 once the rows are learned, 202 if that takes longer."
 )
@@ -177,6 +179,19 @@ ROUTES = (
     Route(
         "POST", "/v1/models/{hash}/dead/discard", dead.discard_dead, "Forget requests that were put aside",
         {200: forms.DiscardedAnswer}, forms.DiscardDead, (*BODY_ERRORS, 404, 503), (HASH,),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/snapshot", snapshots.make_snapshot, "Save the model as it is now",
+        {201: forms.SnapshotAnswer}, errors=(400, 404, 409, 429, 503, 504), parameters=(HASH,),
+    ),
+    Route(
+        "GET", "/v1/models/{hash}/snapshots", snapshots.list_snapshots, "List a model's snapshots, newest first",
+        {200: forms.SnapshotList}, errors=(400, 404, 503), parameters=(HASH, SNAPSHOTS_LIMIT, SNAPSHOTS_AFTER),
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/restore", snapshots.restore_model,
+        "Put back the newest snapshot of a version or time, over a live model too; or what Redis lost",
+        {200: forms.RestoredAnswer}, forms.RestoreModel, (*BODY_ERRORS, 404, 409, 429, 503, 504), (HASH,),
     ),
     Route(
         "POST", "/v1/partial_fit", handlers.partial_fit, "Learn rows, by metadata",

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from keepfit import cli_dead, cli_history, errors, faults, locksmith
+from keepfit import cli_dead, cli_history, cli_restore, errors, faults, locksmith
 from keepfit import settings as settings_module
 from keepfit.envelope import SIGNING_KEYS, UPLOAD_KEYS
 from keepfit.errors import KeepfitError, SettingsError
@@ -37,6 +37,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(cli_dead.dead)
+app.command()(cli_restore.restore)
+app.command()(cli_restore.export)
+app.command("import")(cli_restore.import_)
 app.command()(cli_history.history)
 app.add_typer(locksmith.app, name="key")
 # The name it had before there were two kinds of keys.
@@ -210,43 +213,6 @@ def snapshot(
 
 
 @app.command()
-def restore(
-    type_: Type = None,
-    model_hash: Hash = None,
-    at: Annotated[
-        str | None, typer.Option(help="Newest snapshot not later than this: '2026-11-20 12:00' or seconds.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Put models back into Redis from their snapshots, where no newer one is live."""
-    timestamp = _timestamp(at)
-    from snapshotter.restore import restore_many  # noqa: PLC0415
-
-    _log_plain()
-    with _progress("restoring") as progress:
-        outcomes = asyncio.run(
-            restore_many(_settings(), type_, model_hash, timestamp, dry_run=dry_run, progress=progress)
-        )
-    if as_json:
-        _print_json([outcome.as_dict() for outcome in outcomes])
-    else:
-        columns = ("hash", "metadata", "live version", "snapshot version", "outcome")
-        rows = [outcome.as_dict() for outcome in outcomes]
-        _print_table(
-            columns,
-            [
-                (row["hash"][:12], json.dumps(row["metadata"]), row["live_version"], row["version"], row["outcome"])
-                for row in rows
-            ],
-        )
-    if any(outcome.failed for outcome in outcomes):
-        raise SystemExit(_complain("some models could not be restored"))
-    if not outcomes:
-        raise SystemExit(_complain("no model matches"))
-
-
-@app.command()
 def models(
     type_: Type = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
@@ -314,20 +280,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise SettingsError(f"{text!r} is no span of time: write 60s, 5m or 1h.")
     return seconds
-
-
-def _timestamp(text: str | None) -> float | None:
-    """Seconds since the epoch of a time in ISO 8601 (local where it names no zone) or in seconds."""
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise SettingsError(f"{text!r} is no time: write 2026-11-20 12:00, or seconds since 1970.") from None
 
 
 def _print_json(documents: list[dict[str, Any]]) -> None:

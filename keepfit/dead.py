@@ -96,8 +96,8 @@ class Dead:
         """
         refused: dict[str, str] = {}
         if ids is None:
-            # Those of other generations could not be moved, and shall not stand in the way.
-            bounds = (f"{model.generation}-0", f"{model.generation}")
+            # Those from before the model's sequences began could not be moved, and shall not stand in the way.
+            bounds = (f"{model.origin}-0", f"{model.generation}")
             entries = await self._read(model.hash, [bounds], CALL_MAX, 0)
         else:
             entries, refused = await self._named(model.hash, ids)

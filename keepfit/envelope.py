@@ -28,8 +28,14 @@ KEY_BYTES_MIN = 32
 BUNDLE = "bundle"
 OBJECT = "object"
 SIGNING_KEYS, UPLOAD_KEYS = "KEEPFIT_SIGNING_KEYS", "KEEPFIT_UPLOAD_KEYS"
+# Those of another deployment, which only verify.
+IMPORT_KEYS = "KEEPFIT_IMPORT_KEYS"
 # The command that prints a key for each.
-PRINTERS = {SIGNING_KEYS: "keepfit key signing", UPLOAD_KEYS: "keepfit key upload"}
+PRINTERS = {
+    SIGNING_KEYS: "keepfit key signing",
+    UPLOAD_KEYS: "keepfit key upload",
+    IMPORT_KEYS: "keepfit key signing",
+}
 
 
 class Signed(Protocol):

@@ -10,6 +10,7 @@
     ├── ForbiddenError           an API key without the scope that is needed
     ├── NotFoundError            no such model
     ├── ConflictError            the model exists with another recipe
+    │   └── NotAgreedError       live models would go back behind what they have learned, and nobody said so
     ├── IdempotencyError         the same Idempotency-Key with another body
     ├── FullError                too much waits or comes; says when to come again
     │   ├── InboxFullError       … to be learned by this model
@@ -76,6 +77,10 @@ class NotFoundError(KeepfitError):
 
 class ConflictError(KeepfitError):
     """The model exists with another recipe."""
+
+
+class NotAgreedError(ConflictError):
+    """Live models would go back behind what they have learned, and nobody has agreed to that."""
 
 
 class IdempotencyError(KeepfitError):

@@ -46,6 +46,7 @@ POINTS = {
     "restore.fetched": "a snapshot is read and checked, and no generation is given out",
     "restore.numbered": "a generation is given out, and nothing is installed",
     "restore.installed": "the model is live, and nobody is told",
+    "restore.rewound": "a live model has gone back to an older snapshot, and is not saved as that",
 }
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 

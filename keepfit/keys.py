@@ -5,17 +5,17 @@ Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, so that it
 ===================  ======  ==========  ====================================  =================================
 key                  type    TTL         written by                            read by
 ===================  ======  ==========  ====================================  =================================
-kf:{h}:st            hash    none        install, accept, commit, note         gateway, workers, snapshotter
-kf:{h}:b             string  none        install, commit (by RENAME)           workers, snapshotter
+kf:{h}:st            hash    none        install, rewind, accept, commit       gateway, workers, snapshotter
+kf:{h}:b             string  none        install, rewind, commit (by RENAME)   workers, snapshotter
 kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take
 kf:{h}:lk            string  lease       take, renew, unlock                   take
-kf:{h}:stg:<random>  string  60 s        workers, before commit or install     commit, install
+kf:{h}:stg:<random>  string  60 s        workers, before one of these three    commit, install, rewind
 kf:{h}:idem:<key>    string  a day       accept, retry                         accept, retry
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
 kf:{h}:dead          stream  none        commit (rows put aside), retry        peek, retry, discard
-kf:changed           zset    none        workers before commit; snapshotter    snapshotter (score: generation, version)
+kf:changed           zset    none        before commit, rewind; snapshotter    snapshotter (score: generation, version)
 kf:snapshots         hash    none        snapshotter, after a pass             gateways
-kf:commits           pubsub  none        commit, install, delete               gateways
+kf:commits           pubsub  none        commit, install, rewind, delete       gateways
 ===================  ======  ==========  ====================================  =================================
 
 Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:

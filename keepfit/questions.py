@@ -16,7 +16,15 @@ from keepfit.scripts import Command
 
 REPLIES_TTL_MS = 60_000
 
-Operation = Literal["predict", "proba", "score", "restore"]
+# A restore brings back what Redis lost, whoever asks first; an older snapshot is put back for who asks for just that.
+Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot"]
+
+
+class Wish(msgspec.Struct, array_like=True, frozen=True):
+    """Which snapshot to put back: not later than `at` (seconds since 1970), of this `version`; the newest that fits."""
+
+    at: float | None = None
+    version: int | None = None
 
 
 class Question(msgspec.Struct, array_like=True, frozen=True):
@@ -34,6 +42,7 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
     rows: Rows | None = None
     big: str = ""
     request: str = ""
+    wish: Wish | None = None
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):

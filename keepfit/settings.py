@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
     )
+    import_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Signing keys of another deployment whose files `keepfit import` takes in; they sign nothing here.",
+    )
     upload_keys: SecretStr = Field(
         SecretStr(""),
         description="Keys that sign objects sent in recipes, as signing_keys; with none no object is taken.",

@@ -24,7 +24,7 @@ REASON_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """State of a live model, read in one moment.
+    """State of a live model, read in one moment; `origin` is the generation in which its sequences began.
 
     `recipe` is as it was posted; `changed` are the parameters that were changed since (:mod:`keepfit.changes`).
     """
@@ -41,6 +41,7 @@ class Model:
     snapshot: dict[str, Any] | None
     digest: str
     changed: dict[str, Any]
+    origin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,21 @@ class Install:
     bundle: bytes = b""
     width: int | None = None
     born: int = 0
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """What a live model goes back to; `bundle` says that it has learned what the live one has (`keepfit.restore`)."""
+
+    hash: str
+    generation: int
+    version: int
+    rows_seen: int
+    digest: str
+    metrics_text: str
+    bundle: bytes
+    width: int | None
     changed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -147,6 +163,44 @@ class Store:
         if installed == -1:
             raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
         return bool(installed == 1)
+
+    async def rewind(self, live: Model, to: Rewind) -> bool:
+        """Put another bundle in a live model's place, if it is still what it was in `live`; tell whether it was put in.
+
+        Requests that wait stay, and are learned on top of it.
+        """
+        staged = keys.staged(to.hash, uuid.uuid4().hex)
+        *_, done = await scripts.run_async(
+            self._store,
+            # Marked before it is done, as before a commit, and like the commit that would come next: a pass that saves
+            # what is live now leaves the mark, and one that saves what comes of it, or is in its way, takes it off.
+            ("ZADD", keys.CHANGED, "GT", keys.change(live.generation, live.version + 1), to.hash),
+            ("SET", staged, to.bundle, "PX", STAGED_TTL_MS),
+            scripts.call(
+                "rewind",
+                [keys.state(to.hash), keys.bundle(to.hash), staged],
+                [
+                    live.generation,
+                    live.digest,
+                    to.generation,
+                    to.version,
+                    to.rows_seen,
+                    to.digest,
+                    to.metrics_text,
+                    "" if to.width is None else to.width,
+                    msgspec.json.encode(to.changed) if to.changed else "",
+                    keys.COMMITS,
+                    to.hash,
+                ],
+            ),
+        )
+        if done == -1:
+            raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
+        return bool(done == 1)
+
+    async def mark(self, model_hash: str, generation: int, version: int) -> None:
+        """Note that a model is to be saved at this version."""
+        await scripts.run_async(self._store, ("ZADD", keys.CHANGED, "GT", keys.change(generation, version), model_hash))
 
     async def delete(self, model_hash: str) -> bool:
         """Forget a model; tell whether there was one."""
@@ -309,13 +363,14 @@ _FIELDS = (
     "snapshot",
     "digest",
     "changed",
+    "origin",
 )
 
 
 def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
     if fields[0] is None:
         return None
-    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest, changed = (
+    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest, changed, origin = (
         field or b"" for field in fields
     )
     return Model(
@@ -331,4 +386,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         snapshot=msgspec.json.decode(snapshot) if snapshot else None,
         digest=digest.decode(),
         changed=msgspec.json.decode(changed) if changed else {},
+        origin=int(origin or generation),
     )

@@ -1,20 +1,80 @@
 """Restoring many models: what `keepfit restore` does.
 
-Owns which models are meant and what is said of each; how one is restored is :func:`keepfit.snapshot.restore`.
-Invariant: a live model is never overwritten; trouble with one does not keep the others from being restored.
+Owns which models are meant, what would become of each, and what is said of it; how one is restored is
+:mod:`keepfit.restore`. Invariants: nothing is changed before the caller has seen which live models would go back, and
+has agreed; a live model goes back only from what it was then; trouble with one does not keep the others from being
+restored; done again after it was cut short, it goes on with what is left.
 """
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from keepfit.errors import KeepfitError
+from keepfit.errors import KeepfitError, NotAgreedError, UnavailableError
 from keepfit.history import Document, Registered
+from keepfit.restore import NEWEST, Restored, Restorer, Wanted
 from keepfit.settings import Settings
-from keepfit.snapshot import restore
+from keepfit.store import Model
 from snapshotter.run import Snapshotter, opened
 
 PAGE = 500
+# More do not help: one MongoDB answers, one Redis syncs, and this process opens the bundles.
+AT_ONCE = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """Models by `type` and other `metadata` (texts that values are compared with), or the one of `hash`."""
+
+    type_: str | None = None
+    hash: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would become of one model: of the `live` one, None where it is in no Redis, and of a snapshot's `document`.
+
+    `goes_back` tells that learning would be forgotten, `kept` why nothing is to be done, `failed` why it cannot be.
+    """
+
+    registered: Registered
+    live: Model | None
+    document: Document | None
+    goes_back: bool = False
+    kept: str = ""
+    failed: str = ""
+
+    @property
+    def rows_forgotten(self) -> int:
+        """Rows that the live model has learned more than the snapshot."""
+        if not self.goes_back or self.live is None or self.document is None:
+            return 0
+        return max(self.live.rows_seen - int(self.document["rows_seen"]), 0)
+
+    def outcome(self) -> "Outcome":
+        """Say what would be done."""
+        if self.failed or self.kept:
+            return self.said(self.failed or self.kept, failed=bool(self.failed))
+        if self.goes_back:
+            return self.said(f"would go back, {self.rows_forgotten} rows forgotten")
+        return self.said("would be restored" if self.document else "would begin anew")
+
+    def said(self, outcome: str, *, failed: bool = False) -> "Outcome":
+        """Say what came of it."""
+        return Outcome(
+            self.registered,
+            self.live.version if self.live else None,
+            self.document["version"] if self.document else None,
+            outcome,
+            failed,
+            self.rows_forgotten,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +86,7 @@ class Outcome:
     version: int | None
     outcome: str
     failed: bool = False
+    rows_forgotten: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON."""
@@ -34,64 +95,172 @@ class Outcome:
             "metadata": self.registered.metadata,
             "live_version": self.live_version,
             "version": self.version,
+            "rows_forgotten": self.rows_forgotten,
             "outcome": self.outcome,
         }
 
 
+def silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _never(plans: Sequence[Plan]) -> bool:
+    """Let no live model go back."""
+    return False
+
+
 async def restore_many(
     settings: Settings,
-    type_: str | None,
-    model_hash: str | None,
-    at: float | None,
+    meant: Meant,
+    wanted: Wanted = NEWEST,
     *,
-    dry_run: bool,
-    progress: Callable[[int, int], None],
+    dry_run: bool = False,
+    agreed: Callable[[Sequence[Plan]], bool] = _never,
+    follow: bool = False,
+    progress: Progress = silent,
 ) -> list[Outcome]:
-    """Restore all registered models of `type_` or `model_hash` from snapshots not later than `at` (seconds)."""
+    """Restore the models that are meant from the snapshots that are wanted.
+
+    `agreed` is asked once, with all live models that would go back behind what they have learned; a no ends it before
+    anything is changed, with :class:`NotAgreedError`. With `follow` they go back also where they learn on meanwhile.
+    """
     async with opened(settings) as parts:
-        meant = [registered async for registered in _registered(parts, type_, model_hash)]
-        outcomes = []
-        for done, registered in enumerate(meant, start=1):
-            outcomes.append(await _one(parts, registered, at, dry_run=dry_run))
-            progress(done, len(meant))
-        return outcomes
+        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring)
+        registered = [found async for found in registered_of(parts, meant)]
+        plans = await _plan(restorer, registered, wanted)
+        if dry_run:
+            return [plan.outcome() for plan in plans]
+        back = [plan for plan in plans if plan.goes_back]
+        # What needs the loop's thread is asked in it: nothing else runs meanwhile.
+        if back and not agreed(back):
+            raise NotAgreedError(
+                f"{len(back)} live models would go back behind what they have learned "
+                f"({sum(plan.rows_forgotten for plan in back)} rows); --force does that. Nothing was changed."
+            )
+
+        return await at_once(plans, _Hand(restorer, wanted, follow=follow).carry_out, progress)
 
 
-async def _one(parts: Snapshotter, registered: Registered, at: float | None, *, dry_run: bool) -> Outcome:
-    live = await parts.store.describe(registered.hash)
-    newest = await parts.history.newest(registered.hash, registered.born, at)
-    version = newest["version"] if newest else None
-    if live is not None:
-        return Outcome(registered, live.version, version, "kept: it is live")
-    if at is not None and newest is None:
-        return Outcome(registered, None, None, "no snapshot that old", failed=True)
-    if dry_run:
-        return Outcome(registered, None, version, "would be restored" if newest else "would begin anew")
+async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress: Progress = silent) -> list[R]:
+    """Act on all items, some at once; return what came of each, in their order."""
+    gate, done = asyncio.Semaphore(AT_ONCE), 0
+
+    async def one(item: T) -> R:
+        nonlocal done
+        async with gate:
+            result = await act(item)
+        done += 1
+        progress(done, len(items))
+        return result
+
     try:
-        restored = await restore(parts.store, parts.history, parts.storage, parts.keyring, registered.hash, at)
-    except KeepfitError as error:
-        return Outcome(registered, None, version, str(error), failed=True)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        # The first one stopped the others, and says why.
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _plan(restorer: Restorer, registered: Sequence[Registered], wanted: Wanted) -> list[Plan]:
+    live: list[Model | None] = []
+    for begin in range(0, len(registered), PAGE):
+        live += await restorer.store.describe_many([each.hash for each in registered[begin : begin + PAGE]])
+
+    async def look(pair: tuple[Registered, Model | None]) -> Plan:
+        return await _look(restorer, *pair, wanted)
+
+    return await at_once(list(zip(registered, live, strict=True)), look)
+
+
+async def _look(restorer: Restorer, registered: Registered, live: Model | None, wanted: Wanted) -> Plan:
+    """Find out what would become of one model."""
+    if live is not None and live.generation < registered.born:
+        # What is left of a deleted predecessor.
+        live = None
+    document = await restorer.find(registered, wanted)
+    if document is None and wanted.is_named:
+        what = "no snapshot that old" if wanted.version is None else "no snapshot of that version"
+        return Plan(registered, live, None, failed=what)
+    if live is None:
+        return Plan(registered, None, document)
+    if not wanted.is_named or document is None:
+        return Plan(registered, live, document, kept="kept: it is live")
+    if await restorer.is_at(live, document):
+        return Plan(registered, live, document, kept="kept: it is at this snapshot")
+    return Plan(registered, live, document, goes_back=True)
+
+
+class _Hand:
+    """Does what was planned, until so many models in a row show that a part is away for all of them."""
+
+    def __init__(self, restorer: Restorer, wanted: Wanted, *, follow: bool) -> None:
+        self._restorer = restorer
+        self._wanted = wanted
+        self._follow = follow
+        self._in_a_row = 0
+        self._away = ""
+
+    async def carry_out(self, plan: Plan) -> Outcome:
+        """Do what was planned for one model."""
+        if plan.kept or plan.failed:
+            return plan.outcome()
+        if self._in_a_row >= AT_ONCE:
+            return plan.said(f"left: {self._away}", failed=True)
+        try:
+            restored = await self._restore(plan)
+        except UnavailableError as error:
+            self._in_a_row, self._away = self._in_a_row + 1, str(error)
+            return plan.said(str(error), failed=True)
+        except KeepfitError as error:
+            return plan.said(str(error), failed=True)
+        self._in_a_row = 0
+        return _said(plan, restored)
+
+    async def _restore(self, plan: Plan) -> Restored:
+        if plan.live is None:
+            return await self._restorer.bring_back(plan.registered, self._wanted, plan.document)
+        return await self._restorer.go_back(
+            plan.registered, self._wanted, plan.live, follow=self._follow, first=plan.document
+        )
+
+
+def _said(plan: Plan, restored: Restored) -> Outcome:
     if restored.live:
-        return Outcome(registered, None, version, "kept: it came back meanwhile")
-    return Outcome(registered, None, *_said(restored.document, restored.corrupt))
+        return plan.said("kept: it came back meanwhile")
+    words = "restored" if plan.live is None else "went back"
+    if restored.document is None:
+        words = "begun anew: it had no snapshot"
+    if restored.corrupt:
+        words += f", after {restored.corrupt} damaged"
+    if not restored.saved:
+        words += ", to be saved by the next pass"
+    return Outcome(
+        plan.registered,
+        plan.live.version if plan.live else None,
+        restored.document["version"] if restored.document else None,
+        words,
+        rows_forgotten=plan.rows_forgotten,
+    )
 
 
-def _said(document: Document | None, corrupt: int) -> tuple[int | None, str]:
-    passed_over = f", after {corrupt} damaged" if corrupt else ""
-    if document is None:
-        return None, "begun anew: it had no snapshot"
-    return document["version"], f"restored{passed_over}"
-
-
-async def _registered(parts: Snapshotter, type_: str | None, model_hash: str | None) -> AsyncIterator[Registered]:
-    if model_hash is not None:
-        found = await parts.history.registered(model_hash)
-        if found is not None and type_ in (None, found.metadata["type"]):
+async def registered_of(parts: Snapshotter, meant: Meant) -> AsyncIterator[Registered]:
+    """Read the register for the models that are meant, in order of their hashes."""
+    filters = {**meant.metadata, **({} if meant.type_ is None else {"type": meant.type_})}
+    if meant.hash is not None:
+        found = await parts.history.registered(meant.hash)
+        if found is not None and (not filters or found.hash in await _of_these(parts, filters, found.hash)):
             yield found
         return
     after = ""
-    filters = {} if type_ is None else {"type": type_}
     while page := await parts.history.models(filters, PAGE, after):
         for registered in page:
             yield registered
         after = page[-1].hash
+
+
+async def _of_these(parts: Snapshotter, filters: Mapping[str, str], model_hash: str) -> list[str]:
+    """Hashes of models that fit the filters, from just before `model_hash` on."""
+    # Hashes are 64 digits: nothing sorts between the first 63 of one and itself but what differs in the last.
+    found = await parts.history.models(filters, 16, model_hash[:-1])
+    return [each.hash for each in found]

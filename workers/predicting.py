@@ -1,11 +1,11 @@
 """Predicting: one vectorised call per model for all that wait.
 
-Owns how questions of gateways are answered: predict, probabilities, score, and restoring a model that Redis does not
-have. Invariants: nothing here changes a bundle; every question is answered, with an error of our tree if need be; no
-answer comes from a bundle older than the store's at the moment it was asked.
+Owns how questions of gateways are answered: predict, probabilities, score. What a model needs that Redis does not have,
+and questions about snapshots, are left to :mod:`workers.restoring`. Invariants: nothing here changes a bundle; every
+question is answered, with an error of our tree if need be; no answer comes from a bundle older than the store's at the
+moment it was asked.
 """
 
-import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,17 +14,14 @@ from typing import Any
 import msgspec
 import structlog
 
-from keepfit import connections, faults, keys, questions, rooms, scripts
+from keepfit import faults, keys, questions, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.commit import Loaded
 from keepfit.errors import InvalidError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
-from keepfit.history import History
 from keepfit.questions import Answer, Question
 from keepfit.rows import Rows, concatenate
 from keepfit.scripts import Command
-from keepfit.snapshot import restore
-from keepfit.storage import open_storage
-from keepfit.store import Store
+from workers import restoring
 from workers.process import Process
 
 log = structlog.get_logger(__name__)
@@ -89,6 +86,7 @@ def answer_all(process: Process, entries: Sequence[bytes]) -> Sequence[Command]:
     """Answer a batch of questions; return the commands that send the last answers to the gateways that asked."""
     asked: dict[str, list[Question]] = defaultdict(list)
     restores: dict[str, list[Question]] = defaultdict(list)
+    named: list[Question] = []
     for entry in entries:
         try:
             question = questions.decode_question(entry)
@@ -96,15 +94,38 @@ def answer_all(process: Process, entries: Sequence[bytes]) -> Sequence[Command]:
             # Of a gateway of another version: nobody here can tell whom to answer.
             log.warning("question_unreadable", reason=str(error))
             continue
-        (restores if question.operation == "restore" else asked)[question.hash].append(question)
+        if question.operation in ("put_back", "snapshot"):
+            named.append(question)
+        else:
+            (restores if question.operation == "restore" else asked)[question.hash].append(question)
     outbox = Outbox(process)
     _answer_groups(process, outbox, asked)
-    if restores:
+    if restores or named:
         # Storage may be slow: all others have their answers first.
         outbox.send()
-        reasons = {model_hash: _restored(process, model_hash) for model_hash in restores}
-        _answer_groups(process, outbox, restores, reasons)
+    lost = list(restores)
+    for begin in range(0, len(lost), restoring.AT_ONCE):
+        some = lost[begin : begin + restoring.AT_ONCE]
+        reasons = restoring.bring_back(process, some)
+        _answer_groups(process, outbox, {model_hash: restores[model_hash] for model_hash in some}, reasons)
+    for question in named:
+        outbox.put(question, _served(process, question))
+        outbox.send_if_due()
     return outbox.commands()
+
+
+def _served(process: Process, question: Question) -> Answer:
+    """Answer a question that changes what is live or saved, with the model as it is then."""
+    outcome = restoring.serve(process, question)
+    if isinstance(outcome, KeepfitError):
+        return questions.failed(question, outcome)
+    try:
+        model = process.ledger.load({question.hash: ""}).get(question.hash)
+    except UnavailableError as away:
+        return questions.failed(question, away)
+    if model is None:
+        return questions.failed(question, NotFoundError(f"The model {question.hash} was deleted meanwhile."))
+    return Answer(question.id, model.generation, model.version, model.rows_seen, result=outcome)
 
 
 def _answer_groups(
@@ -256,24 +277,3 @@ def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
         return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
         return InvalidError(f"{bundle.recipe.name} cannot answer for these rows: {error}")
-
-
-def _restored(process: Process, model_hash: str) -> KeepfitError | None:
-    """Bring a model back from its newest good snapshot; return why that was not possible."""
-    try:
-        asyncio.run(_restore(process, model_hash))
-    except KeepfitError as error:
-        log.warning("restore_failed", hash=model_hash, reason=str(error))
-        return error
-    return None
-
-
-async def _restore(process: Process, model_hash: str) -> None:
-    settings = process.settings
-    client = connections.store_async(settings)
-    try:
-        async with History(settings.mongo_url.get_secret_value()) as history:
-            storage = open_storage(settings.snapshot_url)
-            await restore(Store(client), history, storage, process.keyring, model_hash)
-    finally:
-        await client.aclose()

@@ -22,6 +22,7 @@ from keepfit.errors import EnvelopeError, KeepfitError, RuntimeMismatchError, St
 from keepfit.recipe import from_text
 from keepfit.rooms import Room
 from keepfit.settings import Settings
+from workers.remote import Remote
 
 log = structlog.get_logger(__name__)
 
@@ -147,6 +148,7 @@ class Process:
         self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Pulse(settings, name, self.ledger, self.queue)
+        self.remote = Remote(settings, self.keyring)
         self.unreadable = Unreadable()
         self._told: set[str] = set()
         # Questions that a claim took of slow models at most, as the last claim said.
@@ -157,6 +159,7 @@ class Process:
     def close(self) -> None:
         """Stop the pulse and close the connections."""
         self.pulse.stop()
+        self.remote.close()
         self.queue.close()
         self.store.close()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import pymongo
-from pymongo import ASCENDING, DESCENDING, ReturnDocument, WriteConcern
+from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from keepfit.history.labels import labels_of, meanings_of
@@ -141,15 +141,36 @@ class History:
             )
         return bool(result.matched_count)
 
-    async def next_generation(self, model_hash: str, born: int) -> int | None:
-        """Give out the next generation of the model that was `born` so; None where it is deleted or made again."""
+    async def next_generation(self, model_hash: str, born: int, count: int = 1) -> int | None:
+        """Give out the next `count` generations of the model that was `born` so; return the last of them.
+
+        None where it is deleted or made again.
+        """
         with unavailable():
             document = await self._models.find_one_and_update(
                 {"_id": model_hash, "deleted": False, "born": born},
-                {"$inc": {"generation": 1}},
+                {"$inc": {"generation": count}},
                 return_document=ReturnDocument.AFTER,
             )
         return None if document is None else int(document["generation"])
+
+    async def advance(self, models: Sequence[Registered]) -> bool:
+        """Give each of these models its next generation; tell whether all were still as they were looked up.
+
+        Where one was not, numbers may be used up that nobody was given, which does no harm.
+        """
+        with unavailable():
+            result = await self._models.bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": one.hash, "deleted": False, "born": one.born, "generation": one.generation},
+                        {"$set": {"generation": one.generation + 1}},
+                    )
+                    for one in models
+                ],
+                ordered=False,
+            )
+        return bool(result.matched_count == len(models))
 
     async def models(self, filters: Mapping[str, str], limit: int, after: str = "") -> list[Registered]:
         """List models by hash, those after `after`, whose metadata holds every key with the value that the text means.
@@ -238,23 +259,36 @@ class History:
                     await self._about.insert_one({"_id": "history", "name": uuid.uuid4().hex})
 
     async def snapshots(
-        self, model_hash: str, born: int = 0, at: float | None = None, limit: int = 0
+        self,
+        model_hash: str,
+        born: int = 0,
+        at: float | None = None,
+        limit: int = 0,
+        version: int | None = None,
+        before: tuple[int, int] | None = None,
     ) -> AsyncGenerator[Document]:
         """Yield a model's committed snapshots, newest (generation, version) first, none later than `at` (seconds).
 
-        At most `limit` of them; 0 means all.
+        At most `limit` of them, 0 means all; only those of `version`, or older than the place `before`, where named.
         """
         query: Document = {"hash": model_hash, "generation": {"$gte": born}, "status": COMMITTED}
         if at is not None:
             query["timestamp"] = {"$lte": at}
+        if version is not None:
+            query["version"] = version
+        if before is not None:
+            older = {"generation": before[0], "version": {"$lt": before[1]}}
+            query["$or"] = [{"generation": {"$lt": before[0]}}, older]
         newest_first = [("generation", DESCENDING), ("version", DESCENDING)]
         with unavailable():
             async for document in self._history.find(query).sort(newest_first).limit(limit):
                 yield public(document)
 
-    async def newest(self, model_hash: str, born: int, at: float | None = None) -> Document | None:
-        """Find a model's newest committed snapshot, not later than `at` (seconds)."""
-        async with aclosing(self.snapshots(model_hash, born, at, limit=1)) as documents:
+    async def newest(
+        self, model_hash: str, born: int, at: float | None = None, version: int | None = None
+    ) -> Document | None:
+        """Find a model's newest committed snapshot, not later than `at` (seconds), of a `version` if one is named."""
+        async with aclosing(self.snapshots(model_hash, born, at, limit=1, version=version)) as documents:
             return await anext(documents, None)
 
     async def documents(

@@ -18,17 +18,14 @@
 --                                          accepted, or accepted before by this call. The rest did not fit: then
 --                                          `waiting` requests wait, of which `pace` are learned a second
 --         {'missing'}                      no such model
---         {'stale'}                        the model was made again meanwhile
+--         {'stale'}                        the model was made again, or went back to an older bundle, meanwhile
 --         {'conflict'}                     the key came before with another body
 --         {'lost'}                         the large request's rows are gone, or not all there
 --         {'width', width}                 the model's rows have another width
 local state = redis.call('HMGET', KEYS[1],
-  'generation', 'accepted', 'learned', 'bytes', 'width', 'chain', 'version', 'pace')
+  'generation', 'accepted', 'learned', 'bytes', 'width', 'chain', 'version', 'pace', 'origin')
 if not state[1] then
   return {'missing'}
-end
-if state[1] ~= ARGV[1] then
-  return {'stale'}
 end
 local version, pace = tonumber(state[7]), tonumber(state[8] or 0)
 local accepted, bytes, chain = tonumber(state[2]), tonumber(state[4]), state[6]
@@ -37,13 +34,19 @@ local alone = 1 - redis.call('EXISTS', KEYS[4])
 local seen = redis.call('GET', KEYS[3])
 if seen then
   local digest, first, count, generation = string.match(seen, '^(%x+) (%d+) (%d+) (%d+)$')
-  -- A key of an earlier generation speaks of rows that this model never had.
-  if generation == ARGV[1] then
-    if digest ~= ARGV[2] then
+  -- A key from before the model's sequences began speaks of rows that it never had. One of an earlier generation of the
+  -- same sequences speaks of its rows, and is heard even where the caller does not know that there is a later one.
+  if tonumber(generation) >= tonumber(state[9] or state[1]) then
+    if digest == ARGV[2] then
+      return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace}
+    end
+    if state[1] == ARGV[1] then
       return {'conflict'}
     end
-    return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace}
   end
+end
+if state[1] ~= ARGV[1] then
+  return {'stale'}
 end
 if ARGV[3] ~= '0' and state[5] and state[5] ~= ARGV[3] then
   return {'width', state[5]}

@@ -13,11 +13,11 @@
 -- ARGV[5...] ids         requests in the stream of those put aside
 --
 -- returns {'ok', version, outcomes, waiting, pace}  `outcomes` has one word per id, parted by spaces: its new sequence,
---                     or why it was not moved: 'gone' (not there, or named twice), 'other' (of another generation),
+--                     or why it was not moved: 'gone' (not there, or named twice), 'other' (of other sequences),
 --                     'lost' (its rows are), 'full' (does not fit: `waiting` wait, of which `pace` are learned a second)
 --         {'missing'} no such model
 --         {'stale'}   the model was made again meanwhile
-local state = redis.call('HMGET', KEYS[1], 'generation', 'accepted', 'learned', 'bytes', 'chain', 'version', 'pace')
+local state = redis.call('HMGET', KEYS[1], 'generation', 'accepted', 'learned', 'bytes', 'chain', 'version', 'pace', 'origin')
 if not state[1] then
   return {'missing'}
 end
@@ -37,7 +37,7 @@ for i = 5, #ARGV do
   local outcome = ''
   if not entry or named[item[1]] or (entry[10] ~= '' and entry[10] ~= KEYS[i]) then
     outcome = 'gone'
-  elseif entry[2] ~= ARGV[1] then
+  elseif tonumber(entry[2]) < tonumber(state[8] or ARGV[1]) then
     outcome = 'other'
   elseif entry[10] ~= '' and redis.call('STRLEN', KEYS[i]) ~= tonumber(entry[12]) then
     outcome = 'lost'

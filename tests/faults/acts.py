@@ -15,9 +15,10 @@ from typing import Any
 
 from gateway import app
 from keepfit import commit, connections, faults, scripts
+from keepfit.restore import Wanted
 from keepfit.scripts import Command
 from keepfit.settings import Settings
-from snapshotter.restore import restore_many
+from snapshotter.restore import Meant, restore_many
 from snapshotter.run import run_once
 from workers import jobs, learning, process, sweep
 
@@ -117,7 +118,14 @@ def save(settings: Settings) -> None:
 
 def restore(settings: Settings, model_hash: str) -> None:
     """Put a model back from its snapshot."""
-    asyncio.run(restore_many(settings, None, model_hash, None, dry_run=False, progress=lambda done, total: None))
+    asyncio.run(restore_many(settings, Meant(hash=model_hash)))
+
+
+def go_back(settings: Settings, model_hash: str) -> None:
+    """Put version 1 in the place of a live model."""
+    asyncio.run(
+        restore_many(settings, Meant(hash=model_hash), Wanted(version=1), agreed=lambda plans: True, follow=True)
+    )
 
 
 def pass_by(name: str, times: int) -> None:

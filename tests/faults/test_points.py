@@ -18,10 +18,11 @@ from keepfit import cli, connections, envelope, faults, keys, questions, queue, 
 from keepfit.bundle import Bundle
 from keepfit.errors import SettingsError
 from keepfit.questions import Question
+from keepfit.restore import Wanted
+from keepfit.saving import path_of
 from keepfit.sealing import unseal
 from keepfit.settings import Settings
-from keepfit.snapshot import path_of
-from snapshotter.restore import restore_many
+from snapshotter.restore import Meant, restore_many
 from snapshotter.run import run_once
 from tests import servers
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
@@ -45,9 +46,10 @@ REGISTERING = ["model.registered", "model.unregistered"]
 SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
 COLLECTING = ["garbage.aborted", "garbage.deleted"]
 RESTORING = ["restore.fetched", "restore.numbered", "restore.installed"]
+RETURNING = ["restore.rewound"]
 TESTED = [
     *LEARNING, *HANDING_OVER, *ANSWERING, *BURYING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
-    *RESTORING,
+    *RESTORING, *RETURNING,
 ]  # fmt: skip
 
 
@@ -333,11 +335,36 @@ async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Worksho
     before, data = await shop.model(model_hash), shop.data(model_hash)
     shop.lose(model_hash)
     assert acts.end_of(f"{point}:1:kill", acts.restore, deployment, model_hash) == KILLED
-    await restore_many(deployment, None, model_hash, None, dry_run=False, progress=lambda done, total: None)
+    await restore_many(deployment, Meant(hash=model_hash))
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, shop.data(model_hash)) == (before.version, before.rows_seen, data)
     assert model.generation > before.generation
     assert await shop.learn(model_hash) == before.version + 1
+
+
+@pytest.mark.parametrize("point", ["restore.fetched", "restore.numbered", *RETURNING])
+async def test_a_return_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """Whichever step of going back is the last, the model is what it was or has gone back; then that is the newest."""
+    model_hash = await shop.learned()
+    await run_once(deployment)
+    predictions = await shop.predict(model_hash)
+    await shop.learn(model_hash, SHOES, [9.0] * 3)
+    await run_once(deployment)
+    await shop.accept(model_hash)
+    assert acts.end_of(f"{point}:1:kill", acts.go_back, deployment, model_hash) == KILLED
+    has_gone = point in RETURNING
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.inbox) == ((1, 3, 1) if has_gone else (2, 6, 1))
+    if has_gone:
+        # Marked before it went, so a pass saves it, whoever makes one.
+        assert model_hash in await shop.store.changed()
+        await run_once(deployment)
+    else:
+        await restore_many(deployment, Meant(hash=model_hash), Wanted(version=1), agreed=lambda plans: True)
+    shop.lose(model_hash)
+    await restore_many(deployment, Meant(hash=model_hash))
+    assert (await shop.model(model_hash)).version == 1
+    assert await shop.predict(model_hash) == predictions
 
 
 # The points themselves.

@@ -90,7 +90,8 @@ def test_an_operation_is_fully_described(path: str, method: str) -> None:
         assert parameter["description"]
         Draft202012Validator.check_schema(parameter["schema"])
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
-    assert ("requestBody" in operation) is (method in ("post", "patch"))
+    # There is nothing to say about a snapshot of now.
+    assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("/snapshot"))
     statuses = operation["responses"].keys()
     assert "default" in statuses
     assert any(status.startswith("2") for status in statuses)
@@ -155,6 +156,10 @@ async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, 
     await check("POST", "/v1/models/{hash}/dead/retry", {})
     await check("POST", "/v1/models/{hash}/dead/retry", {"ids": ["1-1"]})
     await check("POST", "/v1/models/{hash}/dead/discard", {"ids": ["1-1"]})
+    await check("POST", "/v1/models/{hash}/snapshot")
+    await check("GET", "/v1/models/{hash}/snapshots")
+    await check("POST", "/v1/models/{hash}/restore", {})
+    await check("POST", "/v1/models/{hash}/restore", {"version": 99})
     await check("GET", "/v1/models")
     await check("GET", "/v1/models/{hash}")
     for query in ("", "?every=1d&stat=count&group=type", "?every=1d", "?last=x"):

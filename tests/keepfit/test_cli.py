@@ -21,7 +21,9 @@ from keepfit.settings import Settings
 from tests.conftest import SIGNING_KEYS, Stack
 from tests.factories import Workshop, workshop
 
-COMMANDS = {"up", "gateway", "worker", "snapshot", "restore", "models", "history", "dead", "demo", "key"}
+COMMANDS = {
+    "up", "gateway", "worker", "snapshot", "restore", "export", "import", "models", "history", "dead", "demo", "key",
+}  # fmt: skip
 
 Done = subprocess.CompletedProcess[str]
 
@@ -158,40 +160,6 @@ async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -
     assert all(json.dumps({name: value})[1:-1] in shown for name, value in metadata.items())
 
 
-async def test_restore_puts_lost_models_back(shop: Workshop, command: Command) -> None:
-    """After Redis lost everything, a dry run says what would be done for a type, and a hash brings back its model."""
-    shoes, boots = await shop.learned(), await shop.learned(type="boots")
-    predictions = await shop.predict(shoes)
-    await shop.parts.run_pass()
-    shop.redis.flushall()
-    (planned,) = command.json("restore", "--dry-run", "--type", "boots")
-    assert (planned["hash"], planned["version"], planned["outcome"]) == (boots, 1, "would be restored")
-    assert shop.redis.dbsize() == 0
-    assert {name: row[2:] for name, row in cells(command("restore", "--hash", shoes)).items()} == {
-        shoes[:12]: ["None", "1", "restored"]
-    }
-    assert await shop.predict(shoes) == predictions
-    assert await shop.store.describe(boots) is None
-
-
-async def test_restore_goes_back_in_time(shop: Workshop, command: Command) -> None:
-    """`restore --at` takes seconds or ISO 8601, and fails for a model that has no snapshot that old."""
-    model_hash = await shop.learned()
-    await shop.parts.run_pass()
-    await shop.learn(model_hash)
-    await shop.parts.run_pass()
-    newest, oldest = await shop.history.documents()
-    assert (newest["version"], oldest["version"]) == (2, 1)
-    shop.redis.flushall()
-    early = command.run("restore", "--at", "2020-01-01 12:00")
-    assert (early.returncode, early.stderr) == (1, "keepfit: some models could not be restored\n")
-    assert cells(early.stdout)[model_hash[:12]][2:] == ["None", "None", "no snapshot that old"]
-    assert shop.redis.dbsize() == 0
-    (outcome,) = command.json("restore", "--at", str(oldest["timestamp"]))
-    assert (outcome["version"], outcome["outcome"]) == (1, "restored")
-    assert (await shop.model(model_hash)).version == 1
-
-
 def test_key_new_prints_a_key_and_its_line(tmp_path: Path) -> None:
     """The key and the line to store are all that standard output has, and the one opens by the other."""
     done = keepfit("key", "new", "--name", "web", "--scopes", "predict, learn", "--rate", "50/60", cwd=tmp_path)
@@ -229,8 +197,10 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
     "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
     "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
     "snapshot --every 0s": ({}, "'0s' is no span of time: write 60s, 5m or 1h."),
-    "restore --at yesterday": ({}, "'yesterday' is no time: write 2026-11-20 12:00, or seconds since 1970."),
+    "restore --at xyzzy": ({}, "'xyzzy' is no time: write 2026-11-20 12:00, yesterday, 2 hours ago, or seconds since"),
     "restore --hash 00 --json": ({}, "no model matches"),
+    "restore --where brand": ({}, "--where 'brand' is no KEY=VALUE."),
+    "import none.zip": ({}, "There is no file none.zip."),
     "snapshot --json": (
         {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{AWAY}/0"},
         f"Redis is away: Error 111 connecting to 127.0.0.1:{AWAY}",

@@ -61,6 +61,7 @@ def test_statuses_are_the_contract() -> None:
         "ForbiddenError": 403,
         "NotFoundError": 404,
         "ConflictError": 409,
+        "NotAgreedError": 409,
         "StaleModelError": 409,
         "InvalidError": 422,
         "IdempotencyError": 422,

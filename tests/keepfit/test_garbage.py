@@ -16,7 +16,8 @@ import pytest
 from pymongo.database import Database
 from structlog.testing import capture_logs
 
-from keepfit import envelope, garbage, saving, snapshot, upkeep
+from keepfit import envelope, garbage, saving, upkeep
+from keepfit import restore as restores
 from keepfit.errors import ConflictError, UnavailableError
 from keepfit.garbage import LAST, Collected
 from keepfit.history import Document, History
@@ -177,7 +178,7 @@ async def test_retention_takes_documents_and_blobs(shop: Workshop, database: Dat
     assert blobs(shop) == set(map(path_of, kept))
     assert await collect(shop, rules) == Collected()
     shop.lose(model_hash)
-    restored = await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     assert restored.document == documents[-1]
 
 
@@ -260,7 +261,7 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
 
     monkeypatch.setattr(local.storage, "get", get_late)
     with capture_logs() as logs, pytest.raises(UnavailableError, match="have just changed; try again"):
-        await snapshot.restore(local.store, local.history, local.storage, local.parts.keyring, model_hash)
+        await restores.restore(local.store, local.history, local.storage, local.parts.keyring, model_hash)
     assert logs == []
 
 

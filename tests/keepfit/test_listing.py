@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from keepfit import inbox, listing, snapshot
+from keepfit import inbox, listing
+from keepfit import restore as restores
 from keepfit.recipe import parse
 from keepfit.scripts import Line
 from keepfit.settings import Settings
@@ -76,7 +77,7 @@ async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
     shop.lose(model_hash)
     (asleep,) = await listed(shop, session="changed")
     assert {**asleep, "snapshot": None} == before
-    await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     restored = await shop.model(model_hash)
     assert listing.describe(restored) == asleep
     assert (restored.changed, restored.recipe.params) == ({"C": 0.125}, {"C": 0.5})

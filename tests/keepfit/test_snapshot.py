@@ -12,7 +12,8 @@ import pytest
 from pymongo.database import Database
 from structlog.testing import capture_logs
 
-from keepfit import envelope, keys, snapshot
+from keepfit import envelope, keys, saving
+from keepfit import restore as restores
 from keepfit.envelope import Keyring
 from keepfit.errors import (
     ConflictError,
@@ -24,8 +25,8 @@ from keepfit.errors import (
     UnknownKeyError,
 )
 from keepfit.history import NOTED, Document
+from keepfit.restore import Restored
 from keepfit.settings import Settings
-from keepfit.snapshot import Restored
 from keepfit.storage import Entry, LocalStorage, open_storage
 from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
 
@@ -66,7 +67,7 @@ def database(mongo_url: str) -> Iterator[Database[Document]]:
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
     """Save a model, once."""
-    return await snapshot.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    return await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
 
 
 async def saved(shop: Workshop, model_hash: str) -> Document:
@@ -78,14 +79,14 @@ async def saved(shop: Workshop, model_hash: str) -> Document:
 
 async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> Restored:
     """Restore a model."""
-    return await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash, at)
+    return await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash, at)
 
 
 async def dangling(shop: Workshop) -> list[str]:
     """Addresses of committed snapshots whose blob is missing or another one."""
     found = []
     for document in await shop.history.documents(limit=1000):
-        data = shop.storage.get(snapshot.path_of(document))
+        data = shop.storage.get(saving.path_of(document))
         if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
             found.append(document["uri"])
     return found
@@ -98,12 +99,12 @@ def statuses(database: Database[Document]) -> dict[int, str]:
 
 def alter(shop: Workshop, document: Document, data: bytes) -> None:
     """Put other bytes in the place of a snapshot's blob."""
-    shop.storage.put(snapshot.path_of(document), data)
+    shop.storage.put(saving.path_of(document), data)
 
 
 def read(shop: Workshop, document: Document) -> bytes:
     """Return a snapshot's blob."""
-    data = shop.storage.get(snapshot.path_of(document))
+    data = shop.storage.get(saving.path_of(document))
     assert data is not None
     return data
 
@@ -112,8 +113,8 @@ def replace_blob(shop: Workshop, database: Database[Document], document: Documen
     """Put other bytes in a snapshot's place, with a document that agrees with them."""
     digest = hashlib.sha256(data).hexdigest()
     changed = {**document, "sha256": digest, "size_bytes": len(data)}
-    changed["uri"] = shop.storage.uri(snapshot.path_of(changed))
-    shop.storage.put(snapshot.path_of(changed), data)
+    changed["uri"] = shop.storage.uri(saving.path_of(changed))
+    shop.storage.put(saving.path_of(changed), data)
     key = {name: document[name] for name in ("hash", "generation", "version")}
     kept = {name: changed[name] for name in ("sha256", "size_bytes", "uri")}
     assert database.history.update_one(key, {"$set": kept}).matched_count == 1
@@ -146,7 +147,7 @@ async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) 
     document = await saved(each_shop, model_hash)
     data = read(each_shop, document)
     assert data == each_shop.data(model_hash)
-    assert document["uri"] == f"{each_shop.settings.snapshot_url}/{snapshot.path_of(document)}"
+    assert document["uri"] == f"{each_shop.settings.snapshot_url}/{saving.path_of(document)}"
     assert (document["sha256"], document["size_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
@@ -414,7 +415,7 @@ async def emptied(shop: Workshop, database: Database[Document], document: Docume
 
 async def missing(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Take the blob away."""
-    shop.storage.delete([Entry(snapshot.path_of(document))])
+    shop.storage.delete([Entry(saving.path_of(document))])
 
 
 async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
@@ -560,7 +561,7 @@ async def test_a_storage_at_another_address_damages_nothing(
     (tmp_path / "other").mkdir()
     other = open_storage((tmp_path / "other").as_uri())
     with pytest.raises(UnavailableError, match=f"The snapshot is at {document['uri']}"):
-        await snapshot.restore(shop.store, shop.history, other, shop.parts.keyring, model_hash)
+        await restores.restore(shop.store, shop.history, other, shop.parts.keyring, model_hash)
     assert statuses(database) == {1: "committed"}
 
 
@@ -571,7 +572,7 @@ async def test_a_storage_that_moved_with_its_blobs_is_read(shop: Workshop, tmp_p
     shop.lose(model_hash)
     shutil.copytree(tmp_path / "snapshots", tmp_path / "moved")
     moved = LocalStorage((tmp_path / "moved").as_uri())
-    restored = await snapshot.restore(shop.store, shop.history, moved, shop.parts.keyring, model_hash)
+    restored = await restores.restore(shop.store, shop.history, moved, shop.parts.keyring, model_hash)
     assert restored.document == document
 
 
@@ -641,7 +642,7 @@ async def test_a_model_made_again_during_a_restore_does_not_inherit(
 
 
 async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
-    """With `at` the newest snapshot not later than that is taken; later ones stay in the history."""
+    """With `at` the newest snapshot not later than that is taken, and saved as the newest; others stay."""
     model_hash = await each_shop.make()
     documents = []
     for _ in range(3):
@@ -650,7 +651,8 @@ async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
     each_shop.lose(model_hash)
     assert (await restore(each_shop, model_hash, documents[1]["timestamp"])).document == documents[1]
     assert (await each_shop.model(model_hash)).version == 2
-    assert await each_shop.history.documents() == documents[::-1]
+    again, *others = await each_shop.history.documents()
+    assert (again["generation"], again["version"], others) == (2, 2, documents[::-1])
 
 
 async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> None:
@@ -694,5 +696,5 @@ async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
     await saved(shop, model_hash)
     shop.lose(model_hash)
     ring = Keyring(FOREIGN.keys + shop.parts.keyring.keys)
-    restored = await snapshot.restore(shop.store, shop.history, shop.storage, ring, model_hash)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, ring, model_hash)
     assert (restored.live, restored.corrupt) == (False, 0)

@@ -177,7 +177,8 @@ class Aside(Models):
         model = replace(model, generation=model.generation + stale)
         there, refused = dict(self._named(h)), {}
         if names is None:
-            own = [dead.id for dead in self.plain.dead.get(h, []) if dead.generation == model.generation]
+            first = self.plain.models[h].first_generation
+            own = [dead.id for dead in self.plain.dead.get(h, []) if first <= dead.generation <= model.generation]
             named = tuple((name, there[name]) for name in own[: deads.CALL_MAX])
         else:
             found = dict.fromkeys(name for name in names if name in there)

@@ -19,17 +19,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keepfit import commit as commits
-from keepfit import identity, inbox, keys, scripts
+from keepfit import envelope, identity, inbox, keys, scripts
 from keepfit import store as stores
 from keepfit.bundle import Bundle
 from keepfit.columns import Columns
 from keepfit.commit import Ledger, Taken
 from keepfit.envelope import Keyring
 from keepfit.errors import InboxFullError, KeepfitError, UnavailableError
+from keepfit.fetched import Fetched
 from keepfit.inbox import Accepted, Learn
 from keepfit.recipe import parse
 from keepfit.sealing import unseal
-from keepfit.store import Install, Store
+from keepfit.store import Install, Model, Rewind, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
@@ -54,8 +55,8 @@ some_rows = st.one_of(
 )
 limits = st.sampled_from(((100, 1000), (3, 1000), (3, 1000), (100, 5)))
 # What happens while a worker has a model in hand.
-EVENTS = ("accept", "sleep", "let go", "delete", "make again", "replace")
-LATER = ("delete", "make again", "replace", "snapshot", "note", "restore")
+EVENTS = ("accept", "sleep", "let go", "delete", "make again", "replace", "go back")
+LATER = ("delete", "make again", "replace", "snapshot", "note", "restore", "go back")
 
 
 def rarely(value: Any, otherwise: Any) -> Any:
@@ -154,6 +155,59 @@ class Models(RuleBasedStateMachine):
         assert answer == expected
         self.plain.staged += expected == 0 and not lost
 
+    @precondition(lambda self: any(self.snapshots.values()))
+    @rule(
+        data=st.data(),
+        seen=st.sampled_from(("now", "now", "now", "other bundle", "other generation", "gone")),
+        lost=rarely(True, False),
+        fresh=rarely(True, False),
+        repeated=st.sampled_from(("", "", "at once", "later")),
+    )
+    def rewind(self, data: st.DataObject, seen: str, lost: bool, fresh: bool, repeated: str) -> None:
+        """Let a live model go back to a snapshot; it may be another by then, or the call may be made twice."""
+        h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
+        snapshot = data.draw(st.sampled_from(self.snapshots[h]))
+        if fresh:
+            self._delete(h, made_again=True)
+        self._rewind(h, snapshot, seen=seen, lost=lost, repeated=repeated)
+
+    def _rewind(self, h: str, snapshot: Snapshot, *, seen: str = "now", lost: bool = False, repeated: str = "") -> None:
+        live = self.bench.run(self.store.describe(h))
+        if live is None:
+            return
+        generation, history = self._next_generation(h), self.plain.models[h].bundle.history
+        if seen == "other bundle":
+            live = replace(live, digest="f" * 64)
+        elif seen == "other generation":
+            live = replace(live, generation=live.generation - 1)
+        elif seen == "gone":
+            self._delete(h, made_again=False)
+        header, payload = KEYRING.open(snapshot.data, envelope.BUNDLE)
+        fetched = Fetched(snapshot.document, header, snapshot.data, payload, 2, dict(snapshot.bundle.changed))
+        signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
+        digest, metrics = sha256(signed.data).hexdigest(), b'{"rows":%d}' % generation
+        bundle = replace(snapshot.bundle, digest=digest, history=history, metrics=metrics)
+        to = Rewind(
+            h, generation, snapshot.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
+            dict(bundle.changed),
+        )  # fmt: skip
+        back = plain.Back(h, live.generation, live.version, live.digest, generation, snapshot.version, bundle)
+        self._rewind_once(live, to, back, lost=lost)
+        if repeated == "later":
+            self._accept(h, [b"x"], (100, 1000))
+        if repeated:
+            self._rewind_once(live, to, back, lost=lost)
+
+    def _rewind_once(self, live: Model, to: Rewind, back: plain.Back, *, lost: bool) -> None:
+        expected = self.plain.rewind(back, staged=not lost)
+        run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
+        with mock.patch.object(scripts, "run_async", run):
+            try:
+                answer = int(self.bench.run(self.store.rewind(live, to)))
+            except UnavailableError:
+                answer = -1
+        assert answer == expected
+
     @rule(h=hashes, made_again=rarely(False, True), late=rarely(True, False))
     def delete(self, h: str, made_again: bool, late: bool) -> None:
         """Delete a model, which as a rule is made again at once."""
@@ -203,14 +257,26 @@ class Models(RuleBasedStateMachine):
         self._accept(h, payloads, limit, stale=stale, width=wide, repeated=repeated)
 
     @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from("kl"), limit=limits,
-          again=st.sampled_from(("", "", "same", "other", "made again")))  # fmt: skip
-    def accept_with_key(self, h: str, payload: bytes, key: str, limit: tuple[int, int], again: str) -> None:
-        """Accept a request with a client's key, which may come again: with its body, another, or to another model."""
+          again=st.sampled_from(("", "", "same", "other", "made again", "gone back")), unaware=st.booleans(),
+          other=st.booleans())  # fmt: skip
+    def accept_with_key(
+        self, h: str, payload: bytes, key: str, limit: tuple[int, int], again: str, unaware: bool, other: bool
+    ) -> None:
+        """Accept a request with a client's key, which may come again: with its body, another, or to another model.
+
+        The model may have gone back meanwhile, which the caller may not know.
+        """
+        if again == "gone back":
+            self._teach(h)
         self._accept(h, [payload], limit, key=key)
+        before = self.plain.models[h].generation if h in self.plain.models else None
         if again == "made again":
             self._delete(h, made_again=True)
+        elif again == "gone back" and self.snapshots[h]:
+            self._rewind(h, self.snapshots[h][-1])
         if again:
-            self._accept(h, [b"other" if again == "other" else payload], limit, key=key)
+            body = b"other" if other or again == "other" else payload
+            self._accept(h, [body], limit, key=key, generation=before if unaware else None)
 
     @rule(h=hashes, written=st.sampled_from(("all", "all", "all", "part", "none")), limit=limits,
           repeated=st.booleans())  # fmt: skip
@@ -230,9 +296,11 @@ class Models(RuleBasedStateMachine):
     def _accept(
         self, h: str, payloads: list[bytes], limit: tuple[int, int], *, stale: bool = False, width: int = 2,
         key: str | None = None, big: str = "", big_size: int = 0, repeated: bool = False,
+        generation: int | None = None,
     ) -> None:  # fmt: skip
         model = self.plain.models.get(h)
-        generation = (model.generation if model else self.generations[h]) + stale
+        if generation is None:
+            generation = (model.generation if model else self.generations[h]) + stale
         requests = [Learn(h, generation, width, payload, key, big, big_size) for payload in payloads]
         settings = self.bench.settings.model_copy(
             update={
@@ -381,13 +449,17 @@ class Models(RuleBasedStateMachine):
             self._delete(h, made_again=False)
             if self.snapshots[h]:
                 self._restore(h, self.snapshots[h][-1])
+        elif event == "go back" and self.snapshots[h]:
+            self._rewind(h, self.snapshots[h][0])
         elif event == "note" and self.snapshots[h]:
             self._note(h, self.snapshots[h][-1])
 
     @rule(h=hashes, token=workers, payloads=some_rows, times=st.sampled_from((1, 2, 2, 3, 7)), late=st.booleans(),
-          then=st.sampled_from(("", "", "give back", "learn")))  # fmt: skip
+          then=st.sampled_from(("", "", "give back", "learn", "go back")))  # fmt: skip
     def die(self, h: str, token: str, payloads: list[bytes], times: int, late: bool, then: str) -> None:
         """Workers die in turn of what they read, while more comes in; the last one may live, and learn or not."""
+        if then == "go back":
+            self._teach(h)
         self._accept(h, payloads, (100, 1000))
         for _ in range(times):
             self._let_go(h)
@@ -398,6 +470,8 @@ class Models(RuleBasedStateMachine):
         self._take(h, token, known=True)
         if then == "give back":
             self._unlock(h, token, force=False)
+        elif then == "go back":
+            self._happen(h, "go back")
         elif then == "learn" and self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
             hand = self.hands.pop()
             self._commit(hand, len(hand.held.requests), "", staged=True)
@@ -438,6 +512,16 @@ class Models(RuleBasedStateMachine):
     def _lock_expires(self, h: str) -> None:
         self.client.delete(keys.lock(h))
         self.plain.locks.pop(h, None)
+
+    def _teach(self, h: str) -> None:
+        """Let a model learn a row, and read its bundle for storage."""
+        self._let_go(h)
+        self._accept(h, [b"x"], (100, 1000))
+        self._take(h, WORKERS[0], known=True)
+        if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
+            hand = self.hands.pop()
+            self._commit(hand, len(hand.held.requests), "", staged=True)
+            self._snapshot(h)
 
     # Snapshots.
 

@@ -15,7 +15,12 @@ RETRY = (
     ("a call that moved nothing is remembered", "if count > 0 then", "if true then"),
     ("one named twice is moved twice", " or named[item[1]]", ""),
     ("any key may be that of large rows", " or (entry[10] ~= '' and entry[10] ~= KEYS[i])", ""),
-    ("another generation's rows are taken", "elseif entry[2] ~= ARGV[1] then", "elseif false then"),
+    (
+        "another generation's rows are taken",
+        "elseif tonumber(entry[2]) < tonumber(state[8] or ARGV[1]) then",
+        "elseif false then",
+    ),
+    ("rows from before a return are another's", "tonumber(state[8] or ARGV[1])", "tonumber(ARGV[1])"),
     ("large rows may be lost", "redis.call('STRLEN', KEYS[i]) ~= tonumber(entry[12])", "false"),
     (
         "large rows may be lost in part",

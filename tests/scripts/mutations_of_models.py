@@ -11,8 +11,19 @@ ACCEPT = (
     ),
     ("another generation's rows are taken", "state[1] ~= ARGV[1]", "false"),
     ("a known key is not looked for", "if seen then", "if false then"),
-    ("a key of another generation counts", "if generation == ARGV[1] then", "if true then"),
-    ("a repeat may bring another body", "digest ~= ARGV[2]", "false"),
+    (
+        "a key from before the sequences began counts",
+        "if tonumber(generation) >= tonumber(state[9] or state[1])",
+        "if true",
+    ),
+    ("a key from before a return is forgotten", "tonumber(state[9] or state[1])", "tonumber(state[1])"),
+    ("a repeat may bring another body", "if digest == ARGV[2] then", "if true then"),
+    (
+        "who has not heard of a return is not heard",
+        "if digest == ARGV[2] then",
+        "if digest == ARGV[2] and state[1] == ARGV[1] then",
+    ),
+    ("who knows another recipe is told of a conflict", "if state[1] == ARGV[1] then", "if true then"),
     (
         "a repeat is answered with what comes next",
         "{'ok', tonumber(first), tonumber(count)",
@@ -185,6 +196,30 @@ INSTALL = (
     ("what was changed is not known", "if ARGV[16] ~= '' then", "if false then"),
     ("that nothing was changed is noted", "if ARGV[16] ~= '' then", "if true then"),
     ("nobody is told", "redis.call('PUBLISH', ARGV[13], ", "tostring("),
+)
+
+REWIND = (
+    ("a repeat is refused", "if state[1] == ARGV[3] then", "if false then"),
+    ("a repeat leaves its stage", "  redis.call('UNLINK', KEYS[3])\n", ""),
+    ("another generation goes back", "state[1] ~= ARGV[1]", "not state[1]"),
+    ("what was learned meanwhile is forgotten", " or state[2] ~= ARGV[2] then", " then"),
+    ("a lost stage is not noticed", "if redis.call('EXISTS', KEYS[3]) == 0 then", "if false then"),
+    ("the bundle goes after a minute", "redis.call('PERSIST', KEYS[2])\n", ""),
+    ("the generation stays", "'generation', ARGV[3], 'origin'", "'origin'"),
+    ("sequences seem to begin anew", "state[4] or state[1]", "ARGV[3]"),
+    ("a return before is forgotten", "state[4] or state[1]", "state[1]"),
+    ("the version stays", "'version', ARGV[4], ", ""),
+    ("rows seen stay", "'rows_seen', ARGV[5],", ""),
+    ("the old digest stays", "'digest', ARGV[6], ", ""),
+    ("the metrics stay", "'metrics', ARGV[7], ", ""),
+    ("a later snapshot seems its own", "'snapshot', '', ", ""),
+    ("a later snapshot hides its own", "'snapshot_version', '-1', ", ""),
+    ("who had it in hand died of it", ", 'attempts', 0)", ")"),
+    ("the width is not known", "if ARGV[8] ~= '' then", "if false then"),
+    ("nobody is told", "redis.call('PUBLISH', ARGV[10], ", "tostring("),
+    ("changed parameters are not known", "if ARGV[9] ~= '' then", "if false then"),
+    ("later changes show through", "redis.call('HDEL', KEYS[1], 'changed')", "tostring(KEYS[1])"),
+    ("it is told that nothing is learned", "state[3], ARGV[5], '0'", "'0', ARGV[5], '0'"),
 )
 
 # These name their script first.

@@ -97,6 +97,12 @@ class Model:
     tried: int | None = None
     suspect: int = 0
     removed: int = 0
+    origin: int | None = None
+
+    @property
+    def first_generation(self) -> int:
+        """Generation in which the sequences began."""
+        return self.origin or self.generation
 
     @property
     def learned(self) -> int:
@@ -146,6 +152,8 @@ class Model:
             fields |= {"tried": self.tried, "suspect": self.suspect}
         if self.removed:
             fields["removed"] = self.removed
+        if self.origin is not None:
+            fields["origin"] = self.origin
         return {name.encode(): v if isinstance(v, bytes) else str(v).encode() for name, v in fields.items()}
 
 
@@ -219,6 +227,19 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Back:
+    """What a model was seen to be, and what it goes back to: a bundle whose history is that of the live one."""
+
+    hash: str
+    generation: int
+    version: int
+    digest: str
+    new_generation: int
+    new_version: int
+    bundle: Bundled
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What a worker read, and with which bundle."""
 
@@ -270,6 +291,23 @@ class Store:
         self._tell(h, new)
         return 1
 
+    def rewind(self, back: Back, *, staged: bool) -> int:
+        """Let a live model be what it was, if it is what it was seen to be; what waits stays."""
+        h, model = back.hash, self.models.get(back.hash)
+        self.changed[h] = max(keys.change(back.generation, back.version + 1), self.changed.get(h, 0))
+        if model is not None and model.generation == back.new_generation:
+            return 1
+        if model is None or (model.generation, model.bundle.digest) != (back.generation, back.digest):
+            self.staged += staged
+            return 0
+        if not staged:
+            return -1
+        model.origin = model.first_generation
+        model.generation, model.version, model.bundle = back.new_generation, back.new_version, back.bundle
+        model.snapshot, model.snapshot_version, model.attempts, model.width = b"", -1, 0, 2
+        self._tell(h, model)
+        return 1
+
     def delete(self, h: str) -> bool:
         """Forget a model, not what calls were answered."""
         self.changed.pop(h, None)
@@ -287,14 +325,15 @@ class Store:
         model = self.models.get(call.hash)
         if model is None:
             return [b"missing"]
-        if model.generation != call.generation:
-            return [b"stale"]
         seen = self.seen.get(call.seen)
         alone = int(call.hash not in self.locks)
-        if seen is not None and seen.generation == call.generation:
-            if b"".join(seen.payloads) != b"".join(call.payloads):
+        if seen is not None and seen.generation >= model.first_generation:
+            if b"".join(seen.payloads) == b"".join(call.payloads):
+                return [b"ok", seen.first, seen.count, model.version, alone, len(model.inbox), model.pace or 0]
+            if model.generation == call.generation:
                 return [b"conflict"]
-            return [b"ok", seen.first, seen.count, model.version, alone, len(model.inbox), model.pace or 0]
+        if model.generation != call.generation:
+            return [b"stale"]
         if call.width and model.width not in (None, call.width):
             return [b"width", str(model.width).encode()]
         if call.big and len(self.big.get(call.big, (b"", 0))[0]) != call.big_size:
@@ -411,7 +450,7 @@ class Store:
         if dead is None or (dead.request.big and dead.request.big != big):
             return "gone"
         request = dead.request
-        if dead.generation != model.generation:
+        if dead.generation < model.first_generation:
             return "other"
         if request.big and len(self.big.get(request.big, (b"", 0))[0]) != request.size:
             return "lost"

@@ -16,12 +16,12 @@ from typing import Any
 import pymongo
 import pytest
 
-from keepfit import envelope, keys, snapshot, upkeep
+from keepfit import envelope, keys, saving, upkeep
 from keepfit.envelope import Keyring
 from keepfit.history import Document
 from keepfit.local import free_port
 from keepfit.settings import Settings
-from snapshotter.restore import restore_many
+from snapshotter.restore import Meant, restore_many
 from snapshotter.run import opened, run_once
 from tests import servers
 from tests.factories import Workshop, resigned, workshop
@@ -70,7 +70,7 @@ def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
     """Addresses of snapshots whose blob is missing or another one."""
     found = []
     for document in documents:
-        data = shop.storage.get(snapshot.path_of(document))
+        data = shop.storage.get(saving.path_of(document))
         if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
             found.append(document["uri"])
     return found
@@ -103,7 +103,7 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
     assert sorted(document["hash"] for document in second.saved) == sorted(changed)
     assert {document["version"] for document in second.saved} == {2}
     assert read == Counter(changed)
-    assert sorted(written) == sorted(snapshot.path_of(document) for document in second.saved)
+    assert sorted(written) == sorted(saving.path_of(document) for document in second.saved)
     third = await shop.parts.run_pass()
     assert (third.saved, third.failed, third.unchanged) == ([], {}, 0)
     assert read == Counter(changed)
@@ -255,7 +255,7 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
         assert {document["hash"] for document in report.saved} == set(hashes)
         assert all(document["uri"].startswith(f"{s3_url}/{document['hash']}/1/1-") for document in report.saved)
         shop.redis.flushall()
-        outcomes = await restore_many(in_s3, None, None, None, dry_run=False, progress=lambda done, total: None)
+        outcomes = await restore_many(in_s3, Meant())
         assert [outcome.outcome for outcome in outcomes] == ["restored"] * 3
         assert {model_hash: await shop.predict(model_hash) for model_hash in hashes} == predictions
 

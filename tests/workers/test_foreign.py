@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from keepfit import keys, snapshot, uploads
+from keepfit import keys, saving, uploads
+from keepfit import restore as restores
 from keepfit.envelope import UPLOAD_KEYS
 from keepfit.objects import dump
 from keepfit.recipe import Recipe, parse
@@ -54,9 +55,9 @@ async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: 
     await shop.accept(model_hash, [[1.0]], [7.0])
     learn(first, model_hash, "lease")
     assert await shop.predict(model_hash, [[1.0], [2.0]]) == [7.0, 7.0]
-    await snapshot.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     shop.lose(model_hash)
-    restored = await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     assert restored.document is not None
     assert "cloudpickle" in restored.document["runtime"]
     await shop.accept(model_hash, [[1.0]], [9.0])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from keepfit import keys, scripts, snapshot
+from keepfit import keys, saving, scripts
+from keepfit import restore as restores
 from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError
 from keepfit.questions import Question, decode_answers, encode
@@ -98,7 +99,7 @@ async def test_a_forgery_is_never_unpickled(
 ) -> None:
     """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
     model_hash = await shop.learned()
-    await snapshot.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     model = await shop.model(model_hash)
     good = shop.data(model_hash)
     entry = encode(
@@ -117,7 +118,7 @@ async def test_a_forgery_is_never_unpickled(
     blob.write_bytes(forged)
     shop.lose(model_hash)
     with pytest.raises(KeepfitError):
-        await snapshot.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+        await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     assert unpickled == []
     assert not (tmp_path / "ran").exists()
 

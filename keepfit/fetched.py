@@ -1,0 +1,88 @@
+"""A snapshot that was read and found good, and what of it goes into Redis.
+
+Owns the check of a bundle that comes from outside of Redis, and signing it for another generation. Never talks to
+anything. Invariant: a :class:`Fetched` was signed by one of our keys for this model, and has predicted a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from keepfit import envelope, sealing
+from keepfit.envelope import Header, Keyring
+from keepfit.history import NOTED, Document, Registered
+from keepfit.recipe import from_text
+from keepfit.store import Install, Rewind
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A snapshot that was read and found good; `payload` is the pickle in the envelope `data`."""
+
+    document: Document
+    header: Header
+    data: bytes
+    payload: bytes
+    width: int | None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    def signed(self, keyring: Keyring, generation: int, sequence: int, chain: str) -> "Fetched":
+        """Sign the same pickle for another generation and place in the model's sequences."""
+        header = msgspec.structs.replace(self.header, generation=generation, sequence=sequence, chain=chain)
+        return replace(self, header=header, data=keyring.seal(header, self.payload))
+
+
+def check(data: bytes, keyring: Keyring, registered: Registered, document: Document) -> Fetched:
+    """Verify a bundle's signature, model and versions, unpickle it and predict a row.
+
+    Raises
+    ------
+    EnvelopeError
+        If it is not a good bundle of this model; RuntimeMismatchError if this process cannot load it.
+    """
+    header, bundle = sealing.unseal(data, keyring, from_text(registered.recipe_text), registered.hash)
+    sealing.try_predict(bundle)
+    return Fetched(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
+
+
+def _metrics_text(document: Document) -> str:
+    return msgspec.json.encode(document["metrics"]).decode()
+
+
+def to_install(registered: Registered, generation: int, fetched: Fetched | None, *, is_saved: bool) -> Install:
+    """What a model that is not live begins with; it knows of its snapshot where it `is_saved` as it is."""
+    new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
+    if fetched is None:
+        return new
+    document, header = fetched.document, fetched.header
+    noted = msgspec.json.encode({name: document[name] for name in NOTED}).decode()
+    return replace(
+        new,
+        version=header.version,
+        rows_seen=header.rows_seen,
+        sequence=header.sequence,
+        chain=header.chain,
+        digest=envelope.digest_of(fetched.data),
+        metrics_text=_metrics_text(document),
+        snapshot_text=noted if is_saved else "",
+        bundle=fetched.data,
+        width=fetched.width,
+        changed=fetched.changed,
+    )
+
+
+def to_rewind(fetched: Fetched, model_hash: str) -> Rewind:
+    """What a live model goes back to."""
+    return Rewind(
+        hash=model_hash,
+        generation=fetched.header.generation,
+        version=fetched.header.version,
+        rows_seen=fetched.header.rows_seen,
+        digest=envelope.digest_of(fetched.data),
+        metrics_text=_metrics_text(fetched.document),
+        bundle=fetched.data,
+        width=fetched.width,
+        changed=fetched.changed,
+    )

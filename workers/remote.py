@@ -1,0 +1,71 @@
+"""What a worker needs beyond Redis: MongoDB and the storage, for restores and snapshots that a gateway asks for.
+
+Owns the connections, which are opened at the first use and kept, because opening them costs more than a restore. Never
+decides what is done with them. Invariant: what was opened in one event loop is used in that loop alone.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from keepfit import connections
+from keepfit.envelope import Keyring
+from keepfit.errors import KeepfitError
+from keepfit.history import History
+from keepfit.restore import Restorer
+from keepfit.settings import Settings
+from keepfit.storage import open_storage
+from keepfit.store import Store
+
+T = TypeVar("T")
+
+
+class Remote:
+    """Connections of one worker process, and the event loop that they live in."""
+
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        self._settings = settings
+        self._keyring = keyring
+        self._runner: asyncio.Runner | None = None
+        self._restorer: Restorer | None = None
+        self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def run(self, act: Callable[[Restorer], Coroutine[Any, Any, T]]) -> T:
+        """Do something with the connections; they are opened anew after an error that is none of ours."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        try:
+            return self._runner.run(self._act(act))
+        except KeepfitError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    async def _act(self, act: Callable[[Restorer], Coroutine[Any, Any, T]]) -> T:
+        if self._restorer is None:
+            self._restorer = self._open()
+        return await act(self._restorer)
+
+    def _open(self) -> Restorer:
+        storage = open_storage(self._settings.snapshot_url)
+        history = History(self._settings.mongo_url.get_secret_value())
+        client = connections.store_async(self._settings)
+
+        async def close() -> None:
+            history.close()
+            await client.aclose()
+
+        self._close = close
+        return Restorer(Store(client), history, storage, self._keyring)
+
+    def close(self) -> None:
+        """Close what is open."""
+        runner, close = self._runner, self._close
+        self._runner = self._restorer = self._close = None
+        if runner is not None:
+            with suppress(Exception):
+                if close is not None:
+                    runner.run(close())
+            runner.close()
