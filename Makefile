@@ -7,7 +7,7 @@ PEERS := echo fastapi mlserver litserve bentoml river
 BENCH := benchmarks/.venvs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit mutants faults bench pins clean
+.PHONY: help run test lint types audit coverage mutants faults bench pins clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave t
 
 test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+coverage: $(VENV)/.test  ## The tests once more, with coverage of all processes that they start
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered
 
 mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/scripts.md
 	$(BIN)/python -m tests.scripts

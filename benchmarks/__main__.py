@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import history, machine, scenarios
+from benchmarks import history, machine, rowlog, scenarios
 from benchmarks.load import LoadError, require_wrk
 from benchmarks.profile import take_profile
 from benchmarks.report import summary, write
@@ -20,8 +20,9 @@ from benchmarks.systems import SYSTEMS
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_name(".results") / "latest.json"
 GROUPS = (*(system.name for system in SYSTEMS), "models", "workers", "snapshots", "restore", "profile")
-# Not for docs/performance.md: its figures are in docs/history.md.
-HISTORY = "history"
+# Not for docs/performance.md: their figures are in docs/history.md and docs/rowlog.md.
+HISTORY, ROW_LOG = "history", "rowlog"
+PARTS = (*GROUPS, HISTORY, ROW_LOG)
 
 err = Console(stderr=True)
 
@@ -30,7 +31,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="One short round and fewer models: indicative only.")] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Measure a part and print it, without writing docs: {', '.join((*GROUPS, HISTORY))}."),
+        typer.Option(
+            help=f"Measure a part and print it, without writing docs: {', '.join((*GROUPS, HISTORY, ROW_LOG))}."
+        ),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="With --only: write docs with this part's new figures.")
@@ -41,6 +44,9 @@ def main(
     wanted = frozenset(only or ())
     if wanted == {HISTORY}:
         history.main(documents=history.COUNT_QUICK if quick else history.COUNT_FULL)
+        return
+    if wanted == {ROW_LOG}:
+        rowlog.main(rowlog.ROUNDS_QUICK if quick else rowlog.ROUNDS_FULL)
         return
     if wanted - set(GROUPS):
         raise typer.BadParameter(f"{', '.join(sorted(wanted - set(GROUPS)))}: there are {', '.join(GROUPS)}")

@@ -1,12 +1,14 @@
 """Accepting learning requests: all that come during one trip to Redis are accepted by the next.
 
-Owns who waits for which outcome, and telling the learn room. Invariant: a request is answered only after Redis has it;
-the learn room is told after that and in nobody's time, because a hint that is lost is only late (the workers' sweep).
+Owns who waits for which outcome, and telling the learn room. Invariant: a request is answered only after Redis has it,
+and the row log where there is one (:mod:`gateway.recording`); the learn room is told in nobody's time, because a hint
+that is lost is only late (the workers' sweep).
 """
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis.asyncio
@@ -14,10 +16,12 @@ import structlog
 
 from gateway.batching import Batcher
 from gateway.bell import Bell
+from gateway.recording import Recorder
 from keepfit import faults, inbox, rooms
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.inbox import Accepted, Learn
 from keepfit.outage import Outage
+from keepfit.rowlog import Call
 from keepfit.rows import Rows
 from keepfit.scripts import Line
 from keepfit.settings import Settings
@@ -31,15 +35,38 @@ class _Waiting:
     outcome: asyncio.Future[Accepted]
 
 
-class Acceptor:
-    """One gateway's way into the inboxes."""
+def _settle(waiting: _Waiting, outcome: inbox.Outcome) -> None:
+    if waiting.outcome.done():
+        return
+    if isinstance(outcome, Accepted):
+        waiting.outcome.set_result(outcome)
+    else:
+        waiting.outcome.set_exception(outcome)
 
-    def __init__(self, store: redis.asyncio.Redis, queue: redis.asyncio.Redis, settings: Settings, bell: Bell) -> None:
+
+def _recorded(accepted: list[tuple[_Waiting, inbox.Outcome]], error: KeepfitError | None) -> None:
+    """Tell those whose requests one call accepted what came of it in the row log."""
+    for waiting, outcome in accepted:
+        _settle(waiting, error or outcome)
+
+
+class Acceptor:
+    """One gateway's way into the inboxes; what it accepts goes to a `recorder` too, where there is one."""
+
+    def __init__(
+        self,
+        store: redis.asyncio.Redis,
+        queue: redis.asyncio.Redis,
+        settings: Settings,
+        bell: Bell,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._store = store
         self._store_line = Line(store)
         self._queue_line = Line(queue)
         self._settings = settings
         self._bell = bell
+        self._recorder = recorder
         self._requests = Batcher(self._accept)
         self._hints = Batcher(self._tell)
         self._lease = rooms.new_lease()
@@ -60,7 +87,8 @@ class Acceptor:
         # Before it takes its place among the others, who shall not wait for it.
         request = inbox.small_request(model_hash, generation, rows, key)
         if request is None:
-            request = await inbox.request(self._store, model_hash, generation, rows, key)
+            logged = self._recorder is not None
+            request = await inbox.request(self._store, model_hash, generation, rows, key, logged=logged)
         del rows
         return await self._accepted(request)
 
@@ -86,10 +114,17 @@ class Acceptor:
 
     async def _accept(self, batch: list[_Waiting]) -> None:
         alone: list[str] = []
+        logged: list[tuple[Call, list[int]]] = []
         outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]
+        requests = [waiting.request for waiting in batch]
         faults.reach("accept.begun")
         try:
-            outcomes, alone = await inbox.put(self._store_line, self._settings, [waiting.request for waiting in batch])
+            if self._recorder is None:
+                outcomes, alone = await inbox.put(self._store_line, self._settings, requests)
+            else:
+                # A client without a key that heard of no log and sent again and again would be learned as often.
+                await self._recorder.check()
+                outcomes, alone, logged = await inbox.put_to_log(self._store_line, self._settings, requests)
         except UnavailableError as away:
             outcomes = [away] * len(batch)
         except Exception:
@@ -98,13 +133,14 @@ class Acceptor:
                 batch
             )
         faults.reach("accept.done")
+        if self._recorder is not None:
+            for call, positions in logged:
+                self._recorder.put(call, partial(_recorded, [(batch[i], outcomes[i]) for i in positions]))
+            later = {i for _, positions in logged for i in positions}
+            batch = [waiting for i, waiting in enumerate(batch) if i not in later]
+            outcomes = [outcome for i, outcome in enumerate(outcomes) if i not in later]
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.outcome.done():
-                continue
-            if isinstance(outcome, Accepted):
-                waiting.outcome.set_result(outcome)
-            else:
-                waiting.outcome.set_exception(outcome)
+            _settle(waiting, outcome)
         for model_hash in alone:
             self._hints.put(model_hash)
 
@@ -131,6 +167,8 @@ class Acceptor:
     async def close(self) -> None:
         """Wait for what is under way."""
         await self._requests.close()
+        if self._recorder is not None:
+            await self._recorder.close()
         await self._hints.close()
         await self._store_line.close()
         await self._queue_line.close()

@@ -1,7 +1,7 @@
 """Handlers of what was put aside: list it, retry it, discard it.
 
 Owns the translation between HTTP and :mod:`keepfit.dead`, and nothing else. Invariant: what an answer says was retried
-stands in the inbox by then, and the learn room is told.
+stands in the inbox by then, and in the row log, and the learn room is told.
 """
 
 from aiohttp import web
@@ -9,10 +9,11 @@ from aiohttp import web
 from gateway import forms
 from gateway.body import beside_loop, json_response, read_json
 from gateway.handlers import NUMBER, PAGE, PAGE_MAX, named_hash
+from gateway.recording import Recorder
 from gateway.service import SERVICE
 from keepfit import dead
 from keepfit.dead import Entry, Retried
-from keepfit.errors import MalformedError
+from keepfit.errors import MalformedError, UnavailableError
 from keepfit.store import Model
 
 # 128 ids are 5 kB.
@@ -58,12 +59,17 @@ async def retry_dead(request: web.Request) -> web.Response:
     form = forms.convert(await read_json(request, service.settings, IDS_BYTES_MAX), forms.RetryDead)
 
     async def retry(model: Model) -> tuple[Model, Retried]:
-        return model, await service.dead.retry(model, service.settings, form.ids)
+        logged = service.recorder is not None
+        return model, await service.dead.retry(model, service.settings, form.ids, logged=logged)
 
+    if service.recorder is not None:
+        await service.recorder.check()
     model, retried = await service.models.act(named_hash(request), retry)
     if retried.sequences:
         service.acceptor.tell(model.hash)
         service.cache.hear(model.hash, model.generation, retried.version)
+    if service.recorder is not None:
+        await _record(service.recorder, retried)
     answer = forms.RetriedAnswer(
         hash=model.hash,
         version=retried.version,
@@ -74,6 +80,16 @@ async def retry_dead(request: web.Request) -> web.Response:
         left=retried.left,
     )
     return json_response(answer, 202)
+
+
+async def _record(recorder: Recorder, retried: Retried) -> None:
+    try:
+        await recorder.record(retried.calls)
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"{len(retried.sequences)} requests wait in the inbox again and will be learned. The row log did not take "
+            "them: they would be lost with Redis until a snapshot has them."
+        ) from error
 
 
 async def discard_dead(request: web.Request) -> web.Response:

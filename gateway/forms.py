@@ -237,10 +237,8 @@ class DiscardedAnswer(msgspec.Struct, kw_only=True):
 class RestoreModel(Form, kw_only=True):
     """The snapshot to put back: the newest not later than `at`, of this `version`; of all, what Redis lost."""
 
-    at: Annotated[
-        float | str | None, Meta(description="Seconds since 1970, or a time in ISO 8601.", examples=[1795176000.0])
-    ] = None
-    version: Annotated[int, Meta(ge=1, le=2**53 - 1)] | None = None
+    at: Annotated[float | str | None, Meta(description="Seconds since 1970, or a time in ISO 8601.")] = None
+    version: Annotated[int, Meta(ge=1, le=2**53 - 1, examples=[1])] | None = None
 
 
 class SnapshotAnswer(msgspec.Struct, kw_only=True):
@@ -271,10 +269,11 @@ class SnapshotList(msgspec.Struct, kw_only=True):
 
 
 class RestoredAnswer(msgspec.Struct, kw_only=True):
-    """The model as it is now; `sequence` is the last request that its snapshot had learned.
+    """The model as it is now; `sequence` is the last request that was learned in what was put back.
 
     `restored` is false where it was just that already; `rows_forgotten` counts what a live model had learned more, and
-    `damaged` the snapshots that were passed over. `snapshot` is null where a model without any began anew.
+    `replayed` the rows that were learned again from the row log, `damaged` the snapshots that were passed over.
+    `snapshot` is null where a model without any began anew.
     """
 
     hash: str
@@ -284,6 +283,7 @@ class RestoredAnswer(msgspec.Struct, kw_only=True):
     sequence: int
     restored: bool
     rows_forgotten: int
+    replayed: int
     damaged: int
     snapshot: SnapshotAnswer | None
 
@@ -361,7 +361,7 @@ class Ready(msgspec.Struct, kw_only=True):
     """Whether the service can do its work, part by part.
 
     `status` is `ok`; `degraded`, where it learns and predicts and something else is amiss; `unavailable`, with a 503.
-    Each part is `ok`, or why it is not.
+    Each part is `ok`, or why it is not; `row_log` is named where there is one.
     """
 
     status: str
@@ -370,6 +370,7 @@ class Ready(msgspec.Struct, kw_only=True):
     mongo: str
     snapshots: str
     workers: int
+    row_log: str | msgspec.UnsetType = msgspec.UNSET
 
 
 FormT = TypeVar("FormT", bound=Form)

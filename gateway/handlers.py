@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from gateway import cache, checking, commits, content, forms, metrics, parts, predicting, reuse
@@ -162,6 +163,7 @@ async def readyz(request: web.Request) -> web.Response:
         mongo=found.mongo,
         snapshots=found.snapshots,
         workers=found.workers,
+        row_log=msgspec.UNSET if found.row_log is None else found.row_log,
     )
     return json_response(answer, 503 if found.status == "unavailable" else 200)
 

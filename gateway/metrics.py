@@ -55,6 +55,10 @@ class Reading(Collector):
         asker, acceptor = self._service.asker, self._service.acceptor
         yield GaugeMetricFamily("keepfit_questions_waiting", "Questions of this gateway under way.", asker.waiting)
         yield GaugeMetricFamily("keepfit_accepts_waiting", "Requests that wait for the next trip.", acceptor.waiting)
+        recorder = self._service.recorder
+        if recorder is not None:
+            text = "Accepted calls that wait for the next write to the row log."
+            yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.waiting)
         backlog = GaugeMetricFamily("keepfit_backlog", "What waits in the queue's Redis.", labels=["what"])
         for what, count in self._parts.backlog.items():
             backlog.add_metric([what], count)
@@ -71,13 +75,15 @@ class Reading(Collector):
             ("snapshots", parts.snapshots == OK),
         ):
             up.add_metric([part], float(well))
+        if parts.row_log is not None:
+            up.add_metric(["row_log"], float(parts.row_log == OK))
         yield up
         if parts.queue == OK:
             yield GaugeMetricFamily("keepfit_workers", "Worker processes alive.", parts.workers)
         if saving is not None:
             yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", saving.changed)
             yield GaugeMetricFamily("keepfit_snapshots_failed", "Models the last pass did not save.", saving.failed)
-            collection = "1 where the last pass could not clear up old snapshots and garbage, else 0."
+            collection = "1 where the last pass could not clear up old snapshots or the row log, else 0."
             yield GaugeMetricFamily("keepfit_collection_failed", collection, float(bool(saving.uncollected)))
         if saving is not None and saving.age_s is not None:
             yield GaugeMetricFamily("keepfit_snapshot_pass_age_seconds", "Time since the last pass.", saving.age_s)

@@ -1,8 +1,8 @@
 """How the parts that a gateway works with are doing, asked at this moment.
 
 Owns which parts there are, and what is needed for what: store, queue and a worker to learn and predict; MongoDB and
-snapshots to make and to restore. Never waits long: a part that does not answer in time is away. Data goes to the
-readiness probe and to metrics.
+snapshots to make and to restore; the row log, where there is one, to learn. Never waits long: a part that does not
+answer in time is away. Data goes to the readiness probe and to metrics.
 """
 
 import asyncio
@@ -23,11 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What each part answered: "ok", or why it did not; `backlog` counts what waits in the queue, by name."""
+    """What each part answered: "ok", or why it did not; `backlog` counts what waits in the queue, by name.
+
+    `row_log` is None where there is none.
+    """
 
     store: str
     queue: str
     mongo: str
+    row_log: str | None
     workers: int
     saving: SnapshotState | None
     backlog: dict[str, int]
@@ -44,7 +48,7 @@ class Parts:
         """`unavailable` where no prediction can be computed, `degraded` where something else is amiss."""
         if (self.store, self.queue) != (OK, OK) or not self.workers:
             return "unavailable"
-        return OK if (self.mongo, self.snapshots) == (OK, OK) else "degraded"
+        return OK if (self.mongo, self.snapshots, self.row_log or OK) == (OK, OK, OK) else "degraded"
 
 
 async def look(service: Service) -> Parts:
@@ -53,11 +57,14 @@ async def look(service: Service) -> Parts:
     async def queue() -> tuple[int, dict[str, int]]:
         return await service.asker.workers_alive(), await service.asker.backlog()
 
-    (saving, store), (found, queue_state), (_, mongo) = await asyncio.gather(
-        _probed(service.store.snapshot_state()), _probed(queue()), _probed(service.history.ping())
+    async def row_log() -> str | None:
+        return None if service.recorder is None else (await _probed(service.recorder.check()))[1]
+
+    (saving, store), (found, queue_state), (_, mongo), logging = await asyncio.gather(
+        _probed(service.store.snapshot_state()), _probed(queue()), _probed(service.history.ping()), row_log()
     )
     workers, backlog = found or (0, {})
-    return Parts(store, queue_state, mongo, workers, saving, backlog)
+    return Parts(store, queue_state, mongo, logging, workers, saving, backlog)
 
 
 async def _probed(question: Awaitable[T]) -> tuple[T | None, str]:

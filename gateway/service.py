@@ -5,6 +5,7 @@ application connects to nothing; everything opened at start is closed at the end
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
@@ -16,11 +17,13 @@ from gateway.cache import Cache
 from gateway.commits import Commits
 from gateway.counting import Requests
 from gateway.models import Models
+from gateway.recording import Recorder
 from keepfit import connections, uploads
 from keepfit.dead import Dead
 from keepfit.errors import UnavailableError
 from keepfit.history import History
 from keepfit.outage import Outage
+from keepfit.rowlog import open_log
 from keepfit.settings import Settings
 from keepfit.store import Store
 
@@ -44,7 +47,9 @@ class Service:
         self.dead = Dead(self._store_client)
         self.history = History(settings.mongo_url.get_secret_value())
         self.history_gate = asyncio.Semaphore(HISTORY_AT_ONCE)
-        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell)
+        rows = open_log(settings.row_log_url)
+        self.recorder = None if rows is None else Recorder(self._store_client, rows)
+        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell, self.recorder)
         self.asker = Asker(self._queue_client, settings, self.bell, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.models = Models(self.store, self.history, self.asker, self.cache.hear)
@@ -54,7 +59,7 @@ class Service:
 
     def listen(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
-        work = (self.asker.read_forever(), self.commits.read_forever(), self._ensure_indexes())
+        work = (self.asker.read_forever(), self.commits.read_forever(), self._ensure_indexes(), self._begin_log())
         return [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _ensure_indexes(self) -> None:
@@ -68,6 +73,12 @@ class Service:
             else:
                 outage.end()
                 return
+
+    async def _begin_log(self) -> None:
+        """Begin the row log, so that whoever reads it can tell an empty one from none."""
+        if self.recorder is not None:
+            with contextlib.suppress(UnavailableError):
+                await self.recorder.check()
 
     async def close(self) -> None:
         """Close all connections."""

@@ -77,9 +77,10 @@ async def restore_model(request: web.Request) -> web.Response:
         version=answer.version,
         rows_seen=answer.rows_seen,
         generation=answer.generation,
-        sequence=0 if snapshot is None else snapshot.sequence,
+        sequence=done["sequence"],
         restored=done["restored"],
         rows_forgotten=done["rows_forgotten"],
+        replayed=done["replayed"],
         damaged=done["corrupt"],
         snapshot=snapshot,
     )

@@ -100,6 +100,8 @@ def take_apart(estimator: Any) -> tuple[list[Any], list[int]]:
 def put_together(estimator: Any, joints: tuple[list[Any], list[int]]) -> None:
     """Make whole what :func:`take_apart` took apart, or what was unpickled of it."""
     leaves, rows = joints
+    if not leaves and not rows:
+        return
     for left, right in pairwise(leaves):
         left.next_leaf_, right.prev_leaf_ = right, left
     nodes = [last(estimator).root_] if leaves else []

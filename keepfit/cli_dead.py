@@ -75,18 +75,23 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
     """Move what can be moved; return how many were, and how many are left."""
     from keepfit import connections, rooms  # noqa: PLC0415
     from keepfit.dead import CALL_MAX, Dead  # noqa: PLC0415
+    from keepfit.rowlog import open_log  # noqa: PLC0415
     from keepfit.store import Store  # noqa: PLC0415
 
-    client = connections.store_async(settings)
+    client, rows = connections.store_async(settings), open_log(settings.row_log_url)
     try:
+        if rows is not None:
+            await asyncio.to_thread(rows.probe)
         model = await Store(client).describe(model_hash)
         if model is None:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         moved = 0
         # No more than were there at first: a worker may put one aside again before the last is moved.
         for _ in range(0, await Dead(client).count(model_hash), CALL_MAX):
-            retried = await Dead(client).retry(model, settings, None)
+            retried = await Dead(client).retry(model, settings, None, logged=rows is not None)
             moved += len(retried.sequences)
+            if rows is not None and retried.calls:
+                await asyncio.to_thread(rows.write, retried.calls)
         left = await Dead(client).count(model_hash)
     finally:
         await client.aclose()

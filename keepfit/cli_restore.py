@@ -32,7 +32,7 @@ Where = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 File = Annotated[Path, typer.Argument(help="The file, a zip.", dir_okay=False)]
 
-RESTORED = ("hash", "metadata", "live version", "snapshot version", "rows forgotten", "outcome")
+RESTORED = ("hash", "metadata", "live version", "snapshot version", "rows forgotten", "replayed", "outcome")
 MOVED = ("hash", "metadata", "version", "snapshots", "outcome")
 
 
@@ -43,7 +43,8 @@ def restore(
     at: Annotated[
         str | None,
         typer.Option(
-            help="Newest snapshot not later than this: '2026-11-20 12:00', yesterday, 2 hours ago, seconds since 1970."
+            help="As of this time, to the row where there is a row log, else the newest snapshot not later: "
+            "'2026-11-20 12:00', yesterday, 2 hours ago, seconds since 1970."
         ),
     ] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Newest snapshot of this version.")] = None,
@@ -177,7 +178,7 @@ def _bar(what: str) -> Iterator[Progress]:
 
 def _restored_row(outcome: Any) -> list[object]:
     row = outcome.as_dict()
-    names = ("live_version", "version", "rows_forgotten", "outcome")
+    names = ("live_version", "version", "rows_forgotten", "replayed", "outcome")
     return [row["hash"][:12], json.dumps(row["metadata"]), *(row[name] for name in names)]
 
 

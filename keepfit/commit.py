@@ -23,6 +23,7 @@ from keepfit import envelope, faults, keys, scripts
 from keepfit.bundle import Bundle
 from keepfit.envelope import Header, Keyring
 from keepfit.inbox import change_of
+from keepfit.kept import large_of, places
 from keepfit.rows import Rows
 from keepfit.sealing import seal
 
@@ -66,7 +67,7 @@ class Taken:
     """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it.
 
     `attempts` counts the times that just these entries were taken and came to no end, this one included. `at_s` is that
-    moment by the process's monotonic clock.
+    moment by the process's monotonic clock, `large` the sequences and keys of large requests that are kept.
     """
 
     hash: str
@@ -80,6 +81,7 @@ class Taken:
     data: bytes
     entries: Sequence[Entry]
     at_s: float
+    large: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class Committed:
 class Ledger:
     """Sync access to models for those who learn and predict."""
 
-    def __init__(self, store: Redis, keyring: Keyring, lock_ttl_s: float) -> None:
+    def __init__(self, store: Redis, keyring: Keyring, lock_ttl_s: float, replay_bytes_max: int = 0) -> None:
+        self._replay_bytes_max = replay_bytes_max
         self._store = store
         self._keyring = keyring
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
@@ -137,7 +140,7 @@ class Ledger:
     def _taken(self, model_hash: str, answer: list[Any]) -> Taken | None:
         if answer[0] != b"ok":
             return None
-        _, (generation, version, rows_seen, learned, digest, recipe, attempts), data, entries = answer
+        _, (generation, version, rows_seen, learned, digest, recipe, attempts, large), data, entries = answer
         return Taken(
             hash=model_hash,
             generation=int(generation),
@@ -150,6 +153,7 @@ class Ledger:
             data=data,
             entries=[self._entry(*fields) for fields in entries],
             at_s=time.monotonic(),
+            large=large_of(large),
         )
 
     def _entry(self, sequence: int, chain: bytes, payload: bytes, big: bytes, size_bytes: int) -> Entry:
@@ -178,6 +182,7 @@ class Ledger:
         )
         data = seal(bundle, self._keyring, header)
         digest = envelope.digest_of(data)
+        large = [*taken.large, *((entry.sequence, entry.big) for entry in learned if entry.big)]
         staged = keys.staged(taken.hash, uuid.uuid4().hex)
         faults.reach("commit.sealed")
         more = count < len(taken.entries) or len(taken.entries) == ENTRIES_MAX
@@ -194,7 +199,7 @@ class Ledger:
                     keys.inbox(taken.hash),
                     staged,
                     keys.dead(taken.hash),
-                    *(entry.big for entry in learned if entry.big),
+                    *(name for _, name in large),
                 ],
                 [
                     taken.generation,
@@ -211,6 +216,8 @@ class Ledger:
                     put_aside,
                     round(count / max(time.monotonic() - taken.at_s, 1e-3)),
                     msgspec.json.encode(bundle.changed) if bundle.changed else "",
+                    self._replay_bytes_max,
+                    places(large),
                 ],
             ),
             self._take(taken.hash, token, digest) if more else self._unlock(taken.hash, token, force=False),

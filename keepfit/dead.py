@@ -5,6 +5,7 @@ itself: they were accepted, so they stay until somebody decides. Invariant: what
 request is put aside or waits, never both and never neither. Workers put them aside (:mod:`keepfit.commit`).
 """
 
+import hashlib
 import re
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import redis.asyncio
 from keepfit import inbox, keys, scripts
 from keepfit.errors import NotFoundError, StaleModelError
 from keepfit.recipe import Recipe
+from keepfit.rowlog import Call
 from keepfit.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import Model
@@ -58,12 +60,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """What came of a call to retry: new sequences in order, why others were not moved, and how many are left."""
+    """What came of a call to retry: new sequences in order, why others were not moved, and how many are left.
+
+    `calls` are what was moved as the row log holds it, where that was asked for.
+    """
 
     version: int
     sequences: list[int]
     refused: dict[str, str]
     left: int
+    calls: tuple[Call, ...] = ()
 
 
 class Dead:
@@ -84,8 +90,12 @@ class Dead:
         more = await self._read(model_hash, [(f"({found[-1].id}", "+")], 1, 0)
         return found, found[-1].id if more else None
 
-    async def retry(self, model: Model, settings: Settings, ids: Sequence[str] | None) -> Retried:
+    async def retry(
+        self, model: Model, settings: Settings, ids: Sequence[str] | None, *, logged: bool = False
+    ) -> Retried:
         """Move entries to the end of the model's inbox, each under a new sequence; the oldest ones where `ids` is None.
+
+        Where that is to be `logged`, return what the row log is to hold of it.
 
         Raises
         ------
@@ -120,7 +130,11 @@ class Dead:
                 *(entry.id for entry in entries),
             ],
         )
-        answer, left = await scripts.run_async(self._store, call, ("XLEN", keys.dead(model.hash)))
+        # Read before they are moved: workers may have learned them right after.
+        payloads = await self._payloads(model.hash, entries) if logged else {}
+        answer, left, (seconds, micros) = await scripts.run_async(
+            self._store, call, ("XLEN", keys.dead(model.hash)), ("TIME",)
+        )
         match answer:
             case [b"missing"]:
                 raise NotFoundError(f"There is no model {model.hash}.")
@@ -132,7 +146,13 @@ class Dead:
         if not sequences and "full" in outcomes.values():
             raise inbox.full(waiting, pace)
         refused |= {name: REASONS[word] for name, word in outcomes.items() if not word.isdecimal()}
-        return Retried(version, sequences, refused, left)
+        at = int(seconds) + int(micros) / 1e6
+        calls = tuple(
+            Call(model.hash, model.origin, int(outcomes[name]), at, hashlib.sha256(payload).hexdigest(), "", (payload,))
+            for name, payload in payloads.items()
+            if outcomes[name].isdecimal()
+        )
+        return Retried(version, sequences, refused, left, calls)
 
     async def discard(self, model_hash: str, ids: Sequence[str]) -> tuple[int, int]:
         """Forget entries for good; return how many there were and the model's version.
@@ -172,6 +192,22 @@ class Dead:
         """Count what is put aside of a model."""
         (count,) = await scripts.run_async(self._store, ("XLEN", keys.dead(model_hash)))
         return int(count)
+
+    async def _payloads(self, model_hash: str, entries: Sequence[Entry]) -> dict[str, bytes]:
+        """Whole payloads of entries, by their ids."""
+        reads = [
+            ("GET", entry.big) if entry.big else ("XRANGE", keys.dead(model_hash), entry.id, entry.id)
+            for entry in entries
+        ]
+        found: dict[str, bytes] = {}
+        for entry, answer in zip(entries, await scripts.run_async(self._store, *reads), strict=True):
+            # What is gone by now will not be moved.
+            if answer and entry.big:
+                found[entry.id] = answer
+            elif answer:
+                ((_, fields),) = answer
+                found[entry.id] = dict(zip(fields[::2], fields[1::2], strict=True))[b"rows"]
+        return found
 
     async def _named(self, model_hash: str, ids: Sequence[str]) -> tuple[list[Entry], dict[str, str]]:
         """Find entries by their ids, and say of the others that they are gone."""

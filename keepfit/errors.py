@@ -22,7 +22,10 @@
     ├── PoisonError              a question that several workers died of
     ├── DeadlineError            not answered in time
     ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
+    │   └── DamagedError         part of the row log is not as it was written
     └── EnvelopeError            bytes that are not a bundle we signed
+        ├── BrokenError          a live bundle that is damaged or gone
+        │   └── GapError         … and cannot be made again from a snapshot and what was learned since
         ├── UnknownKeyError      signed with a key that this process does not have
         └── RuntimeMismatchError a bundle of another Python, scikit-learn or numpy
 """
@@ -131,8 +134,20 @@ class UnavailableError(KeepfitError):
     """A part that is needed is away; trying again later is right."""
 
 
+class DamagedError(UnavailableError):
+    """An object in the row log is not as it was written; somebody has to decide what is to be done about it."""
+
+
 class EnvelopeError(KeepfitError):
     """The bytes are not a bundle that one of our keys signed, or not the one expected."""
+
+
+class BrokenError(EnvelopeError):
+    """The live bundle is not what was committed: damaged, or gone from Redis."""
+
+
+class GapError(BrokenError):
+    """The live bundle is broken, and what would make it again is not all there."""
 
 
 class UnknownKeyError(EnvelopeError):

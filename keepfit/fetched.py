@@ -13,20 +13,33 @@ import msgspec
 from keepfit import envelope, sealing
 from keepfit.envelope import Header, Keyring
 from keepfit.history import NOTED, Document, Registered
+from keepfit.kept import Base
 from keepfit.recipe import from_text
 from keepfit.store import Install, Rewind
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A snapshot that was read and found good; `payload` is the pickle in the envelope `data`."""
+    """A bundle that was read and found good; `payload` is the pickle in the envelope `data`.
 
-    document: Document
+    `document` is that of its snapshot, None where the model never had one. `metrics_text` is JSON, "" where the metrics
+    are the document's: it has learned more since then otherwise.
+    """
+
+    document: Document | None
     header: Header
     data: bytes
     payload: bytes
     width: int | None
     changed: Mapping[str, Any] = field(default_factory=dict)
+    metrics_text: str = ""
+
+    @property
+    def metrics(self) -> str:
+        """Metrics of what it has learned, as JSON."""
+        if self.metrics_text or self.document is None:
+            return self.metrics_text or "{}"
+        return msgspec.json.encode(self.document["metrics"]).decode()
 
     def signed(self, keyring: Keyring, generation: int, sequence: int, chain: str) -> "Fetched":
         """Sign the same pickle for another generation and place in the model's sequences."""
@@ -47,17 +60,32 @@ def check(data: bytes, keyring: Keyring, registered: Registered, document: Docum
     return Fetched(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
 
 
-def _metrics_text(document: Document) -> str:
-    return msgspec.json.encode(document["metrics"]).decode()
+def _base(fetched: Fetched) -> str:
+    """What requests come on top of that are learned by what was fetched; '' where it has learned more since."""
+    if fetched.document is None or fetched.metrics_text:
+        return ""
+    return Base(fetched.header.sequence, (fetched.document["generation"], fetched.document["version"])).text()
 
 
-def to_install(registered: Registered, generation: int, fetched: Fetched | None, *, is_saved: bool) -> Install:
-    """What a model that is not live begins with; it knows of its snapshot where it `is_saved` as it is."""
+def to_install(
+    registered: Registered,
+    generation: int,
+    fetched: Fetched | None,
+    *,
+    is_saved: bool,
+    sequence: int = 0,
+    chain: str = "",
+) -> Install:
+    """What a model that is not live begins with; it knows of its snapshot where it `is_saved` as it is.
+
+    One that has no bundle goes on behind the request with this `sequence` and `chain`.
+    """
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
     if fetched is None:
-        return new
-    document, header = fetched.document, fetched.header
-    noted = msgspec.json.encode({name: document[name] for name in NOTED}).decode()
+        return replace(new, sequence=sequence, chain=chain, base=Base(sequence).text())
+    header, noted = fetched.header, ""
+    if is_saved and fetched.document is not None:
+        noted = msgspec.json.encode({name: fetched.document[name] for name in NOTED}).decode()
     return replace(
         new,
         version=header.version,
@@ -65,11 +93,12 @@ def to_install(registered: Registered, generation: int, fetched: Fetched | None,
         sequence=header.sequence,
         chain=header.chain,
         digest=envelope.digest_of(fetched.data),
-        metrics_text=_metrics_text(document),
-        snapshot_text=noted if is_saved else "",
+        metrics_text=fetched.metrics,
+        snapshot_text=noted,
         bundle=fetched.data,
         width=fetched.width,
         changed=fetched.changed,
+        base=_base(fetched),
     )
 
 
@@ -81,8 +110,9 @@ def to_rewind(fetched: Fetched, model_hash: str) -> Rewind:
         version=fetched.header.version,
         rows_seen=fetched.header.rows_seen,
         digest=envelope.digest_of(fetched.data),
-        metrics_text=_metrics_text(fetched.document),
+        metrics_text=fetched.metrics,
         bundle=fetched.data,
         width=fetched.width,
         changed=fetched.changed,
+        base=_base(fetched),
     )

@@ -6,6 +6,7 @@ Invariant: a request answered with a sequence is in Redis and will be learned on
 where the trip had to be made twice. Requests come from the gateway; :mod:`keepfit.commit` takes them out.
 """
 
+import asyncio
 import hashlib
 import math
 import uuid
@@ -26,6 +27,7 @@ from keepfit.errors import (
     StaleModelError,
     UnavailableError,
 )
+from keepfit.rowlog import Call
 from keepfit.rows import Rows
 from keepfit.scripts import Command, Line
 from keepfit.settings import Settings
@@ -38,6 +40,7 @@ BIG_TTL_MS = 600_000
 # A call without a client's key only has to know its own repeats.
 MINTED_KEY_TTL_S = 20
 RETRY_AFTER_S_MAX = 60
+MOVED = "The model was restored, deleted or made again while this was accepted; send it again."
 # What no rows are: the width of a change.
 NO_WIDTH = 0
 
@@ -49,7 +52,8 @@ class Learn:
     `payload` is the rows' msgpack, or a digest of it where the rows are written ahead as `big`, of `big_bytes`; `key`
     the client's Idempotency-Key, `request` the id that it gave the request. The latter goes with the rows, for whoever
     logs what became of them (large rows go without), and is no part of what makes two requests the same. A `width` of
-    :data:`NO_WIDTH` is that of a change of parameters, see :func:`change`.
+    :data:`NO_WIDTH` is that of a change of parameters, see :func:`change`. `whole` are the rows of a large request
+    that is to be logged.
     """
 
     hash: str
@@ -60,6 +64,17 @@ class Learn:
     big: str = ""
     big_bytes: int = 0
     request: str = ""
+    whole: bytes = b""
+
+    @property
+    def stored(self) -> bytes:
+        """What the inbox holds of it, of a large request too."""
+        return self.whole or self.sent
+
+    @property
+    def sent(self) -> bytes:
+        """What the call of the script carries."""
+        return _named(self) if self.request else self.payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +96,17 @@ def small_request(model_hash: str, generation: int, rows: Rows, key: str | None 
 
 
 async def request(
-    store: redis.asyncio.Redis, model_hash: str, generation: int, rows: Rows, key: str | None = None
+    store: redis.asyncio.Redis,
+    model_hash: str,
+    generation: int,
+    rows: Rows,
+    key: str | None = None,
+    *,
+    logged: bool = False,
 ) -> Learn:
     """Make a request of `rows`, which are not needed any more then; large ones are written ahead, in pieces.
+
+    Where it is to be `logged` it holds them all the same.
 
     Raises
     ------
@@ -96,7 +119,8 @@ async def request(
     big = keys.big(model_hash, uuid.uuid4().hex)
     digest = await write_in_pieces(store, big, rows, BIG_TTL_MS)
     faults.reach("accept.written_ahead")
-    return Learn(model_hash, generation, rows.width, digest.encode(), key, big, rows.size_bytes)
+    whole = await asyncio.to_thread(rows.encode) if logged else b""
+    return Learn(model_hash, generation, rows.width, digest.encode(), key, big, rows.size_bytes, whole=whole)
 
 
 def change(model_hash: str, generation: int, params: Mapping[str, Any], key: str | None = None) -> Learn:
@@ -154,6 +178,52 @@ async def put(store: Line, settings: Settings, requests: Sequence[Learn]) -> tup
     """
     calls = _calls(requests)
     answers = await store.run(*(_command(settings, [requests[i] for i in call]) for call in calls))
+    return _told(requests, calls, answers)
+
+
+async def put_to_log(
+    store: Line, settings: Settings, requests: Sequence[Learn]
+) -> tuple[list[Outcome], list[str], list[tuple[Call, list[int]]]]:
+    """Do what :func:`put` does; return also what is to be logged, beside each call the requests accepted by it.
+
+    Those are named by their positions. The calls' time is Redis', asked for in the same trip.
+    """
+    calls = _calls(requests)
+    commands = (_command(settings, [requests[i] for i in call]) for call in calls)
+    *answers, (seconds, micros) = await store.run(*commands, ("TIME",))
+    at = int(seconds) + int(micros) / 1e6
+    logged: list[tuple[Call, list[int]]] = []
+    for call, answer in zip(calls, answers, strict=True):
+        if answer[0] == b"ok" and answer[2]:
+            members = [requests[i] for i in call]
+            taken = members[: answer[2]]
+            first, name = members[0], "" if members[0].key is None else f"c:{members[0].key}"
+            payloads = tuple(asked.stored for asked in taken)
+            entry = Call(first.hash, answer[7], answer[1], at, _digest(members), name, payloads)
+            logged.append((entry, call[: len(taken)]))
+    return *_told(requests, calls, answers), logged
+
+
+async def changed_since(store: Line, calls: Sequence[Call]) -> list[KeepfitError | None]:
+    """Tell of each call, which was accepted and written to the log, why it may not stand in the inbox all the same.
+
+    None where it does, or was learned; UnavailableError where its model went meanwhile. A restore that then brings it
+    back may have read the log before the call was in it.
+    """
+    hashes = list({call.hash for call in calls})
+    found = await store.run(*(("HMGET", keys.state(h), "generation", "origin", "accepted") for h in hashes))
+    states = dict(zip(hashes, found, strict=True))
+    outcomes: list[KeepfitError | None] = []
+    for call in calls:
+        generation, origin, accepted = states[call.hash]
+        same = generation is not None and int(origin or generation) == call.origin and int(accepted) >= call.last
+        outcomes.append(None if same else UnavailableError(MOVED))
+    return outcomes
+
+
+def _told(
+    requests: Sequence[Learn], calls: Sequence[list[int]], answers: Sequence[list[Any]]
+) -> tuple[list[Outcome], list[str]]:
     outcomes: dict[int, Outcome] = {}
     alone = set()
     for call, answer in zip(calls, answers, strict=True):
@@ -193,7 +263,6 @@ def _command(settings: Settings, requests: Sequence[Learn]) -> Command:
     name, ttl_s = f"g:{uuid.uuid4().hex}", MINTED_KEY_TTL_S
     if first.key is not None:
         name, ttl_s = f"c:{first.key}", settings.idempotency_ttl_s
-    payloads = [asked.payload for asked in requests]
     return scripts.call(
         "accept",
         [
@@ -205,15 +274,20 @@ def _command(settings: Settings, requests: Sequence[Learn]) -> Command:
         ],
         [
             first.generation,
-            hashlib.sha256(b"".join(payloads)).hexdigest(),
+            _digest(requests),
             first.width,
             ttl_s * 1000,
             settings.inbox_entries_max,
             settings.inbox_bytes_max,
             first.big_bytes,
-            *(_named(asked) if asked.request else asked.payload for asked in requests),
+            *(asked.sent for asked in requests),
         ],
     )
+
+
+def _digest(requests: Sequence[Learn]) -> str:
+    """What tells a repeat of a call from another one under the same key."""
+    return hashlib.sha256(b"".join([asked.payload for asked in requests])).hexdigest()
 
 
 def _named(asked: Learn) -> bytes:
@@ -235,7 +309,7 @@ def request_of(payload: bytes) -> str:
 def _outcomes(first: Learn, count: int, answer: list[Any]) -> list[Outcome]:
     """Read the script's answer: an outcome for each of the `count` requests of a call that begins with `first`."""
     match answer:
-        case [b"ok", int(sequence), int(accepted), int(version), _, int(waiting), int(pace)]:
+        case [b"ok", int(sequence), int(accepted), int(version), _, int(waiting), int(pace), _]:
             taken: list[Outcome] = [Accepted(sequence + i, version) for i in range(accepted)]
             return taken + [full(waiting, pace)] * (count - accepted)
         case [b"missing"]:

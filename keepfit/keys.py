@@ -7,10 +7,10 @@ key                  type    TTL         written by                            r
 ===================  ======  ==========  ====================================  =================================
 kf:{h}:st            hash    none        install, rewind, accept, commit       gateway, workers, snapshotter
 kf:{h}:b             string  none        install, rewind, commit (by RENAME)   workers, snapshotter
-kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take
-kf:{h}:lk            string  lease       take, renew, unlock                   take
+kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take, repairs (those that are kept)
+kf:{h}:lk            string  lease       take, renew, unlock, remember         take, remember, install
 kf:{h}:stg:<random>  string  60 s        workers, before one of these three    commit, install, rewind
-kf:{h}:idem:<key>    string  a day       accept, retry                         accept, retry
+kf:{h}:idem:<key>    string  a day       accept, retry, remember               accept, retry
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
 kf:{h}:dead          stream  none        commit (rows put aside), retry        peek, retry, discard
 kf:changed           zset    none        before commit, rewind; snapshotter    snapshotter (score: generation, version)

@@ -129,6 +129,9 @@ class Stack:
         own |= self._own_servers(given)
         if "snapshot_url" not in given.model_fields_set:
             own["KEEPFIT_SNAPSHOT_URL"] = (self.data / "snapshots").as_uri()
+        if given.row_log_url:
+            # Whoever restores models of this folder has to find it, from whatever shell.
+            own["KEEPFIT_ROW_LOG_URL"] = given.row_log_url
         if "signing_keys" not in given.model_fields_set:
             own["KEEPFIT_SIGNING_KEYS"] = self._own_key("signing-keys")
         if "upload_keys" not in given.model_fields_set:

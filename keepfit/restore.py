@@ -2,114 +2,90 @@
 
 Owns the order of the steps::
 
-    committed document ─▶ blob: size, SHA-256, signature, versions, one predict ─▶ new generation
-        nothing is live, the newest:  install it as it is
-        nothing is live, an older:    sign it for the new generation ─▶ mark, install ─▶ save
+    (lost?) ─▶ look into the row log ─▶ snapshot's document ─▶ blob: size, SHA-256, signature, versions, one predict
+        ─▶ learn again what was logged since ─▶ new generation
+        nothing is live:              sign it for the new generation ─▶ mark, set known keys, install ─▶ save
+        … the newest, nothing logged: install it as it is
         one is live, and asked for:   sign it for the new generation ─▶ mark, rewind ─▶ save
 
-Never replaces a live model but by a script that finds it as the caller saw it. Invariants: a damaged snapshot is passed
-over for the one before, and said; an older snapshot that was restored is the newest from then on. Data comes from
-storage and MongoDB, and goes to Redis (`docs/restore.md`).
+Never replaces a live model but by a script that finds it as the caller saw it. Invariants: a model is live with all
+that was logged, or not at all; what was restored is the newest from then on. Data comes from storage, MongoDB and the
+row log, and goes to Redis (`docs/restore.md`).
 """
 
 import asyncio
-from contextlib import aclosing
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 
-from keepfit import envelope, faults
+from keepfit import envelope, faults, recall, uploads
 from keepfit.envelope import Keyring
 from keepfit.errors import (
     ConflictError,
     EnvelopeError,
     NotAgreedError,
     NotFoundError,
-    RuntimeMismatchError,
     StaleModelError,
     UnavailableError,
-    UnknownKeyError,
 )
-from keepfit.fetched import Fetched, check, to_install, to_rewind
+from keepfit.fetched import Fetched, to_install, to_rewind
 from keepfit.generations import Generations
 from keepfit.history import Document, History, Registered
+from keepfit.lineage import Link, Span, spans_after
+from keepfit.replay import Logged, Past, Replayed, Replayer, known, logged, place_of
+from keepfit.rowlog import RowLog, View
 from keepfit.saving import path_of, save
+from keepfit.settings import Settings
+from keepfit.shelf import Shelf
 from keepfit.storage import Storage
 from keepfit.store import Model, Store
+from keepfit.wanted import NEWEST, PutBack, Restored, Wanted
+
+__all__ = ["NEWEST", "PutBack", "Restored", "Restorer", "Wanted", "restore"]
 
 log = structlog.get_logger(__name__)
 
-# How often a model that learns on while it is to go back is looked at again.
+# How often a model that learns on while it is to go back is looked at again, or one that others bring back too.
 TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which snapshot: the newest not later than `at` (seconds since 1970), the newest of a `version`, or of all."""
-
-    at: float | None = None
-    version: int | None = None
-
-    @property
-    def is_named(self) -> bool:
-        """Tell whether another one than the newest may be meant."""
-        return self.at is not None or self.version is not None
-
-    def missing(self, model_hash: str) -> NotFoundError:
-        """Make the error for a model that has no such snapshot."""
-        if self.version is not None:
-            return NotFoundError(f"The model {model_hash} has no snapshot of version {self.version} by then.")
-        return NotFoundError(f"The model {model_hash} has no snapshot that old.")
-
-
-NEWEST = Wanted()
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What a restore did: `document` is None where the model began anew from its recipe; `live` where it was there.
-
-    `saved` is False where an older snapshot was restored, and it could not be made the newest yet.
-    """
-
-    hash: str
-    document: Document | None
-    live: bool
-    corrupt: int
-    saved: bool = field(default=True, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """What was put back: a snapshot's `document`, None where the model began anew.
-
-    `restored` is False where just that was live already.
-    """
-
-    document: Document | None
-    restored: bool
-    corrupt: int = 0
-    rows_forgotten: int = 0
+PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Restorer:
-    """All that restores need."""
+    """All that restores need; `rows` is None where there is no row log."""
 
     store: Store
     history: History
     storage: Storage
     keyring: Keyring
+    rows: RowLog | None = None
+    settings: Settings = field(default_factory=Settings.model_construct)
     generations: Generations = field(init=False)
+    replayer: Replayer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make what gives out generations to all that are restored at once."""
+        """Make what all that are restored at once share."""
         object.__setattr__(self, "generations", Generations(self.history))
+        upload_keys = uploads.keyring_of(self.settings.upload_keys.get_secret_value())
+        object.__setattr__(self, "replayer", Replayer(self.keyring, upload_keys))
+
+    def close(self) -> None:
+        """End what was begun for restores; the connections are whose they were."""
+        self.replayer.close()
+
+    async def look(self) -> View | None:
+        """Look into the row log, for models that were found lost before; None where there is none."""
+        return None if self.rows is None else await asyncio.to_thread(self.rows.look)
 
     async def bring_back(
-        self, registered: Registered, wanted: Wanted = NEWEST, first: Document | None = None
+        self, registered: Registered, wanted: Wanted = NEWEST, first: Document | None = None, view: View | None = None
     ) -> Restored:
-        """Put a model that is not live into Redis; `first` is the document that was found for it, if one was.
+        """Put a model that is not live into Redis, with what was logged since its snapshot.
+
+        `view` is a look into the row log that was made after the model was found lost, by who restores many; `first`
+        the document that was found for it after that look, if one was.
 
         Raises
         ------
@@ -120,32 +96,123 @@ class Restorer:
         UnavailableError
             If a part is away, or none of the model's snapshots is good.
         """
+        now: Registered | None = registered
+        for _ in range(TRIES):
+            if now is None:
+                raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
+            try:
+                return await self._bring_back(now, wanted, first, view)
+            except StaleModelError:
+                # Others bring it back too. It may have been live, and lost again, since anybody looked.
+                await asyncio.sleep(PAUSE_S)
+                first, view = None, None
+                now = await self.history.registered(registered.hash)
+        raise UnavailableError(f"Others restore {registered.hash} all the time; try again.")
+
+    async def _bring_back(
+        self, registered: Registered, wanted: Wanted, first: Document | None, view: View | None
+    ) -> Restored:
         live = await self.store.describe(registered.hash)
         if live is not None and live.generation >= registered.born:
             return Restored(registered.hash, None, live=True, corrupt=0)
-        fetched, corrupt = await self._find(registered, wanted, first)
-        is_older = False
-        if fetched is not None and wanted.is_named:
-            newest = await self.history.newest(registered.hash, registered.born)
-            is_older = newest is None or _place(newest) != _place(fetched.document)
-        generation = await self._next_generation(registered)
-        if fetched is not None and is_older:
-            fetched = fetched.signed(self.keyring, generation, fetched.header.sequence, fetched.header.chain)
+        past = await self.past(registered, wanted, first, view)
+        replayed = await self._replay(registered, past, past.requests())
+        document = None if past.fetched is None else past.fetched.document
+        is_other = bool(replayed.requests) or (
+            document is not None and await self._is_older(registered, wanted, document)
+        )
+        generation = await self.next_generation(registered, None if self.rows is None else replayed.link())
+        fetched = replayed.fetched
+        if fetched is not None and is_other:
+            fetched = fetched.signed(self.keyring, generation, replayed.place.sequence, replayed.chain)
             await self.store.mark(registered.hash, 0, 1)
-        installed = await self.store.install(to_install(registered, generation, fetched, is_saved=not is_older))
+        if self.rows is not None:
+            if generation != registered.generation + 1:
+                raise StaleModelError("Somebody else was given a generation since the look into the log.")
+            ttl_s, now_s = self.settings.idempotency_ttl_s, time.time()
+            answered = known(past.calls, past.line)
+            await recall.remember(self.store.client, registered, generation, answered, ttl_s, now_s)
+            faults.reach("restore.remembered")
+        place, chain = replayed.place, replayed.chain
+        installed = await self.store.install(
+            to_install(registered, generation, fetched, is_saved=not is_other, sequence=place.sequence, chain=chain)
+        )
         faults.reach("restore.installed")
+        if not installed:
+            return Restored(registered.hash, document, live=True, corrupt=past.corrupt)
+        _tell(registered.hash, generation, fetched, replayed)
+        left_out = [one.request.payload for one in replayed.left_out]
+        await recall.put_again(self.store.client, registered.hash, generation, left_out)
+        saved = await self.saved(registered.hash) if is_other else True
+        return Restored(registered.hash, document, False, past.corrupt, saved, replayed.rows, place.sequence)
+
+    async def _is_older(self, registered: Registered, wanted: Wanted, document: Document | None) -> bool:
+        """Tell whether a restore of this snapshot forgets something, so that it has to become the newest."""
+        if document is None or not wanted.is_named:
+            return False
+        newest = await self.history.newest(registered.hash, registered.born)
+        return self.rows is not None or newest is None or _place(newest) != _place(document)
+
+    async def past(
+        self, registered: Registered, wanted: Wanted, first: Document | None = None, view: View | None = None
+    ) -> Past:
+        """Read the snapshot that is wanted, and what was logged since, up to the time that is wanted.
+
+        Where the newest is damaged an older one will do, with more to be learned again; not one of what the model has
+        forgotten since.
+        """
+        if self.rows is None or wanted.version is not None:
+            fetched, corrupt = await self._find(registered, wanted, first)
+            return Past(fetched, corrupt, place_of(registered, None if fetched is None else fetched.document))
+        if view is None:
+            # In this order: what a later snapshot covers may not be found.
+            view, first = await self.look(), None
+        first = first or await self.find(registered, wanted)
+        calls, line = await logged(registered, wanted.at, first, view, first if wanted.is_named else None)
+        fetched, corrupt = await self._find(registered, wanted, first, line)
         document = None if fetched is None else fetched.document
-        if installed:
-            _tell(registered.hash, generation, document)
-        saved = await self._saved(registered.hash) if is_older and installed else True
-        return Restored(registered.hash, document, live=not installed, corrupt=corrupt, saved=saved)
+        if corrupt:
+            calls, _ = await logged(registered, wanted.at, first, view, document)
+        start = place_of(registered, document)
+        return Past(fetched, corrupt, start, calls, line, spans_after(line, start) or ())
+
+    async def ahead(
+        self, registered: Registered, wanted: Wanted, document: Document | None, live: Model | None, view: View | None
+    ) -> tuple[int, bool]:
+        """Tell how many rows a restore would learn again, and whether a `live` model is what it would become."""
+        start = place_of(registered, document)
+        calls, line = await logged(
+            registered,
+            wanted.at,
+            document,
+            None if wanted.version is not None else view,
+            document if wanted.is_named else None,
+        )
+        requests = Past(None, 0, start, calls, line, spans_after(line, start) or ()).requests(live)
+        rows = sum(one.rows for one in requests)
+        if live is None:
+            return rows, False
+        if not requests:
+            return 0, document is not None and await self.is_at(live, document)
+        # It is that, or has gone there and learned nothing since.
+        last, link = requests[-1], registered.links.get(live.generation)
+        is_at = (last.generation, last.sequence) == (live.generation, live.learned)
+        return rows, is_at or link == Link(live.origin, live.learned, last.generation, last.sequence)
 
     async def go_back(
-        self, registered: Registered, wanted: Wanted, live: Model, *, follow: bool, first: Document | None = None
+        self,
+        registered: Registered,
+        wanted: Wanted,
+        live: Model,
+        *,
+        follow: bool,
+        first: Document | None = None,
+        view: View | None = None,
     ) -> Restored:
         """Put a snapshot in the place of the model that is `live`; what waits to be learned is learned on top of it.
 
-        With `follow` also where it has learned since, as long as it is of the same generation.
+        Where a time is wanted, what was logged from then to that time comes before. With `follow` also where it has
+        learned since, as long as it is of the same generation.
 
         Raises
         ------
@@ -154,17 +221,15 @@ class Restorer:
         NotFoundError, RuntimeMismatchError, UnavailableError
             As of :meth:`bring_back`.
         """
-        fetched, corrupt = await self._find(registered, wanted, first)
-        if fetched is None:
+        past = await self.past(registered, wanted, first, view)
+        if past.fetched is None:
             raise wanted.missing(registered.hash)
-        generation = await self._next_generation(registered)
-        await self.put_in_place(live, fetched, generation, follow=follow)
-        _tell(registered.hash, generation, fetched.document)
-        return Restored(
-            registered.hash, fetched.document, live=False, corrupt=corrupt, saved=await self._saved(registered.hash)
-        )
+        replayed = await self.put_in_place(registered, live, past, follow=follow)
+        _tell(registered.hash, 0, replayed.fetched, replayed)
+        saved, document = await self.saved(registered.hash), past.fetched.document
+        return Restored(registered.hash, document, False, past.corrupt, saved, replayed.rows, replayed.place.sequence)
 
-    async def put_back(self, model_hash: str, wanted: Wanted) -> "PutBack":
+    async def put_back(self, model_hash: str, wanted: Wanted) -> PutBack:
         """Restore one model for somebody who named it: where an older snapshot is named, over a live one too.
 
         Raises
@@ -180,38 +245,49 @@ class Restorer:
         live = await self.store.describe(model_hash)
         if live is not None and live.generation < registered.born:
             live = None
+        view = await self.look()
         document = await self.find(registered, wanted)
         if document is None and wanted.is_named:
             raise wanted.missing(model_hash)
         if live is None:
-            restored = await self.bring_back(registered, wanted, document)
-            return PutBack(restored.document, restored=not restored.live, corrupt=restored.corrupt)
-        if document is not None and await self.is_at(live, document):
-            return PutBack(document, restored=False)
+            restored = await self.bring_back(registered, wanted, document, view)
+            return PutBack(
+                restored.document, not restored.live, restored.corrupt, 0, restored.replayed, restored.sequence
+            )
+        _, is_at = await self.ahead(registered, wanted, document, live, view if wanted.is_named else None)
+        if is_at and document is not None:
+            return PutBack(document, restored=False, sequence=int(document["sequence"]))
         if document is None or not wanted.is_named:
             raise NotAgreedError(
                 f"The model {model_hash} is live at version {live.version} and has learned since its newest snapshot; "
                 "name the version or time to go back to."
             )
-        restored = await self.go_back(registered, wanted, live, follow=True, first=document)
+        restored = await self.go_back(registered, wanted, live, follow=True, first=document, view=view)
         went_to = restored.document or document
-        return PutBack(
-            restored.document,
-            restored=True,
-            corrupt=restored.corrupt,
-            rows_forgotten=max(live.rows_seen - int(went_to["rows_seen"]), 0),
-        )
+        forgotten = max(live.rows_seen - int(went_to["rows_seen"]) - restored.replayed, 0)
+        return PutBack(went_to, True, restored.corrupt, forgotten, restored.replayed, restored.sequence)
 
-    async def put_in_place(self, live: Model, fetched: Fetched, generation: int, *, follow: bool) -> None:
-        """Let a live model be what was fetched, as `generation`; raises StaleModelError where it has changed."""
+    async def put_in_place(self, registered: Registered, live: Model, past: Past, *, follow: bool) -> Replayed:
+        """Let a live model be what is in the past, as its next generation; StaleModelError where it has changed."""
         now: Model | None = live
+        generation, replayed = 0, None
         for _ in range(TRIES if follow else 1):
             if now is None or now.generation != live.generation:
                 break
-            signed = fetched.signed(self.keyring, generation, now.learned, await self._chain(now))
+            requests = past.requests(now)
+            if replayed is None or replayed.requests != len(requests):
+                replayed = await self._replay(registered, past, requests)
+            link = None if self.rows is None else replayed.link(now.origin, now.learned)
+            if not generation:
+                generation = await self.next_generation(registered, link)
+            elif link is not None:
+                await self.history.note_link(registered.hash, generation, link)
+            if replayed.fetched is None:
+                raise UnavailableError(f"Nothing that was logged of {live.hash} could be learned again.")
+            signed = replayed.fetched.signed(self.keyring, generation, now.learned, await self._chain(now))
             if await self.store.rewind(now, to_rewind(signed, live.hash)):
                 faults.reach("restore.rewound")
-                return
+                return replace(replayed, fetched=signed)
             now = await self.store.describe(live.hash)
         became = "is gone" if now is None else f"is at version {now.version} of generation {now.generation} by now"
         raise StaleModelError(
@@ -239,72 +315,31 @@ class Restorer:
             return False
         return here == there
 
-    async def _find(self, registered: Registered, wanted: Wanted, first: Document | None) -> tuple[Fetched | None, int]:
+    async def _find(
+        self, registered: Registered, wanted: Wanted, first: Document | None, line: Sequence[Span] = ()
+    ) -> tuple[Fetched | None, int]:
         """Read the newest good snapshot that fits, `first` first; count those that were not good."""
-        corrupt = 0
-        if first is not None:
-            try:
-                return await self._fetch(registered, first), corrupt
-            except EnvelopeError as error:
-                corrupt += await self._put_by(first, error)
-        documents = self.history.snapshots(registered.hash, registered.born, wanted.at, version=wanted.version)
-        async with aclosing(documents):
-            async for document in documents:
-                try:
-                    return await self._fetch(registered, document), corrupt
-                except EnvelopeError as error:
-                    corrupt += await self._put_by(document, error)
-        if corrupt:
-            raise UnavailableError(
-                f"None of the {corrupt} snapshots of {registered.hash} is good; see the log for each reason."
-            )
-        if wanted.is_named:
-            raise wanted.missing(registered.hash)
-        return None, 0
 
-    async def _put_by(self, document: Document, error: EnvelopeError) -> int:
-        """Mark a snapshot that is not good; count 1."""
-        if isinstance(error, RuntimeMismatchError | UnknownKeyError):
-            # This process is not set up for a good snapshot; marking it would spoil it for those that are.
-            raise error
-        if not await self.history.mark_corrupt(document):
-            # It was let go for a newer one while it was read; that is not yet among those that are looked through.
-            raise UnavailableError(f"The snapshots of {document['hash']} have just changed; try again.") from error
-        log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
-        return 1
+        def fits(document: Document) -> bool:
+            return not line or spans_after(line, place_of(registered, document)) is not None
 
-    async def _fetch(self, registered: Registered, document: Document) -> Fetched:
-        fetched = await asyncio.to_thread(self._read, registered, document)
-        faults.reach("restore.fetched")
-        return fetched
+        return await Shelf(self.history, self.storage, self.keyring).find(registered, wanted, first, fits)
 
-    def _read(self, registered: Registered, document: Document) -> Fetched:
-        """Read a snapshot's blob and check all that can be checked without installing it."""
-        path = path_of(document)
-        data = self.storage.get(path)
-        if data is None:
-            if document["uri"] != self.storage.uri(path):
-                # It was saved elsewhere: a wrong setting here must not spoil a good document.
-                raise UnavailableError(
-                    f"The snapshot is at {document['uri']}, and {self.storage.url} does not have it."
-                )
-            raise EnvelopeError("the blob is missing")
-        if len(data) != document["size_bytes"] or envelope.digest_of(data) != document["sha256"]:
-            raise EnvelopeError("the blob is not the one that was saved")
-        fetched = check(data, self.keyring, registered, document)
-        if (fetched.header.generation, fetched.header.version) != _place(document):
-            raise EnvelopeError("the blob holds another version than its document names")
-        return fetched
+    async def _replay(self, registered: Registered, past: Past, requests: Sequence[Logged]) -> Replayed:
+        replayed = await self.replayer.learn(registered, past.fetched, past.start, requests)
+        faults.reach("restore.replayed")
+        return replayed
 
-    async def _next_generation(self, registered: Registered) -> int:
-        generation = await self.generations.next(registered)
+    async def next_generation(self, registered: Registered, link: Link | None) -> int:
+        """Take the next generation of a model; NotFoundError where it was deleted."""
+        generation = await self.generations.next(registered, link)
         if generation is None:
             raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
         faults.reach("restore.numbered")
         return generation
 
     async def _chain(self, live: Model) -> str:
-        """Chain of the last request that a live model has learned; '' where its bundle does not tell."""
+        """Chain of the last request that a live model has learned; '' where that is not known."""
         found = await self.store.bundle(live.hash)
         if found is None:
             return ""
@@ -314,7 +349,7 @@ class Restorer:
             return ""
         return header.chain if header.sequence == live.learned else ""
 
-    async def _saved(self, model_hash: str) -> bool:
+    async def saved(self, model_hash: str) -> bool:
         """Make what was restored the newest snapshot; False where that is left to the next pass."""
         try:
             await save(self.store, self.history, self.storage, self.keyring, model_hash)
@@ -351,11 +386,13 @@ def _place(document: Document) -> tuple[int, int]:
     return document["generation"], document["version"]
 
 
-def _tell(model_hash: str, generation: int, document: Document | None) -> None:
+def _tell(model_hash: str, generation: int, fetched: Fetched | None, replayed: Replayed) -> None:
     log.info(
         "model_restored",
         hash=model_hash,
-        generation=generation,
-        version=document["version"] if document else 0,
-        rows_seen=document["rows_seen"] if document else 0,
+        generation=generation if fetched is None else fetched.header.generation,
+        version=0 if fetched is None else fetched.header.version,
+        rows_seen=0 if fetched is None else fetched.header.rows_seen,
+        replayed=replayed.rows,
+        left_out=len(replayed.left_out),
     )

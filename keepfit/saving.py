@@ -21,6 +21,7 @@ from keepfit import envelope, faults
 from keepfit.envelope import Keyring
 from keepfit.errors import ConflictError, UnavailableError
 from keepfit.history import NOTED, Document, History
+from keepfit.kept import Noted
 from keepfit.storage import Entry, Storage
 from keepfit.store import Model, Store
 
@@ -54,6 +55,7 @@ class _Batch:
 
     model: dict[str, Model] = field(default_factory=dict)
     data: dict[str, bytes] = field(default_factory=dict)
+    chain: dict[str, str] = field(default_factory=dict)
     document: dict[str, Document] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
@@ -120,16 +122,17 @@ async def _read(
             batch.outcomes[model_hash] = None
         else:
             try:
-                document = _document(*found, keyring, storage)
+                document, chain = _document(*found, keyring, storage)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
                 batch.outcomes[model_hash] = error
             else:
                 batch.model[model_hash], batch.data[model_hash] = found
-                batch.document[model_hash] = document
+                batch.document[model_hash], batch.chain[model_hash] = document, chain
     faults.reach("snapshot.read")
 
 
-def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> Document:
+def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> tuple[Document, str]:
+    """Make the history document of a bundle; return it with the chain of the last request that it has learned."""
     header, _ = keyring.open(data, envelope.BUNDLE)
     document: Document = {
         "type": model.metadata["type"],
@@ -140,6 +143,8 @@ def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> 
         "generation": header.generation,
         "version": header.version,
         "sequence": header.sequence,
+        # Of a bundle from before its model's sequences began no more is known.
+        "origin": min(header.generation, model.origin),
         "rows_seen": header.rows_seen,
         "metrics": model.metrics,
         "sha256": envelope.digest_of(data),
@@ -152,7 +157,7 @@ def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> 
         # A text, because its names may be anything that a label is.
         document["changed"] = msgspec.json.encode(model.changed).decode()
     document["uri"] = storage.uri(path_of(document))
-    return document
+    return document, header.chain
 
 
 async def _begin(batch: _Batch, store: Store, history: History) -> None:
@@ -167,14 +172,14 @@ async def _begin(batch: _Batch, store: Store, history: History) -> None:
         model_hash = document["hash"]
         if committed["sha256"] == document["sha256"]:
             batch.outcomes[model_hash] = None
-            saved.append((batch.model[model_hash], committed))
+            saved.append(committed)
         else:
             batch.outcomes[model_hash] = ConflictError(
                 f"Version {document['version']} of {model_hash} is in the history with another bundle: Redis lost what "
                 "it had learned. The model is saved again once it has learned more than that."
             )
         del batch.document[model_hash]
-    await _note(store, saved)
+    await _note(batch, store, saved)
     faults.reach("snapshot.begun")
 
 
@@ -213,7 +218,7 @@ async def _commit(batch: _Batch, store: Store, history: History, storage: Storag
     ours = await history.commit_many(documents)
     faults.reach("snapshot.committed")
     kept = [document for document, mine in zip(documents, ours, strict=True) if mine]
-    await _note(store, [(batch.model[document["hash"]], document) for document in kept])
+    await _note(batch, store, kept)
     faults.reach("snapshot.noted")
     batch.outcomes |= dict.fromkeys(batch.document) | {document["hash"]: document for document in kept}
     # Another has begun the version anew, or it was given up for abandoned: no document names what was written here.
@@ -222,10 +227,19 @@ async def _commit(batch: _Batch, store: Store, history: History, storage: Storag
         await asyncio.to_thread(storage.delete, lost)
 
 
-async def _note(store: Store, saved: Sequence[tuple[Model, Document]]) -> None:
+async def _note(batch: _Batch, store: Store, saved: Sequence[Document]) -> None:
     await store.note_snapshots(
         [
-            (model.hash, model.generation, model.version, {name: document[name] for name in NOTED})
-            for model, document in saved
+            Noted(
+                model.hash,
+                model.generation,
+                model.learned,
+                model.digest,
+                model.kept,
+                batch.chain[model.hash],
+                (document["generation"], document["version"]),
+                {name: document[name] for name in NOTED},
+            )
+            for model, document in ((batch.model[document["hash"]], document) for document in saved)
         ]
     )

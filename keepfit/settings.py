@@ -33,6 +33,13 @@ class Settings(BaseSettings):
         "file:///var/lib/keepfit/snapshots",
         description="Where snapshots go: file:///path or s3://bucket/prefix.",
     )
+    row_log_url: str = Field(
+        "",
+        description="Where each accepted request is written before it is answered, file:///… or s3://…; none: nowhere.",
+    )
+    row_log_keep_s: int = Field(
+        7 * 86_400, ge=3600, description="Age up to which the row log keeps what is in snapshots."
+    )
     signing_keys: SecretStr = Field(
         SecretStr(""),
         description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
@@ -85,6 +92,11 @@ class Settings(BaseSettings):
     )
     inbox_bytes_max: int = Field(
         64 * 2**20, ge=1024, description="Bytes that may wait to be learned, per model; more get 429."
+    )
+    replay_bytes_max: int = Field(
+        2**20,
+        ge=0,
+        description="Bytes of learned rows that are kept until a snapshot has them, per model; 0 keeps none.",
     )
     idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
     lease_slice_s: float = Field(5.0, gt=0, description="Longest time one RQ job drains before it hands over.")

@@ -1,4 +1,4 @@
-"""Where snapshots are kept: a local folder or S3, by URL.
+"""Where snapshots and the row log are kept: a local folder or S3, by URL.
 
 Owns writing a blob so that it is there whole or not at all, reading it back, listing and deleting. Never decides what
 a blob means, or which one has to go.
@@ -102,7 +102,7 @@ class LocalStorage(Storage):
             for folder in (target.parent, *target.parent.relative_to(self._root).parents):
                 _sync_folder(self._root / folder)
         except OSError as error:
-            raise UnavailableError(f"The snapshot folder {self._root} cannot be written: {error}") from error
+            raise UnavailableError(f"The folder {self._root} cannot be written: {error}") from error
 
     def _temporary(self, folder: Path) -> "tempfile._TemporaryFileWrapper[bytes]":
         """Open a temporary file in a folder, which is made where it is not there."""
@@ -120,10 +120,10 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             if not self._root.is_dir():
                 # Not mounted, or another address than before: that says nothing of a blob.
-                raise UnavailableError(f"The snapshot folder {self._root} is not there.") from None
+                raise UnavailableError(f"The folder {self._root} is not there.") from None
             return None
         except OSError as error:
-            raise UnavailableError(f"The snapshot folder {self._root} cannot be read: {error}") from error
+            raise UnavailableError(f"The folder {self._root} cannot be read: {error}") from error
 
     def list(self, after: str, until: str) -> Iterator[Entry]:
         """Walk through the folders in order."""
@@ -135,7 +135,7 @@ class LocalStorage(Storage):
                 for folder, _, files in os.walk(self._root / name):
                     yield from self._entries(folder, files)
         except OSError as error:
-            raise UnavailableError(f"The snapshot folder {self._root} cannot be read: {error}") from error
+            raise UnavailableError(f"The folder {self._root} cannot be read: {error}") from error
 
     def _entries(self, folder: str, names: Sequence[str]) -> Iterator[Entry]:
         for name in names:
@@ -151,7 +151,7 @@ class LocalStorage(Storage):
         if not entries:
             return
         if not self._root.is_dir():
-            raise UnavailableError(f"The snapshot folder {self._root} is not there.")
+            raise UnavailableError(f"The folder {self._root} is not there.")
         try:
             for entry in entries:
                 path = self._root / entry.path
@@ -160,7 +160,7 @@ class LocalStorage(Storage):
                     with suppress(OSError):
                         (self._root / folder).rmdir()
         except OSError as error:
-            raise UnavailableError(f"The snapshot folder {self._root} cannot be written: {error}") from error
+            raise UnavailableError(f"The folder {self._root} cannot be written: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -260,13 +260,13 @@ def _no_bucket(cause: BaseException | None) -> bool:
     return isinstance(cause, ClientError) and cause.response["Error"].get("Code") == "NoSuchBucket"
 
 
-def open_storage(url: str) -> Storage:
+def open_storage(url: str, setting: str = "KEEPFIT_SNAPSHOT_URL") -> Storage:
     """Open ``file:///path`` or ``s3://bucket/prefix``.
 
     Raises
     ------
     SettingsError
-        For any other address.
+        For any other address; names the `setting` that it comes from.
     """
     try:
         parts = urlsplit(url)
@@ -277,4 +277,4 @@ def open_storage(url: str) -> Storage:
         return LocalStorage(url)
     if parts.scheme == "s3" and parts.netloc and plain:
         return S3Storage(url)
-    raise SettingsError(f"KEEPFIT_SNAPSHOT_URL: {url!r} is neither file:///path nor s3://bucket/prefix.")
+    raise SettingsError(f"{setting}: {url!r} is neither file:///path nor s3://bucket/prefix.")

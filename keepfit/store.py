@@ -15,7 +15,8 @@ import msgspec
 import redis.asyncio
 
 from keepfit import envelope, keys, scripts
-from keepfit.errors import UnavailableError
+from keepfit.errors import StaleModelError, UnavailableError
+from keepfit.kept import Kept, Noted
 from keepfit.recipe import Recipe, from_text
 
 STAGED_TTL_MS = 60_000
@@ -42,13 +43,15 @@ class Model:
     digest: str
     changed: dict[str, Any]
     origin: int
+    kept: Kept
 
 
 @dataclass(frozen=True, slots=True)
 class Install:
     """What a model begins with: nothing but its recipe, or a bundle from a snapshot.
 
-    A live model of a generation before `born` is what is left of a deleted predecessor, and is replaced.
+    A live model of a generation before `born` is what is left of a deleted predecessor, and is replaced. `base` is the
+    text of a :class:`keepfit.kept.Base`, '' where it is none.
     """
 
     hash: str
@@ -66,11 +69,15 @@ class Install:
     width: int | None = None
     born: int = 0
     changed: Mapping[str, Any] = field(default_factory=dict)
+    base: str = "0"
 
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """What a live model goes back to; `bundle` says that it has learned what the live one has (`keepfit.restore`)."""
+    """What a live model goes back to; `bundle` says that it has learned what the live one has (`keepfit.restore`).
+
+    `base` is as in :class:`Install`, or '=' where it has learned just that.
+    """
 
     hash: str
     generation: int
@@ -81,6 +88,7 @@ class Rewind:
     bundle: bytes
     width: int | None
     changed: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,11 @@ class Store:
 
     def __init__(self, store: redis.asyncio.Redis) -> None:
         self._store = store
+
+    @property
+    def client(self) -> redis.asyncio.Redis:
+        """The connections, for what belongs to a model and is not its state."""
+        return self._store
 
     async def ping(self) -> None:
         """Raise UnavailableError unless Redis answers."""
@@ -156,12 +169,15 @@ class Store:
                     new.hash,
                     newest,
                     msgspec.json.encode(new.changed) if new.changed else "",
+                    new.base,
                 ],
             ),
         )
         await self._remove(late)
         if installed == -1:
             raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
+        if installed == -2:
+            raise StaleModelError(f"Somebody else has begun to restore {new.hash} since.")
         return bool(installed == 1)
 
     async def rewind(self, live: Model, to: Rewind) -> bool:
@@ -178,7 +194,13 @@ class Store:
             ("SET", staged, to.bundle, "PX", STAGED_TTL_MS),
             scripts.call(
                 "rewind",
-                [keys.state(to.hash), keys.bundle(to.hash), staged],
+                [
+                    keys.state(to.hash),
+                    keys.bundle(to.hash),
+                    staged,
+                    keys.inbox(to.hash),
+                    *(name for _, name in live.kept.large),
+                ],
                 [
                     live.generation,
                     live.digest,
@@ -191,6 +213,7 @@ class Store:
                     msgspec.json.encode(to.changed) if to.changed else "",
                     keys.COMMITS,
                     to.hash,
+                    to.base,
                 ],
             ),
         )
@@ -293,23 +316,11 @@ class Store:
             with scripts.unavailable():
                 return await pipe.execute(raise_on_error=False)
 
-    async def note_snapshot(self, model_hash: str, generation: int, version: int, snapshot: dict[str, Any]) -> None:
-        """Tell the model of its snapshot and take it off the list of changed ones, unless it changed again."""
-        await self.note_snapshots([(model_hash, generation, version, snapshot)])
-
-    async def note_snapshots(self, noted: Sequence[tuple[str, int, int, dict[str, Any]]]) -> None:
-        """Do what :meth:`note_snapshot` does for each of many: hash, generation, version and snapshot."""
-        if not noted:
-            return
-        told = [
-            scripts.call("note", [keys.state(h)], [generation, version, msgspec.json.encode(snapshot).decode()])
-            for h, generation, version, snapshot in noted
-        ]
-        settled = [
-            scripts.call("settle", [keys.CHANGED], [h, keys.change(generation, version)])
-            for h, generation, version, _ in noted
-        ]
-        await scripts.run_async(self._store, *told, *settled)
+    async def note_snapshots(self, noted: Sequence[Noted]) -> None:
+        """Tell models of their snapshots and take them off the list of changed ones, unless they changed again."""
+        if noted:
+            commands = [each.commands() for each in noted]
+            await scripts.run_async(self._store, *(told for told, _ in commands), *(settled for _, settled in commands))
 
     async def note_pass(self, failed: int, reason: str) -> None:
         """Note that a snapshotter has been over the changed models, how many it could not save and why."""
@@ -352,27 +363,18 @@ class Store:
 
 
 _FIELDS = (
-    "metadata",
-    "recipe",
-    "generation",
-    "version",
-    "rows_seen",
-    "accepted",
-    "learned",
-    "metrics",
-    "snapshot",
-    "digest",
-    "changed",
-    "origin",
-)
+    "metadata", "recipe", "generation", "version", "rows_seen", "accepted", "learned", "metrics", "snapshot", "digest",
+    "changed", "origin", "kept", "base", "large",
+)  # fmt: skip
 
 
 def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
     if fields[0] is None:
         return None
-    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, digest, changed, origin = (
+    metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, *rest = (
         field or b"" for field in fields
     )
+    digest, changed, origin, *kept = rest
     return Model(
         hash=model_hash,
         metadata=msgspec.json.decode(metadata),
@@ -387,4 +389,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         digest=digest.decode(),
         changed=msgspec.json.decode(changed) if changed else {},
         origin=int(origin or generation),
+        kept=Kept.of(*kept),
     )

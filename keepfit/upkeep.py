@@ -5,10 +5,11 @@ Owns the step from any state to ``aborted``, and the end of a document. Never de
 of the attempt, in which it was read; so a snapshotter that has gone on meanwhile keeps what it did.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from keepfit.history import ABORTED, Document, History, unavailable
+from keepfit.history import ABORTED, COMMITTED, Document, History, unavailable
 
 ENTRIES_A_TRIP = 5000
 # Changes of one call, which has seconds: a server may sync each document by itself.
@@ -32,6 +33,32 @@ class Life:
     deleted_s: float | None = None
 
 
+@dataclass(slots=True)
+class Cover:
+    """What of a model's calls is in a snapshot, or of no use any more: all of generations before `born` (inf: all).
+
+    `upto` is the last sequence by the generation in which the sequences began; what began before `origin` is over.
+    """
+
+    born: float
+    origin: float = 0
+    upto: dict[int, int] = field(default_factory=dict)
+
+    def add(self, document: Document) -> None:
+        """Take in a committed snapshot."""
+        origin = document.get("origin")
+        if origin is None:
+            # Of another house, or an older version: what waits for the live model may come on top of it.
+            origin = document["generation"]
+        else:
+            self.origin = max(self.origin, origin)
+        self.upto[origin] = max(document["sequence"], self.upto.get(origin, 0))
+
+    def has(self, origin: int, sequence: int) -> bool:
+        """Tell whether all up to a sequence is covered."""
+        return origin < max(self.born, self.origin) or sequence <= self.upto.get(origin, -1)
+
+
 async def end_of_slice(history: History, after: str, limit: int) -> str | None:
     """Hash of the `limit`-th registered model after `after`, deleted ones counted; None where there are fewer."""
     with unavailable():
@@ -46,6 +73,23 @@ async def lives(history: History, after: str, until: str) -> list[Life]:
     with unavailable():
         found = history.collection("models").find({"_id": {"$gt": after, "$lte": until}}, wanted)
         return [Life(model["_id"], model["born"], model["deleted"], model.get("deleted_s")) async for model in found]
+
+
+async def covers(history: History, hashes: Iterable[str], since_s: float) -> dict[str, Cover]:
+    """Find what models have in committed snapshots of `since_s` (seconds) or later; unknown models are left out."""
+    found: dict[str, Cover] = {}
+    wanted = sorted(hashes)
+    with unavailable():
+        for begin in range(0, len(wanted), CHANGES_A_TRIP):
+            some = {"$in": wanted[begin : begin + CHANGES_A_TRIP]}
+            async for model in history.collection("models").find({"_id": some}, {"born": 1, "deleted": 1}):
+                found[model["_id"]] = Cover(math.inf if model["deleted"] else model["born"])
+            query = {"hash": some, "status": COMMITTED, "timestamp": {"$gte": since_s}}
+            wanted_fields = dict.fromkeys(("hash", "generation", "origin", "sequence"), 1)
+            async for document in history.collection("history").find(query, wanted_fields):
+                if document["hash"] in found:
+                    found[document["hash"]].add(document)
+    return found
 
 
 async def entries(history: History, after: str, until: str, before_s: float | None = None) -> list[Document]:

@@ -185,7 +185,7 @@ async def import_many(
     """Take in all models of a file that was signed by one of `theirs` or our own keys."""
     async with opened(settings) as parts:
         await parts.history.ensure_indexes()
-        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring)
+        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring, parts.row_log, settings)
         checked = _Recipes(uploads.keyring_of(settings.upload_keys.get_secret_value()))
         keyrings = [ring for ring in (theirs, parts.keyring) if ring is not None]
         with await asyncio.to_thread(Reader, path, keyrings) as reader:

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from keepfit.errors import KeepfitError, NotAgreedError, UnavailableError
+from keepfit.errors import DamagedError, GapError, KeepfitError, NotAgreedError, UnavailableError
 from keepfit.history import Document, Registered
+from keepfit.repair import is_broken, repair
 from keepfit.restore import NEWEST, Restored, Restorer, Wanted
+from keepfit.rowlog import View
 from keepfit.settings import Settings
 from keepfit.store import Model
 from snapshotter.run import Snapshotter, opened
@@ -40,7 +42,8 @@ class Meant:
 class Plan:
     """What would become of one model: of the `live` one, None where it is in no Redis, and of a snapshot's `document`.
 
-    `goes_back` tells that learning would be forgotten, `kept` why nothing is to be done, `failed` why it cannot be.
+    `goes_back` tells that learning would be forgotten, `kept` why nothing is to be done, `failed` why it cannot be,
+    `broken` that the live bundle is damaged or gone; `replayed` is how many logged rows would be learned again.
     """
 
     registered: Registered
@@ -49,21 +52,26 @@ class Plan:
     goes_back: bool = False
     kept: str = ""
     failed: str = ""
+    broken: bool = False
+    replayed: int = 0
 
     @property
     def rows_forgotten(self) -> int:
-        """Rows that the live model has learned more than the snapshot."""
+        """Rows that the live model has learned more than what it would become."""
         if not self.goes_back or self.live is None or self.document is None:
             return 0
-        return max(self.live.rows_seen - int(self.document["rows_seen"]), 0)
+        return max(self.live.rows_seen - int(self.document["rows_seen"]) - self.replayed, 0)
 
     def outcome(self) -> "Outcome":
         """Say what would be done."""
         if self.failed or self.kept:
             return self.said(self.failed or self.kept, failed=bool(self.failed))
+        if self.broken and not self.goes_back:
+            return self.said("would be repaired: its live bundle is damaged")
+        again = f", {self.replayed} logged rows learned again" if self.replayed else ""
         if self.goes_back:
-            return self.said(f"would go back, {self.rows_forgotten} rows forgotten")
-        return self.said("would be restored" if self.document else "would begin anew")
+            return self.said(f"would go back, {self.rows_forgotten} rows forgotten{again}")
+        return self.said(("would be restored" if self.document else "would begin anew") + again)
 
     def said(self, outcome: str, *, failed: bool = False) -> "Outcome":
         """Say what came of it."""
@@ -74,6 +82,7 @@ class Plan:
             outcome,
             failed,
             self.rows_forgotten,
+            self.replayed,
         )
 
 
@@ -87,6 +96,7 @@ class Outcome:
     outcome: str
     failed: bool = False
     rows_forgotten: int = 0
+    replayed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON."""
@@ -96,6 +106,7 @@ class Outcome:
             "live_version": self.live_version,
             "version": self.version,
             "rows_forgotten": self.rows_forgotten,
+            "replayed": self.replayed,
             "outcome": self.outcome,
         }
 
@@ -125,20 +136,22 @@ async def restore_many(
     anything is changed, with :class:`NotAgreedError`. With `follow` they go back also where they learn on meanwhile.
     """
     async with opened(settings) as parts:
-        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring)
-        registered = [found async for found in registered_of(parts, meant)]
-        plans = await _plan(restorer, registered, wanted)
-        if dry_run:
-            return [plan.outcome() for plan in plans]
-        back = [plan for plan in plans if plan.goes_back]
-        # What needs the loop's thread is asked in it: nothing else runs meanwhile.
-        if back and not agreed(back):
-            raise NotAgreedError(
-                f"{len(back)} live models would go back behind what they have learned "
-                f"({sum(plan.rows_forgotten for plan in back)} rows); --force does that. Nothing was changed."
-            )
-
-        return await at_once(plans, _Hand(restorer, wanted, follow=follow).carry_out, progress)
+        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring, parts.row_log, settings)
+        try:
+            registered = [found async for found in registered_of(parts, meant)]
+            plans, view = await _plan(restorer, registered, wanted)
+            if dry_run:
+                return [plan.outcome() for plan in plans]
+            back = [plan for plan in plans if plan.goes_back]
+            # What needs the loop's thread is asked in it: nothing else runs meanwhile.
+            if back and not agreed(back):
+                raise NotAgreedError(
+                    f"{len(back)} live models would go back behind what they have learned "
+                    f"({sum(plan.rows_forgotten for plan in back)} rows); --force does that. Nothing was changed."
+                )
+            return await at_once(plans, _Hand(restorer, wanted, view, follow=follow).carry_out, progress)
+        finally:
+            restorer.close()
 
 
 async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress: Progress = silent) -> list[R]:
@@ -162,41 +175,54 @@ async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress
     return [task.result() for task in tasks]
 
 
-async def _plan(restorer: Restorer, registered: Sequence[Registered], wanted: Wanted) -> list[Plan]:
+async def _plan(restorer: Restorer, registered: Sequence[Registered], wanted: Wanted) -> tuple[list[Plan], View | None]:
+    """Find out what would become of the models, and what was logged when those that are lost were."""
     live: list[Model | None] = []
     for begin in range(0, len(registered), PAGE):
         live += await restorer.store.describe_many([each.hash for each in registered[begin : begin + PAGE]])
+    pairs = [
+        # One of before it was born is what is left of a deleted predecessor.
+        (each, found if found is None or found.generation >= each.born else None)
+        for each, found in zip(registered, live, strict=True)
+    ]
+    is_needed = wanted.at is not None or any(found is None for _, found in pairs)
+    view = await restorer.look() if is_needed else None
 
     async def look(pair: tuple[Registered, Model | None]) -> Plan:
-        return await _look(restorer, *pair, wanted)
+        return await _look(restorer, *pair, wanted, view)
 
-    return await at_once(list(zip(registered, live, strict=True)), look)
+    return await at_once(pairs, look), view
 
 
-async def _look(restorer: Restorer, registered: Registered, live: Model | None, wanted: Wanted) -> Plan:
+async def _look(
+    restorer: Restorer, registered: Registered, live: Model | None, wanted: Wanted, view: View | None
+) -> Plan:
     """Find out what would become of one model."""
-    if live is not None and live.generation < registered.born:
-        # What is left of a deleted predecessor.
-        live = None
     document = await restorer.find(registered, wanted)
     if document is None and wanted.is_named:
         what = "no snapshot that old" if wanted.version is None else "no snapshot of that version"
         return Plan(registered, live, None, failed=what)
+    broken = live is not None and await is_broken(restorer, live)
+    if live is not None and (not wanted.is_named or document is None):
+        return Plan(registered, live, document, kept="" if broken else "kept: it is live", broken=broken)
+    try:
+        replayed, is_at = await restorer.ahead(registered, wanted, document, live, view)
+    except DamagedError as error:
+        return Plan(registered, live, document, failed=str(error))
     if live is None:
-        return Plan(registered, None, document)
-    if not wanted.is_named or document is None:
-        return Plan(registered, live, document, kept="kept: it is live")
-    if await restorer.is_at(live, document):
+        return Plan(registered, None, document, replayed=replayed)
+    if is_at and not broken:
         return Plan(registered, live, document, kept="kept: it is at this snapshot")
-    return Plan(registered, live, document, goes_back=True)
+    return Plan(registered, live, document, goes_back=True, replayed=replayed, broken=broken)
 
 
 class _Hand:
     """Does what was planned, until so many models in a row show that a part is away for all of them."""
 
-    def __init__(self, restorer: Restorer, wanted: Wanted, *, follow: bool) -> None:
+    def __init__(self, restorer: Restorer, wanted: Wanted, view: View | None, *, follow: bool) -> None:
         self._restorer = restorer
         self._wanted = wanted
+        self._view = view
         self._follow = follow
         self._in_a_row = 0
         self._away = ""
@@ -219,9 +245,23 @@ class _Hand:
 
     async def _restore(self, plan: Plan) -> Restored:
         if plan.live is None:
-            return await self._restorer.bring_back(plan.registered, self._wanted, plan.document)
+            return await self._restorer.bring_back(plan.registered, self._wanted, plan.document, self._view)
+        if plan.broken and not plan.goes_back:
+            try:
+                return await self._repair(plan, plan.live)
+            except GapError:
+                if not self._follow:
+                    raise
         return await self._restorer.go_back(
-            plan.registered, self._wanted, plan.live, follow=self._follow, first=plan.document
+            plan.registered, self._wanted, plan.live, follow=self._follow, first=plan.document, view=self._view
+        )
+
+    async def _repair(self, plan: Plan, live: Model) -> Restored:
+        repaired = await repair(self._restorer, live.hash)
+        if repaired is None:
+            return Restored(live.hash, plan.document, live=True, corrupt=0)
+        return Restored(
+            live.hash, repaired.document, live=False, corrupt=0, saved=repaired.saved, relearned=repaired.requests
         )
 
 
@@ -231,6 +271,10 @@ def _said(plan: Plan, restored: Restored) -> Outcome:
     words = "restored" if plan.live is None else "went back"
     if restored.document is None:
         words = "begun anew: it had no snapshot"
+    if restored.replayed:
+        words += f", {restored.replayed} logged rows learned again"
+    if restored.relearned is not None:
+        words = f"repaired: {restored.relearned} requests learned again, none forgotten"
     if restored.corrupt:
         words += f", after {restored.corrupt} damaged"
     if not restored.saved:
@@ -241,6 +285,7 @@ def _said(plan: Plan, restored: Restored) -> Outcome:
         restored.document["version"] if restored.document else None,
         words,
         rows_forgotten=plan.rows_forgotten,
+        replayed=restored.replayed,
     )
 
 

@@ -1,9 +1,9 @@
 """Passes over the changed bundles: once (a CronJob), or every so often (a loop).
 
 Owns which models a pass looks at and how many at once; how they are saved is :mod:`keepfit.saving`, what is cleared up
-after them :mod:`keepfit.garbage`. Never stops learning: it reads what workers have committed. Invariants: a pass saves
-only what changed; one model's trouble does not keep the others from being saved; several snapshotters at once do no
-harm.
+after them :mod:`keepfit.garbage`, and in the row log :mod:`keepfit.minutes`. Never stops learning: it reads what
+workers have committed. Invariants: a pass saves only what changed; one model's trouble does not keep the others from
+being saved; several snapshotters at once do no harm.
 """
 
 import asyncio
@@ -18,15 +18,17 @@ from typing import Self
 
 import structlog
 
-from keepfit import connections, upkeep
+from keepfit import connections, minutes, upkeep
 from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.garbage import LAST, Collected, collect
 from keepfit.history import Document, History
 from keepfit.history import upkeep as tidying
 from keepfit.history.upkeep import Upkeep
+from keepfit.minutes import Tended
 from keepfit.outage import Outage
 from keepfit.retention import Rules
+from keepfit.rowlog import RowLog, open_log
 from keepfit.saving import AWAY_COUNT, Hands, Outcome, save_many
 from keepfit.settings import Settings
 from keepfit.storage import Storage, open_storage
@@ -54,6 +56,7 @@ class Report:
     away: str = ""
     collected: Collected = field(default_factory=Collected)
     uncollected: str = ""
+    tended: Tended = field(default_factory=Tended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Bounds:
     bytes_max: int = 64 * 2**20
     cleared_max: int = 200
     rules: Rules = field(default_factory=Rules)
+    row_log_keep_s: int = 7 * 86_400
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -71,7 +75,13 @@ class Bounds:
         rules = Rules(
             settings.retention_all_s, settings.retention_hourly_s, settings.retention_daily_s, settings.garbage_grace_s
         )
-        return cls(settings.snapshot_entries_max, settings.snapshot_bytes_max, settings.garbage_entries_max, rules)
+        return cls(
+            settings.snapshot_entries_max,
+            settings.snapshot_bytes_max,
+            settings.garbage_entries_max,
+            rules,
+            settings.row_log_keep_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class Snapshotter:
     storage: Storage
     keyring: Keyring
     bounds: Bounds = Bounds()
+    row_log: RowLog | None = None
 
     async def run_pass(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
         """Save every model that changed since its last snapshot; call `progress` with (done, total) as it goes.
@@ -110,9 +121,10 @@ class Snapshotter:
         left = len(hashes) - tally.done
         unchanged = tally.done - len(tally.saved) - len(tally.failed)
         await self.store.note_pass(len(tally.failed) + left, tally.away or next(iter(tally.failed.values()), ""))
-        collected, uncollected = Collected(), ""
+        tended, uncollected = await self.tend_log()
+        collected = Collected()
         if not tally.away:
-            collected, uncollected = await self.clear_up()
+            collected, uncollected = await self.clear_up(uncollected)
         return Report(
             tally.saved,
             tally.failed,
@@ -122,6 +134,7 @@ class Snapshotter:
             tally.away,
             collected,
             uncollected,
+            tended,
         )
 
     async def _groups(self, hashes: Sequence[str]) -> list[list[str]]:
@@ -145,15 +158,29 @@ class Snapshotter:
             # Those who read the bundles will find out, and it is told of them.
             return [0] * len(hashes)
 
-    async def clear_up(self) -> tuple[Collected, str]:
+    async def tend_log(self) -> tuple[Tended, str]:
+        """Merge what is in the row log, and let go what is old; return what was done, and why it failed or ''."""
+        if self.row_log is None:
+            return Tended(), ""
+        try:
+            _, redis_s = await self.store.collection()
+            now_s = min(time.time(), redis_s)
+            tended = await minutes.tend(self.row_log, self.history, now_s, self.bounds.row_log_keep_s)
+        except Exception as error:  # noqa: BLE001 - the same as of a collection
+            log.warning("row_log_untended", reason=told(error))
+            return Tended(), told(error)
+        return tended, f"{tended.damaged} objects of the row log are damaged" if tended.damaged else ""
+
+    async def clear_up(self, reason: str = "") -> tuple[Collected, str]:
         """Clear up after the next models in the order of their hashes; return what went, and why it failed or ''.
 
-        After the last model comes the first again. The place is kept in Redis: if it is lost, that costs a round.
+        After the last model comes the first again. The place is kept in Redis: if it is lost, that costs a round. A
+        `reason` is why something else failed.
         """
         if not self.bounds.cleared_max:
-            return Collected(), ""
+            return Collected(), reason
         after, redis_s = await self.store.collection()
-        collected, reason, until = Collected(), "", after
+        collected, until = Collected(), after
         try:
             until = await upkeep.end_of_slice(self.history, after, self.bounds.cleared_max) or LAST
             # The earlier of two clocks: one that is ahead would make everything look old.
@@ -204,11 +231,11 @@ class _Tally:
 async def opened(settings: Settings) -> AsyncIterator[Snapshotter]:
     """Open all connections of a snapshotter."""
     keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
-    storage = open_storage(settings.snapshot_url)
+    storage, row_log = open_storage(settings.snapshot_url), open_log(settings.row_log_url)
     client = connections.store_async(settings)
     try:
         async with History(settings.mongo_url.get_secret_value()) as history:
-            yield Snapshotter(Store(client), history, storage, keyring, Bounds.of(settings))
+            yield Snapshotter(Store(client), history, storage, keyring, Bounds.of(settings), row_log)
     finally:
         await client.aclose()
 
@@ -241,7 +268,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
                     indexed = True
                 report = await snapshotter.run_pass()
                 await tidying.run(snapshotter.history.timeline, wanted)
-                if report.saved or report.collected or (report.failed and not report.away):
+                if report.saved or report.collected or report.tended or (report.failed and not report.away):
                     log.info(
                         "pass_done",
                         saved=len(report.saved),
@@ -249,6 +276,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
                         left=report.left,
                         seconds=report.seconds,
                         **asdict(report.collected),
+                        **{f"row_log_{name}": count for name, count in asdict(report.tended).items()},
                     )
                 if report.away:
                     outage.begin(report.away)

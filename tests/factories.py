@@ -147,7 +147,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
     try:
         async with opened(settings) as parts:
             await parts.history.ensure_indexes()
-            yield Workshop(settings, parts, Ledger(client, parts.keyring, settings.lease_ttl_s), client)
+            ledger = Ledger(client, parts.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
+            yield Workshop(settings, parts, ledger, client)
     finally:
         client.close()
 

@@ -136,16 +136,20 @@ def test_the_gateway_never_unpickles(module: str) -> None:
     learning = {
         f"keepfit.{name}"
         for name in (
+            "apprentice",
             "bundle",
             "columns",
             "commit",
             "fetched",
             "foreign",
             "garbage",
+            "learning",
             "objects",
             "pickles",
+            "replay",
             "restore",
             "saving",
+            "shelf",
             "storage",
         )
     }

@@ -1,31 +1,22 @@
 """Learning: take → fit → commit, one model at a time.
 
-Owns what happens to requests that wait in a model's inbox. Never answers anybody: gateways hear of the commit from the
-script itself. Invariants: a bundle that was changed and not committed is thrown away; a request that its estimator
-refuses is put aside with the reason and never stands in the way of the next.
+Owns what happens to requests that wait in a model's inbox; how they are learned is :mod:`keepfit.learning`. Never
+answers anybody: gateways hear of the commit from the script itself. Invariants: a bundle that was changed and not
+committed is thrown away; a request that its estimator refuses is put aside with the reason and never stands in the way
+of the next.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 
 import structlog
 
-from keepfit import faults
+from keepfit import faults, learning
 from keepfit.bundle import Bundle
-from keepfit.commit import REFUSALS, Entry, Taken
-from keepfit.errors import (
-    LearningError,
-    RuntimeMismatchError,
-    StaleModelError,
-    UnavailableError,
-    UnknownKeyError,
-    UnstorableError,
-    told,
-)
+from keepfit.commit import REFUSALS, Taken
+from keepfit.errors import BrokenError, EnvelopeError, GapError, StaleModelError, UnavailableError
 from keepfit.inbox import request_of
-from keepfit.rows import Rows, concatenate
+from keepfit.learning import Fitted
+from workers import restoring
 from workers.lease import SHARED_SLICE_S
 from workers.process import Process
 
@@ -37,14 +28,6 @@ TURN_S = 0.25
 COMMIT_AFTER_S = 0.1
 # How often a request may take its worker along, all by itself, before it is put aside.
 ATTEMPTS_MAX = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """How far a batch was learned; `reason` tells why the request after that was not."""
-
-    count: int
-    reason: str = ""
 
 
 def learn(process: Process, model_hash: str, lease: str) -> bool:
@@ -68,10 +51,13 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
         return process.ledger.unlock(model_hash, lease, force=True) if mail else False
     except StaleModelError:
         return False
-    except (RuntimeMismatchError, UnknownKeyError):
-        # Said in the log when it was found out. Nothing is lost: a worker with the right versions learns what waits.
+    except EnvelopeError as error:
+        # Said in the log when it was found out. Nothing is lost: a worker with the right versions learns what waits, or
+        # the next turn where the bundle was broken and is put right.
+        is_broken = isinstance(error, BrokenError) and not isinstance(error, GapError)
+        put_right = is_broken and restoring.repair(process, model_hash) is None
         process.ledger.unlock(model_hash, lease, force=True)
-        return False
+        return put_right
     except UnavailableError:
         process.owe(model_hash, lease)
         raise
@@ -102,41 +88,13 @@ def _step(process: Process, taken: Taken, lease: str) -> tuple[bool, Taken | Non
     if taken.attempts > ATTEMPTS_MAX:
         reason = f"{taken.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
         return _commit(process, taken, bundle, Fitted(0, reason), lease)
-    if bundle.recipe.updates == "merged" and len(entries) > 1:
-        if _fit_merged(bundle, entries):
-            return _commit_or_put_aside(process, taken, bundle, Fitted(len(entries)), lease)
-        bundle = _stored(process, taken)
-    count = _fit_unlooked(bundle, entries, COMMIT_AFTER_S)
-    if count:
-        return _commit_or_put_aside(process, taken, bundle, Fitted(count), lease)
-    bundle = _stored(process, taken)
-    fitted = _fit(bundle, entries, COMMIT_AFTER_S)
-    if fitted.reason:
-        # The request that failed left the estimator half changed: begin again with the good ones only.
-        bundle = _stored(process, taken)
-        again = _fit(bundle, entries[: fitted.count], None)
-        if again.reason:
-            raise LearningError(f"{taken.hash} learned the same requests once and then not: {again.reason}")
-    return _commit_or_put_aside(process, taken, bundle, fitted, lease)
-
-
-def _commit_or_put_aside(
-    process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str
-) -> tuple[bool, Taken | None]:
-    """Commit; where what was learned has no pickle, only the first request, or that this is put aside for it."""
-    try:
-        return _commit(process, taken, bundle, fitted, lease)
-    except UnstorableError as error:
-        if not fitted.count:
-            raise
-        reason = str(error)
-    if fitted.count > 1:
-        bundle = _stored(process, taken)
-        alone = _fit(bundle, taken.entries[:1], None)
-        if alone.count:
-            return _commit_or_put_aside(process, taken, bundle, alone, lease)
-        reason = alone.reason
-    return _commit(process, taken, _stored(process, taken), Fitted(0, reason), lease)
+    return learning.learn(
+        bundle,
+        lambda: _stored(process, taken),
+        entries,
+        lambda learned, fitted: _commit(process, taken, learned, fitted, lease),
+        COMMIT_AFTER_S,
+    )
 
 
 def _stored(process: Process, taken: Taken) -> Bundle:
@@ -163,65 +121,3 @@ def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, leas
         kind = put_aside.partition(":")[0]
         log.warning("request_put_aside", hash=taken.hash, sequence=first.sequence, request_id=sent, reason=kind)
     return committed.mail, committed.taken
-
-
-def _fit(bundle: Bundle, entries: Sequence[Entry], seconds: float | None) -> Fitted:
-    """One ``partial_fit`` per request of rows, until `seconds` have passed or one fails."""
-    started = time.monotonic()
-    for count, entry in enumerate(entries, start=1):
-        try:
-            _apply(bundle, entry, bundle.partial_fit)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever an estimator raises is about this request
-            return Fitted(count - 1, told(error))
-        if seconds is not None and time.monotonic() - started > seconds:
-            return Fitted(count)
-    return Fitted(len(entries))
-
-
-def _fit_unlooked(bundle: Bundle, entries: Sequence[Entry], seconds: float) -> int:
-    """Learn requests as :func:`_fit` does, with one look for NaN at the end: a quarter of the time of a small request.
-
-    Returns how many were learned; 0 where one of them failed, and then they are to be learned one look each.
-    """
-    started, count = time.monotonic(), 0
-    try:
-        for count, entry in enumerate(entries, start=1):  # noqa: B007 - it is how far the loop came
-            _apply(bundle, entry, bundle.learn)
-            if time.monotonic() - started > seconds:
-                break
-        bundle.check()
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - said about the request that it is due to, when they are learned again
-        return 0
-    return count
-
-
-def _apply(bundle: Bundle, entry: Entry, learn: Callable[[Rows], None]) -> None:
-    """Do what a request asks for: learn its rows, or change parameters."""
-    change = entry.change
-    if change is None:
-        learn(entry.rows())
-    else:
-        bundle.change(change)
-
-
-def _fit_merged(bundle: Bundle, entries: Sequence[Entry]) -> bool:
-    """One ``partial_fit`` for all requests (of a kind) up to a change of parameters; False where it failed."""
-    try:
-        for changing, between in groupby(entries, key=lambda entry: entry.change is not None):
-            if changing:
-                for entry in between:
-                    _apply(bundle, entry, bundle.partial_fit)
-                continue
-            rows = (entry.rows() for entry in between)
-            for _, group in groupby(rows, key=lambda each: each.sample_weight is not None):
-                bundle.partial_fit(concatenate(list(group)))
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the requests are tried one by one next, and say then what is wrong
-        log.info("merged_call_failed", reason=type(error).__name__)
-        return False
-    return True

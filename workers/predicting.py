@@ -17,7 +17,15 @@ import structlog
 from keepfit import faults, keys, questions, rooms, scripts
 from keepfit.bundle import Bundle
 from keepfit.commit import Loaded
-from keepfit.errors import InvalidError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
+from keepfit.errors import (
+    BrokenError,
+    GapError,
+    InvalidError,
+    KeepfitError,
+    NotFoundError,
+    StaleModelError,
+    UnavailableError,
+)
 from keepfit.questions import Answer, Question
 from keepfit.rows import Rows, concatenate
 from keepfit.scripts import Command
@@ -133,10 +141,16 @@ def _answer_groups(
     outbox: Outbox,
     asked: dict[str, list[Question]],
     reasons: dict[str, KeepfitError | None] | None = None,
+    *,
+    again: bool = False,
 ) -> None:
-    """Answer the questions about each model; `reasons` tells why a model could not be restored."""
+    """Answer the questions about each model; `reasons` tells why a model could not be restored.
+
+    Broken models are put right, and answered `again`.
+    """
     if not asked:
         return
+    broken: dict[str, list[Question]] = {}
     try:
         loaded = process.ledger.load({model_hash: process.digest(model_hash) for model_hash in asked})
     except UnavailableError as away:
@@ -147,11 +161,23 @@ def _answer_groups(
             reason = (reasons or {}).get(model_hash) or NotFoundError(f"There is no live model {model_hash}.")
             answers = [questions.failed(question, reason) for question in group]
         else:
-            answers, seconds = _answer_group(process, model, group)
+            try:
+                answers, seconds = _answer_group(process, model, group)
+            except BrokenError as error:
+                if not again:
+                    broken[model_hash] = group
+                    continue
+                reason = (reasons or {}).get(model_hash) or error
+                answers, seconds = [questions.failed(question, reason) for question in group], 0
             outbox.add(*_turn(process.turns.get(model_hash), model_hash, len(group), seconds))
         for question, answer in zip(group, answers, strict=True):
             outbox.put(question, answer)
         outbox.send_if_due()
+    if broken:
+        # What it takes to put them right is slow: all others have their answers first.
+        outbox.send()
+        tried = {model_hash: restoring.repair(process, model_hash) for model_hash in broken}
+        _answer_groups(process, outbox, broken, tried, again=True)
 
 
 def _turn(known: int | None, model_hash: str, count: int, seconds: float) -> list[Command]:
@@ -178,6 +204,10 @@ def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) ->
         bundle = process.bundle(model)
         started = time.monotonic()
         outcomes = _outcomes(process, bundle, model, group)
+    except GapError as error:
+        outcomes = [error] * len(group)
+    except BrokenError:
+        raise
     except KeepfitError as error:
         outcomes = [error] * len(group)
     except MemoryError:

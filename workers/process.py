@@ -18,7 +18,7 @@ from keepfit import connections, envelope, foreign, keys, rooms, scripts, sealin
 from keepfit.bundle import Bundle
 from keepfit.commit import Ledger, Loaded, Taken
 from keepfit.envelope import Header, Keyring
-from keepfit.errors import EnvelopeError, KeepfitError, RuntimeMismatchError, StaleModelError, UnknownKeyError
+from keepfit.errors import BrokenError, EnvelopeError, KeepfitError, StaleModelError
 from keepfit.recipe import from_text
 from keepfit.rooms import Room
 from keepfit.settings import Settings
@@ -145,7 +145,7 @@ class Process:
         self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
         self.queue = connections.queue_sync(settings)
         self.store = connections.store_sync(settings)
-        self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s)
+        self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Pulse(settings, name, self.ledger, self.queue)
         self.remote = Remote(settings, self.keyring)
@@ -208,7 +208,9 @@ class Process:
 
         Raises
         ------
-        RuntimeMismatchError, UnknownKeyError
+        BrokenError
+            If it is not what was committed; :mod:`workers.restoring` puts it right.
+        EnvelopeError
             If this process cannot load it; what could not be loaded once is not tried again.
         """
         held = self.cache.get(model.hash, model.digest)
@@ -217,7 +219,9 @@ class Process:
         self.unreadable.check(model)
         try:
             return self._read(model)
-        except (RuntimeMismatchError, UnknownKeyError) as error:
+        except BrokenError:
+            raise
+        except EnvelopeError as error:
             self.unreadable.note(model, error)
             raise
 
@@ -232,7 +236,13 @@ class Process:
             if again is None or again.digest != model.digest:
                 raise StaleModelError(f"The model {model.hash} changed while it was read.")
             data = again.data
-        header, bundle = sealing.unseal(data, self.keyring, recipe, model.hash)
+        try:
+            header, bundle = sealing.unseal(data, self.keyring, recipe, model.hash)
+        except EnvelopeError as error:
+            if envelope.digest_of(data) == model.digest:
+                raise
+            became = "damaged" if data else "gone"
+            raise BrokenError(f"The live bundle of the model {model.hash} is {became}.") from error
         self._note_differences(header)
         self.cache.put(model.hash, model.digest, bundle, len(data))
         return bundle

@@ -14,6 +14,7 @@ from keepfit.envelope import Keyring
 from keepfit.errors import KeepfitError
 from keepfit.history import History
 from keepfit.restore import Restorer
+from keepfit.rowlog import open_log
 from keepfit.settings import Settings
 from keepfit.storage import open_storage
 from keepfit.store import Store
@@ -53,12 +54,17 @@ class Remote:
         history = History(self._settings.mongo_url.get_secret_value())
         client = connections.store_async(self._settings)
 
+        restorer = Restorer(
+            Store(client), history, storage, self._keyring, open_log(self._settings.row_log_url), self._settings
+        )
+
         async def close() -> None:
+            restorer.close()
             history.close()
             await client.aclose()
 
         self._close = close
-        return Restorer(Store(client), history, storage, self._keyring)
+        return restorer
 
     def close(self) -> None:
         """Close what is open."""

@@ -6,13 +6,17 @@ anybody. Invariant: trouble with one model is an error of our tree for those who
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 
-from keepfit.errors import ConflictError, KeepfitError, NotFoundError, UnavailableError
+from keepfit import repair as repairs
+from keepfit.errors import ConflictError, GapError, KeepfitError, NotFoundError, UnavailableError
+from keepfit.history import Registered
 from keepfit.questions import Question, Wish
-from keepfit.restore import Restorer, Wanted
+from keepfit.restore import PutBack, Restorer, Wanted
+from keepfit.rowlog import View
 from keepfit.saving import save
 from workers.process import Process
 
@@ -22,25 +26,31 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 16
 SAVE_TRIES, SAVE_PAUSE_S = 20, 0.1
 
+Reason = KeepfitError | None
+
 CRASHED = "A worker failed at this request; its log has the details."
 
 
-def bring_back(process: Process, hashes: Sequence[str]) -> dict[str, KeepfitError | None]:
+def bring_back(process: Process, hashes: Sequence[str]) -> dict[str, Reason]:
     """Bring models back from their newest good snapshots; return why that was not possible of each."""
 
-    async def one(restorer: Restorer, model_hash: str) -> KeepfitError | None:
+    async def one(restorer: Restorer, model_hash: str, registered: Registered | None, view: View | None) -> Reason:
         try:
-            registered = await restorer.history.registered(model_hash)
             if registered is None:
                 raise NotFoundError(f"There is no model {model_hash}.")
-            await restorer.bring_back(registered)
+            await restorer.bring_back(registered, view=view)
         except KeepfitError as error:
             log.warning("restore_failed", hash=model_hash, reason=str(error))
             return error
         return None
 
-    async def act(restorer: Restorer) -> list[KeepfitError | None]:
-        return await asyncio.gather(*(one(restorer, model_hash) for model_hash in hashes))
+    async def act(restorer: Restorer) -> list[Reason]:
+        registered = await asyncio.gather(*map(restorer.history.registered, hashes))
+        live = await restorer.store.describe_many(list(hashes))
+        # All that are lost were found so before it: one look into the row log will do.
+        view = await restorer.look() if None in live else None
+        pairs = zip(hashes, registered, strict=True)
+        return await asyncio.gather(*(one(restorer, model_hash, found, view) for model_hash, found in pairs))
 
     try:
         return dict(zip(hashes, process.remote.run(act), strict=True))
@@ -49,12 +59,31 @@ def bring_back(process: Process, hashes: Sequence[str]) -> dict[str, KeepfitErro
         return dict.fromkeys(hashes, error)
 
 
+def repair(process: Process, model_hash: str) -> KeepfitError | None:
+    """Put a live bundle right that is broken, from its snapshot and what is kept; return why that was not possible."""
+    try:
+        process.remote.run(lambda restorer: repairs.repair(restorer, model_hash))
+    except KeepfitError as error:
+        log.warning("repair_failed", hash=model_hash, reason=str(error))
+        if isinstance(error, GapError):
+            # It stays so until somebody decides; questions are told without another look.
+            loaded = process.ledger.load({model_hash: ""}).get(model_hash)
+            if loaded is not None:
+                process.unreadable.note(loaded, error)
+        return error
+    except Exception:
+        log.exception("repair_crashed", hash=model_hash)
+        return KeepfitError(CRASHED)
+    return None
+
+
 def serve(process: Process, question: Question) -> dict[str, Any] | KeepfitError:
     """Do what a question asks for that names what it wants: put an older snapshot back, or save one."""
     try:
         if question.operation == "snapshot":
             return process.remote.run(lambda restorer: _save(restorer, question.hash))
-        return process.remote.run(lambda restorer: _put_back(restorer, question.hash, question.wish or Wish()))
+        wish = question.wish or Wish()
+        return process.remote.run(lambda restorer: _put_back(restorer, question.hash, wish))
     except KeepfitError as error:
         log.warning("restore_failed", hash=question.hash, operation=question.operation, reason=str(error))
         return error
@@ -64,13 +93,16 @@ def serve(process: Process, question: Question) -> dict[str, Any] | KeepfitError
 
 
 async def _put_back(restorer: Restorer, model_hash: str, wish: Wish) -> dict[str, Any]:
-    done = await restorer.put_back(model_hash, Wanted(wish.at, wish.version))
-    return {
-        "document": done.document,
-        "restored": done.restored,
-        "corrupt": done.corrupt,
-        "rows_forgotten": done.rows_forgotten,
-    }
+    wanted = Wanted(wish.at, wish.version)
+    try:
+        repaired = await repairs.repair(restorer, model_hash)
+    except GapError:
+        if not wanted.is_named:
+            raise
+        repaired = None
+    if repaired is not None and not wanted.is_named:
+        return asdict(PutBack(repaired.document, restored=True, sequence=repaired.sequence))
+    return asdict(await restorer.put_back(model_hash, wanted))
 
 
 async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:

@@ -4,9 +4,10 @@ The only module that knows motor, whose successor is PyMongo's own AsyncMongoCli
 an error of the driver reaches nobody; what is away is an UnavailableError that says what was tried.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError, PyMongoError
@@ -19,6 +20,7 @@ CALL_TIMEOUT_MS = 4000
 # An index over a long history takes its time, and a build that is cut off begins anew.
 INDEX_TIMEOUT_S = 30
 
+T = TypeVar("T")
 Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
 Database = AsyncIOMotorDatabase[Document]
@@ -57,3 +59,14 @@ def unavailable() -> Iterator[None]:
         # The driver goes on with its time limits and its picture of the cluster; the first part says what is wrong.
         reason = str(error).partition(" (configured timeouts")[0]
         raise UnavailableError(f"MongoDB is away or cannot write: {reason[:200]}") from error
+
+
+async def together(*asked: Awaitable[T]) -> list[T]:
+    """Wait for all; raise the first error when all have come to an end: one that is left behind is told by nobody."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    answers = []
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+        answers.append(one)
+    return answers

@@ -9,7 +9,6 @@ a server that collects all that match before it sorts and cuts (SecantusDB 0.7) 
 call takes long on either.
 """
 
-import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.history.grouping import Array
-from keepfit.history.mongo import Collection, Document, unavailable
+from keepfit.history.mongo import Collection, Document, together, unavailable
 from keepfit.history.states import COMMITTED, public
 from keepfit.history.times import SECONDS_MIN
 
@@ -201,7 +200,7 @@ async def _sorted(
         with unavailable():
             return [source.show(document) async for document in source.collection.aggregate(pipeline)]
 
-    found = [document for some in await asyncio.gather(*map(of, sources)) for document in some]
+    found = [document for some in await together(*map(of, sources)) for document in some]
     found.sort(key=lambda document: direction * document["timestamp"])
     return found[:limit] if limit else found
 
@@ -234,7 +233,7 @@ async def columns(
     async def fetch(low: float | None, high: float | None) -> int:
         nonlocal total
         count = 0
-        for some in await asyncio.gather(*(_pushed(source, wanted, low, high, name, group) for source in sources)):
+        for some in await together(*(_pushed(source, wanted, low, high, name, group) for source in sources)):
             for value, times, values in some:
                 parts.setdefault(value, []).append((times, values))
                 count += len(times)

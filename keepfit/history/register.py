@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import pymongo
@@ -23,10 +23,14 @@ from keepfit.history.labels import labels_of, meanings_of
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Collection, Document, open_database, unavailable
 from keepfit.history.states import COMMITTED, CORRUPT, PENDING, public
 from keepfit.history.timeline import Timeline
+from keepfit.lineage import Link, Links
 
 DUPLICATE_KEY = 11000
 # For a group of documents, each of which a slow disk may sync by itself.
 MANY_TIMEOUT_S = 20
+
+# Generations of a model of which it is known how they began: further back than anybody's snapshots go.
+LINKS_MAX = 200
 
 # What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
 NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
@@ -34,13 +38,17 @@ NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A model's entry in the register. `born` is the generation since which its snapshots count."""
+    """A model's entry in the register. `born` is the generation since which its snapshots count.
+
+    `links` tells how generations began that a restore made (:mod:`keepfit.lineage`).
+    """
 
     hash: str
     metadata_text: str
     recipe_text: str
     generation: int
     born: int
+    links: Links = field(default_factory=dict, compare=False)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -154,19 +162,25 @@ class History:
             )
         return None if document is None else int(document["generation"])
 
-    async def advance(self, models: Sequence[Registered]) -> bool:
+    async def note_link(self, model_hash: str, generation: int, link: Link) -> None:
+        """Note how a generation begins, before it goes live."""
+        with unavailable():
+            await self._models.update_one({"_id": model_hash}, {"$set": _link(generation, link)})
+
+    async def advance(self, models: Sequence[Registered], links: Sequence[Link | None] = ()) -> bool:
         """Give each of these models its next generation; tell whether all were still as they were looked up.
 
-        Where one was not, numbers may be used up that nobody was given, which does no harm.
+        `links` tells of each how that begins, None where nobody needs to know. Where one was not, numbers may be used
+        up that nobody was given, which does no harm.
         """
         with unavailable():
             result = await self._models.bulk_write(
                 [
                     UpdateOne(
                         {"_id": one.hash, "deleted": False, "born": one.born, "generation": one.generation},
-                        {"$set": {"generation": one.generation + 1}},
+                        _next(one, link),
                     )
-                    for one in models
+                    for one, link in zip(models, links or [None] * len(models), strict=True)
                 ],
                 ordered=False,
             )
@@ -306,9 +320,24 @@ class History:
 
 
 def _registered(document: Document) -> Registered:
+    links = {int(generation): Link(*fields) for generation, fields in document.get("links", {}).items()}
     return Registered(
-        document["_id"], document["metadata"], document["recipe"], document["generation"], document["born"]
+        document["_id"], document["metadata"], document["recipe"], document["generation"], document["born"], links
     )
+
+
+def _link(generation: int, link: Link) -> Document:
+    return {f"links.{generation}": [link.origin, link.after, link.base, link.until]}
+
+
+def _next(one: Registered, link: Link | None) -> Document:
+    """Change that gives a model its next generation; of those before it only so many are told of."""
+    change: Document = {"$set": {"generation": one.generation + 1}}
+    if link is not None:
+        change["$set"] |= _link(one.generation + 1, link)
+        if len(one.links) >= LINKS_MAX:
+            change["$unset"] = {f"links.{min(one.links)}": ""}
+    return change
 
 
 _KEY = ("hash", "generation", "version")

@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge
 from keepfit.errors import InvalidError
 from keepfit.history import points, reading, storing
 from keepfit.history.grouping import Fill
-from keepfit.history.mongo import INDEX_TIMEOUT_S, Client, Database, Document, open_database, unavailable
+from keepfit.history.mongo import INDEX_TIMEOUT_S, Client, Database, Document, open_database, together, unavailable
 from keepfit.history.points import Point, Shape
 from keepfit.history.reading import Columns, Filter, Scalar, Snapshots, Source, Stored
 from keepfit.history.times import Time, seconds, span
@@ -252,17 +252,19 @@ class Timeline:
     async def closest(self, wanted: Values, at: Time) -> Document | None:
         """Read the document nearest to a time, on either side; of two, the later one."""
         moment, filter_, now = seconds(at), _filter(wanted), time.time()
-        after, before = await asyncio.gather(
-            reading.oldest(self._sources, filter_, moment, now),
-            reading.newest(self._sources, filter_, None, moment, now, 1),
-        )
-        found = ([after] if after else []) + before
+
+        async def after() -> list[Document]:
+            first = await reading.oldest(self._sources, filter_, moment, now)
+            return [first] if first else []
+
+        both = await together(after(), reading.newest(self._sources, filter_, None, moment, now, 1))
+        found = [document for some in both for document in some]
         return min(found, key=lambda document: abs(document["timestamp"] - moment), default=None)
 
     async def stats(self) -> dict[str, int]:
         """Count what there is, about: snapshots' documents and stored ones."""
         with unavailable():
-            snapshots, stored = await asyncio.gather(
+            snapshots, stored = await together(
                 *(source.collection.estimated_document_count() for source in self._sources)
             )
         return {"snapshots": snapshots, "stored": stored}

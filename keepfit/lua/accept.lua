@@ -14,9 +14,10 @@
 -- ARGV[7] big bytes      size that KEYS[5] must have; 0 where the rows are in ARGV
 -- ARGV[8...] requests    msgpack of the rows or of the change, each; of a large request, alone, a digest of its rows
 --
--- returns {'ok', first sequence, number accepted, version, 1 if nobody learns the model just now, waiting, pace}
+-- returns {'ok', first sequence, number accepted, version, 1 if nobody learns the model just now, waiting, pace, origin}
 --                                          accepted, or accepted before by this call. The rest did not fit: then
---                                          `waiting` requests wait, of which `pace` are learned a second
+--                                          `waiting` requests wait, of which `pace` are learned a second. `origin` is
+--                                          the generation in which the sequences began
 --         {'missing'}                      no such model
 --         {'stale'}                        the model was made again, or went back to an older bundle, meanwhile
 --         {'conflict'}                     the key came before with another body
@@ -27,7 +28,7 @@ local state = redis.call('HMGET', KEYS[1],
 if not state[1] then
   return {'missing'}
 end
-local version, pace = tonumber(state[7]), tonumber(state[8] or 0)
+local version, pace, origin = tonumber(state[7]), tonumber(state[8] or 0), tonumber(state[9] or state[1])
 local accepted, bytes, chain = tonumber(state[2]), tonumber(state[4]), state[6]
 local waiting = accepted - tonumber(state[3])
 local alone = 1 - redis.call('EXISTS', KEYS[4])
@@ -36,9 +37,9 @@ if seen then
   local digest, first, count, generation = string.match(seen, '^(%x+) (%d+) (%d+) (%d+)$')
   -- A key from before the model's sequences began speaks of rows that it never had. One of an earlier generation of the
   -- same sequences speaks of its rows, and is heard even where the caller does not know that there is a later one.
-  if tonumber(generation) >= tonumber(state[9] or state[1]) then
+  if tonumber(generation) >= origin then
     if digest == ARGV[2] then
-      return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace}
+      return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace, origin}
     end
     if state[1] == ARGV[1] then
       return {'conflict'}
@@ -81,4 +82,4 @@ if count > 0 then
   end
   redis.call('SET', KEYS[3], string.format('%s %.0f %.0f %s', ARGV[2], accepted + 1, count, ARGV[1]), 'PX', ARGV[4])
 end
-return {'ok', accepted + 1, count, version, alone, waiting + count, pace}
+return {'ok', accepted + 1, count, version, alone, waiting + count, pace, origin}

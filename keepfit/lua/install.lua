@@ -5,7 +5,7 @@
 -- KEYS[2] bundle       live bundle
 -- KEYS[3] staged       bundle written ahead (looked at only where ARGV[8] names a digest)
 -- KEYS[4] inbox        stream of waiting requests
--- KEYS[5] lock         who learns the model
+-- KEYS[5] lock         who learns the model, or brings it back
 -- KEYS[6] dead         stream of requests put aside
 -- KEYS[7...] big       rows of large requests of a predecessor
 -- ARGV[1] metadata     canonical JSON
@@ -24,12 +24,19 @@
 -- ARGV[14] hash        the model's hash
 -- ARGV[15] newest      id of the newest request when `big` was read from the inbox, '0-0' where there was none
 -- ARGV[16] changed     JSON of the parameters that were changed before the snapshot, '' for none
+-- ARGV[17] base        sequence from which requests are kept, and what they come on top of: generation and version of a
+--                      snapshot's document, parted by spaces, or nothing for the recipe; '' where it is no such thing
 --
--- returns {0} a model is live already, nothing changed; {-1} the staged bundle is gone, nothing changed; else
---         {1, big...} installed: large rows that came in since `big` was read are the caller's to remove
+-- returns {0} a model is live already; {-1} the staged bundle is gone; {-2} the model is claimed for a later generation
+--         (remember): nothing changed; else {1, big...} installed: large rows that came in since `big` was read are the
+--         caller's to remove
 local live = redis.call('HGET', KEYS[1], 'generation')
 if live and tonumber(live) >= tonumber(ARGV[12]) then
   return {0}
+end
+local claim = string.match(redis.call('GET', KEYS[5]) or '', '^restore (%d+)$')
+if claim and tonumber(claim) > tonumber(ARGV[3]) then
+  return {-2}
 end
 if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
   return {-1}
@@ -49,7 +56,8 @@ end
 redis.call('HSET', KEYS[1],
   'metadata', ARGV[1], 'recipe', ARGV[2], 'generation', ARGV[3], 'version', ARGV[4], 'rows_seen', ARGV[5],
   'accepted', ARGV[6], 'learned', ARGV[6], 'chain', ARGV[7], 'digest', ARGV[8], 'metrics', ARGV[9],
-  'snapshot', ARGV[10], 'snapshot_version', ARGV[10] == '' and '-1' or ARGV[4], 'bytes', 0, 'attempts', 0)
+  'snapshot', ARGV[10], 'snapshot_version', ARGV[10] == '' and '-1' or ARGV[4], 'bytes', 0, 'attempts', 0,
+  'base', ARGV[17], 'kept', ARGV[6] .. ' 0 ' .. ARGV[6] .. ' 0 0')
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'width', ARGV[11])
 end

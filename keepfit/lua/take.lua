@@ -2,7 +2,7 @@
 --
 -- KEYS[1] state       hash of the model
 -- KEYS[2] bundle      live bundle
--- KEYS[3] inbox       stream of waiting requests
+-- KEYS[3] inbox       stream of requests: those that wait, before them those that are kept
 -- KEYS[4] lock        who learns the model
 -- ARGV[1] token       the caller's lease
 -- ARGV[2] lock ttl    milliseconds
@@ -14,7 +14,8 @@
 --
 -- returns {'missing'}          no such model
 --         {'locked'}           another lease learns it
---         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts}, bundle or '', {{sequence, chain, rows, big, size}...}}
+--         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large}, bundle or '',
+--          {{sequence, chain, rows, big, size}...}}
 --         attempts counts the reads of just these requests, this one included, that came to no end: a commit sets it
 --         back, and who lives to tell (unlock) gives its own back, so the others are workers that died of it
 --
@@ -22,7 +23,7 @@
 -- them are read at a time, and half of those at the next death, until those that kill stand alone. The state's `tried`
 -- is the last request that was read, `suspect` the last one that is.
 local state = redis.call('HMGET', KEYS[1], 'generation', 'version', 'rows_seen', 'learned', 'digest', 'recipe',
-  'attempts', 'tried', 'suspect')
+  'attempts', 'tried', 'suspect', 'large')
 if not state[1] then
   return {'missing'}
 end
@@ -68,4 +69,4 @@ local bundle = ''
 if state[5] ~= '' and state[5] ~= ARGV[3] then
   bundle = redis.call('GET', KEYS[2]) or ''
 end
-return {'ok', {state[1], state[2], state[3], state[4], state[5], state[6], attempts}, bundle, entries}
+return {'ok', {state[1], state[2], state[3], state[4], state[5], state[6], attempts, state[10] or ''}, bundle, entries}

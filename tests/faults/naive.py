@@ -1,10 +1,12 @@
 """The control: `keepfit worker` over a commit that does not compare, so that only the lock stands between writers.
 
-Run as a module by the harness (``python -m tests.faults.naive``) and by nobody else. Invariant: nothing but the
-script's checks is taken out; what passes them all is committed just as always.
+Run as a module by the harness (``python -m tests.faults.naive``) and by nobody else. It keeps no learned rows either:
+where a sleeper set a model back, others would learn those again. Invariant: nothing but the script's checks is taken
+out; what passes them all is committed just as always.
 """
 
 import hashlib
+import os
 import re
 
 from keepfit import scripts
@@ -31,4 +33,5 @@ if __name__ == "__main__":
     from keepfit.cli import main
 
     install()
+    os.environ["KEEPFIT_REPLAY_BYTES_MAX"] = "0"
     main()

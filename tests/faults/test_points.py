@@ -5,6 +5,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,11 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from keepfit import cli, connections, envelope, faults, keys, questions, queue, recipe, rooms, rows, scripts
+from keepfit import cli, connections, envelope, faults, inbox, keys, questions, queue, recipe, rooms, rows, scripts
 from keepfit.bundle import Bundle
 from keepfit.errors import SettingsError
 from keepfit.questions import Question
 from keepfit.restore import Wanted
+from keepfit.rowlog import Call, open_log
 from keepfit.saving import path_of
 from keepfit.sealing import unseal
 from keepfit.settings import Settings
@@ -45,11 +47,14 @@ WRITING_AHEAD = ["accept.written_ahead"]
 REGISTERING = ["model.registered", "model.unregistered"]
 SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
 COLLECTING = ["garbage.aborted", "garbage.deleted"]
-RESTORING = ["restore.fetched", "restore.numbered", "restore.installed"]
+RESTORING = ["restore.fetched", "restore.replayed", "restore.numbered", "restore.installed"]
+REPLAYING = ["restore.remembered"]
 RETURNING = ["restore.rewound"]
+RECORDING = ["rowlog.accepted", "rowlog.written"]
+TENDING = ["rowlog.merged", "rowlog.cleared"]
 TESTED = [
     *LEARNING, *HANDING_OVER, *ANSWERING, *BURYING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
-    *RESTORING, *RETURNING,
+    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *TENDING,
 ]  # fmt: skip
 
 
@@ -262,6 +267,28 @@ async def test_a_gateway_may_die_at_any_step_of_accepting(
     await check_learned(shop, model_hash, requests)
 
 
+@pytest.mark.parametrize("point", RECORDING)
+async def test_a_gateway_may_die_at_any_step_of_logging(
+    deployment: Settings, shop: Workshop, tmp_path: Path, point: str
+) -> None:
+    """A client that sends its rows again has them learned once; they are in the log before it has an answer."""
+    logged = deployment.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
+    model_hash = await shop.make()
+    path, body = f"/v1/models/{model_hash}/partial_fit", {"X": SHOES, "y": SIZES}
+    with gateway(logged, f"{point}:1:kill") as first:
+        assert await call(first, "POST", path, body) == (0, None)
+    rows_log = open_log(logged.row_log_url)
+    assert rows_log is not None
+    assert len(rows_log.look().calls(model_hash, None)) == (point == "rowlog.written")
+    with gateway(logged) as other:
+        status, told = await call(other, "POST", path, body)
+        assert (status, told["sequence"]) == (202, 1)
+        found = rows_log.look().calls(model_hash, None)
+    assert {(one.origin, one.sequence, one.name) for one in found} == {(1, 1, "c:once")}
+    recover(deployment, partial(learned, shop, model_hash))
+    await check_learned(shop, model_hash, [(SHOES, SIZES)])
+
+
 async def test_a_gateway_may_die_while_it_makes_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
     """A model that is registered and nothing else is there when its client asks again, and learns."""
     body = {"metadata": {"type": "shoes", "made": "twice"}, "recipe": SHOES_RECIPE}
@@ -327,6 +354,28 @@ async def test_a_collector_may_die_at_any_step(deployment: Settings, shop: Works
     assert await shop.history.documents(None, model_hash, 10) == [document]
 
 
+@pytest.mark.parametrize("point", TENDING)
+async def test_who_merges_the_log_may_die_at_any_step(
+    deployment: Settings, shop: Workshop, tmp_path: Path, point: str
+) -> None:
+    """Whichever step of merging is the last, all calls are there, and what no snapshot covers is always read."""
+    logged = deployment.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
+    rows_log = open_log(logged.row_log_url)
+    assert rows_log is not None
+    model_hash = await shop.learned()
+    at = time.time() - 300
+    calls = [Call(model_hash, 1, sequence, at, f"{sequence}", "", (b"rows",)) for sequence in (1, 2, 3)]
+    for one in calls:
+        rows_log.write([one])
+    assert acts.end_of(f"{point}:1:kill", acts.save, logged) == KILLED
+    for _ in range(2):
+        view = open_log(logged.row_log_url).look()  # type: ignore[union-attr]
+        assert {one.sequence for one in view.calls(model_hash, None)} >= {2, 3}
+        assert {one.sequence for one in view.calls(model_hash, at)} == {1, 2, 3}
+        assert (await run_once(logged)).uncollected == ""
+    assert {one.sequence for one in rows_log.look().calls(model_hash, None)} == {2, 3}
+
+
 @pytest.mark.parametrize("point", RESTORING)
 async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
     """Whichever step of a restore is the last, the next one brings the model back as it was, to go on learning."""
@@ -340,6 +389,30 @@ async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Worksho
     assert (model.version, model.rows_seen, shop.data(model_hash)) == (before.version, before.rows_seen, data)
     assert model.generation > before.generation
     assert await shop.learn(model_hash) == before.version + 1
+
+
+@pytest.mark.parametrize("point", [*RESTORING, *REPLAYING])
+async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop, tmp_path: Path, point: str) -> None:
+    """Whichever step is the last, the next restore learns the logged rows once, and their keys are known."""
+    settings = deployment.model_copy(update={"row_log_url": (tmp_path / "rows").as_uri()})
+    async with workshop(settings) as logging:
+        model_hash = await logging.learned()
+        await run_once(settings)
+        model, line = await logging.model(model_hash), scripts.Line(logging.store.client)
+        requests = [(SHOES, SIZES)]
+        for number, (X, y) in enumerate(zip(SHOES, SIZES, strict=True)):
+            shaped = rows.shape(model.recipe, [X], [y], learning=True)
+            learn = await inbox.request(logging.store.client, model_hash, 1, shaped, f"key-{number}", logged=True)
+            _, _, logged = await inbox.put_to_log(line, settings, [learn])
+            assert logging.parts.row_log is not None
+            logging.parts.row_log.write([call for call, _ in logged])
+            requests.append(([X], [y]))
+        await line.close()
+        logging.lose(model_hash)
+        assert acts.end_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
+        await restore_many(settings, Meant(hash=model_hash))
+        await check_learned(logging, model_hash, requests)
+        assert logging.redis.exists(*(keys.idempotency(model_hash, f"c:key-{number}") for number in range(3))) == 3
 
 
 @pytest.mark.parametrize("point", ["restore.fetched", "restore.numbered", *RETURNING])

@@ -12,10 +12,10 @@ from tests.faults.naive import without_checks
 from tests.faults.schedule import Plan, draw
 from tests.faults.storm import Settings, storm
 
-SECONDS, SEED, ROWS = 30.0, 4, 2400
+SECONDS, SEED, ROWS = 22.0, 4, 1800
 PLAN = Plan(
     {
-        schedule.KILL_WORKER: 15, schedule.PAUSE_WORKER: 12, schedule.KILL_GATEWAY: 2, schedule.KILL_STORE: 2,
+        schedule.KILL_WORKER: 12, schedule.PAUSE_WORKER: 12, schedule.KILL_GATEWAY: 2, schedule.KILL_STORE: 2,
         schedule.KILL_QUEUE: 1, schedule.CUT: 2, schedule.SLOW: 1, schedule.HANG: 1, schedule.DROP: 3, schedule.TEAR: 3,
     }
 )  # fmt: skip
@@ -34,7 +34,7 @@ def test_what_was_accepted_is_learned_once_and_in_order_whatever_is_harmed(tmp_p
     assert sum(verdict.learned for verdict in outcome.verdicts) == ROWS
     # It was a storm: each kind of harm was done, and sleepers did try to commit.
     assert {action for action, count in outcome.done.items() if count} == set(PLAN.counts)
-    assert outcome.workers_died >= 10
+    assert outcome.workers_died >= 8
     assert outcome.refused >= 1
     assert outcome.replies_dropped >= 1
     assert outcome.requests_torn >= 1

@@ -79,7 +79,7 @@ async def test_restore_puts_lost_models_back(shop: Workshop, keepfit: Keepfit) -
     done = await keepfit("restore", "--hash", shoes)
     assert (done.exit_code, done.stderr) == (0, "")
     (row,) = [line for line in done.stdout.splitlines() if shoes[:12] in line]
-    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["None", "1", "0", "restored"]
+    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["None", "1", "0", "0", "restored"]
     assert await shop.predict(shoes) == predictions
     assert await shop.store.describe(boots) is None
 

@@ -183,7 +183,7 @@ async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: st
 
 
 async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, aside: Dead) -> None:
-    """Rows beside the inbox stay without a time to live until they are learned, then go."""
+    """Rows beside the inbox stay without a time to live until they are learned and in a snapshot, then go."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     n = 40_000
     await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
@@ -198,6 +198,8 @@ async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, a
     assert shop.redis.ttl(entry.big) == -1
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == n
+    assert shop.redis.ttl(entry.big) == -1
+    await shop.parts.run_pass()
     assert not shop.redis.exists(entry.big)
 
 

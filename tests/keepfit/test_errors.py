@@ -72,6 +72,8 @@ def test_statuses_are_the_contract() -> None:
         "RoomFullError": 429,
         "TooFastError": 429,
         "UnavailableError": 503,
+        "BrokenError": 503,
+        "DamagedError": 503,
         "RuntimeMismatchError": 503,
         "DeadlineError": 504,
     }

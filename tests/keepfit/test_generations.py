@@ -49,7 +49,7 @@ async def test_a_register_that_is_away_is_said_to_all(history: History, monkeypa
     one, _ = await history.register("0" * 64, '{"type": "a"}', "{}")
     generations = Generations(history)
 
-    async def away(models: object) -> bool:
+    async def away(*models: object) -> bool:
         raise UnavailableError("MongoDB is away.")
 
     with monkeypatch.context() as patch:

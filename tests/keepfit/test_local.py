@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from keepfit import local
 from keepfit.demo import kill_all
 from tests import servers
 from tests.conftest import SHOES_RECIPE, Stack, stop_stack
@@ -138,3 +139,11 @@ def test_a_port_in_use_is_said(stack: Stack, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr.replace("\n", " ")
+
+
+def test_a_row_log_is_known_to_every_command_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one is set up its address is kept in the folder, so that a later restore finds it; else there is none."""
+    assert "KEEPFIT_ROW_LOG_URL" not in local.Stack(tmp_path / "without", 0, 1).environment
+    url = (tmp_path / "log").as_uri()
+    monkeypatch.setenv("KEEPFIT_ROW_LOG_URL", url)
+    assert local.Stack(tmp_path / "with", 0, 1).environment["KEEPFIT_ROW_LOG_URL"] == url

@@ -120,7 +120,7 @@ def test_what_may_hold_a_password_is_a_secret() -> None:
     """Every address of a server and everything called key, password or token is a SecretStr."""
     suspicious = {name for name in Settings.model_fields if re.search(r"_url$|key|pass|token|secret", name)}
     # An address of storage has no password in it: S3 credentials are the AWS SDK's own settings. A file's name is none.
-    assert suspicious - {"snapshot_url", "api_keys_file"} == SECRETS
+    assert suspicious - {"snapshot_url", "row_log_url", "api_keys_file"} == SECRETS
     assert len(SECRETS) >= 4
 
 

@@ -25,6 +25,7 @@ from keepfit.errors import (
     UnknownKeyError,
 )
 from keepfit.history import NOTED, Document
+from keepfit.kept import Noted
 from keepfit.restore import Restored
 from keepfit.settings import Settings
 from keepfit.storage import Entry, LocalStorage, open_storage
@@ -32,7 +33,7 @@ from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
 
 FIELDS = {
     "type", "timestamp", "hash", "metadata", "version", "rows_seen", "metrics", "uri", "sha256", "size_bytes",
-    "runtime", "generation", "sequence", "attempt",
+    "runtime", "generation", "sequence", "origin", "attempt",
 }  # fmt: skip
 OTHER_SHOES, OTHER_SIZES = [["puma", 1999], ["nike", 2020]], [1.0, 2.0]
 FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
@@ -503,7 +504,9 @@ async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(s
     await shop.store.delete(model_hash)
     assert await shop.make(session="again") == model_hash
     await shop.learn(model_hash)
-    await shop.store.note_snapshot(model_hash, before.generation, before.version, {})
+    place = (before.generation, before.version)
+    late = Noted(model_hash, before.generation, before.learned, before.digest, before.kept, "", place, {})
+    await shop.store.note_snapshots([late])
     assert await shop.store.changed() == [model_hash]
     assert (await saved(shop, model_hash))["generation"] > before.generation
 

@@ -24,6 +24,7 @@ from keepfit.bundle import Bundle
 from keepfit.columns import Columns
 from keepfit.commit import Ledger, Taken
 from keepfit.inbox import Learn
+from keepfit.kept import PLACE_BYTES
 from keepfit.local import accepts, free_port, redis_command
 from keepfit.scripts import Command
 from keepfit.sealing import unseal
@@ -36,6 +37,8 @@ LOG = "appendonlydir/appendonly.aof.1.incr.aof"
 # The key and the rows of each call; the tail are the last two and the commit between them.
 CALLS = (("k1", b"one"), ("k2", b"two"), ("k3", b"three"), ("k4", b"four"), ("k5", b"five"))
 ROWS = [rows for _, rows in CALLS]
+# Of the first three rows the older half goes with the second commit.
+KEPT_MAX = 230
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Clerk:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.ledger = Ledger(bench.client, KEYRING, lock_ttl_s=7200)
+        self.ledger = Ledger(bench.client, KEYRING, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
@@ -207,7 +210,11 @@ def check_whole(held: dict[str, Any]) -> None:
     version, learned, accepted = (int(state[name]) for name in (b"version", b"learned", b"accepted"))
     assert state[b"digest"] == sha256(bundle).hexdigest().encode()
     assert (header.version, header.sequence, header.rows_seen) == (version, learned, int(state[b"rows_seen"]))
-    waiting = held.get(keys.inbox(A), ([], 0))[0]
-    assert [name for name, _ in waiting] == [b"%d-0" % number for number in range(learned + 1, accepted + 1)]
+    cut, cut_bytes, half, _, total = map(int, state[b"kept"].split())
+    there = held.get(keys.inbox(A), ([], 0))[0]
+    assert [name for name, _ in there] == [b"%d-0" % number for number in range(cut + 1, accepted + 1)]
+    kept, waiting = there[: learned - cut], there[learned - cut :]
+    assert cut <= half <= learned
+    assert sum(len(fields[b"rows"]) + PLACE_BYTES for _, fields in kept) == total - cut_bytes <= KEPT_MAX
     assert int(state[b"bytes"]) == sum(len(fields[b"rows"]) for _, fields in waiting)
     assert state[b"chain"] == (waiting[-1][1][b"chain"] if waiting else header.chain.encode())

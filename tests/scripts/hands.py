@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keepfit.commit import Taken
+from keepfit.store import Model
 from tests.scripts.plain import Bundled, Held
 
 # What goes wrong with a commit that is otherwise right.
@@ -28,6 +29,12 @@ class Snapshot:
     bundle: Bundled
     data: bytes
     document: dict[str, Any]
+    state: Model
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its document stands in the history."""
+        return self.generation, self.version
 
 
 def spoiled(hand: Hand, count: int, wrong: str) -> Hand:

@@ -15,20 +15,24 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import msgspec
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keepfit import commit as commits
-from keepfit import envelope, identity, inbox, keys, scripts
+from keepfit import envelope, identity, inbox, keys, recall, repair, scripts
 from keepfit import store as stores
 from keepfit.bundle import Bundle
 from keepfit.columns import Columns
 from keepfit.commit import Ledger, Taken
 from keepfit.envelope import Keyring
-from keepfit.errors import InboxFullError, KeepfitError, UnavailableError
+from keepfit.errors import GapError, InboxFullError, KeepfitError, StaleModelError, UnavailableError
 from keepfit.fetched import Fetched
+from keepfit.history import Registered
 from keepfit.inbox import Accepted, Learn
+from keepfit.kept import Base, Noted
 from keepfit.recipe import parse
+from keepfit.rowlog import Call as Logged
 from keepfit.sealing import unseal
 from keepfit.store import Install, Model, Rewind, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
@@ -81,7 +85,7 @@ class Models(RuleBasedStateMachine):
             patch.start()
         self.bench.empty()
         self.client = self.bench.client
-        self.ledger = Ledger(self.client, KEYRING, plain.LOCK_H * 3600)
+        self.ledger = Ledger(self.client, KEYRING, plain.LOCK_H * 3600, plain.REPLAY_MAX)
         self.store = Store(self.bench.store)
         self.plain = plain.Store()
         self.generations = dict.fromkeys(METADATA, 0)
@@ -124,26 +128,76 @@ class Models(RuleBasedStateMachine):
         assert installed == bool(self.plain.install(h, new, self.born[h], staged=False))
 
     @precondition(lambda self: any(self.snapshots.values()))
-    @rule(data=st.data(), lost=rarely(True, False), again=rarely(True, False), gone=st.booleans())
-    def restore(self, data: st.DataObject, lost: bool, again: bool, gone: bool) -> None:
+    @rule(data=st.data(), lost=rarely(True, False), again=rarely(True, False), gone=st.booleans(),
+          known=st.booleans())  # fmt: skip
+    def restore(self, data: st.DataObject, lost: bool, again: bool, gone: bool, known: bool) -> None:
         """Put a snapshot back, where the model is gone or perhaps is not; the bundle written ahead may be lost."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         snapshot = data.draw(st.sampled_from(self.snapshots[h]))
         if gone:
             self._delete(h, made_again=False)
-        self._restore(h, snapshot, lost=lost, again=again)
+        self._restore(h, snapshot, lost=lost, again=again, known=known)
 
-    def _restore(self, h: str, snapshot: Snapshot, *, lost: bool = False, again: bool = False) -> None:
+    @precondition(lambda self: any(self.snapshots.values()))
+    @rule(
+        data=st.data(), gone=rarely(False, True), again=rarely(True, False), payload=st.sampled_from(ROWS),
+        key=st.sampled_from(("k", "l")), first=st.integers(1, 3), other=st.booleans(),
+        overtaken=st.sampled_from(("", "", "claim", "died", "live")),
+    )  # fmt: skip
+    def come_back(
+        self, data: st.DataObject, gone: bool, again: bool, payload: bytes, key: str, first: int, overtaken: str,
+        other: bool,
+    ) -> None:  # fmt: skip
+        """Bring a model back with what its calls were answered; a later restore may come before its end."""
+        h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
+        snapshot = data.draw(st.sampled_from(self.snapshots[h]))
+        if gone:
+            self._delete(h, made_again=False)
         generation = self._next_generation(h)
+        if again:
+            self.born[h] = generation
+        self._remember(h, generation, key, payload, first)
+        if overtaken:
+            later = self._next_generation(h)
+            self._remember(h, later, key, payload, first + 1)
+            if overtaken == "live":
+                self._restore(h, snapshot, generation=later)
+            self._remember(h, generation, key, payload, first)
+            self._restore(h, snapshot, generation=generation)
+            if overtaken == "died":
+                return
+            self._restore(h, snapshot, generation=later)
+        else:
+            self._restore(h, snapshot, generation=generation)
+        self._accept(h, [b"other" if other else payload], (100, 1000), key=key)
+
+    def _remember(self, h: str, generation: int, key: str, payload: bytes, first: int) -> None:
+        registered = Registered(h, METADATA[h], RECIPE.text(), generation, self.born[h])
+        # Of the day for which it is known, two hours are left; of another call's nothing is.
+        hours = plain.LOCK_H
+        calls = {
+            f"c:{name}": Logged(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
+            for name, left in ((key, hours), ("over", 0))
+        }
+        answers = {keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
+        done = self.bench.run(recall.remember(self.store.client, registered, generation, calls, 0, 0))
+        assert done == self.plain.remember(h, generation, self.born[h], answers)
+
+    def _restore(
+        self, h: str, snapshot: Snapshot, *, lost: bool = False, again: bool = False, generation: int = 0,
+        known: bool = True,
+    ) -> None:  # fmt: skip
+        generation = generation or self._next_generation(h)
         if again:
             self.born[h] = generation
         noted = msgspec.json.encode(snapshot.document)
         bundle = snapshot.bundle
         new = plain.Model(METADATA[h], RECIPE.text(), generation, snapshot.version, bundle, noted, snapshot.version, 2)
+        new.base = (new.learned, snapshot.place if known else None)
         asked = Install(
             h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.taught), len(bundle.history),
             plain.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data, 2,
-            self.born[h], dict(bundle.changed),
+            self.born[h], dict(bundle.changed), Base(new.learned, snapshot.place).text() if known else "",
         )  # fmt: skip
         expected = self.plain.install(h, new, self.born[h], staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
@@ -152,8 +206,10 @@ class Models(RuleBasedStateMachine):
                 answer = int(self.bench.run(self.store.install(asked)))
             except UnavailableError:
                 answer = -1
+            except StaleModelError:
+                answer = -2
         assert answer == expected
-        self.plain.staged += expected == 0 and not lost
+        self.plain.staged += expected in (0, -2) and not lost
 
     @precondition(lambda self: any(self.snapshots.values()))
     @rule(
@@ -162,16 +218,20 @@ class Models(RuleBasedStateMachine):
         lost=rarely(True, False),
         fresh=rarely(True, False),
         repeated=st.sampled_from(("", "", "at once", "later")),
+        known=st.booleans(),
     )
-    def rewind(self, data: st.DataObject, seen: str, lost: bool, fresh: bool, repeated: str) -> None:
+    def rewind(self, data: st.DataObject, seen: str, lost: bool, fresh: bool, repeated: str, known: bool) -> None:
         """Let a live model go back to a snapshot; it may be another by then, or the call may be made twice."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         snapshot = data.draw(st.sampled_from(self.snapshots[h]))
         if fresh:
             self._delete(h, made_again=True)
-        self._rewind(h, snapshot, seen=seen, lost=lost, repeated=repeated)
+        self._rewind(h, snapshot, seen=seen, lost=lost, repeated=repeated, known=known)
 
-    def _rewind(self, h: str, snapshot: Snapshot, *, seen: str = "now", lost: bool = False, repeated: str = "") -> None:
+    def _rewind(
+        self, h: str, snapshot: Snapshot, *, seen: str = "now", lost: bool = False, repeated: str = "",
+        known: bool = True,
+    ) -> None:  # fmt: skip
         live = self.bench.run(self.store.describe(h))
         if live is None:
             return
@@ -189,14 +249,66 @@ class Models(RuleBasedStateMachine):
         bundle = replace(snapshot.bundle, digest=digest, history=history, metrics=metrics)
         to = Rewind(
             h, generation, snapshot.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
-            dict(bundle.changed),
+            dict(bundle.changed), Base(len(history), snapshot.place).text() if known else "",
         )  # fmt: skip
-        back = plain.Back(h, live.generation, live.version, live.digest, generation, snapshot.version, bundle)
+        place = snapshot.place if known else None
+        back = plain.Back(h, live.generation, live.version, live.digest, generation, snapshot.version, bundle, place)
         self._rewind_once(live, to, back, lost=lost)
         if repeated == "later":
             self._accept(h, [b"x"], (100, 1000))
         if repeated:
             self._rewind_once(live, to, back, lost=lost)
+
+    @rule(h=hashes, lost=rarely(True, False), seen=st.sampled_from(("now", "now", "other bundle")))
+    def repair(self, h: str, lost: bool, seen: str) -> None:
+        """Put a bundle in a live one's place that has learned the same; what is kept is kept on."""
+        live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
+        if live is None or model is None or not live.digest:
+            return
+        data: Any = self.client.get(keys.bundle(h))
+        header, payload = KEYRING.open(data, envelope.BUNDLE)
+        generation, history = self._next_generation(h), model.bundle.history
+        fetched = Fetched({}, header, data, payload, 2, dict(model.bundle.changed))
+        signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
+        bundle = replace(model.bundle, digest=sha256(signed.data).hexdigest())
+        to = Rewind(
+            h, generation, live.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
+            dict(bundle.changed), "=",
+        )  # fmt: skip
+        if seen == "other bundle":
+            live = replace(live, digest="f" * 64)
+        back = plain.Back(h, live.generation, live.version, live.digest, generation, live.version, bundle, plain.SAME)
+        self._rewind_once(live, to, back, lost=lost)
+
+    @rule(h=hashes, gone=rarely(True, False))
+    def read_kept(self, h: str, gone: bool) -> None:
+        """What is read of kept requests is what was learned on top of the snapshot; or it is said what is missing."""
+        self._read_kept(h)
+        live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
+        if gone and live is not None and model is not None and model.kept and not model.lacks:
+            lost = model.kept[-1]
+            name = lost.big or keys.inbox(h)
+            dumped = self.client.dump(name)
+            self.client.delete(name)
+            with pytest.raises(GapError):
+                self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
+            self.client.restore(name, 0, dumped)  # type: ignore[arg-type]
+
+    def _read_kept(self, h: str) -> None:
+        live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
+        if live is None or model is None:
+            return
+        try:
+            base, requests = self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
+        except GapError as error:
+            lost, told = model.base[1] is None or model.lacks[-1], str(error)
+            assert lost is True or f"{lost} were" in told or f"{lost} was" in told
+        else:
+            assert not model.lacks
+            rows = [self.plain.big[r.big][0] if r.big else r.payload for r in model.kept]
+            assert [request.payload for request in requests] == rows
+            assert (base.sequence, base.place or ()) == model.base
+            assert model.based + tuple(r.payload for r in model.kept) == model.bundle.taught
 
     def _rewind_once(self, live: Model, to: Rewind, back: plain.Back, *, lost: bool) -> None:
         expected = self.plain.rewind(back, staged=not lost)
@@ -319,7 +431,7 @@ class Models(RuleBasedStateMachine):
             assert answer == expected
         assert told == ([h] if expected[0] == b"ok" and expected[4] else [])
         if expected[0] == b"ok":
-            _, first, count, version, _, waiting, pace = expected
+            _, first, count, version, _, waiting, pace, _ = expected
             assert outcomes[:count] == [Accepted(first + i, version) for i in range(count)]
             for full in outcomes[count:]:
                 assert isinstance(full, InboxFullError)
@@ -431,6 +543,38 @@ class Models(RuleBasedStateMachine):
             self._load(h, known=part)
             self._happen(h, later)
 
+    @rule(h=hashes, rounds=st.lists(st.sampled_from(("x", "xx", "xxx", "xy", "yyy", "L", "xL", "x!", "L!", "snapshot",
+          "snapshot", "note", "late note", "saved late", "saved late")), min_size=2, max_size=7))  # fmt: skip
+    def go_on(self, h: str, rounds: list[str]) -> None:
+        """Learn a few requests at a time, large ones (L) and some that are put aside (!), with snapshots in between."""
+        self._let_go(h)
+        for what in rounds:
+            if what in ("snapshot", "note"):
+                self._happen(h, what)
+            elif what == "saved late":
+                self._go_on(h, "L")
+                self._happen(h, "snapshot")
+                self._go_on(h, "L")
+                self._happen(h, "note")
+            elif what == "late note":
+                for snapshot in self.snapshots[h][-2:-1]:
+                    self._note(h, snapshot)
+            else:
+                self._go_on(h, what)
+            self._read_kept(h)
+
+    def _go_on(self, h: str, what: str) -> None:
+        for kind in what.removesuffix("!"):
+            if kind == "L":
+                self._accept_big(h, (100, 1000))
+            else:
+                self._accept(h, [{"x": b"x", "y": b"yyyy"}[kind]], (100, 1000))
+        self._take(h, WORKERS[0], known=True)
+        if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
+            hand = self.hands.pop()
+            aside = "ValueError: no" if what.endswith("!") else ""
+            self._commit(hand, len(hand.held.requests), aside, staged=True)
+
     def _happen(self, h: str, event: str) -> None:
         if event == "accept":
             self._accept(h, [b"x"], (100, 1000))
@@ -537,7 +681,7 @@ class Models(RuleBasedStateMachine):
             state, data = found
             assert (state.version, state.digest) == (model.version, model.bundle.digest)
             document = {"version": model.version, "generation": model.generation}
-            self.snapshots[h].append(Snapshot(model.generation, model.version, model.bundle, data, document))
+            self.snapshots[h].append(Snapshot(model.generation, model.version, model.bundle, data, document, state))
 
     @precondition(lambda self: any(self.snapshots.values()))
     @rule(data=st.data())
@@ -548,8 +692,14 @@ class Models(RuleBasedStateMachine):
             self._note(h, snapshot)
 
     def _note(self, h: str, snapshot: Snapshot) -> None:
-        self.bench.run(self.store.note_snapshot(h, snapshot.generation, snapshot.version, snapshot.document))
-        self.plain.note(h, snapshot.generation, snapshot.version, msgspec.json.encode(snapshot.document))
+        chain = plain.chain_of(snapshot.bundle.history)
+        state = snapshot.state
+        noted = Noted(
+            h, state.generation, state.learned, state.digest, state.kept, chain, snapshot.place, snapshot.document
+        )
+        self.bench.run(self.store.note_snapshots([noted]))
+        document = msgspec.json.encode(snapshot.document)
+        self.plain.note(h, snapshot.generation, snapshot.version, document, snapshot.bundle)
 
     # Time passes, and Redis loses what it held last.
 
@@ -579,16 +729,42 @@ class Models(RuleBasedStateMachine):
         self.plain = copy.deepcopy(remembered)
         self._accept(A, payloads, (100, 1000))
 
+    @rule(h=hashes, waits=st.booleans())
+    def note_what_was_lost(self, h: str, waits: bool) -> None:
+        """Redis loses what is in a snapshot that it is not told of yet; the rows wait again, or others are learned."""
+        self._let_go(h)
+        kept_on = self.bench.dump(), copy.deepcopy(self.plain)
+        self._accept(h, [b"x"], (100, 1000))
+        if waits:
+            kept_on = self.bench.dump(), copy.deepcopy(self.plain)
+        before = len(self.snapshots[h])
+        self._go_on(h, "")
+        self._snapshot(h)
+        self.bench.put_back(kept_on[0])
+        kept_on[1].told = self.plain.told
+        self.plain = kept_on[1]
+        if not waits:
+            self._go_on(h, "y")
+            self._go_on(h, "x")
+        for snapshot in self.snapshots[h][before:]:
+            self._note(h, snapshot)
+
     # What must hold after every step.
 
     @invariant()
     def all_is_as_it_should_be(self) -> None:
-        """Redis holds and has told what the plain store holds and told, and every bundle says what it has learned."""
+        """Redis holds and has told what the plain store holds and told, and every bundle says what it has learned.
+
+        What a model has learned is what it comes on top of and what is kept, or it is known which of it is not kept.
+        """
         self.bench.steps += 1
         found = self.bench.keys()
         staged = [name for name in found if ":stg:" in name]
         assert [found.pop(name)[1] for name in staged] == [plain.STAGED_H] * self.plain.staged
         for h, model in self.plain.models.items():
+            rest = tuple(request.payload for request in model.kept)
+            assert model.lacks or model.base[1] is None or model.based + rest == model.bundle.taught
+            assert sum(request.size + plain.PLACE for request in model.kept) <= plain.REPLAY_MAX
             if keys.bundle(h) in found:
                 data, hours = found[keys.bundle(h)]
                 found[keys.bundle(h)] = (sha256(data).hexdigest(), hours)

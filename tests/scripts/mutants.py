@@ -12,7 +12,7 @@ from unittest import mock
 
 from keepfit import scripts
 from tests.scripts.mutations_of_aside import DISCARD, PEEK, RETRY
-from tests.scripts.mutations_of_models import ACCEPT, COMMIT, INSTALL, OTHERS, REWIND, TAKE
+from tests.scripts.mutations_of_models import ACCEPT, COMMIT, INSTALL, OTHERS, REMEMBER, REWIND, TAKE
 from tests.scripts.mutations_of_rooms import ABANDON, CLAIM, PUSH, RELEASE
 
 
@@ -49,6 +49,7 @@ MUTANTS = (
     *(Mutant("commit", *mutant) for mutant in COMMIT),
     *(Mutant("take", *mutant) for mutant in TAKE),
     *(Mutant("install", *mutant) for mutant in INSTALL),
+    *(Mutant("remember", *mutant) for mutant in REMEMBER),
     *(Mutant("rewind", *mutant) for mutant in REWIND),
     *(Mutant(*mutant) for mutant in OTHERS),
     *(Mutant("retry", *mutant) for mutant in RETRY),

@@ -15,6 +15,11 @@ from keepfit.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
 
 # Hours that a key has to live when it is new; no example takes one.
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H = 1, 1, 2, 3, 4, 24
+# Of what is claimed, some minutes.
+CLAIM_H = 1
+
+# What a kept request takes beside its rows, and what may be kept.
+PLACE, REPLAY_MAX = 64, 260
 
 Content = tuple[Any, int]
 
@@ -77,6 +82,8 @@ class Bundled:
 
 
 NEW = Bundled("", (), ())
+# Where a bundle that has learned the same as the one before stands in the history: where that one does.
+SAME = (-1,)
 
 
 @dataclass(slots=True)
@@ -98,6 +105,17 @@ class Model:
     suspect: int = 0
     removed: int = 0
     origin: int | None = None
+    # Requests that were learned and that no snapshot has, the last sequences of those before them and of their older
+    # half, and the bytes of all ever learned.
+    kept: list[Request] = field(default_factory=list)
+    cut: int = 0
+    half: int = 0
+    fed: int = 0
+    # What kept requests come on top of: its last sequence, where it is (None: nowhere), and what it has learned.
+    base: tuple[int, tuple[int, ...] | None] = (0, ())
+    based: tuple[bytes, ...] = ()
+    # Once there were large ones, it is said which, or that there are none.
+    names_large: bool = False
 
     @property
     def first_generation(self) -> int:
@@ -124,6 +142,22 @@ class Model:
         """Bytes that wait."""
         return sum(request.size for request in self.inbox)
 
+    @property
+    def lacks(self) -> range:
+        """Learned requests that are neither in what the kept ones come on top of, nor kept."""
+        return range(self.base[0] + 1, self.cut + 1)
+
+    def fed_by(self, sequence: int) -> int:
+        """Bytes of all that was learned up to a request."""
+        return self.fed - sum(request.size + PLACE for request in self.kept if request.sequence > sequence)
+
+    def keep(self, cut: int, *, half: int = 0) -> list[Request]:
+        """Keep what comes after `cut`, parted at `half`; return what goes."""
+        gone = [request for request in self.kept if request.sequence <= cut]
+        self.kept = [request for request in self.kept if request.sequence > cut]
+        self.cut, self.half = cut, max(cut, half)
+        return gone
+
     def stored(self) -> dict[bytes, bytes]:
         """Fields of the state's hash."""
         fields: dict[str, Any] = {
@@ -141,7 +175,11 @@ class Model:
             "snapshot_version": self.snapshot_version,
             "bytes": self.size,
             "attempts": self.attempts,
+            "kept": f"{self.cut} {self.fed_by(self.cut)} {self.half} {self.fed_by(self.half)} {self.fed}",
+            "base": "" if self.base[1] is None else " ".join(map(str, (self.base[0], *self.base[1]))),
         }
+        if self.names_large:
+            fields["large"] = " ".join(f"{request.sequence} {request.big}" for request in self.kept if request.big)
         if self.width is not None:
             fields["width"] = self.width
         if self.bundle.changed:
@@ -237,6 +275,7 @@ class Back:
     new_generation: int
     new_version: int
     bundle: Bundled
+    place: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,19 +313,37 @@ class Store:
 
     def _forget_rows(self, h: str) -> None:
         model = self.models.get(h)
-        for request in [*(model.inbox if model else []), *(dead.request for dead in self.dead.get(h, []))]:
+        for request in [*(model.kept + model.inbox if model else []), *(dead.request for dead in self.dead.get(h, []))]:
             self.big.pop(request.big, None)
 
+    def remember(self, h: str, generation: int, born: int, answers: dict[str, Seen]) -> bool:
+        """Claim a model that is not live, and know what calls were answered."""
+        live = self.models.get(h)
+        if (live is not None and live.generation >= born) or self._claim(h) > generation:
+            return False
+        self.locks[h] = (f"restore {generation}", CLAIM_H)
+        self.seen |= answers
+        return True
+
+    def _claim(self, h: str) -> int:
+        """Generation for which a model is claimed; 0 for none."""
+        holder = self.locks.get(h, ("", 0))[0]
+        return int(holder.removeprefix("restore ")) if holder.startswith("restore ") else 0
+
     def install(self, h: str, new: Model, born: int, *, staged: bool) -> int:
-        """Put a model in where none is live that began with `born` or later."""
+        """Put a model in where none is live that began with `born` or later, and no later one is claimed."""
         live = self.models.get(h)
         if live is not None and live.generation >= born:
             return 0
+        if self._claim(h) > new.generation:
+            return -2
         if new.bundle.digest and not staged:
             return -1
         self._forget_rows(h)
         self.dead.pop(h, None)
         self.locks.pop(h, None)
+        new.cut = new.half = new.learned
+        new.based = new.bundle.taught
         self.models[h] = new
         self._tell(h, new)
         return 1
@@ -305,8 +362,15 @@ class Store:
         model.origin = model.first_generation
         model.generation, model.version, model.bundle = back.new_generation, back.new_version, back.bundle
         model.snapshot, model.snapshot_version, model.attempts, model.width = b"", -1, 0, 2
+        if back.place is not SAME:
+            self._drop(model.keep(model.learned))
+            model.base, model.based, model.names_large = (model.learned, back.place), model.bundle.taught, False
         self._tell(h, model)
         return 1
+
+    def _drop(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.big.pop(request.big, None)
 
     def delete(self, h: str) -> bool:
         """Forget a model, not what calls were answered."""
@@ -326,10 +390,10 @@ class Store:
         if model is None:
             return [b"missing"]
         seen = self.seen.get(call.seen)
-        alone = int(call.hash not in self.locks)
-        if seen is not None and seen.generation >= model.first_generation:
+        alone, origin = int(call.hash not in self.locks), model.first_generation
+        if seen is not None and seen.generation >= origin:
             if b"".join(seen.payloads) == b"".join(call.payloads):
-                return [b"ok", seen.first, seen.count, model.version, alone, len(model.inbox), model.pace or 0]
+                return [b"ok", seen.first, seen.count, model.version, alone, len(model.inbox), model.pace or 0, origin]
             if model.generation == call.generation:
                 return [b"conflict"]
         if model.generation != call.generation:
@@ -350,7 +414,7 @@ class Store:
             self.seen[call.seen] = Seen(call.payloads, first, count, call.generation, call.hours)
             if call.big:
                 self.big[call.big] = (self.big[call.big][0], 0)
-        return [b"ok", first, count, model.version, alone, len(model.inbox), model.pace or 0]
+        return [b"ok", first, count, model.version, alone, len(model.inbox), model.pace or 0, origin]
 
     def take(self, h: str, token: str, entries_max: int, bytes_max: int) -> Held | None:
         """Lock a model and read it: the first request that waits, and those after it that fit."""
@@ -406,12 +470,22 @@ class Store:
         model.inbox = model.inbox[count:]
         model.attempts, model.pace = 0, pace
         learned = held.requests[: count - 1] if put_aside else held.requests[:count]
-        for request in learned:
-            self.big.pop(request.big, None)
+        self._keep(model, list(learned), len(held.bundle.history))
         if put_aside:
             self.dead.setdefault(held.hash, []).append(Dead(model.generation, last, put_aside))
         self._tell(held.hash, model, put_aside=put_aside)
         return model.version
+
+    def _keep(self, model: Model, learned: list[Request], before: int) -> None:
+        """Keep what was learned now; where that is too much, the oldest goes: half of it, or all before, or all."""
+        model.names_large |= any(request.big for request in [*model.kept, *learned])
+        model.kept += learned
+        model.fed += sum(request.size + PLACE for request in learned)
+        for cut in (model.half, before, model.learned):
+            if model.fed - model.fed_by(model.cut) > REPLAY_MAX:
+                self._drop(model.keep(cut, half=model.half))
+        if model.half <= model.cut:
+            model.half = model.learned if model.fed - model.fed_by(model.cut) > REPLAY_MAX / 2 else model.cut
 
     def renew(self, h: str, token: str) -> None:
         """Give a lock its whole life again, if it is the caller's."""
@@ -490,11 +564,16 @@ class Store:
             found.append((dead, rows))
         return found
 
-    def note(self, h: str, generation: int, version: int, snapshot: bytes) -> None:
-        """Remember the newest snapshot, and that there is nothing newer to save."""
+    def note(self, h: str, generation: int, version: int, snapshot: bytes, bundle: Bundled) -> None:
+        """Remember the newest snapshot, let go of what it has learned, and know that there is nothing newer to save."""
         model = self.models.get(h)
         if model is not None and model.generation == generation and model.snapshot_version < version:
             model.snapshot, model.snapshot_version = snapshot, version
+            # Nothing goes where Redis lost the rows that were saved, whatever has come in their place.
+            is_learned = bundle.history in [request.history for request in model.kept]
+            if bundle.digest == model.bundle.digest or is_learned:
+                model.base, model.based = (len(bundle.history), (generation, version)), bundle.taught
+                self._drop(model.keep(max(model.cut, len(bundle.history)), half=model.half))
         if h in self.changed and self.changed[h] <= keys.change(generation, version):
             del self.changed[h]
 
@@ -505,7 +584,7 @@ class Store:
             held[keys.state(h)] = (model.stored(), 0)
             if model.bundle.digest:
                 held[keys.bundle(h)] = (model.bundle.digest, 0)
-            held[keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.inbox], 0)
+            held[keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.kept + model.inbox], 0)
         for h, dead in self.dead.items():
             held[keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
         held |= {keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}

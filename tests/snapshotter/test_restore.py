@@ -179,6 +179,7 @@ async def test_an_outcome_is_plain_json(shop: Workshop) -> None:
         "live_version": 1,
         "version": 1,
         "rows_forgotten": 0,
+        "replayed": 0,
         "outcome": "kept: it is live",
     }
 
@@ -334,7 +335,7 @@ async def test_going_back_without_storage_changes_nothing(shop: Workshop, tmp_pa
     (tmp_path / "snapshots").rename(tmp_path / "away")
     (outcome,) = (await restored(shop, version=1, force=True)).values()
     assert outcome.failed
-    assert outcome.outcome.startswith("The snapshot folder")
+    assert outcome.outcome.startswith("The folder")
     assert (await shop.model(model_hash)).version == 2
 
 

@@ -1,5 +1,6 @@
 """Nothing is unpickled that our key did not sign: forged bundles wherever a process reads one, and pickle watched."""
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -108,14 +109,14 @@ async def test_a_forgery_is_never_unpickled(
     forged = forge(good, pickle.dumps(Bomb(tmp_path / "ran")), shop.parts.keyring)
     unpickled.clear()
 
-    shop.redis.set(keys.bundle(model_hash), forged)
-    answer = asked(process, entry)
-    assert answer.error
-    await shop.accept(model_hash)
-    learn(process, model_hash, "lease")
-    assert (await shop.model(model_hash)).inbox == 1
     (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
     blob.write_bytes(forged)
+    shop.redis.set(keys.bundle(model_hash), forged)
+    answer = await asyncio.to_thread(asked, process, entry)
+    assert answer.error
+    await shop.accept(model_hash)
+    await asyncio.to_thread(learn, process, model_hash, "lease")
+    assert (await shop.model(model_hash)).inbox == 1
     shop.lose(model_hash)
     with pytest.raises(KeepfitError):
         await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
