@@ -7,6 +7,7 @@ without Redis. The loop is ``scaler.partial_fit``, ``scaler.transform``, ``estim
 """
 
 import contextlib
+import gc
 import os
 import statistics
 import subprocess
@@ -218,6 +219,9 @@ def main(
     err = Console(stderr=True)
     # One thread for one worker, as keepfit's workers have it.
     with threadpool_limits(1), worker() as process:
+        # As a worker's supervisor does: what was imported is not looked through for garbage again and again.
+        gc.collect()
+        gc.freeze()
         steps = [(title, *case) for _ in range(rounds) for title, case in CASES.items()]
         for title, name, params in track(steps, "learning", console=err):
             told[title].append(measured(process, name, params))
