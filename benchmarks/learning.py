@@ -26,15 +26,19 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from benchmarks.report import table, times
-from keepfit import commit, estimators, identity, keys, local
-from keepfit.bundle import Bundle
-from keepfit.envelope import BUNDLE, Header, runtime
-from keepfit.recipe import Recipe, from_text, parse
-from keepfit.rows import Rows, concatenate, shape
-from keepfit.sealing import seal, unseal
+from keepfit import identity
+from keepfit.backends import redis_keys
+from keepfit.local import stack
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import seal, unseal
+from keepfit.recipe import catalogue
+from keepfit.recipe.recipe import Recipe, from_text, parse
+from keepfit.rows.rows import Rows, concatenate, shape
+from keepfit.security.envelope import BUNDLE, Header, runtime
 from keepfit.settings import load
-from workers.learning import learn
-from workers.process import Process
+from keepfit.store import commit
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
 
 ROWS, WIDTH, ROUNDS = 2_000, 4, 7
 # Requests that are learned between two looks for NaN, or merged, as many as a worker takes in one go.
@@ -81,7 +85,7 @@ def recipe_of(name: str, params: dict[str, Any], updates: str) -> Recipe:
 
 def loop(name: str, params: dict[str, Any], X: Any, y: Any) -> float:
     """Seconds of the plain loop."""
-    scaler, estimator = estimators.build_scaler("StandardScaler"), estimators.build(name, params)
+    scaler, estimator = catalogue.build_scaler("StandardScaler"), catalogue.build(name, params)
     target = np.array(y)
     more = {} if "Regressor" in name else {"classes": np.unique(target)}
     started = time.perf_counter()
@@ -114,7 +118,7 @@ def working(process: Process, recipe: Recipe, encoded: list[bytes]) -> float:
     while learn(process, model_hash, uuid.uuid4().hex):
         pass
     seconds = time.perf_counter() - started
-    (learned,) = process.store.hmget(keys.state(model_hash), "rows_seen")
+    (learned,) = process.store.hmget(redis_keys.state(model_hash), "rows_seen")
     if int(learned or 0) != len(encoded):
         raise RuntimeError(f"{learned!r} rows were learned of {len(encoded)}")
     return seconds
@@ -124,12 +128,13 @@ def _install(process: Process, model_hash: str, recipe: Recipe, encoded: list[by
     """Put a model and its full inbox into Redis, by the scripts that gateways use."""
     import asyncio  # noqa: PLC0415 - here only: what is measured is sync
 
-    from keepfit import connections, inbox  # noqa: PLC0415
-    from keepfit.scripts import Line  # noqa: PLC0415
-    from keepfit.store import Install, Store  # noqa: PLC0415
+    from keepfit.backends import redis_clients  # noqa: PLC0415
+    from keepfit.backends.redis_scripts import Line  # noqa: PLC0415
+    from keepfit.store import inbox  # noqa: PLC0415
+    from keepfit.store.models import Install, Store  # noqa: PLC0415
 
     async def put() -> None:
-        client = connections.store_async(process.settings)
+        client = redis_clients.store_async(process.settings)
         line = Line(client)
         await Store(client).install(Install(model_hash, "{}", recipe.text(), 1))
         asked = [inbox.small_request(model_hash, 1, Rows.decode(data)) for data in encoded]
@@ -178,10 +183,10 @@ def bundle_us(process: Process) -> tuple[float, int]:
 def worker() -> Iterator[Process]:
     """A worker's process context with a Redis of its own."""
     with tempfile.TemporaryDirectory(prefix="keepfit-learning-") as folder:
-        port = local.free_port()
-        server = subprocess.Popen(local.redis_command(port, Path(folder)), stdout=subprocess.DEVNULL)
+        port = stack.free_port()
+        server = subprocess.Popen(stack.redis_command(port, Path(folder)), stdout=subprocess.DEVNULL)
         try:
-            while not local.accepts(port):
+            while not stack.accepts(port):
                 time.sleep(0.02)
             url, ring = SecretStr(f"redis://127.0.0.1:{port}/0"), SecretStr("k1:" + os.urandom(32).hex())
             settings = load().model_copy(update={"store_url": url, "queue_url": None, "signing_keys": ring})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from keepfit.local import end_with_parent
+from keepfit.local.stack import end_with_parent
 
 # Servers that import half of the scientific Python from a cold disk take their time.
 START_S_MAX = 120.0

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("RQ", re.compile(r"/rq/")),
     ("scikit-learn, numpy", re.compile(r"/sklearn/|/numpy|/scipy|openblas|libgomp|joblib|threadpoolctl")),
     ("HTTP (aiohttp)", re.compile(r"/aiohttp/|_http_parser|_http_writer|/yarl/|multidict|frozenlist|propcache")),
-    ("keepfit", re.compile(r"/(keepfit|gateway|workers)/\w+\.py")),
+    ("keepfit", re.compile(r"(^|[/(])keepfit(_gateway|_workers)?/(\w+/)*\w+\.py")),
     ("event loop and sockets (uvloop, asyncio)", re.compile(r"uvloop|/asyncio/|selectors\.py|/socket\.py|_socket\.")),
 )
 
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, re.Pattern[str]], ...] = (
 def layer_of(frames: Iterable[str]) -> str:
     """Layer of a stack, given from its outermost to its innermost frame.
 
-    >>> layer_of(["run (/lib/asyncio/runners.py:190)", "predict (/app/gateway/handlers.py:116)", "memcpy (libc.so.6)"])
+    >>> layer_of(["run (asyncio/runners.py:190)", "predict (keepfit_gateway/app.py:116)", "memcpy (libc.so.6)"])
     'keepfit'
     """
     for frame in reversed(list(frames)):

@@ -17,12 +17,17 @@ import redis
 from benchmarks import model
 from benchmarks.load import Sample
 from benchmarks.scenarios import Bench, folder
-from keepfit import envelope, identity, keys, recipe, rows, sealing
-from keepfit.bundle import Bundle
-from keepfit.envelope import Header
+from keepfit import identity
+from keepfit.backends import redis_keys
+from keepfit.model import serialization
+from keepfit.model.bundle import Bundle
+from keepfit.recipe import recipe
+from keepfit.rows import rows
+from keepfit.security import envelope
+from keepfit.security.envelope import Header
 from keepfit.settings import Settings
-from keepfit.store import Install
-from snapshotter.run import Snapshotter, opened
+from keepfit.store.models import Install
+from keepfit_snapshotter.run import Snapshotter, opened
 from tests import servers
 
 MODELS_A_PASS = 1000
@@ -113,7 +118,7 @@ async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: 
         metadata = {"type": "bench", "pass": number, "number": index}
         model_hash, text = identity.hash_of(metadata), identity.canonical(metadata).decode()
         header = Header(envelope.BUNDLE, model_hash, 1, 1, 1, learned.rows_seen, "", envelope.runtime())
-        data = await asyncio.to_thread(sealing.seal, learned, parts.keyring, header)
+        data = await asyncio.to_thread(serialization.seal, learned, parts.keyring, header)
         async with gate:
             await parts.history.register(model_hash, text, wanted.text())
             await parts.store.install(
@@ -125,4 +130,4 @@ async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: 
         return model_hash
 
     hashes = await asyncio.gather(*(one(index) for index in range(count)))
-    client.zadd(keys.CHANGED, dict.fromkeys(hashes, keys.change(1, 1)))
+    client.zadd(redis_keys.CHANGED, dict.fromkeys(hashes, redis_keys.change(1, 1)))

@@ -20,10 +20,10 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from keepfit import estimators
-from keepfit.bundle import Bundle
-from keepfit.recipe import parse
-from keepfit.rows import shape
+from keepfit.model.bundle import Bundle
+from keepfit.recipe import catalogue
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import shape
 
 Array = npt.NDArray[Any]
 
@@ -110,7 +110,7 @@ def hits_of_keepfit(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
 
 def hits_of_loop(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
     """Whether each row was predicted rightly, by scikit-learn in a loop that knows all classes from the start."""
-    estimator = estimators.build(case.name, case.params)
+    estimator = catalogue.build(case.name, case.params)
     scaler = {"StandardScaler": StandardScaler, "MinMaxScaler": MinMaxScaler}[case.scaler]()
     classes = np.unique(y)
     for place, (part, labels) in enumerate(batches(X, y)):

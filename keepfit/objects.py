@@ -2,7 +2,8 @@
 
 Owns what Python users call, :func:`dump`, and how it finds out what an object is. Never sends anything. Invariant: what
 it returns is signed with an upload key; without one it returns nothing. The text goes into a recipe, through a gateway
-that verifies it (:mod:`keepfit.uploads`), to workers that verify it again and load it (:mod:`keepfit.foreign`).
+that verifies it (:mod:`keepfit.recipe.uploads`), to workers that verify it again and load it
+(:mod:`keepfit.model.object_bundle`).
 """
 
 import inspect
@@ -12,12 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from keepfit import envelope, pickles, settings, uploads
-from keepfit.envelope import UPLOAD_KEYS, Keyring
+from keepfit import settings
 from keepfit.errors import InvalidError
-from keepfit.estimators import Kind
-from keepfit.river import MANY, ONE
-from keepfit.uploads import Calls, ObjectHeader
+from keepfit.model import pickling
+from keepfit.model.river_adapter import MANY, ONE
+from keepfit.recipe import uploads
+from keepfit.recipe.catalogue import Kind
+from keepfit.recipe.uploads import Calls, ObjectHeader
+from keepfit.security import envelope
+from keepfit.security.envelope import UPLOAD_KEYS, Keyring
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # In this order: a River model that has both learns row by row, which is what its documentation shows.
@@ -83,7 +87,7 @@ def dump(
         takes_sample_weight=_takes(learner, calls),
         runtime=envelope.runtime("cloudpickle", *river, *packages),
     )
-    payload = pickles.dump_foreign(learner, header.subject, modules)
+    payload = pickling.dump_foreign(learner, header.subject, modules)
     text = b64encode(_keyring(keys).seal(header, payload)).decode()
     uploads.signed(text)
     return text

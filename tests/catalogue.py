@@ -25,9 +25,9 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, Gaussi
 from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
-from keepfit import rows as shaping
-from keepfit.recipe import Recipe, parse
-from keepfit.rows import Rows
+from keepfit.recipe.recipe import Recipe, parse
+from keepfit.rows import rows as shaping
+from keepfit.rows.rows import Rows
 
 LABELS = ["no", "perhaps", "yes"]
 SECOND = ["off", "on"]

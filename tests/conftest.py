@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 import structlog
 
-from keepfit.demo import kill_all
-from keepfit.local import end_with_parent
+from keepfit.local.demo import kill_all
+from keepfit.local.stack import end_with_parent
 from keepfit.settings import Settings
 from tests import servers
 

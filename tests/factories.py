@@ -12,17 +12,23 @@ from typing import Any
 import msgspec
 from redis import Redis
 
-from keepfit import connections, envelope, identity, inbox, keys, recipe, rows, sealing
-from keepfit.bundle import Bundle
-from keepfit.commit import Committed, Ledger
+from keepfit import identity
+from keepfit.backends import redis_clients, redis_keys
+from keepfit.backends.blobs import Storage
+from keepfit.backends.redis_scripts import Line
 from keepfit.history import History
-from keepfit.inbox import Accepted
-from keepfit.rows import Rows
-from keepfit.scripts import Line
+from keepfit.model import serialization
+from keepfit.model.bundle import Bundle
+from keepfit.recipe import recipe
+from keepfit.rows import rows
+from keepfit.rows.rows import Rows
+from keepfit.security import envelope
 from keepfit.settings import Settings
-from keepfit.storage import Storage
-from keepfit.store import Install, Model, Store
-from snapshotter.run import Snapshotter, opened
+from keepfit.store import inbox
+from keepfit.store.commit import Committed, Ledger
+from keepfit.store.inbox import Accepted
+from keepfit.store.models import Install, Model, Store
+from keepfit_snapshotter.run import Snapshotter, opened
 from tests.conftest import SHOES_RECIPE
 
 SHOES = [["nike", 2001], ["adidas", 2003], ["nike", 2010]]
@@ -110,7 +116,7 @@ class Workshop:
 
     def data(self, model_hash: str) -> bytes:
         """Signed bytes of the live bundle."""
-        found = self.redis.get(keys.bundle(model_hash))
+        found = self.redis.get(redis_keys.bundle(model_hash))
         assert isinstance(found, bytes)
         return found
 
@@ -118,13 +124,13 @@ class Workshop:
         """Take everything of one model out of Redis, as losing the server does."""
         found = list(self.redis.scan_iter(match=f"kf:{{{model_hash}}}:*"))
         self.redis.delete(*found)
-        self.redis.zrem(keys.CHANGED, model_hash)
+        self.redis.zrem(redis_keys.CHANGED, model_hash)
 
     def _unsealed(self, model_hash: str, recipe_text: bytes | str, data: bytes) -> Bundle:
         wanted = recipe.from_text(recipe_text)
         if not data:
             return Bundle.new(wanted)
-        return sealing.unseal(data, self.parts.keyring, wanted, model_hash)[1]
+        return serialization.unseal(data, self.parts.keyring, wanted, model_hash)[1]
 
 
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
@@ -143,7 +149,7 @@ async def accept(store: Store, model: Model, shaped: Rows, key: str | None = Non
 @asynccontextmanager
 async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
     """Open a workshop on the servers that `settings` name."""
-    client = connections.store_sync(settings)
+    client = redis_clients.store_sync(settings)
     try:
         async with opened(settings) as parts:
             await parts.history.ensure_indexes()

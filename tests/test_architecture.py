@@ -10,15 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SERVICES = ("gateway", "workers", "snapshotter")
+# As they are imported: each lies in its service's folder.
+IMPORTED = {f"keepfit_{service}" for service in SERVICES}
 PACKAGES = ("keepfit", *SERVICES)
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SCRIPTS = sorted(path.name for path in (ROOT / "keepfit/lua").glob("*.lua"))
+SCRIPTS = {path.name: path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "keepfit").rglob("*.lua"))}
 
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 DOCSTRING_LINES_MAX = 15
 # Entry points: what reads the environment.
-READERS = {"keepfit/cli.py", "keepfit/settings.py", "keepfit/local.py"}
+READERS = {"keepfit/cli/main.py", "keepfit/settings.py", "keepfit/local/stack.py"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -109,7 +111,12 @@ def literals(module: str) -> Iterator[str]:
 
 def test_there_is_something_to_read() -> None:
     """The lists that the other tests go through are not empty by mistake."""
-    assert {"keepfit/bundle.py", "gateway/app.py", "workers/worker.py", "snapshotter/run.py"} <= set(MODULES)
+    assert {
+        "keepfit/model/bundle.py",
+        "gateway/keepfit_gateway/app.py",
+        "workers/keepfit_workers/worker.py",
+        "snapshotter/keepfit_snapshotter/run.py",
+    } <= set(MODULES)
     assert {"accept.lua", "commit.lua", "take.lua"} <= set(SCRIPTS)
 
 
@@ -119,15 +126,15 @@ def test_there_is_something_to_read() -> None:
 @each_module
 def test_services_import_the_library_and_never_each_other(module: str) -> None:
     """A service knows keepfit and itself; keepfit knows no service, but for its command line, inside commands."""
-    package = module.partition("/")[0]
-    wanted = set() if module in ("keepfit/cli.py", "keepfit/cli_restore.py") else set(SERVICES) - {package}
+    others = IMPORTED - {f"keepfit_{module.partition('/')[0]}"}
+    wanted = set() if module in ("keepfit/cli/main.py", "keepfit/cli/restore.py") else others
     assert not tops(imports(tree(module))) & wanted
-    assert not tops(imports(module_level(module))) & (set(SERVICES) - {package})
+    assert not tops(imports(module_level(module))) & others
 
 
 def test_module_level_imports_are_told_from_others() -> None:
     """The command line does import services inside its commands: the test above sees the difference."""
-    assert set(SERVICES) <= tops(imports(tree("keepfit/cli.py")))
+    assert tops(imports(tree("keepfit/cli/main.py"))) >= IMPORTED
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("gateway/")])
@@ -136,21 +143,21 @@ def test_the_gateway_never_unpickles(module: str) -> None:
     learning = {
         f"keepfit.{name}"
         for name in (
-            "apprentice",
-            "bundle",
-            "columns",
-            "commit",
-            "fetched",
-            "foreign",
-            "garbage",
-            "learning",
+            "backends.blobs",
+            "model.bundle",
+            "model.columns",
+            "model.fit_loop",
+            "model.object_bundle",
+            "model.pickling",
             "objects",
-            "pickles",
-            "replay",
-            "restore",
-            "saving",
-            "shelf",
-            "storage",
+            "restore.reader",
+            "restore.replay",
+            "restore.replay_child",
+            "restore.restorer",
+            "restore.snapshot_bundle",
+            "snapshots.garbage",
+            "snapshots.save",
+            "store.commit",
         )
     }
     assert not set(imports(tree(module))) & learning
@@ -185,33 +192,47 @@ LOADERS = re.compile(
 
 @each_module
 def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
-    """pickle and cloudpickle are imported by keepfit/pickles.py alone, and nothing else that unpickles by anybody."""
+    """pickle and cloudpickle are imported by keepfit/model/pickling.py alone, other unpicklers by nobody."""
     found = tops(imports(tree(module))) & UNPICKLERS
-    assert found == ({"pickle", "cloudpickle"} if module == "keepfit/pickles.py" else set())
+    assert found == ({"pickle", "cloudpickle"} if module == "keepfit/model/pickling.py" else set())
     assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
 
 
 def test_the_one_unpickling_stands_behind_the_signature() -> None:
-    """pickle.loads occurs once, in load, after the signature, whom it is for and the runtime were checked."""
-    used = [node for node in ast.walk(tree("keepfit/pickles.py")) if isinstance(node, ast.Attribute)]
+    """The one unpickler is made once, in load, after the signature, whom it is for and the runtime were checked."""
+    used = [node for node in ast.walk(tree("keepfit/model/pickling.py")) if isinstance(node, ast.Attribute)]
     pickled = {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))}
     assert pickled == {
         "cloudpickle.dumps",
         "cloudpickle.register_pickle_by_value",
         "cloudpickle.unregister_pickle_by_value",
+        "pickle.Unpickler",
         "pickle.dumps",
-        "pickle.loads",
     }
-    assert [dotted(node) for node in used].count("pickle.loads") == 1
-    (load,) = (function for function in functions(tree("keepfit/pickles.py")) if function.name == "load")
+    assert [dotted(node) for node in used].count("pickle.Unpickler") == 1
+    (unpickler,) = (
+        node
+        for node in ast.walk(tree("keepfit/model/pickling.py"))
+        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(dotted, node.bases)
+    )
+    # It does nothing of its own but look a module's name up in a table of fixed words.
+    (find_class,) = functions(unpickler)
+    assert ast.unparse(find_class.body[-1]) == "return super().find_class(MOVED.get(module, module), name)"
+    assert len(find_class.body) == 2
+    assert [name for name, _ in calls(tree("keepfit/model/pickling.py"))].count(unpickler.name) == 1
+    names = [node.id for node in ast.walk(tree("keepfit/model/pickling.py")) if isinstance(node, ast.Name)]
+    assert names.count(unpickler.name) == 1
+    (load,) = (function for function in functions(tree("keepfit/model/pickling.py")) if function.name == "load")
     lines = {name: call.lineno for name, call in calls(load)}
-    assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"] < lines["pickle.loads"]
+    assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"] < lines[unpickler.name]
     # None of the three may be skipped: they are statements of the function itself, not of a branch.
     straight = [
         name for statement in load.body if not isinstance(statement, ast.If | ast.Try) for name, _ in calls(statement)
     ]
     assert straight == ["keyring.open_as", "check", "envelope.check_runtime"]
-    (given,) = (call for name, call in calls(load) if name == "pickle.loads")
+    (made,) = (call for name, call in calls(load) if name == unpickler.name)
+    (given,) = (call for name, call in calls(made) if name == "io.BytesIO")
+    assert made.args == [given]
     (opened,) = (node for node in load.body if isinstance(node, ast.Assign))
     assert ast.unparse(opened.targets[0]) == f"(header, {ast.unparse(given.args[0])})"
 
@@ -219,17 +240,19 @@ def test_the_one_unpickling_stands_behind_the_signature() -> None:
 def test_whoever_loads_says_what_for() -> None:
     """Bundles are loaded as bundles and objects as objects, each in one place, and a bundle only for its own model."""
     found = {
-        module: [ast.unparse(call.args[3]) for name, call in calls(tree(module)) if name == "pickles.load"]
+        module: [ast.unparse(call.args[3]) for name, call in calls(tree(module)) if name == "pickling.load"]
         for module in MODULES
     }
     assert {module: purposes for module, purposes in found.items() if purposes} == {
-        "keepfit/sealing.py": ["envelope.BUNDLE"],
-        "keepfit/foreign.py": ["envelope.OBJECT"],
+        "keepfit/model/serialization.py": ["envelope.BUNDLE"],
+        "keepfit/model/object_bundle.py": ["envelope.OBJECT"],
     }
-    (unseal,) = (function for function in functions(tree("keepfit/sealing.py")) if function.name == "unseal")
+    (unseal,) = (
+        function for function in functions(tree("keepfit/model/serialization.py")) if function.name == "unseal"
+    )
     (check,) = (function for function in functions(unseal) if function.name == "check")
     assert "header.hash != model_hash" in ast.unparse(check)
-    (loaded,) = (call for name, call in calls(unseal) if name == "pickles.load")
+    (loaded,) = (call for name, call in calls(unseal) if name == "pickling.load")
     assert ast.unparse(loaded.args[4]) == "check"
 
 
@@ -273,10 +296,10 @@ def test_rq_never_uses_its_own_pickle(module: str) -> None:
     made += [(name, call) for name, call in calls(tree(module)) if re.search(jobs, name)]
     for name, call in made:
         given = {keyword.arg: dotted(keyword.value) for keyword in call.keywords}
-        assert given.get("serializer") in ("SERIALIZER", "queue.SERIALIZER"), ast.unparse(call)
+        assert given.get("serializer") in ("SERIALIZER", "rq_jobs.SERIALIZER"), ast.unparse(call)
         if not re.search(jobs, name):
-            assert given.get("job_class") in ("LeaseJob", "queue.LeaseJob"), ast.unparse(call)
-    if module in ("keepfit/queue.py", "workers/worker.py", "workers/sweep.py"):
+            assert given.get("job_class") in ("LeaseJob", "rq_jobs.LeaseJob"), ast.unparse(call)
+    if module in ("keepfit/jobs/rq_jobs.py", "workers/keepfit_workers/worker.py", "workers/keepfit_workers/sweep.py"):
         assert made, "this module makes queues, workers or jobs; the test does not find them any more"
 
 
@@ -291,9 +314,9 @@ def test_the_environment_is_read_in_entry_points_only(module: str) -> None:
 
 @each_module
 def test_keys_are_built_in_one_module(module: str) -> None:
-    """No text with "kf:" or "rq:" stands anywhere but in keepfit/keys.py."""
+    """No text with "kf:" or "rq:" stands anywhere but in keepfit/backends/redis_keys.py."""
     found = [text for text in literals(module) if re.search(r"\b(kf|rq):", text)]
-    assert bool(found) == (module == "keepfit/keys.py")
+    assert bool(found) == (module == "keepfit/backends/redis_keys.py")
 
 
 # Size and words.
@@ -349,14 +372,14 @@ def test_nothing_is_left_to_do(module: str) -> None:
 
 def header(script: str) -> list[str]:
     """Comment lines at the top of a script, without their dashes."""
-    lines = source(f"keepfit/lua/{script}").splitlines()
+    lines = source(SCRIPTS[script]).splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
     return [line.removeprefix("--").removeprefix(" ") for line in lines[:end]]
 
 
 def body(script: str) -> str:
     """Script without its header, other comments left out."""
-    lines = source(f"keepfit/lua/{script}").splitlines()[len(header(script)) :]
+    lines = source(SCRIPTS[script]).splitlines()[len(header(script)) :]
     return "\n".join(re.sub(r"--.*", "", line) for line in lines)
 
 
@@ -417,10 +440,10 @@ def test_a_script_keeps_to_itself(script: str) -> None:
 
 
 def script_calls() -> Iterator[tuple[str, ast.Call]]:
-    """Calls of ``scripts.call`` in the whole project, with the script's name."""
+    """Calls of ``redis_scripts.call`` in the whole project, with the script's name."""
     for module in MODULES:
         for name, call in calls(tree(module)):
-            if name in ("scripts.call", "call") and call.args and isinstance(call.args[0], ast.Constant):
+            if name in ("redis_scripts.call", "call") and call.args and isinstance(call.args[0], ast.Constant):
                 yield str(call.args[0].value), call
 
 

@@ -1,6 +1,6 @@
 """How documents are read by time: from which collections, by which filters, in which steps.
 
-Knows the two sources of documents: snapshots (:mod:`keepfit.history.register`) and what users store. Never writes.
+Knows the two sources of documents: snapshots (:mod:`keepfit.history.registry`) and what users store. Never writes.
 Invariants: each query begins with exactly (type, timestamp), (hash, timestamp) or (timestamp), so that an index has it;
 values in filters are compared, never interpreted.
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from keepfit.errors import InvalidError, MalformedError, SettingsError
 from keepfit.history import grouping, reading, times
+from keepfit.history.documents import identity
 from keepfit.history.grouping import floor
 from keepfit.history.mongo import Document, unavailable
 from keepfit.history.reading import Columns, Filter
-from keepfit.history.storing import identity
 from keepfit.history.timeline import Timeline
 
 STATS = ("count", "sum", "mean", "min", "max", "first", "last")

@@ -1,8 +1,8 @@
 """The timeline: documents by time, as funtime had them, and points of their numbers, as users of InfluxDB want them.
 
 Owns the collection ``timeline`` (documents that users store, and roll-ups); reads the snapshots of the collection
-``history`` beside it, and never writes those. Async; :mod:`keepfit.history.blocking` is the same for who has no loop.
-Invariants: each query uses an index; what users send as a filter is compared as a value, never interpreted.
+``history`` beside it, and never writes those. Async; :mod:`keepfit.history.timeline_sync` is the same for who has no
+loop. Invariants: each query uses an index; what users send as a filter is compared as a value, never interpreted.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from pymongo import ASCENDING, DESCENDING, ReplaceOne, WriteConcern
 from pymongo.errors import BulkWriteError, DocumentTooLarge
 
 from keepfit.errors import InvalidError
-from keepfit.history import points, reading, storing
+from keepfit.history import documents as storing
+from keepfit.history import points, reading
 from keepfit.history.grouping import Fill
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Client, Database, Document, open_database, together, unavailable
 from keepfit.history.points import Point, Shape

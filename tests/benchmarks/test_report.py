@@ -149,9 +149,15 @@ def test_the_document_in_docs_comes_from_the_template(results: Results) -> None:
             "Redis client",
         ),
         (["step (/project/uvloop/loop.c:1)", "write (libc.so.6)"], "event loop"),
-        (["get (/app/gateway/handlers.py:1)", "on_header (/project/aiohttp/_http_parser.c:9)"], "HTTP"),
-        (["predict (/app/keepfit/bundle.py:1)", "dot (/x/numpy/_core/multiarray.py:3)"], "scikit-learn"),
-        (["predict (/app/workers/predicting.py:1)", "encode (/x/msgspec/_core.so)"], "JSON"),
+        (
+            [
+                "get (/app/gateway/keepfit_gateway/handlers/models.py:1)",
+                "on_header (/project/aiohttp/_http_parser.c:9)",
+            ],
+            "HTTP",
+        ),
+        (["predict (/app/keepfit/model/bundle.py:1)", "dot (/x/numpy/_core/multiarray.py:3)"], "scikit-learn"),
+        (["predict (/app/workers/keepfit_workers/predicting.py:1)", "encode (/x/msgspec/_core.so)"], "JSON"),
         (["main (/app/other.py:1)"], "interpreter"),
     ],
 )
@@ -162,7 +168,7 @@ def test_a_sample_counts_for_the_innermost_layer(frames: list[str], layer: str) 
 
 def test_user_time_is_divided_and_the_kernels_is_not() -> None:
     """The layers' microseconds and the kernel's are all that a part used."""
-    raw = "main (/app/gateway/app.py:1) 3\nmain (/app/gateway/app.py:1);call (/x/redis/client.py:1) 1\n"
+    raw = "main (/app/keepfit_gateway/app.py:1) 3\nmain (/app/keepfit_gateway/app.py:1);call (/x/redis/client.py:1) 1\n"
     parts = divided(40.0, 10.0, raw)
     assert sum(parts.values()) == 50.0
     assert parts[LAYERS[1][0]] == 10.0

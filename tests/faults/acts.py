@@ -13,14 +13,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from gateway import app
-from keepfit import commit, connections, faults, scripts
-from keepfit.restore import Wanted
-from keepfit.scripts import Command
+from keepfit.backends import redis_clients, redis_scripts
+from keepfit.backends.redis_scripts import Command
+from keepfit.observability import failpoints
+from keepfit.restore.bulk import Meant, restore_many
+from keepfit.restore.restorer import Wanted
 from keepfit.settings import Settings
-from snapshotter.restore import Meant, restore_many
-from snapshotter.run import run_once
-from workers import jobs, learning, process, sweep
+from keepfit.store import commit
+from keepfit_gateway import app
+from keepfit_snapshotter.run import run_once
+from keepfit_workers import context, jobs, learning, sweep
 
 # Children are forked from a process that has all modules and no threads.
 _context = multiprocessing.get_context("forkserver")
@@ -54,13 +56,13 @@ def pipe() -> tuple[Connection, Connection]:
 
 def _play(point: str, act: Callable[..., None], *args: Any) -> None:
     if point:
-        faults.arm(point)
+        failpoints.arm(point)
     act(*args)
 
 
 def learn(settings: Settings, lease: str) -> None:
     """Work a lease on the learn room."""
-    here = process.start(settings, "first")
+    here = context.start(settings, "first")
     jobs.partial_fit(lease)
     here.close()
 
@@ -70,7 +72,7 @@ def stop_learning(settings: Settings, lease: str) -> None:
     step = learning._step
     commit.ENTRIES_MAX = 1
 
-    def stopped(here: process.Process, taken: commit.Taken, lease: str) -> bool:
+    def stopped(here: context.Process, taken: commit.Taken, lease: str) -> bool:
         here.stopping = True
         return step(here, taken, lease)
 
@@ -80,28 +82,28 @@ def stop_learning(settings: Settings, lease: str) -> None:
 
 def learn_torn(settings: Settings, lease: str, sent: int) -> None:
     """Work a lease, and die when of the first commit's commands only the first `sent` are on their way."""
-    trip = scripts._trip
+    trip = redis_scripts._trip
 
     def torn(client: Any, commands: Sequence[Command]) -> list[Any]:
-        if any(command[:2] == ("EVALSHA", scripts.SHA1["commit"]) for command in commands):
+        if any(command[:2] == ("EVALSHA", redis_scripts.SHA1["commit"]) for command in commands):
             trip(client, commands[:sent])
             os.kill(os.getpid(), signal.SIGKILL)
         return trip(client, commands)
 
-    scripts._trip = torn
+    redis_scripts._trip = torn
     learn(settings, lease)
 
 
 def answer(settings: Settings, lease: str) -> None:
     """Work a lease on the predict room."""
-    here = process.start(settings, "first")
+    here = context.start(settings, "first")
     jobs.predict(lease)
     here.close()
 
 
 def bury(settings: Settings) -> None:
     """End expired leases, again and again; for a child that does not live long."""
-    store, queue = connections.store_sync(settings), connections.queue_sync(settings)
+    store, queue = redis_clients.store_sync(settings), redis_clients.queue_sync(settings)
     while True:
         sweep.sweep(store, queue, settings.lease_ttl_s)
 
@@ -131,7 +133,7 @@ def go_back(settings: Settings, model_hash: str) -> None:
 def pass_by(name: str, times: int) -> None:
     """Reach a point so often."""
     for _ in range(times):
-        faults.reach(name)
+        failpoints.reach(name)
 
 
 def raise_a_family(name: str, codes: Connection) -> None:
@@ -139,7 +141,7 @@ def raise_a_family(name: str, codes: Connection) -> None:
     forking = multiprocessing.get_context("fork")
     ends = []
     for _ in range(3):
-        one = forking.Process(target=faults.reach, args=(name,))
+        one = forking.Process(target=failpoints.reach, args=(name,))
         one.start()
         one.join()
         ends.append(one.exitcode)

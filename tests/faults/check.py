@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import redis.asyncio
 
-from keepfit import envelope, inbox, keys
-from keepfit.bundle import Bundle
-from keepfit.envelope import Keyring
-from keepfit.recipe import parse
-from keepfit.rows import shape
-from keepfit.sealing import unseal
+from keepfit.backends import redis_keys
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import unseal
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import shape
+from keepfit.security import envelope
+from keepfit.security.envelope import Keyring
+from keepfit.store import inbox
 from tests.faults.clients import Learner
 from tests.faults.stack import SIGNING_KEYS
 
@@ -45,9 +47,9 @@ class Verdict:
 async def examine(store: redis.asyncio.Redis, learner: Learner) -> Verdict:
     """Compare what clients were promised for one model with what the store holds."""
     fields = ("accepted", "learned", "rows_seen", "chain", "digest")
-    state = dict(zip(fields, await store.hmget(keys.state(learner.hash), fields), strict=True))
-    data = await store.get(keys.bundle(learner.hash))
-    put_aside = await store.xlen(keys.dead(learner.hash))
+    state = dict(zip(fields, await store.hmget(redis_keys.state(learner.hash), fields), strict=True))
+    data = await store.get(redis_keys.bundle(learner.hash))
+    put_aside = await store.xlen(redis_keys.dead(learner.hash))
     recipe = parse(learner.recipe)
     header, bundle = unseal(data, Keyring.from_text(SIGNING_KEYS), recipe, learner.hash)
     sent, expected_chain = len(learner.rows), ""

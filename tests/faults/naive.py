@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 
-from keepfit import scripts
+from keepfit.backends import redis_scripts
 
 CHECK = re.compile(r"^if [^\n]+ then\n  return -?\d\nend\n", re.MULTILINE)
 CHECKS_MIN = 4
@@ -24,13 +24,13 @@ def without_checks(text: str) -> str:
 
 def install() -> None:
     """Make this process commit without looking."""
-    scripts.TEXTS["commit"] = without_checks(scripts.TEXTS["commit"])
-    scripts.SHA1["commit"] = hashlib.sha1(scripts.TEXTS["commit"].encode()).hexdigest()
-    scripts.LOAD_ALL = tuple(("SCRIPT", "LOAD", text) for text in scripts.TEXTS.values())
+    redis_scripts.TEXTS["commit"] = without_checks(redis_scripts.TEXTS["commit"])
+    redis_scripts.SHA1["commit"] = hashlib.sha1(redis_scripts.TEXTS["commit"].encode()).hexdigest()
+    redis_scripts.LOAD_ALL = tuple(("SCRIPT", "LOAD", text) for text in redis_scripts.TEXTS.values())
 
 
 if __name__ == "__main__":
-    from keepfit.cli import main
+    from keepfit.cli.main import main
 
     install()
     os.environ["KEEPFIT_REPLAY_BYTES_MAX"] = "0"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from keepfit import keys, rooms
+from keepfit.backends import redis_keys
+from keepfit.jobs import run_queue
 from tests.faults import schedule
 from tests.faults.check import Verdict, examine
 from tests.faults.clients import Crowd, Learner, session
@@ -231,7 +232,7 @@ class Storm:
         before = await self._batch(model)
         if before is None:
             return None
-        holder = await self._stack.queue_client.hget(keys.holders(rooms.LEARN.name), before[0])
+        holder = await self._stack.queue_client.hget(redis_keys.holders(run_queue.LEARN.name), before[0])
         pid = None if holder is None else self._stack.pid_of(holder.decode().rpartition(" ")[0])
         if pid is None or pid in self._asleep or not self._stop(pid):
             return None
@@ -248,8 +249,8 @@ class Storm:
     async def _batch(self, model: str) -> tuple[bytes, bytes, bytes] | None:
         """Lease that has taken rows of a model and not committed them, how often they were taken, and the version."""
         pipe = self._stack.store_client.pipeline(transaction=True)
-        pipe.get(keys.lock(model))
-        pipe.hmget(keys.state(model), "attempts", "version")
+        pipe.get(redis_keys.lock(model))
+        pipe.hmget(redis_keys.state(model), "attempts", "version")
         lease, (attempts, version) = await pipe.execute()
         return (lease, attempts, version) if lease is not None and int(attempts or 0) else None
 
@@ -291,7 +292,7 @@ class Storm:
         while True:
             try:
                 async with self._stack.store_client.pubsub() as heard:
-                    await heard.subscribe(keys.COMMITS)
+                    await heard.subscribe(redis_keys.COMMITS)
                     while True:
                         message = await heard.get_message(ignore_subscribe_messages=True, timeout=1.0)
                         if message is not None:
@@ -349,7 +350,7 @@ class Storm:
         while time.monotonic() < deadline:
             with suppress(RedisError, OSError):
                 counts = [
-                    [int(n) for n in await self._stack.store_client.hmget(keys.state(learner.hash), *COUNTS)]
+                    [int(n) for n in await self._stack.store_client.hmget(redis_keys.state(learner.hash), *COUNTS)]
                     for learner in self._learners
                 ]
                 if all(accepted == learned for accepted, learned in counts):

@@ -15,23 +15,30 @@ from typing import Any
 import aiohttp
 import pytest
 
-from keepfit import cli, connections, envelope, faults, inbox, keys, questions, queue, recipe, rooms, rows, scripts
-from keepfit.bundle import Bundle
+from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.cli import main
 from keepfit.errors import SettingsError
-from keepfit.questions import Question
-from keepfit.restore import Wanted
-from keepfit.rowlog import Call, open_log
-from keepfit.saving import path_of
-from keepfit.sealing import unseal
+from keepfit.jobs import messages, rq_jobs, run_queue
+from keepfit.jobs.messages import Question
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import unseal
+from keepfit.observability import failpoints
+from keepfit.recipe import recipe
+from keepfit.restore.bulk import Meant, restore_many
+from keepfit.restore.restorer import Wanted
+from keepfit.rowlog.row_log import Call, open_log
+from keepfit.rows import rows
+from keepfit.security import envelope
 from keepfit.settings import Settings
-from snapshotter.restore import Meant, restore_many
-from snapshotter.run import run_once
+from keepfit.snapshots.save import path_of
+from keepfit.store import inbox
+from keepfit_snapshotter.run import run_once
+from keepfit_workers import context, jobs, sweep
 from tests import servers
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import SHOES, SIZES, Workshop, workshop
 from tests.faults import acts
 from tests.faults.check import differences
-from workers import jobs, process, sweep
 
 LEASE = "first"
 LEASE_TTL_S = 0.3
@@ -82,18 +89,18 @@ async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
 
 def recover(settings: Settings, done: Callable[[], bool]) -> None:
     """Do what supervisor and another worker do, until all is `done`."""
-    here = process.start(settings, "second")
-    store = connections.store_sync(settings)
+    here = context.start(settings, "second")
+    store = redis_clients.store_sync(settings)
 
     def go_on() -> bool:
         # Mail is looked for now, and not when five seconds have passed.
-        store.delete(keys.SWEEP)
+        store.delete(redis_keys.SWEEP)
         sweep.sweep(store, here.queue, settings.lease_ttl_s)
-        waiting = queue.queue_of(here.queue)
+        waiting = rq_jobs.queue_of(here.queue)
         for job_id in waiting.get_job_ids():
-            job = queue.LeaseJob.fetch(job_id, connection=here.queue, serializer=queue.SERIALIZER)
+            job = rq_jobs.LeaseJob.fetch(job_id, connection=here.queue, serializer=rq_jobs.SERIALIZER)
             waiting.remove(job_id)
-            (jobs.partial_fit if job.func_name == queue.PARTIAL_FIT else jobs.predict)(job_id)
+            (jobs.partial_fit if job.func_name == rq_jobs.PARTIAL_FIT else jobs.predict)(job_id)
         return done()
 
     try:
@@ -101,18 +108,18 @@ def recover(settings: Settings, done: Callable[[], bool]) -> None:
     finally:
         store.close()
         here.close()
-        process._current = None
+        context._current = None
 
 
 def learned(shop: Workshop, model_hash: str) -> bool:
     """Tell whether a model has no mail."""
-    accepted, done = shop.redis.hmget(keys.state(model_hash), "accepted", "learned")  # type: ignore[misc]
+    accepted, done = shop.redis.hmget(redis_keys.state(model_hash), "accepted", "learned")  # type: ignore[misc]
     return bool(accepted == done)
 
 
-def push(shop: Workshop, room: rooms.Room, *entries: str | bytes) -> None:
+def push(shop: Workshop, room: run_queue.Room, *entries: str | bytes) -> None:
     """Have work wait in a room, and the lease for it sent for."""
-    scripts.run(shop.redis, rooms.push(room, LEASE, LEASE_TTL_S, entries, most=10))
+    redis_scripts.run(shop.redis, run_queue.push(room, LEASE, LEASE_TTL_S, entries, most=10))
 
 
 async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[list[Any], list[float]]]) -> None:
@@ -126,7 +133,7 @@ async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[li
     model = await shop.model(model_hash)
     total = sum(len(y) for _, y in requests)
     assert (bundle.rows_seen, model.rows_seen, model.learned, model.inbox) == (total, total, len(requests), 0)
-    assert not shop.redis.exists(keys.dead(model_hash))
+    assert not shop.redis.exists(redis_keys.dead(model_hash))
 
 
 async def with_mail(shop: Workshop) -> tuple[str, list[tuple[list[Any], list[float]]]]:
@@ -142,7 +149,7 @@ async def with_mail(shop: Workshop) -> tuple[str, list[tuple[list[Any], list[flo
 async def test_a_worker_may_die_at_any_step_of_learning(deployment: Settings, shop: Workshop, point: str) -> None:
     """Whichever step a worker dies at, all rows are learned, once and in order."""
     model_hash, requests = await with_mail(shop)
-    push(shop, rooms.LEARN, model_hash)
+    push(shop, run_queue.LEARN, model_hash)
     act = acts.stop_learning if point in HANDING_OVER else acts.learn
     assert acts.end_of(f"{point}:1:kill", act, deployment, LEASE) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
@@ -153,7 +160,7 @@ async def test_a_worker_may_die_at_any_step_of_learning(deployment: Settings, sh
 async def test_a_commit_may_break_off_anywhere(deployment: Settings, shop: Workshop, sent: int) -> None:
     """A worker dies when the mark, the staged bundle or the commit itself is sent, and nothing after it."""
     model_hash, requests = await with_mail(shop)
-    push(shop, rooms.LEARN, model_hash)
+    push(shop, run_queue.LEARN, model_hash)
     assert acts.end_of("", acts.learn_torn, deployment, LEASE, sent) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
@@ -163,7 +170,7 @@ async def test_a_commit_may_break_off_anywhere(deployment: Settings, shop: Works
 async def test_a_sleeper_commits_nothing(deployment: Settings, shop: Workshop, point: str) -> None:
     """A worker that sleeps with rows in hand while another learns them changes nothing when it wakes up."""
     model_hash, requests = await with_mail(shop)
-    push(shop, rooms.LEARN, model_hash)
+    push(shop, run_queue.LEARN, model_hash)
     with acts.child(f"{point}:1:stop", acts.learn, deployment, LEASE) as sleeper:
         servers.wait_until(lambda: _state(sleeper.pid) == "T", "the worker falling asleep")
         recover(deployment, partial(learned, shop, model_hash))
@@ -186,13 +193,13 @@ async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings
     model_hash = await shop.learned()
     asked = rows.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
     question = Question(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
-    push(shop, rooms.PREDICT, rooms.entry(model_hash, 60, questions.encode(question)))
+    push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(question)))
     assert acts.end_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
-    assert not shop.redis.exists(keys.replies("g"))
-    recover(deployment, lambda: bool(shop.redis.exists(keys.replies("g"))))
-    (batch,) = shop.redis.lrange(keys.replies("g"), 0, -1)  # type: ignore[misc]
-    shop.redis.delete(keys.replies("g"))
-    (answer,) = questions.decode_answers(batch)
+    assert not shop.redis.exists(redis_keys.replies("g"))
+    recover(deployment, lambda: bool(shop.redis.exists(redis_keys.replies("g"))))
+    (batch,) = shop.redis.lrange(redis_keys.replies("g"), 0, -1)  # type: ignore[misc]
+    shop.redis.delete(redis_keys.replies("g"))
+    (answer,) = messages.decode_answers(batch)
     assert (answer.id, answer.result) == (1, await shop.predict(model_hash))
 
 
@@ -200,7 +207,7 @@ async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings
 async def test_a_supervisor_may_die_while_it_buries(deployment: Settings, shop: Workshop, point: str) -> None:
     """A worker's lease that is half ended is ended by the next who sweeps, and its rows are learned."""
     model_hash, requests = await with_mail(shop)
-    push(shop, rooms.LEARN, model_hash)
+    push(shop, run_queue.LEARN, model_hash)
     assert acts.end_of("worker.taken:1:kill", acts.learn, deployment, LEASE) == KILLED
     assert acts.end_of(f"{point}:1:kill", acts.bury, deployment) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
@@ -398,7 +405,7 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
     async with workshop(settings) as logging:
         model_hash = await logging.learned()
         await run_once(settings)
-        model, line = await logging.model(model_hash), scripts.Line(logging.store.client)
+        model, line = await logging.model(model_hash), redis_scripts.Line(logging.store.client)
         requests = [(SHOES, SIZES)]
         for number, (X, y) in enumerate(zip(SHOES, SIZES, strict=True)):
             shaped = rows.shape(model.recipe, [X], [y], learning=True)
@@ -412,7 +419,9 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
         assert acts.end_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
         await restore_many(settings, Meant(hash=model_hash))
         await check_learned(logging, model_hash, requests)
-        assert logging.redis.exists(*(keys.idempotency(model_hash, f"c:key-{number}") for number in range(3))) == 3
+        assert (
+            logging.redis.exists(*(redis_keys.idempotency(model_hash, f"c:key-{number}") for number in range(3))) == 3
+        )
 
 
 @pytest.mark.parametrize("point", ["restore.fetched", "restore.numbered", *RETURNING])
@@ -449,18 +458,18 @@ def test_every_point_is_tested_and_stands_in_one_place() -> None:
     for package in ("keepfit", "gateway", "workers", "snapshotter"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.reach":
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reach":
                     (name,) = node.args
                     assert isinstance(name, ast.Constant)
                     reached.append(name.value)
-    assert sorted(reached) == sorted(faults.POINTS)
-    assert sorted(TESTED) == sorted(faults.POINTS)
+    assert sorted(reached) == sorted(failpoints.POINTS)
+    assert sorted(TESTED) == sorted(failpoints.POINTS)
 
 
 def test_every_point_is_documented() -> None:
     """docs/reliability.md lists the points in the register's words."""
     text = (ROOT / "docs/reliability.md").read_text()
-    assert dict(re.findall(r"^\| `([a-z_.]+)` \| (.+) \|$", text, re.MULTILINE)) == faults.POINTS
+    assert dict(re.findall(r"^\| `([a-z_.]+)` \| (.+) \|$", text, re.MULTILINE)) == failpoints.POINTS
 
 
 def test_a_point_fires_at_its_number() -> None:
@@ -485,8 +494,8 @@ def test_the_command_line_arms_points_and_refuses_what_is_none(text: str, monkey
     """KEEPFIT_FAULT_POINT is read by the command line, which says what would be right where it cannot be read."""
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", text)
     with pytest.raises(SettingsError, match="name:nth:action"):
-        cli._options(Path(".keepfit"))
+        main._options(Path(".keepfit"))
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", "worker.taken:1:kill")
-    cli._options(Path(".keepfit"))
-    assert faults._armed is not None
-    faults.disarm()
+    main._options(Path(".keepfit"))
+    assert failpoints._armed is not None
+    failpoints.disarm()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from keepfit import scripts
+from keepfit.backends import redis_scripts
 from tests.faults import schedule
 from tests.faults.naive import without_checks
 from tests.faults.schedule import Plan, draw
@@ -56,7 +56,7 @@ def test_a_lock_alone_would_lose_rows_and_the_check_sees_it(tmp_path: Path) -> N
 
 def test_the_control_is_the_script_without_its_checks() -> None:
     """What the control runs has every write of commit.lua and no refusal."""
-    naive = without_checks(scripts.TEXTS["commit"])
+    naive = without_checks(redis_scripts.TEXTS["commit"])
     assert "return -" not in naive
     assert "return 0" not in naive
     for write in ("RENAME", "HINCRBY", "XTRIM", "PUBLISH"):

@@ -7,7 +7,7 @@ import pytest
 
 from keepfit.settings import Settings
 from tests.conftest import Stack
-from tests.gateway.api import Api, serving
+from tests.gateway.api_client import Api, serving
 
 
 @pytest.fixture

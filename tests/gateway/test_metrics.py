@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.counting import BUCKETS_S, Requests
-from keepfit import connections
+from keepfit.backends import redis_clients
 from keepfit.settings import Settings
-from keepfit.store import Store
-from tests.gateway.api import REGRESSOR, Api
+from keepfit.store.models import Store
+from keepfit_gateway.web.request_counts import BUCKETS_S, Requests
+from tests.gateway.api_client import REGRESSOR, Api
 
 ROWS = {"X": [[1.0, 2.0]]}
 LABELLED = {**ROWS, "y": [1.0]}
@@ -101,7 +101,7 @@ def test_a_time_lies_in_the_bucket_whose_bound_it_does_not_pass(seconds: float, 
 
 async def test_a_collection_that_failed_shows(lonely: Api, settings: Settings) -> None:
     """That old snapshots and garbage could not be cleared up is seen, and makes nothing but that not well."""
-    client = connections.store_async(settings)
+    client = redis_clients.store_async(settings)
     try:
         store = Store(client)
         await store.note_pass(0, "")

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from gateway import openapi
-from gateway.app import build_app
-from gateway.content import TABLES
-from gateway.routes import ROUTES
 from keepfit.settings import Settings
+from keepfit_gateway import openapi
+from keepfit_gateway.app import build_app
+from keepfit_gateway.routes import ROUTES
+from keepfit_gateway.web.rows_body import TABLES
 from tests.conftest import SIGNING_KEYS
-from tests.gateway.api import CLASSIFIER, REGRESSOR, WAIT, Api
+from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api
 
 DOCUMENT = openapi.document(ROUTES)
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

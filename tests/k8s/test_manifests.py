@@ -25,12 +25,12 @@ import yaml
 from pydantic import SecretStr
 from typer.core import TyperGroup
 
-from gateway.app import build_app
-from keepfit.access import Keys
-from keepfit.cli import app as cli
-from keepfit.envelope import Keyring
+from keepfit.cli.main import app as cli
 from keepfit.errors import SettingsError
+from keepfit.security.api_keys import Keys
+from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings, load
+from keepfit_gateway.app import build_app
 
 Document = dict[str, Any]
 

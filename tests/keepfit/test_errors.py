@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from gateway.problems import STATUS, status_of
 from keepfit import errors
 from keepfit.errors import Fault, InboxFullError, InvalidError, KeepfitError, UnknownKeyError
+from keepfit_gateway.web.problems import STATUS, status_of
 
 CLASSES = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls) and issubclass(cls, BaseException)}
 # "    ├── NotFoundError            no such model"

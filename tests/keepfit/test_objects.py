@@ -19,9 +19,6 @@ from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keepfit import envelope, foreign, uploads
-from keepfit.bundle import Bundle
-from keepfit.envelope import UPLOAD_KEYS, Header, Keyring
 from keepfit.errors import (
     EnvelopeError,
     InvalidError,
@@ -33,11 +30,16 @@ from keepfit.errors import (
     UnstorableError,
     told,
 )
+from keepfit.model import object_bundle
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import seal, unseal
 from keepfit.objects import dump
-from keepfit.recipe import Recipe, from_text, parse
-from keepfit.rows import shape
-from keepfit.sealing import seal, unseal
-from keepfit.uploads import ObjectHeader
+from keepfit.recipe import uploads
+from keepfit.recipe.recipe import Recipe, from_text, parse
+from keepfit.recipe.uploads import ObjectHeader
+from keepfit.rows.rows import shape
+from keepfit.security import envelope
+from keepfit.security.envelope import UPLOAD_KEYS, Header, Keyring
 
 KEYS = "u1:" + "ab" * 32
 UPLOADS = Keyring.from_text(KEYS, UPLOAD_KEYS)
@@ -108,7 +110,9 @@ def stored(bundle: Bundle) -> Bundle:
 
 def test_an_estimator_of_ones_own_learns_as_in_a_loop() -> None:
     """An object's bundle, stored and read after each request, is the object that a loop over partial_fit gives."""
-    bundle = foreign.begin(recipe_of(SGDRegressor(shuffle=False), features={"a": "number", "b": "number"}), UPLOADS)
+    bundle = object_bundle.begin(
+        recipe_of(SGDRegressor(shuffle=False), features={"a": "number", "b": "number"}), UPLOADS
+    )
     alone = SGDRegressor(shuffle=False)
     for i in range(8):
         rows = [[i / 8 + a, b] for a, b in X]
@@ -134,7 +138,7 @@ def test_a_class_of_main_goes_along_by_value() -> None:
         recipe = recipe_of(script.Local(), kind="regressor", modules=[script])
     finally:
         del sys.modules["notebook"]
-    bundle = foreign.begin(recipe, UPLOADS)
+    bundle = object_bundle.begin(recipe, UPLOADS)
     learned(bundle, X, Y)
     again = stored(stored(bundle))
     assert type(again.estimator).__module__ == "notebook"
@@ -145,7 +149,7 @@ def test_columns_scaler_and_weights_are_those_of_every_estimator() -> None:
     """An object with partial_fit gets the matrix that the recipe's columns, encoding and scaler make."""
     features = {"make": "category", "year": "number"}
     told: dict[str, Any] = {"features": features, "scaler": "StandardScaler", "encoding": "onehot", "max_categories": 2}
-    bundle = foreign.begin(recipe_of(SGDRegressor(shuffle=False, random_state=0), **told), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(SGDRegressor(shuffle=False, random_state=0), **told), UPLOADS)
     named = Bundle.new(parse({"estimator": "SGDRegressor", **told}))
     for one in (bundle, named):
         learned(one, [["a", 1], ["b", 2]], [1, 2], [1, 2])
@@ -156,12 +160,12 @@ def test_columns_scaler_and_weights_are_those_of_every_estimator() -> None:
 
 def test_labels_go_to_an_object_as_they_came() -> None:
     """A classifier object sees strings, integers and booleans, new ones too, and its answers are not encoded."""
-    bundle = foreign.begin(recipe_of(Majority(), classes=["no", "yes"]), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(Majority(), classes=["no", "yes"]), UPLOADS)
     learned(bundle, [[1], [2]], ["yes", "yes"])
     learned(bundle, [[1]], ["yes"])
     assert predicted(stored(bundle), [[1], [2]]) == ["yes", "yes"]
     assert bundle.estimator.told == [("ndarray", "U", ["no", "yes"]), ("ndarray", "U", None)]
-    mixed = foreign.begin(recipe_of(Majority()), UPLOADS)
+    mixed = object_bundle.begin(recipe_of(Majority()), UPLOADS)
     learned(mixed, [[1], [2], [3], [4]], [True, "1", 7, 7])
     learned(mixed, [[1]], [7])
     assert mixed.estimator.told[0] == ("ndarray", "O", None)
@@ -172,7 +176,7 @@ def test_labels_go_to_an_object_as_they_came() -> None:
 
 def test_probabilities_are_named_by_the_objects_own_classes() -> None:
     """Columns of probabilities are those of the object's classes_; score has their log loss."""
-    bundle = foreign.begin(recipe_of(SGDClassifier(loss="log_loss"), classes=["c", "a", "b"]), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(SGDClassifier(loss="log_loss"), classes=["c", "a", "b"]), UPLOADS)
     learned(bundle, [[0.0], [1.0], [2.0]], ["c", "a", "b"])
     rows = shape(bundle.recipe, [[1.0]], learning=False)
     assert bundle.classes == ["a", "b", "c"]
@@ -185,10 +189,10 @@ def test_probabilities_are_named_by_the_objects_own_classes() -> None:
 def test_what_takes_no_y_answers_by_its_kind() -> None:
     """Clusterers answer numbers, transformers rows, and neither takes a target."""
     rng = np.random.default_rng(3).normal(size=(9, 2)).tolist()
-    clusters = foreign.begin(recipe_of(MiniBatchKMeans(n_clusters=2, random_state=0, n_init=1)), UPLOADS)
+    clusters = object_bundle.begin(recipe_of(MiniBatchKMeans(n_clusters=2, random_state=0, n_init=1)), UPLOADS)
     learned(clusters, rng)
     assert predicted(clusters, rng) == clusters.estimator.predict(np.array(rng)).tolist()
-    scaled = foreign.begin(recipe_of(StandardScaler()), UPLOADS)
+    scaled = object_bundle.begin(recipe_of(StandardScaler()), UPLOADS)
     learned(scaled, rng)
     assert predicted(scaled, rng) == scaled.estimator.transform(np.array(rng)).tolist()
     with pytest.raises(InvalidError, match="StandardScaler takes no y"):
@@ -206,7 +210,7 @@ class Restless(Mean):
 
 def test_a_predict_that_changes_the_object_changes_nothing_stored() -> None:
     """What an object does to itself when it is asked is in no bundle that is stored."""
-    asked, quiet = (foreign.begin(recipe_of(Restless()), UPLOADS) for _ in range(2))
+    asked, quiet = (object_bundle.begin(recipe_of(Restless()), UPLOADS) for _ in range(2))
     for bundle in (asked, quiet):
         learned(bundle, X, Y)
         if bundle is asked:
@@ -252,7 +256,7 @@ def test_whatever_an_object_raises_is_an_error_about_the_request(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """No error of an object's code is more than an Exception, and one at predict names the object and the error."""
-    bundle = foreign.begin(recipe_of(Faulty()), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(Faulty()), UPLOADS)
     learned(bundle, X, Y)
     monkeypatch.setattr(Faulty, "error", error)
     monkeypatch.setattr(Faulty, "where", "predict")
@@ -278,7 +282,7 @@ def test_whatever_an_object_raises_is_an_error_about_the_request(
 )
 def test_answers_that_are_none_are_told(monkeypatch: pytest.MonkeyPatch, answer: Any, words: str) -> None:
     """What is not one JSON value for each row is no answer."""
-    bundle = foreign.begin(recipe_of(Mean()), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(Mean()), UPLOADS)
     learned(bundle, X, Y)
     monkeypatch.setattr(Mean, "predict", lambda self, X: answer(X))
     with pytest.raises(InvalidError, match=words):
@@ -287,7 +291,7 @@ def test_answers_that_are_none_are_told(monkeypatch: pytest.MonkeyPatch, answer:
 
 def test_what_turns_infinite_is_refused() -> None:
     """An array that was finite stays so: the request that would end that is refused, naming it."""
-    bundle = foreign.begin(recipe_of(SGDRegressor(eta0=1e280, learning_rate="constant")), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(SGDRegressor(eta0=1e280, learning_rate="constant")), UPLOADS)
     learned(bundle, [[0.0]], [0.0])
     with pytest.raises((ArithmeticError, ValueError), match=r"finite|overflow"):
         learned(bundle, [[1e38]], [1.0])
@@ -295,7 +299,7 @@ def test_what_turns_infinite_is_refused() -> None:
 
 def test_what_has_no_pickle_any_more_is_told() -> None:
     """An object that has come to hold a lock cannot be stored, and says so."""
-    bundle = foreign.begin(recipe_of(Mean()), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(Mean()), UPLOADS)
     learned(bundle, X, Y)
     bundle.estimator.lock = threading.Lock()
     with pytest.raises(UnstorableError, match=r"The bundle of 0+ cannot be stored: TypeError: cannot pickle"):
@@ -414,7 +418,7 @@ def test_a_forged_object_is_refused_before_any_of_it_is_unpickled(tmp_path: Path
     with pytest.raises(InvalidError, match=words):
         parse({"object": text}, UPLOADS)
     with pytest.raises(KeepfitError):
-        foreign.begin(Recipe(object=text), UPLOADS)
+        object_bundle.begin(Recipe(object=text), UPLOADS)
     assert not (tmp_path / "ran").exists()
 
 
@@ -424,7 +428,7 @@ def test_the_canary_sings(tmp_path: Path) -> None:
     text = b64encode(UPLOADS.seal(header, pickle.dumps(Canary(tmp_path / "ran")))).decode()
     recipe = parse({"object": text}, UPLOADS)
     assert not (tmp_path / "ran").exists()
-    foreign.begin(recipe, UPLOADS)
+    object_bundle.begin(recipe, UPLOADS)
     assert (tmp_path / "ran").exists()
 
 
@@ -438,12 +442,12 @@ def test_an_object_is_no_bundle() -> None:
 def test_a_worker_without_the_key_or_the_package_says_so() -> None:
     """An object that this process cannot verify or load names what is missing."""
     with pytest.raises(UnknownKeyError, match="KEEPFIT_UPLOAD_KEYS"):
-        foreign.begin(recipe_of(Mean()), None)
+        object_bundle.begin(recipe_of(Mean()), None)
     header = uploads.header_of(dump(Mean(), KEYS))
     absent = b"cno_such_module\nThing\n."
     text = b64encode(UPLOADS.seal(header, absent)).decode()
     with pytest.raises(RuntimeMismatchError, match="Mean cannot be loaded here: ModuleNotFoundError"):
-        foreign.begin(parse({"object": text}, UPLOADS), UPLOADS)
+        object_bundle.begin(parse({"object": text}, UPLOADS), UPLOADS)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +503,6 @@ def test_a_transformer_mixin_needs_no_predict() -> None:
         def transform(self, X: Any) -> Any:
             return X * 2
 
-    bundle = foreign.begin(recipe_of(Doubler()), UPLOADS)
+    bundle = object_bundle.begin(recipe_of(Doubler()), UPLOADS)
     learned(bundle, X)
     assert predicted(stored(bundle), X) == (np.array(X) * 2).tolist()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from keepfit.envelope import UPLOAD_KEYS
+from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 
 ROOT = Path(__file__).parents[2]

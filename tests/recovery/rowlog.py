@@ -25,12 +25,12 @@ import aiohttp
 import redis.asyncio
 from rich.console import Console
 
-from keepfit import keys
-from keepfit.bundle import Bundle
-from keepfit.envelope import Keyring
-from keepfit.recipe import parse
-from keepfit.rows import shape
-from keepfit.sealing import unseal
+from keepfit.backends import redis_keys
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import unseal
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import shape
+from keepfit.security.envelope import Keyring
 from tests.conftest import SIGNING_KEYS
 from tests.faults.check import differences
 from tests.faults.clients import Learner
@@ -135,7 +135,7 @@ async def drain(store: redis.asyncio.Redis, learners: Sequence[Learner]) -> None
     """Wait until nothing waits to be learned."""
     deadline = time.monotonic() + STILL_S_MAX
     while True:
-        states = [await store.hmget(keys.state(learner.hash), "accepted", "learned") for learner in learners]
+        states = [await store.hmget(redis_keys.state(learner.hash), "accepted", "learned") for learner in learners]
         if all(accepted is not None and accepted == learned for accepted, learned in states):
             return
         assert time.monotonic() < deadline, f"not learned: {states}"
@@ -150,7 +150,9 @@ async def examine(store: redis.asyncio.Redis, learner: Learner, told: dict[int, 
     if sorted(told.values()) != list(range(1, len(learner.rows) + 1)):
         faults.append("the sequences that were answered are not 1, 2, 3, …")
     recipe = parse(learner.recipe)
-    _, found = unseal(await store.get(keys.bundle(learner.hash)), Keyring.from_text(SIGNING_KEYS), recipe, learner.hash)
+    _, found = unseal(
+        await store.get(redis_keys.bundle(learner.hash)), Keyring.from_text(SIGNING_KEYS), recipe, learner.hash
+    )
     expected = Bundle.new(recipe)
     for number in sorted(told, key=lambda number: told[number]):
         X, y = learner.rows[number]
@@ -162,7 +164,7 @@ async def examine(store: redis.asyncio.Redis, learner: Learner, told: dict[int, 
         faults.append(f"{found.rows_seen} rows were learned, where {expected.rows_seen} is right")
     if found.changed != expected.changed:
         faults.append("other parameters were changed")
-    if await store.xlen(keys.dead(learner.hash)):
+    if await store.xlen(redis_keys.dead(learner.hash)):
         faults.append("rows were put aside")
     return [f"model {learner.number}: {fault}" for fault in [*faults, *differences(found, expected)]]
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import redis
 
-from keepfit import keys, rooms
+from keepfit.backends import redis_keys
+from keepfit.jobs import run_queue
 from keepfit.settings import Settings
-from tests.gateway.api import REGRESSOR, eventually, serving
-from workers import jobs, process
-from workers.learning import learn
-from workers.process import Process
+from keepfit_workers import context as process
+from keepfit_workers import jobs
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
+from tests.gateway.api_client import REGRESSOR, eventually, serving
 
 LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
 ROWS = {"X": [[1.0, 2.0]]}
@@ -40,7 +42,7 @@ async def test_a_jump_of_the_clock_changes_nothing(
     """A key is known, a question waits, a lease and a kept answer live on, by however much the clock was set."""
     true_time = time.time
     # So that nobody thinks that there is no worker.
-    client.sadd(keys.RQ_WORKERS, "rq:worker:test")
+    client.sadd(redis_keys.RQ_WORKERS, "rq:worker:test")
     client.set("rq:worker:test", "")
     async with serving(settings) as api:
         path = await api.make(metadata, REGRESSOR)
@@ -49,22 +51,22 @@ async def test_a_jump_of_the_clock_changes_nothing(
         asked = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
 
         async def waits() -> bool:
-            return bool(client.zcard(keys.leases(rooms.PREDICT.name)))
+            return bool(client.zcard(redis_keys.leases(run_queue.PREDICT.name)))
 
         await eventually(waits, "the question")
         monkeypatch.setattr(time, "time", lambda: true_time() + jump_s)
-        assert rooms.expired(client) == []
+        assert run_queue.expired(client) == []
         assert (await api.post(f"{path}/partial_fit", LABELLED, KEY)).of(202)["sequence"] == first["sequence"]
         assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == first["sequence"] + 1
         assert not await asyncio.to_thread(learn, context, model_hash, "lease")
-        (lease,) = client.zrange(keys.leases(rooms.PREDICT.name), 0, -1)
+        (lease,) = client.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1)
         await asyncio.to_thread(jobs.predict, lease.decode())
         answer = (await asked).of(200)
         assert answer["rows_seen"] == 2
 
         async def kept() -> bool:
             again = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
-            for waiting in client.zrange(keys.leases(rooms.PREDICT.name), 0, -1):
+            for waiting in client.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
                 await asyncio.to_thread(jobs.predict, waiting.decode())
             reply = await again
             return "Age" in reply.headers and int(reply.headers["Age"]) < 60

@@ -12,14 +12,14 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from keepfit import saving
-from keepfit.local import accepts, answers, free_port, redis_command
+from keepfit.local.stack import accepts, answers, free_port, redis_command
 from keepfit.settings import Settings
-from snapshotter.run import AWAY_COUNT, run_once
+from keepfit.snapshots import save
+from keepfit_snapshotter.run import AWAY_COUNT, run_once
 from tests import servers
 from tests.conftest import SHOES_RECIPE
 from tests.factories import Workshop, workshop
-from tests.gateway.api import REGRESSOR, Api, eventually, serving
+from tests.gateway.api_client import REGRESSOR, Api, eventually, serving
 from tests.recovery.deployment import Deployment, deployed
 
 LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
@@ -153,7 +153,7 @@ async def test_a_full_snapshot_folder_damages_nothing(shop: Workshop, tmp_path: 
     assert [document["hash"] for document in report.saved] == [small]
     assert "cannot be written" in report.failed[large]
     files = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
-    assert [path.name for path in files] == [saving.path_of(report.saved[0]).rpartition("/")[2]]
+    assert [path.name for path in files] == [save.path_of(report.saved[0]).rpartition("/")[2]]
     again = await shop.parts.run_pass()
     assert [document["hash"] for document in again.saved] == [large]
 

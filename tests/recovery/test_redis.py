@@ -14,11 +14,11 @@ import redis
 import structlog
 from pydantic import SecretStr
 
-from keepfit import connections
-from keepfit.local import accepts, free_port, redis_command
+from keepfit.backends import redis_clients
+from keepfit.local.stack import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests import servers
-from tests.gateway.api import REGRESSOR, Api, Reply, eventually, serving
+from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually, serving
 from tests.recovery.deployment import Deployment, Part, deployed
 
 log = structlog.get_logger(__name__)
@@ -151,7 +151,7 @@ async def test_a_redis_that_is_missing_is_said_and_waited_for(
 @pytest.fixture
 def client(settings: Settings) -> Iterator[redis.Redis]:
     """Return a plain connection to the test's Redis."""
-    opened = connections.store_sync(settings)
+    opened = redis_clients.store_sync(settings)
     yield opened
     opened.close()
 
@@ -216,7 +216,7 @@ async def test_a_redis_that_loads_its_file_is_away(
     url = SecretStr(f"redis://127.0.0.1:{port}/0")
     loading = settings.model_copy(update={"store_url": url})
     async with serving(loading) as api:
-        with servers.running(command, log, lambda: accepts(port)), connections.store_sync(loading) as client:
+        with servers.running(command, log, lambda: accepts(port)), redis_clients.store_sync(loading) as client:
             path = await api.make(metadata, REGRESSOR)
             with client.pipeline(transaction=False) as pipe:
                 for i in range(3000):

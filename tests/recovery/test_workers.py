@@ -8,18 +8,18 @@ import aiohttp
 import pytest
 import redis
 
-from keepfit import keys
-from keepfit.bundle import Bundle
+from keepfit.backends import redis_keys
 from keepfit.errors import UnavailableError
-from keepfit.store import Store
+from keepfit.model.bundle import Bundle
+from keepfit.store.models import Store
+from keepfit_workers import learning
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
 from tests import servers
-from tests.gateway.api import REGRESSOR, Api
+from tests.gateway.api_client import REGRESSOR, Api
 from tests.recovery.deployment import deployed
 from tests.workers.test_learning import described, make, send
 from tests.workers.test_predicting import answers, question, rows_of, taught
-from workers import learning
-from workers.learning import learn
-from workers.process import Process
 
 SLOPE = {"estimator": "SGDRegressor"}
 
@@ -45,7 +45,7 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
     monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
     assert not learn(process, model.hash, "lease")
     assert (await described(store, model)).inbox == 3
-    assert not client.exists(keys.lock(model.hash))
+    assert not client.exists(redis_keys.lock(model.hash))
     monkeypatch.setattr(Bundle, "learn", once)
     assert not learn(process, model.hash, "again")
     after = await described(store, model)
@@ -89,13 +89,13 @@ async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
     for turn in range(learning.ATTEMPTS_MAX + 2):
         with pytest.raises(UnavailableError):
             learn(process, model.hash, f"turn{turn}")
-        assert client.exists(keys.lock(model.hash))
+        assert client.exists(redis_keys.lock(model.hash))
         process.settle()
-        assert not client.exists(keys.lock(model.hash))
+        assert not client.exists(redis_keys.lock(model.hash))
     monkeypatch.setattr(process.ledger, "commit", commit)
     learn(process, model.hash, "last")
     after = await described(store, model)
-    assert (after.rows_seen, after.inbox, client.xlen(keys.dead(model.hash))) == (1, 0, 0)
+    assert (after.rows_seen, after.inbox, client.xlen(redis_keys.dead(model.hash))) == (1, 0, 0)
 
 
 async def test_too_little_memory_for_one_is_told_to_that_one(

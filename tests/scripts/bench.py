@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import redis
 import redis.asyncio
 
-from keepfit import connections, keys
-from keepfit.local import accepts, free_port, redis_command
-from keepfit.scripts import LOAD_ALL, Command, Line
-from keepfit.scripts import run as trip
+from keepfit.backends import redis_clients, redis_keys
+from keepfit.backends.redis_scripts import LOAD_ALL, Command, Line
+from keepfit.backends.redis_scripts import run as trip
+from keepfit.local.stack import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests.servers import running
 
@@ -30,15 +30,15 @@ class Bench:
 
     def __init__(self, url: str) -> None:
         self.settings = Settings(store_url=url)
-        self.client = connections.store_sync(self.settings)
+        self.client = redis_clients.store_sync(self.settings)
         self._runner = asyncio.Runner()
-        self.store = connections.store_async(self.settings)
+        self.store = redis_clients.store_async(self.settings)
         self.line = Recorder(self)
         self.after_next_trip: Callable[[], None] | None = None
         self.examples = self.steps = 0
         self._listening = redis.Redis.from_url(url, protocol=2)
         self._ear: Any = self._listening.connection_pool.get_connection()
-        self._ear.send_command("SUBSCRIBE", keys.COMMITS)
+        self._ear.send_command("SUBSCRIBE", redis_keys.COMMITS)
         self._ear.read_response()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -129,7 +129,7 @@ def _reading(name: str) -> Command:
         return ("HGETALL", name)
     if kind in ("in", "dead"):
         return ("XRANGE", name, "-", "+")
-    if name == keys.CHANGED:
+    if name == redis_keys.CHANGED:
         return ("ZRANGE", name, 0, -1, "WITHSCORES")
     return ("GET", name)
 

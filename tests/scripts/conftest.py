@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.scripts.models", "tests.scripts.aside", "tests.scripts.rooms", "tests.scripts.cuts"
+    "tests.scripts.models", "tests.scripts.dead_letters", "tests.scripts.run_queue", "tests.scripts.cuts"
 )
 
 from tests.scripts.bench import Bench, bench  # noqa: E402 - their assertions are told in full from here on

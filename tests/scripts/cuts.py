@@ -18,17 +18,18 @@ from unittest import mock
 
 from redis.exceptions import ResponseError
 
-from keepfit import commit as commits
-from keepfit import inbox, keys, scripts
-from keepfit.bundle import Bundle
-from keepfit.columns import Columns
-from keepfit.commit import Ledger, Taken
-from keepfit.inbox import Learn
-from keepfit.kept import PLACE_BYTES
-from keepfit.local import accepts, free_port, redis_command
-from keepfit.scripts import Command
-from keepfit.sealing import unseal
-from keepfit.store import Install, Store
+from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.redis_scripts import Command
+from keepfit.local.stack import accepts, free_port, redis_command
+from keepfit.model.bundle import Bundle
+from keepfit.model.columns import Columns
+from keepfit.model.serialization import unseal
+from keepfit.store import commit as commits
+from keepfit.store import inbox
+from keepfit.store.commit import Ledger, Taken
+from keepfit.store.inbox import Learn
+from keepfit.store.models import Install, Store
+from keepfit.store.retained import PLACE_BYTES
 from tests.scripts.bench import HOUR_MS, Bench
 from tests.scripts.models import KEYRING, METADATA, RECIPE, A
 from tests.servers import running, valkey
@@ -79,7 +80,7 @@ class Clerk:
 
     def take(self, token: str) -> Taken:
         """Take the model, whoever had it."""
-        self.bench.client.delete(keys.lock(A))
+        self.bench.client.delete(redis_keys.lock(A))
         taken = self.ledger.take(A, token, "")
         assert taken is not None
         return taken
@@ -96,7 +97,7 @@ def record(folder: Path) -> Recording:
     """Run the calls on a server that syncs every write, and note what it holds after each command."""
     held: list[tuple[int, dict[str, Any]]] = []
     with valkey(folder) as url, _opened(url) as bench:
-        run, log = scripts.run, folder / LOG
+        run, log = redis_scripts.run, folder / LOG
 
         def one_by_one(client: Any, *commands: Command) -> list[Any]:
             answers = []
@@ -106,7 +107,7 @@ def record(folder: Path) -> Recording:
             return answers
 
         clerk = Clerk(bench)
-        run(bench.client, *scripts.LOAD_ALL)
+        run(bench.client, *redis_scripts.LOAD_ALL)
         bench.wait(Store(bench.store).install(Install(A, METADATA[A], RECIPE.text(), 1)))
         bench.run_async = lambda _, *commands: _done(one_by_one(bench.client, *commands))  # type: ignore[method-assign]
         with mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS):
@@ -118,7 +119,7 @@ def record(folder: Path) -> Recording:
             clerk.accept(*CALLS[3])
             taken = clerk.take("second")
             held.append((os.stat(log).st_size, bench.keys()))
-            with mock.patch.object(scripts, "run", one_by_one):
+            with mock.patch.object(redis_scripts, "run", one_by_one):
                 assert clerk.learn(taken, "second") == 2
             clerk.accept(*CALLS[4])
         return Recording(log.read_bytes(), held, tail, taken)
@@ -199,19 +200,19 @@ def check(bench: Bench, recording: Recording, cut: int) -> None:
         assert clerk.learn(taken, "third") == taken.version + 1
     after = bench.keys()
     check_whole(after)
-    learned = unseal(after[keys.bundle(A)][0], KEYRING, RECIPE, A)[1].estimator
+    learned = unseal(after[redis_keys.bundle(A)][0], KEYRING, RECIPE, A)[1].estimator
     assert learned == ROWS, f"cut at byte {cut}"
 
 
 def check_whole(held: dict[str, Any]) -> None:
     """State, bundle and inbox speak of the same moment."""
-    state, bundle = held[keys.state(A)][0], held[keys.bundle(A)][0]
+    state, bundle = held[redis_keys.state(A)][0], held[redis_keys.bundle(A)][0]
     header, _ = unseal(bundle, KEYRING, RECIPE, A)
     version, learned, accepted = (int(state[name]) for name in (b"version", b"learned", b"accepted"))
     assert state[b"digest"] == sha256(bundle).hexdigest().encode()
     assert (header.version, header.sequence, header.rows_seen) == (version, learned, int(state[b"rows_seen"]))
     cut, cut_bytes, half, _, total = map(int, state[b"kept"].split())
-    there = held.get(keys.inbox(A), ([], 0))[0]
+    there = held.get(redis_keys.inbox(A), ([], 0))[0]
     assert [name for name, _ in there] == [b"%d-0" % number for number in range(cut + 1, accepted + 1)]
     kept, waiting = there[: learned - cut], there[learned - cut :]
     assert cut <= half <= learned

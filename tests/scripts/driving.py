@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from redis.exceptions import NoScriptError, ResponseError
 
-from tests.scripts.aside import Aside
 from tests.scripts.bench import Bench
+from tests.scripts.dead_letters import Aside
 from tests.scripts.mutants import Mutant, in_place
-from tests.scripts.rooms import Rooms
+from tests.scripts.run_queue import Rooms
 
 MACHINES: dict[str, type[RuleBasedStateMachine]] = {"models": Aside, "rooms": Rooms}
 STEPS = 50

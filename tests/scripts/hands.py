@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keepfit.commit import Taken
-from keepfit.store import Model
+from keepfit.store.commit import Taken
+from keepfit.store.models import Model
 from tests.scripts.plain import Bundled, Held
 
 # What goes wrong with a commit that is otherwise right.

@@ -19,22 +19,26 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from keepfit import commit as commits
-from keepfit import envelope, identity, inbox, keys, recall, repair, scripts
-from keepfit import store as stores
-from keepfit.bundle import Bundle
-from keepfit.columns import Columns
-from keepfit.commit import Ledger, Taken
-from keepfit.envelope import Keyring
+from keepfit import identity
+from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import GapError, InboxFullError, KeepfitError, StaleModelError, UnavailableError
-from keepfit.fetched import Fetched
 from keepfit.history import Registered
-from keepfit.inbox import Accepted, Learn
-from keepfit.kept import Base, Noted
-from keepfit.recipe import parse
-from keepfit.rowlog import Call as Logged
-from keepfit.sealing import unseal
-from keepfit.store import Install, Model, Rewind, Store
+from keepfit.model.bundle import Bundle
+from keepfit.model.columns import Columns
+from keepfit.model.serialization import unseal
+from keepfit.recipe.recipe import parse
+from keepfit.restore import idempotency, repair
+from keepfit.restore.snapshot_bundle import Fetched
+from keepfit.rowlog.row_log import Call as Logged
+from keepfit.security import envelope
+from keepfit.security.envelope import Keyring
+from keepfit.store import commit as commits
+from keepfit.store import inbox
+from keepfit.store import models as stores
+from keepfit.store.commit import Ledger, Taken
+from keepfit.store.inbox import Accepted, Learn
+from keepfit.store.models import Install, Model, Rewind, Store
+from keepfit.store.retained import Base, Noted
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
@@ -79,7 +83,7 @@ class Models(RuleBasedStateMachine):
             mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
             mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
             mock.patch.object(inbox, "MINTED_KEY_TTL_S", 3600 * plain.MINTED_H),
-            mock.patch.object(scripts, "run_async", self.bench.run_async),
+            mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
         ]
         for patch in self.patches:
             patch.start()
@@ -179,8 +183,8 @@ class Models(RuleBasedStateMachine):
             f"c:{name}": Logged(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
             for name, left in ((key, hours), ("over", 0))
         }
-        answers = {keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
-        done = self.bench.run(recall.remember(self.store.client, registered, generation, calls, 0, 0))
+        answers = {redis_keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
+        done = self.bench.run(idempotency.remember(self.store.client, registered, generation, calls, 0, 0))
         assert done == self.plain.remember(h, generation, self.born[h], answers)
 
     def _restore(
@@ -201,7 +205,7 @@ class Models(RuleBasedStateMachine):
         )  # fmt: skip
         expected = self.plain.install(h, new, self.born[h], staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
-        with mock.patch.object(scripts, "run_async", run):
+        with mock.patch.object(redis_scripts, "run_async", run):
             try:
                 answer = int(self.bench.run(self.store.install(asked)))
             except UnavailableError:
@@ -265,7 +269,7 @@ class Models(RuleBasedStateMachine):
         live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
         if live is None or model is None or not live.digest:
             return
-        data: Any = self.client.get(keys.bundle(h))
+        data: Any = self.client.get(redis_keys.bundle(h))
         header, payload = KEYRING.open(data, envelope.BUNDLE)
         generation, history = self._next_generation(h), model.bundle.history
         fetched = Fetched({}, header, data, payload, 2, dict(model.bundle.changed))
@@ -287,7 +291,7 @@ class Models(RuleBasedStateMachine):
         live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
         if gone and live is not None and model is not None and model.kept and not model.lacks:
             lost = model.kept[-1]
-            name = lost.big or keys.inbox(h)
+            name = lost.big or redis_keys.inbox(h)
             dumped = self.client.dump(name)
             self.client.delete(name)
             with pytest.raises(GapError):
@@ -313,7 +317,7 @@ class Models(RuleBasedStateMachine):
     def _rewind_once(self, live: Model, to: Rewind, back: plain.Back, *, lost: bool) -> None:
         expected = self.plain.rewind(back, staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
-        with mock.patch.object(scripts, "run_async", run):
+        with mock.patch.object(redis_scripts, "run_async", run):
             try:
                 answer = int(self.bench.run(self.store.rewind(live, to)))
             except UnavailableError:
@@ -397,7 +401,7 @@ class Models(RuleBasedStateMachine):
         self._accept_big(h, limit, written=written, repeated=repeated)
 
     def _accept_big(self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False) -> None:
-        name, rows = keys.big(h, uuid.uuid4().hex), b"a large request"
+        name, rows = redis_keys.big(h, uuid.uuid4().hex), b"a large request"
         if written != "none":
             part = rows if written == "all" else rows[:5]
             self.client.set(name, part, px=plain.BIG_H * HOUR_MS)
@@ -501,9 +505,11 @@ class Models(RuleBasedStateMachine):
         bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(taught), [], len(taught), changed=changed)
         # Taken in a moment to come, so that the pace is that of the shortest time.
         taken = replace(hand.taken, at_s=math.inf)
-        with mock.patch.object(scripts, "run", scripts.run if staged else without_staging(scripts.run)):
+        with mock.patch.object(
+            redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
+        ):
             committed = self.ledger.commit(taken, bundle, count, hand.token, put_aside)
-        score = keys.change(taken.generation, taken.version + 1)
+        score = redis_keys.change(taken.generation, taken.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
         after = Bundled(
@@ -646,15 +652,15 @@ class Models(RuleBasedStateMachine):
     def _renew(self, h: str, token: str) -> None:
         if h in self.plain.locks:
             # It has little time left.
-            self.client.pexpire(keys.lock(h), HOUR_MS)
+            self.client.pexpire(redis_keys.lock(h), HOUR_MS)
             self.plain.locks[h] = (self.plain.locks[h][0], 1)
         self.ledger.renew(h, token)
         self.plain.renew(h, token)
-        left: Any = self.client.pttl(keys.lock(h))
+        left: Any = self.client.pttl(redis_keys.lock(h))
         assert math.ceil(max(left, 0) / HOUR_MS) == self.plain.locks.get(h, ("", 0))[1]
 
     def _lock_expires(self, h: str) -> None:
-        self.client.delete(keys.lock(h))
+        self.client.delete(redis_keys.lock(h))
         self.plain.locks.pop(h, None)
 
     def _teach(self, h: str) -> None:
@@ -765,11 +771,11 @@ class Models(RuleBasedStateMachine):
             rest = tuple(request.payload for request in model.kept)
             assert model.lacks or model.base[1] is None or model.based + rest == model.bundle.taught
             assert sum(request.size + plain.PLACE for request in model.kept) <= plain.REPLAY_MAX
-            if keys.bundle(h) in found:
-                data, hours = found[keys.bundle(h)]
-                found[keys.bundle(h)] = (sha256(data).hexdigest(), hours)
+            if redis_keys.bundle(h) in found:
+                data, hours = found[redis_keys.bundle(h)]
+                found[redis_keys.bundle(h)] = (sha256(data).hexdigest(), hours)
                 self._look_into(h, model, data)
-            for _, fields in found.get(keys.dead(h), ([], 0))[0]:
+            for _, fields in found.get(redis_keys.dead(h), ([], 0))[0]:
                 assert abs(int(fields.pop(b"at")) - 1000 * time.time()) < HOUR_MS
         assert {name: content for name, content in found.items() if content[0] != []} == self.plain.keys()
         told, self.plain.told = self.plain.told, []

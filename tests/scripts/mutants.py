@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from unittest import mock
 
-from keepfit import scripts
+from keepfit.backends import redis_scripts
 from tests.scripts.mutations_of_aside import DISCARD, PEEK, RETRY
 from tests.scripts.mutations_of_models import ACCEPT, COMMIT, INSTALL, OTHERS, REMEMBER, REWIND, TAKE
 from tests.scripts.mutations_of_rooms import ABANDON, CLAIM, PUSH, RELEASE
@@ -37,7 +37,7 @@ class Mutant:
 
     def text(self) -> str:
         """The script with the change."""
-        return scripts.TEXTS[self.script].replace(self.old, self.new)
+        return redis_scripts.TEXTS[self.script].replace(self.old, self.new)
 
 
 # All of them take minutes; `python -m tests.scripts` takes them.
@@ -73,7 +73,7 @@ def in_place(mutant: Mutant) -> Iterator[None]:
     text = mutant.text()
     sha1 = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     with (
-        mock.patch.dict(scripts.SHA1, {mutant.script: sha1}),
-        mock.patch.object(scripts, "LOAD_ALL", (*scripts.LOAD_ALL, ("SCRIPT", "LOAD", text))),
+        mock.patch.dict(redis_scripts.SHA1, {mutant.script: sha1}),
+        mock.patch.object(redis_scripts, "LOAD_ALL", (*redis_scripts.LOAD_ALL, ("SCRIPT", "LOAD", text))),
     ):
         yield

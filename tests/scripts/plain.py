@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from keepfit import keys
-from keepfit.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
+from keepfit.backends import redis_keys
+from keepfit.store.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
 
 # Hours that a key has to live when it is new; no example takes one.
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H = 1, 1, 2, 3, 4, 24
@@ -351,7 +351,7 @@ class Store:
     def rewind(self, back: Back, *, staged: bool) -> int:
         """Let a live model be what it was, if it is what it was seen to be; what waits stays."""
         h, model = back.hash, self.models.get(back.hash)
-        self.changed[h] = max(keys.change(back.generation, back.version + 1), self.changed.get(h, 0))
+        self.changed[h] = max(redis_keys.change(back.generation, back.version + 1), self.changed.get(h, 0))
         if model is not None and model.generation == back.new_generation:
             return 1
         if model is None or (model.generation, model.bundle.digest) != (back.generation, back.digest):
@@ -574,23 +574,23 @@ class Store:
             if bundle.digest == model.bundle.digest or is_learned:
                 model.base, model.based = (len(bundle.history), (generation, version)), bundle.taught
                 self._drop(model.keep(max(model.cut, len(bundle.history)), half=model.half))
-        if h in self.changed and self.changed[h] <= keys.change(generation, version):
+        if h in self.changed and self.changed[h] <= redis_keys.change(generation, version):
             del self.changed[h]
 
     def keys(self) -> dict[str, Content]:
         """Everything Redis should hold but staged bundles: value and hours to live by key; of a bundle its digest."""
         held: dict[str, Content] = {}
         for h, model in self.models.items():
-            held[keys.state(h)] = (model.stored(), 0)
+            held[redis_keys.state(h)] = (model.stored(), 0)
             if model.bundle.digest:
-                held[keys.bundle(h)] = (model.bundle.digest, 0)
-            held[keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.kept + model.inbox], 0)
+                held[redis_keys.bundle(h)] = (model.bundle.digest, 0)
+            held[redis_keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.kept + model.inbox], 0)
         for h, dead in self.dead.items():
-            held[keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
-        held |= {keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}
+            held[redis_keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
+        held |= {redis_keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}
         held |= {key: (seen.stored(), seen.hours) for key, seen in self.seen.items()}
         held |= {key: (told, RETRIED_H) for key, told in self.retried.items()}
         held |= self.big
         if self.changed:
-            held[keys.CHANGED] = (self.changed, 0)
+            held[redis_keys.CHANGED] = (self.changed, 0)
         return {key: content for key, content in held.items() if content[0] != []}

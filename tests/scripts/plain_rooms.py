@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from keepfit.rooms import DEATHS_MAX, Room
+from keepfit.jobs.run_queue import DEATHS_MAX, Room
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from keepfit import keys
+from keepfit.backends import redis_keys
 from tests.scripts.bench import Bench
 from tests.scripts.driving import MACHINES, drive
 from tests.scripts.models import A, Models
@@ -27,4 +27,4 @@ def test_large_rows_go_with_a_model_that_is_deleted_while_they_come_in(scripts_b
     machine._make(A, again=True, late=True)
     machine._delete(A, made_again=False, late=True)
     machine.teardown()
-    assert [name for name in scripts_bench.keys() if name.startswith(keys.big(A, ""))] == []  # noqa: SIM118
+    assert [name for name in scripts_bench.keys() if name.startswith(redis_keys.big(A, ""))] == []  # noqa: SIM118

@@ -4,7 +4,7 @@ import time
 
 from keepfit.history import Timeline
 from keepfit.settings import Settings
-from snapshotter.run import run_once
+from keepfit_snapshotter.run import run_once
 
 
 async def test_a_pass_keeps_the_history_up(settings: Settings) -> None:

@@ -16,13 +16,15 @@ from typing import Any
 import pymongo
 import pytest
 
-from keepfit import envelope, keys, saving, upkeep
-from keepfit.envelope import Keyring
-from keepfit.history import Document
-from keepfit.local import free_port
+from keepfit.backends import redis_keys
+from keepfit.history import Document, snapshot_upkeep
+from keepfit.local.stack import free_port
+from keepfit.restore.bulk import Meant, restore_many
+from keepfit.security import envelope
+from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from snapshotter.restore import Meant, restore_many
-from snapshotter.run import opened, run_once
+from keepfit.snapshots import save
+from keepfit_snapshotter.run import opened, run_once
 from tests import servers
 from tests.factories import Workshop, resigned, workshop
 
@@ -70,7 +72,7 @@ def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
     """Addresses of snapshots whose blob is missing or another one."""
     found = []
     for document in documents:
-        data = shop.storage.get(saving.path_of(document))
+        data = shop.storage.get(save.path_of(document))
         if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
             found.append(document["uri"])
     return found
@@ -103,7 +105,7 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
     assert sorted(document["hash"] for document in second.saved) == sorted(changed)
     assert {document["version"] for document in second.saved} == {2}
     assert read == Counter(changed)
-    assert sorted(written) == sorted(saving.path_of(document) for document in second.saved)
+    assert sorted(written) == sorted(save.path_of(document) for document in second.saved)
     third = await shop.parts.run_pass()
     assert (third.saved, third.failed, third.unchanged) == ([], {}, 0)
     assert read == Counter(changed)
@@ -113,9 +115,9 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
 async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
     """Progress counts every model up to their number, whether it was saved, unchanged or failed."""
     forged, *_ = [await shop.learned() for _ in range(5)]
-    shop.redis.set(keys.bundle(forged), b"forged")
+    shop.redis.set(redis_keys.bundle(forged), b"forged")
     idle = await shop.make()
-    shop.redis.zadd(keys.CHANGED, {idle: 1})
+    shop.redis.zadd(redis_keys.CHANGED, {idle: 1})
     told: list[tuple[int, int]] = []
     report = await shop.parts.run_pass(lambda done, total: told.append((done, total)))
     assert told == [(done, 6) for done in range(1, 7)]
@@ -134,11 +136,11 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     hashes = [await shop.learned() for _ in range(16)]
     forged, foreign, broken, wrong = hashes[:4]
     good = shop.data(forged)
-    shop.redis.set(keys.bundle(forged), good[:-1] + b"?")
-    shop.redis.set(keys.bundle(foreign), resigned(shop.data(foreign), shop.parts.keyring, FOREIGN))
-    shop.redis.hset(keys.state(broken), "metrics", "{")
-    shop.redis.delete(keys.bundle(wrong))
-    shop.redis.rpush(keys.bundle(wrong), "not a string")
+    shop.redis.set(redis_keys.bundle(forged), good[:-1] + b"?")
+    shop.redis.set(redis_keys.bundle(foreign), resigned(shop.data(foreign), shop.parts.keyring, FOREIGN))
+    shop.redis.hset(redis_keys.state(broken), "metrics", "{")
+    shop.redis.delete(redis_keys.bundle(wrong))
+    shop.redis.rpush(redis_keys.bundle(wrong), "not a string")
     report = await shop.parts.run_pass()
     assert sorted(document["hash"] for document in report.saved) == sorted(hashes[4:])
     assert report.failed.keys() == {forged, foreign, broken, wrong}
@@ -146,7 +148,7 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     assert "key that KEEPFIT_SIGNING_KEYS does not hold" in report.failed[foreign]
     assert "DecodeError" in report.failed[broken]
     assert "WRONGTYPE" in report.failed[wrong]
-    shop.redis.set(keys.bundle(forged), good)
+    shop.redis.set(redis_keys.bundle(forged), good)
     again = await shop.parts.run_pass()
     assert [document["hash"] for document in again.saved] == [forged]
 
@@ -267,14 +269,14 @@ async def stand_ins(shop: Workshop, count: int) -> None:
     """Register models and put them into Redis, as live as any that learned once and is saved: copies of one."""
     model_hash = await shop.learned()
     await shop.parts.run_pass()
-    state, bundle = shop.redis.dump(keys.state(model_hash)), shop.redis.dump(keys.bundle(model_hash))
+    state, bundle = shop.redis.dump(redis_keys.state(model_hash)), shop.redis.dump(redis_keys.bundle(model_hash))
     assert isinstance(state, bytes)
     assert isinstance(bundle, bytes)
     hashes = [f"{number:064x}" for number in range(count)]
     pipe = shop.redis.pipeline(transaction=False)
     for one in hashes:
-        pipe.restore(keys.state(one), 0, state)
-        pipe.restore(keys.bundle(one), 0, bundle)
+        pipe.restore(redis_keys.state(one), 0, state)
+        pipe.restore(redis_keys.bundle(one), 0, bundle)
     pipe.execute()
     with pymongo.MongoClient[Document](shop.settings.mongo_url.get_secret_value()) as client:
         models = client.get_default_database().models
@@ -307,13 +309,13 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
     ):  # fmt: skip
         count(owner, name)
     looked_after = []
-    lives = upkeep.lives
+    lives = snapshot_upkeep.lives
 
-    async def counted_lives(*args: Any) -> list[upkeep.Life]:
+    async def counted_lives(*args: Any) -> list[snapshot_upkeep.Life]:
         looked_after.extend(found := await lives(*args))
         return found
 
-    monkeypatch.setattr(upkeep, "lives", counted_lives)
+    monkeypatch.setattr(snapshot_upkeep, "lives", counted_lives)
     before = commands(shop)
     report = await shop.parts.run_pass()
     asked = commands(shop) - before

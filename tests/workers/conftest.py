@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
-from keepfit import connections
+from keepfit.backends import redis_clients
 from keepfit.settings import Settings
-from keepfit.store import Store
-from workers.process import Process
+from keepfit.store.models import Store
+from keepfit_workers.context import Process
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def process(settings: Settings) -> Iterator[Process]:
 @pytest.fixture
 def client(settings: Settings) -> redis.Redis:
     """Return a plain connection to Redis."""
-    return connections.store_sync(settings)
+    return redis_clients.store_sync(settings)
 
 
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Return the gateway's side of the store."""
-    opened = connections.store_async(settings)
+    opened = redis_clients.store_async(settings)
     yield Store(opened)
     await opened.aclose()

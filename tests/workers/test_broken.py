@@ -12,20 +12,20 @@ import aiohttp
 import pytest
 import structlog
 
-from keepfit import connections, keys, scripts
-from keepfit.bundle import Bundle
-from keepfit.commit import Ledger
-from keepfit.envelope import Keyring
-from keepfit.questions import Question, decode_answers, encode
-from keepfit.recipe import parse
-from keepfit.rows import shape
-from keepfit.sealing import unseal
+from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.jobs.messages import Question, decode_answers, encode
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import unseal
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import shape
+from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
+from keepfit.store.commit import Ledger
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
+from keepfit_workers.predicting import answer_all
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
 from tests.factories import SHOES, Workshop, workshop
-from workers.learning import learn
-from workers.predicting import answer_all
-from workers.process import Process
 
 ROWS, CLIENTS = 1600, 8
 
@@ -47,9 +47,9 @@ async def asked(shop: Workshop, process: Process, *hashes: str) -> list[Any]:
     # A worker has no loop of its own in its thread.
     left = await asyncio.to_thread(answer_all, process, entries)
     if left:
-        scripts.run(process.queue, *left)
-    batches = process.queue.lrange(keys.replies("g"), 0, -1)
-    process.queue.delete(keys.replies("g"))
+        redis_scripts.run(process.queue, *left)
+    batches = process.queue.lrange(redis_keys.replies("g"), 0, -1)
+    process.queue.delete(redis_keys.replies("g"))
     return [answer for batch in batches for answer in decode_answers(batch)]
 
 
@@ -57,7 +57,7 @@ async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Wo
     """Others have their answers first; who knew the model as it was hears that it is another generation now."""
     broken, well = await shop.learned(), await shop.learned()
     expected = await shop.predict(broken)
-    shop.redis.delete(keys.bundle(broken))
+    shop.redis.delete(redis_keys.bundle(broken))
     answers = await asked(shop, process, broken, well)
     assert [(answer.id, answer.error and answer.error[0]) for answer in answers] == [(1, None), (0, "StaleModelError")]
     (again,) = await asked(shop, process, broken)
@@ -67,7 +67,7 @@ async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Wo
 async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop, process: Process) -> None:
     """A worker that finds the bundle broken puts it right in one turn, and learns what waits in the next."""
     model_hash, twin = await shop.learned(), await shop.learned()
-    shop.redis.set(keys.bundle(model_hash), b"KFIT\x01?")
+    shop.redis.set(redis_keys.bundle(model_hash), b"KFIT\x01?")
     for each in (model_hash, twin):
         await shop.accept(each)
     assert await asyncio.to_thread(learn, process, model_hash, "lease")
@@ -93,7 +93,7 @@ async def test_a_gap_is_told_and_not_looked_for_again(
         bundle.partial_fit(taken.entries[0].rows())
         none_kept.commit(taken, bundle, 1, "t")
     await shop.accept(model_hash)
-    shop.redis.delete(keys.bundle(model_hash))
+    shop.redis.delete(redis_keys.bundle(model_hash))
     (answer,) = await asked(shop, process, model_hash)
     assert answer.error[0] == "GapError"
     assert "the requests 1 to 2 were not kept" in answer.error[1]
@@ -121,7 +121,7 @@ async def test_a_part_that_is_away_is_waited_for(shop: Workshop, process: Proces
     model_hash = await shop.learned()
     await shop.parts.run_pass()
     expected = await shop.predict(model_hash)
-    shop.redis.delete(keys.bundle(model_hash))
+    shop.redis.delete(redis_keys.bundle(model_hash))
     with away(Path(shop.settings.snapshot_url.removeprefix("file://"))):
         (answer,) = await asked(shop, process, model_hash)
     assert answer.error[0] == "UnavailableError"
@@ -141,12 +141,12 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
 async def test_bundles_broken_under_load_cost_no_row(own_stack: Stack) -> None:
     """Bundles are damaged and deleted while clients teach and ask: in the end each row was learned once, in order."""
     settings = own_stack.settings()
-    client = connections.store_sync(settings)
+    client = redis_clients.store_sync(settings)
     accepted: dict[int, tuple[list[list[float]], list[float]]] = {}
     recipe = {"estimator": "SGDRegressor", "scaler": "StandardScaler"}
     async with aiohttp.ClientSession(own_stack.url) as http:
         made = await (await http.post("/v1/models", json={"metadata": {"type": "t"}, "recipe": recipe})).json()
-        path, bundle_key = f"/v1/models/{made['hash']}", keys.bundle(made["hash"])
+        path, bundle_key = f"/v1/models/{made['hash']}", redis_keys.bundle(made["hash"])
         numbers, broken = itertools.count(), 0
 
         async def teach() -> None:

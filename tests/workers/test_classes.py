@@ -4,13 +4,13 @@ from typing import Any
 
 import redis
 
-from keepfit import keys
-from keepfit.recipe import CLASSES_MAX
+from keepfit.backends import redis_keys
+from keepfit.recipe.recipe import CLASSES_MAX
 from keepfit.settings import Settings
-from keepfit.store import Store
-from tests.gateway.api import Twin
+from keepfit.store.models import Store
+from keepfit_workers.context import Process
+from tests.gateway.api_client import Twin
 from tests.workers.test_learning import described, learn_all, make, send
-from workers.process import Process
 
 RECIPE = {"estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "scaler": "StandardScaler"}
 REQUESTS: list[tuple[list[list[float]], list[Any]]] = [
@@ -30,7 +30,7 @@ async def test_more_labels_than_there_may_be_are_put_aside_with_the_reason(
     await send(store, model, [[float(i)] for i in range(CLASSES_MAX)], list(range(CLASSES_MAX)))
     await send(store, model, [[2.0]], ["c"])
     learn_all(process, model.hash)
-    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
     assert b"more than 10000 labels: is it a number to be predicted?" in kept[b"reason"]
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)

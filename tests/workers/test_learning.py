@@ -7,17 +7,20 @@ import pytest
 import redis
 import structlog
 
-from keepfit import identity, inbox, keys, request_id
-from keepfit.bundle import Bundle
-from keepfit.inbox import Accepted
-from keepfit.recipe import Recipe, parse
-from keepfit.rows import shape
-from keepfit.scripts import Line
+from keepfit import identity
+from keepfit.backends import redis_keys
+from keepfit.backends.redis_scripts import Line
+from keepfit.model.bundle import Bundle
+from keepfit.observability import request_id
+from keepfit.recipe.recipe import Recipe, parse
+from keepfit.rows.rows import shape
 from keepfit.settings import Settings
-from keepfit.store import Install, Model, Store
+from keepfit.store import inbox
+from keepfit.store.inbox import Accepted
+from keepfit.store.models import Install, Model, Store
+from keepfit_workers.context import Process
+from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from tests.factories import accept
-from workers.learning import ATTEMPTS_MAX, learn
-from workers.process import Process
 
 COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
 
@@ -78,7 +81,7 @@ async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_
     assert (told["sequence"], told["request_id"]) == (bad, "from-the-client")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
-    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
     assert int(kept[b"sequence"]) == bad
     assert b"Negative values" in kept[b"reason"]
     expected = _learned(model.recipe, good)
@@ -149,7 +152,7 @@ async def test_a_change_is_made_between_the_rows_before_and_after_it(
     await change(store, model, {"alfa": 1})
     await send(store, model, [[1.0, 1.0]], [1.0])
     learn_all(process, model.hash)
-    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
     assert b"there is no 'alfa'" in kept[b"reason"]
     last = await described(store, model)
     assert (last.rows_seen, last.changed) == (13, after.changed)
@@ -162,11 +165,11 @@ async def test_a_request_that_takes_its_workers_along_is_put_aside(
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     await send(store, model, [[2.0]], [2.0])
-    client.hset(keys.state(model.hash), "attempts", ATTEMPTS_MAX)
+    client.hset(redis_keys.state(model.hash), "attempts", ATTEMPTS_MAX)
     learn_all(process, model.hash)
     after = await described(store, model)
     assert (after.rows_seen, after.learned) == (1, 2)
-    ((_, kept),) = client.xrange(keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
     assert b"workers died" in kept[b"reason"]
 
 
@@ -174,7 +177,7 @@ async def test_a_model_locked_by_another_is_left_alone(store: Store, process: Pr
     """A lease that finds a model locked does nothing; the holder sees the mail when it lets go."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
-    client.set(keys.lock(model.hash), "another", ex=10)
+    client.set(redis_keys.lock(model.hash), "another", ex=10)
     learn_all(process, model.hash)
     assert (await described(store, model)).inbox == 1
 
@@ -193,16 +196,16 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     learn_all(process, model.hash)
-    live = client.get(keys.bundle(model.hash))
+    live = client.get(redis_keys.bundle(model.hash))
     assert isinstance(live, bytes)
     process.cache.drop(model.hash)
-    client.set(keys.bundle(model.hash), live[:-200] + pickle.dumps(Bomb()))
+    client.set(redis_keys.bundle(model.hash), live[:-200] + pickle.dumps(Bomb()))
     await send(store, model, [[2.0]], [2.0])
     # What would put it right runs a loop of its own.
     await asyncio.to_thread(learn_all, process, model.hash)
     assert not (tmp_path / "ran").exists()
     assert (await described(store, model)).inbox == 1
-    client.set(keys.bundle(model.hash), live)
+    client.set(redis_keys.bundle(model.hash), live)
     learn_all(process, model.hash)
     assert (await described(store, model)).rows_seen == 2
 

@@ -5,21 +5,25 @@ from typing import Any
 import pytest
 import redis
 
-from keepfit import identity, inbox, keys, questions, rooms, scripts, sealing
-from keepfit.bundle import Bundle
+from keepfit import identity
+from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
-from keepfit.questions import Answer, Operation, Question
-from keepfit.recipe import parse
-from keepfit.rows import Rows, shape
-from keepfit.store import Install, Model, Store
+from keepfit.jobs import messages, run_queue
+from keepfit.jobs.messages import Answer, Operation, Question
+from keepfit.model import serialization
+from keepfit.model.bundle import Bundle
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import Rows, shape
+from keepfit.store import inbox
+from keepfit.store.models import Install, Model, Store
+from keepfit_workers import predicting
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
+from keepfit_workers.predicting import answer_all
 from tests.factories import accept
-from workers import predicting
-from workers.learning import learn
-from workers.predicting import answer_all
-from workers.process import Process
 
 RECIPE = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
-ROOM = rooms.PREDICT.name
+ROOM = run_queue.PREDICT.name
 
 
 def rows_of(*values: float, learning: bool = False) -> Rows:
@@ -46,24 +50,24 @@ async def teach(store: Store, process: Process, model_hash: str, value: float) -
 
 def question(number: int, model: Model, rows: Rows | None, operation: Operation = "predict", **more: Any) -> bytes:
     """Return a question of the gateway `g`, as it comes from the room."""
-    return questions.encode(Question(number, "g", model.hash, operation, model.generation, rows, **more))
+    return messages.encode(Question(number, "g", model.hash, operation, model.generation, rows, **more))
 
 
 def answers(process: Process, *entries: bytes) -> dict[int, Answer]:
     """Have entries answered; return the answers by number, however they were sent."""
     left = answer_all(process, entries)
     if left:
-        scripts.run(process.queue, *left)
-    batches = process.queue.lrange(keys.replies("g"), 0, -1)
-    process.queue.delete(keys.replies("g"))
-    return {answer.id: answer for batch in batches for answer in questions.decode_answers(batch)}
+        redis_scripts.run(process.queue, *left)
+    batches = process.queue.lrange(redis_keys.replies("g"), 0, -1)
+    process.queue.delete(redis_keys.replies("g"))
+    return {answer.id: answer for batch in batches for answer in messages.decode_answers(batch)}
 
 
 def expected(client: redis.Redis, process: Process, model: Model, *values: float) -> list[Any]:
     """Return what the stored bundle predicts."""
-    data = client.get(keys.bundle(model.hash))
+    data = client.get(redis_keys.bundle(model.hash))
     assert isinstance(data, bytes)
-    bundle: Bundle = sealing.unseal(data, process.keyring, RECIPE, model.hash)[1]
+    bundle: Bundle = serialization.unseal(data, process.keyring, RECIPE, model.hash)[1]
     return bundle.predict(rows_of(*values))
 
 
@@ -103,15 +107,15 @@ async def test_one_bad_question_spoils_no_other(store: Store, process: Process) 
     """Rows of another width, a stale generation, an unknown model and rows that are gone fail by themselves."""
     model = await taught(store, process, 1)
     wide = shape(RECIPE, [[1.0, 2.0]], learning=False)
-    process.queue.set(keys.asked_rows("cut"), b"\x95\x01")
+    process.queue.set(redis_keys.asked_rows("cut"), b"\x95\x01")
     found = answers(
         process,
         question(1, model, rows_of(1.0)),
         question(2, model, wide),
-        questions.encode(Question(3, "g", model.hash, "predict", 7, rows_of(1.0))),
-        questions.encode(Question(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
-        question(5, model, None, big=keys.asked_rows("gone")),
-        question(6, model, None, big=keys.asked_rows("cut")),
+        messages.encode(Question(3, "g", model.hash, "predict", 7, rows_of(1.0))),
+        messages.encode(Question(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
+        question(5, model, None, big=redis_keys.asked_rows("gone")),
+        question(6, model, None, big=redis_keys.asked_rows("cut")),
         b"garbage",
         question(7, model, rows_of(1.0)),
     )
@@ -132,7 +136,7 @@ async def test_large_rows_are_read_from_beside_and_then_gone(
 ) -> None:
     """A question whose rows lie beside it is answered like any other, and its rows go with the answer."""
     model = await taught(store, process, 1)
-    key = keys.asked_rows("rows")
+    key = redis_keys.asked_rows("rows")
     await inbox.write_in_pieces(store._store, key, rows_of(1.0, 2.0), 60_000)
     (answer,) = answers(process, question(1, model, None, big=key)).values()
     assert answer.result == expected(client, process, model, 1.0, 2.0)
@@ -149,7 +153,7 @@ async def test_quick_models_do_not_wait_for_slow_ones(
     predict = Bundle.predict
 
     def spy(bundle: Bundle, rows: Rows) -> Any:
-        sent_before.append(process.queue.llen(keys.replies("g")))
+        sent_before.append(process.queue.llen(redis_keys.replies("g")))
         return predict(bundle, rows)
 
     monkeypatch.setattr(Bundle, "predict", spy)
@@ -162,7 +166,7 @@ async def test_a_slow_model_gets_short_turns_and_loses_them_when_it_is_quick(
 ) -> None:
     """What a claim may take of a model follows what it costs, in any worker, and nothing is left of it in the end."""
     model = await taught(store, process, 1)
-    turns = keys.turns(ROOM)
+    turns = redis_keys.turns(ROOM)
     monkeypatch.setattr(predicting, "TURN_S", 0.0)
     answers(process, *(question(number, model, rows_of(1.0)) for number in range(8)))
     assert process.queue.hget(turns, model.hash) == b"1"

@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import redis
 import structlog
 
-from keepfit import keys
-from keepfit.envelope import MAGIC
-from keepfit.rows import shape
+from keepfit.backends import redis_keys
+from keepfit.rows.rows import shape
+from keepfit.security.envelope import MAGIC
 from keepfit.settings import Settings
-from keepfit.store import Model, Store
+from keepfit.store.models import Model, Store
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
 from tests.factories import accept
 from tests.workers.test_learning import described, make
-from workers.learning import learn
-from workers.process import Process
 
 OLD, NEW = "old:" + "01" * 32, "new:" + "02" * 32
 
@@ -41,7 +41,7 @@ async def test_a_model_goes_from_key_to_key(store: Store, settings: Settings, cl
     """A bundle of the old key is read by who has both, signed anew by the first of them, and needs the old no more."""
 
     def signed_with() -> str:
-        data = client.get(keys.bundle(model.hash))
+        data = client.get(redis_keys.bundle(model.hash))
         assert isinstance(data, bytes)
         length = data[len(MAGIC)]
         return data[len(MAGIC) + 1 :][:length].decode()

@@ -14,11 +14,11 @@ import redis
 from sklearn.linear_model import SGDRegressor
 from sklearn.preprocessing import StandardScaler
 
-from keepfit import keys
-from keepfit.bundle import Bundle
-from keepfit.envelope import Keyring
-from keepfit.recipe import parse
-from keepfit.sealing import unseal
+from keepfit.backends import redis_keys
+from keepfit.model.bundle import Bundle
+from keepfit.model.serialization import unseal
+from keepfit.recipe.recipe import parse
+from keepfit.security.envelope import Keyring
 from tests.conftest import Stack, start_stack, stop_stack
 
 ROWS, CLIENTS = 10_000, 20
@@ -107,7 +107,7 @@ async def _learned(session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
 
 def _bundle(stack: Stack, model_hash: str) -> Bundle:
     settings = stack.settings()
-    data = redis.Redis.from_url(settings.store_url.get_secret_value()).get(keys.bundle(model_hash))
+    data = redis.Redis.from_url(settings.store_url.get_secret_value()).get(redis_keys.bundle(model_hash))
     assert isinstance(data, bytes)
     keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
     return unseal(data, keyring, parse(RECIPE), model_hash)[1]

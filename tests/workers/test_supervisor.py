@@ -16,7 +16,8 @@ from rq import Callback, Queue
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 
-from keepfit import keys, rooms
+from keepfit.backends import redis_keys
+from keepfit.jobs import run_queue
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
 
@@ -61,7 +62,7 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 def busy(own_stack: Stack, path: str) -> bool:
     """Tell whether a worker learns the model just now."""
     client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
-    return bool(client.exists(keys.lock(path.rpartition("/")[2])))
+    return bool(client.exists(redis_keys.lock(path.rpartition("/")[2])))
 
 
 async def send_slow(own_stack: Stack, session: aiohttp.ClientSession, path: str) -> None:
@@ -135,7 +136,7 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
     seen: set[bytes] = set()
 
     async def in_hand_again() -> set[bytes]:
-        return set(client.keys(keys.claimed(rooms.PREDICT.name, "*"))) - seen
+        return set(client.keys(redis_keys.claimed(run_queue.PREDICT.name, "*"))) - seen
 
     deadly = asyncio.create_task(ask(20_000))
     for _ in range(3):
@@ -149,13 +150,13 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
         (line,) = (line for line in own_stack.log(part).splitlines() if event in line)
         assert json.loads(line)["request_id"] == "deadly"
     assert (await ask(1))[0] == 200
-    assert client.llen(keys.put_aside(rooms.PREDICT.name)) == 1
+    assert client.llen(redis_keys.put_aside(run_queue.PREDICT.name)) == 1
 
 
 async def test_a_rogue_job_is_refused(own_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path) -> None:
     """A job in the queue that names another function runs nothing, is marked failed, and harms no worker."""
     client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
-    rogue = Queue(keys.QUEUE, connection=client, serializer=JSONSerializer)
+    rogue = Queue(redis_keys.QUEUE, connection=client, serializer=JSONSerializer)
     marker = tmp_path / "ran"
     job = rogue.enqueue("os.system", f"touch {marker}", on_success=Callback("os.getcwd"))
     failed = FailedJobRegistry(queue=rogue)

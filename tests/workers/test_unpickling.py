@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from keepfit import keys, saving, scripts
-from keepfit import restore as restores
-from keepfit.envelope import Keyring
+from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import KeepfitError
-from keepfit.questions import Question, decode_answers, encode
-from keepfit.rows import shape
+from keepfit.jobs.messages import Question, decode_answers, encode
+from keepfit.model import pickling
+from keepfit.restore import restorer as restores
+from keepfit.rows.rows import shape
+from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
+from keepfit.snapshots import save
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
+from keepfit_workers.predicting import answer_all
 from tests.factories import SHOES, Workshop, resigned, workshop
-from workers.learning import learn
-from workers.predicting import answer_all
-from workers.process import Process
 
 
 class Bomb:
@@ -78,6 +80,13 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             seen.append(self)
             return super().load()
 
+    # Made when the module was imported, so that a watch on its parent does not see it.
+    class WatchedStored(pickling._Stored):
+        def load(self) -> Any:
+            seen.append(self)
+            return super().load()
+
+    monkeypatch.setattr(pickling, "_Stored", WatchedStored)
     monkeypatch.setattr(pickle, "loads", watched)
     monkeypatch.setattr(pickle, "Unpickler", Watched)
     return seen
@@ -87,9 +96,9 @@ def asked(process: Process, entry: bytes) -> Any:
     """Have one question answered."""
     left = answer_all(process, [entry])
     if left:
-        scripts.run(process.queue, *left)
-    (batch,) = process.queue.lrange(keys.replies("g"), 0, -1)
-    process.queue.delete(keys.replies("g"))
+        redis_scripts.run(process.queue, *left)
+    (batch,) = process.queue.lrange(redis_keys.replies("g"), 0, -1)
+    process.queue.delete(redis_keys.replies("g"))
     (answer,) = decode_answers(batch)
     return answer
 
@@ -100,7 +109,7 @@ async def test_a_forgery_is_never_unpickled(
 ) -> None:
     """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
     model_hash = await shop.learned()
-    await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
     model = await shop.model(model_hash)
     good = shop.data(model_hash)
     entry = encode(
@@ -111,7 +120,7 @@ async def test_a_forgery_is_never_unpickled(
 
     (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
     blob.write_bytes(forged)
-    shop.redis.set(keys.bundle(model_hash), forged)
+    shop.redis.set(redis_keys.bundle(model_hash), forged)
     answer = await asyncio.to_thread(asked, process, entry)
     assert answer.error
     await shop.accept(model_hash)

@@ -15,8 +15,8 @@ from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
 from keepfit.history import Document, History, Timeline, TimelineSync, mongo, reading, to_dataframe
-from keepfit.local import free_port
-from tests.keepfit.history.test_register import commit
+from keepfit.local.stack import free_port
+from tests.keepfit.history.test_registry import commit
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
 ERROR = "metrics.mean_absolute_error"

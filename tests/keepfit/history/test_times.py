@@ -81,7 +81,7 @@ def test_what_is_no_span_is_an_error(text: str) -> None:
 def test_the_history_is_light() -> None:
     """Importing the history imports neither pandas nor dateparser, which gateways shall not carry."""
     script = (
-        "import sys, keepfit.history, keepfit.history.upkeep, keepfit.history.question\n"
+        "import sys, keepfit.history, keepfit.history.timeline_upkeep, keepfit.history.query\n"
         "print(sorted({'pandas', 'dateparser', 'plotille', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""Rows that come in: accepted, recorded, and their commits heard of."""

@@ -1,0 +1,1 @@
+"""Predictions that go out: cached, and HTTP's own caching."""

@@ -1,0 +1,1 @@
+"""HTTP: bodies, responses, problems, and counts of requests."""

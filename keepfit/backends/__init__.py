@@ -1,0 +1,1 @@
+"""What keepfit talks to: Redis (clients, scripts, keys), blob storage, and calls gathered into batches."""

@@ -1,0 +1,1 @@
+"""What a client may ask for: recipes, features, the catalogue of estimators, uploaded objects."""

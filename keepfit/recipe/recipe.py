@@ -1,0 +1,246 @@
+"""The recipe: JSON that says how to build a bundle.
+
+Owns the form of a recipe and every check that can be made before a row has come. Never holds learned state.
+Invariant: a `Recipe` that exists can be built; what is wrong with one is said when it is posted. Recipes come from
+clients and are stored with the model as :meth:`Recipe.text`.
+"""
+
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+
+from keepfit.errors import InvalidError
+from keepfit.identity import canonical, parse_json
+from keepfit.recipe import catalogue, features, uploads
+from keepfit.recipe.features import Encoding, Feature, Layout
+from keepfit.security.envelope import Keyring
+
+Label = str | int | bool
+
+CLASSES_MAX = 10_000
+LABEL_LENGTH_MAX = 1024
+TEXT_ESTIMATOR = "HashingVectorizer"
+WINDOW_MIN, WINDOW_MAX = 10, 1_000_000
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """How to build a bundle; make one with :func:`parse`.
+
+    `features` keeps its order: it is the order of the columns. Without it rows are plain lists of numbers. Each is in
+    its shortest form, however it was written.
+    `updates` says whether each request is one ``partial_fit`` call ("exact") or waiting ones are joined ("merged");
+    `window` is how many of the last rows the running metrics tell of apart.
+    """
+
+    estimator: str | None = None
+    params: dict[str, Any] = {}
+    steps: list[dict[str, dict[str, Any]]] | None = None
+    object: str | None = None
+    features: dict[str, Feature] | None = None
+    scaler: str | None = None
+    encoding: Encoding = "ordinal"
+    max_categories: int = 128
+    n_features: int = 256
+    classes: list[Label | list[Label]] | None = None
+    updates: Literal["exact", "merged"] = "exact"
+    window: int = 1000
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: the estimator's name, those of the steps, or the object's."""
+        if self.object is not None:
+            return self.entry.name
+        return self.estimator or " → ".join([name for name, _ in self.parts])
+
+    @cached_property
+    def parts(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Name and parameters of the steps, or of the one estimator."""
+        if self.steps is None:
+            return () if self.estimator is None else ((self.estimator, self.params),)
+        return tuple([next(iter(step.items())) for step in self.steps])
+
+    @cached_property
+    def entry(self) -> catalogue.Entry:
+        """The catalogue's entry of the estimator, of several the last; with the estimator in it if it is a wrapper."""
+        if self.object is not None:
+            return uploads.entry_of(self.object)
+        name, params = self.parts[-1]
+        return catalogue.entry_around(name, catalogue.inner_of(params))
+
+    @cached_property
+    def takes_text(self) -> bool:
+        """Whether the first estimator takes texts, not numbers."""
+        return bool(self.parts) and catalogue.entry_of(self.parts[0][0]).reads_text
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the values of the columns stand."""
+        columns = tuple((self.features or {}).items())
+        return features.layout(columns, self.encoding, self.max_categories, self.n_features)
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the number columns, in order, timestamps among them (empty without `features`)."""
+        return [column.name for column in self.layout.numbers]
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of the category columns, in order."""
+        return [column.name for column in self.layout.words if column.kind == "category"]
+
+    def __post_init__(self) -> None:
+        if self.features is not None and set(map(type, self.features.values())) != {str}:
+            short = {name: features.shortest(feature) for name, feature in self.features.items()}
+            msgspec.structs.force_setattr(self, "features", short)
+
+    def text(self) -> str:
+        """JSON of the recipe with all defaults; two recipes are the same where their texts are.
+
+        `params` are in canonical form: JavaScript's ``{"C": 1}`` and Python's ``{"C": 1.0}`` are the same recipe.
+
+        >>> parse({"estimator": "SGDRegressor"}).text() == parse({"estimator": "SGDRegressor", "params": {}}).text()
+        True
+        """
+        params: Any = msgspec.Raw(canonical(self.params))
+        steps: Any = self.steps and msgspec.Raw(canonical(self.steps))
+        return msgspec.json.encode(msgspec.structs.replace(self, params=params, steps=steps)).decode()
+
+
+def from_text(text: bytes | str) -> Recipe:
+    """Read back what :meth:`Recipe.text` wrote; the checks were made when it was posted."""
+    return msgspec.json.decode(text, type=Recipe)
+
+
+def parse(document: Any, keyring: Keyring | None = None) -> Recipe:
+    """Check a posted recipe and return it; `keyring` has the upload keys, None where no objects are taken.
+
+    Raises
+    ------
+    InvalidError
+        With what is wrong and what would be right.
+    """
+    try:
+        recipe = msgspec.convert(document, Recipe)
+    except msgspec.ValidationError as error:
+        raise InvalidError(f"recipe: {features.where(document, str(error))}.") from None
+    _check_one(recipe)
+    if recipe.object is not None:
+        _check_object(recipe, uploads.verify(recipe.object, keyring))
+    _check_steps(recipe)
+    for name, params in recipe.parts:
+        catalogue.build(name, params)
+    # After the estimator's own checks, which say more: what has no text (an infinity in a list) cannot be stored.
+    # Twice, because what is read back must have a text too: 1e20 is written like an integer of 2^53 or more.
+    canonical(parse_json(canonical([recipe.params, recipe.steps])))
+    _check_features(recipe)
+    _check_encoding(recipe)
+    _check_classes(recipe)
+    if not WINDOW_MIN <= recipe.window <= WINDOW_MAX:
+        raise InvalidError(f"recipe: window must be between {WINDOW_MIN} and {WINDOW_MAX} rows.")
+    if recipe.scaler is not None:
+        catalogue.check_scaler(recipe.scaler)
+    if recipe.object is None:
+        from keepfit.model import recipe_check  # noqa: PLC0415 - scikit-learn, which gateways do without
+
+        recipe_check.rehearse(recipe)
+    return recipe
+
+
+def _check_one(recipe: Recipe) -> None:
+    given = [name for name in ("estimator", "steps", "object") if getattr(recipe, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise InvalidError(
+            'recipe: it must name an estimator ("estimator": "SGDRegressor"), or hold steps or an object, and one of '
+            f"them alone: not {found}."
+        )
+
+
+def _check_object(recipe: Recipe, header: uploads.ObjectHeader) -> None:
+    """Refuse what has no meaning for an object."""
+    if recipe.params:
+        raise InvalidError(f"recipe: {header.name} is sent whole: give it its params before, and leave params out.")
+    if header.calls == "partial_fit":
+        return
+    if recipe.scaler is not None or recipe.encoding != "ordinal":
+        raise InvalidError(f"recipe: {header.name} gets its rows as they come: leave out scaler and encoding.")
+    if recipe.features is not None and any(not isinstance(feature, str) for feature in recipe.features.values()):
+        raise InvalidError(f"recipe: {header.name} gets its rows as they come: its features have no options.")
+
+
+def _check_steps(recipe: Recipe) -> None:
+    if recipe.steps is None:
+        return
+    if recipe.params:
+        raise InvalidError("recipe: the params of steps stand in the steps.")
+    if any(len(step) != 1 for step in recipe.steps):
+        raise InvalidError('recipe: each of the steps is an object with one key: {"StandardScaler": {}}.')
+    catalogue.check_steps([next(iter(step)) for step in recipe.steps])
+
+
+def _check_features(recipe: Recipe) -> None:
+    if recipe.features is not None:
+        features.check(recipe.features)
+    if recipe.takes_text:
+        features.check_alone(recipe.features, recipe.parts[0][0])
+    if recipe.scaler is not None and recipe.features is not None and not features.has_numbers(recipe.features):
+        raise InvalidError("recipe: a scaler works on number columns, and features names none.")
+
+
+def _check_encoding(recipe: Recipe) -> None:
+    if recipe.max_categories < 1 or recipe.n_features < 1:
+        raise InvalidError("recipe: max_categories and n_features must be 1 or more.")
+    features.check_width(recipe.features or {}, recipe.encoding, recipe.max_categories, recipe.n_features)
+
+
+def _check_classes(recipe: Recipe) -> None:
+    entry = recipe.entry
+    if entry.target != "labels":
+        if recipe.classes is not None:
+            raise InvalidError(f"recipe: {recipe.name} is no classifier and takes no classes.")
+        return
+    listed = [isinstance(one, list) for one in recipe.classes or ()]
+    if any(listed) and not (entry.many and all(listed)):
+        raise InvalidError("recipe: classes is a list of labels.")
+    if recipe.classes is not None and entry.many and not (listed and all(listed)):
+        raise InvalidError(f"recipe: classes of {recipe.name} is a list with a list of labels for each output.")
+    outputs: Any = recipe.classes if entry.many else [recipe.classes]
+    if not entry.many and recipe.object is None:
+        _check_class_weight(recipe.parts[-1][1].get("class_weight"), outputs[0] or [])
+    for classes in outputs or ():
+        if classes is not None:
+            _check_labels(classes)
+
+
+def _check_labels(classes: list[Label]) -> None:
+    if not 1 <= len(classes) <= CLASSES_MAX:
+        raise InvalidError(f"recipe: classes must name between 1 and {CLASSES_MAX} labels; leave it out to name none.")
+    if len({type(label) for label in classes}) != 1:
+        raise InvalidError("recipe: classes must be all strings, all integers or all booleans.")
+    if len(set(classes)) != len(classes):
+        raise InvalidError("recipe: classes names a label twice.")
+    for label in classes:
+        fault = label_fault(label)
+        if fault is not None:
+            raise InvalidError(f"recipe: classes: {fault}.")
+
+
+def label_fault(label: Label) -> str | None:
+    """Tell what is wrong with a label; None if nothing is."""
+    if isinstance(label, str):
+        if "\0" in label:
+            return "a label holds a NUL character"
+        if len(label) > LABEL_LENGTH_MAX:
+            return f"the label has {len(label)} characters, more than {LABEL_LENGTH_MAX}"
+    elif abs(label) >= 2**53:
+        return f"the label {str(label)[:40]} is 2^53 or more, not the same number in every language"
+    return None
+
+
+def _check_class_weight(weights: Any, classes: list[Label]) -> None:
+    """Refuse weights of labels that are none: scikit-learn would refuse every row because of them."""
+    names = {str(label).lower() if isinstance(label, bool) else str(label) for label in classes}
+    foreign = sorted(weights.keys() - names) if isinstance(weights, dict) else []
+    if foreign:
+        raise InvalidError(f"recipe: class_weight names {foreign[0][:40]!r}: name it among the classes too.")

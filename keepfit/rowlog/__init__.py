@@ -1,0 +1,1 @@
+"""The row log: accepted rows in blob storage, and its compaction."""

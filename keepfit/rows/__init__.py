@@ -1,0 +1,1 @@
+"""Rows: from bytes, tables and data frames to numpy."""

@@ -1,0 +1,1 @@
+"""Signed envelopes and API keys."""

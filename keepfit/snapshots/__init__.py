@@ -1,0 +1,1 @@
+"""Snapshots: saving, retention, and garbage collection."""

@@ -1,0 +1,1 @@
+"""The hash table in Redis: models, inboxes, commits, retained requests, dead letters."""

@@ -1,0 +1,63 @@
+"""Models as documents for people and clients, live ones and those that only a snapshot has.
+
+Owns the shape of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the register; changes nothing.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from keepfit.history import NOTED, History, Registered
+from keepfit.model.parameters import in_force
+from keepfit.recipe.recipe import from_text
+from keepfit.store.models import Model, Store
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Describe a live model."""
+    return {
+        "hash": model.hash,
+        "metadata": model.metadata,
+        "recipe": msgspec.to_builtins(in_force(model.recipe, model.changed)),
+        "version": model.version,
+        "rows_seen": model.rows_seen,
+        "metrics": model.metrics,
+        "inbox": model.inbox,
+        "snapshot": model.snapshot,
+    }
+
+
+async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
+    """Describe a model that is in no Redis, from its newest snapshot."""
+    newest = await history.newest(registered.hash, registered.born)
+    changed = msgspec.json.decode(newest["changed"]) if newest and "changed" in newest else {}
+    return {
+        "hash": registered.hash,
+        "metadata": registered.metadata,
+        "recipe": msgspec.to_builtins(in_force(from_text(registered.recipe_text), changed)),
+        "version": newest["version"] if newest else 0,
+        "rows_seen": newest["rows_seen"] if newest else 0,
+        "metrics": newest["metrics"] if newest else {},
+        "inbox": 0,
+        "snapshot": {name: newest[name] for name in NOTED} if newest else None,
+    }
+
+
+async def page(
+    store: Store, history: History, filters: Mapping[str, str], limit: int, after: str = ""
+) -> tuple[list[dict[str, Any]], str | None]:
+    """List up to `limit` models by hash, and the hash to go on after (None at the end); of objects their digests."""
+    # Objects are up to a megabyte each; who looks at one model gets its own.
+    found = await history.models(filters, limit + 1, after)
+    shown = found[:limit]
+    live = await store.describe_many([registered.hash for registered in shown])
+    models = [
+        describe(model) if model is not None else await _asleep(history, registered)
+        for registered, model in zip(shown, live, strict=True)
+    ]
+    for model in models:
+        if model["recipe"]["object"] is not None:
+            model["recipe"]["object"] = f"sha256:{hashlib.sha256(model['recipe']['object'].encode()).hexdigest()}"
+    return models, shown[-1].hash if len(found) > limit else None

@@ -1,0 +1,1 @@
+"""Export and import: models moved in one file."""

@@ -1,0 +1,285 @@
+"""What the gateway answers while a part is away, and that it goes on by itself when the part is back."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from keepfit.backends import redis_clients, redis_keys
+from keepfit.jobs import run_queue
+from keepfit.local.stack import free_port
+from keepfit.settings import Settings
+from keepfit_gateway import app
+from tests import servers
+from tests.conftest import Stack, start_stack, stop_stack
+from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, eventually, serving
+
+LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
+ROWS = {"X": [[1.0, 2.0]]}
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Run a stack of this module's own, whose parts are stopped and killed."""
+    running = start_stack(tmp_path_factory.mktemp("fragile") / "data", environment={"KEEPFIT_PREDICT_TIMEOUT_S": "2"})
+    yield running
+    assert stop_stack(running) == 0
+
+
+@pytest.fixture
+async def frail(fragile: Stack) -> AsyncIterator[Api]:
+    """Return the API of the stack whose parts are stopped and killed."""
+    async with aiohttp.ClientSession(fragile.url) as http:
+        yield Api(http)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads} == {"T"}
+
+
+@contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    """Stop processes for as long as the block runs."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    # The signal stops one thread after the other; until the last has stopped, it may answer.
+    deadline = time.monotonic() + 30
+    while not all(map(stands_still, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def to_be_tried_again(reply: Reply) -> dict[str, Any]:
+    """Return the problem of an answer that must say that trying again later is right."""
+    problem = reply.problem(503)
+    assert int(reply.headers["Retry-After"]) >= 1
+    return problem
+
+
+async def test_a_wait_that_runs_out_is_a_plain_202(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """While workers stand still, who waits gets the plain 202 and predictions 504; later all of it is learned."""
+    path = await frail.make(metadata, REGRESSOR)
+    await frail.learn(path, **LABELLED)
+    with frozen(fragile.workers()):
+        learn, predict, score = await asyncio.gather(
+            frail.post(f"{path}/partial_fit", LABELLED, {"Prefer": "wait=1"}),
+            frail.post(f"{path}/predict", ROWS),
+            frail.post(f"{path}/score", LABELLED),
+        )
+        accepted = learn.of(202)
+        assert (accepted["sequence"], accepted["version"]) == (2, 1)
+        assert "Preference-Applied" not in learn.headers
+        predict.problem(504)
+        score.problem(504)
+        assert (await frail.model(path))["inbox"] == 1
+
+    async def learned() -> bool:
+        return bool((await frail.model(path))["rows_seen"] == 2)
+
+    await eventually(learned, "learning what was accepted while the workers stood still")
+    assert (await frail.predict(path, **ROWS))["rows_seen"] == 2
+
+
+@pytest.mark.parametrize(("part", "variable"), [("redis", "KEEPFIT_STORE_URL"), ("queue", "KEEPFIT_QUEUE_URL")])
+async def test_a_killed_redis_loses_and_repeats_nothing(
+    fragile: Stack, frail: Api, metadata: dict[str, Any], part: str, variable: str
+) -> None:
+    """Clients that try again with their keys, through Redis' death and return, have each request learned once.
+
+    The queue's Redis comes back empty: what was in it is asked and told again.
+    """
+    path = await frail.make(metadata, REGRESSOR)
+
+    async def send(key: int) -> None:
+        headers = {"Idempotency-Key": str(key), **WAIT}
+        while (reply := await frail.post(f"{path}/partial_fit", LABELLED, headers)).status != 200:
+            if reply.status != 202:
+                to_be_tried_again(reply)
+            await asyncio.sleep(0.05)
+
+    pid, port = fragile.parts()[part], urlsplit(fragile.environment()[variable]).port
+    assert port is not None
+    async with asyncio.timeout(60):
+        under_way = [asyncio.create_task(send(key)) for key in range(20)]
+        await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        os.kill(pid, signal.SIGKILL)
+        servers.wait_until(lambda: fragile.parts()[part] != pid, "Redis' return")
+        await asyncio.gather(*under_way, *(send(key) for key in range(10, 30)))
+    model = await frail.model(path)
+    assert (model["rows_seen"], model["inbox"]) == (30, 0)
+
+    async def answered() -> bool:
+        return (await frail.post(f"{path}/predict", ROWS)).status == 200
+
+    await eventually(answered, "predicting after Redis came back")
+
+
+async def test_what_waits_is_asked_again(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """A question that the queue's Redis took along in its death is asked again when it is back, and answered."""
+    path = await frail.make(metadata, REGRESSOR)
+    await frail.learn(path, **LABELLED)
+    with frozen(fragile.workers()), redis_clients.queue_sync(fragile.settings()) as client:
+        asked = asyncio.create_task(frail.post(f"{path}/predict?timeout=60", ROWS))
+
+        async def waits() -> bool:
+            return bool(client.exists(redis_keys.questions(run_queue.PREDICT.name)))
+
+        await eventually(waits, "the question's arrival")
+        pid = fragile.parts()["queue"]
+        os.kill(pid, signal.SIGKILL)
+        servers.wait_until(lambda: fragile.parts()["queue"] != pid, "the queue's return")
+    assert (await asked).of(200)["rows_seen"] == 1
+
+
+async def test_a_listener_that_redis_throws_out_listens_again(
+    fragile: Stack, frail: Api, metadata: dict[str, Any]
+) -> None:
+    """An error in the middle of listening for answers or commits, as a failover makes it, leaves no gateway deaf."""
+    path = await frail.make(metadata, REGRESSOR)
+    await frail.learn(path, **LABELLED)
+    with redis_clients.queue_sync(fragile.settings()) as client:
+        listeners = [each for each in client.client_list() if each["cmd"] == "blmpop"]
+        assert listeners
+        for each in listeners:
+            assert client.client_unblock(each["id"], error=True)
+    with redis_clients.store_sync(fragile.settings()) as client:
+        assert client.client_kill_filter(_type="pubsub")
+    async with asyncio.timeout(30):
+        assert (await frail.predict(path, **ROWS))["rows_seen"] == 1
+        assert (await frail.learn(path, **LABELLED))["rows_seen"] == 2
+
+
+async def test_while_redis_is_away_every_call_says_so(
+    settings: Settings, tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    """Without Redis each call answers 503 with Retry-After; when it is back, with what it had, so is the service."""
+    port, folder = free_port(), tmp_path / "own-redis"
+    with ExitStack() as running:
+        url = SecretStr(running.enter_context(servers.valkey(folder, port)))
+        async with serving(settings.model_copy(update={"store_url": url})) as api:
+            path = await api.make(metadata, REGRESSOR)
+            (await api.post(f"{path}/partial_fit", LABELLED)).of(202)
+            running.close()
+            for method, where, document in (
+                ("POST", "/v1/models", {"metadata": {**metadata, "new": True}, "recipe": REGRESSOR}),
+                ("GET", "/v1/models", None),
+                ("GET", path, None),
+                ("POST", f"{path}/partial_fit", LABELLED),
+                ("POST", "/v1/partial_fit", {"metadata": metadata, **LABELLED}),
+                ("POST", f"{path}/predict", ROWS),
+                ("POST", f"{path}/score", LABELLED),
+            ):
+                to_be_tried_again(await api.call(method, where, document))
+            assert (await api.get("/readyz")).of(503)["redis"] != "ok"
+            assert (await api.get("/livez")).status == 200
+            with servers.valkey(folder, port):
+
+                async def back() -> bool:
+                    return (await api.get(path)).status == 200
+
+                await eventually(back, "the gateway's return")
+                assert (await api.model(path))["inbox"] == 1
+                assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == 2
+                assert (await api.get("/readyz")).of(503)["redis"] == "ok"
+
+
+async def test_a_delete_cut_in_two_is_finished_by_the_next(
+    settings: Settings, tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    """A DELETE that met no Redis answers 503; made again, it deletes what is left."""
+    port, folder = free_port(), tmp_path / "own-redis"
+    with ExitStack() as running:
+        url = SecretStr(running.enter_context(servers.valkey(folder, port)))
+        async with serving(settings.model_copy(update={"store_url": url})) as api:
+            path = await api.make(metadata, REGRESSOR)
+            running.close()
+            to_be_tried_again(await api.call("DELETE", path))
+            with servers.valkey(folder, port):
+                assert (await api.call("DELETE", path)).status == 204
+                (await api.get(path)).problem(404)
+
+
+async def test_without_mongodb_known_models_go_on(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Without MongoDB nothing new is made, and models that are live take rows as before."""
+    with socket.socket() as silent:
+        # Bound, so that nobody else gets the port, and not listening.
+        silent.bind(("127.0.0.1", 0))
+        url = SecretStr(f"mongodb://127.0.0.1:{silent.getsockname()[1]}/keepfit")
+        async with serving(settings) as with_mongodb, serving(settings.model_copy(update={"mongo_url": url})) as api:
+            path = await with_mongodb.make(metadata, REGRESSOR)
+            made, ready, listed, unknown, accepted = await asyncio.gather(
+                api.post("/v1/models", {"metadata": {**metadata, "new": True}, "recipe": REGRESSOR}),
+                api.get("/readyz"),
+                api.get("/v1/models"),
+                api.get(f"/v1/models/{'0' * 64}"),
+                api.post(f"{path}/partial_fit", LABELLED),
+            )
+            for reply in (made, listed, unknown):
+                to_be_tried_again(reply)
+            assert ready.json()["mongo"] != "ok"
+            assert ready.json()["redis"] == "ok"
+            assert accepted.of(202)["sequence"] == 1
+            assert (await api.model(path))["inbox"] == 1
+
+
+async def test_a_mongodb_that_hangs_holds_up_no_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """With a MongoDB that answers nothing the gateway is ready, and says what is wrong; known models learn on."""
+    path = await frail.make(metadata, REGRESSOR)
+    with frozen([fragile.parts()["mongo"]]):
+        async with asyncio.timeout(5):
+            ready = (await frail.get("/readyz")).of(200)
+            assert ready["mongo"] != "ok"
+            assert (ready["redis"], ready["workers"]) == ("ok", 2)
+            await frail.learn(path, **LABELLED)
+            await frail.predict(path, **ROWS)
+
+
+async def test_without_workers_predicting_is_unavailable(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Where no worker is alive a prediction answers 503 and what to do, and rows are accepted all the same."""
+    async with serving(settings.model_copy(update={"predict_timeout_s": 0.2})) as api:
+        path = await api.make(metadata, REGRESSOR)
+        (await api.post(f"{path}/partial_fit", LABELLED)).of(202)
+        problem = to_be_tried_again(await api.post(f"{path}/predict", ROWS))
+        assert "keepfit worker" in problem["detail"]
+
+
+async def test_a_gateway_that_stops_sends_its_waiters_home(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Who waits for rows to be learned gets the plain 202 when the gateway stops, and stopping does not wait for it."""
+    async with asyncio.timeout(20), AsyncExitStack() as gateway:
+        url = await gateway.enter_async_context(app.serving(settings.model_copy(update={"port": 0})))
+        async with aiohttp.ClientSession(url) as http:
+            api = Api(http)
+            path = await api.make(metadata, REGRESSOR)
+            waiting = asyncio.create_task(api.post(f"{path}/partial_fit", LABELLED, {"Prefer": "wait=60"}))
+
+            async def accepted() -> bool:
+                return bool((await api.model(path))["inbox"] == 1)
+
+            await eventually(accepted, "the rows' acceptance")
+            await gateway.aclose()
+            assert (await waiting).of(202)["sequence"] == 1
+
+
+async def test_a_gateway_may_be_stopped_as_soon_as_it_is_started(settings: Settings) -> None:
+    """Stopping ends all that listens, also in the middle of connecting."""
+    for turns in range(0, 60, 6):
+        async with asyncio.timeout(4), app.serving(settings.model_copy(update={"port": 0})):
+            for _ in range(turns):
+                await asyncio.sleep(0)

@@ -1,0 +1,38 @@
+"""The table of docs/bad-input.md: every row has its tests, and every test of bad input its row."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+GATEWAY = Path(__file__).parents[1]
+TABLE = GATEWAY.parents[1] / "docs" / "bad-input.md"
+ROWS = [line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
+# What is right, and read as such, stands in no table of what is wrong.
+RIGHT = {"test_a_gzip_stream_that_is_whole"}
+
+
+def names_in(file: str) -> set[str]:
+    """Names of a file's tests."""
+    (path,) = GATEWAY.rglob(file)
+    nodes = ast.walk(ast.parse(path.read_text()))
+    found = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {name for name in found if name.startswith("test_")}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]).strip()[:40])
+def test_a_row_has_its_tests(row: list[str]) -> None:
+    """Each row names an answer and at least one test, and each test that it names is there."""
+    _, answer, _, tests = row
+    named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+    assert answer.strip()
+    assert named
+    assert [name for file, name in named if name not in names_in(file)] == []
+
+
+@pytest.mark.parametrize("file", ["test_bad_input.py", "test_floods.py"])
+def test_a_test_has_its_row(file: str) -> None:
+    """No test of bad input or of a flood is missing in the table."""
+    named = {name for row in ROWS for name in re.findall(rf"`{file}::(\w+)`", row[3])}
+    assert names_in(file) - RIGHT == named

@@ -1,0 +1,42 @@
+"""The event loop: nothing that the gateway does in it may block."""
+
+import asyncio
+import gzip
+import json
+import time
+from typing import Any
+
+import pytest
+import structlog
+from blockbuster import BlockingError, blockbuster_ctx
+
+from tests.conftest import SHOES_RECIPE
+from tests.gateway.api_client import Api
+
+
+async def test_nothing_blocks_the_event_loop(lonely: Api, metadata: dict[str, Any]) -> None:
+    """Making, describing, listing, teaching (small and large, plain and gzip), refusing and deleting never block."""
+    small = {"X": [["nike", 2001]], "y": [4.0]}
+    large = {"X": [["nike", 2001]] * 20_000, "y": [4.0] * 20_000}
+    packed = gzip.compress(json.dumps(large).encode())
+    with structlog.testing.capture_logs() as logged, blockbuster_ctx() as blockbuster:
+        for function in blockbuster.functions.values():
+            # redis-py reads its own version from disk for each new connection.
+            function.can_block_in("redis/utils.py", "get_lib_version")
+        with pytest.raises(BlockingError):
+            time.sleep(0.001)  # noqa: ASYNC251 - what must not be done, to see that it would be noticed
+        path = await lonely.make(metadata, SHOES_RECIPE)
+        (await lonely.post(f"{path}/partial_fit", small)).of(202)
+        (await lonely.post(f"{path}/partial_fit", small, {"Idempotency-Key": "a", "Prefer": "wait=1"})).of(202)
+        (await lonely.post(f"{path}/partial_fit", large)).of(202)
+        sent = await lonely.call("POST", f"{path}/partial_fit", data=packed, headers={"Content-Encoding": "gzip"})
+        assert sent.of(202)["sequence"] == 4
+        (await lonely.post(f"{path}/partial_fit", {"X": [["nike", "new"]] * 5000, "y": [4.0] * 5000})).problem(422)
+        (await lonely.post("/v1/partial_fit", {"metadata": metadata, **small})).of(202)
+        (await lonely.get("/v1/models", type="shoes")).of(200)
+        (await lonely.get("/openapi.json")).of(200)
+        (await lonely.get("/readyz")).of(503)
+        assert (await lonely.model(path))["inbox"] == 5
+        assert (await lonely.call("DELETE", path)).status == 204
+        await asyncio.sleep(0)
+    assert [entry for entry in logged if entry["log_level"] in ("error", "warning")] == []

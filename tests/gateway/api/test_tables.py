@@ -1,0 +1,172 @@
+"""Rows that come as tables: npy and Arrow over HTTP, up to large ones."""
+
+import gzip
+import io
+import tracemalloc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pyarrow as pa
+import pytest
+from aiohttp import web
+
+from keepfit.recipe.recipe import parse
+from keepfit.rows import arrow as frames
+from keepfit.rows.rows import Rows
+from keepfit.settings import Settings
+from keepfit_gateway import schemas
+from keepfit_gateway.web import rows_body
+from keepfit_gateway.web.bodies import ROOM, Room, beside_loop
+from tests.conftest import SHOES_RECIPE
+from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin
+
+NPY = {"Content-Type": rows_body.NPY}
+ARROW = {"Content-Type": rows_body.ARROW}
+GZIP = {"Content-Encoding": "gzip"}
+
+
+def npy(values: Any) -> bytes:
+    """An array as numpy saves it."""
+    file = io.BytesIO()
+    np.save(file, np.asarray(values))
+    return file.getvalue()
+
+
+def arrow(**columns: Any) -> bytes:
+    """Columns as pyarrow writes a stream of them."""
+    table = pa.table(columns)
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+async def test_arrays_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
+    """npy bodies, plain and gzip, do what the same rows do as lists, and probabilities come by query parameter."""
+    recipe = {**CLASSIFIER, "params": {"loss": "log_loss"}, "classes": [0, 1]}
+    path, twin = await api.make(metadata, recipe), Twin(recipe)
+    X, y = [[0.5, 1.0], [2.0, 3.0], [4.0, 0.0]], [0, 1, 1]
+    table = npy(np.column_stack([X, y]))
+    twin.learn(X, y)
+    (await api.call("POST", f"{path}/partial_fit", data=table, headers={**NPY, **WAIT})).of(200)
+    twin.learn(X, y)
+    packed = gzip.compress(table)
+    learned = await api.call("POST", f"{path}/partial_fit", data=packed, headers={**NPY, **GZIP, **WAIT})
+    assert learned.of(200)["rows_seen"] == 6
+    predicted = (await api.call("POST", f"{path}/predict", data=npy(X), headers=NPY)).of(200)
+    assert predicted["predictions"] == twin.predict(X)
+    asked = await api.call("POST", f"{path}/predict", data=npy(X), headers=NPY, params={"proba": "true"})
+    assert asked.of(200)["probabilities"] == twin.predict_proba(X)
+    scored = (await api.call("POST", f"{path}/score", data=table, headers=NPY)).of(200)
+    assert scored == (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
+
+
+async def test_streams_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
+    """Arrow bodies do what the same rows do as lists."""
+    path, twin = await api.make(metadata, SHOES_RECIPE), Twin(SHOES_RECIPE)
+    columns = {"year": [2001, 2002], "make": pa.array(["nike", "puma"]).dictionary_encode()}
+    X, y = [["nike", 2001], ["puma", 2002]], [4.0, 5.0]
+    twin.learn(X, y)
+    table = arrow(**columns, y=y)
+    (await api.call("POST", f"{path}/partial_fit", data=gzip.compress(table), headers={**ARROW, **GZIP, **WAIT})).of(
+        200
+    )
+    predicted = await api.call("POST", f"{path}/predict", data=arrow(**columns), headers=ARROW)
+    assert predicted.of(200)["predictions"] == twin.predict(X)
+    scored = (await api.call("POST", f"{path}/score", data=table, headers=ARROW)).of(200)
+    assert scored == (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
+
+
+@pytest.mark.parametrize(
+    ("status", "call", "data", "headers"),
+    [
+        (400, "partial_fit", npy([[1.0, 2.0]])[:-1], NPY),
+        (400, "partial_fit", b'{"X":[[1]],"y":[1]}', NPY),
+        (400, "partial_fit", b'{"X":[[1]],"y":[1]}', ARROW),
+        (400, "partial_fit", arrow(a=[1], y=[1])[:-8], ARROW),
+        (400, "partial_fit", npy([[1.0, 2.0]]), {**NPY, **GZIP}),
+        (400, "predict?proba=yes", npy([[1.0, 2.0]]), NPY),
+        (400, "predict?proba=true&proba=true", npy([[1.0, 2.0]]), NPY),
+        (413, "predict", npy(np.zeros((1, 10_001))), NPY),
+        (413, "partial_fit", npy(np.zeros((2, 10_002), bool)), NPY),
+        (413, "partial_fit", arrow(**{str(i): [1] for i in range(10_002)}), ARROW),
+        (415, "partial_fit", npy([[1.0, 2.0]]), {"Content-Type": "application/vnd.apache.arrow.file"}),
+        (415, "partial_fit", npy([[1.0, 2.0]]), {**NPY, "Content-Encoding": "br"}),
+        (422, "partial_fit", npy([[1.0, np.nan]]), NPY),
+        (422, "partial_fit", npy([["1", "2"]]), NPY),
+        (422, "predict", npy([1.0, 2.0]), NPY),
+        (422, "score", arrow(a=[1], y=[1], sample_weight=[1]), ARROW),
+        (422, "partial_fit", arrow(a=[1, None], y=[1, 2]), ARROW),
+    ],
+)
+async def test_tables_that_are_refused(
+    api: Api, metadata: dict[str, Any], status: int, call: str, data: bytes, headers: dict[str, str]
+) -> None:
+    """Damaged, too wide and wrong tables are answered like wrong JSON, and nothing of them is learned."""
+    path = await api.make(metadata, REGRESSOR)
+    (await api.call("POST", f"{path}/{call}", data=io.BytesIO(data), headers=headers)).problem(status)
+    assert (await api.model(path))["inbox"] == 0
+
+
+async def test_a_table_has_no_place_for_metadata(api: Api) -> None:
+    """The calls by metadata answer 415 to a table, and where to send it."""
+    for call in ("partial_fit", "predict", "score"):
+        problem = (await api.call("POST", f"/v1/{call}", data=npy([[1.0, 2.0]]), headers=NPY)).problem(415)
+        assert "/v1/models/{hash}/" in problem["detail"]
+
+
+async def test_a_gateway_without_arrow_says_what_to_install(
+    lonely: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pyarrow is not installed, Arrow bodies answer 415 and name the extra."""
+    monkeypatch.setattr(frames, "AVAILABLE", False)
+    path = await lonely.make(metadata, REGRESSOR)
+    refused = await lonely.call("POST", f"{path}/partial_fit", data=arrow(a=[1], y=[1]), headers=ARROW)
+    assert "keepfit[frames]" in refused.problem(415)["detail"]
+
+
+BLOCK = np.linspace(-1, 1, 1 << 17).tobytes()
+BLOCKS = 30
+
+
+async def blocks(head: bytes) -> AsyncIterator[bytes]:
+    """Yield a body of 30 MiB, of which the sender never has more than one."""
+    yield head
+    for _ in range(BLOCKS):
+        yield BLOCK
+
+
+@pytest.mark.parametrize("form", [schemas.PartialFit, schemas.Predict])
+async def test_a_large_array_is_never_in_memory_twice(form: type[schemas.Form]) -> None:
+    """From the socket to rows, 30 MiB of float64 take little more than themselves."""
+    shaped: list[Rows] = []
+    recipe = parse({"estimator": "SGDRegressor"})
+
+    async def handler(request: web.Request) -> web.Response:
+        _, sent = await rows_body.read(request, Settings(), form, "0" * 64)
+        learning = form is schemas.PartialFit
+        shaped.append(await beside_loop(sent.size, sent.shape, recipe, learning=learning))
+        return web.Response()
+
+    head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]
+    app = web.Application()
+    app[ROOM] = Room(1 << 20)
+    app.router.add_post("/", handler)
+    runner = web.AppRunner(app, auto_decompress=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        async with aiohttp.ClientSession() as http:
+            tracemalloc.start()
+            host, port = runner.addresses[0][:2]
+            async with http.post(f"http://{host}:{port}/", data=blocks(head), headers=NPY) as response:
+                assert response.status == 200
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        await runner.cleanup()
+    assert shaped[0].n * 64 == BLOCKS * len(BLOCK)
+    assert peak < 1.5 * BLOCKS * len(BLOCK)

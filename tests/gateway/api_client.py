@@ -1,0 +1,190 @@
+"""The gateway's API as tests call it: one object with the few calls that most tests make, and checks of all answers."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from keepfit.model.bundle import Bundle
+from keepfit.recipe import recipe as recipes
+from keepfit.rows import rows
+from keepfit.settings import Settings
+from keepfit_gateway import app
+
+DEADLINE_S = 30.0
+WAIT = {"Prefer": "wait=10"}
+# Parts of tracebacks and of paths on this machine.
+INSIDES = ("Traceback", 'File "', ".py", "site-packages", "/tmp/", "/work/", "0x7f")
+
+REGRESSOR: Mapping[str, Any] = {"estimator": "SGDRegressor"}
+CLASSIFIER: Mapping[str, Any] = {"estimator": "SGDClassifier", "classes": ["no", "yes"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, read to its end."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read an answer as it came over the wire, whose body is all that follows its head."""
+        head, _, body = data.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        fields = (line.partition(":") for line in lines)
+        headers = CIMultiDict([(name, value.strip()) for name, _, value in fields])
+        return cls(int(status_line.split()[1]), CIMultiDictProxy(headers), body)
+
+    def json(self) -> Any:
+        """Return the body as JSON."""
+        return json.loads(self.body)
+
+    def of(self, status: int) -> Any:
+        """Return the body as JSON of an answer that must have this status."""
+        assert self.status == status, (self.status, self.body[:1000])
+        assert self.headers["Content-Type"].startswith("application/json")
+        return self.json()
+
+    def problem(self, status: int) -> dict[str, Any]:
+        """Return the problem document of an answer that must be one and have this status."""
+        assert self.status == status, (self.status, self.body[:1000])
+        assert self.headers["Content-Type"] == "application/problem+json"
+        document: dict[str, Any] = self.json()
+        assert {"type", "title", "status", "detail"} <= document.keys() <= {*document, "errors"}
+        assert document["type"].startswith("urn:keepfit:problem:")
+        assert document["title"] == HTTPStatus(status).phrase
+        assert document["status"] == status
+        assert document["detail"]
+        text = self.body.decode()
+        assert not [inside for inside in INSIDES if inside in text]
+        return document
+
+
+class Api:
+    """Calls of a gateway; no answer may hold one of `secrets`."""
+
+    def __init__(self, http: aiohttp.ClientSession, secrets: tuple[str, ...] = ()) -> None:
+        self._http = http
+        self._secrets = secrets
+
+    @property
+    def url(self) -> str:
+        """Return the gateway's address."""
+        return str(self._http._base_url)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Make one call, with `document` as its JSON body or `data` as its body in bytes."""
+        if data is not None:
+            headers = {"Content-Type": "application/json", **(headers or {})}
+        async with self._http.request(
+            method, path, json=document, data=data, headers=headers, params=params
+        ) as response:
+            reply = Reply(response.status, response.headers, await response.read())
+        everything = f"{reply.headers} {reply.body!r}"
+        assert not [secret for secret in self._secrets if secret in everything]
+        return reply
+
+    async def get(self, path: str, **params: str) -> Reply:
+        """GET a path."""
+        return await self.call("GET", path, params=params)
+
+    async def post(self, path: str, document: Any, headers: Mapping[str, str] | None = None) -> Reply:
+        """POST a document."""
+        return await self.call("POST", path, document, headers=headers)
+
+    async def make(self, metadata: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+        """Make a model; return its path."""
+        reply = await self.post("/v1/models", {"metadata": metadata, "recipe": recipe})
+        model: dict[str, Any] = reply.of(201)
+        return f"/v1/models/{model['hash']}"
+
+    async def model(self, path: str) -> dict[str, Any]:
+        """Describe a model."""
+        described: dict[str, Any] = (await self.get(path)).of(200)
+        return described
+
+    async def learn(self, path: str, X: Any, y: Any = None, **more: Any) -> dict[str, Any]:
+        """Have a model learn rows, and wait until it has."""
+        document = {"X": X, **more} if y is None else {"X": X, "y": y, **more}
+        learned: dict[str, Any] = (await self.post(f"{path}/partial_fit", document, WAIT)).of(200)
+        return learned
+
+    async def predict(self, path: str, X: Any, **more: Any) -> dict[str, Any]:
+        """Predict rows."""
+        predicted: dict[str, Any] = (await self.post(f"{path}/predict", {"X": X, **more})).of(200)
+        return predicted
+
+
+class Twin:
+    """A model in this process that learns by the library's own calls: what a model behind the gateway must equal."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.recipe = recipes.parse(dict(document))
+        self.bundle = Bundle.new(self.recipe)
+
+    def learn(self, X: Any, y: Any = None, sample_weight: Any = None) -> None:
+        """Learn one request's rows."""
+        self.bundle.partial_fit(rows.shape(self.recipe, X, y, sample_weight, learning=True))
+
+    def predict(self, X: Any) -> list[Any]:
+        """Predict rows."""
+        return self.bundle.predict(rows.shape(self.recipe, X, learning=False))
+
+    def predict_proba(self, X: Any) -> list[list[float]]:
+        """Predict probabilities of rows."""
+        return self.bundle.predict_proba(rows.shape(self.recipe, X, learning=False))
+
+
+@asynccontextmanager
+async def serving(settings: Settings, secrets: tuple[str, ...] = ()) -> AsyncIterator[Api]:
+    """Run a gateway in this process, on a free port."""
+    async with (
+        app.serving(settings.model_copy(update={"port": 0})) as url,
+        aiohttp.ClientSession(url) as http,
+    ):
+        yield Api(http, secrets)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE_S) -> None:
+    """Wait until `condition` holds, looking often; fail with `what` when `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open a connection to a gateway, for what no HTTP client would send."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def exchange(url: str, data: bytes) -> bytes:
+    """Send bytes and return all that comes back until the gateway closes the connection."""
+    async with connected(url) as (reader, writer), asyncio.timeout(DEADLINE_S):
+        writer.write(data)
+        return await reader.read()

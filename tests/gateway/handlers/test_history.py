@@ -1,0 +1,98 @@
+"""GET /v1/history: documents by time, points of their numbers, and what is refused."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from keepfit.history import Timeline
+from keepfit.settings import Settings
+from tests.gateway.api_client import Api, serving
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
+COUNT = 6
+
+
+@pytest.fixture
+async def timeline(settings: Settings) -> AsyncIterator[Timeline]:
+    """Open the timeline of the lonely gateway, with some documents a minute apart."""
+    async with Timeline.open(settings.mongo_url.get_secret_value()) as opened:
+        await opened.bulk_upsert(
+            {"type": "vote", "timestamp": NOON + 60 * n, "n": n, "brand": ("nike", "puma")[n % 2], "limit": "x"}
+            for n in range(COUNT)
+        )
+        yield opened
+
+
+@pytest.mark.usefixtures("timeline")
+async def test_documents_are_asked_for_by_time(lonely: Api) -> None:
+    """Each parameter does what its name says; any other is a key of metadata, whose text may mean a number."""
+
+    async def numbers(**query: str) -> list[int]:
+        answer = (await lonely.get("/v1/history", type="vote", **query)).of(200)
+        assert answer.keys() == {"documents"}
+        return [document["n"] for document in answer["documents"]]
+
+    assert await numbers() == [5, 4, 3, 2, 1, 0]
+    assert await numbers(limit="2", page="2") == [3, 2]
+    assert await numbers(last="") == await numbers(last="true") == await numbers(last="1") == [5]
+    assert await numbers(last="2", brand="nike") == [4, 2]
+    assert await numbers(after=str(NOON + 60), before="2026-11-20T12:03Z") == [2, 1]
+    assert await numbers(closest=str(NOON + 89)) == [1]
+    assert await numbers(brand="puma", n="3") == [3]
+    assert await numbers(n='{"$gt": 0}') == await numbers(**{"$where": "true"}) == []
+    assert await numbers(hash="0" * 64) == []
+    first = (await lonely.get("/v1/history", n="0")).of(200)["documents"]
+    assert first == [{"type": "vote", "timestamp": NOON, "n": 0, "brand": "nike", "limit": "x"}]
+
+
+@pytest.mark.usefixtures("timeline")
+async def test_points_are_asked_for_with_every(lonely: Api) -> None:
+    """With `every` there are points: time and value, and the group's value where they are grouped."""
+
+    async def points(**query: str) -> list[dict[str, Any]]:
+        answer = (await lonely.get("/v1/history", type="vote", **query)).of(200)
+        assert answer.keys() == {"points"}
+        return list(answer["points"])
+
+    assert await points(every="2m", field="n") == [
+        {"timestamp": NOON + 120 * n, "value": 2 * n + 0.5} for n in range(3)
+    ]
+    assert await points(every="1h", stat="count") == [{"timestamp": NOON, "value": 6}]
+    grouped = await points(every="1h", stat="max", field="n", group="brand")
+    assert grouped == [
+        {"timestamp": NOON, "value": 4, "group": "nike"},
+        {"timestamp": NOON, "value": 5, "group": "puma"},
+    ]
+    window = {"after": str(NOON), "before": str(NOON + 180), "every": "1m", "field": "n", "brand": "nike"}
+    assert [point["value"] for point in await points(fill="null", **window)] == [0, None, 2]
+    assert [point["value"] for point in await points(fill="linear", rate="1h", moving="2", **window)] == [60, 60]
+    assert await points(every="1h", field="absent") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("type=a&type=b", 400), ("limit=0", 400), ("limit=1001", 400), ("page=0", 400), ("last=x", 400),
+        ("last=1&limit=2", 400), ("before=whenever", 400), ("before=next%20friday", 400), ("after=nan", 400),
+        ("closest=now&before=now", 400), ("hash=x", 400), ("every=5", 400), ("every=0s&field=n", 400),
+        ("every=1m&limit=5&field=n", 400), ("stat=mean", 400), ("every=1m&stat=avg&field=n", 400),
+        ("every=1m&field=a..b", 400), ("every=1m&field=$x", 400), ("every=1m&field=n&fill=inf", 400),
+        ("every=1m&field=n&moving=0", 400), ("every=1m&field=n&rate=x", 400),
+        ("every=1m", 422), ("every=1m&field=n&fill=next", 422), ("every=1s&field=n&after=0&before=now", 422),
+        ("limit=1000&page=101", 422),
+    ],
+)  # fmt: skip
+async def test_what_is_no_question_is_refused(api: Api, query: str, status: int) -> None:
+    """Parameters without their form are 400, those that ask for too much or nothing 422, before MongoDB is asked."""
+    (await api.call("GET", f"/v1/history?{query}")).problem(status)
+
+
+async def test_mongo_away_is_503(settings: Settings) -> None:
+    """Without MongoDB the answer is a 503 that says so and when to come again."""
+    away = settings.model_copy(update={"mongo_url": type(settings.mongo_url)("mongodb://127.0.0.1:1/keepfit")})
+    async with serving(away) as api:
+        answer = await api.get("/v1/history", type="vote")
+        assert "MongoDB is away" in answer.problem(503)["detail"]
+        assert answer.headers["Retry-After"] == "1"

@@ -1,0 +1,250 @@
+"""The row log as gateways write it: nothing is answered before it is there, and what was refused can be sent again."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepfit.backends import redis_clients, redis_keys
+from keepfit.backends.blobs import LocalStorage, S3Storage
+from keepfit.errors import UnavailableError
+from keepfit.identity import hash_of
+from keepfit.recipe.recipe import parse
+from keepfit.rowlog.row_log import Call, RowLog, open_log
+from keepfit.rows import rows
+from keepfit.rows.rows import Rows
+from keepfit.settings import Settings
+from keepfit.store import inbox
+from keepfit.store.models import Install
+from keepfit_gateway.learning import recorder
+from tests.factories import Workshop, workshop
+from tests.gateway.api_client import Api, Reply, eventually, serving
+
+RECIPE: dict[str, Any] = {"estimator": "SGDRegressor", "features": {"a": "number", "b": "number"}}
+ROWS: dict[str, Any] = {"X": [[1.0, 2.0]], "y": [1.0]}
+METADATA = {"type": "shoes"}
+
+
+@pytest.fixture(params=["local", "s3"])
+def logged(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a row log of each kind."""
+    url = (tmp_path / "log").as_uri() if request.param == "local" else request.getfixturevalue("s3_url")
+    return settings.model_copy(update={"row_log_url": url})
+
+
+@pytest.fixture
+def local(settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a row log in a folder."""
+    return settings.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
+
+
+def fit(api: Api, path: str, key: str = "", **document: Any) -> "asyncio.Task[Reply]":
+    """Send rows."""
+    headers = {"Idempotency-Key": key} if key else None
+    return asyncio.create_task(api.post(f"{path}/partial_fit", document or ROWS, headers))
+
+
+def found(settings: Settings, path: str) -> list[Call]:
+    """All calls of a model that are in the log, in order."""
+    log = open_log(settings.row_log_url)
+    assert log is not None
+    calls = log.look().calls(path.rpartition("/")[2], None)
+    return sorted(calls, key=lambda call: (call.origin, call.sequence, call.at))
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Hold up writes to the log until the block gives so many of them free."""
+    gate, write = threading.Semaphore(0), RowLog.write
+
+    def wait(log: RowLog, calls: Any) -> None:
+        assert gate.acquire(timeout=30)
+        write(log, calls)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowLog, "write", wait)
+        yield gate.release
+        gate.release(1000)
+
+
+async def test_what_is_answered_with_202_is_in_the_log_whole(logged: Settings) -> None:
+    """Rows with and without keys, and such that Redis has in keys of their own: as they stand in Redis."""
+    wanted, count = parse(RECIPE), inbox.CALL_BYTES_MAX // 16
+    many = {"X": [[float(i), 0.5] for i in range(count)], "y": [float(i) for i in range(count)]}
+    async with serving(logged) as api:
+        path = await api.make(METADATA, RECIPE)
+        (await fit(api, path)).of(202)
+        (await fit(api, path, "mine")).of(202)
+        (await fit(api, path, "large", **many)).of(202)
+        first, keyed, large = found(logged, path)
+    for call, document in ((first, ROWS), (keyed, ROWS), (large, many)):
+        (payload,) = call.payloads
+        assert Rows.decode(payload) == rows.shape(wanted, document["X"], document["y"], learning=True)
+    assert [(c.origin, c.sequence, c.name) for c in (first, keyed, large)] == [
+        (1, 1, ""), (1, 2, "c:mine"), (1, 3, "c:large"),
+    ]  # fmt: skip
+    client = redis_clients.store_sync(logged)
+    try:
+        # What tells a repeat is what Redis compares.
+        seen = client.get(redis_keys.idempotency(first.hash, "c:mine"))
+        assert isinstance(seen, bytes)
+        assert seen.decode().split(" ")[0] == keyed.digest
+        seconds, _ = client.time()  # type: ignore[misc]
+        assert first.at <= keyed.at <= large.at <= seconds + 1
+        entries: Any = client.xrange(redis_keys.inbox(first.hash))
+        assert [fields[b"rows"] for _, fields in entries if b"big" not in fields] == [
+            *first.payloads, *keyed.payloads,
+        ]  # fmt: skip
+    finally:
+        client.close()
+
+
+async def test_what_comes_during_a_write_goes_with_the_next(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and changes are accepted while the log is written, and wait for their answers; one object takes them all."""
+    async with serving(local) as api:
+        path = await api.make(METADATA, RECIPE)
+        with held(monkeypatch) as give_free:
+            sent = [fit(api, path)]
+            await eventually(lambda: _accepted(local, path, 1), "the first request being accepted")
+            sent += [fit(api, path, f"k{i}") for i in range(40)]
+            await eventually(lambda: _accepted(local, path, 41), "all requests being accepted")
+            change = api.call("PATCH", path, {"params": {"alpha": 0.5}}, headers={"Prefer": "wait=0"})
+            sent.append(asyncio.create_task(change))
+            await eventually(lambda: _accepted(local, path, 42), "the change being accepted")
+            assert not [task for task in sent if task.done()]
+            give_free(1)
+            assert (await sent[0]).of(202)["sequence"] == 1
+            assert not [task for task in sent[1:] if task.done()]
+            give_free(1)
+            answers = [(await task).of(202) for task in sent[1:]]
+        assert sorted(answer["sequence"] for answer in answers) == list(range(2, 43))
+    log = open_log(local.row_log_url)
+    assert log is not None
+    calls = found(local, path)
+    assert [call.sequence for call in calls] == list(range(1, 43))
+    assert inbox.change_of(calls[-1].payloads[0]) == {"alpha": 0.5}
+    assert len(log.paths("n", "n~")) == 2
+
+
+async def _accepted(settings: Settings, path: str, count: int) -> bool:
+    client = redis_clients.store_async(settings)
+    try:
+        return bool(await client.hget(redis_keys.state(path.rpartition("/")[2]), "accepted") == b"%d" % count)
+    finally:
+        await client.aclose()
+
+
+async def test_a_log_that_is_away_refuses_and_a_repeat_is_taken_once(
+    logged: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to meet it hears that Redis has the rows, the next that nothing is accepted; a repeat counts once."""
+
+    def refuse(*_: Any) -> None:
+        raise UnavailableError("No space left on device")
+
+    async with serving(logged) as api:
+        path = await api.make(METADATA, RECIPE)
+        assert (await api.get("/readyz")).of(503)["row_log"] == "ok"
+        with monkeypatch.context() as patch:
+            for storage in (LocalStorage, S3Storage):
+                patch.setattr(storage, "put", refuse)
+            first = (await fit(api, path, "mine")).problem(503)
+            assert "Redis has accepted this, and the row log did not take it" in first["detail"]
+            assert "nothing is accepted" in (await fit(api, path, "mine")).problem(503)["detail"]
+            assert "nothing is accepted" in (await fit(api, path, "other")).problem(503)["detail"]
+            ready = (await api.get("/readyz")).json()
+            assert "takes nothing" in ready["row_log"]
+            assert 'keepfit_part_up{part="row_log"} 0.0' in (await api.get("/metrics")).body.decode()
+            assert await _accepted(logged, path, 1)
+            assert found(logged, path) == []
+        for _ in range(2):
+            assert (await fit(api, path, "mine")).of(202)["sequence"] == 1
+        assert (await fit(api, path, "other")).of(202)["sequence"] == 2
+        assert (await api.get("/readyz")).json()["row_log"] == "ok"
+        assert 'keepfit_part_up{part="row_log"} 1.0' in (await api.get("/metrics")).body.decode()
+        assert await _accepted(logged, path, 2)
+    assert {(call.origin, call.sequence, call.name) for call in found(logged, path)} == {
+        (1, 1, "c:mine"), (1, 2, "c:other"),
+    }  # fmt: skip
+
+
+async def test_a_log_that_hangs_holds_up_one_write(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a write hears of it in time, who comes after it at once; when it wakes up all goes on."""
+    async with serving(local) as api:
+        path = await api.make(METADATA, RECIPE)
+        with held(monkeypatch) as give_free:
+            monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.2)
+            assert "did not take it" in (await fit(api, path, "mine")).problem(503)["detail"]
+            assert "nothing is accepted" in (await fit(api, path, "mine")).problem(503)["detail"]
+            monkeypatch.setattr(recorder, "WRITE_S_MAX", 30.0)
+            give_free(2)
+
+            async def taken() -> bool:
+                return (await fit(api, path, "mine")).status == 202
+
+            await eventually(taken, "the log waking up")
+    assert {(call.origin, call.sequence, call.name) for call in found(local, path)} == {(1, 1, "c:mine")}
+
+
+@pytest.mark.parametrize("event", ["deleted", "restored", "lost a tail"])
+async def test_a_model_that_changes_while_the_log_is_written_is_not_answered_for(
+    local: Settings, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    """Whoever restored it may have read the log before: a 503, and what is sent again is accepted for what is there."""
+    async with serving(local) as api, workshop(local) as shop:
+        path = await api.make(METADATA, RECIPE)
+        model_hash = hash_of(METADATA)
+        with held(monkeypatch) as give_free:
+            sent = fit(api, path, "mine")
+            await eventually(lambda: _accepted(local, path, 1), "the request being accepted")
+            if event == "lost a tail":
+                shop.redis.hset(redis_keys.state(model_hash), "accepted", 0)
+                shop.redis.delete(redis_keys.inbox(model_hash), redis_keys.idempotency(model_hash, "c:mine"))
+            else:
+                shop.lose(model_hash)
+            if event == "restored":
+                await _restore(shop, model_hash)
+            give_free(1)
+            problem = (await sent).problem(503)
+            assert "restored, deleted or made again" in problem["detail"]
+            if event == "deleted":
+                await _restore(shop, model_hash)
+            give_free(1)
+            assert (await fit(api, path, "mine")).of(202)["sequence"] == 1
+    expected = [(1, 1), (1, 1)] if event == "lost a tail" else [(1, 1), (2, 1)]
+    assert [(call.origin, call.sequence) for call in found(local, path)] == expected
+
+
+async def _restore(shop: Workshop, model_hash: str) -> None:
+    """Bring a model back as it was made, as a worker does that finds nothing in the log."""
+    registered = await shop.history.registered(model_hash)
+    assert registered is not None
+    generation = await shop.history.next_generation(model_hash, registered.born)
+    assert generation == 2
+    texts = registered.metadata_text, registered.recipe_text
+    assert await shop.store.install(Install(model_hash, *texts, generation, born=registered.born))
+
+
+async def test_what_is_retried_is_logged_under_its_new_sequence(logged: Settings) -> None:
+    """Requests that were put aside, large ones too, are in the log like new ones; while it is away they stay."""
+    large = {"X": [[1.0, 2.0]] * 40_000, "y": [1.0] * 40_000}
+    async with serving(logged) as api, workshop(logged) as shop:
+        path = await api.make(METADATA, RECIPE)
+        model_hash = hash_of(METADATA)
+        for document in (ROWS, large):
+            (await fit(api, path, **document)).of(202)
+        for _ in range(2):
+            taken = shop.ledger.take(model_hash, "t", "")
+            assert taken is not None
+            bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
+            shop.ledger.commit(taken, bundle, 1, "t", "refused")
+        assert (await api.model(path))["inbox"] == 0
+        answer = (await api.post(f"{path}/dead/retry", {})).of(202)
+        assert (answer["accepted"], answer["sequence"], answer["left"]) == (2, 4, 0)
+    calls = found(logged, path)
+    assert [(call.origin, call.sequence, call.name) for call in calls] == [(1, n, "") for n in range(1, 5)]
+    assert [call.payloads for call in calls[2:]] == [call.payloads for call in calls[:2]]

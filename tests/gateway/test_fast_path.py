@@ -1,0 +1,111 @@
+"""Small requests go a short way: what comes of it is what the long way gives."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, exchange
+
+LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
+ROWS = {"X": [[1.0, 2.0]]}
+SHORT = {"Content-Type": "application/json"}
+# The same to a reader, and not what the short way looks for.
+LONG = {"Content-Type": "application/json; charset=utf-8"}
+
+
+@pytest.fixture
+async def path(api: Api, metadata: dict[str, Any]) -> str:
+    """Return the path of a model that has learned a row."""
+    made = await api.make(metadata, REGRESSOR)
+    await api.learn(made, **LABELLED)
+    return made
+
+
+async def both(api: Api, path: str, document: Any, **headers: str) -> tuple[Reply, Reply]:
+    """Send the same body the short and the long way; return both answers."""
+    body = json.dumps(document).encode()
+    short = await api.call("POST", path, data=body, headers={**SHORT, **headers})
+    return short, await api.call("POST", path, data=body, headers={**LONG, **headers})
+
+
+def fields(reply: Reply) -> dict[str, str]:
+    """Return the header fields, but for the time and the request's own name."""
+    own = ("Date", "Age", "X-Request-Id")
+    return {name.title(): value for name, value in reply.headers.items() if name.title() not in own}
+
+
+@pytest.mark.parametrize("by_metadata", [False, True])
+async def test_predictions_are_the_same_both_ways(
+    api: Api, path: str, metadata: dict[str, Any], by_metadata: bool
+) -> None:
+    """Status, header fields and body are equal, computed or given again."""
+    where, document = ("/v1/predict", {**ROWS, "metadata": metadata}) if by_metadata else (f"{path}/predict", ROWS)
+    for headers in ({"Cache-Control": "no-cache"}, {}, {}):
+        short, long = await both(api, where, document, **headers)
+        assert (short.status, fields(short), short.body) == (long.status, fields(long), long.body)
+        assert ("Age" in short.headers) == ("Age" in long.headers) == (not headers)
+
+
+async def test_accepting_is_the_same_both_ways(api: Api, path: str) -> None:
+    """Rows are accepted with the same answer, but for their sequence."""
+    short, long = await both(api, f"{path}/partial_fit", LABELLED)
+    first, second = short.of(202), long.of(202)
+    assert second.pop("sequence") == first.pop("sequence") + 1
+    first.pop("version")
+    second.pop("version")
+    assert (first, fields(short)) == (second, fields(long))
+
+
+@pytest.mark.parametrize(
+    ("call", "document", "status"),
+    [
+        ("predict", {"X": [[1.0]]}, 422),
+        ("predict", {"X": []}, 422),
+        ("predict", {"X": [[1.0, "a"]]}, 422),
+        ("predict", {"Y": [[1.0]]}, 400),
+        ("partial_fit", {"X": [[1.0, 2.0]], "y": []}, 422),
+        ("partial_fit", {"X": [[1.0, 2.0, 3.0]], "y": [1.0]}, 422),
+    ],
+)
+async def test_errors_are_the_same_both_ways(api: Api, path: str, call: str, document: Any, status: int) -> None:
+    """What is wrong is said in the same words."""
+    short, long = await both(api, f"{path}/{call}", document)
+    assert short.problem(status) == long.problem(status)
+    assert fields(short) == fields(long)
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "stays"),
+    [("1.1", None, True), ("1.1", "close", False), ("1.0", None, False), ("1.0", "keep-alive", True)],
+)
+async def test_connections_end_as_http_has_it(
+    api: Api, path: str, version: str, connection: str | None, stays: bool
+) -> None:
+    """The short way keeps a connection, or closes it and says so, as RFC 9112 has it for each version."""
+    body = json.dumps(ROWS).encode()
+    head = f"POST {path}/predict HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Connection: {connection}\r\n" if connection else ""
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    last = request.replace(f"HTTP/{version}".encode(), b"HTTP/1.1").replace(b"Host: x", b"Host: x\r\nConnection: close")
+    data = await exchange(api.url, request + (last if stays else b""))
+    assert data.count(b'{"hash"') == 1 + stays
+    assert data.startswith(f"HTTP/{version} 200 OK\r\n".encode())
+    first = data.split(b"\r\n\r\n", 1)[0]
+    if not stays and version == "1.1":
+        assert b"Connection: close" in first
+    if stays and version == "1.0":
+        assert b"Connection: keep-alive" in first
+
+
+async def test_a_client_that_leaves_at_once_harms_nobody(api: Api, path: str) -> None:
+    """An answer to a connection that is closed meanwhile is dropped without a word in the log."""
+    body = json.dumps(ROWS).encode()
+    head = f"POST {path}/predict HTTP/1.1\r\nHost: {urlsplit(api.url).netloc}\r\nContent-Type: application/json\r\n"
+    head += f"Cache-Control: no-cache\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(20):
+        async with connected(api.url) as (_, writer):
+            writer.write(head.encode() + body)
+            await writer.drain()
+    assert (await api.predict(path, **ROWS))["rows_seen"] == 1

@@ -1,0 +1,363 @@
+"""Storage: one contract for a local folder and S3, and what each of them does when it cannot keep it."""
+
+import errno
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+
+from keepfit.backends.blobs import Entry, LocalStorage, S3Storage, Storage, open_storage
+from keepfit.errors import SettingsError, UnavailableError
+from keepfit.local.stack import free_port
+from tests.servers import S3_ENVIRONMENT, wait_until
+
+PATH = "ab12/1/7-c0ffee"
+
+WRITE_FOR_EVER = """
+import hashlib, os, sys
+from keepfit.backends.blobs import open_storage
+storage = open_storage(sys.argv[1])
+while True:
+    data = os.urandom(300_000)
+    storage.put(f"model/1/{hashlib.sha256(data).hexdigest()}", data)
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Open an empty storage of each kind."""
+    url = (tmp_path / "snapshots").as_uri() if request.param == "local" else request.getfixturevalue("s3_url")
+    return open_storage(url)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStorage:
+    """Open an empty local storage."""
+    return LocalStorage((tmp_path / "snapshots").as_uri())
+
+
+@pytest.fixture
+def s3_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Storage]:
+    """Open S3 at an address where nothing listens."""
+    for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield S3Storage("s3://bucket/snapshots")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_blob_is_read_back_as_it_was_written(storage: Storage) -> None:
+    """What was put is what is got, by this object and by one opened later."""
+    storage.put(PATH, b"a bundle\0\xff")
+    assert storage.get(PATH) == b"a bundle\0\xff"
+    assert open_storage(storage.url).get(PATH) == b"a bundle\0\xff"
+
+
+def test_a_missing_blob_is_none(storage: Storage) -> None:
+    """Where other blobs are, one that was never put is None, beside them and below them."""
+    storage.put(PATH, b"one")
+    assert storage.get("ab12/1/8-c0ffee") is None
+    assert storage.get("never/1/1-0") is None
+
+
+def test_the_same_path_again_replaces_the_blob(storage: Storage) -> None:
+    """A second put under the same path wins, be it shorter or longer."""
+    for data in (b"first", b"2", b"third and longest"):
+        storage.put(PATH, data)
+        assert storage.get(PATH) == data
+
+
+def test_a_large_blob_survives_whole(storage: Storage) -> None:
+    """A bundle of several megabytes comes back bit for bit."""
+    data = os.urandom(6 * 2**20)
+    storage.put(PATH, data)
+    assert storage.get(PATH) == data
+
+
+def test_an_empty_blob_is_a_blob(storage: Storage) -> None:
+    """No bytes are something else than no blob."""
+    storage.put(PATH, b"")
+    assert storage.get(PATH) == b""
+
+
+def test_uri_is_the_storage_s_address_and_the_path(storage: Storage) -> None:
+    """The address for people joins URL and path with one slash, however the URL was written."""
+    assert storage.uri(PATH) == f"{storage.url}/{PATH}"
+    assert open_storage(storage.url + "/").uri(PATH) == storage.uri(PATH)
+
+
+FAR = "g"
+
+
+def test_what_is_there_is_listed_by_folder(storage: Storage) -> None:
+    """All blobs of the folders behind one name and up to another are found, with the time of their writing."""
+    began_s = time.time()
+    paths = {f"{name}/{number}/1-c0ffee" for name in ("aa", "ab", "ac", "b0") for number in (1, 12)}
+    for path in paths:
+        storage.put(path, b"x")
+    storage.put("keepfit-history", b"beside the folders")
+    assert {entry.path for entry in storage.list("", FAR)} == paths
+    assert {entry.path for entry in storage.list("aa", "ac")} == {path for path in paths if path[:2] in ("ab", "ac")}
+    assert list(storage.list("b0", FAR)) == []
+    for entry in storage.list("", FAR):
+        assert began_s - 2 < entry.modified_s < time.time() + 2
+        assert entry.unfinished == ""
+
+
+def test_a_storage_that_was_never_used_holds_nothing(storage: Storage) -> None:
+    """Where there never was a blob none is listed, and there is none to delete."""
+    assert list(storage.list("", FAR)) == []
+    storage.delete([])
+
+
+def test_more_than_one_page_is_listed_and_deleted(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 gives a thousand at a time, or fewer, and takes a thousand: all pages are gone through."""
+    monkeypatch.setattr("keepfit.backends.blobs.DELETED_AT_ONCE", 2)
+    storage = S3Storage(s3_url)
+    paths = [f"ab/1/{number}-c0ffee" for number in range(7)]
+    for path in paths:
+        storage.put(path, b"x")
+    real = storage._fs.call_s3
+
+    def short(method: str, **given: Any) -> Any:
+        return real(method, **given, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(storage._fs, "call_s3", short)
+    assert sorted(entry.path for entry in storage.list("", FAR)) == paths
+    storage.delete([Entry(path) for path in paths[1:]])
+    assert [entry.path for entry in storage.list("", FAR)] == paths[:1]
+
+
+def test_what_is_deleted_is_gone_and_nothing_else(storage: Storage) -> None:
+    """Blobs are deleted by their path; one that is not there is as good as deleted, its folder can be used again."""
+    storage.put(PATH, b"one")
+    storage.put("ab12/1/8-c0ffee", b"two")
+    storage.delete([Entry(PATH), Entry("ab12/2/9-c0ffee")])
+    assert (storage.get(PATH), storage.get("ab12/1/8-c0ffee")) == (None, b"two")
+    storage.delete([Entry(PATH), Entry("ab12/1/8-c0ffee")])
+    assert list(storage.list("", FAR)) == []
+    storage.put(PATH, b"again")
+    assert storage.get(PATH) == b"again"
+
+
+def test_folders_may_go_while_others_write_to_them(storage: Storage) -> None:
+    """One writes and another deletes in the same folder: what was written last is there."""
+    paths = [f"ab12/1/{number}-c0ffee" for number in range(20)]
+
+    def write_and_delete(path: str) -> None:
+        for _ in range(5):
+            storage.put(path, b"x")
+            storage.delete([Entry(path)])
+        storage.put(path, path.encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write_and_delete, paths))
+    assert [storage.get(path) for path in paths] == [path.encode() for path in paths]
+
+
+def test_readers_see_whole_blobs_only(storage: Storage) -> None:
+    """While a blob is replaced again and again, every read gives one of its versions, never a mixture or nothing."""
+    versions = [bytes([number]) * 200_000 for number in range(8)]
+    storage.put(PATH, versions[0])
+
+    def write() -> None:
+        for _ in range(3):
+            for version in versions:
+                storage.put(PATH, version)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        seen = [storage.get(PATH)]
+        while not writing.done():
+            seen.append(storage.get(PATH))
+        writing.result()
+    assert set(seen) <= set(versions)
+    assert storage.get(PATH) == versions[-1]
+
+
+def test_the_same_blob_may_be_written_by_many_at_once(storage: Storage) -> None:
+    """Several snapshotters that save the same bundle leave that bundle."""
+    data = os.urandom(100_000)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: storage.put(PATH, data), range(16)))
+    assert storage.get(PATH) == data
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://host/path",
+        "https://bucket.s3.amazonaws.com/x",
+        "ftp://host/path",
+        "file://host/path",
+        "file:///",
+        "file:////",
+        "file:relative/path",
+        "file:///path?versions",
+        "file:///path#1",
+        "s3://",
+        "s3:///prefix",
+        "S3",
+        "/var/lib/keepfit",
+        "memory://x",
+        "http://[",
+        "s3://[",
+    ],
+)
+def test_other_addresses_are_refused(url: str) -> None:
+    """An address that is neither file:///path nor s3://bucket/prefix is a SettingsError that names the variable."""
+    with pytest.raises(SettingsError, match=r"KEEPFIT_SNAPSHOT_URL.*neither file:///path nor s3://bucket/prefix"):
+        open_storage(url)
+
+
+def test_a_folder_with_odd_characters_is_found(tmp_path: Path) -> None:
+    """Blanks and the like are percent-encoded in the URL and not on disk."""
+    folder = tmp_path / "my models #1"
+    open_storage(folder.as_uri()).put(PATH, b"x")
+    assert (folder / PATH).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("death", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_nothing_partial_is_left_when_the_rename_never_comes(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: BaseException
+) -> None:
+    """A put that ends between write and rename leaves the blob of before, and no file of its own."""
+    local.put(PATH, b"before")
+
+    def rename(self: Path, target: Path) -> Path:
+        raise death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises((UnavailableError, KeyboardInterrupt)):
+            local.put(PATH, b"after")
+        with pytest.raises((UnavailableError, KeyboardInterrupt)):
+            local.put("new/1/1-0", b"after")
+    assert local.get(PATH) == b"before"
+    assert local.get("new/1/1-0") is None
+    assert [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()] == [tmp_path / "snapshots" / PATH]
+
+
+def test_a_killed_writer_leaves_whole_blobs_only(tmp_path: Path) -> None:
+    """After kill -9 in the middle of writing, each blob at its own name is whole."""
+    folder = tmp_path / "snapshots" / "model" / "1"
+    for _ in range(2):
+        before = len(list(folder.glob("*")))
+        command = [sys.executable, "-c", WRITE_FOR_EVER, (tmp_path / "snapshots").as_uri()]
+        with subprocess.Popen(command) as process:
+            wait_until(lambda at_least=before + 10: len(list(folder.glob("*"))) > at_least, "ten blobs")  # type: ignore[misc]
+            process.kill()
+    blobs = [path for path in folder.iterdir() if not path.name.startswith("tmp")]
+    assert len(blobs) >= 20
+    assert [path.name for path in blobs if hashlib.sha256(path.read_bytes()).hexdigest() != path.name] == []
+
+
+def test_data_is_synced_before_its_name_and_folders_after(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut finds no name without its data: the file is synced, then named, then each folder up to the root."""
+    events: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noted_sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(f"sync {path.relative_to(tmp_path) if path.is_dir() else 'data'}")
+        sync(descriptor)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    local.put(PATH, b"x")
+    assert events[:2] == ["sync data", "rename"]
+    assert set(events[2:]) == {"sync snapshots", "sync snapshots/ab12", "sync snapshots/ab12/1"}
+
+
+def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    """A folder that cannot be used is UnavailableError with the folder's name, for reading and writing."""
+    (tmp_path / "snapshots").write_text("no folder")
+    storage = open_storage((tmp_path / "snapshots").as_uri())
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots cannot be written"):
+        storage.put(PATH, b"x")
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots"):
+        storage.get(PATH)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(local: LocalStorage, tmp_path: Path) -> None:
+    """A write that the system refuses in its middle is UnavailableError, and what was written of it is gone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    try:
+        with pytest.raises(UnavailableError, match="snapshots cannot be written"):
+            local.put(PATH, bytes(1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert local.get(PATH) is None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_is_gone_is_not_a_missing_blob(local: LocalStorage, tmp_path: Path) -> None:
+    """A folder that is not mounted is UnavailableError, so that no snapshot is taken for damaged because of it."""
+    local.put(PATH, b"x")
+    (tmp_path / "snapshots").rename(tmp_path / "unmounted")
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
+        local.get(PATH)
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
+        local.delete([Entry(PATH)])
+
+
+def test_s3_away_is_said_soon(s3_away: S3Storage) -> None:
+    """Where no S3 answers, put and get are UnavailableError with the address, each within seconds."""
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be written"):
+        s3_away.put(PATH, b"x")
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
+        s3_away.get(PATH)
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be written"):
+        s3_away.delete([Entry(PATH)])
+    with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
+        list(s3_away.list("", FAR))
+    assert time.monotonic() - started < 30
+
+
+def test_a_bucket_that_is_not_there_is_not_a_missing_blob(s3_url: str) -> None:
+    """A wrong bucket is UnavailableError, so that no snapshot is taken for damaged because of it."""
+    with pytest.raises(UnavailableError, match="bucket does not exist"):
+        open_storage(f"s3://no{uuid.uuid4().hex}/snapshots").get(PATH)
+
+
+def test_wrong_s3_credentials_are_not_a_missing_blob(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials that S3 refuses are UnavailableError, never None."""
+    open_storage(s3_url).put(PATH, b"x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not it")
+    s3fs.S3FileSystem.clear_instance_cache()
+    refused = open_storage(s3_url)
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        refused.get(PATH)
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        refused.put(PATH, b"y")
+
+
+def test_an_upload_of_another_size_is_not_believed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put looks at what S3 kept, and is UnavailableError where that is not all."""
+    real = s3fs.S3FileSystem._info
+
+    async def short(self: Any, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {**await real(self, path, **kwargs), "size": 3}
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_info", short)
+    with pytest.raises(UnavailableError, match="kept 3 of 5 bytes"):
+        open_storage(s3_url).put(PATH, b"12345")

@@ -1,0 +1,31 @@
+"""Clients of Redis from the settings."""
+
+import pytest
+
+from keepfit.backends import redis_clients
+from keepfit.errors import SettingsError
+from keepfit.settings import Settings
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hush@host:port/0",
+        "http://:hush@host/0",
+        "hush",
+        "rediss://:hush@host:1/0?ssl_ca_cert=/misspelled.pem",
+        "rediss://:hush@host:1/0?ssl_cert_reqs=sometimes",
+    ],
+)
+def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
+    """A Redis URL that cannot be read is a SettingsError that names the settings and repeats nothing of the URL."""
+    settings = Settings(store_url=url)
+    for connect in (
+        redis_clients.store_sync,
+        redis_clients.queue_sync,
+        redis_clients.store_async,
+        redis_clients.queue_async,
+    ):
+        with pytest.raises(SettingsError, match="KEEPFIT_STORE_URL") as raised:
+            connect(settings)
+        assert "hush" not in str(raised.value)

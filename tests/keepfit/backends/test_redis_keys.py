@@ -1,0 +1,107 @@
+"""Names of keys: one Cluster slot per model, no two meanings for one name, and a table that tells all."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from keepfit.backends import redis_keys
+
+HASH = "ab12" * 16
+OF_A_MODEL: list[Callable[[str], str]] = [
+    redis_keys.state,
+    redis_keys.bundle,
+    redis_keys.inbox,
+    redis_keys.lock,
+    redis_keys.dead,
+]
+OF_A_ROOM: list[Callable[[str], str]] = [
+    redis_keys.waiting,
+    redis_keys.known,
+    redis_keys.questions,
+    redis_keys.since,
+    redis_keys.leases,
+    redis_keys.holders,
+    redis_keys.turns,
+    redis_keys.poison,
+    redis_keys.put_aside,
+]
+ALL = [
+    *(key(HASH) for key in OF_A_MODEL),
+    redis_keys.staged(HASH, "token"),
+    redis_keys.big(HASH, "token"),
+    redis_keys.idempotency(HASH, "c:key"),
+    redis_keys.CHANGED,
+    redis_keys.COMMITS,
+    *(key(room) for key in OF_A_ROOM for room in ("learn", "predict")),
+    redis_keys.claimed("learn", "lease"),
+    redis_keys.asked_rows("token"),
+    redis_keys.replies("gateway"),
+    redis_keys.SWEEP,
+    redis_keys.SNAPSHOTS,
+]
+
+
+def test_no_two_keys_have_one_name() -> None:
+    """Every key has a name of its own, all begin with kf:, and none is RQ's."""
+    assert len(set(ALL)) == len(ALL)
+    assert all(key.startswith("kf:") for key in ALL)
+    assert {redis_keys.RQ_QUEUE, redis_keys.RQ_WORKERS} == {"rq:queue:keepfit", "rq:workers:keepfit"}
+
+
+def test_keys_of_a_model_share_a_slot() -> None:
+    """The keys that one script touches lie in one slot of a Redis Cluster, whatever a client's key holds."""
+    of_model = [key(HASH) for key in OF_A_MODEL]
+    of_model += [
+        redis_keys.staged(HASH, "x"),
+        redis_keys.big(HASH, "x"),
+        redis_keys.idempotency(HASH, "c:{other}"),
+        redis_keys.idempotency(HASH, "}{"),
+    ]
+    assert {key_slot(key.encode()) for key in of_model} == {key_slot(HASH.encode())}
+    assert key_slot(redis_keys.state("cd" * 32).encode()) != key_slot(HASH.encode())
+
+
+@pytest.mark.parametrize("model_hash", [HASH, "0" * 64, "a"])
+def test_a_state_key_names_its_model(model_hash: str) -> None:
+    """hash_of_state undoes state, and the pattern of a scan finds state keys only."""
+    assert redis_keys.hash_of_state(redis_keys.state(model_hash)) == model_hash
+    pattern = re.compile(re.escape(redis_keys.STATE_PATTERN).replace(r"\*", ".*"))
+    assert pattern.fullmatch(redis_keys.state(model_hash))
+    assert not [key for key in ALL if pattern.fullmatch(key) and key != redis_keys.state(HASH)]
+
+
+def test_a_clients_key_cannot_reach_another_models() -> None:
+    """What a client chooses stands at the end of the name, so no choice of his makes it another key."""
+    for chosen in ("c:x", "c:}:st", "c::b", "c:" + "y" * 128):
+        key = redis_keys.idempotency(HASH, chosen)
+        assert key.startswith(f"kf:{{{HASH}}}:idem:c:")
+        assert key not in [other(HASH) for other in OF_A_MODEL]
+
+
+def names(value: Any) -> set[str]:
+    """Keys that a row of a table in the docstring begins with."""
+    return set(re.findall(r"^(kf:\S+)", value or "", re.MULTILINE))
+
+
+def test_the_table_tells_of_every_key() -> None:
+    """The table above the functions has exactly the keys that they build."""
+    built = {redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
+    built |= {key("h") for key in OF_A_MODEL} | {key("<room>") for key in OF_A_ROOM}
+    built |= {redis_keys.staged("h", "<random>"), redis_keys.big("h", "<random>"), redis_keys.idempotency("h", "<key>")}
+    built |= {
+        redis_keys.claimed("<room>", "<lease>"),
+        redis_keys.asked_rows("<random>"),
+        redis_keys.replies("<gateway>"),
+    }
+    assert names(redis_keys.__doc__) == built
+    functions = {
+        name
+        for name, value in vars(redis_keys).items()
+        if callable(value)
+        and getattr(value, "__module__", "") == redis_keys.__name__
+        and name not in ("hash_of_state", "change")
+    }
+    assert len(functions) + 4 == len(built)

@@ -1,0 +1,286 @@
+"""The `keepfit` command, as real processes against real servers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepfit.local.stack import free_port
+from keepfit.security.api_keys import Keys
+from keepfit.security.envelope import Keyring
+from keepfit.settings import Settings
+from tests.conftest import SIGNING_KEYS, Stack
+from tests.factories import Workshop, workshop
+
+COMMANDS = {
+    "up", "gateway", "worker", "snapshot", "restore", "export", "import", "models", "history", "dead", "demo", "key",
+}  # fmt: skip
+
+Done = subprocess.CompletedProcess[str]
+
+
+def keepfit(*words: str, cwd: Path, variables: dict[str, str] | None = None) -> Done:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "keepfit", *words],
+        cwd=cwd,
+        env={**os.environ, **(variables or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def complaint(done: Done) -> str:
+    """Return the one line that a failed command says; anything more or less fails the test."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("keepfit: ")
+    return line
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The command on one deployment."""
+
+    settings: Settings
+    cwd: Path
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *words: str) -> Done:
+        """Run it with the deployment's settings as variables."""
+        variables = {
+            "KEEPFIT_STORE_URL": self.settings.store_url.get_secret_value(),
+            "KEEPFIT_MONGO_URL": self.settings.mongo_url.get_secret_value(),
+            "KEEPFIT_SNAPSHOT_URL": self.settings.snapshot_url,
+            "KEEPFIT_SIGNING_KEYS": self.settings.signing_keys.get_secret_value(),
+            **self.more,
+        }
+        return keepfit(*words, cwd=self.cwd, variables=variables)
+
+    def __call__(self, *words: str) -> str:
+        """Run it; it must succeed and complain of nothing. Return what it printed."""
+        done = self.run(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def json(self, *words: str) -> list[dict[str, Any]]:
+        """Run it with --json; return the documents, one a line."""
+        return [json.loads(line) for line in self(*words, "--json").splitlines()]
+
+
+def cells(printed: str) -> dict[str, list[str]]:
+    """Rows of the printed table by the hash that stands in them, each a list of its cells."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    return {next(cell for cell in row if re.fullmatch("[0-9a-f]{12}", cell)): row for row in rows}
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def command(settings: Settings, tmp_path: Path) -> Command:
+    """Return the command on the test's own servers."""
+    return Command(settings, tmp_path)
+
+
+async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, command: Command) -> None:
+    """`snapshot --json` prints each saved document as a line; `history` shows them newest first, chosen as asked."""
+    shoes, boots = await shop.learned(), await shop.learned(type="boots")
+    saved = {document["hash"]: document for document in command.json("snapshot")}
+    assert saved.keys() == {shoes, boots}
+    listed = command.json("history")
+    assert listed == sorted(saved.values(), key=lambda document: -document["timestamp"])
+    assert command.json("history", "--hash", shoes, "--type", "shoes") == [saved[shoes]]
+    assert cells(command("history", "--limit", "1")).keys() == {listed[0]["hash"][:12]}
+
+
+async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command: Command) -> None:
+    """The table has every address whole; a model that cannot be saved is told of, and makes the exit code 1."""
+    good, forged = await shop.learned(), await shop.learned()
+    shop.redis.set(f"kf:{{{forged}}}:b", b"forged")
+    done = command.run("snapshot")
+    (document,) = await shop.history.documents()
+    assert {name: row[1:] for name, row in cells(done.stdout).items()} == {
+        good[:12]: ["shoes", good[:12], "1", "3", str(document["size_bytes"]), document["uri"]]
+    }
+    assert re.search(r"^1 saved, 0 unchanged, 1 failed in \d+\.\d\d s$", done.stdout, re.MULTILINE)
+    assert done.returncode == 1
+    warning, last = done.stderr.splitlines()
+    assert "snapshot_failed" in warning
+    assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are no keepfit envelope."
+
+
+async def test_snapshot_says_what_it_cleared_up_and_what_it_could_not(shop: Workshop, command: Command) -> None:
+    """What went is told in a line of its own; where it could not go the reason is told, and the exit code is 1."""
+    model_hash = await shop.learned()
+    shop.storage.put(f"{model_hash}/1/0-lost", b"x")
+    harsh = Command(command.settings, command.cwd, {"KEEPFIT_GARBAGE_GRACE_S": "0"})
+    assert re.search(
+        r"^cleared up: 0 snapshots past their time, 0 that were never finished, 1 blobs without a document, 0 parts of "
+        r"blobs$",
+        harsh("snapshot"),
+        re.MULTILINE,
+    )
+    assert "cleared up" not in harsh("snapshot")
+    shop.storage.put("keepfit-history", b"another")
+    done = command.run("snapshot")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("keepfit: not cleared up: file:///")
+
+
+async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -> None:
+    """`models` shows live models and lost ones, and takes no bracket or colon in metadata for the terminal's markup."""
+    metadata = {"note": "[/x] [bold]:shoe:", "other": "[red]", "sizes": [True, False], "type": "shoes"}
+    lost, boots = await shop.learned(**metadata), await shop.learned(type="boots")
+    await shop.parts.run_pass()
+    shop.lose(lost)
+    listed = {model["hash"]: model for model in command.json("models")}
+    assert listed.keys() == {lost, boots}
+    assert listed[lost]["snapshot"]["version"] == listed[lost]["version"] == 1
+    shown = json.dumps(listed[lost]["metadata"])
+    assert cells(command("models", "--type", "shoes")) == {
+        lost[:12]: [lost[:12], shown, "PassiveAggressiveRegressor", "1", "3", "0"]
+    }
+    assert all(json.dumps({name: value})[1:-1] in shown for name, value in metadata.items())
+
+
+def test_key_new_prints_a_key_and_its_line(tmp_path: Path) -> None:
+    """The key and the line to store are all that standard output has, and the one opens by the other."""
+    done = keepfit("key", "new", "--name", "web", "--scopes", "predict, learn", "--rate", "50/60", cwd=tmp_path)
+    token, line = done.stdout.splitlines()
+    found = Keys.from_text(line).find(token)
+    assert found is not None
+    assert (found.name, found.rate_per_s, found.burst) == ("web", 50.0, 60)
+    assert found.scopes >= {"predict", "learn"}
+    assert "scopes of read, predict, learn, admin" in complaint(
+        keepfit("key", "new", "--name", "web", "--scopes", "root", cwd=tmp_path)
+    )
+
+
+def test_signing_keys_are_printed_that_keyrings_take(tmp_path: Path) -> None:
+    """Each key is new, has the id asked for, and two of them make a keyring."""
+    first = keepfit("key", "signing", cwd=tmp_path)
+    second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
+    assert (first.returncode, second.returncode) == (0, 0)
+    ring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
+    assert [key_id for key_id, _ in ring.keys] == ["2027", "k1"]
+    assert len({key for _, key in ring.keys}) == 2
+    assert {len(key) for _, key in ring.keys} == {32}
+
+
+AWAY = free_port()
+FAILURES: dict[str, tuple[dict[str, str], str]] = {
+    "snapshot": (
+        {"KEEPFIT_SNAPSHOT_URL": "s3://[/x]"},
+        "KEEPFIT_SNAPSHOT_URL: 's3://[/x]' is neither file:///path nor",
+    ),
+    "restore": (
+        {"KEEPFIT_SIGNING_KEYS": ""},
+        "KEEPFIT_SIGNING_KEYS is not set; `keepfit key signing` prints a key for it.",
+    ),
+    "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
+    "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
+    "snapshot --every 0s": ({}, "'0s' is no span of time: write 60s, 5m or 1h."),
+    "restore --at xyzzy": ({}, "'xyzzy' is no time: write 2026-11-20 12:00, yesterday, 2 hours ago, or seconds since"),
+    "restore --hash 00 --json": ({}, "no model matches"),
+    "restore --where brand": ({}, "--where 'brand' is no KEY=VALUE."),
+    "import none.zip": ({}, "There is no file none.zip."),
+    "snapshot --json": (
+        {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{AWAY}/0"},
+        f"Redis is away: Error 111 connecting to 127.0.0.1:{AWAY}",
+    ),
+    "history --json": (
+        {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{AWAY}/x"},
+        f"MongoDB is away or cannot write: 127.0.0.1:{AWAY}: [Errno 111] Connection refused",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def failed(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Run every failing command, several at a time: each spends its seconds on starting."""
+    cwd = tmp_path_factory.mktemp("failures")
+    well = {
+        "KEEPFIT_STORE_URL": "redis://127.0.0.1:1/0",
+        "KEEPFIT_MONGO_URL": f"{mongo_server}/t{uuid.uuid4().hex}",
+        "KEEPFIT_SNAPSHOT_URL": (cwd / "snapshots").as_uri(),
+        "KEEPFIT_SIGNING_KEYS": SIGNING_KEYS,
+    }
+
+    def run(words: str) -> Done:
+        return keepfit(*words.split(), cwd=cwd, variables={**well, **FAILURES[words][0]})
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
+
+
+@pytest.mark.parametrize("words", FAILURES)
+def test_an_error_is_one_clear_line(failed: dict[str, Done], words: str) -> None:
+    """What is wrong is said in one line that names it, with exit code 1, no traceback and no password."""
+    line = complaint(failed[words])
+    assert line.startswith(f"keepfit: {FAILURES[words][1]}")
+    assert "hunter2" not in line
+
+
+def test_a_second_stack_on_a_folder_is_refused(stack: Stack, tmp_path: Path) -> None:
+    """`up` on a folder in use says which stack has it, and leaves that one running."""
+    parts = stack.parts()
+    line = complaint(keepfit("up", "--data", str(stack.data), "--port", "0", cwd=tmp_path))
+    assert f"is in use by another `keepfit up` (pid {stack.process.pid}, {stack.url})" in line
+    assert stack.parts() == parts
+    for pid in parts.values():
+        os.kill(pid, 0)
+
+
+def test_commands_on_a_stack_s_folder_need_no_settings(stack: Stack, tmp_path: Path) -> None:
+    """With --data of a running stack, other commands take its settings from there."""
+    done = keepfit("--data", str(stack.data), "snapshot", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(json.loads(line)["uri"].startswith(stack.data.as_uri()) for line in done.stdout.splitlines())
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    """The help, which no argument at all is too, lists each command with what it does."""
+    printed = keepfit("--help", cwd=tmp_path).stdout
+    assert set(re.findall(r"^│ ([a-z]+) {2,}[A-Z]", printed, re.MULTILINE)) == COMMANDS
+    bare = keepfit(cwd=tmp_path)
+    assert (bare.stdout + bare.stderr).strip() == printed.strip()
+
+
+def test_a_command_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
+    """A slip of the fingers is exit code 2, as with every Unix command, and no traceback."""
+    done = keepfit("snapshots", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such command 'snapshots'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_services_do_without_pandas() -> None:
+    """scikit-learn is kept from loading pandas into gateways and workers; whoever wants it afterwards gets it."""
+    code = (
+        "import sys\n"
+        "from keepfit.cli import main as cli\n"
+        "with cli._without_pandas():\n"
+        "    import keepfit_gateway.app, keepfit_workers.supervisor\n"
+        "assert 'pandas' not in sys.modules\n"
+        "import pandas\n"
+        "with cli._without_pandas():\n"
+        "    assert sys.modules['pandas'] is pandas\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

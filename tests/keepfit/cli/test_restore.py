@@ -1,0 +1,172 @@
+"""The commands `keepfit restore`, `export` and `import`, on real servers."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from keepfit.cli import main
+from keepfit.settings import Settings
+from tests.conftest import SIGNING_KEYS
+from tests.factories import Workshop, workshop
+
+Keepfit = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def variables(settings: Settings) -> dict[str, str]:
+    """Return the settings of the test's servers, as variables."""
+    return {
+        "KEEPFIT_STORE_URL": settings.store_url.get_secret_value(),
+        "KEEPFIT_MONGO_URL": settings.mongo_url.get_secret_value(),
+        "KEEPFIT_SNAPSHOT_URL": settings.snapshot_url,
+        "KEEPFIT_SIGNING_KEYS": settings.signing_keys.get_secret_value(),
+    }
+
+
+@pytest.fixture
+def keepfit(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keepfit:
+    """Return the command on the test's own servers, in this process; beside the loop, because it has one of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    async def run(*words: str, **changed: str) -> Result:
+        environment = {**variables, **changed}
+        return await asyncio.to_thread(CliRunner(env=environment).invoke, main.app, list(words))
+
+    return run
+
+
+def documents(done: Result, returncode: int = 0) -> list[dict[str, Any]]:
+    """Return the documents that a command printed, one a line."""
+    assert done.exit_code == returncode, (done.exception, done.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+async def versions(shop: Workshop, count: int, **metadata: Any) -> str:
+    """Make a model that is saved after each of its first versions."""
+    model_hash = await shop.learned(**metadata)
+    await shop.parts.run_pass()
+    for _ in range(1, count):
+        await shop.learn(model_hash)
+        await shop.parts.run_pass()
+    return model_hash
+
+
+async def test_restore_puts_lost_models_back(shop: Workshop, keepfit: Keepfit) -> None:
+    """A dry run says what would be done for the models that are meant; a hash brings back its model alone."""
+    shoes, boots = await versions(shop, 1, brand="nike"), await versions(shop, 1, brand="puma", type="boots")
+    predictions = await shop.predict(shoes)
+    shop.redis.flushall()
+    for words in (("--type", "boots"), ("--where", "brand=puma"), ("--where", "brand=puma", "--where", "type=boots")):
+        (planned,) = documents(await keepfit("restore", "--dry-run", "--json", *words))
+        assert (planned["hash"], planned["version"], planned["outcome"]) == (boots, 1, "would be restored")
+    assert shop.redis.dbsize() == 0
+    done = await keepfit("restore", "--hash", shoes)
+    assert (done.exit_code, done.stderr) == (0, "")
+    (row,) = [line for line in done.stdout.splitlines() if shoes[:12] in line]
+    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["None", "1", "0", "0", "restored"]
+    assert await shop.predict(shoes) == predictions
+    assert await shop.store.describe(boots) is None
+
+
+async def test_restore_goes_back_in_time(shop: Workshop, keepfit: Keepfit) -> None:
+    """`--at` takes seconds or ISO 8601, and fails for a model that has no snapshot that old; so does `--version`."""
+    model_hash = await versions(shop, 2)
+    newest, oldest = await shop.history.documents()
+    assert (newest["version"], oldest["version"]) == (2, 1)
+    shop.redis.flushall()
+    for words in (("--at", "2020-01-01 12:00"), ("--version", "9")):
+        early = await keepfit("restore", "--json", *words)
+        assert early.stderr == "keepfit: some models could not be restored\n"
+        (outcome,) = documents(early, 1)
+        assert outcome["outcome"].startswith("no snapshot")
+    assert shop.redis.dbsize() == 0
+    (outcome,) = documents(await keepfit("restore", "--json", "--at", str(oldest["timestamp"])))
+    assert (outcome["version"], outcome["outcome"]) == (1, "restored")
+    assert (await shop.model(model_hash)).version == 1
+
+
+async def test_without_a_terminal_nothing_goes_back_but_by_force(shop: Workshop, keepfit: Keepfit) -> None:
+    """Where nobody can be asked a live model stays, and one line says what would do it; --force does it."""
+    model_hash = await versions(shop, 3)
+    refused = await keepfit("restore", "--version", "1")
+    assert (refused.exit_code, refused.stdout, str(refused.exception)) == (
+        1,
+        "",
+        "1 live models would go back behind what they have learned (6 rows); --force does that. Nothing was changed.",
+    )
+    assert (await shop.model(model_hash)).version == 3
+    (outcome,) = documents(await keepfit("restore", "--version", "1", "--force", "--json"))
+    assert (outcome["live_version"], outcome["version"], outcome["rows_forgotten"]) == (3, 1, 6)
+    assert (await shop.model(model_hash)).version == 1
+
+
+def at_a_terminal(variables: dict[str, str], folder: Path, answer: str) -> tuple[int, str, str]:
+    """Run the command at a terminal that answers; return its exit code, what it asked and what it printed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keepfit", "restore", "--version", "1"],
+        cwd=folder, env={**os.environ, **variables}, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while b"Go on?" not in said:
+        said += os.read(ours, 4096)
+    os.write(ours, answer.encode())
+    out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    return process.returncode, said.decode(), out.decode()
+
+
+async def test_at_a_terminal_it_asks(shop: Workshop, variables: dict[str, str], tmp_path: Path) -> None:
+    """At a terminal it shows which live models would go back and asks; a no leaves them, a yes does it."""
+    model_hash = await versions(shop, 2)
+    answers = []
+    for answer, version in (("n\n", 2), ("y\n", 1)):
+        code, said, out = await asyncio.to_thread(at_a_terminal, variables, tmp_path, answer)
+        assert "1 live models go back and forget 3 rows" in " ".join(said.split())
+        assert model_hash[:12] in out
+        assert (await shop.model(model_hash)).version == version
+        answers.append(code)
+    assert answers == [1, 0]
+
+
+async def test_a_house_is_moved_by_two_commands(shop: Workshop, keepfit: Keepfit, tmp_path: Path) -> None:
+    """What is exported here is imported there, with the keys in a variable or a file; what is there already stays."""
+    model_hash = await versions(shop, 2)
+    (moved,) = documents(await keepfit("export", "house.zip", "--json"))
+    assert (moved["hash"], moved["version"], moved["snapshots"], moved["outcome"]) == (model_hash, 2, 2, "exported")
+    taken = await keepfit("export", "house.zip")
+    assert str(taken.exception) == "house.zip exists already; name another file, or remove it."
+    (tmp_path / "keys").write_text(SIGNING_KEYS)
+    new = {
+        "KEEPFIT_STORE_URL": f"{shop.settings.store_url.get_secret_value()[:-1]}1",
+        "KEEPFIT_MONGO_URL": f"{shop.settings.mongo_url.get_secret_value()}new",
+        "KEEPFIT_SNAPSHOT_URL": (tmp_path / "new").as_uri(),
+        "KEEPFIT_SIGNING_KEYS": "new:" + "7a" * 32,
+    }
+    unknown = await keepfit("import", "house.zip", **new)
+    assert "give the signing keys of who wrote it" in str(unknown.exception)
+    (planned,) = documents(await keepfit("import", "house.zip", "--dry-run", "--keys", "keys", "--json", **new))
+    assert planned["outcome"] == "would be imported"
+    (moved,) = documents(await keepfit("import", "house.zip", "--json", **new, KEEPFIT_IMPORT_KEYS=SIGNING_KEYS))
+    assert moved["outcome"] == "imported"
+    (restored,) = documents(await keepfit("restore", "--json", **new))
+    assert (restored["hash"], restored["outcome"]) == (model_hash, "kept: it is live")
+    (again,) = documents(await keepfit("import", "house.zip", "--keys", "keys", "--json", **new))
+    assert again["outcome"] == "kept: it was imported before"

@@ -1,0 +1,138 @@
+"""Roll-ups and retention, on a real MongoDB-wire server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from keepfit.errors import SettingsError
+from keepfit.history import History, Timeline, reading, rollups, timeline_upkeep
+from keepfit.history.rollups import Rollup
+from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.settings import Settings
+from tests.keepfit.history.test_registry import commit
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
+ROLLUP = Rollup("vote", "5m", "fit.size", "brand")
+
+
+@pytest.fixture
+async def history(mongo_url: str) -> AsyncIterator[History]:
+    """Open an empty history, indexes made."""
+    async with History(mongo_url) as opened:
+        await opened.ensure_indexes()
+        yield opened
+
+
+@pytest.fixture
+def timeline(history: History) -> Timeline:
+    """Return the empty timeline."""
+    return history.timeline
+
+
+def votes(*minutes: float) -> list[dict[str, Any]]:
+    """Build documents of two brands, so many minutes after noon."""
+    return [
+        {
+            "type": "vote",
+            "timestamp": NOON + 60 * minute,
+            "brand": ("nike", "puma")[int(minute) % 2],
+            "fit": {"size": minute},
+        }
+        for minute in minutes
+    ]
+
+
+async def rolled(timeline: Timeline) -> dict[tuple[float, str], dict[str, Any]]:
+    """Find what was rolled up, by minute after noon and brand."""
+    found = await timeline.query({"type": "vote/5m", "of": "fit.size"})
+    return {((document["timestamp"] - NOON) / 60, document["brand"]): document for document in found}
+
+
+async def test_spans_that_are_over_are_rolled_up_once(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each span and group is one document with all statistics, however many roll up at once, and in whatever steps."""
+    monkeypatch.setattr(reading, "COLUMNS_CHUNK", 3)
+    await timeline.bulk_upsert(votes(*range(20), -60 * 24 * 400))
+    now = NOON + 60 * 18
+    await asyncio.gather(*(rollups.roll_up(timeline, ROLLUP, now) for _ in range(4)))
+    found = await rolled(timeline)
+    minutes = {(float(begin), brand) for begin in (0, 5, 10) for brand in ("nike", "puma")}
+    assert found.keys() == minutes | {(-60 * 24 * 400.0, "nike")}
+    assert found[5.0, "puma"] == {
+        "type": "vote/5m", "timestamp": NOON + 300, "of": "fit.size", "brand": "puma",
+        "count": 3.0, "sum": 21.0, "mean": 7.0, "min": 5.0, "max": 9.0, "first": 5.0, "last": 9.0,
+    }  # fmt: skip
+    points = await timeline.points("max", "1h", "max", {"type": "vote/5m", "brand": "puma"}, start=NOON)
+    assert points == [{"timestamp": NOON, "value": 13.0}]
+
+
+async def test_a_rollup_goes_on_where_it_was(timeline: Timeline) -> None:
+    """The next time only new spans are made, and the last one again, for what came late."""
+    await timeline.bulk_upsert(votes(0, 2, 6))
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 2
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 1
+    before = await rolled(timeline)
+    await timeline.bulk_upsert(votes(8, 11, 14))
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 900) == 3
+    after = await rolled(timeline)
+    assert (before[5.0, "nike"]["count"], after[5.0, "nike"]["count"]) == (1, 2)
+    assert after[0.0, "nike"] == before[0.0, "nike"]
+    assert after[10.0, "puma"]["mean"] == 11
+
+
+async def test_what_is_old_is_deleted_after_it_was_rolled_up(history: History) -> None:
+    """Rules name types, or all others; roll-ups and snapshots' documents stay; twice and at once is as good as once."""
+    timeline = history.timeline
+    await commit(history, type="vote", timestamp=NOON - 1e6)
+    await timeline.bulk_upsert([*votes(0, 1, 59), {"type": "other", "timestamp": NOON}])
+    wanted = Upkeep((ROLLUP,), (("vote", 1800.0), ("*", 1e5)))
+    await asyncio.gather(*(timeline_upkeep.run(timeline, wanted, NOON + 3600) for _ in range(3)))
+    assert await timeline_upkeep.run(timeline, wanted, NOON + 3600) == (1, 0)
+    left = await timeline.query({"type": "vote"})
+    assert [document["timestamp"] - NOON for document in left] == [59 * 60, -1e6]
+    assert len(await rolled(timeline)) == 3
+    assert len(await timeline.query({"type": "other"})) == 1
+    assert await timeline_upkeep.run(
+        timeline, Upkeep(keep_s=(("vote/5m", 1e9), ("vote", 1e9), ("*", 60.0))), NOON + 3600
+    ) == (
+        0,
+        1,
+    )
+    assert await timeline.query({"type": "other"}) == []
+
+
+async def test_what_cannot_be_rolled_up_is_not_deleted(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a roll-up fails its type's documents stay, by whichever rule, and other roll-ups are made."""
+    await timeline.bulk_upsert([*votes(0, 1, 2), {"type": "other", "timestamp": NOON, "n": 1}])
+    monkeypatch.setattr(reading, "GROUPED_MAX", 2)
+    wanted = Upkeep((ROLLUP, Rollup("other", "5m", "n")), (("vote", 60.0), ("*", 60.0)))
+    # The roll-up's own document is as old as what it was made of.
+    assert await timeline_upkeep.run(timeline, wanted, NOON + 3600) == (1, 2)
+    assert len(await timeline.query({"type": "vote"})) == 3
+    assert await timeline_upkeep.run(timeline, Upkeep((ROLLUP,), (("*", 60.0),)), NOON + 3600) == (0, 0)
+
+
+def test_the_settings_say_what_is_kept_up() -> None:
+    """Both settings are lists of words."""
+    settings = Settings(history_rollups="vote 5m fit.size brand, vote 1h n", history_keep="vote 30d, my type 1w,* 1d")
+    assert Upkeep.of(settings) == Upkeep(
+        (ROLLUP, Rollup("vote", "1h", "n")), (("vote", 2_592_000.0), ("my type", 604_800.0), ("*", 86_400.0))
+    )
+    assert Upkeep.of(Settings()) == Upkeep()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history_rollups": text}
+        for text in ("vote", "vote 5m", "vote 5 n", "vote 5m a..b", "vote 5m n mean", "a 5m b c d")
+    ]
+    + [{"history_keep": text} for text in ("30d", "vote", "vote 30", "vote 0d")],
+    ids=str,
+)
+def test_a_wrong_setting_names_itself(wrong: dict[str, str]) -> None:
+    """What is no roll-up and no rule is an error with the variable's name and the part that is wrong."""
+    with pytest.raises(SettingsError, match=f"KEEPFIT_{next(iter(wrong)).upper()}: '"):
+        Upkeep.of(Settings(**wrong))

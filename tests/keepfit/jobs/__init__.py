@@ -1,0 +1,1 @@
+"""Tests of jobs, run queue and messages."""

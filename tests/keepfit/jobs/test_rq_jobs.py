@@ -1,0 +1,301 @@
+"""RQ as keepfit uses it: whatever stands in the queue, a worker runs nothing but the two jobs."""
+
+import importlib
+import inspect
+import json
+import os
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from redis import Redis
+from rq.callbacks import Callback, execute_failure_callback, execute_stopped_callback, execute_success_callback
+from rq.exceptions import DeserializationError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from rq.timeouts import TimerDeathPenalty
+from rq.webhook import Webhook
+
+from keepfit.backends import redis_keys
+from keepfit.jobs import rq_jobs, run_queue
+from keepfit.jobs.rq_jobs import (
+    CODE,
+    FUNCTIONS,
+    PARTIAL_FIT,
+    PREDICT,
+    SERIALIZER,
+    LeaseJob,
+    LeaseQueue,
+    RefusedJobError,
+)
+
+# Never connected to: jobs are made and read here, not enqueued.
+NOWHERE = Redis("127.0.0.1", 1)
+
+LEASE_ID = "0123456789abcdef" * 2
+
+ran: list[str] = []
+
+
+def mark(*_: Any, **__: Any) -> None:
+    """Note that something ran which must not run."""
+    ran.append("ran")
+
+
+def restored(data: Any, **fields: bytes) -> LeaseJob:
+    """Job as a worker reads it from Redis, whatever somebody wrote there."""
+    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+    job.restore({b"data": zlib.compress(raw), **{name.encode(): value for name, value in fields.items()}})
+    return job
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_names_are_real_jobs(name: str) -> None:
+    """Each name that a gateway may enqueue is a function of keepfit_workers.jobs that takes a lease."""
+    module, _, function = CODE[name].rpartition(".")
+    assert module == "keepfit_workers.jobs"
+    assert name == f"workers.jobs.{function}"
+    found = getattr(importlib.import_module(module), function)
+    assert inspect.isfunction(found)
+    assert found.__module__ == "keepfit_workers.jobs"
+    assert list(inspect.signature(found).parameters) == ["lease"]
+    assert restored([name, None, [LEASE_ID], {}]).func is found
+
+
+def test_every_room_has_its_job() -> None:
+    """The two waiting rooms use one of the two jobs each, under the names that `rq info` shows."""
+    assert {room.function for room in run_queue.ROOMS} == {PARTIAL_FIT, PREDICT}
+    assert {PARTIAL_FIT, PREDICT} == FUNCTIONS == {"workers.jobs.partial_fit", "workers.jobs.predict"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "subprocess.run",
+        "builtins.eval",
+        "workers.jobs.process.start",
+        "workers.jobs.rooms",
+        "keepfit_workers.learning.learn",
+        "workers.jobs.partial_fit ",
+        "workers.jobs.partial_fit\0",
+        "Workers.jobs.partial_fit",
+        "",
+        None,
+        1,
+        [PARTIAL_FIT],
+        {"name": PARTIAL_FIT},
+    ],
+    ids=repr,
+)
+def test_no_other_function_runs(name: Any) -> None:
+    """A job that names anything else is refused when its function is looked up, before anything is imported."""
+    job = restored([name, None, ["true"], {}])
+    with pytest.raises(RefusedJobError, match="which keepfit does not run"):
+        job.func  # noqa: B018 - what a worker looks up first
+    with pytest.raises(RefusedJobError):
+        job.perform()
+
+
+def test_a_job_is_refused_however_it_is_made() -> None:
+    """Jobs made by RQ's own ways, not read from Redis, are held to the same list."""
+    created = LeaseJob.create(os.system, args=("true",), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    renamed = LeaseJob.create(PREDICT, args=(LEASE_ID,), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    assert callable(renamed.func)
+    renamed.func_name = "os.system"
+    for job in (created, renamed):
+        with pytest.raises(RefusedJobError):
+            job.func  # noqa: B018 - what a worker looks up first
+
+
+@pytest.mark.parametrize("instance", [{}, [], "", 0, False, {"py/object": "os.system"}, "workers.jobs"], ids=repr)
+def test_methods_of_instances_do_not_run(instance: Any) -> None:
+    """A job on an instance is refused, also where the method has the name of a job."""
+    with pytest.raises(RefusedJobError):
+        restored([PREDICT, instance, [LEASE_ID], {}]).func  # noqa: B018 - what a worker looks up first
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x04\x95",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"[]",
+        b"null",
+        b'["os.system"]',
+        b"\xff\xfe",
+    ],
+)
+def test_pickles_and_garbage_are_not_read(data: bytes) -> None:
+    """A record that is not our JSON, a pickle among them, cannot be read as a job."""
+    with pytest.raises(DeserializationError):
+        restored(data).func  # noqa: B018 - what a worker looks up first
+
+
+BOGUS = {
+    "timeout": b"soon",
+    "result_ttl": b"-1",
+    "ttl": b"x",
+    "status": b"bogus",
+    "created_at": b"yesterday",
+    "enqueued_at": b"\xff",
+    "origin": b"other",
+    "dependency_ids": b"{",
+    "dependency_id": b"\xff",
+    "allow_dependency_failures": b"x",
+    "enqueue_at_front": b"x",
+    "number_of_retries": b"x",
+    "retries_left": b"1000000",
+    "retry_intervals": b"[",
+    "enqueue_at_front_on_retry": b"x",
+    "repeats_left": b"1000000",
+    "repeat_intervals": b"[1]",
+    "rate_limit_key": b"key",
+    "rate_limit_concurrency": b"0",
+    "group_id": b"group",
+    "webhooks": b"[{}]",
+    "exc_info": b"\xff",
+    "success_callback_timeout": b"x",
+    "meta": b"cos\nsystem\n(Vtrue\ntR.",
+    "result": b"cos\nsystem\n(Vtrue\ntR.",
+}
+
+
+@pytest.mark.parametrize("name", [*BOGUS, "all"])
+def test_nothing_else_of_a_record_is_believed(name: str) -> None:
+    """Times, counts, retries, repeats, groups, limits and pickles in a record are as if they were not there."""
+    plain = restored([PREDICT, None, [LEASE_ID], {}])
+    job = restored([PREDICT, None, [LEASE_ID], {}], **(BOGUS if name == "all" else {name: BOGUS[name]}))
+    assert (job.timeout, job.result_ttl, job.failure_ttl, job.origin) == (900, 10, 3600, redis_keys.QUEUE)
+    assert job.meta == {}
+    assert job._result is None
+    assert not job.should_retry
+    assert not job.has_rate_limit
+    same = vars(plain).keys() - {"created_at", "connection", "log"}
+    assert {key: vars(job)[key] for key in same} == {key: vars(plain)[key] for key in same}
+    assert callable(job.func)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ([], {}),
+        (["f" * 32], {}),
+        ([LEASE_ID, LEASE_ID], {}),
+        ([LEASE_ID], {"lease": LEASE_ID}),
+        ([], {"lease": LEASE_ID}),
+        ([[LEASE_ID]], {}),
+        ([None], {}),
+        (LEASE_ID, {}),
+        ({"lease": LEASE_ID}, {}),
+        ([LEASE_ID], []),
+        ([LEASE_ID], None),
+    ],
+    ids=str,
+)
+def test_a_job_gets_its_own_lease_and_nothing_else(args: Any, kwargs: Any) -> None:
+    """The one argument is the job's id: other leases, more arguments or other forms are refused."""
+    with pytest.raises(RefusedJobError):
+        restored([PREDICT, None, args, kwargs]).perform()
+
+
+@pytest.mark.parametrize("name", ["lease", "A" * 32, "0" * 31, "0" * 33, "g" * 32])
+def test_a_job_is_named_like_a_lease(name: str) -> None:
+    """An id of any other form is refused, whatever the record says."""
+    job = LeaseJob(name, connection=NOWHERE, serializer=SERIALIZER)
+    job.restore({b"data": json.dumps([PREDICT, None, [name], {}]).encode()})
+    with pytest.raises(RefusedJobError, match="not named like a lease"):
+        job.check()
+
+
+def test_what_inflates_too_far_is_not_read() -> None:
+    """A record that is small and inflates to megabytes is refused without inflating them."""
+    bomb = zlib.compress(json.dumps([PREDICT, None, [LEASE_ID], {"a": "b" * 50_000_000}]).encode())
+    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    tracemalloc.start()
+    job.restore({b"data": bomb})
+    with pytest.raises(RefusedJobError):
+        job.check()
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_refusal_shows_little_of_what_was_written() -> None:
+    """What is logged of a foreign job has no line breaks and a bounded length."""
+    with pytest.raises(RefusedJobError) as refusal:
+        restored(["x\n" * 200, None, [LEASE_ID], {}]).check()
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 250
+
+
+CALLBACKS: list[tuple[str, Callable[[Job], Any]]] = [
+    ("success_callback", lambda job: execute_success_callback(job, TimerDeathPenalty, None)),
+    (
+        "failure_callback",
+        lambda job: execute_failure_callback(job, TimerDeathPenalty, ValueError, ValueError("x"), None),
+    ),
+    ("stopped_callback", lambda job: execute_stopped_callback(job, TimerDeathPenalty)),
+]
+
+
+@pytest.mark.parametrize(("name", "execute"), CALLBACKS, ids=[name for name, _ in CALLBACKS])
+def test_callbacks_do_not_run(name: str, execute: Callable[[Job], Any]) -> None:
+    """A callback named in the record, or given to RQ's own create, is as good as none."""
+    ran.clear()
+    path = f"{mark.__module__}.mark"
+    job = restored([PREDICT, None, [LEASE_ID], {}], **{f"{name}_name": path.encode()})
+    assert not getattr(job, f"_{name}_name")
+    setattr(job, f"_{name}_name", path)
+    assert getattr(job, name) is None
+    execute(job)
+    on: dict[str, Any] = {f"on_{name.removesuffix('_callback')}": Callback(mark)}
+    made = LeaseJob.create(PREDICT, connection=NOWHERE, serializer=SERIALIZER, **on)
+    assert getattr(made, name) is None
+    execute(made)
+    assert ran == []
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_webhooks_are_not_sent(monkeypatch: pytest.MonkeyPatch, status: Literal["finished", "failed"]) -> None:
+    """An address in the record is not called, whatever became of the job."""
+    ran.clear()
+    monkeypatch.setattr(Webhook, "send", mark)
+    webhook = Webhook("http://127.0.0.1:1/", status)
+    job = restored([PREDICT, None, [LEASE_ID], {}], webhooks=json.dumps([webhook.to_dict()]).encode())
+    assert not job.webhooks
+    job.webhooks = [webhook]
+    job.send_webhooks(JobStatus(status), exc_string="x")
+    assert ran == []
+
+
+def test_the_queue_speaks_json_and_lease_jobs_only() -> None:
+    """The one queue has our name, JSON as its language, and our class for its jobs."""
+    made = rq_jobs.queue_of(NOWHERE)
+    assert SERIALIZER is JSONSerializer
+    assert made.name == redis_keys.QUEUE
+    assert made.key == redis_keys.RQ_QUEUE
+    assert made.serializer is JSONSerializer
+    assert made.job_class is LeaseJob
+    assert type(made) is LeaseQueue
+
+
+def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's id is the lease's, its record is JSON, and it does not pile up."""
+    enqueued: list[LeaseJob] = []
+
+    def enqueue_job(_: Any, job: LeaseJob, **__: Any) -> LeaseJob:
+        enqueued.append(job)
+        return job
+
+    monkeypatch.setattr("rq.Queue.enqueue_job", enqueue_job)
+    rq_jobs.enqueue(NOWHERE, PREDICT, LEASE_ID)
+    (job,) = enqueued
+    assert type(job) is LeaseJob
+    assert job.id == LEASE_ID
+    assert json.loads(job.data) == [PREDICT, None, [LEASE_ID], {}]
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (900, 10, 3600)
+    assert job.description == "predict lease"

@@ -1,0 +1,163 @@
+"""Logs: what goes wrong is told, and no key, password or value of a row with it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+
+from keepfit.cli import main
+from keepfit.errors import UnavailableError
+from keepfit.local.stack import answers, free_port, redis_command
+from keepfit.security.api_keys import new_key
+from tests import servers
+from tests.gateway.api_client import Api, eventually, exchange
+
+PASSWORD, SIGNING_KEY = "hush-password", "5e1f" * 16
+ALL = new_key("all", ["predict", "learn", "admin"], "1000/1000")
+LABEL, NUMBER, UNKNOWN = "hush-label", 31337.25, "kf_hush-unknown"
+SECRETS = (PASSWORD, SIGNING_KEY, ALL[0], ALL[1].split(":")[2], LABEL, "31337", "hush")
+# What docs/security.md says is enough.
+REDIS_USER = ("keepfit", "on", f">{PASSWORD}", "~kf:*", "~rq:*", "&kf:*", "&rq:*", "+@all", "-@admin")
+SHOES = {"estimator": "PassiveAggressiveRegressor", "features": {"make": "category", "year": "number"}}
+COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A gateway and a worker as processes, and the way to take their Redis away."""
+
+    api: Api
+    folder: Path
+    variables: dict[str, str]
+    stop_redis: ExitStack
+
+    def logged(self) -> str:
+        """All that was logged."""
+        return "".join((self.folder / f"{part}.log").read_text(errors="replace") for part in ("gateway", "worker"))
+
+
+@pytest.fixture
+async def service(mongo_url: str, tmp_path: Path) -> AsyncIterator[Service]:
+    """Return a service with passwords and keys that can be recognised."""
+    redis_port, port = free_port(), free_port()
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("KEEPFIT_")},
+        "KEEPFIT_STORE_URL": f"redis://keepfit:{PASSWORD}@127.0.0.1:{redis_port}/0",
+        "KEEPFIT_MONGO_URL": mongo_url,
+        "KEEPFIT_SNAPSHOT_URL": (tmp_path / "snapshots").as_uri(),
+        "KEEPFIT_SIGNING_KEYS": f"k:{SIGNING_KEY}",
+        "KEEPFIT_API_KEYS": ALL[1],
+        "KEEPFIT_PORT": str(port),
+        "KEEPFIT_WORKERS": "1",
+        "KEEPFIT_PREDICT_TIMEOUT_S": "20",
+    }
+    url, command = f"http://127.0.0.1:{port}", [sys.executable, "-m", "keepfit"]
+    redis = [*redis_command(redis_port, tmp_path / "redis"), *("--user", "default", "off"), "--user", *REDIS_USER]
+    with ExitStack() as processes, ExitStack() as redis_alone:
+        redis_alone.enter_context(servers.running(redis, tmp_path / "redis.log", lambda: "Ready" in _text(tmp_path)))
+        worker = servers.running([*command, "worker"], tmp_path / "worker.log", lambda: True, variables)
+        processes.enter_context(worker)
+        ready = servers.running(
+            [*command, "gateway"], tmp_path / "gateway.log", lambda: answers(f"{url}/readyz"), variables
+        )
+        processes.enter_context(ready)
+        async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {ALL[0]}"}) as http:
+            yield Service(Api(http, (PASSWORD, SIGNING_KEY, ALL[0])), tmp_path, variables, redis_alone)
+
+
+def _text(folder: Path) -> str:
+    path = folder / "redis.log"
+    return path.read_text() if path.exists() else ""
+
+
+def failed_listing(variables: dict[str, str]) -> str:
+    """Return what `keepfit models` says where it must fail."""
+    command = [sys.executable, "-m", "keepfit", "models"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    return done.stdout + done.stderr
+
+
+def fail(error: Exception) -> None:
+    """Raise an error."""
+    raise error
+
+
+async def test_no_secret_and_no_row_is_logged(service: Service, metadata: dict[str, Any]) -> None:
+    """Requests go wrong in every way there is, and no log or terminal shows a key, a password or a value of a row."""
+    api = service.api
+    shoes = await api.make(metadata, SHOES)
+    counts = await api.make({**metadata, "type": "counts"}, COUNTS)
+    row = {"make": LABEL, "year": NUMBER}
+    await api.learn(shoes, [row], [NUMBER])
+    await api.predict(shoes, [row])
+    # Refused by the gateway: content, form, key, repeats, HTTP.
+    for document in ({"X": [{"make": LABEL, "year": LABEL}]}, {"X": [{"make": NUMBER, LABEL: 1}]}, {LABEL: NUMBER}):
+        assert (await api.post(f"{shoes}/predict", document)).status in (400, 422)
+    assert (await api.call("POST", f"{shoes}/predict", data=f'{{"{LABEL}": '.encode())).status == 400
+    assert (await api.call("GET", shoes, headers={"Authorization": f"Bearer {UNKNOWN}"})).status == 401
+    key = {"Idempotency-Key": "hush-once"}
+    assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [1]}, key)).status == 202
+    assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [2]}, key)).status == 422
+    assert b"400 Bad Request" in await exchange(api.url, f"{UNKNOWN}\r\n\r\n".encode())
+    # Refused by the estimator: put aside, with the reason for who sent it.
+    bad = {"X": [[-NUMBER, 1.0]], "y": ["a"]}
+    assert (await api.post(f"{counts}/partial_fit", bad, {"Prefer": "wait=20", "X-Request-ID": "r-1"})).status == 422
+    # Everything is away.
+    service.stop_redis.close()
+    assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [NUMBER]})).status == 503
+    assert (await api.post(f"{shoes}/predict", {"X": [{**row, "year": 1}]})).status == 503
+
+    async def noticed() -> bool:
+        return "request_put_aside" in service.logged() and "request_failed" in service.logged()
+
+    await eventually(noticed, "a word in the logs")
+    away = {**service.variables, "KEEPFIT_MONGO_URL": f"mongodb://me:{PASSWORD}@127.0.0.1:{free_port()}/x"}
+    told = service.logged() + failed_listing(away)
+    assert '"request_id": "r-1"' in told
+    assert "permission" not in told.lower()
+    assert [secret for secret in SECRETS if secret in told] == []
+
+
+@pytest.fixture
+def rendered() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What services would log, as JSON holds it; the tests' own configuration comes back at the end."""
+    before = structlog.get_config()
+    lines: list[MutableMapping[str, Any]] = []
+
+    def keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        lines.append(dict(event))
+        raise structlog.DropEvent
+
+    main._log_json()
+    *processors, _ = structlog.get_config()["processors"]
+    structlog.configure(processors=[*processors, keep], cache_logger_on_first_use=False)
+    yield lines
+    structlog.configure(**before)
+
+
+def test_a_traceback_shows_where_and_not_what(rendered: list[MutableMapping[str, Any]]) -> None:
+    """Of an unforeseen error the log has its class and place; our own and the system's also say what they say."""
+    log, password = structlog.get_logger(), PASSWORD
+    for error in (ValueError(f"{LABEL} is no number"), KeyError(LABEL), OSError(5, "disk"), UnavailableError("away")):
+        try:
+            fail(error)
+        except Exception:
+            log.exception("crashed")
+    told = [(line["exception"][0]["exc_type"], line["exception"][0]["exc_value"]) for line in rendered]
+    assert told == [
+        ("ValueError", "(not shown)"),
+        ("KeyError", "(not shown)"),
+        ("OSError", "[Errno 5] disk"),
+        ("UnavailableError", "away"),
+    ]
+    assert all(line["exception"][0]["frames"][-1]["name"] == "fail" for line in rendered)
+    assert password not in str(rendered)

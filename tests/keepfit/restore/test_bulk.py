@@ -1,0 +1,383 @@
+"""Restoring many models: which are meant, and what is said of each."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepfit.backends import redis_keys
+from keepfit.errors import NotAgreedError, UnavailableError
+from keepfit.history import Document
+from keepfit.restore import bulk as restoring
+from keepfit.restore.bulk import Meant, Outcome, restore_many
+from keepfit.restore.restorer import Restored, Restorer, Wanted
+from keepfit.settings import Settings
+from keepfit.snapshots import save
+from tests.factories import SHOES, Workshop, workshop
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+async def restored(
+    shop: Workshop,
+    type_: str | None = None,
+    model_hash: str | None = None,
+    at: float | None = None,
+    version: int | None = None,
+    where: dict[str, str] | None = None,
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+) -> dict[str, Outcome]:
+    """Restore the models that are meant; outcomes by hash."""
+    outcomes = await restore_many(
+        shop.settings,
+        Meant(type_, model_hash, where or {}),
+        Wanted(at, version),
+        dry_run=dry_run,
+        agreed=lambda plans: force,
+        follow=force,
+    )
+    found = {outcome.registered.hash: outcome for outcome in outcomes}
+    assert len(found) == len(outcomes)
+    return found
+
+
+async def saved(shop: Workshop, **metadata: Any) -> tuple[str, Document]:
+    """Make a model that has learned and is saved."""
+    model_hash = await shop.learned(**metadata)
+    document = await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert document is not None
+    return model_hash, document
+
+
+async def test_all_that_are_lost_come_back_and_live_ones_are_kept(shop: Workshop) -> None:
+    """Every registered model is looked at: lost ones are restored, live ones kept, those never saved begin anew."""
+    lost, _ = await saved(shop)
+    live, _ = await saved(shop)
+    await shop.learn(live)
+    never_saved = await shop.learned()
+    shop.lose(lost)
+    shop.lose(never_saved)
+    outcomes = await restored(shop)
+    assert {model_hash: (o.live_version, o.version, o.outcome, o.failed) for model_hash, o in outcomes.items()} == {
+        lost: (None, 1, "restored", False),
+        live: (2, 1, "kept: it is live", False),
+        never_saved: (None, None, "begun anew: it had no snapshot", False),
+    }
+    versions = {model_hash: (await shop.model(model_hash)).version for model_hash in (lost, live, never_saved)}
+    assert versions == {lost: 1, live: 2, never_saved: 0}
+
+
+async def test_a_dry_run_says_the_same_and_does_nothing(shop: Workshop) -> None:
+    """A dry run tells of each model what would be done, and neither Redis nor the register changes."""
+    lost, _ = await saved(shop)
+    live, _ = await saved(shop)
+    never_saved = await shop.make()
+    shop.lose(lost)
+    shop.lose(never_saved)
+    before = await shop.history.models({}, 10)
+    outcomes = await restored(shop, dry_run=True)
+    assert {model_hash: (o.live_version, o.version, o.outcome) for model_hash, o in outcomes.items()} == {
+        lost: (None, 1, "would be restored"),
+        live: (1, 1, "kept: it is live"),
+        never_saved: (None, None, "would begin anew"),
+    }
+    assert await shop.store.describe_many([lost, never_saved]) == [None, None]
+    assert await shop.history.models({}, 10) == before
+
+
+async def test_a_type_or_a_hash_chooses(shop: Workshop) -> None:
+    """Only models of the type, or the one of the hash, are touched; a hash of another type chooses nothing."""
+    shoes, _ = await saved(shop)
+    boots, _ = await saved(shop, type="boots")
+    shop.redis.flushall()
+    assert (await restored(shop, type_="boots")).keys() == {boots}
+    assert (await restored(shop, type_="shoes", model_hash=boots)).keys() == set()
+    assert (await restored(shop, model_hash="0" * 64)).keys() == set()
+    assert await shop.store.describe(shoes) is None
+    assert (await restored(shop, type_="shoes", model_hash=shoes))[shoes].outcome == "restored"
+
+
+async def test_as_of_a_time_older_snapshots_are_taken(shop: Workshop) -> None:
+    """With a time the newest snapshot not later is restored; a model without one that old is left alone, and said."""
+    old, first = await saved(shop)
+    await shop.learn(old)
+    report = await shop.parts.run_pass()
+    assert [document["version"] for document in report.saved] == [2]
+    young, _ = await saved(shop)
+    shop.redis.flushall()
+    outcomes = await restored(shop, at=first["timestamp"], dry_run=True)
+    assert (outcomes[old].version, outcomes[old].outcome) == (1, "would be restored")
+    assert (outcomes[young].outcome, outcomes[young].failed) == ("no snapshot that old", True)
+    outcomes = await restored(shop, at=first["timestamp"])
+    assert (outcomes[old].version, outcomes[old].outcome) == (1, "restored")
+    assert (outcomes[young].outcome, outcomes[young].failed) == ("no snapshot that old", True)
+    assert (await shop.model(old)).version == 1
+    assert await shop.store.describe(young) is None
+
+
+async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop, tmp_path: Path) -> None:
+    """A model whose snapshots are all damaged fails by itself; one with a good older one says how many were not."""
+    hopeless, document = await saved(shop)
+    (tmp_path / "snapshots" / save.path_of(document)).unlink()
+    older, _ = await saved(shop)
+    await shop.learn(older)
+    (newest,) = (await shop.parts.run_pass()).saved
+    (tmp_path / "snapshots" / save.path_of(newest)).write_bytes(b"damaged")
+    fine, _ = await saved(shop)
+    shop.redis.flushall()
+    outcomes = await restored(shop)
+    assert outcomes[hopeless].failed
+    assert outcomes[hopeless].outcome.startswith("None of the 1 snapshots of")
+    assert (outcomes[older].version, outcomes[older].outcome) == (1, "restored, after 1 damaged")
+    assert (outcomes[fine].version, outcomes[fine].outcome) == (1, "restored")
+
+
+async def test_a_model_that_comes_back_meanwhile_is_kept(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a worker restores the same model in that moment, the outcome says so and does not claim it began anew."""
+    model_hash, _ = await saved(shop)
+    shop.lose(model_hash)
+
+    bring_back = Restorer.bring_back
+
+    async def overtaken(*args: Any) -> Restored:
+        assert not (await bring_back(*args)).live
+        return await bring_back(*args)
+
+    monkeypatch.setattr(Restorer, "bring_back", overtaken)
+    (outcome,) = (await restored(shop)).values()
+    assert (outcome.outcome, outcome.failed) == ("kept: it came back meanwhile", False)
+    assert (await shop.model(model_hash)).version == 1
+
+
+async def test_more_models_than_a_page_are_all_restored(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The register is read page by page, and progress counts every model of every page."""
+    monkeypatch.setattr(restoring, "PAGE", 3)
+    hashes = [(await saved(shop))[0] for _ in range(7)]
+    shop.redis.flushall()
+    told: list[tuple[int, int]] = []
+    outcomes = await restore_many(shop.settings, Meant(), progress=lambda done, total: told.append((done, total)))
+    assert [outcome.registered.hash for outcome in outcomes] == sorted(hashes)
+    assert told == [(done, 7) for done in range(1, 8)]
+    assert None not in await shop.store.describe_many(hashes)
+
+
+async def test_an_outcome_is_plain_json(shop: Workshop) -> None:
+    """An outcome as a document names model, versions and what came of it."""
+    model_hash, document = await saved(shop, session="json")
+    (outcome,) = (await restored(shop)).values()
+    assert outcome.as_dict() == {
+        "hash": model_hash,
+        "metadata": document["metadata"],
+        "live_version": 1,
+        "version": 1,
+        "rows_forgotten": 0,
+        "replayed": 0,
+        "outcome": "kept: it is live",
+    }
+
+
+async def versions(shop: Workshop, count: int, **metadata: Any) -> tuple[str, list[Document], list[list[float]]]:
+    """Make a model and save it after each of its first versions; its documents and predictions, one a version."""
+    model_hash, first = await saved(shop, **metadata)
+    documents, predictions = [first], [await shop.predict(model_hash)]
+    for number in range(1, count):
+        await shop.learn(model_hash, SHOES, [float(number)] * 3)
+        (document,) = (await shop.parts.run_pass()).saved
+        documents.append(document)
+        predictions.append(await shop.predict(model_hash))
+    return model_hash, documents, predictions
+
+
+async def test_a_live_model_goes_back_only_with_consent(shop: Workshop) -> None:
+    """Without a yes nothing changes and the error tells how many rows; with one it has the older version's state."""
+    model_hash, _, predictions = await versions(shop, 3)
+    before = await shop.model(model_hash)
+    with pytest.raises(NotAgreedError, match=r"1 live models .* \(6 rows\); --force"):
+        await restored(shop, version=1)
+    assert await shop.model(model_hash) == before
+    (planned,) = (await restored(shop, version=1, dry_run=True)).values()
+    assert (planned.live_version, planned.version, planned.rows_forgotten) == (3, 1, 6)
+    assert planned.outcome == "would go back, 6 rows forgotten"
+    (outcome,) = (await restored(shop, version=1, force=True)).values()
+    assert (outcome.outcome, outcome.version, outcome.failed) == ("went back", 1, False)
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.generation) == (1, 3, before.generation + 1)
+    assert await shop.predict(model_hash) == predictions[0]
+
+
+async def test_what_was_gone_back_to_is_the_newest_from_then_on(shop: Workshop) -> None:
+    """Another loss of Redis brings the older version back again, not the later ones that the history still has."""
+    model_hash, documents, predictions = await versions(shop, 3)
+    await restored(shop, version=1, force=True)
+    newest = await shop.history.newest(model_hash, 1)
+    assert newest is not None
+    assert (newest["generation"], newest["version"], newest["sequence"]) == (2, 1, 3)
+    assert (await shop.model(model_hash)).snapshot is not None
+    assert await shop.store.changed() == []
+    shop.redis.flushall()
+    assert (await restored(shop))[model_hash].outcome == "restored"
+    assert await shop.predict(model_hash) == predictions[0]
+    # The same, where Redis was empty when the older version was asked for.
+    shop.redis.flushall()
+    assert (await restored(shop, at=documents[1]["timestamp"]))[model_hash].version == 2
+    shop.redis.flushall()
+    await restored(shop)
+    assert await shop.predict(model_hash) == predictions[1]
+
+
+async def test_what_waits_is_learned_after_the_older_state(shop: Workshop) -> None:
+    """Rows that were accepted and not learned stay, in their order, and are learned on top of the older version."""
+    model_hash, _, _ = await versions(shop, 2)
+    other, _, _ = await versions(shop, 1)
+    for sizes in ([7.0, 8.0, 9.0], [1.0, 2.0, 3.0]):
+        assert await shop.accept(model_hash, SHOES, sizes) == (3 if sizes[0] > 1 else 4)
+        await shop.accept(other, SHOES, sizes)
+    await restored(shop, model_hash=model_hash, version=1, force=True)
+    assert (await shop.model(model_hash)).inbox == 2
+    shop.work(model_hash)
+    shop.work(other)
+    assert await shop.predict(model_hash) == await shop.predict(other)
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.inbox, model.learned) == (2, 9, 0, 4)
+    assert await shop.accept(model_hash) == 5
+
+
+async def test_a_worker_with_the_newer_bundle_in_hand_commits_nothing(shop: Workshop) -> None:
+    """What was taken before the model went back is refused, and what it had read is learned on the older state."""
+    model_hash, _, _ = await versions(shop, 2)
+    await shop.accept(model_hash)
+    taken = shop.ledger.take(model_hash, "slow", "")
+    assert taken is not None
+    await restored(shop, version=1, force=True)
+    bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
+    assert shop.ledger.commit(taken, bundle, 1, "slow").version == 0
+    assert (await shop.model(model_hash)).version == 1
+    shop.ledger.unlock(model_hash, "slow", force=True)
+    assert shop.work(model_hash).version == 2
+
+
+async def test_a_model_that_learns_on_is_followed_only_where_that_was_said(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A yes to what was shown does not hold for what is learned after that; --force goes back from that too."""
+    model_hash, _, _ = await versions(shop, 2)
+    find, late = Restorer._find, []
+
+    async def find_while_learning(self: Restorer, *args: Any) -> Any:
+        found = await find(self, *args)
+        if not late:
+            late.append(await shop.learn(model_hash))
+        return found
+
+    monkeypatch.setattr(Restorer, "_find", find_while_learning)
+    (outcome,) = await restore_many(shop.settings, Meant(), Wanted(version=1), agreed=lambda plans: True)
+    assert outcome.failed
+    assert "was at version 2 of generation 1 when it was looked at, and is at version 3" in outcome.outcome
+    assert (await shop.model(model_hash)).version == 3
+    late.clear()
+    (outcome,) = (await restored(shop, version=1, force=True)).values()
+    assert (outcome.outcome, (await shop.model(model_hash)).version) == ("went back", 1)
+
+
+async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was cut short leaves whole models; the next one keeps those that are as wanted and does the others."""
+    monkeypatch.setattr(restoring, "AT_ONCE", 1)
+    made = [await versions(shop, 2) for _ in range(3)]
+    at = made[0][1][0]["timestamp"]
+    at = max(documents[0]["timestamp"] for _, documents, _ in made)
+    (first, *_) = sorted(model_hash for model_hash, _, _ in made)
+
+    class Killed(BaseException):
+        """The process ends here."""
+
+    def killed(done: int, total: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        await restore_many(
+            shop.settings, Meant(), Wanted(version=1), agreed=lambda plans: True, follow=True, progress=killed
+        )
+    for _ in range(2):
+        outcomes = await restored(shop, version=1, force=True)
+    assert {outcome.outcome for outcome in outcomes.values()} == {"kept: it is at this snapshot"}
+    assert first in outcomes
+    outcomes = await restored(shop, at=at, dry_run=True)
+    generations = {model_hash: (await shop.model(model_hash)).generation for model_hash in outcomes}
+    assert set(generations.values()) == {2}
+    shop.redis.zadd(redis_keys.CHANGED, {first: 1})
+    await shop.parts.run_pass()
+    assert await shop.store.changed() == []
+
+
+async def test_metadata_choose(shop: Workshop) -> None:
+    """Only models with every value that is asked for are meant, as texts or numbers, alone or with a type or hash."""
+    nike, _ = await saved(shop, brand="nike", year=2001)
+    adidas, _ = await saved(shop, brand="adidas", year=2001)
+    assert (await restored(shop, where={"brand": "nike"})).keys() == {nike}
+    assert (await restored(shop, where={"year": "2001"})).keys() == {nike, adidas}
+    assert (await restored(shop, where={"year": "2001", "brand": "puma"})).keys() == set()
+    assert (await restored(shop, "boots", where={"brand": "nike"})).keys() == set()
+    assert (await restored(shop, model_hash=adidas, where={"brand": "nike"})).keys() == set()
+    assert (await restored(shop, model_hash=adidas, where={"brand": "adidas"})).keys() == {adidas}
+
+
+async def test_going_back_without_storage_changes_nothing(shop: Workshop, tmp_path: Path) -> None:
+    """Where the storage is away a live model stays as it is, and the outcome names the part."""
+    model_hash, _, _ = await versions(shop, 2)
+    (tmp_path / "snapshots").rename(tmp_path / "away")
+    (outcome,) = (await restored(shop, version=1, force=True)).values()
+    assert outcome.failed
+    assert outcome.outcome.startswith("The folder")
+    assert (await shop.model(model_hash)).version == 2
+
+
+async def test_a_part_that_is_away_is_not_waited_for_by_every_model(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some models in a row that failed because a part is away, the others are left, and that is said."""
+    monkeypatch.setattr(restoring, "AT_ONCE", 2)
+    for _ in range(5):
+        await saved(shop)
+    shop.redis.flushall()
+    tried: list[str] = []
+
+    def away(self: Any, path: str) -> bytes:
+        tried.append(path)
+        raise UnavailableError("The storage is away.")
+
+    monkeypatch.setattr("keepfit.backends.blobs.LocalStorage.get", away)
+    outcomes = await restored(shop)
+    # One more may be under way by then.
+    assert len(tried) in (2, 3)
+    said = Counter(outcome.outcome for outcome in outcomes.values())
+    assert said == {"The storage is away.": len(tried), "left: The storage is away.": 5 - len(tried)}
+    assert all(outcome.failed for outcome in outcomes.values())
+
+
+async def test_a_return_that_cannot_be_saved_is_said_and_saved_later(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the storage takes nothing the model goes back all the same, and the next pass makes that the newest."""
+    model_hash, _, predictions = await versions(shop, 2)
+
+    def full(self: Any, path: str, data: bytes) -> None:
+        raise UnavailableError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keepfit.backends.blobs.LocalStorage.put", full)
+        (outcome,) = (await restored(shop, version=1, force=True)).values()
+    assert outcome.outcome == "went back, to be saved by the next pass"
+    assert await shop.store.changed() == [model_hash]
+    assert len((await shop.parts.run_pass()).saved) == 1
+    shop.redis.flushall()
+    await restored(shop)
+    assert await shop.predict(model_hash) == predictions[0]

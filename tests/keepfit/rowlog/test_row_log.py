@@ -1,0 +1,352 @@
+"""The row log: what was written is found until it is old, whoever merges meanwhile, and damage is said."""
+
+import asyncio
+import itertools
+import random
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from keepfit.backends.blobs import Entry
+from keepfit.errors import DamagedError, SettingsError, UnavailableError
+from keepfit.history import History, snapshot_upkeep
+from keepfit.history.snapshot_upkeep import Cover
+from keepfit.restore.restorer import Restorer, Wanted
+from keepfit.rowlog import compaction, row_log
+from keepfit.rowlog.compaction import Tended
+from keepfit.rowlog.row_log import Call, RowLog, minute_of, open_log
+from keepfit.settings import Settings
+from keepfit.snapshots import save as saving
+from keepfit_snapshotter.run import run_once
+from tests.factories import Workshop, workshop
+
+MODELS = ("ab" * 32, "cd" * 32, "ef" * 32)
+# A minute's beginning.
+THEN = 1_700_000_040.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
+
+
+@pytest.fixture(params=["local", "s3"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> RowLog:
+    """Begin a log of each kind."""
+    opened = open_log((tmp_path / "log").as_uri() if request.param == "local" else request.getfixturevalue("s3_url"))
+    assert opened is not None
+    opened.probe()
+    return opened
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+def call(model_hash: str, sequence: int, at: float = THEN, origin: int = 1, **other: Any) -> Call:
+    """Make a call of two requests."""
+    payloads = (b"rows %d" % sequence, b"rows %d" % (sequence + 1))
+    return Call(
+        model_hash, origin, sequence, at, **{"digest": f"d{sequence}", "name": "", "payloads": payloads, **other}
+    )
+
+
+def again(log: RowLog) -> RowLog:
+    """Open a log once more, as another process does."""
+    return RowLog(log.storage)
+
+
+def covers(wanted: Callable[[str], Cover | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let snapshots cover what is `wanted` of each model, None where it is not known."""
+
+    async def answered(history: History, hashes: Iterable[str], since_s: float) -> dict[str, Cover]:
+        found = {model_hash: wanted(model_hash) for model_hash in hashes}
+        return {model_hash: cover for model_hash, cover in found.items() if cover is not None}
+
+    monkeypatch.setattr(snapshot_upkeep, "covers", answered)
+
+
+async def tend(log: RowLog, now_s: float, keep_s: float = 7 * DAY_S) -> Tended:
+    """Merge what is due, with covers that need no history."""
+    unused: Any = None
+    return await compaction.tend(log, unused, now_s, keep_s)
+
+
+def folders(log: RowLog) -> dict[str, int]:
+    """How many objects are in each folder of a minute."""
+    found: dict[str, int] = {}
+    for path in log.paths("n", "o~"):
+        folder = path.partition("/")[0]
+        found[folder] = found.get(folder, 0) + 1
+    return found
+
+
+def test_what_was_written_is_found(log: RowLog) -> None:
+    """A view has all of a model's calls that were written before it, by whomever, and nothing of another model."""
+    a, b, _ = MODELS
+    calls = [call(a, 1), call(b, 1, name="c:mine"), call(a, 3, at=THEN + 90, payloads=(b"\0" * 100_000,))]
+    log.write(calls[:2])
+    before = again(log).look()
+    log.write(calls[2:])
+    assert (before.calls(a, None), before.calls(b, None)) == (calls[:1], calls[1:2])
+    view = again(log).look()
+    assert sorted(view.calls(a, None), key=lambda found: found.sequence) == [calls[0], calls[2]]
+    assert view.calls(MODELS[2], 0.0) == []
+    assert folders(log) == {f"n{minute_of(THEN)}": 1, f"n{minute_of(THEN + 90)}": 1}
+
+
+def test_a_log_that_nobody_began_is_not_an_empty_one(tmp_path: Path, s3_url: str) -> None:
+    """Whoever looks for a log where there is none hears of it; a gateway's first look at it begins it."""
+    assert open_log("") is None
+    with pytest.raises(SettingsError, match="KEEPFIT_ROW_LOG_URL: 'http://x'"):
+        open_log("http://x")
+    for url in ((tmp_path / "log").as_uri(), s3_url):
+        log = open_log(url)
+        assert log is not None
+        with pytest.raises(UnavailableError, match=r"is not there|There is no row log"):
+            log.look()
+        log.probe()
+        assert log.look().calls(MODELS[0], 0.0) == []
+
+
+async def test_minutes_are_merged_moved_and_let_go(log: RowLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is covered leaves what is always read and goes by its age; what is not stays, at whatever age."""
+    a, b, c = MODELS
+    # Of b's call one of the two requests.
+    learned = {a: 2, b: 1}
+    covers(lambda model: Cover(1, upto={1: learned[model]}) if model in learned else None, monkeypatch)
+    calls = [call(a, 1), call(b, 1), call(c, 1), call(a, 3, at=THEN + 59)]
+    repeats = [call(a, 1, at=THEN + 30), call(b, 1, at=THEN - 2)]
+    for each in [*calls, *repeats]:
+        log.write([each])
+    minute = minute_of(THEN)
+    needed = again(log).look()
+    assert await tend(log, THEN + 179) == Tended()
+    assert (await tend(log, THEN + 180)).merged == 5
+    assert folders(log) == {f"n{minute_of(THEN - 2)}": 1, f"n{minute}": 1, f"o{minute}": 1}
+    # A view from before the merging finds all that was there: whoever looked may know of no later snapshot.
+    assert {found.sequence for found in needed.calls(a, None)} == {1, 3}
+    for view in (needed, again(log).look()):
+        assert calls[3] in view.calls(a, None)
+        assert view.calls(c, None) == [calls[2]]
+        assert {found.sequence for found in view.calls(a, THEN)} == {1, 3}
+    assert again(log).look().calls(a, None) == [calls[3]]
+    assert again(log).look().calls(a, THEN + 60) == [calls[3]]
+    # Of what came twice the first stays.
+    (first,) = (found for found in again(log).look().calls(a, THEN) if found.sequence == 1)
+    assert first.at == THEN
+    # Nothing is new, and so nothing is written again.
+    before = log.paths("n", "o~")
+    assert (await tend(log, THEN + 400), log.paths("n", "o~")) == (Tended(), before)
+    learned.update({a: 4, b: 2})
+    assert (await tend(log, THEN + 500)).merged == 2
+    assert again(log).look().calls(a, None) == again(log).look().calls(b, None) == []
+    assert {found.sequence for found in again(log).look().calls(a, THEN)} == {1, 3}
+    # Unfinished files, and what is covered, go by their age; what is not covered never does.
+    assert (await tend(log, THEN + DAY_S, keep_s=DAY_S - 59)).expired == 1
+    assert (await tend(log, THEN + DAY_S, keep_s=DAY_S - 60)).expired == 2
+    assert [*folders(log)] == [f"n{minute}"]
+    assert again(log).look().calls(c, None) == [calls[2]]
+
+
+async def test_a_damaged_object_is_said_and_left_alone(log: RowLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No view passes over one, whichever model is looked for; merging goes on around it and tells of it."""
+    covers(lambda model: None, monkeypatch)
+    for sequence in (1, 3, 5):
+        log.write([call(MODELS[0], sequence)])
+    path = sorted(log.paths("n", "n~"))[1]
+    good = log.storage.get(path) or b""
+    for bad in (good[:-1], good[:60] + bytes([good[60] ^ 1]) + good[61:], b""):
+        log.storage.put(path, bad)
+        for model in MODELS[:2]:
+            with pytest.raises(DamagedError, match=path.replace("+", ".")):
+                again(log).look().calls(model, None)
+    with capture_logs() as logged:
+        assert await tend(again(log), THEN + HOUR_S) == Tended(merged=2, damaged=1)
+    assert [line["event"] for line in logged] == ["row_log_damaged"]
+    assert path in log.paths("n", "n~")
+    # Moved away by somebody, it is in nobody's way.
+    log.storage.put("aside", bad)
+    log.storage.delete([Entry(path)])
+    assert len(again(log).look().calls(MODELS[0], None)) == 2
+
+
+async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
+    log: RowLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While three write, two merge and snapshots go on, each view has all that was written before it and not covered.
+
+    One that looks for old ones too has all of it.
+    """
+    covered = dict.fromkeys(MODELS, 0)
+    covers(lambda model: Cover(1, upto={1: covered[model]}), monkeypatch)
+    written: dict[str, set[int]] = {model: set() for model in MODELS}
+    count = 120 if log.storage.url.startswith("file") else 25
+    writing = threading.Event()
+    writing.set()
+
+    def write(model: str) -> None:
+        mine, chance = again(log), random.Random(model)
+        for sequence in range(1, 2 * count, 2):
+            mine.write([call(model, sequence, at=THEN + sequence % 7 * 20)])
+            written[model].add(sequence)
+            covered[model] = max(sequence + 1 - chance.randrange(30), covered[model])
+
+    def merge(now_s: float) -> None:
+        mine = again(log)
+        while writing.is_set():
+            asyncio.run(tend(mine, now_s))
+            # Slowly, by this clock: what was merged is let be while others list.
+            now_s += 20
+
+    def view() -> None:
+        mine = again(log)
+        while writing.is_set():
+            for model in MODELS:
+                before = set(written[model])
+                looked = mine.look()
+                # The newest snapshot is asked for after the look.
+                upto = covered[model]
+                now = {found.sequence for found in looked.calls(model, None)}
+                assert {sequence for sequence in before if sequence + 1 > upto} <= now
+                every = {found.sequence for found in looked.calls(model, THEN - 60)}
+                assert before | now <= every <= set(range(1, 2 * count, 2))
+
+    with ThreadPoolExecutor(6) as threads:
+        others = [threads.submit(view), *(threads.submit(merge, THEN + 1000 + late) for late in (0, 10))]
+        writers = [threads.submit(write, model) for model in MODELS]
+        await asyncio.to_thread(wait, writers)
+        writing.clear()
+        for each in (*writers, *others):
+            each.result()
+    end = again(log).look()
+    for model in MODELS:
+        found = end.calls(model, 0.0)
+        assert {each.sequence for each in found} == written[model]
+        assert set(map(_plain, found)) == {_plain(call(model, n)) for n in written[model]}
+
+
+def _plain(found: Call) -> tuple[Any, ...]:
+    return found.hash, found.origin, found.sequence, found.digest, found.name, found.payloads
+
+
+def test_a_view_reads_each_object_once_for_many_models(log: RowLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore of many models reads the log once where it fits into memory; where not, only what a model is in."""
+    for sequence in range(1, 9, 2):
+        log.write([call(model, sequence) for model in MODELS[: 1 + sequence // 4]])
+    read: list[str] = []
+    get = type(log.storage).get
+
+    def count(storage: Any, path: str) -> bytes | None:
+        read.append(path)
+        return get(storage, path)
+
+    monkeypatch.setattr(type(log.storage), "get", count)
+    view = again(log).look()
+    for model in MODELS * 3:
+        view.calls(model, None)
+    assert len(read) == 1 + 4
+    read.clear()
+    small = RowLog(log.storage, cache_bytes_max=0).look()
+    for model, objects in zip(MODELS, (4, 2, 0), strict=True):
+        read.clear()
+        assert len(small.calls(model, None)) == objects
+        assert len(read) == objects + (4 if model == MODELS[0] else 0)
+
+
+def test_what_covers_a_call() -> None:
+    """A snapshot covers its sequences; what began before it is over if it says where its sequences began."""
+    cover = Cover(born=3)
+    assert not cover.has(3, 1)
+    assert cover.has(2, 99)
+    # From another house: of a higher generation, and what waits for the live model may come on top of it.
+    cover.add({"generation": 7, "sequence": 50})
+    assert (cover.has(3, 1), cover.has(7, 50), cover.has(7, 51)) == (False, True, False)
+    cover.add({"generation": 9, "origin": 3, "sequence": 10})
+    cover.add({"generation": 4, "origin": 3, "sequence": 8})
+    assert (cover.has(3, 10), cover.has(3, 11), cover.has(9, 1)) == (True, False, False)
+    cover.add({"generation": 9, "origin": 9, "sequence": 12})
+    assert (cover.has(3, 11), cover.has(9, 12), cover.has(9, 13)) == (True, True, False)
+
+
+async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
+    """Saved, gone back, restored, deleted and made again: what is covered is what need not be learned again."""
+    model_hash = await shop.learned(a=1)
+
+    async def covered() -> Cover:
+        found = await snapshot_upkeep.covers(shop.history, [model_hash, "0" * 64], 0.0)
+        assert found.keys() == {model_hash}
+        return found[model_hash]
+
+    assert not (await covered()).has(1, 1)
+    assert await save(shop, model_hash) == (1, 1, 1)
+    await shop.accept(model_hash)
+    assert ((await covered()).has(1, 1), (await covered()).has(1, 2)) == (True, False)
+    await shop.learn(model_hash)
+    assert await save(shop, model_hash) == (1, 1, 3)
+    restorer = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring)
+    assert (await restorer.put_back(model_hash, Wanted(version=1))).restored
+    # Gone back, its sequences go on: what it has forgotten is not to be learned again.
+    newest = await shop.history.newest(model_hash, 1)
+    assert newest is not None
+    assert (newest["generation"], newest["origin"], newest["sequence"]) == (2, 1, 3)
+    shop.lose(model_hash)
+    await restorer.put_back(model_hash, Wanted())
+    await shop.learn(model_hash)
+    generation = (await shop.model(model_hash)).generation
+    assert not (await covered()).has(generation, 4)
+    assert await save(shop, model_hash) == (generation, generation, 4)
+    assert ((await covered()).has(generation, 4), (await covered()).has(1, 99)) == (True, True)
+    await shop.history.unregister(model_hash)
+    assert (await covered()).has(generation + 5, 1)
+    await shop.make(a=1, session=(await shop.model(model_hash)).metadata["session"])
+    assert not (await covered()).has(generation + 1, 1)
+    # Snapshots from before a call was accepted are not looked at.
+    assert not (await snapshot_upkeep.covers(shop.history, [model_hash], time.time() + 60))[model_hash].upto
+
+
+async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) -> None:
+    """What it has saved it moves out of the way in the same pass; damage and an absence are said, and models saved."""
+    logged = settings.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
+    log = open_log(logged.row_log_url)
+    assert log is not None
+    async with workshop(logged) as shop:
+        model_hash = await shop.learned()
+        for sequence in (1, 2):
+            log.write([call(model_hash, sequence, at=time.time() - 300, payloads=(b"rows",))])
+        report = await run_once(logged)
+        assert (len(report.saved), report.tended, report.uncollected) == (1, Tended(merged=2), "")
+        assert [found.sequence for found in again(log).look().calls(model_hash, None)] == [2]
+        (path,) = log.paths("n", "n~")
+        log.storage.put(path.replace("/m", "/"), b"damaged")
+        report = await run_once(logged)
+        assert (report.tended.damaged, report.uncollected) == (1, "1 objects of the row log are damaged")
+        assert (await shop.store.snapshot_state()).uncollected == report.uncollected
+        shutil.rmtree(tmp_path / "log")
+        (tmp_path / "log").write_text("no folder")
+        await shop.learn(model_hash)
+        report = await run_once(logged)
+        assert len(report.saved) == 1
+        assert "log" in report.uncollected
+
+
+async def save(shop: Workshop, model_hash: str) -> tuple[int, int, int]:
+    """Save a model; return generation, origin and sequence of its document."""
+    document = await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert document is not None
+    return document["generation"], document["origin"], document["sequence"]
+
+
+def test_a_minute_has_its_place_among_others() -> None:
+    """Names sort as times do, and the name before a folder's is behind that of the folder before."""
+    times = [THEN + n * 60 for n in range(0, 100_000, 997)]
+    names = [minute_of(at) for at in times]
+    assert names == sorted(names)
+    for before, after in itertools.pairwise(names):
+        assert f"o{before}" < row_log._before(f"o{after}") < f"o{after}"

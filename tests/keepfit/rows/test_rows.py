@@ -1,0 +1,411 @@
+"""Rows: what is refused before it is accepted, and that what is accepted keeps every bit."""
+
+import json
+import struct
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keepfit.errors import Fault, InvalidError
+from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Recipe, parse
+from keepfit.rows import shaping
+from keepfit.rows.rows import Rows, concatenate, shape
+from keepfit.rows.values import FAULTS_MAX, NUMBER_MAX
+
+PLAIN = parse({"estimator": "SGDRegressor"})
+SHOES = parse({"estimator": "SGDRegressor", "features": {"make": "category", "year": "number", "size": "number"}})
+STRINGS = parse({"estimator": "SGDClassifier", "classes": ["no", "yes", "1"]})
+INTEGERS = parse({"estimator": "SGDClassifier", "classes": [0, 1, 2]})
+BOOLEANS = parse({"estimator": "SGDClassifier", "classes": [False, True]})
+CLUSTERS = parse({"estimator": "MiniBatchKMeans"})
+UNWEIGHTED = parse({"estimator": "Birch"})
+
+# What may stand in X: every double within the bound, signed zeros and subnormal numbers among them.
+floats = st.floats(-NUMBER_MAX, NUMBER_MAX, allow_nan=False)
+labels = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.integers(-(2**53) + 1, 2**53 - 1)
+
+
+def bits(values: Any) -> bytes:
+    """Doubles as bytes, so that 0.0 and -0.0 are told apart."""
+    flat = [float(value) for value in values]
+    return struct.pack(f"<{len(flat)}d", *flat)
+
+
+def learn(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) -> Rows:
+    """Rows that come with their target."""
+    return shape(recipe, X, y, sample_weight, learning=True)
+
+
+def refused(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) -> InvalidError:
+    """Return the error with which rows are refused."""
+    with pytest.raises(InvalidError) as caught:
+        learn(recipe, X, y, sample_weight)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).endswith(".")
+    return caught.value
+
+
+def test_lists_and_objects_are_the_same_rows() -> None:
+    """A row may be a list in the recipe's order or an object in any order, and both kinds may be mixed."""
+    listed = learn(SHOES, [["nike", 2001, 4.5], ["puma", 2003, 5]], [1, 2])
+    named = learn(
+        SHOES, [{"size": 4.5, "make": "nike", "year": 2001}, {"year": 2003, "size": 5, "make": "puma"}], [1, 2]
+    )
+    mixed = learn(SHOES, [["nike", 2001, 4.5], {"year": 2003, "size": 5, "make": "puma"}], [1.0, 2.0])
+    assert listed == named == mixed
+    assert listed.categories == [["nike", "puma"]]
+    assert listed.number_matrix().tolist() == [[2001.0, 4.5], [2003.0, 5.0]]
+    assert listed.target().tolist() == [1.0, 2.0]
+    assert (listed.n, listed.width, listed.weights()) == (2, 3, None)
+
+
+def test_shapes_of_the_arrays() -> None:
+    """Numbers are (n, k) float64 that may be written to, targets and weights (n,), also without number columns."""
+    rows = learn(PLAIN, [[1, 2, 3], [4, 5, 6]], [0, 1], [1, 0.5])
+    matrix, weights = rows.number_matrix(), rows.weights()
+    assert matrix.shape == (2, 3)
+    assert matrix.dtype == np.float64
+    assert matrix.flags.writeable
+    assert rows.target().shape == (2,)
+    assert weights is not None
+    assert weights.tolist() == [1.0, 0.5]
+    only_labels = learn(parse({"estimator": "SGDRegressor", "features": {"a": "category"}}), [["x"], ["y"]], [0, 1])
+    assert only_labels.number_matrix().shape == (2, 0)
+    assert only_labels.width == 1
+
+
+def test_predicting_takes_no_target() -> None:
+    """Rows to predict have no target, whatever the estimator."""
+    assert shape(PLAIN, [[1.0]], learning=False).target() is None
+    assert shape(STRINGS, [[1.0]], learning=False).y is None
+
+
+# The table of bad input in docs/reliability.md, as far as rows go: (X, y, sample_weight, words, row, column).
+BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
+    # The form of X.
+    (PLAIN, None, [1], None, "X must be a list of at least one row", None, None),
+    (PLAIN, {"a": [1]}, [1], None, "X must be a list of at least one row", None, None),
+    (PLAIN, "rows", [1], None, "X must be a list of at least one row", None, None),
+    (PLAIN, [], [], None, "X must be a list of at least one row", None, None),
+    (PLAIN, [[]], [1], None, "the row is empty", 0, None),
+    (PLAIN, [[1], []], [1, 2], None, "the row is empty", 1, None),
+    (PLAIN, [1, 2], [1, 2], None, "a row is a list of values or an object", 0, None),
+    (PLAIN, ["ab"], [1], None, "a row is a list of values or an object", 0, None),
+    (PLAIN, [[1], None], [1, 2], None, "a row is a list of values or an object", 1, None),
+    (PLAIN, [{"a": 1}], [1], None, "the recipe names no features, so a row is a list of numbers", 0, None),
+    # Ragged rows, wrong width, unknown and missing columns.
+    (PLAIN, [[1, 2], [1, 2], [1]], [1, 2, 3], None, "the row has 1 values where 2 are expected", 2, None),
+    (PLAIN, [[1], [1, 2]], [1, 2], None, "the row has 2 values where 1 are expected", 1, None),
+    (SHOES, [["nike", 2001]], [1], None, "the row has 2 values where 3 are expected", 0, None),
+    (SHOES, [["nike", 2001, 4, 5]], [1], None, "the row has 4 values where 3 are expected", 0, None),
+    (SHOES, [{"make": "nike", "year": 2001}], [1], None, "column 'size': the column is missing", 0, "size"),
+    (
+        SHOES,
+        [["nike", 2001, 4], {"make": "nike", "year": 1, "size": 2, "Make": "x"}],
+        [1, 2],
+        None,
+        "column 'Make': the recipe has no such column",
+        1,
+        "Make",
+    ),
+    # Strings, true, null and whole structures as numbers.
+    (PLAIN, [[1, "1"]], [1], None, "column 1: '1' is not a number", 0, 1),
+    (PLAIN, [[1], [True]], [1, 2], None, "column 0: true is not a number", 1, 0),
+    (PLAIN, [[None]], [1], None, "column 0: null is not a number", 0, 0),
+    (PLAIN, [[[1.0]]], [1], None, "column 0: a list is not a number", 0, 0),
+    (PLAIN, [[{"a": 1}]], [1], None, "column 0: an object is not a number", 0, 0),
+    (SHOES, [["nike", "abc", 4]], [1], None, "column 'year': 'abc' is not a number (row 0)", 0, "year"),
+    (SHOES, [["a", 1, 2], ["b", 1, False]], [1, 2], None, "column 'size': false is not a number (row 1)", 1, "size"),
+    # NaN, infinities, numbers over the bound, integers that no double holds.
+    (PLAIN, [[float("nan")]], [1], None, "nan is not a finite number within ±1e+38", 0, 0),
+    (PLAIN, [[1, float("inf")]], [1], None, "inf is not a finite number", 0, 1),
+    (PLAIN, [[1], [-float("inf")]], [1, 2], None, "-inf is not a finite number", 1, 0),
+    (PLAIN, [[1e308]], [1], None, "1e+308 is not a finite number within", 0, 0),
+    (PLAIN, [[-1.01e38]], [1], None, "is not a finite number within", 0, 0),
+    (PLAIN, [[2**53]], [1], None, "9007199254740992 is 2^53 or more, which no double holds exactly; send", 0, 0),
+    (PLAIN, [[0], [-(2**53)]], [1, 2], None, "is 2^53 or more", 1, 0),
+    (PLAIN, [[2**53 + 1, 0.5]], [1], None, "9007199254740993 is 2^53 or more", 0, 0),
+    (PLAIN, [[10**400]], [1], None, f"1{'0' * 36}... is 2^53 or more", 0, 0),
+    # Categories.
+    (SHOES, [[None, 1, 2]], [1], None, "column 'make': null is not a category: send a string or an integer", 0, "make"),
+    (SHOES, [[1.5, 1, 2]], [1], None, "column 'make': 1.5 is not a category", 0, "make"),
+    (SHOES, [["a", 1, 2], [True, 1, 2]], [1, 2], None, "column 'make': true is not a category", 1, "make"),
+    (SHOES, [[["a"], 1, 2]], [1], None, "column 'make': a list is not a category", 0, "make"),
+    (SHOES, [[2**53, 1, 2]], [1], None, "is 2^53 or more; send it as a string", 0, "make"),
+    (SHOES, [["x" * (LABEL_LENGTH_MAX + 1), 1, 2]], [1], None, "the label has 1025 characters, more than", 0, "make"),
+    # y.
+    (PLAIN, [[1]], None, None, "y must be a list of 1 values, one per row of X", None, None),
+    (PLAIN, [[1]], 5, None, "y must be a list of 1 values", None, None),
+    (PLAIN, [[1]], {"0": 1}, None, "y must be a list of 1 values", None, None),
+    (PLAIN, [[1], [2]], [1], None, "X has 2 rows and y has 1 values; they must be as many", None, None),
+    (PLAIN, [[1]], [1, 2], None, "X has 1 rows and y has 2 values", None, None),
+    (PLAIN, [[1], [2]], [1, "2"], None, "target 'y': '2' is not a number (row 1)", 1, "y"),
+    (PLAIN, [[1]], [[1]], None, "target 'y': a list is not a number", 0, "y"),
+    (PLAIN, [[1]], [True], None, "target 'y': true is not a number", 0, "y"),
+    (PLAIN, [[1]], [float("nan")], None, "target 'y': nan is not a finite number", 0, "y"),
+    (PLAIN, [[1]], [1e39], None, "target 'y': 1e+39 is not a finite number within", 0, "y"),
+    (CLUSTERS, [[1]], [1], None, "MiniBatchKMeans takes no y: leave it out", None, None),
+    (CLUSTERS, [[1]], [], None, "takes no y", None, None),
+    (STRINGS, [[1]], None, None, "y must be a list of 1 values", None, None),
+    (STRINGS, [[1], [2]], ["no", "may\0be"], None, "target 'y': a label holds a NUL", 1, "y"),
+    (STRINGS, [[1]], [1], None, "1 is not one of the recipe's classes", 0, "y"),
+    (STRINGS, [[1]], [None], None, "null is not a label: send a string, an integer or a boolean", 0, "y"),
+    (STRINGS, [[1]], [["no"]], None, "a list is not a label", 0, "y"),
+    (INTEGERS, [[1]], ["1"], None, "'1' is not one of the recipe's classes", 0, "y"),
+    (INTEGERS, [[1]], [True], None, "true is not one of the recipe's classes", 0, "y"),
+    (INTEGERS, [[1]], [1.0], None, "1.0 is not a label", 0, "y"),
+    (INTEGERS, [[1]], [2**53], None, "the label 9007199254740992 is 2^53 or more", 0, "y"),
+    (BOOLEANS, [[1], [2]], [True, 1], None, "1 is not one of the recipe's classes", 1, "y"),
+    (BOOLEANS, [[1]], ["true"], None, "'true' is not one of the recipe's classes", 0, "y"),
+    # sample_weight.
+    (PLAIN, [[1]], [1], 1, "sample_weight must be a list of 1 numbers, one per row of X", None, None),
+    (PLAIN, [[1], [2]], [1, 2], [1], "sample_weight must be a list of 2 numbers", None, None),
+    (PLAIN, [[1]], [1], [], "sample_weight must be a list of 1 numbers", None, None),
+    (PLAIN, [[1], [2]], [1, 2], [1, -0.5], "weights 'sample_weight': -0.5 is negative (row 1)", 1, "sample_weight"),
+    (PLAIN, [[1]], [1], ["1"], "weights 'sample_weight': '1' is not a number", 0, "sample_weight"),
+    (PLAIN, [[1]], [1], [True], "true is not a number", 0, "sample_weight"),
+    (PLAIN, [[1]], [1], [float("inf")], "inf is not a finite number", 0, "sample_weight"),
+    (PLAIN, [[1], [2]], [1, 2], [0, 0.0], "sample_weight is 0 for every row", None, None),
+    (UNWEIGHTED, [[1]], None, [1], "Birch takes no sample_weight", None, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "X", "y", "sample_weight", "words", "row", "column"),
+    BAD,
+    ids=[f"{n}: {b[4][:40]}" for n, b in enumerate(BAD)],
+)
+def test_bad_input_is_refused_with_its_place(
+    recipe: Recipe, X: Any, y: Any, sample_weight: Any, words: str, row: int | None, column: str | int | None
+) -> None:
+    """Each line of the bad-input table is InvalidError, and its first fault names row and column."""
+    error = refused(recipe, X, y, sample_weight)
+    assert words in str(error)
+    if row is None:
+        assert error.faults == ()
+    else:
+        assert (error.faults[0].row, error.faults[0].column) == (row, column)
+        assert f"(row {row})" in str(error)
+
+
+@pytest.mark.parametrize("value", [NUMBER_MAX, -NUMBER_MAX, 2.0**53, 1e20, 2**53 - 1, -(2**53) + 1, 5e-324, -0.0, 0])
+def test_numbers_at_the_bounds_are_taken(value: float) -> None:
+    """Floats up to 1e38, whole ones of 2^53 and more among them, and integers below 2^53 keep their value."""
+    rows = learn(PLAIN, [[value]], [value], [abs(value) or 1])
+    assert rows.numbers == rows.y == bits([value])
+
+
+def test_a_large_integer_among_floats_is_found() -> None:
+    """A whole float of 2^53 or more does not excuse an integer of that size in the same column."""
+    rows = [[1e20], [2**53], [1.5]]
+    assert refused(PLAIN, rows, [1, 2, 3]).faults == (
+        Fault("9007199254740992 is 2^53 or more, which no double holds exactly; send it as a float", 1, 0),
+    )
+
+
+def test_all_faults_are_told_up_to_a_limit() -> None:
+    """Several wrong values are told at once, at most 20; the sentence says how many more there are."""
+    error = refused(PLAIN, [["a"], [1], ["b"]], [1, 2, 3])
+    assert [(fault.row, fault.column) for fault in error.faults] == [(0, 0), (2, 0)]
+    assert str(error) == "column 0: 'a' is not a number (row 0), and 1 more."
+    assert len(refused(PLAIN, [["a"]] * 1000, [1] * 1000).faults) == FAULTS_MAX
+    assert len(refused(PLAIN, [[1, 2]] + [[1]] * 1000, [1] * 1001).faults) == FAULTS_MAX
+    assert len(refused(SHOES, [{}] * 1000, [1] * 1000).faults) == FAULTS_MAX
+    both = refused(SHOES, [{"make": "nike", "year": 2001, "sise": 4}], [1]).faults
+    assert [(fault.column, fault.detail) for fault in both] == [
+        ("size", "the column is missing"),
+        ("sise", "the recipe has no such column"),
+    ]
+
+
+def test_the_width_is_that_of_the_first_row_with_values() -> None:
+    """An empty or impossible first row is the only fault; the good rows after it are not blamed."""
+    impossible: list[Any] = [[], {"a": 1}, None]
+    for first in impossible:
+        assert [fault.row for fault in refused(PLAIN, [first, [1, 2], [3, 4]], [1, 2, 3]).faults] == [0]
+
+
+def test_a_huge_wrong_value_is_not_written_into_the_message() -> None:
+    """Refusing a list or text of megabytes where a number belongs takes no time, and repeats 40 characters at most."""
+    huge: Any = [0.5] * 300_000
+    started = time.perf_counter()
+    assert "a list is not a number" in str(refused(PLAIN, [[huge]] * 1000, [1] * 1000))
+    assert len(str(refused(PLAIN, [["x" * 1_000_000]], [1]))) < 100
+    assert time.perf_counter() - started < 5
+
+
+def test_many_unknown_columns_are_refused_in_linear_time() -> None:
+    """Ten thousand wrong names against ten thousand right ones are no hundred million comparisons."""
+    wide = parse({"estimator": "SGDRegressor", "features": {f"f{i}": "number" for i in range(10_000)}})
+    started = time.perf_counter()
+    refused(wide, [{f"g{i}": 1 for i in range(10_000)}], [1])
+    assert time.perf_counter() - started < 1
+
+
+def test_labels_are_kept_as_they_came() -> None:
+    """Strings and integers keep their types as categories; "1" and 1 are two labels."""
+    recipe = parse({"estimator": "SGDRegressor", "features": {"a": "category"}})
+    given_labels: list[Any] = ["1", 1, "", "é", "nike\0", -5, "x" * LABEL_LENGTH_MAX]
+    rows = learn(recipe, [[label] for label in given_labels], [0] * len(given_labels))
+    assert rows.categories == [given_labels]
+    assert [type(label) for label in rows.categories[0]] == [type(label) for label in given_labels]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "y", "dtype"),
+    [(STRINGS, ["no", "1", "yes"], "U"), (INTEGERS, [0, 2, 1], "i"), (BOOLEANS, [True, False, True], "b")],
+)
+def test_class_labels_keep_their_type(recipe: Recipe, y: list[Any], dtype: str) -> None:
+    """Labels of a classifier become an array of their own type, also after their trip through Redis."""
+    rows = Rows.decode(learn(recipe, [[1], [2], [3]], y).encode())
+    assert rows.target().dtype.kind == dtype
+    assert rows.target().tolist() == y
+    assert [type(label) for label in rows.target().tolist()] == [type(label) for label in y]
+
+
+matrices = st.integers(1, 4).flatmap(
+    lambda width: st.lists(
+        st.tuples(st.lists(floats, min_size=width, max_size=width), floats, st.floats(1e-3, NUMBER_MAX)),
+        min_size=1,
+        max_size=6,
+    )
+)
+
+
+@settings(deadline=None)
+@given(matrices)
+def test_no_bit_is_lost_on_the_way(data: list[tuple[list[float], float, float]]) -> None:
+    """From JSON text to the worker's arrays every double keeps all its bits: X, y and sample_weight."""
+    X, y, weights = [row[0] for row in data], [row[1] for row in data], [row[2] for row in data]
+    body = json.loads(json.dumps({"X": X, "y": y, "sample_weight": weights}))
+    rows = Rows.decode(learn(PLAIN, body["X"], body["y"], body["sample_weight"]).encode())
+    assert rows.number_matrix().tobytes() == bits(value for row in X for value in row)
+    assert rows.target().tobytes() == bits(y)
+    taken = rows.weights()
+    assert taken is not None
+    assert taken.tobytes() == bits(weights)
+    assert rows.number_matrix().shape == (len(X), rows.width)
+
+
+shoe_parts = st.lists(
+    st.lists(st.tuples(labels, floats, floats, floats), min_size=1, max_size=4), min_size=1, max_size=4
+)
+
+
+@settings(deadline=None)
+@given(shoe_parts, st.booleans())
+def test_concatenate_equals_shaping_the_joined_lists(parts: list[list[tuple[Any, ...]]], weighted: bool) -> None:
+    """Joining shaped requests gives the same rows as shaping the joined requests."""
+
+    def shaped(part: list[tuple[Any, ...]]) -> Rows:
+        X = [[label, year, size] for label, year, size, _ in part]
+        return learn(SHOES, X, [y for *_, y in part], [1.5] * len(part) if weighted else None)
+
+    joined = shaped([row for part in parts for row in part])
+    assert concatenate([shaped(part) for part in parts]) == joined
+    assert Rows.decode(joined.encode()) == joined
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["no", "yes", "1"]), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_concatenate_joins_labels_and_rows_without_target(parts: list[list[str]]) -> None:
+    """Labels of classifiers are joined in order, and so are rows that have no target."""
+    everything = [label for part in parts for label in part]
+    X = [[float(i)] for i in range(len(everything))]
+    pieces, start = [], 0
+    for part in parts:
+        pieces.append(learn(STRINGS, X[start : start + len(part)], part))
+        start += len(part)
+    assert concatenate(pieces) == learn(STRINGS, X, everything)
+    plain = [Rows(piece.n, piece.numbers, piece.categories) for piece in pieces]
+    assert concatenate(plain) == shape(STRINGS, X, learning=False)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from([PLAIN, SHOES, STRINGS, CLUSTERS]), json_values, json_values, json_values)
+def test_any_json_is_shaped_or_refused(recipe: Recipe, X: Any, y: Any, sample_weight: Any) -> None:
+    """Whatever JSON comes as X, y and sample_weight, it becomes finite numbers or InvalidError, never a crash."""
+    try:
+        rows = learn(recipe, X, y, sample_weight)
+    except InvalidError:
+        return
+    assert rows.n == len(X)
+    assert np.isfinite(rows.number_matrix()).all()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.lists(json_values, min_size=2, max_size=2), min_size=1, max_size=4))
+def test_any_json_in_a_matrix_is_shaped_or_refused(X: list[list[Any]]) -> None:
+    """A matrix is taken if and only if each value is a float or a smaller integer within the bound."""
+    good = all(
+        type(value) in (int, float) and abs(value) <= NUMBER_MAX and (type(value) is float or abs(value) < 2**53)
+        for row in X
+        for value in row
+    )
+    if good:
+        assert shape(PLAIN, X, learning=False).numbers == bits(value for row in X for value in row)
+    else:
+        with pytest.raises(InvalidError):
+            shape(PLAIN, X, learning=False)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([PLAIN, SHOES, STRINGS]),
+    st.lists(st.lists(floats | labels, min_size=1, max_size=4), min_size=1, max_size=4) | json_values,
+)
+def test_few_values_are_shaped_like_many(recipe: Recipe, X: Any) -> None:
+    """The quick way for few values gives what the general way gives, or leaves the rows to it."""
+    small = shaping._shape_small(recipe, X)
+    if small is not None:
+        assert small == shaping._shape_many(recipe, X)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 300, 10_001, 70_000])
+def test_pieces_are_the_encoding(n: int) -> None:
+    """Joined, the pieces are the encoding byte for byte, each of about a megabyte at most; their sum is its size."""
+    labels_sent: list[Any] = [f"label {i}" if i % 3 else i for i in range(n)]
+    given_rows = [
+        Rows(n, bytes(8 * n), []),
+        Rows(n, memoryview(bytearray(b"12345678" * 3 * n)), [labels_sent, labels_sent], bytes(8 * n), bytes(8 * n)),  # type: ignore[arg-type]
+        Rows(n, b"", [labels_sent] * 17, ["no", "yes"] * (n // 2)),
+    ]
+    for rows in given_rows:
+        pieces = list(rows.pieces())
+        assert b"".join(pieces) == rows.encode()
+        assert rows.size_bytes == len(rows.encode())
+        assert max(map(len, pieces)) <= 1 << 20
+        assert Rows.decode(rows.encode()) == rows
+
+
+def test_a_large_number_buffer_is_not_copied_into_its_pieces() -> None:
+    """The pieces of the numbers are views of the memory that the rows were made of."""
+    body = bytearray(3_000_000)
+    rows = Rows(375_000, memoryview(body), [])  # type: ignore[arg-type]
+    views = [piece for piece in rows.pieces() if isinstance(piece, memoryview)]
+    assert sum(map(len, views)) == len(body)
+    assert all(view.obj is body for view in views)
+
+
+@pytest.mark.parametrize("labels", [["a"], ["é" * 1024], ["\U0001f45f" * 1024, "b"]])
+def test_rows_fit_exactly_where_their_encoding_does(labels: list[str]) -> None:
+    """fits() is true from the encoding's own length on, and false below, whatever it can tell at once."""
+    recipe = parse(
+        {"estimator": "SGDClassifier", "features": {"a": "category", "b": "number"}, "classes": [*labels, "z"]}
+    )
+    rows = shape(recipe, [[label, 1.5] for label in labels], labels, [1.0] * len(labels), learning=True)
+    size = len(rows.encode())
+    assert rows.fits(size)
+    assert not rows.fits(size - 1)
+    assert rows.fits(1 << 30)

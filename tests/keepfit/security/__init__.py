@@ -1,0 +1,1 @@
+"""Tests of envelopes and API keys."""

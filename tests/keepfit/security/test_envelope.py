@@ -1,0 +1,266 @@
+"""The signed envelope: what opens, what is refused, and what a message may say."""
+
+import hashlib
+import hmac
+import struct
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from keepfit.errors import EnvelopeError, RuntimeMismatchError, SettingsError
+from keepfit.security.envelope import BUNDLE, MAGIC, Header, Keyring, check_runtime, digest_of, runtime
+
+SECRET = "5e" * 32
+RING = Keyring.from_text(f"k1:{SECRET}")
+HEADER = Header(BUNDLE, "ab" * 32, 1, 2, 3, 4, "cd" * 20, runtime())
+
+counts = st.integers(0, 2**63 - 1)
+headers = st.builds(
+    Header,
+    purpose=st.sampled_from([BUNDLE, "upload"]),
+    hash=st.text(max_size=70),
+    generation=counts,
+    version=counts,
+    sequence=counts,
+    rows_seen=counts,
+    chain=st.text(max_size=40),
+    runtime=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+)
+
+
+def signed(back: bytes, key_id: bytes = b"k1", key: str = SECRET, purpose: str = BUNDLE) -> bytes:
+    """Envelope of any `back` at all with a right signature, made from the format's description alone."""
+    front = MAGIC + struct.pack(">B", len(key_id)) + key_id
+    derived = hmac.digest(bytes.fromhex(key), f"keepfit/{purpose}".encode() + b"\x01", "sha256")
+    return front + hmac.digest(derived, front + back, "sha256") + back
+
+
+@settings(deadline=None)
+@given(headers, st.binary(max_size=200))
+def test_what_is_sealed_opens_again(header: Header, payload: bytes) -> None:
+    """Header and payload come back as they were put in, whatever they hold."""
+    assert RING.open(RING.seal(header, payload), header.purpose) == (header, payload)
+
+
+def test_the_format_is_the_one_described() -> None:
+    """Magic, format, key id, HMAC under the purpose's key, length of the header, header, payload: in these bytes."""
+    text = msgspec.json.encode(HEADER)
+    assert RING.seal(HEADER, b"payload") == signed(struct.pack(">I", len(text)) + text + b"payload")
+
+
+def test_any_changed_byte_is_refused() -> None:
+    """Whatever single byte of an envelope is changed, to whatever value, it does not open."""
+    sealed = bytearray(RING.seal(Header(BUNDLE, "h", 1, 2, 3, 4, "", {}), b"pay"))
+    for position, right in enumerate(sealed):
+        for flipped in (0x01, 0x80, 0xFF):
+            sealed[position] = right ^ flipped
+            with pytest.raises(EnvelopeError):
+                RING.open(bytes(sealed), BUNDLE)
+        sealed[position] = right
+    RING.open(bytes(sealed), BUNDLE)
+
+
+def test_a_truncated_or_extended_envelope_is_refused() -> None:
+    """An envelope cut at any length, or with bytes added at its end or start, does not open."""
+    sealed = RING.seal(HEADER, b"payload")
+    for length in range(len(sealed)):
+        with pytest.raises(EnvelopeError):
+            RING.open(sealed[:length], BUNDLE)
+    for longer in (sealed + b"\0", b"\0" + sealed, sealed + sealed):
+        with pytest.raises(EnvelopeError):
+            RING.open(longer, BUNDLE)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", bytes(1_000_000)], ids=["empty", "one", "large"])
+def test_payloads_of_any_size_travel(payload: bytes) -> None:
+    """An empty payload and a large one open like any other."""
+    assert RING.open(RING.seal(HEADER, payload), BUNDLE) == (HEADER, payload)
+
+
+def test_another_key_under_the_same_id_is_refused() -> None:
+    """A key id is a name, not a proof."""
+    other = Keyring.from_text("k1:" + "5f" * 32)
+    with pytest.raises(EnvelopeError, match="signature does not fit"):
+        other.open(RING.seal(HEADER, b"payload"), BUNDLE)
+
+
+def test_an_unknown_key_id_is_refused() -> None:
+    """An envelope of a key that the ring does not hold says so, and not the key."""
+    other = Keyring.from_text(f"k2:{SECRET}")
+    with pytest.raises(EnvelopeError, match="does not hold") as caught:
+        other.open(RING.seal(HEADER, b"payload"), BUNDLE)
+    assert SECRET not in str(caught.value)
+
+
+def test_another_purpose_is_refused() -> None:
+    """What was signed for one purpose does not open for another, in either direction."""
+    upload = Header("upload", "h", 1, 2, 3, 4, "", {})
+    for sealed, purpose in ((RING.seal(HEADER, b""), "upload"), (RING.seal(upload, b""), BUNDLE)):
+        with pytest.raises(EnvelopeError, match="another purpose"):
+            RING.open(sealed, purpose)
+
+
+def test_keys_rotate() -> None:
+    """The first key signs; envelopes of older keys open for as long as these are in the ring."""
+    both = Keyring.from_text(f"k2:{'aa' * 32}, k1:{SECRET}")
+    only_new = Keyring.from_text("k2:" + "aa" * 32)
+    old, new = RING.seal(HEADER, b"old"), both.seal(HEADER, b"new")
+    assert both.open(old, BUNDLE)[1] == b"old"
+    assert only_new.open(new, BUNDLE)[1] == b"new"
+    with pytest.raises(EnvelopeError, match="does not hold"):
+        RING.open(new, BUNDLE)
+    with pytest.raises(EnvelopeError, match="does not hold"):
+        only_new.open(old, BUNDLE)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=120))
+@example(b"")
+@example(MAGIC)
+@example(MAGIC + b"\xff")
+@example(MAGIC + b"\x02k1")
+@example(MAGIC + b"\x02k1" + bytes(32))
+@example(MAGIC + b"\x02\xff\xfe" + bytes(40))
+@example(b"KFIT\x02" + RING.seal(HEADER, b"")[5:])
+def test_garbage_raises_nothing_but_envelope_errors(garbage: bytes) -> None:
+    """Bytes that nobody signed end in EnvelopeError, also behind the right magic and key id."""
+    for data in (garbage, MAGIC + garbage, MAGIC + b"\x02k1" + garbage):
+        with pytest.raises(EnvelopeError):
+            RING.open(data, BUNDLE)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+@example(b"")
+@example(b"\0\0\0")
+@example(b"\0\0\0\0")
+@example(b"\0\0\0\x02{}")
+@example(b"\xff\xff\xff\xff{}")
+@example(b"\0\0\0\x04\xff\xfe\xfd\xfc")
+def test_a_signed_header_that_is_none_is_an_envelope_error(back: bytes) -> None:
+    """Even under our own signature, say of a later keepfit, an unreadable header is EnvelopeError."""
+    with pytest.raises(EnvelopeError, match="header is not one that this keepfit knows"):
+        RING.open(signed(back), BUNDLE)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"later": 1}, {"version": "2"}, {"runtime": {"python": 3}}, {"generation": None}], ids=str
+)
+def test_a_header_with_other_fields_is_refused(changes: dict[str, object]) -> None:
+    """A header with an unknown field or another type is refused, not guessed at."""
+    text = msgspec.json.encode({**msgspec.to_builtins(HEADER), **changes})
+    with pytest.raises(EnvelopeError, match="header is not one"):
+        RING.open(signed(struct.pack(">I", len(text)) + text), BUNDLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        (SECRET, 1),
+        (f":{SECRET}", 1),
+        ("k1:", 1),
+        (f"k1:{SECRET[:-2]}", 1),
+        (f"k1:{SECRET[:-1]}", 1),
+        (f"k1:{SECRET}x", 1),
+        (f"k1=x{SECRET}", 1),
+        (f"{'k' * 256}:{SECRET}", 1),
+        (f"{'é' * 128}:{SECRET}", 1),
+        (f"k1:{SECRET},k2:nothex{SECRET}", 2),
+        (f"k1:{SECRET}, ,k2:{'aa' * 32},k3", 3),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_wrong_keys_are_named_by_position_only(text: str, position: int) -> None:
+    """A wrong key is told by its position; no part of the text is repeated, in the message or behind it."""
+    with pytest.raises(SettingsError, match=f"KEEPFIT_SIGNING_KEYS: key {position} is not id:hex") as caught:
+        Keyring.from_text(text)
+    assert SECRET[:8] not in repr(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , ,"])
+def test_no_key_at_all_is_refused(text: str) -> None:
+    """A ring without a key would sign nothing: the error says how to make one."""
+    with pytest.raises(SettingsError, match="not set; `keepfit key signing` prints"):
+        Keyring.from_text(text)
+
+
+def test_an_id_that_stands_twice_is_refused() -> None:
+    """Two keys under one id would make it a matter of order which one verifies."""
+    with pytest.raises(SettingsError, match="two keys have the same id") as caught:
+        Keyring.from_text(f"k1:{SECRET},k1:{'aa' * 32}")
+    assert SECRET[:8] not in str(caught.value)
+
+
+def test_key_text_is_read_leniently() -> None:
+    """Spaces around keys and capitals in the hex make no difference."""
+    assert Keyring.from_text(f" k1:{SECRET.upper()} , ") == RING
+    assert RING.keys == (("k1", bytes.fromhex(SECRET)),)
+
+
+def test_a_ring_does_not_show_its_keys() -> None:
+    """repr() is what tracebacks and logs show of a ring; it holds no key."""
+    for shown in (repr(RING), str(RING), f"{RING}"):
+        assert "5e5e" not in shown
+        assert repr(bytes.fromhex(SECRET))[2:10] not in shown
+
+
+def other_runtime(name: str, version: str) -> Header:
+    """Header of a bundle written where `name` had `version`."""
+    return msgspec.structs.replace(HEADER, runtime={**runtime(), name: version})
+
+
+@pytest.mark.parametrize("name", ["python", "scikit-learn", "numpy"])
+def test_another_runtime_is_refused_with_both_versions(name: str) -> None:
+    """A bundle of another minor or major version is refused, and the message names theirs and ours."""
+    major, minor, *_ = runtime()[name].split(".")
+    for theirs in (f"{major}.{int(minor) + 1}.0", f"{int(major) + 1}.{minor}.0", "0"):
+        with pytest.raises(RuntimeMismatchError) as caught:
+            check_runtime(other_runtime(name, theirs))
+        assert f"{name} {theirs}" in str(caught.value)
+        assert f"this process has {runtime()[name]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["python", "scikit-learn", "numpy"])
+def test_patch_releases_may_differ(name: str) -> None:
+    """Another patch release of the same minor version loads."""
+    minor = ".".join(runtime()[name].split(".")[:2])
+    for theirs in (minor, f"{minor}.0", f"{minor}.99", f"{minor}.0rc1"):
+        check_runtime(other_runtime(name, theirs))
+
+
+def test_a_library_that_is_not_here_is_a_mismatch() -> None:
+    """A bundle that was written with a library this process lacks is refused."""
+    with pytest.raises(RuntimeMismatchError, match=r"no-such-library 0\.22\.0, this process has none"):
+        check_runtime(other_runtime("no-such-library", "0.22.0"))
+
+
+def test_runtime_names_what_a_pickle_depends_on() -> None:
+    """Python, scikit-learn and numpy are in every header, with full versions."""
+    assert runtime().keys() == {"python", "scikit-learn", "numpy"}
+    assert all(version.count(".") >= 2 for version in runtime().values())
+
+
+def test_digest_is_the_sha256_of_the_bytes() -> None:
+    """A bundle's name in storage is the plain SHA-256 of its envelope, as sha256sum prints it."""
+    assert digest_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    sealed = RING.seal(HEADER, b"payload")
+    assert digest_of(sealed) == hashlib.sha256(sealed).hexdigest()
+
+
+def test_signatures_are_compared_in_constant_time() -> None:
+    """The comparison of signatures does not tell, by its time, how much of a forgery is right."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hmac, "compare_digest", compare)
+        with pytest.raises(EnvelopeError, match="signature does not fit"):
+            RING.open(RING.seal(HEADER, b""), BUNDLE)
+    assert len(compared) == 1
+    assert compared[0][0] == compared[0][1]

@@ -1,0 +1,456 @@
+"""Garbage collection: what goes, what stays, and that nobody's sleep or death makes it take what is good."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo.database import Database
+from structlog.testing import capture_logs
+
+from keepfit.backends.blobs import Entry, LocalStorage, S3Storage
+from keepfit.errors import ConflictError, UnavailableError
+from keepfit.history import Document, History, snapshot_upkeep
+from keepfit.restore import restorer as restores
+from keepfit.security import envelope
+from keepfit.settings import Settings
+from keepfit.snapshots import garbage
+from keepfit.snapshots import save as saving
+from keepfit.snapshots.garbage import LAST, Collected
+from keepfit.snapshots.retention import DAY_S, Rules
+from keepfit.snapshots.save import path_of
+from tests.factories import Workshop, workshop
+from tests.faults import acts
+
+# Everything that is unfinished counts as abandoned, at once.
+HARSH = Rules(grace_s=-1)
+
+SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.fixture(params=["local", "s3"])
+async def shop(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop with each kind of storage."""
+    if request.param == "s3":
+        settings = settings.model_copy(update={"snapshot_url": request.getfixturevalue("s3_url")})
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def local(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop with a local folder, where the kind of storage makes no difference."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def database(mongo_url: str) -> Iterator[Database[Document]]:
+    """Open the same database past keepfit."""
+    with pymongo.MongoClient[Document](mongo_url) as client:
+        yield client.get_default_database()
+
+
+async def collect(shop: Workshop, rules: Rules = HARSH, now_s: float | None = None) -> Collected:
+    """Clear up after all models."""
+    return await garbage.collect(shop.history, shop.storage, "", LAST, rules, now_s or time.time())
+
+
+async def save(shop: Workshop, model_hash: str) -> Document | None:
+    """Save a model, once."""
+    return await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+
+
+async def aged(shop: Workshop, database: Database[Document], model_hash: str, *ages_days: float) -> list[Document]:
+    """Have a model learn and be saved so often, each snapshot made to be so many days old."""
+    documents = []
+    for age_days in ages_days:
+        await shop.learn(model_hash)
+        document = await save(shop, model_hash)
+        assert document is not None
+        timestamp = time.time() - age_days * DAY_S
+        database.history.update_one({"attempt": document["attempt"]}, {"$set": {"timestamp": timestamp}})
+        documents.append({**document, "timestamp": timestamp})
+    return documents
+
+
+def die(*args: Any) -> None:
+    """Be the step at which a process dies."""
+    raise Killed
+
+
+def blobs(shop: Workshop) -> set[str]:
+    """Paths of all blobs in the storage."""
+    return {entry.path for entry in shop.storage.list("", LAST)}
+
+
+async def check_whole(shop: Workshop, model_hash: str | None = None) -> None:
+    """See that each committed document (of a model) has its blob."""
+    for document in await shop.history.documents(None, model_hash, 10_000):
+        assert envelope.digest_of(shop.storage.get(path_of(document)) or b"") == document["sha256"]
+
+
+async def test_an_abandoned_intent_goes_with_its_blob(
+    shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a snapshotter left between intent and commit is there until the grace is over, and then nothing of it is."""
+    model_hash = await shop.learned()
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.history, "commit_many", die)
+        with pytest.raises(Killed):
+            await save(shop, model_hash)
+    assert len(blobs(shop)) == 1
+    assert await collect(shop, Rules(grace_s=600)) == Collected()
+    assert [found["status"] for found in database.history.find()] == ["pending"]
+    assert await collect(shop) == Collected(aborted=1)
+    assert (blobs(shop), database.history.count_documents({})) == (set(), 0)
+    document = await save(shop, model_hash)
+    assert document is not None
+    assert blobs(shop) == {path_of(document)}
+    assert await collect(shop) == Collected()
+
+
+async def test_a_blob_that_no_document_names_goes(shop: Workshop, database: Database[Document]) -> None:
+    """A blob whose intent another took over goes after the grace; those of models that nobody registered stay."""
+    model_hash = await shop.learned()
+    document = await save(shop, model_hash)
+    assert document is not None
+    lost = f"{model_hash}/1/1-{document['sha256']}-0123456789abcdef"
+    foreign = f"{'0' * 64}/1/1-{document['sha256']}"
+    shop.storage.put(lost, b"lost")
+    shop.storage.put(foreign, b"foreign")
+    assert await collect(shop, Rules(grace_s=600)) == Collected()
+    assert await collect(shop) == Collected(unknown=1)
+    assert blobs(shop) == {path_of(document), foreign}
+
+
+async def test_blobs_of_another_history_are_no_garbage(shop: Workshop, mongo_url: str) -> None:
+    """With a wrong or empty MongoDB nothing is deleted for being unknown to it, and it is said how to go on."""
+    model_hash = await shop.learned()
+    document = await save(shop, model_hash)
+    assert document is not None
+    assert await collect(shop) == Collected()
+    async with History(f"{mongo_url}other") as other:
+        await other.register(model_hash, '{"type":"shoes"}', "{}")
+        with pytest.raises(ConflictError, match=f"{shop.storage.url} holds the snapshots of another history"):
+            await garbage.collect(other, shop.storage, "", LAST, HARSH, time.time())
+    assert blobs(shop) == {path_of(document)}
+
+
+async def test_what_was_never_written_to_its_end_goes(shop: Workshop) -> None:
+    """Temporary files of killed writers and uploads that were begun go after the grace."""
+    model_hash = await shop.learned()
+    document = await save(shop, model_hash)
+    assert document is not None
+    path = f"{model_hash}/1/tmpabc"
+    if isinstance(shop.storage, LocalStorage):
+        (Path(shop.settings.snapshot_url.removeprefix("file://")) / path).write_bytes(b"half")
+    else:
+        assert isinstance(shop.storage, S3Storage)
+        bucket, _, prefix = shop.storage.url.removeprefix("s3://").partition("/")
+        shop.storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/{path}")
+    assert [entry.path for entry in shop.storage.list("", LAST) if entry.unfinished] == [path]
+    assert await collect(shop, Rules(grace_s=600)) == Collected()
+    assert await collect(shop) == Collected(unfinished=1)
+    assert blobs(shop) == {path_of(document)}
+
+
+async def test_retention_takes_documents_and_blobs(shop: Workshop, database: Database[Document]) -> None:
+    """Snapshots past their time go from history and storage; the newest stays, and is what a restore takes."""
+    model_hash = await shop.make()
+    documents = await aged(shop, database, model_hash, 90, 80, 3.02, 3.01, 0)
+    rules = Rules(grace_s=-1, all_s=60)
+    collected = await collect(shop, rules)
+    # The third and the fourth are of the same day, unless midnight is between them.
+    kept = [*documents[2:3], *documents[3:]] if collected.expired == 2 else documents[3:]
+    assert collected == Collected(expired=5 - len(kept))
+    assert await shop.history.documents() == kept[::-1]
+    assert blobs(shop) == set(map(path_of, kept))
+    assert await collect(shop, rules) == Collected()
+    shop.lose(model_hash)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert restored.document == documents[-1]
+
+
+async def test_a_models_last_snapshot_is_looked_at_before_it_is_left_alone(
+    shop: Workshop, database: Database[Document]
+) -> None:
+    """Where the newest turns out to be damaged it is marked and said, and the one before it stays."""
+    model_hash = await shop.make()
+    first, second, third = await aged(shop, database, model_hash, 90, 80, 70)
+    data = bytearray(shop.storage.get(path_of(third)) or b"")
+    data[len(data) // 2] ^= 1
+    shop.storage.put(path_of(third), bytes(data))
+    with capture_logs() as logs:
+        assert await collect(shop) == Collected()
+    assert [(one["event"], one["version"]) for one in logs] == [("snapshot_corrupt", 3)]
+    # By now the second is the newest good one, and the damaged one is past its time.
+    assert await collect(shop) == Collected(expired=2)
+    assert await shop.history.documents() == [second]
+    assert first != second
+
+
+async def test_a_deleted_models_snapshots_stay_as_retention_says(local: Workshop, database: Database[Document]) -> None:
+    """Deletion takes no snapshot along; a month later the last one goes."""
+    model_hash = await local.make()
+    documents = await aged(local, database, model_hash, 90, 80)
+    await local.history.unregister(model_hash)
+    await local.store.delete(model_hash)
+    assert await collect(local) == Collected(expired=1)
+    assert await local.history.documents() == documents[1:]
+    assert await collect(local, now_s=time.time() + 31 * DAY_S) == Collected(expired=1)
+    assert (await local.history.documents(), blobs(local)) == ([], set())
+
+
+async def test_no_pass_deletes_too_much_at_once(
+    local: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more has to go than one pass does, the next passes stay with the same models until all is gone."""
+    monkeypatch.setattr(garbage, "DOOMED_MAX", 2)
+    model_hash = await local.make()
+    documents = await aged(local, database, model_hash, 90, 89, 88, 87, 86, 85)
+    left = []
+    for _ in range(3):
+        collected, reason = await local.parts.clear_up()
+        left.append((collected.more, reason, database.history.count_documents({})))
+    assert left == [(True, "", 4), (True, "", 2), (False, "", 1)]
+    assert blobs(local) == {path_of(documents[-1])}
+
+
+async def test_storage_away_deletes_no_document(local: Workshop, database: Database[Document], tmp_path: Path) -> None:
+    """Where blobs cannot be deleted their documents stay, out of sight, and both go once the storage is back."""
+    model_hash = await local.make()
+    documents = await aged(local, database, model_hash, 90, 80, 2, 0)
+    (tmp_path / "snapshots").rename(tmp_path / "away")
+    with pytest.raises(UnavailableError, match="snapshots is not there"):
+        await collect(local)
+    assert await local.history.documents() == documents[:1:-1]
+    assert database.history.count_documents({"status": "aborted"}) == 2
+    (tmp_path / "away").rename(tmp_path / "snapshots")
+    assert await collect(local) == Collected(aborted=2)
+    assert database.history.count_documents({}) == 2
+    assert blobs(local) == set(map(path_of, documents[2:]))
+
+
+async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
+    local: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore whose snapshot retention takes in this very moment says that it is to be tried again."""
+    model_hash = await local.learned()
+    await save(local, model_hash)
+    local.lose(model_hash)
+    loop, get = asyncio.get_running_loop(), local.storage.get
+
+    async def let_go() -> None:
+        await snapshot_upkeep.abort(local.history, await snapshot_upkeep.entries(local.history, "", LAST))
+
+    def get_late(path: str) -> bytes | None:
+        asyncio.run_coroutine_threadsafe(let_go(), loop).result()
+        local.storage.delete([Entry(path)])
+        return get(path)
+
+    monkeypatch.setattr(local.storage, "get", get_late)
+    with capture_logs() as logs, pytest.raises(UnavailableError, match="have just changed; try again"):
+        await restores.restore(local.store, local.history, local.storage, local.parts.keyring, model_hash)
+    assert logs == []
+
+
+# Real processes.
+
+
+@pytest.mark.parametrize("action", ["kill", "stop"])
+@pytest.mark.parametrize("point", SAVING)
+async def test_a_snapshotter_may_die_or_sleep_at_any_step_while_garbage_is_collected(
+    local: Workshop, point: str, action: str
+) -> None:
+    """Collected all the while, as abandoned at once, what a snapshotter does leaves no dangling document, ever."""
+    model_hash = await local.learned()
+    first = await save(local, model_hash)
+    assert first is not None
+    await local.learn(model_hash)
+    with acts.child(f"{point}:1:{action}", acts.save, local.settings) as saving_one:
+        while saving_one.is_alive() and state(saving_one.pid) != "T":
+            await collect(local)
+            await check_whole(local)
+        await collect(local)
+        if action == "stop":
+            assert saving_one.pid is not None
+            os.kill(saving_one.pid, signal.SIGCONT)
+            await asyncio.to_thread(saving_one.join, 60)
+        assert saving_one.exitcode == (0 if action == "stop" else -signal.SIGKILL)
+    # What there was is there, and what was to be saved is saved by whoever comes next.
+    await check_whole(local)
+    assert first in await local.history.documents()
+    await save(local, model_hash)
+    newest, before = await local.history.documents()
+    assert (local.storage.get(path_of(newest)), before) == (local.data(model_hash), first)
+    await collect(local)
+    assert blobs(local) == {path_of(newest), path_of(first)}
+
+
+def state(pid: int | None) -> str:
+    """State of a process as the kernel tells it: T where it is stopped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+async def test_many_snapshotters_at_once_do_no_harm(local: Workshop) -> None:
+    """Real processes, each of which takes what the others have begun for abandoned, save every model."""
+    hashes = [await local.learned() for _ in range(40)]
+    harsh = local.settings.model_copy(update={"garbage_grace_s": 0, "retention_all_s": 0})
+    with ExitStack() as running:
+        children = [running.enter_context(acts.child("", acts.save, harsh)) for _ in range(3)]
+        while any(one.is_alive() for one in children):
+            await check_whole(local)
+        assert [one.exitcode for one in children] == [0, 0, 0]
+    await local.parts.run_pass()
+    await check_whole(local)
+    documents = {document["hash"]: document for document in await local.history.documents(limit=1000)}
+    assert documents.keys() == set(hashes)
+    assert all(documents[one]["sha256"] == envelope.digest_of(local.data(one)) for one in hashes)
+    assert await local.store.changed() == []
+
+
+# Interleavings: steps of a saver, of one that takes over, and of the collector, in every order.
+
+
+class Turns:
+    """Lets named actors take their steps in a given order; those that have none left go on as they like."""
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        self._order = list(order)
+        self._changed = asyncio.Condition()
+        self._over: set[str] = set()
+
+    async def step(self, actor: str) -> None:
+        """Wait until it is `actor`'s turn."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._order or self._order[0] == actor)
+            if self._order:
+                self._order.pop(0)
+                self._skip()
+                self._changed.notify_all()
+
+    async def over(self, actor: str) -> None:
+        """Take an actor, who has come to its end, out of the order."""
+        async with self._changed:
+            self._over.add(actor)
+            self._skip()
+            self._changed.notify_all()
+
+    def _skip(self) -> None:
+        while self._order and self._order[0] in self._over:
+            self._order.pop(0)
+
+
+class Stepping:
+    """A history or a storage each of whose calls is a step of an actor."""
+
+    def __init__(self, inner: object, turns: Turns, actor: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner, self._turns, self._actor, self._loop = inner, turns, actor, loop
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a call that waits for its turn, in a coroutine or in a thread; plain values as they are."""
+        found = getattr(self._inner, name)
+        if name in ("uri", "url", "collection"):
+            return found
+        if asyncio.iscoroutinefunction(found):
+
+            async def later(*args: Any) -> Any:
+                await self._turns.step(self._actor)
+                return await found(*args)
+
+            return later
+
+        def in_thread(*args: Any) -> Any:
+            asyncio.run_coroutine_threadsafe(self._turns.step(self._actor), self._loop).result()
+            return found(*args)
+
+        return in_thread
+
+
+async def played(turns: Turns, actor: str, act: Awaitable[object]) -> None:
+    """Have an actor do what it does."""
+    try:
+        await act
+    except UnavailableError:
+        # Its blob was gone before it was looked at.
+        pass
+    finally:
+        await turns.over(actor)
+
+
+@pytest.fixture
+def stepping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make what a collector does with a history steps of its own, where the history is one with turns."""
+
+    def stepped(real: Callable[..., Any]) -> Callable[..., Any]:
+        async def later(history: Any, *args: Any) -> Any:
+            if isinstance(history, Stepping):
+                await history._turns.step(history._actor)
+            return await real(history, *args)
+
+        return later
+
+    for name in ("entries", "abort", "aborted", "forget"):
+        monkeypatch.setattr(snapshot_upkeep, name, stepped(getattr(snapshot_upkeep, name)))
+
+
+async def play(shop: Workshop, model_hash: str, order: tuple[str, ...]) -> None:
+    """Have savers and collectors of one model take their steps in an order."""
+    turns, loop = Turns(order), asyncio.get_running_loop()
+
+    def act(actor: str) -> Awaitable[object]:
+        history: Any = Stepping(shop.history, turns, actor, loop)
+        storage: Any = Stepping(shop.storage, turns, actor, loop)
+        if actor.startswith("collect"):
+            return garbage.collect(history, storage, model_hash[:-1], model_hash, HARSH, time.time())
+        return saving.save(shop.store, history, storage, shop.parts.keyring, model_hash)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(played(turns, actor, act(actor)) for actor in sorted(set(order))))
+
+
+def orders() -> list[tuple[str, ...]]:
+    """All orders of one saver and one collector; some of two savers, and of two collectors, by chance."""
+    save_steps, collect_steps = ["save"] * 3, ["collect"] * 6
+    places = itertools.combinations(range(9), 3)
+    both = [tuple("save" if at in chosen else "collect" for at in range(9)) for chosen in places]
+    chance = random.Random(11)
+    more = []
+    for third in (["save again"] * 3, ["collect again"] * 6):
+        for _ in range(15):
+            steps = save_steps + collect_steps + third
+            chance.shuffle(steps)
+            more.append(tuple(steps))
+    return both + more
+
+
+async def test_in_every_order_of_steps_nothing_dangles_and_nothing_is_lost(local: Workshop, stepping: None) -> None:
+    """However the steps of savers and collectors fall: what is committed is whole, and the next save is good."""
+    for order in orders():
+        model_hash = await local.learned()
+        await play(local, model_hash, order)
+        await check_whole(local, model_hash)
+        if model_hash in await local.store.changed():
+            await save(local, model_hash)
+        document = await local.history.newest(model_hash, 1)
+        assert document is not None, order
+        assert local.storage.get(path_of(document)) == local.data(model_hash), order
+        await garbage.collect(local.history, local.storage, model_hash[:-1], model_hash, HARSH, time.time())
+        left = {entry.path for entry in local.storage.list(model_hash[:-1], model_hash)}
+        assert left == {path_of(document)}, order

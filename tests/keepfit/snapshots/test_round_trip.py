@@ -1,0 +1,705 @@
+"""One bundle saved, one bundle restored: on a real Valkey, a real MongoDB-wire server and a real folder."""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo.database import Database
+from structlog.testing import capture_logs
+
+from keepfit.backends import redis_keys
+from keepfit.backends.blobs import Entry, LocalStorage, open_storage
+from keepfit.errors import (
+    ConflictError,
+    EnvelopeError,
+    InvalidError,
+    NotFoundError,
+    RuntimeMismatchError,
+    UnavailableError,
+    UnknownKeyError,
+)
+from keepfit.history import NOTED, Document
+from keepfit.restore import restorer as restores
+from keepfit.restore.restorer import Restored
+from keepfit.security import envelope
+from keepfit.security.envelope import Keyring
+from keepfit.settings import Settings
+from keepfit.snapshots import save as saving
+from keepfit.store.retained import Noted
+from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
+
+FIELDS = {
+    "type", "timestamp", "hash", "metadata", "version", "rows_seen", "metrics", "uri", "sha256", "size_bytes",
+    "runtime", "generation", "sequence", "origin", "attempt",
+}  # fmt: skip
+OTHER_SHOES, OTHER_SIZES = [["puma", 1999], ["nike", 2020]], [1.0, 2.0]
+FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["local", "s3"])
+async def each_shop(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop with each kind of storage."""
+    if request.param == "s3":
+        settings = settings.model_copy(update={"snapshot_url": request.getfixturevalue("s3_url")})
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def database(mongo_url: str) -> Iterator[Database[Document]]:
+    """Open the same database past keepfit."""
+    with pymongo.MongoClient[Document](mongo_url) as client:
+        yield client.get_default_database()
+
+
+async def save(shop: Workshop, model_hash: str) -> Document | None:
+    """Save a model, once."""
+    return await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+
+
+async def saved(shop: Workshop, model_hash: str) -> Document:
+    """Save a model that has something to save."""
+    document = await save(shop, model_hash)
+    assert document is not None
+    return document
+
+
+async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> Restored:
+    """Restore a model."""
+    return await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash, at)
+
+
+async def dangling(shop: Workshop) -> list[str]:
+    """Addresses of committed snapshots whose blob is missing or another one."""
+    found = []
+    for document in await shop.history.documents(limit=1000):
+        data = shop.storage.get(saving.path_of(document))
+        if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
+            found.append(document["uri"])
+    return found
+
+
+def statuses(database: Database[Document]) -> dict[int, str]:
+    """Status of each document by its version."""
+    return {document["version"]: document["status"] for document in database.history.find()}
+
+
+def alter(shop: Workshop, document: Document, data: bytes) -> None:
+    """Put other bytes in the place of a snapshot's blob."""
+    shop.storage.put(saving.path_of(document), data)
+
+
+def read(shop: Workshop, document: Document) -> bytes:
+    """Return a snapshot's blob."""
+    data = shop.storage.get(saving.path_of(document))
+    assert data is not None
+    return data
+
+
+def replace_blob(shop: Workshop, database: Database[Document], document: Document, data: bytes) -> None:
+    """Put other bytes in a snapshot's place, with a document that agrees with them."""
+    digest = hashlib.sha256(data).hexdigest()
+    changed = {**document, "sha256": digest, "size_bytes": len(data)}
+    changed["uri"] = shop.storage.uri(saving.path_of(changed))
+    shop.storage.put(saving.path_of(changed), data)
+    key = {name: document[name] for name in ("hash", "generation", "version")}
+    kept = {name: changed[name] for name in ("sha256", "size_bytes", "uri")}
+    assert database.history.update_one(key, {"$set": kept}).matched_count == 1
+
+
+async def test_the_document_has_the_fields_of_the_contract(shop: Workshop) -> None:
+    """A history document has exactly the promised fields, and they tell of the bundle that is live."""
+    model_hash = await shop.learned(brand="nike", session="fields")
+    await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    document = await saved(shop, model_hash)
+    model = await shop.model(model_hash)
+    assert document.keys() == FIELDS
+    assert {name: document[name] for name in ("type", "hash", "metadata")} == {
+        "type": "shoes",
+        "hash": model_hash,
+        "metadata": {"type": "shoes", "brand": "nike", "session": "fields"},
+    }
+    assert isinstance(document["timestamp"], float)
+    assert (document["generation"], document["version"], document["sequence"]) == (1, 2, 2)
+    assert document["rows_seen"] == model.rows_seen == 5
+    assert document["metrics"] == model.metrics
+    assert document["metrics"].keys() == {"mean_absolute_error", "root_mean_squared_error", "r2", "rows", "window"}
+    assert document["runtime"] == envelope.runtime()
+    assert await shop.history.documents() == [document]
+
+
+async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) -> None:
+    """What lies at the document's address is what Redis has, and size and SHA-256 are those of the document."""
+    model_hash = await each_shop.learned()
+    document = await saved(each_shop, model_hash)
+    data = read(each_shop, document)
+    assert data == each_shop.data(model_hash)
+    assert document["uri"] == f"{each_shop.settings.snapshot_url}/{saving.path_of(document)}"
+    assert (document["sha256"], document["size_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
+    """After a save the live model names the snapshot, and is no longer among the changed ones."""
+    model_hash = await shop.learned()
+    assert await shop.store.changed() == [model_hash]
+    document = await saved(shop, model_hash)
+    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    assert await shop.store.changed() == []
+
+
+async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that is saved already is not written again, and its history keeps one document."""
+    model_hash = await each_shop.learned()
+    document = await saved(each_shop, model_hash)
+
+    def put(path: str, data: bytes) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(each_shop.storage, "put", put)
+    assert await save(each_shop, model_hash) is None
+    assert await each_shop.history.documents() == [document]
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+
+
+async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
+    """Version 0 is the recipe, which the register has."""
+    assert await save(shop, await shop.make()) is None
+    assert await shop.history.documents() == []
+
+
+async def test_a_mark_that_is_ahead_of_its_commit_stays(shop: Workshop) -> None:
+    """A worker marks a model before it commits; a save in between finds nothing and must leave the mark."""
+    model_hash = await shop.make()
+    shop.redis.zadd(redis_keys.CHANGED, {model_hash: 1})
+    assert await save(shop, model_hash) is None
+    assert await shop.store.changed() == [model_hash]
+    await shop.learn(model_hash)
+    assert (await saved(shop, model_hash))["version"] == 1
+
+
+async def test_the_mark_of_a_deleted_model_goes(shop: Workshop) -> None:
+    """A mark that a refused commit left on a deleted model is taken off by the next pass."""
+    model_hash = await shop.learned()
+    await shop.history.unregister(model_hash)
+    await shop.store.delete(model_hash)
+    shop.redis.zadd(redis_keys.CHANGED, {model_hash: 2})
+    assert await save(shop, model_hash) is None
+    assert await shop.store.changed() == []
+
+
+async def test_a_change_during_the_save_is_saved_next(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit between reading the bundle and noting its snapshot keeps the model among the changed ones."""
+    model_hash = await shop.learned()
+    await shop.accept(model_hash, OTHER_SHOES, OTHER_SIZES)
+    put = shop.storage.put
+
+    def put_while_learning(path: str, data: bytes) -> None:
+        shop.work(model_hash)
+        put(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.storage, "put", put_while_learning)
+        assert (await saved(shop, model_hash))["version"] == 1
+    assert await shop.store.changed() == [model_hash]
+    assert (await saved(shop, model_hash))["version"] == 2
+    assert await shop.store.changed() == []
+
+
+async def test_a_bundle_that_was_forged_in_redis_is_not_saved(
+    shop: Workshop, database: Database[Document], tmp_path: Path
+) -> None:
+    """Bytes that none of our keys signed are refused before anything is written, and the mark stays."""
+    model_hash = await shop.learned()
+    shop.redis.set(redis_keys.bundle(model_hash), resigned(shop.data(model_hash), shop.parts.keyring, FOREIGN))
+    with pytest.raises(EnvelopeError, match="signed with a key that KEEPFIT_SIGNING_KEYS does not hold"):
+        await save(shop, model_hash)
+    assert database.history.count_documents({}) == 0
+    assert not (tmp_path / "snapshots").exists()
+    assert await shop.store.changed() == [model_hash]
+
+
+async def test_of_two_saves_at_once_one_makes_the_document(each_shop: Workshop, database: Database[Document]) -> None:
+    """Several snapshotters on the same version make one document, and only one of them says that it saved it."""
+    model_hash = await each_shop.learned()
+    answers = await asyncio.gather(*(save(each_shop, model_hash) for _ in range(4)))
+    (document,) = [answer for answer in answers if answer is not None]
+    assert await each_shop.history.documents() == [document]
+    assert database.history.count_documents({}) == 1
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == []
+
+
+async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> None:
+    """Where Redis lost a tail and learned other rows, the saved version is kept, and the next one is saved."""
+    model_hash = await shop.learned()
+    before = {key: shop.redis.dump(key) for key in shop.redis.scan_iter(match=f"kf:{{{model_hash}}}:*")}
+    await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    first = await saved(shop, model_hash)
+    for key, dumped in before.items():
+        assert isinstance(dumped, bytes)
+        shop.redis.restore(key, 0, dumped, replace=True)
+    await shop.learn(model_hash, SHOES, SIZES)
+    with pytest.raises(ConflictError, match=r"Version 2 .* with another bundle"):
+        await save(shop, model_hash)
+    assert await shop.store.changed() == [model_hash]
+    assert (await shop.model(model_hash)).snapshot is None
+    assert await shop.history.documents() == [first]
+    await shop.learn(model_hash)
+    assert (await saved(shop, model_hash))["version"] == 3
+    assert await dangling(shop) == []
+
+
+@pytest.mark.parametrize("step", ["begin_many", "put", "commit_many", "note_snapshots"])
+async def test_a_snapshotter_may_die_after_each_step(
+    each_shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever step a snapshotter dies after, no committed document lacks its blob, and the next pass completes."""
+    model_hash = await each_shop.learned()
+    owner: object = {"put": each_shop.storage, "note_snapshots": each_shop.store}.get(step, each_shop.history)
+    real: Callable[..., Any] = getattr(owner, step)
+
+    def killed(*args: Any) -> None:
+        real(*args)
+        raise Killed
+
+    async def killed_async(noted: Any) -> None:
+        await real(noted)
+        if noted:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, killed if step == "put" else killed_async)
+        with pytest.raises(BaseExceptionGroup if step == "put" else Killed):
+            await save(each_shop, model_hash)
+    assert statuses(database) == {1: "committed" if step in ("commit_many", "note_snapshots") else "pending"}
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == ([] if step == "note_snapshots" else [model_hash])
+    await save(each_shop, model_hash)
+    (document,) = await each_shop.history.documents()
+    assert statuses(database) == {1: "committed"}
+    assert await dangling(each_shop) == []
+    assert await each_shop.store.changed() == []
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+
+
+async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> None:
+    """Where the storage is away the save is UnavailableError, and the model is saved once it is back."""
+    model_hash = await shop.learned()
+    (tmp_path / "snapshots").write_text("no folder")
+    with pytest.raises(UnavailableError, match="snapshots cannot be written"):
+        await save(shop, model_hash)
+    assert await shop.history.documents() == []
+    assert await shop.store.changed() == [model_hash]
+    (tmp_path / "snapshots").unlink()
+    assert (await saved(shop, model_hash))["version"] == 1
+
+
+async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> None:
+    """Restored into an empty Redis, a model has version, rows, metrics and predictions of its snapshot."""
+    model_hash = await each_shop.learned()
+    await each_shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    document = await saved(each_shop, model_hash)
+    before, predictions = await each_shop.model(model_hash), await each_shop.predict(model_hash)
+    each_shop.redis.flushall()
+    restored = await restore(each_shop, model_hash)
+    assert restored == Restored(model_hash, document, live=False, corrupt=0)
+    after = await each_shop.model(model_hash)
+    assert await each_shop.predict(model_hash) == predictions
+    assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
+    assert (after.metadata, after.recipe, after.digest) == (before.metadata, before.recipe, before.digest)
+    assert after.snapshot == {name: document[name] for name in NOTED}
+    assert (after.inbox, after.generation) == (0, before.generation + 1)
+    assert await each_shop.store.changed() == []
+
+
+async def test_learning_goes_on_from_the_snapshot_as_if_nothing_had_been(shop: Workshop) -> None:
+    """After a restore, sequences, their chain and versions go on, and the model predicts as one that was never lost."""
+    lost, kept = await shop.learned(), await shop.learned()
+    await saved(shop, lost)
+    shop.lose(lost)
+    await restore(shop, lost)
+    assert await shop.accept(lost, OTHER_SHOES, OTHER_SIZES) == 2
+    assert shop.work(lost).version == await shop.learn(kept, OTHER_SHOES, OTHER_SIZES) == 2
+    assert await shop.predict(lost, SHOES + OTHER_SHOES) == await shop.predict(kept, SHOES + OTHER_SHOES)
+    assert (await shop.model(lost)).metrics == (await shop.model(kept)).metrics
+    assert shop.redis.hget(redis_keys.state(lost), "chain") == shop.redis.hget(redis_keys.state(kept), "chain")
+    document = await saved(shop, lost)
+    assert (document["generation"], document["version"], document["sequence"]) == (2, 2, 2)
+
+
+async def test_a_restored_model_is_not_saved_again_before_it_learns(shop: Workshop) -> None:
+    """A restored bundle is in storage already: saving it makes no second document and no second blob."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.lose(model_hash)
+    await restore(shop, model_hash)
+    assert await save(shop, model_hash) is None
+    assert await shop.history.documents() == [document]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"estimator": "SGDRegressor", "features": {"make": "category", "year": "number"}, "encoding": "onehot"},
+        {"estimator": "MLPRegressor", "features": {"make": "category", "year": "number"}, "encoding": "hash"},
+        {"estimator": "CategoricalNB", "features": {"make": "category", "year": "category"}, "classes": [1, 2, 3]},
+        {"estimator": "GaussianNB", "features": {"make": "category", "year": "number"}, "classes": [1, 2, 3]},
+        {
+            "estimator": "MiniBatchKMeans",
+            "params": {"n_clusters": 2},
+            "features": {"make": "category", "year": "number"},
+        },
+    ],
+    ids=lambda recipe: recipe["estimator"],
+)
+async def test_models_of_every_kind_come_back(shop: Workshop, recipe: dict[str, Any]) -> None:
+    """Regressors, classifiers and clusterers, in every encoding, pass the checks of a restore and predict the same."""
+    model_hash = await shop.make(recipe)
+    await shop.learn(model_hash, SHOES, None if recipe["estimator"] == "MiniBatchKMeans" else [1, 2, 3])
+    await saved(shop, model_hash)
+    predictions = await shop.predict(model_hash)
+    shop.lose(model_hash)
+    assert (await restore(shop, model_hash)).corrupt == 0
+    assert await shop.predict(model_hash) == predictions
+
+
+async def test_a_live_model_is_never_overwritten(shop: Workshop) -> None:
+    """A restore of a live model changes nothing, be the snapshot older or newer than what is live."""
+    model_hash = await shop.learned()
+    await saved(shop, model_hash)
+    await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    before = await shop.model(model_hash)
+    assert await restore(shop, model_hash) == Restored(model_hash, None, live=True, corrupt=0)
+    assert await shop.model(model_hash) == before
+
+
+async def test_a_model_without_snapshot_begins_anew(shop: Workshop) -> None:
+    """A registered model that was never saved is made from its recipe, in a generation of its own."""
+    model_hash = await shop.learned()
+    shop.lose(model_hash)
+    assert await restore(shop, model_hash) == Restored(model_hash, None, live=False, corrupt=0)
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.generation, model.snapshot) == (0, 0, 2, None)
+    assert await shop.learn(model_hash) == 1
+
+
+async def flipped(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Change one bit in the middle of the blob."""
+    data = bytearray(read(shop, document))
+    data[len(data) // 2] ^= 1
+    alter(shop, document, bytes(data))
+
+
+async def truncated(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Cut off the blob's last byte."""
+    alter(shop, document, read(shop, document)[:-1])
+
+
+async def emptied(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Leave nothing of the blob but its name."""
+    alter(shop, document, b"")
+
+
+async def missing(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Take the blob away."""
+    shop.storage.delete([Entry(saving.path_of(document))])
+
+
+async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Sign the blob with a key that has the name of ours and is not ours."""
+    data = read(shop, document)
+    ((name, _),) = shop.parts.keyring.keys
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, Keyring(((name, b"x" * 32),))))
+
+
+async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Put a bundle of another model in its place."""
+    data = read(shop, document)
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, hash="0" * 64))
+
+
+async def of_other_rows(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Put a bundle in its place that we signed for the same version, of another content."""
+    data = read(shop, document)
+    alter(shop, document, resigned(data, shop.parts.keyring, shop.parts.keyring, chain="f" * 40))
+
+
+async def of_an_older_version(shop: Workshop, database: Database[Document], document: Document) -> None:
+    """Put an older bundle of the same model in its place, rightly signed."""
+    data = read(shop, document)
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, version=1))
+
+
+DAMAGES = [
+    flipped, truncated, emptied, missing, signed_by_another_key, of_another_model, of_other_rows, of_an_older_version,
+]  # fmt: skip
+Damage = Callable[[Workshop, Database[Document], Document], Awaitable[None]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+async def test_a_damaged_snapshot_is_passed_over(
+    each_shop: Workshop, database: Database[Document], damage: Damage
+) -> None:
+    """A blob that is not what was saved is marked corrupt and said, and the snapshot before it is restored."""
+    model_hash = await each_shop.learned()
+    good = await saved(each_shop, model_hash)
+    predictions = await each_shop.predict(model_hash)
+    await each_shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
+    await damage(each_shop, database, await saved(each_shop, model_hash))
+    each_shop.lose(model_hash)
+    with capture_logs() as logs:
+        assert await restore(each_shop, model_hash) == Restored(model_hash, good, live=False, corrupt=1)
+    assert statuses(database) == {1: "committed", 2: "corrupt"}
+    assert await each_shop.predict(model_hash) == predictions
+    (said,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
+    assert (said["log_level"], said["hash"], said["version"]) == ("warning", model_hash, 2)
+    assert said["reason"]
+
+
+async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, database: Database[Document]) -> None:
+    """A snapshot signed with a key that this process lacks is not restored here, and stays good for others."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    data = read(shop, document)
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, FOREIGN))
+    shop.lose(model_hash)
+    with pytest.raises(UnknownKeyError, match="KEEPFIT_SIGNING_KEYS"):
+        await restore(shop, model_hash)
+    assert statuses(database) == {1: "committed"}
+
+
+async def test_a_restored_model_keeps_the_width_of_its_rows(shop: Workshop) -> None:
+    """A model of plain rows that comes back refuses rows of another width, and takes those of its own."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    await shop.learn(model_hash, [[1.0, 2.0, 3.0]], [1.0])
+    await saved(shop, model_hash)
+    shop.lose(model_hash)
+    await restore(shop, model_hash)
+    with pytest.raises(InvalidError, match="2 values where the model has 3"):
+        await shop.accept(model_hash, [[1.0, 2.0]], [1.0])
+    assert await shop.learn(model_hash, [[4.0, 5.0, 6.0]], [2.0]) == 2
+
+
+async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(shop: Workshop) -> None:
+    """While a snapshot was under way its model was deleted, made again and taught: the new one is still to be saved."""
+    model_hash = await shop.make(session="again")
+    for _ in range(5):
+        await shop.learn(model_hash)
+    before = await shop.model(model_hash)
+    await shop.history.unregister(model_hash)
+    await shop.store.delete(model_hash)
+    assert await shop.make(session="again") == model_hash
+    await shop.learn(model_hash)
+    place = (before.generation, before.version)
+    late = Noted(model_hash, before.generation, before.learned, before.digest, before.kept, "", place, {})
+    await shop.store.note_snapshots([late])
+    assert await shop.store.changed() == [model_hash]
+    assert (await saved(shop, model_hash))["generation"] > before.generation
+
+
+async def test_what_is_left_of_a_half_deleted_model_does_not_come_back(shop: Workshop) -> None:
+    """A deletion cut short between register and Redis: the model made again begins anew, not where the old one was."""
+    model_hash = await shop.make(session="half")
+    await shop.learn(model_hash)
+    await shop.history.unregister(model_hash)
+    assert await shop.make(session="half") == model_hash
+    model = await shop.model(model_hash)
+    assert (model.version, model.rows_seen, model.generation) == (0, 0, 2)
+
+
+async def test_where_no_snapshot_is_good_nothing_is_installed(shop: Workshop, database: Database[Document]) -> None:
+    """A model all of whose snapshots are damaged is UnavailableError, with their number, and does not begin anew."""
+    model_hash = await shop.make()
+    for _ in range(3):
+        await shop.learn(model_hash)
+        await truncated(shop, database, await saved(shop, model_hash))
+    shop.lose(model_hash)
+    with pytest.raises(UnavailableError, match=f"None of the 3 snapshots of {model_hash} is good"):
+        await restore(shop, model_hash)
+    assert statuses(database) == dict.fromkeys((1, 2, 3), "corrupt")
+    assert await shop.store.describe(model_hash) is None
+
+
+@pytest.mark.parametrize("how", ["a file in its place", "not mounted"])
+async def test_a_storage_that_is_away_damages_nothing(
+    shop: Workshop, database: Database[Document], tmp_path: Path, how: str
+) -> None:
+    """Where the storage cannot be read a restore is UnavailableError, marks nothing, and succeeds once it is back."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.lose(model_hash)
+    (tmp_path / "snapshots").rename(tmp_path / "away")
+    if how == "a file in its place":
+        (tmp_path / "snapshots").write_text("no folder")
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots"):
+        await restore(shop, model_hash)
+    assert statuses(database) == {1: "committed"}
+    assert await shop.store.describe(model_hash) is None
+    (tmp_path / "snapshots").unlink(missing_ok=True)
+    (tmp_path / "away").rename(tmp_path / "snapshots")
+    assert (await restore(shop, model_hash)).document == document
+
+
+async def test_a_storage_at_another_address_damages_nothing(
+    shop: Workshop, database: Database[Document], tmp_path: Path
+) -> None:
+    """With a wrong KEEPFIT_SNAPSHOT_URL a restore says where the snapshot is, and marks nothing."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.lose(model_hash)
+    (tmp_path / "other").mkdir()
+    other = open_storage((tmp_path / "other").as_uri())
+    with pytest.raises(UnavailableError, match=f"The snapshot is at {document['uri']}"):
+        await restores.restore(shop.store, shop.history, other, shop.parts.keyring, model_hash)
+    assert statuses(database) == {1: "committed"}
+
+
+async def test_a_storage_that_moved_with_its_blobs_is_read(shop: Workshop, tmp_path: Path) -> None:
+    """Blobs that were copied to another address are found there, although their documents name the old one."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.lose(model_hash)
+    shutil.copytree(tmp_path / "snapshots", tmp_path / "moved")
+    moved = LocalStorage((tmp_path / "moved").as_uri())
+    restored = await restores.restore(shop.store, shop.history, moved, shop.parts.keyring, model_hash)
+    assert restored.document == document
+
+
+async def test_a_bundle_of_another_runtime_is_not_loaded(shop: Workshop, database: Database[Document]) -> None:
+    """A snapshot that other versions wrote is RuntimeMismatchError: it is not marked, and no older one is taken."""
+    model_hash = await shop.learned()
+    await saved(shop, model_hash)
+    await shop.learn(model_hash)
+    document = await saved(shop, model_hash)
+    runtime = {**envelope.runtime(), "scikit-learn": "0.24.2"}
+    data = read(shop, document)
+    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, runtime=runtime))
+    shop.lose(model_hash)
+    with pytest.raises(RuntimeMismatchError, match=r"written with scikit-learn 0\.24\.2"):
+        await restore(shop, model_hash)
+    assert statuses(database) == {1: "committed", 2: "committed"}
+    assert await shop.store.describe(model_hash) is None
+
+
+async def test_a_deleted_model_stays_deleted(shop: Workshop) -> None:
+    """Neither a deleted model nor one that never was is restored, whatever snapshots there are."""
+    model_hash = await shop.learned()
+    await saved(shop, model_hash)
+    await shop.history.unregister(model_hash)
+    await shop.store.delete(model_hash)
+    for unknown in (model_hash, "0" * 64):
+        with pytest.raises(NotFoundError, match=f"There is no model {unknown}"):
+            await restore(shop, unknown)
+    assert await shop.store.describe(model_hash) is None
+
+
+async def test_a_model_made_again_does_not_inherit(shop: Workshop) -> None:
+    """Snapshots from before a model was deleted are not those of the one made after it under the same metadata."""
+    model_hash = await shop.learned(session="again")
+    await saved(shop, model_hash)
+    await shop.history.unregister(model_hash)
+    await shop.store.delete(model_hash)
+    assert await shop.make(session="again") == model_hash
+    shop.lose(model_hash)
+    assert (await restore(shop, model_hash)).document is None
+    assert (await shop.model(model_hash)).version == 0
+
+
+async def test_a_model_made_again_during_a_restore_does_not_inherit(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that began before the model was deleted and made again installs nothing of the old one."""
+    model_hash = await shop.learned()
+    await saved(shop, model_hash)
+    shop.lose(model_hash)
+    loop, get = asyncio.get_running_loop(), shop.storage.get
+
+    async def make_again() -> None:
+        registered = await shop.history.registered(model_hash)
+        assert registered is not None
+        await shop.history.unregister(model_hash)
+        await shop.history.register(model_hash, registered.metadata_text, registered.recipe_text)
+
+    def get_meanwhile(path: str) -> bytes | None:
+        asyncio.run_coroutine_threadsafe(make_again(), loop).result()
+        return get(path)
+
+    monkeypatch.setattr(shop.storage, "get", get_meanwhile)
+    with pytest.raises(NotFoundError, match="deleted meanwhile"):
+        await restore(shop, model_hash)
+    assert await shop.store.describe(model_hash) is None
+
+
+async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
+    """With `at` the newest snapshot not later than that is taken, and saved as the newest; others stay."""
+    model_hash = await each_shop.make()
+    documents = []
+    for _ in range(3):
+        await each_shop.learn(model_hash)
+        documents.append(await saved(each_shop, model_hash))
+    each_shop.lose(model_hash)
+    assert (await restore(each_shop, model_hash, documents[1]["timestamp"])).document == documents[1]
+    assert (await each_shop.model(model_hash)).version == 2
+    again, *others = await each_shop.history.documents()
+    assert (again["generation"], again["version"], others) == (2, 2, documents[::-1])
+
+
+async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> None:
+    """Where no snapshot is that old a restore is NotFoundError: beginning anew would hide those that there are."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.lose(model_hash)
+    with pytest.raises(NotFoundError, match="no snapshot that old"):
+        await restore(shop, model_hash, document["timestamp"] - 1)
+    assert await shop.store.describe(model_hash) is None
+
+
+async def test_of_many_restores_at_once_one_installs(shop: Workshop) -> None:
+    """Workers that miss the same model at once restore it once, and all find it."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    predictions = await shop.predict(model_hash)
+    shop.lose(model_hash)
+    answers = await asyncio.gather(*(restore(shop, model_hash) for _ in range(5)))
+    assert [answer.live for answer in answers].count(False) == 1
+    assert all(answer.document in (document, None) for answer in answers)
+    assert await shop.predict(model_hash) == predictions
+    assert await shop.accept(model_hash) == 2
+
+
+async def test_redis_away_is_said_by_save_and_restore(shop: Workshop) -> None:
+    """Where Redis does not answer, saving and restoring are UnavailableError and change nothing."""
+    model_hash = await shop.learned()
+    document = await saved(shop, model_hash)
+    shop.redis.shutdown(nosave=True)
+    with pytest.raises(UnavailableError, match="Redis is away"):
+        await save(shop, model_hash)
+    with pytest.raises(UnavailableError, match="Redis is away"):
+        await restore(shop, model_hash)
+    assert await shop.history.documents() == [document]
+
+
+async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
+    """A snapshot signed with an older key is restored while that key is still on the ring, whatever key is newest."""
+    model_hash = await shop.learned()
+    await saved(shop, model_hash)
+    shop.lose(model_hash)
+    ring = Keyring(FOREIGN.keys + shop.parts.keyring.keys)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, ring, model_hash)
+    assert (restored.live, restored.corrupt) == (False, 0)

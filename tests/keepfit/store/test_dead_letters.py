@@ -1,0 +1,320 @@
+"""What was put aside: read, moved back to the inbox, forgotten; on a real Valkey, in one moment each."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.errors import InboxFullError, NotFoundError, StaleModelError
+from keepfit.recipe.recipe import parse
+from keepfit.rows.rows import shape
+from keepfit.settings import Settings
+from keepfit.store import dead_letters
+from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, Dead, shown
+from tests.factories import SHOES, SIZES, Workshop, workshop
+
+REASON = "ValueError: no"
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Return a workshop."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def aside(settings: Settings) -> AsyncIterator[Dead]:
+    """Return what was put aside."""
+    client = redis_clients.store_async(settings)
+    yield Dead(client)
+    await client.aclose()
+
+
+def put_aside(shop: Workshop, model_hash: str, count: int = 1) -> None:
+    """Put the next requests aside, as a worker does."""
+    for _ in range(count):
+        taken = shop.ledger.take(model_hash, "t", "")
+        assert taken is not None
+        bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
+        assert shop.ledger.commit(taken, bundle, 1, "t", REASON).version == taken.version + 1
+
+
+async def refused(shop: Workshop, count: int = 1, X: list[Any] = SHOES, y: list[Any] = SIZES) -> str:
+    """Make a model of which so many requests were put aside."""
+    model_hash = await shop.make()
+    for _ in range(count):
+        await shop.accept(model_hash, X, y)
+    put_aside(shop, model_hash, count)
+    return model_hash
+
+
+async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: Dead) -> None:
+    """Each entry has its id, sequence, time, reason and rows, oldest first, page by page."""
+    model_hash = await refused(shop, 3)
+    generation = (await shop.model(model_hash)).generation
+    first, following = await aside.page(model_hash, 2)
+    second, end = await aside.page(model_hash, 2, following or "")
+    assert [entry.sequence for entry in first + second] == [1, 2, 3]
+    assert (following, end) == (f"{generation}-2", None)
+    (entry, *_) = first
+    assert (entry.id, entry.generation, entry.reason, entry.rows) == (f"{generation}-1", generation, REASON, 3)
+    assert entry.size_bytes == len(entry.payload)
+    recipe = (await shop.model(model_hash)).recipe
+    assert shown(recipe, entry.payload) == {"X": SHOES, "y": SIZES}
+
+
+async def test_rows_are_shown_as_they_came() -> None:
+    """Numbers, categories, labels and weights come back in the order of the columns."""
+    recipe = parse({
+        "estimator": "SGDClassifier", "classes": ["a", "b"],
+        "features": {"x": "number", "make": "category", "z": "number", "size": "category"},
+    })  # fmt: skip
+    X, y = [[1.5, "nike", 2.0, "small"], [3.0, "puma", 4.0, 7]], ["a", "b"]
+    assert shown(recipe, shape(recipe, X, y, [1.0, 2.0], learning=True).encode()) == {
+        "X": X,
+        "y": y,
+        "sample_weight": [1.0, 2.0],
+    }
+    only = parse({"estimator": "SGDRegressor", "features": {"a": "category"}})
+    assert shown(only, shape(only, [["x"], ["y"]], [1, 2], learning=True).encode()) == {
+        "X": [["x"], ["y"]],
+        "y": [1.0, 2.0],
+    }
+    plain = parse({"estimator": "MiniBatchKMeans"})
+    assert shown(plain, shape(plain, [[1, 2]], learning=True).encode()) == {"X": [[1.0, 2.0]]}
+
+
+async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: Dead) -> None:
+    """Rows beyond what a page shows, beside the inbox or in it, have their number and size only."""
+    recipe = {"estimator": "SGDRegressor"}
+    model_hash = await shop.make(recipe)
+    for n in (SHOWN_BYTES_MAX // 8, 40_000):
+        await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
+    put_aside(shop, model_hash, 2)
+    inside, beside = (await aside.page(model_hash, 10))[0]
+    assert (inside.rows, inside.payload, inside.big) == (SHOWN_BYTES_MAX // 8, b"", "")
+    assert (beside.rows, beside.payload, bool(beside.big)) == (40_000, b"", True)
+    assert beside.size_bytes > 256 * 1024
+    shop.redis.delete(beside.big)
+    assert (await aside.page(model_hash, 10))[0][1].rows is None
+
+
+async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: Dead) -> None:
+    """A page ends before its rows are too many bytes, and the next one goes on from there."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    n, count = SHOWN_BYTES_MAX // 16 - 10, 20
+    for _ in range(count):
+        await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
+    put_aside(shop, model_hash, count)
+    seen, after, pages = [], "", 0
+    while True:
+        entries, following = await aside.page(model_hash, 100, after)
+        assert sum(len(entry.payload) for entry in entries) <= PAGE_BYTES_MAX
+        assert all(entry.payload for entry in entries)
+        seen += [entry.sequence for entry in entries]
+        pages += 1
+        if following is None:
+            break
+        after = following
+    assert seen == list(range(1, count + 1))
+    assert pages == 2
+
+
+async def test_a_retried_request_waits_at_the_end_and_is_learned_once(shop: Workshop, aside: Dead) -> None:
+    """A retry gives the next sequences in order; what was moved is in the inbox and nowhere else."""
+    model_hash = await refused(shop, 2)
+    await shop.accept(model_hash)
+    model = await shop.model(model_hash)
+    retried = await aside.retry(model, shop.settings, None)
+    assert (retried.sequences, retried.refused, retried.left) == ([4, 5], {}, 0)
+    waiting = await shop.model(model_hash)
+    assert (waiting.inbox, waiting.version) == (3, retried.version)
+    shop.work(model_hash)
+    after = await shop.model(model_hash)
+    assert (after.inbox, after.rows_seen, after.learned) == (0, 9, 5)
+    assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == b"0"
+
+
+async def test_ids_name_what_is_retried(shop: Workshop, aside: Dead) -> None:
+    """Only what is named is moved; unknown and doubled ids are told of and move nothing twice."""
+    model_hash = await refused(shop, 3)
+    model = await shop.model(model_hash)
+    named, unknown = f"{model.generation}-2", f"{model.generation}-9"
+    retried = await aside.retry(model, shop.settings, [named, unknown, named, f"{model.generation}-02"])
+    assert retried.sequences == [4]
+    assert set(retried.refused) == {unknown, f"{model.generation}-02"}
+    assert retried.left == 2
+    again = await aside.retry(model, shop.settings, [named])
+    assert (again.sequences, list(again.refused)) == ([], [named])
+    assert (await shop.model(model_hash)).inbox == 1
+
+
+async def test_one_that_fails_again_is_put_aside_under_a_new_id(shop: Workshop, aside: Dead) -> None:
+    """The same rows may be refused again; then they are there once more, as another request."""
+    model_hash = await refused(shop)
+    model = await shop.model(model_hash)
+    await aside.retry(model, shop.settings, None)
+    put_aside(shop, model_hash)
+    (entry,), _ = await aside.page(model_hash, 10)
+    assert entry.id == f"{model.generation}-2"
+    assert shown(model.recipe, entry.payload)["X"] == SHOES
+
+
+async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: str) -> None:
+    """The script run again under its key, as after a lost answer, gives the first answer and adds nothing."""
+    model_hash = await refused(shop)
+    model = await shop.model(model_hash)
+    call = redis_scripts.call(
+        "retry",
+        [
+            redis_keys.state(model_hash),
+            redis_keys.inbox(model_hash),
+            redis_keys.dead(model_hash),
+            redis_keys.idempotency(model_hash, "r:once"),
+            redis_keys.dead(model_hash),
+        ],
+        [model.generation, 10_000, 100, 10_000, f"{model.generation}-1"],
+    )
+    first, again = (redis_scripts.run(shop.redis, call)[0] for _ in range(2))
+    assert first == again == [b"ok", 1, b"2", 1, first[4]]
+    assert (await shop.model(model_hash)).inbox == 1
+
+
+async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, aside: Dead) -> None:
+    """Rows beside the inbox stay without a time to live until they are learned and in a snapshot, then go."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    n = 40_000
+    await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
+    put_aside(shop, model_hash)
+    (entry,), _ = await aside.page(model_hash, 1)
+    assert shop.redis.ttl(entry.big) == -1
+    model = await shop.model(model_hash)
+    assert (await aside.retry(model, shop.settings, None)).sequences == [2]
+    assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == str(entry.size_bytes).encode()
+    # Whoever read the list before the retry can take nothing from it any more.
+    assert (await aside.discard(model_hash, [entry.id]))[0] == 0
+    assert shop.redis.ttl(entry.big) == -1
+    shop.work(model_hash)
+    assert (await shop.model(model_hash)).rows_seen == n
+    assert shop.redis.ttl(entry.big) == -1
+    await shop.parts.run_pass()
+    assert not shop.redis.exists(entry.big)
+
+
+async def test_lost_rows_are_not_retried(shop: Workshop, aside: Dead) -> None:
+    """A request whose large rows Redis has lost stays where it is and says so."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
+    put_aside(shop, model_hash)
+    (entry,), _ = await aside.page(model_hash, 1)
+    shop.redis.delete(entry.big)
+    retried = await aside.retry(await shop.model(model_hash), shop.settings, [entry.id])
+    assert (retried.sequences, retried.left) == ([], 1)
+    assert "lost" in retried.refused[entry.id]
+
+
+async def test_a_full_inbox_refuses_a_retry(shop: Workshop, aside: Dead) -> None:
+    """What fits is moved and the rest stays; where nothing fits it is InboxFullError, and nothing is lost."""
+    model_hash = await refused(shop, 3)
+    model = await shop.model(model_hash)
+    small = shop.settings.model_copy(update={"inbox_entries_max": 2})
+    retried = await aside.retry(model, small, None)
+    assert (retried.sequences, retried.left) == ([4, 5], 1)
+    assert "full" in next(iter(retried.refused.values()))
+    with pytest.raises(InboxFullError):
+        await aside.retry(model, small, None)
+    few = shop.settings.model_copy(update={"inbox_bytes_max": 1024})
+    with pytest.raises(InboxFullError):
+        await aside.retry(model, few.model_copy(update={"inbox_bytes_max": 1}), None)
+    assert await aside.count(model_hash) == 1
+
+
+async def test_another_generation_is_not_retried(shop: Workshop, aside: Dead) -> None:
+    """Entries of an earlier generation stay and say why; a caller that knows an earlier one is told so."""
+    model_hash = await refused(shop, 2)
+    model = await shop.model(model_hash)
+    shop.redis.hset(redis_keys.state(model_hash), "generation", model.generation + 1)
+    with pytest.raises(StaleModelError):
+        await aside.retry(model, shop.settings, None)
+    later = await shop.model(model_hash)
+    retried = await aside.retry(later, shop.settings, [f"{model.generation}-1"])
+    assert (retried.sequences, retried.left) == ([], 2)
+    assert "generation" in retried.refused[f"{model.generation}-1"]
+    await shop.accept(model_hash)
+    put_aside(shop, model_hash)
+    assert (await aside.retry(later, shop.settings, None)).left == 2, "those of before stood in the way"
+
+
+async def test_discarded_requests_are_gone(shop: Workshop, aside: Dead) -> None:
+    """What is discarded goes for good, large rows too; the rest stays."""
+    model_hash = await shop.make({"estimator": "SGDRegressor"})
+    await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
+    await shop.accept(model_hash, [[1.0]], [1.0])
+    put_aside(shop, model_hash, 2)
+    (first, second), _ = await aside.page(model_hash, 2)
+    assert await aside.discard(model_hash, [first.id, first.id, "9-9"]) == (1, 2)
+    assert not shop.redis.exists(first.big)
+    assert [entry.id for entry in (await aside.page(model_hash, 2))[0]] == [second.id]
+
+
+async def test_of_no_model_nothing_is_done(shop: Workshop, aside: Dead) -> None:
+    """A model that was deleted has nothing aside, and says that it is not there."""
+    model_hash = await refused(shop)
+    model = await shop.model(model_hash)
+    generation = model.generation
+    shop.lose(model_hash)
+    assert await aside.page(model_hash, 10) == ([], None)
+    with pytest.raises(NotFoundError):
+        await aside.discard(model_hash, [f"{generation}-1"])
+    assert (await aside.retry(model, shop.settings, None)).sequences == []
+
+
+async def test_many_are_moved_call_by_call(shop: Workshop, aside: Dead) -> None:
+    """One call moves a bounded number; concurrent calls move each entry once."""
+    count = CALL_MAX + 10
+    model_hash = await shop.make()
+    for _ in range(count):
+        await shop.accept(model_hash)
+    state = shop.redis
+    for sequence in range(1, count + 1):
+        ((_, fields),) = state.xrange(redis_keys.inbox(model_hash), f"{sequence}-0", f"{sequence}-0")  # type: ignore[misc, union-attr]
+        kept: dict[Any, Any] = {"generation": 1, "sequence": sequence, "reason": REASON, "rows": fields[b"rows"]}
+        kept |= {"big": "", "size": len(fields[b"rows"]), "at": 0}
+        state.xadd(redis_keys.dead(model_hash), kept, id=f"1-{sequence}")
+    state.delete(redis_keys.inbox(model_hash))
+    model = await shop.model(model_hash)
+    assert model.generation == 1
+    state.hset(redis_keys.state(model_hash), mapping={"learned": count, "bytes": 0})
+    calls = await asyncio.gather(*(aside.retry(model, shop.settings, None) for _ in range(3)))
+    moved = [sequence for call in calls for sequence in call.sequences]
+    assert len(calls[0].sequences) <= CALL_MAX
+    while (rest := await aside.retry(model, shop.settings, None)).sequences:
+        moved += rest.sequences
+    assert sorted(moved) == list(range(count + 1, 2 * count + 1))
+    assert await aside.count(model_hash) == 0
+    assert state.xlen(redis_keys.inbox(model_hash)) == count
+
+
+async def test_the_fate_of_a_request_is_told_where_it_is_sure(shop: Workshop, aside: Dead) -> None:
+    """Who asks for a request of the past hears why it was put aside, and whether any ever left from there."""
+    model_hash = await refused(shop, 2)
+    model = await shop.model(model_hash)
+    assert await aside.fate(model_hash, model.generation, 1) == (REASON, False)
+    assert await aside.fate(model_hash, model.generation, 3) == (None, False)
+    await aside.retry(model, shop.settings, [f"{model.generation}-1"])
+    assert await aside.fate(model_hash, model.generation, 1) == (None, True)
+
+
+@pytest.mark.parametrize("name", ["1-1", "123-9007199254740991"])
+def test_ids_have_their_form(name: str) -> None:
+    """An id is a generation and a sequence."""
+    assert dead_letters.ID.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["", "1", "-", "+", "(1-1", "1-1 ", "1-1\n", "a-1", "1-*", "1" * 20 + "-1"])
+def test_nothing_else_is_an_id(name: str) -> None:
+    """What Redis would read as a range, or not at all, is none."""
+    assert not dead_letters.ID.fullmatch(name)

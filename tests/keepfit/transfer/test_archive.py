@@ -1,0 +1,233 @@
+"""The file that models move in: what is written comes back, and what somebody else made of it is refused."""
+
+import io
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from keepfit.errors import EnvelopeError, InvalidError, KeepfitError, UnknownKeyError
+from keepfit.identity import canonical, hash_of
+from keepfit.security import envelope
+from keepfit.security.envelope import Header, Keyring
+from keepfit.transfer.archive import Archived, Reader, Shot, Writer
+
+OURS = Keyring.from_text("house:" + "11" * 32)
+THEIRS = Keyring.from_text("house:" + "22" * 32)
+OTHERS = Keyring.from_text("other:" + "33" * 32)
+METADATA = {"type": "shoes", "brand": "nike"}
+HASH = hash_of(METADATA)
+PICKLES = (b"newest", b"older")
+
+
+def shot(version: int, data: bytes) -> Shot:
+    """Say what a snapshot is."""
+    return Shot(
+        timestamp=1e9 + version,
+        generation=1,
+        version=version,
+        sequence=version,
+        rows_seen=3 * version,
+        metrics={"rows": version},
+        sha256=envelope.digest_of(data),
+        size_bytes=len(data),
+        runtime=envelope.runtime(),
+    )
+
+
+def sealed(version: int, pickle: bytes, keyring: Keyring = THEIRS) -> bytes:
+    """Sign a bundle."""
+    return keyring.seal(Header(envelope.BUNDLE, HASH, 1, version, version, 3 * version, "", envelope.runtime()), pickle)
+
+
+def write(path: Path, keyring: Keyring = THEIRS) -> Archived:
+    """Write a file of one model with two snapshots."""
+    blobs = {2: sealed(2, PICKLES[0], keyring), 1: sealed(1, PICKLES[1], keyring)}
+    model = Archived(
+        metadata=canonical(METADATA).decode(),
+        recipe='{"estimator":"SGDRegressor"}',
+        snapshots=[shot(version, data) for version, data in blobs.items()],
+    )
+    with Writer(path, keyring) as writer:
+        for one, data in zip(model.snapshots, blobs.values(), strict=True):
+            writer.add_blob(HASH, one, data)
+        writer.add(HASH, model)
+    return model
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Name of a file that is not there yet."""
+    return tmp_path / "house.zip"
+
+
+def test_what_is_written_comes_back(path: Path) -> None:
+    """Models, what is said of them and their pickles are read as they were written; the file is its owner's alone."""
+    model = write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(path.parent) == [path.name]
+    with Reader(path, [OURS, THEIRS]) as reader:
+        assert reader.hashes == [HASH]
+        assert reader.read(HASH) == model
+        assert tuple(reader.blob(HASH, one)[1] for one in model.snapshots) == PICKLES
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_a_file_that_is_there_is_not_overwritten(path: Path) -> None:
+    """Writing to a name that is taken fails and leaves what is there."""
+    path.write_bytes(b"precious")
+    with pytest.raises(InvalidError, match="exists already"):
+        write(path)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_writer_that_fails_leaves_nothing(path: Path) -> None:
+    """There is no file, and no part of one, where an error ended the writing."""
+    with pytest.raises(AttributeError), Writer(path, THEIRS) as writer:
+        writer.add_blob(HASH, None, b"x")  # type: ignore[arg-type]
+    assert os.listdir(path.parent) == []
+
+
+def test_without_the_writers_key_nothing_is_read(path: Path) -> None:
+    """A file of a key that was not given is refused with the setting's name; one of the same name does not help."""
+    write(path)
+    with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
+        Reader(path, [OTHERS])
+    with pytest.raises(EnvelopeError, match="signature does not fit"):
+        Reader(path, [OURS])
+
+
+def remade(path: Path, change: Callable[[dict[str, bytes]], None], compression: int = zipfile.ZIP_STORED) -> None:
+    """Write the file again with other entries."""
+    with zipfile.ZipFile(path) as read:
+        entries = {name: read.read(name) for name in read.namelist()}
+    change(entries)
+    with zipfile.ZipFile(path, "w", compression) as written:
+        for name, data in entries.items():
+            written.writestr(name, data)
+
+
+def read_all(path: Path) -> None:
+    """Read everything, as an import does."""
+    with Reader(path, [THEIRS]) as reader:
+        for model_hash in reader.hashes:
+            for one in reader.read(model_hash).snapshots:
+                reader.blob(model_hash, one)
+
+
+def without_a_blob(entries: dict[str, bytes]) -> None:
+    """Take a bundle away."""
+    del entries[f"models/{HASH}/1-1"]
+
+
+def with_a_flipped_bit(entries: dict[str, bytes]) -> None:
+    """Change one bit of a bundle."""
+    data = bytearray(entries[f"models/{HASH}/1-2"])
+    data[-1] ^= 1
+    entries[f"models/{HASH}/1-2"] = bytes(data)
+
+
+def with_bundles_exchanged(entries: dict[str, bytes]) -> None:
+    """Put the older bundle in the newest one's place."""
+    entries[f"models/{HASH}/1-2"] = entries[f"models/{HASH}/1-1"]
+
+
+def with_other_metrics(entries: dict[str, bytes]) -> None:
+    """Say something else of a snapshot than was signed."""
+    name = f"models/{HASH}/model.json"
+    document = json.loads(entries[name])
+    document["snapshots"][0]["rows_seen"] = 10**9
+    entries[name] = json.dumps(document).encode()
+
+
+def with_another_manifest(entries: dict[str, bytes]) -> None:
+    """Name no models any more."""
+    manifest = json.loads(entries["manifest.json"])
+    entries["manifest.json"] = json.dumps({**manifest, "models": {}}).encode()
+
+
+def with_a_bundle_for_a_seal(entries: dict[str, bytes]) -> None:
+    """Seal a manifest with what was signed for another purpose."""
+    digest = envelope.digest_of(entries["manifest.json"])
+    entries["manifest.seal"] = sealed(1, digest.encode())
+
+
+def of_another_format(entries: dict[str, bytes]) -> None:
+    """Be of a later version, rightly signed."""
+    manifest = json.loads(entries["manifest.json"])
+    entries["manifest.json"] = json.dumps({**manifest, "format": 2}).encode()
+    header = Header("archive", "", 0, 0, 0, 0, "", {})
+    entries["manifest.seal"] = THEIRS.seal(header, envelope.digest_of(entries["manifest.json"]).encode())
+
+
+def without_a_manifest(entries: dict[str, bytes]) -> None:
+    """Be some other zip file."""
+    entries.clear()
+    entries["../../etc/passwd"] = b"root"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_a_blob, "has no models/.*/1-1"),
+        (with_a_flipped_bit, "version 2, is damaged"),
+        (with_bundles_exchanged, "version 2, is damaged|larger than it may be"),
+        (with_other_metrics, "is not what was signed"),
+        (with_another_manifest, "is not the one that was signed"),
+        (with_a_bundle_for_a_seal, "signature does not fit"),
+        (of_another_format, "has format 2"),
+        (without_a_manifest, "no whole archive"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_was_changed_is_refused(path: Path, change: Callable[[dict[str, bytes]], None], said: str) -> None:
+    """Whatever of the file is not as its writer signed it is an error that says what, and nothing of that is given."""
+    write(path)
+    remade(path, change)
+    with pytest.raises(KeepfitError, match=said):
+        read_all(path)
+
+
+def test_compressed_entries_are_refused_unread(path: Path) -> None:
+    """A bomb is no archive of ours: nothing here is compressed, so nothing is inflated."""
+    write(path)
+    remade(path, lambda entries: entries.update({"manifest.json": bytes(10**8)}), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(InvalidError, match="is compressed"):
+        Reader(path, [THEIRS])
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nothing", os.urandom(1000)], ids=["empty", "begun", "noise"])
+def test_what_is_no_zip_is_refused(path: Path, data: bytes) -> None:
+    """Other bytes are an InvalidError, as is a file that is not there, or cut off."""
+    with pytest.raises(InvalidError, match="There is no file"):
+        Reader(path, [THEIRS])
+    path.write_bytes(data)
+    with pytest.raises(InvalidError, match="no whole zip file"):
+        Reader(path, [THEIRS])
+
+
+def test_a_file_cut_off_anywhere_is_refused(path: Path) -> None:
+    """Whatever is missing of a file's end, it is refused."""
+    write(path)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(KeepfitError):
+            read_all(path)
+
+
+def test_a_model_under_another_hash_is_refused(path: Path) -> None:
+    """Metadata that do not have the hash that they stand under are refused, although the writer signed them."""
+    other = "0" * 64
+    model = Archived(metadata=canonical(METADATA).decode(), recipe="{}", snapshots=[shot(1, b"x")])
+    with Writer(path, THEIRS) as writer:
+        writer.add(other, model)
+    with Reader(path, [THEIRS]) as reader, pytest.raises(InvalidError, match="not what its metadata name"):
+        reader.read(other)
+    assert msgspec.json.decode(io.BytesIO(zipfile.ZipFile(path).read("manifest.json")).read())["format"] == 1

@@ -1,0 +1,225 @@
+"""Moving house: models exported from one deployment and imported into another, with other keys."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from keepfit.errors import EnvelopeError, UnavailableError, UnknownKeyError
+from keepfit.restore.bulk import Meant, restore_many
+from keepfit.restore.restorer import NEWEST, Wanted
+from keepfit.security import envelope
+from keepfit.security.envelope import Keyring
+from keepfit.settings import Settings
+from keepfit.transfer import imports
+from keepfit.transfer.imports import Moved, export_many, import_many, keyring_of
+from tests.conftest import SIGNING_KEYS
+from tests.factories import SHOES, Workshop, workshop
+
+NEW_KEYS = "test:" + "a7" * 32
+THEIRS = Keyring.from_text(SIGNING_KEYS)
+
+
+@pytest.fixture
+async def old(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop in the old house."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def new(old: Workshop, tmp_path: Path) -> AsyncIterator[Workshop]:
+    """Open a workshop in the new house, which has the same servers and shares nothing on them but their names."""
+    settings = old.settings.model_copy(
+        update={
+            "store_url": SecretStr(old.settings.store_url.get_secret_value()[:-1] + "1"),
+            "mongo_url": SecretStr(old.settings.mongo_url.get_secret_value() + "new"),
+            "snapshot_url": (tmp_path / "new").as_uri(),
+            "signing_keys": SecretStr(NEW_KEYS),
+        }
+    )
+    async with workshop(settings) as opened:
+        yield opened
+
+
+async def lived(shop: Workshop, **metadata: Any) -> str:
+    """Make a model with three snapshots, the last two of another generation, that has learned since."""
+    model_hash = await shop.learned(**metadata)
+    await shop.parts.run_pass()
+    shop.lose(model_hash)
+    await restore_many(shop.settings, Meant(hash=model_hash))
+    for sizes in ([1.0, 2.0, 3.0], [3.0, 3.0, 1.0]):
+        await shop.learn(model_hash, SHOES, sizes)
+        await shop.parts.run_pass()
+    await shop.learn(model_hash)
+    return model_hash
+
+
+async def export(shop: Workshop, path: Path, meant: Meant = Meant(), **options: Any) -> dict[str, Moved]:  # noqa: B008
+    """Export models; outcomes by hash."""
+    return {moved.hash: moved for moved in await export_many(shop.settings, path, meant, **options)}
+
+
+async def take_in(shop: Workshop, path: Path, theirs: Keyring | None = THEIRS, **options: Any) -> dict[str, Moved]:
+    """Import models; outcomes by hash."""
+    return {moved.hash: moved for moved in await import_many(shop.settings, path, theirs, **options)}
+
+
+async def test_models_move_with_their_history(old: Workshop, new: Workshop, tmp_path: Path) -> None:
+    """State, predictions and all snapshots are the same in the new house, signed with its key; it learns on alike."""
+    model_hash = await lived(old, brand="nike")
+    never = await old.make()
+    path = tmp_path / "house.zip"
+    exported = await export(old, path)
+    assert (exported[model_hash].outcome, exported[model_hash].snapshots) == ("exported", 4)
+    assert exported[never].outcome == "left out: it has learned nothing"
+    imported = await take_in(new, path)
+    assert {moved.hash: (moved.outcome, moved.version) for moved in imported.values()} == {model_hash: ("imported", 4)}
+    before, after = await old.model(model_hash), await new.model(model_hash)
+    assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
+    assert (after.metadata, after.recipe) == (before.metadata, before.recipe)
+    assert await new.predict(model_hash) == await old.predict(model_hash)
+    new.parts.keyring.open(new.data(model_hash), envelope.BUNDLE)
+    told = ("timestamp", "version", "rows_seen", "metrics", "sequence", "runtime")
+    there, here = [await shop.history.documents(model_hash=model_hash) for shop in (old, new)]
+    assert [[d[name] for name in told] for d in here] == [[d[name] for name in told] for d in there]
+    assert len({document["generation"] for document in here}) == 2
+    await old.learn(model_hash, SHOES, [9.0, 8.0, 7.0])
+    await new.learn(model_hash, SHOES, [9.0, 8.0, 7.0])
+    assert await new.predict(model_hash) == await old.predict(model_hash)
+    # Every snapshot can be restored there.
+    for version in (1, 2, 3):
+        (outcome,) = await restore_many(
+            new.settings, Meant(), Wanted(version=version), agreed=lambda plans: True, follow=True
+        )
+        assert (outcome.outcome, (await new.model(model_hash)).rows_seen) == ("went back", 3 * version)
+
+
+async def test_nothing_is_taken_in_without_the_other_houses_key(
+    old: Workshop, new: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a key that signed the file nothing of it is unpickled or written; another of the same name is none."""
+    await lived(old)
+    path = tmp_path / "house.zip"
+    await export(old, path)
+    monkeypatch.setattr(imports, "check", None)
+    with pytest.raises(EnvelopeError):
+        await take_in(new, path, None)
+    settings = new.settings.model_copy(update={"signing_keys": SecretStr("c:" + "00" * 32)})
+    with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
+        await import_many(settings, path, Keyring.from_text("b:" + "00" * 32))
+    assert await new.history.models({}, 10) == []
+
+
+async def test_what_is_here_is_overwritten_only_by_force(old: Workshop, new: Workshop, tmp_path: Path) -> None:
+    """A model that has learned here stays, and that is said; with force it becomes the other, and keeps its mail."""
+    model_hash = await lived(old, session="same")
+    assert await new.learned(session="same") == model_hash
+    path = tmp_path / "house.zip"
+    await export(old, path)
+    before = await new.model(model_hash)
+    for options in ({}, {"dry_run": True}):
+        (moved,) = (await take_in(new, path, **options)).values()
+        assert moved.failed
+        assert moved.outcome == "refused: version 1 with 3 rows, live, is here; --force overwrites it"
+    assert await new.model(model_hash) == before
+    (planned,) = (await take_in(new, path, force=True, dry_run=True)).values()
+    assert (planned.outcome, planned.failed) == ("would overwrite version 1 with 3 rows, live", False)
+    assert await new.model(model_hash) == before
+    await new.accept(model_hash)
+    (moved,) = (await take_in(new, path, force=True)).values()
+    assert moved.outcome == "imported over version 1 with 3 rows, live"
+    assert await new.predict(model_hash) == await old.predict(model_hash)
+    model = await new.model(model_hash)
+    assert (model.version, model.inbox) == (4, 1)
+    new.work(model_hash)
+    await old.learn(model_hash)
+    assert await new.predict(model_hash) == await old.predict(model_hash)
+    # It is the newest here, too: another loss of Redis does not bring the old one back.
+    new.lose(model_hash)
+    await restore_many(new.settings, Meant(), NEWEST)
+    assert (await new.model(model_hash)).rows_seen == 12
+
+
+async def test_another_recipe_is_refused_even_by_force(old: Workshop, new: Workshop, tmp_path: Path) -> None:
+    """A model that is here with another recipe stays."""
+    await old.learned(session="same")
+    await new.make({"estimator": "SGDRegressor"}, session="same")
+    path = tmp_path / "house.zip"
+    await export(old, path)
+    (moved,) = (await take_in(new, path, force=True)).values()
+    assert (moved.outcome, moved.failed) == ("refused: it is here with another recipe", True)
+
+
+async def test_a_broken_off_import_is_gone_on_with(
+    old: Workshop, new: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an import was cut short in the middle of a model, the next one brings all, and a third changes nothing."""
+    hashes = [await lived(old) for _ in range(2)]
+    path = tmp_path / "house.zip"
+    await export(old, path)
+    put, count = type(new.storage).put, [0]
+
+    def full_after_five(self: Any, name: str, data: bytes) -> None:
+        count[0] += 1
+        if count[0] > 5:
+            raise UnavailableError("The disk is full.")
+        put(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keepfit.backends.blobs.LocalStorage.put", full_after_five)
+        outcomes = await take_in(new, path)
+    assert [moved.outcome for moved in outcomes.values() if moved.failed] != []
+    outcomes = await take_in(new, path)
+    assert not [moved for moved in outcomes.values() if moved.failed]
+    for model_hash in hashes:
+        assert await new.predict(model_hash) == await old.predict(model_hash)
+        assert len(await new.history.documents(model_hash=model_hash)) == 4
+    outcomes = await take_in(new, path)
+    assert {moved.outcome for moved in outcomes.values()} == {"kept: it was imported before"}
+    generations = {(await new.model(model_hash)).generation for model_hash in hashes}
+    outcomes = await take_in(new, path, dry_run=True)
+    assert {moved.outcome for moved in outcomes.values()} == {"kept: it was imported before"}
+    assert {(await new.model(model_hash)).generation for model_hash in hashes} == generations
+
+
+async def test_the_newest_alone_moves_where_that_is_asked_for(old: Workshop, new: Workshop, tmp_path: Path) -> None:
+    """Only the newest snapshot is in the file then; what waits stays, and is told of; damaged ones are left out."""
+    model_hash = await lived(old)
+    await old.accept(model_hash)
+    moved = (await export(old, tmp_path / "newest.zip", newest_only=True))[model_hash]
+    assert (moved.outcome, moved.snapshots) == ("exported; 1 requests that wait to be learned stay here", 1)
+    (document, *_) = [document async for document in old.history.snapshots(model_hash)]
+    assert document["version"] == 4
+    damaged = Path(old.settings.snapshot_url.removeprefix("file://")) / imports.path_of(document)
+    damaged.write_bytes(b"damaged")
+    moved = (await export(old, tmp_path / "rest.zip"))[model_hash]
+    assert moved.outcome.startswith("exported, without 1 damaged")
+    assert (moved.version, moved.snapshots) == (3, 3)
+    assert (await take_in(new, tmp_path / "newest.zip"))[model_hash].version == 4
+    assert (await new.model(model_hash)).rows_seen == 12
+
+
+async def test_a_bundle_of_other_versions_is_refused_before_anything_is_kept(
+    old: Workshop, new: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this house's scikit-learn cannot load is said; nothing is in its history or Redis."""
+    model_hash = await old.learned()
+    path = tmp_path / "house.zip"
+    await export(old, path)
+    monkeypatch.setattr(envelope, "installed", lambda name: "0.1")
+    (moved,) = (await take_in(new, path)).values()
+    assert moved.failed
+    assert "was written with" in moved.outcome
+    assert await new.history.documents() == []
+    assert await new.store.describe(model_hash) is None
+
+
+def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
+    """A file of keys has one a line, or as the setting has them; one that cannot be read is said."""
+    (tmp_path / "keys").write_text(f"{SIGNING_KEYS}\nother:{'cd' * 32}\n")
+    assert [name for name, _ in keyring_of(tmp_path / "keys").keys] == ["test", "other"]
+    with pytest.raises(EnvelopeError, match="cannot be read"):
+        keyring_of(tmp_path / "none")

@@ -1,0 +1,299 @@
+"""The state machine over models, with what was put aside: looked at, retried, discarded.
+
+Adds to :class:`tests.scripts.models.Models` the calls of :mod:`keepfit.store.dead_letters`, and the scripts' own calls
+where that would never make them. Invariant: that of the machine that it adds to.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from keepfit.backends import redis_keys, redis_scripts
+from keepfit.errors import InboxFullError, KeepfitError, NotFoundError, StaleModelError
+from keepfit.store import dead_letters as deads
+from keepfit.store.dead_letters import REASONS, Entry, Retried
+from tests.scripts import plain
+from tests.scripts.bench import HOUR_MS
+from tests.scripts.models import ROWS, WORKERS, Models, hashes, rarely, workers
+from tests.scripts.plain import Dead, Request, Retry
+
+# What happens between the look for what is there and the script, or between a call and its repeat.
+MEANWHILE = ("retry", "discard", "delete", "make again", "lose rows", "learn", "expire")
+Named = tuple[tuple[str, str], ...]
+
+# Requests and bytes for which there is room still.
+rooms = st.sampled_from(((100, 1000), (100, 1000), (1, 1000), (2, 1000), (100, 1), (100, 5)))
+firsts = st.sampled_from(("", "pile", "large", "large", "alone"))
+piles = st.sampled_from(([b"x"], [b"yyyy"], [b"x", b"yyyy"], [b"yyyy", b"x", b"x"], [b"x"] * 18))
+
+
+class Aside(Models):
+    """Two models, and everything that can become of what was put aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        patch = mock.patch.object(deads, "REPEAT_TTL_S", 3600 * plain.RETRIED_H)
+        self.patches.append(patch)
+        patch.start()
+        self.dead = deads.Dead(self.bench.store)
+
+    def _named(self, h: str) -> Named:
+        return tuple((dead.id, dead.request.big) for dead in self.plain.dead.get(h, []))
+
+    @rule(h=hashes, token=workers, payloads=piles, big=st.booleans(), then=st.sampled_from(("", "", *MEANWHILE)))
+    def pile_up(self, h: str, token: str, payloads: list[bytes], big: bool, then: str) -> None:
+        """Put rows aside one after another, perhaps large ones first."""
+        self._pile_up(h, token, payloads, big=big)
+        self._meanwhile(h, then)
+
+    def _pile_up(self, h: str, token: str, payloads: list[bytes], *, big: bool = False) -> None:
+        self._let_go(h)
+        if big:
+            self._accept_big(h, (100, 1000))
+        self._accept(h, payloads, (100, 1000))
+        for _ in range(len(payloads) + big):
+            self._take(h, token, known=True, entries_max=1)
+            if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
+                self._commit(self.hands.pop(), 1, "ValueError: no", staged=True)
+
+    def _prepare(self, h: str, first: str, room: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """Put some rows aside, `alone` where nothing waits; return the limits that leave so much room."""
+        if first:
+            self._pile_up(h, WORKERS[0], [b"yyyy", b"x"], big=first == "large")
+        if first == "alone":
+            self._meanwhile(h, "learn")
+        model = self.plain.models.get(h)
+        return (room[0] + len(model.inbox), room[1] + model.size) if model else room
+
+    @rule(h=hashes, payload=st.sampled_from(ROWS))
+    def leave_over(self, h: str, payload: bytes) -> None:
+        """Something of another generation is there, as no script leaves it."""
+        if h in self.plain.models and not self.client.exists(redis_keys.dead(h)):
+            left = Dead(self.plain.models[h].generation - 1, Request(1, payload, "", len(payload), ()), "KeyError: no")
+            self.client.xadd(redis_keys.dead(h), {**left.stored(), "at": round(1000 * time.time())}, id=left.id)
+            self.plain.dead[h] = [left]
+
+    @rule(h=hashes, part=st.booleans())
+    def lose_rows(self, h: str, part: bool) -> None:
+        """Redis loses large rows that were put aside, or a part of them."""
+        self._lose_rows(h, part=part)
+
+    def _lose_rows(self, h: str, *, part: bool) -> None:
+        for _, big in self._named(h):
+            if big in self.plain.big:
+                self.client.delete(big)
+                self.plain.big.pop(big)
+                if part:
+                    self.client.set(big, b"a la")
+                    self.plain.big[big] = (b"a la", 0)
+
+    def _meanwhile(self, h: str, event: str) -> None:
+        if event == "retry":
+            self._retry(h, None, (100, 1000))
+        elif event == "discard":
+            self._discard(h, [name for name, _ in self._named(h)][-2:])
+        elif event == "lose rows":
+            self._lose_rows(h, part=True)
+        elif event == "learn":
+            self._let_go(h)
+            self._take(h, WORKERS[0], known=True)
+            if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
+                hand = self.hands.pop()
+                self._commit(hand, len(hand.held.requests), "", staged=True)
+        elif event == "expire":
+            self.keys_expire()
+        else:
+            self._happen(h, event)
+
+    # Looking.
+
+    @rule(h=hashes, skip=st.sampled_from((0, 0, 1, 2)), limit=st.sampled_from((1, 2, 17, 100)),
+          shown=st.sampled_from((3, 100)), page=st.sampled_from((2, 5, 1000)), first=firsts)  # fmt: skip
+    def look(self, h: str, skip: int, limit: int, shown: int, page: int, first: str) -> None:
+        """Read a page, and ask what became of each request that there was."""
+        self._prepare(h, first)
+        there = self.plain.dead.get(h, [])
+        after = there[skip - 1].id if 0 < skip <= len(there) else ""
+        expected = self.plain.page(h, after, limit, shown, page)
+        with (
+            mock.patch.object(deads, "SHOWN_BYTES_MAX", shown),
+            mock.patch.object(deads, "PAGE_BYTES_MAX", page),
+        ):
+            entries, following = self.bench.run(self.dead.page(h, limit, after))
+        assert [replace(entry, timestamp=0) for entry in entries] == [
+            self._entry(dead, rows) for dead, rows in expected
+        ]
+        assert all(abs(entry.timestamp - time.time()) < HOUR_MS / 1000 for entry in entries)
+        last = expected[-1][0].id if expected else None
+        assert following == (last if last and last != there[-1].id else None)
+        model = self.plain.models.get(h)
+        assert self.bench.run(self.dead.fate(h, 0, 0))[0] is None
+        for dead in there[:2]:
+            fate = self.bench.run(self.dead.fate(h, dead.generation, dead.request.sequence))
+            assert fate == (dead.reason, bool(model and model.removed))
+
+    def _entry(self, dead: Dead, rows: bytes) -> Entry:
+        request = dead.request
+        head = self.plain.big.get(request.big, (b"", 0))[0] if request.big else request.payload
+        # All that matters of these rows is that they are no msgpack of more than 127 rows.
+        count = head[1] if len(head) > 1 else None
+        return Entry(
+            dead.id, dead.generation, request.sequence, dead.reason, 0, request.size, count, rows, request.big
+        )  # fmt: skip
+
+    # Retrying and discarding.
+
+    def _some(self, h: str, which: str) -> list[str]:
+        names = [name for name, _ in self._named(h)]
+        some = {"first": names[:1], "last": names[-1:], "turned round": names[::-1], "all": names}.get(which, [])
+        if which == "odd":
+            some = [*names[:2], "9-9", *names[:1], *(name.replace("-", "-0") for name in names[1:3])]
+        return some
+
+    @rule(h=hashes, which=st.sampled_from(("", "first", "last", "turned round", "all", "odd")), room=rooms,
+          first=firsts, stale=rarely(True, False), meanwhile=st.sampled_from(("",) * 4 + MEANWHILE),
+          repeated=st.sampled_from(("", "", "at once", *MEANWHILE)))  # fmt: skip
+    def retry(
+        self, h: str, which: str, room: tuple[int, int], first: str, stale: bool, meanwhile: str, repeated: str
+    ) -> None:
+        """Move what is named, or the oldest, to the inbox; the answer may be lost, then the script runs again."""
+        limit = self._prepare(h, first, room)
+        names = self._some(h, which) if which else None
+        self._retry(h, names, limit, stale=stale, meanwhile=meanwhile, repeated=repeated)
+
+    def _retry(
+        self, h: str, names: list[str] | None, limit: tuple[int, int], *, stale: bool = False, meanwhile: str = "",
+        repeated: str = "",
+    ) -> None:  # fmt: skip
+        model = self.bench.run(self.store.describe(h))
+        if model is None:
+            return
+        model = replace(model, generation=model.generation + stale)
+        there, refused = dict(self._named(h)), {}
+        if names is None:
+            first = self.plain.models[h].first_generation
+            own = [dead.id for dead in self.plain.dead.get(h, []) if first <= dead.generation <= model.generation]
+            named = tuple((name, there[name]) for name in own[: deads.CALL_MAX])
+        else:
+            found = dict.fromkeys(name for name in names if name in there)
+            named = tuple((name, there[name]) for name in found)
+            refused = {name: REASONS["gone"] for name in names if name not in there}
+        answers: list[Any] = []
+
+        def call(command: redis_scripts.Command) -> None:
+            beside = [big or redis_keys.dead(h) for _, big in named]
+            assert list(command[7 : 7 + len(named)]) == beside
+            assert list(command[-len(named) :]) == [name for name, _ in named]
+            answers.append(self.plain.retry(Retry(h, model.generation, named, command[6], *limit)))
+
+        settings = self.bench.settings.model_copy(update={"inbox_entries_max": limit[0], "inbox_bytes_max": limit[1]})
+        with self._between(h, "retry", call, answers, meanwhile, repeated):
+            try:
+                outcome: Any = self.bench.run(self.dead.retry(model, settings, names))
+            except KeepfitError as error:
+                outcome = type(error)
+        left = len(self.plain.dead.get(h, []))
+        if not named:
+            assert (answers, outcome) == ([], Retried(model.version, [], refused, left))
+        elif answers[-1][0] != b"ok":
+            assert outcome == {b"missing": NotFoundError, b"stale": StaleModelError}[answers[-1][0]]
+        else:
+            words = dict(zip([name for name, _ in named], answers[-1][2].decode().split(), strict=True))
+            moved = [int(word) for word in words.values() if word.isdecimal()]
+            refused |= {name: REASONS[word] for name, word in words.items() if not word.isdecimal()}
+            full = not moved and "full" in words.values()
+            assert outcome == (InboxFullError if full else Retried(answers[-1][1], moved, refused, left))
+
+    def _between(
+        self, h: str, script: str, call: Callable[[redis_scripts.Command], None], answers: list[Any], meanwhile: str,
+        repeated: str,
+    ) -> Any:  # fmt: skip
+        async def run(_client: object, *commands: redis_scripts.Command) -> list[Any]:
+            if commands[0][1] != redis_scripts.SHA1[script]:
+                return await self.bench.run_async(None, *commands)
+            with mock.patch.object(redis_scripts, "run_async", self.bench.run_async):
+                self._meanwhile(h, meanwhile)
+                call(commands[0])
+                found = await self.bench.run_async(None, *commands)
+                assert found[0] == answers[-1]
+                if repeated:
+                    self._meanwhile(h, repeated)
+                    call(commands[0])
+                    found = await self.bench.run_async(None, *commands)
+                    assert found[0] == answers[-1]
+            return found
+
+        return mock.patch.object(redis_scripts, "run_async", run)
+
+    @rule(h=hashes, room=rooms, first=firsts, strange=st.sampled_from(("", "twice", "other rows")))
+    def retry_by_hand(self, h: str, room: tuple[int, int], first: str, strange: str) -> None:
+        """Run the script itself, with a request named twice, or with another key than that of its rows."""
+        limit = self._prepare(h, first, room)
+        named = self._named(h)
+        if not named:
+            return
+        if strange == "twice":
+            named += named[:2]
+        elif strange == "other rows":
+            named = tuple((name, big and self._other_rows(h)) for name, big in named)
+        seen = redis_keys.idempotency(h, f"r:{uuid.uuid4().hex}")
+        call = Retry(h, self.plain.models[h].generation, named, seen, *limit)
+        command = redis_scripts.call(
+            "retry",
+            [
+                redis_keys.state(h),
+                redis_keys.inbox(h),
+                redis_keys.dead(h),
+                seen,
+                *(big or redis_keys.dead(h) for _, big in named),
+            ],
+            [call.generation, plain.RETRIED_H * HOUR_MS, *limit, *(name for name, _ in named)],
+        )
+        for _ in range(2):
+            expected = self.plain.retry(call)
+            assert redis_scripts.run(self.client, command) == [expected]
+
+    def _other_rows(self, h: str) -> str:
+        name = redis_keys.big(h, uuid.uuid4().hex)
+        self.client.set(name, b"a large request", px=plain.BIG_H * HOUR_MS)
+        self.plain.big[name] = (b"a large request", plain.BIG_H)
+        return name
+
+    @rule(h=hashes, which=st.sampled_from(("first", "last", "all", "odd")),
+          meanwhile=st.sampled_from(("", "", "retry", "retry", "retry", *MEANWHILE)),
+          repeated=st.sampled_from(("", "", "at once", *MEANWHILE)),
+          other_rows=rarely(True, False), first=firsts)  # fmt: skip
+    def discard(self, h: str, which: str, meanwhile: str, repeated: str, other_rows: bool, first: str) -> None:
+        """Forget what is named; it may be gone or wait again by then, and the call may come twice."""
+        self._prepare(h, first)
+        if other_rows and h in self.plain.models and self._named(h):
+            ((name, big),) = self._named(h)[:1]
+            named = ((name, big and self._other_rows(h)),)
+            command = redis_scripts.call(
+                "discard", [redis_keys.state(h), redis_keys.dead(h), named[0][1] or redis_keys.dead(h)], [name]
+            )
+            assert redis_scripts.run(self.client, command) == [self.plain.discard(h, named)]
+        else:
+            self._discard(h, self._some(h, which), meanwhile, repeated)
+
+    def _discard(self, h: str, names: list[str], meanwhile: str = "", repeated: str = "") -> None:
+        there = dict(self._named(h))
+        found = dict.fromkeys(name for name in names if name in there)
+        named = tuple((name, there[name]) for name in found)
+        answers: list[Any] = []
+
+        def call(_: redis_scripts.Command) -> None:
+            answers.append(self.plain.discard(h, named))
+
+        with self._between(h, "discard", call, answers, meanwhile, repeated):
+            try:
+                outcome: Any = self.bench.run(self.dead.discard(h, names))
+            except NotFoundError:
+                outcome = ()
+        assert list(outcome) == answers[-1]

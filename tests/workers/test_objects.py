@@ -1,0 +1,91 @@
+"""Objects in the hands of workers: from the recipe to Redis, to a snapshot and back, under changing keys."""
+
+import sys
+from collections.abc import AsyncIterator
+from types import ModuleType
+
+import pytest
+
+from keepfit.backends import redis_keys
+from keepfit.objects import dump
+from keepfit.recipe import uploads
+from keepfit.recipe.recipe import Recipe, parse
+from keepfit.restore import restorer as restores
+from keepfit.security.envelope import UPLOAD_KEYS
+from keepfit.settings import Settings
+from keepfit.snapshots import save
+from keepfit_workers.context import Process
+from keepfit_workers.learning import learn
+from tests.factories import Workshop, workshop
+
+KEYS, OTHER = "u1:" + "ab" * 32, "u2:" + "cd" * 32
+SOURCE = """class Last:
+    def partial_fit(self, X, y): self.y = float(y[-1])
+    def predict(self, X): return [self.y] * len(X)
+"""
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of the test's own."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """Return the recipe of an object whose class nobody can import."""
+    script = ModuleType("notebook")
+    exec(compile(SOURCE, "notebook", "exec"), script.__dict__)
+    sys.modules["notebook"] = script
+    try:
+        text = dump(script.Last(), KEYS, kind="regressor", modules=[script])
+    finally:
+        del sys.modules["notebook"]
+    return parse({"object": text}, uploads.keyring_of(KEYS))
+
+
+def worker(settings: Settings, upload_keys: str) -> Process:
+    """Return the context of a worker process with these upload keys."""
+    return Process(Settings(**{**settings.model_dump(), "upload_keys": upload_keys}), "test")
+
+
+async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: Settings, recipe: Recipe) -> None:
+    """What an object learned is saved, lost and restored like any bundle, and needs no upload key any more."""
+    model_hash = await shop.make(recipe)
+    first, second = worker(settings, KEYS), worker(settings, "")
+    await shop.accept(model_hash, [[1.0]], [7.0])
+    learn(first, model_hash, "lease")
+    assert await shop.predict(model_hash, [[1.0], [2.0]]) == [7.0, 7.0]
+    await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    shop.lose(model_hash)
+    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert restored.document is not None
+    assert "cloudpickle" in restored.document["runtime"]
+    await shop.accept(model_hash, [[1.0]], [9.0])
+    learn(second, model_hash, "lease")
+    assert await shop.predict(model_hash, [[1.0]]) == [9.0]
+    for process in (first, second):
+        process.close()
+
+
+async def test_rows_wait_for_a_worker_with_the_upload_key(
+    shop: Workshop, settings: Settings, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers without the key that signed an object learn nothing of it and lose nothing; one with it learns all."""
+    model_hash = await shop.make(recipe)
+    unfit, fit = (worker(settings, upload_keys) for upload_keys in ("", f"{OTHER},{KEYS}"))
+    foreign = worker(settings, OTHER)
+    for value in (1.0, 2.0, 3.0):
+        await shop.accept(model_hash, [[value]], [value])
+        for process in (unfit, foreign):
+            assert not learn(process, model_hash, "lease")
+    assert (await shop.model(model_hash)).inbox == 3
+    assert shop.redis.exists(redis_keys.lock(model_hash)) == 0
+    said = capsys.readouterr().out
+    assert said.count("bundle_unreadable") == 2
+    assert UPLOAD_KEYS in said
+    assert not learn(fit, model_hash, "lease")
+    assert ((await shop.model(model_hash)).inbox, await shop.predict(model_hash, [[0.0]])) == (0, [3.0])
+    for process in (unfit, foreign, fit):
+        process.close()

@@ -1,0 +1,77 @@
+"""What a worker needs beyond Redis: MongoDB and the storage, for restores and snapshots that a gateway asks for.
+
+Owns the connections, which are opened at the first use and kept, because opening them costs more than a restore. Never
+decides what is done with them. Invariant: what was opened in one event loop is used in that loop alone.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from keepfit.backends import redis_clients
+from keepfit.backends.blobs import open_storage
+from keepfit.errors import KeepfitError
+from keepfit.history import History
+from keepfit.restore.restorer import Restorer
+from keepfit.rowlog.row_log import open_log
+from keepfit.security.envelope import Keyring
+from keepfit.settings import Settings
+from keepfit.store.models import Store
+
+T = TypeVar("T")
+
+
+class Remote:
+    """Connections of one worker process, and the event loop that they live in."""
+
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        self._settings = settings
+        self._keyring = keyring
+        self._runner: asyncio.Runner | None = None
+        self._restorer: Restorer | None = None
+        self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def run(self, act: Callable[[Restorer], Coroutine[Any, Any, T]]) -> T:
+        """Do something with the connections; they are opened anew after an error that is none of ours."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        try:
+            return self._runner.run(self._act(act))
+        except KeepfitError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    async def _act(self, act: Callable[[Restorer], Coroutine[Any, Any, T]]) -> T:
+        if self._restorer is None:
+            self._restorer = self._open()
+        return await act(self._restorer)
+
+    def _open(self) -> Restorer:
+        storage = open_storage(self._settings.snapshot_url)
+        history = History(self._settings.mongo_url.get_secret_value())
+        client = redis_clients.store_async(self._settings)
+
+        restorer = Restorer(
+            Store(client), history, storage, self._keyring, open_log(self._settings.row_log_url), self._settings
+        )
+
+        async def close() -> None:
+            restorer.close()
+            history.close()
+            await client.aclose()
+
+        self._close = close
+        return restorer
+
+    def close(self) -> None:
+        """Close what is open."""
+        runner, close = self._runner, self._close
+        self._runner = self._restorer = self._close = None
+        if runner is not None:
+            with suppress(Exception):
+                if close is not None:
+                    runner.run(close())
+            runner.close()
