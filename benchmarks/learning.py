@@ -37,7 +37,7 @@ from keepfit.rows.rows import Rows, concatenate, shape
 from keepfit.security.envelope import BUNDLE, Header, runtime
 from keepfit.settings import load
 from keepfit.store import commit
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 
 ROWS, WIDTH, ROUNDS = 2_000, 4, 7
@@ -110,7 +110,7 @@ def computing(recipe: Recipe, encoded: list[bytes]) -> float:
     return time.perf_counter() - started
 
 
-def working(process: Process, recipe: Recipe, encoded: list[bytes]) -> float:
+def working(process: WorkerContext, recipe: Recipe, encoded: list[bytes]) -> float:
     """Seconds in which one worker learns and commits what waits in an inbox."""
     model_hash = identity.hash_of({"type": "learning", "run": uuid.uuid4().hex})
     _install(process, model_hash, recipe, encoded)
@@ -124,18 +124,18 @@ def working(process: Process, recipe: Recipe, encoded: list[bytes]) -> float:
     return seconds
 
 
-def _install(process: Process, model_hash: str, recipe: Recipe, encoded: list[bytes]) -> None:
+def _install(process: WorkerContext, model_hash: str, recipe: Recipe, encoded: list[bytes]) -> None:
     """Put a model and its full inbox into Redis, by the scripts that gateways use."""
     import asyncio  # noqa: PLC0415 - here only: what is measured is sync
 
     from keepfit.backends import redis_clients  # noqa: PLC0415
-    from keepfit.backends.redis_scripts import Line  # noqa: PLC0415
+    from keepfit.backends.redis_scripts import ScriptConnection  # noqa: PLC0415
     from keepfit.store import inbox  # noqa: PLC0415
     from keepfit.store.models import Install, Store  # noqa: PLC0415
 
     async def put() -> None:
         client = redis_clients.store_async(process.settings)
-        line = Line(client)
+        line = ScriptConnection(client)
         await Store(client).install(Install(model_hash, "{}", recipe.text(), 1))
         asked = [inbox.small_request(model_hash, 1, Rows.decode(data)) for data in encoded]
         await inbox.put(line, process.settings, [request for request in asked if request is not None])
@@ -145,7 +145,7 @@ def _install(process: Process, model_hash: str, recipe: Recipe, encoded: list[by
     asyncio.run(put())
 
 
-def measured(process: Process, name: str, params: dict[str, Any]) -> Round:
+def measured(process: WorkerContext, name: str, params: dict[str, Any]) -> Round:
     """One round of everything."""
     X, y = rows_of(name)
     exact, merged = recipe_of(name, params, "exact"), recipe_of(name, params, "merged")
@@ -160,7 +160,7 @@ def measured(process: Process, name: str, params: dict[str, Any]) -> Round:
     )
 
 
-def bundle_us(process: Process) -> tuple[float, int]:
+def bundle_us(process: WorkerContext) -> tuple[float, int]:
     """Microseconds to seal a small bundle and to read it again, and its size."""
     name, params = CASES["PassiveAggressive"]
     recipe = recipe_of(name, params, "exact")
@@ -180,7 +180,7 @@ def bundle_us(process: Process) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def worker() -> Iterator[Process]:
+def worker() -> Iterator[WorkerContext]:
     """A worker's process context with a Redis of its own."""
     with tempfile.TemporaryDirectory(prefix="keepfit-learning-") as folder:
         port = stack.free_port()
@@ -190,7 +190,7 @@ def worker() -> Iterator[Process]:
                 time.sleep(0.02)
             url, ring = SecretStr(f"redis://127.0.0.1:{port}/0"), SecretStr("k1:" + os.urandom(32).hex())
             settings = load().model_copy(update={"store_url": url, "queue_url": None, "signing_keys": ring})
-            process = Process(settings, "learning")
+            process = WorkerContext(settings, "learning")
             yield process
             process.close()
         finally:

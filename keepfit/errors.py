@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # What is kept of the words of somebody else's error.
-WORDS_MAX = 1 << 9
+DESCRIPTION_LENGTH_MAX = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class ConflictError(KeepfitError):
     """The model exists with another recipe."""
 
 
-class NotAgreedError(ConflictError):
+class NotConfirmedError(ConflictError):
     """Live models would go back behind what they have learned, and nobody has agreed to that."""
 
 
@@ -90,7 +90,7 @@ class IdempotencyError(KeepfitError):
     """An idempotency key came again with another body."""
 
 
-class FullError(KeepfitError):
+class OverloadedError(KeepfitError):
     """As much waits as may; `retry_after_s` (whole seconds) is a sensible wait."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
@@ -98,15 +98,15 @@ class FullError(KeepfitError):
         self.retry_after_s = retry_after_s
 
 
-class InboxFullError(FullError):
+class InboxFullError(OverloadedError):
     """The model's inbox holds as much as it may."""
 
 
-class RoomFullError(FullError):
+class QueueFullError(OverloadedError):
     """The predict room holds as much as it may."""
 
 
-class TooFastError(FullError):
+class RateLimitError(OverloadedError):
     """More requests came with an API key than it may make."""
 
 
@@ -134,7 +134,7 @@ class UnavailableError(KeepfitError):
     """A part that is needed is away; trying again later is right."""
 
 
-class DamagedError(UnavailableError):
+class CorruptLogError(UnavailableError):
     """An object in the row log is not as it was written; somebody has to decide what is to be done about it."""
 
 
@@ -142,11 +142,11 @@ class EnvelopeError(KeepfitError):
     """The bytes are not a bundle that one of our keys signed, or not the one expected."""
 
 
-class BrokenError(EnvelopeError):
+class CorruptBundleError(EnvelopeError):
     """The live bundle is not what was committed: damaged, or gone from Redis."""
 
 
-class GapError(BrokenError):
+class MissingRequestsError(CorruptBundleError):
     """The live bundle is broken, and what would make it again is not all there."""
 
 
@@ -158,10 +158,10 @@ class RuntimeMismatchError(EnvelopeError):
     """The bundle was pickled by versions that this process cannot load safely."""
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Class and words of an error of somebody else's code."""
     try:
         words = str(error)
     except Exception:  # noqa: BLE001 - an error whose words fail is still an error
         words = ""
-    return f"{type(error).__name__}: {words[:WORDS_MAX]}"
+    return f"{type(error).__name__}: {words[:DESCRIPTION_LENGTH_MAX]}"

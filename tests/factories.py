@@ -15,8 +15,8 @@ from redis import Redis
 from keepfit import identity
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.backends.blobs import Storage
-from keepfit.backends.redis_scripts import Line
-from keepfit.history import History
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.history import Registry
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import recipe
@@ -25,7 +25,7 @@ from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.store import inbox
-from keepfit.store.commit import Committed, Ledger
+from keepfit.store.commit import Committed, InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
 from keepfit_snapshotter.run import Snapshotter, opened
@@ -41,7 +41,7 @@ class Workshop:
 
     settings: Settings
     parts: Snapshotter
-    ledger: Ledger
+    ledger: InboxConsumer
     redis: Redis
 
     @property
@@ -50,7 +50,7 @@ class Workshop:
         return self.parts.store
 
     @property
-    def history(self) -> History:
+    def history(self) -> Registry:
         """Register and history."""
         return self.parts.history
 
@@ -137,7 +137,7 @@ async def accept(store: Store, model: Model, shaped: Rows, key: str | None = Non
     """Accept one request under settings of its own, or raise what it was refused for."""
     settings = Settings().model_copy(update=limits)
     request = await inbox.request(store._store, model.hash, model.generation, shaped, key)
-    line = Line(store._store)
+    line = ScriptConnection(store._store)
     outcomes, _ = await inbox.put(line, settings, [request])
     await line.close()
     (outcome,) = outcomes
@@ -153,7 +153,7 @@ async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
     try:
         async with opened(settings) as parts:
             await parts.history.ensure_indexes()
-            ledger = Ledger(client, parts.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
+            ledger = InboxConsumer(client, parts.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
             yield Workshop(settings, parts, ledger, client)
     finally:
         client.close()

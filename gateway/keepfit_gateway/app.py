@@ -19,10 +19,10 @@ from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 from keepfit_gateway import fast_path, openapi, service
 from keepfit_gateway.auth import guard
-from keepfit_gateway.auth.guard import Door
+from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.handlers.models import DOCUMENT
 from keepfit_gateway.routes import OPEN_PATHS, ROUTES
-from keepfit_gateway.web.bodies import ROOM, Room, gzip_answers, leaves_room
+from keepfit_gateway.web.bodies import ROOM, BodyMemoryLimit, gzip_answers, leaves_room
 from keepfit_gateway.web.problems import ProblemHandler, problems
 from keepfit_gateway.web.request_counts import counted
 
@@ -46,7 +46,7 @@ def build_app(settings: Settings) -> web.Application:
     """Put the application together."""
     app = web.Application(middlewares=[leaves_room, gzip_answers, problems])
     app[service.SETTINGS] = settings
-    app[ROOM] = Room(settings.bodies_bytes_max)
+    app[ROOM] = BodyMemoryLimit(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=guard.asks_for_keys(settings))
     for route in ROUTES:
         handler = guard.needing(route.needs, route.handler)
@@ -54,7 +54,7 @@ def build_app(settings: Settings) -> web.Application:
         if route.method == "GET":
             app.router.add_route("HEAD", route.path, handler)
     app.cleanup_ctx.append(service.lifespan)
-    app.on_shutdown.append(service.send_home)
+    app.on_shutdown.append(service.release_waiters)
     return app
 
 
@@ -68,18 +68,18 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         If the address cannot be bound, or should not be without API keys; if the API keys cannot be read.
     """
     application = build_app(settings)
-    async with Door.opened(settings, OPEN_PATHS) as door, _listening(application, settings, door) as url:
+    async with ApiKeyGuard.opened(settings, OPEN_PATHS) as door, _listening(application, settings, door) as url:
         yield url
 
 
 @asynccontextmanager
-async def _listening(application: web.Application, settings: Settings, door: Door) -> AsyncIterator[str]:
+async def _listening(application: web.Application, settings: Settings, door: ApiKeyGuard) -> AsyncIterator[str]:
     runner = web.AppRunner(application, shutdown_timeout=SHUTDOWN_S, **HANDLER_OPTIONS)
     await runner.setup()
     loop = asyncio.get_running_loop()
     server: Any = runner.server
     here = application[service.SERVICE]
-    short = fast_path.short_way(here, server.request_handler)
+    short = fast_path.install_fast_path(here, server.request_handler)
     server.request_handler = counted(here.requests, door.guard(short))
 
     def connection() -> ProblemHandler:

@@ -23,14 +23,14 @@ from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import CALLER
-from keepfit_gateway.handlers.prediction import Given, encode, predicted
+from keepfit_gateway.handlers.prediction import CachedReply, encode, predicted
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import key_of
 from keepfit_gateway.service import Service
 from keepfit_gateway.web import fast_json
 from keepfit_gateway.web.bodies import GZIP_BYTES_MIN
-from keepfit_gateway.web.problems import told
-from keepfit_gateway.web.small_response import Small
+from keepfit_gateway.web.problems import to_problem
+from keepfit_gateway.web.small_response import SmallResponse
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -41,7 +41,7 @@ PATIENCE_S = 0.05
 PREFER, IDEMPOTENCY_KEY = istr("Prefer"), istr("Idempotency-Key")
 
 
-def short_way(service: Service, handler: Handler) -> Handler:
+def install_fast_path(service: Service, handler: Handler) -> Handler:
     """Answer small requests about models that are known; `handler` answers all others."""
 
     async def handle(request: BaseRequest) -> Any:
@@ -54,7 +54,7 @@ def short_way(service: Service, handler: Handler) -> Handler:
                 # Who may not is told so on the long way.
                 answer = await act(service, request, address[1], body) if scope in request[CALLER].scopes else None
             except Exception as error:  # noqa: BLE001 - each is told of
-                return told(request, error)
+                return to_problem(request, error)
         return await handler(request) if answer is None else answer
 
     return handle
@@ -81,7 +81,7 @@ async def _predict(service: Service, request: BaseRequest, model_hash: str | Non
     wanted, raw = http_caching.terms(headers), (request.raw_path, body)
     kept = service.cache.find_raw(raw, wanted.age_s_max) if wanted.look_up else None
     if kept is not None:
-        return _answer(headers, Given(kept.etag, kept.body, service.cache.age_s(kept)))
+        return _answer(headers, CachedReply(kept.etag, kept.body, service.cache.age_s(kept)))
     found = fast_json.decode(body, schemas.Predict if model_hash else schemas.PredictByMetadata)
     model = None if found is None else service.models.cached(model_hash or found.hash or "")
     if found is None or model is None:
@@ -113,14 +113,16 @@ async def _learn(service: Service, request: BaseRequest, model_hash: str | None,
     return _accepted(service, model, rows, accepted)
 
 
-def _answer(headers: http_caching.Headers, given: Given) -> Any:
+def _answer(headers: http_caching.Headers, given: CachedReply) -> Any:
     if len(given.body) >= GZIP_BYTES_MIN:
         return http_caching.respond(headers, *given)
     age = "" if given.age_s is None else f"Age: {int(given.age_s)}\r\n"
-    return Small(200, given.body, f"Cache-Control: no-cache\r\nVary: Accept-Encoding\r\nETag: {given.etag}\r\n{age}")
+    return SmallResponse(
+        200, given.body, f"Cache-Control: no-cache\r\nVary: Accept-Encoding\r\nETag: {given.etag}\r\n{age}"
+    )
 
 
-def _accepted(service: Service, model: Model, rows: Rows, accepted: Accepted) -> Small:
+def _accepted(service: Service, model: Model, rows: Rows, accepted: Accepted) -> SmallResponse:
     service.cache.hear(model.hash, model.generation, accepted.version)
     answer = schemas.AcceptedAnswer(
         hash=model.hash,
@@ -129,7 +131,7 @@ def _accepted(service: Service, model: Model, rows: Rows, accepted: Accepted) ->
         generation=model.generation,
         version=accepted.version,
     )
-    return Small(202, encode(answer))
+    return SmallResponse(202, encode(answer))
 
 
 ACTS = {"predict": (_predict, PREDICT), "partial_fit": (_learn, LEARN)}

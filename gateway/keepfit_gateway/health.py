@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Dependencies:
     """What each part answered: "ok", or why it did not; `backlog` counts what waits in the queue, by name.
 
     `row_log` is None where there is none.
@@ -51,7 +51,7 @@ class Parts:
         return OK if (self.mongo, self.snapshots, self.row_log or OK) == (OK, OK, OK) else "degraded"
 
 
-async def look(service: Service) -> Parts:
+async def look(service: Service) -> Dependencies:
     """Ask all parts at once."""
 
     async def queue() -> tuple[int, dict[str, int]]:
@@ -64,7 +64,7 @@ async def look(service: Service) -> Parts:
         _probed(service.store.snapshot_state()), _probed(queue()), _probed(service.history.ping()), row_log()
     )
     workers, backlog = found or (0, {})
-    return Parts(store, queue_state, mongo, logging, workers, saving, backlog)
+    return Dependencies(store, queue_state, mongo, logging, workers, saving, backlog)
 
 
 async def _probed(question: Awaitable[T]) -> tuple[T | None, str]:

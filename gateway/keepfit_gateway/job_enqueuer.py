@@ -11,14 +11,14 @@ from redis.exceptions import RedisError
 
 from keepfit.backends import redis_clients
 from keepfit.jobs import rq_jobs
-from keepfit.jobs.run_queue import Room
+from keepfit.jobs.run_queue import RunQueue
 from keepfit.observability.outage import Outage
 from keepfit.settings import Settings
 
 AGAIN_S = 0.2
 
 
-class Bell:
+class JobEnqueuer:
     """Enqueues the RQ jobs that work leases."""
 
     def __init__(self, settings: Settings) -> None:
@@ -28,13 +28,13 @@ class Bell:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    def ring(self, room: Room, lease: str) -> None:
+    def ring(self, room: RunQueue, lease: str) -> None:
         """Enqueue the job of `lease`, soon and elsewhere."""
         task = asyncio.create_task(self._enqueue(room, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _enqueue(self, room: Room, lease: str) -> None:
+    async def _enqueue(self, room: RunQueue, lease: str) -> None:
         """Enqueue until it is done, or the lease has run out and the sweep sees to it; a job too many ends at once."""
         deadline_s = time.monotonic() + self._lease_ttl_s
         while True:

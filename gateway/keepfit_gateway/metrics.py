@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from keepfit_gateway.health import OK, Parts
+from keepfit_gateway.health import OK, Dependencies
 from keepfit_gateway.service import Service
 from keepfit_gateway.web.request_counts import BUCKETS_S, Requests
 
@@ -25,7 +25,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Reading(Collector):
     """One scrape: what a gateway shows of itself, and of its parts."""
 
-    def __init__(self, service: Service, parts: Parts) -> None:
+    def __init__(self, service: Service, parts: Dependencies) -> None:
         self._service = service
         self._parts = parts
 
@@ -108,7 +108,7 @@ def _requests(requests: Requests) -> Iterator[Metric]:
     yield seconds
 
 
-def exposition(service: Service, parts: Parts) -> bytes:
+def exposition(service: Service, parts: Dependencies) -> bytes:
     """Text of one scrape; reads `/proc`, so call it beside the event loop."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

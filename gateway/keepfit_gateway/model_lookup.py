@@ -14,14 +14,14 @@ import msgspec
 
 from keepfit import identity
 from keepfit.errors import ConflictError, NotFoundError, StaleModelError
-from keepfit.history import History
+from keepfit.history import Registry
 from keepfit.model.parameters import in_force
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
-from keepfit_gateway.worker_client import Asker
+from keepfit_gateway.worker_client import WorkerClient
 
 T = TypeVar("T")
 
@@ -34,7 +34,9 @@ class Models:
     `heard` is called with hash, generation and version of what was read of a model.
     """
 
-    def __init__(self, store: Store, history: History, asker: Asker, heard: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self, store: Store, history: Registry, asker: WorkerClient, heard: Callable[[str, int, float], None]
+    ) -> None:
         self._store = store
         self._history = history
         self._asker = asker

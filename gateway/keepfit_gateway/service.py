@@ -12,21 +12,21 @@ from aiohttp import web
 
 from keepfit.backends import redis_clients
 from keepfit.errors import UnavailableError
-from keepfit.history import History
+from keepfit.history import Registry
 from keepfit.observability.outage import Outage
 from keepfit.recipe import uploads
 from keepfit.rowlog.row_log import open_log
 from keepfit.settings import Settings
-from keepfit.store.dead_letters import Dead
+from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
-from keepfit_gateway.job_enqueuer import Bell
+from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
-from keepfit_gateway.learning.commit_feed import Commits
+from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.model_lookup import Models
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.web.request_counts import Requests
-from keepfit_gateway.worker_client import Asker
+from keepfit_gateway.worker_client import WorkerClient
 
 INDEX_PAUSE_S = 1.0
 # One question to the history may read a million documents.
@@ -43,18 +43,18 @@ class Service:
         self.requests = Requests()
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
-        self.bell = Bell(settings)
+        self.bell = JobEnqueuer(settings)
         self.store = Store(self._store_client)
-        self.dead = Dead(self._store_client)
-        self.history = History(settings.mongo_url.get_secret_value())
+        self.dead = DeadLetters(self._store_client)
+        self.history = Registry(settings.mongo_url.get_secret_value())
         self.history_gate = asyncio.Semaphore(HISTORY_AT_ONCE)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell, self.recorder)
-        self.asker = Asker(self._queue_client, settings, self.bell, self.store.ping)
+        self.asker = WorkerClient(self._queue_client, settings, self.bell, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.models = Models(self.store, self.history, self.asker, self.cache.hear)
-        self.commits = Commits(
+        self.commits = CommitFeed(
             self._store_client, self.store, self.models.forget, self.cache, settings.predict_staleness_s
         )
 
@@ -118,6 +118,6 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=CANCEL_PAUSE_S)
 
 
-async def send_home(app: web.Application) -> None:
+async def release_waiters(app: web.Application) -> None:
     """Answer those who only wait for rows to be learned, so that stopping takes no longer than the work in hand."""
     app[SERVICE].commits.end()

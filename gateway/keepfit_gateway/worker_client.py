@@ -17,16 +17,16 @@ import structlog
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.batcher import Batcher
-from keepfit.backends.redis_scripts import Line
-from keepfit.errors import DeadlineError, KeepfitError, RoomFullError, UnavailableError
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError
 from keepfit.jobs import messages, run_queue
-from keepfit.jobs.messages import Answer, Operation, Question, Wish
+from keepfit.jobs.messages import Operation, RestoreOptions, WorkerReply, WorkerRequest
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
-from keepfit_gateway.job_enqueuer import Bell
+from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.web.bodies import beside_loop
 
 log = structlog.get_logger(__name__)
@@ -52,11 +52,11 @@ class Waiting:
 
     __slots__ = ("alone", "asked_s", "future", "question", "sent", "timeout_s", "timer")
 
-    def __init__(self, question: Question, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, question: WorkerRequest, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.question = question
         self.timeout_s = timeout_s
         self.asked_s = loop.time()
-        self.future: asyncio.Future[Answer] = loop.create_future()
+        self.future: asyncio.Future[WorkerReply] = loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
         self.sent = False
         self.alone = False
@@ -71,14 +71,18 @@ class Waiting:
             self.future.set_exception(error)
 
 
-class Asker:
+class WorkerClient:
     """One gateway's side of the predict room."""
 
     def __init__(
-        self, queue: redis.asyncio.Redis, settings: Settings, bell: Bell, ping_store: Callable[[], Awaitable[None]]
+        self,
+        queue: redis.asyncio.Redis,
+        settings: Settings,
+        bell: JobEnqueuer,
+        ping_store: Callable[[], Awaitable[None]],
     ) -> None:
         self._queue = queue
-        self._line = Line(queue)
+        self._line = ScriptConnection(queue)
         self._settings = settings
         self._bell = bell
         self._name = uuid.uuid4().hex
@@ -99,8 +103,8 @@ class Asker:
         generation: int = 0,
         rows: Rows | None = None,
         timeout_s: float | None = None,
-        wish: Wish | None = None,
-    ) -> Answer:
+        wish: RestoreOptions | None = None,
+    ) -> WorkerReply:
         """Ask, and return the answer; raises what the worker met.
 
         Raises
@@ -117,7 +121,7 @@ class Asker:
         big = rows is not None and not rows.fits(INLINE_ROWS_MAX)
         key = redis_keys.asked_rows(uuid.uuid4().hex) if big else ""
         asked, sent = None if big else rows, request_id.sent.get()
-        question = Question(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent, wish)
+        question = WorkerRequest(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent, wish)
         waiting = self._waiting[question.id] = Waiting(question, timeout_s, loop)
         waiting.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._overdue, waiting)
         try:
@@ -167,11 +171,11 @@ class Asker:
         for number in refused:
             batch[number - 1].fail(self._full(settings.predict_entries_max))
 
-    def _full(self, waiting: int) -> RoomFullError:
+    def _full(self, waiting: int) -> QueueFullError:
         """Tell to come again when half of what waits is answered."""
         pace = self._pace.per_s(time.monotonic())
         seconds = math.ceil(waiting / 2 / pace) if pace else 1
-        return RoomFullError(
+        return QueueFullError(
             f"{waiting} requests wait to be answered; ask again when some are.",
             min(max(seconds, 1), RETRY_AFTER_S_MAX),
         )
@@ -239,7 +243,7 @@ class Asker:
     async def read_forever(self) -> None:
         """Hand answers to those who wait for them, until cancelled."""
         key = redis_keys.replies(self._name)
-        broken, line = False, Line(self._queue)
+        broken, line = False, ScriptConnection(self._queue)
         while True:
             try:
                 if broken:

@@ -115,7 +115,7 @@ async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any
             await pool.release(connection)
 
 
-class Line:
+class ScriptConnection:
     """A connection for one who makes a trip after another: taking one from the pool costs as much as a trip."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:

@@ -43,7 +43,7 @@ def _shown(entry: dict[str, Any], column: str) -> object:
 
 async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
     from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for it
-    from keepfit.store.dead_letters import CALL_MAX, Dead  # noqa: PLC0415
+    from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
     client = redis_clients.store_async(settings)
@@ -53,7 +53,7 @@ async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         after: str | None = ""
         while after is not None:
-            entries, after = await Dead(client).page(model_hash, CALL_MAX, after)
+            entries, after = await DeadLetters(client).page(model_hash, CALL_MAX, after)
             found += [
                 {
                     "id": entry.id,
@@ -76,7 +76,7 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
     from keepfit.backends import redis_clients  # noqa: PLC0415
     from keepfit.jobs import run_queue  # noqa: PLC0415
     from keepfit.rowlog.row_log import open_log  # noqa: PLC0415
-    from keepfit.store.dead_letters import CALL_MAX, Dead  # noqa: PLC0415
+    from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
     client, rows = redis_clients.store_async(settings), open_log(settings.row_log_url)
@@ -88,12 +88,12 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         moved = 0
         # No more than were there at first: a worker may put one aside again before the last is moved.
-        for _ in range(0, await Dead(client).count(model_hash), CALL_MAX):
-            retried = await Dead(client).retry(model, settings, None, logged=rows is not None)
+        for _ in range(0, await DeadLetters(client).count(model_hash), CALL_MAX):
+            retried = await DeadLetters(client).retry(model, settings, None, logged=rows is not None)
             moved += len(retried.sequences)
             if rows is not None and retried.calls:
                 await asyncio.to_thread(rows.write, retried.calls)
-        left = await Dead(client).count(model_hash)
+        left = await DeadLetters(client).count(model_hash)
     finally:
         await client.aclose()
     if moved:

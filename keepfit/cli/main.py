@@ -224,7 +224,7 @@ def models(
 ) -> None:
     """List the models."""
     from keepfit.backends import redis_clients  # noqa: PLC0415
-    from keepfit.history import History  # noqa: PLC0415
+    from keepfit.history import Registry  # noqa: PLC0415
     from keepfit.store import listing  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
@@ -232,7 +232,7 @@ def models(
         settings = _settings()
         client = redis_clients.store_async(settings)
         try:
-            async with History(settings.mongo_url.get_secret_value()) as opened:
+            async with Registry(settings.mongo_url.get_secret_value()) as opened:
                 filters = {} if type_ is None else {"type": type_}
                 found, _ = await listing.page(Store(client), opened, filters, limit)
                 return found

@@ -58,9 +58,9 @@ def restore(
     from keepfit.cli import main  # noqa: PLC0415 - which imports this module
     from keepfit.history import times  # noqa: PLC0415 - other commands shall not wait for it
     from keepfit.restore.bulk import restore_many  # noqa: PLC0415
-    from keepfit.restore.restorer import Wanted  # noqa: PLC0415
+    from keepfit.restore.restorer import RestoreRequest  # noqa: PLC0415
 
-    meant, wanted = _meant(type_, where, model_hash), Wanted(None if at is None else times.seconds(at), version)
+    meant, wanted = _meant(type_, where, model_hash), RestoreRequest(None if at is None else times.seconds(at), version)
     main._log_plain()
     with _bar("restoring") as progress:
         outcomes = asyncio.run(

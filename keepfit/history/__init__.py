@@ -7,7 +7,7 @@ their snapshots, :mod:`keepfit.history.timeline` knows time, :mod:`keepfit.histo
 from keepfit.history.dataframe import to_dataframe
 from keepfit.history.mongo import Document, unavailable
 from keepfit.history.points import Point
-from keepfit.history.registry import NOTED, History, Registered
+from keepfit.history.registry import NOTED, Registry, RegistryEntry
 from keepfit.history.states import ABORTED, COMMITTED, CORRUPT, PENDING
 from keepfit.history.timeline import Timeline
 from keepfit.history.timeline_sync import TimelineSync
@@ -19,9 +19,9 @@ __all__ = [
     "NOTED",
     "PENDING",
     "Document",
-    "History",
     "Point",
-    "Registered",
+    "Registry",
+    "RegistryEntry",
     "Timeline",
     "TimelineSync",
     "to_dataframe",

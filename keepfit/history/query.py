@@ -30,7 +30,7 @@ PARAMETERS = frozenset({"type", "hash", "after", "before", "every", *OF_POINTS, 
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class HistoryQuery:
     """What is asked: points of a `shape`, the document `closest` to a time, or a page of documents, newest first."""
 
     wanted: Filter
@@ -42,7 +42,7 @@ class Question:
     shape: Shape | None = None
 
 
-def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMIT_MAX) -> Question:
+def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMIT_MAX) -> HistoryQuery:
     """Read a question; `words` tells whether times may be any words, which takes a heavy library.
 
     Raises
@@ -62,7 +62,7 @@ def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMI
     wrong = [name for name in (OF_POINTS if every is None else OF_DOCUMENTS) if name in rest]
     if wrong:
         raise MalformedError(f"{wrong[0]} goes {'only' if every is None else 'not'} with every.")
-    asked = Question(Filter(), moment("after"), moment("before"), moment("closest"))
+    asked = HistoryQuery(Filter(), moment("after"), moment("before"), moment("closest"))
     if asked.closest is not None and ("last" in rest or asked.start is not None or asked.stop is not None):
         raise MalformedError("closest stands alone: without before, after and last.")
     if every is not None:
@@ -91,7 +91,7 @@ def _shape(every: str, rest: dict[str, str]) -> Shape:
     )
 
 
-def _paged(asked: Question, rest: dict[str, str], limit_max: int) -> Question:
+def _paged(asked: HistoryQuery, rest: dict[str, str], limit_max: int) -> HistoryQuery:
     last = rest.pop("last", None)
     if last is not None and ("limit" in rest or "page" in rest):
         raise MalformedError("last is a limit itself: it goes without limit and page.")
@@ -120,7 +120,7 @@ def _fill(text: str) -> Fill:
     return value
 
 
-async def answer(timeline: Timeline, asked: Question) -> list[Any]:
+async def answer(timeline: Timeline, asked: HistoryQuery) -> list[Any]:
     """Points where a shape is asked for, documents where not."""
     if asked.shape is not None:
         return list(await timeline.shaped(asked.shape, asked.wanted, asked.start, asked.stop))

@@ -37,7 +37,7 @@ NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegistryEntry:
     """A model's entry in the register. `born` is the generation since which its snapshots count.
 
     `links` tells how generations began that a restore made (:mod:`keepfit.history.lineage`).
@@ -57,7 +57,7 @@ class Registered:
         return parsed
 
 
-class History:
+class Registry:
     """Async access to register and history; make one inside the event loop that uses it."""
 
     def __init__(self, url: str) -> None:
@@ -105,7 +105,7 @@ class History:
             await self.timeline.ensure_indexes()
             self._indexed = True
 
-    async def register(self, model_hash: str, metadata_text: str, recipe_text: str) -> tuple[Registered, bool]:
+    async def register(self, model_hash: str, metadata_text: str, recipe_text: str) -> tuple[RegistryEntry, bool]:
         """Enter a model; return its entry (the one there was, if it exists) and whether it was made by this call."""
         fresh = {
             "metadata": metadata_text,
@@ -123,7 +123,7 @@ class History:
                         await self._models.insert_one({"_id": model_hash, **fresh, "generation": 1, "born": 1})
                     except DuplicateKeyError:
                         continue
-                    return Registered(model_hash, metadata_text, recipe_text, 1, 1), True
+                    return RegistryEntry(model_hash, metadata_text, recipe_text, 1, 1), True
                 if not document["deleted"]:
                     return _registered(document), False
                 born = document["generation"] + 1
@@ -135,7 +135,7 @@ class History:
                 if again is not None:
                     return _registered(again), True
 
-    async def registered(self, model_hash: str) -> Registered | None:
+    async def registered(self, model_hash: str) -> RegistryEntry | None:
         """Find a model's entry; None where it was never made or is deleted."""
         with unavailable():
             document = await self._models.find_one({"_id": model_hash, "deleted": False})
@@ -167,7 +167,7 @@ class History:
         with unavailable():
             await self._models.update_one({"_id": model_hash}, {"$set": _link(generation, link)})
 
-    async def advance(self, models: Sequence[Registered], links: Sequence[Link | None] = ()) -> bool:
+    async def advance(self, models: Sequence[RegistryEntry], links: Sequence[Link | None] = ()) -> bool:
         """Give each of these models its next generation; tell whether all were still as they were looked up.
 
         `links` tells of each how that begins, None where nobody needs to know. Where one was not, numbers may be used
@@ -186,7 +186,7 @@ class History:
             )
         return bool(result.matched_count == len(models))
 
-    async def models(self, filters: Mapping[str, str], limit: int, after: str = "") -> list[Registered]:
+    async def models(self, filters: Mapping[str, str], limit: int, after: str = "") -> list[RegistryEntry]:
         """List models by hash, those after `after`, whose metadata holds every key with the value that the text means.
 
         ``{"year": "2001"}`` finds the number 2001 as well as the string; only top-level scalars are looked at.
@@ -319,9 +319,9 @@ class History:
         return [public(document) for document in found]
 
 
-def _registered(document: Document) -> Registered:
+def _registered(document: Document) -> RegistryEntry:
     links = {int(generation): Link(*fields) for generation, fields in document.get("links", {}).items()}
-    return Registered(
+    return RegistryEntry(
         document["_id"], document["metadata"], document["recipe"], document["generation"], document["born"], links
     )
 
@@ -330,7 +330,7 @@ def _link(generation: int, link: Link) -> Document:
     return {f"links.{generation}": [link.origin, link.after, link.base, link.until]}
 
 
-def _next(one: Registered, link: Link | None) -> Document:
+def _next(one: RegistryEntry, link: Link | None) -> Document:
     """Change that gives a model its next generation; of those before it only so many are told of."""
     change: Document = {"$set": {"generation": one.generation + 1}}
     if link is not None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from keepfit.history import ABORTED, COMMITTED, Document, History, unavailable
+from keepfit.history import ABORTED, COMMITTED, Document, Registry, unavailable
 
 ENTRIES_A_TRIP = 5000
 # Changes of one call, which has seconds: a server may sync each document by itself.
@@ -22,7 +22,7 @@ _ENTRY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ModelLifetime:
     """A model of the register, deleted or not; `deleted_s` is when it was last deleted, None where that is not known.
 
     Snapshots of generations before `born` are those of a deleted predecessor.
@@ -35,7 +35,7 @@ class Life:
 
 
 @dataclass(slots=True)
-class Cover:
+class Coverage:
     """What of a model's calls is in a snapshot, or of no use any more: all of generations before `born` (inf: all).
 
     `upto` is the last sequence by the generation in which the sequences began; what began before `origin` is over.
@@ -60,7 +60,7 @@ class Cover:
         return origin < max(self.born, self.origin) or sequence <= self.upto.get(origin, -1)
 
 
-async def end_of_slice(history: History, after: str, limit: int) -> str | None:
+async def end_of_slice(history: Registry, after: str, limit: int) -> str | None:
     """Hash of the `limit`-th registered model after `after`, deleted ones counted; None where there are fewer."""
     with unavailable():
         found = history.collection("models").find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id", 1).limit(limit)
@@ -68,23 +68,26 @@ async def end_of_slice(history: History, after: str, limit: int) -> str | None:
     return str(models[-1]["_id"]) if len(models) == limit else None
 
 
-async def lives(history: History, after: str, until: str) -> list[Life]:
+async def lifetimes(history: Registry, after: str, until: str) -> list[ModelLifetime]:
     """List registered models with ``after < hash <= until``, deleted ones too."""
     wanted = {"born": 1, "deleted": 1, "deleted_s": 1}
     with unavailable():
         found = history.collection("models").find({"_id": {"$gt": after, "$lte": until}}, wanted)
-        return [Life(model["_id"], model["born"], model["deleted"], model.get("deleted_s")) async for model in found]
+        return [
+            ModelLifetime(model["_id"], model["born"], model["deleted"], model.get("deleted_s"))
+            async for model in found
+        ]
 
 
-async def covers(history: History, hashes: Iterable[str], since_s: float) -> dict[str, Cover]:
+async def covers(history: Registry, hashes: Iterable[str], since_s: float) -> dict[str, Coverage]:
     """Find what models have in committed snapshots of `since_s` (seconds) or later; unknown models are left out."""
-    found: dict[str, Cover] = {}
+    found: dict[str, Coverage] = {}
     wanted = sorted(hashes)
     with unavailable():
         for begin in range(0, len(wanted), CHANGES_A_TRIP):
             some = {"$in": wanted[begin : begin + CHANGES_A_TRIP]}
             async for model in history.collection("models").find({"_id": some}, {"born": 1, "deleted": 1}):
-                found[model["_id"]] = Cover(math.inf if model["deleted"] else model["born"])
+                found[model["_id"]] = Coverage(math.inf if model["deleted"] else model["born"])
             query = {"hash": some, "status": COMMITTED, "timestamp": {"$gte": since_s}}
             wanted_fields = dict.fromkeys(("hash", "generation", "origin", "sequence"), 1)
             async for document in history.collection("history").find(query, wanted_fields):
@@ -93,7 +96,7 @@ async def covers(history: History, hashes: Iterable[str], since_s: float) -> dic
     return found
 
 
-async def entries(history: History, after: str, until: str, before_s: float | None = None) -> list[Document]:
+async def entries(history: Registry, after: str, until: str, before_s: float | None = None) -> list[Document]:
     """List documents of models with ``after < hash <= until`` in every state, those with a time before `before_s`.
 
     They have what tells of their blob, their `status`, and `begun`: when their intent was written (seconds).
@@ -104,12 +107,12 @@ async def entries(history: History, after: str, until: str, before_s: float | No
     return await _found(history, query)
 
 
-async def aborted(history: History, after: str, until: str) -> list[Document]:
+async def aborted(history: Registry, after: str, until: str) -> list[Document]:
     """List documents of models with ``after < hash <= until`` that are aborted."""
     return await _found(history, {"hash": {"$gt": after, "$lte": until}, "status": ABORTED})
 
 
-async def abort(history: History, doomed: Iterable[Document]) -> None:
+async def abort(history: Registry, doomed: Iterable[Document]) -> None:
     """Turn documents that :func:`entries` gave into aborted ones, but for those that are no longer as they were."""
     by_status: dict[str, list[Document]] = {}
     for entry in doomed:
@@ -126,7 +129,7 @@ async def abort(history: History, doomed: Iterable[Document]) -> None:
                 await history.collection("history").update_many(where, {"$set": {"status": ABORTED}})
 
 
-async def forget(history: History, entries: Sequence[Document]) -> None:
+async def forget(history: Registry, entries: Sequence[Document]) -> None:
     """Delete documents that are aborted; one that was begun anew meanwhile stays."""
     with unavailable():
         for some in _trips(entries):
@@ -139,7 +142,7 @@ def _trips(entries: Sequence[Document]) -> Iterator[Sequence[Document]]:
         yield entries[begin : begin + CHANGES_A_TRIP]
 
 
-async def _found(history: History, query: Document) -> list[Document]:
+async def _found(history: Registry, query: Document) -> list[Document]:
     with unavailable():
         found = history.collection("history").find(query, dict.fromkeys(_ENTRY, 1)).batch_size(ENTRIES_A_TRIP)
         # Documents that older versions wrote have neither.

@@ -21,14 +21,14 @@ REPLIES_TTL_MS = 60_000
 Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot"]
 
 
-class Wish(msgspec.Struct, array_like=True, frozen=True):
+class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
     """Which snapshot to put back: not later than `at` (seconds since 1970), of this `version`; the newest that fits."""
 
     at: float | None = None
     version: int | None = None
 
 
-class Question(msgspec.Struct, array_like=True, frozen=True):
+class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     """What a gateway wants to know of one model.
 
     `big` names the key that holds the rows, where they are too many to stand in the question; `request` is the id that
@@ -43,10 +43,10 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
     rows: Rows | None = None
     big: str = ""
     request: str = ""
-    wish: Wish | None = None
+    wish: RestoreOptions | None = None
 
 
-class Answer(msgspec.Struct, array_like=True, frozen=True):
+class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
     """What came of a question: `result` depends on the operation, `error` is (class, message) where there is none."""
 
     id: int
@@ -65,12 +65,12 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
         raise (cls if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError)(message)
 
 
-def failed(question: Question, error: KeepfitError) -> Answer:
+def failed(question: WorkerRequest, error: KeepfitError) -> WorkerReply:
     """Answer with an error of our tree."""
-    return Answer(question.id, error=(type(error).__name__, str(error)))
+    return WorkerReply(question.id, error=(type(error).__name__, str(error)))
 
 
-def reply(gateway: str, answers: Sequence[Answer]) -> list[Command]:
+def reply(gateway: str, answers: Sequence[WorkerReply]) -> list[Command]:
     """Commands that send answers to the gateway that asked."""
     key = redis_keys.replies(gateway)
     # A gateway that died leaves its answers behind; they go by themselves.
@@ -78,5 +78,5 @@ def reply(gateway: str, answers: Sequence[Answer]) -> list[Command]:
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_question = msgspec.msgpack.Decoder(Question).decode
-decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+decode_question = msgspec.msgpack.Decoder(WorkerRequest).decode
+decode_answers = msgspec.msgpack.Decoder(list[WorkerReply]).decode

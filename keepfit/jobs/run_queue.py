@@ -38,7 +38,7 @@ When = Literal["idle", "spare", "now"]
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RunQueue:
     """A waiting room: its name, the RQ job that drains it, and what one claim takes.
 
     `questions` is 0 where the models themselves are the work.
@@ -50,9 +50,9 @@ class Room:
     questions: int
 
 
-LEARN = Room("learn", rq_jobs.PARTIAL_FIT, models=1, questions=0)
-PREDICT = Room("predict", rq_jobs.PREDICT, models=256, questions=512)
-ROOMS = (LEARN, PREDICT)
+LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, questions=0)
+PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, questions=512)
+RUN_QUEUES = (LEARN, PREDICT)
 # Commands that count what waits: models with rows to learn, models with questions, leases out, RQ jobs, and put aside.
 BACKLOG: dict[str, Command] = {
     "models_to_learn": ("LLEN", redis_keys.waiting(LEARN.name)),
@@ -74,7 +74,7 @@ def entry(model_hash: str, timeout_s: float, question: bytes) -> bytes:
     return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), question)
 
 
-def push(room: Room, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
+def push(room: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
     """Put `entries` in: hashes of models, or what :func:`entry` makes of questions, up to `most` waiting per model.
 
     Answers with 1 where the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of refused entries.
@@ -93,7 +93,7 @@ def push(room: Room, lease: str, ttl_s: float, entries: Iterable[str | bytes] = 
     )
 
 
-def claim(room: Room, lease: str, ttl_s: float, worker: str, *, renew: bool = False) -> Command:
+def claim(room: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool = False) -> Command:
     """Lay down what was done and take what comes next; or only `renew` the lease."""
     return redis_scripts.call(
         "claim",
@@ -120,7 +120,7 @@ def claim(room: Room, lease: str, ttl_s: float, worker: str, *, renew: bool = Fa
     )
 
 
-def release(room: Room, lease: str, when: When = "idle") -> Command:
+def release(room: RunQueue, lease: str, when: When = "idle") -> Command:
     """End the lease where nothing waits ("idle"), where another one is out ("spare"), or in any case ("now")."""
     return redis_scripts.call(
         "release",
@@ -134,7 +134,7 @@ def release(room: Room, lease: str, when: When = "idle") -> Command:
     )
 
 
-def ring(connection: Redis, room: Room, ttl_s: float, models: Sequence[str] = ()) -> bool:
+def ring(connection: Redis, room: RunQueue, ttl_s: float, models: Sequence[str] = ()) -> bool:
     """Put `models` in and send for a lease where one is missing; tell whether one was sent for."""
     lease = new_lease()
     ((missing, *_),) = redis_scripts.run(connection, push(room, lease, ttl_s, models))
@@ -164,7 +164,7 @@ def abandon(connection: Redis, lease: str) -> None:
                 ],
                 [lease, DEATHS_MAX],
             )
-            for room in ROOMS
+            for room in RUN_QUEUES
         ),
     )
 
@@ -185,5 +185,5 @@ def expired(connection: Redis) -> list[str]:
     """Leases that were not renewed in time."""
     seconds, micros = connection.time()
     now_ms = seconds * 1000 + micros // 1000
-    commands = [("ZRANGEBYSCORE", redis_keys.leases(room.name), 0, now_ms) for room in ROOMS]
+    commands = [("ZRANGEBYSCORE", redis_keys.leases(room.name), 0, now_ms) for room in RUN_QUEUES]
     return [lease.decode() for found in redis_scripts.run(connection, *commands) for lease in found]

@@ -69,7 +69,7 @@ def answers(url: str) -> bool:
 
 
 @dataclass(slots=True)
-class Part:
+class ManagedProcess:
     """One child process: how to start it, and how to tell that it is ready.
 
     Parts of one `stage` start and stop together: servers, then those who work, then those who send work.
@@ -125,7 +125,7 @@ class Stack:
         given = load()
         self._port = port or free_port()
         own = {"KEEPFIT_HOST": given.host, "KEEPFIT_PORT": str(self._port), "KEEPFIT_WORKERS": str(workers)}
-        self._parts: list[Part] = []
+        self._parts: list[ManagedProcess] = []
         own |= self._own_servers(given)
         if "snapshot_url" not in given.model_fields_set:
             own["KEEPFIT_SNAPSHOT_URL"] = (self.data / "snapshots").as_uri()
@@ -146,18 +146,20 @@ class Stack:
         if "store_url" not in given.model_fields_set:
             port = free_port()
             own["KEEPFIT_STORE_URL"] = f"redis://127.0.0.1:{port}/0"
-            self._parts.append(Part("redis", 0, redis_command(port, self.data / "redis"), lambda: accepts(port)))
+            self._parts.append(
+                ManagedProcess("redis", 0, redis_command(port, self.data / "redis"), lambda: accepts(port))
+            )
             if given.queue_url is None:
                 # What waits for an answer is gone with who asked: no write of it has to reach the disk.
                 queue_port = free_port()
                 own["KEEPFIT_QUEUE_URL"] = f"redis://127.0.0.1:{queue_port}/0"
                 command = redis_command(queue_port, self.data / "queue", durable=False)
-                self._parts.append(Part("queue", 0, command, lambda: accepts(queue_port)))
+                self._parts.append(ManagedProcess("queue", 0, command, lambda: accepts(queue_port)))
         if "mongo_url" not in given.model_fields_set:
             mongo_port = free_port()
             own["KEEPFIT_MONGO_URL"] = f"mongodb://127.0.0.1:{mongo_port}/keepfit"
             mongo = mongo_command(mongo_port, self.data / "mongo")
-            self._parts.append(Part("mongo", 0, mongo, lambda: accepts(mongo_port)))
+            self._parts.append(ManagedProcess("mongo", 0, mongo, lambda: accepts(mongo_port)))
         return own
 
     def _own_key(self, name: str) -> str:
@@ -173,9 +175,9 @@ class Stack:
         command = [sys.executable, "-m", "keepfit", "--data", str(self.data)]
         every = f"{given.snapshot_every_s:g}s"
         self._parts += [
-            Part("workers", 1, [*command, "worker"], lambda: True),
-            Part("gateway", 2, [*command, "gateway"], lambda: answers(f"{self.url}/readyz")),
-            Part("snapshotter", 2, [*command, "snapshot", "--every", every], lambda: True),
+            ManagedProcess("workers", 1, [*command, "worker"], lambda: True),
+            ManagedProcess("gateway", 2, [*command, "gateway"], lambda: answers(f"{self.url}/readyz")),
+            ManagedProcess("snapshotter", 2, [*command, "snapshot", "--every", every], lambda: True),
         ]
 
     def run(self, started: Callable[["Stack"], None]) -> None:
@@ -200,7 +202,7 @@ class Stack:
             finally:
                 self._stop()
 
-    def _stages(self) -> list[list[Part]]:
+    def _stages(self) -> list[list[ManagedProcess]]:
         return [[part for part in self._parts if part.stage == stage] for stage in range(3)]
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -212,7 +214,7 @@ class Stack:
         path.touch(mode=0o600)
         path.write_text("".join(f"{name}={value}\n" for name, value in self.environment.items()))
 
-    def _start(self, part: Part, lock: IO[str]) -> None:
+    def _start(self, part: ManagedProcess, lock: IO[str]) -> None:
         with (self.data / "logs" / f"{part.name}.log").open("ab") as output:
             part.process = subprocess.Popen(
                 part.command,
@@ -235,7 +237,7 @@ class Stack:
         temporary.write_text(text)
         temporary.replace(self.data / "up.json")
 
-    def _wait_ready(self, part: Part) -> None:
+    def _wait_ready(self, part: ManagedProcess) -> None:
         deadline = time.monotonic() + START_S_MAX
         while not part.ready() and not self._stopping:
             if part.process is not None and part.process.poll() is not None:
@@ -244,7 +246,7 @@ class Stack:
                 raise UnavailableError(f"{part.name} was not ready within {START_S_MAX:g} s: {self._last_line(part)}")
             time.sleep(0.05)
 
-    def _last_line(self, part: Part) -> str:
+    def _last_line(self, part: ManagedProcess) -> str:
         path = self.data / "logs" / f"{part.name}.log"
         lines = path.read_text(errors="replace").strip().splitlines()
         return f"{lines[-1][:300] if lines else 'it said nothing'} (in {path})"

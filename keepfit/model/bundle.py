@@ -22,7 +22,7 @@ from keepfit.model import fast_fit, fast_predict, finite, first_call, growth, ou
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
 from keepfit.model.outputs import Outputs, check_count, columns_of
-from keepfit.model.prequential import Running, together
+from keepfit.model.prequential import PrequentialScores, together
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -41,7 +41,7 @@ class Bundle:
     columns: Columns
     labels: Labels | Outputs | None
     estimator: Any
-    running: list[Running]
+    running: list[PrequentialScores]
     rows_seen: int = 0
     waiting: tuple[Rows, ...] = ()
     changed: dict[str, Any] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Bundle:
             return
         kind, many = self.recipe.entry.kind, self.recipe.entry.many
         if not self.running:
-            self.running = [Running(self.recipe.window) for _ in (y.T if many else [y])]
+            self.running = [PrequentialScores(self.recipe.window) for _ in (y.T if many else [y])]
         if not many:
             self.running[0].update(kind, y, predicted, chances)
             return

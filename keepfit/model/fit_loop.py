@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from keepfit.errors import LearningError, UnstorableError, told
+from keepfit.errors import LearningError, UnstorableError, describe_error
 from keepfit.model.bundle import Bundle
 from keepfit.rows.rows import Rows, concatenate
 
@@ -97,7 +97,7 @@ def _fit(bundle: Bundle, requests: Sequence[Request], seconds: float | None) -> 
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an estimator raises is about this request
-            return Fitted(count - 1, told(error))
+            return Fitted(count - 1, describe_error(error))
         if seconds is not None and time.monotonic() - started > seconds:
             return Fitted(count)
     return Fitted(len(requests))

@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keepfit.errors import ConflictError, InvalidError, KeepfitError, LearningError, UnknownKeyError, told
+from keepfit.errors import ConflictError, InvalidError, KeepfitError, LearningError, UnknownKeyError, describe_error
 from keepfit.model import pickling
 from keepfit.model import river_adapter as streams
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
 from keepfit.model.labels import BOOLEANS, Labels
-from keepfit.model.prequential import NOBODY, Running
+from keepfit.model.prequential import NOBODY, PrequentialScores
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe
 from keepfit.recipe.uploads import ObjectHeader
@@ -61,7 +61,7 @@ def contained() -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:  # noqa: BLE001 - an object may raise anything
-        raise LearningError(f"it raised {told(error)}") from None
+        raise LearningError(f"it raised {describe_error(error)}") from None
 
 
 class ObjectBundle(Bundle):
@@ -131,7 +131,7 @@ class ObjectBundle(Bundle):
         except Exception:  # noqa: BLE001 - what is truly wrong, learning will say
             return
         if not self.running:
-            self.running.append(Running(self.recipe.window))
+            self.running.append(PrequentialScores(self.recipe.window))
         self.running[0].update(self.recipe.entry.kind, y, predicted, chances)
 
     def predict(self, rows: Rows) -> list[Any]:
@@ -196,7 +196,7 @@ class ObjectBundle(Bundle):
         except (MemoryError, InvalidError, ConflictError):
             raise
         except Exception as error:  # noqa: BLE001 - an object may raise anything
-            words = str(error) if isinstance(error, KeepfitError) else told(error)
+            words = str(error) if isinstance(error, KeepfitError) else describe_error(error)
             raise InvalidError(f"{self.recipe.name} cannot answer for these rows: {words}") from None
 
     def _answers(self, rows: Rows) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 from sklearn.exceptions import InconsistentVersionWarning
 
-from keepfit.errors import RuntimeMismatchError, UnstorableError, told
+from keepfit.errors import RuntimeMismatchError, UnstorableError, describe_error
 from keepfit.security import envelope
 from keepfit.security.envelope import AnyHeader, Keyring
 
@@ -39,12 +39,20 @@ MOVED = {
 }
 
 
+# Classes that have another name today, by the module's name of today.
+RENAMED = {
+    ("keepfit.model.pipeline", "Chain"): "Pipeline",
+    ("keepfit.model.prequential", "Running"): "PrequentialScores",
+}
+
+
 class _Stored(pickle.Unpickler):
     """Reads what was stored before its classes moved, too."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         """Find a class under the name that its module has today."""
-        return super().find_class(MOVED.get(module, module), name)
+        module = MOVED.get(module, module)
+        return super().find_class(module, RENAMED.get((module, name), name))
 
 
 def load(
@@ -68,7 +76,7 @@ def load(
         raise
     except BaseException as error:  # noqa: BLE001 - an object may raise anything
         # What was signed is whole, so it is this process that lacks something.
-        raise RuntimeMismatchError(f"{header.subject} cannot be loaded here: {told(error)}") from None
+        raise RuntimeMismatchError(f"{header.subject} cannot be loaded here: {describe_error(error)}") from None
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def dump_foreign(learned: Any, subject: str, modules: Sequence[ModuleType] = ())
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001 - an object may raise anything
-        raise UnstorableError(f"{subject} cannot be stored: {told(error)}") from None
+        raise UnstorableError(f"{subject} cannot be stored: {describe_error(error)}") from None
     finally:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)

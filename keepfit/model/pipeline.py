@@ -21,7 +21,7 @@ from keepfit.recipe import catalogue
 
 
 @dataclass(slots=True)
-class Chain:
+class Pipeline:
     """`steps` transform what `last` learns and answers."""
 
     steps: list[Any]
@@ -31,17 +31,17 @@ class Chain:
 def build(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
     """Make the estimator, or the chain, of names and parameters; errors are those of :func:`catalogue.build`."""
     *steps, end = [catalogue.build(name, params) for name, params in parts]
-    return Chain(steps, end) if steps else end
+    return Pipeline(steps, end) if steps else end
 
 
 def parts(estimator: Any) -> list[Any]:
     """All that learn, in order."""
-    return [*estimator.steps, estimator.last] if type(estimator) is Chain else [estimator]
+    return [*estimator.steps, estimator.last] if type(estimator) is Pipeline else [estimator]
 
 
 def last(estimator: Any) -> Any:
     """The one that answers."""
-    return estimator.last if type(estimator) is Chain else estimator
+    return estimator.last if type(estimator) is Pipeline else estimator
 
 
 def learners(estimator: Any) -> list[Any]:
@@ -61,7 +61,7 @@ def learn(estimator: Any, X: Any) -> Any:
     ValueError
         A step's own.
     """
-    if type(estimator) is Chain:
+    if type(estimator) is Pipeline:
         for step in estimator.steps:
             fast_fit.scale(step, X)
             X = fast_predict.transform(step, X)
@@ -76,7 +76,7 @@ def forward(estimator: Any, X: Any) -> Any:
     ValueError
         A step's own.
     """
-    if type(estimator) is Chain:
+    if type(estimator) is Pipeline:
         for step in estimator.steps:
             X = fast_predict.transform(step, X)
     return X

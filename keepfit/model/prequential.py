@@ -35,7 +35,7 @@ Sums = list[Any]
 
 
 @dataclass(slots=True)
-class Running:
+class PrequentialScores:
     """Evaluation of one output; `window` is the number of last rows that are told of apart."""
 
     window: int
@@ -111,7 +111,7 @@ class Running:
         return {**_values(self.total, known), "window": _values(recent, known)}
 
 
-def together(outputs: Sequence[Running], known: Sequence[Sequence[Label]] | None = None) -> Values:
+def together(outputs: Sequence[PrequentialScores], known: Sequence[Sequence[Label]] | None = None) -> Values:
     """Metrics of a model: of its one output, or the means over its outputs and those of each under ``outputs``."""
     labels = known or [()] * len(outputs)
     each = [running.values(names) for running, names in zip(outputs, labels, strict=False)]

@@ -49,7 +49,7 @@ class Outage:
         return True
 
 
-class Seldom:
+class LogThrottle:
     """Lets one of many like log lines through per `every_s` seconds, and counts the others."""
 
     def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:

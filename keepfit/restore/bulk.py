@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from keepfit.errors import DamagedError, GapError, KeepfitError, NotAgreedError, UnavailableError
-from keepfit.history import Document, Registered
+from keepfit.errors import CorruptLogError, KeepfitError, MissingRequestsError, NotConfirmedError, UnavailableError
+from keepfit.history import Document, RegistryEntry
 from keepfit.restore.repair import is_broken, repair
-from keepfit.restore.restorer import NEWEST, Restored, Restorer, Wanted
+from keepfit.restore.restorer import NEWEST, Restorer, RestoreRequest, RestoreResult
 from keepfit.rowlog.row_log import View
 from keepfit.settings import Settings
 from keepfit.store.models import Model
@@ -46,7 +46,7 @@ class Plan:
     `broken` that the live bundle is damaged or gone; `replayed` is how many logged rows would be learned again.
     """
 
-    registered: Registered
+    registered: RegistryEntry
     live: Model | None
     document: Document | None
     goes_back: bool = False
@@ -90,7 +90,7 @@ class Plan:
 class Outcome:
     """What came of restoring one model; versions are None where there is none."""
 
-    registered: Registered
+    registered: RegistryEntry
     live_version: int | None
     version: int | None
     outcome: str
@@ -123,7 +123,7 @@ def _never(plans: Sequence[Plan]) -> bool:
 async def restore_many(
     settings: Settings,
     meant: Meant,
-    wanted: Wanted = NEWEST,
+    wanted: RestoreRequest = NEWEST,
     *,
     dry_run: bool = False,
     agreed: Callable[[Sequence[Plan]], bool] = _never,
@@ -133,7 +133,7 @@ async def restore_many(
     """Restore the models that are meant from the snapshots that are wanted.
 
     `agreed` is asked once, with all live models that would go back behind what they have learned; a no ends it before
-    anything is changed, with :class:`NotAgreedError`. With `follow` they go back also where they learn on meanwhile.
+    anything is changed, with :class:`NotConfirmedError`. With `follow` they go back also where they learn on meanwhile.
     """
     async with opened(settings) as parts:
         restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring, parts.row_log, settings)
@@ -145,7 +145,7 @@ async def restore_many(
             back = [plan for plan in plans if plan.goes_back]
             # What needs the loop's thread is asked in it: nothing else runs meanwhile.
             if back and not agreed(back):
-                raise NotAgreedError(
+                raise NotConfirmedError(
                     f"{len(back)} live models would go back behind what they have learned "
                     f"({sum(plan.rows_forgotten for plan in back)} rows); --force does that. Nothing was changed."
                 )
@@ -175,7 +175,9 @@ async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress
     return [task.result() for task in tasks]
 
 
-async def _plan(restorer: Restorer, registered: Sequence[Registered], wanted: Wanted) -> tuple[list[Plan], View | None]:
+async def _plan(
+    restorer: Restorer, registered: Sequence[RegistryEntry], wanted: RestoreRequest
+) -> tuple[list[Plan], View | None]:
     """Find out what would become of the models, and what was logged when those that are lost were."""
     live: list[Model | None] = []
     for begin in range(0, len(registered), PAGE):
@@ -188,14 +190,14 @@ async def _plan(restorer: Restorer, registered: Sequence[Registered], wanted: Wa
     is_needed = wanted.at is not None or any(found is None for _, found in pairs)
     view = await restorer.look() if is_needed else None
 
-    async def look(pair: tuple[Registered, Model | None]) -> Plan:
+    async def look(pair: tuple[RegistryEntry, Model | None]) -> Plan:
         return await _look(restorer, *pair, wanted, view)
 
     return await at_once(pairs, look), view
 
 
 async def _look(
-    restorer: Restorer, registered: Registered, live: Model | None, wanted: Wanted, view: View | None
+    restorer: Restorer, registered: RegistryEntry, live: Model | None, wanted: RestoreRequest, view: View | None
 ) -> Plan:
     """Find out what would become of one model."""
     document = await restorer.find(registered, wanted)
@@ -207,7 +209,7 @@ async def _look(
         return Plan(registered, live, document, kept="" if broken else "kept: it is live", broken=broken)
     try:
         replayed, is_at = await restorer.ahead(registered, wanted, document, live, view)
-    except DamagedError as error:
+    except CorruptLogError as error:
         return Plan(registered, live, document, failed=str(error))
     if live is None:
         return Plan(registered, None, document, replayed=replayed)
@@ -219,7 +221,7 @@ async def _look(
 class _Hand:
     """Does what was planned, until so many models in a row show that a part is away for all of them."""
 
-    def __init__(self, restorer: Restorer, wanted: Wanted, view: View | None, *, follow: bool) -> None:
+    def __init__(self, restorer: Restorer, wanted: RestoreRequest, view: View | None, *, follow: bool) -> None:
         self._restorer = restorer
         self._wanted = wanted
         self._view = view
@@ -243,29 +245,29 @@ class _Hand:
         self._in_a_row = 0
         return _said(plan, restored)
 
-    async def _restore(self, plan: Plan) -> Restored:
+    async def _restore(self, plan: Plan) -> RestoreResult:
         if plan.live is None:
             return await self._restorer.bring_back(plan.registered, self._wanted, plan.document, self._view)
         if plan.broken and not plan.goes_back:
             try:
                 return await self._repair(plan, plan.live)
-            except GapError:
+            except MissingRequestsError:
                 if not self._follow:
                     raise
         return await self._restorer.go_back(
             plan.registered, self._wanted, plan.live, follow=self._follow, first=plan.document, view=self._view
         )
 
-    async def _repair(self, plan: Plan, live: Model) -> Restored:
+    async def _repair(self, plan: Plan, live: Model) -> RestoreResult:
         repaired = await repair(self._restorer, live.hash)
         if repaired is None:
-            return Restored(live.hash, plan.document, live=True, corrupt=0)
-        return Restored(
+            return RestoreResult(live.hash, plan.document, live=True, corrupt=0)
+        return RestoreResult(
             live.hash, repaired.document, live=False, corrupt=0, saved=repaired.saved, relearned=repaired.requests
         )
 
 
-def _said(plan: Plan, restored: Restored) -> Outcome:
+def _said(plan: Plan, restored: RestoreResult) -> Outcome:
     if restored.live:
         return plan.said("kept: it came back meanwhile")
     words = "restored" if plan.live is None else "went back"
@@ -289,7 +291,7 @@ def _said(plan: Plan, restored: Restored) -> Outcome:
     )
 
 
-async def registered_of(parts: Snapshotter, meant: Meant) -> AsyncIterator[Registered]:
+async def registered_of(parts: Snapshotter, meant: Meant) -> AsyncIterator[RegistryEntry]:
     """Read the register for the models that are meant, in order of their hashes."""
     filters = {**meant.metadata, **({} if meant.type_ is None else {"type": meant.type_})}
     if meant.hash is not None:

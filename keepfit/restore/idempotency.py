@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import redis.asyncio
 
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.backends.redis_scripts import Line
-from keepfit.history import Registered
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.history import RegistryEntry
 from keepfit.rowlog.row_log import Call
 from keepfit.settings import Settings
 from keepfit.store import inbox
@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 20
 
 async def remember(
     client: redis.asyncio.Redis,
-    registered: Registered,
+    registered: RegistryEntry,
     generation: int,
     known: Mapping[str, Call],
     ttl_s: float,
@@ -65,7 +65,7 @@ async def remember(
 async def put_again(client: redis.asyncio.Redis, model_hash: str, generation: int, payloads: Sequence[bytes]) -> None:
     """Put requests into the inbox of a model that has just come back; workers put them aside, or do learn them."""
     settings = Settings.model_construct(inbox_entries_max=2**31, inbox_bytes_max=2**53)
-    line = Line(client)
+    line = ScriptConnection(client)
     try:
         for payload in payloads:
             await inbox.put(line, settings, [await _request(client, model_hash, generation, payload)])

@@ -13,10 +13,10 @@ import structlog
 
 from keepfit.backends.blobs import Storage
 from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError
-from keepfit.history import Document, History, Registered
+from keepfit.history import Document, Registry, RegistryEntry
 from keepfit.observability import failpoints
-from keepfit.restore.requests import Wanted
-from keepfit.restore.snapshot_bundle import Fetched, check
+from keepfit.restore.requests import RestoreRequest
+from keepfit.restore.snapshot_bundle import SnapshotBundle, check
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.snapshots.save import path_of
@@ -25,20 +25,20 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class SnapshotReader:
     """What is needed to read snapshots."""
 
-    history: History
+    history: Registry
     storage: Storage
     keyring: Keyring
 
     async def find(
         self,
-        registered: Registered,
-        wanted: Wanted,
+        registered: RegistryEntry,
+        wanted: RestoreRequest,
         first: Document | None,
         fits: Callable[[Document], bool] = lambda document: True,
-    ) -> tuple[Fetched | None, int]:
+    ) -> tuple[SnapshotBundle | None, int]:
         """Read the newest good snapshot that is wanted, `first` first; count those that were not good.
 
         Only one that `fits` is taken instead of another.
@@ -81,13 +81,13 @@ class Shelf:
         log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
         return 1
 
-    async def fetch(self, registered: Registered, document: Document) -> Fetched:
+    async def fetch(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
         """Read a snapshot, and check it; EnvelopeError where it is not good."""
         fetched = await asyncio.to_thread(self._read, registered, document)
         failpoints.reach("restore.fetched")
         return fetched
 
-    def _read(self, registered: Registered, document: Document) -> Fetched:
+    def _read(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
         """Read a snapshot's blob and check all that can be checked without installing it."""
         path = path_of(document)
         data = self.storage.get(path)

@@ -20,23 +20,23 @@ import structlog
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import (
     EnvelopeError,
-    GapError,
+    MissingRequestsError,
     NotFoundError,
     RuntimeMismatchError,
     StaleModelError,
     UnknownKeyError,
 )
-from keepfit.history import Document, Registered
+from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link
-from keepfit.restore.reader import Shelf
-from keepfit.restore.replay import Logged, place_of
+from keepfit.restore.reader import SnapshotReader
+from keepfit.restore.replay import LoggedRequest, place_of
 from keepfit.restore.restorer import Restorer
-from keepfit.restore.snapshot_bundle import Fetched
+from keepfit.restore.snapshot_bundle import SnapshotBundle
 from keepfit.security import envelope
 from keepfit.security.envelope import Header
 from keepfit.store.commit import Entry
 from keepfit.store.models import Model, Rewind
-from keepfit.store.retained import PLACE_BYTES, Base, Kept
+from keepfit.store.retained import PLACE_BYTES, ReplayBase, RetainedRequests
 
 log = structlog.get_logger(__name__)
 
@@ -89,13 +89,13 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
             raise NotFoundError(f"There is no model {model_hash}.")
         try:
             done = await _repair(restorer, registered, live)
-        except GapError as error:
+        except MissingRequestsError as error:
             now = await restorer.store.describe(model_hash)
             if now is None or (now.generation, now.digest, now.kept) != (live.generation, live.digest, live.kept):
                 # Learned on by a worker that holds it, or saved meanwhile: what is kept is other than it was.
                 continue
             logged = ", `--at now` to all that was logged" if restorer.rows is not None else ""
-            raise GapError(
+            raise MissingRequestsError(
                 f"The live bundle of the model {model_hash} is damaged, and cannot be made again: {error}. What waits "
                 f"to be learned is safe. `keepfit restore --hash {model_hash} --force` goes back to its newest good "
                 f"snapshot, and a restore that names a version or time to that{logged}."
@@ -105,13 +105,13 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
     raise StaleModelError(f"The model {model_hash} changes while it is repaired; try again.")
 
 
-async def _repair(restorer: Restorer, registered: Registered, live: Model) -> Repaired | None:
+async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) -> Repaired | None:
     """Make the bundle again and put it in place; None where the model is not what it was any more."""
     base, entries = await read(restorer.store.client, live.hash, live.learned, live.kept)
     document = await _document(restorer, registered, base)
     fetched = await _learned(restorer, registered, live, document, entries)
     if fetched.header.rows_seen != live.rows_seen:
-        raise GapError(f"that gives {fetched.header.rows_seen} rows where {live.rows_seen} were learned")
+        raise MissingRequestsError(f"that gives {fetched.header.rows_seen} rows where {live.rows_seen} were learned")
     link = None
     if restorer.rows is not None:
         # It begins behind all that the damaged one has learned.
@@ -131,7 +131,7 @@ async def _repair(restorer: Restorer, registered: Registered, live: Model) -> Re
     return Repaired(document, len(entries), live.learned, await restorer.saved(live.hash))
 
 
-def _rewind(header: Header, fetched: Fetched, data: bytes) -> Rewind:
+def _rewind(header: Header, fetched: SnapshotBundle, data: bytes) -> Rewind:
     return Rewind(
         hash=header.hash,
         generation=header.generation,
@@ -146,7 +146,7 @@ def _rewind(header: Header, fetched: Fetched, data: bytes) -> Rewind:
     )
 
 
-async def _document(restorer: Restorer, registered: Registered, base: Base) -> Document | None:
+async def _document(restorer: Restorer, registered: RegistryEntry, base: ReplayBase) -> Document | None:
     """Find the document of what kept requests come on top of; None where that is the recipe."""
     if base.place is None:
         return None
@@ -156,32 +156,36 @@ async def _document(restorer: Restorer, registered: Registered, base: Base) -> D
         async for document in documents:
             if document["generation"] == generation:
                 return document
-    raise GapError(f"the snapshot of version {version} is not there any more")
+    raise MissingRequestsError(f"the snapshot of version {version} is not there any more")
 
 
 async def _learned(
-    restorer: Restorer, registered: Registered, live: Model, document: Document | None, entries: list[Entry]
-) -> Fetched:
+    restorer: Restorer, registered: RegistryEntry, live: Model, document: Document | None, entries: list[Entry]
+) -> SnapshotBundle:
     """Read what kept requests come on top of, and learn them again."""
     fetched = None
     try:
         if document is not None:
-            fetched = await Shelf(restorer.history, restorer.storage, restorer.keyring).fetch(registered, document)
+            fetched = await SnapshotReader(restorer.history, restorer.storage, restorer.keyring).fetch(
+                registered, document
+            )
     except (RuntimeMismatchError, UnknownKeyError):
         raise
     except EnvelopeError as error:
         version = live.kept.base and live.kept.base.place and live.kept.base.place[1]
-        raise GapError(f"the snapshot of version {version} is damaged too ({error})") from error
-    requests = [Logged(live.generation, live.origin, entry.sequence, 0.0, entry.payload) for entry in entries]
+        raise MissingRequestsError(f"the snapshot of version {version} is damaged too ({error})") from error
+    requests = [LoggedRequest(live.generation, live.origin, entry.sequence, 0.0, entry.payload) for entry in entries]
     replayed = await restorer.replayer.learn(registered, fetched, place_of(registered, document), requests)
     for one in replayed.left_out:
-        raise GapError(f"request {one.request.sequence} was learned once, and now it is not: {one.reason}")
+        raise MissingRequestsError(f"request {one.request.sequence} was learned once, and now it is not: {one.reason}")
     if replayed.fetched is None:
-        raise GapError("all requests that it has had were put aside, so there is nothing to learn")
+        raise MissingRequestsError("all requests that it has had were put aside, so there is nothing to learn")
     return replayed.fetched
 
 
-async def read(client: redis.asyncio.Redis, model_hash: str, learned: int, kept: Kept) -> tuple[Base, list[Entry]]:
+async def read(
+    client: redis.asyncio.Redis, model_hash: str, learned: int, kept: RetainedRequests
+) -> tuple[ReplayBase, list[Entry]]:
     """Read what a model had `learned` since its base, in order; requests that were put aside are not among them.
 
     Raises
@@ -192,9 +196,9 @@ async def read(client: redis.asyncio.Redis, model_hash: str, learned: int, kept:
         If Redis is away.
     """
     if kept.base is None:
-        raise GapError("it is not known what was learned since its last snapshot")
+        raise MissingRequestsError("it is not known what was learned since its last snapshot")
     if kept.cut > kept.base.sequence:
-        raise GapError(f"{_named(kept.base.sequence + 1, kept.cut)} not kept since the last snapshot")
+        raise MissingRequestsError(f"{_named(kept.base.sequence + 1, kept.cut)} not kept since the last snapshot")
     found: list[Entry] = []
     after = kept.cut
     while True:
@@ -206,7 +210,7 @@ async def read(client: redis.asyncio.Redis, model_hash: str, learned: int, kept:
             break
         after = found[-1].sequence
     if sum(len(entry.payload) + PLACE_BYTES for entry in found) != kept.bytes_learned - kept.cut_bytes:
-        raise GapError(f"of what was kept since request {kept.cut} some is gone too")
+        raise MissingRequestsError(f"of what was kept since request {kept.cut} some is gone too")
     return kept.base, found
 
 

@@ -17,10 +17,10 @@ import msgspec
 import structlog
 
 from keepfit.errors import EnvelopeError
-from keepfit.history import Document, Registered
+from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link, Place, Span, spans_after, spans_of
-from keepfit.restore.replay_process import DiedError, Learner, Task
-from keepfit.restore.snapshot_bundle import Fetched
+from keepfit.restore.replay_process import DiedError, ReplayProcess, Task
+from keepfit.restore.snapshot_bundle import SnapshotBundle
 from keepfit.rowlog.row_log import Call, View
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
@@ -40,7 +40,7 @@ KILLED = "the process that learned this logged request alone died of it"
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedRequest:
     """A request in the log; `generation` is the one that took it in."""
 
     generation: int
@@ -58,7 +58,7 @@ class Logged:
             return 0
 
 
-def place_of(registered: Registered, document: Document | None) -> Place:
+def place_of(registered: RegistryEntry, document: Document | None) -> Place:
     """Where a snapshot stands; where a model begins that has none."""
     if document is None:
         return Place(registered.born, registered.born, 0)
@@ -66,7 +66,7 @@ def place_of(registered: Registered, document: Document | None) -> Place:
     return Place(generation, int(document.get("origin") or generation), int(document["sequence"]))
 
 
-def line_of(registered: Registered, newest: Place, calls: Iterable[Call]) -> list[Span]:
+def line_of(registered: RegistryEntry, newest: Place, calls: Iterable[Call]) -> list[Span]:
     """Spans of all that the model has learned up to the `newest` snapshot that is meant, and since, as `calls` tell.
 
     The calls of a generation tell that it was live, which the register does not know.
@@ -81,7 +81,7 @@ def line_of(registered: Registered, newest: Place, calls: Iterable[Call]) -> lis
     return spans
 
 
-def select(calls: Iterable[Call], spans: Sequence[Span]) -> list[Logged]:
+def select(calls: Iterable[Call], spans: Sequence[Span]) -> list[LoggedRequest]:
     """Requests of the spans, in order, without repeats.
 
     The same (origin, sequence, digest) is one call, however often it was logged. Another digest under the same sequence
@@ -96,10 +96,10 @@ def select(calls: Iterable[Call], spans: Sequence[Span]) -> list[Logged]:
     first: dict[tuple[int, int, str], Call] = {}
     for call in sorted(calls, key=lambda call: call.at):
         first.setdefault((call.origin, call.sequence, call.digest), call)
-    selected: list[Logged] = []
+    selected: list[LoggedRequest] = []
     for span in spans:
         found = [
-            Logged(span.generation, call.origin, sequence, call.at, payload)
+            LoggedRequest(span.generation, call.origin, sequence, call.at, payload)
             for call in first.values()
             if call.origin == span.origin
             for sequence, payload in enumerate(call.payloads, call.sequence)
@@ -131,7 +131,7 @@ def known(calls: Iterable[Call], spans: Sequence[Span]) -> dict[str, Call]:
 class LeftOut:
     """A request that was not learned, and why."""
 
-    request: Logged
+    request: LoggedRequest
     reason: str
 
 
@@ -142,7 +142,7 @@ class Replayed:
     `requests` is how many were looked at, `rows` how many of theirs were learned.
     """
 
-    fetched: Fetched | None
+    fetched: SnapshotBundle | None
     place: Place
     chain: str = ""
     requests: int = 0
@@ -155,20 +155,20 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ReplaySource:
     """A snapshot that was read (None: there is none), and what was logged.
 
     `line` is all that the model has learned, as far as that is known, `spans` what of it comes after `start`.
     """
 
-    fetched: Fetched | None
+    fetched: SnapshotBundle | None
     corrupt: int
     start: Place
     calls: Sequence[Call] = ()
     line: Sequence[Span] = ()
     spans: Sequence[Span] = ()
 
-    def requests(self, live: Model | None = None) -> list[Logged]:
+    def requests(self, live: Model | None = None) -> list[LoggedRequest]:
         """What is to be learned on top; of what is `live`, only what does not wait there still."""
         found = select(self.calls, self.spans)
         if live is None:
@@ -177,7 +177,7 @@ class Past:
 
 
 async def logged(
-    registered: Registered, at: float | None, newest: Document | None, view: View | None, since: Document | None
+    registered: RegistryEntry, at: float | None, newest: Document | None, view: View | None, since: Document | None
 ) -> tuple[list[Call], list[Span]]:
     """Read what was logged up to a time; return it with the spans in which the model has learned it.
 
@@ -197,14 +197,14 @@ class Replayer:
 
     def __init__(self, keyring: Keyring, upload_keys: Keyring | None = None) -> None:
         self._keyring = keyring
-        self._learner = Learner(keyring, upload_keys)
+        self._learner = ReplayProcess(keyring, upload_keys)
 
     def close(self) -> None:
         """End the child."""
         self._learner.close()
 
     async def learn(
-        self, registered: Registered, fetched: Fetched | None, start: Place, requests: Sequence[Logged]
+        self, registered: RegistryEntry, fetched: SnapshotBundle | None, start: Place, requests: Sequence[LoggedRequest]
     ) -> Replayed:
         """Learn `requests`, all of them after `start`, on top of what was fetched.
 
@@ -220,7 +220,7 @@ class Replayer:
         return await asyncio.to_thread(self._learn, registered, fetched, start, requests)
 
     def _learn(
-        self, registered: Registered, fetched: Fetched | None, start: Place, requests: Sequence[Logged]
+        self, registered: RegistryEntry, fetched: SnapshotBundle | None, start: Place, requests: Sequence[LoggedRequest]
     ) -> Replayed:
         chain = fetched.header.chain if fetched is not None else ""
         if not requests:
@@ -262,8 +262,13 @@ class Replayer:
         return Replayed(fetched, place, chain, len(requests), rows, left_out)
 
     def _step(
-        self, registered: Registered, fetched: Fetched | None, start: Place, some: Sequence[Logged], chain: str
-    ) -> tuple[int, str, Fetched | None]:
+        self,
+        registered: RegistryEntry,
+        fetched: SnapshotBundle | None,
+        start: Place,
+        some: Sequence[LoggedRequest],
+        chain: str,
+    ) -> tuple[int, str, SnapshotBundle | None]:
         """Have the child learn some requests; how many it did, why not the next, and the bundle then."""
         version = 1 if fetched is None else fetched.header.version + (not fetched.metrics_text)
         header = Header(
@@ -277,7 +282,7 @@ class Replayer:
         found, payload = self._keyring.open(done.data, envelope.BUNDLE)
         if found.hash != registered.hash:
             raise EnvelopeError(f"The bundle that was replayed is not one of {registered.hash}.")
-        learned = Fetched(
+        learned = SnapshotBundle(
             None if fetched is None else fetched.document,
             found,
             done.data,
@@ -289,7 +294,7 @@ class Replayer:
         return done.count, done.reason, learned
 
 
-def _task(requests: Sequence[Logged], most: int) -> Iterator[Logged]:
+def _task(requests: Sequence[LoggedRequest], most: int) -> Iterator[LoggedRequest]:
     """Requests that go to the child at once: at least one."""
     size = 0
     for number, request in enumerate(requests[: max(most, 1)]):
@@ -299,7 +304,7 @@ def _task(requests: Sequence[Logged], most: int) -> Iterator[Logged]:
         yield request
 
 
-def _linked(chain: str, requests: Iterable[Logged]) -> str:
+def _linked(chain: str, requests: Iterable[LoggedRequest]) -> str:
     """Digest that names a whole history, as it is made where requests are accepted."""
     for request in requests:
         linked = f"{chain}:".encode() + request.payload

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.errors import KeepfitError, LearningError, told
+from keepfit.errors import KeepfitError, LearningError, describe_error
 from keepfit.model import fit_loop, object_bundle, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
@@ -61,7 +61,7 @@ def serve(line: Connection, keyring: Keyring, upload_keys: Keyring | None) -> No
         except KeepfitError as error:
             done = Done(error=(type(error).__name__, str(error)))
         except Exception as error:  # noqa: BLE001 - the parent says it
-            done = Done(error=(LearningError.__name__, told(error)))
+            done = Done(error=(LearningError.__name__, describe_error(error)))
         line.send_bytes(encode(done))
 
 

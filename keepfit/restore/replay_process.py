@@ -59,7 +59,7 @@ decode_done = msgspec.msgpack.Decoder(Done).decode
 
 
 @dataclass(slots=True)
-class Learner:
+class ReplayProcess:
     """The child, made when it is first needed; may be used from several threads, which wait for each other."""
 
     keyring: Keyring

@@ -11,7 +11,7 @@ from keepfit.history import Document
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RestoreRequest:
     """Which snapshot: the newest not later than `at` (seconds since 1970), the newest of a `version`, or of all."""
 
     at: float | None = None
@@ -29,11 +29,11 @@ class Wanted:
         return NotFoundError(f"The model {model_hash} has no snapshot that old.")
 
 
-NEWEST = Wanted()
+NEWEST = RestoreRequest()
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoreResult:
     """What a restore did: `document` is None where the model began anew from its recipe; `live` where it was there.
 
     `saved` is False where something else than the newest snapshot was restored, and could not be made that yet.
@@ -52,10 +52,10 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class PutBack:
+class PreviousState:
     """What was put back: a snapshot's `document`, None where the model began anew.
 
-    `restored` is False where just that was live already; the others are as of :class:`Restored`.
+    `restored` is False where just that was live already; the others are as of :class:`RestoreResult`.
     """
 
     document: Document | None

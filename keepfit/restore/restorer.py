@@ -24,21 +24,21 @@ from keepfit.backends.blobs import Storage
 from keepfit.errors import (
     ConflictError,
     EnvelopeError,
-    NotAgreedError,
+    NotConfirmedError,
     NotFoundError,
     StaleModelError,
     UnavailableError,
 )
-from keepfit.history import Document, History, Registered
+from keepfit.history import Document, Registry, RegistryEntry
 from keepfit.history.lineage import Link, Span, spans_after
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.restore import idempotency
 from keepfit.restore.generations import Generations
-from keepfit.restore.reader import Shelf
-from keepfit.restore.replay import Logged, Past, Replayed, Replayer, known, logged, place_of
-from keepfit.restore.requests import NEWEST, PutBack, Restored, Wanted
-from keepfit.restore.snapshot_bundle import Fetched, to_install, to_rewind
+from keepfit.restore.reader import SnapshotReader
+from keepfit.restore.replay import LoggedRequest, Replayed, Replayer, ReplaySource, known, logged, place_of
+from keepfit.restore.requests import NEWEST, PreviousState, RestoreRequest, RestoreResult
+from keepfit.restore.snapshot_bundle import SnapshotBundle, to_install, to_rewind
 from keepfit.rowlog.row_log import RowLog, View
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
@@ -46,7 +46,7 @@ from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of, save
 from keepfit.store.models import Model, Store
 
-__all__ = ["NEWEST", "PutBack", "Restored", "Restorer", "Wanted", "restore"]
+__all__ = ["NEWEST", "PreviousState", "RestoreRequest", "RestoreResult", "Restorer", "restore"]
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Restorer:
     """All that restores need; `rows` is None where there is no row log."""
 
     store: Store
-    history: History
+    history: Registry
     storage: Storage
     keyring: Keyring
     rows: RowLog | None = None
@@ -83,8 +83,12 @@ class Restorer:
         return None if self.rows is None else await asyncio.to_thread(self.rows.look)
 
     async def bring_back(
-        self, registered: Registered, wanted: Wanted = NEWEST, first: Document | None = None, view: View | None = None
-    ) -> Restored:
+        self,
+        registered: RegistryEntry,
+        wanted: RestoreRequest = NEWEST,
+        first: Document | None = None,
+        view: View | None = None,
+    ) -> RestoreResult:
         """Put a model that is not live into Redis, with what was logged since its snapshot.
 
         `view` is a look into the row log that was made after the model was found lost, by who restores many; `first`
@@ -99,7 +103,7 @@ class Restorer:
         UnavailableError
             If a part is away, or none of the model's snapshots is good.
         """
-        now: Registered | None = registered
+        now: RegistryEntry | None = registered
         for _ in range(TRIES):
             if now is None:
                 raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
@@ -113,11 +117,11 @@ class Restorer:
         raise UnavailableError(f"Others restore {registered.hash} all the time; try again.")
 
     async def _bring_back(
-        self, registered: Registered, wanted: Wanted, first: Document | None, view: View | None
-    ) -> Restored:
+        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None, view: View | None
+    ) -> RestoreResult:
         live = await self.store.describe(registered.hash)
         if live is not None and live.generation >= registered.born:
-            return Restored(registered.hash, None, live=True, corrupt=0)
+            return RestoreResult(registered.hash, None, live=True, corrupt=0)
         past = await self.past(registered, wanted, first, view)
         replayed = await self._replay(registered, past, past.requests())
         document = None if past.fetched is None else past.fetched.document
@@ -142,14 +146,14 @@ class Restorer:
         )
         failpoints.reach("restore.installed")
         if not installed:
-            return Restored(registered.hash, document, live=True, corrupt=past.corrupt)
+            return RestoreResult(registered.hash, document, live=True, corrupt=past.corrupt)
         _tell(registered.hash, generation, fetched, replayed)
         left_out = [one.request.payload for one in replayed.left_out]
         await idempotency.put_again(self.store.client, registered.hash, generation, left_out)
         saved = await self.saved(registered.hash) if is_other else True
-        return Restored(registered.hash, document, False, past.corrupt, saved, replayed.rows, place.sequence)
+        return RestoreResult(registered.hash, document, False, past.corrupt, saved, replayed.rows, place.sequence)
 
-    async def _is_older(self, registered: Registered, wanted: Wanted, document: Document | None) -> bool:
+    async def _is_older(self, registered: RegistryEntry, wanted: RestoreRequest, document: Document | None) -> bool:
         """Tell whether a restore of this snapshot forgets something, so that it has to become the newest."""
         if document is None or not wanted.is_named:
             return False
@@ -157,8 +161,8 @@ class Restorer:
         return self.rows is not None or newest is None or _place(newest) != _place(document)
 
     async def past(
-        self, registered: Registered, wanted: Wanted, first: Document | None = None, view: View | None = None
-    ) -> Past:
+        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None = None, view: View | None = None
+    ) -> ReplaySource:
         """Read the snapshot that is wanted, and what was logged since, up to the time that is wanted.
 
         Where the newest is damaged an older one will do, with more to be learned again; not one of what the model has
@@ -166,7 +170,7 @@ class Restorer:
         """
         if self.rows is None or wanted.version is not None:
             fetched, corrupt = await self._find(registered, wanted, first)
-            return Past(fetched, corrupt, place_of(registered, None if fetched is None else fetched.document))
+            return ReplaySource(fetched, corrupt, place_of(registered, None if fetched is None else fetched.document))
         if view is None:
             # In this order: what a later snapshot covers may not be found.
             view, first = await self.look(), None
@@ -177,10 +181,15 @@ class Restorer:
         if corrupt:
             calls, _ = await logged(registered, wanted.at, first, view, document)
         start = place_of(registered, document)
-        return Past(fetched, corrupt, start, calls, line, spans_after(line, start) or ())
+        return ReplaySource(fetched, corrupt, start, calls, line, spans_after(line, start) or ())
 
     async def ahead(
-        self, registered: Registered, wanted: Wanted, document: Document | None, live: Model | None, view: View | None
+        self,
+        registered: RegistryEntry,
+        wanted: RestoreRequest,
+        document: Document | None,
+        live: Model | None,
+        view: View | None,
     ) -> tuple[int, bool]:
         """Tell how many rows a restore would learn again, and whether a `live` model is what it would become."""
         start = place_of(registered, document)
@@ -191,7 +200,7 @@ class Restorer:
             None if wanted.version is not None else view,
             document if wanted.is_named else None,
         )
-        requests = Past(None, 0, start, calls, line, spans_after(line, start) or ()).requests(live)
+        requests = ReplaySource(None, 0, start, calls, line, spans_after(line, start) or ()).requests(live)
         rows = sum(one.rows for one in requests)
         if live is None:
             return rows, False
@@ -204,14 +213,14 @@ class Restorer:
 
     async def go_back(
         self,
-        registered: Registered,
-        wanted: Wanted,
+        registered: RegistryEntry,
+        wanted: RestoreRequest,
         live: Model,
         *,
         follow: bool,
         first: Document | None = None,
         view: View | None = None,
-    ) -> Restored:
+    ) -> RestoreResult:
         """Put a snapshot in the place of the model that is `live`; what waits to be learned is learned on top of it.
 
         Where a time is wanted, what was logged from then to that time comes before. With `follow` also where it has
@@ -230,9 +239,11 @@ class Restorer:
         replayed = await self.put_in_place(registered, live, past, follow=follow)
         _tell(registered.hash, 0, replayed.fetched, replayed)
         saved, document = await self.saved(registered.hash), past.fetched.document
-        return Restored(registered.hash, document, False, past.corrupt, saved, replayed.rows, replayed.place.sequence)
+        return RestoreResult(
+            registered.hash, document, False, past.corrupt, saved, replayed.rows, replayed.place.sequence
+        )
 
-    async def put_back(self, model_hash: str, wanted: Wanted) -> PutBack:
+    async def put_back(self, model_hash: str, wanted: RestoreRequest) -> PreviousState:
         """Restore one model for somebody who named it: where an older snapshot is named, over a live one too.
 
         Raises
@@ -254,23 +265,25 @@ class Restorer:
             raise wanted.missing(model_hash)
         if live is None:
             restored = await self.bring_back(registered, wanted, document, view)
-            return PutBack(
+            return PreviousState(
                 restored.document, not restored.live, restored.corrupt, 0, restored.replayed, restored.sequence
             )
         _, is_at = await self.ahead(registered, wanted, document, live, view if wanted.is_named else None)
         if is_at and document is not None:
-            return PutBack(document, restored=False, sequence=int(document["sequence"]))
+            return PreviousState(document, restored=False, sequence=int(document["sequence"]))
         if document is None or not wanted.is_named:
-            raise NotAgreedError(
+            raise NotConfirmedError(
                 f"The model {model_hash} is live at version {live.version} and has learned since its newest snapshot; "
                 "name the version or time to go back to."
             )
         restored = await self.go_back(registered, wanted, live, follow=True, first=document, view=view)
         went_to = restored.document or document
         forgotten = max(live.rows_seen - int(went_to["rows_seen"]) - restored.replayed, 0)
-        return PutBack(went_to, True, restored.corrupt, forgotten, restored.replayed, restored.sequence)
+        return PreviousState(went_to, True, restored.corrupt, forgotten, restored.replayed, restored.sequence)
 
-    async def put_in_place(self, registered: Registered, live: Model, past: Past, *, follow: bool) -> Replayed:
+    async def put_in_place(
+        self, registered: RegistryEntry, live: Model, past: ReplaySource, *, follow: bool
+    ) -> Replayed:
         """Let a live model be what is in the past, as its next generation; StaleModelError where it has changed."""
         now: Model | None = live
         generation, replayed = 0, None
@@ -298,7 +311,7 @@ class Restorer:
             f"at, and {became}; nothing was changed."
         )
 
-    async def find(self, registered: Registered, wanted: Wanted) -> Document | None:
+    async def find(self, registered: RegistryEntry, wanted: RestoreRequest) -> Document | None:
         """Find the document of the snapshot that is wanted, without a look at its blob."""
         return await self.history.newest(registered.hash, registered.born, wanted.at, wanted.version)
 
@@ -319,21 +332,23 @@ class Restorer:
         return here == there
 
     async def _find(
-        self, registered: Registered, wanted: Wanted, first: Document | None, line: Sequence[Span] = ()
-    ) -> tuple[Fetched | None, int]:
+        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None, line: Sequence[Span] = ()
+    ) -> tuple[SnapshotBundle | None, int]:
         """Read the newest good snapshot that fits, `first` first; count those that were not good."""
 
         def fits(document: Document) -> bool:
             return not line or spans_after(line, place_of(registered, document)) is not None
 
-        return await Shelf(self.history, self.storage, self.keyring).find(registered, wanted, first, fits)
+        return await SnapshotReader(self.history, self.storage, self.keyring).find(registered, wanted, first, fits)
 
-    async def _replay(self, registered: Registered, past: Past, requests: Sequence[Logged]) -> Replayed:
+    async def _replay(
+        self, registered: RegistryEntry, past: ReplaySource, requests: Sequence[LoggedRequest]
+    ) -> Replayed:
         replayed = await self.replayer.learn(registered, past.fetched, past.start, requests)
         failpoints.reach("restore.replayed")
         return replayed
 
-    async def next_generation(self, registered: Registered, link: Link | None) -> int:
+    async def next_generation(self, registered: RegistryEntry, link: Link | None) -> int:
         """Take the next generation of a model; NotFoundError where it was deleted."""
         generation = await self.generations.next(registered, link)
         if generation is None:
@@ -364,12 +379,12 @@ class Restorer:
 
 async def restore(
     store: Store,
-    history: History,
+    history: Registry,
     storage: Storage,
     keyring: Keyring,
     model_hash: str,
     at: float | None = None,
-) -> Restored:
+) -> RestoreResult:
     """Put a model back into Redis from its newest good snapshot (none later than `at`, seconds), if it is not live.
 
     Raises
@@ -382,14 +397,14 @@ async def restore(
     registered = await history.registered(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}.")
-    return await Restorer(store, history, storage, keyring).bring_back(registered, Wanted(at))
+    return await Restorer(store, history, storage, keyring).bring_back(registered, RestoreRequest(at))
 
 
 def _place(document: Document) -> tuple[int, int]:
     return document["generation"], document["version"]
 
 
-def _tell(model_hash: str, generation: int, fetched: Fetched | None, replayed: Replayed) -> None:
+def _tell(model_hash: str, generation: int, fetched: SnapshotBundle | None, replayed: Replayed) -> None:
     log.info(
         "model_restored",
         hash=model_hash,

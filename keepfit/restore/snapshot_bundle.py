@@ -1,7 +1,7 @@
 """A snapshot that was read and found good, and what of it goes into Redis.
 
 Owns the check of a bundle that comes from outside of Redis, and signing it for another generation. Never talks to
-anything. Invariant: a :class:`Fetched` was signed by one of our keys for this model, and has predicted a row.
+anything. Invariant: a :class:`SnapshotBundle` was signed by one of our keys for this model, and has predicted a row.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from keepfit.history import NOTED, Document, Registered
+from keepfit.history import NOTED, Document, RegistryEntry
 from keepfit.model import serialization
 from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.store.models import Install, Rewind
-from keepfit.store.retained import Base
+from keepfit.store.retained import ReplayBase
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class SnapshotBundle:
     """A bundle that was read and found good; `payload` is the pickle in the envelope `data`.
 
     `document` is that of its snapshot, None where the model never had one. `metrics_text` is JSON, "" where the metrics
@@ -42,13 +42,13 @@ class Fetched:
             return self.metrics_text or "{}"
         return msgspec.json.encode(self.document["metrics"]).decode()
 
-    def signed(self, keyring: Keyring, generation: int, sequence: int, chain: str) -> "Fetched":
+    def signed(self, keyring: Keyring, generation: int, sequence: int, chain: str) -> "SnapshotBundle":
         """Sign the same pickle for another generation and place in the model's sequences."""
         header = msgspec.structs.replace(self.header, generation=generation, sequence=sequence, chain=chain)
         return replace(self, header=header, data=keyring.seal(header, self.payload))
 
 
-def check(data: bytes, keyring: Keyring, registered: Registered, document: Document) -> Fetched:
+def check(data: bytes, keyring: Keyring, registered: RegistryEntry, document: Document) -> SnapshotBundle:
     """Verify a bundle's signature, model and versions, unpickle it and predict a row.
 
     Raises
@@ -58,20 +58,20 @@ def check(data: bytes, keyring: Keyring, registered: Registered, document: Docum
     """
     header, bundle = serialization.unseal(data, keyring, from_text(registered.recipe_text), registered.hash)
     serialization.try_predict(bundle)
-    return Fetched(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
+    return SnapshotBundle(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
 
 
-def _base(fetched: Fetched) -> str:
+def _base(fetched: SnapshotBundle) -> str:
     """What requests come on top of that are learned by what was fetched; '' where it has learned more since."""
     if fetched.document is None or fetched.metrics_text:
         return ""
-    return Base(fetched.header.sequence, (fetched.document["generation"], fetched.document["version"])).text()
+    return ReplayBase(fetched.header.sequence, (fetched.document["generation"], fetched.document["version"])).text()
 
 
 def to_install(
-    registered: Registered,
+    registered: RegistryEntry,
     generation: int,
-    fetched: Fetched | None,
+    fetched: SnapshotBundle | None,
     *,
     is_saved: bool,
     sequence: int = 0,
@@ -83,7 +83,7 @@ def to_install(
     """
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
     if fetched is None:
-        return replace(new, sequence=sequence, chain=chain, base=Base(sequence).text())
+        return replace(new, sequence=sequence, chain=chain, base=ReplayBase(sequence).text())
     header, noted = fetched.header, ""
     if is_saved and fetched.document is not None:
         noted = msgspec.json.encode({name: fetched.document[name] for name in NOTED}).decode()
@@ -103,7 +103,7 @@ def to_install(
     )
 
 
-def to_rewind(fetched: Fetched, model_hash: str) -> Rewind:
+def to_rewind(fetched: SnapshotBundle, model_hash: str) -> Rewind:
     """What a live model goes back to."""
     return Rewind(
         hash=model_hash,

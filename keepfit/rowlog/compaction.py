@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 import structlog
 
 from keepfit.backends.blobs import Entry
-from keepfit.errors import DamagedError
-from keepfit.history import History, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import Cover
+from keepfit.errors import CorruptLogError
+from keepfit.history import Registry, snapshot_upkeep
+from keepfit.history.snapshot_upkeep import Coverage
 from keepfit.observability import failpoints
 from keepfit.rowlog.row_log import (
     END,
@@ -47,7 +47,7 @@ MERGED, STAMP = "m", "%Y%m%dT%H%M%S"
 
 
 @dataclass(frozen=True, slots=True)
-class Tended:
+class CompactionResult:
     """How many objects were merged or moved, and how many let go by their age; `damaged` ones were left alone."""
 
     merged: int = 0
@@ -58,7 +58,7 @@ class Tended:
         return any((self.merged, self.expired, self.damaged))
 
 
-async def tend(rows: RowLog, history: History, now_s: float, keep_s: float) -> Tended:
+async def compact(rows: RowLog, history: Registry, now_s: float, keep_s: float) -> CompactionResult:
     """Merge minutes that are over, and let go what is covered and older than `keep_s` (seconds).
 
     `now_s` is the time (seconds) by which ages are told, that of Redis.
@@ -80,7 +80,7 @@ async def tend(rows: RowLog, history: History, now_s: float, keep_s: float) -> T
     old = await asyncio.to_thread(lambda: list(rows.storage.list(OLD, last)))
     left = [entry for entry in listed if entry.unfinished and entry.modified_s < now_s - ABANDONED_S]
     await asyncio.to_thread(rows.storage.delete, [*old, *left])
-    return Tended(merged, len(old), damaged)
+    return CompactionResult(merged, len(old), damaged)
 
 
 def _settled(listed: Iterable[Entry], now_s: float) -> Iterator[tuple[str, list[str]]]:
@@ -108,11 +108,11 @@ def _made_s(name: str) -> float:
 
 
 async def _tend_minute(
-    rows: RowLog, history: History, minute: str, paths: Sequence[str], now_s: float
+    rows: RowLog, history: Registry, minute: str, paths: Sequence[str], now_s: float
 ) -> tuple[int, int]:
     """Merge a minute, some of its objects after the other; return how many were merged, and how many are damaged."""
     merged = damaged = size = 0
-    covers: dict[str, Cover] = {}
+    covers: dict[str, Coverage] = {}
     parts: dict[str, Parsed] = {}
     for begin in range(0, len(paths), READ_AT_ONCE):
         some = paths[begin : begin + READ_AT_ONCE]
@@ -134,12 +134,12 @@ async def _read(rows: RowLog, path: str) -> Parsed | None:
     """Read an object; None where it is damaged, nothing where it has gone."""
     try:
         return await asyncio.to_thread(rows.read, path, keep=False) or {}
-    except DamagedError as error:
+    except CorruptLogError as error:
         log.warning("row_log_damaged", reason=str(error))
         return None
 
 
-def _merge(rows: RowLog, minute: str, parts: dict[str, Parsed], covers: dict[str, Cover], now_s: float) -> int:
+def _merge(rows: RowLog, minute: str, parts: dict[str, Parsed], covers: dict[str, Coverage], now_s: float) -> int:
     """Write what is in some objects of a minute into one or two others, and delete those; return how many went."""
     covered: list[Call] = []
     needed: list[Call] = []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from keepfit.errors import DamagedError, UnavailableError
+from keepfit.errors import CorruptLogError, UnavailableError
 
 if TYPE_CHECKING:
     # Half of what a gateway weighs that has no log.
@@ -217,7 +217,7 @@ class RowLog:
         try:
             calls = decode(data)
         except ValueError as error:
-            raise DamagedError(
+            raise CorruptLogError(
                 f"{self.storage.uri(path)} in the row log is damaged: it is {error}. It holds rows that may be nowhere "
                 "else; to go on without them, move it out of there."
             ) from error

@@ -105,8 +105,8 @@ class Keys:
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
 
-EVERYBODY = Key("everybody", frozenset({OPEN, *SCOPES}), b"")
-NOBODY = Key("nobody", frozenset({OPEN}), b"")
+ANYONE = Key("everybody", frozenset({OPEN, *SCOPES}), b"")
+NO_ONE = Key("nobody", frozenset({OPEN}), b"")
 
 
 def new_key(name: str, scopes: Iterable[str], rate: str = "") -> tuple[str, str]:

@@ -18,8 +18,8 @@ import structlog
 
 from keepfit.backends.blobs import Entry, Storage
 from keepfit.errors import ConflictError
-from keepfit.history import ABORTED, PENDING, Document, History, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import Life
+from keepfit.history import ABORTED, PENDING, Document, Registry, snapshot_upkeep
+from keepfit.history.snapshot_upkeep import ModelLifetime
 from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.snapshots import retention
@@ -54,7 +54,7 @@ class Collected:
         return any((self.aborted, self.expired, self.unknown, self.unfinished))
 
 
-async def collect(history: History, storage: Storage, after: str, until: str, rules: Rules, now_s: float) -> Collected:
+async def collect(history: Registry, storage: Storage, after: str, until: str, rules: Rules, now_s: float) -> Collected:
     """Clear up after the registered models with ``after < hash <= until``.
 
     `now_s` is the time (seconds) by which ages are told.
@@ -71,15 +71,15 @@ async def collect(history: History, storage: Storage, after: str, until: str, ru
     listed = await asyncio.to_thread(lambda: list(storage.list(after, until)))
     documents = await snapshot_upkeep.entries(history, after, until, now_s - min(rules.grace_s, rules.all_s))
     # Read after the documents: what is known of a model now holds for all that it had before.
-    lives = await snapshot_upkeep.lives(history, after, until)
-    doomed, expired = await _doomed(history, storage, lives, documents, rules, now_s)
+    lifetimes = await snapshot_upkeep.lifetimes(history, after, until)
+    doomed, expired = await _doomed(history, storage, lifetimes, documents, rules, now_s)
     await snapshot_upkeep.abort(history, doomed[:DOOMED_MAX])
     failpoints.reach("garbage.aborted")
     gone = await snapshot_upkeep.aborted(history, after, until)
     await asyncio.to_thread(storage.delete, [Entry(path_of(document)) for document in gone])
     failpoints.reach("garbage.deleted")
     await snapshot_upkeep.forget(history, gone)
-    known = {life.hash for life in lives}
+    known = {life.hash for life in lifetimes}
     here = [entry for entry in listed if entry.path.partition("/")[0] in known]
     old = [entry for entry in here if entry.modified_s < abandoned_s]
     unfinished = [entry for entry in old if entry.unfinished]
@@ -100,9 +100,9 @@ async def collect(history: History, storage: Storage, after: str, until: str, ru
 
 
 async def _doomed(
-    history: History,
+    history: Registry,
     storage: Storage,
-    lives: Iterable[Life],
+    lifetimes: Iterable[ModelLifetime],
     documents: Iterable[Document],
     rules: Rules,
     now_s: float,
@@ -112,7 +112,7 @@ async def _doomed(
     for document in documents:
         by_hash.setdefault(document["hash"], []).append(document)
     doomed, expired = [], []
-    for life in lives:
+    for life in lifetimes:
         found = by_hash.get(life.hash, [])
         doomed += [one for one in found if one["status"] == PENDING and one["begun"] < now_s - rules.grace_s]
         for verdict in retention.judge(life, found, rules, now_s):
@@ -121,7 +121,7 @@ async def _doomed(
     return [*doomed, *expired], expired
 
 
-async def _good(history: History, storage: Storage, document: Document) -> bool:
+async def _good(history: Registry, storage: Storage, document: Document) -> bool:
     """Read the snapshot that is about to be a model's only one; mark it where it is damaged."""
     data = await asyncio.to_thread(storage.get, path_of(document))
     if data is not None and envelope.digest_of(data) == document["sha256"]:
@@ -134,7 +134,7 @@ async def _good(history: History, storage: Storage, document: Document) -> bool:
     return False
 
 
-async def _delete_unknown(history: History, storage: Storage, after: str, until: str, suspects: list[Entry]) -> int:
+async def _delete_unknown(history: Registry, storage: Storage, after: str, until: str, suspects: list[Entry]) -> int:
     """Delete blobs, of those suspected, that no document names at all; return how many."""
     if not suspects:
         return 0
@@ -144,7 +144,7 @@ async def _delete_unknown(history: History, storage: Storage, after: str, until:
     return len(unknown)
 
 
-async def _check_owner(history: History, storage: Storage) -> None:
+async def _check_owner(history: Registry, storage: Storage) -> None:
     """See that the blobs are this history's: to another one that they were put beside, all of them are unknown."""
     name = (await history.identity()).encode()
     found = await asyncio.to_thread(storage.get, OWNER)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from keepfit.history import COMMITTED, CORRUPT, Document
-from keepfit.history.snapshot_upkeep import Life
+from keepfit.history.snapshot_upkeep import ModelLifetime
 
 HOUR_S, DAY_S = 3600, 86_400
 
@@ -35,7 +35,7 @@ class Verdict:
     last: Document | None = None
 
 
-def judge(life: Life, documents: Iterable[Document], rules: Rules, now_s: float) -> list[Verdict]:
+def judge(life: ModelLifetime, documents: Iterable[Document], rules: Rules, now_s: float) -> list[Verdict]:
     """Judge a model's documents that are older than `rules.all_s`; a verdict for each of its lives.
 
     Younger ones need not be given: the newest of the older ones is kept either way.
@@ -65,7 +65,7 @@ def judge(life: Life, documents: Iterable[Document], rules: Rules, now_s: float)
     return [verdict for verdict in verdicts if verdict.expired]
 
 
-def _stays(life: Life, past: Sequence[Document], rules: Rules, now_s: float) -> bool:
+def _stays(life: ModelLifetime, past: Sequence[Document], rules: Rules, now_s: float) -> bool:
     """Tell whether the newest snapshot of a deleted model is still kept: as if it had been made at the deletion."""
     deleted_s = life.deleted_s
     if deleted_s is None:

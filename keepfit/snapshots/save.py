@@ -19,12 +19,12 @@ import msgspec
 
 from keepfit.backends.blobs import Entry, Storage
 from keepfit.errors import ConflictError, UnavailableError
-from keepfit.history import NOTED, Document, History
+from keepfit.history import NOTED, Document, Registry
 from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.store.models import Model, Store
-from keepfit.store.retained import Noted
+from keepfit.store.retained import RetentionNote
 
 # So many blobs in a row that the storage did not take tell that it is away for all.
 AWAY_COUNT = 8
@@ -43,7 +43,7 @@ def path_of(document: Document) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
+class SaveLimits:
     """What bounds how many blobs are written at once, and the threads that do it (None: asyncio's own)."""
 
     gate: asyncio.Semaphore
@@ -61,7 +61,7 @@ class _Batch:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
-async def save(store: Store, history: History, storage: Storage, keyring: Keyring, model_hash: str) -> Document | None:
+async def save(store: Store, history: Registry, storage: Storage, keyring: Keyring, model_hash: str) -> Document | None:
     """Save the live bundle of a model, if it is not saved yet.
 
     Returns
@@ -78,7 +78,7 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
     ConflictError
         If the history has another bundle under this generation and version: Redis lost a tail and learned other rows.
     """
-    hands = Hands(asyncio.Semaphore(1))
+    hands = SaveLimits(asyncio.Semaphore(1))
     outcome = (await save_many(store, history, storage, keyring, [model_hash], hands))[model_hash]
     if isinstance(outcome, Exception):
         raise outcome
@@ -87,11 +87,11 @@ async def save(store: Store, history: History, storage: Storage, keyring: Keyrin
 
 async def save_many(
     store: Store,
-    history: History,
+    history: Registry,
     storage: Storage,
     keyring: Keyring,
     hashes: Sequence[str],
-    hands: Hands,
+    hands: SaveLimits,
 ) -> dict[str, Outcome]:
     """Do what :func:`save` does for each of many models, whose bundles are in memory together.
 
@@ -110,7 +110,7 @@ async def save_many(
 
 
 async def _read(
-    batch: _Batch, store: Store, history: History, keyring: Keyring, storage: Storage, hashes: Sequence[str]
+    batch: _Batch, store: Store, history: Registry, keyring: Keyring, storage: Storage, hashes: Sequence[str]
 ) -> None:
     """Read states and bundles, and check the signatures."""
     for model_hash, found in zip(hashes, await store.bundles(hashes), strict=True):
@@ -161,7 +161,7 @@ def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> 
     return document, header.chain
 
 
-async def _begin(batch: _Batch, store: Store, history: History) -> None:
+async def _begin(batch: _Batch, store: Store, history: Registry) -> None:
     """Write the intents; models that are saved already are told so, and leave the batch."""
     documents = list(batch.document.values())
     if not documents:
@@ -184,7 +184,7 @@ async def _begin(batch: _Batch, store: Store, history: History) -> None:
     failpoints.reach("snapshot.begun")
 
 
-async def _put(batch: _Batch, storage: Storage, hands: Hands) -> None:
+async def _put(batch: _Batch, storage: Storage, hands: SaveLimits) -> None:
     """Write the blobs; a model whose blob is not there leaves the batch."""
     loop = asyncio.get_running_loop()
     in_a_row = 0
@@ -211,7 +211,7 @@ async def _put(batch: _Batch, storage: Storage, hands: Hands) -> None:
             group.create_task(one(model_hash))
 
 
-async def _commit(batch: _Batch, store: Store, history: History, storage: Storage) -> None:
+async def _commit(batch: _Batch, store: Store, history: Registry, storage: Storage) -> None:
     """Turn intents into committed documents, and tell the models of them."""
     documents = list(batch.document.values())
     if not documents:
@@ -231,7 +231,7 @@ async def _commit(batch: _Batch, store: Store, history: History, storage: Storag
 async def _note(batch: _Batch, store: Store, saved: Sequence[Document]) -> None:
     await store.note_snapshots(
         [
-            Noted(
+            RetentionNote(
                 model.hash,
                 model.generation,
                 model.learned,

@@ -65,7 +65,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Claimed:
     """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it.
 
     `attempts` counts the times that just these entries were taken and came to no end, this one included. `at_s` is that
@@ -110,10 +110,10 @@ class Committed:
     digest: str
     size_bytes: int
     mail: bool
-    taken: Taken | None = None
+    taken: Claimed | None = None
 
 
-class Ledger:
+class InboxConsumer:
     """Sync access to models for those who learn and predict."""
 
     def __init__(self, store: Redis, keyring: Keyring, lock_ttl_s: float, replay_bytes_max: int = 0) -> None:
@@ -122,7 +122,7 @@ class Ledger:
         self._keyring = keyring
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
 
-    def take(self, model_hash: str, token: str, known_digest: str) -> Taken | None:
+    def take(self, model_hash: str, token: str, known_digest: str) -> Claimed | None:
         """Lock a model and read it with its next requests; None where it is gone or another lease has it."""
         (answer,) = redis_scripts.run(self._store, self._take(model_hash, token, known_digest))
         return self._taken(model_hash, answer)
@@ -139,11 +139,11 @@ class Ledger:
             [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
         )
 
-    def _taken(self, model_hash: str, answer: list[Any]) -> Taken | None:
+    def _taken(self, model_hash: str, answer: list[Any]) -> Claimed | None:
         if answer[0] != b"ok":
             return None
         _, (generation, version, rows_seen, learned, digest, recipe, attempts, large), data, entries = answer
-        return Taken(
+        return Claimed(
             hash=model_hash,
             generation=int(generation),
             version=int(version),
@@ -163,7 +163,7 @@ class Ledger:
             (payload,) = redis_scripts.run(self._store, ("GET", big))
         return Entry(sequence, chain.decode(), payload or b"", big.decode(), size_bytes)
 
-    def commit(self, taken: Taken, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
+    def commit(self, taken: Claimed, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
         """Make `bundle`, which has learned the first `count` of the taken entries, the live one.
 
         With `put_aside` the last of them was not learned, for that reason. Where others of them are left, or as many

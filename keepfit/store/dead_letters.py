@@ -60,7 +60,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
+class RetryResult:
     """What came of a call to retry: new sequences in order, why others were not moved, and how many are left.
 
     `calls` are what was moved as the row log holds it, where that was asked for.
@@ -73,7 +73,7 @@ class Retried:
     calls: tuple[Call, ...] = ()
 
 
-class Dead:
+class DeadLetters:
     """Access to what was put aside of any model."""
 
     def __init__(self, store: redis.asyncio.Redis) -> None:
@@ -93,7 +93,7 @@ class Dead:
 
     async def retry(
         self, model: Model, settings: Settings, ids: Sequence[str] | None, *, logged: bool = False
-    ) -> Retried:
+    ) -> RetryResult:
         """Move entries to the end of the model's inbox, each under a new sequence; the oldest ones where `ids` is None.
 
         Where that is to be `logged`, return what the row log is to hold of it.
@@ -113,7 +113,7 @@ class Dead:
         else:
             entries, refused = await self._named(model.hash, ids)
         if not entries:
-            return Retried(model.version, [], refused, await self.count(model.hash))
+            return RetryResult(model.version, [], refused, await self.count(model.hash))
         call = redis_scripts.call(
             "retry",
             [
@@ -153,7 +153,7 @@ class Dead:
             for name, payload in payloads.items()
             if outcomes[name].isdecimal()
         )
-        return Retried(version, sequences, refused, left, calls)
+        return RetryResult(version, sequences, refused, left, calls)
 
     async def discard(self, model_hash: str, ids: Sequence[str]) -> tuple[int, int]:
         """Forget entries for good; return how many there were and the model's version.

@@ -18,7 +18,7 @@ import msgspec
 import redis.asyncio
 
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.backends.redis_scripts import Command, Line
+from keepfit.backends.redis_scripts import Command, ScriptConnection
 from keepfit.errors import (
     IdempotencyError,
     InboxFullError,
@@ -166,7 +166,9 @@ async def write_in_pieces(client: redis.asyncio.Redis, key: str, rows: Rows, ttl
     return digest.hexdigest()
 
 
-async def put(store: Line, settings: Settings, requests: Sequence[Learn]) -> tuple[list[Outcome], list[str]]:
+async def put(
+    store: ScriptConnection, settings: Settings, requests: Sequence[Learn]
+) -> tuple[list[Outcome], list[str]]:
     """Put requests into their models' inboxes; those of one model without a key in the order given.
 
     Returns an outcome for each, and the hashes of models that somebody must be told of, because nobody learns them
@@ -183,7 +185,7 @@ async def put(store: Line, settings: Settings, requests: Sequence[Learn]) -> tup
 
 
 async def put_to_log(
-    store: Line, settings: Settings, requests: Sequence[Learn]
+    store: ScriptConnection, settings: Settings, requests: Sequence[Learn]
 ) -> tuple[list[Outcome], list[str], list[tuple[Call, list[int]]]]:
     """Do what :func:`put` does; return also what is to be logged, beside each call the requests accepted by it.
 
@@ -205,7 +207,7 @@ async def put_to_log(
     return *_told(requests, calls, answers), logged
 
 
-async def changed_since(store: Line, calls: Sequence[Call]) -> list[KeepfitError | None]:
+async def changed_since(store: ScriptConnection, calls: Sequence[Call]) -> list[KeepfitError | None]:
     """Tell of each call, which was accepted and written to the log, why it may not stand in the inbox all the same.
 
     None where it does, or was learned; UnavailableError where its model went meanwhile. A restore that then brings it

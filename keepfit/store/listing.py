@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.history import NOTED, History, Registered
+from keepfit.history import NOTED, Registry, RegistryEntry
 from keepfit.model.parameters import in_force
 from keepfit.recipe.recipe import from_text
 from keepfit.store.models import Model, Store
@@ -29,7 +29,7 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
+async def _asleep(history: Registry, registered: RegistryEntry) -> dict[str, Any]:
     """Describe a model that is in no Redis, from its newest snapshot."""
     newest = await history.newest(registered.hash, registered.born)
     changed = msgspec.json.decode(newest["changed"]) if newest and "changed" in newest else {}
@@ -46,7 +46,7 @@ async def _asleep(history: History, registered: Registered) -> dict[str, Any]:
 
 
 async def page(
-    store: Store, history: History, filters: Mapping[str, str], limit: int, after: str = ""
+    store: Store, history: Registry, filters: Mapping[str, str], limit: int, after: str = ""
 ) -> tuple[list[dict[str, Any]], str | None]:
     """List up to `limit` models by hash, and the hash to go on after (None at the end); of objects their digests."""
     # Objects are up to a megabyte each; who looks at one model gets its own.

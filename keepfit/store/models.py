@@ -18,7 +18,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import StaleModelError, UnavailableError
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.security import envelope
-from keepfit.store.retained import Kept, Noted
+from keepfit.store.retained import RetainedRequests, RetentionNote
 
 STAGED_TTL_MS = 60_000
 REASON_MAX = 500
@@ -44,7 +44,7 @@ class Model:
     digest: str
     changed: dict[str, Any]
     origin: int
-    kept: Kept
+    kept: RetainedRequests
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Install:
     """What a model begins with: nothing but its recipe, or a bundle from a snapshot.
 
     A live model of a generation before `born` is what is left of a deleted predecessor, and is replaced. `base` is the
-    text of a :class:`keepfit.store.retained.Base`, '' where it is none.
+    text of a :class:`keepfit.store.retained.ReplayBase`, '' where it is none.
     """
 
     hash: str
@@ -321,7 +321,7 @@ class Store:
             with redis_scripts.unavailable():
                 return await pipe.execute(raise_on_error=False)
 
-    async def note_snapshots(self, noted: Sequence[Noted]) -> None:
+    async def note_snapshots(self, noted: Sequence[RetentionNote]) -> None:
         """Tell models of their snapshots and take them off the list of changed ones, unless they changed again."""
         if noted:
             commands = [each.commands() for each in noted]
@@ -396,5 +396,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         digest=digest.decode(),
         changed=msgspec.json.decode(changed) if changed else {},
         origin=int(origin or generation),
-        kept=Kept.of(*kept),
+        kept=RetainedRequests.of(*kept),
     )

@@ -19,7 +19,7 @@ PLACE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class ReplayBase:
     """What kept requests come on top of: a snapshot by its document's place in the history, or the recipe.
 
     `sequence` is the last request that it has learned, in the model's sequences; `place` is (generation, version), None
@@ -39,7 +39,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RetainedRequests:
     """What a model's state says of its kept requests: those after `cut`, up to the last one learned.
 
     `bytes_learned` counts all that there ever was, `cut_bytes` what was up to `cut`, each request with
@@ -47,14 +47,14 @@ class Kept:
     they come on top of.
     """
 
-    base: Base | None = None
+    base: ReplayBase | None = None
     cut: int = 0
     cut_bytes: int = 0
     bytes_learned: int = 0
     large: tuple[tuple[int, str], ...] = ()
 
     @classmethod
-    def of(cls, kept: bytes, base: bytes, large: bytes) -> "Kept":
+    def of(cls, kept: bytes, base: bytes, large: bytes) -> "RetainedRequests":
         """Read the three fields of a state; each is empty in those of older versions.
 
         >>> Kept.of(b"5 600 7 800 900", b"5 3 4", b"6 kf:{h}:big:a")
@@ -62,12 +62,12 @@ class Kept:
         """
         cut, cut_bytes, _, _, total = map(int, kept.split()) if kept else (0,) * 5
         sequence, *place = map(int, base.split()) if base else (-1,)
-        found = Base(sequence, (place[0], place[1]) if place else None) if base else None
+        found = ReplayBase(sequence, (place[0], place[1]) if place else None) if base else None
         return cls(found, cut, cut_bytes, total, large_of(large))
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class RetentionNote:
     """A snapshot that a model is to be told of, and what the model's state was when it was saved.
 
     `chain` is that of the last request in it, `place` generation and version of its document.
@@ -77,7 +77,7 @@ class Noted:
     generation: int
     learned: int
     digest: str
-    kept: Kept
+    kept: RetainedRequests
     chain: str
     place: tuple[int, int]
     snapshot: Mapping[str, Any]
@@ -96,7 +96,7 @@ class Noted:
                 self.chain,
                 self.digest,
                 self.kept.bytes_learned,
-                Base(self.learned, self.place).text(),
+                ReplayBase(self.learned, self.place).text(),
             ],
         )
         return told, redis_scripts.call(

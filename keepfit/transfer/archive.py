@@ -41,7 +41,7 @@ TEXT_BYTES_MAX = 256 * 2**20
 MOMENT = (2000, 1, 1, 0, 0, 0)
 
 
-class Shot(msgspec.Struct, frozen=True, kw_only=True):
+class ArchivedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What is said of one snapshot: the fields of its history document that do not depend on where it is kept.
 
     `changed` is the text of the parameters that were changed before it, None where none were.
@@ -64,7 +64,7 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 
     metadata: str
     recipe: str
-    snapshots: list[Shot]
+    snapshots: list[ArchivedSnapshot]
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +78,7 @@ def _entry_of(model_hash: str) -> str:
     return f"models/{model_hash}/model.json"
 
 
-def _blob_of(model_hash: str, shot: Shot) -> str:
+def _blob_of(model_hash: str, shot: ArchivedSnapshot) -> str:
     return f"models/{model_hash}/{shot.generation}-{shot.version}"
 
 
@@ -130,7 +130,7 @@ class Writer:
                 self._file.close()
             self._part.unlink(missing_ok=True)
 
-    def add_blob(self, model_hash: str, shot: Shot, data: bytes) -> None:
+    def add_blob(self, model_hash: str, shot: ArchivedSnapshot, data: bytes) -> None:
         """Add a snapshot's bundle."""
         self._write(_blob_of(model_hash, shot), data)
 
@@ -235,7 +235,7 @@ class Reader:
             raise InvalidError(f"{self._path}: {model_hash} is not what its metadata name, or has no snapshot.")
         return model
 
-    def blob(self, model_hash: str, shot: Shot) -> tuple[Header, bytes]:
+    def blob(self, model_hash: str, shot: ArchivedSnapshot) -> tuple[Header, bytes]:
         """Read a snapshot's bundle; return its verified header and its pickle, which nobody has opened.
 
         Raises

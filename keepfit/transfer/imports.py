@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from keepfit.errors import ConflictError, EnvelopeError, KeepfitError, NotFoundError, UnavailableError
-from keepfit.history import Document, Registered
+from keepfit.history import Document, RegistryEntry
 from keepfit.identity import canonical, parse_json
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import parse
@@ -27,7 +27,7 @@ from keepfit.security.envelope import IMPORT_KEYS, Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of, save
 from keepfit.store.models import Model
-from keepfit.transfer.archive import Archived, Reader, Shot, Writer
+from keepfit.transfer.archive import Archived, ArchivedSnapshot, Reader, Writer
 from keepfit_snapshotter.run import Snapshotter, opened
 
 # Bundles of one model that are read at once, and how many bytes of them: the file is written one after another.
@@ -35,7 +35,7 @@ BLOBS_AT_ONCE, BYTES_AT_ONCE = 16, 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class TransferResult:
     """What came of moving one model; `version` and `snapshots` are of what is in the file."""
 
     hash: str
@@ -61,7 +61,7 @@ class Moved:
 
 async def export_many(
     settings: Settings, path: Path, meant: Meant, *, newest_only: bool = False, progress: Progress = silent
-) -> list[Moved]:
+) -> list[TransferResult]:
     """Write the models that are meant into a new file: each saved as it is now, with its snapshots.
 
     Requests that wait to be learned are in no bundle and do not go along. Any error ends it, and there is no file then:
@@ -77,12 +77,14 @@ async def export_many(
         return outcomes
 
 
-async def _export(parts: Snapshotter, writer: Writer, registered: Registered, *, newest_only: bool) -> Moved:
+async def _export(
+    parts: Snapshotter, writer: Writer, registered: RegistryEntry, *, newest_only: bool
+) -> TransferResult:
     model_hash = registered.hash
     await save(parts.store, parts.history, parts.storage, parts.keyring, model_hash)
     live = await parts.store.describe(model_hash)
     documents = [document async for document in parts.history.snapshots(model_hash, registered.born)]
-    kept: list[Shot] = []
+    kept: list[ArchivedSnapshot] = []
     damaged = 0
     for some in _by_size(documents):
         if newest_only and kept:
@@ -98,13 +100,13 @@ async def _export(parts: Snapshotter, writer: Writer, registered: Registered, *,
     if not kept:
         if damaged:
             raise UnavailableError(f"None of the {damaged} snapshots of {model_hash} is good.")
-        return Moved(model_hash, registered.metadata, None, 0, "left out: it has learned nothing")
+        return TransferResult(model_hash, registered.metadata, None, 0, "left out: it has learned nothing")
     model = Archived(metadata=registered.metadata_text, recipe=registered.recipe_text, snapshots=kept)
     await asyncio.to_thread(writer.add, model_hash, model)
     words = "exported" + (f", without {damaged} damaged" if damaged else "")
     if live is not None and live.inbox:
         words += f"; {live.inbox} requests that wait to be learned stay here"
-    return Moved(model_hash, registered.metadata, kept[0].version, len(kept), words)
+    return TransferResult(model_hash, registered.metadata, kept[0].version, len(kept), words)
 
 
 def _by_size(documents: list[Document]) -> list[list[Document]]:
@@ -124,7 +126,7 @@ def _by_size(documents: list[Document]) -> list[list[Document]]:
     return lots
 
 
-def _read(parts: Snapshotter, document: Document) -> tuple[Shot, bytes] | None:
+def _read(parts: Snapshotter, document: Document) -> tuple[ArchivedSnapshot, bytes] | None:
     """Read a snapshot's bundle, signed with the newest key; None where it is damaged."""
     path = path_of(document)
     data = parts.storage.get(path)
@@ -134,9 +136,9 @@ def _read(parts: Snapshotter, document: Document) -> tuple[Shot, bytes] | None:
         return None
     header, payload = parts.keyring.open(data, envelope.BUNDLE)
     data = parts.keyring.seal(header, payload)
-    said = {name: document[name] for name in Shot.__struct_fields__ if name in document}
+    said = {name: document[name] for name in ArchivedSnapshot.__struct_fields__ if name in document}
     said |= {"sha256": envelope.digest_of(data), "size_bytes": len(data)}
-    return msgspec.convert(said, Shot), data
+    return msgspec.convert(said, ArchivedSnapshot), data
 
 
 # In.
@@ -150,7 +152,7 @@ class _Coming:
     metadata: dict[str, Any]
     recipe_text: str
     model: Archived
-    registered: Registered | None
+    registered: RegistryEntry | None
     live: Model | None
     newest: Document | None
 
@@ -168,10 +170,10 @@ class _Coming:
             return f"version {self.newest['version']} with {self.newest['rows_seen']} rows, in a snapshot"
         return ""
 
-    def moved(self, outcome: str, *, failed: bool = False) -> Moved:
+    def moved(self, outcome: str, *, failed: bool = False) -> TransferResult:
         """Say what came of it."""
         shots = self.model.snapshots
-        return Moved(self.hash, self.metadata, shots[0].version, len(shots), outcome, failed)
+        return TransferResult(self.hash, self.metadata, shots[0].version, len(shots), outcome, failed)
 
 
 async def import_many(
@@ -182,7 +184,7 @@ async def import_many(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> list[Moved]:
+) -> list[TransferResult]:
     """Take in all models of a file that was signed by one of `theirs` or our own keys."""
     async with opened(settings) as parts:
         await parts.history.ensure_indexes()
@@ -191,7 +193,7 @@ async def import_many(
         keyrings = [ring for ring in (theirs, parts.keyring) if ring is not None]
         with await asyncio.to_thread(Reader, path, keyrings) as reader:
 
-            async def take_in(model_hash: str) -> Moved:
+            async def take_in(model_hash: str) -> TransferResult:
                 return await _import(restorer, reader, checked, model_hash, force=force, dry_run=dry_run)
 
             return await at_once(reader.hashes, take_in, progress)
@@ -199,11 +201,11 @@ async def import_many(
 
 async def _import(
     restorer: Restorer, reader: Reader, recipes: "_Recipes", model_hash: str, *, force: bool, dry_run: bool
-) -> Moved:
+) -> TransferResult:
     try:
         coming = await _look(restorer, reader, recipes, model_hash)
     except KeepfitError as error:
-        return Moved(model_hash, {}, None, 0, str(error), failed=True)
+        return TransferResult(model_hash, {}, None, 0, str(error), failed=True)
     if coming.registered is not None and coming.registered.recipe_text != coming.recipe_text:
         return coming.moved("refused: it is here with another recipe", failed=True)
     if coming.in_its_place and not coming.is_here and not force:
@@ -282,7 +284,12 @@ async def _take_in(restorer: Restorer, reader: Reader, coming: _Coming, *, force
 
 
 async def _keep(
-    restorer: Restorer, reader: Reader, coming: _Coming, registered: Registered, shot: Shot, generation: int
+    restorer: Restorer,
+    reader: Reader,
+    coming: _Coming,
+    registered: RegistryEntry,
+    shot: ArchivedSnapshot,
+    generation: int,
 ) -> Document:
     """Save a snapshot under a generation of ours, signed with our key, as a snapshotter does: intent, blob, commit."""
     header, payload = await asyncio.to_thread(reader.blob, coming.hash, shot)

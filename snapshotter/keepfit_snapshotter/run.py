@@ -21,18 +21,18 @@ import structlog
 from keepfit.backends import redis_clients
 from keepfit.backends.blobs import Storage, open_storage
 from keepfit.errors import KeepfitError, UnavailableError
-from keepfit.history import Document, History, snapshot_upkeep
+from keepfit.history import Document, Registry, snapshot_upkeep
 from keepfit.history import timeline_upkeep as tidying
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.observability.outage import Outage
 from keepfit.rowlog import compaction
-from keepfit.rowlog.compaction import Tended
+from keepfit.rowlog.compaction import CompactionResult
 from keepfit.rowlog.row_log import RowLog, open_log
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots.garbage import LAST, Collected, collect
 from keepfit.snapshots.retention import Rules
-from keepfit.snapshots.save import AWAY_COUNT, Hands, Outcome, save_many
+from keepfit.snapshots.save import AWAY_COUNT, Outcome, SaveLimits, save_many
 from keepfit.store.models import Store
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ class Report:
     away: str = ""
     collected: Collected = field(default_factory=Collected)
     uncollected: str = ""
-    tended: Tended = field(default_factory=Tended)
+    tended: CompactionResult = field(default_factory=CompactionResult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Snapshotter:
     """All that a pass needs."""
 
     store: Store
-    history: History
+    history: Registry
     storage: Storage
     keyring: Keyring
     bounds: Bounds = Bounds()
@@ -107,7 +107,7 @@ class Snapshotter:
         tally = _Tally(len(hashes), progress)
         groups = iter(await self._groups(hashes))
         with ThreadPoolExecutor(self.bounds.at_once, "snapshot") as threads:
-            hands = Hands(asyncio.Semaphore(self.bounds.at_once), threads)
+            hands = SaveLimits(asyncio.Semaphore(self.bounds.at_once), threads)
 
             async def save_groups() -> None:
                 while tally.in_a_row < AWAY_COUNT and (group := next(groups, None)):
@@ -159,17 +159,17 @@ class Snapshotter:
             # Those who read the bundles will find out, and it is told of them.
             return [0] * len(hashes)
 
-    async def tend_log(self) -> tuple[Tended, str]:
+    async def tend_log(self) -> tuple[CompactionResult, str]:
         """Merge what is in the row log, and let go what is old; return what was done, and why it failed or ''."""
         if self.row_log is None:
-            return Tended(), ""
+            return CompactionResult(), ""
         try:
             _, redis_s = await self.store.collection()
             now_s = min(time.time(), redis_s)
-            tended = await compaction.tend(self.row_log, self.history, now_s, self.bounds.row_log_keep_s)
+            tended = await compaction.compact(self.row_log, self.history, now_s, self.bounds.row_log_keep_s)
         except Exception as error:  # noqa: BLE001 - the same as of a collection
-            log.warning("row_log_untended", reason=told(error))
-            return Tended(), told(error)
+            log.warning("row_log_untended", reason=describe_error(error))
+            return CompactionResult(), describe_error(error)
         return tended, f"{tended.damaged} objects of the row log are damaged" if tended.damaged else ""
 
     async def clear_up(self, reason: str = "") -> tuple[Collected, str]:
@@ -188,7 +188,7 @@ class Snapshotter:
             now_s = min(time.time(), redis_s)
             collected = await collect(self.history, self.storage, after, until, self.bounds.rules, now_s)
         except Exception as error:  # noqa: BLE001 - what was saved is saved, and the next models are not to wait
-            reason = told(error)
+            reason = describe_error(error)
             log.warning("collection_failed", reason=reason)
         if collected.more:
             until = after
@@ -196,7 +196,7 @@ class Snapshotter:
         return collected, reason
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Say what was wrong."""
     return str(error) if isinstance(error, KeepfitError) else f"{type(error).__name__}: {error}"
 
@@ -218,8 +218,8 @@ class _Tally:
             self.failed[model_hash] = self.away = str(outcome)
             self.in_a_row += 1
         elif isinstance(outcome, Exception):
-            self.failed[model_hash] = told(outcome)
-            log.warning("snapshot_failed", hash=model_hash, reason=told(outcome))
+            self.failed[model_hash] = describe_error(outcome)
+            log.warning("snapshot_failed", hash=model_hash, reason=describe_error(outcome))
         else:
             self.in_a_row = 0
             if outcome is not None:
@@ -235,7 +235,7 @@ async def opened(settings: Settings) -> AsyncIterator[Snapshotter]:
     storage, row_log = open_storage(settings.snapshot_url), open_log(settings.row_log_url)
     client = redis_clients.store_async(settings)
     try:
-        async with History(settings.mongo_url.get_secret_value()) as history:
+        async with Registry(settings.mongo_url.get_secret_value()) as history:
             yield Snapshotter(Store(client), history, storage, keyring, Bounds.of(settings), row_log)
     finally:
         await client.aclose()

@@ -49,7 +49,7 @@ async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
 class Sneakers:
     """One running Node process and its data file."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.WorkerContext
     url: str
     http: ClientSession
 
@@ -105,7 +105,7 @@ def session() -> str:
 @pytest.fixture
 async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncIterator[Start]:
     """Give a function that starts the service before a keepfit address, and stop all that it started."""
-    processes: list[asyncio.subprocess.Process] = []
+    processes: list[asyncio.subprocess.WorkerContext] = []
 
     async def start_at(keepfit_url: str) -> Sneakers:
         process = await launch(keepfit_url, session, tmp_path)
@@ -122,7 +122,9 @@ async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncItera
             await process.wait()
 
 
-async def launch(keepfit_url: str, session: str, folder: Path, stderr: int | None = None) -> asyncio.subprocess.Process:
+async def launch(
+    keepfit_url: str, session: str, folder: Path, stderr: int | None = None
+) -> asyncio.subprocess.WorkerContext:
     """Start Node on a free port, with nothing of this process's environment."""
     settings = {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session}
     return await asyncio.create_subprocess_exec(

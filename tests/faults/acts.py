@@ -17,7 +17,7 @@ from keepfit.backends import redis_clients, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.observability import failpoints
 from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import Wanted
+from keepfit.restore.restorer import RestoreRequest
 from keepfit.settings import Settings
 from keepfit.store import commit
 from keepfit_gateway import app
@@ -32,7 +32,7 @@ _context.set_forkserver_preload(["tests.faults.acts"])
 @contextmanager
 def child(point: str, act: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
     """Run an act in a child with a fault point armed ('' for none); what still runs at the end is killed."""
-    started = _context.Process(target=_play, args=(point, act, *args))
+    started = _context.WorkerContext(target=_play, args=(point, act, *args))
     started.start()
     try:
         yield started
@@ -72,7 +72,7 @@ def stop_learning(settings: Settings, lease: str) -> None:
     step = learning._step
     commit.ENTRIES_MAX = 1
 
-    def stopped(here: context.Process, taken: commit.Taken, lease: str) -> bool:
+    def stopped(here: context.WorkerContext, taken: commit.Claimed, lease: str) -> bool:
         here.stopping = True
         return step(here, taken, lease)
 
@@ -126,7 +126,9 @@ def restore(settings: Settings, model_hash: str) -> None:
 def go_back(settings: Settings, model_hash: str) -> None:
     """Put version 1 in the place of a live model."""
     asyncio.run(
-        restore_many(settings, Meant(hash=model_hash), Wanted(version=1), agreed=lambda plans: True, follow=True)
+        restore_many(
+            settings, Meant(hash=model_hash), RestoreRequest(version=1), agreed=lambda plans: True, follow=True
+        )
     )
 
 
@@ -141,7 +143,7 @@ def raise_a_family(name: str, codes: Connection) -> None:
     forking = multiprocessing.get_context("fork")
     ends = []
     for _ in range(3):
-        one = forking.Process(target=failpoints.reach, args=(name,))
+        one = forking.WorkerContext(target=failpoints.reach, args=(name,))
         one.start()
         one.join()
         ends.append(one.exitcode)

@@ -19,13 +19,13 @@ from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.cli import main
 from keepfit.errors import SettingsError
 from keepfit.jobs import messages, rq_jobs, run_queue
-from keepfit.jobs.messages import Question
+from keepfit.jobs.messages import WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.observability import failpoints
 from keepfit.recipe import recipe
 from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import Wanted
+from keepfit.restore.restorer import RestoreRequest
 from keepfit.rowlog.row_log import Call, open_log
 from keepfit.rows import rows
 from keepfit.security import envelope
@@ -117,7 +117,7 @@ def learned(shop: Workshop, model_hash: str) -> bool:
     return bool(accepted == done)
 
 
-def push(shop: Workshop, room: run_queue.Room, *entries: str | bytes) -> None:
+def push(shop: Workshop, room: run_queue.RunQueue, *entries: str | bytes) -> None:
     """Have work wait in a room, and the lease for it sent for."""
     redis_scripts.run(shop.redis, run_queue.push(room, LEASE, LEASE_TTL_S, entries, most=10))
 
@@ -192,7 +192,7 @@ async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings
     """A question whose worker dies is answered by another, with what the model predicts."""
     model_hash = await shop.learned()
     asked = rows.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
-    question = Question(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
+    question = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
     push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(question)))
     assert acts.end_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
     assert not shop.redis.exists(redis_keys.replies("g"))
@@ -405,7 +405,7 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
     async with workshop(settings) as logging:
         model_hash = await logging.learned()
         await run_once(settings)
-        model, line = await logging.model(model_hash), redis_scripts.Line(logging.store.client)
+        model, line = await logging.model(model_hash), redis_scripts.ScriptConnection(logging.store.client)
         requests = [(SHOES, SIZES)]
         for number, (X, y) in enumerate(zip(SHOES, SIZES, strict=True)):
             shaped = rows.shape(model.recipe, [X], [y], learning=True)
@@ -442,7 +442,7 @@ async def test_a_return_may_die_at_any_step(deployment: Settings, shop: Workshop
         assert model_hash in await shop.store.changed()
         await run_once(deployment)
     else:
-        await restore_many(deployment, Meant(hash=model_hash), Wanted(version=1), agreed=lambda plans: True)
+        await restore_many(deployment, Meant(hash=model_hash), RestoreRequest(version=1), agreed=lambda plans: True)
     shop.lose(model_hash)
     await restore_many(deployment, Meant(hash=model_hash))
     assert (await shop.model(model_hash)).version == 1

@@ -9,7 +9,7 @@ import redis
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.jobs import messages, run_queue
-from keepfit.jobs.messages import Answer, Question
+from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.settings import Settings
 from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually
 
@@ -20,9 +20,9 @@ class Worker:
     def __init__(self, queue: redis.Redis) -> None:
         self._queue = queue
 
-    async def take(self) -> Question:
+    async def take(self) -> WorkerRequest:
         """Wait for the next question and take it."""
-        taken: list[Question] = []
+        taken: list[WorkerRequest] = []
 
         async def took() -> bool:
             for lease in self._queue.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
@@ -35,13 +35,13 @@ class Worker:
         await eventually(took, "a question")
         return taken[0]
 
-    def send(self, question: Question, *batches: bytes) -> None:
+    def send(self, question: WorkerRequest, *batches: bytes) -> None:
         """Send batches of answers to the gateway that asked."""
         self._queue.rpush(redis_keys.replies(question.gateway), *batches)
 
-    def answer(self, question: Question, **said: Any) -> None:
+    def answer(self, question: WorkerRequest, **said: Any) -> None:
         """Answer a question."""
-        self.send(question, messages.encode([Answer(question.id, question.generation, **said)]))
+        self.send(question, messages.encode([WorkerReply(question.id, question.generation, **said)]))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_an_answer_reaches_who_asked(asking: "asyncio.Task[Reply]", worker
 async def test_what_is_no_answer_makes_nobody_deaf(asking: "asyncio.Task[Reply]", worker: Worker) -> None:
     """Garbage, and answers to questions that nobody waits for, are passed over; the answer after them is heard."""
     question = await worker.take()
-    nobodys = messages.encode([Answer(question.id + 1000, result=[0.0])])
+    nobodys = messages.encode([WorkerReply(question.id + 1000, result=[0.0])])
     worker.send(question, b"garbage", b"", messages.encode({"id": question.id}), nobodys)
     worker.answer(question, result=[2.5])
     assert (await asking).of(200)["predictions"] == [2.5]

@@ -13,7 +13,7 @@ from keepfit.jobs import run_queue
 from keepfit.settings import Settings
 from keepfit_workers import context as process
 from keepfit_workers import jobs
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from tests.gateway.api_client import REGRESSOR, eventually, serving
 
@@ -23,7 +23,7 @@ KEY = {"Idempotency-Key": "once"}
 
 
 @pytest.fixture
-def context(settings: Settings) -> Iterator[Process]:
+def context(settings: Settings) -> Iterator[WorkerContext]:
     """Make this process a worker process."""
     opened = process.start(settings, "test")
     yield opened
@@ -33,7 +33,7 @@ def context(settings: Settings) -> Iterator[Process]:
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
 async def test_a_jump_of_the_clock_changes_nothing(
     settings: Settings,
-    context: Process,
+    context: WorkerContext,
     client: redis.Redis,
     metadata: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,

@@ -13,7 +13,7 @@ from keepfit.errors import UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.store.models import Store
 from keepfit_workers import learning
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from tests import servers
 from tests.gateway.api_client import REGRESSOR, Api
@@ -25,7 +25,7 @@ SLOPE = {"estimator": "SGDRegressor"}
 
 
 async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twice(
-    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle that a MemoryError left half changed is thrown away: the next turn learns each request once."""
     model = await make(store, SLOPE)
@@ -53,7 +53,7 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
 
 
 async def test_a_held_bundle_is_not_trusted_after_a_failure(
-    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle that was held from before, and changed by a turn that failed, is read anew by the next."""
     model = await make(store, SLOPE)
@@ -75,7 +75,7 @@ async def test_a_held_bundle_is_not_trusted_after_a_failure(
 
 
 async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
-    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that fails at every commit counts no attempt against the request; settled, its lock is let go of."""
     model = await make(store, SLOPE)
@@ -99,7 +99,7 @@ async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
 
 
 async def test_too_little_memory_for_one_is_told_to_that_one(
-    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of questions that wait together, the one whose rows do not fit is told so; the others have their predictions."""
     model = await taught(store, process, 1)

@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 
 from keepfit.backends import redis_clients, redis_keys
-from keepfit.backends.redis_scripts import LOAD_ALL, Command, Line
+from keepfit.backends.redis_scripts import LOAD_ALL, Command, ScriptConnection
 from keepfit.backends.redis_scripts import run as trip
 from keepfit.local.stack import accepts, free_port, redis_command
 from keepfit.settings import Settings
@@ -106,7 +106,7 @@ class Bench:
         self._runner.close()
 
 
-class Recorder(Line):
+class Recorder(ScriptConnection):
     """The gateway's connection for accepting, which remembers answers and can lose the first of them."""
 
     def __init__(self, bench: Bench) -> None:

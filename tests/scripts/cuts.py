@@ -26,7 +26,7 @@ from keepfit.model.columns import Columns
 from keepfit.model.serialization import unseal
 from keepfit.store import commit as commits
 from keepfit.store import inbox
-from keepfit.store.commit import Ledger, Taken
+from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Learn
 from keepfit.store.models import Install, Store
 from keepfit.store.retained import PLACE_BYTES
@@ -49,7 +49,7 @@ class Recording:
     log: bytes
     held: Sequence[tuple[int, dict[str, Any]]]
     tail: int
-    taken: Taken
+    taken: Claimed
 
     @property
     def ends(self) -> list[int]:
@@ -72,20 +72,20 @@ class Clerk:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.ledger = Ledger(bench.client, KEYRING, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
+        self.ledger = InboxConsumer(bench.client, KEYRING, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
         return self.bench.run(inbox.put(self.bench.line, self.bench.settings, [Learn(A, 1, 2, rows, key)]))[0][0]
 
-    def take(self, token: str) -> Taken:
+    def take(self, token: str) -> Claimed:
         """Take the model, whoever had it."""
         self.bench.client.delete(redis_keys.lock(A))
         taken = self.ledger.take(A, token, "")
         assert taken is not None
         return taken
 
-    def learn(self, taken: Taken, token: str) -> int:
+    def learn(self, taken: Claimed, token: str) -> int:
         """Commit all that was taken; the bundle says which rows it has learned."""
         learned = unseal(taken.data, KEYRING, RECIPE, A)[1].estimator if taken.data else []
         taught = [*learned, *(entry.payload for entry in taken.entries)]

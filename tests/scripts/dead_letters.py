@@ -17,11 +17,11 @@ from hypothesis.stateful import rule
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import InboxFullError, KeepfitError, NotFoundError, StaleModelError
 from keepfit.store import dead_letters as deads
-from keepfit.store.dead_letters import REASONS, Entry, Retried
+from keepfit.store.dead_letters import REASONS, Entry, RetryResult
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS
 from tests.scripts.models import ROWS, WORKERS, Models, hashes, rarely, workers
-from tests.scripts.plain import Dead, Request, Retry
+from tests.scripts.plain import DeadLetters, Request, Retry
 
 # What happens between the look for what is there and the script, or between a call and its repeat.
 MEANWHILE = ("retry", "discard", "delete", "make again", "lose rows", "learn", "expire")
@@ -41,7 +41,7 @@ class Aside(Models):
         patch = mock.patch.object(deads, "REPEAT_TTL_S", 3600 * plain.RETRIED_H)
         self.patches.append(patch)
         patch.start()
-        self.dead = deads.Dead(self.bench.store)
+        self.dead = deads.DeadLetters(self.bench.store)
 
     def _named(self, h: str) -> Named:
         return tuple((dead.id, dead.request.big) for dead in self.plain.dead.get(h, []))
@@ -75,7 +75,9 @@ class Aside(Models):
     def leave_over(self, h: str, payload: bytes) -> None:
         """Something of another generation is there, as no script leaves it."""
         if h in self.plain.models and not self.client.exists(redis_keys.dead(h)):
-            left = Dead(self.plain.models[h].generation - 1, Request(1, payload, "", len(payload), ()), "KeyError: no")
+            left = DeadLetters(
+                self.plain.models[h].generation - 1, Request(1, payload, "", len(payload), ()), "KeyError: no"
+            )
             self.client.xadd(redis_keys.dead(h), {**left.stored(), "at": round(1000 * time.time())}, id=left.id)
             self.plain.dead[h] = [left]
 
@@ -138,7 +140,7 @@ class Aside(Models):
             fate = self.bench.run(self.dead.fate(h, dead.generation, dead.request.sequence))
             assert fate == (dead.reason, bool(model and model.removed))
 
-    def _entry(self, dead: Dead, rows: bytes) -> Entry:
+    def _entry(self, dead: DeadLetters, rows: bytes) -> Entry:
         request = dead.request
         head = self.plain.big.get(request.big, (b"", 0))[0] if request.big else request.payload
         # All that matters of these rows is that they are no msgpack of more than 127 rows.
@@ -200,7 +202,7 @@ class Aside(Models):
                 outcome = type(error)
         left = len(self.plain.dead.get(h, []))
         if not named:
-            assert (answers, outcome) == ([], Retried(model.version, [], refused, left))
+            assert (answers, outcome) == ([], RetryResult(model.version, [], refused, left))
         elif answers[-1][0] != b"ok":
             assert outcome == {b"missing": NotFoundError, b"stale": StaleModelError}[answers[-1][0]]
         else:
@@ -208,7 +210,7 @@ class Aside(Models):
             moved = [int(word) for word in words.values() if word.isdecimal()]
             refused |= {name: REASONS[word] for name, word in words.items() if not word.isdecimal()}
             full = not moved and "full" in words.values()
-            assert outcome == (InboxFullError if full else Retried(answers[-1][1], moved, refused, left))
+            assert outcome == (InboxFullError if full else RetryResult(answers[-1][1], moved, refused, left))
 
     def _between(
         self, h: str, script: str, call: Callable[[redis_scripts.Command], None], answers: list[Any], meanwhile: str,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keepfit.store.commit import Taken
+from keepfit.store.commit import Claimed
 from keepfit.store.models import Model
 from tests.scripts.plain import Bundled, Held
 
@@ -15,7 +15,7 @@ WRONG = ("generation", "digest", "learned", "chain", "stage")
 class Hand:
     """A model that a worker has taken, under the name of `token`."""
 
-    taken: Taken
+    taken: Claimed
     held: Held
     token: str
 

@@ -21,24 +21,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from keepfit import identity
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.errors import GapError, InboxFullError, KeepfitError, StaleModelError, UnavailableError
-from keepfit.history import Registered
+from keepfit.errors import InboxFullError, KeepfitError, MissingRequestsError, StaleModelError, UnavailableError
+from keepfit.history import RegistryEntry
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
 from keepfit.restore import idempotency, repair
-from keepfit.restore.snapshot_bundle import Fetched
-from keepfit.rowlog.row_log import Call as Logged
+from keepfit.restore.snapshot_bundle import SnapshotBundle
+from keepfit.rowlog.row_log import Call as LoggedRequest
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.store import commit as commits
 from keepfit.store import inbox
 from keepfit.store import models as stores
-from keepfit.store.commit import Ledger, Taken
+from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Accepted, Learn
 from keepfit.store.models import Install, Model, Rewind, Store
-from keepfit.store.retained import Base, Noted
+from keepfit.store.retained import ReplayBase, RetentionNote
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
@@ -89,7 +89,7 @@ class Models(RuleBasedStateMachine):
             patch.start()
         self.bench.empty()
         self.client = self.bench.client
-        self.ledger = Ledger(self.client, KEYRING, plain.LOCK_H * 3600, plain.REPLAY_MAX)
+        self.ledger = InboxConsumer(self.client, KEYRING, plain.LOCK_H * 3600, plain.REPLAY_MAX)
         self.store = Store(self.bench.store)
         self.plain = plain.Store()
         self.generations = dict.fromkeys(METADATA, 0)
@@ -176,11 +176,11 @@ class Models(RuleBasedStateMachine):
         self._accept(h, [b"other" if other else payload], (100, 1000), key=key)
 
     def _remember(self, h: str, generation: int, key: str, payload: bytes, first: int) -> None:
-        registered = Registered(h, METADATA[h], RECIPE.text(), generation, self.born[h])
+        registered = RegistryEntry(h, METADATA[h], RECIPE.text(), generation, self.born[h])
         # Of the day for which it is known, two hours are left; of another call's nothing is.
         hours = plain.LOCK_H
         calls = {
-            f"c:{name}": Logged(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
+            f"c:{name}": LoggedRequest(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
             for name, left in ((key, hours), ("over", 0))
         }
         answers = {redis_keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
@@ -201,7 +201,7 @@ class Models(RuleBasedStateMachine):
         asked = Install(
             h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.taught), len(bundle.history),
             plain.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data, 2,
-            self.born[h], dict(bundle.changed), Base(new.learned, snapshot.place).text() if known else "",
+            self.born[h], dict(bundle.changed), ReplayBase(new.learned, snapshot.place).text() if known else "",
         )  # fmt: skip
         expected = self.plain.install(h, new, self.born[h], staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
@@ -247,13 +247,13 @@ class Models(RuleBasedStateMachine):
         elif seen == "gone":
             self._delete(h, made_again=False)
         header, payload = KEYRING.open(snapshot.data, envelope.BUNDLE)
-        fetched = Fetched(snapshot.document, header, snapshot.data, payload, 2, dict(snapshot.bundle.changed))
+        fetched = SnapshotBundle(snapshot.document, header, snapshot.data, payload, 2, dict(snapshot.bundle.changed))
         signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
         digest, metrics = sha256(signed.data).hexdigest(), b'{"rows":%d}' % generation
         bundle = replace(snapshot.bundle, digest=digest, history=history, metrics=metrics)
         to = Rewind(
             h, generation, snapshot.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
-            dict(bundle.changed), Base(len(history), snapshot.place).text() if known else "",
+            dict(bundle.changed), ReplayBase(len(history), snapshot.place).text() if known else "",
         )  # fmt: skip
         place = snapshot.place if known else None
         back = plain.Back(h, live.generation, live.version, live.digest, generation, snapshot.version, bundle, place)
@@ -272,7 +272,7 @@ class Models(RuleBasedStateMachine):
         data: Any = self.client.get(redis_keys.bundle(h))
         header, payload = KEYRING.open(data, envelope.BUNDLE)
         generation, history = self._next_generation(h), model.bundle.history
-        fetched = Fetched({}, header, data, payload, 2, dict(model.bundle.changed))
+        fetched = SnapshotBundle({}, header, data, payload, 2, dict(model.bundle.changed))
         signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
         bundle = replace(model.bundle, digest=sha256(signed.data).hexdigest())
         to = Rewind(
@@ -294,7 +294,7 @@ class Models(RuleBasedStateMachine):
             name = lost.big or redis_keys.inbox(h)
             dumped = self.client.dump(name)
             self.client.delete(name)
-            with pytest.raises(GapError):
+            with pytest.raises(MissingRequestsError):
                 self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
             self.client.restore(name, 0, dumped)  # type: ignore[arg-type]
 
@@ -304,7 +304,7 @@ class Models(RuleBasedStateMachine):
             return
         try:
             base, requests = self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
-        except GapError as error:
+        except MissingRequestsError as error:
             lost, told = model.base[1] is None or model.lacks[-1], str(error)
             assert lost is True or f"{lost} were" in told or f"{lost} was" in told
         else:
@@ -462,7 +462,7 @@ class Models(RuleBasedStateMachine):
             taken = self.ledger.take(h, token, digest)
         self._taken(h, token, taken, held, digest)
 
-    def _taken(self, h: str, token: str, taken: Taken | None, held: Held | None, known: str) -> None:
+    def _taken(self, h: str, token: str, taken: Claimed | None, held: Held | None, known: str) -> None:
         """See that what was taken is what the plain model gave, and have it in hand."""
         model = self.plain.models.get(h)
         if taken is None or held is None or model is None:
@@ -700,7 +700,7 @@ class Models(RuleBasedStateMachine):
     def _note(self, h: str, snapshot: Snapshot) -> None:
         chain = plain.chain_of(snapshot.bundle.history)
         state = snapshot.state
-        noted = Noted(
+        noted = RetentionNote(
             h, state.generation, state.learned, state.digest, state.kept, chain, snapshot.place, snapshot.document
         )
         self.bench.run(self.store.note_snapshots([noted]))

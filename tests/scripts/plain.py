@@ -21,7 +21,7 @@ CLAIM_H = 1
 # What a kept request takes beside its rows, and what may be kept.
 PLACE, REPLAY_MAX = 64, 260
 
-Content = tuple[Any, int]
+RowsBody = tuple[Any, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class DeadLetters:
     """A request put aside."""
 
     generation: int
@@ -297,7 +297,7 @@ class Store:
     """All models, and what is told to those who listen."""
 
     models: dict[str, Model] = field(default_factory=dict)
-    dead: dict[str, list[Dead]] = field(default_factory=dict)
+    dead: dict[str, list[DeadLetters]] = field(default_factory=dict)
     locks: dict[str, tuple[str, int]] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
     retried: dict[str, bytes] = field(default_factory=dict)
@@ -472,7 +472,7 @@ class Store:
         learned = held.requests[: count - 1] if put_aside else held.requests[:count]
         self._keep(model, list(learned), len(held.bundle.history))
         if put_aside:
-            self.dead.setdefault(held.hash, []).append(Dead(model.generation, last, put_aside))
+            self.dead.setdefault(held.hash, []).append(DeadLetters(model.generation, last, put_aside))
         self._tell(held.hash, model, put_aside=put_aside)
         return model.version
 
@@ -552,9 +552,9 @@ class Store:
         model.removed += count
         return [count, model.version]
 
-    def page(self, h: str, after: str, limit: int, rows_max: int, bytes_max: int) -> list[tuple[Dead, bytes]]:
+    def page(self, h: str, after: str, limit: int, rows_max: int, bytes_max: int) -> list[tuple[DeadLetters, bytes]]:
         """What was put aside since `after`, oldest first, each with its rows where they are not too long."""
-        found: list[tuple[Dead, bytes]] = []
+        found: list[tuple[DeadLetters, bytes]] = []
         for dead in self.dead.get(h, []):
             rows = dead.request.stored_rows if len(dead.request.stored_rows) <= rows_max else b""
             if after and _order(dead.id) <= _order(after):
@@ -577,9 +577,9 @@ class Store:
         if h in self.changed and self.changed[h] <= redis_keys.change(generation, version):
             del self.changed[h]
 
-    def keys(self) -> dict[str, Content]:
+    def keys(self) -> dict[str, RowsBody]:
         """Everything Redis should hold but staged bundles: value and hours to live by key; of a bundle its digest."""
-        held: dict[str, Content] = {}
+        held: dict[str, RowsBody] = {}
         for h, model in self.models.items():
             held[redis_keys.state(h)] = (model.stored(), 0)
             if model.bundle.digest:

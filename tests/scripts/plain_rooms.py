@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from keepfit.jobs.run_queue import DEATHS_MAX, Room
+from keepfit.jobs.run_queue import DEATHS_MAX, RunQueue
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class WorkerRequest:
     """A question about a model; `alive` until its deadline."""
 
     model: str
@@ -21,16 +21,16 @@ class Question:
 
 
 # What is in hand of a lease: questions, or the models themselves.
-Entry = Question | str
+Entry = WorkerRequest | str
 
 
 @dataclass(slots=True)
 class PlainRoom:
     """One room as it should be; `done` are the questions that were laid down or dropped."""
 
-    room: Room
+    room: RunQueue
     waiting: list[str] = field(default_factory=list)
-    questions: dict[str, list[Question]] = field(default_factory=dict)
+    questions: dict[str, list[WorkerRequest]] = field(default_factory=dict)
     leases: dict[str, bool] = field(default_factory=dict)
     holders: dict[str, tuple[str, bool]] = field(default_factory=dict)
     claimed: dict[str, list[Entry]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class PlainRoom:
         idle, refused = not self.waiting, []
         for number, entry in enumerate(entries, start=1):
             model = entry if isinstance(entry, str) else entry.model
-            if isinstance(entry, Question):
+            if isinstance(entry, WorkerRequest):
                 asked = self.questions.setdefault(model, [])
                 while len(asked) >= most and not asked[0].alive:
                     self.done.add(asked.pop(0).text)
@@ -126,7 +126,7 @@ class PlainRoom:
                 self.waiting.append(model)
 
     def _lay_down(self, lease: str) -> None:
-        self.done |= {entry.text for entry in self.claimed.pop(lease, []) if isinstance(entry, Question)}
+        self.done |= {entry.text for entry in self.claimed.pop(lease, []) if isinstance(entry, WorkerRequest)}
 
     def release(self, lease: str, when: str) -> int:
         """End a lease, if nothing waits, if another is out, or in any case."""
@@ -143,7 +143,7 @@ class PlainRoom:
         if self.leases.pop(lease, None) is None:
             return
         for entry in reversed(self.claimed.pop(lease, [])):
-            if isinstance(entry, Question):
+            if isinstance(entry, WorkerRequest):
                 if entry.deaths + 1 >= DEATHS_MAX:
                     self.poison.append(entry.text)
                     continue

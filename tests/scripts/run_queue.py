@@ -17,10 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.jobs import run_queue
-from keepfit.jobs.run_queue import LEARN, PREDICT, Room
+from keepfit.jobs.run_queue import LEARN, PREDICT, RunQueue
 from tests.scripts.bench import HOUR_MS, Bench
 from tests.scripts.models import rarely
-from tests.scripts.plain_rooms import Entry, PlainRoom, Question
+from tests.scripts.plain_rooms import Entry, PlainRoom, WorkerRequest
 
 # Hashes whose first eight digits are even and odd: of two workers, the first and the second one's own.
 MODELS = tuple(f"{number:08x}".ljust(64, "0") for number in (2, 3, 4))
@@ -92,22 +92,22 @@ class Rooms(RuleBasedStateMachine):
         """Tell the learn room of models with mail, some perhaps twice."""
         self._push(LEARN, lease, list(told), 1)
 
-    def _push(self, room: Room, lease: str, entries: list[Entry], most: int) -> None:
+    def _push(self, room: RunQueue, lease: str, entries: list[Entry], most: int) -> None:
         sent = [e if isinstance(e, str) else run_queue.entry(e.model, TTL_S, e.text.encode()) for e in entries]
         (answer,) = redis_scripts.run(self.client, run_queue.push(room, lease, TTL_S, sent, most))
         expected = self.plain[room.name].push(lease, entries, most, self.workers)
         assert answer == expected
         refused = expected[1:]
         self.let_in |= {
-            e.text for number, e in enumerate(entries, 1) if isinstance(e, Question) and number not in refused
+            e.text for number, e in enumerate(entries, 1) if isinstance(e, WorkerRequest) and number not in refused
         }
 
     @rule(room=both_rooms, lease=leases, worker=st.sampled_from(WORKERS), renew=rarely(True, False))
-    def claim(self, room: Room, lease: str, worker: str, renew: bool) -> None:
+    def claim(self, room: RunQueue, lease: str, worker: str, renew: bool) -> None:
         """Claim what comes next, or only renew, with a lease that may not be valid."""
         self._claim(room, lease, worker, renew=renew)
 
-    def _claim(self, room: Room, lease: str, worker: str, *, renew: bool = False) -> None:
+    def _claim(self, room: RunQueue, lease: str, worker: str, *, renew: bool = False) -> None:
         (answer,) = redis_scripts.run(self.client, run_queue.claim(room, lease, TTL_S, worker, renew=renew))
         assert answer == self.plain[room.name].claim(lease, worker, self.jobs, renew=renew)
 
@@ -120,7 +120,7 @@ class Rooms(RuleBasedStateMachine):
 
     @rule(room=both_rooms, model=models, asked=st.lists(models, max_size=8), number=st.sampled_from((3, 3, 2)),
           most=st.sampled_from((100, 100, 2)), passed=st.booleans())  # fmt: skip
-    def crowd(self, room: Room, model: str, asked: list[str], number: int, most: int, passed: bool) -> None:
+    def crowd(self, room: RunQueue, model: str, asked: list[str], number: int, most: int, passed: bool) -> None:
         """Work is late again and again, until all workers have a lease on the room; then more comes than may."""
         self._live(number)
         for lease, worker in zip(LEASES, WORKERS, strict=True):
@@ -132,11 +132,11 @@ class Rooms(RuleBasedStateMachine):
             self._give_up(model, 0)
         self._push(room, LEASES[0], [self._entry_for(room, model) for model in asked], most)
 
-    def _entry_for(self, room: Room, model: str) -> Entry:
-        return Question(model, f"question {next(self.numbers)}") if room.questions else model
+    def _entry_for(self, room: RunQueue, model: str) -> Entry:
+        return WorkerRequest(model, f"question {next(self.numbers)}") if room.questions else model
 
     @rule(room=both_rooms, lease=leases, when=st.sampled_from(("idle", "spare", "now")))
-    def release(self, room: Room, lease: str, when: run_queue.When) -> None:
+    def release(self, room: RunQueue, lease: str, when: run_queue.When) -> None:
         """End a lease, if it may end."""
         (answer,) = redis_scripts.run(self.client, run_queue.release(room, lease, when))
         assert answer == self.plain[room.name].release(lease, when)
@@ -180,18 +180,18 @@ class Rooms(RuleBasedStateMachine):
     # Time passes.
 
     @rule(room=both_rooms)
-    def be_late(self, room: Room) -> None:
+    def be_late(self, room: RunQueue) -> None:
         """What waits has waited for long."""
         self._be_late(room)
 
-    def _be_late(self, room: Room) -> None:
+    def _be_late(self, room: RunQueue) -> None:
         plain = self.plain[room.name]
         if plain.late is not None:
             self.client.set(redis_keys.since(room.name), LONG_AGO_MS)
             plain.late = True
 
     @rule(room=both_rooms, lease=leases)
-    def fall_asleep(self, room: Room, lease: str) -> None:
+    def fall_asleep(self, room: RunQueue, lease: str) -> None:
         """A lease is busy with something slow."""
         plain = self.plain[room.name]
         if lease in plain.holders:
@@ -200,7 +200,7 @@ class Rooms(RuleBasedStateMachine):
             self.client.hset(redis_keys.holders(room.name), lease, f"{worker} {LONG_AGO_MS}")
 
     @rule(room=both_rooms, lease=leases)
-    def grow_old(self, room: Room, lease: str) -> None:
+    def grow_old(self, room: RunQueue, lease: str) -> None:
         """A lease is not renewed in time."""
         plain = self.plain[room.name]
         if lease in plain.leases:
@@ -286,7 +286,7 @@ class Rooms(RuleBasedStateMachine):
         }
 
 
-def _questions(fields: dict[str, bytes]) -> dict[str, list[Question]]:
+def _questions(fields: dict[str, bytes]) -> dict[str, list[WorkerRequest]]:
     """Read the hash of questions: those of each model from its first number to its last, and no others."""
     found = {}
     for model in [name.removesuffix(":first") for name in fields if name.endswith(":first")]:
@@ -296,9 +296,9 @@ def _questions(fields: dict[str, bytes]) -> dict[str, list[Question]]:
     return found
 
 
-def _question(model: str, stored: bytes) -> Question:
+def _question(model: str, stored: bytes) -> WorkerRequest:
     deaths, deadline, text = stored[:1], stored[1:14], stored[14:]
-    return Question(model, text.decode(), int(deaths), alive=int(deadline) > LONG_AGO_MS)
+    return WorkerRequest(model, text.decode(), int(deaths), alive=int(deadline) > LONG_AGO_MS)
 
 
 def _entry(stored: bytes) -> Entry:

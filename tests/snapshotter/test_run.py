@@ -309,13 +309,13 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
     ):  # fmt: skip
         count(owner, name)
     looked_after = []
-    lives = snapshot_upkeep.lives
+    lifetimes = snapshot_upkeep.lifetimes
 
-    async def counted_lives(*args: Any) -> list[snapshot_upkeep.Life]:
-        looked_after.extend(found := await lives(*args))
+    async def counted_lives(*args: Any) -> list[snapshot_upkeep.ModelLifetime]:
+        looked_after.extend(found := await lifetimes(*args))
         return found
 
-    monkeypatch.setattr(snapshot_upkeep, "lives", counted_lives)
+    monkeypatch.setattr(snapshot_upkeep, "lifetimes", counted_lives)
     before = commands(shop)
     report = await shop.parts.run_pass()
     asked = commands(shop) - before

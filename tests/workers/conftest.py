@@ -8,13 +8,13 @@ import redis
 from keepfit.backends import redis_clients
 from keepfit.settings import Settings
 from keepfit.store.models import Store
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 
 
 @pytest.fixture
-def process(settings: Settings) -> Iterator[Process]:
+def process(settings: Settings) -> Iterator[WorkerContext]:
     """Return the context of a worker process."""
-    opened = Process(settings, "test")
+    opened = WorkerContext(settings, "test")
     yield opened
     opened.close()
 

@@ -13,15 +13,15 @@ import pytest
 import structlog
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
-from keepfit.jobs.messages import Question, decode_answers, encode
+from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from keepfit.store.commit import Ledger
-from keepfit_workers.context import Process
+from keepfit.store.commit import InboxConsumer
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
@@ -37,13 +37,13 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
         yield opened
 
 
-async def asked(shop: Workshop, process: Process, *hashes: str) -> list[Any]:
+async def asked(shop: Workshop, process: WorkerContext, *hashes: str) -> list[Any]:
     """Have predictions asked for of each model; return the answers as they come."""
     entries = []
     for number, model_hash in enumerate(hashes):
         model = await shop.model(model_hash)
         rows = shape(model.recipe, SHOES, learning=False)
-        entries.append(encode(Question(number, "g", model_hash, "predict", model.generation, rows)))
+        entries.append(encode(WorkerRequest(number, "g", model_hash, "predict", model.generation, rows)))
     # A worker has no loop of its own in its thread.
     left = await asyncio.to_thread(answer_all, process, entries)
     if left:
@@ -53,7 +53,7 @@ async def asked(shop: Workshop, process: Process, *hashes: str) -> list[Any]:
     return [answer for batch in batches for answer in decode_answers(batch)]
 
 
-async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Workshop, process: Process) -> None:
+async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Workshop, process: WorkerContext) -> None:
     """Others have their answers first; who knew the model as it was hears that it is another generation now."""
     broken, well = await shop.learned(), await shop.learned()
     expected = await shop.predict(broken)
@@ -64,7 +64,7 @@ async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Wo
     assert again.result == expected
 
 
-async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop, process: Process) -> None:
+async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop, process: WorkerContext) -> None:
     """A worker that finds the bundle broken puts it right in one turn, and learns what waits in the next."""
     model_hash, twin = await shop.learned(), await shop.learned()
     shop.redis.set(redis_keys.bundle(model_hash), b"KFIT\x01?")
@@ -79,13 +79,13 @@ async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop
 
 
 async def test_a_gap_is_told_and_not_looked_for_again(
-    shop: Workshop, process: Process, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where requests are missing predictions say which, at once from then on; what waits is not touched."""
     model_hash = await shop.make()
     for _ in range(2):
         await shop.accept(model_hash)
-        none_kept = Ledger(shop.redis, shop.parts.keyring, 6.0)
+        none_kept = InboxConsumer(shop.redis, shop.parts.keyring, 6.0)
         taken = none_kept.take(model_hash, "t", "")
         assert taken is not None
         bundle = unseal(taken.data, process.keyring, parse(SHOES_RECIPE), model_hash)[1] if taken.data else None
@@ -116,7 +116,7 @@ def away(folder: Path) -> Iterator[None]:
         folder.with_name("away").rename(folder)
 
 
-async def test_a_part_that_is_away_is_waited_for(shop: Workshop, process: Process) -> None:
+async def test_a_part_that_is_away_is_waited_for(shop: Workshop, process: WorkerContext) -> None:
     """While the snapshot cannot be read the answer is that, and the next one is right."""
     model_hash = await shop.learned()
     await shop.parts.run_pass()

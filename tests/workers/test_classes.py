@@ -8,7 +8,7 @@ from keepfit.backends import redis_keys
 from keepfit.recipe.recipe import CLASSES_MAX
 from keepfit.settings import Settings
 from keepfit.store.models import Store
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from tests.gateway.api_client import Twin
 from tests.workers.test_learning import described, learn_all, make, send
 
@@ -22,7 +22,7 @@ REQUESTS: list[tuple[list[list[float]], list[Any]]] = [
 
 
 async def test_more_labels_than_there_may_be_are_put_aside_with_the_reason(
-    store: Store, process: Process, client: redis.Redis
+    store: Store, process: WorkerContext, client: redis.Redis
 ) -> None:
     """A target of ever new labels is put aside and says why; the requests after it are learned, by the same classes."""
     model = await make(store, {"estimator": "Perceptron"})
@@ -40,12 +40,12 @@ async def test_more_labels_than_there_may_be_are_put_aside_with_the_reason(
 
 
 async def test_a_new_class_is_learned_by_another_worker_than_the_old_ones(
-    store: Store, process: Process, settings: Settings
+    store: Store, process: WorkerContext, settings: Settings
 ) -> None:
     """What one process has grown and written, another one loads, and learns one class more."""
     model = await make(store, RECIPE)
     twin = Twin(RECIPE)
-    other = Process(settings, "other")
+    other = WorkerContext(settings, "other")
     try:
         for place, (X, y) in enumerate(REQUESTS):
             await send(store, model, X, y)

@@ -14,7 +14,7 @@ from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows, shape
 from keepfit.settings import Settings
 from keepfit.store.models import Install, Model, Store
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from keepfit_workers.sweep import end_lease
 from tests.factories import accept
@@ -66,7 +66,7 @@ async def send(store: Store, model: Model, value: float) -> int:
     return (await accept(store, model, rows)).sequence
 
 
-def work(process: Process, model: Model, client: redis.Redis) -> int:
+def work(process: WorkerContext, model: Model, client: redis.Redis) -> int:
     """Learn all that waits, with a new worker for each that dies, as a supervisor does; return the deaths."""
     for deaths in range(3 * REQUESTS):
         lease = f"lease-{deaths}"
@@ -90,7 +90,7 @@ def dead(client: redis.Redis, model: Model) -> list[dict[bytes, bytes]]:
 @pytest.mark.usefixtures("deadly")
 @pytest.mark.parametrize(("at", "updates"), [(0, "exact"), (137, "exact"), (137, "merged"), (REQUESTS - 1, "exact")])
 async def test_one_of_many_that_kills_is_found_by_halving(
-    store: Store, process: Process, client: redis.Redis, updates: str, at: int
+    store: Store, process: WorkerContext, client: redis.Redis, updates: str, at: int
 ) -> None:
     """One deadly request among hundreds costs a few workers, not hundreds; all others are learned in order."""
     model = await make(store, updates=updates)
@@ -115,7 +115,7 @@ async def test_one_of_many_that_kills_is_found_by_halving(
 
 
 @pytest.mark.usefixtures("deadly")
-async def test_two_that_kill_are_both_found(store: Store, process: Process, client: redis.Redis) -> None:
+async def test_two_that_kill_are_both_found(store: Store, process: WorkerContext, client: redis.Redis) -> None:
     """After the first deadly request is put aside, the second one is found in the same way."""
     model = await make(store)
     for i in range(64):
@@ -126,7 +126,7 @@ async def test_two_that_kill_are_both_found(store: Store, process: Process, clie
 
 
 @pytest.mark.usefixtures("deadly")
-async def test_one_death_makes_nothing_suspect(store: Store, process: Process, client: redis.Redis) -> None:
+async def test_one_death_makes_nothing_suspect(store: Store, process: WorkerContext, client: redis.Redis) -> None:
     """After a first death the same requests are read together once more, and those that came since are not."""
     model = await make(store)
     for i in range(8):
@@ -143,7 +143,7 @@ async def test_one_death_makes_nothing_suspect(store: Store, process: Process, c
 
 @pytest.mark.usefixtures("deadly")
 async def test_rows_that_came_after_the_death_are_not_suspect(
-    store: Store, process: Process, client: redis.Redis
+    store: Store, process: WorkerContext, client: redis.Redis
 ) -> None:
     """A request that kills alone is tried alone again, however much came in behind it."""
     model = await make(store)
@@ -159,7 +159,7 @@ async def test_rows_that_came_after_the_death_are_not_suspect(
 
 
 async def test_a_request_that_needs_too_much_memory_is_put_aside(
-    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that runs out of memory lives on; after some tries the request is put aside and the next is learned."""
     model = await make(store)
@@ -181,7 +181,7 @@ async def test_a_request_that_needs_too_much_memory_is_put_aside(
 
 
 async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
-    store: Store, process: Process, client: redis.Redis
+    store: Store, process: WorkerContext, client: redis.Redis
 ) -> None:
     """A bundle that cannot be read for a long time holds its mail up; mended, all of it is learned."""
     model = await make(store)
@@ -204,7 +204,7 @@ async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_rows_that_make_the_model_infinite_are_put_aside(
-    store: Store, process: Process, client: redis.Redis, updates: str
+    store: Store, process: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """Rows that would leave an infinite coefficient are put aside, saying which; later rows go on from before them."""
     model = await make(store, params={"eta0": 1e280, "learning_rate": "constant"}, updates=updates)
@@ -224,7 +224,7 @@ async def test_rows_that_make_the_model_infinite_are_put_aside(
 
 
 async def test_what_is_put_aside_says_when_and_what(
-    store: Store, process: Process, client: redis.Redis, settings: Settings
+    store: Store, process: WorkerContext, client: redis.Redis, settings: Settings
 ) -> None:
     """An entry is named by generation and sequence and has its time, its size and its rows."""
     metadata = {"type": "poison", "counts": True}

@@ -9,7 +9,7 @@ import structlog
 
 from keepfit import identity
 from keepfit.backends import redis_keys
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.model.bundle import Bundle
 from keepfit.observability import request_id
 from keepfit.recipe.recipe import Recipe, parse
@@ -18,7 +18,7 @@ from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from tests.factories import accept
 
@@ -43,7 +43,7 @@ async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | 
 
 async def change(store: Store, model: Model, params: dict[str, Any]) -> None:
     """Have a change of parameters accepted."""
-    line = Line(store._store)
+    line = ScriptConnection(store._store)
     (outcome,), _ = await inbox.put(line, Settings(), [inbox.change(model.hash, model.generation, params)])
     await line.close()
     assert isinstance(outcome, Accepted)
@@ -56,7 +56,7 @@ async def described(store: Store, model: Model) -> Model:
     return again
 
 
-def learn_all(process: Process, model_hash: str) -> None:
+def learn_all(process: WorkerContext, model_hash: str) -> None:
     """Learn for as many turns as it takes: how much fits into one depends on what else the machine does."""
     while learn(process, model_hash, "lease"):
         pass
@@ -64,7 +64,7 @@ def learn_all(process: Process, model_hash: str) -> None:
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_are_learned(
-    store: Store, process: Process, client: redis.Redis, updates: str
+    store: Store, process: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """Negative counts are refused by MultinomialNB: that request is kept aside, all around it are learned."""
     model = await make(store, {**COUNTS, "updates": updates})
@@ -97,7 +97,9 @@ def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
     return bundle
 
 
-async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(store: Store, process: Process) -> None:
+async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(
+    store: Store, process: WorkerContext
+) -> None:
     """A worker that is to stop says that mail is left, so that the next lease learns it and nobody has to sweep."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [2.0])
@@ -106,7 +108,7 @@ async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(s
     assert (await described(store, model)).inbox == 1
 
 
-async def test_merged_requests_become_one_call(store: Store, process: Process) -> None:
+async def test_merged_requests_become_one_call(store: Store, process: WorkerContext) -> None:
     """With "merged" all that waits is one partial_fit call and one version."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": "merged"})
     for i in range(50):
@@ -124,7 +126,7 @@ async def test_merged_requests_become_one_call(store: Store, process: Process) -
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_a_change_is_made_between_the_rows_before_and_after_it(
-    store: Store, process: Process, client: redis.Redis, updates: str
+    store: Store, process: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """All that waits is one commit: rows, a change, rows, which are joined up to the change only."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": updates})
@@ -159,7 +161,7 @@ async def test_a_change_is_made_between_the_rows_before_and_after_it(
 
 
 async def test_a_request_that_takes_its_workers_along_is_put_aside(
-    store: Store, process: Process, client: redis.Redis
+    store: Store, process: WorkerContext, client: redis.Redis
 ) -> None:
     """After too many workers died at the same request it is put aside, and the next one is learned."""
     model = await make(store, {"estimator": "SGDRegressor"})
@@ -173,7 +175,9 @@ async def test_a_request_that_takes_its_workers_along_is_put_aside(
     assert b"workers died" in kept[b"reason"]
 
 
-async def test_a_model_locked_by_another_is_left_alone(store: Store, process: Process, client: redis.Redis) -> None:
+async def test_a_model_locked_by_another_is_left_alone(
+    store: Store, process: WorkerContext, client: redis.Redis
+) -> None:
     """A lease that finds a model locked does nothing; the holder sees the mail when it lets go."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
@@ -183,7 +187,7 @@ async def test_a_model_locked_by_another_is_left_alone(store: Store, process: Pr
 
 
 async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
-    store: Store, process: Process, client: redis.Redis, tmp_path: Any
+    store: Store, process: WorkerContext, client: redis.Redis, tmp_path: Any
 ) -> None:
     """A pickle that nobody signed, put into Redis, is refused; rows wait until somebody mends it."""
 
@@ -210,10 +214,12 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
     assert (await described(store, model)).rows_seen == 2
 
 
-async def test_the_cache_is_never_believed_over_the_store(store: Store, process: Process, settings: Settings) -> None:
+async def test_the_cache_is_never_believed_over_the_store(
+    store: Store, process: WorkerContext, settings: Settings
+) -> None:
     """A worker that holds an old bundle learns on from the one another worker committed."""
     model = await make(store, {"estimator": "SGDRegressor"})
-    other = Process(settings, "test")
+    other = WorkerContext(settings, "test")
     rows = [([float(i)], float(i % 3)) for i in range(6)]
     for i, (X, y) in enumerate(rows):
         await send(store, model, [X], [y])

@@ -14,7 +14,7 @@ from keepfit.restore import restorer as restores
 from keepfit.security.envelope import UPLOAD_KEYS
 from keepfit.settings import Settings
 from keepfit.snapshots import save
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from tests.factories import Workshop, workshop
 
@@ -45,9 +45,9 @@ def recipe() -> Recipe:
     return parse({"object": text}, uploads.keyring_of(KEYS))
 
 
-def worker(settings: Settings, upload_keys: str) -> Process:
+def worker(settings: Settings, upload_keys: str) -> WorkerContext:
     """Return the context of a worker process with these upload keys."""
-    return Process(Settings(**{**settings.model_dump(), "upload_keys": upload_keys}), "test")
+    return WorkerContext(Settings(**{**settings.model_dump(), "upload_keys": upload_keys}), "test")
 
 
 async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: Settings, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from keepfit import identity
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
 from keepfit.jobs import messages, run_queue
-from keepfit.jobs.messages import Answer, Operation, Question
+from keepfit.jobs.messages import Operation, WorkerReply, WorkerRequest
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
@@ -17,7 +17,7 @@ from keepfit.rows.rows import Rows, shape
 from keepfit.store import inbox
 from keepfit.store.models import Install, Model, Store
 from keepfit_workers import predicting
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.factories import accept
@@ -31,7 +31,7 @@ def rows_of(*values: float, learning: bool = False) -> Rows:
     return shape(RECIPE, [[value] for value in values], list(values) if learning else None, learning=learning)
 
 
-async def taught(store: Store, process: Process, session: int, value: float = 1.0) -> Model:
+async def taught(store: Store, process: WorkerContext, session: int, value: float = 1.0) -> Model:
     """Make a model that has learned two rows."""
     metadata = {"type": "test", "session": session}
     model_hash = identity.hash_of(metadata)
@@ -39,7 +39,7 @@ async def taught(store: Store, process: Process, session: int, value: float = 1.
     return await teach(store, process, model_hash, value)
 
 
-async def teach(store: Store, process: Process, model_hash: str, value: float) -> Model:
+async def teach(store: Store, process: WorkerContext, model_hash: str, value: float) -> Model:
     """Have a model learn two rows."""
     model = await store.describe(model_hash)
     assert model is not None
@@ -50,10 +50,10 @@ async def teach(store: Store, process: Process, model_hash: str, value: float) -
 
 def question(number: int, model: Model, rows: Rows | None, operation: Operation = "predict", **more: Any) -> bytes:
     """Return a question of the gateway `g`, as it comes from the room."""
-    return messages.encode(Question(number, "g", model.hash, operation, model.generation, rows, **more))
+    return messages.encode(WorkerRequest(number, "g", model.hash, operation, model.generation, rows, **more))
 
 
-def answers(process: Process, *entries: bytes) -> dict[int, Answer]:
+def answers(process: WorkerContext, *entries: bytes) -> dict[int, WorkerReply]:
     """Have entries answered; return the answers by number, however they were sent."""
     left = answer_all(process, entries)
     if left:
@@ -63,7 +63,7 @@ def answers(process: Process, *entries: bytes) -> dict[int, Answer]:
     return {answer.id: answer for batch in batches for answer in messages.decode_answers(batch)}
 
 
-def expected(client: redis.Redis, process: Process, model: Model, *values: float) -> list[Any]:
+def expected(client: redis.Redis, process: WorkerContext, model: Model, *values: float) -> list[Any]:
     """Return what the stored bundle predicts."""
     data = client.get(redis_keys.bundle(model.hash))
     assert isinstance(data, bytes)
@@ -72,7 +72,7 @@ def expected(client: redis.Redis, process: Process, model: Model, *values: float
 
 
 async def test_each_question_gets_its_own_part_of_one_call(
-    store: Store, process: Process, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Questions about one model are computed in one call, whatever stands between them, and answered one by one."""
     first, second = await taught(store, process, 1), await taught(store, process, 2, 5.0)
@@ -91,19 +91,19 @@ async def test_each_question_gets_its_own_part_of_one_call(
     assert found[2].result == expected(client, process, second, 2.0)
 
 
-async def test_an_answer_is_by_the_newest_version(store: Store, process: Process, client: redis.Redis) -> None:
+async def test_an_answer_is_by_the_newest_version(store: Store, process: WorkerContext, client: redis.Redis) -> None:
     """A bundle held in memory is used only while it is the stored one, whoever learned meanwhile."""
     model = await taught(store, process, 1)
     for turn in range(3):
         (answer,) = answers(process, question(1, model, rows_of(2.0))).values()
         assert (answer.version, answer.rows_seen) == (turn + 1, 2 * turn + 2)
         assert answer.result == expected(client, process, model, 2.0)
-        another = Process(process.settings, "another")
+        another = WorkerContext(process.settings, "another")
         await teach(store, another, model.hash, float(turn))
         another.close()
 
 
-async def test_one_bad_question_spoils_no_other(store: Store, process: Process) -> None:
+async def test_one_bad_question_spoils_no_other(store: Store, process: WorkerContext) -> None:
     """Rows of another width, a stale generation, an unknown model and rows that are gone fail by themselves."""
     model = await taught(store, process, 1)
     wide = shape(RECIPE, [[1.0, 2.0]], learning=False)
@@ -112,8 +112,8 @@ async def test_one_bad_question_spoils_no_other(store: Store, process: Process) 
         process,
         question(1, model, rows_of(1.0)),
         question(2, model, wide),
-        messages.encode(Question(3, "g", model.hash, "predict", 7, rows_of(1.0))),
-        messages.encode(Question(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
+        messages.encode(WorkerRequest(3, "g", model.hash, "predict", 7, rows_of(1.0))),
+        messages.encode(WorkerRequest(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
         question(5, model, None, big=redis_keys.asked_rows("gone")),
         question(6, model, None, big=redis_keys.asked_rows("cut")),
         b"garbage",
@@ -132,7 +132,7 @@ async def test_one_bad_question_spoils_no_other(store: Store, process: Process) 
 
 
 async def test_large_rows_are_read_from_beside_and_then_gone(
-    store: Store, process: Process, client: redis.Redis
+    store: Store, process: WorkerContext, client: redis.Redis
 ) -> None:
     """A question whose rows lie beside it is answered like any other, and its rows go with the answer."""
     model = await taught(store, process, 1)
@@ -144,7 +144,7 @@ async def test_large_rows_are_read_from_beside_and_then_gone(
 
 
 async def test_quick_models_do_not_wait_for_slow_ones(
-    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answers that are there are sent while a slower model of the same batch is still to come."""
     quick, slow = await taught(store, process, 1), await taught(store, process, 2)
@@ -162,7 +162,7 @@ async def test_quick_models_do_not_wait_for_slow_ones(
 
 
 async def test_a_slow_model_gets_short_turns_and_loses_them_when_it_is_quick(
-    store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
+    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a claim may take of a model follows what it costs, in any worker, and nothing is left of it in the end."""
     model = await taught(store, process, 1)
@@ -171,7 +171,7 @@ async def test_a_slow_model_gets_short_turns_and_loses_them_when_it_is_quick(
     answers(process, *(question(number, model, rows_of(1.0)) for number in range(8)))
     assert process.queue.hget(turns, model.hash) == b"1"
     monkeypatch.setattr(predicting, "TURN_S", 60.0)
-    another = Process(process.settings, "another")
+    another = WorkerContext(process.settings, "another")
     for turn in (2, 4, 8, 16, 32, 64, 128, 256):
         another.note_turns([model.hash.encode(), str(turn // 2).encode()])
         answers(another, *(question(number, model, rows_of(1.0)) for number in range(turn // 2)))

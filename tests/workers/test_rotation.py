@@ -11,7 +11,7 @@ from keepfit.rows.rows import shape
 from keepfit.security.envelope import MAGIC
 from keepfit.settings import Settings
 from keepfit.store.models import Model, Store
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from tests.factories import accept
 from tests.workers.test_learning import described, make
@@ -20,9 +20,9 @@ OLD, NEW = "old:" + "01" * 32, "new:" + "02" * 32
 
 
 @contextmanager
-def worker(settings: Settings, signing_keys: str) -> Iterator[Process]:
+def worker(settings: Settings, signing_keys: str) -> Iterator[WorkerContext]:
     """Context of a worker process that was started with these keys."""
-    process = Process(Settings(**{**settings.model_dump(), "signing_keys": signing_keys}), "rotation")
+    process = WorkerContext(Settings(**{**settings.model_dump(), "signing_keys": signing_keys}), "rotation")
     try:
         yield process
     finally:

@@ -10,14 +10,14 @@ import pytest
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import KeepfitError
-from keepfit.jobs.messages import Question, decode_answers, encode
+from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
 from keepfit.model import pickling
 from keepfit.restore import restorer as restores
 from keepfit.rows.rows import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.factories import SHOES, Workshop, resigned, workshop
@@ -92,7 +92,7 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def asked(process: Process, entry: bytes) -> Any:
+def asked(process: WorkerContext, entry: bytes) -> Any:
     """Have one question answered."""
     left = answer_all(process, [entry])
     if left:
@@ -105,7 +105,7 @@ def asked(process: Process, entry: bytes) -> Any:
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 async def test_a_forgery_is_never_unpickled(
-    shop: Workshop, process: Process, unpickled: list[Any], tmp_path: Path, forge: Forge
+    shop: Workshop, process: WorkerContext, unpickled: list[Any], tmp_path: Path, forge: Forge
 ) -> None:
     """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
     model_hash = await shop.learned()
@@ -113,7 +113,7 @@ async def test_a_forgery_is_never_unpickled(
     model = await shop.model(model_hash)
     good = shop.data(model_hash)
     entry = encode(
-        Question(1, "g", model_hash, "predict", model.generation, shape(model.recipe, SHOES, learning=False))
+        WorkerRequest(1, "g", model_hash, "predict", model.generation, shape(model.recipe, SHOES, learning=False))
     )
     forged = forge(good, pickle.dumps(Bomb(tmp_path / "ran")), shop.parts.keyring)
     unpickled.clear()

@@ -15,9 +15,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
-from keepfit.errors import BrokenError, EnvelopeError, KeepfitError, StaleModelError
+from keepfit.errors import CorruptBundleError, EnvelopeError, KeepfitError, StaleModelError
 from keepfit.jobs import run_queue
-from keepfit.jobs.run_queue import Room
+from keepfit.jobs.run_queue import RunQueue
 from keepfit.model import object_bundle, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import uploads
@@ -25,8 +25,8 @@ from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.settings import Settings
-from keepfit.store.commit import Ledger, Loaded, Taken
-from keepfit_workers.resources import Remote
+from keepfit.store.commit import Claimed, InboxConsumer, Loaded
+from keepfit_workers.resources import LazyResources
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Unreadable:
 
     _noted: dict[str, tuple[int, str, EnvelopeError]] = field(default_factory=dict)
 
-    def note(self, model: Taken | Loaded, reason: EnvelopeError) -> None:
+    def note(self, model: Claimed | Loaded, reason: EnvelopeError) -> None:
         """Note that the bundle of a model cannot be loaded, and log it."""
         log.warning("bundle_unreadable", hash=model.hash, version=model.version, reason=str(reason))
         if len(self._noted) >= TOLD_MAX:
@@ -93,27 +93,27 @@ class Unreadable:
         known = self._noted.get(model_hash)
         return known and known[:2]
 
-    def check(self, model: Taken | Loaded) -> None:
+    def check(self, model: Claimed | Loaded) -> None:
         """Raise why, if it is known that this bundle cannot be loaded."""
         if self.find(model.hash) == (model.generation, model.digest):
             raise self._noted[model.hash][2].with_traceback(None)
 
 
-class Pulse:
+class Heartbeat:
     """A thread that renews the lease and lock in hand, so that a long call is not taken for a death."""
 
-    def __init__(self, settings: Settings, name: str, ledger: Ledger, queue: Redis) -> None:
+    def __init__(self, settings: Settings, name: str, ledger: InboxConsumer, queue: Redis) -> None:
         self._ttl_s = settings.lease_ttl_s
         self._name = name
         self._ledger = ledger
         self._queue = queue
         self._guard = threading.Lock()
-        self._lease: tuple[Room, str] | None = None
+        self._lease: tuple[RunQueue, str] | None = None
         self._model: tuple[str, str] | None = None
         self._stopped = threading.Event()
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
-    def lease(self, lease: tuple[Room, str] | None) -> None:
+    def lease(self, lease: tuple[RunQueue, str] | None) -> None:
         """Name the lease to renew from now on."""
         with self._guard:
             self._lease = lease
@@ -141,7 +141,7 @@ class Pulse:
                     log.warning("pulse_missed", reason=str(error))
 
 
-class Process:
+class WorkerContext:
     """Context of the jobs of one worker process."""
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -151,10 +151,10 @@ class Process:
         self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
         self.queue = redis_clients.queue_sync(settings)
         self.store = redis_clients.store_sync(settings)
-        self.ledger = Ledger(self.store, self.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
+        self.ledger = InboxConsumer(self.store, self.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
-        self.pulse = Pulse(settings, name, self.ledger, self.queue)
-        self.remote = Remote(settings, self.keyring)
+        self.pulse = Heartbeat(settings, name, self.ledger, self.queue)
+        self.remote = LazyResources(settings, self.keyring)
         self.unreadable = Unreadable()
         self._told: set[str] = set()
         # Questions that a claim took of slow models at most, as the last claim said.
@@ -209,7 +209,7 @@ class Process:
         (live,) = redis_scripts.run(self.store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
         return bool(live == [str(unreadable[0]).encode(), unreadable[1].encode()])
 
-    def bundle(self, model: Taken | Loaded) -> Bundle:
+    def bundle(self, model: Claimed | Loaded) -> Bundle:
         """Return the model's bundle: the one held, or the one just read, or a new one of its recipe.
 
         Raises
@@ -225,13 +225,13 @@ class Process:
         self.unreadable.check(model)
         try:
             return self._read(model)
-        except BrokenError:
+        except CorruptBundleError:
             raise
         except EnvelopeError as error:
             self.unreadable.note(model, error)
             raise
 
-    def _read(self, model: Taken | Loaded) -> Bundle:
+    def _read(self, model: Claimed | Loaded) -> Bundle:
         recipe = from_text(model.recipe_text)
         if not model.digest:
             return object_bundle.begin(recipe, self.uploads)
@@ -248,7 +248,7 @@ class Process:
             if envelope.digest_of(data) == model.digest:
                 raise
             became = "damaged" if data else "gone"
-            raise BrokenError(f"The live bundle of the model {model.hash} is {became}.") from error
+            raise CorruptBundleError(f"The live bundle of the model {model.hash} is {became}.") from error
         self._note_differences(header)
         self.cache.put(model.hash, model.digest, bundle, len(data))
         return bundle
@@ -263,17 +263,17 @@ class Process:
             log.info("bundle_of_other_release", hash=header.hash, version=header.version, versions=others)
 
 
-_current: Process | None = None
+_current: WorkerContext | None = None
 
 
-def start(settings: Settings, name: str) -> Process:
+def start(settings: Settings, name: str) -> WorkerContext:
     """Make this process a worker process; `name` is the worker's in RQ."""
     global _current  # noqa: PLW0603 - RQ calls jobs by name; what they work with can only be the process's
-    _current = Process(settings, name)
+    _current = WorkerContext(settings, name)
     return _current
 
 
-def current() -> Process:
+def current() -> WorkerContext:
     """Return the context of this worker process."""
     if _current is None:
         raise RuntimeError("keepfit's jobs run in keepfit's workers: start them with `keepfit worker`.")

@@ -10,15 +10,15 @@ import time
 
 import structlog
 
-from keepfit.errors import BrokenError, EnvelopeError, GapError, StaleModelError, UnavailableError
+from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsError, StaleModelError, UnavailableError
 from keepfit.model import fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.observability import failpoints
-from keepfit.store.commit import REFUSALS, Taken
+from keepfit.store.commit import REFUSALS, Claimed
 from keepfit.store.inbox import request_of
 from keepfit_workers import restoring
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 from keepfit_workers.lease import SHARED_SLICE_S
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ COMMIT_AFTER_S = 0.1
 ATTEMPTS_MAX = 6
 
 
-def learn(process: Process, model_hash: str, lease: str) -> bool:
+def learn(process: WorkerContext, model_hash: str, lease: str) -> bool:
     """Learn what waits for one model, for one turn; tell whether mail is left."""
     if process.stopping:
         # Out of the room and not begun: put back, or only the sweep for mail would find it.
@@ -55,7 +55,7 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
     except EnvelopeError as error:
         # Said in the log when it was found out. Nothing is lost: a worker with the right versions learns what waits, or
         # the next turn where the bundle was broken and is put right.
-        is_broken = isinstance(error, BrokenError) and not isinstance(error, GapError)
+        is_broken = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
         put_right = is_broken and restoring.repair(process, model_hash) is None
         process.ledger.unlock(model_hash, lease, force=True)
         return put_right
@@ -74,14 +74,14 @@ def learn(process: Process, model_hash: str, lease: str) -> bool:
         process.pulse.model(None)
 
 
-def _turn_is_over(process: Process, elapsed_s: float) -> bool:
+def _turn_is_over(process: WorkerContext, elapsed_s: float) -> bool:
     """Tell whether others should come first now: those who ask, and other models."""
     if process.stopping or elapsed_s > TURN_S:
         return True
     return elapsed_s > SHARED_SLICE_S and process.wanted()
 
 
-def _step(process: Process, taken: Taken, lease: str) -> tuple[bool, Taken | None]:
+def _step(process: WorkerContext, taken: Claimed, lease: str) -> tuple[bool, Claimed | None]:
     """Learn a batch and commit it; tell whether mail waits, and return what of it was taken already."""
     if not taken.entries:
         return process.ledger.unlock(taken.hash, lease, force=False), None
@@ -98,13 +98,15 @@ def _step(process: Process, taken: Taken, lease: str) -> tuple[bool, Taken | Non
     )
 
 
-def _stored(process: Process, taken: Taken) -> Bundle:
+def _stored(process: WorkerContext, taken: Claimed) -> Bundle:
     """Read the bundle anew, because the one at hand was changed."""
     process.cache.drop(taken.hash)
     return process.bundle(taken)
 
 
-def _commit(process: Process, taken: Taken, bundle: Bundle, fitted: Fitted, lease: str) -> tuple[bool, Taken | None]:
+def _commit(
+    process: WorkerContext, taken: Claimed, bundle: Bundle, fitted: Fitted, lease: str
+) -> tuple[bool, Claimed | None]:
     """Commit what was learned, or that the first request was put aside; return what :func:`_step` does."""
     failpoints.reach("worker.fitted")
     # From here on the object at hand is not what is stored, until the commit says that it is.

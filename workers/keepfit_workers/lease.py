@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
-from keepfit.jobs.run_queue import Room, When
+from keepfit.jobs.run_queue import RunQueue, When
 from keepfit.observability import failpoints
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 
 # A lease that keeps others from a worker hands over after this long; each hand-over costs about 3 ms.
 SHARED_SLICE_S = 0.02
@@ -23,7 +23,7 @@ SPARE_S = 0.5
 Work = Callable[[Sequence[bytes]], Sequence[Command]]
 
 
-def drain(process: Process, room: Room, lease: str, work: Work) -> int:
+def drain(process: WorkerContext, room: RunQueue, lease: str, work: Work) -> int:
     """Do what waits in `room`, batch by batch, for as long as the lease should go on; return the number of entries.
 
     `work` may leave commands for the queue's Redis; they are sent with the next claim, which counts the batch as done.
@@ -70,7 +70,7 @@ def drain(process: Process, room: Room, lease: str, work: Work) -> int:
         process.pulse.lease(None)
 
 
-def _linger(process: Process, room: Room) -> bool:
+def _linger(process: WorkerContext, room: RunQueue) -> bool:
     """Wait a little for more, taking nothing: moving the first entry to where it is only blocks until there is one."""
     waiting = redis_keys.waiting(room.name)
     seconds = process.settings.linger_ms / 1000
@@ -78,13 +78,13 @@ def _linger(process: Process, room: Room) -> bool:
     return first is not None
 
 
-def _released(process: Process, room: Room, lease: str, when: When = "idle") -> bool:
+def _released(process: WorkerContext, room: RunQueue, lease: str, when: When = "idle") -> bool:
     failpoints.reach("lease.releasing")
     (ended,) = redis_scripts.run(process.queue, run_queue.release(room, lease, when))
     return bool(ended)
 
 
-def _hand_over(process: Process, room: Room, lease: str, left: Sequence[Command]) -> None:
+def _hand_over(process: WorkerContext, room: RunQueue, lease: str, left: Sequence[Command]) -> None:
     """End the lease and send for a successor, which goes to the back of RQ's queue."""
     redis_scripts.run(process.queue, *left, run_queue.release(room, lease, "now"))
     failpoints.reach("lease.released")

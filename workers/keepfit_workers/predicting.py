@@ -17,22 +17,22 @@ import structlog
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.errors import (
-    BrokenError,
-    GapError,
+    CorruptBundleError,
     InvalidError,
     KeepfitError,
+    MissingRequestsError,
     NotFoundError,
     StaleModelError,
     UnavailableError,
 )
 from keepfit.jobs import messages, run_queue
-from keepfit.jobs.messages import Answer, Question
+from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.observability import failpoints
 from keepfit.rows.rows import Rows, concatenate
 from keepfit.store.commit import Loaded
 from keepfit_workers import restoring
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
@@ -52,13 +52,13 @@ Outcome = list[Any] | dict[str, Any] | KeepfitError | None
 class Outbox:
     """Answers on their way to the gateways that asked."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: WorkerContext) -> None:
         self._process = process
-        self._answers: dict[str, list[Answer]] = defaultdict(list)
+        self._answers: dict[str, list[WorkerReply]] = defaultdict(list)
         self._others: list[Command] = []
         self._sent_s = time.monotonic()
 
-    def put(self, question: Question, answer: Answer) -> None:
+    def put(self, question: WorkerRequest, answer: WorkerReply) -> None:
         """Take an answer to be sent."""
         self._answers[question.gateway].append(answer)
         if question.big:
@@ -92,11 +92,11 @@ class Outbox:
         self._sent_s = time.monotonic()
 
 
-def answer_all(process: Process, entries: Sequence[bytes]) -> Sequence[Command]:
+def answer_all(process: WorkerContext, entries: Sequence[bytes]) -> Sequence[Command]:
     """Answer a batch of questions; return the commands that send the last answers to the gateways that asked."""
-    asked: dict[str, list[Question]] = defaultdict(list)
-    restores: dict[str, list[Question]] = defaultdict(list)
-    named: list[Question] = []
+    asked: dict[str, list[WorkerRequest]] = defaultdict(list)
+    restores: dict[str, list[WorkerRequest]] = defaultdict(list)
+    named: list[WorkerRequest] = []
     for entry in entries:
         try:
             question = messages.decode_question(entry)
@@ -124,7 +124,7 @@ def answer_all(process: Process, entries: Sequence[bytes]) -> Sequence[Command]:
     return outbox.commands()
 
 
-def _served(process: Process, question: Question) -> Answer:
+def _served(process: WorkerContext, question: WorkerRequest) -> WorkerReply:
     """Answer a question that changes what is live or saved, with the model as it is then."""
     outcome = restoring.serve(process, question)
     if isinstance(outcome, KeepfitError):
@@ -135,13 +135,13 @@ def _served(process: Process, question: Question) -> Answer:
         return messages.failed(question, away)
     if model is None:
         return messages.failed(question, NotFoundError(f"The model {question.hash} was deleted meanwhile."))
-    return Answer(question.id, model.generation, model.version, model.rows_seen, result=outcome)
+    return WorkerReply(question.id, model.generation, model.version, model.rows_seen, result=outcome)
 
 
 def _answer_groups(
-    process: Process,
+    process: WorkerContext,
     outbox: Outbox,
-    asked: dict[str, list[Question]],
+    asked: dict[str, list[WorkerRequest]],
     reasons: dict[str, KeepfitError | None] | None = None,
     *,
     again: bool = False,
@@ -152,7 +152,7 @@ def _answer_groups(
     """
     if not asked:
         return
-    broken: dict[str, list[Question]] = {}
+    broken: dict[str, list[WorkerRequest]] = {}
     try:
         loaded = process.ledger.load({model_hash: process.digest(model_hash) for model_hash in asked})
     except UnavailableError as away:
@@ -165,7 +165,7 @@ def _answer_groups(
         else:
             try:
                 answers, seconds = _answer_group(process, model, group)
-            except BrokenError as error:
+            except CorruptBundleError as error:
                 if not again:
                     broken[model_hash] = group
                     continue
@@ -199,16 +199,18 @@ def _turn(known: int | None, model_hash: str, count: int, seconds: float) -> lis
     return [("HSET", key, model_hash, turn), ("EXPIRE", key, TURNS_TTL_S)]
 
 
-def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) -> tuple[list[Answer], float]:
+def _answer_group(
+    process: WorkerContext, model: Loaded, group: Sequence[WorkerRequest]
+) -> tuple[list[WorkerReply], float]:
     """Answer all questions about one model; tell in how many seconds, not counting those to load it."""
     started = time.monotonic()
     try:
         bundle = process.bundle(model)
         started = time.monotonic()
         outcomes = _outcomes(process, bundle, model, group)
-    except GapError as error:
+    except MissingRequestsError as error:
         outcomes = [error] * len(group)
-    except BrokenError:
+    except CorruptBundleError:
         raise
     except KeepfitError as error:
         outcomes = [error] * len(group)
@@ -225,13 +227,13 @@ def _answer_group(process: Process, model: Loaded, group: Sequence[Question]) ->
     answers = [
         messages.failed(question, outcome)
         if isinstance(outcome, KeepfitError)
-        else Answer(question.id, model.generation, model.version, model.rows_seen, result=outcome)
+        else WorkerReply(question.id, model.generation, model.version, model.rows_seen, result=outcome)
         for question, outcome in zip(group, outcomes, strict=True)
     ]
     return answers, seconds
 
 
-def _outcomes(process: Process, bundle: Bundle, model: Loaded, group: Sequence[Question]) -> list[Outcome]:
+def _outcomes(process: WorkerContext, bundle: Bundle, model: Loaded, group: Sequence[WorkerRequest]) -> list[Outcome]:
     """Outcome of each question; those that only want predictions are computed in one call."""
     outcomes: list[Outcome] = [None] * len(group)
     joined: list[tuple[int, Rows]] = []
@@ -258,7 +260,7 @@ def _outcomes(process: Process, bundle: Bundle, model: Loaded, group: Sequence[Q
     return outcomes
 
 
-def _rows(process: Process, question: Question) -> Rows:
+def _rows(process: WorkerContext, question: WorkerRequest) -> Rows:
     if question.rows is not None:
         return question.rows
     (data,) = redis_scripts.run(process.queue, ("GET", question.big))
@@ -297,7 +299,7 @@ def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
         return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")
 
 
-def _compute(bundle: Bundle, question: Question, rows: Rows) -> Outcome:
+def _compute(bundle: Bundle, question: WorkerRequest, rows: Rows) -> Outcome:
     """Outcome of the operations that are computed one request at a time."""
     try:
         if question.operation == "score":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from keepfit.backends import redis_clients
 from keepfit.backends.blobs import open_storage
 from keepfit.errors import KeepfitError
-from keepfit.history import History
+from keepfit.history import Registry
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import open_log
 from keepfit.security.envelope import Keyring
@@ -22,7 +22,7 @@ from keepfit.store.models import Store
 T = TypeVar("T")
 
 
-class Remote:
+class LazyResources:
     """Connections of one worker process, and the event loop that they live in."""
 
     def __init__(self, settings: Settings, keyring: Keyring) -> None:
@@ -51,7 +51,7 @@ class Remote:
 
     def _open(self) -> Restorer:
         storage = open_storage(self._settings.snapshot_url)
-        history = History(self._settings.mongo_url.get_secret_value())
+        history = Registry(self._settings.mongo_url.get_secret_value())
         client = redis_clients.store_async(self._settings)
 
         restorer = Restorer(

@@ -12,14 +12,14 @@ from typing import Any
 
 import structlog
 
-from keepfit.errors import ConflictError, GapError, KeepfitError, NotFoundError, UnavailableError
-from keepfit.history import Registered
-from keepfit.jobs.messages import Question, Wish
+from keepfit.errors import ConflictError, KeepfitError, MissingRequestsError, NotFoundError, UnavailableError
+from keepfit.history import RegistryEntry
+from keepfit.jobs.messages import RestoreOptions, WorkerRequest
 from keepfit.restore import repair as repairs
-from keepfit.restore.restorer import PutBack, Restorer, Wanted
+from keepfit.restore.restorer import PreviousState, Restorer, RestoreRequest
 from keepfit.rowlog.row_log import View
 from keepfit.snapshots.save import save
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +32,10 @@ Reason = KeepfitError | None
 CRASHED = "A worker failed at this request; its log has the details."
 
 
-def bring_back(process: Process, hashes: Sequence[str]) -> dict[str, Reason]:
+def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reason]:
     """Bring models back from their newest good snapshots; return why that was not possible of each."""
 
-    async def one(restorer: Restorer, model_hash: str, registered: Registered | None, view: View | None) -> Reason:
+    async def one(restorer: Restorer, model_hash: str, registered: RegistryEntry | None, view: View | None) -> Reason:
         try:
             if registered is None:
                 raise NotFoundError(f"There is no model {model_hash}.")
@@ -60,13 +60,13 @@ def bring_back(process: Process, hashes: Sequence[str]) -> dict[str, Reason]:
         return dict.fromkeys(hashes, error)
 
 
-def repair(process: Process, model_hash: str) -> KeepfitError | None:
+def repair(process: WorkerContext, model_hash: str) -> KeepfitError | None:
     """Put a live bundle right that is broken, from its snapshot and what is kept; return why that was not possible."""
     try:
         process.remote.run(lambda restorer: repairs.repair(restorer, model_hash))
     except KeepfitError as error:
         log.warning("repair_failed", hash=model_hash, reason=str(error))
-        if isinstance(error, GapError):
+        if isinstance(error, MissingRequestsError):
             # It stays so until somebody decides; questions are told without another look.
             loaded = process.ledger.load({model_hash: ""}).get(model_hash)
             if loaded is not None:
@@ -78,12 +78,12 @@ def repair(process: Process, model_hash: str) -> KeepfitError | None:
     return None
 
 
-def serve(process: Process, question: Question) -> dict[str, Any] | KeepfitError:
+def serve(process: WorkerContext, question: WorkerRequest) -> dict[str, Any] | KeepfitError:
     """Do what a question asks for that names what it wants: put an older snapshot back, or save one."""
     try:
         if question.operation == "snapshot":
             return process.remote.run(lambda restorer: _save(restorer, question.hash))
-        wish = question.wish or Wish()
+        wish = question.wish or RestoreOptions()
         return process.remote.run(lambda restorer: _put_back(restorer, question.hash, wish))
     except KeepfitError as error:
         log.warning("restore_failed", hash=question.hash, operation=question.operation, reason=str(error))
@@ -93,16 +93,16 @@ def serve(process: Process, question: Question) -> dict[str, Any] | KeepfitError
         return KeepfitError(CRASHED)
 
 
-async def _put_back(restorer: Restorer, model_hash: str, wish: Wish) -> dict[str, Any]:
-    wanted = Wanted(wish.at, wish.version)
+async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -> dict[str, Any]:
+    wanted = RestoreRequest(wish.at, wish.version)
     try:
         repaired = await repairs.repair(restorer, model_hash)
-    except GapError:
+    except MissingRequestsError:
         if not wanted.is_named:
             raise
         repaired = None
     if repaired is not None and not wanted.is_named:
-        return asdict(PutBack(repaired.document, restored=True, sequence=repaired.sequence))
+        return asdict(PreviousState(repaired.document, restored=True, sequence=repaired.sequence))
     return asdict(await restorer.put_back(model_hash, wanted))
 
 

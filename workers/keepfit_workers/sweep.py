@@ -111,7 +111,7 @@ def _answer_poison(queue_redis: Redis) -> None:
 
 def ring_all(queue_redis: Redis, ttl_s: float) -> None:
     """Send for a lease on every room where something waits and none is out."""
-    for room in run_queue.ROOMS:
+    for room in run_queue.RUN_QUEUES:
         run_queue.ring(queue_redis, room, ttl_s)
 
 

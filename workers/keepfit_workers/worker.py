@@ -27,7 +27,7 @@ from keepfit.observability.outage import Outage
 from keepfit.settings import Settings
 from keepfit_workers import context as process
 from keepfit_workers import sweep
-from keepfit_workers.context import Process
+from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ AWAY = (RedisError, UnavailableError)
 class LeaseWorker(SimpleWorker):
     """A SimpleWorker that stops only between jobs, and when its supervisor is gone; and that outlives its Redis."""
 
-    def __init__(self, context: Process, name: str) -> None:
+    def __init__(self, context: WorkerContext, name: str) -> None:
         self.context = context
         super().__init__(
             [rq_jobs.queue_of(self.context.queue)],
@@ -203,7 +203,7 @@ def run(settings: Settings, name: str) -> None:
     context.close()
 
 
-def _wait_for_queue(context: Process) -> bool:
+def _wait_for_queue(context: WorkerContext) -> bool:
     """Wait until the queue's Redis answers, because RQ's worker cannot even be made without; False if nobody waits."""
     outage, supervisor = Outage("queue", "this worker waits for it"), os.getppid()
     while os.getppid() == supervisor:

@@ -19,13 +19,13 @@ from aiohttp import hdrs, web
 from aiohttp.web_request import BaseRequest
 from multidict import istr
 
-from keepfit.errors import ForbiddenError, SettingsError, TooFastError, UnauthorizedError
+from keepfit.errors import ForbiddenError, RateLimitError, SettingsError, UnauthorizedError
 from keepfit.observability import request_id
-from keepfit.security.api_keys import EVERYBODY, NOBODY, Key, Keys
+from keepfit.security.api_keys import ANYONE, NO_ONE, Key, Keys
 from keepfit.settings import Settings
 from keepfit_gateway.auth.rate_limit import Bucket
-from keepfit_gateway.web.problems import REQUEST_ID, told
-from keepfit_gateway.web.small_response import Small
+from keepfit_gateway.web.problems import REQUEST_ID, to_problem
+from keepfit_gateway.web.small_response import SmallResponse
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +69,9 @@ def needing(scope: str, handler: Handler) -> Handler:
     """Shut a route to all whose key has not `scope`."""
 
     async def handle(request: BaseRequest) -> web.StreamResponse:
-        caller = request.get(CALLER, NOBODY)
+        caller = request.get(CALLER, NO_ONE)
         if scope not in caller.scopes:
-            if caller is NOBODY:
+            if caller is NO_ONE:
                 raise UnauthorizedError("This takes an API key: send it as `Authorization: Bearer KEY`.")
             raise ForbiddenError(f"The API key {caller.name!r} has no scope {scope!r}, which this takes.")
         return await handler(request)
@@ -79,7 +79,7 @@ def needing(scope: str, handler: Handler) -> Handler:
     return handle
 
 
-class Door:
+class ApiKeyGuard:
     """What stands in front of all handlers of one gateway."""
 
     def __init__(self, settings: Settings, open_paths: frozenset[str]) -> None:
@@ -133,13 +133,13 @@ class Door:
             request[REQUEST_ID] = sent or request_id.mint()
             bucket: Bucket | None = None
             try:
-                caller = request[CALLER] = EVERYBODY if self._keys is None else self._caller(request)
+                caller = request[CALLER] = ANYONE if self._keys is None else self._caller(request)
                 if caller.rate_per_s:
                     bucket = self._bucket(caller)
                     _take_one(bucket, caller)
                 answer: Any = await handler(request)
             except Exception as error:  # noqa: BLE001 - each is told of
-                answer = told(request, error)
+                answer = to_problem(request, error)
             return _marked(answer, request[REQUEST_ID], bucket)
 
         return handle
@@ -151,7 +151,7 @@ class Door:
         if key is not None:
             return key
         if request.path in self._open_paths:
-            return NOBODY
+            return NO_ONE
         if sent:
             raise UnauthorizedError("This API key is not known here; it may have been taken back.")
         raise UnauthorizedError("Send an API key: `Authorization: Bearer KEY`.")
@@ -214,7 +214,7 @@ def _read_file(path: Path) -> bytes:
 
 def _take_one(bucket: Bucket, caller: Key) -> None:
     if not bucket.take(time.monotonic()):
-        raise TooFastError(
+        raise RateLimitError(
             f"The API key {caller.name!r} may make {caller.rate_per_s:g} requests a second, {caller.burst} at once.",
             bucket.retry_after_s(),
         )
@@ -222,7 +222,7 @@ def _take_one(bucket: Bucket, caller: Key) -> None:
 
 def _marked(answer: Any, name: str, bucket: Bucket | None) -> Any:
     """Give an answer its id, and what the caller may still ask for."""
-    if type(answer) is Small:
+    if type(answer) is SmallResponse:
         answer.fields += f"X-Request-ID: {name}\r\n" + ("" if bucket is None else bucket.fields())
         return answer
     answer.headers[X_REQUEST_ID] = name

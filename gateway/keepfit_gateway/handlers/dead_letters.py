@@ -8,7 +8,7 @@ from aiohttp import web
 
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.store import dead_letters
-from keepfit.store.dead_letters import Entry, Retried
+from keepfit.store.dead_letters import Entry, RetryResult
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.models import NUMBER, PAGE, PAGE_MAX, named_hash
@@ -58,7 +58,7 @@ async def retry_dead(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.RetryDead)
 
-    async def retry(model: Model) -> tuple[Model, Retried]:
+    async def retry(model: Model) -> tuple[Model, RetryResult]:
         logged = service.recorder is not None
         return model, await service.dead.retry(model, service.settings, form.ids, logged=logged)
 
@@ -82,7 +82,7 @@ async def retry_dead(request: web.Request) -> web.Response:
     return json_response(answer, 202)
 
 
-async def _record(recorder: Recorder, retried: Retried) -> None:
+async def _record(recorder: Recorder, retried: RetryResult) -> None:
     try:
         await recorder.record(retried.calls)
     except UnavailableError as error:

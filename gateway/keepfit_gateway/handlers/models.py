@@ -15,7 +15,7 @@ from aiohttp import web
 
 from keepfit import identity
 from keepfit.errors import MalformedError
-from keepfit.jobs.messages import Answer, Operation
+from keepfit.jobs.messages import Operation, WorkerReply
 from keepfit.store import listing
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
@@ -27,7 +27,7 @@ from keepfit_gateway.schemas import Form
 from keepfit_gateway.service import SERVICE, SETTINGS
 from keepfit_gateway.web import rows_body
 from keepfit_gateway.web.bodies import INLINE_BYTES_MAX, ROOM, beside_loop, json_response, read_json
-from keepfit_gateway.web.rows_body import Content
+from keepfit_gateway.web.rows_body import RowsBody
 
 HASH = re.compile(r"[0-9a-f]{64}")
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
@@ -85,7 +85,7 @@ async def partial_fit(request: web.Request) -> web.Response:
     model_hash, sent = await _read(request, schemas.PartialFit, schemas.PartialFitByMetadata)
     key, wait_s = idempotency_key(request), preferred_wait(request)
 
-    async def accept(sent: Content, model: Model) -> tuple[int, int, Accepted]:
+    async def accept(sent: RowsBody, model: Model) -> tuple[int, int, Accepted]:
         shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=True)
         accepted = await service.acceptor.accept(model.hash, model.generation, shaped, key)
         service.cache.hear(model.hash, model.generation, accepted.version)
@@ -193,7 +193,7 @@ def named_hash(request: web.Request) -> str:
     return found
 
 
-async def _read(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> tuple[str, Content]:
+async def _read(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> tuple[str, RowsBody]:
     """Read a request about one model, addressed by hash in the path or by metadata in the body."""
     if "hash" in request.match_info:
         model_hash = named_hash(request)
@@ -205,12 +205,12 @@ async def _read(request: web.Request, form: type[Form], form_by_metadata: type[F
     return await rows_body.read(request, request.app[SETTINGS], form_by_metadata)
 
 
-async def _ask(request: web.Request, model_hash: str, operation: Any, sent: Content) -> Answer:
+async def _ask(request: web.Request, model_hash: str, operation: Any, sent: RowsBody) -> WorkerReply:
     """Shape rows by the model's recipe and ask the workers."""
     service = request.app[SERVICE]
     timeout_s = _timeout(request)
 
-    async def ask(model: Model) -> Answer:
+    async def ask(model: Model) -> WorkerReply:
         shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=operation == "score")
         return await service.asker.ask(model_hash, operation, model.generation, shaped, timeout_s)
 

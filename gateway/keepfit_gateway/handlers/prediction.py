@@ -20,7 +20,7 @@ from keepfit_gateway.service import Service
 encode = msgspec.json.Encoder().encode
 
 
-class Given(NamedTuple):
+class CachedReply(NamedTuple):
     """An answer: its ETag and JSON, and for how many seconds it was kept, if it was."""
 
     etag: str
@@ -37,7 +37,7 @@ async def predicted(
     wanted: Terms,
     raw: Raw | None,
     timeout_s: float | None = None,
-) -> Given:
+) -> CachedReply:
     """Predict `rows`, shaped for `model`; `key` names the question, `raw` is the request by its very bytes.
 
     Raises
@@ -53,7 +53,7 @@ async def predicted(
         if kept is not None:
             if raw is not None:
                 cache.alias(kept, raw)
-            return Given(kept.etag, kept.body, cache.age_s(kept))
+            return CachedReply(kept.etag, kept.body, cache.age_s(kept))
     with cache.watch(model.hash) as watched:
         found = await service.asker.ask(model.hash, operation, model.generation, rows, timeout_s)
         if operation == "proba":
@@ -70,4 +70,4 @@ async def predicted(
             kept = cache.keep(watched, (found.generation, found.version), key, body, etag)
             if kept is not None and raw is not None:
                 cache.alias(kept, raw)
-    return Given(etag, body)
+    return CachedReply(etag, body)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from keepfit.errors import MalformedError, NotFoundError
 from keepfit.history import Document, times
-from keepfit.jobs.messages import Wish
+from keepfit.jobs.messages import RestoreOptions
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.models import NUMBER, PAGE, PAGE_MAX, named_hash
 from keepfit_gateway.service import SERVICE
@@ -64,7 +64,7 @@ async def restore_model(request: web.Request) -> web.Response:
     service, model_hash = request.app[SERVICE], named_hash(request)
     document = await read_json(request, service.settings, FORM_BYTES_MAX) if request.body_exists else {}
     form = schemas.convert(document, schemas.RestoreModel)
-    wish = Wish(None if form.at is None else times.seconds(form.at, words=False), form.version)
+    wish = RestoreOptions(None if form.at is None else times.seconds(form.at, words=False), form.version)
     if await service.history.registered(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
     answer = await service.asker.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)

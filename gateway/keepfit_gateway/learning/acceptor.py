@@ -15,7 +15,7 @@ import redis.asyncio
 import structlog
 
 from keepfit.backends.batcher import Batcher
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.jobs import run_queue
 from keepfit.observability import failpoints
@@ -25,7 +25,7 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import Accepted, Learn
-from keepfit_gateway.job_enqueuer import Bell
+from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.recorder import Recorder
 
 log = structlog.get_logger(__name__)
@@ -60,12 +60,12 @@ class Acceptor:
         store: redis.asyncio.Redis,
         queue: redis.asyncio.Redis,
         settings: Settings,
-        bell: Bell,
+        bell: JobEnqueuer,
         recorder: Recorder | None = None,
     ) -> None:
         self._store = store
-        self._store_line = Line(store)
-        self._queue_line = Line(queue)
+        self._store_line = ScriptConnection(store)
+        self._queue_line = ScriptConnection(queue)
         self._settings = settings
         self._bell = bell
         self._recorder = recorder

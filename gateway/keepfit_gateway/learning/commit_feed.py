@@ -21,7 +21,7 @@ import structlog
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.observability.outage import Outage
-from keepfit.store.dead_letters import Dead
+from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
 from keepfit_gateway.prediction.cache import DELETED, Cache
 
@@ -82,7 +82,7 @@ class Watch:
         self.changed = asyncio.Event()
 
 
-class Commits:
+class CommitFeed:
     """One gateway's ear; `forget` is called with the hash of a model that was deleted.
 
     `staleness_s` is how long after its last sign of life the subscription vouches for what is in `cache`.
@@ -98,7 +98,7 @@ class Commits:
     ) -> None:
         self._client = client
         self._store = store
-        self._dead = Dead(client)
+        self._dead = DeadLetters(client)
         self._forget = forget
         self._cache = cache
         self._staleness_s = staleness_s
@@ -146,7 +146,7 @@ class Commits:
             await connection.send_command("SUBSCRIBE", redis_keys.COMMITS)
             await self._attend(connection)
         finally:
-            self._cache.deafen()
+            self._cache.invalidate_all()
             await connection.disconnect(nowait=True)
             await pool.release(connection)
 

@@ -17,7 +17,7 @@ import redis.asyncio
 import structlog
 
 from keepfit.backends.batcher import Batcher
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.observability import failpoints
 from keepfit.observability.outage import Outage
@@ -42,7 +42,7 @@ Told = Callable[[KeepfitError | None], None]
 @dataclass(frozen=True, slots=True)
 class _Entry:
     call: Call
-    told: Told
+    to_problem: Told
 
 
 class Recorder:
@@ -50,7 +50,7 @@ class Recorder:
 
     def __init__(self, store: redis.asyncio.Redis, rows: RowLog) -> None:
         self._rows = rows
-        self._line = Line(store)
+        self._line = ScriptConnection(store)
         self._calls = Batcher(self._record)
         self._thread = ThreadPoolExecutor(1, "rowlog")
         self._under_way: asyncio.Future[None] | None = None
@@ -70,9 +70,9 @@ class Recorder:
             except UnavailableError as error:
                 raise UnavailableError(AWAY) from error
 
-    def put(self, call: Call, told: Told) -> None:
-        """Take a call to be written; `told` is called with what was wrong, or None."""
-        self._calls.put(_Entry(call, told))
+    def put(self, call: Call, to_problem: Told) -> None:
+        """Take a call to be written; `to_problem` is called with what was wrong, or None."""
+        self._calls.put(_Entry(call, to_problem))
 
     async def record(self, calls: Sequence[Call]) -> None:
         """Write calls, and wait for it; raises what is wrong with the first that is not there."""
@@ -98,7 +98,7 @@ class Recorder:
             log.exception("recording_crashed")
             errors = [KeepfitError("The request could not be logged; the gateway's log has the details.")] * len(batch)
         for entry, error in zip(batch, errors, strict=True):
-            entry.told(error)
+            entry.to_problem(error)
 
     async def _write(self, calls: Sequence[Call]) -> None:
         try:

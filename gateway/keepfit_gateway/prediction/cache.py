@@ -135,7 +135,7 @@ class Cache:
             self._hearing = Hearing()
         self._fresh_until_s = fresh_until_s
 
-    def deafen(self) -> None:
+    def invalidate_all(self) -> None:
         """Note that the subscription broke: what is known cannot be relied on, nor what is being asked just now."""
         self._hearing.live = False
         self._fresh_until_s = -math.inf

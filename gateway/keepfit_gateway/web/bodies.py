@@ -34,7 +34,7 @@ INLINE_BYTES_MAX = 64 * 1024
 GZIP_BYTES_MIN = 1024
 
 
-class Room:
+class BodyMemoryLimit:
     """Memory for bodies: how many bytes of them all requests of one gateway hold together.
 
     A body counts from its first 64 KiB on, as it arrives and not as it is announced, until its request is answered.
@@ -65,7 +65,7 @@ class Room:
         self._taken -= request.pop(TAKEN, 0)
 
 
-ROOM = web.AppKey("room", Room)
+ROOM = web.AppKey("room", BodyMemoryLimit)
 TAKEN = web.RequestKey("body_bytes_taken", int)
 
 

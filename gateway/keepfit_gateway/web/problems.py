@@ -19,12 +19,12 @@ from aiohttp.web_protocol import _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from keepfit import errors
-from keepfit.errors import FullError, InvalidError, KeepfitError, UnavailableError
+from keepfit.errors import InvalidError, KeepfitError, OverloadedError, UnavailableError
 from keepfit.observability import request_id
-from keepfit.observability.outage import Seldom
+from keepfit.observability.outage import LogThrottle
 from keepfit_gateway.schemas import Problem, ProblemError
 from keepfit_gateway.web.bodies import json_response
-from keepfit_gateway.web.small_response import Small
+from keepfit_gateway.web.small_response import SmallResponse
 
 log = structlog.get_logger(__name__)
 
@@ -36,30 +36,30 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.ForbiddenError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
-    errors.NotAgreedError: 409,
+    errors.NotConfirmedError: 409,
     errors.StaleModelError: 409,
     errors.InvalidError: 422,
     errors.IdempotencyError: 422,
     errors.LearningError: 422,
     errors.UnstorableError: 422,
-    errors.FullError: 429,
+    errors.OverloadedError: 429,
     errors.InboxFullError: 429,
-    errors.RoomFullError: 429,
-    errors.TooFastError: 429,
+    errors.QueueFullError: 429,
+    errors.RateLimitError: 429,
     errors.UnavailableError: 503,
-    errors.DamagedError: 503,
+    errors.CorruptLogError: 503,
     errors.DeadlineError: 504,
     errors.PoisonError: 500,
     errors.RuntimeMismatchError: 503,
     errors.UnknownKeyError: 500,
-    errors.BrokenError: 503,
-    errors.GapError: 500,
+    errors.CorruptBundleError: 503,
+    errors.MissingRequestsError: 500,
     errors.EnvelopeError: 500,
     errors.SettingsError: 500,
     errors.KeepfitError: 500,
 }
 RETRY_AFTER_S = 1
-TOLD = Seldom(every_s=1.0)
+TOLD = LogThrottle(every_s=1.0)
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -94,7 +94,7 @@ def problem_of(error: KeepfitError) -> web.Response:
     if isinstance(error, InvalidError):
         faults = [ProblemError(detail=f.detail, row=f.row, column=f.column) for f in error.faults]
     retry_after_s = None
-    if isinstance(error, FullError):
+    if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
@@ -110,10 +110,10 @@ async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.
     try:
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - each is told of
-        return told(request, error)
+        return to_problem(request, error)
 
 
-def told(request: BaseRequest, error: Exception) -> web.Response:
+def to_problem(request: BaseRequest, error: Exception) -> web.Response:
     """Make the answer to what a handler raised, and log what is our fault."""
     if isinstance(error, KeepfitError):
         # While a part is away as many requests fail as come; one line a second tells of them.
@@ -220,7 +220,7 @@ class ProblemHandler(web.RequestHandler):
 
     async def finish_response(self, request: BaseRequest, resp: Any, start_time: float | None) -> tuple[Any, bool]:
         """Send an answer; those that aiohttp made before our middlewares ran become problem documents."""
-        if isinstance(resp, Small):
+        if isinstance(resp, SmallResponse):
             request._finish()
             return resp, not resp.write(request)
         if isinstance(resp, web.HTTPException):

@@ -36,7 +36,7 @@ STRICT_BYTES_MAX = 32 * 2**20
 PROBA = {"true": True, "false": False}
 
 
-class Content(Protocol):
+class RowsBody(Protocol):
     """A request's rows, of `size` bytes; `proba` tells whether probabilities are asked for."""
 
     size: int
@@ -46,7 +46,7 @@ class Content(Protocol):
         """Check the rows against `recipe` and return them; may be called again."""
 
 
-class Lists:
+class ParsedRows:
     """Rows as lists: a JSON request that is small, or that only the strict parser could read."""
 
     __slots__ = ("X", "proba", "sample_weight", "size", "y")
@@ -63,7 +63,7 @@ class Lists:
         return rows.shape(recipe, self.X, self.y, self.sample_weight, learning=learning)
 
 
-class Large:
+class LargeRows:
     """Rows of which there is one form at a time: the body, used up and let go once they are shaped."""
 
     __slots__ = ("_make", "_recipe", "_shaped", "proba", "size")
@@ -93,7 +93,7 @@ class Large:
 
 async def read(
     request: web.Request, settings: Settings, form: type[Form], model_hash: str | None = None
-) -> tuple[str, Content]:
+) -> tuple[str, RowsBody]:
     """Read a request: return the hash of the model it is about (the path's, else its metadata's), and its rows.
 
     Raises
@@ -116,19 +116,19 @@ async def read(
         if found is not None:
             if size > NARROW_BYTES_MAX:
                 _check_width(max(map(len, found.X), default=0))
-            sent = Lists(size, found.X, found.y, found.sample_weight, found.proba or proba)
+            sent = ParsedRows(size, found.X, found.y, found.sample_weight, found.proba or proba)
             return model_hash or cast("str", found.hash), sent
     else:
         split = await asyncio.to_thread(fast_json.split, text, form)
         if split is not None:
             make = partial(_shape_parts, text, form, split)
-            return model_hash or cast("str", split.hash), Large(size, split.proba or proba, make)
+            return model_hash or cast("str", split.hash), LargeRows(size, split.proba or proba, make)
     named, lists = await beside_loop(size, _read_strictly, text, form)
     lists.proba |= proba
     return model_hash or cast("str", named), lists
 
 
-def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | None, Lists]:
+def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | None, ParsedRows]:
     """Read JSON by the strict parser; return the hash that metadata give, and the rows."""
     if len(text) > STRICT_BYTES_MAX:
         raise web.HTTPRequestEntityTooLarge(
@@ -141,7 +141,7 @@ def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | Non
     _check_width(max(map(len, found.X), default=0))
     named = identity.hash_of(identity.check_metadata(found.metadata)) if hasattr(found, "metadata") else None
     y, weights = getattr(found, "y", None), getattr(found, "sample_weight", None)
-    return named, Lists(len(text), found.X, y, weights, getattr(found, "proba", False))
+    return named, ParsedRows(len(text), found.X, y, weights, getattr(found, "proba", False))
 
 
 def _shape_parts(
@@ -175,7 +175,7 @@ def _shape_parts(
 
 async def _read_table(
     request: web.Request, settings: Settings, form: type[Form], media_type: str, model_hash: str | None, proba: bool
-) -> tuple[str, Content]:
+) -> tuple[str, RowsBody]:
     if model_hash is None:
         raise web.HTTPUnsupportedMediaType(
             text=f"A table has no place for metadata: send {media_type} to /v1/models/{{hash}}/…, or JSON here."
@@ -192,7 +192,7 @@ async def _read_table(
     table: Table = await asyncio.to_thread(opened, data)
     learning = form is not schemas.Predict
     _check_width(table.width - learning)
-    return model_hash, Large(len(data), proba, partial(table.shape, weighted=form is schemas.PartialFit))
+    return model_hash, LargeRows(len(data), proba, partial(table.shape, weighted=form is schemas.PartialFit))
 
 
 def _is_proba_asked(request: web.Request) -> bool:

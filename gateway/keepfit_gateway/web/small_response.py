@@ -11,7 +11,7 @@ from aiohttp.web_request import BaseRequest
 PHRASES = {200: "OK", 202: "Accepted"}
 
 
-class Small:
+class SmallResponse:
     """An answer with a JSON body; `fields` are further header lines, each ended by CR LF."""
 
     __slots__ = ("body", "fields", "keep_alive", "status")

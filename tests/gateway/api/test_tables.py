@@ -18,7 +18,7 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit_gateway import schemas
 from keepfit_gateway.web import rows_body
-from keepfit_gateway.web.bodies import ROOM, Room, beside_loop
+from keepfit_gateway.web.bodies import ROOM, RunQueue, beside_loop
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin
 
@@ -152,7 +152,7 @@ async def test_a_large_array_is_never_in_memory_twice(form: type[schemas.Form]) 
 
     head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]
     app = web.Application()
-    app[ROOM] = Room(1 << 20)
+    app[ROOM] = RunQueue(1 << 20)
     app.router.add_post("/", handler)
     runner = web.AppRunner(app, auto_decompress=False)
     await runner.setup()

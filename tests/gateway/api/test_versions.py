@@ -15,7 +15,7 @@ from tests.gateway.api_client import REGRESSOR, Api, eventually
 X, Y = [[1.0], [2.0]], [1.0, 2.0]
 
 
-class Shelf:
+class SnapshotReader:
     """The stack's own Redis and signing key: what another deployment would have written."""
 
     def __init__(self, stack: Stack) -> None:
@@ -59,13 +59,13 @@ class Shelf:
 @pytest.fixture
 def shelf(stack: Stack) -> Any:
     """Return what the stack's models are stored in."""
-    opened = Shelf(stack)
+    opened = SnapshotReader(stack)
     yield opened
     opened.close()
 
 
 async def test_a_bundle_of_another_minor_version_waits_for_who_can_read_it(
-    api: Api, stack: Stack, shelf: Shelf, metadata: dict[str, Any]
+    api: Api, stack: Stack, shelf: SnapshotReader, metadata: dict[str, Any]
 ) -> None:
     """Predicting names both versions with a 503; accepted rows wait, the log says it once a worker, and none spins."""
     path = await api.make(metadata, REGRESSOR)
@@ -98,7 +98,7 @@ async def test_a_bundle_of_another_minor_version_waits_for_who_can_read_it(
 
 
 async def test_a_bundle_of_another_patch_release_is_loaded_and_said(
-    api: Api, stack: Stack, shelf: Shelf, metadata: dict[str, Any]
+    api: Api, stack: Stack, shelf: SnapshotReader, metadata: dict[str, Any]
 ) -> None:
     """A patch release's bundle goes on, the log says so once a worker, and the next commit is of our versions."""
     path = await api.make(metadata, REGRESSOR)
@@ -116,7 +116,9 @@ async def test_a_bundle_of_another_patch_release_is_loaded_and_said(
     assert shelf.runtime(model_hash) == envelope.runtime()
 
 
-async def test_a_model_is_learned_anew_from_its_recipe(api: Api, shelf: Shelf, metadata: dict[str, Any]) -> None:
+async def test_a_model_is_learned_anew_from_its_recipe(
+    api: Api, shelf: SnapshotReader, metadata: dict[str, Any]
+) -> None:
     """Deleted and made again, a model that no worker can read begins at version 0 and learns at once."""
     path = await api.make(metadata, REGRESSOR)
     model_hash = path.rpartition("/")[2]

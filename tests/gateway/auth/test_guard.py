@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from keepfit.errors import SettingsError
-from keepfit.observability.outage import Seldom
+from keepfit.observability.outage import LogThrottle
 from keepfit.security.api_keys import ADMIN, LEARN, OPEN, PREDICT, READ, SCOPES, new_key
 from keepfit.settings import Settings
 from keepfit_gateway import app
@@ -396,7 +396,7 @@ async def test_a_line_in_the_log_names_the_request(
     settings: Settings, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What went wrong on our side is logged with the id that the client has, on both ways."""
-    monkeypatch.setattr(problems, "TOLD", Seldom(every_s=0.0))
+    monkeypatch.setattr(problems, "TOLD", LogThrottle(every_s=0.0))
     quick = settings.model_copy(update={"predict_timeout_s": 0.05})
     async with serving(quick) as api:
         path = await api.make(metadata, REGRESSOR)

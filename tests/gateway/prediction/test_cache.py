@@ -106,7 +106,7 @@ def test_what_was_asked_before_a_break_is_not_kept_after_it(again: bool) -> None
     cache = listening()
     put(cache, b"k" * 32)
     with cache.watch(MODEL) as watched:
-        cache.deafen()
+        cache.invalidate_all()
         if again:
             cache.hear_until(math.inf)
         assert cache.keep(watched, (1, 1), b"l" * 32, b"{}", "e") is None
@@ -178,7 +178,7 @@ def test_many_dead_answers_are_freed_bit_by_bit(broken: bool) -> None:
     for i in range(10 * SWEEP_COUNT):
         put(cache, i.to_bytes(32, "big"))
     if broken:
-        cache.deafen()
+        cache.invalidate_all()
     else:
         cache.hear(MODEL, 1, 2)
     assert cache.find(bytes(32), 1) is None
@@ -376,7 +376,7 @@ class CacheAgainstTruth(RuleBasedStateMachine):
         """Break the subscription, with all that was in it."""
         self.pipe, self.vouched_s = None, -math.inf
         self.heard.clear()
-        self.cache.deafen()
+        self.cache.invalidate_all()
 
     @rule()
     def connect(self) -> None:
@@ -404,7 +404,7 @@ class CacheAgainstTruth(RuleBasedStateMachine):
         """See that nothing is left of anything once it is over."""
         for asked in self.under_way:
             asked.watching.close()
-        self.cache.deafen()
+        self.cache.invalidate_all()
         while self.cache._dead or self.cache._orphans:
             Cache._sweep(self.cache)
         assert (self.cache.bytes, len(self.cache), self.cache._raw) == (0, 0, {})

@@ -177,7 +177,7 @@ def test_large_rows_that_are_wrong_are_let_go() -> None:
     watch = weakref.ref(text)
     split = fast_json.split(text, schemas.PartialFit)
     assert split is not None
-    sent = rows_body.Large(len(text), False, partial(rows_body._shape_parts, text, schemas.PartialFit, split))
+    sent = rows_body.LargeRows(len(text), False, partial(rows_body._shape_parts, text, schemas.PartialFit, split))
     gc.disable()
     try:
         with pytest.raises(InvalidError) as refused:

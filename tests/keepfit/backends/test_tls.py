@@ -13,9 +13,9 @@ import s3fs
 
 from keepfit.backends import redis_clients, redis_scripts
 from keepfit.backends.blobs import open_storage
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import History, mongo
+from keepfit.history import Registry, mongo
 from keepfit.settings import Settings
 from tests import servers, tls
 from tests.gateway.api_client import REGRESSOR, eventually, serving
@@ -100,7 +100,7 @@ async def test_redis_with_a_wrong_certificate_is_refused(
             with pytest.raises(UnavailableError, match="certificate verify failed"):
                 await redis_scripts.run_async(opened, ("PING",))
             with pytest.raises(UnavailableError, match="certificate verify failed"):
-                await Line(opened).run(("PING",))
+                await ScriptConnection(opened).run(("PING",))
             await opened.aclose()
 
 
@@ -123,7 +123,7 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
     """A certificate of an authority that is not the address's counts as no MongoDB."""
     monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 300)
     with mongo_behind(mongo_url, other.certificate(), ours.path) as url:
-        async with History(url) as opened:
+        async with Registry(url) as opened:
             with pytest.raises(UnavailableError, match="certificate verify failed"):
                 await opened.ping()
 
@@ -134,7 +134,7 @@ async def test_a_missing_authority_file_is_told(tmp_path: Path, redis_url: str, 
     with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
         await asyncio.to_thread(redis_scripts.run, client, ("PING",))
     with pytest.raises(SettingsError, match="KEEPFIT_MONGO_URL"):
-        History(f"{mongo_url}?tls=true&tlsCAFile={tmp_path}/none.pem")
+        Registry(f"{mongo_url}?tls=true&tlsCAFile={tmp_path}/none.pem")
 
 
 def test_s3_over_tls(

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import Document, History, mongo
+from keepfit.history import Document, Registry, mongo
 from keepfit.identity import canonical, hash_of
 from keepfit.local.stack import free_port
 
@@ -23,9 +23,9 @@ AT_ONCE = 20
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[History]:
+async def history(mongo_url: str) -> AsyncIterator[Registry]:
     """Open an empty register and history, indexes made."""
-    async with History(mongo_url) as opened:
+    async with Registry(mongo_url) as opened:
         await opened.ensure_indexes()
         yield opened
 
@@ -37,7 +37,7 @@ def database(mongo_url: str) -> Iterator[Database[Document]]:
         yield client.get_default_database()
 
 
-async def register(history: History, **metadata: Any) -> str:
+async def register(history: Registry, **metadata: Any) -> str:
     """Register a model by its metadata; return its hash."""
     named = {"type": "shoes", **metadata}
     model_hash = hash_of(named)
@@ -65,7 +65,7 @@ def document(model_hash: str = "ab" * 32, generation: int = 1, version: int = 1,
     }
 
 
-async def commit(history: History, **parts: Any) -> Document:
+async def commit(history: Registry, **parts: Any) -> Document:
     """Begin and commit a document; return it."""
     made = document(**parts)
     assert await history.begin(made) is None
@@ -73,12 +73,12 @@ async def commit(history: History, **parts: Any) -> Document:
     return made
 
 
-async def versions(history: History, model_hash: str = "ab" * 32, **limits: Any) -> list[tuple[int, int]]:
+async def versions(history: Registry, model_hash: str = "ab" * 32, **limits: Any) -> list[tuple[int, int]]:
     """(generation, version) of a model's committed snapshots, in the history's order."""
     return [(found["generation"], found["version"]) async for found in history.snapshots(model_hash, **limits)]
 
 
-async def test_the_first_registration_makes_the_model(history: History) -> None:
+async def test_the_first_registration_makes_the_model(history: Registry) -> None:
     """A model is made once, with generation 1, and found with what it was made of."""
     text = '{"brand":"nike","type":"shoes"}'
     made, was_made = await history.register("h1", text, RECIPE)
@@ -88,7 +88,7 @@ async def test_the_first_registration_makes_the_model(history: History) -> None:
     assert await history.registered("h1") == made
 
 
-async def test_a_second_registration_finds_the_first(history: History) -> None:
+async def test_a_second_registration_finds_the_first(history: Registry) -> None:
     """Registering again changes nothing and gives the recipe that the model has."""
     first, _ = await history.register("h1", '{"type":"shoes"}', RECIPE)
     again, was_made = await history.register("h1", '{"type":"shoes"}', '{"estimator":"Perceptron"}')
@@ -96,14 +96,14 @@ async def test_a_second_registration_finds_the_first(history: History) -> None:
     assert not was_made
 
 
-async def test_a_model_nobody_registered_is_none(history: History) -> None:
+async def test_a_model_nobody_registered_is_none(history: Registry) -> None:
     """An unknown hash has no entry, no generation, and cannot be unregistered."""
     assert await history.registered("h1") is None
     assert await history.next_generation("h1", 1) is None
     assert not await history.unregister("h1")
 
 
-async def test_an_unregistered_model_is_gone(history: History) -> None:
+async def test_an_unregistered_model_is_gone(history: Registry) -> None:
     """Unregistering tells once that the model was there; then it has no entry, no generation, no place in lists."""
     await history.register("h1", '{"type":"shoes"}', RECIPE)
     assert await history.unregister("h1")
@@ -113,7 +113,7 @@ async def test_an_unregistered_model_is_gone(history: History) -> None:
     assert await history.models({}, 10) == []
 
 
-async def test_a_model_made_again_is_born_in_a_new_generation(history: History) -> None:
+async def test_a_model_made_again_is_born_in_a_new_generation(history: Registry) -> None:
     """Made again, a model has the new recipe and a generation above all that were ever given out for its hash."""
     await history.register("h1", '{"type":"shoes"}', RECIPE)
     assert await history.next_generation("h1", 1) == 2
@@ -128,7 +128,7 @@ async def test_a_model_made_again_is_born_in_a_new_generation(history: History) 
 
 
 @pytest.mark.parametrize("deleted_before", [False, True])
-async def test_of_many_registrations_at_once_one_makes_the_model(history: History, deleted_before: bool) -> None:
+async def test_of_many_registrations_at_once_one_makes_the_model(history: Registry, deleted_before: bool) -> None:
     """However many register one hash at once, new or deleted before, exactly one made it and all see the same entry."""
     if deleted_before:
         await history.register("h1", '{"type":"shoes"}', RECIPE)
@@ -138,14 +138,14 @@ async def test_of_many_registrations_at_once_one_makes_the_model(history: Histor
     assert {(entry.generation, entry.born) for entry, _ in answers} == ({(2, 2)} if deleted_before else {(1, 1)})
 
 
-async def test_a_generation_is_given_out_once(history: History) -> None:
+async def test_a_generation_is_given_out_once(history: Registry) -> None:
     """Generations asked for at once are all different, and come without a gap."""
     await history.register("h1", '{"type":"shoes"}', RECIPE)
     given = await asyncio.gather(*(history.next_generation("h1", 1) for _ in range(AT_ONCE)))
     assert sorted(filter(None, given)) == list(range(2, AT_ONCE + 2))
 
 
-async def test_a_restore_of_a_deleted_predecessor_gets_no_generation(history: History) -> None:
+async def test_a_restore_of_a_deleted_predecessor_gets_no_generation(history: Registry) -> None:
     """Who knows the model from before it was made again cannot take a generation of the new one."""
     await history.register("h1", '{"type":"shoes"}', RECIPE)
     await history.unregister("h1")
@@ -174,7 +174,7 @@ async def test_a_restore_of_a_deleted_predecessor_gets_no_generation(history: Hi
     ],
 )
 async def test_filters_compare_what_their_text_means(
-    history: History, filters: dict[str, str], found: set[str]
+    history: Registry, filters: dict[str, str], found: set[str]
 ) -> None:
     """A filter's text finds the string, number or boolean that it may mean, whole, and all filters must hold."""
     for name, year in {"string": "2001", "number": 2001, "float": 2001.5}.items():
@@ -208,13 +208,13 @@ async def test_filters_compare_what_their_text_means(
         {"brand": "\0"},
     ],
 )
-async def test_filters_are_never_interpreted(history: History, filters: dict[str, str]) -> None:
+async def test_filters_are_never_interpreted(history: Registry, filters: dict[str, str]) -> None:
     """Operators, paths and numbers beyond all bounds are values like any other, and this model does not have them."""
     await register(history, brand="nike")
     assert await history.models(filters, 100) == []
 
 
-async def test_pages_hold_every_model_once(history: History) -> None:
+async def test_pages_hold_every_model_once(history: Registry) -> None:
     """Going on after the last hash of each page visits all models that are not deleted, in order of their hashes."""
     hashes = sorted([await register(history, number=number) for number in range(25)])
     await history.unregister(hashes.pop(12))
@@ -227,7 +227,7 @@ async def test_pages_hold_every_model_once(history: History) -> None:
     assert list(itertools.chain.from_iterable(pages)) == hashes
 
 
-async def test_only_committed_documents_are_shown(history: History, database: Database[Document]) -> None:
+async def test_only_committed_documents_are_shown(history: Registry, database: Database[Document]) -> None:
     """An intent is in no list until it is committed, and then it is shown as it was given, without bookkeeping."""
     made = document()
     assert await history.begin(made) is None
@@ -239,7 +239,7 @@ async def test_only_committed_documents_are_shown(history: History, database: Da
     assert await history.newest("ab" * 32, 0) == made
 
 
-async def test_metadata_of_any_form_is_given_back(history: History) -> None:
+async def test_metadata_of_any_form_is_given_back(history: Registry) -> None:
     """Nested metadata, with keys that mean something to MongoDB elsewhere, comes back as it was."""
     metadata = {"type": "shoes", "sizes": [1, 2.5, None, True], "a$b": {"c": {"d": "é"}}, "_id": 7}
     await commit(history, metadata=metadata)
@@ -247,7 +247,7 @@ async def test_metadata_of_any_form_is_given_back(history: History) -> None:
     assert found["metadata"] == metadata
 
 
-async def test_a_corrupt_snapshot_is_shown_no_more(history: History, database: Database[Document]) -> None:
+async def test_a_corrupt_snapshot_is_shown_no_more(history: Registry, database: Database[Document]) -> None:
     """A document marked corrupt stays in the database and leaves every list; its neighbours stay."""
     await commit(history, version=1)
     damaged = await commit(history, version=2)
@@ -257,7 +257,7 @@ async def test_a_corrupt_snapshot_is_shown_no_more(history: History, database: D
     assert database.history.count_documents({"status": "corrupt", "version": 2}) == 1
 
 
-async def test_a_corrupt_snapshot_may_be_saved_again(history: History) -> None:
+async def test_a_corrupt_snapshot_may_be_saved_again(history: Registry) -> None:
     """The same version of the same model replaces a document that was marked corrupt."""
     damaged = await commit(history, version=2)
     await history.mark_corrupt(damaged)
@@ -265,7 +265,7 @@ async def test_a_corrupt_snapshot_may_be_saved_again(history: History) -> None:
     assert await history.newest("ab" * 32, 0) == again
 
 
-async def test_a_version_is_committed_once(history: History, database: Database[Document]) -> None:
+async def test_a_version_is_committed_once(history: Registry, database: Database[Document]) -> None:
     """A second intent for a committed version is told what is there; the database itself refuses a second document."""
     first = await commit(history, version=3)
     assert await history.begin(document(version=3)) == first
@@ -277,7 +277,7 @@ async def test_a_version_is_committed_once(history: History, database: Database[
         database.history.insert_one({**key, **other})
 
 
-async def test_a_second_snapshotter_takes_an_intent_over(history: History, database: Database[Document]) -> None:
+async def test_a_second_snapshotter_takes_an_intent_over(history: Registry, database: Database[Document]) -> None:
     """Of two that began the same version the later one owns it: the earlier one's commit changes nothing."""
     content = uuid.uuid4().hex
     first, second = document(sha256=content), document(sha256=content)
@@ -291,7 +291,7 @@ async def test_a_second_snapshotter_takes_an_intent_over(history: History, datab
 
 
 async def test_an_intent_born_in_the_same_moment_is_taken_over(
-    history: History, monkeypatch: pytest.MonkeyPatch
+    history: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MongoDB refuses one of two upserts that meet: that is no committed snapshot, and the intent is taken over."""
     made = document()
@@ -309,7 +309,7 @@ async def test_an_intent_born_in_the_same_moment_is_taken_over(
     assert await history.documents() == [made]
 
 
-async def test_of_many_snapshotters_at_once_one_commits(history: History) -> None:
+async def test_of_many_snapshotters_at_once_one_commits(history: Registry) -> None:
     """However many begin and commit the same version at once, one commit counts and one document is there."""
     content = uuid.uuid4().hex
     made = [document(sha256=content, timestamp=float(number)) for number in range(AT_ONCE)]
@@ -318,7 +318,7 @@ async def test_of_many_snapshotters_at_once_one_commits(history: History) -> Non
     assert len(await history.documents()) == 1
 
 
-async def test_the_newest_is_the_highest_generation_and_version(history: History) -> None:
+async def test_the_newest_is_the_highest_generation_and_version(history: Registry) -> None:
     """Snapshots are ordered by generation, then version, whatever their clocks said."""
     for number, (generation, version) in enumerate([(2, 3), (1, 9), (2, 10), (3, 1), (1, 10)]):
         await commit(history, generation=generation, version=version, timestamp=1000.0 - number)
@@ -328,7 +328,7 @@ async def test_the_newest_is_the_highest_generation_and_version(history: History
     assert (newest["generation"], newest["version"]) == (3, 1)
 
 
-async def test_snapshots_may_be_asked_for_as_of_a_time(history: History) -> None:
+async def test_snapshots_may_be_asked_for_as_of_a_time(history: Registry) -> None:
     """With `at`, only those taken then or before count, and the newest of them is first."""
     for version in (1, 2, 3):
         await commit(history, version=version, timestamp=100.0 * version)
@@ -340,7 +340,7 @@ async def test_snapshots_may_be_asked_for_as_of_a_time(history: History) -> None
     assert newest["version"] == 2
 
 
-async def test_snapshots_of_a_deleted_predecessor_are_hidden(history: History) -> None:
+async def test_snapshots_of_a_deleted_predecessor_are_hidden(history: Registry) -> None:
     """From `born` on, snapshots of earlier generations are not this model's; without it they are still there."""
     for generation in (1, 2, 3):
         await commit(history, generation=generation, version=5)
@@ -349,7 +349,7 @@ async def test_snapshots_of_a_deleted_predecessor_are_hidden(history: History) -
     assert await versions(history) == [(3, 5), (2, 5), (1, 5)]
 
 
-async def test_a_long_history_is_read_to_its_end(history: History, database: Database[Document]) -> None:
+async def test_a_long_history_is_read_to_its_end(history: Registry, database: Database[Document]) -> None:
     """More snapshots than the driver fetches at once come all, in order, and a limit gives the first of them."""
     database.history.insert_many(
         {**document(version=version), "metadata": "{}", "status": "committed"} for version in range(300)
@@ -358,7 +358,7 @@ async def test_a_long_history_is_read_to_its_end(history: History, database: Dat
     assert await versions(history, limit=2) == [(1, 299), (1, 298)]
 
 
-async def test_documents_are_listed_newest_first(history: History) -> None:
+async def test_documents_are_listed_newest_first(history: Registry) -> None:
     """The list is by time, of one type or one model where asked, and no longer than asked."""
     for number in range(6):
         type_ = "boots" if number % 2 else "shoes"
@@ -378,7 +378,7 @@ async def test_documents_are_listed_newest_first(history: History) -> None:
 async def test_mongo_away_is_said_within_seconds() -> None:
     """Where no MongoDB answers, reading and writing are UnavailableError in less than five seconds."""
     started = time.monotonic()
-    async with History(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
+    async with Registry(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
         answers = await asyncio.gather(away.ping(), away.begin(document()), return_exceptions=True)
     assert [type(answer) for answer in answers] == [UnavailableError] * 2
     assert time.monotonic() - started < 5
@@ -388,7 +388,7 @@ async def test_every_call_says_that_mongo_is_away(monkeypatch: pytest.MonkeyPatc
     """No error of the driver's comes through, whichever call it is; the message says where nobody answered."""
     monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 50)
     port, made = free_port(), document()
-    async with History(f"mongodb://127.0.0.1:{port}/keepfit") as away:
+    async with Registry(f"mongodb://127.0.0.1:{port}/keepfit") as away:
         calls = (
             away.ping(),
             away.ensure_indexes(),
@@ -414,11 +414,11 @@ async def test_every_call_says_that_mongo_is_away(monkeypatch: pytest.MonkeyPatc
 def test_a_url_that_cannot_be_used_is_a_settings_error(url: str) -> None:
     """A wrong URL names its variable, and never shows the password in it."""
     with pytest.raises(SettingsError, match="KEEPFIT_MONGO_URL cannot be used") as caught:
-        History(url)
+        Registry(url)
     assert "hunter2" not in str(caught.value)
 
 
-async def test_indexes_are_made_once_however_often_asked_for(history: History, database: Database[Document]) -> None:
+async def test_indexes_are_made_once_however_often_asked_for(history: Registry, database: Database[Document]) -> None:
     """Gateways and snapshotters that start at once make the same indexes, one of which keeps versions unique."""
     await asyncio.gather(*(history.ensure_indexes() for _ in range(4)))
     of_history = {tuple(index["key"]): index for index in database.history.index_information().values()}
@@ -434,7 +434,7 @@ async def test_indexes_are_made_once_however_often_asked_for(history: History, d
     assert [("labels.k", 1), ("labels.v", 1), ("_id", 1)] in of_models
 
 
-async def test_the_history_is_found_by_its_indexes(history: History, database: Database[Document]) -> None:
+async def test_the_history_is_found_by_its_indexes(history: Registry, database: Database[Document]) -> None:
     """The server plans an index scan for the snapshots of a model, one of them, and those of a type.
 
     The condition on the status is left out: this server's plan names an index only where it holds every field.
@@ -454,7 +454,7 @@ async def test_the_history_is_found_by_its_indexes(history: History, database: D
 async def test_models_are_registered_while_the_indexes_are_made(mongo_url: str) -> None:
     """A gateway that starts takes its first models at once: indexes being made do not stand in the way."""
     for number in range(10):
-        async with History(f"{mongo_url}{number}") as history, asyncio.timeout(30):
+        async with Registry(f"{mongo_url}{number}") as history, asyncio.timeout(30):
             made = await asyncio.gather(
                 history.ensure_indexes(), *(history.register(digit * 64, '{"type":"shoes"}', "{}") for digit in "ab")
             )

@@ -14,7 +14,7 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
-from keepfit.history import Document, History, Timeline, TimelineSync, mongo, reading, to_dataframe
+from keepfit.history import Document, Registry, Timeline, TimelineSync, mongo, reading, to_dataframe
 from keepfit.local.stack import free_port
 from tests.keepfit.history.test_registry import commit
 
@@ -23,15 +23,15 @@ ERROR = "metrics.mean_absolute_error"
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[History]:
+async def history(mongo_url: str) -> AsyncIterator[Registry]:
     """Open an empty register, history and timeline, indexes made."""
-    async with History(mongo_url) as opened:
+    async with Registry(mongo_url) as opened:
         await opened.ensure_indexes()
         yield opened
 
 
 @pytest.fixture
-def timeline(history: History) -> Timeline:
+def timeline(history: Registry) -> Timeline:
     """Return the empty timeline."""
     return history.timeline
 
@@ -128,7 +128,7 @@ async def test_funtimes_queries(timeline: Timeline) -> None:
     assert (await timeline.stats())["stored"] == 10
 
 
-async def test_deleting_takes_what_matches(history: History) -> None:
+async def test_deleting_takes_what_matches(history: Registry) -> None:
     """One deletion takes the newest that matches, another takes all between times; snapshots are never deleted."""
     timeline = history.timeline
     await commit(history, type="vote")
@@ -143,7 +143,7 @@ async def test_deleting_takes_what_matches(history: History) -> None:
     assert len(await timeline.query({"type": "vote"})) == 1
 
 
-async def test_snapshots_and_documents_are_one_history(history: History) -> None:
+async def test_snapshots_and_documents_are_one_history(history: Registry) -> None:
     """Committed snapshots stand beside stored documents, found by hash, type and metadata; intents are not shown."""
     timeline = history.timeline
     snapshot = await commit(history, type="vote", timestamp=NOON + 90)
@@ -185,7 +185,7 @@ async def test_a_long_history_is_read_whole_and_in_order(timeline: Timeline, mon
     assert [d["timestamp"] for d in await timeline.query({"type": "vote"}, start=middle)] == found[:101]
 
 
-async def test_points_are_those_of_pandas(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_points_are_those_of_pandas(history: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped by time and by a key of metadata, numbers of snapshots and documents give what pandas gives."""
     timeline = history.timeline
     monkeypatch.setattr(reading, "COLUMNS_CHUNK", 40)
@@ -266,7 +266,7 @@ async def test_what_cannot_be_grouped_is_refused(timeline: Timeline, more: dict[
         await timeline.points(**{"field": "n", "every": "1m", **more})
 
 
-async def test_every_query_uses_an_index(history: History, database: Database[Document]) -> None:
+async def test_every_query_uses_an_index(history: Registry, database: Database[Document]) -> None:
     """The first stage of each kind of query is served by an index that is made at start, in both collections."""
     await commit(history, type="vote")
     await votes(history.timeline, 3)

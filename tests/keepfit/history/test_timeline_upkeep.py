@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keepfit.errors import SettingsError
-from keepfit.history import History, Timeline, reading, rollups, timeline_upkeep
+from keepfit.history import Registry, Timeline, reading, rollups, timeline_upkeep
 from keepfit.history.rollups import Rollup
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.settings import Settings
@@ -19,15 +19,15 @@ ROLLUP = Rollup("vote", "5m", "fit.size", "brand")
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[History]:
+async def history(mongo_url: str) -> AsyncIterator[Registry]:
     """Open an empty history, indexes made."""
-    async with History(mongo_url) as opened:
+    async with Registry(mongo_url) as opened:
         await opened.ensure_indexes()
         yield opened
 
 
 @pytest.fixture
-def timeline(history: History) -> Timeline:
+def timeline(history: Registry) -> Timeline:
     """Return the empty timeline."""
     return history.timeline
 
@@ -82,7 +82,7 @@ async def test_a_rollup_goes_on_where_it_was(timeline: Timeline) -> None:
     assert after[10.0, "puma"]["mean"] == 11
 
 
-async def test_what_is_old_is_deleted_after_it_was_rolled_up(history: History) -> None:
+async def test_what_is_old_is_deleted_after_it_was_rolled_up(history: Registry) -> None:
     """Rules name types, or all others; roll-ups and snapshots' documents stay; twice and at once is as good as once."""
     timeline = history.timeline
     await commit(history, type="vote", timestamp=NOON - 1e6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keepfit import errors
 from keepfit.errors import InvalidError, KeepfitError, NotFoundError
 from keepfit.jobs import messages
-from keepfit.jobs.messages import Answer, Question
+from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows, shape
 
@@ -37,7 +37,7 @@ results = st.recursive(
 @settings(deadline=None)
 @given(
     st.builds(
-        Question,
+        WorkerRequest,
         id=counts,
         gateway=texts,
         hash=texts,
@@ -47,7 +47,7 @@ results = st.recursive(
         big=texts,
     )
 )
-def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
+def test_a_question_arrives_as_it_was_asked(question: WorkerRequest) -> None:
     """Every field, and every byte of the rows, survives the wire."""
     assert messages.decode_question(messages.encode(question)) == question
 
@@ -56,7 +56,7 @@ def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
 @given(
     st.lists(
         st.builds(
-            Answer,
+            WorkerReply,
             id=counts,
             generation=counts,
             version=counts,
@@ -67,14 +67,14 @@ def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
         max_size=4,
     )
 )
-def test_answers_arrive_as_they_were_given(answers: list[Answer]) -> None:
+def test_answers_arrive_as_they_were_given(answers: list[WorkerReply]) -> None:
     """A batch of answers survives the wire, floats to the last bit."""
     assert messages.decode_answers(messages.encode(answers)) == answers
 
 
 def test_rows_keep_their_bits() -> None:
     """Signed zeros, subnormal numbers and the largest allowed ones come out as they went in."""
-    question = Question(1, "g", "h", "predict", 2, ROWS)
+    question = WorkerRequest(1, "g", "h", "predict", 2, ROWS)
     arrived = messages.decode_question(messages.encode(question)).rows
     assert arrived is not None
     assert arrived.number_matrix().tobytes() == ROWS.number_matrix().tobytes()
@@ -91,7 +91,7 @@ def test_no_other_operation_is_understood(operation: Any) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_errors_cross_as_what_they_are(name: str) -> None:
     """An error of our tree is raised in the gateway as the class that the worker met, with its message."""
-    question = Question(7, "gateway", "hash", "predict")
+    question = WorkerRequest(7, "gateway", "hash", "predict")
     error = getattr(errors, name)("what was wrong")
     (answer,) = messages.decode_answers(messages.encode([messages.failed(question, error)]))
     assert answer.id == 7
@@ -102,20 +102,20 @@ def test_errors_cross_as_what_they_are(name: str) -> None:
 
 def test_an_answer_without_error_raises_nothing() -> None:
     """raise_error() is silent where there is a result."""
-    Answer(1, result=[1.0]).raise_error()
+    WorkerReply(1, result=[1.0]).raise_error()
 
 
 @pytest.mark.parametrize("name", ["SystemExit", "Fault", "Sequence", "dataclass", "__name__", "", "NoSuchError"])
 def test_an_unknown_error_is_one_of_ours(name: str) -> None:
     """A name that is no class of our tree, whatever else it may name, becomes a plain KeepfitError."""
     with pytest.raises(KeepfitError, match=r"^message$") as caught:
-        Answer(1, error=(name, "message")).raise_error()
+        WorkerReply(1, error=(name, "message")).raise_error()
     assert type(caught.value) is KeepfitError
 
 
 def test_an_error_keeps_its_class_and_loses_its_faults() -> None:
     """Faults are found by the gateway before it asks; what a worker finds has a message only."""
-    question = Question(1, "gateway", "hash", "score")
+    question = WorkerRequest(1, "gateway", "hash", "score")
     answer = messages.failed(question, InvalidError("wrong", [errors.Fault("x", 1)]))
     with pytest.raises(InvalidError) as caught:
         answer.raise_error()

@@ -67,7 +67,7 @@ def test_names_are_real_jobs(name: str) -> None:
 
 def test_every_room_has_its_job() -> None:
     """The two waiting rooms use one of the two jobs each, under the names that `rq info` shows."""
-    assert {room.function for room in run_queue.ROOMS} == {PARTIAL_FIT, PREDICT}
+    assert {room.function for room in run_queue.RUN_QUEUES} == {PARTIAL_FIT, PREDICT}
     assert {PARTIAL_FIT, PREDICT} == FUNCTIONS == {"workers.jobs.partial_fit", "workers.jobs.predict"}
 
 

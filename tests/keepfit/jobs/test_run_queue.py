@@ -7,7 +7,7 @@ import redis
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.jobs import rq_jobs, run_queue
-from keepfit.jobs.run_queue import LEARN, PREDICT, Room
+from keepfit.jobs.run_queue import LEARN, PREDICT, RunQueue
 from keepfit.settings import Settings
 
 TTL_S = 15.0
@@ -33,7 +33,9 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 pytestmark = pytest.mark.usefixtures("patience")
 
 
-def push(client: redis.Redis, room: Room, lease: str, *entries: str | bytes, most: int = 100) -> tuple[bool, list[int]]:
+def push(
+    client: redis.Redis, room: RunQueue, lease: str, *entries: str | bytes, most: int = 100
+) -> tuple[bool, list[int]]:
     """Push entries; tell whether `lease` is to be enqueued, and the numbers of those refused."""
     ((rang, *refused),) = redis_scripts.run(client, run_queue.push(room, lease, TTL_S, entries, most))
     return bool(rang), refused
@@ -45,13 +47,15 @@ def ask(client: redis.Redis, lease: str, model: str, *asked: str, timeout_s: flo
     return push(client, PREDICT, lease, *entries, most=most)[0]
 
 
-def claim(client: redis.Redis, room: Room, lease: str, worker: str = "one", *, renew: bool = False) -> list[str] | None:
+def claim(
+    client: redis.Redis, room: RunQueue, lease: str, worker: str = "one", *, renew: bool = False
+) -> list[str] | None:
     """Claim entries; None where the lease is not valid."""
     (answer,) = redis_scripts.run(client, run_queue.claim(room, lease, TTL_S, worker, renew=renew))
     return None if answer[0] == -1 else [entry.decode() for entry in answer[2:]]
 
 
-def be_late(client: redis.Redis, room: Room) -> None:
+def be_late(client: redis.Redis, room: RunQueue) -> None:
     """Make what waits seem to have waited for minutes."""
     client.decrby(redis_keys.since(room.name), 600_000)
 

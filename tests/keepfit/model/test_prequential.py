@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from keepfit.model.bundle import Bundle
-from keepfit.model.prequential import CONFUSION_MAX, PARTS, Running, together
+from keepfit.model.prequential import CONFUSION_MAX, PARTS, PrequentialScores, together
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import shape
 
@@ -18,9 +18,9 @@ numbers = st.floats(-1e6, 1e6)
 sizes = st.lists(st.integers(1, 70), min_size=1, max_size=12)
 
 
-def fed(kind: Any, window: int, cuts: list[int], y: Any, predicted: Any, chances: Any = None) -> Running:
+def fed(kind: Any, window: int, cuts: list[int], y: Any, predicted: Any, chances: Any = None) -> PrequentialScores:
     """Feed rows in batches of the given sizes, through a pickle after each."""
-    running, start = Running(window), 0
+    running, start = PrequentialScores(window), 0
     for size in cuts:
         part = slice(start, start + size)
         running.update(kind, y[part], predicted[part], None if chances is None else chances[part])
@@ -30,8 +30,8 @@ def fed(kind: Any, window: int, cuts: list[int], y: Any, predicted: Any, chances
 
 def test_nothing_is_said_before_the_first_row() -> None:
     """A model that was never evaluated has no metrics, rather than a zero."""
-    assert Running(100).values() == together([]) == together([Running(100)]) == {}
-    assert Running(100).sound
+    assert PrequentialScores(100).values() == together([]) == together([PrequentialScores(100)]) == {}
+    assert PrequentialScores(100).sound
 
 
 @settings(deadline=None, max_examples=60)
@@ -100,7 +100,7 @@ def test_many_labels_keep_their_scores_and_no_confusion() -> None:
 
 def test_an_unknown_class_has_the_least_probability() -> None:
     """A label that turns up later, and that the classifier had no column for, costs what scikit-learn clips it to."""
-    running = Running(100)
+    running = PrequentialScores(100)
     running.update("classifier", np.array([2]), np.array([0]), np.array([[0.5, 0.5]]))
     running.update("classifier", np.array([2, 0]), np.array([0, 0]), np.array([[0.5, 0.5], [0.5, 0.5]]))
     least = -np.log(np.finfo(np.float64).eps)
@@ -109,7 +109,7 @@ def test_an_unknown_class_has_the_least_probability() -> None:
 
 def test_r2_of_targets_that_are_all_the_same_is_not_defined() -> None:
     """Without a spread there is nothing to explain, and rounding must not make one up."""
-    running = Running(100)
+    running = PrequentialScores(100)
     for _ in range(50):
         running.update("regressor", np.array([0.1]), np.array([0.3]))
     assert running.values()["r2"] is None
@@ -117,7 +117,7 @@ def test_r2_of_targets_that_are_all_the_same_is_not_defined() -> None:
 
 def test_several_outputs_are_told_of_together_and_apart() -> None:
     """The metrics of several outputs are their means, and those of each stand beside them."""
-    outputs = [Running(100), Running(100)]
+    outputs = [PrequentialScores(100), PrequentialScores(100)]
     for running, off in zip(outputs, (1.0, 3.0), strict=True):
         running.update("regressor", np.array([1.0, 2.0]), np.array([1.0, 2.0]) + off)
     told = together(outputs)
@@ -128,7 +128,7 @@ def test_several_outputs_are_told_of_together_and_apart() -> None:
 
 def test_sums_that_overflow_are_not_sound() -> None:
     """A prediction far enough off would make the error infinite for ever: it is told of before it is committed."""
-    running = Running(100)
+    running = PrequentialScores(100)
     running.update("regressor", np.array([0.0]), np.array([1e200]))
     assert not running.sound
 

@@ -2,7 +2,7 @@
 
 import structlog
 
-from keepfit.observability.outage import REMIND_S, Outage, Seldom
+from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
 
 
 class Clock:
@@ -38,7 +38,7 @@ def test_an_absence_is_told_once_and_now_and_then() -> None:
 def test_many_like_lines_become_one_a_second() -> None:
     """Of lines of one name one goes through each second, with the number of those kept back; names do not mix."""
     clock = Clock()
-    seldom = Seldom(1.0, clock)
+    seldom = LogThrottle(1.0, clock)
     assert [seldom.due("a") for _ in range(3)] == [0, None, None]
     assert seldom.due("b") == 0
     clock.now_s += 1.0

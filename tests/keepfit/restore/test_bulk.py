@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from keepfit.backends import redis_keys
-from keepfit.errors import NotAgreedError, UnavailableError
+from keepfit.errors import NotConfirmedError, UnavailableError
 from keepfit.history import Document
 from keepfit.restore import bulk as restoring
 from keepfit.restore.bulk import Meant, Outcome, restore_many
-from keepfit.restore.restorer import Restored, Restorer, Wanted
+from keepfit.restore.restorer import Restorer, RestoreRequest, RestoreResult
 from keepfit.settings import Settings
 from keepfit.snapshots import save
 from tests.factories import SHOES, Workshop, workshop
@@ -40,7 +40,7 @@ async def restored(
     outcomes = await restore_many(
         shop.settings,
         Meant(type_, model_hash, where or {}),
-        Wanted(at, version),
+        RestoreRequest(at, version),
         dry_run=dry_run,
         agreed=lambda plans: force,
         follow=force,
@@ -148,7 +148,7 @@ async def test_a_model_that_comes_back_meanwhile_is_kept(shop: Workshop, monkeyp
 
     bring_back = Restorer.bring_back
 
-    async def overtaken(*args: Any) -> Restored:
+    async def overtaken(*args: Any) -> RestoreResult:
         assert not (await bring_back(*args)).live
         return await bring_back(*args)
 
@@ -201,7 +201,7 @@ async def test_a_live_model_goes_back_only_with_consent(shop: Workshop) -> None:
     """Without a yes nothing changes and the error tells how many rows; with one it has the older version's state."""
     model_hash, _, predictions = await versions(shop, 3)
     before = await shop.model(model_hash)
-    with pytest.raises(NotAgreedError, match=r"1 live models .* \(6 rows\); --force"):
+    with pytest.raises(NotConfirmedError, match=r"1 live models .* \(6 rows\); --force"):
         await restored(shop, version=1)
     assert await shop.model(model_hash) == before
     (planned,) = (await restored(shop, version=1, dry_run=True)).values()
@@ -279,7 +279,7 @@ async def test_a_model_that_learns_on_is_followed_only_where_that_was_said(
         return found
 
     monkeypatch.setattr(Restorer, "_find", find_while_learning)
-    (outcome,) = await restore_many(shop.settings, Meant(), Wanted(version=1), agreed=lambda plans: True)
+    (outcome,) = await restore_many(shop.settings, Meant(), RestoreRequest(version=1), agreed=lambda plans: True)
     assert outcome.failed
     assert "was at version 2 of generation 1 when it was looked at, and is at version 3" in outcome.outcome
     assert (await shop.model(model_hash)).version == 3
@@ -304,7 +304,7 @@ async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypat
 
     with pytest.raises(Killed):
         await restore_many(
-            shop.settings, Meant(), Wanted(version=1), agreed=lambda plans: True, follow=True, progress=killed
+            shop.settings, Meant(), RestoreRequest(version=1), agreed=lambda plans: True, follow=True, progress=killed
         )
     for _ in range(2):
         outcomes = await restored(shop, version=1, force=True)

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 from keepfit.errors import UnavailableError
-from keepfit.history import History
+from keepfit.history import Registry
 from keepfit.restore.generations import Generations
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[History]:
+async def history(mongo_url: str) -> AsyncIterator[Registry]:
     """Open an empty register."""
-    async with History(mongo_url) as opened:
+    async with Registry(mongo_url) as opened:
         yield opened
 
 
-async def test_no_number_is_given_twice(history: History) -> None:
+async def test_no_number_is_given_twice(history: Registry) -> None:
     """Whoever asks at the same time, knowing much or little, for one model or for many, gets a number of its own."""
     looked_up = [(await history.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(5)]
     askers = [Generations(history) for _ in range(3)]
@@ -31,7 +31,7 @@ async def test_no_number_is_given_twice(history: History) -> None:
         assert now.generation >= max(number or 0 for model_hash, number in pairs if model_hash == one.hash)
 
 
-async def test_a_model_that_is_gone_gets_none_and_the_others_theirs(history: History) -> None:
+async def test_a_model_that_is_gone_gets_none_and_the_others_theirs(history: Registry) -> None:
     """One that was deleted, or deleted and made again, since it was looked up is None; those beside it are served."""
     kept, deleted, again = [(await history.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(3)]
     await history.unregister(deleted.hash)
@@ -44,7 +44,7 @@ async def test_a_model_that_is_gone_gets_none_and_the_others_theirs(history: His
     assert given[0] > kept.generation
 
 
-async def test_a_register_that_is_away_is_said_to_all(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_register_that_is_away_is_said_to_all(history: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """All who wait for the trip are told, and the next trip is made as if nothing had been."""
     one, _ = await history.register("0" * 64, '{"type": "a"}', "{}")
     generations = Generations(history)

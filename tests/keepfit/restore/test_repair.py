@@ -12,19 +12,19 @@ import msgspec
 import pytest
 
 from keepfit.backends import redis_keys
-from keepfit.backends.redis_scripts import Line
-from keepfit.errors import GapError, NotAgreedError
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.errors import MissingRequestsError, NotConfirmedError
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.bulk import Meant, restore_many
 from keepfit.restore.repair import Repaired, repair
-from keepfit.restore.restorer import Restorer, Wanted
+from keepfit.restore.restorer import Restorer, RestoreRequest
 from keepfit.rows.rows import shape
 from keepfit.security.envelope import BUNDLE, digest_of
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
 from keepfit.store import inbox
-from keepfit.store.commit import Ledger
+from keepfit.store.commit import InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
 from tests.factories import SHOES, Workshop, workshop
@@ -105,7 +105,7 @@ async def put_aside(shop: Workshop, model_hash: str) -> None:
 
 async def change(shop: Workshop, model_hash: str, **params: Any) -> None:
     """Accept a change of parameters."""
-    line = Line(shop.store._store)
+    line = ScriptConnection(shop.store._store)
     generation = (await shop.model(model_hash)).generation
     (outcome,), _ = await inbox.put(line, shop.settings, [inbox.change(model_hash, generation, params)])
     await line.close()
@@ -184,7 +184,7 @@ async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, r
     assert registered is not None
     live = await shop.model(model_hash)
     # As go_back does it, cut short before it is saved.
-    past = await restorer.past(registered, Wanted(version=1))
+    past = await restorer.past(registered, RestoreRequest(version=1))
     await restorer.put_in_place(registered, live, past, follow=False)
     for _ in range(2):
         await shop.learn(model_hash)
@@ -217,7 +217,7 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
         restorer = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring, row_log, logged)
 
         async def teach(size: float) -> None:
-            model, line = await shop.model(model_hash), Line(shop.store.client)
+            model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
             rows = shape(model.recipe, [["nike", 2000]], [size], learning=True)
             asked = await inbox.request(shop.store.client, model_hash, model.generation, rows, logged=True)
             _, _, calls = await inbox.put_to_log(line, logged, [asked])
@@ -249,9 +249,11 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
         await teach(6.0)
         was = content(shop, await shop.model(model_hash))
         harm(shop, model_hash, HARMS["gone"])
-        with pytest.raises(GapError, match="`--at now` to all that was logged"):
+        with pytest.raises(MissingRequestsError, match="`--at now` to all that was logged"):
             await repair(restorer, model_hash)
-        (went,) = await restore_many(logged, Meant(hash=model_hash), Wanted(at=time.time()), agreed=bool, follow=True)
+        (went,) = await restore_many(
+            logged, Meant(hash=model_hash), RestoreRequest(at=time.time()), agreed=bool, follow=True
+        )
         assert went.outcome == "went back, 1 logged rows learned again"
         after = await shop.model(model_hash)
         assert (content(shop, after), after.inbox) == (was, 1)
@@ -261,7 +263,7 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
 def keeping(shop: Workshop, replay_bytes_max: int) -> Workshop:
     """Return a workshop that keeps so many bytes."""
     settings = shop.settings
-    return replace(shop, ledger=Ledger(shop.redis, shop.parts.keyring, settings.lease_ttl_s, replay_bytes_max))
+    return replace(shop, ledger=InboxConsumer(shop.redis, shop.parts.keyring, settings.lease_ttl_s, replay_bytes_max))
 
 
 async def test_what_is_missing_is_said_and_nobody_goes_back_unasked(shop: Workshop, restorer: Restorer) -> None:
@@ -274,10 +276,10 @@ async def test_what_is_missing_is_said_and_nobody_goes_back_unasked(shop: Worksh
     await shop.accept(model_hash)
     harm(shop, model_hash, HARMS["payload"])
     broken, before = shop.redis.get(redis_keys.bundle(model_hash)), await shop.model(model_hash)
-    with pytest.raises(GapError, match="the requests 2 to 4 were not kept since the last snapshot"):
+    with pytest.raises(MissingRequestsError, match="the requests 2 to 4 were not kept since the last snapshot"):
         await repair(restorer, model_hash)
-    with pytest.raises(NotAgreedError):
-        await restorer.put_back(model_hash, Wanted())
+    with pytest.raises(NotConfirmedError):
+        await restorer.put_back(model_hash, RestoreRequest())
     meant = Meant(hash=model_hash)
     (planned,) = await restore_many(shop.settings, meant, dry_run=True)
     (failed,) = await restore_many(shop.settings, meant)
@@ -317,10 +319,10 @@ async def test_a_damaged_snapshot_makes_no_bundle(shop: Workshop, restorer: Rest
     assert newest is not None
     shop.storage.put(saving.path_of(newest), b"damaged")
     harm(shop, model_hash, HARMS["gone"])
-    with pytest.raises(GapError, match="the snapshot of version 2 is damaged too"):
+    with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is damaged too"):
         await repair(restorer, model_hash)
     await shop.history.mark_corrupt(newest)
-    with pytest.raises(GapError, match="the snapshot of version 2 is not there"):
+    with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is not there"):
         await repair(restorer, model_hash)
 
 
@@ -331,11 +333,11 @@ async def test_rows_that_are_gone_are_missed(shop: Workshop, restorer: Restorer)
     stream = shop.redis.dump(redis_keys.inbox(model_hash))
     ((_, big),) = (await shop.model(model_hash)).kept.large
     shop.redis.delete(redis_keys.inbox(model_hash))
-    with pytest.raises(GapError, match="some is gone too"):
+    with pytest.raises(MissingRequestsError, match="some is gone too"):
         await repair(restorer, model_hash)
     shop.redis.restore(redis_keys.inbox(model_hash), 0, stream)  # type: ignore[arg-type]
     shop.redis.delete(big)
-    with pytest.raises(GapError, match="some is gone too"):
+    with pytest.raises(MissingRequestsError, match="some is gone too"):
         await repair(restorer, model_hash)
 
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from keepfit.backends import redis_keys
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import IdempotencyError, UnavailableError
 from keepfit.history.lineage import Link, Span, spans_of
 from keepfit.model import fit_loop, serialization
@@ -24,7 +24,7 @@ from keepfit.recipe import recipe
 from keepfit.restore.bulk import Meant, restore_many
 from keepfit.restore.replay import select
 from keepfit.restore.replay_child import Payload
-from keepfit.restore.restorer import Restored, Restorer, Wanted
+from keepfit.restore.restorer import Restorer, RestoreRequest, RestoreResult
 from keepfit.rowlog.row_log import Call, RowLog
 from keepfit.rows import rows
 from keepfit.settings import Settings
@@ -81,7 +81,7 @@ Asked = tuple[list[Any], list[Any] | None] | dict[str, Any]
 
 async def send(shop: Workshop, model_hash: str, *asked: Asked, key: str | None = None) -> list[int]:
     """Accept requests in one call and log them, as a gateway does; return their sequences."""
-    model, line = await shop.model(model_hash), Line(shop.store.client)
+    model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
     learns = []
     for one in asked:
         if isinstance(one, dict):
@@ -146,14 +146,14 @@ def learn_waiting(shop: Workshop, model_hash: str) -> None:
     shop.ledger.unlock(model_hash, "token", force=True)
 
 
-async def bring_back(restorer: Restorer, model_hash: str, wanted: Wanted | None = None) -> Restored:
+async def bring_back(restorer: Restorer, model_hash: str, wanted: RestoreRequest | None = None) -> RestoreResult:
     """Bring one model back."""
     registered = await restorer.history.registered(model_hash)
     assert registered is not None
-    return await restorer.bring_back(registered, wanted or Wanted())
+    return await restorer.bring_back(registered, wanted or RestoreRequest())
 
 
-async def lose_and_bring_back(shop: Workshop, restorer: Restorer, model_hash: str) -> Restored:
+async def lose_and_bring_back(shop: Workshop, restorer: Restorer, model_hash: str) -> RestoreResult:
     """Lose all that Redis holds, and bring one model back."""
     shop.redis.flushall()
     return await bring_back(restorer, model_hash)
@@ -250,7 +250,7 @@ async def test_a_call_that_no_restore_saw_was_promised_to_nobody(shop: Workshop,
     """Written after the look of the restore, it is not learned, and its key is not known: its client sends it again."""
     model_hash = await shop.make(SGD)
     await send(shop, model_hash, row(1))
-    model, line = await shop.model(model_hash), Line(shop.store.client)
+    model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
     shaped = rows.shape(model.recipe, *row(2), learning=True)
     learn = await inbox.request(shop.store.client, model_hash, 1, shaped, "late", logged=True)
     _, _, logged = await inbox.put_to_log(line, shop.settings, [learn])
@@ -401,12 +401,14 @@ async def test_a_model_goes_to_any_moment(shop: Workshop, restorer: Restorer, lo
     at = times[3]
     if lost:
         shop.redis.flushall()
-    (planned,) = await restore_many(shop.settings, Meant(hash=model_hash), Wanted(at), dry_run=True)
+    (planned,) = await restore_many(shop.settings, Meant(hash=model_hash), RestoreRequest(at), dry_run=True)
     assert (planned.replayed, planned.rows_forgotten) == (1, 0 if lost else 1)
-    (outcome,) = await restore_many(shop.settings, Meant(hash=model_hash), Wanted(at), agreed=lambda plans: True)
+    (outcome,) = await restore_many(
+        shop.settings, Meant(hash=model_hash), RestoreRequest(at), agreed=lambda plans: True
+    )
     assert (outcome.failed, outcome.replayed) == (False, 1), outcome
     check(shop, model_hash, 1, 2, 3, 4)
-    again = await restorer.put_back(model_hash, Wanted(at))
+    again = await restorer.put_back(model_hash, RestoreRequest(at))
     assert (again.restored, (await shop.model(model_hash)).version) == (False, 4)
     assert await send(shop, model_hash, row(6)) == [5 if lost else 6]
     shop.work(model_hash)
@@ -421,7 +423,7 @@ async def test_what_waits_is_not_learned_twice_by_going_to_a_moment(shop: Worksh
     await send(shop, model_hash, row(6))
     seconds, micros = shop.redis.time()  # type: ignore[misc]
     await send(shop, model_hash, row(7))
-    await restorer.put_back(model_hash, Wanted(seconds + micros / 1e6))
+    await restorer.put_back(model_hash, RestoreRequest(seconds + micros / 1e6))
     shop.work(model_hash)
     check(shop, model_hash, 1, 2, 3, 4, 5, 6, 7)
 
@@ -434,7 +436,7 @@ async def test_what_was_forgotten_does_not_come_back_from_the_log(
     model_hash, _, _ = await three_saved_two_logged(shop)
     if lost:
         shop.redis.flushall()
-    await restorer.put_back(model_hash, Wanted(version=1))
+    await restorer.put_back(model_hash, RestoreRequest(version=1))
     check(shop, model_hash, 1)
     await send(shop, model_hash, row(6))
     shop.work(model_hash)

@@ -15,12 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from keepfit.backends.blobs import Entry
-from keepfit.errors import DamagedError, SettingsError, UnavailableError
-from keepfit.history import History, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import Cover
-from keepfit.restore.restorer import Restorer, Wanted
+from keepfit.errors import CorruptLogError, SettingsError, UnavailableError
+from keepfit.history import Registry, snapshot_upkeep
+from keepfit.history.snapshot_upkeep import Coverage
+from keepfit.restore.restorer import Restorer, RestoreRequest
 from keepfit.rowlog import compaction, row_log
-from keepfit.rowlog.compaction import Tended
+from keepfit.rowlog.compaction import CompactionResult
 from keepfit.rowlog.row_log import Call, RowLog, minute_of, open_log
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
@@ -62,20 +62,20 @@ def again(log: RowLog) -> RowLog:
     return RowLog(log.storage)
 
 
-def covers(wanted: Callable[[str], Cover | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def covers(wanted: Callable[[str], Coverage | None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let snapshots cover what is `wanted` of each model, None where it is not known."""
 
-    async def answered(history: History, hashes: Iterable[str], since_s: float) -> dict[str, Cover]:
+    async def answered(history: Registry, hashes: Iterable[str], since_s: float) -> dict[str, Coverage]:
         found = {model_hash: wanted(model_hash) for model_hash in hashes}
         return {model_hash: cover for model_hash, cover in found.items() if cover is not None}
 
     monkeypatch.setattr(snapshot_upkeep, "covers", answered)
 
 
-async def tend(log: RowLog, now_s: float, keep_s: float = 7 * DAY_S) -> Tended:
+async def compact(log: RowLog, now_s: float, keep_s: float = 7 * DAY_S) -> CompactionResult:
     """Merge what is due, with covers that need no history."""
     unused: Any = None
-    return await compaction.tend(log, unused, now_s, keep_s)
+    return await compaction.compact(log, unused, now_s, keep_s)
 
 
 def folders(log: RowLog) -> dict[str, int]:
@@ -120,15 +120,15 @@ async def test_minutes_are_merged_moved_and_let_go(log: RowLog, monkeypatch: pyt
     a, b, c = MODELS
     # Of b's call one of the two requests.
     learned = {a: 2, b: 1}
-    covers(lambda model: Cover(1, upto={1: learned[model]}) if model in learned else None, monkeypatch)
+    covers(lambda model: Coverage(1, upto={1: learned[model]}) if model in learned else None, monkeypatch)
     calls = [call(a, 1), call(b, 1), call(c, 1), call(a, 3, at=THEN + 59)]
     repeats = [call(a, 1, at=THEN + 30), call(b, 1, at=THEN - 2)]
     for each in [*calls, *repeats]:
         log.write([each])
     minute = minute_of(THEN)
     needed = again(log).look()
-    assert await tend(log, THEN + 179) == Tended()
-    assert (await tend(log, THEN + 180)).merged == 5
+    assert await compact(log, THEN + 179) == CompactionResult()
+    assert (await compact(log, THEN + 180)).merged == 5
     assert folders(log) == {f"n{minute_of(THEN - 2)}": 1, f"n{minute}": 1, f"o{minute}": 1}
     # A view from before the merging finds all that was there: whoever looked may know of no later snapshot.
     assert {found.sequence for found in needed.calls(a, None)} == {1, 3}
@@ -143,14 +143,14 @@ async def test_minutes_are_merged_moved_and_let_go(log: RowLog, monkeypatch: pyt
     assert first.at == THEN
     # Nothing is new, and so nothing is written again.
     before = log.paths("n", "o~")
-    assert (await tend(log, THEN + 400), log.paths("n", "o~")) == (Tended(), before)
+    assert (await compact(log, THEN + 400), log.paths("n", "o~")) == (CompactionResult(), before)
     learned.update({a: 4, b: 2})
-    assert (await tend(log, THEN + 500)).merged == 2
+    assert (await compact(log, THEN + 500)).merged == 2
     assert again(log).look().calls(a, None) == again(log).look().calls(b, None) == []
     assert {found.sequence for found in again(log).look().calls(a, THEN)} == {1, 3}
     # Unfinished files, and what is covered, go by their age; what is not covered never does.
-    assert (await tend(log, THEN + DAY_S, keep_s=DAY_S - 59)).expired == 1
-    assert (await tend(log, THEN + DAY_S, keep_s=DAY_S - 60)).expired == 2
+    assert (await compact(log, THEN + DAY_S, keep_s=DAY_S - 59)).expired == 1
+    assert (await compact(log, THEN + DAY_S, keep_s=DAY_S - 60)).expired == 2
     assert [*folders(log)] == [f"n{minute}"]
     assert again(log).look().calls(c, None) == [calls[2]]
 
@@ -165,10 +165,10 @@ async def test_a_damaged_object_is_said_and_left_alone(log: RowLog, monkeypatch:
     for bad in (good[:-1], good[:60] + bytes([good[60] ^ 1]) + good[61:], b""):
         log.storage.put(path, bad)
         for model in MODELS[:2]:
-            with pytest.raises(DamagedError, match=path.replace("+", ".")):
+            with pytest.raises(CorruptLogError, match=path.replace("+", ".")):
                 again(log).look().calls(model, None)
     with capture_logs() as logged:
-        assert await tend(again(log), THEN + HOUR_S) == Tended(merged=2, damaged=1)
+        assert await compact(again(log), THEN + HOUR_S) == CompactionResult(merged=2, damaged=1)
     assert [line["event"] for line in logged] == ["row_log_damaged"]
     assert path in log.paths("n", "n~")
     # Moved away by somebody, it is in nobody's way.
@@ -185,7 +185,7 @@ async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
     One that looks for old ones too has all of it.
     """
     covered = dict.fromkeys(MODELS, 0)
-    covers(lambda model: Cover(1, upto={1: covered[model]}), monkeypatch)
+    covers(lambda model: Coverage(1, upto={1: covered[model]}), monkeypatch)
     written: dict[str, set[int]] = {model: set() for model in MODELS}
     count = 120 if log.storage.url.startswith("file") else 25
     writing = threading.Event()
@@ -201,7 +201,7 @@ async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
     def merge(now_s: float) -> None:
         mine = again(log)
         while writing.is_set():
-            asyncio.run(tend(mine, now_s))
+            asyncio.run(compact(mine, now_s))
             # Slowly, by this clock: what was merged is let be while others list.
             now_s += 20
 
@@ -262,7 +262,7 @@ def test_a_view_reads_each_object_once_for_many_models(log: RowLog, monkeypatch:
 
 def test_what_covers_a_call() -> None:
     """A snapshot covers its sequences; what began before it is over if it says where its sequences began."""
-    cover = Cover(born=3)
+    cover = Coverage(born=3)
     assert not cover.has(3, 1)
     assert cover.has(2, 99)
     # From another house: of a higher generation, and what waits for the live model may come on top of it.
@@ -279,7 +279,7 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     """Saved, gone back, restored, deleted and made again: what is covered is what need not be learned again."""
     model_hash = await shop.learned(a=1)
 
-    async def covered() -> Cover:
+    async def covered() -> Coverage:
         found = await snapshot_upkeep.covers(shop.history, [model_hash, "0" * 64], 0.0)
         assert found.keys() == {model_hash}
         return found[model_hash]
@@ -291,13 +291,13 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     await shop.learn(model_hash)
     assert await save(shop, model_hash) == (1, 1, 3)
     restorer = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring)
-    assert (await restorer.put_back(model_hash, Wanted(version=1))).restored
+    assert (await restorer.put_back(model_hash, RestoreRequest(version=1))).restored
     # Gone back, its sequences go on: what it has forgotten is not to be learned again.
     newest = await shop.history.newest(model_hash, 1)
     assert newest is not None
     assert (newest["generation"], newest["origin"], newest["sequence"]) == (2, 1, 3)
     shop.lose(model_hash)
-    await restorer.put_back(model_hash, Wanted())
+    await restorer.put_back(model_hash, RestoreRequest())
     await shop.learn(model_hash)
     generation = (await shop.model(model_hash)).generation
     assert not (await covered()).has(generation, 4)
@@ -321,7 +321,7 @@ async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) ->
         for sequence in (1, 2):
             log.write([call(model_hash, sequence, at=time.time() - 300, payloads=(b"rows",))])
         report = await run_once(logged)
-        assert (len(report.saved), report.tended, report.uncollected) == (1, Tended(merged=2), "")
+        assert (len(report.saved), report.tended, report.uncollected) == (1, CompactionResult(merged=2), "")
         assert [found.sequence for found in again(log).look().calls(model_hash, None)] == [2]
         (path,) = log.paths("n", "n~")
         log.storage.put(path.replace("/m", "/"), b"damaged")

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from keepfit.backends.blobs import Entry, LocalStorage, S3Storage
 from keepfit.errors import ConflictError, UnavailableError
-from keepfit.history import Document, History, snapshot_upkeep
+from keepfit.history import Document, Registry, snapshot_upkeep
 from keepfit.restore import restorer as restores
 from keepfit.security import envelope
 from keepfit.settings import Settings
@@ -142,7 +142,7 @@ async def test_blobs_of_another_history_are_no_garbage(shop: Workshop, mongo_url
     document = await save(shop, model_hash)
     assert document is not None
     assert await collect(shop) == Collected()
-    async with History(f"{mongo_url}other") as other:
+    async with Registry(f"{mongo_url}other") as other:
         await other.register(model_hash, '{"type":"shoes"}', "{}")
         with pytest.raises(ConflictError, match=f"{shop.storage.url} holds the snapshots of another history"):
             await garbage.collect(other, shop.storage, "", LAST, HARSH, time.time())

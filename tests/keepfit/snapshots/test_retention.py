@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from keepfit.history import COMMITTED, CORRUPT, PENDING
-from keepfit.history.snapshot_upkeep import Life
+from keepfit.history.snapshot_upkeep import ModelLifetime
 from keepfit.snapshots.retention import DAY_S, HOUR_S, Rules, judge
 
 # A round hour of a round day.
 NOW_S = 20_000.0 * DAY_S
-LIVE = Life("ab", born=1)
+LIVE = ModelLifetime("ab", born=1)
 
 
 def snapshot(version: int, age_s: float, status: str = COMMITTED, generation: int = 1) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def snapshot(version: int, age_s: float, status: str = COMMITTED, generation: in
     return {"generation": generation, "version": version, "timestamp": NOW_S - age_s, "status": status}
 
 
-def gone(life: Life, documents: list[dict[str, Any]], now_s: float = NOW_S) -> list[int]:
+def gone(life: ModelLifetime, documents: list[dict[str, Any]], now_s: float = NOW_S) -> list[int]:
     """Versions that are let go, in order."""
     verdicts = judge(life, documents, Rules(), now_s)
     return sorted(document["version"] for verdict in verdicts for document in verdict.expired)
@@ -73,20 +73,20 @@ def test_intents_are_none_of_its_business() -> None:
 @pytest.mark.parametrize(("deleted_days", "lost"), [(1, [1]), (29, [1]), (31, [1, 2])])
 def test_a_deleted_models_last_snapshot_stays_for_a_month(deleted_days: int, lost: list[int]) -> None:
     """Deleted by mistake, a model can be had back for as long as retention keeps anything."""
-    life = Life("ab", born=1, deleted=True, deleted_s=NOW_S - deleted_days * DAY_S)
+    life = ModelLifetime("ab", born=1, deleted=True, deleted_s=NOW_S - deleted_days * DAY_S)
     assert gone(life, [snapshot(1, 80 * DAY_S), snapshot(2, 70 * DAY_S)]) == lost
 
 
 def test_a_deleted_model_without_a_date_goes_by_its_snapshots() -> None:
     """Where it is not known when a model was deleted, its newest snapshot is as old as that."""
-    life = Life("ab", born=1, deleted=True)
+    life = ModelLifetime("ab", born=1, deleted=True)
     assert gone(life, [snapshot(1, 10 * DAY_S), snapshot(2, 9 * DAY_S)]) == []
     assert gone(life, [snapshot(1, 50 * DAY_S), snapshot(2, 40 * DAY_S)]) == [1, 2]
 
 
 def test_a_model_made_again_does_not_keep_its_predecessors() -> None:
     """Each life has a newest snapshot of its own: that of the past one goes when its time has come."""
-    life = Life("ab", born=3, deleted_s=NOW_S - 31 * DAY_S)
+    life = ModelLifetime("ab", born=3, deleted_s=NOW_S - 31 * DAY_S)
     documents = [snapshot(9, 50 * DAY_S, generation=1), snapshot(1, 45 * DAY_S, generation=3)]
     assert gone(life, documents) == [9]
 

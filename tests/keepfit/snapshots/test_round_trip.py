@@ -25,12 +25,12 @@ from keepfit.errors import (
 )
 from keepfit.history import NOTED, Document
 from keepfit.restore import restorer as restores
-from keepfit.restore.restorer import Restored
+from keepfit.restore.restorer import RestoreResult
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
-from keepfit.store.retained import Noted
+from keepfit.store.retained import RetentionNote
 from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
 
 FIELDS = {
@@ -80,7 +80,7 @@ async def saved(shop: Workshop, model_hash: str) -> Document:
     return document
 
 
-async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> Restored:
+async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> RestoreResult:
     """Restore a model."""
     return await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash, at)
 
@@ -318,7 +318,7 @@ async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> N
     before, predictions = await each_shop.model(model_hash), await each_shop.predict(model_hash)
     each_shop.redis.flushall()
     restored = await restore(each_shop, model_hash)
-    assert restored == Restored(model_hash, document, live=False, corrupt=0)
+    assert restored == RestoreResult(model_hash, document, live=False, corrupt=0)
     after = await each_shop.model(model_hash)
     assert await each_shop.predict(model_hash) == predictions
     assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
@@ -385,7 +385,7 @@ async def test_a_live_model_is_never_overwritten(shop: Workshop) -> None:
     await saved(shop, model_hash)
     await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
     before = await shop.model(model_hash)
-    assert await restore(shop, model_hash) == Restored(model_hash, None, live=True, corrupt=0)
+    assert await restore(shop, model_hash) == RestoreResult(model_hash, None, live=True, corrupt=0)
     assert await shop.model(model_hash) == before
 
 
@@ -393,7 +393,7 @@ async def test_a_model_without_snapshot_begins_anew(shop: Workshop) -> None:
     """A registered model that was never saved is made from its recipe, in a generation of its own."""
     model_hash = await shop.learned()
     shop.lose(model_hash)
-    assert await restore(shop, model_hash) == Restored(model_hash, None, live=False, corrupt=0)
+    assert await restore(shop, model_hash) == RestoreResult(model_hash, None, live=False, corrupt=0)
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, model.generation, model.snapshot) == (0, 0, 2, None)
     assert await shop.learn(model_hash) == 1
@@ -464,7 +464,7 @@ async def test_a_damaged_snapshot_is_passed_over(
     await damage(each_shop, database, await saved(each_shop, model_hash))
     each_shop.lose(model_hash)
     with capture_logs() as logs:
-        assert await restore(each_shop, model_hash) == Restored(model_hash, good, live=False, corrupt=1)
+        assert await restore(each_shop, model_hash) == RestoreResult(model_hash, good, live=False, corrupt=1)
     assert statuses(database) == {1: "committed", 2: "corrupt"}
     assert await each_shop.predict(model_hash) == predictions
     (said,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
@@ -507,7 +507,7 @@ async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(s
     assert await shop.make(session="again") == model_hash
     await shop.learn(model_hash)
     place = (before.generation, before.version)
-    late = Noted(model_hash, before.generation, before.learned, before.digest, before.kept, "", place, {})
+    late = RetentionNote(model_hash, before.generation, before.learned, before.digest, before.kept, "", place, {})
     await shop.store.note_snapshots([late])
     assert await shop.store.changed() == [model_hash]
     assert (await saved(shop, model_hash))["generation"] > before.generation

@@ -17,7 +17,7 @@ from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows.rows import Rows, shape
 from keepfit.security.envelope import Header, Keyring, runtime
 from keepfit.settings import Settings
-from keepfit.store.commit import BEATEN, GONE, OTHER_ROWS, Ledger, Taken
+from keepfit.store.commit import BEATEN, GONE, OTHER_ROWS, Claimed, InboxConsumer
 from keepfit.store.models import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import accept
@@ -46,9 +46,9 @@ def client(settings: Settings) -> redis.Redis:
 
 
 @pytest.fixture
-def ledger(client: redis.Redis) -> Ledger:
+def ledger(client: redis.Redis) -> InboxConsumer:
     """Return the workers' side of the store."""
-    return Ledger(client, KEYRING, LOCK_S)
+    return InboxConsumer(client, KEYRING, LOCK_S)
 
 
 def rows_of(*votes: tuple[str, float, float], recipe: Recipe = RECIPE) -> Rows:
@@ -63,14 +63,14 @@ async def model_of(store: Store) -> Model:
     return model
 
 
-def take(ledger: Ledger, token: str) -> Taken:
+def take(ledger: InboxConsumer, token: str) -> Claimed:
     """Take the model, which must be free."""
     taken = ledger.take(HASH, token, "")
     assert taken is not None
     return taken
 
 
-def learned(taken: Taken, count: int | None = None) -> Bundle:
+def learned(taken: Claimed, count: int | None = None) -> Bundle:
     """Return the taken bundle after it has learned the first `count` entries."""
     bundle = unseal(taken.data, KEYRING, RECIPE, HASH)[1] if taken.data else Bundle.new(RECIPE)
     for entry in taken.entries[:count]:
@@ -86,7 +86,7 @@ async def test_sequences_count_accepted_requests_from_one(store: Store) -> None:
     assert (await model_of(store)).inbox == 3
 
 
-async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Store, ledger: Ledger) -> None:
+async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Store, ledger: InboxConsumer) -> None:
     """A commit of two of three requests leaves the third, counts one version and names what was learned."""
     model = await model_of(store)
     for i in range(3):
@@ -103,7 +103,7 @@ async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Sto
     assert await store.changed() == [HASH]
 
 
-async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, ledger: Ledger) -> None:
+async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, ledger: InboxConsumer) -> None:
     """After a part of a batch the rest comes with the answer, just as another look would read it."""
     model = await model_of(store)
     for i in range(3):
@@ -122,7 +122,7 @@ async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, led
 
 
 async def test_what_another_worker_has_by_now_does_not_come_with_a_commit(
-    store: Store, ledger: Ledger, client: redis.Redis
+    store: Store, ledger: InboxConsumer, client: redis.Redis
 ) -> None:
     """A commit after the lock was lost to another lease stands, and takes nothing from that one."""
     model = await model_of(store)
@@ -135,7 +135,7 @@ async def test_what_another_worker_has_by_now_does_not_come_with_a_commit(
     assert client.get(redis_keys.lock(HASH)) == b"b"
 
 
-async def test_a_sleeper_commits_nothing(store: Store, ledger: Ledger, client: redis.Redis) -> None:
+async def test_a_sleeper_commits_nothing(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
     """A worker that slept through its lock while another committed is refused, and the other's bundle stays."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
@@ -150,7 +150,7 @@ async def test_a_sleeper_commits_nothing(store: Store, ledger: Ledger, client: r
 
 
 async def test_without_the_comparison_a_sleeper_would_lose_rows(
-    store: Store, ledger: Ledger, client: redis.Redis
+    store: Store, ledger: InboxConsumer, client: redis.Redis
 ) -> None:
     """Control: a plain lock and SET, as it is often done, loses the row that the commit script protects."""
     model = await model_of(store)
@@ -170,7 +170,7 @@ async def test_without_the_comparison_a_sleeper_would_lose_rows(
     assert unseal(data, KEYRING, RECIPE, HASH)[1].rows_seen == 1
 
 
-async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, ledger: Ledger) -> None:
+async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, ledger: InboxConsumer) -> None:
     """A locked model is not taken by another lease; after the commit of all mail it is free."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
@@ -180,7 +180,7 @@ async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, ledger
     assert ledger.take(HASH, "b", "") is not None
 
 
-async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, ledger: Ledger) -> None:
+async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, ledger: InboxConsumer) -> None:
     """A row accepted while its model is locked is noticed by the holder, or nobody would come for it."""
     take(ledger, "a")
     model = await model_of(store)
@@ -192,7 +192,7 @@ async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, ledger: Ledg
 
 
 async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
-    store: Store, ledger: Ledger, client: redis.Redis
+    store: Store, ledger: InboxConsumer, client: redis.Redis
 ) -> None:
     """After Redis lost its tail and other rows took the same sequence, a bundle of the lost rows is refused."""
     model = await model_of(store)
@@ -206,7 +206,7 @@ async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
     assert ledger.commit(taken, learned(taken), 1, "a").version == OTHER_ROWS
 
 
-async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledger: Ledger) -> None:
+async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledger: InboxConsumer) -> None:
     """A bundle of a model that was deleted, or deleted and made again, goes nowhere."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
@@ -218,7 +218,7 @@ async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledge
     assert (await model_of(store)).version == 0
 
 
-async def test_put_aside_skips_a_request_and_keeps_it(store: Store, ledger: Ledger, client: redis.Redis) -> None:
+async def test_put_aside_skips_a_request_and_keeps_it(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
     """A request put aside is counted as done, not learned, and kept with its reason."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
@@ -269,7 +269,7 @@ async def test_a_single_large_request_is_accepted_alone(store: Store) -> None:
         await accept(store, model, rows_of(("nike", 2000, 3)), inbox_bytes_max=1024)
 
 
-async def test_bytes_of_the_inbox_return_to_zero(store: Store, ledger: Ledger, client: redis.Redis) -> None:
+async def test_bytes_of_the_inbox_return_to_zero(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
     """What is learned no longer counts against the inbox."""
     model = await model_of(store)
     for i in range(5):
@@ -282,7 +282,7 @@ async def test_bytes_of_the_inbox_return_to_zero(store: Store, ledger: Ledger, c
 
 
 async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
-    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    store: Store, ledger: InboxConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is bounded in bytes, in order, and never empty while mail waits."""
     model = await model_of(store)
@@ -295,7 +295,7 @@ async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
     assert [entry.sequence for entry in take(ledger, "a").entries] == [1]
 
 
-async def test_attempts_count_reads_without_a_commit(store: Store, ledger: Ledger) -> None:
+async def test_attempts_count_reads_without_a_commit(store: Store, ledger: InboxConsumer) -> None:
     """Each take of the same mail counts; a commit sets the count back."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
@@ -306,7 +306,9 @@ async def test_attempts_count_reads_without_a_commit(store: Store, ledger: Ledge
     assert take(ledger, "a").attempts == 1
 
 
-async def test_scripts_survive_a_server_that_forgot_them(store: Store, ledger: Ledger, client: redis.Redis) -> None:
+async def test_scripts_survive_a_server_that_forgot_them(
+    store: Store, ledger: InboxConsumer, client: redis.Redis
+) -> None:
     """After SCRIPT FLUSH (a restart, a failover) the next call loads the scripts and goes on."""
     model = await model_of(store)
     client.script_flush()
@@ -317,7 +319,7 @@ async def test_scripts_survive_a_server_that_forgot_them(store: Store, ledger: L
     assert ledger.commit(taken, learned(taken), 1, "a").version == 1
 
 
-async def test_commits_are_published(store: Store, ledger: Ledger, settings: Settings) -> None:
+async def test_commits_are_published(store: Store, ledger: InboxConsumer, settings: Settings) -> None:
     """A commit tells hash, generation, version, learned sequence and rows seen to whoever listens."""
     listener: Any = redis.asyncio.Redis.from_url(settings.store_url.get_secret_value())
     async with listener.pubsub(ignore_subscribe_messages=True) as pubsub:

@@ -12,7 +12,7 @@ from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import shape
 from keepfit.settings import Settings
 from keepfit.store import dead_letters
-from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, Dead, shown
+from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, DeadLetters, shown
 from tests.factories import SHOES, SIZES, Workshop, workshop
 
 REASON = "ValueError: no"
@@ -26,10 +26,10 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
 
 
 @pytest.fixture
-async def aside(settings: Settings) -> AsyncIterator[Dead]:
+async def aside(settings: Settings) -> AsyncIterator[DeadLetters]:
     """Return what was put aside."""
     client = redis_clients.store_async(settings)
-    yield Dead(client)
+    yield DeadLetters(client)
     await client.aclose()
 
 
@@ -51,7 +51,7 @@ async def refused(shop: Workshop, count: int = 1, X: list[Any] = SHOES, y: list[
     return model_hash
 
 
-async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: Dead) -> None:
+async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: DeadLetters) -> None:
     """Each entry has its id, sequence, time, reason and rows, oldest first, page by page."""
     model_hash = await refused(shop, 3)
     generation = (await shop.model(model_hash)).generation
@@ -87,7 +87,7 @@ async def test_rows_are_shown_as_they_came() -> None:
     assert shown(plain, shape(plain, [[1, 2]], learning=True).encode()) == {"X": [[1.0, 2.0]]}
 
 
-async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: Dead) -> None:
+async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: DeadLetters) -> None:
     """Rows beyond what a page shows, beside the inbox or in it, have their number and size only."""
     recipe = {"estimator": "SGDRegressor"}
     model_hash = await shop.make(recipe)
@@ -102,7 +102,7 @@ async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: Dead) -> 
     assert (await aside.page(model_hash, 10))[0][1].rows is None
 
 
-async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: Dead) -> None:
+async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: DeadLetters) -> None:
     """A page ends before its rows are too many bytes, and the next one goes on from there."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     n, count = SHOWN_BYTES_MAX // 16 - 10, 20
@@ -123,7 +123,7 @@ async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: Dead) -
     assert pages == 2
 
 
-async def test_a_retried_request_waits_at_the_end_and_is_learned_once(shop: Workshop, aside: Dead) -> None:
+async def test_a_retried_request_waits_at_the_end_and_is_learned_once(shop: Workshop, aside: DeadLetters) -> None:
     """A retry gives the next sequences in order; what was moved is in the inbox and nowhere else."""
     model_hash = await refused(shop, 2)
     await shop.accept(model_hash)
@@ -138,7 +138,7 @@ async def test_a_retried_request_waits_at_the_end_and_is_learned_once(shop: Work
     assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == b"0"
 
 
-async def test_ids_name_what_is_retried(shop: Workshop, aside: Dead) -> None:
+async def test_ids_name_what_is_retried(shop: Workshop, aside: DeadLetters) -> None:
     """Only what is named is moved; unknown and doubled ids are told of and move nothing twice."""
     model_hash = await refused(shop, 3)
     model = await shop.model(model_hash)
@@ -152,7 +152,7 @@ async def test_ids_name_what_is_retried(shop: Workshop, aside: Dead) -> None:
     assert (await shop.model(model_hash)).inbox == 1
 
 
-async def test_one_that_fails_again_is_put_aside_under_a_new_id(shop: Workshop, aside: Dead) -> None:
+async def test_one_that_fails_again_is_put_aside_under_a_new_id(shop: Workshop, aside: DeadLetters) -> None:
     """The same rows may be refused again; then they are there once more, as another request."""
     model_hash = await refused(shop)
     model = await shop.model(model_hash)
@@ -183,7 +183,7 @@ async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: st
     assert (await shop.model(model_hash)).inbox == 1
 
 
-async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, aside: Dead) -> None:
+async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, aside: DeadLetters) -> None:
     """Rows beside the inbox stay without a time to live until they are learned and in a snapshot, then go."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     n = 40_000
@@ -204,7 +204,7 @@ async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, a
     assert not shop.redis.exists(entry.big)
 
 
-async def test_lost_rows_are_not_retried(shop: Workshop, aside: Dead) -> None:
+async def test_lost_rows_are_not_retried(shop: Workshop, aside: DeadLetters) -> None:
     """A request whose large rows Redis has lost stays where it is and says so."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
@@ -216,7 +216,7 @@ async def test_lost_rows_are_not_retried(shop: Workshop, aside: Dead) -> None:
     assert "lost" in retried.refused[entry.id]
 
 
-async def test_a_full_inbox_refuses_a_retry(shop: Workshop, aside: Dead) -> None:
+async def test_a_full_inbox_refuses_a_retry(shop: Workshop, aside: DeadLetters) -> None:
     """What fits is moved and the rest stays; where nothing fits it is InboxFullError, and nothing is lost."""
     model_hash = await refused(shop, 3)
     model = await shop.model(model_hash)
@@ -232,7 +232,7 @@ async def test_a_full_inbox_refuses_a_retry(shop: Workshop, aside: Dead) -> None
     assert await aside.count(model_hash) == 1
 
 
-async def test_another_generation_is_not_retried(shop: Workshop, aside: Dead) -> None:
+async def test_another_generation_is_not_retried(shop: Workshop, aside: DeadLetters) -> None:
     """Entries of an earlier generation stay and say why; a caller that knows an earlier one is told so."""
     model_hash = await refused(shop, 2)
     model = await shop.model(model_hash)
@@ -248,7 +248,7 @@ async def test_another_generation_is_not_retried(shop: Workshop, aside: Dead) ->
     assert (await aside.retry(later, shop.settings, None)).left == 2, "those of before stood in the way"
 
 
-async def test_discarded_requests_are_gone(shop: Workshop, aside: Dead) -> None:
+async def test_discarded_requests_are_gone(shop: Workshop, aside: DeadLetters) -> None:
     """What is discarded goes for good, large rows too; the rest stays."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
@@ -260,7 +260,7 @@ async def test_discarded_requests_are_gone(shop: Workshop, aside: Dead) -> None:
     assert [entry.id for entry in (await aside.page(model_hash, 2))[0]] == [second.id]
 
 
-async def test_of_no_model_nothing_is_done(shop: Workshop, aside: Dead) -> None:
+async def test_of_no_model_nothing_is_done(shop: Workshop, aside: DeadLetters) -> None:
     """A model that was deleted has nothing aside, and says that it is not there."""
     model_hash = await refused(shop)
     model = await shop.model(model_hash)
@@ -272,7 +272,7 @@ async def test_of_no_model_nothing_is_done(shop: Workshop, aside: Dead) -> None:
     assert (await aside.retry(model, shop.settings, None)).sequences == []
 
 
-async def test_many_are_moved_call_by_call(shop: Workshop, aside: Dead) -> None:
+async def test_many_are_moved_call_by_call(shop: Workshop, aside: DeadLetters) -> None:
     """One call moves a bounded number; concurrent calls move each entry once."""
     count = CALL_MAX + 10
     model_hash = await shop.make()
@@ -298,7 +298,7 @@ async def test_many_are_moved_call_by_call(shop: Workshop, aside: Dead) -> None:
     assert state.xlen(redis_keys.inbox(model_hash)) == count
 
 
-async def test_the_fate_of_a_request_is_told_where_it_is_sure(shop: Workshop, aside: Dead) -> None:
+async def test_the_fate_of_a_request_is_told_where_it_is_sure(shop: Workshop, aside: DeadLetters) -> None:
     """Who asks for a request of the past hears why it was put aside, and whether any ever left from there."""
     model_hash = await refused(shop, 2)
     model = await shop.model(model_hash)

@@ -10,7 +10,7 @@ import redis.asyncio
 
 from keepfit import identity
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import InboxFullError, InvalidError, NotFoundError, UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
@@ -18,7 +18,7 @@ from keepfit.rows.rows import Rows, shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store import inbox
-from keepfit.store.commit import Ledger, Taken
+from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Accepted, Learn
 from keepfit.store.models import Install, Store
 from tests.conftest import SIGNING_KEYS
@@ -37,9 +37,9 @@ async def client(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
 
 
 @pytest.fixture
-def ledger(settings: Settings) -> Ledger:
+def ledger(settings: Settings) -> InboxConsumer:
     """Return the workers' side of the store."""
-    return Ledger(redis_clients.store_sync(settings), KEYRING, LOCK_S)
+    return InboxConsumer(redis_clients.store_sync(settings), KEYRING, LOCK_S)
 
 
 async def make(client: redis.asyncio.Redis, session: int) -> str:
@@ -65,14 +65,14 @@ def many(count: int) -> Rows:
 LARGE = many(inbox.CALL_BYTES_MAX // 16 + 1000)
 
 
-def take(ledger: Ledger, model_hash: str, token: str = "t") -> Taken:
+def take(ledger: InboxConsumer, model_hash: str, token: str = "t") -> Claimed:
     """Take the model, which must be free."""
     taken = ledger.take(model_hash, token, "")
     assert taken is not None
     return taken
 
 
-def learn_all(ledger: Ledger, model_hash: str) -> list[float]:
+def learn_all(ledger: InboxConsumer, model_hash: str) -> list[float]:
     """Learn all that waits for a model; return the targets in the order in which they were learned."""
     taken = take(ledger, model_hash)
     bundle = Bundle.new(RECIPE)
@@ -83,24 +83,24 @@ def learn_all(ledger: Ledger, model_hash: str) -> list[float]:
 
 
 async def test_requests_of_many_models_go_in_one_trip(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """Each model's requests get sequences of their own, in the order given; models to be told of are named once."""
     models = [await make(client, session) for session in range(3)]
     requests = [one(models[i % 3], float(i)) for i in range(30)]
-    outcomes, alone = await inbox.put(Line(client), settings, requests)
+    outcomes, alone = await inbox.put(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(1 + i // 3, 0) for i in range(30)]
     assert alone == sorted(models)
     assert [learn_all(ledger, model) for model in models] == [[float(i) for i in range(m, 30, 3)] for m in range(3)]
 
 
 async def test_a_model_that_is_learned_just_now_needs_no_hint(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """Who holds the lock sees the mail before letting go of it, so nobody else has to be told."""
     model = await make(client, 1)
     take(ledger, model)
-    _, alone = await inbox.put(Line(client), settings, [one(model, 1.0)])
+    _, alone = await inbox.put(ScriptConnection(client), settings, [one(model, 1.0)])
     assert alone == []
     assert ledger.unlock(model, "t", force=False)
 
@@ -111,7 +111,7 @@ async def test_a_trip_made_twice_accepts_once(client: redis.asyncio.Redis, setti
     requests = [one(model, float(i)) for i in range(3)]
     command = inbox._command(settings, requests)
     first = await redis_scripts.run_async(client, command)
-    await inbox.put(Line(client), settings, requests)
+    await inbox.put(ScriptConnection(client), settings, requests)
     assert (await redis_scripts.run_async(client, command))[0][:3] == first[0][:3] == [b"ok", 1, 3]
     assert await client.xlen(redis_keys.inbox(model)) == 6
 
@@ -122,7 +122,7 @@ async def test_what_does_not_fit_is_refused_and_the_rest_is_taken(
     """Of a batch, as many are accepted as there is room for; the others hear how many wait and leave nothing."""
     model = await make(client, 1)
     small = settings.model_copy(update={"inbox_entries_max": 3})
-    outcomes, _ = await inbox.put(Line(client), small, [one(model, float(i)) for i in range(5)])
+    outcomes, _ = await inbox.put(ScriptConnection(client), small, [one(model, float(i)) for i in range(5)])
     assert outcomes[:3] == [Accepted(1, 0), Accepted(2, 0), Accepted(3, 0)]
     assert all(isinstance(outcome, InboxFullError) and "3 requests wait" in str(outcome) for outcome in outcomes[3:])
     assert await client.xlen(redis_keys.inbox(model)) == 3
@@ -134,11 +134,11 @@ async def test_a_full_inbox_names_a_wait_by_the_pace_of_learning(
     """Retry-After is the time that half of what waits takes at the pace of the last commit, within a minute."""
     model = await make(client, 1)
     small = settings.model_copy(update={"inbox_entries_max": 100})
-    await inbox.put(Line(client), small, [one(model, float(i)) for i in range(100)])
+    await inbox.put(ScriptConnection(client), small, [one(model, float(i)) for i in range(100)])
     for pace, seconds in (("", 1), ("0", 1), ("10", 5), ("1000", 1), ("1", 50)):
         if pace:
             await client.hset(redis_keys.state(model), "pace", pace)
-        ((refused,), _) = await inbox.put(Line(client), small, [one(model, 0.0)])
+        ((refused,), _) = await inbox.put(ScriptConnection(client), small, [one(model, 0.0)])
         assert isinstance(refused, InboxFullError)
         assert refused.retry_after_s == seconds
 
@@ -153,17 +153,17 @@ async def test_one_bad_request_spoils_no_other(client: redis.asyncio.Redis, sett
         one(model, 3.0),
         one(model, 4.0, key="mine"),
     ]
-    outcomes, _ = await inbox.put(Line(client), settings, requests)
+    outcomes, _ = await inbox.put(ScriptConnection(client), settings, requests)
     assert [type(outcome) for outcome in outcomes] == [Accepted, InvalidError, NotFoundError, Accepted, Accepted]
     assert await client.xlen(redis_keys.inbox(model)) == 3
 
 
 async def test_a_large_request_is_written_ahead(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """Rows that one call may not carry lie beside the inbox until they are learned, bit for bit, and then go."""
     model = await make(client, 1)
-    (outcome,), _ = await inbox.put(Line(client), settings, [await inbox.request(client, model, 1, LARGE)])
+    (outcome,), _ = await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
     assert outcome == Accepted(1, 0)
     (entry,) = take(ledger, model).entries
     assert await client.ttl(entry.big) == -1
@@ -180,25 +180,27 @@ async def test_a_large_request_that_is_refused_leaves_nothing_for_long(
 ) -> None:
     """What was written ahead for a refused request expires by itself; rows that went too soon are said to be lost."""
     model = await make(client, 1)
-    ((refused,), _) = await inbox.put(Line(client), settings, [await inbox.request(client, model, 2, LARGE)])
+    ((refused,), _) = await inbox.put(
+        ScriptConnection(client), settings, [await inbox.request(client, model, 2, LARGE)]
+    )
     assert isinstance(refused, Exception)
     (left,) = await client.keys(f"kf:{{{model}}}:big:*")
     assert 0 < await client.pttl(left) <= inbox.BIG_TTL_MS
     for harm in (("DEL",), ("SETRANGE", inbox.CALL_BYTES_MAX * 2, "more")):
         request = await inbox.request(client, model, 1, LARGE)
         await client.execute_command(harm[0], request.big, *harm[1:])
-        ((lost,), _) = await inbox.put(Line(client), settings, [request])
+        ((lost,), _) = await inbox.put(ScriptConnection(client), settings, [request])
         assert isinstance(lost, UnavailableError)
     assert await client.xlen(redis_keys.inbox(model)) == 0
 
 
 @pytest.mark.parametrize("put_aside", [False, True])
 async def test_deleting_a_model_takes_its_large_requests_along(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings, put_aside: bool
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings, put_aside: bool
 ) -> None:
     """Rows that wait beside the inbox, or were put aside, are deleted with the model."""
     model = await make(client, 1)
-    await inbox.put(Line(client), settings, [await inbox.request(client, model, 1, LARGE)])
+    await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
     taken = take(ledger, model)
     if put_aside:
         ledger.commit(taken, Bundle.new(RECIPE), 1, "t", "no")
@@ -209,11 +211,11 @@ async def test_deleting_a_model_takes_its_large_requests_along(
 
 
 async def test_rows_that_redis_lost_are_put_aside_and_not_waited_for(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """Where the rows of a large request are gone, reading them says so; the model is not stuck."""
     model = await make(client, 1)
-    await inbox.put(Line(client), settings, [await inbox.request(client, model, 1, LARGE)])
+    await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
     await client.delete(take(ledger, model).entries[0].big)
     (entry,) = take(ledger, model).entries
     with pytest.raises(LookupError, match="lost"):
@@ -226,13 +228,13 @@ async def test_keys_of_clients_hold_across_trips_and_generations(
     """A client's key gives the first answer again in another trip, beside other requests, and not to a new model."""
     model = await make(client, 1)
     keyed = one(model, 1.0, key="vote")
-    (first,), _ = await inbox.put(Line(client), settings, [keyed])
-    again, _ = await inbox.put(Line(client), settings, [one(model, 2.0), keyed])
+    (first,), _ = await inbox.put(ScriptConnection(client), settings, [keyed])
+    again, _ = await inbox.put(ScriptConnection(client), settings, [one(model, 2.0), keyed])
     assert again == [Accepted(2, 0), first]
     # A caller may be ahead of it by a generation, and is given the first answer as long as the model is the same.
-    assert (await inbox.put(Line(client), settings, [replace(keyed, generation=2)]))[0] == [first]
+    assert (await inbox.put(ScriptConnection(client), settings, [replace(keyed, generation=2)]))[0] == [first]
     await client.hset(redis_keys.state(model), "generation", 2)
-    assert (await inbox.put(Line(client), settings, [replace(keyed, generation=2)]))[0] == [Accepted(3, 0)]
+    assert (await inbox.put(ScriptConnection(client), settings, [replace(keyed, generation=2)]))[0] == [Accepted(3, 0)]
 
 
 def test_calls_are_bounded() -> None:
@@ -250,12 +252,12 @@ def test_calls_are_bounded() -> None:
 
 
 async def test_rows_keep_the_id_of_their_request(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """The id that a client sent waits with the rows, which are read as without it; without one nothing is added."""
     model = await make(client, 1)
     named = [replace(one(model, 1.0), request="abc-1"), one(model, 2.0), replace(one(model, 3.0), request="é" * 40)]
-    await inbox.put(Line(client), settings, named)
+    await inbox.put(ScriptConnection(client), settings, named)
     taken = take(ledger, model)
     assert [inbox.request_of(entry.payload) for entry in taken.entries] == ["abc-1", "", "é" * 40]
     assert [entry.rows() for entry in taken.entries] == [Rows.decode(each.payload) for each in named]
@@ -263,14 +265,14 @@ async def test_rows_keep_the_id_of_their_request(
 
 
 async def test_a_change_keeps_its_place_among_rows(
-    client: redis.asyncio.Redis, ledger: Ledger, settings: Settings
+    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
 ) -> None:
     """Of one trip, rows before a change are learned before it and rows after it after it; it may have an id, too."""
     model = await make(client, 1)
     changes = [inbox.change(model, 1, {"C": i}) for i in (1.5, {"a": [2]}, 3)]
     changes[1] = replace(changes[1], request="abc-1")
     requests = [one(model, 1.0), changes[0], one(model, 2.0), changes[1], changes[2], one(model, 3.0)]
-    outcomes, _ = await inbox.put(Line(client), settings, requests)
+    outcomes, _ = await inbox.put(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(i, 0) for i in range(1, 7)]
     taken = take(ledger, model)
     assert [entry.change for entry in taken.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
@@ -283,9 +285,9 @@ async def test_the_id_of_a_request_does_not_make_it_another(client: redis.asynci
     """A retry under the same Idempotency-Key, with an id of its own, gets the first answer."""
     model = await make(client, 1)
     first = replace(one(model, 1.0, key="k"), request="first")
-    assert await inbox.put(Line(client), settings, [first]) == ([Accepted(1, 0)], [model])
+    assert await inbox.put(ScriptConnection(client), settings, [first]) == ([Accepted(1, 0)], [model])
     again = replace(first, request="second")
-    assert await inbox.put(Line(client), settings, [again]) == ([Accepted(1, 0)], [model])
+    assert await inbox.put(ScriptConnection(client), settings, [again]) == ([Accepted(1, 0)], [model])
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x90", b"\xc1", one("", 1.0).payload])
@@ -307,7 +309,7 @@ async def test_what_goes_to_the_log_is_what_was_accepted(client: redis.asyncio.R
         replace(one(second, 1.0, key="mine"), generation=7, request="abc-1"),
         large,
     ]
-    line = Line(client)
+    line = ScriptConnection(client)
     outcomes, told, logged = await inbox.put_to_log(line, small, requests)
     assert [type(outcome).__name__ for outcome in outcomes] == [
         *["Accepted"] * 3, *["InboxFullError"] * 2, "InvalidError", "NotFoundError", "Accepted", "Accepted",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from keepfit.backends.redis_scripts import Line
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.recipe.recipe import parse
 from keepfit.restore import restorer as restores
 from keepfit.settings import Settings
@@ -67,7 +67,7 @@ async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
     model_hash = await shop.learned(session="changed")
     model = await shop.model(model_hash)
     change = inbox.change(model_hash, model.generation, {"C": 0.125})
-    line = Line(shop.store._store)
+    line = ScriptConnection(shop.store._store)
     await inbox.put(line, shop.settings, [change])
     await line.close()
     assert shop.work(model_hash).version == 2

@@ -15,7 +15,7 @@ from keepfit.errors import EnvelopeError, InvalidError, KeepfitError, UnknownKey
 from keepfit.identity import canonical, hash_of
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
-from keepfit.transfer.archive import Archived, Reader, Shot, Writer
+from keepfit.transfer.archive import Archived, ArchivedSnapshot, Reader, Writer
 
 OURS = Keyring.from_text("house:" + "11" * 32)
 THEIRS = Keyring.from_text("house:" + "22" * 32)
@@ -25,9 +25,9 @@ HASH = hash_of(METADATA)
 PICKLES = (b"newest", b"older")
 
 
-def shot(version: int, data: bytes) -> Shot:
+def shot(version: int, data: bytes) -> ArchivedSnapshot:
     """Say what a snapshot is."""
-    return Shot(
+    return ArchivedSnapshot(
         timestamp=1e9 + version,
         generation=1,
         version=version,

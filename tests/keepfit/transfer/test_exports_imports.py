@@ -9,12 +9,12 @@ from pydantic import SecretStr
 
 from keepfit.errors import EnvelopeError, UnavailableError, UnknownKeyError
 from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import NEWEST, Wanted
+from keepfit.restore.restorer import NEWEST, RestoreRequest
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.transfer import imports
-from keepfit.transfer.imports import Moved, export_many, import_many, keyring_of
+from keepfit.transfer.imports import TransferResult, export_many, import_many, keyring_of
 from tests.conftest import SIGNING_KEYS
 from tests.factories import SHOES, Workshop, workshop
 
@@ -57,12 +57,14 @@ async def lived(shop: Workshop, **metadata: Any) -> str:
     return model_hash
 
 
-async def export(shop: Workshop, path: Path, meant: Meant = Meant(), **options: Any) -> dict[str, Moved]:  # noqa: B008
+async def export(shop: Workshop, path: Path, meant: Meant = Meant(), **options: Any) -> dict[str, TransferResult]:  # noqa: B008
     """Export models; outcomes by hash."""
     return {moved.hash: moved for moved in await export_many(shop.settings, path, meant, **options)}
 
 
-async def take_in(shop: Workshop, path: Path, theirs: Keyring | None = THEIRS, **options: Any) -> dict[str, Moved]:
+async def take_in(
+    shop: Workshop, path: Path, theirs: Keyring | None = THEIRS, **options: Any
+) -> dict[str, TransferResult]:
     """Import models; outcomes by hash."""
     return {moved.hash: moved for moved in await import_many(shop.settings, path, theirs, **options)}
 
@@ -92,7 +94,7 @@ async def test_models_move_with_their_history(old: Workshop, new: Workshop, tmp_
     # Every snapshot can be restored there.
     for version in (1, 2, 3):
         (outcome,) = await restore_many(
-            new.settings, Meant(), Wanted(version=version), agreed=lambda plans: True, follow=True
+            new.settings, Meant(), RestoreRequest(version=version), agreed=lambda plans: True, follow=True
         )
         assert (outcome.outcome, (await new.model(model_hash)).rows_seen) == ("went back", 3 * version)
 
