@@ -49,7 +49,7 @@ async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
 class Sneakers:
     """One running Node process and its data file."""
 
-    process: asyncio.subprocess.WorkerContext
+    process: asyncio.subprocess.Process
     url: str
     http: ClientSession
 
@@ -105,7 +105,7 @@ def session() -> str:
 @pytest.fixture
 async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncIterator[Start]:
     """Give a function that starts the service before a keepfit address, and stop all that it started."""
-    processes: list[asyncio.subprocess.WorkerContext] = []
+    processes: list[asyncio.subprocess.Process] = []
 
     async def start_at(keepfit_url: str) -> Sneakers:
         process = await launch(keepfit_url, session, tmp_path)
@@ -124,7 +124,7 @@ async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncItera
 
 async def launch(
     keepfit_url: str, session: str, folder: Path, stderr: int | None = None
-) -> asyncio.subprocess.WorkerContext:
+) -> asyncio.subprocess.Process:
     """Start Node on a free port, with nothing of this process's environment."""
     settings = {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session}
     return await asyncio.create_subprocess_exec(

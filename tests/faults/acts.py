@@ -32,7 +32,7 @@ _context.set_forkserver_preload(["tests.faults.acts"])
 @contextmanager
 def child(point: str, act: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
     """Run an act in a child with a fault point armed ('' for none); what still runs at the end is killed."""
-    started = _context.WorkerContext(target=_play, args=(point, act, *args))
+    started = _context.Process(target=_play, args=(point, act, *args))
     started.start()
     try:
         yield started
@@ -143,7 +143,7 @@ def raise_a_family(name: str, codes: Connection) -> None:
     forking = multiprocessing.get_context("fork")
     ends = []
     for _ in range(3):
-        one = forking.WorkerContext(target=failpoints.reach, args=(name,))
+        one = forking.Process(target=failpoints.reach, args=(name,))
         one.start()
         one.join()
         ends.append(one.exitcode)
