@@ -3,30 +3,30 @@
 ::
 
     KeepfitError
-    ├── SettingsError            an environment variable has no usable value
-    ├── MalformedError           not the form asked for (not JSON, wrong shape of the document)
-    ├── InvalidError             right form, wrong content; says which row and column
-    ├── UnauthorizedError        no API key, or one that is not known
-    ├── ForbiddenError           an API key without the scope that is needed
-    ├── NotFoundError            no such model
-    ├── ConflictError            the model exists with another recipe
-    │   └── NotAgreedError       live models would go back behind what they have learned, and nobody said so
-    ├── IdempotencyError         the same Idempotency-Key with another body
-    ├── FullError                too much waits or comes; says when to come again
-    │   ├── InboxFullError       … to be learned by this model
-    │   ├── RoomFullError        … to be answered
-    │   └── TooFastError         … with this API key
-    ├── StaleModelError          the model was deleted, made again or restored meanwhile; look it up again
-    ├── LearningError            an accepted row could not be learned and was put aside
-    │   └── UnstorableError      … because what it makes of the model has no pickle
-    ├── PoisonError              a question that several workers died of
-    ├── DeadlineError            not answered in time
-    ├── UnavailableError         Redis, MongoDB, the storage or the workers are away
-    │   └── DamagedError         part of the row log is not as it was written
-    └── EnvelopeError            bytes that are not a bundle we signed
-        ├── BrokenError          a live bundle that is damaged or gone
-        │   └── GapError         … and cannot be made again from a snapshot and what was learned since
-        ├── UnknownKeyError      signed with a key that this process does not have
+    ├── SettingsError                an environment variable has no usable value
+    ├── MalformedError               not the form asked for (not JSON, wrong shape of the document)
+    ├── InvalidError                 right form, wrong content; says which row and column
+    ├── UnauthorizedError            no API key, or one that is not known
+    ├── ForbiddenError               an API key without the scope that is needed
+    ├── NotFoundError                no such model
+    ├── ConflictError                the model exists with another recipe
+    │   └── NotConfirmedError        live models would go back behind what they have learned, and nobody said so
+    ├── IdempotencyError             the same Idempotency-Key with another body
+    ├── OverloadedError              too much waits or comes; says when to come again
+    │   ├── InboxFullError           … to be learned by this model
+    │   ├── QueueFullError           … to be answered
+    │   └── RateLimitError           … with this API key
+    ├── StaleModelError              the model was deleted, made again or restored meanwhile; look it up again
+    ├── LearningError                an accepted row could not be learned and was put aside
+    │   └── UnstorableError          … because what it makes of the model has no pickle
+    ├── PoisonError                  a question that several workers died of
+    ├── DeadlineError                not answered in time
+    ├── UnavailableError             Redis, MongoDB, the storage or the workers are away
+    │   └── CorruptLogError          part of the row log is not as it was written
+    └── EnvelopeError                bytes that are not a bundle we signed
+        ├── CorruptBundleError       a live bundle that is damaged or gone
+        │   └── MissingRequestsError … and cannot be made again from a snapshot and what was learned since
+        ├── UnknownKeyError          signed with a key that this process does not have
         └── RuntimeMismatchError a bundle of another Python, scikit-learn or numpy
 """
 

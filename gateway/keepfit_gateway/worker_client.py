@@ -109,7 +109,7 @@ class WorkerClient:
 
         Raises
         ------
-        RoomFullError
+        QueueFullError
             If as many questions wait as may.
         DeadlineError, UnavailableError
             If no answer came within `timeout_s` seconds (the setting's by default); the latter where no worker lives.

@@ -73,7 +73,7 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
 
     Raises
     ------
-    GapError
+    MissingRequestsError
         If it cannot be made again; says which requests are missing, and what is left to do.
     NotFoundError
         If it is what is left of a deleted model.
@@ -190,7 +190,7 @@ async def read(
 
     Raises
     ------
-    GapError
+    MissingRequestsError
         If some of that is not kept, or nobody knows since when it is.
     UnavailableError
         If Redis is away.

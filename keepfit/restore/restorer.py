@@ -250,7 +250,7 @@ class Restorer:
         ------
         NotFoundError
             If there is no such model or snapshot.
-        NotAgreedError
+        NotConfirmedError
             If the newest snapshot is wanted, and the live model has learned since.
         """
         registered = await self.history.registered(model_hash)

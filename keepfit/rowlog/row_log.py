@@ -205,7 +205,7 @@ class RowLog:
         Raises
         ------
         UnavailableError
-            If the log cannot be read; DamagedError if the object is damaged.
+            If the log cannot be read; CorruptLogError if the object is damaged.
         """
         with self._lock:
             if path in self._parsed:
@@ -258,7 +258,7 @@ class View:
         Raises
         ------
         UnavailableError
-            If the log cannot be read; DamagedError if an object in it is damaged, which may have calls of this model.
+            If the log cannot be read; CorruptLogError if an object in it that may have calls of this model is damaged.
         """
         found: list[Call] = []
         done: set[str] = set()

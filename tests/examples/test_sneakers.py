@@ -122,9 +122,7 @@ async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncItera
             await process.wait()
 
 
-async def launch(
-    keepfit_url: str, session: str, folder: Path, stderr: int | None = None
-) -> asyncio.subprocess.Process:
+async def launch(keepfit_url: str, session: str, folder: Path, stderr: int | None = None) -> asyncio.subprocess.Process:
     """Start Node on a free port, with nothing of this process's environment."""
     settings = {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session}
     return await asyncio.create_subprocess_exec(

@@ -28,7 +28,7 @@ from keepfit.errors import (
     SettingsError,
     UnknownKeyError,
     UnstorableError,
-    told,
+    describe_error,
 )
 from keepfit.model import object_bundle
 from keepfit.model.bundle import Bundle
@@ -69,11 +69,11 @@ class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.counts: dict[Any, int] = {}
-        self.told: list[Any] = []
+        self.received: list[Any] = []
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> None:
         """Count labels."""
-        self.told += [(type(y).__name__, y.dtype.kind, None if classes is None else classes.tolist())]
+        self.received += [(type(y).__name__, y.dtype.kind, None if classes is None else classes.tolist())]
         for label in y.tolist():
             self.counts[label] = self.counts.get(label, 0) + 1
 
@@ -148,9 +148,14 @@ def test_a_class_of_main_goes_along_by_value() -> None:
 def test_columns_scaler_and_weights_are_those_of_every_estimator() -> None:
     """An object with partial_fit gets the matrix that the recipe's columns, encoding and scaler make."""
     features = {"make": "category", "year": "number"}
-    told: dict[str, Any] = {"features": features, "scaler": "StandardScaler", "encoding": "onehot", "max_categories": 2}
-    bundle = object_bundle.begin(recipe_of(SGDRegressor(shuffle=False, random_state=0), **told), UPLOADS)
-    named = Bundle.new(parse({"estimator": "SGDRegressor", **told}))
+    options: dict[str, Any] = {
+        "features": features,
+        "scaler": "StandardScaler",
+        "encoding": "onehot",
+        "max_categories": 2,
+    }
+    bundle = object_bundle.begin(recipe_of(SGDRegressor(shuffle=False, random_state=0), **options), UPLOADS)
+    named = Bundle.new(parse({"estimator": "SGDRegressor", **options}))
     for one in (bundle, named):
         learned(one, [["a", 1], ["b", 2]], [1, 2], [1, 2])
         learned(one, [["b", 3]], [3])
@@ -164,11 +169,11 @@ def test_labels_go_to_an_object_as_they_came() -> None:
     learned(bundle, [[1], [2]], ["yes", "yes"])
     learned(bundle, [[1]], ["yes"])
     assert predicted(stored(bundle), [[1], [2]]) == ["yes", "yes"]
-    assert bundle.estimator.told == [("ndarray", "U", ["no", "yes"]), ("ndarray", "U", None)]
+    assert bundle.estimator.received == [("ndarray", "U", ["no", "yes"]), ("ndarray", "U", None)]
     mixed = object_bundle.begin(recipe_of(Majority()), UPLOADS)
     learned(mixed, [[1], [2], [3], [4]], [True, "1", 7, 7])
     learned(mixed, [[1]], [7])
-    assert mixed.estimator.told[0] == ("ndarray", "O", None)
+    assert mixed.estimator.received[0] == ("ndarray", "O", None)
     assert predicted(mixed, [[5]]) == [7]
     assert mixed.metrics()["accuracy"] == 1.0
     assert mixed.score(shape(mixed.recipe, [[1], [2]], [7, "never"], learning=True))["accuracy"] == 0.5
@@ -267,7 +272,7 @@ def test_whatever_an_object_raises_is_an_error_about_the_request(
     monkeypatch.setattr(Faulty, "where", "partial_fit")
     with pytest.raises((LearningError, NoWordsError, RecursionError, KeyError)) as caught:
         learned(bundle, X, Y)
-    assert type(error).__name__ in told(caught.value)
+    assert type(error).__name__ in describe_error(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ async def test_a_gap_is_told_and_not_looked_for_again(
     await shop.accept(model_hash)
     shop.redis.delete(redis_keys.bundle(model_hash))
     (answer,) = await asked(shop, process, model_hash)
-    assert answer.error[0] == "GapError"
+    assert answer.error[0] == "MissingRequestsError"
     assert "the requests 1 to 2 were not kept" in answer.error[1]
     with structlog.testing.capture_logs() as logged:
         assert (await asked(shop, process, model_hash))[0].error == answer.error

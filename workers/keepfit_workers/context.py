@@ -214,7 +214,7 @@ class WorkerContext:
 
         Raises
         ------
-        BrokenError
+        CorruptBundleError
             If it is not what was committed; :mod:`keepfit_workers.restoring` puts it right.
         EnvelopeError
             If this process cannot load it; what could not be loaded once is not tried again.

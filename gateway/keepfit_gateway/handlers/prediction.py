@@ -44,7 +44,7 @@ async def predicted(
     ------
     NotFoundError, StaleModelError
         If the model is not (or no longer) the one that the rows were shaped for.
-    RoomFullError, DeadlineError, UnavailableError, ConflictError, InvalidError
+    QueueFullError, DeadlineError, UnavailableError, ConflictError, InvalidError
         As the workers, or their absence, have it.
     """
     cache = service.cache
