@@ -33,7 +33,8 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, unseal
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe, from_text, parse
-from keepfit.rows.rows import Rows, concatenate, shape
+from keepfit.rows.rows import Rows, concatenate
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import BUNDLE, Header, runtime
 from keepfit.settings import load
 from keepfit.store import commit

@@ -22,7 +22,7 @@ from keepfit.backends import redis_keys
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import recipe
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.security import envelope
 from keepfit.security.envelope import Header
 from keepfit.settings import Settings
@@ -111,7 +111,7 @@ async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: 
     """Put models into Redis that have learned and are in no snapshot, as workers leave them."""
     wanted = recipe.parse(RECIPE)
     learned = Bundle.new(wanted)
-    learned.partial_fit(rows.shape(wanted, *model.rows(model.TRAINED_ROWS), learning=True))
+    learned.partial_fit(shaping.shape(wanted, *model.rows(model.TRAINED_ROWS), learning=True))
     gate = asyncio.Semaphore(32)
 
     async def one(index: int) -> str:

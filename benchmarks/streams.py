@@ -23,7 +23,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 
 Array = npt.NDArray[Any]
 

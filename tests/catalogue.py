@@ -26,7 +26,7 @@ from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows import rows as shaping
+from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 
 LABELS = ["no", "perhaps", "yes"]

@@ -20,7 +20,7 @@ from keepfit.history import Registry
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import recipe
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.settings import Settings
@@ -73,7 +73,7 @@ class Workshop:
     async def accept(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
         """Take rows into the model's inbox; return their sequence."""
         model = await self.model(model_hash)
-        shaped = rows.shape(model.recipe, X, y, learning=True)
+        shaped = shaping.shape(model.recipe, X, y, learning=True)
         return (await accept(self.store, model, shaped)).sequence
 
     async def learn(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
@@ -112,7 +112,7 @@ class Workshop:
         """Predict with the live bundle."""
         model = await self.model(model_hash)
         bundle = self._unsealed(model_hash, model.recipe.text(), self.data(model_hash))
-        return bundle.predict(rows.shape(model.recipe, X, learning=False))
+        return bundle.predict(shaping.shape(model.recipe, X, learning=False))
 
     def data(self, model_hash: str) -> bytes:
         """Signed bytes of the live bundle."""

@@ -17,7 +17,8 @@ from multidict import istr
 
 from keepfit.errors import NotFoundError, StaleModelError
 from keepfit.jobs.messages import Operation
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model

@@ -1,6 +1,6 @@
 """The forms of requests and answers, from which the OpenAPI document is made too.
 
-Owns shapes only: what a row may hold depends on the model's recipe and is checked by :mod:`keepfit.rows.rows`.
+Owns shapes only: what a row may hold depends on the model's recipe and is checked by :mod:`keepfit.rows.shaping`.
 Invariant: a request that converts into one of these has the form asked for (else 400); its content may still be wrong
 (422).
 """

@@ -21,8 +21,8 @@ from keepfit.model import fast_fit, fast_predict, timestamps
 from keepfit.recipe import catalogue
 from keepfit.recipe.features import PLAIN, Column, Layout, Text
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows.rows import Floats, Rows
-from keepfit.rows.values import Word
+from keepfit.rows.rows import Rows
+from keepfit.rows.values import Floats, Word
 
 UNKNOWN = -1
 

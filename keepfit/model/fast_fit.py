@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._seq_dataset import ArrayDataset64
 
 from keepfit.model.fast_predict import finite
-from keepfit.rows.rows import Floats
+from keepfit.rows.values import Floats
 
 EPSILON = float(np.finfo(np.float64).eps)
 # A row of so few numbers is computed number by number in less time than numpy takes to begin.

@@ -23,7 +23,7 @@ from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, Multinomi
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
-from keepfit.rows.rows import Floats
+from keepfit.rows.values import Floats
 
 # Of something learned and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]

@@ -2,21 +2,18 @@
 
 Owns their form: on the wire one flat list, row by row; in memory one column for each output. Never changes how many
 outputs there are once rows have been learned. Invariant: each output has label lists of its own, so a label of one says
-nothing about another. The form of single values is :mod:`keepfit.rows.rows`' and :mod:`keepfit.model.labels`' own.
+nothing about another. The form of single values is :mod:`keepfit.rows.targets`' and :mod:`keepfit.model.labels`' own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Self
 
 import numpy as np
 
-from keepfit.errors import Fault, InvalidError
+from keepfit.errors import InvalidError
 from keepfit.model.labels import Labels
 from keepfit.recipe.recipe import Label
-
-OUTPUTS_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -78,32 +75,6 @@ def columns_of(y: Sequence[Any], n: int) -> list[Sequence[Any]]:
     """
     count = len(y) // n
     return [y[i::count] for i in range(count)]
-
-
-def flattened(y: Sequence[Any], named: int | None, shaped: Callable[[Sequence[Any], int], Any]) -> bytes | list[Label]:
-    """Check a target of lists, one for each row, and return it flat, row by row.
-
-    `named` is how many outputs the recipe names; `shaped` checks the column of one and returns its numbers as bytes, or
-    its labels.
-
-    Raises
-    ------
-    InvalidError
-        With the row that is no list or has another length.
-    """
-    count = named or next((len(row) for row in y if isinstance(row, list)), 0)
-    wrong = next((i for i, row in enumerate(y) if not isinstance(row, list) or len(row) != count or not row), None)
-    if wrong is not None:
-        row = y[wrong]
-        found = f"has {len(row)} values where {count or 'one or more'} are expected"
-        detail = found if isinstance(row, list) else "is not a list of values, one for each output"
-        raise InvalidError(f"y: the row {detail} (row {wrong}).", [Fault(f"the row {detail}", wrong, "y")])
-    if count > OUTPUTS_MAX:
-        raise InvalidError(f"y has {count} values in each row, more than {OUTPUTS_MAX}.")
-    columns = [shaped([row[i] for row in y], i) for i in range(count)]
-    if isinstance(columns[0], bytes):
-        return np.column_stack([np.frombuffer(column) for column in columns]).tobytes()
-    return list(chain.from_iterable(zip(*columns, strict=True)))
 
 
 def score(each: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -19,7 +19,8 @@ from keepfit.model import first_call, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe, from_text
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 
 # Rows that nobody has told the width of have so many columns, or as many as the parameters speak of.
 WIDTH_GUESSED = 8

@@ -1,7 +1,7 @@
 """A large request's rows, shaped part by part as they are decoded.
 
 Owns what the parts must have in common. Never keeps the lists it is given. Invariant: parts give the same rows as all
-of them in one call of :func:`keepfit.rows.rows.shape`; of wrong rows only those of the first part that has some are
+of them in one call of :func:`keepfit.rows.shaping.shape`; of wrong rows only those of the first part that has some are
 named.
 """
 
@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows.rows import Rows, shape_target, shape_weights
+from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import check_number_of_rows, shape_columns
+from keepfit.rows.targets import shape_target, shape_weights
 from keepfit.rows.values import Word, summary
 
 
@@ -29,7 +30,7 @@ class Collector:
         ]
 
     def add(self, X: list[Any]) -> None:
-        """Take in some more rows, as :func:`keepfit.rows.rows.shape` takes them.
+        """Take in some more rows, as :func:`keepfit.rows.shaping.shape` takes them.
 
         Raises
         ------

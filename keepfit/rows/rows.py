@@ -1,8 +1,8 @@
 """Rows on their way from a request to an estimator.
 
-Owns the check of `X`, `y` and `sample_weight` against a recipe, and the compact form in which they wait in Redis. Never
-knows what was learned. Invariant: what :func:`shape` returns can be learned or predicted, as far as that can be known
-without the model. Rows come from the gateway as JSON (or see :mod:`keepfit.rows.tables`) and go to workers as msgpack.
+Owns :class:`Rows`, the compact form in which rows wait in Redis, and its msgpack encoding. Never checks a value and
+never knows what was learned. Invariant: decoding gives back every bit that was encoded. Rows come from
+:mod:`keepfit.rows.shaping` or :mod:`keepfit.rows.tables` and go to workers as msgpack.
 """
 
 import struct
@@ -12,17 +12,9 @@ from typing import Any, Self
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from keepfit.errors import Fault, InvalidError
-from keepfit.model import outputs
-from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Label, Recipe, label_fault
-from keepfit.rows.shaping import shape_columns
-from keepfit.rows.values import FAULTS_MAX, LITTLE_ENDIAN, Word, shape_numbers, summary
-from keepfit.rows.values import packed as _packed
-from keepfit.rows.values import shown as _shown
-
-Floats = NDArray[np.float64]
+from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Label
+from keepfit.rows.values import LITTLE_ENDIAN, Floats, Word
 
 PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX + 8
 
@@ -165,93 +157,3 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         y,
         weights,
     )
-
-
-def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, learning: bool) -> Rows:
-    """Check a request's rows against `recipe` and return them in compact form.
-
-    Parameters
-    ----------
-    X : list of rows, each a list of values in column order or an object by column name
-    y : list of n numbers (regressors) or labels (classifiers); None for estimators that take no target
-    sample_weight : list of n numbers of 0 or more, not all 0, or None
-    learning : whether the rows bring their target (partial_fit, score) or not (predict)
-
-    Raises
-    ------
-    InvalidError
-        With row and column of what is wrong.
-    """
-    numbers, categories = shape_columns(recipe, X)
-    target = shape_target(recipe, y, len(X)) if learning else None
-    return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
-
-
-def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
-    """`y` of `n` rows as bytes or labels, checked; None for estimators that take none."""
-    if not recipe.entry.takes_y:
-        if y is not None:
-            raise InvalidError(f"{recipe.name} takes no y: leave it out.")
-        return None
-    if not isinstance(y, list):
-        raise InvalidError(f"y must be a list of {n} values, one per row of X.")
-    if len(y) != n:
-        raise InvalidError(f"X has {n} rows and y has {len(y)} values; they must be as many.")
-    entry, classes = recipe.entry, recipe.classes
-    if entry.many:
-        named: Any = classes or ()
-        return outputs.flattened(y, len(named) or None, lambda column, i: _shape_output(recipe, column, i))
-    if entry.target == "numbers":
-        return _packed(y) or shape_numbers(y, "y", "target").astype(LITTLE_ENDIAN).tobytes()
-    return shape_classes(classes, y)
-
-
-def _shape_output(recipe: Recipe, column: Sequence[Any], output: int) -> bytes | list[Label]:
-    if recipe.entry.target == "numbers":
-        return shape_numbers(column, f"y[{output}]", "target").astype(LITTLE_ENDIAN).tobytes()
-    named: Any = recipe.classes
-    return shape_classes(named and named[output], column, f"y[{output}]")
-
-
-def shape_classes(classes: Sequence[Any] | None, y: Sequence[Any], name: str = "y") -> list[Label]:
-    """Labels of a classifier's target, checked: strings, integers or booleans, all as the recipe's classes if named."""
-    kinds = set(map(type, y))
-    wanted = {type(classes[0])} if classes else {str, int, bool}
-    if kinds <= wanted and not any(map(label_fault, y)):
-        return list(y)
-    faults = [Fault(wrong, i, name) for i, value in enumerate(y) if (wrong := _class_fault(value, wanted))]
-    raise InvalidError(summary(faults, "target"), faults[:FAULTS_MAX])
-
-
-def _class_fault(value: Any, wanted: set[type]) -> str | None:
-    if type(value) not in (str, int, bool):
-        return f"{_shown(value)} is not a label: send a string, an integer or a boolean"
-    if type(value) not in wanted:
-        return f"{_shown(value)} is not one of the recipe's classes, nor of their kind"
-    return label_fault(value)
-
-
-def shape_weights(recipe: Recipe, sample_weight: Any, n: int) -> bytes | None:
-    """`sample_weight` of `n` rows as bytes, checked; None where there is none."""
-    if sample_weight is None:
-        return None
-    if not recipe.entry.takes_sample_weight:
-        raise InvalidError(f"{recipe.name} takes no sample_weight.")
-    if not isinstance(sample_weight, list) or len(sample_weight) != n:
-        raise InvalidError(f"sample_weight must be a list of {n} numbers, one per row of X.")
-    packed = _packed(sample_weight)
-    if packed is not None and min(sample_weight) >= 0 < max(sample_weight):
-        return packed
-    values = shape_numbers(sample_weight, "sample_weight", "weights")
-    return check_weights(values, sample_weight)
-
-
-def check_weights(values: Floats, given: Sequence[Any]) -> bytes:
-    """Weights as bytes, if all are 0 or more and not all 0; `given` is what they were made of, for the message."""
-    if (values < 0).any():
-        row = int(np.argmax(values < 0))
-        faults = [Fault(f"{_shown(given[row])} is negative", row, "sample_weight")]
-        raise InvalidError(summary(faults, "weights"), faults)
-    if not values.any():
-        raise InvalidError("sample_weight is 0 for every row: at least one must be more.")
-    return values.astype(LITTLE_ENDIAN, copy=False).tobytes()

@@ -12,6 +12,8 @@ import numpy as np
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe.features import Layout
 from keepfit.recipe.recipe import Recipe
+from keepfit.rows.rows import Rows
+from keepfit.rows.targets import shape_target, shape_weights
 from keepfit.rows.values import (
     FAULTS_MAX,
     LITTLE_ENDIAN,
@@ -27,6 +29,26 @@ from keepfit.rows.values import (
 )
 
 NAN = float("nan")
+
+
+def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, learning: bool) -> Rows:
+    """Check a request's rows against `recipe` and return them in compact form.
+
+    Parameters
+    ----------
+    X : list of rows, each a list of values in column order or an object by column name
+    y : list of n numbers (regressors) or labels (classifiers); None for estimators that take no target
+    sample_weight : list of n numbers of 0 or more, not all 0, or None
+    learning : whether the rows bring their target (partial_fit, score) or not (predict)
+
+    Raises
+    ------
+    InvalidError
+        With row and column of what is wrong.
+    """
+    numbers, categories = shape_columns(recipe, X)
+    target = shape_target(recipe, y, len(X)) if learning else None
+    return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
 
 
 def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[Word]]]:

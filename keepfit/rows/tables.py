@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from keepfit.errors import Fault, InvalidError, MalformedError
 from keepfit.recipe.features import Column as Form
 from keepfit.recipe.recipe import Label, Recipe
-from keepfit.rows.rows import Floats, Rows, check_weights, shape_target
+from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import check_number_of_rows
+from keepfit.rows.targets import check_weights, shape_target
 from keepfit.rows.values import (
     FAULTS_MAX,
     INTEGER_END,
     LITTLE_ENDIAN,
     NUMBER_MAX,
+    Floats,
     is_time,
     number_fault,
     shape_numbers,
@@ -47,7 +49,7 @@ class Table(Protocol):
         """Columns as they came, the target among them."""
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
-        """Check the table against `recipe`, as :func:`keepfit.rows.rows.shape` does; the table may be used up by it.
+        """Check the table against `recipe`, as :func:`keepfit.rows.shaping.shape` does; the table may be used up by it.
 
         `weighted` tells whether the call takes a sample_weight.
         """

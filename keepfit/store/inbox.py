@@ -1,7 +1,7 @@
 """The inbox: where a model's learning requests wait, accepted for good, until a worker has learned them.
 
 Owns putting requests in, one trip for many of them: rows, and changes of parameters in their place between rows. Never
-looks at their content; :mod:`keepfit.rows.rows` and :mod:`keepfit.model.parameters` have checked it.
+looks at their content; :mod:`keepfit.rows.shaping` and :mod:`keepfit.model.parameters` have checked it.
 Invariant: a request answered with a sequence is in Redis and will be learned once, in the order of its sequence, also
 where the trip had to be made twice. Requests come from the gateway; :mod:`keepfit.store.commit` takes them out.
 """

@@ -27,7 +27,7 @@ from keepfit.recipe import recipe
 from keepfit.restore.bulk import Meant, restore_many
 from keepfit.restore.restorer import RestoreRequest
 from keepfit.rowlog.row_log import Call, open_log
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of
@@ -127,7 +127,7 @@ async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[li
     wanted = recipe.parse(SHOES_RECIPE)
     expected = Bundle.new(wanted)
     for X, y in requests:
-        expected.partial_fit(rows.shape(wanted, X, y, learning=True))
+        expected.partial_fit(shaping.shape(wanted, X, y, learning=True))
     _, bundle = unseal(shop.data(model_hash), shop.parts.keyring, wanted, model_hash)
     assert differences(bundle, expected) == []
     model = await shop.model(model_hash)
@@ -191,7 +191,7 @@ def _state(pid: int | None) -> str:
 async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings, shop: Workshop, point: str) -> None:
     """A question whose worker dies is answered by another, with what the model predicts."""
     model_hash = await shop.learned()
-    asked = rows.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
+    asked = shaping.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
     question = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
     push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(question)))
     assert acts.end_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
@@ -408,7 +408,7 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
         model, line = await logging.model(model_hash), redis_scripts.ScriptConnection(logging.store.client)
         requests = [(SHOES, SIZES)]
         for number, (X, y) in enumerate(zip(SHOES, SIZES, strict=True)):
-            shaped = rows.shape(model.recipe, [X], [y], learning=True)
+            shaped = shaping.shape(model.recipe, [X], [y], learning=True)
             learn = await inbox.request(logging.store.client, model_hash, 1, shaped, f"key-{number}", logged=True)
             _, _, logged = await inbox.put_to_log(line, settings, [learn])
             assert logging.parts.row_log is not None

@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import recipe as recipes
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit_gateway import app
 
@@ -143,15 +143,15 @@ class Twin:
 
     def learn(self, X: Any, y: Any = None, sample_weight: Any = None) -> None:
         """Learn one request's rows."""
-        self.bundle.partial_fit(rows.shape(self.recipe, X, y, sample_weight, learning=True))
+        self.bundle.partial_fit(shaping.shape(self.recipe, X, y, sample_weight, learning=True))
 
     def predict(self, X: Any) -> list[Any]:
         """Predict rows."""
-        return self.bundle.predict(rows.shape(self.recipe, X, learning=False))
+        return self.bundle.predict(shaping.shape(self.recipe, X, learning=False))
 
     def predict_proba(self, X: Any) -> list[list[float]]:
         """Predict probabilities of rows."""
-        return self.bundle.predict_proba(rows.shape(self.recipe, X, learning=False))
+        return self.bundle.predict_proba(shaping.shape(self.recipe, X, learning=False))
 
 
 @asynccontextmanager

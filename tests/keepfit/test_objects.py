@@ -37,7 +37,7 @@ from keepfit.objects import dump
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.recipe.uploads import ObjectHeader
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Header, Keyring
 

@@ -29,7 +29,7 @@ from keepfit.backends import redis_keys
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from tests.conftest import SIGNING_KEYS
 from tests.faults.check import differences

@@ -17,7 +17,7 @@ from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store.commit import InboxConsumer

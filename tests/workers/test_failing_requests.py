@@ -11,7 +11,8 @@ from keepfit import identity
 from keepfit.backends import redis_keys
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store.models import Install, Model, Store
 from keepfit_workers.context import WorkerContext

@@ -24,7 +24,7 @@ from keepfit.jobs import run_queue
 from keepfit.jobs.rq_jobs import PREDICT
 from keepfit.local.stack import end_with_parent
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store.models import Install, Store
 from tests.conftest import SIGNING_KEYS

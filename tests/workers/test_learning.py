@@ -13,7 +13,7 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.model.bundle import Bundle
 from keepfit.observability import request_id
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import Accepted

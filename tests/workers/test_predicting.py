@@ -13,7 +13,8 @@ from keepfit.jobs.messages import Operation, WorkerReply, WorkerRequest
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.store import inbox
 from keepfit.store.models import Install, Model, Store
 from keepfit_workers import predicting

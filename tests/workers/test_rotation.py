@@ -7,7 +7,7 @@ import redis
 import structlog
 
 from keepfit.backends import redis_keys
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import MAGIC
 from keepfit.settings import Settings
 from keepfit.store.models import Model, Store

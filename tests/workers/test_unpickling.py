@@ -13,7 +13,7 @@ from keepfit.errors import KeepfitError
 from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
 from keepfit.model import pickling
 from keepfit.restore import restorer as restores
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save

@@ -11,7 +11,7 @@ from keepfit.jobs import run_queue
 from keepfit.model.bundle import Bundle
 from keepfit.observability import failpoints
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit_workers import context
 from keepfit_workers.learning import learn
 from keepfit_workers.lease import drain

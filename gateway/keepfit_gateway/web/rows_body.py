@@ -1,7 +1,7 @@
 """What a request about one model holds: rows, which become :class:`Rows` once the model's recipe is known.
 
 Owns the choice between the ways to read them: small and large JSON, tables. Never knows the model. Invariant: whatever
-the way, rows are accepted or refused as the strict parser and :func:`keepfit.rows.rows.shape` would have it. A large
+the way, rows are accepted or refused as the strict parser and :func:`keepfit.rows.shaping.shape` would have it. A large
 body is never in memory twice, nor as Python's lists, unless something in it is for the strict parser to judge.
 """
 
@@ -16,7 +16,7 @@ from keepfit import identity
 from keepfit.errors import InvalidError, MalformedError, StaleModelError
 from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows import arrow, rows, tables
+from keepfit.rows import arrow, shaping, tables
 from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
 from keepfit.rows.tables import Table
@@ -60,7 +60,7 @@ class ParsedRows:
 
     def shape(self, recipe: Recipe, *, learning: bool) -> Rows:
         """Check the rows against `recipe` and return them."""
-        return rows.shape(recipe, self.X, self.y, self.sample_weight, learning=learning)
+        return shaping.shape(recipe, self.X, self.y, self.sample_weight, learning=learning)
 
 
 class LargeRows:

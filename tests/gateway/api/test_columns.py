@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from keepfit.model.columns import Columns
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit_gateway.web import rows_body
 from tests.gateway.api_client import WAIT, Api
 

@@ -15,7 +15,7 @@ from keepfit.errors import UnavailableError
 from keepfit.identity import hash_of
 from keepfit.recipe.recipe import parse
 from keepfit.rowlog.row_log import Call, RowLog, open_log
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
@@ -83,7 +83,7 @@ async def test_what_is_answered_with_202_is_in_the_log_whole(logged: Settings) -
         first, keyed, large = found(logged, path)
     for call, document in ((first, ROWS), (keyed, ROWS), (large, many)):
         (payload,) = call.payloads
-        assert Rows.decode(payload) == rows.shape(wanted, document["X"], document["y"], learning=True)
+        assert Rows.decode(payload) == shaping.shape(wanted, document["X"], document["y"], learning=True)
     assert [(c.origin, c.sequence, c.name) for c in (first, keyed, large)] == [
         (1, 1, ""), (1, 2, "c:mine"), (1, 3, "c:large"),
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keepfit.recipe import recipe
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit_gateway.prediction.cache import (
     ANSWER_BYTES_MAX,
     DELETED,
@@ -63,7 +63,7 @@ def test_equal_rows_are_one_question() -> None:
     plain, shoes = recipe.parse(dict(REGRESSOR)), recipe.parse(SHOES_RECIPE)
 
     def key(X: list[object], of: recipe.Recipe = plain, model: str = MODEL, proba: bool = False) -> bytes:
-        return key_of(model, "proba" if proba else "predict", rows.shape(of, X, learning=False))
+        return key_of(model, "proba" if proba else "predict", shaping.shape(of, X, learning=False))
 
     assert key([[1, 2]]) == key([[1.0, 2.0]])
     assert key([{"make": "a", "year": 1}], shoes) == key([{"year": 1, "make": "a"}], shoes) == key([["a", 1.0]], shoes)

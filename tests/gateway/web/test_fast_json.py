@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keepfit import identity
 from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit_gateway import schemas
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web import fast_json, rows_body

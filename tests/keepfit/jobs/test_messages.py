@@ -12,7 +12,8 @@ from keepfit.errors import InvalidError, KeepfitError, NotFoundError
 from keepfit.jobs import messages
 from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 
 OURS = sorted(name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, KeepfitError))
 ROWS = shape(parse({"estimator": "SGDRegressor"}), [[1.0, -0.0], [5e-324, 1e38]], learning=False)

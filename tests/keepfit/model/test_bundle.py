@@ -27,7 +27,8 @@ from keepfit.model.columns import Columns
 from keepfit.model.serialization import seal, try_predict, unseal
 from keepfit.recipe.catalogue import CATALOGUE
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from tests import catalogue

@@ -13,7 +13,8 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.model.columns import UNKNOWN, Columns
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 
 FEATURES = {"make": "category", "year": "number", "colour": "category", "size": "number"}
 labels = st.sampled_from(["nike", "puma", "asics", "", "é", 1, 2, "1"])

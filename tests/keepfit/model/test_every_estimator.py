@@ -24,7 +24,8 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, try_predict, unseal
 from keepfit.recipe.catalogue import CATALOGUE
 from keepfit.recipe.recipe import Recipe, from_text, parse
-from keepfit.rows.rows import Rows, concatenate, shape
+from keepfit.rows.rows import Rows, concatenate
+from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from tests.catalogue import LABELS, NAMES, ORDER, SECOND, Batch, ByHand, batch, document, recipe, state

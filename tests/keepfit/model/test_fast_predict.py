@@ -17,7 +17,8 @@ from keepfit.model import fast_predict
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.catalogue import CATALOGUE, SCALERS
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.rows.values import NUMBER_MAX
 
 # What predicts by itself; what transforms, or stands around another, goes to scikit-learn.

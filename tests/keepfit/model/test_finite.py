@@ -11,7 +11,8 @@ from keepfit.model import finite
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue as estimators
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from tests import catalogue
 
 # Where an infinity is right: the logarithm of a count of zero.

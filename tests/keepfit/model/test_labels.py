@@ -11,7 +11,7 @@ from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
 from keepfit.model.labels import Labels, named
 from keepfit.recipe.recipe import CLASSES_MAX, parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 
 MIXED = ["1", 1, True, "true", False, 0, "", -7, "é"]
 

@@ -17,7 +17,7 @@ from keepfit.model.serialization import seal, unseal
 from keepfit.recipe.catalogue import CATALOGUE, SGD_ONLY, build, entry_of
 from keepfit.recipe.catalogue import PASSIVE_AGGRESSIVE as SUCCEEDED
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from tests.conftest import SIGNING_KEYS

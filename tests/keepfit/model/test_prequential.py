@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from keepfit.model.bundle import Bundle
 from keepfit.model.prequential import CONFUSION_MAX, PARTS, PrequentialScores, together
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 
 numbers = st.floats(-1e6, 1e6)
 sizes = st.lists(st.integers(1, 70), min_size=1, max_size=12)

@@ -20,7 +20,8 @@ from keepfit.model import timestamps
 from keepfit.model.columns import Columns
 from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.chunks import Collector
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.rows.values import TEXT_LENGTH_MAX, TIME_END, TIME_MIN
 from keepfit.store.dead_letters import shown
 

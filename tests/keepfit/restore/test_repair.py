@@ -19,7 +19,7 @@ from keepfit.recipe.recipe import from_text
 from keepfit.restore.bulk import Meant, restore_many
 from keepfit.restore.repair import Repaired, repair
 from keepfit.restore.restorer import Restorer, RestoreRequest
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import BUNDLE, digest_of
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving

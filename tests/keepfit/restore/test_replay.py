@@ -26,7 +26,7 @@ from keepfit.restore.replay import select
 from keepfit.restore.replay_child import Payload
 from keepfit.restore.restorer import Restorer, RestoreRequest, RestoreResult
 from keepfit.rowlog.row_log import Call, RowLog
-from keepfit.rows import rows
+from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
 from keepfit.store import commit, inbox
@@ -87,7 +87,7 @@ async def send(shop: Workshop, model_hash: str, *asked: Asked, key: str | None =
         if isinstance(one, dict):
             learns.append(inbox.change(model_hash, model.generation, one, key))
         else:
-            shaped = rows.shape(model.recipe, *one, learning=True)
+            shaped = shaping.shape(model.recipe, *one, learning=True)
             learns.append(
                 await inbox.request(shop.store.client, model_hash, model.generation, shaped, key, logged=True)
             )
@@ -164,7 +164,7 @@ def taught(*numbers: float) -> Bundle:
     wanted = recipe.parse(SGD)
     bundle = Bundle.new(wanted)
     for number in numbers:
-        bundle.partial_fit(rows.shape(wanted, *row(number), learning=True))
+        bundle.partial_fit(shaping.shape(wanted, *row(number), learning=True))
     return bundle
 
 
@@ -251,7 +251,7 @@ async def test_a_call_that_no_restore_saw_was_promised_to_nobody(shop: Workshop,
     model_hash = await shop.make(SGD)
     await send(shop, model_hash, row(1))
     model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
-    shaped = rows.shape(model.recipe, *row(2), learning=True)
+    shaped = shaping.shape(model.recipe, *row(2), learning=True)
     learn = await inbox.request(shop.store.client, model_hash, 1, shaped, "late", logged=True)
     _, _, logged = await inbox.put_to_log(line, shop.settings, [learn])
     await line.close()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Recipe, parse
 from keepfit.rows import shaping
-from keepfit.rows.rows import Rows, concatenate, shape
+from keepfit.rows.rows import Rows, concatenate
+from keepfit.rows.shaping import shape
 from keepfit.rows.values import FAULTS_MAX, NUMBER_MAX
 
 PLAIN = parse({"estimator": "SGDRegressor"})

@@ -12,7 +12,8 @@ from keepfit.errors import InvalidError, KeepfitError, MalformedError
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows import arrow as frames
 from keepfit.rows import tables
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 
 PLAIN = parse({"estimator": "SGDRegressor"})
 SHOES = parse({"estimator": "SGDRegressor", "features": {"make": "category", "year": "number"}})

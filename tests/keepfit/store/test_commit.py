@@ -14,7 +14,8 @@ from keepfit.errors import IdempotencyError, InboxFullError, InvalidError, NotFo
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, unseal
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Header, Keyring, runtime
 from keepfit.settings import Settings
 from keepfit.store.commit import BEATEN, GONE, OTHER_ROWS, Claimed, InboxConsumer

@@ -9,7 +9,7 @@ import pytest
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.errors import InboxFullError, NotFoundError, StaleModelError
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store import dead_letters
 from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, DeadLetters, shown

@@ -14,7 +14,8 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import InboxFullError, InvalidError, NotFoundError, UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import Rows, shape
+from keepfit.rows.rows import Rows
+from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store import inbox

@@ -20,7 +20,7 @@ from keepfit.model import fast_fit, fast_predict, growth
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import parse
-from keepfit.rows.rows import shape
+from keepfit.rows.shaping import shape
 from tests.keepfit.model.test_fast_fit import same
 
 WIDTH, ROWS = 5, 24
