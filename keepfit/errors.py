@@ -165,3 +165,15 @@ def describe_error(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - an error whose words fail is still an error
         words = ""
     return f"{type(error).__name__}: {words[:DESCRIPTION_LENGTH_MAX]}"
+
+
+def from_name(name: str, message: str) -> KeepfitError:
+    """Return the error of class `name` that another process reported; a plain KeepfitError if there is no such class.
+
+    >>> from_name("NotFoundError", "There is no such model.")
+    NotFoundError('There is no such model.')
+    >>> from_name("ValueError", "no class of keepfit")
+    KeepfitError('no class of keepfit')
+    """
+    cls = globals().get(name)
+    return cls(message) if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError(message)

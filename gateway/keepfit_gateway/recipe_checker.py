@@ -24,19 +24,19 @@ from typing import Any
 import msgspec
 
 from keepfit import errors
-from keepfit.errors import KeepfitError, MalformedError, UnavailableError
-from keepfit.model import parameters
+from keepfit.errors import MalformedError, UnavailableError
+from keepfit.recipe.patch import CHANGE
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.security.envelope import Keyring
 
+# Named by text only: the gateway never imports what builds estimators.
+CHECKER_MODULE = "keepfit.model.recipe_check"
 # Long enough for somebody who tries out recipes by hand; a start takes a second or two.
 IDLE_S = 120.0
 ANSWER_S_MAX = 30.0
 # Services make many models with one recipe; a posted one is a few kilobytes at most.
 KEPT_MAX = 256
 KEPT_LENGTH_MAX = 16_384
-# Begins the line of a change, as no JSON does.
-CHANGE = "change "
 
 
 class Checker:
@@ -98,7 +98,7 @@ class Checker:
         with ours, theirs:
             ours.settimeout(ANSWER_S_MAX)
             # -P: no module of the folder that the gateway was started in is taken for one of ours.
-            command = [sys.executable, "-P", "-m", __name__]
+            command = [sys.executable, "-P", "-m", CHECKER_MODULE]
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
             pipe = self._pipe = ours.makefile("rwb")
             return pipe
@@ -157,7 +157,7 @@ def _answered(word: str, document: Any) -> Any:
         raise MalformedError("The recipe is nested too deeply.") from None
     said = json.loads(_kept(line) if len(line) <= KEPT_LENGTH_MAX else CHECKER.ask(line.encode()))
     if said is not None and "error" in said:
-        raise getattr(errors, said["error"])(said["detail"])
+        raise errors.from_name(said["error"], said["detail"])
     return said
 
 
@@ -172,30 +172,3 @@ async def check_change(recipe: Recipe, changed: Mapping[str, Any], params: Mappi
 @lru_cache(KEPT_MAX)
 def _kept(line: str) -> str:
     return CHECKER.ask(line.encode())
-
-
-def verdict(line: bytes) -> dict[str, Any] | None:
-    """Check one recipe here, None if it is good; or one change, what is kept of it if it is."""
-    try:
-        if line.startswith(CHANGE.encode()):
-            recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
-            return {"kept": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
-        parse(json.loads(line))
-    except KeepfitError as error:
-        return {"error": type(error).__name__, "detail": str(error)}
-    return None
-
-
-def main() -> None:
-    """Check recipes until there are no more."""
-    try:
-        for line in sys.stdin.buffer:
-            sys.stdout.write(json.dumps(verdict(line)) + "\n")
-            sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):
-        # Ctrl-C reaches all processes of a terminal; whoever asked is ending too.
-        return
-
-
-if __name__ == "__main__":
-    main()

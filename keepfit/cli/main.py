@@ -6,29 +6,25 @@ than 0.
 """
 
 import asyncio
-import builtins
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from keepfit import errors
 from keepfit import settings as settings_module
 from keepfit.cli import dead_letters, history, keys, restore
 from keepfit.errors import KeepfitError, SettingsError
-from keepfit.observability import failpoints
+from keepfit.observability import failpoints, logs
 from keepfit.security.envelope import SIGNING_KEYS, UPLOAD_KEYS
 from keepfit.settings import Settings
 
@@ -87,43 +83,6 @@ def _without_pandas() -> Iterator[None]:
         del sys.modules["pandas"]
 
 
-def _hide_values(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Leave out what the errors in a traceback say, unless they are our own or the system's: it may quote a row."""
-    found = event.get("exception")
-    for raised in found if isinstance(found, list) else ():
-        cls = getattr(builtins, raised["exc_type"], None) or getattr(errors, raised["exc_type"], None)
-        if not (isinstance(cls, type) and issubclass(cls, OSError | KeepfitError)):
-            raised["exc_value"] = "(not shown)"
-    return event
-
-
-def _log_json() -> None:
-    """Log one JSON document a line on standard error, as services do."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Without the local variables, structlog's default: keys and URLs with passwords are among them.
-            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
-            _hide_values,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _log_plain() -> None:
-    """Log warnings only, for people."""
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar; yields a function of (done, total)."""
@@ -160,7 +119,7 @@ def gateway() -> None:
     with _without_pandas():
         from keepfit_gateway.app import run  # noqa: PLC0415
 
-    _log_json()
+    logs.configure_json()
     run(_settings())
 
 
@@ -173,7 +132,7 @@ def worker() -> None:
     with _without_pandas():
         from keepfit_workers.supervisor import run  # noqa: PLC0415 - after the environment is set
 
-    _log_json()
+    logs.configure_json()
     run(_settings())
 
 
@@ -187,10 +146,10 @@ def snapshot(
     from keepfit_snapshotter.run import run_every, run_once  # noqa: PLC0415
 
     if seconds is not None:
-        _log_json()
+        logs.configure_json()
         asyncio.run(run_every(_settings(), seconds))
         return
-    _log_plain()
+    logs.configure_plain()
     with _progress("saving") as progress:
         report = asyncio.run(run_once(_settings(), progress))
     if as_json:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from keepfit.errors import SettingsError
+from keepfit.observability import logs
 from keepfit.security.envelope import IMPORT_KEYS, Keyring
 
 SHOWN_MAX = 20
@@ -61,7 +62,7 @@ def restore(
     from keepfit.restore.restorer import RestoreRequest  # noqa: PLC0415
 
     meant, wanted = _meant(type_, where, model_hash), RestoreRequest(None if at is None else times.seconds(at), version)
-    main._log_plain()
+    logs.configure_plain()
     with _bar("restoring") as progress:
         outcomes = asyncio.run(
             restore_many(
@@ -97,7 +98,7 @@ def export(
     from keepfit.transfer.imports import export_many  # noqa: PLC0415
 
     meant = _meant(type_, where, model_hash)
-    main._log_plain()
+    logs.configure_plain()
     with _bar("exporting") as progress:
         moved = asyncio.run(export_many(main._settings(), file, meant, newest_only=newest, progress=progress))
     _print_moved(moved, as_json=as_json)
@@ -122,7 +123,7 @@ def import_(
     settings = main._settings()
     given = settings.import_keys.get_secret_value()
     theirs = keyring_of(keys) if keys is not None else Keyring.from_text(given, IMPORT_KEYS) if given.strip() else None
-    main._log_plain()
+    logs.configure_plain()
     with _bar("importing") as progress:
         moved = asyncio.run(import_many(settings, file, theirs, force=force, dry_run=dry_run, progress=progress))
     _print_moved(moved, as_json=as_json)

@@ -58,11 +58,8 @@ class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
 
     def raise_error(self) -> None:
         """Raise the error that the worker met, if it met one."""
-        if self.error is None:
-            return
-        name, message = self.error
-        cls = getattr(errors, name, None)
-        raise (cls if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError)(message)
+        if self.error is not None:
+            raise errors.from_name(*self.error)
 
 
 def failed(question: WorkerRequest, error: KeepfitError) -> WorkerReply:

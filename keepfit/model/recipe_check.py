@@ -6,6 +6,8 @@ what would be refused of every row; numbers that grow too large, which depends o
 be tried in passing are taken untried.
 """
 
+import json
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,10 +17,11 @@ import msgspec
 import numpy as np
 
 from keepfit.errors import ConflictError, InvalidError, KeepfitError
-from keepfit.model import first_call, pipeline
+from keepfit.model import first_call, parameters, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue
-from keepfit.recipe.recipe import Recipe, from_text
+from keepfit.recipe.patch import CHANGE
+from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 
@@ -116,3 +119,34 @@ def _rows(recipe: Recipe, n: int, width: int) -> Rows:
 
 def _value(target: str | None, classes: Any, row: int) -> Any:
     return float(row % 3) if target == "numbers" else classes[row % len(classes)]
+
+
+def verdict(line: bytes) -> dict[str, Any] | None:
+    """Check one line of JSON from the gateway: a recipe, or after :data:`CHANGE` a change of parameters.
+
+    Return None for a valid recipe, ``{"kept": params}`` for a valid change, and ``{"error": class, "detail": message}``
+    otherwise.
+    """
+    try:
+        if line.startswith(CHANGE.encode()):
+            recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
+            return {"kept": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
+        parse(json.loads(line))
+    except KeepfitError as error:
+        return {"error": type(error).__name__, "detail": str(error)}
+    return None
+
+
+def main() -> None:
+    """Check the lines of standard input until it ends. Write one line of JSON for each to standard output."""
+    try:
+        for line in sys.stdin.buffer:
+            sys.stdout.write(json.dumps(verdict(line)) + "\n")
+            sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):
+        # Ctrl-C reaches all processes of a terminal, so the gateway is ending too.
+        return
+
+
+if __name__ == "__main__":
+    main()

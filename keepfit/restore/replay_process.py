@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from keepfit import errors
-from keepfit.errors import KeepfitError, UnavailableError
+from keepfit.errors import UnavailableError
 from keepfit.security.envelope import Header, Keyring
 
 # What a child is forked from has imported these, so that the next child after a death is there at once.
@@ -96,9 +96,7 @@ class ReplayProcess:
                 self._end()
                 raise
         if done.error is not None:
-            name, words = done.error
-            cls = getattr(errors, name, None)
-            raise (cls if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError)(words)
+            raise errors.from_name(*done.error)
         return done
 
     def _start(self) -> Connection:

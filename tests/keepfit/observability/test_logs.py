@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 import structlog
 
-from keepfit.cli import main
 from keepfit.errors import UnavailableError
 from keepfit.local.stack import answers, free_port, redis_command
+from keepfit.observability import logs
 from keepfit.security.api_keys import new_key
 from tests import servers
 from tests.gateway.api_client import Api, eventually, exchange
@@ -137,7 +137,7 @@ def rendered() -> Iterator[list[MutableMapping[str, Any]]]:
         lines.append(dict(event))
         raise structlog.DropEvent
 
-    main._log_json()
+    logs.configure_json()
     *processors, _ = structlog.get_config()["processors"]
     structlog.configure(processors=[*processors, keep], cache_logger_on_first_use=False)
     yield lines
