@@ -29,7 +29,7 @@ run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave t
 	$(BIN)/keepfit demo $(if $(ONCE),--once)
 
 test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85 --durations 10 --durations-min 1
 
 coverage: $(VENV)/.test  ## The tests once more, with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered
@@ -37,16 +37,17 @@ coverage: $(VENV)/.test  ## The tests once more, with coverage of all processes 
 mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/scripts.md
 	$(BIN)/python -m tests.scripts
 
-lint: $(VENV)/.test  ## Style, and what bandit finds dangerous
+lint: $(VENV)/.test  ## Style, import rules, and what bandit finds dangerous
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive keepfit gateway workers snapshotter
 
 types: $(VENV)/.test  ## Types, strict
 	$(BIN)/mypy
 
-# Asks pypi.org for each pinned version, so it is no part of `test`; a version that cannot be asked about fails it.
-audit: $(VENV)/.test  ## Known holes in what is pinned (needs pypi.org)
+# Not part of `test`: it asks the public package index about each pinned version and fails if there is no answer.
+audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (asks the public package index)
 	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
 
 faults: $(VENV)/.test  ## Harm everything for 20 minutes under load, check what was learned, write docs/reliability.md (SECONDS=300, SEED=11)

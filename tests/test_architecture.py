@@ -1,4 +1,4 @@
-"""The rules of docs and style that source code alone can prove, held by reading it (never by importing it)."""
+"""Rules of style that the source code proves. Import rules are contracts in `pyproject.toml` (`lint-imports`)."""
 
 import ast
 import re
@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SERVICES = ("gateway", "workers", "snapshotter")
 # As they are imported: each lies in its service's folder.
-IMPORTED = {f"keepfit_{service}" for service in SERVICES}
 PACKAGES = ("keepfit", *SERVICES)
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = {path.name: path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "keepfit").rglob("*.lua"))}
@@ -81,21 +80,6 @@ def functions(node: ast.AST) -> Iterator[Function]:
             yield found
 
 
-def module_level(module: str) -> ast.Module:
-    """Return the module without the bodies of its functions: what runs when it is imported."""
-
-    class Emptied(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-            """Drop a function."""
-
-        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
-            """Drop a coroutine."""
-
-    emptied = Emptied().visit(ast.parse(source(module)))
-    assert isinstance(emptied, ast.Module)
-    return emptied
-
-
 def literals(module: str) -> Iterator[str]:
     """Texts in a module, parts of f-strings among them, docstrings not."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -118,57 +102,6 @@ def test_there_is_something_to_read() -> None:
         "snapshotter/keepfit_snapshotter/run.py",
     } <= set(MODULES)
     assert {"accept.lua", "commit.lua", "take.lua"} <= set(SCRIPTS)
-
-
-# Who imports whom.
-
-
-@each_module
-def test_services_import_the_library_and_never_each_other(module: str) -> None:
-    """A service knows keepfit and itself; keepfit knows no service, but for its command line, inside commands."""
-    others = IMPORTED - {f"keepfit_{module.partition('/')[0]}"}
-    wanted = set() if module in ("keepfit/cli/main.py", "keepfit/cli/restore.py") else others
-    assert not tops(imports(tree(module))) & wanted
-    assert not tops(imports(module_level(module))) & others
-
-
-def test_module_level_imports_are_told_from_others() -> None:
-    """The command line does import services inside its commands: the test above sees the difference."""
-    assert tops(imports(tree("keepfit/cli/main.py"))) >= IMPORTED
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("gateway/")])
-def test_the_gateway_never_unpickles(module: str) -> None:
-    """What may unpickle, the modules that learn, commit and restore, is imported by no module of the gateway."""
-    learning = {
-        f"keepfit.{name}"
-        for name in (
-            "backends.blobs",
-            "model.bundle",
-            "model.columns",
-            "model.fit_loop",
-            "model.object_bundle",
-            "model.pickling",
-            "objects",
-            "restore.reader",
-            "restore.replay",
-            "restore.replay_child",
-            "restore.restorer",
-            "restore.snapshot_bundle",
-            "snapshots.garbage",
-            "snapshots.save",
-            "store.commit",
-        )
-    }
-    assert not set(imports(tree(module))) & learning
-
-
-@each_module
-def test_mongodb_is_known_to_the_history_alone(module: str) -> None:
-    """motor, whose successor will come, is imported in one module; what it raises and returns, in its package only."""
-    found = tops(imports(tree(module)))
-    assert ("motor" in found) == (module == "keepfit/history/mongo.py")
-    assert not found & {"pymongo", "bson"} or module.startswith("keepfit/history/")
 
 
 # What may run.

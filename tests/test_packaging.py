@@ -1,0 +1,72 @@
+"""The wheel that users install, and the checks that run before a commit."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from the files that git tracks, so that nothing left in the work tree ends up in it."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")):
+        found = ROOT / name.decode()
+        if found.is_file():
+            target = source / name.decode()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(found.read_bytes())
+    command = [BIN / "uv", "build", "--quiet", "--wheel", "--out-dir", built, source]
+    subprocess.run(command, check=True, timeout=100)
+    (made,) = built.glob("*.whl")
+    return made
+
+
+def names_in(wheel: Path) -> list[str]:
+    """List the files in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_installs_no_generic_name(wheel: Path) -> None:
+    """Every top-level name in site-packages begins with `keepfit`."""
+    tops = {name.partition("/")[0] for name in names_in(wheel)}
+    packages = {top for top in tops if not top.endswith(".dist-info")}
+    assert packages == {"keepfit", "keepfit_gateway", "keepfit_workers", "keepfit_snapshotter"}
+
+
+def test_the_wheel_holds_every_module_and_script(wheel: Path) -> None:
+    """Each Python file, Lua script and type marker of the four packages is in the wheel."""
+    folders = ("keepfit", "gateway/keepfit_gateway", "workers/keepfit_workers", "snapshotter/keepfit_snapshotter")
+    expected = {
+        path.relative_to((ROOT / folder).parent).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".lua") or path.name == "py.typed"
+    }
+    assert expected
+    assert {name for name in names_in(wheel) if ".dist-info/" not in name} == expected
+
+
+def test_check_wheel_contents_finds_nothing(wheel: Path) -> None:
+    """check-wheel-contents accepts the wheel: no stray file, no duplicate, no missing module."""
+    command = [BIN / "check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stdout
+
+
+def test_pre_commit_runs_what_make_lint_runs() -> None:
+    """The pre-commit hooks are `make lint` and `make types`, the targets that `make test` depends on."""
+    subprocess.run([BIN / "pre-commit", "validate-config"], cwd=ROOT, check=True, timeout=60)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text().splitlines()
+    (target,) = (line for line in makefile if line.startswith("test:"))
+    needed = target.removeprefix("test:").partition("##")[0].split()
+    assert [hook["entry"] for hook in hooks] == [f"make {name}" for name in needed]
