@@ -22,7 +22,7 @@ from keepfit.recipe import catalogue
 from keepfit.recipe.features import PLAIN, Column, Layout, Text
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
-from keepfit.rows.values import Floats, Word
+from keepfit.rows.values import Floats, NonNumeric
 
 UNKNOWN = -1
 
@@ -60,14 +60,14 @@ class Columns:
     """
 
     scaler: Any
-    labels: list[dict[Word, int]] = field(default_factory=list)
+    labels: list[dict[NonNumeric, int]] = field(default_factory=list)
     means: Means | None = None
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
         """Columns that have learned nothing."""
         scaler = catalogue.build_scaler(recipe.scaler) if recipe.scaler else None
-        labels: list[dict[Word, int]] = [{} for _ in recipe.categories] if recipe.encoding != "hash" else []
+        labels: list[dict[NonNumeric, int]] = [{} for _ in recipe.categories] if recipe.encoding != "hash" else []
         averaged = len(recipe.layout.averaged)
         return cls(scaler, labels, Means.of(averaged) if averaged else None)
 
@@ -179,7 +179,7 @@ class Columns:
         return names + [f"hash[{place}]" for place in range(layout.width - layout.hashed)]
 
 
-def _named(column: Column, known: Sequence[Word]) -> list[str]:
+def _named(column: Column, known: Sequence[NonNumeric]) -> list[str]:
     shown = ["null" if label is None else str(label) for label in known[: column.width]]
     rest = range(len(shown), column.width)
     return [f"{column.name}={label}" for label in shown] + [f"{column.name}[{place}]" for place in rest]
@@ -204,7 +204,7 @@ def _mark(block: Floats, codes: Sequence[int]) -> None:
             block[row, code] = 1.0
 
 
-def _write_hashes(block: Floats, column: Column, labels: Sequence[Word]) -> None:
+def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric]) -> None:
     """Hashing trick over "column=label" (Weinberger et al., ICML 2009); of a missing one over the column alone.
 
     The same numbers as scikit-learn's FeatureHasher gives, which takes 100 µs to begin with.
@@ -217,7 +217,7 @@ def _write_hashes(block: Floats, column: Column, labels: Sequence[Word]) -> None
         block[row, abs(code) % width] += 1.0 if code >= 0 else -1.0
 
 
-def _write_text(matrix: Floats, column: Column, texts: Sequence[Word]) -> None:
+def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
     """Counts of words as scikit-learn's HashingVectorizer gives them; a missing text has none."""
     if column.flag is not None:
         matrix[:, column.flag] = [text is None for text in texts]

@@ -15,7 +15,7 @@ from keepfit.model import pickling, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
-from keepfit.rows.values import Word
+from keepfit.rows.values import NonNumeric
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 
@@ -77,7 +77,7 @@ def try_predict(bundle: Bundle) -> None:
     # What an object takes is its own business.
     if not bundle.begun or bundle.recipe.object is not None:
         return
-    words: list[list[Word]] = [[""] for _ in bundle.recipe.layout.words]
+    words: list[list[NonNumeric]] = [[""] for _ in bundle.recipe.layout.words]
     numbers = len(bundle.recipe.numbers)
     if bundle.recipe.features is None:
         numbers = bundle.width or 0

@@ -1,8 +1,8 @@
-"""A large request's rows, shaped part by part as they are decoded.
+"""Rows of a large request, shaped in parts while they are decoded.
 
-Owns what the parts must have in common. Never keeps the lists it is given. Invariant: parts give the same rows as all
-of them in one call of :func:`keepfit.rows.shaping.shape`; of wrong rows only those of the first part that has some are
-named.
+Owns the check that all parts of one request agree. Never keeps the lists that it gets. Invariant: the parts give the
+same rows as one call of :func:`keepfit.rows.shaping.shape` for all of them; of invalid rows, the error lists only those
+of the first part that has some.
 """
 
 from typing import Any, cast
@@ -12,49 +12,55 @@ from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import check_number_of_rows, shape_columns
 from keepfit.rows.targets import shape_target, shape_weights
-from keepfit.rows.values import Word, summary
+from keepfit.rows.values import NonNumeric, describe_faults
 
 
 class Collector:
-    """Rows of one request so far."""
+    """Rows of one request, part by part."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._n = 0
         self._width: int | None = None
         self._numbers = bytearray()
-        self._words: list[list[Word]] = [[] for _ in recipe.layout.words]
-        # Equal labels become one object: there are few, and many rows. Texts are mostly all different.
-        self._known: list[dict[Word, Word] | None] = [
+        self._non_numeric: list[list[NonNumeric]] = [[] for _ in recipe.layout.words]
+        # Equal labels share one object: labels are few and rows are many. Texts are mostly distinct.
+        self._interned: list[dict[NonNumeric, NonNumeric] | None] = [
             {} if column.kind == "category" else None for column in recipe.layout.words
         ]
 
     def add(self, X: list[Any]) -> None:
-        """Take in some more rows, as :func:`keepfit.rows.shaping.shape` takes them.
+        """Add the next rows, in the form that :func:`keepfit.rows.shaping.shape` takes.
 
         Raises
         ------
         InvalidError
-            With row (from the request's first) and column of what is wrong.
+            With the row (counted from the first of the request) and the column of each invalid value.
         """
         try:
-            numbers, words = shape_columns(self._recipe, X)
+            numbers, non_numeric = shape_columns(self._recipe, X)
         except InvalidError as error:
             faults = [Fault(f.detail, self._n + (f.row or 0), f.column) for f in error.faults]
-            raise InvalidError(summary(faults) if faults else str(error), faults) from None
+            raise InvalidError(describe_faults(faults) if faults else str(error), faults) from None
         check_number_of_rows(self._recipe.layout, self._n + len(X))
         width = len(numbers) // (8 * len(X))
         if self._width not in (None, width):
-            wrong = [Fault(f"the row has {width} values where {self._width} are expected", self._n)]
-            raise InvalidError(summary(wrong), wrong)
+            faults = [Fault(f"the row has {width} values where {self._width} are expected", self._n)]
+            raise InvalidError(describe_faults(faults), faults)
         self._width = width
         self._n += len(X)
         self._numbers += numbers
-        for column, known, values in zip(self._words, self._known, words, strict=True):
-            column.extend(values if known is None else map(known.setdefault, values, values))
+        for column, interned, values in zip(self._non_numeric, self._interned, non_numeric, strict=True):
+            column.extend(values if interned is None else map(interned.setdefault, values, values))
 
     def rows(self, y: Any, sample_weight: Any, *, learning: bool) -> Rows:
-        """Return all rows with their target and weights."""
+        """Return all rows with their target and weights.
+
+        Raises
+        ------
+        InvalidError
+            If target or weights are invalid.
+        """
         target = shape_target(self._recipe, y, self._n) if learning else None
         weights = shape_weights(self._recipe, sample_weight, self._n)
-        return Rows(self._n, cast("bytes", self._numbers), self._words, target, weights)
+        return Rows(self._n, cast("bytes", self._numbers), self._non_numeric, target, weights)

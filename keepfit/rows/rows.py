@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Label
-from keepfit.rows.values import LITTLE_ENDIAN, Floats, Word
+from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric
 
 PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX + 8
 
@@ -22,78 +22,84 @@ PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX 
 class Rows(msgspec.Struct, array_like=True, frozen=True):
     """`n` rows: number columns as little-endian float64 (row by row), category and text columns as lists.
 
-    A missing number is NaN, a missing label or text None. `y` is float64 bytes for regressors, labels for classifiers,
-    None where there is no target. `numbers` of a large request may be any bytes-like object: it is megabytes that are
-    not to be copied.
+    `categories` holds one list per category or text column. A missing number is NaN, a missing label or text is None.
+    `y` is float64 bytes for regressors, labels for classifiers, and None where there is no target; several outputs lie
+    flat, row by row. `numbers` of a large request may be any bytes-like object: megabytes that must not be copied.
     """
 
     n: int
     numbers: bytes
-    categories: list[list[Word]]
+    categories: list[list[NonNumeric]]
     y: bytes | list[Label] | None = None
     sample_weight: bytes | None = None
 
     @property
     def width(self) -> int:
-        """Columns of the rows as they came in."""
+        """Number of columns as they were sent; timestamps and texts count 1 each."""
         return len(self.numbers) // (8 * self.n) + len(self.categories)
 
     def number_matrix(self) -> Floats:
-        """Number columns, shape (n, k), a copy that may be written to."""
+        """Return the number columns, shape (n, k), as a writable copy."""
         return np.frombuffer(self.numbers, LITTLE_ENDIAN).astype(np.float64).reshape(self.n, -1)
 
     def number_list(self) -> list[float]:
-        """All numbers, row by row."""
+        """Return all numbers, row by row."""
         numbers: list[float] = np.frombuffer(self.numbers, LITTLE_ENDIAN).tolist()
         return numbers
 
     def target(self) -> Any:
-        """`y` as an array of shape (n,), or None."""
+        """Return `y` as an array of shape (n,), or (n * outputs,) for several outputs; None without a target."""
         if isinstance(self.y, bytes):
             return np.frombuffer(self.y, LITTLE_ENDIAN).astype(np.float64)
         return None if self.y is None else np.asarray(self.y)
 
     def weights(self) -> Floats | None:
-        """`sample_weight` as an array of shape (n,), or None."""
+        """Return `sample_weight` as an array of shape (n,), or None."""
         if self.sample_weight is None:
             return None
         return np.frombuffer(self.sample_weight, LITTLE_ENDIAN).astype(np.float64)
 
     def encode(self) -> bytes:
-        """Msgpack of the rows."""
+        """Return the rows as msgpack."""
         return _encode(self)
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """Give what :meth:`encode` returns in parts of about 1 MiB at most, without ever holding it whole."""
+        """Yield what :meth:`encode` returns in pieces of at most about 1 MiB; the whole is never in memory."""
         yield b"\x95" + _encode(self.n)
         yield from _binary(self.numbers)
         yield _array_head(len(self.categories))
         for column in self.categories:
             yield from _array(column)
-        for part in (self.y, self.sample_weight):
-            if part is None:
+        for field in (self.y, self.sample_weight):
+            if field is None:
                 yield _encode(None)
             else:
-                yield from _binary(part) if isinstance(part, bytes) else _array(part)
+                yield from _binary(field) if isinstance(field, bytes) else _array(field)
 
     @property
     def size_bytes(self) -> int:
-        """Length of what :meth:`encode` returns; category columns are encoded once to know it."""
+        """Length of what :meth:`encode` returns. Encodes category and text columns once to count their bytes."""
         return sum(map(len, self.pieces()))
 
     def fits(self, bytes_max: int) -> bool:
-        """Tell whether the encoding is at most `bytes_max` long; known at once of small rows."""
+        """Return whether the encoding has at most `bytes_max` bytes; small rows are decided by an upper bound alone."""
         labels = self.n * len(self.categories) + (len(self.y) if isinstance(self.y, list) else 0)
-        most = 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES
-        most += len(self.y) if isinstance(self.y, bytes) else 0
-        if most <= bytes_max:
-            words = chain.from_iterable(self.categories)
-            most += sum([4 * len(word) for word in words if type(word) is str and len(word) > LABEL_LENGTH_MAX])
-        return most <= bytes_max or self.size_bytes <= bytes_max
+        bound = 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES
+        bound += len(self.y) if isinstance(self.y, bytes) else 0
+        if bound <= bytes_max:
+            values = chain.from_iterable(self.categories)
+            bound += sum([4 * len(value) for value in values if type(value) is str and len(value) > LABEL_LENGTH_MAX])
+        return bound <= bytes_max or self.size_bytes <= bytes_max
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Read back what :meth:`encode` wrote."""
+        """Decode what :meth:`encode` returned.
+
+        Raises
+        ------
+        msgspec.DecodeError
+            If `data` is not such an encoding.
+        """
         return msgspec.msgpack.decode(data, type=cls) if cls is not Rows else _decode(data)
 
 
@@ -102,7 +108,7 @@ _decode: Any = msgspec.msgpack.Decoder(Rows).decode
 
 
 def _binary(data: bytes) -> Iterator[bytes | memoryview]:
-    """Msgpack of bytes, in parts."""
+    """Yield bytes as msgpack, in pieces."""
     size = len(data)
     if size < 1 << 8:
         yield struct.pack(">BB", 0xC4, size)
@@ -116,15 +122,15 @@ def _binary(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 def _array(items: Sequence[Any]) -> Iterator[bytes]:
-    """Msgpack of a list, in parts."""
+    """Yield a list as msgpack, in pieces."""
     piece = bytearray(_array_head(len(items)))
     for start in range(0, len(items), PIECE_LABELS):
-        part = items[start : start + PIECE_LABELS]
-        text = _encode(part)[len(_array_head(len(part))) :]
-        if len(piece) + len(text) > PIECE_BYTES_MAX:
+        some = items[start : start + PIECE_LABELS]
+        encoded = _encode(some)[len(_array_head(len(some))) :]
+        if len(piece) + len(encoded) > PIECE_BYTES_MAX:
             yield bytes(piece)
             piece.clear()
-        piece += text
+        piece += encoded
     yield bytes(piece)
 
 
@@ -134,26 +140,26 @@ def _array_head(length: int) -> bytes:
     return struct.pack(">BH", 0xDC, length) if length < 1 << 16 else struct.pack(">BI", 0xDD, length)
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Join rows of one model into one call's worth (for recipes with ``"updates": "merged"``).
+def concatenate(requests: Sequence[Rows]) -> Rows:
+    """Concatenate the rows of several requests of one model (for recipes with ``"updates": "merged"``).
 
-    All parts must agree on having a sample_weight; the caller groups them so.
+    Either all of them have a sample_weight or none has; the caller groups them accordingly.
     """
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
+    if len(requests) == 1:
+        return requests[0]
+    first = requests[0]
     y: bytes | list[Label] | None
     if first.y is None:
         y = None
     elif isinstance(first.y, bytes):
-        y = b"".join([part.y for part in parts if isinstance(part.y, bytes)])
+        y = b"".join([rows.y for rows in requests if isinstance(rows.y, bytes)])
     else:
-        y = list(chain.from_iterable([part.y for part in parts if isinstance(part.y, list)]))
-    weights = None if first.sample_weight is None else b"".join([part.sample_weight or b"" for part in parts])
+        y = list(chain.from_iterable([rows.y for rows in requests if isinstance(rows.y, list)]))
+    weights = None if first.sample_weight is None else b"".join([rows.sample_weight or b"" for rows in requests])
     return Rows(
-        sum([part.n for part in parts]),
-        b"".join([part.numbers for part in parts]),
-        [list(chain.from_iterable([p.categories[i] for p in parts])) for i in range(len(first.categories))],
+        sum([rows.n for rows in requests]),
+        b"".join([rows.numbers for rows in requests]),
+        [list(chain.from_iterable([rows.categories[i] for rows in requests])) for i in range(len(first.categories))],
         y,
         weights,
     )

@@ -1,7 +1,8 @@
 """`X` of a request as columns: rows by position or by name, in JSON's types, against a recipe's columns.
 
-Owns the two ways to shape it: few values one by one, many by numpy. Never knows what was learned. Invariant: the way
-for few gives what the one for many gives, or leaves the rows to it, which says what is wrong and where.
+Owns two implementations: one for few values in plain Python, one for many in numpy. Never knows what the model has
+learned. Invariant: the one for few values either returns what the one for many returns, or leaves the rows to it, which
+reports what is invalid and where. The result goes into :class:`keepfit.rows.rows.Rows`.
 """
 
 from collections.abc import Sequence
@@ -19,44 +20,51 @@ from keepfit.rows.values import (
     LITTLE_ENDIAN,
     PACKERS,
     SMALL_MAX,
-    Word,
+    NonNumeric,
+    describe_faults,
+    non_numeric_fault,
     number_fault,
-    packed,
+    pack_small,
+    shape_non_numeric,
     shape_numbers,
-    shape_words,
-    summary,
-    word_fault,
 )
 
 NAN = float("nan")
 
 
 def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, learning: bool) -> Rows:
-    """Check a request's rows against `recipe` and return them in compact form.
+    """Check a request's rows against `recipe` and return them in the compact form of :class:`Rows`.
 
     Parameters
     ----------
     X : list of rows, each a list of values in column order or an object by column name
-    y : list of n numbers (regressors) or labels (classifiers); None for estimators that take no target
+    y : list of n numbers (regressors) or labels (classifiers), or of n lists of them for estimators with several
+        outputs; None for estimators that take no target
     sample_weight : list of n numbers of 0 or more, not all 0, or None
-    learning : whether the rows bring their target (partial_fit, score) or not (predict)
+    learning : whether the rows have a target (partial_fit, score) or not (predict)
 
     Raises
     ------
     InvalidError
-        With row and column of what is wrong.
+        With the row and column of each invalid value, at most 20.
     """
     numbers, categories = shape_columns(recipe, X)
     target = shape_target(recipe, y, len(X)) if learning else None
     return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
 
 
-def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[Word]]]:
-    """Number columns (row by row) and word columns of `X`, checked."""
+def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
+    """Check `X` and return its number columns as float64 bytes, row by row, and its category and text columns.
+
+    Raises
+    ------
+    InvalidError
+        With the row and column of each invalid value, at most 20.
+    """
     return _shape_small(recipe, X) or _shape_many(recipe, X)
 
 
-def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[Word]]]:
+def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
     if not isinstance(X, list) or not X:
         raise InvalidError("X must be a list of at least one row.")
     columns, layout = _columns(recipe, X), recipe.layout
@@ -65,62 +73,68 @@ def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[Word]]]:
         numbers = [shape_numbers(column, index) for index, column in enumerate(columns)]
     else:
         numbers = [shape_numbers(columns[c.index], c.name, "column", c) for c in layout.numbers]
-    words = [shape_words(columns[c.index], c) for c in layout.words]
+    non_numeric = [shape_non_numeric(columns[c.index], c) for c in layout.words]
     matrix = np.column_stack(numbers) if numbers else np.empty((len(X), 0))
-    return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), words
+    return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), non_numeric
 
 
 def check_number_of_rows(layout: Layout, n: int) -> None:
-    """Refuse rows whose matrix would take more memory than a worker can be asked for."""
+    """Reject rows whose matrix would take more memory than a worker may use.
+
+    Raises
+    ------
+    InvalidError
+        With the number of rows that one request may have.
+    """
     if not layout.plain and n > layout.rows_max:
         width, rows_max = layout.width, layout.rows_max
         raise InvalidError(f"{n} rows make a matrix of {width} columns: send at most {rows_max} rows at a time.")
 
 
-def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[Word]]] | None:
-    """Shape few values, all of them right; None for many, or where anything is wrong: the general way says what.
+def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]] | None:
+    """Shape few values, all of them valid; None for many, or if one is invalid: :func:`_shape_many` reports it.
 
-    Most requests have a single row, so this is what an ordinary one costs.
+    Most requests have a single row, so this function decides what an ordinary request costs.
     """
     values = _values_small(recipe, X)
     if values is None:
         return None
     if recipe.features is None or recipe.layout.plain:
-        numbers = packed(values)
+        numbers = pack_small(values)
         return None if numbers is None else (numbers, [])
-    return _pack_kinds(recipe.layout, values)
+    return _pack_mixed(recipe.layout, values)
 
 
-def _pack_kinds(layout: Layout, values: list[Any]) -> tuple[bytes, list[list[Word]]] | None:
-    """Few values, row by row, of columns of any kind."""
-    width, words = len(layout.columns), []
+def _pack_mixed(layout: Layout, values: list[Any]) -> tuple[bytes, list[list[NonNumeric]]] | None:
+    """Pack few values, row by row, of columns of any kind; None if one is invalid."""
+    width, non_numeric = len(layout.columns), []
     for column in layout.words:
-        found = values[column.index :: width]
-        if any(word_fault(word, column) for word in found):
+        column_values = values[column.index :: width]
+        if any(non_numeric_fault(value, column) for value in column_values):
             return None
-        words.append(found)
+        non_numeric.append(column_values)
     if layout.words:
-        wanted = [column.index for column in layout.numbers]
-        values = [values[start + i] for start in range(0, len(values), width) for i in wanted]
+        number_indexes = [column.index for column in layout.numbers]
+        values = [values[start + i] for start in range(0, len(values), width) for i in number_indexes]
     missing: list[int] = []
     for column in layout.odd:
-        for place in range(column.wire, len(values), len(layout.numbers)):
-            value = values[place]
+        for position in range(column.wire, len(values), len(layout.numbers)):
+            value = values[position]
             if value is None and column.nullable:
-                missing.append(place)
-                values[place] = 0.0
+                missing.append(position)
+                values[position] = 0.0
             elif column.kind == "timestamp" and number_fault(value, "timestamp"):
                 return None
-    numbers = packed(values)
+    numbers = pack_small(values)
     if numbers is not None and missing:
-        for place in missing:
-            values[place] = NAN
+        for position in missing:
+            values[position] = NAN
         numbers = PACKERS[len(values)](*values)
-    return None if numbers is None else (numbers, words)
+    return None if numbers is None else (numbers, non_numeric)
 
 
 def _values_small(recipe: Recipe, X: Any) -> list[Any] | None:
-    """Values of few rows of the right form, row by row."""
+    """Return the values of few rows, row by row; None for many rows, or if a row is malformed."""
     if type(X) is not list or not 0 < len(X) <= SMALL_MAX:
         return None
     features = recipe.features
@@ -133,24 +147,24 @@ def _values_small(recipe: Recipe, X: Any) -> list[Any] | None:
             values += row
         elif type(row) is dict and features is not None and row.keys() == features.keys():
             values += [row[name] for name in features]
-        elif type(row) is dict and features is not None and _lacks_only(row, recipe):
+        elif type(row) is dict and features is not None and _lacks_nullable_only(row, recipe):
             values += [row.get(name) for name in features]
         else:
             return None
     return values
 
 
-def _lacks_only(row: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether a row by name has the recipe's columns but for such as may be missing."""
+def _lacks_nullable_only(row: dict[str, Any], recipe: Recipe) -> bool:
+    """Return whether a row by name has all columns of the recipe except nullable ones, and no others."""
     names = recipe.features.keys() if recipe.features is not None else set()
     return row.keys() <= names and names - row.keys() <= recipe.layout.optional
 
 
 def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
-    """Turn rows into columns, in the recipe's order."""
+    """Return the columns of rows, in the recipe's order."""
     expected = None if recipe.features is None else list(recipe.features)
     if recipe.features and all(type(row) is dict and row.keys() == recipe.features.keys() for row in X):
-        # Without a list for each row: the garbage collector looks at all of them, again and again.
+        # Builds no list per row: the garbage collector would traverse each of them repeatedly.
         return [[row[name] for row in X] for name in recipe.features]
     optional = recipe.layout.optional
     first = next((row for row in X if isinstance(row, list) and row), [])
@@ -162,14 +176,14 @@ def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
             ordered.append(row)
         elif isinstance(row, dict) and expected is not None and row.keys() == recipe.features.keys():  # type: ignore[union-attr]
             ordered.append([row[name] for name in expected])
-        elif optional and isinstance(row, dict) and expected is not None and _lacks_only(row, recipe):
+        elif optional and isinstance(row, dict) and expected is not None and _lacks_nullable_only(row, recipe):
             ordered.append([row.get(name) for name in expected])
         else:
             faults.extend(_row_faults(row, i, expected, width, optional))
             if len(faults) >= FAULTS_MAX:
                 break
     if faults:
-        raise InvalidError(summary(faults), faults[:FAULTS_MAX])
+        raise InvalidError(describe_faults(faults), faults[:FAULTS_MAX])
     return list(zip(*ordered, strict=True))
 
 

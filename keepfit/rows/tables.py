@@ -1,8 +1,8 @@
-"""Tables: rows that come as arrays (npy) or as named columns, and become :class:`Rows` without a detour over lists.
+"""Tables: rows that arrive as an array (npy) or as named columns, converted to :class:`Rows` without Python lists.
 
-Owns the form of an npy body and the check of whole columns. Never holds a second copy of a table that already is what
-:class:`Rows` keeps. Invariant: a table is refused for what the same values would be refused for in JSON. The target
-comes among the columns: it is the last one of an array, else the columns `y` and `sample_weight`.
+Owns the parser of npy bodies and the check of whole columns. Never holds a second copy of a table that already has the
+memory layout of :class:`Rows`. Invariant: a table is rejected for the same values that are rejected in JSON. The target
+is among the columns: the last column of an array, or else the columns `y` and `sample_weight`.
 """
 
 import io
@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from keepfit.errors import Fault, InvalidError, MalformedError
-from keepfit.recipe.features import Column as Form
+from keepfit.recipe.features import Column as ColumnSpec
 from keepfit.recipe.recipe import Label, Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import check_number_of_rows
@@ -26,17 +26,17 @@ from keepfit.rows.values import (
     LITTLE_ENDIAN,
     NUMBER_MAX,
     Floats,
-    is_time,
+    describe_faults,
+    is_timestamp,
     number_fault,
+    shape_non_numeric,
     shape_numbers,
-    shape_words,
-    summary,
 )
 
 Array = NDArray[Any]
 
 HEADER_BYTES_MAX = 64 * 1024
-# What is checked and converted in one go: temporary arrays are no larger than this many values.
+# Values checked and converted at a time: temporary arrays are never larger than this.
 BLOCK_VALUES = 1 << 17
 TARGET, WEIGHTS = "y", "sample_weight"
 
@@ -46,18 +46,26 @@ class Table(Protocol):
 
     @property
     def width(self) -> int:
-        """Columns as they came, the target among them."""
+        """Number of columns as they were sent, target included."""
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
-        """Check the table against `recipe`, as :func:`keepfit.rows.shaping.shape` does; the table may be used up by it.
+        """Check the table against `recipe`, as :func:`keepfit.rows.shaping.shape` does; may overwrite the table.
 
-        `weighted` tells whether the call takes a sample_weight.
+        Parameters
+        ----------
+        learning : whether the rows have a target (partial_fit, score) or not (predict)
+        weighted : whether the operation takes a sample_weight
+
+        Raises
+        ------
+        InvalidError
+            With the row and column of each invalid value, at most 20.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A two-dimensional array: its memory, where in it the values begin, and the view of them, shape (n, width)."""
+    """A two-dimensional array: its memory, the offset of the values in it, and a view of them, shape (n, width)."""
 
     body: bytearray
     offset: int
@@ -65,41 +73,42 @@ class Matrix:
 
     @property
     def width(self) -> int:
-        """Columns as they came, the target among them."""
+        """Number of columns as they were sent, target included."""
         return int(self.values.shape[1])
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
-        """Check the array against `recipe`; where it is float64 already, its own memory becomes the rows'."""
-        targeted = learning and recipe.entry.takes_y
-        width = self.width - targeted
+        """Check the array against `recipe`; the rows share its memory where it is float64 in row order already."""
+        has_target = learning and recipe.entry.takes_y
+        width = self.width - has_target
         names = _names(recipe, width)
         check_number_of_rows(recipe.layout, len(self.values))
-        # Copied before its column is closed up.
-        y = self.values[:, -1].copy() if targeted else None
+        # Copied first: compaction overwrites the target's column.
+        y = self.values[:, -1].copy() if has_target else None
         numbers = self._numbers(width, names, recipe.layout.numbers if recipe.layout.odd else ())
         target = None if y is None else _target(recipe, [y])
         return Rows(len(self.values), cast("bytes", numbers), [], target)
 
-    def _numbers(self, width: int, names: Sequence[str | int], forms: Sequence[Form]) -> memoryview:
+    def _numbers(self, width: int, names: Sequence[str | int], specs: Sequence[ColumnSpec]) -> memoryview:
+        """Return the first `width` columns as float64 bytes, row by row."""
         n, count = self.values.shape
         in_place = self.values.dtype == LITTLE_ENDIAN and self.values.flags.c_contiguous
-        closed = self.values.reshape(-1) if in_place else np.empty(n * width, LITTLE_ENDIAN)
+        compacted = self.values.reshape(-1) if in_place else np.empty(n * width, LITTLE_ENDIAN)
         step = max(1, BLOCK_VALUES // count)
         for start in range(0, n, step):
-            block = _converted(self.values[start : start + step, :width], names, start, forms=forms)
-            # Rows only move towards the front, over what was read before.
+            block = _to_float64(self.values[start : start + step, :width], names, start, specs=specs)
+            # In place, a row only moves towards the front, over values that were read before.
             if not in_place or width < count:
-                closed[start * width : start * width + block.size] = block.ravel()
+                compacted[start * width : start * width + block.size] = block.ravel()
         if in_place:
             return memoryview(self.body)[self.offset : self.offset + n * width * 8]
-        return closed.view(np.uint8).data
+        return compacted.view(np.uint8).data
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One named column: numbers as arrays one after another, or else a function that gives its labels.
+    """One named column: consecutive blocks of numbers, or a function that returns its labels.
 
-    `missing` are the rows without a value; their numbers mean nothing.
+    `missing` lists the rows without a value; what `blocks` hold for them is meaningless.
     """
 
     name: str
@@ -107,61 +116,73 @@ class Column:
     labels: Callable[[], list[Any]] | None = None
     missing: Sequence[int] = ()
 
-    def listed(self) -> list[Any]:
-        """Values as a list, None where there is none."""
+    def to_list(self) -> list[Any]:
+        """Return the values as a list, with None for a missing one."""
         values = self.labels() if self.labels is not None else [v for block in self.blocks for v in block.tolist()]
         for row in self.missing:
             values[row] = None
         return values
 
     def check_present(self) -> None:
-        """Refuse missing values."""
+        """Reject missing values.
+
+        Raises
+        ------
+        InvalidError
+            With the row of each missing value, at most 20.
+        """
         if self.missing:
             faults = [Fault("the value is missing", row, self.name) for row in self.missing[:FAULTS_MAX]]
             raise InvalidError(f"column {self.name[:100]!r}: the value is missing (row {faults[0].row}).", faults)
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """`n` rows as columns that have names."""
+class NamedColumns:
+    """`n` rows as named columns."""
 
     n: int
     columns: Sequence[Column]
 
     @property
     def width(self) -> int:
-        """Columns as they came, the target among them."""
+        """Number of columns as they were sent, target included."""
         return len(self.columns)
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
-        """Check the columns against `recipe`, by name where it names features, else in order."""
-        own = recipe.features or {}
-        special = {c.name: c for c in self.columns if c.name in (TARGET, WEIGHTS) and (learning or c.name not in own)}
+        """Check the columns against `recipe`: by name where it names features, else by position."""
+        features = recipe.features or {}
+        special = {
+            c.name: c for c in self.columns if c.name in (TARGET, WEIGHTS) and (learning or c.name not in features)
+        }
         for name in special:
-            if name in own:
+            if name in features:
                 raise InvalidError(f"The recipe's feature {name!r} has the name of the table's {name}: send JSON.")
             if not learning:
-                raise InvalidError(f"Rows to predict come without {name}: leave the column out.")
-        found = {column.name: column for column in self.columns if column.name not in special}
-        columns = _in_order(recipe, found, self.n)
+                raise InvalidError(f"Rows to predict have no {name}: leave the column out.")
+        by_name = {column.name: column for column in self.columns if column.name not in special}
+        columns = _in_recipe_order(recipe, by_name, self.n)
         for column in [*special.values(), *columns]:
             if column.name in special or column.name not in recipe.layout.optional:
                 column.check_present()
         check_number_of_rows(recipe.layout, self.n)
         if WEIGHTS in special and not weighted:
             raise InvalidError("score takes no sample_weight: leave the column out.")
-        forms: Sequence[Form | None] = recipe.layout.numbers if own else [None] * len(columns)
-        matrix = np.empty((self.n, len(forms)), LITTLE_ENDIAN)
-        for position, form in enumerate(forms):
-            column = columns[position if form is None else form.index]
-            for start, values in _floats(column, "column", form):
+        numbers = self._numbers(columns, recipe.layout.numbers if features else [None] * len(columns))
+        non_numeric = [shape_non_numeric(columns[spec.index].to_list(), spec) for spec in recipe.layout.words]
+        target = self._target(recipe, special.get(TARGET)) if learning else None
+        weights = None if WEIGHTS not in special else self._weights(recipe, special[WEIGHTS])
+        return Rows(self.n, cast("bytes", numbers), non_numeric, target, weights)
+
+    def _numbers(self, columns: Sequence[Column], specs: Sequence[ColumnSpec | None]) -> memoryview:
+        """Return the number columns as float64 bytes, row by row, with NaN for missing values."""
+        matrix = np.empty((self.n, len(specs)), LITTLE_ENDIAN)
+        for position, spec in enumerate(specs):
+            column = columns[position if spec is None else spec.index]
+            for start, values in _float_blocks(column, "column", spec):
                 matrix[start : start + len(values), position] = values
             if column.labels is None:
                 matrix[list(column.missing), position] = np.nan
-        words = [shape_words(columns[form.index].listed(), form) for form in recipe.layout.words]
-        target = self._target(recipe, special.get(TARGET)) if learning else None
-        weights = None if WEIGHTS not in special else self._weights(recipe, special[WEIGHTS])
-        return Rows(self.n, cast("bytes", matrix.reshape(-1).view(np.uint8).data), words, target, weights)
+        return matrix.reshape(-1).view(np.uint8).data
 
     def _target(self, recipe: Recipe, y: Column | None) -> bytes | list[Label] | None:
         if y is None:
@@ -169,13 +190,13 @@ class Named:
                 raise InvalidError("The table has no column 'y', which holds the target.")
             return None
         if y.labels is not None or not recipe.entry.takes_y:
-            return shape_target(recipe, y.listed(), self.n)
+            return shape_target(recipe, y.to_list(), self.n)
         return _target(recipe, y.blocks)
 
     def _weights(self, recipe: Recipe, column: Column) -> bytes:
         if not recipe.entry.takes_sample_weight:
             raise InvalidError(f"{recipe.name} takes no sample_weight.")
-        values = np.concatenate([values for _, values in _floats(column, "weights")])
+        values = np.concatenate([values for _, values in _float_blocks(column, "weights")])
         return check_weights(values, values.data)
 
 
@@ -185,20 +206,20 @@ def read_npy(body: bytearray) -> Table:
     Raises
     ------
     MalformedError
-        If it is none, or its data are not as long as its header says.
+        If it is not an npy file, or its data are not as long as its header says.
     InvalidError
-        If its values are no numbers, or it has no rows.
+        If its values are not numbers, or it has no rows.
     """
     head = io.BytesIO(memoryview(body)[:HEADER_BYTES_MAX])
     try:
         version = npy.read_magic(head)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, by_columns, dtype = read(head)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, by_columns, dtype = read_header(head)
     except KeyError:
         raise MalformedError(f"The npy format is {version[0]}.{version[1]}; send 1.0 or 2.0.") from None
-    # The header is a Python literal: damaged, it makes the parser fail in any way that parsers fail.
+    # The header is a Python literal: a corrupt one makes the parser raise almost any exception.
     except Exception as error:  # noqa: BLE001
-        raise MalformedError(f"The body is no npy file: {str(error)[:200]}.") from None
+        raise MalformedError(f"The body is not an npy file: {str(error)[:200]}.") from None
     _check_dtype(dtype)
     count = 1
     for length in shape:
@@ -207,15 +228,14 @@ def read_npy(body: bytearray) -> Table:
         raise MalformedError("The npy header has a negative length.")
     offset, size = head.tell(), count * dtype.itemsize
     if len(body) - offset != size:
-        where = "before" if len(body) - offset < size else "after"
-        raise MalformedError(f"The header tells of {size} bytes of data, and the body ends {where} their end.")
+        raise MalformedError(f"The npy header announces {size} bytes of data; the body has {len(body) - offset}.")
     if count == 0:
         raise InvalidError("X must have at least one row and one column.")
     values = np.frombuffer(body, dtype, count, offset)
     if dtype.names is not None:
         if len(shape) != 1:
-            raise InvalidError("An array with named fields must have one dimension: a row each.")
-        return Named(count, [Column(name, [values[name]]) for name in dtype.names])
+            raise InvalidError("An array with named fields must have one dimension: one element per row.")
+        return NamedColumns(count, [Column(name, [values[name]]) for name in dtype.names])
     if len(shape) != 2:
         raise InvalidError(
             f"The array has {len(shape)} dimensions; send two, rows by columns: a single row is x.reshape(1, -1)."
@@ -224,94 +244,117 @@ def read_npy(body: bytearray) -> Table:
 
 
 def _check_dtype(dtype: np.dtype[Any]) -> None:
-    for part in [dtype] if dtype.names is None else [dtype[name] for name in dtype.names]:
-        if part.kind not in "biuf" or part.shape:
+    for field in [dtype] if dtype.names is None else [dtype[name] for name in dtype.names]:
+        if field.kind not in "biuf" or field.shape:
             raise InvalidError(
-                f"The dtype {str(part)[:80]} holds no plain numbers: send bool, int, uint or float, such as "
-                "x.astype(numpy.float64); text goes into an Arrow stream or JSON."
+                f"The dtype {str(field)[:80]} is not numeric: send bool, int, uint or float, such as "
+                "x.astype(numpy.float64); send text as an Arrow stream or JSON."
             )
 
 
 def _names(recipe: Recipe, width: int) -> Sequence[str | int]:
-    """Names of an array's columns, for messages, if the recipe can be served by an array of that width."""
+    """Return the names of an array's columns, for error messages.
+
+    Raises
+    ------
+    InvalidError
+        If the recipe does not match an array of `width` columns for X.
+    """
     if recipe.features is None:
         if width < 1:
-            raise InvalidError("The array has one column, which is y: X must have at least one more before it.")
+            raise InvalidError("The array has one column, which is y: X must have at least one column before it.")
         return range(width)
     if recipe.layout.words:
-        word = recipe.layout.words[0]
+        column = recipe.layout.words[0]
         raise InvalidError(
-            f"column {word.name!r} is a {word.kind}, which has no place in an array: send Arrow or JSON."
+            f"column {column.name!r} is a {column.kind}, which an array cannot hold: send Arrow or JSON."
         )
     if width != len(recipe.features):
         raise InvalidError(f"The array has {width} columns for X where the recipe names {len(recipe.features)}.")
     return list(recipe.features)
 
 
-def _in_order(recipe: Recipe, found: dict[str, Column], n: int) -> list[Column]:
-    """Columns in the recipe's order; one of which all values may be missing need not be there."""
+def _in_recipe_order(recipe: Recipe, by_name: dict[str, Column], n: int) -> list[Column]:
+    """Return the columns in the recipe's order, with an empty one for each absent nullable column.
+
+    Raises
+    ------
+    InvalidError
+        With each column that is absent or unknown, at most 20.
+    """
     if recipe.features is None:
-        if not found:
+        if not by_name:
             raise InvalidError("The table has no columns for X.")
-        return list(found.values())
-    absent = [name for name in recipe.features if name not in found]
+        return list(by_name.values())
+    absent = [name for name in recipe.features if name not in by_name]
     faults = [Fault("the column is missing", None, name) for name in absent if name not in recipe.layout.optional]
-    unknown = [name[:100] for name in found if name not in recipe.features]
+    unknown = [name[:100] for name in by_name if name not in recipe.features]
     faults += [Fault("the recipe has no such column", None, name) for name in unknown]
     if faults:
         raise InvalidError(f"column {faults[0].column!r}: {faults[0].detail}.", faults[:FAULTS_MAX])
-    nothing = {name: Column(name, labels=lambda: [None] * n) for name in absent}
-    return [found.get(name) or nothing[name] for name in recipe.features]
+    empty = {name: Column(name, labels=lambda: [None] * n) for name in absent}
+    return [by_name.get(name) or empty[name] for name in recipe.features]
 
 
-def _floats(column: Column, what: str, form: Form | None = None) -> Iterator[tuple[int, Floats]]:
-    """Give a column's values as float64, in parts, each with the row where it begins."""
+def _float_blocks(column: Column, subject: str, spec: ColumnSpec | None = None) -> Iterator[tuple[int, Floats]]:
+    """Yield a column's values as float64, block by block, each with the number of its first row."""
     if column.labels is not None:
-        yield 0, shape_numbers(column.listed(), column.name, what, form)
+        yield 0, shape_numbers(column.to_list(), column.name, subject, spec)
         return
-    first, forms = 0, () if form is None else (form,)
+    first, specs = 0, () if spec is None else (spec,)
     for block in column.blocks:
         for start in range(0, len(block), BLOCK_VALUES):
-            part = block[start : start + BLOCK_VALUES, None]
-            yield first + start, _converted(part, [column.name], first + start, what, forms)[:, 0]
+            values = block[start : start + BLOCK_VALUES, None]
+            yield first + start, _to_float64(values, [column.name], first + start, subject, specs)[:, 0]
         first += len(block)
 
 
-def _converted(
-    block: Array, names: Sequence[str | int], first: int, what: str = "column", forms: Sequence[Form] = ()
+def _to_float64(
+    block: Array, names: Sequence[str | int], first: int, subject: str = "column", specs: Sequence[ColumnSpec] = ()
 ) -> Floats:
-    """Numbers of shape (n, width) as float64; `first` is the row where the block begins, for messages."""
-    # A long double may be too large for a double: it becomes an infinity, and is refused as one.
+    """Check numbers of shape (n, width) and return them as float64.
+
+    `first` is the number of the block's first row, for error messages.
+
+    Raises
+    ------
+    InvalidError
+        With the row and column of each invalid value, at most 20.
+    """
+    # A long double may exceed the range of a double: it becomes infinite, and is rejected as infinite.
     with np.errstate(over="ignore", invalid="ignore"):
         values = block.astype(LITTLE_ENDIAN, copy=False)
-    good = np.abs(values) <= NUMBER_MAX
+    valid = np.abs(values) <= NUMBER_MAX
     if block.dtype.kind in "iu":
-        good = (block < INTEGER_END) & (block > -INTEGER_END)
-    times = [column for column, form in enumerate(forms) if form.kind == "timestamp"]
-    gaps = [column for column, form in enumerate(forms) if form.nullable]
-    if times:
-        good[:, times] &= is_time(values[:, times])
-    if gaps:
-        good[:, gaps] |= np.isnan(values[:, gaps])
-    if not good.all():
-        # Of a float the double is shown: a long double has no Python number.
-        shown = values if block.dtype.kind == "f" else block
-        kinds = [form.kind for form in forms] or ["number"] * len(names)
+        valid = (block < INTEGER_END) & (block > -INTEGER_END)
+    timestamps = [column for column, spec in enumerate(specs) if spec.kind == "timestamp"]
+    nullable = [column for column, spec in enumerate(specs) if spec.nullable]
+    if timestamps:
+        valid[:, timestamps] &= is_timestamp(values[:, timestamps])
+    if nullable:
+        valid[:, nullable] |= np.isnan(values[:, nullable])
+    if not valid.all():
+        # Messages show the double of a float: a long double has no Python number.
+        originals = values if block.dtype.kind == "f" else block
+        kinds = [spec.kind for spec in specs] or ["number"] * len(names)
         faults = [
-            Fault(number_fault(shown[row, column].item(), kinds[column]) or "", first + int(row), names[column])
-            for row, column in np.argwhere(~good)[:FAULTS_MAX]
+            Fault(number_fault(originals[row, column].item(), kinds[column]) or "", first + int(row), names[column])
+            for row, column in np.argwhere(~valid)[:FAULTS_MAX]
         ]
-        raise InvalidError(summary(faults, what), faults)
+        raise InvalidError(describe_faults(faults, subject), faults)
     return values
 
 
 def _target(recipe: Recipe, blocks: Sequence[Array]) -> bytes | list[Label] | None:
-    """Numbers as the target; for a classifier whole numbers are labels, and 0 and 1 are where those are booleans."""
+    """Check numbers as the target and return it.
+
+    For a classifier, whole numbers are labels, and 0 and 1 are booleans if the recipe's classes are.
+    """
     if recipe.entry.many:
         raise InvalidError(f"{recipe.name} learns several values of y for each row: send JSON, with y a list of lists.")
     if recipe.entry.target == "numbers":
-        parts = _floats(Column(TARGET, blocks), "target")
-        return b"".join([values.astype(LITTLE_ENDIAN, copy=False).tobytes() for _, values in parts])
+        values_by_block = _float_blocks(Column(TARGET, blocks), "target")
+        return b"".join([values.astype(LITTLE_ENDIAN, copy=False).tobytes() for _, values in values_by_block])
     labels = [value for block in blocks for value in block.tolist()]
     if any(block.dtype.kind in "bf" for block in blocks):
         labels = [int(label) if float(label).is_integer() else float(label) for label in labels]

@@ -1,4 +1,4 @@
-"""Rows: what is refused before it is accepted, and that what is accepted keeps every bit."""
+"""Shaping of rows: invalid rows are rejected with row and column, valid rows keep every bit."""
 
 import json
 import struct
@@ -25,24 +25,24 @@ BOOLEANS = parse({"estimator": "SGDClassifier", "classes": [False, True]})
 CLUSTERS = parse({"estimator": "MiniBatchKMeans"})
 UNWEIGHTED = parse({"estimator": "Birch"})
 
-# What may stand in X: every double within the bound, signed zeros and subnormal numbers among them.
+# Valid values of X: every double within the bound, including signed zeros and subnormal numbers.
 floats = st.floats(-NUMBER_MAX, NUMBER_MAX, allow_nan=False)
 labels = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.integers(-(2**53) + 1, 2**53 - 1)
 
 
 def bits(values: Any) -> bytes:
-    """Doubles as bytes, so that 0.0 and -0.0 are told apart."""
+    """Return doubles as bytes, which distinguishes 0.0 from -0.0."""
     flat = [float(value) for value in values]
     return struct.pack(f"<{len(flat)}d", *flat)
 
 
 def learn(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) -> Rows:
-    """Rows that come with their target."""
+    """Return rows with their target."""
     return shape(recipe, X, y, sample_weight, learning=True)
 
 
-def refused(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) -> InvalidError:
-    """Return the error with which rows are refused."""
+def rejected(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) -> InvalidError:
+    """Return the error that rejects the rows."""
     with pytest.raises(InvalidError) as caught:
         learn(recipe, X, y, sample_weight)
     assert len(str(caught.value)) < 300
@@ -51,7 +51,7 @@ def refused(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None) ->
 
 
 def test_lists_and_objects_are_the_same_rows() -> None:
-    """A row may be a list in the recipe's order or an object in any order, and both kinds may be mixed."""
+    """A row may be a list in the recipe's order or an object in any order; one request may mix both."""
     listed = learn(SHOES, [["nike", 2001, 4.5], ["puma", 2003, 5]], [1, 2])
     named = learn(
         SHOES, [{"size": 4.5, "make": "nike", "year": 2001}, {"year": 2003, "size": 5, "make": "puma"}], [1, 2]
@@ -65,7 +65,7 @@ def test_lists_and_objects_are_the_same_rows() -> None:
 
 
 def test_shapes_of_the_arrays() -> None:
-    """Numbers are (n, k) float64 that may be written to, targets and weights (n,), also without number columns."""
+    """Numbers are a writable float64 array (n, k), targets and weights (n,), also without number columns."""
     rows = learn(PLAIN, [[1, 2, 3], [4, 5, 6]], [0, 1], [1, 0.5])
     matrix, weights = rows.number_matrix(), rows.weights()
     assert matrix.shape == (2, 3)
@@ -79,13 +79,13 @@ def test_shapes_of_the_arrays() -> None:
     assert only_labels.width == 1
 
 
-def test_predicting_takes_no_target() -> None:
-    """Rows to predict have no target, whatever the estimator."""
+def test_rows_to_predict_have_no_target() -> None:
+    """Rows to predict have no target for any estimator."""
     assert shape(PLAIN, [[1.0]], learning=False).target() is None
     assert shape(STRINGS, [[1.0]], learning=False).y is None
 
 
-# The table of bad input in docs/reliability.md, as far as rows go: (X, y, sample_weight, words, row, column).
+# Invalid rows, as in the table of docs/bad-input.md: (recipe, X, y, sample_weight, message, row, column).
 BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
     # The form of X.
     (PLAIN, None, [1], None, "X must be a list of at least one row", None, None),
@@ -142,7 +142,7 @@ BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
     (PLAIN, [[1]], None, None, "y must be a list of 1 values, one per row of X", None, None),
     (PLAIN, [[1]], 5, None, "y must be a list of 1 values", None, None),
     (PLAIN, [[1]], {"0": 1}, None, "y must be a list of 1 values", None, None),
-    (PLAIN, [[1], [2]], [1], None, "X has 2 rows and y has 1 values; they must be as many", None, None),
+    (PLAIN, [[1], [2]], [1], None, "X has 2 rows and y has 1 values; the numbers must be equal", None, None),
     (PLAIN, [[1]], [1, 2], None, "X has 1 rows and y has 2 values", None, None),
     (PLAIN, [[1], [2]], [1, "2"], None, "target 'y': '2' is not a number (row 1)", 1, "y"),
     (PLAIN, [[1]], [[1]], None, "target 'y': a list is not a number", 0, "y"),
@@ -176,16 +176,16 @@ BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("recipe", "X", "y", "sample_weight", "words", "row", "column"),
+    ("recipe", "X", "y", "sample_weight", "message", "row", "column"),
     BAD,
     ids=[f"{n}: {b[4][:40]}" for n, b in enumerate(BAD)],
 )
-def test_bad_input_is_refused_with_its_place(
-    recipe: Recipe, X: Any, y: Any, sample_weight: Any, words: str, row: int | None, column: str | int | None
+def test_bad_input_is_rejected_with_row_and_column(
+    recipe: Recipe, X: Any, y: Any, sample_weight: Any, message: str, row: int | None, column: str | int | None
 ) -> None:
-    """Each line of the bad-input table is InvalidError, and its first fault names row and column."""
-    error = refused(recipe, X, y, sample_weight)
-    assert words in str(error)
+    """Each line of the table raises InvalidError, and its first fault names row and column."""
+    error = rejected(recipe, X, y, sample_weight)
+    assert message in str(error)
     if row is None:
         assert error.faults == ()
     else:
@@ -194,66 +194,66 @@ def test_bad_input_is_refused_with_its_place(
 
 
 @pytest.mark.parametrize("value", [NUMBER_MAX, -NUMBER_MAX, 2.0**53, 1e20, 2**53 - 1, -(2**53) + 1, 5e-324, -0.0, 0])
-def test_numbers_at_the_bounds_are_taken(value: float) -> None:
-    """Floats up to 1e38, whole ones of 2^53 and more among them, and integers below 2^53 keep their value."""
+def test_numbers_at_the_bounds_are_accepted(value: float) -> None:
+    """Floats up to 1e38, including whole floats of 2^53 and more, and integers below 2^53 keep their value."""
     rows = learn(PLAIN, [[value]], [value], [abs(value) or 1])
     assert rows.numbers == rows.y == bits([value])
 
 
-def test_a_large_integer_among_floats_is_found() -> None:
-    """A whole float of 2^53 or more does not excuse an integer of that size in the same column."""
+def test_a_large_integer_among_floats_is_rejected() -> None:
+    """An integer of 2^53 or more is rejected even if a float in the same column is larger."""
     rows = [[1e20], [2**53], [1.5]]
-    assert refused(PLAIN, rows, [1, 2, 3]).faults == (
+    assert rejected(PLAIN, rows, [1, 2, 3]).faults == (
         Fault("9007199254740992 is 2^53 or more, which no double holds exactly; send it as a float", 1, 0),
     )
 
 
-def test_all_faults_are_told_up_to_a_limit() -> None:
-    """Several wrong values are told at once, at most 20; the sentence says how many more there are."""
-    error = refused(PLAIN, [["a"], [1], ["b"]], [1, 2, 3])
+def test_at_most_20_faults_are_reported() -> None:
+    """Up to 20 invalid values are reported at once; the message counts the values after the first."""
+    error = rejected(PLAIN, [["a"], [1], ["b"]], [1, 2, 3])
     assert [(fault.row, fault.column) for fault in error.faults] == [(0, 0), (2, 0)]
     assert str(error) == "column 0: 'a' is not a number (row 0), and 1 more."
-    assert len(refused(PLAIN, [["a"]] * 1000, [1] * 1000).faults) == FAULTS_MAX
-    assert len(refused(PLAIN, [[1, 2]] + [[1]] * 1000, [1] * 1001).faults) == FAULTS_MAX
-    assert len(refused(SHOES, [{}] * 1000, [1] * 1000).faults) == FAULTS_MAX
-    both = refused(SHOES, [{"make": "nike", "year": 2001, "sise": 4}], [1]).faults
+    assert len(rejected(PLAIN, [["a"]] * 1000, [1] * 1000).faults) == FAULTS_MAX
+    assert len(rejected(PLAIN, [[1, 2]] + [[1]] * 1000, [1] * 1001).faults) == FAULTS_MAX
+    assert len(rejected(SHOES, [{}] * 1000, [1] * 1000).faults) == FAULTS_MAX
+    both = rejected(SHOES, [{"make": "nike", "year": 2001, "sise": 4}], [1]).faults
     assert [(fault.column, fault.detail) for fault in both] == [
         ("size", "the column is missing"),
         ("sise", "the recipe has no such column"),
     ]
 
 
-def test_the_width_is_that_of_the_first_row_with_values() -> None:
-    """An empty or impossible first row is the only fault; the good rows after it are not blamed."""
-    impossible: list[Any] = [[], {"a": 1}, None]
-    for first in impossible:
-        assert [fault.row for fault in refused(PLAIN, [first, [1, 2], [3, 4]], [1, 2, 3]).faults] == [0]
+def test_the_first_row_with_values_defines_the_width() -> None:
+    """An empty or malformed first row is the only fault; the valid rows after it are not reported."""
+    malformed: list[Any] = [[], {"a": 1}, None]
+    for first in malformed:
+        assert [fault.row for fault in rejected(PLAIN, [first, [1, 2], [3, 4]], [1, 2, 3]).faults] == [0]
 
 
-def test_a_huge_wrong_value_is_not_written_into_the_message() -> None:
-    """Refusing a list or text of megabytes where a number belongs takes no time, and repeats 40 characters at most."""
+def test_a_huge_invalid_value_is_truncated_in_the_message() -> None:
+    """Rejecting a list or text of megabytes in a number column is fast; the message has 40 characters of it at most."""
     huge: Any = [0.5] * 300_000
     started = time.perf_counter()
-    assert "a list is not a number" in str(refused(PLAIN, [[huge]] * 1000, [1] * 1000))
-    assert len(str(refused(PLAIN, [["x" * 1_000_000]], [1]))) < 100
+    assert "a list is not a number" in str(rejected(PLAIN, [[huge]] * 1000, [1] * 1000))
+    assert len(str(rejected(PLAIN, [["x" * 1_000_000]], [1]))) < 100
     assert time.perf_counter() - started < 5
 
 
-def test_many_unknown_columns_are_refused_in_linear_time() -> None:
-    """Ten thousand wrong names against ten thousand right ones are no hundred million comparisons."""
+def test_many_unknown_columns_are_rejected_in_linear_time() -> None:
+    """Ten thousand unknown names against ten thousand known ones do not take a hundred million comparisons."""
     wide = parse({"estimator": "SGDRegressor", "features": {f"f{i}": "number" for i in range(10_000)}})
     started = time.perf_counter()
-    refused(wide, [{f"g{i}": 1 for i in range(10_000)}], [1])
+    rejected(wide, [{f"g{i}": 1 for i in range(10_000)}], [1])
     assert time.perf_counter() - started < 1
 
 
-def test_labels_are_kept_as_they_came() -> None:
-    """Strings and integers keep their types as categories; "1" and 1 are two labels."""
+def test_labels_keep_value_and_type() -> None:
+    """Category labels keep their value and type; "1" and 1 are two labels."""
     recipe = parse({"estimator": "SGDRegressor", "features": {"a": "category"}})
-    given_labels: list[Any] = ["1", 1, "", "é", "nike\0", -5, "x" * LABEL_LENGTH_MAX]
-    rows = learn(recipe, [[label] for label in given_labels], [0] * len(given_labels))
-    assert rows.categories == [given_labels]
-    assert [type(label) for label in rows.categories[0]] == [type(label) for label in given_labels]
+    sent_labels: list[Any] = ["1", 1, "", "é", "nike\0", -5, "x" * LABEL_LENGTH_MAX]
+    rows = learn(recipe, [[label] for label in sent_labels], [0] * len(sent_labels))
+    assert rows.categories == [sent_labels]
+    assert [type(label) for label in rows.categories[0]] == [type(label) for label in sent_labels]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_labels_are_kept_as_they_came() -> None:
     [(STRINGS, ["no", "1", "yes"], "U"), (INTEGERS, [0, 2, 1], "i"), (BOOLEANS, [True, False, True], "b")],
 )
 def test_class_labels_keep_their_type(recipe: Recipe, y: list[Any], dtype: str) -> None:
-    """Labels of a classifier become an array of their own type, also after their trip through Redis."""
+    """Labels of a classifier become an array of their own type, also after encoding and decoding."""
     rows = Rows.decode(learn(recipe, [[1], [2], [3]], y).encode())
     assert rows.target().dtype.kind == dtype
     assert rows.target().tolist() == y
@@ -279,51 +279,53 @@ matrices = st.integers(1, 4).flatmap(
 
 @settings(deadline=None)
 @given(matrices)
-def test_no_bit_is_lost_on_the_way(data: list[tuple[list[float], float, float]]) -> None:
-    """From JSON text to the worker's arrays every double keeps all its bits: X, y and sample_weight."""
+def test_numbers_keep_every_bit(data: list[tuple[list[float], float, float]]) -> None:
+    """Every double of X, y and sample_weight keeps all its bits from JSON text to the worker's arrays."""
     X, y, weights = [row[0] for row in data], [row[1] for row in data], [row[2] for row in data]
     body = json.loads(json.dumps({"X": X, "y": y, "sample_weight": weights}))
     rows = Rows.decode(learn(PLAIN, body["X"], body["y"], body["sample_weight"]).encode())
     assert rows.number_matrix().tobytes() == bits(value for row in X for value in row)
     assert rows.target().tobytes() == bits(y)
-    taken = rows.weights()
-    assert taken is not None
-    assert taken.tobytes() == bits(weights)
+    decoded = rows.weights()
+    assert decoded is not None
+    assert decoded.tobytes() == bits(weights)
     assert rows.number_matrix().shape == (len(X), rows.width)
 
 
-shoe_parts = st.lists(
+shoe_requests = st.lists(
     st.lists(st.tuples(labels, floats, floats, floats), min_size=1, max_size=4), min_size=1, max_size=4
 )
 
 
 @settings(deadline=None)
-@given(shoe_parts, st.booleans())
-def test_concatenate_equals_shaping_the_joined_lists(parts: list[list[tuple[Any, ...]]], weighted: bool) -> None:
-    """Joining shaped requests gives the same rows as shaping the joined requests."""
+@given(shoe_requests, st.booleans())
+def test_concatenate_equals_shaping_the_concatenated_lists(
+    requests: list[list[tuple[Any, ...]]], weighted: bool
+) -> None:
+    """Concatenating shaped requests gives the same rows as shaping the concatenated requests."""
 
-    def shaped(part: list[tuple[Any, ...]]) -> Rows:
-        X = [[label, year, size] for label, year, size, _ in part]
-        return learn(SHOES, X, [y for *_, y in part], [1.5] * len(part) if weighted else None)
+    def shaped(request: list[tuple[Any, ...]]) -> Rows:
+        X = [[label, year, size] for label, year, size, _ in request]
+        return learn(SHOES, X, [y for *_, y in request], [1.5] * len(request) if weighted else None)
 
-    joined = shaped([row for part in parts for row in part])
-    assert concatenate([shaped(part) for part in parts]) == joined
+    joined = shaped([row for request in requests for row in request])
+    assert concatenate([shaped(request) for request in requests]) == joined
     assert Rows.decode(joined.encode()) == joined
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["no", "yes", "1"]), min_size=1, max_size=4), min_size=1, max_size=4))
-def test_concatenate_joins_labels_and_rows_without_target(parts: list[list[str]]) -> None:
-    """Labels of classifiers are joined in order, and so are rows that have no target."""
-    everything = [label for part in parts for label in part]
-    X = [[float(i)] for i in range(len(everything))]
-    pieces, start = [], 0
-    for part in parts:
-        pieces.append(learn(STRINGS, X[start : start + len(part)], part))
-        start += len(part)
-    assert concatenate(pieces) == learn(STRINGS, X, everything)
-    plain = [Rows(piece.n, piece.numbers, piece.categories) for piece in pieces]
-    assert concatenate(plain) == shape(STRINGS, X, learning=False)
+def test_concatenate_labels_and_rows_without_target(requests: list[list[str]]) -> None:
+    """Labels of classifiers are concatenated in order, and so are rows without a target."""
+    all_labels = [label for request in requests for label in request]
+    X = [[float(i)] for i in range(len(all_labels))]
+    shaped, start = [], 0
+    for request in requests:
+        shaped.append(learn(STRINGS, X[start : start + len(request)], request))
+        start += len(request)
+    assert concatenate(shaped) == learn(STRINGS, X, all_labels)
+    untargeted = [Rows(rows.n, rows.numbers, rows.categories) for rows in shaped]
+    assert concatenate(untargeted) == shape(STRINGS, X, learning=False)
 
 
 json_values = st.recursive(
@@ -335,8 +337,8 @@ json_values = st.recursive(
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([PLAIN, SHOES, STRINGS, CLUSTERS]), json_values, json_values, json_values)
-def test_any_json_is_shaped_or_refused(recipe: Recipe, X: Any, y: Any, sample_weight: Any) -> None:
-    """Whatever JSON comes as X, y and sample_weight, it becomes finite numbers or InvalidError, never a crash."""
+def test_any_json_is_shaped_or_rejected(recipe: Recipe, X: Any, y: Any, sample_weight: Any) -> None:
+    """Any JSON as X, y and sample_weight becomes finite numbers or raises InvalidError, and no other exception."""
     try:
         rows = learn(recipe, X, y, sample_weight)
     except InvalidError:
@@ -347,14 +349,14 @@ def test_any_json_is_shaped_or_refused(recipe: Recipe, X: Any, y: Any, sample_we
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.lists(json_values, min_size=2, max_size=2), min_size=1, max_size=4))
-def test_any_json_in_a_matrix_is_shaped_or_refused(X: list[list[Any]]) -> None:
-    """A matrix is taken if and only if each value is a float or a smaller integer within the bound."""
-    good = all(
+def test_any_json_in_a_matrix_is_shaped_or_rejected(X: list[list[Any]]) -> None:
+    """A matrix is accepted if and only if each value is a float within the bound or an integer below 2^53."""
+    valid = all(
         type(value) in (int, float) and abs(value) <= NUMBER_MAX and (type(value) is float or abs(value) < 2**53)
         for row in X
         for value in row
     )
-    if good:
+    if valid:
         assert shape(PLAIN, X, learning=False).numbers == bits(value for row in X for value in row)
     else:
         with pytest.raises(InvalidError):
@@ -367,22 +369,22 @@ def test_any_json_in_a_matrix_is_shaped_or_refused(X: list[list[Any]]) -> None:
     st.lists(st.lists(floats | labels, min_size=1, max_size=4), min_size=1, max_size=4) | json_values,
 )
 def test_few_values_are_shaped_like_many(recipe: Recipe, X: Any) -> None:
-    """The quick way for few values gives what the general way gives, or leaves the rows to it."""
+    """The implementation for few values returns what the one for many returns, or leaves the rows to it."""
     small = shaping._shape_small(recipe, X)
     if small is not None:
         assert small == shaping._shape_many(recipe, X)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20, 300, 10_001, 70_000])
-def test_pieces_are_the_encoding(n: int) -> None:
-    """Joined, the pieces are the encoding byte for byte, each of about a megabyte at most; their sum is its size."""
+def test_pieces_concatenate_to_the_encoding(n: int) -> None:
+    """The pieces concatenate to the encoding byte for byte, each at most 1 MiB, and size_bytes is their sum."""
     labels_sent: list[Any] = [f"label {i}" if i % 3 else i for i in range(n)]
-    given_rows = [
+    requests = [
         Rows(n, bytes(8 * n), []),
         Rows(n, memoryview(bytearray(b"12345678" * 3 * n)), [labels_sent, labels_sent], bytes(8 * n), bytes(8 * n)),  # type: ignore[arg-type]
         Rows(n, b"", [labels_sent] * 17, ["no", "yes"] * (n // 2)),
     ]
-    for rows in given_rows:
+    for rows in requests:
         pieces = list(rows.pieces())
         assert b"".join(pieces) == rows.encode()
         assert rows.size_bytes == len(rows.encode())
@@ -391,7 +393,7 @@ def test_pieces_are_the_encoding(n: int) -> None:
 
 
 def test_a_large_number_buffer_is_not_copied_into_its_pieces() -> None:
-    """The pieces of the numbers are views of the memory that the rows were made of."""
+    """The pieces of the numbers are views of the buffer of the rows."""
     body = bytearray(3_000_000)
     rows = Rows(375_000, memoryview(body), [])  # type: ignore[arg-type]
     views = [piece for piece in rows.pieces() if isinstance(piece, memoryview)]
@@ -400,8 +402,8 @@ def test_a_large_number_buffer_is_not_copied_into_its_pieces() -> None:
 
 
 @pytest.mark.parametrize("labels", [["a"], ["é" * 1024], ["\U0001f45f" * 1024, "b"]])
-def test_rows_fit_exactly_where_their_encoding_does(labels: list[str]) -> None:
-    """fits() is true from the encoding's own length on, and false below, whatever it can tell at once."""
+def test_fits_compares_the_size_of_the_encoding(labels: list[str]) -> None:
+    """fits() is true from the exact length of the encoding on and false below, with and without the upper bound."""
     recipe = parse(
         {"estimator": "SGDClassifier", "features": {"a": "category", "b": "number"}, "classes": [*labels, "z"]}
     )
