@@ -26,8 +26,9 @@ from keepfit.rows import shaping
 from keepfit.security import envelope
 from keepfit.security.envelope import Header
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.store.models import Install
-from keepfit_snapshotter.run import Snapshotter, opened
+from keepfit_snapshotter.run import PassLimits, Snapshotter
 from tests import servers
 
 MODELS_A_PASS = 1000
@@ -88,14 +89,15 @@ def _make_bucket(name: str) -> None:
 
 
 async def _passes(bench: Bench, place: str, settings: Settings) -> None:
-    async with opened(settings) as parts:
-        await parts.history.ensure_indexes()
+    async with open_resources(settings) as resources:
+        await resources.registry.ensure_indexes()
+        snapshotter = Snapshotter(resources, PassLimits.of(settings))
         client = redis.Redis.from_url(settings.store_url.get_secret_value())
         try:
             for number in range(bench.rounds):
-                await change(parts, client, number, MODELS_A_PASS)
+                await change(resources, client, number, MODELS_A_PASS)
                 started = time.monotonic()
-                report = await parts.run_pass()
+                report = await snapshotter.run_pass()
                 seconds = time.monotonic() - started
                 missing = MODELS_A_PASS - len(report.saved)
                 errors = {"not saved": missing} if missing else {}
@@ -107,7 +109,7 @@ async def _passes(bench: Bench, place: str, settings: Settings) -> None:
             client.close()
 
 
-async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: int) -> None:
+async def change(resources: Resources, client: "redis.Redis", number: int, count: int) -> None:
     """Put models into Redis that have learned and are in no snapshot, as workers leave them."""
     wanted = recipe.parse(RECIPE)
     learned = Bundle.new(wanted)
@@ -118,10 +120,10 @@ async def change(parts: Snapshotter, client: "redis.Redis", number: int, count: 
         metadata = {"type": "bench", "pass": number, "number": index}
         model_hash, text = identity.hash_of(metadata), identity.canonical(metadata).decode()
         header = Header(envelope.BUNDLE, model_hash, 1, 1, 1, learned.rows_seen, "", envelope.runtime())
-        data = await asyncio.to_thread(serialization.seal, learned, parts.keyring, header)
+        data = await asyncio.to_thread(serialization.seal, learned, resources.keyring, header)
         async with gate:
-            await parts.history.register(model_hash, text, wanted.text())
-            await parts.store.install(
+            await resources.registry.register(model_hash, text, wanted.text())
+            await resources.store.install(
                 Install(
                     model_hash, text, wanted.text(), 1, version=1, rows_seen=learned.rows_seen, sequence=1,
                     digest=envelope.digest_of(data), bundle=data,

@@ -24,11 +24,12 @@ from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.store import inbox
 from keepfit.store.commit import Committed, InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
-from keepfit_snapshotter.run import Snapshotter, opened
+from keepfit_snapshotter.run import PassLimits, Snapshotter
 from tests.conftest import SHOES_RECIPE
 
 SHOES = [["nike", 2001], ["adidas", 2003], ["nike", 2010]]
@@ -40,24 +41,30 @@ class Workshop:
     """What makes models: all that a snapshotter has, and what a worker learns with."""
 
     settings: Settings
-    parts: Snapshotter
+    resources: Resources
+    snapshotter: Snapshotter
     ledger: InboxConsumer
     redis: Redis
 
     @property
     def store(self) -> Store:
         """The models in Redis."""
-        return self.parts.store
+        return self.resources.store
 
     @property
-    def history(self) -> Registry:
-        """Register and history."""
-        return self.parts.history
+    def registry(self) -> Registry:
+        """The registry of models and their history documents."""
+        return self.resources.registry
+
+    @property
+    def keyring(self) -> envelope.Keyring:
+        """The signing keys."""
+        return self.resources.keyring
 
     @property
     def storage(self) -> Storage:
         """Where snapshots go."""
-        return self.parts.storage
+        return self.resources.storage
 
     async def make(self, document: dict[str, Any] | recipe.Recipe | None = None, /, **metadata: Any) -> str:
         """Register and install a model that has learned nothing; return its hash."""
@@ -65,7 +72,7 @@ class Workshop:
         text = identity.canonical(named).decode()
         model_hash = identity.hash_of(named)
         wanted = document if isinstance(document, recipe.Recipe) else recipe.parse(document or SHOES_RECIPE)
-        registered, _ = await self.history.register(model_hash, text, wanted.text())
+        registered, _ = await self.registry.register(model_hash, text, wanted.text())
         new = Install(model_hash, text, wanted.text(), registered.generation, born=registered.born)
         assert await self.store.install(new)
         return model_hash
@@ -130,7 +137,7 @@ class Workshop:
         wanted = recipe.from_text(recipe_text)
         if not data:
             return Bundle.new(wanted)
-        return serialization.unseal(data, self.parts.keyring, wanted, model_hash)[1]
+        return serialization.unseal(data, self.resources.keyring, wanted, model_hash)[1]
 
 
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
@@ -151,10 +158,10 @@ async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
     """Open a workshop on the servers that `settings` name."""
     client = redis_clients.store_sync(settings)
     try:
-        async with opened(settings) as parts:
-            await parts.history.ensure_indexes()
-            ledger = InboxConsumer(client, parts.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
-            yield Workshop(settings, parts, ledger, client)
+        async with open_resources(settings) as resources:
+            await resources.registry.ensure_indexes()
+            ledger = InboxConsumer(client, resources.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
+            yield Workshop(settings, resources, Snapshotter(resources, PassLimits.of(settings)), ledger, client)
     finally:
         client.close()
 

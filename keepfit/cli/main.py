@@ -166,13 +166,15 @@ def snapshot(
                 f"{gone.unknown} blobs without a document, {gone.unfinished} parts of blobs",
                 highlight=False,
             )
-        if tended := report.tended:
-            out.print(f"row log: {tended.merged} objects merged, {tended.expired} past their time", highlight=False)
+        if compacted := report.compacted:
+            out.print(
+                f"row log: {compacted.merged} objects merged, {compacted.expired} past their time", highlight=False
+            )
     if report.failed:
         first = next(iter(report.failed.items()))
         raise SystemExit(_complain(f"{len(report.failed)} models were not saved; {first[0][:12]}: {first[1]}"))
-    if report.uncollected:
-        raise SystemExit(_complain(f"not cleared up: {report.uncollected}"))
+    if report.cleanup_error:
+        raise SystemExit(_complain(f"not cleared up: {report.cleanup_error}"))
 
 
 @app.command()

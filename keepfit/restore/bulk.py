@@ -17,8 +17,8 @@ from keepfit.restore.repair import is_broken, repair
 from keepfit.restore.restorer import NEWEST, Restorer, RestoreRequest, RestoreResult
 from keepfit.rowlog.row_log import View
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.store.models import Model
-from keepfit_snapshotter.run import Snapshotter, opened
 
 PAGE = 500
 # More do not help: one MongoDB answers, one Redis syncs, and this process opens the bundles.
@@ -135,10 +135,10 @@ async def restore_many(
     `agreed` is asked once, with all live models that would go back behind what they have learned; a no ends it before
     anything is changed, with :class:`NotConfirmedError`. With `follow` they go back also where they learn on meanwhile.
     """
-    async with opened(settings) as parts:
-        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring, parts.row_log, settings)
+    async with open_resources(settings) as resources:
+        restorer = Restorer(resources, settings)
         try:
-            registered = [found async for found in registered_of(parts, meant)]
+            registered = [found async for found in registered_of(resources, meant)]
             plans, view = await _plan(restorer, registered, wanted)
             if dry_run:
                 return [plan.outcome() for plan in plans]
@@ -181,7 +181,7 @@ async def _plan(
     """Find out what would become of the models, and what was logged when those that are lost were."""
     live: list[Model | None] = []
     for begin in range(0, len(registered), PAGE):
-        live += await restorer.store.describe_many([each.hash for each in registered[begin : begin + PAGE]])
+        live += await restorer.resources.store.describe_many([each.hash for each in registered[begin : begin + PAGE]])
     pairs = [
         # One of before it was born is what is left of a deleted predecessor.
         (each, found if found is None or found.generation >= each.born else None)
@@ -291,23 +291,23 @@ def _said(plan: Plan, restored: RestoreResult) -> Outcome:
     )
 
 
-async def registered_of(parts: Snapshotter, meant: Meant) -> AsyncIterator[RegistryEntry]:
+async def registered_of(resources: Resources, meant: Meant) -> AsyncIterator[RegistryEntry]:
     """Read the register for the models that are meant, in order of their hashes."""
     filters = {**meant.metadata, **({} if meant.type_ is None else {"type": meant.type_})}
     if meant.hash is not None:
-        found = await parts.history.registered(meant.hash)
-        if found is not None and (not filters or found.hash in await _of_these(parts, filters, found.hash)):
+        found = await resources.registry.registered(meant.hash)
+        if found is not None and (not filters or found.hash in await _of_these(resources, filters, found.hash)):
             yield found
         return
     after = ""
-    while page := await parts.history.models(filters, PAGE, after):
+    while page := await resources.registry.models(filters, PAGE, after):
         for registered in page:
             yield registered
         after = page[-1].hash
 
 
-async def _of_these(parts: Snapshotter, filters: Mapping[str, str], model_hash: str) -> list[str]:
+async def _of_these(resources: Resources, filters: Mapping[str, str], model_hash: str) -> list[str]:
     """Hashes of models that fit the filters, from just before `model_hash` on."""
     # Hashes are 64 digits: nothing sorts between the first 63 of one and itself but what differs in the last.
-    found = await parts.history.models(filters, 16, model_hash[:-1])
+    found = await resources.registry.models(filters, 16, model_hash[:-1])
     return [each.hash for each in found]

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from keepfit.backends.blobs import Storage
 from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError
-from keepfit.history import Document, Registry, RegistryEntry
+from keepfit.history import Document, RegistryEntry
 from keepfit.observability import failpoints
 from keepfit.restore.requests import RestoreRequest
 from keepfit.restore.snapshot_bundle import SnapshotBundle, check
 from keepfit.security import envelope
-from keepfit.security.envelope import Keyring
+from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import path_of
 
 log = structlog.get_logger(__name__)
@@ -28,9 +27,7 @@ log = structlog.get_logger(__name__)
 class SnapshotReader:
     """What is needed to read snapshots."""
 
-    history: Registry
-    storage: Storage
-    keyring: Keyring
+    resources: Resources
 
     async def find(
         self,
@@ -49,7 +46,9 @@ class SnapshotReader:
                 return await self.fetch(registered, first), corrupt
             except EnvelopeError as error:
                 corrupt += await self._put_by(first, error)
-        documents = self.history.snapshots(registered.hash, registered.born, wanted.at, version=wanted.version)
+        documents = self.resources.registry.snapshots(
+            registered.hash, registered.born, wanted.at, version=wanted.version
+        )
         async with aclosing(documents):
             async for document in documents:
                 if corrupt and not fits(document):
@@ -75,7 +74,7 @@ class SnapshotReader:
         if isinstance(error, RuntimeMismatchError | UnknownKeyError):
             # This process is not set up for a good snapshot; marking it would spoil it for those that are.
             raise error
-        if not await self.history.mark_corrupt(document):
+        if not await self.resources.registry.mark_corrupt(document):
             # It was let go for a newer one while it was read; that is not yet among those that are looked through.
             raise UnavailableError(f"The snapshots of {document['hash']} have just changed; try again.") from error
         log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
@@ -90,17 +89,17 @@ class SnapshotReader:
     def _read(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
         """Read a snapshot's blob and check all that can be checked without installing it."""
         path = path_of(document)
-        data = self.storage.get(path)
+        data = self.resources.storage.get(path)
         if data is None:
-            if document["uri"] != self.storage.uri(path):
+            if document["uri"] != self.resources.storage.uri(path):
                 # It was saved elsewhere: a wrong setting here must not spoil a good document.
                 raise UnavailableError(
-                    f"The snapshot is at {document['uri']}, and {self.storage.url} does not have it."
+                    f"The snapshot is at {document['uri']}, and {self.resources.storage.url} does not have it."
                 )
             raise EnvelopeError("the blob is missing")
         if len(data) != document["size_bytes"] or envelope.digest_of(data) != document["sha256"]:
             raise EnvelopeError("the blob is not the one that was saved")
-        fetched = check(data, self.keyring, registered, document)
+        fetched = check(data, self.resources.keyring, registered, document)
         if (fetched.header.generation, fetched.header.version) != (document["generation"], document["version"]):
             raise EnvelopeError("the blob holds another version than its document names")
         return fetched

@@ -61,9 +61,9 @@ class Repaired:
 
 async def is_broken(restorer: Restorer, live: Model) -> bool:
     """Tell whether a live model's bundle is not the one that was committed."""
-    found = await restorer.store.bundle(live.hash)
+    found = await restorer.resources.store.bundle(live.hash)
     if found is None:
-        now = await restorer.store.describe(live.hash)
+        now = await restorer.resources.store.describe(live.hash)
         return now is not None and bool(now.digest)
     return found[0].digest != envelope.digest_of(found[1])
 
@@ -81,20 +81,20 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
         As of a restore.
     """
     for _ in range(TRIES):
-        live = await restorer.store.describe(model_hash)
+        live = await restorer.resources.store.describe(model_hash)
         if live is None or not await is_broken(restorer, live):
             return None
-        registered = await restorer.history.registered(model_hash)
+        registered = await restorer.resources.registry.registered(model_hash)
         if registered is None or live.generation < registered.born:
             raise NotFoundError(f"There is no model {model_hash}.")
         try:
             done = await _repair(restorer, registered, live)
         except MissingRequestsError as error:
-            now = await restorer.store.describe(model_hash)
+            now = await restorer.resources.store.describe(model_hash)
             if now is None or (now.generation, now.digest, now.kept) != (live.generation, live.digest, live.kept):
                 # Learned on by a worker that holds it, or saved meanwhile: what is kept is other than it was.
                 continue
-            logged = ", `--at now` to all that was logged" if restorer.rows is not None else ""
+            logged = ", `--at now` to all that was logged" if restorer.resources.row_log is not None else ""
             raise MissingRequestsError(
                 f"The live bundle of the model {model_hash} is damaged, and cannot be made again: {error}. What waits "
                 f"to be learned is safe. `keepfit restore --hash {model_hash} --force` goes back to its newest good "
@@ -107,13 +107,13 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
 
 async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) -> Repaired | None:
     """Make the bundle again and put it in place; None where the model is not what it was any more."""
-    base, entries = await read(restorer.store.client, live.hash, live.learned, live.kept)
+    base, entries = await read(restorer.resources.store.client, live.hash, live.learned, live.kept)
     document = await _document(restorer, registered, base)
     fetched = await _learned(restorer, registered, live, document, entries)
     if fetched.header.rows_seen != live.rows_seen:
         raise MissingRequestsError(f"that gives {fetched.header.rows_seen} rows where {live.rows_seen} were learned")
     link = None
-    if restorer.rows is not None:
+    if restorer.resources.row_log is not None:
         # It begins behind all that the damaged one has learned.
         link = Link(live.origin, live.learned, live.generation, live.learned)
     header = msgspec.structs.replace(
@@ -124,8 +124,8 @@ async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) ->
         # Of one that was put aside nothing is kept.
         chain=entries[-1].chain if entries and entries[-1].sequence == live.learned else "",
     )
-    data = await asyncio.to_thread(restorer.keyring.seal, header, fetched.payload)
-    if not await restorer.store.rewind(live, _rewind(header, fetched, data)):
+    data = await asyncio.to_thread(restorer.resources.keyring.seal, header, fetched.payload)
+    if not await restorer.resources.store.rewind(live, _rewind(header, fetched, data)):
         return None
     log.warning("bundle_repaired", hash=live.hash, version=live.version, requests=len(entries))
     return Repaired(document, len(entries), live.learned, await restorer.saved(live.hash))
@@ -151,7 +151,7 @@ async def _document(restorer: Restorer, registered: RegistryEntry, base: ReplayB
     if base.place is None:
         return None
     generation, version = base.place
-    documents = restorer.history.snapshots(registered.hash, registered.born, version=version)
+    documents = restorer.resources.registry.snapshots(registered.hash, registered.born, version=version)
     async with aclosing(documents):
         async for document in documents:
             if document["generation"] == generation:
@@ -166,9 +166,7 @@ async def _learned(
     fetched = None
     try:
         if document is not None:
-            fetched = await SnapshotReader(restorer.history, restorer.storage, restorer.keyring).fetch(
-                registered, document
-            )
+            fetched = await SnapshotReader(restorer.resources).fetch(registered, document)
     except (RuntimeMismatchError, UnknownKeyError):
         raise
     except EnvelopeError as error:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from keepfit.backends.blobs import Storage
 from keepfit.errors import (
     ConflictError,
     EnvelopeError,
@@ -29,7 +28,7 @@ from keepfit.errors import (
     StaleModelError,
     UnavailableError,
 )
-from keepfit.history import Document, Registry, RegistryEntry
+from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link, Span, spans_after
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
@@ -39,12 +38,12 @@ from keepfit.restore.reader import SnapshotReader
 from keepfit.restore.replay import LoggedRequest, Replayed, Replayer, ReplaySource, known, logged, place_of
 from keepfit.restore.requests import NEWEST, PreviousState, RestoreRequest, RestoreResult
 from keepfit.restore.snapshot_bundle import SnapshotBundle, to_install, to_rewind
-from keepfit.rowlog.row_log import RowLog, View
+from keepfit.rowlog.row_log import View
 from keepfit.security import envelope
-from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import path_of, save
-from keepfit.store.models import Model, Store
+from keepfit.store.models import Model
 
 __all__ = ["NEWEST", "PreviousState", "RestoreRequest", "RestoreResult", "Restorer", "restore"]
 
@@ -57,22 +56,18 @@ PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Restorer:
-    """All that restores need; `rows` is None where there is no row log."""
+    """All that restores need."""
 
-    store: Store
-    history: Registry
-    storage: Storage
-    keyring: Keyring
-    rows: RowLog | None = None
+    resources: Resources
     settings: Settings = field(default_factory=Settings.model_construct)
     generations: Generations = field(init=False)
     replayer: Replayer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make what all that are restored at once share."""
-        object.__setattr__(self, "generations", Generations(self.history))
+        """Create what all restores of this process share."""
+        object.__setattr__(self, "generations", Generations(self.resources.registry))
         upload_keys = uploads.keyring_of(self.settings.upload_keys.get_secret_value())
-        object.__setattr__(self, "replayer", Replayer(self.keyring, upload_keys))
+        object.__setattr__(self, "replayer", Replayer(self.resources.keyring, upload_keys))
 
     def close(self) -> None:
         """End what was begun for restores; the connections are whose they were."""
@@ -80,7 +75,7 @@ class Restorer:
 
     async def look(self) -> View | None:
         """Look into the row log, for models that were found lost before; None where there is none."""
-        return None if self.rows is None else await asyncio.to_thread(self.rows.look)
+        return None if self.resources.row_log is None else await asyncio.to_thread(self.resources.row_log.look)
 
     async def bring_back(
         self,
@@ -113,13 +108,13 @@ class Restorer:
                 # Others bring it back too. It may have been live, and lost again, since anybody looked.
                 await asyncio.sleep(PAUSE_S)
                 first, view = None, None
-                now = await self.history.registered(registered.hash)
+                now = await self.resources.registry.registered(registered.hash)
         raise UnavailableError(f"Others restore {registered.hash} all the time; try again.")
 
     async def _bring_back(
         self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None, view: View | None
     ) -> RestoreResult:
-        live = await self.store.describe(registered.hash)
+        live = await self.resources.store.describe(registered.hash)
         if live is not None and live.generation >= registered.born:
             return RestoreResult(registered.hash, None, live=True, corrupt=0)
         past = await self.past(registered, wanted, first, view)
@@ -128,20 +123,20 @@ class Restorer:
         is_other = bool(replayed.requests) or (
             document is not None and await self._is_older(registered, wanted, document)
         )
-        generation = await self.next_generation(registered, None if self.rows is None else replayed.link())
+        generation = await self.next_generation(registered, None if self.resources.row_log is None else replayed.link())
         fetched = replayed.fetched
         if fetched is not None and is_other:
-            fetched = fetched.signed(self.keyring, generation, replayed.place.sequence, replayed.chain)
-            await self.store.mark(registered.hash, 0, 1)
-        if self.rows is not None:
+            fetched = fetched.signed(self.resources.keyring, generation, replayed.place.sequence, replayed.chain)
+            await self.resources.store.mark(registered.hash, 0, 1)
+        if self.resources.row_log is not None:
             if generation != registered.generation + 1:
                 raise StaleModelError("Somebody else was given a generation since the look into the log.")
             ttl_s, now_s = self.settings.idempotency_ttl_s, time.time()
             answered = known(past.calls, past.line)
-            await idempotency.remember(self.store.client, registered, generation, answered, ttl_s, now_s)
+            await idempotency.remember(self.resources.store.client, registered, generation, answered, ttl_s, now_s)
             failpoints.reach("restore.remembered")
         place, chain = replayed.place, replayed.chain
-        installed = await self.store.install(
+        installed = await self.resources.store.install(
             to_install(registered, generation, fetched, is_saved=not is_other, sequence=place.sequence, chain=chain)
         )
         failpoints.reach("restore.installed")
@@ -149,7 +144,7 @@ class Restorer:
             return RestoreResult(registered.hash, document, live=True, corrupt=past.corrupt)
         _tell(registered.hash, generation, fetched, replayed)
         left_out = [one.request.payload for one in replayed.left_out]
-        await idempotency.put_again(self.store.client, registered.hash, generation, left_out)
+        await idempotency.put_again(self.resources.store.client, registered.hash, generation, left_out)
         saved = await self.saved(registered.hash) if is_other else True
         return RestoreResult(registered.hash, document, False, past.corrupt, saved, replayed.rows, place.sequence)
 
@@ -157,8 +152,8 @@ class Restorer:
         """Tell whether a restore of this snapshot forgets something, so that it has to become the newest."""
         if document is None or not wanted.is_named:
             return False
-        newest = await self.history.newest(registered.hash, registered.born)
-        return self.rows is not None or newest is None or _place(newest) != _place(document)
+        newest = await self.resources.registry.newest(registered.hash, registered.born)
+        return self.resources.row_log is not None or newest is None or _place(newest) != _place(document)
 
     async def past(
         self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None = None, view: View | None = None
@@ -168,7 +163,7 @@ class Restorer:
         Where the newest is damaged an older one will do, with more to be learned again; not one of what the model has
         forgotten since.
         """
-        if self.rows is None or wanted.version is not None:
+        if self.resources.row_log is None or wanted.version is not None:
             fetched, corrupt = await self._find(registered, wanted, first)
             return ReplaySource(fetched, corrupt, place_of(registered, None if fetched is None else fetched.document))
         if view is None:
@@ -253,10 +248,10 @@ class Restorer:
         NotConfirmedError
             If the newest snapshot is wanted, and the live model has learned since.
         """
-        registered = await self.history.registered(model_hash)
+        registered = await self.resources.registry.registered(model_hash)
         if registered is None:
             raise NotFoundError(f"There is no model {model_hash}.")
-        live = await self.store.describe(model_hash)
+        live = await self.resources.store.describe(model_hash)
         if live is not None and live.generation < registered.born:
             live = None
         view = await self.look()
@@ -293,18 +288,18 @@ class Restorer:
             requests = past.requests(now)
             if replayed is None or replayed.requests != len(requests):
                 replayed = await self._replay(registered, past, requests)
-            link = None if self.rows is None else replayed.link(now.origin, now.learned)
+            link = None if self.resources.row_log is None else replayed.link(now.origin, now.learned)
             if not generation:
                 generation = await self.next_generation(registered, link)
             elif link is not None:
-                await self.history.note_link(registered.hash, generation, link)
+                await self.resources.registry.note_link(registered.hash, generation, link)
             if replayed.fetched is None:
                 raise UnavailableError(f"Nothing that was logged of {live.hash} could be learned again.")
-            signed = replayed.fetched.signed(self.keyring, generation, now.learned, await self._chain(now))
-            if await self.store.rewind(now, to_rewind(signed, live.hash)):
+            signed = replayed.fetched.signed(self.resources.keyring, generation, now.learned, await self._chain(now))
+            if await self.resources.store.rewind(now, to_rewind(signed, live.hash)):
                 failpoints.reach("restore.rewound")
                 return replace(replayed, fetched=signed)
-            now = await self.store.describe(live.hash)
+            now = await self.resources.store.describe(live.hash)
         became = "is gone" if now is None else f"is at version {now.version} of generation {now.generation} by now"
         raise StaleModelError(
             f"The model {live.hash} was at version {live.version} of generation {live.generation} when it was looked "
@@ -313,7 +308,7 @@ class Restorer:
 
     async def find(self, registered: RegistryEntry, wanted: RestoreRequest) -> Document | None:
         """Find the document of the snapshot that is wanted, without a look at its blob."""
-        return await self.history.newest(registered.hash, registered.born, wanted.at, wanted.version)
+        return await self.resources.registry.newest(registered.hash, registered.born, wanted.at, wanted.version)
 
     async def is_at(self, live: Model, document: Document) -> bool:
         """Tell whether a live model has learned just what is in a snapshot, under whatever generation."""
@@ -321,12 +316,12 @@ class Restorer:
             return True
         if (live.version, live.rows_seen) != (document["version"], document["rows_seen"]):
             return False
-        found = await self.store.bundle(live.hash)
-        data = await asyncio.to_thread(self.storage.get, path_of(document))
+        found = await self.resources.store.bundle(live.hash)
+        data = await asyncio.to_thread(self.resources.storage.get, path_of(document))
         if found is None or data is None or found[0].digest != live.digest:
             return False
         try:
-            here, there = (self.keyring.open(each, envelope.BUNDLE)[1] for each in (found[1], data))
+            here, there = (self.resources.keyring.open(each, envelope.BUNDLE)[1] for each in (found[1], data))
         except EnvelopeError:
             return False
         return here == there
@@ -339,7 +334,7 @@ class Restorer:
         def fits(document: Document) -> bool:
             return not line or spans_after(line, place_of(registered, document)) is not None
 
-        return await SnapshotReader(self.history, self.storage, self.keyring).find(registered, wanted, first, fits)
+        return await SnapshotReader(self.resources).find(registered, wanted, first, fits)
 
     async def _replay(
         self, registered: RegistryEntry, past: ReplaySource, requests: Sequence[LoggedRequest]
@@ -358,11 +353,11 @@ class Restorer:
 
     async def _chain(self, live: Model) -> str:
         """Chain of the last request that a live model has learned; '' where that is not known."""
-        found = await self.store.bundle(live.hash)
+        found = await self.resources.store.bundle(live.hash)
         if found is None:
             return ""
         try:
-            header, _ = self.keyring.open(found[1], envelope.BUNDLE)
+            header, _ = self.resources.keyring.open(found[1], envelope.BUNDLE)
         except EnvelopeError:
             return ""
         return header.chain if header.sequence == live.learned else ""
@@ -370,21 +365,14 @@ class Restorer:
     async def saved(self, model_hash: str) -> bool:
         """Make what was restored the newest snapshot; False where that is left to the next pass."""
         try:
-            await save(self.store, self.history, self.storage, self.keyring, model_hash)
+            await save(self.resources, model_hash)
         except (UnavailableError, ConflictError) as error:
             log.warning("restored_not_saved", hash=model_hash, reason=str(error))
             return False
         return True
 
 
-async def restore(
-    store: Store,
-    history: Registry,
-    storage: Storage,
-    keyring: Keyring,
-    model_hash: str,
-    at: float | None = None,
-) -> RestoreResult:
+async def restore(resources: Resources, model_hash: str, at: float | None = None) -> RestoreResult:
     """Put a model back into Redis from its newest good snapshot (none later than `at`, seconds), if it is not live.
 
     Raises
@@ -394,10 +382,10 @@ async def restore(
     RuntimeMismatchError, UnavailableError
         As of :meth:`Restorer.bring_back`.
     """
-    registered = await history.registered(model_hash)
+    registered = await resources.registry.registered(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}.")
-    return await Restorer(store, history, storage, keyring).bring_back(registered, RestoreRequest(at))
+    return await Restorer(resources).bring_back(registered, RestoreRequest(at))
 
 
 def _place(document: Document) -> tuple[int, int]:

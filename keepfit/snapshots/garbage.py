@@ -1,12 +1,13 @@
-"""Garbage collection: what killed snapshotters left, and what retention lets go.
+"""Garbage collection: delete expired snapshots and the remains of killed snapshotters.
 
 Owns the order of the steps, for a slice of the models at a time::
 
-    list blobs ─▶ read documents ─▶ judge ─▶ "aborted" ─▶ delete blobs ─▶ delete documents ─▶ blobs nobody knows
+    list blobs ─▶ read documents ─▶ apply retention ─▶ "aborted" ─▶ delete blobs ─▶ delete documents
+        ─▶ delete blobs without a document
 
-Never touches a committed document's blob before the document is out of sight, nor the newest good snapshot of a model
+Never deletes a committed document's blob before the document is hidden, nor the newest good snapshot of a model
 (:mod:`keepfit.snapshots.retention`). Invariant: a path that was listed as garbage is never written again, because each
-attempt to save has a path of its own; so whoever sleeps here for however long deletes nothing that is good
+attempt to save has its own path; so a process that is paused here for any time deletes no good blob
 (`docs/snapshots.md`).
 """
 
@@ -28,20 +29,20 @@ from keepfit.snapshots.save import path_of
 
 log = structlog.get_logger(__name__)
 
-# Sorts behind every hash.
-LAST = "g"
-# Names the history whose blobs these are.
+# Sorts after every hash.
+HASH_END = "g"
+# Path of the blob that names the history to which the blobs of a storage belong.
 OWNER = "keepfit-history"
-# Documents that go in one pass: seconds of work for a server that syncs each, and models wait to be saved meanwhile.
-DOOMED_MAX = 2000
+# Documents deleted per pass. A server that syncs each needs seconds for them, and models wait to be saved meanwhile.
+GARBAGE_MAX = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """How many of each kind went.
+    """How many of each kind were deleted.
 
-    `aborted` intents came to nothing, `expired` snapshots were let go, `unknown` blobs have no document, `unfinished`
-    files and uploads were never completed. There are `more` where that was too much for one pass.
+    `aborted` intents were never committed, `expired` snapshots are not kept by any rule, `unknown` blobs have no
+    document, `unfinished` files and uploads were never completed. `more` is True if one pass could not delete all.
     """
 
     aborted: int = 0
@@ -54,75 +55,81 @@ class Collected:
         return any((self.aborted, self.expired, self.unknown, self.unfinished))
 
 
-async def collect(history: Registry, storage: Storage, after: str, until: str, rules: Rules, now_s: float) -> Collected:
-    """Clear up after the registered models with ``after < hash <= until``.
+async def collect(
+    registry: Registry, storage: Storage, after: str, until: str, rules: Rules, now_s: float
+) -> Collected:
+    """Delete the garbage of the registered models with ``after < hash <= until``.
 
-    `now_s` is the time (seconds) by which ages are told.
+    `now_s` is the time (seconds) from which ages are computed.
 
     Raises
     ------
     UnavailableError
-        If MongoDB or the storage is away. What was done until then is right, and the next pass does the rest.
+        If MongoDB or the storage is unavailable. The deletions until then are right; the next pass does the rest.
     ConflictError
-        If the storage holds the blobs of another history: none is taken for garbage then.
+        If the storage holds the blobs of another history: no blob counts as garbage then.
     """
     abandoned_s = now_s - rules.grace_s
-    # Listed before documents are read: each blob that is seen had its document before its first byte.
+    # Blobs are listed before documents are read: each listed blob had its document before its first byte.
     listed = await asyncio.to_thread(lambda: list(storage.list(after, until)))
-    documents = await snapshot_upkeep.entries(history, after, until, now_s - min(rules.grace_s, rules.all_s))
-    # Read after the documents: what is known of a model now holds for all that it had before.
-    lifetimes = await snapshot_upkeep.lifetimes(history, after, until)
-    doomed, expired = await _doomed(history, storage, lifetimes, documents, rules, now_s)
-    await snapshot_upkeep.abort(history, doomed[:DOOMED_MAX])
+    documents = await snapshot_upkeep.entries(registry, after, until, now_s - min(rules.grace_s, rules.all_s))
+    # Lifetimes are read after the documents: they hold for every document that a model had before.
+    lifetimes = await snapshot_upkeep.lifetimes(registry, after, until)
+    garbage, expired = await _find_garbage(registry, storage, lifetimes, documents, rules, now_s)
+    await snapshot_upkeep.abort(registry, garbage[:GARBAGE_MAX])
     failpoints.reach("garbage.aborted")
-    gone = await snapshot_upkeep.aborted(history, after, until)
-    await asyncio.to_thread(storage.delete, [Entry(path_of(document)) for document in gone])
+    aborted = await snapshot_upkeep.aborted(registry, after, until)
+    await asyncio.to_thread(storage.delete, [Entry(path_of(document)) for document in aborted])
     failpoints.reach("garbage.deleted")
-    await snapshot_upkeep.forget(history, gone)
-    known = {life.hash for life in lifetimes}
-    here = [entry for entry in listed if entry.path.partition("/")[0] in known]
-    old = [entry for entry in here if entry.modified_s < abandoned_s]
+    await snapshot_upkeep.forget(registry, aborted)
+    known_hashes = {lifetime.hash for lifetime in lifetimes}
+    blobs = [entry for entry in listed if entry.path.partition("/")[0] in known_hashes]
+    old = [entry for entry in blobs if entry.modified_s < abandoned_s]
     unfinished = [entry for entry in old if entry.unfinished]
     await asyncio.to_thread(storage.delete, unfinished)
-    if here:
-        await _check_owner(history, storage)
+    if blobs:
+        await _check_owner(registry, storage)
     paths = {path_of(document) for document in documents}
     suspects = [entry for entry in old if not entry.unfinished and entry.path not in paths]
-    unknown = await _delete_unknown(history, storage, after, until, suspects)
-    told = {entry["_id"] for entry in gone}
+    unknown = await _delete_unknown(registry, storage, after, until, suspects)
+    deleted_ids = {document["_id"] for document in aborted}
     return Collected(
-        sum(entry["_id"] in told and entry["status"] in (PENDING, ABORTED) for entry in documents),
-        sum(entry["_id"] in told for entry in expired),
+        sum(document["_id"] in deleted_ids and document["status"] in (PENDING, ABORTED) for document in documents),
+        sum(document["_id"] in deleted_ids for document in expired),
         unknown,
         len(unfinished),
-        len(doomed) > DOOMED_MAX,
+        len(garbage) > GARBAGE_MAX,
     )
 
 
-async def _doomed(
-    history: Registry,
+async def _find_garbage(
+    registry: Registry,
     storage: Storage,
     lifetimes: Iterable[ModelLifetime],
     documents: Iterable[Document],
     rules: Rules,
     now_s: float,
 ) -> tuple[list[Document], list[Document]]:
-    """Documents that are to go, and those of them that retention lets go."""
+    """Return the documents to delete, and those of them that are expired snapshots."""
     by_hash: dict[str, list[Document]] = {}
     for document in documents:
         by_hash.setdefault(document["hash"], []).append(document)
-    doomed, expired = [], []
-    for life in lifetimes:
-        found = by_hash.get(life.hash, [])
-        doomed += [one for one in found if one["status"] == PENDING and one["begun"] < now_s - rules.grace_s]
-        for verdict in retention.judge(life, found, rules, now_s):
-            if verdict.last is None or await _good(history, storage, verdict.last):
-                expired += verdict.expired
-    return [*doomed, *expired], expired
+    abandoned, expired = [], []
+    for lifetime in lifetimes:
+        found = by_hash.get(lifetime.hash, [])
+        abandoned += [
+            document
+            for document in found
+            if document["status"] == PENDING and document["begun"] < now_s - rules.grace_s
+        ]
+        for expiry in retention.find_expired(lifetime, found, rules, now_s):
+            if expiry.only_remaining is None or await _is_good(registry, storage, expiry.only_remaining):
+                expired += expiry.expired
+    return [*abandoned, *expired], expired
 
 
-async def _good(history: Registry, storage: Storage, document: Document) -> bool:
-    """Read the snapshot that is about to be a model's only one; mark it where it is damaged."""
+async def _is_good(registry: Registry, storage: Storage, document: Document) -> bool:
+    """Verify the snapshot that would be a model's only one; mark it as corrupt if it is damaged."""
     data = await asyncio.to_thread(storage.get, path_of(document))
     if data is not None and envelope.digest_of(data) == document["sha256"]:
         return True
@@ -130,28 +137,28 @@ async def _good(history: Registry, storage: Storage, document: Document) -> bool
         log.warning(
             "snapshot_corrupt", hash=document["hash"], version=document["version"], reason="found by its digest"
         )
-        await history.mark_corrupt(document)
+        await registry.mark_corrupt(document)
     return False
 
 
-async def _delete_unknown(history: Registry, storage: Storage, after: str, until: str, suspects: list[Entry]) -> int:
-    """Delete blobs, of those suspected, that no document names at all; return how many."""
+async def _delete_unknown(registry: Registry, storage: Storage, after: str, until: str, suspects: list[Entry]) -> int:
+    """Delete those of the suspected blobs that no document names; return how many."""
     if not suspects:
         return 0
-    paths = {path_of(document) for document in await snapshot_upkeep.entries(history, after, until)}
+    paths = {path_of(document) for document in await snapshot_upkeep.entries(registry, after, until)}
     unknown = [entry for entry in suspects if entry.path not in paths]
     await asyncio.to_thread(storage.delete, unknown)
     return len(unknown)
 
 
-async def _check_owner(history: Registry, storage: Storage) -> None:
-    """See that the blobs are this history's: to another one that they were put beside, all of them are unknown."""
-    name = (await history.identity()).encode()
+async def _check_owner(registry: Registry, storage: Storage) -> None:
+    """Check that the blobs belong to this history: to any other history all of them are unknown."""
+    name = (await registry.identity()).encode()
     found = await asyncio.to_thread(storage.get, OWNER)
     if found is None:
         await asyncio.to_thread(storage.put, OWNER, name)
     elif found != name:
         raise ConflictError(
-            f"{storage.url} holds the snapshots of another history: blobs without a document stay there. If there "
-            f"is no other, delete {storage.uri(OWNER)}."
+            f"{storage.url} holds the snapshots of another history; blobs without a document are not deleted. If "
+            f"there is no other history, delete {storage.uri(OWNER)}."
         )

@@ -1,8 +1,8 @@
-"""Retention: which of a model's snapshots have done their time.
+"""Retention: decide which of a model's snapshots are expired.
 
-Owns the rule and nothing else: pure functions of documents and the time. Invariants: of a model that is not deleted the
-newest good snapshot never goes, whatever its age; what is kept of an hour or a day is its last one, so that it does not
-matter how often, or by how many, the rule is applied.
+Owns the rule and nothing else: pure functions of documents and the time. Invariants: the newest good snapshot of a
+model that is not deleted never expires, whatever its age; of an hour or a day the last snapshot is kept, so the result
+does not depend on how often, or by how many processes, the rule is applied.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ HOUR_S, DAY_S = 3600, 86_400
 class Rules:
     """Ages in seconds: up to `all_s` all are kept, up to `hourly_s` the last of each hour, up to `daily_s` of each day.
 
-    What is unfinished counts as abandoned after `grace_s`.
+    An unfinished snapshot counts as abandoned after `grace_s`.
     """
 
     all_s: float = HOUR_S
@@ -28,67 +28,72 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is to go of a model's documents; `last` is the good snapshot that would then be its only one, if it is."""
+class Expiry:
+    """Expired documents of one lifetime of a model.
+
+    `only_remaining` is the good snapshot that would be the model's only one without them; None if several remain.
+    """
 
     expired: list[Document]
-    last: Document | None = None
+    only_remaining: Document | None = None
 
 
-def judge(life: ModelLifetime, documents: Iterable[Document], rules: Rules, now_s: float) -> list[Verdict]:
-    """Judge a model's documents that are older than `rules.all_s`; a verdict for each of its lives.
+def find_expired(lifetime: ModelLifetime, documents: Iterable[Document], rules: Rules, now_s: float) -> list[Expiry]:
+    """Find the expired ones among a model's documents, for its present and for its former lifetimes.
 
-    Younger ones need not be given: the newest of the older ones is kept either way.
+    Only documents older than `rules.all_s` are needed: the newest of them is kept whether there are younger ones or
+    not.
 
     >>> def snapshot(version, age_s):
     ...     return {"generation": 1, "version": version, "timestamp": 1e9 - age_s, "status": "committed"}
     >>> ages_s = (60 * DAY_S, 40 * DAY_S, 3 * DAY_S + 60, 3 * DAY_S, 9000, 8950)
-    >>> [verdict] = judge(Life("ab", 1), [snapshot(i, age) for i, age in enumerate(ages_s)], Rules(), 1e9)
-    >>> [document["version"] for document in verdict.expired]
+    >>> snapshots = [snapshot(version, age_s) for version, age_s in enumerate(ages_s)]
+    >>> [expiry] = find_expired(ModelLifetime("ab", 1), snapshots, Rules(), 1e9)
+    >>> [document["version"] for document in expiry.expired]
     [4, 2, 1, 0]
     """
     found = sorted(documents, key=lambda document: (document["generation"], document["version"]), reverse=True)
-    here = [document for document in found if document["generation"] >= life.born and not life.deleted]
-    past = found[len(here) :]
-    verdicts = []
-    for some, stays in ((here, True), (past, _stays(life, past, rules, now_s))):
+    current = [document for document in found if document["generation"] >= lifetime.born and not lifetime.deleted]
+    former = found[len(current) :]
+    expiries = []
+    for some, keep_newest in ((current, True), (former, _keep_newest(lifetime, former, rules, now_s))):
         good = [document for document in some if document["status"] == COMMITTED]
-        spoilt = [document for document in some if document["status"] == CORRUPT]
-        old = _old(good, rules, now_s, stays=stays)
-        kept = len(good) - len(old)
-        verdicts.append(
-            Verdict(
-                old + [document for document in spoilt if now_s - document["timestamp"] > rules.daily_s],
-                good[0] if old and kept == 1 and stays else None,
+        corrupt = [document for document in some if document["status"] == CORRUPT]
+        expired = _expired(good, rules, now_s, keep_newest=keep_newest)
+        remaining = len(good) - len(expired)
+        expiries.append(
+            Expiry(
+                expired + [document for document in corrupt if now_s - document["timestamp"] > rules.daily_s],
+                good[0] if expired and remaining == 1 and keep_newest else None,
             )
         )
-    return [verdict for verdict in verdicts if verdict.expired]
+    return [expiry for expiry in expiries if expiry.expired]
 
 
-def _stays(life: ModelLifetime, past: Sequence[Document], rules: Rules, now_s: float) -> bool:
-    """Tell whether the newest snapshot of a deleted model is still kept: as if it had been made at the deletion."""
-    deleted_s = life.deleted_s
+def _keep_newest(lifetime: ModelLifetime, former: Sequence[Document], rules: Rules, now_s: float) -> bool:
+    """Return whether the newest snapshot of a deleted model is still kept: as if it were as old as the deletion."""
+    deleted_s = lifetime.deleted_s
     if deleted_s is None:
-        deleted_s = max((document["timestamp"] for document in past), default=now_s)
+        deleted_s = max((document["timestamp"] for document in former), default=now_s)
     return now_s - deleted_s <= rules.daily_s
 
 
-def _old(good: Sequence[Document], rules: Rules, now_s: float, *, stays: bool) -> list[Document]:
-    """Good snapshots that go, of those given newest first; the first is kept where it `stays`."""
+def _expired(good: Sequence[Document], rules: Rules, now_s: float, *, keep_newest: bool) -> list[Document]:
+    """Return the expired ones of good snapshots, given newest first; the first is kept if `keep_newest`."""
     spans: set[tuple[int, int]] = set()
-    old = []
-    for place, document in enumerate(good):
+    expired = []
+    for index, document in enumerate(good):
         span = _span(document["timestamp"], rules, now_s)
-        young = now_s - document["timestamp"] <= rules.all_s
-        if young or (place == 0 and stays) or (span is not None and span not in spans):
+        is_young = now_s - document["timestamp"] <= rules.all_s
+        if is_young or (index == 0 and keep_newest) or (span is not None and span not in spans):
             spans.add(span or (0, 0))
         else:
-            old.append(document)
-    return old
+            expired.append(document)
+    return expired
 
 
 def _span(timestamp: float, rules: Rules, now_s: float) -> tuple[int, int] | None:
-    """Return the stretch of time of which one snapshot is kept; None where it is over."""
+    """Return the hour or day of which one snapshot is kept; None if no rule keeps one of that age."""
     age_s = now_s - timestamp
     if age_s <= rules.hourly_s:
         return HOUR_S, int(timestamp // HOUR_S)

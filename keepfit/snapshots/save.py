@@ -1,11 +1,11 @@
-"""Saving: bundles of live models, as they are in Redis, into storage and history.
+"""Save bundles of live models, as they are in Redis, to the storage and the history.
 
-Owns the order of the steps, which is that of each model, and takes many models through them together::
+Owns the order of the steps for one model, and takes many models through them together::
 
-    read bundle ─▶ history document "pending" ─▶ blob, looked at ─▶ "committed" ─▶ note it in Redis
+    read bundle ─▶ history document "pending" ─▶ write and verify blob ─▶ "committed" ─▶ note it in Redis
 
 Never unpickles and never stops learning. Invariants: a committed document never points to a missing or damaged blob
-(intent first, `docs/snapshots.md`); each attempt writes to a path of its own; one model's trouble is not the others'.
+(intent first, `docs/snapshots.md`); each attempt writes to its own path; a failure of one model does not affect others.
 """
 
 import asyncio
@@ -19,32 +19,32 @@ import msgspec
 
 from keepfit.backends.blobs import Entry, Storage
 from keepfit.errors import ConflictError, UnavailableError
-from keepfit.history import NOTED, Document, Registry
+from keepfit.history import NOTED, Document
 from keepfit.observability import failpoints
 from keepfit.security import envelope
-from keepfit.security.envelope import Keyring
-from keepfit.store.models import Model, Store
+from keepfit.snapshots.resources import Resources
+from keepfit.store.models import Model
 from keepfit.store.retained import RetentionNote
 
-# So many blobs in a row that the storage did not take tell that it is away for all.
-AWAY_COUNT = 8
+# After this many failed writes in a row the storage counts as unavailable for all models.
+UNAVAILABLE_COUNT = 8
 
-# What came of a model: its document; None where there was nothing new to save, or another snapshotter saved it; or why
-# it was not saved.
+# Result for one model: its document; None if nothing changed or another snapshotter saved it; or the error that kept
+# it from being saved.
 Outcome = Document | None | Exception
 
 
 def path_of(document: Document) -> str:
-    """Blob's path below the storage's URL; built from the document's checked parts, never read from it."""
+    """Return a blob's path below the storage's URL, built from the document's checked fields, never read from it."""
     path = f"{document['hash']}/{document['generation']}/{document['version']}-{document['sha256']}"
     attempt = document.get("attempt")
-    # Older versions had one path for all attempts at a version.
+    # Documents of older releases have one path for all attempts to save a version.
     return path if attempt is None else f"{path}-{attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class SaveLimits:
-    """What bounds how many blobs are written at once, and the threads that do it (None: asyncio's own)."""
+    """Bound of how many blobs are written at once, and the threads that write them (None: asyncio's own)."""
 
     gate: asyncio.Semaphore
     threads: Executor | None = None
@@ -52,7 +52,10 @@ class SaveLimits:
 
 @dataclass(slots=True)
 class _Batch:
-    """Models on their way through the steps together, and what has come of those that have left it."""
+    """Models that go through the steps together, and the outcomes of those that are done.
+
+    All fields are by hash; a model is in `document` until it has an outcome.
+    """
 
     model: dict[str, Model] = field(default_factory=dict)
     data: dict[str, bytes] = field(default_factory=dict)
@@ -61,70 +64,63 @@ class _Batch:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
-async def save(store: Store, history: Registry, storage: Storage, keyring: Keyring, model_hash: str) -> Document | None:
+async def save(resources: Resources, model_hash: str) -> Document | None:
     """Save the live bundle of a model, if it is not saved yet.
 
     Returns
     -------
     document
-        The history document, or None where there was nothing new to save or another snapshotter saved it.
+        The history document, or None if nothing changed since the last snapshot or another snapshotter saved it.
 
     Raises
     ------
     UnavailableError
-        If Redis, MongoDB or the storage is away. Saving again later is right, whatever was done until then.
+        If Redis, MongoDB or the storage is unavailable. Saving can be repeated, whatever was done until then.
     EnvelopeError
-        If what is in Redis was not signed by us.
+        If the bundle in Redis was not signed with one of the keyring's keys.
     ConflictError
-        If the history has another bundle under this generation and version: Redis lost a tail and learned other rows.
+        If the history has another bundle under this generation and version: Redis lost its last writes, and the model
+        learned other rows since.
     """
-    hands = SaveLimits(asyncio.Semaphore(1))
-    outcome = (await save_many(store, history, storage, keyring, [model_hash], hands))[model_hash]
+    limits = SaveLimits(asyncio.Semaphore(1))
+    outcome = (await save_many(resources, [model_hash], limits))[model_hash]
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-async def save_many(
-    store: Store,
-    history: Registry,
-    storage: Storage,
-    keyring: Keyring,
-    hashes: Sequence[str],
-    hands: SaveLimits,
-) -> dict[str, Outcome]:
-    """Do what :func:`save` does for each of many models, whose bundles are in memory together.
+async def save_many(resources: Resources, hashes: Sequence[str], limits: SaveLimits) -> dict[str, Outcome]:
+    """Save each of many models as :func:`save` does; their bundles are in memory at the same time.
 
-    What it would raise is the model's outcome. Models without outcome were not tried: the storage is away.
+    An error that :func:`save` would raise is the model's outcome. A model without an outcome was not tried, because
+    the storage is unavailable.
     """
     batch = _Batch()
     try:
-        await _read(batch, store, history, keyring, storage, hashes)
-        await _begin(batch, store, history)
-        await _put(batch, storage, hands)
-        await _commit(batch, store, history, storage)
+        await _read(batch, resources, hashes)
+        await _begin(batch, resources)
+        await _put(batch, resources.storage, limits)
+        await _commit(batch, resources)
     except UnavailableError as error:
         for model_hash in hashes:
             batch.outcomes.setdefault(model_hash, error)
     return batch.outcomes
 
 
-async def _read(
-    batch: _Batch, store: Store, history: Registry, keyring: Keyring, storage: Storage, hashes: Sequence[str]
-) -> None:
+async def _read(batch: _Batch, resources: Resources, hashes: Sequence[str]) -> None:
     """Read states and bundles, and check the signatures."""
-    for model_hash, found in zip(hashes, await store.bundles(hashes), strict=True):
+    for model_hash, found in zip(hashes, await resources.store.bundles(hashes), strict=True):
         if isinstance(found, Exception):
             batch.outcomes[model_hash] = found
         elif found is None:
-            # The mark comes before the commit that it announces, so it stays while there may be one under way.
-            if await history.registered(model_hash) is None:
-                await store.forget_change(model_hash)
+            # The mark of a change is written before its commit, so it stays while a commit may be under way.
+            if await resources.registry.registered(model_hash) is None:
+                await resources.store.forget_change(model_hash)
             batch.outcomes[model_hash] = None
         else:
             try:
-                document, chain = _document(*found, keyring, storage)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
+                document, chain = _document(*found, resources)
+            except Exception as error:  # noqa: BLE001 - an error of one model must not affect the others
                 batch.outcomes[model_hash] = error
             else:
                 batch.model[model_hash], batch.data[model_hash] = found
@@ -132,42 +128,42 @@ async def _read(
     failpoints.reach("snapshot.read")
 
 
-def _document(model: Model, data: bytes, keyring: Keyring, storage: Storage) -> tuple[Document, str]:
-    """Make the history document of a bundle; return it with the chain of the last request that it has learned."""
-    header, _ = keyring.open(data, envelope.BUNDLE)
+def _document(model: Model, data: bytes, resources: Resources) -> tuple[Document, str]:
+    """Build the history document of a bundle; return it with the request digest of the last request learned."""
+    header, _ = resources.keyring.open(data, envelope.BUNDLE)
     document: Document = {
         "type": model.metadata["type"],
         "timestamp": time.time(),
         "hash": model.hash,
         "metadata": model.metadata,
-        # The bundle's own: one that was restored and has learned nothing since is in storage already.
+        # From the bundle's own header: a restored bundle that has learned nothing since is in the storage already.
         "generation": header.generation,
         "version": header.version,
         "sequence": header.sequence,
-        # Of a bundle from before its model's sequences began no more is known.
+        # A bundle may be older than the generation in which its model's sequences began; then that is all we know.
         "origin": min(header.generation, model.origin),
         "rows_seen": header.rows_seen,
         "metrics": model.metrics,
         "sha256": envelope.digest_of(data),
         "size_bytes": len(data),
         "runtime": header.runtime,
-        # A path that nobody else writes, now or later: what is deleted there can be nothing but this.
+        # A path that no other attempt writes, now or later: deleting it can delete nothing else.
         "attempt": uuid.uuid4().hex[:16],
     }
     if model.changed:
-        # A text, because its names may be anything that a label is.
+        # Stored as JSON text: its names may be any label, and MongoDB restricts field names.
         document["changed"] = msgspec.json.encode(model.changed).decode()
-    document["uri"] = storage.uri(path_of(document))
+    document["uri"] = resources.storage.uri(path_of(document))
     return document, header.chain
 
 
-async def _begin(batch: _Batch, store: Store, history: Registry) -> None:
-    """Write the intents; models that are saved already are told so, and leave the batch."""
+async def _begin(batch: _Batch, resources: Resources) -> None:
+    """Write the intents; models that are saved already get their outcome here and leave the batch."""
     documents = list(batch.document.values())
     if not documents:
         return
     saved = []
-    for document, committed in zip(documents, await history.begin_many(documents), strict=True):
+    for document, committed in zip(documents, await resources.registry.begin_many(documents), strict=True):
         if committed is None:
             continue
         model_hash = document["hash"]
@@ -176,60 +172,62 @@ async def _begin(batch: _Batch, store: Store, history: Registry) -> None:
             saved.append(committed)
         else:
             batch.outcomes[model_hash] = ConflictError(
-                f"Version {document['version']} of {model_hash} is in the history with another bundle: Redis lost what "
-                "it had learned. The model is saved again once it has learned more than that."
+                f"The history has another bundle for version {document['version']} of {model_hash}: Redis lost its "
+                "last writes, and the model learned other rows since. It is saved again when it is past that version."
             )
         del batch.document[model_hash]
-    await _note(batch, store, saved)
+    await _note(batch, resources, saved)
     failpoints.reach("snapshot.begun")
 
 
-async def _put(batch: _Batch, storage: Storage, hands: SaveLimits) -> None:
-    """Write the blobs; a model whose blob is not there leaves the batch."""
+async def _put(batch: _Batch, storage: Storage, limits: SaveLimits) -> None:
+    """Write the blobs; a model whose blob could not be written leaves the batch."""
     loop = asyncio.get_running_loop()
-    in_a_row = 0
+    failed_in_a_row = 0
 
-    async def one(model_hash: str) -> None:
-        nonlocal in_a_row
-        async with hands.gate:
-            if in_a_row >= AWAY_COUNT:
+    async def put_one(model_hash: str) -> None:
+        nonlocal failed_in_a_row
+        async with limits.gate:
+            if failed_in_a_row >= UNAVAILABLE_COUNT:
                 del batch.document[model_hash]
                 return
             path = path_of(batch.document[model_hash])
             try:
-                await loop.run_in_executor(hands.threads, storage.put, path, batch.data[model_hash])
-            except Exception as error:  # noqa: BLE001 - the same
+                await loop.run_in_executor(limits.threads, storage.put, path, batch.data[model_hash])
+            except Exception as error:  # noqa: BLE001 - an error of one model must not affect the others
                 batch.outcomes[model_hash] = error
                 del batch.document[model_hash]
-                in_a_row += isinstance(error, UnavailableError)
+                failed_in_a_row += isinstance(error, UnavailableError)
             else:
-                in_a_row = 0
+                failed_in_a_row = 0
                 failpoints.reach("snapshot.stored")
 
     async with asyncio.TaskGroup() as group:
         for model_hash in list(batch.document):
-            group.create_task(one(model_hash))
+            group.create_task(put_one(model_hash))
 
 
-async def _commit(batch: _Batch, store: Store, history: Registry, storage: Storage) -> None:
-    """Turn intents into committed documents, and tell the models of them."""
+async def _commit(batch: _Batch, resources: Resources) -> None:
+    """Turn intents into committed documents, and note them in the models' state."""
     documents = list(batch.document.values())
     if not documents:
         return
-    ours = await history.commit_many(documents)
+    is_committed = await resources.registry.commit_many(documents)
     failpoints.reach("snapshot.committed")
-    kept = [document for document, mine in zip(documents, ours, strict=True) if mine]
-    await _note(batch, store, kept)
+    committed = [document for document, is_ours in zip(documents, is_committed, strict=True) if is_ours]
+    await _note(batch, resources, committed)
     failpoints.reach("snapshot.noted")
-    batch.outcomes |= dict.fromkeys(batch.document) | {document["hash"]: document for document in kept}
-    # Another has begun the version anew, or it was given up for abandoned: no document names what was written here.
-    lost = [Entry(path_of(document)) for document, mine in zip(documents, ours, strict=True) if not mine]
+    batch.outcomes |= dict.fromkeys(batch.document) | {document["hash"]: document for document in committed}
+    # Another snapshotter has begun the version again, or garbage collection has aborted the intent as abandoned: no
+    # document names the blob that was written here.
+    lost = [Entry(path_of(document)) for document, is_ours in zip(documents, is_committed, strict=True) if not is_ours]
     if lost:
-        await asyncio.to_thread(storage.delete, lost)
+        await asyncio.to_thread(resources.storage.delete, lost)
 
 
-async def _note(batch: _Batch, store: Store, saved: Sequence[Document]) -> None:
-    await store.note_snapshots(
+async def _note(batch: _Batch, resources: Resources, saved: Sequence[Document]) -> None:
+    """Note snapshots in the state of their models, and what of the retained requests they cover."""
+    await resources.store.note_snapshots(
         [
             RetentionNote(
                 model.hash,

@@ -25,10 +25,10 @@ from keepfit.restore.snapshot_bundle import check
 from keepfit.security import envelope
 from keepfit.security.envelope import IMPORT_KEYS, Keyring
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.snapshots.save import path_of, save
 from keepfit.store.models import Model
 from keepfit.transfer.archive import Archived, ArchivedSnapshot, Reader, Writer
-from keepfit_snapshotter.run import Snapshotter, opened
 
 # Bundles of one model that are read at once, and how many bytes of them: the file is written one after another.
 BLOBS_AT_ONCE, BYTES_AT_ONCE = 16, 64 * 2**20
@@ -67,29 +67,29 @@ async def export_many(
     Requests that wait to be learned are in no bundle and do not go along. Any error ends it, and there is no file then:
     one that silently lacks a model would be worse.
     """
-    async with opened(settings) as parts:
-        registered = [found async for found in registered_of(parts, meant)]
+    async with open_resources(settings) as resources:
+        registered = [found async for found in registered_of(resources, meant)]
         outcomes = []
-        with Writer(path, parts.keyring) as writer:
+        with Writer(path, resources.keyring) as writer:
             for done, each in enumerate(registered, start=1):
-                outcomes.append(await _export(parts, writer, each, newest_only=newest_only))
+                outcomes.append(await _export(resources, writer, each, newest_only=newest_only))
                 progress(done, len(registered))
         return outcomes
 
 
 async def _export(
-    parts: Snapshotter, writer: Writer, registered: RegistryEntry, *, newest_only: bool
+    resources: Resources, writer: Writer, registered: RegistryEntry, *, newest_only: bool
 ) -> TransferResult:
     model_hash = registered.hash
-    await save(parts.store, parts.history, parts.storage, parts.keyring, model_hash)
-    live = await parts.store.describe(model_hash)
-    documents = [document async for document in parts.history.snapshots(model_hash, registered.born)]
+    await save(resources, model_hash)
+    live = await resources.store.describe(model_hash)
+    documents = [document async for document in resources.registry.snapshots(model_hash, registered.born)]
     kept: list[ArchivedSnapshot] = []
     damaged = 0
     for some in _by_size(documents):
         if newest_only and kept:
             break
-        read = await asyncio.gather(*(asyncio.to_thread(_read, parts, document) for document in some))
+        read = await asyncio.gather(*(asyncio.to_thread(_read, resources, document) for document in some))
         for found in read:
             if found is None:
                 damaged += 1
@@ -126,16 +126,16 @@ def _by_size(documents: list[Document]) -> list[list[Document]]:
     return lots
 
 
-def _read(parts: Snapshotter, document: Document) -> tuple[ArchivedSnapshot, bytes] | None:
+def _read(resources: Resources, document: Document) -> tuple[ArchivedSnapshot, bytes] | None:
     """Read a snapshot's bundle, signed with the newest key; None where it is damaged."""
     path = path_of(document)
-    data = parts.storage.get(path)
-    if data is None and document["uri"] != parts.storage.uri(path):
-        raise UnavailableError(f"The snapshot is at {document['uri']}, and {parts.storage.url} does not have it.")
+    data = resources.storage.get(path)
+    if data is None and document["uri"] != resources.storage.uri(path):
+        raise UnavailableError(f"The snapshot is at {document['uri']}, and {resources.storage.url} does not have it.")
     if data is None or envelope.digest_of(data) != document["sha256"]:
         return None
-    header, payload = parts.keyring.open(data, envelope.BUNDLE)
-    data = parts.keyring.seal(header, payload)
+    header, payload = resources.keyring.open(data, envelope.BUNDLE)
+    data = resources.keyring.seal(header, payload)
     said = {name: document[name] for name in ArchivedSnapshot.__struct_fields__ if name in document}
     said |= {"sha256": envelope.digest_of(data), "size_bytes": len(data)}
     return msgspec.convert(said, ArchivedSnapshot), data
@@ -186,11 +186,11 @@ async def import_many(
     progress: Progress = silent,
 ) -> list[TransferResult]:
     """Take in all models of a file that was signed by one of `theirs` or our own keys."""
-    async with opened(settings) as parts:
-        await parts.history.ensure_indexes()
-        restorer = Restorer(parts.store, parts.history, parts.storage, parts.keyring, parts.row_log, settings)
+    async with open_resources(settings) as resources:
+        await resources.registry.ensure_indexes()
+        restorer = Restorer(resources, settings)
         checked = _Recipes(uploads.keyring_of(settings.upload_keys.get_secret_value()))
-        keyrings = [ring for ring in (theirs, parts.keyring) if ring is not None]
+        keyrings = [ring for ring in (theirs, resources.keyring) if ring is not None]
         with await asyncio.to_thread(Reader, path, keyrings) as reader:
 
             async def take_in(model_hash: str) -> TransferResult:
@@ -244,11 +244,11 @@ async def _look(restorer: Restorer, reader: Reader, recipes: _Recipes, model_has
     """Read what the file says of a model, check it as if a client had sent it, and see what is here."""
     model = await asyncio.to_thread(reader.read, model_hash)
     recipe_text = await recipes.text(model.recipe)
-    registered = await restorer.history.registered(model_hash)
+    registered = await restorer.resources.registry.registered(model_hash)
     live = newest = None
     if registered is not None:
         newest = await restorer.find(registered, NEWEST)
-        live = await restorer.store.describe(model_hash)
+        live = await restorer.resources.store.describe(model_hash)
         if live is not None and live.generation < registered.born:
             live = None
     metadata = parse_json(model.metadata.encode())
@@ -258,7 +258,7 @@ async def _look(restorer: Restorer, reader: Reader, recipes: _Recipes, model_has
 async def _take_in(restorer: Restorer, reader: Reader, coming: _Coming, *, force: bool) -> str:
     """Enter a model with its snapshots, and put it into Redis; say what was done."""
     text = canonical(coming.metadata).decode()
-    registered, _ = await restorer.history.register(coming.hash, text, coming.recipe_text)
+    registered, _ = await restorer.resources.registry.register(coming.hash, text, coming.recipe_text)
     if registered.recipe_text != coming.recipe_text:
         raise ConflictError("refused: it was made with another recipe meanwhile")
     # Their generations, in their order, become ours: no two lives of a model have one number.
@@ -266,7 +266,7 @@ async def _take_in(restorer: Restorer, reader: Reader, coming: _Coming, *, force
     if coming.is_here and coming.newest is not None:
         first = coming.newest["generation"] - len(theirs) + 1
     else:
-        last = await restorer.history.next_generation(coming.hash, registered.born, len(theirs))
+        last = await restorer.resources.registry.next_generation(coming.hash, registered.born, len(theirs))
         if last is None:
             raise NotFoundError(f"The model {coming.hash} was deleted meanwhile.")
         first = last - len(theirs) + 1
@@ -294,7 +294,7 @@ async def _keep(
     """Save a snapshot under a generation of ours, signed with our key, as a snapshotter does: intent, blob, commit."""
     header, payload = await asyncio.to_thread(reader.blob, coming.hash, shot)
     header = msgspec.structs.replace(header, generation=generation)
-    data = await asyncio.to_thread(restorer.keyring.seal, header, payload)
+    data = await asyncio.to_thread(restorer.resources.keyring.seal, header, payload)
     document: Document = {
         "type": coming.metadata["type"],
         "hash": coming.hash,
@@ -307,15 +307,15 @@ async def _keep(
         # A path that nobody else writes, as every attempt to save has.
         "attempt": uuid.uuid4().hex[:16],
     }
-    document["uri"] = restorer.storage.uri(path_of(document))
+    document["uri"] = restorer.resources.storage.uri(path_of(document))
     if shot is coming.model.snapshots[0]:
         # What cannot be loaded here is refused before anything is kept of it.
-        await asyncio.to_thread(check, data, restorer.keyring, registered, document)
-    committed = await restorer.history.begin(document)
+        await asyncio.to_thread(check, data, restorer.resources.keyring, registered, document)
+    committed = await restorer.resources.registry.begin(document)
     if committed is not None:
         return committed
-    await asyncio.to_thread(restorer.storage.put, path_of(document), data)
-    if not await restorer.history.commit(document):
+    await asyncio.to_thread(restorer.resources.storage.put, path_of(document), data)
+    if not await restorer.resources.registry.commit(document):
         raise ConflictError(f"Somebody else imports {coming.hash} at the same time.")
     return document
 

@@ -128,7 +128,7 @@ async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[li
     expected = Bundle.new(wanted)
     for X, y in requests:
         expected.partial_fit(shaping.shape(wanted, X, y, learning=True))
-    _, bundle = unseal(shop.data(model_hash), shop.parts.keyring, wanted, model_hash)
+    _, bundle = unseal(shop.data(model_hash), shop.keyring, wanted, model_hash)
     assert differences(bundle, expected) == []
     model = await shop.model(model_hash)
     total = sum(len(y) for _, y in requests)
@@ -331,11 +331,11 @@ async def test_a_snapshotter_may_die_at_any_step(deployment: Settings, shop: Wor
     model_hash = await shop.learned()
     assert acts.end_of(f"{point}:1:kill", acts.save, deployment) == KILLED
     # What is committed by then has its blob.
-    for document in await shop.history.documents(None, model_hash, 10):
+    for document in await shop.registry.documents(None, model_hash, 10):
         assert envelope.digest_of(shop.storage.get(path_of(document)) or b"") == document["sha256"]
     report = await run_once(deployment)
     assert report.failed == {}
-    (document,) = await shop.history.documents(None, model_hash, 10)
+    (document,) = await shop.registry.documents(None, model_hash, 10)
     assert shop.storage.get(path_of(document)) == shop.data(model_hash)
     model = await shop.model(model_hash)
     assert model.snapshot is not None
@@ -354,11 +354,11 @@ async def test_a_collector_may_die_at_any_step(deployment: Settings, shop: Works
     await run_once(deployment)
     await shop.learn(model_hash)
     assert acts.end_of(f"{point}:1:kill", acts.save, harsh) == KILLED
-    (document,) = await shop.history.documents(None, model_hash, 10)
+    (document,) = await shop.registry.documents(None, model_hash, 10)
     assert shop.storage.get(path_of(document)) == shop.data(model_hash)
-    assert (await run_once(harsh)).uncollected == ""
+    assert (await run_once(harsh)).cleanup_error == ""
     assert [entry.path for entry in shop.storage.list(model_hash[:-1], model_hash)] == [path_of(document)]
-    assert await shop.history.documents(None, model_hash, 10) == [document]
+    assert await shop.registry.documents(None, model_hash, 10) == [document]
 
 
 @pytest.mark.parametrize("point", TENDING)
@@ -379,7 +379,7 @@ async def test_who_merges_the_log_may_die_at_any_step(
         view = open_log(logged.row_log_url).look()  # type: ignore[union-attr]
         assert {one.sequence for one in view.calls(model_hash, None)} >= {2, 3}
         assert {one.sequence for one in view.calls(model_hash, at)} == {1, 2, 3}
-        assert (await run_once(logged)).uncollected == ""
+        assert (await run_once(logged)).cleanup_error == ""
     assert {one.sequence for one in rows_log.look().calls(model_hash, None)} == {2, 3}
 
 
@@ -411,8 +411,8 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
             shaped = shaping.shape(model.recipe, [X], [y], learning=True)
             learn = await inbox.request(logging.store.client, model_hash, 1, shaped, f"key-{number}", logged=True)
             _, _, logged = await inbox.put_to_log(line, settings, [learn])
-            assert logging.parts.row_log is not None
-            logging.parts.row_log.write([call for call, _ in logged])
+            assert logging.resources.row_log is not None
+            logging.resources.row_log.write([call for call, _ in logged])
             requests.append(([X], [y]))
         await line.close()
         logging.lose(model_hash)

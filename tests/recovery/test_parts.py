@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from keepfit.local.stack import accepts, answers, free_port, redis_command
 from keepfit.settings import Settings
 from keepfit.snapshots import save
-from keepfit_snapshotter.run import AWAY_COUNT, run_once
+from keepfit.snapshots.save import UNAVAILABLE_COUNT
+from keepfit_snapshotter.run import run_once
 from tests import servers
 from tests.conftest import SHOES_RECIPE
 from tests.factories import Workshop, workshop
@@ -115,17 +116,17 @@ async def test_a_storage_that_is_missing_is_told_once_and_caught_up(
         s3fs.S3FileSystem().mkdir("bucket")
         there = settings.model_copy(update={"snapshot_url": "s3://bucket/snapshots"})
         async with workshop(there) as shop:
-            hashes = [await shop.learned() for _ in range(3 * AWAY_COUNT)]
+            hashes = [await shop.learned() for _ in range(3 * UNAVAILABLE_COUNT)]
             os.kill(pid, signal.SIGKILL)
             port = int(endpoint.rpartition(":")[2])
             servers.wait_until(lambda: not accepts(port), "the end of S3")
             without = await run_once(there)
             assert without.saved == []
-            assert "s3://bucket/snapshots cannot be written" in without.away
+            assert "s3://bucket/snapshots cannot be written" in without.unavailable
             assert len(without.failed) + without.left == len(hashes)
             assert without.left
             state = await shop.store.snapshot_state()
-            assert (state.changed, state.failed, state.reason) == (len(hashes), len(hashes), without.away[:500])
+            assert (state.changed, state.failed, state.reason) == (len(hashes), len(hashes), without.unavailable[:500])
             healthy = f"{endpoint}/healthz"
             with servers.running(command, tmp_path / "s3.log", lambda: answers(healthy), stop=signal.SIGKILL):
                 report = await run_once(there)
@@ -146,7 +147,7 @@ async def test_a_full_snapshot_folder_damages_nothing(shop: Workshop, tmp_path: 
     assert len(shop.data(small)) < 20_000 < len(shop.data(large))
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        report = await shop.parts.run_pass()
+        report = await shop.snapshotter.run_pass()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -154,7 +155,7 @@ async def test_a_full_snapshot_folder_damages_nothing(shop: Workshop, tmp_path: 
     assert "cannot be written" in report.failed[large]
     files = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
     assert [path.name for path in files] == [save.path_of(report.saved[0]).rpartition("/")[2]]
-    again = await shop.parts.run_pass()
+    again = await shop.snapshotter.run_pass()
     assert [document["hash"] for document in again.saved] == [large]
 
 

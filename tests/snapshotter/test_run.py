@@ -24,7 +24,8 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save
-from keepfit_snapshotter.run import opened, run_once
+from keepfit.snapshots.resources import open_resources
+from keepfit_snapshotter.run import Snapshotter, run_once
 from tests import servers
 from tests.factories import Workshop, resigned, workshop
 
@@ -83,7 +84,7 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
 ) -> None:
     """Of a hundred models the five that learned since the last pass are read and saved; a third pass reads none."""
     hashes = [await shop.learned() for _ in range(100)]
-    first = await shop.parts.run_pass()
+    first = await shop.snapshotter.run_pass()
     assert sorted(document["hash"] for document in first.saved) == sorted(hashes)
     read, written = Counter[str](), Counter[str]()
     bundles, put = shop.store.bundles, shop.storage.put
@@ -101,15 +102,15 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
     changed = hashes[10:15]
     for model_hash in changed:
         await shop.learn(model_hash)
-    second = await shop.parts.run_pass()
+    second = await shop.snapshotter.run_pass()
     assert sorted(document["hash"] for document in second.saved) == sorted(changed)
     assert {document["version"] for document in second.saved} == {2}
     assert read == Counter(changed)
     assert sorted(written) == sorted(save.path_of(document) for document in second.saved)
-    third = await shop.parts.run_pass()
+    third = await shop.snapshotter.run_pass()
     assert (third.saved, third.failed, third.unchanged) == ([], {}, 0)
     assert read == Counter(changed)
-    assert len(await shop.history.documents(limit=1000)) == 105
+    assert len(await shop.registry.documents(limit=1000)) == 105
 
 
 async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
@@ -119,7 +120,7 @@ async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
     idle = await shop.make()
     shop.redis.zadd(redis_keys.CHANGED, {idle: 1})
     told: list[tuple[int, int]] = []
-    report = await shop.parts.run_pass(lambda done, total: told.append((done, total)))
+    report = await shop.snapshotter.run_pass(lambda done, total: told.append((done, total)))
     assert told == [(done, 6) for done in range(1, 7)]
     assert (len(report.saved), len(report.failed), report.unchanged) == (4, 1, 1)
     assert report.seconds > 0
@@ -127,7 +128,7 @@ async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
 
 async def test_a_pass_over_nothing_is_a_pass(shop: Workshop) -> None:
     """Where nothing changed there is nothing to tell of."""
-    report = await shop.parts.run_pass(lambda done, total: pytest.fail("progress over nothing"))
+    report = await shop.snapshotter.run_pass(lambda done, total: pytest.fail("progress over nothing"))
     assert (report.saved, report.failed, report.unchanged) == ([], {}, 0)
 
 
@@ -137,11 +138,11 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     forged, foreign, broken, wrong = hashes[:4]
     good = shop.data(forged)
     shop.redis.set(redis_keys.bundle(forged), good[:-1] + b"?")
-    shop.redis.set(redis_keys.bundle(foreign), resigned(shop.data(foreign), shop.parts.keyring, FOREIGN))
+    shop.redis.set(redis_keys.bundle(foreign), resigned(shop.data(foreign), shop.keyring, FOREIGN))
     shop.redis.hset(redis_keys.state(broken), "metrics", "{")
     shop.redis.delete(redis_keys.bundle(wrong))
     shop.redis.rpush(redis_keys.bundle(wrong), "not a string")
-    report = await shop.parts.run_pass()
+    report = await shop.snapshotter.run_pass()
     assert sorted(document["hash"] for document in report.saved) == sorted(hashes[4:])
     assert report.failed.keys() == {forged, foreign, broken, wrong}
     assert "signature does not fit" in report.failed[forged]
@@ -149,15 +150,15 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     assert "DecodeError" in report.failed[broken]
     assert "WRONGTYPE" in report.failed[wrong]
     shop.redis.set(redis_keys.bundle(forged), good)
-    again = await shop.parts.run_pass()
+    again = await shop.snapshotter.run_pass()
     assert [document["hash"] for document in again.saved] == [forged]
 
 
 async def test_two_snapshotters_at_once_save_each_version_once(shop: Workshop, settings: Settings) -> None:
     """Passes that overlap make one document per version, and together say of each model once that it was saved."""
     hashes = [await shop.learned() for _ in range(40)]
-    async with opened(settings) as other:
-        reports = await asyncio.gather(shop.parts.run_pass(), other.run_pass())
+    async with open_resources(settings) as other:
+        reports = await asyncio.gather(shop.snapshotter.run_pass(), Snapshotter(other).run_pass())
     assert sorted(document["hash"] for report in reports for document in report.saved) == sorted(hashes)
     assert [report.failed for report in reports] == [{}, {}]
     documents = committed(settings)
@@ -181,14 +182,14 @@ async def test_passes_go_on_while_workers_learn(shop: Workshop, settings: Settin
     learning = threading.Thread(target=lambda: asyncio.run(learn()))
     learning.start()
     while not learned.is_set():
-        assert (await shop.parts.run_pass()).failed == {}
+        assert (await shop.snapshotter.run_pass()).failed == {}
     learning.join()
-    assert (await shop.parts.run_pass()).failed == {}
+    assert (await shop.snapshotter.run_pass()).failed == {}
     documents = committed(settings)
     assert dangling(shop, documents) == []
     assert max(Counter((found["hash"], found["version"]) for found in documents).values()) == 1
     for model_hash in hashes:
-        newest = await shop.history.newest(model_hash, 0)
+        newest = await shop.registry.newest(model_hash, 0)
         assert newest is not None
         assert (newest["version"], newest["sha256"]) == (10, envelope.digest_of(shop.data(model_hash)))
 
@@ -239,7 +240,7 @@ async def test_a_killed_snapshotter_leaves_no_dangling_document(
         servers.wait_until(lambda: bool(committed(settings)), "the first snapshot")
         process.kill()
     assert dangling(shop, committed(settings)) == []
-    report = await shop.parts.run_pass()
+    report = await shop.snapshotter.run_pass()
     assert report.failed == {}
     documents = committed(settings)
     assert Counter(document["hash"] for document in documents) == Counter(hashes)
@@ -253,7 +254,7 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
     async with workshop(in_s3) as shop:
         hashes = [await shop.learned() for _ in range(3)]
         predictions = {model_hash: await shop.predict(model_hash) for model_hash in hashes}
-        report = await shop.parts.run_pass()
+        report = await shop.snapshotter.run_pass()
         assert {document["hash"] for document in report.saved} == set(hashes)
         assert all(document["uri"].startswith(f"{s3_url}/{document['hash']}/1/1-") for document in report.saved)
         shop.redis.flushall()
@@ -268,7 +269,7 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
 async def stand_ins(shop: Workshop, count: int) -> None:
     """Register models and put them into Redis, as live as any that learned once and is saved: copies of one."""
     model_hash = await shop.learned()
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     state, bundle = shop.redis.dump(redis_keys.state(model_hash)), shop.redis.dump(redis_keys.bundle(model_hash))
     assert isinstance(state, bytes)
     assert isinstance(bundle, bytes)
@@ -304,7 +305,7 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
         monkeypatch.setattr(owner, name, counting)
 
     for owner, name in (
-        (shop.history, "begin_many"), (shop.history, "commit_many"), (shop.history, "registered"),
+        (shop.registry, "begin_many"), (shop.registry, "commit_many"), (shop.registry, "registered"),
         (shop.storage, "put"), (shop.storage, "get"), (shop.store, "note_snapshots"),
     ):  # fmt: skip
         count(owner, name)
@@ -317,7 +318,7 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
 
     monkeypatch.setattr(snapshot_upkeep, "lifetimes", counted_lives)
     before = commands(shop)
-    report = await shop.parts.run_pass()
+    report = await shop.snapshotter.run_pass()
     asked = commands(shop) - before
     assert sorted(document["hash"] for document in report.saved) == sorted(changed)
     assert asked["get"] == asked["strlen"] == 100
@@ -341,11 +342,11 @@ async def test_every_model_has_its_turn_to_be_cleared_up_after(settings: Setting
         hashes = [await shop.make() for _ in range(5)]
         for model_hash in hashes:
             shop.storage.put(f"{model_hash}/1/1-lost", b"x")
-        await shop.history.unregister(hashes[0])
+        await shop.registry.unregister(hashes[0])
         after = []
         for _ in range(4):
             after.append((await shop.store.collection())[0])
-            assert (await shop.parts.run_pass()).uncollected == ""
+            assert (await shop.snapshotter.run_pass()).cleanup_error == ""
         assert after == ["", sorted(hashes)[1], sorted(hashes)[3], ""]
         assert list(shop.storage.list("", "g")) == []
 
@@ -353,19 +354,19 @@ async def test_every_model_has_its_turn_to_be_cleared_up_after(settings: Setting
 async def test_what_cannot_be_cleared_up_is_told_and_hinders_nothing(shop: Workshop) -> None:
     """A pass whose collection fails has saved what changed; the state of the snapshots says why, until one succeeds."""
     first = await shop.learned()
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     owner = shop.storage.get("keepfit-history")
     shop.storage.put("keepfit-history", b"another")
     await shop.learn(first)
-    report = await shop.parts.run_pass()
+    report = await shop.snapshotter.run_pass()
     assert [document["version"] for document in report.saved] == [2]
     state = await shop.store.snapshot_state()
     assert (state.failed, state.reason) == (0, "")
-    assert state.uncollected == report.uncollected
+    assert state.uncollected == report.cleanup_error
     assert "holds the snapshots of another history" in state.uncollected
     assert owner is not None
     shop.storage.put("keepfit-history", owner)
-    assert (await shop.parts.run_pass()).uncollected == ""
+    assert (await shop.snapshotter.run_pass()).cleanup_error == ""
     assert (await shop.store.snapshot_state()).uncollected == ""
 
 
@@ -390,6 +391,6 @@ async def test_bundles_in_memory_and_writers_are_bounded(settings: Settings, mon
 
         monkeypatch.setattr(shop.store, "bundles", counted)
         monkeypatch.setattr(shop.storage, "put", one_of_two)
-        report = await shop.parts.run_pass()
+        report = await shop.snapshotter.run_pass()
         assert (len(report.saved), sum(together)) == (12, 12)
         assert 1 <= max(together) <= max(1, 5_000 // size)

@@ -85,7 +85,7 @@ async def test_a_gap_is_told_and_not_looked_for_again(
     model_hash = await shop.make()
     for _ in range(2):
         await shop.accept(model_hash)
-        none_kept = InboxConsumer(shop.redis, shop.parts.keyring, 6.0)
+        none_kept = InboxConsumer(shop.redis, shop.keyring, 6.0)
         taken = none_kept.take(model_hash, "t", "")
         assert taken is not None
         bundle = unseal(taken.data, process.keyring, parse(SHOES_RECIPE), model_hash)[1] if taken.data else None
@@ -119,7 +119,7 @@ def away(folder: Path) -> Iterator[None]:
 async def test_a_part_that_is_away_is_waited_for(shop: Workshop, process: WorkerContext) -> None:
     """While the snapshot cannot be read the answer is that, and the next one is right."""
     model_hash = await shop.learned()
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     expected = await shop.predict(model_hash)
     shop.redis.delete(redis_keys.bundle(model_hash))
     with away(Path(shop.settings.snapshot_url.removeprefix("file://"))):

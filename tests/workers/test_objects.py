@@ -57,9 +57,9 @@ async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: 
     await shop.accept(model_hash, [[1.0]], [7.0])
     learn(first, model_hash, "lease")
     assert await shop.predict(model_hash, [[1.0], [2.0]]) == [7.0, 7.0]
-    await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await save.save(shop.resources, model_hash)
     shop.lose(model_hash)
-    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    restored = await restores.restore(shop.resources, model_hash)
     assert restored.document is not None
     assert "cloudpickle" in restored.document["runtime"]
     await shop.accept(model_hash, [[1.0]], [9.0])

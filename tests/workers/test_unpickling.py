@@ -109,13 +109,13 @@ async def test_a_forgery_is_never_unpickled(
 ) -> None:
     """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
     model_hash = await shop.learned()
-    await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await save.save(shop.resources, model_hash)
     model = await shop.model(model_hash)
     good = shop.data(model_hash)
     entry = encode(
         WorkerRequest(1, "g", model_hash, "predict", model.generation, shape(model.recipe, SHOES, learning=False))
     )
-    forged = forge(good, pickle.dumps(Bomb(tmp_path / "ran")), shop.parts.keyring)
+    forged = forge(good, pickle.dumps(Bomb(tmp_path / "ran")), shop.keyring)
     unpickled.clear()
 
     (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
@@ -128,7 +128,7 @@ async def test_a_forgery_is_never_unpickled(
     assert (await shop.model(model_hash)).inbox == 1
     shop.lose(model_hash)
     with pytest.raises(KeepfitError):
-        await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+        await restores.restore(shop.resources, model_hash)
     assert unpickled == []
     assert not (tmp_path / "ran").exists()
 

@@ -154,7 +154,7 @@ class WorkerContext:
         self.ledger = InboxConsumer(self.store, self.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
         self.cache = BundleCache(settings.bundle_cache_bytes_max)
         self.pulse = Heartbeat(settings, name, self.ledger, self.queue)
-        self.remote = LazyResources(settings, self.keyring)
+        self.remote = LazyResources(settings)
         self.unreadable = Unreadable()
         self._told: set[str] = set()
         # Questions that a claim took of slow models at most, as the last claim said.

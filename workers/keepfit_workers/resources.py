@@ -9,15 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from keepfit.backends import redis_clients
-from keepfit.backends.blobs import open_storage
 from keepfit.errors import KeepfitError
-from keepfit.history import Registry
 from keepfit.restore.restorer import Restorer
-from keepfit.rowlog.row_log import open_log
-from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from keepfit.store.models import Store
+from keepfit.snapshots.resources import connect
 
 T = TypeVar("T")
 
@@ -25,9 +20,8 @@ T = TypeVar("T")
 class LazyResources:
     """Connections of one worker process, and the event loop that they live in."""
 
-    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keyring = keyring
         self._runner: asyncio.Runner | None = None
         self._restorer: Restorer | None = None
         self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -50,18 +44,12 @@ class LazyResources:
         return await act(self._restorer)
 
     def _open(self) -> Restorer:
-        storage = open_storage(self._settings.snapshot_url)
-        history = Registry(self._settings.mongo_url.get_secret_value())
-        client = redis_clients.store_async(self._settings)
-
-        restorer = Restorer(
-            Store(client), history, storage, self._keyring, open_log(self._settings.row_log_url), self._settings
-        )
+        resources = connect(self._settings)
+        restorer = Restorer(resources, self._settings)
 
         async def close() -> None:
             restorer.close()
-            history.close()
-            await client.aclose()
+            await resources.close()
 
         self._close = close
         return restorer

@@ -46,8 +46,8 @@ def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reaso
         return None
 
     async def act(restorer: Restorer) -> list[Reason]:
-        registered = await asyncio.gather(*map(restorer.history.registered, hashes))
-        live = await restorer.store.describe_many(list(hashes))
+        registered = await asyncio.gather(*map(restorer.resources.registry.registered, hashes))
+        live = await restorer.resources.store.describe_many(list(hashes))
         # All that are lost were found so before it: one look into the row log will do.
         view = await restorer.look() if None in live else None
         pairs = zip(hashes, registered, strict=True)
@@ -108,16 +108,16 @@ async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -
 
 async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:
     """Save a model as it is now; return the history document of that, which somebody else may have written."""
-    registered = await restorer.history.registered(model_hash)
-    live = await restorer.store.describe(model_hash)
+    registered = await restorer.resources.registry.registered(model_hash)
+    live = await restorer.resources.store.describe(model_hash)
     if registered is None or live is None:
         raise NotFoundError(f"There is no live model {model_hash}.")
     if not live.digest:
         raise ConflictError("The model has not learned any row yet; there is nothing to save.")
     for _ in range(SAVE_TRIES):
-        saved = await save(restorer.store, restorer.history, restorer.storage, restorer.keyring, model_hash)
-        newest = saved or await restorer.history.newest(model_hash, registered.born)
-        now = await restorer.store.describe(model_hash)
+        saved = await save(restorer.resources, model_hash)
+        newest = saved or await restorer.resources.registry.newest(model_hash, registered.born)
+        now = await restorer.resources.store.describe(model_hash)
         if newest is not None and (saved is not None or now is None or now.digest == newest["sha256"]):
             return newest
         # A snapshotter has the same version in hand; or the model learns on, and each save is overtaken.

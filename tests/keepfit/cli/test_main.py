@@ -115,7 +115,7 @@ async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command:
     good, forged = await shop.learned(), await shop.learned()
     shop.redis.set(f"kf:{{{forged}}}:b", b"forged")
     done = command.run("snapshot")
-    (document,) = await shop.history.documents()
+    (document,) = await shop.registry.documents()
     assert {name: row[1:] for name, row in cells(done.stdout).items()} == {
         good[:12]: ["shoes", good[:12], "1", "3", str(document["size_bytes"]), document["uri"]]
     }
@@ -148,7 +148,7 @@ async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -
     """`models` shows live models and lost ones, and takes no bracket or colon in metadata for the terminal's markup."""
     metadata = {"note": "[/x] [bold]:shoe:", "other": "[red]", "sizes": [True, False], "type": "shoes"}
     lost, boots = await shop.learned(**metadata), await shop.learned(type="boots")
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     shop.lose(lost)
     listed = {model["hash"]: model for model in command.json("models")}
     assert listed.keys() == {lost, boots}

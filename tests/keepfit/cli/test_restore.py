@@ -60,10 +60,10 @@ def documents(done: Result, returncode: int = 0) -> list[dict[str, Any]]:
 async def versions(shop: Workshop, count: int, **metadata: Any) -> str:
     """Make a model that is saved after each of its first versions."""
     model_hash = await shop.learned(**metadata)
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     for _ in range(1, count):
         await shop.learn(model_hash)
-        await shop.parts.run_pass()
+        await shop.snapshotter.run_pass()
     return model_hash
 
 
@@ -87,7 +87,7 @@ async def test_restore_puts_lost_models_back(shop: Workshop, keepfit: Keepfit) -
 async def test_restore_goes_back_in_time(shop: Workshop, keepfit: Keepfit) -> None:
     """`--at` takes seconds or ISO 8601, and fails for a model that has no snapshot that old; so does `--version`."""
     model_hash = await versions(shop, 2)
-    newest, oldest = await shop.history.documents()
+    newest, oldest = await shop.registry.documents()
     assert (newest["version"], oldest["version"]) == (2, 1)
     shop.redis.flushall()
     for words in (("--at", "2020-01-01 12:00"), ("--version", "9")):

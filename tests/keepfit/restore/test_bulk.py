@@ -53,7 +53,7 @@ async def restored(
 async def saved(shop: Workshop, **metadata: Any) -> tuple[str, Document]:
     """Make a model that has learned and is saved."""
     model_hash = await shop.learned(**metadata)
-    document = await save.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    document = await save.save(shop.resources, model_hash)
     assert document is not None
     return model_hash, document
 
@@ -83,7 +83,7 @@ async def test_a_dry_run_says_the_same_and_does_nothing(shop: Workshop) -> None:
     never_saved = await shop.make()
     shop.lose(lost)
     shop.lose(never_saved)
-    before = await shop.history.models({}, 10)
+    before = await shop.registry.models({}, 10)
     outcomes = await restored(shop, dry_run=True)
     assert {model_hash: (o.live_version, o.version, o.outcome) for model_hash, o in outcomes.items()} == {
         lost: (None, 1, "would be restored"),
@@ -91,7 +91,7 @@ async def test_a_dry_run_says_the_same_and_does_nothing(shop: Workshop) -> None:
         never_saved: (None, None, "would begin anew"),
     }
     assert await shop.store.describe_many([lost, never_saved]) == [None, None]
-    assert await shop.history.models({}, 10) == before
+    assert await shop.registry.models({}, 10) == before
 
 
 async def test_a_type_or_a_hash_chooses(shop: Workshop) -> None:
@@ -110,7 +110,7 @@ async def test_as_of_a_time_older_snapshots_are_taken(shop: Workshop) -> None:
     """With a time the newest snapshot not later is restored; a model without one that old is left alone, and said."""
     old, first = await saved(shop)
     await shop.learn(old)
-    report = await shop.parts.run_pass()
+    report = await shop.snapshotter.run_pass()
     assert [document["version"] for document in report.saved] == [2]
     young, _ = await saved(shop)
     shop.redis.flushall()
@@ -130,7 +130,7 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop, t
     (tmp_path / "snapshots" / save.path_of(document)).unlink()
     older, _ = await saved(shop)
     await shop.learn(older)
-    (newest,) = (await shop.parts.run_pass()).saved
+    (newest,) = (await shop.snapshotter.run_pass()).saved
     (tmp_path / "snapshots" / save.path_of(newest)).write_bytes(b"damaged")
     fine, _ = await saved(shop)
     shop.redis.flushall()
@@ -191,7 +191,7 @@ async def versions(shop: Workshop, count: int, **metadata: Any) -> tuple[str, li
     documents, predictions = [first], [await shop.predict(model_hash)]
     for number in range(1, count):
         await shop.learn(model_hash, SHOES, [float(number)] * 3)
-        (document,) = (await shop.parts.run_pass()).saved
+        (document,) = (await shop.snapshotter.run_pass()).saved
         documents.append(document)
         predictions.append(await shop.predict(model_hash))
     return model_hash, documents, predictions
@@ -218,7 +218,7 @@ async def test_what_was_gone_back_to_is_the_newest_from_then_on(shop: Workshop) 
     """Another loss of Redis brings the older version back again, not the later ones that the history still has."""
     model_hash, documents, predictions = await versions(shop, 3)
     await restored(shop, version=1, force=True)
-    newest = await shop.history.newest(model_hash, 1)
+    newest = await shop.registry.newest(model_hash, 1)
     assert newest is not None
     assert (newest["generation"], newest["version"], newest["sequence"]) == (2, 1, 3)
     assert (await shop.model(model_hash)).snapshot is not None
@@ -314,7 +314,7 @@ async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypat
     generations = {model_hash: (await shop.model(model_hash)).generation for model_hash in outcomes}
     assert set(generations.values()) == {2}
     shop.redis.zadd(redis_keys.CHANGED, {first: 1})
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     assert await shop.store.changed() == []
 
 
@@ -377,7 +377,7 @@ async def test_a_return_that_cannot_be_saved_is_said_and_saved_later(
         (outcome,) = (await restored(shop, version=1, force=True)).values()
     assert outcome.outcome == "went back, to be saved by the next pass"
     assert await shop.store.changed() == [model_hash]
-    assert len((await shop.parts.run_pass()).saved) == 1
+    assert len((await shop.snapshotter.run_pass()).saved) == 1
     shop.redis.flushall()
     await restored(shop)
     assert await shop.predict(model_hash) == predictions[0]

@@ -65,14 +65,14 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
 @pytest.fixture
 def restorer(shop: Workshop) -> Iterator[Restorer]:
     """Return what restores and repairs need."""
-    opened = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring)
+    opened = Restorer(shop.resources)
     yield opened
     opened.close()
 
 
 def content(shop: Workshop, model: Model) -> bytes:
     """What a live bundle holds, to the bit: pickled without a note of what is one object in two places."""
-    bundle = unseal(shop.data(model.hash), shop.parts.keyring, model.recipe, model.hash)[1]
+    bundle = unseal(shop.data(model.hash), shop.keyring, model.recipe, model.hash)[1]
     written = io.BytesIO()
     pickler = pickle.Pickler(written)
     pickler.fast = True
@@ -91,7 +91,7 @@ def harm(shop: Workshop, model_hash: str, how: Harm) -> None:
 
 async def save(shop: Workshop, model_hash: str) -> None:
     """Save a model."""
-    assert await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    assert await saving.save(shop.resources, model_hash)
 
 
 async def put_aside(shop: Workshop, model_hash: str) -> None:
@@ -99,7 +99,7 @@ async def put_aside(shop: Workshop, model_hash: str) -> None:
     await shop.accept(model_hash)
     taken = shop.ledger.take(model_hash, "t", "")
     assert taken is not None
-    bundle = unseal(taken.data, shop.parts.keyring, from_text(taken.recipe_text), model_hash)[1]
+    bundle = unseal(taken.data, shop.keyring, from_text(taken.recipe_text), model_hash)[1]
     assert shop.ledger.commit(taken, bundle, len(taken.entries), "t", "ValueError: no").version > 0
 
 
@@ -130,7 +130,7 @@ async def test_a_broken_bundle_is_made_again(shop: Workshop, restorer: Restorer)
     """All that was learned since the snapshot is learned again, to the bit, and what waits is learned after it."""
     model_hash = await taught(shop)
     before = await shop.model(model_hash)
-    was, snapshot = content(shop, before), await shop.history.newest(model_hash, 0)
+    was, snapshot = content(shop, before), await shop.registry.newest(model_hash, 0)
     assert await repair(restorer, model_hash) is None
     harm(shop, model_hash, HARMS["payload"])
     assert await repair(restorer, model_hash) == Repaired(snapshot, 5, 7, saved=True)
@@ -163,7 +163,7 @@ async def test_wherever_a_bundle_is_damaged_it_is_made_again(shop: Workshop, res
 async def test_without_a_snapshot_all_is_learned_again(shop: Workshop, restorer: Restorer) -> None:
     """What no snapshot has yet comes on top of the recipe, also in a model that was made again."""
     model_hash = await shop.learned(session="a")
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     assert await shop.make(session="a") == model_hash
     await shop.learn(model_hash, [["nike", 2000]], [2.0])
@@ -180,7 +180,7 @@ async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, r
     await shop.learn(model_hash, [["forgotten", 1900]], [9.0])
     await save(shop, model_hash)
     await shop.learn(model_hash, [["forgotten", 1901]], [9.0])
-    registered = await shop.history.registered(model_hash)
+    registered = await shop.registry.registered(model_hash)
     assert registered is not None
     live = await shop.model(model_hash)
     # As go_back does it, cut short before it is saved.
@@ -199,7 +199,7 @@ async def test_a_restored_model_is_made_again(shop: Workshop, restorer: Restorer
     model_hash = await shop.learned()
     await save(shop, model_hash)
     shop.lose(model_hash)
-    registered = await shop.history.registered(model_hash)
+    registered = await shop.registry.registered(model_hash)
     assert registered is not None
     await restorer.bring_back(registered)
     await shop.learn(model_hash)
@@ -213,8 +213,8 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
     """After a repair, and rows that came since, a lost Redis costs nothing: the log goes on behind it."""
     logged = settings.model_copy(update={"row_log_url": (tmp_path / "rows").as_uri()})
     async with workshop(logged) as shop:
-        row_log = shop.parts.row_log
-        restorer = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring, row_log, logged)
+        row_log = shop.resources.row_log
+        restorer = Restorer(shop.resources, logged)
 
         async def teach(size: float) -> None:
             model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
@@ -239,7 +239,7 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
         shop.work(model_hash)
         was = content(shop, await shop.model(model_hash))
         shop.lose(model_hash)
-        registered = await shop.history.registered(model_hash)
+        registered = await shop.registry.registered(model_hash)
         assert registered is not None
         assert (await restorer.bring_back(registered)).replayed == 2
         assert content(shop, await shop.model(model_hash)) == was
@@ -263,7 +263,7 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
 def keeping(shop: Workshop, replay_bytes_max: int) -> Workshop:
     """Return a workshop that keeps so many bytes."""
     settings = shop.settings
-    return replace(shop, ledger=InboxConsumer(shop.redis, shop.parts.keyring, settings.lease_ttl_s, replay_bytes_max))
+    return replace(shop, ledger=InboxConsumer(shop.redis, shop.keyring, settings.lease_ttl_s, replay_bytes_max))
 
 
 async def test_what_is_missing_is_said_and_nobody_goes_back_unasked(shop: Workshop, restorer: Restorer) -> None:
@@ -315,13 +315,13 @@ async def test_a_damaged_snapshot_makes_no_bundle(shop: Workshop, restorer: Rest
     await shop.learn(model_hash)
     await save(shop, model_hash)
     await shop.learn(model_hash)
-    newest = await shop.history.newest(model_hash, 0)
+    newest = await shop.registry.newest(model_hash, 0)
     assert newest is not None
     shop.storage.put(saving.path_of(newest), b"damaged")
     harm(shop, model_hash, HARMS["gone"])
     with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is damaged too"):
         await repair(restorer, model_hash)
-    await shop.history.mark_corrupt(newest)
+    await shop.registry.mark_corrupt(newest)
     with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is not there"):
         await repair(restorer, model_hash)
 
@@ -344,9 +344,9 @@ async def test_rows_that_are_gone_are_missed(shop: Workshop, restorer: Restorer)
 async def test_a_good_bundle_is_left_alone(shop: Workshop, restorer: Restorer) -> None:
     """What is as it was committed is not broken, whoever cannot load it; nor is a model that is new or gone."""
     learned, new = await shop.learned(), await shop.make()
-    header, payload = shop.parts.keyring.open(shop.data(learned), BUNDLE)
+    header, payload = shop.keyring.open(shop.data(learned), BUNDLE)
     other = msgspec.structs.replace(header, runtime={"python": "2.7"})
-    data = shop.parts.keyring.seal(other, payload)
+    data = shop.keyring.seal(other, payload)
     shop.redis.set(redis_keys.bundle(learned), data)
     shop.redis.hset(redis_keys.state(learned), "digest", digest_of(data))
     for model_hash in (learned, new, "0" * 64):

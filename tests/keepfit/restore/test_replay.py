@@ -67,13 +67,13 @@ def restorer(shop: Workshop) -> Iterator[Restorer]:
 
 def restorer_of(shop: Workshop) -> Restorer:
     """Make a restorer as a worker does."""
-    return Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring, log_of(shop), shop.settings)
+    return Restorer(shop.resources, shop.settings)
 
 
 def log_of(shop: Workshop) -> RowLog:
     """Return the row log."""
-    assert shop.parts.row_log is not None
-    return shop.parts.row_log
+    assert shop.resources.row_log is not None
+    return shop.resources.row_log
 
 
 Asked = tuple[list[Any], list[Any] | None] | dict[str, Any]
@@ -121,14 +121,14 @@ def row(number: float) -> tuple[list[Any], list[Any]]:
 
 async def save(shop: Workshop, model_hash: str) -> dict[str, Any]:
     """Save a model as it is."""
-    document = await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    document = await saving.save(shop.resources, model_hash)
     assert document is not None
     return document
 
 
 def bundle_of(shop: Workshop, model_hash: str, wanted: recipe.Recipe) -> Bundle:
     """Return the live bundle."""
-    return serialization.unseal(shop.data(model_hash), shop.parts.keyring, wanted, model_hash)[1]
+    return serialization.unseal(shop.data(model_hash), shop.keyring, wanted, model_hash)[1]
 
 
 def learn_waiting(shop: Workshop, model_hash: str) -> None:
@@ -148,7 +148,7 @@ def learn_waiting(shop: Workshop, model_hash: str) -> None:
 
 async def bring_back(restorer: Restorer, model_hash: str, wanted: RestoreRequest | None = None) -> RestoreResult:
     """Bring one model back."""
-    registered = await restorer.history.registered(model_hash)
+    registered = await restorer.resources.registry.registered(model_hash)
     assert registered is not None
     return await restorer.bring_back(registered, wanted or RestoreRequest())
 
@@ -202,7 +202,7 @@ async def test_a_model_comes_back_as_if_it_had_never_stopped(
     )  # fmt: skip
     assert (after.generation, after.origin, after.inbox) == (2, 2, 0)
     assert restored.saved
-    newest = await shop.history.newest(model_hash, 1)
+    newest = await shop.registry.newest(model_hash, 1)
     assert newest is not None
     assert (newest["generation"], newest["sequence"]) == (2, after.learned)
     assert await send(shop, model_hash, some_rows(name, 9)) == [before.learned + 1]
@@ -442,7 +442,7 @@ async def test_what_was_forgotten_does_not_come_back_from_the_log(
     shop.work(model_hash)
     await save(shop, model_hash)
     await send(shop, model_hash, row(7))
-    damage(tmp_path, *[one async for one in shop.history.snapshots(model_hash) if one["generation"] > 1])
+    damage(tmp_path, *[one async for one in shop.registry.snapshots(model_hash) if one["generation"] > 1])
     restored = await lose_and_bring_back(shop, restorer, model_hash)
     assert (restored.corrupt, restored.replayed) == (2, 2)
     check(shop, model_hash, 1, 6, 7)

@@ -280,7 +280,7 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     model_hash = await shop.learned(a=1)
 
     async def covered() -> Coverage:
-        found = await snapshot_upkeep.covers(shop.history, [model_hash, "0" * 64], 0.0)
+        found = await snapshot_upkeep.covers(shop.registry, [model_hash, "0" * 64], 0.0)
         assert found.keys() == {model_hash}
         return found[model_hash]
 
@@ -290,10 +290,10 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     assert ((await covered()).has(1, 1), (await covered()).has(1, 2)) == (True, False)
     await shop.learn(model_hash)
     assert await save(shop, model_hash) == (1, 1, 3)
-    restorer = Restorer(shop.store, shop.history, shop.storage, shop.parts.keyring)
+    restorer = Restorer(shop.resources)
     assert (await restorer.put_back(model_hash, RestoreRequest(version=1))).restored
     # Gone back, its sequences go on: what it has forgotten is not to be learned again.
-    newest = await shop.history.newest(model_hash, 1)
+    newest = await shop.registry.newest(model_hash, 1)
     assert newest is not None
     assert (newest["generation"], newest["origin"], newest["sequence"]) == (2, 1, 3)
     shop.lose(model_hash)
@@ -303,12 +303,12 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     assert not (await covered()).has(generation, 4)
     assert await save(shop, model_hash) == (generation, generation, 4)
     assert ((await covered()).has(generation, 4), (await covered()).has(1, 99)) == (True, True)
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     assert (await covered()).has(generation + 5, 1)
     await shop.make(a=1, session=(await shop.model(model_hash)).metadata["session"])
     assert not (await covered()).has(generation + 1, 1)
     # Snapshots from before a call was accepted are not looked at.
-    assert not (await snapshot_upkeep.covers(shop.history, [model_hash], time.time() + 60))[model_hash].upto
+    assert not (await snapshot_upkeep.covers(shop.registry, [model_hash], time.time() + 60))[model_hash].upto
 
 
 async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) -> None:
@@ -321,24 +321,24 @@ async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) ->
         for sequence in (1, 2):
             log.write([call(model_hash, sequence, at=time.time() - 300, payloads=(b"rows",))])
         report = await run_once(logged)
-        assert (len(report.saved), report.tended, report.uncollected) == (1, CompactionResult(merged=2), "")
+        assert (len(report.saved), report.compacted, report.cleanup_error) == (1, CompactionResult(merged=2), "")
         assert [found.sequence for found in again(log).look().calls(model_hash, None)] == [2]
         (path,) = log.paths("n", "n~")
         log.storage.put(path.replace("/m", "/"), b"damaged")
         report = await run_once(logged)
-        assert (report.tended.damaged, report.uncollected) == (1, "1 objects of the row log are damaged")
-        assert (await shop.store.snapshot_state()).uncollected == report.uncollected
+        assert (report.compacted.damaged, report.cleanup_error) == (1, "1 objects of the row log are damaged")
+        assert (await shop.store.snapshot_state()).uncollected == report.cleanup_error
         shutil.rmtree(tmp_path / "log")
         (tmp_path / "log").write_text("no folder")
         await shop.learn(model_hash)
         report = await run_once(logged)
         assert len(report.saved) == 1
-        assert "log" in report.uncollected
+        assert "log" in report.cleanup_error
 
 
 async def save(shop: Workshop, model_hash: str) -> tuple[int, int, int]:
     """Save a model; return generation, origin and sequence of its document."""
-    document = await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    document = await saving.save(shop.resources, model_hash)
     assert document is not None
     return document["generation"], document["origin"], document["sequence"]
 

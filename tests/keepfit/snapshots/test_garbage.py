@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots import garbage
 from keepfit.snapshots import save as saving
-from keepfit.snapshots.garbage import LAST, Collected
+from keepfit.snapshots.garbage import HASH_END, Collected
 from keepfit.snapshots.retention import DAY_S, Rules
 from keepfit.snapshots.save import path_of
 from tests.factories import Workshop, workshop
@@ -65,12 +66,12 @@ def database(mongo_url: str) -> Iterator[Database[Document]]:
 
 async def collect(shop: Workshop, rules: Rules = HARSH, now_s: float | None = None) -> Collected:
     """Clear up after all models."""
-    return await garbage.collect(shop.history, shop.storage, "", LAST, rules, now_s or time.time())
+    return await garbage.collect(shop.registry, shop.storage, "", HASH_END, rules, now_s or time.time())
 
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
     """Save a model, once."""
-    return await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    return await saving.save(shop.resources, model_hash)
 
 
 async def aged(shop: Workshop, database: Database[Document], model_hash: str, *ages_days: float) -> list[Document]:
@@ -93,12 +94,12 @@ def die(*args: Any) -> None:
 
 def blobs(shop: Workshop) -> set[str]:
     """Paths of all blobs in the storage."""
-    return {entry.path for entry in shop.storage.list("", LAST)}
+    return {entry.path for entry in shop.storage.list("", HASH_END)}
 
 
 async def check_whole(shop: Workshop, model_hash: str | None = None) -> None:
     """See that each committed document (of a model) has its blob."""
-    for document in await shop.history.documents(None, model_hash, 10_000):
+    for document in await shop.registry.documents(None, model_hash, 10_000):
         assert envelope.digest_of(shop.storage.get(path_of(document)) or b"") == document["sha256"]
 
 
@@ -108,7 +109,7 @@ async def test_an_abandoned_intent_goes_with_its_blob(
     """What a snapshotter left between intent and commit is there until the grace is over, and then nothing of it is."""
     model_hash = await shop.learned()
     with monkeypatch.context() as patch:
-        patch.setattr(shop.history, "commit_many", die)
+        patch.setattr(shop.registry, "commit_many", die)
         with pytest.raises(Killed):
             await save(shop, model_hash)
     assert len(blobs(shop)) == 1
@@ -145,7 +146,7 @@ async def test_blobs_of_another_history_are_no_garbage(shop: Workshop, mongo_url
     async with Registry(f"{mongo_url}other") as other:
         await other.register(model_hash, '{"type":"shoes"}', "{}")
         with pytest.raises(ConflictError, match=f"{shop.storage.url} holds the snapshots of another history"):
-            await garbage.collect(other, shop.storage, "", LAST, HARSH, time.time())
+            await garbage.collect(other, shop.storage, "", HASH_END, HARSH, time.time())
     assert blobs(shop) == {path_of(document)}
 
 
@@ -161,7 +162,7 @@ async def test_what_was_never_written_to_its_end_goes(shop: Workshop) -> None:
         assert isinstance(shop.storage, S3Storage)
         bucket, _, prefix = shop.storage.url.removeprefix("s3://").partition("/")
         shop.storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/{path}")
-    assert [entry.path for entry in shop.storage.list("", LAST) if entry.unfinished] == [path]
+    assert [entry.path for entry in shop.storage.list("", HASH_END) if entry.unfinished] == [path]
     assert await collect(shop, Rules(grace_s=600)) == Collected()
     assert await collect(shop) == Collected(unfinished=1)
     assert blobs(shop) == {path_of(document)}
@@ -176,11 +177,11 @@ async def test_retention_takes_documents_and_blobs(shop: Workshop, database: Dat
     # The third and the fourth are of the same day, unless midnight is between them.
     kept = [*documents[2:3], *documents[3:]] if collected.expired == 2 else documents[3:]
     assert collected == Collected(expired=5 - len(kept))
-    assert await shop.history.documents() == kept[::-1]
+    assert await shop.registry.documents() == kept[::-1]
     assert blobs(shop) == set(map(path_of, kept))
     assert await collect(shop, rules) == Collected()
     shop.lose(model_hash)
-    restored = await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    restored = await restores.restore(shop.resources, model_hash)
     assert restored.document == documents[-1]
 
 
@@ -198,7 +199,7 @@ async def test_a_models_last_snapshot_is_looked_at_before_it_is_left_alone(
     assert [(one["event"], one["version"]) for one in logs] == [("snapshot_corrupt", 3)]
     # By now the second is the newest good one, and the damaged one is past its time.
     assert await collect(shop) == Collected(expired=2)
-    assert await shop.history.documents() == [second]
+    assert await shop.registry.documents() == [second]
     assert first != second
 
 
@@ -206,24 +207,24 @@ async def test_a_deleted_models_snapshots_stay_as_retention_says(local: Workshop
     """Deletion takes no snapshot along; a month later the last one goes."""
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 80)
-    await local.history.unregister(model_hash)
+    await local.registry.unregister(model_hash)
     await local.store.delete(model_hash)
     assert await collect(local) == Collected(expired=1)
-    assert await local.history.documents() == documents[1:]
+    assert await local.registry.documents() == documents[1:]
     assert await collect(local, now_s=time.time() + 31 * DAY_S) == Collected(expired=1)
-    assert (await local.history.documents(), blobs(local)) == ([], set())
+    assert (await local.registry.documents(), blobs(local)) == ([], set())
 
 
 async def test_no_pass_deletes_too_much_at_once(
     local: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where more has to go than one pass does, the next passes stay with the same models until all is gone."""
-    monkeypatch.setattr(garbage, "DOOMED_MAX", 2)
+    monkeypatch.setattr(garbage, "GARBAGE_MAX", 2)
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 89, 88, 87, 86, 85)
     left = []
     for _ in range(3):
-        collected, reason = await local.parts.clear_up()
+        collected, reason = await local.snapshotter.collect_garbage()
         left.append((collected.more, reason, database.history.count_documents({})))
     assert left == [(True, "", 4), (True, "", 2), (False, "", 1)]
     assert blobs(local) == {path_of(documents[-1])}
@@ -236,7 +237,7 @@ async def test_storage_away_deletes_no_document(local: Workshop, database: Datab
     (tmp_path / "snapshots").rename(tmp_path / "away")
     with pytest.raises(UnavailableError, match="snapshots is not there"):
         await collect(local)
-    assert await local.history.documents() == documents[:1:-1]
+    assert await local.registry.documents() == documents[:1:-1]
     assert database.history.count_documents({"status": "aborted"}) == 2
     (tmp_path / "away").rename(tmp_path / "snapshots")
     assert await collect(local) == Collected(aborted=2)
@@ -254,7 +255,7 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
     loop, get = asyncio.get_running_loop(), local.storage.get
 
     async def let_go() -> None:
-        await snapshot_upkeep.abort(local.history, await snapshot_upkeep.entries(local.history, "", LAST))
+        await snapshot_upkeep.abort(local.registry, await snapshot_upkeep.entries(local.registry, "", HASH_END))
 
     def get_late(path: str) -> bytes | None:
         asyncio.run_coroutine_threadsafe(let_go(), loop).result()
@@ -263,7 +264,7 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
 
     monkeypatch.setattr(local.storage, "get", get_late)
     with capture_logs() as logs, pytest.raises(UnavailableError, match="have just changed; try again"):
-        await restores.restore(local.store, local.history, local.storage, local.parts.keyring, model_hash)
+        await restores.restore(local.resources, model_hash)
     assert logs == []
 
 
@@ -292,9 +293,9 @@ async def test_a_snapshotter_may_die_or_sleep_at_any_step_while_garbage_is_colle
         assert saving_one.exitcode == (0 if action == "stop" else -signal.SIGKILL)
     # What there was is there, and what was to be saved is saved by whoever comes next.
     await check_whole(local)
-    assert first in await local.history.documents()
+    assert first in await local.registry.documents()
     await save(local, model_hash)
-    newest, before = await local.history.documents()
+    newest, before = await local.registry.documents()
     assert (local.storage.get(path_of(newest)), before) == (local.data(model_hash), first)
     await collect(local)
     assert blobs(local) == {path_of(newest), path_of(first)}
@@ -317,9 +318,9 @@ async def test_many_snapshotters_at_once_do_no_harm(local: Workshop) -> None:
         while any(one.is_alive() for one in children):
             await check_whole(local)
         assert [one.exitcode for one in children] == [0, 0, 0]
-    await local.parts.run_pass()
+    await local.snapshotter.run_pass()
     await check_whole(local)
-    documents = {document["hash"]: document for document in await local.history.documents(limit=1000)}
+    documents = {document["hash"]: document for document in await local.registry.documents(limit=1000)}
     assert documents.keys() == set(hashes)
     assert all(documents[one]["sha256"] == envelope.digest_of(local.data(one)) for one in hashes)
     assert await local.store.changed() == []
@@ -415,11 +416,11 @@ async def play(shop: Workshop, model_hash: str, order: tuple[str, ...]) -> None:
     turns, loop = Turns(order), asyncio.get_running_loop()
 
     def act(actor: str) -> Awaitable[object]:
-        history: Any = Stepping(shop.history, turns, actor, loop)
+        registry: Any = Stepping(shop.registry, turns, actor, loop)
         storage: Any = Stepping(shop.storage, turns, actor, loop)
         if actor.startswith("collect"):
-            return garbage.collect(history, storage, model_hash[:-1], model_hash, HARSH, time.time())
-        return saving.save(shop.store, history, storage, shop.parts.keyring, model_hash)
+            return garbage.collect(registry, storage, model_hash[:-1], model_hash, HARSH, time.time())
+        return saving.save(replace(shop.resources, registry=registry, storage=storage), model_hash)
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(played(turns, actor, act(actor)) for actor in sorted(set(order))))
@@ -448,9 +449,9 @@ async def test_in_every_order_of_steps_nothing_dangles_and_nothing_is_lost(local
         await check_whole(local, model_hash)
         if model_hash in await local.store.changed():
             await save(local, model_hash)
-        document = await local.history.newest(model_hash, 1)
+        document = await local.registry.newest(model_hash, 1)
         assert document is not None, order
         assert local.storage.get(path_of(document)) == local.data(model_hash), order
-        await garbage.collect(local.history, local.storage, model_hash[:-1], model_hash, HARSH, time.time())
+        await garbage.collect(local.registry, local.storage, model_hash[:-1], model_hash, HARSH, time.time())
         left = {entry.path for entry in local.storage.list(model_hash[:-1], model_hash)}
         assert left == {path_of(document)}, order

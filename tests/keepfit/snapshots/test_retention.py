@@ -7,7 +7,7 @@ import pytest
 
 from keepfit.history import COMMITTED, CORRUPT, PENDING
 from keepfit.history.snapshot_upkeep import ModelLifetime
-from keepfit.snapshots.retention import DAY_S, HOUR_S, Rules, judge
+from keepfit.snapshots.retention import DAY_S, HOUR_S, Rules, find_expired
 
 # A round hour of a round day.
 NOW_S = 20_000.0 * DAY_S
@@ -21,8 +21,8 @@ def snapshot(version: int, age_s: float, status: str = COMMITTED, generation: in
 
 def gone(life: ModelLifetime, documents: list[dict[str, Any]], now_s: float = NOW_S) -> list[int]:
     """Versions that are let go, in order."""
-    verdicts = judge(life, documents, Rules(), now_s)
-    return sorted(document["version"] for verdict in verdicts for document in verdict.expired)
+    found = find_expired(life, documents, Rules(), now_s)
+    return sorted(document["version"] for expiry in found for document in expiry.expired)
 
 
 def test_of_the_last_hour_all_are_kept() -> None:
@@ -93,10 +93,12 @@ def test_a_model_made_again_does_not_keep_its_predecessors() -> None:
 
 def test_what_would_be_left_alone_is_named() -> None:
     """Where but one good snapshot would be left it is named, to be looked at; where more are left none is."""
-    (verdict,) = judge(LIVE, [snapshot(1, 80 * DAY_S), snapshot(2, 70 * DAY_S)], Rules(), NOW_S)
-    assert verdict.last == snapshot(2, 70 * DAY_S)
-    (verdict,) = judge(LIVE, [snapshot(1, 80 * DAY_S), snapshot(2, 5 * DAY_S), snapshot(3, 4 * DAY_S)], Rules(), NOW_S)
-    assert verdict.last is None
+    (expiry,) = find_expired(LIVE, [snapshot(1, 80 * DAY_S), snapshot(2, 70 * DAY_S)], Rules(), NOW_S)
+    assert expiry.only_remaining == snapshot(2, 70 * DAY_S)
+    (expiry,) = find_expired(
+        LIVE, [snapshot(1, 80 * DAY_S), snapshot(2, 5 * DAY_S), snapshot(3, 4 * DAY_S)], Rules(), NOW_S
+    )
+    assert expiry.only_remaining is None
 
 
 def test_it_does_not_matter_when_or_how_often_one_looks() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def database(mongo_url: str) -> Iterator[Database[Document]]:
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
     """Save a model, once."""
-    return await saving.save(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    return await saving.save(shop.resources, model_hash)
 
 
 async def saved(shop: Workshop, model_hash: str) -> Document:
@@ -82,13 +83,13 @@ async def saved(shop: Workshop, model_hash: str) -> Document:
 
 async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> RestoreResult:
     """Restore a model."""
-    return await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash, at)
+    return await restores.restore(shop.resources, model_hash, at)
 
 
 async def dangling(shop: Workshop) -> list[str]:
     """Addresses of committed snapshots whose blob is missing or another one."""
     found = []
-    for document in await shop.history.documents(limit=1000):
+    for document in await shop.registry.documents(limit=1000):
         data = shop.storage.get(saving.path_of(document))
         if data is None or hashlib.sha256(data).hexdigest() != document["sha256"]:
             found.append(document["uri"])
@@ -141,7 +142,7 @@ async def test_the_document_has_the_fields_of_the_contract(shop: Workshop) -> No
     assert document["metrics"] == model.metrics
     assert document["metrics"].keys() == {"mean_absolute_error", "root_mean_squared_error", "r2", "rows", "window"}
     assert document["runtime"] == envelope.runtime()
-    assert await shop.history.documents() == [document]
+    assert await shop.registry.documents() == [document]
 
 
 async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) -> None:
@@ -173,14 +174,14 @@ async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.M
 
     monkeypatch.setattr(each_shop.storage, "put", put)
     assert await save(each_shop, model_hash) is None
-    assert await each_shop.history.documents() == [document]
+    assert await each_shop.registry.documents() == [document]
     assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
 
 
 async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
     """Version 0 is the recipe, which the register has."""
     assert await save(shop, await shop.make()) is None
-    assert await shop.history.documents() == []
+    assert await shop.registry.documents() == []
 
 
 async def test_a_mark_that_is_ahead_of_its_commit_stays(shop: Workshop) -> None:
@@ -196,7 +197,7 @@ async def test_a_mark_that_is_ahead_of_its_commit_stays(shop: Workshop) -> None:
 async def test_the_mark_of_a_deleted_model_goes(shop: Workshop) -> None:
     """A mark that a refused commit left on a deleted model is taken off by the next pass."""
     model_hash = await shop.learned()
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     shop.redis.zadd(redis_keys.CHANGED, {model_hash: 2})
     assert await save(shop, model_hash) is None
@@ -226,7 +227,7 @@ async def test_a_bundle_that_was_forged_in_redis_is_not_saved(
 ) -> None:
     """Bytes that none of our keys signed are refused before anything is written, and the mark stays."""
     model_hash = await shop.learned()
-    shop.redis.set(redis_keys.bundle(model_hash), resigned(shop.data(model_hash), shop.parts.keyring, FOREIGN))
+    shop.redis.set(redis_keys.bundle(model_hash), resigned(shop.data(model_hash), shop.keyring, FOREIGN))
     with pytest.raises(EnvelopeError, match="signed with a key that KEEPFIT_SIGNING_KEYS does not hold"):
         await save(shop, model_hash)
     assert database.history.count_documents({}) == 0
@@ -239,7 +240,7 @@ async def test_of_two_saves_at_once_one_makes_the_document(each_shop: Workshop, 
     model_hash = await each_shop.learned()
     answers = await asyncio.gather(*(save(each_shop, model_hash) for _ in range(4)))
     (document,) = [answer for answer in answers if answer is not None]
-    assert await each_shop.history.documents() == [document]
+    assert await each_shop.registry.documents() == [document]
     assert database.history.count_documents({}) == 1
     assert await dangling(each_shop) == []
     assert await each_shop.store.changed() == []
@@ -255,11 +256,11 @@ async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> 
         assert isinstance(dumped, bytes)
         shop.redis.restore(key, 0, dumped, replace=True)
     await shop.learn(model_hash, SHOES, SIZES)
-    with pytest.raises(ConflictError, match=r"Version 2 .* with another bundle"):
+    with pytest.raises(ConflictError, match=r"another bundle for version 2"):
         await save(shop, model_hash)
     assert await shop.store.changed() == [model_hash]
     assert (await shop.model(model_hash)).snapshot is None
-    assert await shop.history.documents() == [first]
+    assert await shop.registry.documents() == [first]
     await shop.learn(model_hash)
     assert (await saved(shop, model_hash))["version"] == 3
     assert await dangling(shop) == []
@@ -271,7 +272,7 @@ async def test_a_snapshotter_may_die_after_each_step(
 ) -> None:
     """Whatever step a snapshotter dies after, no committed document lacks its blob, and the next pass completes."""
     model_hash = await each_shop.learned()
-    owner: object = {"put": each_shop.storage, "note_snapshots": each_shop.store}.get(step, each_shop.history)
+    owner: object = {"put": each_shop.storage, "note_snapshots": each_shop.store}.get(step, each_shop.registry)
     real: Callable[..., Any] = getattr(owner, step)
 
     def killed(*args: Any) -> None:
@@ -291,7 +292,7 @@ async def test_a_snapshotter_may_die_after_each_step(
     assert await dangling(each_shop) == []
     assert await each_shop.store.changed() == ([] if step == "note_snapshots" else [model_hash])
     await save(each_shop, model_hash)
-    (document,) = await each_shop.history.documents()
+    (document,) = await each_shop.registry.documents()
     assert statuses(database) == {1: "committed"}
     assert await dangling(each_shop) == []
     assert await each_shop.store.changed() == []
@@ -304,7 +305,7 @@ async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> 
     (tmp_path / "snapshots").write_text("no folder")
     with pytest.raises(UnavailableError, match="snapshots cannot be written"):
         await save(shop, model_hash)
-    assert await shop.history.documents() == []
+    assert await shop.registry.documents() == []
     assert await shop.store.changed() == [model_hash]
     (tmp_path / "snapshots").unlink()
     assert (await saved(shop, model_hash))["version"] == 1
@@ -350,7 +351,7 @@ async def test_a_restored_model_is_not_saved_again_before_it_learns(shop: Worksh
     shop.lose(model_hash)
     await restore(shop, model_hash)
     assert await save(shop, model_hash) is None
-    assert await shop.history.documents() == [document]
+    assert await shop.registry.documents() == [document]
 
 
 @pytest.mark.parametrize(
@@ -424,26 +425,26 @@ async def missing(shop: Workshop, database: Database[Document], document: Docume
 async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Sign the blob with a key that has the name of ours and is not ours."""
     data = read(shop, document)
-    ((name, _),) = shop.parts.keyring.keys
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, Keyring(((name, b"x" * 32),))))
+    ((name, _),) = shop.keyring.keys
+    replace_blob(shop, database, document, resigned(data, shop.keyring, Keyring(((name, b"x" * 32),))))
 
 
 async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put a bundle of another model in its place."""
     data = read(shop, document)
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, hash="0" * 64))
+    replace_blob(shop, database, document, resigned(data, shop.keyring, shop.keyring, hash="0" * 64))
 
 
 async def of_other_rows(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put a bundle in its place that we signed for the same version, of another content."""
     data = read(shop, document)
-    alter(shop, document, resigned(data, shop.parts.keyring, shop.parts.keyring, chain="f" * 40))
+    alter(shop, document, resigned(data, shop.keyring, shop.keyring, chain="f" * 40))
 
 
 async def of_an_older_version(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Put an older bundle of the same model in its place, rightly signed."""
     data = read(shop, document)
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, version=1))
+    replace_blob(shop, database, document, resigned(data, shop.keyring, shop.keyring, version=1))
 
 
 DAMAGES = [
@@ -477,7 +478,7 @@ async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, dat
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     data = read(shop, document)
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, FOREIGN))
+    replace_blob(shop, database, document, resigned(data, shop.keyring, FOREIGN))
     shop.lose(model_hash)
     with pytest.raises(UnknownKeyError, match="KEEPFIT_SIGNING_KEYS"):
         await restore(shop, model_hash)
@@ -502,7 +503,7 @@ async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(s
     for _ in range(5):
         await shop.learn(model_hash)
     before = await shop.model(model_hash)
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     assert await shop.make(session="again") == model_hash
     await shop.learn(model_hash)
@@ -517,7 +518,7 @@ async def test_what_is_left_of_a_half_deleted_model_does_not_come_back(shop: Wor
     """A deletion cut short between register and Redis: the model made again begins anew, not where the old one was."""
     model_hash = await shop.make(session="half")
     await shop.learn(model_hash)
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     assert await shop.make(session="half") == model_hash
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, model.generation) == (0, 0, 2)
@@ -566,7 +567,7 @@ async def test_a_storage_at_another_address_damages_nothing(
     (tmp_path / "other").mkdir()
     other = open_storage((tmp_path / "other").as_uri())
     with pytest.raises(UnavailableError, match=f"The snapshot is at {document['uri']}"):
-        await restores.restore(shop.store, shop.history, other, shop.parts.keyring, model_hash)
+        await restores.restore(replace(shop.resources, storage=other), model_hash)
     assert statuses(database) == {1: "committed"}
 
 
@@ -577,7 +578,7 @@ async def test_a_storage_that_moved_with_its_blobs_is_read(shop: Workshop, tmp_p
     shop.lose(model_hash)
     shutil.copytree(tmp_path / "snapshots", tmp_path / "moved")
     moved = LocalStorage((tmp_path / "moved").as_uri())
-    restored = await restores.restore(shop.store, shop.history, moved, shop.parts.keyring, model_hash)
+    restored = await restores.restore(replace(shop.resources, storage=moved), model_hash)
     assert restored.document == document
 
 
@@ -589,7 +590,7 @@ async def test_a_bundle_of_another_runtime_is_not_loaded(shop: Workshop, databas
     document = await saved(shop, model_hash)
     runtime = {**envelope.runtime(), "scikit-learn": "0.24.2"}
     data = read(shop, document)
-    replace_blob(shop, database, document, resigned(data, shop.parts.keyring, shop.parts.keyring, runtime=runtime))
+    replace_blob(shop, database, document, resigned(data, shop.keyring, shop.keyring, runtime=runtime))
     shop.lose(model_hash)
     with pytest.raises(RuntimeMismatchError, match=r"written with scikit-learn 0\.24\.2"):
         await restore(shop, model_hash)
@@ -601,7 +602,7 @@ async def test_a_deleted_model_stays_deleted(shop: Workshop) -> None:
     """Neither a deleted model nor one that never was is restored, whatever snapshots there are."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     for unknown in (model_hash, "0" * 64):
         with pytest.raises(NotFoundError, match=f"There is no model {unknown}"):
@@ -613,7 +614,7 @@ async def test_a_model_made_again_does_not_inherit(shop: Workshop) -> None:
     """Snapshots from before a model was deleted are not those of the one made after it under the same metadata."""
     model_hash = await shop.learned(session="again")
     await saved(shop, model_hash)
-    await shop.history.unregister(model_hash)
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     assert await shop.make(session="again") == model_hash
     shop.lose(model_hash)
@@ -631,10 +632,10 @@ async def test_a_model_made_again_during_a_restore_does_not_inherit(
     loop, get = asyncio.get_running_loop(), shop.storage.get
 
     async def make_again() -> None:
-        registered = await shop.history.registered(model_hash)
+        registered = await shop.registry.registered(model_hash)
         assert registered is not None
-        await shop.history.unregister(model_hash)
-        await shop.history.register(model_hash, registered.metadata_text, registered.recipe_text)
+        await shop.registry.unregister(model_hash)
+        await shop.registry.register(model_hash, registered.metadata_text, registered.recipe_text)
 
     def get_meanwhile(path: str) -> bytes | None:
         asyncio.run_coroutine_threadsafe(make_again(), loop).result()
@@ -656,7 +657,7 @@ async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
     each_shop.lose(model_hash)
     assert (await restore(each_shop, model_hash, documents[1]["timestamp"])).document == documents[1]
     assert (await each_shop.model(model_hash)).version == 2
-    again, *others = await each_shop.history.documents()
+    again, *others = await each_shop.registry.documents()
     assert (again["generation"], again["version"], others) == (2, 2, documents[::-1])
 
 
@@ -692,7 +693,7 @@ async def test_redis_away_is_said_by_save_and_restore(shop: Workshop) -> None:
         await save(shop, model_hash)
     with pytest.raises(UnavailableError, match="Redis is away"):
         await restore(shop, model_hash)
-    assert await shop.history.documents() == [document]
+    assert await shop.registry.documents() == [document]
 
 
 async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
@@ -700,6 +701,6 @@ async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     shop.lose(model_hash)
-    ring = Keyring(FOREIGN.keys + shop.parts.keyring.keys)
-    restored = await restores.restore(shop.store, shop.history, shop.storage, ring, model_hash)
+    ring = Keyring(FOREIGN.keys + shop.keyring.keys)
+    restored = await restores.restore(replace(shop.resources, keyring=ring), model_hash)
     assert (restored.live, restored.corrupt) == (False, 0)

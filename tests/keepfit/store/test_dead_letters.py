@@ -200,7 +200,7 @@ async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, a
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == n
     assert shop.redis.ttl(entry.big) == -1
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     assert not shop.redis.exists(entry.big)
 
 

@@ -25,7 +25,7 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
 
 async def listed(shop: Workshop, **filters: str) -> list[dict[str, Any]]:
     """List all models on one page."""
-    models, following = await listing.page(shop.store, shop.history, filters, 100)
+    models, following = await listing.page(shop.store, shop.registry, filters, 100)
     assert following is None
     return models
 
@@ -54,7 +54,7 @@ async def test_a_model_in_no_redis_is_described_by_its_snapshot(shop: Workshop) 
     """Lost from Redis, a saved model is listed with the very description it had when it was saved."""
     model_hash = await shop.learned()
     await shop.learn(model_hash)
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     (before,) = await listed(shop)
     assert before["snapshot"]["version"] == before["version"] == 2
     shop.lose(model_hash)
@@ -73,11 +73,11 @@ async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
     assert shop.work(model_hash).version == 2
     (before,) = await listed(shop, session="changed")
     assert before["recipe"]["params"] == {"C": 0.125}
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     shop.lose(model_hash)
     (asleep,) = await listed(shop, session="changed")
     assert {**asleep, "snapshot": None} == before
-    await restores.restore(shop.store, shop.history, shop.storage, shop.parts.keyring, model_hash)
+    await restores.restore(shop.resources, model_hash)
     restored = await shop.model(model_hash)
     assert listing.describe(restored) == asleep
     assert (restored.changed, restored.recipe.params) == ({"C": 0.125}, {"C": 0.5})
@@ -102,7 +102,7 @@ async def test_pages_mix_live_models_and_others(shop: Workshop) -> None:
     after: str | None = ""
     pages = 0
     while after is not None:
-        models, after = await listing.page(shop.store, shop.history, {}, 2, after)
+        models, after = await listing.page(shop.store, shop.registry, {}, 2, after)
         found += [model["hash"] for model in models]
         pages += 1
     assert (found, pages) == (hashes, 3)
@@ -111,7 +111,7 @@ async def test_pages_mix_live_models_and_others(shop: Workshop) -> None:
 async def test_a_full_last_page_is_the_last(shop: Workshop) -> None:
     """Where exactly as many models are left as a page holds, no further page is named."""
     hashes = sorted([await shop.make(number=number) for number in range(2)])
-    models, following = await listing.page(shop.store, shop.history, {}, 2)
+    models, following = await listing.page(shop.store, shop.registry, {}, 2)
     assert ([model["hash"] for model in models], following) == (hashes, None)
 
 
@@ -127,7 +127,7 @@ async def test_only_models_with_the_metadata_asked_for_are_listed(shop: Workshop
 async def test_deleted_models_are_not_listed(shop: Workshop) -> None:
     """A model that was deleted is on no page, whatever snapshots it left."""
     model_hash = await shop.learned()
-    await shop.parts.run_pass()
-    await shop.history.unregister(model_hash)
+    await shop.snapshotter.run_pass()
+    await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
     assert await listed(shop) == []

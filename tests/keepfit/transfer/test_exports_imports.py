@@ -47,12 +47,12 @@ async def new(old: Workshop, tmp_path: Path) -> AsyncIterator[Workshop]:
 async def lived(shop: Workshop, **metadata: Any) -> str:
     """Make a model with three snapshots, the last two of another generation, that has learned since."""
     model_hash = await shop.learned(**metadata)
-    await shop.parts.run_pass()
+    await shop.snapshotter.run_pass()
     shop.lose(model_hash)
     await restore_many(shop.settings, Meant(hash=model_hash))
     for sizes in ([1.0, 2.0, 3.0], [3.0, 3.0, 1.0]):
         await shop.learn(model_hash, SHOES, sizes)
-        await shop.parts.run_pass()
+        await shop.snapshotter.run_pass()
     await shop.learn(model_hash)
     return model_hash
 
@@ -83,9 +83,9 @@ async def test_models_move_with_their_history(old: Workshop, new: Workshop, tmp_
     assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
     assert (after.metadata, after.recipe) == (before.metadata, before.recipe)
     assert await new.predict(model_hash) == await old.predict(model_hash)
-    new.parts.keyring.open(new.data(model_hash), envelope.BUNDLE)
+    new.keyring.open(new.data(model_hash), envelope.BUNDLE)
     told = ("timestamp", "version", "rows_seen", "metrics", "sequence", "runtime")
-    there, here = [await shop.history.documents(model_hash=model_hash) for shop in (old, new)]
+    there, here = [await shop.registry.documents(model_hash=model_hash) for shop in (old, new)]
     assert [[d[name] for name in told] for d in here] == [[d[name] for name in told] for d in there]
     assert len({document["generation"] for document in here}) == 2
     await old.learn(model_hash, SHOES, [9.0, 8.0, 7.0])
@@ -112,7 +112,7 @@ async def test_nothing_is_taken_in_without_the_other_houses_key(
     settings = new.settings.model_copy(update={"signing_keys": SecretStr("c:" + "00" * 32)})
     with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
         await import_many(settings, path, Keyring.from_text("b:" + "00" * 32))
-    assert await new.history.models({}, 10) == []
+    assert await new.registry.models({}, 10) == []
 
 
 async def test_what_is_here_is_overwritten_only_by_force(old: Workshop, new: Workshop, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_a_broken_off_import_is_gone_on_with(
     assert not [moved for moved in outcomes.values() if moved.failed]
     for model_hash in hashes:
         assert await new.predict(model_hash) == await old.predict(model_hash)
-        assert len(await new.history.documents(model_hash=model_hash)) == 4
+        assert len(await new.registry.documents(model_hash=model_hash)) == 4
     outcomes = await take_in(new, path)
     assert {moved.outcome for moved in outcomes.values()} == {"kept: it was imported before"}
     generations = {(await new.model(model_hash)).generation for model_hash in hashes}
@@ -193,7 +193,7 @@ async def test_the_newest_alone_moves_where_that_is_asked_for(old: Workshop, new
     await old.accept(model_hash)
     moved = (await export(old, tmp_path / "newest.zip", newest_only=True))[model_hash]
     assert (moved.outcome, moved.snapshots) == ("exported; 1 requests that wait to be learned stay here", 1)
-    (document, *_) = [document async for document in old.history.snapshots(model_hash)]
+    (document, *_) = [document async for document in old.registry.snapshots(model_hash)]
     assert document["version"] == 4
     damaged = Path(old.settings.snapshot_url.removeprefix("file://")) / imports.path_of(document)
     damaged.write_bytes(b"damaged")
@@ -215,7 +215,7 @@ async def test_a_bundle_of_other_versions_is_refused_before_anything_is_kept(
     (moved,) = (await take_in(new, path)).values()
     assert moved.failed
     assert "was written with" in moved.outcome
-    assert await new.history.documents() == []
+    assert await new.registry.documents() == []
     assert await new.store.describe(model_hash) is None
 
 
