@@ -29,9 +29,9 @@ from benchmarks.report import table, times
 from keepfit import identity
 from keepfit.backends import redis_keys
 from keepfit.local import stack
+from keepfit.model import estimators
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, unseal
-from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.rows import Rows, concatenate
 from keepfit.rows.shaping import shape
@@ -86,7 +86,7 @@ def recipe_of(name: str, params: dict[str, Any], updates: str) -> Recipe:
 
 def loop(name: str, params: dict[str, Any], X: Any, y: Any) -> float:
     """Seconds of the plain loop."""
-    scaler, estimator = catalogue.build_scaler("StandardScaler"), catalogue.build(name, params)
+    scaler, estimator = estimators.build_scaler("StandardScaler"), estimators.build(name, params)
     target = np.array(y)
     more = {} if "Regressor" in name else {"classes": np.unique(target)}
     started = time.perf_counter()

@@ -20,8 +20,8 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+from keepfit.model import estimators
 from keepfit.model.bundle import Bundle
-from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 
@@ -110,7 +110,7 @@ def hits_of_keepfit(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
 
 def hits_of_loop(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
     """Whether each row was predicted rightly, by scikit-learn in a loop that knows all classes from the start."""
-    estimator = catalogue.build(case.name, case.params)
+    estimator = estimators.build(case.name, case.params)
     scaler = {"StandardScaler": StandardScaler, "MinMaxScaler": MinMaxScaler}[case.scaler]()
     classes = np.unique(y)
     for place, (part, labels) in enumerate(batches(X, y)):

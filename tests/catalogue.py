@@ -25,6 +25,8 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, Gaussi
 from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
+from keepfit.model.estimators import build
+from keepfit.recipe.catalogue import CATALOGUE
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
@@ -122,6 +124,11 @@ def document(name: str) -> dict[str, Any]:
 def recipe(name: str) -> Recipe:
     """Recipe of an estimator."""
     return parse(document(name))
+
+
+def made(name: str) -> Any:
+    """Build the estimator `name`, with the parameters that it requires."""
+    return build(name, {"estimator": MADE[name][0]["estimator"]} if CATALOGUE[name].wraps else {})
 
 
 @dataclass(frozen=True, slots=True)

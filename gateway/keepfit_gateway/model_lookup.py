@@ -15,9 +15,9 @@ import msgspec
 from keepfit import identity
 from keepfit.errors import ConflictError, NotFoundError, StaleModelError
 from keepfit.history import Registry
-from keepfit.model.parameters import in_force
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
+from keepfit.recipe.patch import in_force
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store

@@ -2,7 +2,7 @@
 
 Owns that process: it starts when a recipe is to be checked, serves all of this gateway, and ends when none came for a
 while or the gateway is gone. Never builds what learns. Invariant: what :func:`check` lets through is what
-:func:`keepfit.recipe.recipe.parse` lets through, in its words; so with :func:`check_change` and
+:func:`keepfit.model.recipe_check.check` lets through, in its words; so with :func:`check_change` and
 :func:`keepfit.model.parameters.check`. One line goes each way for each recipe: its JSON, or a word and what a change is
 judged by.
 """

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils import murmurhash3_32
 
-from keepfit.model import fast_fit, fast_predict, timestamps
-from keepfit.recipe import catalogue
+from keepfit.model import estimators, fast_fit, fast_predict, timestamps
 from keepfit.recipe.features import PLAIN, Column, Layout, Text
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -66,7 +65,7 @@ class Columns:
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
         """Columns that have learned nothing."""
-        scaler = catalogue.build_scaler(recipe.scaler) if recipe.scaler else None
+        scaler = estimators.build_scaler(recipe.scaler) if recipe.scaler else None
         labels: list[dict[NonNumeric, int]] = [{} for _ in recipe.categories] if recipe.encoding != "hash" else []
         averaged = len(recipe.layout.averaged)
         return cls(scaler, labels, Means.of(averaged) if averaged else None)

@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
+from sklearn.base import is_classifier, is_regressor
 
 from keepfit.errors import InvalidError
 from keepfit.identity import canonical, parse_json
+from keepfit.model import estimators, pipeline
 from keepfit.model.labels import Labels
-from keepfit.recipe import catalogue
-from keepfit.recipe.catalogue import NAME_SHOWN_MAX
+from keepfit.recipe.patch import address, in_force
 from keepfit.recipe.recipe import Recipe
 
 FIRST = "it counts at the first rows only, so it needs a new model"
@@ -112,52 +112,6 @@ OPTIMIZER: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def in_force(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
-    """The recipe with the parameters `changed`, by scikit-learn's nested names, in place of those it came with.
-
-    Raises
-    ------
-    InvalidError
-        If a name leads nowhere.
-
-    >>> in_force(Recipe("SGDRegressor", {"alpha": 1}), {"alpha": 2}).params
-    {'alpha': 2}
-    """
-    if not changed:
-        return recipe
-    parts = list(recipe.parts)
-    for name, value in changed.items():
-        position, inside = _address(recipe, name)
-        cls, params = parts[position]
-        parts[position] = cls, _placed(params, inside, value)
-    if recipe.steps is None:
-        return msgspec.structs.replace(recipe, params=parts[0][1])
-    return msgspec.structs.replace(recipe, steps=[{cls: params} for cls, params in parts])
-
-
-def _address(recipe: Recipe, name: str) -> tuple[int, str]:
-    """Position of the step that `name` is about, and the name within it."""
-    if recipe.steps is None:
-        return 0, name
-    head, _, rest = name.partition("__")
-    names = [cls for cls, _ in recipe.parts]
-    if names.count(head) != 1 or not rest:
-        told = f"there are two steps {head!r}" if head in names else f"{name[:NAME_SHOWN_MAX]!r} names no step"
-        raise InvalidError(f"params: {told}; a parameter of a step is named like {names[-1]}__…, after its step.")
-    return names.index(head), rest
-
-
-def _placed(params: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    head, _, rest = name.partition("__")
-    if not rest:
-        return {**params, name: value}
-    inner = params.get(head)
-    if not isinstance(inner, dict) or len(inner) != 1:
-        raise InvalidError(f"params: there is no {name[:NAME_SHOWN_MAX]!r} in this recipe.")
-    ((cls, inside),) = inner.items()
-    return {**params, head: {cls: _placed(inside, rest, value)}}
-
-
 def check(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """Check the change of `params` for a model of `recipe` and what was `changed` before; return it as it is kept.
 
@@ -185,8 +139,6 @@ def make(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any], 
     InvalidError, ValueError
         If it cannot be changed, or could not learn any more; it may be half changed then.
     """
-    from keepfit.model import pipeline  # noqa: PLC0415 - 130 MB, for workers
-
     for (position, *path), values in _told(recipe, changed, params).items():
         if isinstance(labels, Labels) and not path and "class_weight" in values:
             values["class_weight"] = _weights(labels, values["class_weight"])
@@ -214,7 +166,7 @@ def _told(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any])
     after = in_force(before, params)
     told: dict[tuple[Any, ...], Any] = {}
     for name in params:
-        position, inside = _address(recipe, name)
+        position, inside = address(recipe, name)
         *path, leaf = inside.split("__")
         cls = recipe.parts[position][0]
         (was,), (now,) = (_found(_built(*each.parts[position]), path, made=False) for each in (before, after))
@@ -227,7 +179,7 @@ def _told(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any])
 
 
 def _built(name: str, params: Mapping[str, Any]) -> Any:
-    built = catalogue.build(name, params)
+    built = estimators.build(name, params)
     for owner in _all(built):
         _check_weights(name, getattr(owner, "class_weight", None))
     return built
@@ -299,8 +251,6 @@ def _set(live: Any, values: Mapping[str, Any]) -> None:
 
 def _try(live: Any, values: Mapping[str, Any]) -> None:
     """Have a copy learn one row by the new values, so that no change is made which no row could be learned after."""
-    from sklearn.base import is_classifier, is_regressor  # noqa: PLC0415 - 130 MB, for workers
-
     width = getattr(live, "n_features_in_", None)
     if width is None or not (is_classifier(live) or is_regressor(live)):
         return

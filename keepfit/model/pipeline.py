@@ -16,8 +16,7 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.feature_selection import SelectFromModel
 from sklearn.multioutput import MultiOutputClassifier
 
-from keepfit.model import fast_fit, fast_predict
-from keepfit.recipe import catalogue
+from keepfit.model import estimators, fast_fit, fast_predict
 
 
 @dataclass(slots=True)
@@ -29,8 +28,8 @@ class Pipeline:
 
 
 def build(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
-    """Make the estimator, or the chain, of names and parameters; errors are those of :func:`catalogue.build`."""
-    *steps, end = [catalogue.build(name, params) for name, params in parts]
+    """Make the estimator, or the chain, of names and parameters; errors are those of :func:`estimators.build`."""
+    *steps, end = [estimators.build(name, params) for name, params in parts]
     return Pipeline(steps, end) if steps else end
 
 

@@ -1,9 +1,10 @@
-"""Rehearsal: a recipe is tried on a few rows made up, before it is taken.
+"""The full check of a recipe: its fields, its parameters, and a trial on a few generated rows.
 
 scikit-learn looks at some parameters only when rows come: priors that are not as many as classes, more components than
-columns. Owns what such rows look like. Never keeps what was learned of them. Invariant: a recipe is refused only for
-what would be refused of every row; numbers that grow too large, which depends on the rows, are not. Models too large to
-be tried in passing are taken untried.
+columns. Owns the generated rows. Never keeps what the trial learned. Invariants: a recipe that passes can be built; one
+is refused only for what would be refused with every row. Numbers that grow too large depend on the rows and pass.
+Models that are too large for a quick trial pass without it.
+The gateway runs this module as a process of its own (:func:`main`), because building an estimator takes 130 MB.
 """
 
 import json
@@ -17,13 +18,13 @@ import msgspec
 import numpy as np
 
 from keepfit.errors import ConflictError, InvalidError, KeepfitError
-from keepfit.model import first_call, parameters, pipeline
+from keepfit.model import estimators, first_call, parameters, pipeline
 from keepfit.model.bundle import Bundle
-from keepfit.recipe import catalogue
 from keepfit.recipe.patch import CHANGE
-from keepfit.recipe.recipe import Recipe, from_text, parse
+from keepfit.recipe.recipe import Recipe, check_fields, from_document, from_text
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
+from keepfit.security.envelope import Keyring
 
 # Rows that nobody has told the width of have so many columns, or as many as the parameters speak of.
 WIDTH_GUESSED = 8
@@ -34,20 +35,30 @@ SIZES = ("n_components", "n_clusters")
 PER_COLUMN = ("alpha", "min_categories", "coef_init")
 
 
-def rehearse(recipe: Recipe) -> None:
-    """Refuse a recipe whose estimator would refuse any rows.
+def check(document: Any, keyring: Keyring | None = None) -> Recipe:
+    """Return the recipe of a JSON document after all checks.
+
+    `keyring` has the upload keys, None where no objects are accepted. An object is verified but not unpickled.
 
     Raises
     ------
     InvalidError
-        In the estimator's own words.
+        With what is wrong and what would be right, in the estimator's own words where it refuses.
     """
-    _rehearse(recipe.text())
+    recipe = from_document(document, keyring)
+    # Before the other fields, because the estimators' messages say more.
+    for name, params in recipe.parts:
+        estimators.build(name, params)
+    check_fields(recipe)
+    if recipe.object is None:
+        _check_trial(recipe.text())
+    return recipe
 
 
-# The check of a recipe is asked for again and again where many models have the same one.
+# Cached, because many models are made with one recipe.
 @lru_cache(256)
-def _rehearse(text: str) -> None:
+def _check_trial(text: str) -> None:
+    """Raise InvalidError if the estimator of the recipe `text` would refuse all rows."""
     recipe = from_text(text)
     estimator = Bundle.new(recipe).estimator
     known = None if recipe.takes_text else first_call.matrix_width(recipe)
@@ -71,7 +82,7 @@ def _rehearse(text: str) -> None:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         if not any(word in str(error) for word in ("overflow", "infinity", "NaN")):
-            said = catalogue.as_asked(recipe.parts[-1][0], str(error))
+            said = estimators.as_asked(recipe.parts[-1][0], str(error))
             raise InvalidError(f"params of {recipe.name}: {said}") from None
     except ArithmeticError:
         return
@@ -131,7 +142,7 @@ def verdict(line: bytes) -> dict[str, Any] | None:
         if line.startswith(CHANGE.encode()):
             recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
             return {"kept": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
-        parse(json.loads(line))
+        check(json.loads(line))
     except KeepfitError as error:
         return {"error": type(error).__name__, "detail": str(error)}
     return None

@@ -1,8 +1,8 @@
 """The recipe: JSON that says how to build a bundle.
 
-Owns the form of a recipe and every check that can be made before a row has come. Never holds learned state.
-Invariant: a `Recipe` that exists can be built; what is wrong with one is said when it is posted. Recipes come from
-clients and are stored with the model as :meth:`Recipe.text`.
+Owns the form of a recipe and every check that needs no estimator. Never imports scikit-learn and never holds learned
+state: :mod:`keepfit.model.recipe_check` builds and tries the estimator besides, before a recipe is stored. Recipes come
+from clients and are stored with the model as :meth:`Recipe.text`.
 """
 
 from functools import cached_property
@@ -20,7 +20,6 @@ Label = str | int | bool
 
 CLASSES_MAX = 10_000
 LABEL_LENGTH_MAX = 1024
-TEXT_ESTIMATOR = "HashingVectorizer"
 WINDOW_MIN, WINDOW_MAX = 10, 1_000_000
 
 
@@ -113,7 +112,25 @@ def from_text(text: bytes | str) -> Recipe:
 
 
 def parse(document: Any, keyring: Keyring | None = None) -> Recipe:
-    """Check a posted recipe and return it; `keyring` has the upload keys, None where no objects are taken.
+    """Return the recipe of a JSON document, checked as far as that needs no estimator.
+
+    `keyring` has the upload keys, None where no objects are accepted. The parameters are not checked:
+    :func:`keepfit.model.recipe_check.check` does that too.
+
+    Raises
+    ------
+    InvalidError
+        With what is wrong and what would be right.
+    """
+    recipe = from_document(document, keyring)
+    check_fields(recipe)
+    return recipe
+
+
+def from_document(document: Any, keyring: Keyring | None = None) -> Recipe:
+    """Return the recipe of a JSON document that names estimators of the catalogue or holds a signed object.
+
+    This is the first half of :func:`parse`, enough to build what the recipe names.
 
     Raises
     ------
@@ -128,9 +145,20 @@ def parse(document: Any, keyring: Keyring | None = None) -> Recipe:
     if recipe.object is not None:
         _check_object(recipe, uploads.verify(recipe.object, keyring))
     _check_steps(recipe)
-    for name, params in recipe.parts:
-        catalogue.build(name, params)
-    # After the estimator's own checks, which say more: what has no text (an infinity in a list) cannot be stored.
+    for name, _ in recipe.parts:
+        catalogue.entry_of(name)
+    return recipe
+
+
+def check_fields(recipe: Recipe) -> None:
+    """Check that the fields of a recipe fit each other; the second half of :func:`parse`.
+
+    Raises
+    ------
+    InvalidError
+        With what is wrong and what would be right.
+    """
+    # Parameters without a text (an infinity in a list) cannot be stored.
     # Twice, because what is read back must have a text too: 1e20 is written like an integer of 2^53 or more.
     canonical(parse_json(canonical([recipe.params, recipe.steps])))
     _check_features(recipe)
@@ -140,11 +168,6 @@ def parse(document: Any, keyring: Keyring | None = None) -> Recipe:
         raise InvalidError(f"recipe: window must be between {WINDOW_MIN} and {WINDOW_MAX} rows.")
     if recipe.scaler is not None:
         catalogue.check_scaler(recipe.scaler)
-    if recipe.object is None:
-        from keepfit.model import recipe_check  # noqa: PLC0415 - scikit-learn, which gateways do without
-
-        recipe_check.rehearse(recipe)
-    return recipe
 
 
 def _check_one(recipe: Recipe) -> None:

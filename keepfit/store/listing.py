@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from keepfit.history import NOTED, Registry, RegistryEntry
-from keepfit.model.parameters import in_force
+from keepfit.recipe.patch import in_force
 from keepfit.recipe.recipe import from_text
 from keepfit.store.models import Model, Store
 

@@ -17,8 +17,8 @@ import msgspec
 from keepfit.errors import ConflictError, EnvelopeError, KeepfitError, NotFoundError, UnavailableError
 from keepfit.history import Document, RegistryEntry
 from keepfit.identity import canonical, parse_json
+from keepfit.model import recipe_check
 from keepfit.recipe import uploads
-from keepfit.recipe.recipe import parse
 from keepfit.restore.bulk import Meant, Progress, at_once, registered_of, silent
 from keepfit.restore.restorer import NEWEST, Restorer
 from keepfit.restore.snapshot_bundle import check
@@ -235,7 +235,7 @@ class _Recipes:
     async def text(self, recipe: str) -> str:
         """Return a recipe's text with all defaults; raises InvalidError if it cannot be built here."""
         if recipe not in self._texts:
-            parsed = await asyncio.to_thread(parse, parse_json(recipe.encode()), self._upload_keys)
+            parsed = await asyncio.to_thread(recipe_check.check, parse_json(recipe.encode()), self._upload_keys)
             self._texts[recipe] = parsed.text()
         return self._texts[recipe]
 

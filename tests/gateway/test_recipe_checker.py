@@ -13,8 +13,8 @@ import pytest
 from sklearn.linear_model import SGDRegressor
 
 from keepfit.errors import KeepfitError, MalformedError, UnavailableError
+from keepfit.model import recipe_check
 from keepfit.objects import dump
-from keepfit.recipe.recipe import parse
 from keepfit_gateway import recipe_checker
 from keepfit_gateway.recipe_checker import Checker
 
@@ -58,7 +58,7 @@ def gone(pid: int) -> bool:
 def test_a_verdict_is_the_librarys(document: Any) -> None:
     """What is let through, what is refused and the words of it are those of a check in this process."""
     outcomes = []
-    for check in (parse, recipe_checker.checked):
+    for check in (recipe_check.check, recipe_checker.checked):
         try:
             outcomes.append(check(document))
         except KeepfitError as error:

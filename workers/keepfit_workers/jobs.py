@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
+from keepfit.model import recipe_check
 from keepfit.model.bundle import Bundle
 from keepfit.observability import failpoints
-from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 from keepfit_workers import context
 from keepfit_workers.learning import learn
@@ -21,7 +21,7 @@ from keepfit_workers.predicting import answer_all
 def warm_up() -> None:
     """Load all that learning and predicting will need, once and before the fork; the first use costs a second."""
     features = {"a": "category", "b": "number"}
-    recipe = parse({"estimator": "SGDRegressor", "features": features, "scaler": "StandardScaler"})
+    recipe = recipe_check.check({"estimator": "SGDRegressor", "features": features, "scaler": "StandardScaler"})
     bundle = Bundle.new(recipe)
     for _ in range(2):
         bundle.partial_fit(shape(recipe, [["x", 1], ["y", 2]], [1, 2], learning=True))

@@ -20,6 +20,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.preprocessing import StandardScaler
 
 from keepfit.errors import ConflictError, InvalidError
+from keepfit.model import recipe_check
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, try_predict, unseal
 from keepfit.recipe.catalogue import CATALOGUE
@@ -584,7 +585,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_no_row_could_be_learned_with_is_refused_when_posted(wrong: dict[str, Any], words: str) -> None:
     """Parameters are checked before the first row, in the estimator's own words where it has some."""
     with pytest.raises(InvalidError, match=words) as refused:
-        parse(wrong)
+        recipe_check.check(wrong)
     assert len(str(refused.value)) < 700
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
 from sklearn.preprocessing import StandardScaler
 
 from keepfit.model import fast_fit
-from keepfit.recipe.catalogue import build
+from keepfit.model.estimators import build
 
 WIDTH = 3
 # A hard beginning for a running variance: constants, tiny and huge columns, both signs, steps.

@@ -12,10 +12,12 @@ from sklearn.utils import all_estimators
 
 from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
-from keepfit.model.parameters import EFFORT, FIRST, FIT, FIXED, IDLE, OPTIMIZER, WIDTH, check, in_force, why_not
+from keepfit.model.estimators import PASSIVE_AGGRESSIVE as SUCCEEDED
+from keepfit.model.estimators import SGD_ONLY, build
+from keepfit.model.parameters import EFFORT, FIRST, FIT, FIXED, IDLE, OPTIMIZER, WIDTH, check, why_not
 from keepfit.model.serialization import seal, unseal
-from keepfit.recipe.catalogue import CATALOGUE, SGD_ONLY, build, entry_of
-from keepfit.recipe.catalogue import PASSIVE_AGGRESSIVE as SUCCEEDED
+from keepfit.recipe.catalogue import CATALOGUE, entry_of
+from keepfit.recipe.patch import in_force
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows.shaping import shape
 from keepfit.security import envelope

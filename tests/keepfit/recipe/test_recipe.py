@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from keepfit.errors import InvalidError
 from keepfit.identity import parse_json
+from keepfit.model import recipe_check
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.features import COLUMNS_MAX, MATRIX_WIDTH_MAX, NAME_LENGTH_MAX
 from keepfit.recipe.recipe import CLASSES_MAX, LABEL_LENGTH_MAX, from_text, parse
@@ -91,7 +92,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def test_wrong_recipes_are_refused(document: Any, words: str) -> None:
     """Each wrong recipe is InvalidError, in one short sentence that says what is wrong or what would be right."""
     with pytest.raises(InvalidError, match=words) as caught:
-        parse(document)
+        recipe_check.check(document)
     assert len(str(caught.value)) < 700
 
 
@@ -119,7 +120,7 @@ def test_wrong_recipes_are_refused(document: Any, words: str) -> None:
 )
 def test_right_recipes_can_be_built(document: Any) -> None:
     """A recipe at a limit passes, and a bundle can be made of it."""
-    assert Bundle.new(parse(document)).rows_seen == 0
+    assert Bundle.new(recipe_check.check(document)).rows_seen == 0
 
 
 def test_the_text_is_pinned() -> None:

@@ -16,9 +16,8 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier
 
-from keepfit.model import fast_fit, fast_predict, growth
+from keepfit.model import estimators, fast_fit, fast_predict, growth
 from keepfit.model.bundle import Bundle
-from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 from tests.keepfit.model.test_fast_fit import same
@@ -389,7 +388,7 @@ def test_digits_of_which_one_comes_late_are_learned_as_by_a_loop_that_knew(name:
     X = X / 16
     first = np.flatnonzero(y != 7)[:500]
     order = np.concatenate([first, np.setdiff1d(np.arange(len(y)), first)])
-    bundle, loop = Bundle.new(parse({"estimator": name, "params": params})), catalogue.build(name, params)
+    bundle, loop = Bundle.new(parse({"estimator": name, "params": params})), estimators.build(name, params)
     right, sevens = np.zeros(2), np.zeros(2)
     for number, places in enumerate(np.array_split(order, 120)):
         part = shape(bundle.recipe, X[places].tolist(), y[places].tolist(), learning=True)
