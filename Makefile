@@ -34,7 +34,7 @@ test: lint types  ## Everything that decides whether a change is good: lint, typ
 coverage: $(VENV)/.test  ## The tests once more, with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered
 
-mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/scripts.md
+mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/contributing/scripts.md
 	$(BIN)/python -m tests.scripts
 
 lint: $(VENV)/.test  ## Style, import rules, and what bandit finds dangerous
@@ -50,7 +50,7 @@ types: $(VENV)/.test  ## Types, strict
 audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (asks the public package index)
 	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
 
-faults: $(VENV)/.test  ## Harm everything for 20 minutes under load, check what was learned, write docs/reliability.md (SECONDS=300, SEED=11)
+faults: $(VENV)/.test  ## Harm everything for 20 minutes under load, check what was learned, write docs/operations/reliability.md (SECONDS=300, SEED=11)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 # Each peer has an environment of its own; the harness has keepfit in its.
@@ -65,7 +65,7 @@ $(BENCH)/harness/.installed: benchmarks/requirements/harness.txt requirements/lo
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Measure keepfit and its peers, write docs/performance.md (QUICK=1, ONLY=keepfit); needs wrk
+bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Measure keepfit and its peers, write docs/operations/performance.md (QUICK=1, ONLY=keepfit); needs wrk
 	$(BENCH)/harness/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows

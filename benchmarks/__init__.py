@@ -1,1 +1,4 @@
-"""keepfit and its peers under the same load on one machine; `make bench` runs it and writes docs/performance.md."""
+"""Measure keepfit and its peers under the same load on one machine.
+
+`make bench` runs it and writes docs/operations/performance.md.
+"""

@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: measure keepfit and its peers, write docs/performance.md; `make bench` installs them."""
+"""`python -m benchmarks`: measure keepfit and its peers, write docs/operations/performance.md.
+
+`make bench` installs them.
+"""
 
 import signal
 import sys
@@ -20,7 +23,7 @@ from benchmarks.systems import SYSTEMS
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_name(".results") / "latest.json"
 GROUPS = (*(system.name for system in SYSTEMS), "models", "workers", "snapshots", "restore", "profile")
-# Not for docs/performance.md: their figures are in docs/history.md and docs/rowlog.md.
+# Not for docs/operations/performance.md: their figures are in docs/guides/history.md and docs/concepts/row-log.md.
 HISTORY, ROW_LOG = "history", "rowlog"
 PARTS = (*GROUPS, HISTORY, ROW_LOG)
 
@@ -40,7 +43,7 @@ def main(
     ] = False,
     render: Annotated[bool, typer.Option("--render", help="Write docs again from the last results.")] = False,
 ) -> None:
-    """Measure keepfit and its peers under the same load, and write docs/performance.md."""
+    """Measure keepfit and its peers under the same load, and write docs/operations/performance.md."""
     wanted = frozenset(only or ())
     if wanted == {HISTORY}:
         history.main(documents=history.COUNT_QUICK if quick else history.COUNT_FULL)
@@ -71,7 +74,7 @@ def main(
         results.replace(part)
     results.save(KEPT)
     write(results, ROOT)
-    err.print(f"docs/performance.md is written; the samples are in {KEPT.relative_to(ROOT)}")
+    err.print(f"docs/operations/performance.md is written; the samples are in {KEPT.relative_to(ROOT)}")
 
 
 def measure(results: Results, quick: bool, wanted: frozenset[str]) -> None:

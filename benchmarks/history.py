@@ -2,7 +2,7 @@
 
 Owns the documents (snapshots of 1,000 models over 30 days, up to now), the questions, and the other ways of asking that
 the ones in use were chosen from. Starts the server that comes with keepfit, unless `url` names another. The figures are
-for docs/history.md.
+for docs/guides/history.md.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """`python -m benchmarks.learning`: how fast one worker learns, against scikit-learn's own calls in a loop.
 
-Owns the measurement and the table in docs/learning.md. Both sides run in this process, in turns, several times; ratios
+Owns the measurement and the table in docs/concepts/learning.md.
+Both sides run in this process, in turns, several times; ratios
 are of the same round, their median is told. *One worker* is the whole way from a model's inbox to its commits in a real
 Redis that syncs every write: take, decode, evaluate, scale, learn, look for NaN, sign, commit. *Computing* is the same
 without Redis. The loop is ``scaler.partial_fit``, ``scaler.transform``, ``estimator.partial_fit``, and no evaluation.
@@ -46,7 +47,7 @@ ROWS, WIDTH, ROUNDS = 2_000, 4, 7
 AT_ONCE = commit.ENTRIES_MAX
 # Merged is so much faster that a few commits would be all there is to see: as many requests wait as may.
 WAITING = 10_000
-PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
+PAGE = Path(__file__).parents[1] / "docs/concepts/learning.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -217,7 +218,7 @@ def _cell(rounds: list[Round], position: int) -> str:
 
 
 def main(
-    write: Annotated[bool, typer.Option("--write", help="Put the table into docs/learning.md.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Put the table into docs/concepts/learning.md.")] = False,
     rounds: Annotated[int, typer.Option(help="Rounds, of which the median is told.")] = ROUNDS,
 ) -> None:
     """Measure how fast one worker learns single rows, against scikit-learn's own calls in a loop."""

@@ -1,4 +1,4 @@
-"""docs/performance.svg: throughput and 99th percentile of every system, side by side."""
+"""docs/operations/performance.svg: throughput and 99th percentile of every system, side by side."""
 
 from pathlib import Path
 

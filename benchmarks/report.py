@@ -1,4 +1,4 @@
-"""docs/performance.md: the tables that results make, put into the prose of ``performance.template.md``.
+"""docs/operations/performance.md: the tables that results make, put into the prose of ``performance.template.md``.
 
 Owns what stands in which column. Never measures. Invariants: a series with errors appears as its errors and in no
 ratio; the prose is in the template alone, so that measuring again changes numbers and nothing else.
@@ -23,8 +23,8 @@ def write(results: Results, root: Path) -> None:
     """Write the document and its plot under `root`."""
     from benchmarks.plot import draw  # noqa: PLC0415 - matplotlib is not in the environment that tests run in
 
-    (root / "docs" / "performance.md").write_text(render(results))
-    draw(results, root / "docs" / "performance.svg")
+    (root / "docs/operations/performance.md").write_text(render(results))
+    draw(results, root / "docs/operations/performance.svg")
 
 
 def render(results: Results) -> str:

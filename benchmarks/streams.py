@@ -2,7 +2,7 @@
 
 Five rows at a time are predicted, then learned. keepfit's model is told of no class; the loop is the same estimator and
 scaler of scikit-learn, told of all classes at its first call. The streams ship with scikit-learn and River. Writes
-docs/classes.svg and prints the table of docs/classes.md.
+docs/concepts/late-classes.svg and prints the table of docs/concepts/late-classes.md.
 """
 
 import operator
@@ -139,7 +139,7 @@ def main() -> None:
         cells = [_shown(ours.mean(axis=1)), _shown(loop.mean(axis=1)), *map(_shown, late)]
         console.print(f"| {case.stream} | {case.title or case.name} | {' | '.join(cells)} |")
         curves.append((case, ours, loop))
-    draw([curves[place] for place in DRAWN], ROOT / "docs" / "classes.svg")
+    draw([curves[place] for place in DRAWN], ROOT / "docs/concepts/late-classes.svg")
 
 
 def _late(case: Case, hits: Array) -> Array | None:

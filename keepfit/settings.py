@@ -2,8 +2,8 @@
 
 Owns names, defaults and units; each is the environment variable ``KEEPFIT_`` + name in capitals. Never read by library
 code on its own: entry points call :func:`load` and hand values on. Invariant: what has a password in it is a
-``SecretStr``, so that it cannot reach a log by accident. ``docs/settings.md`` and the ConfigMap in ``k8s/`` are held
-to this class by a test.
+``SecretStr``, so that it cannot reach a log by accident. ``docs/reference/settings.md`` and the ConfigMap in ``k8s/``
+are held to this class by a test.
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         description="API keys, name:scopes:sha256 each; with none here and none in a file the gateway asks for none.",
     )
     api_keys_file: str = Field(
-        "", description="File of more API keys, one a line, read again when it changes (docs/security.md)."
+        "", description="File of more API keys, one a line, read again when it changes (docs/operations/security.md)."
     )
     rate_per_s: float = Field(
         0.0, ge=0, description="Requests a second that an API key may make unless it names its own rate; 0 is no limit."

@@ -61,7 +61,7 @@ def test_the_session_gives_the_output_shown(stack: Stack) -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every relative link in the README and the documents names a file that exists."""
-    documents = [README, *README.parent.glob("*.md"), *(README.parent / "docs").glob("*.md")]
+    documents = [README, *README.parent.glob("*.md"), *(README.parent / "docs").rglob("*.md")]
     links = [(path, link) for path in documents for link in re.findall(r"\]\(([^)#]+)\)", path.read_text())]
     missing = [(str(path), link) for path, link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing

@@ -1,6 +1,6 @@
 """Metrics in the text format of Prometheus.
 
-Owns names, labels and help texts; `docs/operations.md` lists them. Never counts and never keeps: it shows what
+Owns names, labels and help texts; `docs/operations/runbook.md` lists them. Never counts and never keeps: it shows what
 :mod:`keepfit_gateway.web.request_counts`, the cache and the rooms have counted, and what :mod:`keepfit_gateway.health`
 found a moment ago. Invariants: no registry of the process is used; no label holds what a client sent; of a part that is
 away nothing is shown but that.

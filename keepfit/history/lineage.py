@@ -3,7 +3,7 @@
 Owns the rule. A model's sequences go on when it comes back from a snapshot as another generation, or goes back to an
 older one; so (origin, sequence) is a place, and each generation begins at one. The register keeps that for every
 generation that a restore made while there was a row log, written before it went live. Never talks to anything.
-Invariant: a request that the model forgot, or that nobody was promised, is in no span (`docs/restore.md`).
+Invariant: a request that the model forgot, or that nobody was promised, is in no span (`docs/guides/restore.md`).
 """
 
 import math

@@ -1,6 +1,6 @@
 """The states of a snapshot's history document, and what of it users see.
 
-Pure. Which step leads from one to the next is told in `docs/snapshots.md`.
+Pure. Which step leads from one to the next is told in `docs/concepts/snapshots.md`.
 """
 
 import json

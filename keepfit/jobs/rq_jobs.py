@@ -3,7 +3,7 @@
 Owns the names of the jobs, so that gateways enqueue without any worker code, and what is believed of a job's record:
 the function's name and its lease, both checked by form, and nothing else. Invariant: whoever writes into the queue can
 make a worker run nothing but the functions in :data:`FUNCTIONS`: no other callable, callback, webhook or dependent, no
-pickle; and what is refused neither stops a worker nor stands in the way of a lease (`docs/queue.md`).
+pickle; and what is refused neither stops a worker nor stands in the way of a lease (`docs/operations/rq.md`).
 """
 
 import json

@@ -220,7 +220,9 @@ class Bundle:
             raise ArithmeticError("the running error would no longer be finite, so far off are the predictions")
 
     def predict(self, rows: Rows) -> list[Any]:
-        """Predict `rows`: n floats, labels, cluster numbers, 1 or -1, or transformed rows; see docs/estimators.md.
+        """Predict `rows`: n floats, labels, cluster numbers, 1 or -1, or transformed rows.
+
+        docs/reference/estimators.md says which estimator gives which.
 
         Raises
         ------

@@ -3,7 +3,8 @@
 Owns the table of what cannot change, and the recipe in force. Never learns rows, never changes a recipe as it was
 posted. Invariants: :func:`check` refuses with the estimator's own words what it would refuse in a recipe; after
 :func:`make` the next ``partial_fit`` goes by the new values, as it does after ``set_params`` in a plain loop; what
-cannot take effect is refused and never kept. Changes come from clients by way of the inbox (docs/patch.md).
+cannot take effect is refused and never kept. Changes come from clients by way of the inbox
+(docs/guides/changing-parameters.md).
 """
 
 import copy

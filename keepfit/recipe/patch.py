@@ -2,7 +2,7 @@
 
 Owns the recipe in force, and the words that the gateway and its checker process exchange about a change. Never builds
 an estimator, never changes a recipe as it was posted. Changes come from clients with ``PATCH /models/{hash}``
-(docs/patch.md); :mod:`keepfit.model.parameters` checks and makes them.
+(docs/guides/changing-parameters.md); :mod:`keepfit.model.parameters` checks and makes them.
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ Owns the order of the steps::
 
 Never touches what waits, and never goes behind what was learned: where a request is missing it says so. Invariants: a
 bundle that is as it was committed is left alone, whoever cannot read it; a repaired one has learned just the rows that
-the state counts. Requests come from the inbox's stream (:mod:`keepfit.store.retained`, `docs/restore.md`).
+the state counts. Requests come from the inbox's stream (:mod:`keepfit.store.retained`, `docs/guides/restore.md`).
 """
 
 import asyncio

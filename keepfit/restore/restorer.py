@@ -10,7 +10,7 @@ Owns the order of the steps::
 
 Never replaces a live model but by a script that finds it as the caller saw it. Invariants: a model is live with all
 that was logged, or not at all; what was restored is the newest from then on. Data comes from storage, MongoDB and the
-row log, and goes to Redis (`docs/restore.md`).
+row log, and goes to Redis (`docs/guides/restore.md`).
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """The row log: every accepted request, once more, in a place that does not go when Redis goes.
 
-Owns its objects (``docs/rowlog.md``): how calls are written in groups, found and read back. Never decides what is
+Owns its objects (``docs/concepts/row-log.md``): how calls are written in groups, found and read back. Never
+decides what is
 covered by a snapshot (:mod:`keepfit.rowlog.compaction`) or learned again. Invariants: when :meth:`RowLog.write`
 returns, the calls are there as surely as a snapshot would be; an object is never changed, and one that is damaged is
 said and not passed over. It holds data and no code: who learns a payload decodes it as strictly as if it stood in the

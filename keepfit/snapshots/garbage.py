@@ -8,7 +8,7 @@ Owns the order of the steps, for a slice of the models at a time::
 Never deletes a committed document's blob before the document is hidden, nor the newest good snapshot of a model
 (:mod:`keepfit.snapshots.retention`). Invariant: a path that was listed as garbage is never written again, because each
 attempt to save has its own path; so a process that is paused here for any time deletes no good blob
-(`docs/snapshots.md`).
+(`docs/concepts/snapshots.md`).
 """
 
 import asyncio

@@ -5,7 +5,8 @@ Owns the order of the steps for one model, and takes many models through them to
     read bundle ─▶ history document "pending" ─▶ write and verify blob ─▶ "committed" ─▶ note it in Redis
 
 Never unpickles and never stops learning. Invariants: a committed document never points to a missing or damaged blob
-(intent first, `docs/snapshots.md`); each attempt writes to its own path; a failure of one model does not affect others.
+(intent first, `docs/concepts/snapshots.md`); each attempt writes to its own path; a failure of one
+model does not affect others.
 """
 
 import asyncio

@@ -7,7 +7,7 @@ Owns the protocol by which a bundle changes::
             then swap the bundle, count the version, trim the inbox; else nothing
 
 Never trusts the lock: it only saves work. Invariant: a worker that slept through its lock, or whose requests are not
-those in the inbox any more, commits nothing (`docs/commit.md`).
+those in the inbox any more, commits nothing (`docs/concepts/commit-protocol.md`).
 """
 
 import time

@@ -9,7 +9,7 @@ Owns the format::
 
 Never unpickles, never extracts: entries are read by names that are built here. Invariant: nothing that is read is given
 out before it is known to be what a holder of one of the given keys wrote. Nothing is compressed, so no entry is larger
-than it looks. What goes in and what becomes of it: `docs/restore.md`.
+than it looks. What goes in and what becomes of it: `docs/guides/restore.md`.
 """
 
 import hashlib

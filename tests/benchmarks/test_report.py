@@ -135,7 +135,7 @@ def test_the_document_in_docs_comes_from_the_template(results: Results) -> None:
     def headings(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.startswith("#")]
 
-    assert headings((ROOT / "docs" / "performance.md").read_text()) == headings(report.render(results))
+    assert headings((ROOT / "docs/operations/performance.md").read_text()) == headings(report.render(results))
 
 
 # The profile.

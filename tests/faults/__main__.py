@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where data and logs go (default: a new temporary folder)")
     parser.add_argument("--schedule", action="store_true", help="print the schedule and end")
-    parser.add_argument("--dry", action="store_true", help="leave docs/reliability.md as it is")
+    parser.add_argument("--dry", action="store_true", help="leave docs/operations/reliability.md as it is")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run: as JSON, as a table on the terminal, and as a section of docs/reliability.md.
+"""Figures of a run: as JSON, as a table on the terminal, and as a section of docs/operations/reliability.md.
 
 Owns which figures there are and what they are called. Never judges: what is wrong is said as it was found.
 """
@@ -19,7 +19,7 @@ from tests.faults.storm import Death, Outcome
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / ".results"
-DOCUMENT = ROOT / "docs/reliability.md"
+DOCUMENT = ROOT / "docs/operations/reliability.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 

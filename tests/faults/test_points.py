@@ -467,8 +467,8 @@ def test_every_point_is_tested_and_stands_in_one_place() -> None:
 
 
 def test_every_point_is_documented() -> None:
-    """docs/reliability.md lists the points in the register's words."""
-    text = (ROOT / "docs/reliability.md").read_text()
+    """docs/operations/reliability.md lists the points in the register's words."""
+    text = (ROOT / "docs/operations/reliability.md").read_text()
     assert dict(re.findall(r"^\| `([a-z_.]+)` \| (.+) \|$", text, re.MULTILINE)) == failpoints.POINTS
 
 

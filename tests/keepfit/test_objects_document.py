@@ -1,4 +1,4 @@
-"""docs/objects.md: its example is a script that works as it stands."""
+"""docs/guides/your-own-objects.md: its example is a script that works as it stands."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs/objects.md"
+DOCUMENT = ROOT / "docs/guides/your-own-objects.md"
 
 
 def test_the_example_prints_what_is_said(stack: Stack, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings: where they come from, what errors and repr() show, and that docs/settings.md says the same."""
+"""Settings: where they come from, what errors and repr() show, and that docs/reference/settings.md says the same."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings, load
 
-DOCUMENT = Path(__file__).parents[2] / "docs/settings.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/settings.md"
 SECRETS = {
     name
     for name, field in Settings.model_fields.items()
@@ -148,13 +148,13 @@ def table() -> dict[str, list[str]]:
 
 
 def test_the_document_names_every_setting() -> None:
-    """docs/settings.md has one line for each setting, in the order of the class, and none besides."""
+    """docs/reference/settings.md has one line for each setting, in the order of the class, and none besides."""
     assert list(table()) == [f"KEEPFIT_{name.upper()}" for name in Settings.model_fields]
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_the_document_says_what_the_class_says(name: str) -> None:
-    """Default, meaning and secrecy of each setting in docs/settings.md are those of the class."""
+    """Default, meaning and secrecy of each setting in docs/reference/settings.md are those of the class."""
     field = Settings.model_fields[name]
     assert table()[f"KEEPFIT_{name.upper()}"] == [
         shown(field.default),

@@ -1,4 +1,6 @@
-"""The long version of these tests: ``python -m tests.scripts``, which writes its figures into docs/scripts.md.
+"""The long version of these tests: ``python -m tests.scripts``.
+
+It writes its figures into docs/contributing/scripts.md.
 
 Runs both machines for a thousand examples each, tries every mutant, cuts the file at every byte of its tail, and ends
 with an error where a machine fails or a mutant is not noticed. With names of mutants it tries those and writes nothing.
@@ -16,7 +18,7 @@ from tests.scripts.bench import Bench, bench
 from tests.scripts.driving import MACHINES, STEPS, Caught, drive, hunt
 from tests.scripts.mutants import MUTANTS, Mutant
 
-PAGE = Path(__file__).parents[2] / "docs/scripts.md"
+PAGE = Path(__file__).parents[2] / "docs/contributing/scripts.md"
 EXAMPLES = 1000
 
 

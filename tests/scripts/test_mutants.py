@@ -12,7 +12,7 @@ from tests.scripts.driving import drive, hunt
 from tests.scripts.models import Models
 from tests.scripts.mutants import MUTANTS, Mutant
 
-PAGE = Path(__file__).parents[2] / "docs/scripts.md"
+PAGE = Path(__file__).parents[2] / "docs/contributing/scripts.md"
 
 
 def test_every_mutant_is_another_script(scripts_bench: Bench) -> None:
@@ -34,7 +34,7 @@ def test_every_script_has_mutants() -> None:
 
 
 def test_every_mutant_is_on_the_page() -> None:
-    """docs/scripts.md lists them all."""
+    """docs/contributing/scripts.md lists them all."""
     rows = PAGE.read_text().splitlines()
     missing = [m.id for m in MUTANTS if not any(row.startswith(f"| {m.script} | {m.name} |") for row in rows)]
     assert missing == [], "make mutants writes the page"

@@ -3,7 +3,7 @@
 Owns who waits for the log, and what is known of whether it takes anything. Never accepts:
 :mod:`keepfit_gateway.learning.acceptor` does that before, and does not wait for a write to go on. Invariant: who waits
 is told of success only when the calls are in the log, and their models were still what they were accepted for after
-that; a restore that read the log before cannot have missed them (`docs/rowlog.md`).
+that; a restore that read the log before cannot have missed them (`docs/concepts/row-log.md`).
 """
 
 import asyncio

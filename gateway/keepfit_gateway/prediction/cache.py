@@ -3,7 +3,7 @@
 Owns the answers, their memory, and what this gateway has heard of versions. Never asks, reads or waits: commits come
 from :mod:`keepfit_gateway.learning.commit_feed`, answers from the handler. Invariant: what is given out was computed at
 the newest version heard of its model, and the subscription that would have told of a newer one was alive less than the
-bound of staleness ago. `docs/cache.md` has the reasons.
+bound of staleness ago. `docs/concepts/prediction-cache.md` has the reasons.
 """
 
 import hashlib

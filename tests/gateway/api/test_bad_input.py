@@ -1,4 +1,4 @@
-"""Bad input: the table of `docs/reliability.md`, row by row. Nothing of it is accepted, nothing crashes."""
+"""Bad input: the table of `docs/operations/reliability.md`, row by row. Nothing of it is accepted, nothing crashes."""
 
 import gzip
 import io

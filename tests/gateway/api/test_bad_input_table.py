@@ -1,4 +1,4 @@
-"""The table of docs/bad-input.md: every row has its tests, and every test of bad input its row."""
+"""The table of docs/reference/validation.md: every row has its tests, and every test of bad input its row."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 GATEWAY = Path(__file__).parents[1]
-TABLE = GATEWAY.parents[1] / "docs" / "bad-input.md"
+TABLE = GATEWAY.parents[1] / "docs/reference/validation.md"
 ROWS = [line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
 # What is right, and read as such, stands in no table of what is wrong.
 RIGHT = {"test_a_gzip_stream_that_is_whole"}

@@ -15,7 +15,7 @@ from keepfit.rows.shaping import shape
 from keepfit_gateway.web import rows_body
 from tests.gateway.api_client import WAIT, Api
 
-RECIPES = Path(__file__).parents[3] / "docs/recipes.md"
+RECIPES = Path(__file__).parents[3] / "docs/reference/recipe.md"
 NPY, ARROW = {"Content-Type": rows_body.NPY}, {"Content-Type": rows_body.ARROW}
 
 

@@ -68,7 +68,7 @@ def address(route: Route) -> str:
 
 
 def test_routes_ask_for_what_the_document_says() -> None:
-    """Predicting, learning, reading, changing and what is open to all: each route is where docs/security.md puts it."""
+    """Each route needs the scope that docs/operations/security.md names for it."""
     needs = {(route.method, route.path): route.needs for route in ROUTES}
     for (method, where), scope in needs.items():
         if where in ("/livez", "/readyz", "/openapi.json"):

@@ -221,8 +221,8 @@ async def test_http_tells_of_scores_outputs_and_rows_that_wait(http: aiohttp.Cli
 
 
 def test_the_document_tells_of_each() -> None:
-    """docs/estimators.md has a row for every estimator, with its kind and whether it takes y and weights."""
-    lines = (Path(__file__).parents[3] / "docs/estimators.md").read_text().splitlines()
+    """docs/reference/estimators.md has a row for every estimator, with its kind and whether it takes y and weights."""
+    lines = (Path(__file__).parents[3] / "docs/reference/estimators.md").read_text().splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     assert [row[0].strip("`") for row in table] == NAMES
     for name, kind, y, weights, answer, *_ in table:

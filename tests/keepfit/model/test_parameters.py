@@ -24,7 +24,7 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from tests.conftest import SIGNING_KEYS
 
-PAGE = Path(__file__).parents[3] / "docs/patch.md"
+PAGE = Path(__file__).parents[3] / "docs/guides/changing-parameters.md"
 Params = Mapping[str, Any]
 
 CONSTANT = {"learning_rate": "constant", "eta0": 0.01}
@@ -357,7 +357,7 @@ def test_the_table_is_of_scikit_learns_parameters() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/patch.md says of each estimator what cannot be changed, and why."""
+    """docs/guides/changing-parameters.md says of each estimator what cannot be changed, and why."""
     rows = ["| estimator | cannot be changed |", "|---|---|"]
     for name, reasons in sorted(FIXED.items()):
         told = [f"{WORDS[why]}: {', '.join(f'`{each}`' for each in names.split())}" for why, names in reasons.items()]

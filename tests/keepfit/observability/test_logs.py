@@ -24,7 +24,7 @@ PASSWORD, SIGNING_KEY = "hush-password", "5e1f" * 16
 ALL = new_key("all", ["predict", "learn", "admin"], "1000/1000")
 LABEL, NUMBER, UNKNOWN = "hush-label", 31337.25, "kf_hush-unknown"
 SECRETS = (PASSWORD, SIGNING_KEY, ALL[0], ALL[1].split(":")[2], LABEL, "31337", "hush")
-# What docs/security.md says is enough.
+# What docs/operations/security.md says is enough.
 REDIS_USER = ("keepfit", "on", f">{PASSWORD}", "~kf:*", "~rq:*", "&kf:*", "&rq:*", "+@all", "-@admin")
 SHOES = {"estimator": "PassiveAggressiveRegressor", "features": {"make": "category", "year": "number"}}
 COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}

@@ -85,7 +85,7 @@ def test_rows_to_predict_have_no_target() -> None:
     assert shape(STRINGS, [[1.0]], learning=False).y is None
 
 
-# Invalid rows, as in the table of docs/bad-input.md: (recipe, X, y, sample_weight, message, row, column).
+# Invalid rows, as in the table of docs/reference/validation.md: (recipe, X, y, sample_weight, message, row, column).
 BAD: list[tuple[Recipe, Any, Any, Any, str, int | None, str | int | None]] = [
     # The form of X.
     (PLAIN, None, [1], None, "X must be a list of at least one row", None, None),
