@@ -1,39 +1,39 @@
-"""The one tree of errors, free of HTTP; the gateway maps each class to an answer, and a test proves it maps all.
+"""The error tree of keepfit, free of HTTP. The gateway maps each class to a status; a test proves that all are mapped.
 
 ::
 
     KeepfitError
-    ├── SettingsError                an environment variable has no usable value
-    ├── MalformedError               not the form asked for (not JSON, wrong shape of the document)
-    ├── InvalidError                 right form, wrong content; says which row and column
-    ├── UnauthorizedError            no API key, or one that is not known
-    ├── ForbiddenError               an API key without the scope that is needed
-    ├── NotFoundError                no such model
+    ├── SettingsError                a setting is missing or its value is not usable
+    ├── MalformedError               wrong form: not JSON, or a document of the wrong shape
+    ├── InvalidError                 right form, wrong content; names row and column
+    ├── UnauthorizedError            the API key is missing or unknown
+    ├── ForbiddenError               the API key lacks the required scope
+    ├── NotFoundError                the model does not exist
     ├── ConflictError                the model exists with another recipe
-    │   └── NotConfirmedError        live models would go back behind what they have learned, and nobody said so
+    │   └── NotConfirmedError        live models would lose what they have learned, and the caller has not confirmed it
     ├── IdempotencyError             the same Idempotency-Key with another body
-    ├── OverloadedError              too much waits or comes; says when to come again
-    │   ├── InboxFullError           … to be learned by this model
-    │   ├── QueueFullError           … to be answered
-    │   └── RateLimitError           … with this API key
-    ├── StaleModelError              the model was deleted, made again or restored meanwhile; look it up again
-    ├── LearningError                an accepted row could not be learned and was put aside
-    │   └── UnstorableError          … because what it makes of the model has no pickle
-    ├── PoisonError                  a question that several workers died of
-    ├── DeadlineError                not answered in time
-    ├── UnavailableError             Redis, MongoDB, the storage or the workers are away
-    │   └── CorruptLogError          part of the row log is not as it was written
-    └── EnvelopeError                bytes that are not a bundle we signed
-        ├── CorruptBundleError       a live bundle that is damaged or gone
-        │   └── MissingRequestsError … and cannot be made again from a snapshot and what was learned since
+    ├── OverloadedError              a limit is reached; says when to retry
+    │   ├── InboxFullError           … of pending requests in this model's inbox
+    │   ├── QueueFullError           … of worker requests in the predict queue
+    │   └── RateLimitError           … of requests with this API key
+    ├── StaleModelError              the model was deleted, created again or restored; look it up again
+    ├── LearningError                an accepted request could not be learned and is a dead letter
+    │   └── UnstorableError          … because the resulting model cannot be pickled
+    ├── PoisonError                  a worker request during which several workers died
+    ├── DeadlineError                no answer before the deadline
+    ├── UnavailableError             Redis, MongoDB, the storage or the workers are unavailable
+    │   └── CorruptLogError          an object of the row log is damaged
+    └── EnvelopeError                the bytes are not an envelope that one of our keys signed
+        ├── CorruptBundleError       a live bundle is damaged or missing
+        │   └── MissingRequestsError … and requests that its repair needs are missing
         ├── UnknownKeyError          signed with a key that this process does not have
-        └── RuntimeMismatchError a bundle of another Python, scikit-learn or numpy
+        └── RuntimeMismatchError     pickled with another version of Python, scikit-learn or numpy
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What is kept of the words of somebody else's error.
+# Messages of other libraries' errors are cut to this length.
 DESCRIPTION_LENGTH_MAX = 1 << 9
 
 
@@ -47,19 +47,19 @@ class Fault:
 
 
 class KeepfitError(Exception):
-    """Base of everything keepfit raises on purpose; the message is one clear sentence for a user."""
+    """Base of all errors that keepfit raises on purpose. The message is one clear sentence for a user."""
 
 
 class SettingsError(KeepfitError):
-    """A setting is missing or unusable."""
+    """A setting is missing or its value is not usable."""
 
 
 class MalformedError(KeepfitError):
-    """The input does not have the form that was asked for."""
+    """The input does not have the required form."""
 
 
 class InvalidError(KeepfitError):
-    """The input has the right form and wrong content; `faults` says where."""
+    """The input has the right form and wrong content. `faults` says where."""
 
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
@@ -67,15 +67,15 @@ class InvalidError(KeepfitError):
 
 
 class UnauthorizedError(KeepfitError):
-    """The request has no API key, or one that is not known."""
+    """The API key is missing or unknown."""
 
 
 class ForbiddenError(KeepfitError):
-    """The request's API key has not the scope that is needed."""
+    """The API key lacks the required scope."""
 
 
 class NotFoundError(KeepfitError):
-    """There is no such model."""
+    """The model does not exist."""
 
 
 class ConflictError(KeepfitError):
@@ -83,15 +83,15 @@ class ConflictError(KeepfitError):
 
 
 class NotConfirmedError(ConflictError):
-    """Live models would go back behind what they have learned, and nobody has agreed to that."""
+    """Live models would lose what they have learned, and the caller has not confirmed it."""
 
 
 class IdempotencyError(KeepfitError):
-    """An idempotency key came again with another body."""
+    """An idempotency key was used again with another body."""
 
 
 class OverloadedError(KeepfitError):
-    """As much waits as may; `retry_after_s` (whole seconds) is a sensible wait."""
+    """A limit is reached. Retry after `retry_after_s` (whole seconds)."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -99,72 +99,72 @@ class OverloadedError(KeepfitError):
 
 
 class InboxFullError(OverloadedError):
-    """The model's inbox holds as much as it may."""
+    """The model's inbox is full."""
 
 
 class QueueFullError(OverloadedError):
-    """The predict room holds as much as it may."""
+    """The predict queue is full."""
 
 
 class RateLimitError(OverloadedError):
-    """More requests came with an API key than it may make."""
+    """The API key has exceeded its rate limit."""
 
 
 class StaleModelError(KeepfitError):
-    """The caller's knowledge of the model is out of date."""
+    """The caller refers to a generation of the model that is no longer the live one."""
 
 
 class LearningError(KeepfitError):
-    """An accepted request could not be learned and was put aside."""
+    """An accepted request could not be learned and is a dead letter."""
 
 
 class UnstorableError(LearningError):
-    """An object holds what cannot be pickled."""
+    """An object holds a value that cannot be pickled."""
 
 
 class PoisonError(KeepfitError):
-    """Several workers died while they answered this question, so it was put aside."""
+    """Several workers died while they processed this worker request, so it was put aside."""
 
 
 class DeadlineError(KeepfitError):
-    """No answer came in time."""
+    """No answer arrived before the deadline."""
 
 
 class UnavailableError(KeepfitError):
-    """A part that is needed is away; trying again later is right."""
+    """A required dependency is unavailable. Retry later."""
 
 
 class CorruptLogError(UnavailableError):
-    """An object in the row log is not as it was written; somebody has to decide what is to be done about it."""
+    """An object of the row log is damaged. An operator must decide how to proceed."""
 
 
 class EnvelopeError(KeepfitError):
-    """The bytes are not a bundle that one of our keys signed, or not the one expected."""
+    """The bytes are not an envelope that one of our keys signed, or not the expected one."""
 
 
 class CorruptBundleError(EnvelopeError):
-    """The live bundle is not what was committed: damaged, or gone from Redis."""
+    """The live bundle is not the one that was committed: it is damaged, or missing in Redis."""
 
 
 class MissingRequestsError(CorruptBundleError):
-    """The live bundle is broken, and what would make it again is not all there."""
+    """The live bundle is damaged, and requests that its repair needs are missing."""
 
 
 class UnknownKeyError(EnvelopeError):
-    """The bundle is signed with a key that KEEPFIT_SIGNING_KEYS does not hold here."""
+    """The envelope is signed with a key that this process does not have."""
 
 
 class RuntimeMismatchError(EnvelopeError):
-    """The bundle was pickled by versions that this process cannot load safely."""
+    """The payload was pickled with library versions that this process cannot load safely."""
 
 
 def describe_error(error: BaseException) -> str:
-    """Class and words of an error of somebody else's code."""
+    """Return class and message of another library's error, the message cut to :data:`DESCRIPTION_LENGTH_MAX`."""
     try:
-        words = str(error)
-    except Exception:  # noqa: BLE001 - an error whose words fail is still an error
-        words = ""
-    return f"{type(error).__name__}: {words[:DESCRIPTION_LENGTH_MAX]}"
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an error whose str() fails is still an error
+        message = ""
+    return f"{type(error).__name__}: {message[:DESCRIPTION_LENGTH_MAX]}"
 
 
 def from_name(name: str, message: str) -> KeepfitError:

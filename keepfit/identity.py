@@ -1,9 +1,9 @@
 """The identity of a model: metadata, its canonical text, its hash.
 
-Owns strict JSON reading and the rule what metadata may be. Never touches a store. Invariant: the same metadata gives
-the same hash in every language, because canonical text follows RFC 8785 and everything two languages could read
-differently (repeated keys, NaN, integers of 2^53 and more, text not in NFC) is refused before hashing.
-Metadata comes from clients; canonical text and hash go into Redis keys, MongoDB and envelopes.
+Owns strict JSON parsing and the rules for metadata. Never touches a store. Invariant: the same metadata has the same
+hash in every language, because canonical text follows RFC 8785, and everything that two languages could read
+differently (repeated keys, NaN, integers of 2^53 and more, text not in NFC) is rejected before hashing. Metadata comes
+from clients; canonical text and hash go into Redis keys, MongoDB and envelopes.
 """
 
 import hashlib
@@ -20,24 +20,25 @@ from keepfit.errors import InvalidError, MalformedError
 METADATA_BYTES_MAX = 16 * 1024
 METADATA_DEPTH_MAX = 8
 INTEGER_MAX = 2**53 - 1
-# From here on ECMAScript, and so RFC 8785, writes numbers with an exponent.
+# ECMAScript, and therefore RFC 8785, writes numbers from here on with an exponent.
 EXPONENT_MIN = 1e21
-# What a message repeats of a key: keys may be as long as a body.
+# Error messages cut a key to this length: a key may be as long as a body.
 KEY_SHOWN_MAX = 40
-# Metadata that come with every request are checked and hashed once: at most 8 MiB of texts are kept for it.
+# Metadata that come with every request are checked and hashed once. The cache holds at most 8 MiB of text.
 HASHES_CACHED_MAX = 4096
 TEXT_CACHED_BYTES_MAX = 2048
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """Read JSON strictly (RFC 8259, and I-JSON's rule of unique keys, RFC 7493).
+    """Parse JSON strictly (RFC 8259, and the rule of unique keys of I-JSON, RFC 7493).
 
     Raises
     ------
     MalformedError
-        For text that is not UTF-8 or not JSON, nesting too deep, repeated keys, numbers too long, lone surrogates.
+        For text that is not UTF-8 or not JSON, nested too deeply, or has repeated keys, too long numbers or lone
+        surrogates.
     InvalidError
-        For NaN and Infinity, which Python's parser would let through.
+        For NaN and Infinity, which Python's parser accepts.
 
     >>> parse_json(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -45,13 +46,13 @@ def parse_json(body: bytes | bytearray) -> Any:
     try:
         text = body.decode("utf-8")
         if "\\ud" in text or "\\uD" in text:
-            # Only an escape can smuggle a lone surrogate past UTF-8; look at the result where there is one.
+            # Only an escape sequence can hide a lone surrogate from the UTF-8 decoder. Encoding the result finds it.
             json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise MalformedError("The body is not UTF-8 text.") from None
     except UnicodeEncodeError:
-        raise MalformedError("The body holds half of a surrogate pair, which is no character.") from None
+        raise MalformedError("The body holds a lone surrogate, which is not a character.") from None
     except RecursionError:
         raise MalformedError("The JSON is nested too deeply.") from None
     except json.JSONDecodeError as error:
@@ -62,20 +63,20 @@ def parse_json(body: bytes | bytearray) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        # Counted in one go: an object may have millions of keys.
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise MalformedError(f"The key {_shown(twice)} stands twice in one object.")
-    return found
+    parsed = dict(pairs)
+    if len(parsed) != len(pairs):
+        # One pass over the keys: an object may have millions of them.
+        ((duplicate, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise MalformedError(f"The key {_shown(duplicate)} occurs twice in one object.")
+    return parsed
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidError(f"{name} is not a number that can be learned from.")
+    raise InvalidError(f"{name} is not a finite number.")
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON bytes of `value` (RFC 8785).
+    """Return the canonical JSON of `value` (RFC 8785).
 
     >>> canonical({"b": 1.0, "a": "x"})
     b'{"a":"x","b":1}'
@@ -83,11 +84,11 @@ def canonical(value: Any) -> bytes:
     try:
         return rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
-        raise InvalidError(f"This has no canonical JSON form: {error}.") from None
+        raise InvalidError(f"The value has no canonical JSON form: {error}.") from None
 
 
 def hash_of(metadata: dict[str, Any]) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of checked `metadata`.
+    """Return the SHA-256 (64 hex digits) of the canonical JSON of checked `metadata`.
 
     >>> hash_of({"type": "shoes", "session": 1}) == hash_of({"session": 1.0, "type": "shoes"})
     True
@@ -96,7 +97,7 @@ def hash_of(metadata: dict[str, Any]) -> str:
 
 
 def hash_of_text(text: bytes) -> str:
-    """Hash of the metadata whose JSON is `text`; remembers small ones.
+    """Return the hash of the metadata whose JSON is `text`. Short texts are cached.
 
     Raises
     ------
@@ -114,20 +115,20 @@ _hash_cached = lru_cache(maxsize=HASHES_CACHED_MAX)(_hash_of_text)
 
 
 def check_metadata(metadata: Any) -> dict[str, Any]:
-    """Return `metadata` unchanged if it may name a model.
+    """Return `metadata` unchanged if it is valid.
 
     Raises
     ------
     InvalidError
-        If it is no object, lacks a non-empty string ``type``, has a ``timestamp``, is over 16 KiB or 8 levels, or holds
-        a key or value that cannot be stored and hashed the same everywhere.
+        If it is not an object, has no non-empty string ``type``, has a ``timestamp``, exceeds 16 KiB or 8 levels, or
+        holds a key or value that cannot be stored or that another language would hash differently.
     """
     if not isinstance(metadata, dict):
         raise InvalidError("metadata must be a JSON object that names the model.")
     if not isinstance(metadata.get("type"), str) or not metadata["type"]:
         raise InvalidError("metadata must hold a non-empty string 'type'.")
     if "timestamp" in metadata:
-        raise InvalidError("metadata must not hold 'timestamp': it would name another model each time.")
+        raise InvalidError("metadata must not hold 'timestamp': each value would name another model.")
     _check_value(metadata, "metadata", depth=1)
     if len(canonical(metadata)) > METADATA_BYTES_MAX:
         raise InvalidError(f"metadata is larger than {METADATA_BYTES_MAX} bytes.")
@@ -149,11 +150,13 @@ def _check_value(value: Any, path: str, depth: int) -> None:
     elif isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, int | float) and abs(value) > INTEGER_MAX and _is_written_whole(value):
-        raise InvalidError(f"{path}: {str(value)[:KEY_SHOWN_MAX]} is 2^53 or more, not the same number everywhere.")
+        raise InvalidError(
+            f"{path}: {str(value)[:KEY_SHOWN_MAX]} is 2^53 or more, not the same number in every language."
+        )
 
 
 def _is_written_whole(number: float) -> bool:
-    """Tell whether canonical text has `number` as digits only; a reader takes it for an integer then."""
+    """Return whether canonical text writes `number` with digits only, so that a reader parses it as an integer."""
     return isinstance(number, int) or abs(number) < EXPONENT_MIN
 
 

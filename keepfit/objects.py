@@ -1,9 +1,8 @@
-"""Sending an object of one's own: an estimator or a River model becomes the text that a recipe takes.
+"""Uploaded objects, client side: turn an estimator or a River model into the text that a recipe holds.
 
-Owns what Python users call, :func:`dump`, and how it finds out what an object is. Never sends anything. Invariant: what
-it returns is signed with an upload key; without one it returns nothing. The text goes into a recipe, through a gateway
-that verifies it (:mod:`keepfit.recipe.uploads`), to workers that verify it again and load it
-(:mod:`keepfit.model.object_bundle`).
+Owns :func:`dump`, which Python users call, and the detection of an object's kind. Never sends anything. Invariant: the
+returned text is signed with an upload key; without a key :func:`dump` raises. The text goes into a recipe. The gateway
+verifies it (:mod:`keepfit.recipe.uploads`); workers verify it again and load it (:mod:`keepfit.model.object_bundle`).
 """
 
 import inspect
@@ -24,9 +23,9 @@ from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Keyring
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# In this order: a River model that has both learns row by row, which is what its documentation shows.
+# In order of preference: a River model with both methods learns row by row, as its documentation shows.
 CALLS: tuple[Calls, ...] = get_args(Calls)
-# River's base classes; more than one may be an ancestor, and the first here says what it is.
+# River's base classes. A class may have several of them as ancestors; the first in this table decides.
 RIVER_KINDS: dict[str, Kind] = {
     "Classifier": "classifier",
     "Regressor": "regressor",
@@ -35,8 +34,8 @@ RIVER_KINDS: dict[str, Kind] = {
     "BaseTransformer": "transformer",
     "Transformer": "transformer",
 }
-# Those that take several targets, or one where ours take none.
-UNFIT = {
+# River's classes that take several targets, or a target where keepfit's kind takes none.
+UNSUPPORTED = {
     "MultiLabelClassifier",
     "MultiTargetRegressor",
     "SupervisedAnomalyDetector",
@@ -53,30 +52,30 @@ def dump(
     modules: Sequence[ModuleType] = (),
     packages: Sequence[str] = (),
 ) -> str:
-    """Pickle and sign an object; the text is what a recipe has under `object`.
+    """Pickle and sign an object. Return the text for the field `object` of a recipe.
 
     Parameters
     ----------
-    learner : what has ``partial_fit`` and ``predict`` (or ``transform``), or River's ``learn_one`` and ``predict_one``
-    keys : upload keys, ``id:hex,…``; by default KEEPFIT_UPLOAD_KEYS, or those of a `keepfit up` in this folder
-    kind : what it is, where scikit-learn's tags or River's classes do not tell
-    modules : modules of your own whose classes go along by value; those of ``__main__`` and of functions always do
-    packages : further packages, by the names under which they are installed, whose versions workers must have
+    learner : an object with ``partial_fit`` and ``predict`` or ``transform``, or a River model with ``learn_one``
+    keys : upload keys, ``id:hex,…``; by default KEEPFIT_UPLOAD_KEYS, or the keys of `keepfit up` in this folder
+    kind : kind of the object, required if scikit-learn's tags or River's base classes do not name it
+    modules : your own modules whose classes are pickled by value; those of ``__main__`` and of functions always are
+    packages : distribution names of further packages whose versions workers must have
 
     Raises
     ------
     InvalidError
-        If it has not the methods, its kind is not known, or it is too large.
+        If required methods are missing, the kind is unknown, or the object is too large.
     SettingsError
         If there is no upload key.
     UnstorableError
-        If it holds what has no pickle.
+        If it holds a value that cannot be pickled.
     """
     name = type(learner).__name__[: uploads.NAME_LENGTH_MAX]
-    calls = _calls(name, learner)
-    found = kind or (_kind(learner) if calls == "partial_fit" else _river_kind(learner))
+    calls = _learn_method(name, learner)
+    found = kind or (_sklearn_kind(learner) if calls == "partial_fit" else _river_kind(learner))
     if found not in KINDS:
-        raise InvalidError(f"Say what {name} is: dump(..., kind=...) with one of {', '.join(KINDS)}.")
+        raise InvalidError(f"The kind of {name} is unknown: pass dump(..., kind=...) with one of {', '.join(KINDS)}.")
     _check_methods(name, learner, calls, found)
     river = ["river"] if type(learner).__module__.partition(".")[0] == "river" else []
     header = ObjectHeader(
@@ -84,7 +83,7 @@ def dump(
         name=name,
         kind=found,
         calls=calls,
-        takes_sample_weight=_takes(learner, calls),
+        takes_sample_weight=_takes_weights(learner, calls),
         runtime=envelope.runtime("cloudpickle", *river, *packages),
     )
     payload = pickling.dump_foreign(learner, header.subject, modules)
@@ -99,37 +98,37 @@ def _keyring(keys: str | None) -> Keyring:
     return Keyring.from_text(keys, UPLOAD_KEYS)
 
 
-def _calls(name: str, learner: Any) -> Calls:
-    """Find the method that it learns by."""
+def _learn_method(name: str, learner: Any) -> Calls:
+    """Return the name of the method that `learner` learns with."""
     if isinstance(learner, type):
-        raise InvalidError(f"{learner.__name__} is a class: make one of it, and dump that.")
+        raise InvalidError(f"{learner.__name__} is a class: create an instance and dump that.")
     for calls in CALLS:
         if callable(getattr(learner, calls, None)):
             return calls
     raise InvalidError(
-        f"{name} has none of {', '.join(CALLS)}, so it cannot learn row by row. A Pipeline of scikit-learn has none "
-        "either: name its steps in the recipe instead."
+        f"{name} has none of {', '.join(CALLS)}, so it cannot learn row by row. Neither has a Pipeline of "
+        "scikit-learn: name its steps in the recipe instead."
     )
 
 
 def _check_methods(name: str, learner: Any, calls: Calls, kind: Kind) -> None:
-    """Refuse what learns and cannot answer."""
+    """Raise InvalidError if `learner` has no method to answer with."""
     if calls == "partial_fit":
-        wanted = "transform" if kind == "transformer" else "predict"
+        required = "transform" if kind == "transformer" else "predict"
     else:
-        wanted = (ONE if calls == "learn_one" else MANY)[kind]
-    if not callable(getattr(learner, wanted, None)):
-        raise InvalidError(f"{name} has {calls} and no {wanted}, which a {kind.replace('_', ' ')} answers by.")
+        required = (ONE if calls == "learn_one" else MANY)[kind]
+    if not callable(getattr(learner, required, None)):
+        raise InvalidError(f"{name} has {calls} but no {required}, which a {kind.replace('_', ' ')} needs.")
 
 
-def _takes(learner: Any, calls: Calls) -> bool:
-    """Whether it takes weights of rows."""
-    wanted = {"partial_fit": "sample_weight", "learn_one": "w"}.get(calls)
-    return wanted in inspect.signature(getattr(learner, calls)).parameters
+def _takes_weights(learner: Any, calls: Calls) -> bool:
+    """Return whether the learn method takes weights of rows."""
+    parameter = {"partial_fit": "sample_weight", "learn_one": "w"}.get(calls)
+    return parameter in inspect.signature(getattr(learner, calls)).parameters
 
 
-def _kind(learner: Any) -> str | None:
-    """What scikit-learn's tags say that it is, or the attribute that came before them."""
+def _sklearn_kind(learner: Any) -> str | None:
+    """Return the kind by scikit-learn's tags, or by the attribute that older versions used."""
     tags = getattr(learner, "__sklearn_tags__", None)
     found = tags().estimator_type if tags is not None else getattr(learner, "_estimator_type", None)
     if found is None and hasattr(learner, "transform") and not hasattr(learner, "predict"):
@@ -138,13 +137,17 @@ def _kind(learner: Any) -> str | None:
 
 
 def _river_kind(learner: Any) -> str | None:
-    """What it is by River's base classes; of a pipeline its last step is asked, of a wrapper what it wraps."""
+    """Return the kind by River's base classes; of a pipeline the kind of its last step. Wrappers have the base classes
+    of what they wrap."""
     steps = getattr(learner, "steps", None)
     if isinstance(steps, dict) and steps:
         return _river_kind(list(steps.values())[-1])
     ancestors = {cls.__name__ for cls in type(learner).__mro__ if cls.__module__.partition(".")[0] == "river"}
-    unfit = sorted(ancestors & UNFIT)
-    if unfit:
-        raise InvalidError(f"{type(learner).__name__} is River's {unfit[0]}, whose rows have no single target here.")
+    unsupported = sorted(ancestors & UNSUPPORTED)
+    if unsupported:
+        raise InvalidError(
+            f"{type(learner).__name__} is River's {unsupported[0]}, which is not supported: "
+            "it takes several targets, or a target where keepfit's kind takes none."
+        )
     found = [kind for name, kind in RIVER_KINDS.items() if name in ancestors]
     return found[0] if found else None

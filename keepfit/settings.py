@@ -1,9 +1,9 @@
 """Every setting of keepfit, declared once.
 
-Owns names, defaults and units; each is the environment variable ``KEEPFIT_`` + name in capitals. Never read by library
-code on its own: entry points call :func:`load` and hand values on. Invariant: what has a password in it is a
-``SecretStr``, so that it cannot reach a log by accident. ``docs/reference/settings.md`` and the ConfigMap in ``k8s/``
-are held to this class by a test.
+Owns names, defaults and units. The environment variable of a setting is ``KEEPFIT_`` + its name in capitals. Library
+code never reads settings: entry points call :func:`load` and pass values on. Invariant: a value that can hold a
+password is a ``SecretStr``, so that it cannot reach a log by accident. A test compares ``docs/reference/settings.md``
+and the ConfigMap in ``k8s/`` with this class.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from keepfit.errors import SettingsError
 
 
 class Settings(BaseSettings):
-    """The settings of all services; see each field's description."""
+    """The settings of all services. Each field has a description."""
 
     model_config = SettingsConfigDict(env_prefix="KEEPFIT_", extra="ignore")
 
@@ -23,136 +23,178 @@ class Settings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis that holds models and their inboxes."
     )
     queue_url: SecretStr | None = Field(
-        None, description="Redis that holds RQ's queue and the waiting rooms; the store's by default."
+        None, description="Redis that holds the run queues and the jobs of RQ; by default the Redis of the store."
     )
     mongo_url: SecretStr = Field(
         SecretStr("mongodb://127.0.0.1:27017/keepfit"),
-        description="MongoDB that holds the register of models and the history; names its database.",
+        description="MongoDB that holds the model registry and the history; the URL names the database.",
     )
     snapshot_url: str = Field(
         "file:///var/lib/keepfit/snapshots",
-        description="Where snapshots go: file:///path or s3://bucket/prefix.",
+        description="Storage for snapshots: file:///path or s3://bucket/prefix.",
     )
     row_log_url: str = Field(
         "",
-        description="Where each accepted request is written before it is answered, file:///… or s3://…; none: nowhere.",
+        description=(
+            "Storage for the row log, which gets each accepted request before the response: "
+            "file:///path or s3://bucket/prefix; empty: no row log."
+        ),
     )
     row_log_keep_s: int = Field(
-        7 * 86_400, ge=3600, description="Age up to which the row log keeps what is in snapshots."
+        7 * 86_400, ge=3600, description="Age up to which the row log keeps requests that snapshots contain."
     )
     signing_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys that sign bundles, id:hex,id:hex with 32 bytes or more each; the first signs, all verify.",
+        description="Keys that sign bundles: id:hex,id:hex with at least 32 bytes each; the first signs, all verify.",
     )
     import_keys: SecretStr = Field(
         SecretStr(""),
-        description="Signing keys of another deployment whose files `keepfit import` takes in; they sign nothing here.",
+        description=(
+            "Signing keys of another deployment, with which `keepfit import` verifies its files; they sign nothing."
+        ),
     )
     upload_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys that sign objects sent in recipes, as signing_keys; with none no object is taken.",
+        description=(
+            "Keys that sign uploaded objects, in the form of signing_keys; without a key no objects are accepted."
+        ),
     )
     api_keys: SecretStr = Field(
         SecretStr(""),
-        description="API keys, name:scopes:sha256 each; with none here and none in a file the gateway asks for none.",
+        description="API keys, name:scopes:sha256 each; without keys here and in api_keys_file requests need no key.",
     )
     api_keys_file: str = Field(
-        "", description="File of more API keys, one a line, read again when it changes (docs/operations/security.md)."
+        "",
+        description="File with more API keys, one per line, read again when it changes (docs/operations/security.md).",
     )
     rate_per_s: float = Field(
-        0.0, ge=0, description="Requests a second that an API key may make unless it names its own rate; 0 is no limit."
+        0.0, ge=0, description="Requests per second that an API key without its own rate may make; 0: no limit."
     )
-    open: bool = Field(
-        False, description="Let a gateway without API keys bind to an address that is not this machine's own."
-    )
-    host: str = Field("127.0.0.1", description="Address the gateway binds to.")
-    port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
-    workers: int = Field(2, ge=1, le=256, description="Worker processes that one `keepfit worker` starts.")
-    body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Largest request body, counted after decompression.")
+    open: bool = Field(False, description="Allow a gateway without API keys to bind to an address other than loopback.")
+    host: str = Field("127.0.0.1", description="Address that the gateway binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on; 0 picks a free port.")
+    workers: int = Field(2, ge=1, le=256, description="Number of worker processes that one `keepfit worker` starts.")
+    body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Maximum size of a request body after decompression.")
     bodies_bytes_max: int = Field(
         500 * 2**20,
         ge=1024,
-        description="Bytes of request bodies one gateway holds at once; more get 503, but for one that is alone.",
+        description=(
+            "Maximum total size of the request bodies that one gateway holds at a time; further "
+            "requests get 503, except a single large one."
+        ),
     )
-    body_timeout_s: float = Field(60.0, gt=0, description="Time a request body may take to arrive.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Maximum time for a request body to arrive.")
     predict_timeout_s: float = Field(
-        10.0, gt=0, description="Time after which a waiting predict answers 504, unless the request names its own."
+        10.0, gt=0, description="Time after which a pending predict gets 504, unless the request has its own timeout."
     )
     predict_entries_max: int = Field(
-        4096, ge=1, description="Requests that may wait for an answer, per model and per gateway; more get 429."
+        4096,
+        ge=1,
+        description=(
+            "Maximum number of worker requests that wait for an answer, per model and per gateway; "
+            "further requests get 429."
+        ),
     )
     predict_cache_bytes_max: int = Field(
-        32 * 2**20, ge=0, description="Bytes of predictions one gateway keeps to give again; 0 keeps none."
+        32 * 2**20, ge=0, description="Memory of the prediction cache of one gateway; 0 disables the cache."
     )
     predict_staleness_s: float = Field(
-        2.0, ge=0.1, description="Longest time a kept prediction is given after a commit that went unheard."
+        2.0,
+        ge=0.1,
+        description="Maximum time for which a cached prediction is used after a commit whose message was lost.",
     )
     inbox_entries_max: int = Field(
-        10_000, ge=1, description="Requests that may wait to be learned, per model; more get 429."
+        10_000, ge=1, description="Maximum number of pending requests per model; further requests get 429."
     )
     inbox_bytes_max: int = Field(
-        64 * 2**20, ge=1024, description="Bytes that may wait to be learned, per model; more get 429."
+        64 * 2**20, ge=1024, description="Maximum size of the pending requests of a model; further requests get 429."
     )
     replay_bytes_max: int = Field(
         2**20,
         ge=0,
-        description="Bytes of learned rows that are kept until a snapshot has them, per model; 0 keeps none.",
+        description=(
+            "Maximum size of the retained requests of a model, which stay until a snapshot contains "
+            "them; 0 retains none."
+        ),
     )
-    idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
-    lease_slice_s: float = Field(5.0, gt=0, description="Longest time one RQ job drains before it hands over.")
+    idempotency_ttl_s: int = Field(86_400, ge=1, description="Time for which an Idempotency-Key is remembered.")
+    lease_slice_s: float = Field(
+        5.0, gt=0, description="Maximum time for which one RQ job drains a run queue before it hands over."
+    )
     lease_ttl_s: float = Field(
-        6.0, gt=0, description="A lease or lock not renewed for this long counts as its worker's death."
+        6.0, gt=0, description="Time without renewal after which a lease or lock expires and its worker counts as dead."
     )
-    linger_ms: int = Field(10, ge=1, le=1000, description="How long an idle lease waits for more before it ends.")
+    linger_ms: int = Field(
+        10, ge=1, le=1000, description="Time for which an idle lease waits for more work before it ends."
+    )
     bundle_cache_bytes_max: int = Field(
-        256 * 2**20, ge=0, description="Bytes of bundles one worker process keeps unpickled."
+        256 * 2**20, ge=0, description="Memory for unpickled bundles in one worker process."
     )
     worker_memory_bytes_max: int = Field(
         0,
         ge=0,
-        description="Memory above which a worker process, between jobs, makes room for a fresh one; 0: no bound.",
+        description="Memory above which a worker process is replaced between two jobs; 0: no limit.",
     )
-    snapshot_every_s: float = Field(60.0, gt=0, description="Time between the passes of `keepfit up`'s snapshotter.")
-    snapshot_entries_max: int = Field(16, ge=1, le=256, description="Blobs that one snapshotter writes at once.")
+    snapshot_every_s: float = Field(
+        60.0, gt=0, description="Time between the passes of the snapshotter of `keepfit up`."
+    )
+    snapshot_entries_max: int = Field(
+        16, ge=1, le=256, description="Maximum number of blobs that one snapshotter writes at a time."
+    )
     snapshot_bytes_max: int = Field(
-        64 * 2**20, ge=1024, description="Bytes of bundles one snapshotter holds at once; a larger bundle goes alone."
+        64 * 2**20,
+        ge=1024,
+        description=(
+            "Maximum total size of the bundles that one snapshotter holds at a time; a larger bundle is saved alone."
+        ),
     )
     retention_all_s: int = Field(3600, ge=0, description="Age up to which every snapshot is kept.")
-    retention_hourly_s: int = Field(86_400, ge=0, description="Age up to which the last snapshot of an hour is kept.")
+    retention_hourly_s: int = Field(86_400, ge=0, description="Age up to which the last snapshot of each hour is kept.")
     retention_daily_s: int = Field(
         30 * 86_400,
         ge=0,
-        description="Age up to which the last snapshot of a day is kept; a model's newest good one is never deleted.",
+        description=(
+            "Age up to which the last snapshot of each day is kept; the newest valid snapshot of a "
+            "model is never deleted."
+        ),
     )
-    garbage_grace_s: int = Field(
-        3600, ge=0, description="Age after which what a snapshotter has not finished counts as abandoned."
-    )
+    garbage_grace_s: int = Field(3600, ge=0, description="Age after which an unfinished snapshot counts as abandoned.")
     garbage_entries_max: int = Field(
-        200, ge=0, description="Models one pass clears up after, the next pass going on behind them; 0 deletes nothing."
+        200,
+        ge=0,
+        description=(
+            "Maximum number of models whose garbage one pass collects, the next pass continuing after "
+            "them; 0 deletes nothing."
+        ),
     )
 
     history_rollups: str = Field(
         "",
-        description="Roll-ups of the history, TYPE EVERY FIELD [GROUP] each, with commas between: shoes 5m metrics.r2.",
+        description=(
+            "Roll-ups of the history, TYPE EVERY FIELD [GROUP] each, separated by commas: shoes 5m metrics.r2."
+        ),
     )
     history_keep: str = Field(
         "",
-        description="How long stored documents of the history are kept, TYPE SPAN each, with commas: shoes 30d, * 90d.",
+        description=(
+            "Time for which stored documents of the history are kept, TYPE SPAN each, separated by "
+            "commas: shoes 30d, * 90d."
+        ),
     )
 
     @property
     def queue_url_or_store(self) -> str:
-        """URL of the Redis that RQ uses (plain text: for clients only, never for logs)."""
+        """URL of the Redis that RQ uses, in plain text: for clients only, never for logs."""
         return (self.queue_url or self.store_url).get_secret_value()
 
 
 def load(env_file: Path | None = None) -> Settings:
-    """Read the settings from the environment, then from `env_file` where the environment is silent.
+    """Read the settings from the environment, and those that it does not set from `env_file`.
 
     Raises
     ------
     SettingsError
-        If a variable has a value that its setting does not take; names the variable, never a secret's value.
+        If a variable has an invalid value. The message names the variable and never shows a value.
     """
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]

@@ -1,8 +1,8 @@
-"""Named fault points: places between two steps at which a test may have the process killed or stopped.
+"""Failpoints: named places between two steps at which a test can kill or stop the process.
 
-Owns their register, and what happens at one that is armed. Does nothing unless an entry point has armed one; to pass
-one costs a call and a comparison, and none is passed more often than once a trip to Redis. Invariant: an armed point
-fires once, whichever of a family of forked processes reaches it, so that successors can take over.
+Owns the list of names and the action at an armed failpoint. Does nothing unless an entry point has armed one: passing a
+failpoint costs a call and a comparison, and none is passed more often than once per round trip to Redis. Invariant: an
+armed failpoint fires once in a family of forked processes, so that a successor is not killed as well.
 """
 
 import multiprocessing
@@ -18,41 +18,41 @@ from keepfit.errors import SettingsError
 log = structlog.get_logger(__name__)
 
 POINTS = {
-    "lease.claimed": "a lease has models or questions in hand, and nothing is done about them",
-    "worker.taken": "a model is locked and its rows are read",
-    "worker.fitted": "the rows are learned in memory, and nothing is written",
-    "commit.sealed": "the new bundle is signed, and nothing is sent",
-    "commit.done": "the commit is carried out, and the worker has not noted it",
-    "worker.unlocking": "a turn is over while mail waits, and the model is still locked",
-    "worker.unlocked": "the model is let go of, and nobody is told of the mail that waits",
-    "lease.releasing": "nothing waits, and the lease is still in the register",
-    "lease.released": "a lease has left the register, and no successor is sent for",
-    "answers.computed": "predictions are computed, and none is sent",
-    "bury.unlocked": "a dead worker's models are unlocked, and its lease is still in the register",
-    "accept.begun": "a gateway has rows in hand, and nothing is sent",
-    "accept.written_ahead": "a large request's rows are written ahead, and not accepted",
-    "accept.done": "rows are accepted, and their clients have no answer",
-    "rowlog.accepted": "rows are in Redis, and not in the row log",
-    "rowlog.written": "rows are in the row log, and it is not looked whether their model is still the same",
-    "hint.begun": "clients have their answers, and the learn room is not told",
-    "hint.pushed": "the learn room is told, and no RQ job is enqueued",
-    "model.registered": "a model is in the register, and not in the store",
-    "model.unregistered": "a model is out of the register, and still in the store",
-    "snapshot.read": "a bundle is read, and its intent is not written",
-    "snapshot.begun": "the intent is written, and the blob is not",
-    "snapshot.stored": "the blob is written, and the document is pending",
-    "snapshot.committed": "the document is committed, and the model is not told",
-    "snapshot.noted": "the model is told, and off the list of changed ones",
-    "garbage.aborted": "documents are out of sight, and their blobs are there",
-    "garbage.deleted": "blobs are deleted, and their documents are there",
-    "rowlog.merged": "objects of the row log are merged, and still there",
-    "rowlog.cleared": "objects of the row log that were merged are deleted, and others may be to be merged",
-    "restore.fetched": "a snapshot is read and checked, and no generation is given out",
-    "restore.replayed": "what was logged since is learned again in memory, and no generation is given out",
-    "restore.numbered": "a generation is given out, and nothing is installed",
-    "restore.remembered": "calls are known again by their keys, and the model is not live",
-    "restore.installed": "the model is live, and nobody is told",
-    "restore.rewound": "a live model has gone back to an older snapshot, and is not saved as that",
+    "lease.claimed": "a lease has claimed models or worker requests and has not begun to process them",
+    "worker.claimed": "a model is locked and its pending requests are read",
+    "worker.fitted": "the requests are learned in memory and nothing is written",
+    "commit.sealed": "the new bundle is signed and nothing is sent",
+    "commit.done": "the commit is done and the worker has not recorded it",
+    "worker.unlocking": "the model has pending requests left and is still locked",
+    "worker.unlocked": "the model is unlocked and its pending requests are not in the run queue",
+    "lease.releasing": "the run queue is empty and the lease is still registered",
+    "lease.released": "a lease is no longer registered and its successor is not enqueued",
+    "answers.computed": "predictions are computed and no reply is sent",
+    "reap.unlocked": "the models of a dead worker are unlocked and its lease is still registered",
+    "accept.begun": "a gateway holds shaped rows and nothing is sent",
+    "accept.written_ahead": "the body of a large request is staged and the request is not accepted",
+    "accept.done": "a request is accepted and its client has no response",
+    "rowlog.accepted": "requests are in Redis and not in the row log",
+    "rowlog.written": "requests are in the row log and the generations of their models are not checked again",
+    "hint.begun": "clients have their responses and the models are not in the learn queue",
+    "hint.pushed": "the models are in the learn queue and no RQ job is enqueued",
+    "model.registered": "a model is in the registry and not in the store",
+    "model.unregistered": "a model is no longer in the registry and still in the store",
+    "snapshot.read": "a bundle is read and its intent is not written",
+    "snapshot.begun": "the intent is written and the blob is not",
+    "snapshot.stored": "the blob is written and the document is pending",
+    "snapshot.committed": "the document is committed and the store has not recorded it",
+    "snapshot.noted": "the store has recorded the snapshot and the model is no longer listed as changed",
+    "garbage.aborted": "documents are marked as aborted and their blobs exist",
+    "garbage.deleted": "blobs are deleted and their documents exist",
+    "rowlog.merged": "objects of the row log are merged and still exist",
+    "rowlog.cleared": "the merged objects of the row log are deleted and more may have to be merged",
+    "restore.fetched": "a snapshot is read and verified and no generation is assigned",
+    "restore.replayed": "later requests are replayed in memory and no generation is assigned",
+    "restore.numbered": "a generation is assigned and nothing is installed",
+    "restore.remembered": "idempotency keys are restored and the model is not live",
+    "restore.installed": "the model is live and the commit is not published",
+    "restore.rewound": "a live model is rewound to an older snapshot and not saved in that state",
 }
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -62,7 +62,7 @@ class _Armed:
     name: str
     nth: int
     action: str
-    # Shared by this process and all that it forks.
+    # Shared by this process and all processes that it forks.
     reached: Any
 
 
@@ -70,32 +70,32 @@ _armed: _Armed | None = None
 
 
 def arm(text: str) -> None:
-    """Have one process killed or stopped at a point: `text` is ``name:nth:action``, as in ``worker.taken:3:kill``.
+    """Arm a failpoint. `text` is ``name:nth:action``, for example ``worker.claimed:3:kill``.
 
     Raises
     ------
     SettingsError
-        If there is no such point or action, or `nth` is no number from 1.
+        If the name or the action does not exist, or `nth` is not a number from 1.
     """
-    global _armed  # noqa: PLW0603 - a point is anywhere in the process, and cannot be handed its orders
+    global _armed  # noqa: PLW0603 - failpoints are all over the process and take no arguments
     name, _, rest = text.partition(":")
     nth, _, action = rest.partition(":")
     if name not in POINTS or action not in ACTIONS or not nth.isdecimal() or not int(nth):
         raise SettingsError(
-            f"KEEPFIT_FAULT_POINT={text!r} is none: write name:nth:action, with {' or '.join(ACTIONS)} as the action "
-            f"and one of these names: {', '.join(POINTS)}."
+            f"KEEPFIT_FAULT_POINT={text!r} is not a failpoint: use name:nth:action, with {' or '.join(ACTIONS)} as "
+            f"the action and one of these names: {', '.join(POINTS)}."
         )
     _armed = _Armed(name, int(nth), action, multiprocessing.Value("L", 0))
 
 
 def disarm() -> None:
-    """Do nothing at any point from now on."""
+    """Disarm the armed failpoint, if there is one."""
     global _armed  # noqa: PLW0603 - see `arm`
     _armed = None
 
 
 def reach(name: str) -> None:
-    """Be at the point `name`; if it is armed, and this is the time, this process dies or stops here."""
+    """Pass the failpoint `name`. Kill or stop this process if it is armed and this is the nth pass."""
     if _armed is not None and _armed.name == name:
         _count(_armed)
 
@@ -104,7 +104,7 @@ def _count(armed: _Armed) -> None:
     with armed.reached.get_lock():
         armed.reached.value += 1
         due = armed.reached.value == armed.nth
-    # Not under the lock: others would wait for the dead.
+    # After the lock is released: a killed process would hold it forever.
     if due:
-        log.warning("fault_point", point=armed.name, action=armed.action)
+        log.warning("failpoint_fired", point=armed.name, action=armed.action)
         os.kill(os.getpid(), ACTIONS[armed.action])

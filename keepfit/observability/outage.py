@@ -1,8 +1,8 @@
-"""Absences of a part, told once each and not at every try.
+"""Log lines about outages of dependencies, and a limit on repeated log lines.
 
-Owns when a log line is due. Never decides what is tried again, or when. Invariant: that a part went away and that it
-came back is each in the log once; while it stays away a line comes every :data:`REMIND_S` seconds, whoever asks how
-often.
+Owns the decision when a line is due. Never decides what is retried, or when. Invariant: the begin and the end of an
+outage are logged once each. While it lasts, a reminder is logged every :data:`REMIND_S` seconds, independent of the
+number of failures.
 """
 
 import math
@@ -17,52 +17,52 @@ REMIND_S = 30.0
 
 
 class Outage:
-    """What is known of the absences of `part`, without which `effect`; `clock` gives seconds that never go back."""
+    """The outages of one dependency: `effect` says what does not work meanwhile. `clock` returns monotonic seconds."""
 
-    def __init__(self, part: str, effect: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._part = part
+    def __init__(self, dependency: str, effect: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._dependency = dependency
         self._effect = effect
         self._clock = clock
         self._since_s = math.inf
-        self._told_s = -math.inf
+        self._logged_s = -math.inf
 
     @property
-    def away(self) -> bool:
-        """Whether the part was away when last heard of."""
+    def active(self) -> bool:
+        """Whether the last operation failed."""
         return self._since_s < math.inf
 
     def begin(self, reason: object) -> None:
-        """Note that the part did not do what was asked of it."""
+        """Record a failed operation. Log the begin of an outage, or a reminder if one is due."""
         now_s = self._clock()
-        if not self.away:
-            self._since_s, self._told_s = now_s, -math.inf
-        if now_s - self._told_s >= REMIND_S:
-            self._told_s = now_s
-            log.warning("part_away", part=self._part, effect=self._effect, reason=str(reason))
+        if not self.active:
+            self._since_s, self._logged_s = now_s, -math.inf
+        if now_s - self._logged_s >= REMIND_S:
+            self._logged_s = now_s
+            log.warning("dependency_unavailable", dependency=self._dependency, effect=self._effect, reason=str(reason))
 
     def end(self) -> bool:
-        """Note that the part did what was asked of it; tell whether it had been away."""
-        if not self.away:
+        """Record a successful operation. Return True, and log the recovery, if an outage was active."""
+        if not self.active:
             return False
         seconds, self._since_s = self._clock() - self._since_s, math.inf
-        log.info("part_back", part=self._part, effect=self._effect, seconds=round(seconds, 3))
+        log.info("dependency_recovered", dependency=self._dependency, effect=self._effect, seconds=round(seconds, 3))
         return True
 
 
 class LogThrottle:
-    """Lets one of many like log lines through per `every_s` seconds, and counts the others."""
+    """Let one log line per name through in `every_s` seconds and count the suppressed ones."""
 
     def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._every_s = every_s
         self._clock = clock
         self._last_s: dict[str, float] = {}
-        self._more: dict[str, int] = {}
+        self._suppressed: dict[str, int] = {}
 
     def due(self, name: str) -> int | None:
-        """Tell whether a line of this name is due: how many were kept back since the last one; None if it is not."""
+        """Return the number of lines of this name suppressed since the last one; None if no line is due yet."""
         now_s = self._clock()
         if now_s - self._last_s.get(name, -math.inf) < self._every_s:
-            self._more[name] = self._more.get(name, 0) + 1
+            self._suppressed[name] = self._suppressed.get(name, 0) + 1
             return None
         self._last_s[name] = now_s
-        return self._more.pop(name, 0)
+        return self._suppressed.pop(name, 0)

@@ -1,7 +1,7 @@
-"""Request ids: what ties an answer to the lines that gateways and workers log about it.
+"""Request ids: they connect a response with the lines that gateways and workers log about it.
 
-Owns their form, and which one the work in hand belongs to. Never decides where one is shown. Invariant: an id that
-came from outside is short and plain, so that no log line can be forged with it.
+Owns their form and the id of the request that the current task handles. Never decides where an id is shown. Invariant:
+an id from a client is short and contains no white space, quotes or control characters, so it cannot forge a log line.
 """
 
 import itertools
@@ -11,8 +11,8 @@ from contextvars import ContextVar
 
 FORM = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
-# The id that the client sent with the request in hand; "" if it sent none. What goes to workers carries this one only:
-# an id that we made up is known to nobody who could ask for it there, and would cost bytes in every question.
+# The id that the client sent with the current request; "" if it sent none. Worker requests carry only this one: a
+# minted id is unknown to the client until the response arrives, and would cost bytes in every worker request.
 sent: ContextVar[str] = ContextVar("request_id", default="")
 
 _prefix = secrets.token_hex(6)
@@ -20,7 +20,7 @@ _count = itertools.count(1)
 
 
 def mint() -> str:
-    """Make an id that no other request of any gateway has: the process' own random part, and a count.
+    """Return an id that no other request of any gateway has: a random prefix of the process and a counter.
 
     >>> mint() != mint(), bool(FORM.fullmatch(mint()))
     (True, True)

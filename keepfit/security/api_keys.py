@@ -1,13 +1,13 @@
-"""API keys: who may do what through the gateway.
+"""API keys: scopes, stored form and lookup.
 
-Owns scopes, the form in which keys are stored, and finding the key that was sent. Never knows a key's text for longer
-than it takes to hash it, never reads a file or a header. Invariant: what is stored opens nothing. Keys come from the
-settings and their file; :mod:`keepfit_gateway.auth.guard` asks here.
+Owns scopes, the form in which keys are stored, and the lookup of a sent key. Keeps a token only as long as hashing it
+takes; never reads a file or a header. Invariant: a stored key does not authorize a request. Keys come from the settings
+and their file; :mod:`keepfit_gateway.auth.guard` looks them up.
 
-A stored key is ``name:scopes:sha256`` or ``name:scopes:sha256:rate`` or ``name:scopes:sha256:rate/burst``; scopes are
-joined by ``+``, keys are separated by commas or white space, lines that begin with ``#`` are comments. A plain SHA-256
-is enough, and right: a slow hash makes up for passwords that can be guessed, a token of 256 random bits cannot be, and
-each request would pay for the slowness.
+A stored key is ``name:scopes:sha256`` or ``name:scopes:sha256:rate`` or ``name:scopes:sha256:rate/burst``. Scopes are
+joined by ``+``, keys are separated by commas or white space, lines that begin with ``#`` are comments. Plain SHA-256 is
+sufficient: slow hashes protect passwords that can be guessed; a token of 256 random bits cannot be guessed, and every
+request would pay for a slow hash.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from typing import Self
 
 from keepfit.errors import SettingsError
 
-# What a route may ask for. Every key may READ; what is OPEN takes none.
+# The scopes that a route can require. Every key has READ; an OPEN route requires no key.
 OPEN, READ, PREDICT, LEARN, ADMIN = "", "read", "predict", "learn", "admin"
 SCOPES = (READ, PREDICT, LEARN, ADMIN)
 
-# So that scanners for secrets know one where it does not belong.
+# Lets secret scanners recognise a leaked token.
 PREFIX = "kf_"
 TOKEN_BYTES = 32
 COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
@@ -39,18 +39,18 @@ STORED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its name, what it may do, and how often: `rate_per_s` requests, `burst` at once; a rate of 0 is none."""
+    """One key: name, scopes and rate limit. `rate_per_s` 0 means no limit; `burst` requests may come at once."""
 
     name: str
     scopes: frozenset[str]
-    # Left out of repr(): it opens nothing, and tells who has two logs that they speak of one key.
+    # Not in repr(): it authorizes nothing, but would connect two logs that mention the same key.
     digest: bytes = field(repr=False)
     rate_per_s: float = 0.0
     burst: int = 0
 
 
 class Keys:
-    """The keys that open the gateway.
+    """The configured API keys.
 
     >>> token, line = new_key("web", ["predict"])
     >>> keys = Keys.from_text(line)
@@ -63,16 +63,16 @@ class Keys:
 
     @classmethod
     def from_text(cls, text: str, rate_per_s: float = 0.0) -> Self:
-        """Read stored keys; `rate_per_s` is for those that name none.
+        """Parse stored keys. `rate_per_s` applies to keys without a rate of their own.
 
         Raises
         ------
         SettingsError
-            If one cannot be read, or two have the same name or are the same key; never repeats the text.
+            If a key is malformed, or two keys have the same name or token. The message never repeats the text.
         """
         keys: list[Key] = []
-        for position, part in enumerate(filter(None, SEPARATOR.split(COMMENT.sub("", text))), start=1):
-            found = STORED.fullmatch(part)
+        for position, stored in enumerate(filter(None, SEPARATOR.split(COMMENT.sub("", text))), start=1):
+            found = STORED.fullmatch(stored)
             scopes = frozenset(found["scopes"].split("+")) if found else frozenset()
             if found is None or not scopes <= set(SCOPES):
                 raise SettingsError(
@@ -82,40 +82,40 @@ class Keys:
             rate = rate_per_s if found["rate"] is None else float(found["rate"])
             burst = int(found["burst"] or max(1, math.ceil(2 * rate)))
             keys.append(Key(found["name"], scopes | {OPEN, READ}, bytes.fromhex(found["digest"]), rate, burst))
-        for what, values in (("name", {key.name for key in keys}), ("token", {key.digest for key in keys})):
+        for attribute, values in (("name", {key.name for key in keys}), ("token", {key.digest for key in keys})):
             if len(values) != len(keys):
-                raise SettingsError(f"Two API keys have the same {what}.")
+                raise SettingsError(f"Two API keys have the same {attribute}.")
         return cls(keys)
 
     def __len__(self) -> int:
         return len(self._by_digest)
 
     def names(self) -> set[str]:
-        """Names of all keys."""
+        """Return the names of all keys."""
         return {key.name for key in self._by_digest.values()}
 
     def find(self, token: str) -> Key | None:
-        """Return the key whose token was sent, None if there is none.
+        """Return the key of a sent token, None if there is none.
 
-        Tokens are never compared, their digests are: how long that takes depends on bits that nobody who sends a token
-        can choose, so it tells nothing of one that is stored. The last word has a comparison in constant time.
+        Digests are compared, never tokens: the time that takes depends on bits that a client cannot choose, so it
+        reveals nothing about a stored key. The final comparison takes constant time.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
 
-ANYONE = Key("everybody", frozenset({OPEN, *SCOPES}), b"")
-NO_ONE = Key("nobody", frozenset({OPEN}), b"")
+UNRESTRICTED = Key("unrestricted", frozenset({OPEN, *SCOPES}), b"")
+ANONYMOUS = Key("anonymous", frozenset({OPEN}), b"")
 
 
 def new_key(name: str, scopes: Iterable[str], rate: str = "") -> tuple[str, str]:
-    """Make a key; return its token, to be sent, and the line to be stored. `rate` is ``50`` or ``50/200``.
+    """Return a new key: the token for the client and the line to store. `rate` is ``50`` or ``50/200``.
 
     Raises
     ------
     SettingsError
-        If the name, a scope or the rate is none.
+        If the name, a scope or the rate is invalid.
     """
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     digest = hashlib.sha256(token.encode()).hexdigest()

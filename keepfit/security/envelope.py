@@ -1,12 +1,12 @@
 """The signed envelope around every pickle.
 
-Owns the bytes of a bundle on their way through Redis and storage::
+Owns the byte format of bundles and uploaded objects in Redis and storage::
 
     magic "KFIT" | format 1 | key id (1-byte length) | HMAC-SHA256 (32 bytes) | header (4-byte length, JSON) | payload
 
-The HMAC covers everything but itself, under a key derived for one purpose. Never unpickles and never parses what is
-not verified: only the key id is read before. Invariant: :meth:`Keyring.open` returns bytes that one of our keys signed
-for this purpose, or raises. Bundles come from workers; they go to Redis, to snapshots and back to workers.
+The HMAC covers everything except itself, under a key derived for one purpose. Never unpickles, and before verification
+parses only the key id. Invariant: :meth:`Keyring.open` returns bytes that one of the ring's keys signed for
+this purpose, or raises. Bundles come from workers and go to Redis, to snapshots and back to workers.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ KEY_BYTES_MIN = 32
 BUNDLE = "bundle"
 OBJECT = "object"
 SIGNING_KEYS, UPLOAD_KEYS = "KEEPFIT_SIGNING_KEYS", "KEEPFIT_UPLOAD_KEYS"
-# Those of another deployment, which only verify.
+# Keys of another deployment. They only verify.
 IMPORT_KEYS = "KEEPFIT_IMPORT_KEYS"
-# The command that prints a key for each.
-PRINTERS = {
+# The command that prints a key for each setting.
+KEY_COMMANDS = {
     SIGNING_KEYS: "keepfit key signing",
     UPLOAD_KEYS: "keepfit key upload",
     IMPORT_KEYS: "keepfit key signing",
@@ -39,26 +39,26 @@ PRINTERS = {
 
 
 class Signed(Protocol):
-    """What every header has."""
+    """The fields of every header."""
 
     @property
     def purpose(self) -> str:
-        """What the envelope was signed for."""
+        """The purpose that the envelope was signed for."""
 
     @property
     def runtime(self) -> dict[str, str]:
-        """Versions that the payload's pickle depends on, by name."""
+        """Versions that the pickled payload depends on, by name."""
 
     @property
     def subject(self) -> str:
-        """What is in the envelope, as a sentence begins."""
+        """The content of the envelope, as the subject of a sentence."""
 
 
 AnyHeader = TypeVar("AnyHeader", bound=Signed)
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle says of itself, readable without unpickling."""
+    """The header of a bundle, readable without unpickling."""
 
     purpose: str
     hash: str
@@ -71,7 +71,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def subject(self) -> str:
-        """What is in the envelope, as a sentence begins."""
+        """The content of the envelope, as the subject of a sentence."""
         return f"The bundle of {self.hash[:12]}"
 
 
@@ -79,13 +79,13 @@ LIBRARIES = ("python", "scikit-learn", "numpy")
 
 
 def runtime(*more: str) -> dict[str, str]:
-    """Versions that a pickle of this process depends on, those of the packages `more` among them."""
+    """Return the versions that a pickle of this process depends on, including those of the packages `more`."""
     return {name: installed(name) for name in (*LIBRARIES, *more)}
 
 
 @cache
 def installed(name: str) -> str:
-    """Version of a package, or of Python, in this process; "none" where it is not installed."""
+    """Return the version of a package, or of Python, in this process; "none" if it is not installed."""
     try:
         return platform.python_version() if name == "python" else version(name)
     except PackageNotFoundError:
@@ -93,21 +93,24 @@ def installed(name: str) -> str:
 
 
 def check_runtime(header: Signed) -> None:
-    """Raise RuntimeMismatchError unless this process may load what `header`'s runtime pickled.
+    """Raise RuntimeMismatchError unless this process can load a pickle of `header`'s runtime.
 
-    Patch releases may differ; scikit-learn promises no more than that for pickles.
+    Patch releases may differ: scikit-learn promises compatibility of pickles between them only.
     """
     for name in differences(header):
         theirs, here = header.runtime[name], installed(name)
         if theirs.split(".")[:2] != here.split(".")[:2]:
             raise RuntimeMismatchError(
                 f"{header.subject} was written with {name} {theirs}, this process has {here}. "
-                f"Run workers with {name} {'.'.join(theirs.split('.')[:2])}, or learn the model anew."
+                f"Run workers with {name} {'.'.join(theirs.split('.')[:2])}, or relearn the model."
             )
 
 
 def differences(header: Signed) -> dict[str, str]:
-    """Versions of `header`'s runtime that are not those of this process, as "theirs, here ours"; for the log."""
+    """Return the versions that differ between `header`'s runtime and this process, for the log.
+
+    The text for each name is "VERSION, here VERSION".
+    """
     return {
         name: f"{theirs}, here {installed(name)}"
         for name, theirs in header.runtime.items()
@@ -117,7 +120,7 @@ def differences(header: Signed) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """Signing keys by id; the first signs, all verify.
+    """Signing keys by id. The first signs, all verify.
 
     >>> ring = Keyring.from_text("k1:" + "ab" * 32)
     >>> header = Header(BUNDLE, "ff", 1, 2, 3, 4, "", {})
@@ -125,23 +128,24 @@ class Keyring:
     b'payload'
     """
 
-    # Left out of repr(), so that no log of a traceback shows them.
+    # Not in repr(), so that no logged traceback shows them.
     keys: tuple[tuple[str, bytes], ...] = field(repr=False)
-    # The variable that they come from.
+    # The environment variable that the keys come from.
     setting: str = SIGNING_KEYS
 
     @classmethod
     def from_text(cls, text: str, setting: str = SIGNING_KEYS) -> Self:
-        """Read ``id:hex,id:hex``, the value of `setting`.
+        """Parse ``id:hex,id:hex``, the value of `setting`.
 
         Raises
         ------
         SettingsError
-            If there is no key, an id stands twice or a key is not hex of at least 32 bytes; never repeats the text.
+            If there is no key, an id occurs twice or a key is not hex of at least 32 bytes. The message never repeats
+            the text.
         """
         keys = []
-        for position, part in enumerate(filter(None, (p.strip() for p in text.split(","))), start=1):
-            key_id, _, digits = part.partition(":")
+        for position, entry in enumerate(filter(None, (entry.strip() for entry in text.split(","))), start=1):
+            key_id, _, digits = entry.partition(":")
             try:
                 key = bytes.fromhex(digits)
             except ValueError:
@@ -149,17 +153,17 @@ class Keyring:
             if not 0 < len(key_id.encode()) < 256 or len(key) < KEY_BYTES_MIN:
                 raise SettingsError(
                     f"{setting}: key {position} is not id:hex with at least {KEY_BYTES_MIN} bytes of hex; "
-                    f"`{PRINTERS[setting]}` prints one."
+                    f"`{KEY_COMMANDS[setting]}` prints one."
                 )
             keys.append((key_id, key))
         if not keys:
-            raise SettingsError(f"{setting} is not set; `{PRINTERS[setting]}` prints a key for it.")
+            raise SettingsError(f"{setting} is not set; `{KEY_COMMANDS[setting]}` prints a key for it.")
         if len({key_id for key_id, _ in keys}) != len(keys):
             raise SettingsError(f"{setting}: two keys have the same id.")
         return cls(tuple(keys), setting)
 
     def seal(self, header: Signed, payload: bytes) -> bytes:
-        """Sign `payload` under `header` with the newest key."""
+        """Sign `payload` and `header` with the first key. Return the envelope."""
         key_id, key = self.keys[0]
         name = key_id.encode()
         text = msgspec.json.encode(header)
@@ -168,19 +172,19 @@ class Keyring:
         return b"".join((front, _mac(key, header.purpose, front, back), back))
 
     def open(self, envelope: bytes, purpose: str) -> tuple[Header, bytes]:
-        """Verify a bundle's `envelope` and return its header and payload; errors as in :meth:`open_as`."""
+        """Verify the envelope of a bundle. Return its header and payload; raise as :meth:`open_as` does."""
         return self.open_as(Header, envelope, purpose)
 
     def open_as(self, form: type[AnyHeader], envelope: bytes, purpose: str) -> tuple[AnyHeader, bytes]:
-        """Verify `envelope` and return its header, which must have this form, and payload.
+        """Verify `envelope`. Return its header, parsed as `form`, and its payload.
 
         Raises
         ------
         EnvelopeError
-            If it is damaged, signed by no key of ours, signed for another purpose, or has a header we do not know.
+            If it is damaged, signed with an unknown key or for another purpose, or has an unknown header.
         """
         if not envelope.startswith(MAGIC) or len(envelope) <= len(MAGIC):
-            raise EnvelopeError("These bytes are no keepfit envelope.")
+            raise EnvelopeError("These bytes are not a keepfit envelope.")
         name_end = len(MAGIC) + 1 + envelope[len(MAGIC)]
         front, mac = envelope[:name_end], envelope[name_end : name_end + MAC_BYTES]
         back = envelope[name_end + MAC_BYTES :]
@@ -189,13 +193,15 @@ class Keyring:
         if key is None:
             raise UnknownKeyError(f"The envelope is signed with a key that {self.setting} does not hold.")
         if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
-            raise EnvelopeError("The envelope's signature does not fit: it is damaged, forged or for another purpose.")
+            raise EnvelopeError(
+                "Signature mismatch: the data is corrupt, tampered with, or signed for another purpose."
+            )
         try:
             (length,) = struct.unpack_from(">I", back)
             header = msgspec.json.decode(back[4 : 4 + length], type=form)
         except (struct.error, msgspec.DecodeError) as error:
-            # Signed by us, so written by another keepfit than this one.
-            raise EnvelopeError(f"The envelope's header is not one that this keepfit knows: {error}.") from None
+            # The signature is valid, so another version of keepfit wrote the header.
+            raise EnvelopeError(f"The envelope's header was written by another version of keepfit: {error}.") from None
         return header, back[4 + length :]
 
 
@@ -208,11 +214,11 @@ def _mac(key: bytes, purpose: str, front: bytes, back: bytes) -> bytes:
 
 @cache
 def _signer(key: bytes, purpose: str) -> hmac.HMAC:
-    """HMAC under the key for one purpose: HKDF-Expand, first block (RFC 5869), over a uniformly random key."""
+    """Return an HMAC under the key for one purpose: HKDF-Expand, first block (RFC 5869), of a uniformly random key."""
     derived = hmac.digest(key, f"keepfit/{purpose}".encode() + b"\x01", "sha256")
     return hmac.new(derived, digestmod=hashlib.sha256)
 
 
 def digest_of(envelope: bytes) -> str:
-    """SHA-256 (hex) of an envelope: its name in storage and its check at every commit."""
+    """Return the SHA-256 (hex) of an envelope. It is the name in storage and is checked at every commit."""
     return hashlib.sha256(envelope).hexdigest()

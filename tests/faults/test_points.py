@@ -45,10 +45,10 @@ LEASE_TTL_S = 0.3
 KILLED = -signal.SIGKILL
 ROOT = Path(__file__).parents[2]
 
-LEARNING = ["lease.claimed", "worker.taken", "worker.fitted", "commit.sealed", "commit.done", "lease.releasing"]
+LEARNING = ["lease.claimed", "worker.claimed", "worker.fitted", "commit.sealed", "commit.done", "lease.releasing"]
 HANDING_OVER = ["worker.unlocking", "worker.unlocked", "lease.released"]
 ANSWERING = ["answers.computed"]
-BURYING = ["bury.unlocked"]
+BURYING = ["reap.unlocked"]
 ACCEPTING = ["accept.begun", "accept.done", "hint.begun", "hint.pushed"]
 WRITING_AHEAD = ["accept.written_ahead"]
 REGISTERING = ["model.registered", "model.unregistered"]
@@ -166,7 +166,7 @@ async def test_a_commit_may_break_off_anywhere(deployment: Settings, shop: Works
     await check_learned(shop, model_hash, requests)
 
 
-@pytest.mark.parametrize("point", ["worker.taken", "worker.fitted", "commit.sealed"])
+@pytest.mark.parametrize("point", ["worker.claimed", "worker.fitted", "commit.sealed"])
 async def test_a_sleeper_commits_nothing(deployment: Settings, shop: Workshop, point: str) -> None:
     """A worker that sleeps with rows in hand while another learns them changes nothing when it wakes up."""
     model_hash, requests = await with_mail(shop)
@@ -208,7 +208,7 @@ async def test_a_supervisor_may_die_while_it_buries(deployment: Settings, shop: 
     """A worker's lease that is half ended is ended by the next who sweeps, and its rows are learned."""
     model_hash, requests = await with_mail(shop)
     push(shop, run_queue.LEARN, model_hash)
-    assert acts.end_of("worker.taken:1:kill", acts.learn, deployment, LEASE) == KILLED
+    assert acts.end_of("worker.claimed:1:kill", acts.learn, deployment, LEASE) == KILLED
     assert acts.end_of(f"{point}:1:kill", acts.bury, deployment) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
@@ -474,28 +474,28 @@ def test_every_point_is_documented() -> None:
 
 def test_a_point_fires_at_its_number() -> None:
     """The second time is not the third; another point counts for nothing; unarmed, nothing ever happens."""
-    assert acts.end_of("worker.taken:3:kill", acts.pass_by, "worker.taken", 2) == 0
-    assert acts.end_of("worker.taken:3:kill", acts.pass_by, "worker.taken", 3) == KILLED
-    assert acts.end_of("worker.taken:3:kill", acts.pass_by, "worker.fitted", 5) == 0
-    assert acts.end_of("", acts.pass_by, "worker.taken", 5) == 0
+    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.claimed", 2) == 0
+    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.claimed", 3) == KILLED
+    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.fitted", 5) == 0
+    assert acts.end_of("", acts.pass_by, "worker.claimed", 5) == 0
 
 
 def test_a_point_fires_once_in_a_family() -> None:
     """Processes forked from one count together: a successor is not ended by its predecessor's fault."""
     told, tell = acts.pipe()
-    assert acts.end_of("worker.taken:2:kill", acts.raise_a_family, "worker.taken", tell) == 0
+    assert acts.end_of("worker.claimed:2:kill", acts.raise_a_family, "worker.claimed", tell) == 0
     assert told.recv() == [0, KILLED, 0]
     told.close()
     tell.close()
 
 
-@pytest.mark.parametrize("text", ["worker.taken", "no.such:1:kill", "worker.taken:0:kill", "worker.taken:1:sing"])
+@pytest.mark.parametrize("text", ["worker.claimed", "no.such:1:kill", "worker.claimed:0:kill", "worker.claimed:1:sing"])
 def test_the_command_line_arms_points_and_refuses_what_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """KEEPFIT_FAULT_POINT is read by the command line, which says what would be right where it cannot be read."""
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", text)
     with pytest.raises(SettingsError, match="name:nth:action"):
         main._options(Path(".keepfit"))
-    monkeypatch.setenv("KEEPFIT_FAULT_POINT", "worker.taken:1:kill")
+    monkeypatch.setenv("KEEPFIT_FAULT_POINT", "worker.claimed:1:kill")
     main._options(Path(".keepfit"))
     assert failpoints._armed is not None
     failpoints.disarm()

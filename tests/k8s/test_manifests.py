@@ -1,4 +1,4 @@
-"""The image and the manifests, held to the settings, commands and routes that they name."""
+"""The image and the manifests, compared with the settings, commands and routes that they name."""
 
 import base64
 import os
@@ -42,7 +42,7 @@ SECRET_FIELDS = {
     for name, field in Settings.model_fields.items()
     if SecretStr in (field.annotation, *get_args(field.annotation))
 }
-# Settings of the S3 client, which is not ours.
+# Settings of the S3 client, which is not part of keepfit.
 FOREIGN_KEYS = {"AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
 # The oldest version that k8s/README.md promises, and the newest the validator knows.
 KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())
@@ -52,7 +52,7 @@ each_build = pytest.mark.parametrize("folder", [BASE, DEV], ids=["base", "dev"])
 
 @cache
 def build(folder: Path) -> tuple[Document, ...]:
-    """Documents that `kubectl apply -k` would send."""
+    """Return the documents that `kubectl apply -k` sends."""
     kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -66,14 +66,14 @@ def one(folder: Path, kind: str, name: str) -> Document:
 
 
 def pod_template(document: Document) -> Document:
-    """Return the template of the pods that `document` makes, empty if it makes none."""
+    """Return the pod template of `document`, empty if it has none."""
     spec = document.get("spec", {})
     template: Document = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
     return template
 
 
 def pods(folder: Path) -> list[tuple[str, Document]]:
-    """Return the name and pod spec of all that runs."""
+    """Return the name and pod spec of every workload."""
     templates = [(doc["metadata"]["name"], pod_template(doc)) for doc in build(folder)]
     return [(name, template["spec"]) for name, template in templates if template]
 
@@ -85,8 +85,8 @@ def container(folder: Path, kind: str, name: str) -> Document:
     return only
 
 
-def ours(folder: Path) -> dict[str, Document]:
-    """Return the containers that run our image, by the name of their workload."""
+def keepfit_containers(folder: Path) -> dict[str, Document]:
+    """Return the containers that run the image of keepfit, by the name of their workload."""
     return {
         name: only
         for name, pod in pods(folder)
@@ -96,7 +96,7 @@ def ours(folder: Path) -> dict[str, Document]:
 
 
 def secret_values(folder: Path, name: str = "keepfit") -> dict[str, str]:
-    """Return a Secret in plain text."""
+    """Return the decoded values of a Secret."""
     secret = one(folder, "Secret", name)
     decoded = {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
     return {**decoded, **secret.get("stringData", {})}
@@ -104,10 +104,10 @@ def secret_values(folder: Path, name: str = "keepfit") -> dict[str, str]:
 
 @pytest.fixture(params=[BASE, DEV], ids=["base", "dev"])
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings that a pod of this build reads."""
+    """Return the settings that a pod of this build reads."""
     for key in [key for key in os.environ if key.startswith("KEEPFIT_")]:
         monkeypatch.delenv(key)
-    # The base has no key that works, and is not meant to.
+    # The base has no working key by design.
     values = one(request.param, "ConfigMap", "keepfit")["data"] | secret_values(DEV)
     for key, value in values.items():
         monkeypatch.setenv(key, value)
@@ -117,13 +117,13 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @each_build
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_every_document_is_valid(folder: Path, version: str) -> None:
-    """Every document follows Kubernetes' own schema and has no field that it does not know."""
+    """Every document follows the schema of Kubernetes and has no unknown field."""
     for document in build(folder):
         kubernetes_validate.validate(document, version, strict=True)
 
 
 @each_build
-def test_parts(folder: Path) -> None:
+def test_a_build_has_exactly_the_services_of_the_design(folder: Path) -> None:
     """A build has exactly the services of the design and what they need."""
     extra = {("Namespace", "keepfit-dev"), ("PersistentVolumeClaim", "snapshots")} if folder == DEV else set()
     assert {(doc["kind"], doc["metadata"]["name"]) for doc in build(folder)} == extra | {
@@ -143,17 +143,17 @@ def test_parts(folder: Path) -> None:
     }
 
 
-def test_namespaces() -> None:
-    """The base names no namespace, the dev overlay puts everything into its own."""
+def test_only_the_overlay_names_a_namespace() -> None:
+    """The base names no namespace; the dev overlay puts every document into its own."""
     assert {doc["metadata"].get("namespace") for doc in build(BASE)} == {None}
     namespaced = [doc for doc in build(DEV) if doc["kind"] != "Namespace"]
     assert {doc["metadata"].get("namespace") for doc in namespaced} == {"keepfit-dev"}
 
 
 @each_build
-def test_commands(folder: Path) -> None:
-    """Every container of ours runs the subcommand of `keepfit` that is named for its work."""
-    commands = {name: only["command"] + only["args"] for name, only in ours(folder).items()}
+def test_containers_run_the_command_of_their_service(folder: Path) -> None:
+    """Every container of keepfit runs the subcommand of its service."""
+    commands = {name: only["command"] + only["args"] for name, only in keepfit_containers(folder).items()}
     assert commands == {
         "gateway": ["keepfit", "gateway"],
         "workers": ["keepfit", "worker"],
@@ -165,16 +165,16 @@ def test_commands(folder: Path) -> None:
 
 
 @each_build
-def test_environment(folder: Path) -> None:
-    """Every container of ours reads the whole ConfigMap, and of the Secret only what it names."""
-    for only in ours(folder).values():
+def test_containers_read_the_config_map(folder: Path) -> None:
+    """Every container of keepfit reads the whole ConfigMap, and single values of the Secret."""
+    for only in keepfit_containers(folder).values():
         assert only["envFrom"] == [{"configMapRef": {"name": "keepfit"}}]
 
 
 def test_image_tag_is_the_version() -> None:
     """The manifests and k8s/README.md name the image of this version."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert {only["image"] for only in ours(BASE).values()} == {f"keepfit:{version}"}
+    assert {only["image"] for only in keepfit_containers(BASE).values()} == {f"keepfit:{version}"}
     assert set(re.findall(r"keepfit:(\d[\w.]*)", (ROOT / "k8s/README.md").read_text())) == {version}
 
 
@@ -183,8 +183,8 @@ def test_services_reach_their_pods(folder: Path) -> None:
     """Each Service selects the pods of its own workload and no others, on a port that they have."""
     workloads = [doc for doc in build(folder) if pod_template(doc)]
     for service in (doc for doc in build(folder) if doc["kind"] == "Service"):
-        wanted = service["spec"]["selector"].items()
-        chosen = [doc for doc in workloads if wanted <= pod_template(doc)["metadata"]["labels"].items()]
+        selector = service["spec"]["selector"].items()
+        chosen = [doc for doc in workloads if selector <= pod_template(doc)["metadata"]["labels"].items()]
         assert [doc["metadata"]["name"] for doc in chosen] == [service["metadata"]["name"]]
         (only,) = pod_template(chosen[0])["spec"]["containers"]
         (port,) = service["spec"]["ports"]
@@ -192,16 +192,16 @@ def test_services_reach_their_pods(folder: Path) -> None:
 
 
 @each_build
-def test_selectors(folder: Path) -> None:
-    """Each workload's selector fits its own pods."""
+def test_selectors_match_their_pods(folder: Path) -> None:
+    """The selector of each workload matches its own pods."""
     for document in build(folder):
         if document["kind"] in {"Deployment", "StatefulSet"}:
-            wanted = document["spec"]["selector"]["matchLabels"].items()
-            assert wanted <= document["spec"]["template"]["metadata"]["labels"].items()
+            labels = document["spec"]["selector"]["matchLabels"].items()
+            assert labels <= document["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_gateway_port(settings: Settings) -> None:
-    """The gateway listens, for everyone, on the port that its container names and the Service leads to."""
+def test_the_gateway_listens_on_the_port_of_its_service(settings: Settings) -> None:
+    """The gateway listens on all addresses, on the port that its container names and its Service targets."""
     (port,) = container(BASE, "Deployment", "gateway")["ports"]
     assert (port["name"], port["containerPort"]) == ("http", settings.port)
     assert settings.host == "0.0.0.0"
@@ -210,24 +210,24 @@ def test_gateway_port(settings: Settings) -> None:
 
 
 def test_probes_are_routes(settings: Settings) -> None:
-    """The gateway's probes ask for routes that it has."""
+    """The probes of the gateway request existing routes."""
     gateway = container(BASE, "Deployment", "gateway")
-    asked = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert asked == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
-    assert set(asked.values()) <= {resource.canonical for resource in build_app(settings).router.resources()}
-    assert {gateway[name]["httpGet"]["port"] for name in asked} == {"http"}
+    paths = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    assert set(paths.values()) <= {resource.canonical for resource in build_app(settings).router.resources()}
+    assert {gateway[name]["httpGet"]["port"] for name in paths} == {"http"}
 
 
 @each_build
 def test_config_map_holds_settings(folder: Path) -> None:
-    """Every key of the ConfigMap is a setting without a secret in it."""
+    """Every key of the ConfigMap is a setting that is not secret."""
     known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields.keys() - SECRET_FIELDS}
     assert set(one(folder, "ConfigMap", "keepfit")["data"]) <= known | FOREIGN_KEYS
 
 
 @each_build
 def test_secrets_are_in_the_secret(folder: Path) -> None:
-    """What has a secret in it comes from the Secret and stands nowhere else."""
+    """Secret values come from the Secret and occur in no other document."""
     secret = secret_values(folder)
     known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields}
     assert {key for key in secret if key.startswith("KEEPFIT_")} <= known
@@ -243,30 +243,30 @@ def test_secrets_are_in_the_secret(folder: Path) -> None:
 
 
 @each_build
-def test_services_get_no_more_of_the_secret_than_they_need(folder: Path) -> None:
+def test_services_get_only_the_secrets_that_they_need(folder: Path) -> None:
     """Gateways cannot sign bundles or open storage, snapshotters have no queue, and only a server its own password."""
     addresses = {"KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL", "KEEPFIT_MONGO_URL"}
     keys = {"KEEPFIT_SIGNING_KEYS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    given = {}
+    received = {}
     for name, pod in pods(folder):
         (only,) = pod["containers"]
         references = (variable.get("valueFrom", {}).get("secretKeyRef") for variable in only.get("env", []))
-        given[name] = {reference["key"] for reference in references if reference}
-    assert given["gateway"] == addresses | {"KEEPFIT_UPLOAD_KEYS"}
-    assert given["workers"] == addresses | keys | {"KEEPFIT_UPLOAD_KEYS"}
-    assert given["snapshotter"] == addresses - {"KEEPFIT_QUEUE_URL"} | keys
-    assert (given["redis"], given["queue"]) == ({"REDIS_PASSWORD"}, {"QUEUE_PASSWORD"})
+        received[name] = {reference["key"] for reference in references if reference}
+    assert received["gateway"] == addresses | {"KEEPFIT_UPLOAD_KEYS"}
+    assert received["workers"] == addresses | keys | {"KEEPFIT_UPLOAD_KEYS"}
+    assert received["snapshotter"] == addresses - {"KEEPFIT_QUEUE_URL"} | keys
+    assert (received["redis"], received["queue"]) == ({"REDIS_PASSWORD"}, {"QUEUE_PASSWORD"})
 
 
 @each_build
 def test_only_the_gateway_has_the_api_keys(folder: Path) -> None:
-    """The keys' Secret is a file that only the gateway may read, where its setting says, and no variable of anybody."""
+    """The API keys are a file that only the gateway mounts, at the path of its setting, and in no variable."""
     gateway = container(folder, "Deployment", "gateway")
     (path,) = (variable["value"] for variable in gateway["env"] if variable["name"] == "KEEPFIT_API_KEYS_FILE")
     users = {name for name, pod in pods(folder) if "keepfit-api-keys" in str(pod)}
     assert users == {"gateway"}
     (volume,) = (volume for volume in dict(pods(folder))["gateway"]["volumes"] if "secret" in volume)
-    # Group and nobody else: the pod's group is its own.
+    # Readable by owner and group only: the group of the pod is its own.
     assert volume["secret"] == {"secretName": "keepfit-api-keys", "defaultMode": 0o440}
     (mount,) = (mount for mount in gateway["volumeMounts"] if mount["name"] == volume["name"])
     assert mount["readOnly"] is True
@@ -274,7 +274,7 @@ def test_only_the_gateway_has_the_api_keys(folder: Path) -> None:
 
 
 def test_api_keys_of_the_builds() -> None:
-    """The base's placeholder is no key, so its gateway does not start; dev's key opens all."""
+    """The placeholder of the base is not a key, so its gateway does not start; the key of dev has all scopes."""
     with pytest.raises(SettingsError, match="API key 1"):
         Keys.from_text(secret_values(BASE, "keepfit-api-keys")["api-keys"])
     stored = secret_values(DEV, "keepfit-api-keys")["api-keys"]
@@ -285,13 +285,13 @@ def test_api_keys_of_the_builds() -> None:
 
 
 def test_settings_load(settings: Settings) -> None:
-    """A pod of either build gets settings that load, with a signing key that keepfit takes."""
+    """The settings of a pod of either build load, with a valid signing key."""
     assert settings.workers == 1
     assert Keyring.from_text(settings.signing_keys.get_secret_value()).keys
 
 
 def test_addresses_are_the_services() -> None:
-    """The dev URLs lead to the Services of both Redis and of MongoDB, with the passwords those ask for."""
+    """The URLs of dev name the Services of both Redis servers and of MongoDB, with their passwords."""
     secret = secret_values(DEV)
     assert secret["KEEPFIT_STORE_URL"] == f"redis://:{secret['REDIS_PASSWORD']}@redis:6379/0"
     assert secret["KEEPFIT_QUEUE_URL"] == f"redis://:{secret['QUEUE_PASSWORD']}@queue:6379/0"
@@ -299,7 +299,7 @@ def test_addresses_are_the_services() -> None:
 
 
 def test_base_has_no_working_secret() -> None:
-    """The base deployed as it is runs with no known key or password: all of them are refused."""
+    """The unchanged base has no valid key or password: its services refuse to start."""
     secret = secret_values(BASE)
     with pytest.raises(SettingsError, match="KEEPFIT_SIGNING_KEYS"):
         Keyring.from_text(secret["KEEPFIT_SIGNING_KEYS"])
@@ -307,14 +307,14 @@ def test_base_has_no_working_secret() -> None:
 
 
 def test_dev_replaces_the_whole_secret() -> None:
-    """No placeholder of the base is left in the dev overlay, where it would win over the overlay's value."""
+    """The dev overlay has no placeholder of the base left, which would override its own value."""
     assert "stringData" not in one(DEV, "Secret", "keepfit")
     assert "REPLACE-ME" not in str(secret_values(DEV))
 
 
 @each_build
 def test_snapshotter_runs_every_minute(folder: Path) -> None:
-    """The snapshotter makes one pass a minute, one at a time, and a pass that hangs ends."""
+    """The snapshotter runs one pass per minute, one at a time, with a deadline."""
     spec = one(folder, "CronJob", "snapshotter")["spec"]
     assert (spec["schedule"], spec["concurrencyPolicy"]) == ("* * * * *", "Forbid")
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
@@ -323,7 +323,7 @@ def test_snapshotter_runs_every_minute(folder: Path) -> None:
 
 @each_build
 def test_workers_scale(folder: Path) -> None:
-    """A worker has no port and time to end the job in hand, so that scaling is all it takes."""
+    """A worker has no port, and time to finish its current job when the deployment is scaled down."""
     workers = one(folder, "Deployment", "workers")
     assert "ports" not in container(folder, "Deployment", "workers")
     assert workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
@@ -333,7 +333,7 @@ def test_workers_scale(folder: Path) -> None:
 @each_build
 @pytest.mark.parametrize(("name", "path"), [("redis", "/data"), ("mongodb", "/data/db")])
 def test_stores_keep_their_data(folder: Path, name: str, path: str) -> None:
-    """Redis and MongoDB write to a volume that outlives the pod, behind a headless Service."""
+    """Redis and MongoDB write to a volume that outlives the pod, with a headless Service."""
     spec = one(folder, "StatefulSet", name)["spec"]
     (claim,) = spec["volumeClaimTemplates"]
     mounts = container(folder, "StatefulSet", name)["volumeMounts"]
@@ -344,8 +344,8 @@ def test_stores_keep_their_data(folder: Path, name: str, path: str) -> None:
 
 
 @each_build
-def test_queue_keeps_nothing(folder: Path) -> None:
-    """The queue has no volume that outlives its pod, and there are never two of it at once, each with half the work."""
+def test_the_queue_has_no_volume_and_one_replica(folder: Path) -> None:
+    """The queue has no volume that outlives its pod, and there are never two pods at once, each with half the work."""
     spec = one(folder, "Deployment", "queue")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     assert spec["template"]["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}]
@@ -353,10 +353,10 @@ def test_queue_keeps_nothing(folder: Path) -> None:
 
 
 def test_dev_snapshots_go_to_the_shared_volume() -> None:
-    """In dev gateway, workers and snapshotter mount the claim where KEEPFIT_SNAPSHOT_URL points."""
+    """In dev, gateway, workers and snapshotter mount the claim at the path of KEEPFIT_SNAPSHOT_URL."""
     path = one(DEV, "ConfigMap", "keepfit")["data"]["KEEPFIT_SNAPSHOT_URL"].removeprefix("file://")
     running = dict(pods(DEV))
-    for name, only in ours(DEV).items():
+    for name, only in keepfit_containers(DEV).items():
         assert {"name": "snapshots", "mountPath": path} in only["volumeMounts"]
         claim = {"name": "snapshots", "persistentVolumeClaim": {"claimName": "snapshots"}}
         assert claim in running[name]["volumes"]
@@ -364,7 +364,7 @@ def test_dev_snapshots_go_to_the_shared_volume() -> None:
 
 
 @each_build
-def test_pods_may_do_nothing_they_need_not(folder: Path) -> None:
+def test_pods_are_restricted(folder: Path) -> None:
     """Every pod meets the restricted Pod Security Standard, has limits, no token and a read-only image."""
     for name, pod in pods(folder):
         assert pod["automountServiceAccountToken"] is False, name
@@ -379,23 +379,23 @@ def test_pods_may_do_nothing_they_need_not(folder: Path) -> None:
             }, name
             for bound in ("requests", "limits"):
                 assert only["resources"][bound].keys() == {"cpu", "memory"}, name
-            # Without a tag the image of a restarted pod may be another one.
+            # Without a tag a restarted pod may run another image.
             assert re.search(r":\d[\w.]*$", only["image"]), name
 
 
 @dataclass(frozen=True)
 class RedisServer:
-    """A Redis of the manifests: where its container stands, its folder there, and how it is to be configured."""
+    """A Redis server of the manifests: its workload, data folder, password key and expected configuration."""
 
     kind: str
     name: str
     folder: str
     password: str
-    wanted: dict[str, str]
+    expected: dict[str, str]
 
     @property
     def container(self) -> Document:
-        """The base's container."""
+        """The container in the base."""
         return container(BASE, self.kind, self.name)
 
 
@@ -426,7 +426,7 @@ each_server = pytest.mark.parametrize("server", [STORE, QUEUE], ids=["store", "q
 
 @contextmanager
 def started(server: RedisServer, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Valkey started by the base's own command, its folder and port apart, with the password `dev-only`."""
+    """Run Valkey with the command of the base, except folder and port, and the password `dev-only`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -448,8 +448,8 @@ def started(server: RedisServer, tmp_path: Path) -> Iterator[tuple[subprocess.Po
 
 
 @each_server
-def test_redis_starts_safe(server: RedisServer, tmp_path: Path) -> None:
-    """Redis as deployed wants its password, hides it from lists of processes, and syncs all writes or none."""
+def test_redis_starts_with_a_safe_configuration(server: RedisServer, tmp_path: Path) -> None:
+    """The deployed Redis requires its password, hides it from process lists, and syncs every write or none."""
     with started(server, tmp_path) as (process, port):
         with redis.Redis(port=port, password="dev-only") as client:
             deadline = time.monotonic() + 10
@@ -461,7 +461,7 @@ def test_redis_starts_safe(server: RedisServer, tmp_path: Path) -> None:
                     assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
-            assert client.config_get(*server.wanted) == server.wanted
+            assert client.config_get(*server.expected) == server.expected
         with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         assert b"dev-only" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
@@ -469,7 +469,7 @@ def test_redis_starts_safe(server: RedisServer, tmp_path: Path) -> None:
 
 @each_server
 def test_redis_refuses_an_empty_password(server: RedisServer) -> None:
-    """Redis with the base's placeholder does not start, and names the value that is missing."""
+    """Redis with the placeholder of the base does not start; its error names the missing value."""
     only = server.container
     environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": secret_values(BASE)[server.password]}
     done = subprocess.run(only["command"] + only["args"], env=environment, capture_output=True, check=False)
@@ -478,7 +478,7 @@ def test_redis_refuses_an_empty_password(server: RedisServer) -> None:
 
 
 def test_readme_production_overlay(tmp_path: Path) -> None:
-    """The overlay in k8s/README.md builds and leaves the Secret alone, which it makes with the same keys."""
+    """The overlay in k8s/README.md builds without a Secret; the README creates the Secret with the same keys."""
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     text = (ROOT / "k8s/README.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -491,14 +491,14 @@ def test_readme_production_overlay(tmp_path: Path) -> None:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions in order, each with its arguments."""
+    """Return the instructions of the Dockerfile in order, each with its arguments."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
 def final_stage() -> dict[str, str]:
-    """Return the last instruction of each kind in the Dockerfile's last stage."""
+    """Return the last instruction of each kind in the last stage of the Dockerfile."""
     stage: dict[str, str] = {}
     for name, value in instructions():
         stage = {name: value} if name == "FROM" else stage | {name: value}
@@ -506,13 +506,13 @@ def final_stage() -> dict[str, str]:
 
 
 def test_image_runs_as_the_user_of_the_manifests() -> None:
-    """The image's user is the numeric, non-root one that the manifests name."""
-    users = {pod["securityContext"]["runAsUser"] for name, pod in pods(BASE) if name in ours(BASE)}
+    """The user of the image is the numeric, non-root user of the manifests."""
+    users = {pod["securityContext"]["runAsUser"] for name, pod in pods(BASE) if name in keepfit_containers(BASE)}
     assert {f"{user}:{user}" for user in users} == {final_stage()["USER"]} == {"10001:10001"}
 
 
-def test_image_is_the_command() -> None:
-    """The image starts `keepfit` with nothing chosen for the user, on the gateway's port."""
+def test_the_entry_point_of_the_image_is_keepfit() -> None:
+    """The image starts `keepfit` without a default subcommand and exposes the port of the gateway."""
     stage = final_stage()
     assert stage["ENTRYPOINT"] == '["keepfit"]'
     assert "CMD" not in stage
@@ -521,7 +521,7 @@ def test_image_is_the_command() -> None:
 
 
 def test_image_sources_exist() -> None:
-    """The Dockerfile copies what exists, what .dockerignore lets through, and every package of the wheel."""
+    """The Dockerfile copies existing files that .dockerignore allows, among them every package of the wheel."""
     copied = [words.split()[:-1] for name, words in instructions() if name == "COPY" and "--from" not in words]
     sources = {source.rstrip("/") for words in copied for source in words}
     assert not [source for source in sources if not (ROOT / source).exists()]

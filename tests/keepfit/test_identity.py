@@ -1,4 +1,4 @@
-"""Identity: strict JSON, canonical text, hash, and what may name a model."""
+"""Identity: strict JSON, canonical text, hash, and the rules for metadata."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from keepfit.identity import (
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-# Doubles between 2^53 and 1e21 are written without an exponent, so what reads them takes them for integers too large.
+# Doubles between 2^53 and 1e21 are written without an exponent, so a reader parses them as integers, too large ones.
 numbers = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False).filter(
     lambda number: not 2**53 <= abs(number) < 1e21
 )
@@ -64,7 +64,7 @@ RFC_8785_NUMBERS = [
 
 
 def nested(depth: int) -> Any:
-    """Lists within lists, `depth` of them."""
+    """Return `depth` nested lists."""
     value: Any = 1
     for _ in range(depth):
         value = [value]
@@ -73,7 +73,7 @@ def nested(depth: int) -> Any:
 
 @pytest.mark.parametrize(("bits", "text"), RFC_8785_NUMBERS)
 def test_numbers_have_the_text_of_rfc_8785(bits: str, text: str) -> None:
-    """Every number of RFC 8785's appendix B gets the text that stands there."""
+    """Every number of RFC 8785's appendix B has the text that is given there."""
     (number,) = struct.unpack(">d", bytes.fromhex(bits))
     assert canonical(number) == text.encode()
 
@@ -85,18 +85,18 @@ def test_the_example_of_rfc_8785_section_3_2_2() -> None:
         "string": "\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/",
         "literals": [null, true, false]
     }"""
-    wanted = (
+    expected = (
         r'{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],'
         r'"string":"€$\u000f\nA' + "'" + r'B\"\\\\\"/"}'
     )
-    assert canonical(parse_json(given_text)) == wanted.encode()
+    assert canonical(parse_json(given_text)) == expected.encode()
 
 
 def test_the_example_of_rfc_8785_section_3_2_3() -> None:
     """Keys are sorted by UTF-16 code units, as in the RFC's sample."""
     shuffled = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\u0080", "\u00f6"]
-    wanted = ["\r", "1", "\u0080", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
-    assert list(json.loads(canonical(dict.fromkeys(shuffled, 0)))) == wanted
+    expected = ["\r", "1", "\u0080", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
+    assert list(json.loads(canonical(dict.fromkeys(shuffled, 0)))) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_the_example_of_rfc_8785_section_3_2_3() -> None:
         ),
     ],
 )
-def test_hash_is_what_other_tools_compute(metadata: dict[str, Any], digest: str) -> None:
-    """The hash is the SHA-256 that coreutils gives for the canonical text."""
+def test_the_hash_is_that_of_other_tools(metadata: dict[str, Any], digest: str) -> None:
+    """The hash is the SHA-256 that coreutils prints for the canonical text."""
     assert hash_of(metadata) == digest
 
 
@@ -140,14 +140,14 @@ def test_hash_ignores_order_of_keys_and_spelling_of_numbers(value: Any, random: 
 @settings(deadline=None)
 @given(values)
 def test_canonical_text_reads_back_as_the_same_value(value: Any) -> None:
-    """Nothing is lost in canonical text, and making it canonical again changes nothing."""
+    """Canonical text parses to the same value, and its canonical text is itself."""
     text = canonical(value)
     assert parse_json(text) == value
     assert canonical(parse_json(text)) == text
 
 
 def test_one_is_one_point_zero_and_not_true() -> None:
-    """1 and 1.0 name the same model, true, "1" and null another one each."""
+    """1 and 1.0 name the same model; true, "1" and null name different ones."""
     hashes = [hash_of({"type": "shoes", "session": session}) for session in (1, 1.0, True, "1", None)]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 4
@@ -182,7 +182,7 @@ def test_one_is_one_point_zero_and_not_true() -> None:
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
     """Bodies that are not UTF-8, not JSON, too deep, or ambiguous are MalformedError (400)."""
     with pytest.raises(MalformedError):
         parse_json(body)
@@ -204,9 +204,9 @@ def test_deep_nesting_is_malformed_in_a_thread_too() -> None:
     assert len(caught) == 1
 
 
-def test_a_repeated_key_is_named() -> None:
-    """The message says which key stands twice, cut short where it is long."""
-    with pytest.raises(MalformedError, match="The key 'size' stands twice"):
+def test_a_duplicate_key_is_named() -> None:
+    """The message names the key that occurs twice and cuts a long one."""
+    with pytest.raises(MalformedError, match="The key 'size' occurs twice"):
         parse_json(b'{"size": 1, "colour": 2, "size": 3}')
     long = b'"' + b"k" * 10_000 + b'"'
     with pytest.raises(MalformedError) as caught:
@@ -214,19 +214,19 @@ def test_a_repeated_key_is_named() -> None:
     assert len(str(caught.value)) < 100
 
 
-def test_a_repeated_key_among_many_is_found_in_linear_time() -> None:
-    """An object with 200,000 keys and a repeated last one is refused at once, not after 10^10 comparisons."""
+def test_a_duplicate_key_among_many_is_found_in_linear_time() -> None:
+    """An object with 200,000 keys and a duplicate last one is refused at once, not after 10^10 comparisons."""
     many = ",".join(f'"k{i}":1' for i in range(200_000))
     started = time.perf_counter()
-    with pytest.raises(MalformedError, match="stands twice"):
+    with pytest.raises(MalformedError, match="occurs twice"):
         parse_json(f'{{{many},"z":1,"z":2}}'.encode())
     assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
-def test_constants_that_are_no_json_are_invalid(name: str) -> None:
-    """NaN and the infinities are InvalidError (422), wherever they stand."""
-    with pytest.raises(InvalidError, match="not a number that can be learned from"):
+def test_nan_and_infinity_are_invalid(name: str) -> None:
+    """NaN and the infinities raise InvalidError (422) anywhere in a document."""
+    with pytest.raises(InvalidError, match="is not a finite number"):
         parse_json(f'{{"X": [[{name}]]}}'.encode())
 
 
@@ -242,15 +242,15 @@ def test_constants_that_are_no_json_are_invalid(name: str) -> None:
         ('"é\u2028"'.encode(), "é\u2028"),
     ],
 )
-def test_unusual_json_is_read(body: bytes, value: Any) -> None:
-    """What RFC 8259 allows and nobody reads differently is let through."""
+def test_unusual_json_is_parsed(body: bytes, value: Any) -> None:
+    """JSON that RFC 8259 allows and that has one meaning is accepted."""
     assert parse_json(body) == value
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:0123456789.eE+-\\udUD8ntaf '), max_size=60))
-def test_parse_json_raises_nothing_but_our_errors(body: bytes | str) -> None:
-    """Garbage is read, or ends in one of our two errors; what is read has a UTF-8 form."""
+def test_parse_json_raises_only_keepfit_errors(body: bytes | str) -> None:
+    """Arbitrary bytes parse or raise one of the two errors; a parsed value can be encoded as UTF-8."""
     raw = body if isinstance(body, bytes) else body.encode()
     try:
         value = parse_json(raw)
@@ -264,14 +264,14 @@ def test_parse_json_raises_nothing_but_our_errors(body: bytes | str) -> None:
     [None, [], "shoes", 1, True, {}, {"type": ""}, {"type": 1}, {"type": None}, {"type": ["shoes"]}, {"Type": "shoes"}],
 )
 def test_metadata_must_be_an_object_with_a_type(metadata: Any) -> None:
-    """Metadata that is no object or lacks a non-empty string type is InvalidError."""
+    """Metadata that is not an object or lacks a non-empty string type raises InvalidError."""
     with pytest.raises(InvalidError, match=r"must be a JSON object|non-empty string 'type'"):
         check_metadata(metadata)
 
 
 @pytest.mark.parametrize("timestamp", [1732100000.5, "now", None])
 def test_a_timestamp_is_refused(timestamp: Any) -> None:
-    """A timestamp would name another model with every request, so it may not be in metadata."""
+    """Metadata with a timestamp is refused: it would name another model with every request."""
     with pytest.raises(InvalidError, match="timestamp"):
         check_metadata({"type": "shoes", "timestamp": timestamp})
     check_metadata({"type": "shoes", "made": {"timestamp": timestamp}})
@@ -306,7 +306,7 @@ def test_a_timestamp_is_refused(timestamp: Any) -> None:
     ids=lambda value: repr(value)[:30] if not isinstance(value, dict) else "",
 )
 def test_wrong_metadata_is_refused(extra: dict[str, Any], words: str) -> None:
-    """Keys and values that another language or MongoDB would read differently are refused, with their place."""
+    """Keys and values that another language or MongoDB reads differently are refused; the message has their path."""
     with pytest.raises(InvalidError, match=words) as caught:
         check_metadata({"type": "shoes", **extra})
     assert len(str(caught.value)) < 200
@@ -314,7 +314,7 @@ def test_wrong_metadata_is_refused(extra: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("where", ["key", "path"])
 def test_messages_do_not_repeat_long_keys(where: str) -> None:
-    """A key as long as a body is not sent back whole."""
+    """A message does not repeat a key as long as a body."""
     long = "k" * 1_000_000
     wrong = {f"${long}": 1} if where == "key" else {long: "\0"}
     with pytest.raises(InvalidError) as caught:
@@ -334,14 +334,14 @@ def test_messages_do_not_repeat_long_keys(where: str) -> None:
     ],
     ids=lambda metadata: repr(metadata)[:40],
 )
-def test_right_metadata_is_returned_unchanged(metadata: dict[str, Any]) -> None:
-    """Metadata at the limits passes, and is the same object afterwards."""
+def test_valid_metadata_is_returned_unchanged(metadata: dict[str, Any]) -> None:
+    """Metadata at the limits is accepted and returned as the same object."""
     assert check_metadata(metadata) is metadata
     assert len(hash_of(metadata)) == 64
 
 
-def test_the_limit_of_size_counts_canonical_bytes() -> None:
-    """16 KiB are counted in canonical UTF-8, to the byte."""
+def test_the_size_limit_counts_canonical_bytes() -> None:
+    """The limit of 16 KiB counts the bytes of canonical UTF-8 text exactly."""
     fits = {"type": "tt", "a": "é" * ((METADATA_BYTES_MAX - 20) // 2)}
     assert len(canonical(fits)) == METADATA_BYTES_MAX
     check_metadata(fits)
@@ -352,7 +352,7 @@ def test_the_limit_of_size_counts_canonical_bytes() -> None:
 @settings(deadline=None)
 @given(st.dictionaries(texts, values, max_size=4), texts)
 def test_checked_metadata_always_has_a_hash(extra: dict[str, Any], type_: str) -> None:
-    """Whatever the check lets through can be hashed, and means the same after a trip through JSON."""
+    """Accepted metadata can be hashed, and has the same hash after a round trip through JSON."""
     metadata = {**extra, "type": type_}
     try:
         checked = check_metadata(metadata)
@@ -362,7 +362,7 @@ def test_checked_metadata_always_has_a_hash(extra: dict[str, Any], type_: str) -
 
 
 def test_infinity_written_as_a_large_number_is_refused() -> None:
-    """1e400 is a number in JSON and none in a double: metadata with it has no hash."""
+    """1e400 is valid JSON but infinite as a double: metadata with it is refused."""
     metadata = parse_json(b'{"type": "shoes", "size": 1e400}')
     assert math.isinf(metadata["size"])
     with pytest.raises(InvalidError):
@@ -370,8 +370,8 @@ def test_infinity_written_as_a_large_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize("filler", ["", "x" * 5000])
-def test_the_hash_of_a_text_is_that_of_its_metadata(filler: str) -> None:
-    """However metadata are written, small or large, seen before or not, their text gives their hash."""
+def test_the_hash_of_a_text_is_the_hash_of_its_metadata(filler: str) -> None:
+    """The text of metadata gives their hash, in any spelling, small or large, cached or not."""
     metadata = {"type": "shoes", "é": [1, 2.5], "filler": filler}
     for text in (json.dumps(metadata), json.dumps(metadata, indent=2, ensure_ascii=False)):
         for _ in range(2):
@@ -379,8 +379,8 @@ def test_the_hash_of_a_text_is_that_of_its_metadata(filler: str) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"type":"a","type":"a"}', b'{"type":"a","timestamp":1}', b"NaN"])
-def test_a_text_that_names_no_model_is_refused_each_time(text: bytes) -> None:
-    """What may not name a model has no hash, however often it is asked for."""
+def test_invalid_metadata_text_is_refused_each_time(text: bytes) -> None:
+    """The hash of invalid metadata raises on every call; errors are not cached."""
     for _ in range(2):
         with pytest.raises((MalformedError, InvalidError)):
             hash_of_text(text)

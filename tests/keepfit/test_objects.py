@@ -319,10 +319,10 @@ def test_what_has_no_pickle_any_more_is_told() -> None:
     [
         (Mean, None, "Mean is a class"),
         (object(), "regressor", "has none of partial_fit, learn_one, learn_many"),
-        (make_pipeline(StandardScaler(), SGDRegressor()), None, "A Pipeline of scikit-learn has none either"),
-        (type("Mute", (), {"partial_fit": lambda self, X, y: None})(), "regressor", "partial_fit and no predict"),
-        (type("Odd", (), {"partial_fit": print, "predict": print})(), None, "Say what Odd is"),
-        (Mean(), "prophet", "Say what Mean is"),
+        (make_pipeline(StandardScaler(), SGDRegressor()), None, "Neither has a Pipeline of scikit-learn"),
+        (type("Mute", (), {"partial_fit": lambda self, X, y: None})(), "regressor", "partial_fit but no predict"),
+        (type("Odd", (), {"partial_fit": print, "predict": print})(), None, "The kind of Odd is unknown"),
+        (Mean(), "prophet", "The kind of Mean is unknown"),
     ],
     ids=["class", "nothing", "pipeline", "mute", "kindless", "kind"],
 )
@@ -394,18 +394,18 @@ def resigned(good: bytes, ring: Keyring, **changes: Any) -> bytes:
 OTHER = Keyring.from_text("u1:" + "cd" * 32, UPLOAD_KEYS)
 BUNDLE_HEADER = Header(envelope.BUNDLE, HASH, 1, 1, 1, 0, "", envelope.runtime())
 FORGERIES: dict[str, tuple[Callable[[bytes, bytes], bytes], str]] = {
-    "pickle": (lambda good, foreign: foreign, "no keepfit envelope"),
-    "other key, our name": (lambda good, foreign: resigned(good, OTHER), "signature does not fit"),
+    "pickle": (lambda good, foreign: foreign, "not a keepfit envelope"),
+    "other key, our name": (lambda good, foreign: resigned(good, OTHER), "Signature mismatch"),
     "signing key": (lambda good, foreign: resigned(good, RING), "KEEPFIT_UPLOAD_KEYS does not hold"),
-    "payload replaced": (lambda good, foreign: good[:-60] + foreign, "signature does not fit"),
-    "pickle behind": (lambda good, foreign: good + foreign, "signature does not fit"),
-    "cut": (lambda good, foreign: good[:-1], "signature does not fit"),
-    "head alone": (lambda good, foreign: good[:40], "signature does not fit"),
-    "bit": (lambda good, foreign: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "signature does not fit"),
-    "a bundle": (lambda good, foreign: UPLOADS.seal(BUNDLE_HEADER, foreign), "for another purpose"),
+    "payload replaced": (lambda good, foreign: good[:-60] + foreign, "Signature mismatch"),
+    "pickle behind": (lambda good, foreign: good + foreign, "Signature mismatch"),
+    "cut": (lambda good, foreign: good[:-1], "Signature mismatch"),
+    "head alone": (lambda good, foreign: good[:40], "Signature mismatch"),
+    "bit": (lambda good, foreign: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "Signature mismatch"),
+    "a bundle": (lambda good, foreign: UPLOADS.seal(BUNDLE_HEADER, foreign), "another purpose"),
     "header of a bundle": (
         lambda good, foreign: UPLOADS.seal(msgspec.structs.replace(BUNDLE_HEADER, purpose=envelope.OBJECT), foreign),
-        "header is not one that this keepfit knows",
+        "header was written by another version of keepfit",
     ),
     "other versions": (
         lambda good, foreign: resigned(good, UPLOADS, runtime={"scikit-learn": "0.24.2"}),
@@ -440,7 +440,7 @@ def test_the_canary_sings(tmp_path: Path) -> None:
 def test_an_object_is_no_bundle() -> None:
     """An object's envelope in place of a bundle is refused, even where one key were used for both."""
     same = Keyring.from_text(KEYS)
-    with pytest.raises(EnvelopeError, match="for another purpose"):
+    with pytest.raises(EnvelopeError, match="another purpose"):
         unseal(b64decode(dump(Mean(), KEYS)), same, recipe_of(Mean()), HASH)
 
 
@@ -464,7 +464,7 @@ def test_a_worker_without_the_key_or_the_package_says_so() -> None:
         ({"object": True, "classes": [1, 2]}, "Mean is no classifier"),
         ({"object": True, "scaler": "Pickle"}, "scaler 'Pickle' is not one of"),
         ({"object": "%%%"}, "object is not base64"),
-        ({"object": ""}, "no keepfit envelope"),
+        ({"object": ""}, "not a keepfit envelope"),
     ],
     ids=["none", "two", "params", "classes", "scaler", "base64", "empty"],
 )

@@ -145,7 +145,7 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     report = await shop.snapshotter.run_pass()
     assert sorted(document["hash"] for document in report.saved) == sorted(hashes[4:])
     assert report.failed.keys() == {forged, foreign, broken, wrong}
-    assert "signature does not fit" in report.failed[forged]
+    assert "Signature mismatch" in report.failed[forged]
     assert "key that KEEPFIT_SIGNING_KEYS does not hold" in report.failed[foreign]
     assert "DecodeError" in report.failed[broken]
     assert "WRONGTYPE" in report.failed[wrong]

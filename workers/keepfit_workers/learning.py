@@ -46,7 +46,7 @@ def learn(process: WorkerContext, model_hash: str, lease: str) -> bool:
                 taken = process.ledger.take(model_hash, lease, process.digest(model_hash))
             if taken is None:
                 return False
-            failpoints.reach("worker.taken")
+            failpoints.reach("worker.claimed")
             mail, taken = _step(process, taken, lease)
         failpoints.reach("worker.unlocking")
         return process.ledger.unlock(model_hash, lease, force=True) if mail else False

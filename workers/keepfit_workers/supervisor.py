@@ -63,7 +63,7 @@ class Supervisor:
         while not self._stopping and os.getppid() == self._parent:
             self._start_missing()
             sentinels = [process.sentinel for process, _ in self._workers.values()]
-            wait([self._woken, *sentinels], timeout=AWAY_SWEEP_S if self._outage.away else SWEEP_S)
+            wait([self._woken, *sentinels], timeout=AWAY_SWEEP_S if self._outage.active else SWEEP_S)
             self._collect_dead()
             self._look_after()
         self._stop_workers()
@@ -106,7 +106,7 @@ class Supervisor:
             while self._dead:
                 sweep.bury(store, queue, self._dead[0], ttl_s)
                 self._dead.pop(0)
-            sweep.sweep(store, queue, ttl_s, after_outage=self._outage.away)
+            sweep.sweep(store, queue, ttl_s, after_outage=self._outage.active)
             self._outage.end()
         except (KeepfitError, RedisError) as error:
             self._outage.begin(error)

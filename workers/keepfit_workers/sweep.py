@@ -90,7 +90,7 @@ def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
                 for h in held
             ),
         )
-    failpoints.reach("bury.unlocked")
+    failpoints.reach("reap.unlocked")
     run_queue.abandon(queue_redis, lease)
 
 

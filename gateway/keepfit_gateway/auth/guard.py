@@ -21,7 +21,7 @@ from multidict import istr
 
 from keepfit.errors import ForbiddenError, RateLimitError, SettingsError, UnauthorizedError
 from keepfit.observability import request_id
-from keepfit.security.api_keys import ANYONE, NO_ONE, Key, Keys
+from keepfit.security.api_keys import ANONYMOUS, UNRESTRICTED, Key, Keys
 from keepfit.settings import Settings
 from keepfit_gateway.auth.rate_limit import Bucket
 from keepfit_gateway.web.problems import REQUEST_ID, to_problem
@@ -69,9 +69,9 @@ def needing(scope: str, handler: Handler) -> Handler:
     """Shut a route to all whose key has not `scope`."""
 
     async def handle(request: BaseRequest) -> web.StreamResponse:
-        caller = request.get(CALLER, NO_ONE)
+        caller = request.get(CALLER, ANONYMOUS)
         if scope not in caller.scopes:
-            if caller is NO_ONE:
+            if caller is ANONYMOUS:
                 raise UnauthorizedError("This takes an API key: send it as `Authorization: Bearer KEY`.")
             raise ForbiddenError(f"The API key {caller.name!r} has no scope {scope!r}, which this takes.")
         return await handler(request)
@@ -133,7 +133,7 @@ class ApiKeyGuard:
             request[REQUEST_ID] = sent or request_id.mint()
             bucket: Bucket | None = None
             try:
-                caller = request[CALLER] = ANYONE if self._keys is None else self._caller(request)
+                caller = request[CALLER] = UNRESTRICTED if self._keys is None else self._caller(request)
                 if caller.rate_per_s:
                     bucket = self._bucket(caller)
                     _take_one(bucket, caller)
@@ -151,7 +151,7 @@ class ApiKeyGuard:
         if key is not None:
             return key
         if request.path in self._open_paths:
-            return NO_ONE
+            return ANONYMOUS
         if sent:
             raise UnauthorizedError("This API key is not known here; it may have been taken back.")
         raise UnauthorizedError("Send an API key: `Authorization: Bearer KEY`.")

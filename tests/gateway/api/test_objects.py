@@ -146,8 +146,8 @@ async def test_what_is_not_signed_is_refused_unread(
     foreign = Keyring.from_text("local:" + "ab" * 32, UPLOAD_KEYS)
     header = uploads.header_of(b64encode(good).decode())
     forgeries = {
-        "no keepfit envelope": evil,
-        "signature does not fit": foreign.seal(header, evil),
+        "not a keepfit envelope": evil,
+        "Signature mismatch": foreign.seal(header, evil),
         "it is damaged, forged": good[: -len(evil)] + evil,
     }
     for words, forged in forgeries.items():

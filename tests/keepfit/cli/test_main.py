@@ -123,7 +123,7 @@ async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command:
     assert done.returncode == 1
     warning, last = done.stderr.splitlines()
     assert "snapshot_failed" in warning
-    assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are no keepfit envelope."
+    assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are not a keepfit envelope."
 
 
 async def test_snapshot_says_what_it_cleared_up_and_what_it_could_not(shop: Workshop, command: Command) -> None:

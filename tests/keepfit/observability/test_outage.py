@@ -1,4 +1,4 @@
-"""Absences in the log: once when they begin, now and then while they last, once when they end."""
+"""Outages in the log: one line at the begin, reminders while they last, one line at the end."""
 
 import structlog
 
@@ -6,18 +6,18 @@ from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the current time in seconds."""
         return self.now_s
 
 
-def test_an_absence_is_told_once_and_now_and_then() -> None:
-    """A thousand failures within a minute are three lines, the return is one, and the next absence is told at once."""
+def test_an_outage_is_logged_once_with_reminders() -> None:
+    """A thousand failures within a minute are three lines, the recovery is one, the next outage is logged at once."""
     clock = Clock()
     outage = Outage("store", "nothing works", clock)
     with structlog.testing.capture_logs() as logged:
@@ -26,20 +26,21 @@ def test_an_absence_is_told_once_and_now_and_then() -> None:
             outage.begin("gone")
             clock.now_s += 2 * REMIND_S / 1024
         outage.begin("gone")
-        assert outage.away
+        assert outage.active
         assert outage.end()
         assert not outage.end()
         outage.begin("again")
-    assert [entry["event"] for entry in logged] == [*["part_away"] * 3, "part_back", "part_away"]
+    events = [*["dependency_unavailable"] * 3, "dependency_recovered", "dependency_unavailable"]
+    assert [entry["event"] for entry in logged] == events
     assert logged[3]["seconds"] == 2 * REMIND_S
-    assert {entry["part"] for entry in logged} == {"store"}
+    assert {entry["dependency"] for entry in logged} == {"store"}
 
 
-def test_many_like_lines_become_one_a_second() -> None:
-    """Of lines of one name one goes through each second, with the number of those kept back; names do not mix."""
+def test_repeated_lines_are_throttled() -> None:
+    """One line of each name passes per second, with the number of suppressed ones; names are independent."""
     clock = Clock()
-    seldom = LogThrottle(1.0, clock)
-    assert [seldom.due("a") for _ in range(3)] == [0, None, None]
-    assert seldom.due("b") == 0
+    throttle = LogThrottle(1.0, clock)
+    assert [throttle.due("a") for _ in range(3)] == [0, None, None]
+    assert throttle.due("b") == 0
     clock.now_s += 1.0
-    assert [seldom.due("a"), seldom.due("a")] == [2, None]
+    assert [throttle.due("a"), throttle.due("a")] == [2, None]

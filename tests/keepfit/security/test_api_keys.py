@@ -1,4 +1,4 @@
-"""API keys: how they are stored, read and found."""
+"""API keys: stored form, parsing and lookup."""
 
 import hashlib
 
@@ -10,15 +10,15 @@ from keepfit.security.api_keys import OPEN, READ, Key, Keys, new_key
 DIGEST = hashlib.sha256(b"token").hexdigest()
 
 
-def only(text: str, rate_per_s: float = 0.0) -> Key:
+def only_key(text: str, rate_per_s: float = 0.0) -> Key:
     """Return the one key of a text."""
     key = Keys.from_text(text, rate_per_s).find("token")
     assert key is not None
     return key
 
 
-def test_a_new_key_opens_and_is_not_what_is_stored() -> None:
-    """The token finds its key by the line that is stored; the line, its digest and a changed token find nothing."""
+def test_a_new_key_is_found_by_its_token_only() -> None:
+    """The token finds its key in the stored line; the line, its digest and a changed token find nothing."""
     token, line = new_key("web", ["predict", "learn"], "50/60")
     keys = Keys.from_text(line)
     found = keys.find(token)
@@ -31,15 +31,15 @@ def test_a_new_key_opens_and_is_not_what_is_stored() -> None:
 
 
 def test_tokens_are_long_and_all_different() -> None:
-    """A token holds 256 random bits in letters that a header takes, and says whose it is."""
+    """A token holds 256 random bits in characters that a header allows, behind the prefix of keepfit."""
     tokens = {new_key("a", ["read"])[0] for _ in range(100)}
     assert len(tokens) == 100
     assert all(token.startswith("kf_") and len(token) == 3 + 43 and token.isascii() for token in tokens)
 
 
 @pytest.mark.parametrize("separator", [",", "\n", " , ", "\r\n", ",\n\n# a comment, with a comma\n"])
-def test_keys_stand_on_lines_or_behind_commas(separator: str) -> None:
-    """Keys are separated by commas and white space; comments are left out."""
+def test_keys_are_separated_by_commas_or_white_space(separator: str) -> None:
+    """Commas and white space separate keys; comments are ignored."""
     (first, one), (second, two) = new_key("a", ["read"]), new_key("b", ["admin"])
     keys = Keys.from_text(f"{one}{separator}{two}{separator}")
     assert len(keys) == 2
@@ -47,8 +47,8 @@ def test_keys_stand_on_lines_or_behind_commas(separator: str) -> None:
     assert [key.name for token in (first, second) if (key := keys.find(token)) is not None] == ["a", "b"]
 
 
-def test_no_text_is_no_key() -> None:
-    """Without text there are no keys, and nothing is found."""
+def test_an_empty_text_has_no_keys() -> None:
+    """An empty text or a comment holds no keys, and a lookup finds nothing."""
     keys = Keys.from_text(" \n# only a comment\n")
     assert len(keys) == 0
     assert keys.find("token") is None
@@ -66,8 +66,8 @@ def test_no_text_is_no_key() -> None:
     ],
 )
 def test_rates(rate: str, default: float, expected: tuple[float, int]) -> None:
-    """A key's own rate goes before the default one, 0 is none; twice the rate may come at once unless it says else."""
-    key = only(f"a:predict:{DIGEST}{rate}", default)
+    """A key's own rate overrides the default, 0 is no limit, and the burst is twice the rate unless it is given."""
+    key = only_key(f"a:predict:{DIGEST}{rate}", default)
     assert (key.rate_per_s, key.burst) == expected
 
 
@@ -90,30 +90,30 @@ def test_rates(rate: str, default: float, expected: tuple[float, int]) -> None:
         f"{'a' * 65}:predict:{DIGEST}",
     ],
 )
-def test_what_is_no_stored_key_is_told_by_its_place(stored: str) -> None:
-    """A line that is wrong is named by its position, and never repeated: it may be a token."""
+def test_a_malformed_key_is_named_by_its_position(stored: str) -> None:
+    """A malformed key is named by its position and never repeated: it may be a token."""
     with pytest.raises(SettingsError, match=r"^API key 2 is not name:scopes:sha256") as caught:
         Keys.from_text(f"first:read:{'0' * 64},{stored}")
     assert stored not in str(caught.value)
     assert DIGEST not in str(caught.value)
 
 
-@pytest.mark.parametrize(("second", "what"), [(f"b:read:{DIGEST}", "token"), (f"a:read:{'0' * 64}", "name")])
-def test_two_keys_that_are_one_are_refused(second: str, what: str) -> None:
-    """Names and tokens are unique, so that a rate and a line in a log belong to one key."""
-    with pytest.raises(SettingsError, match=f"Two API keys have the same {what}"):
+@pytest.mark.parametrize(("second", "attribute"), [(f"b:read:{DIGEST}", "token"), (f"a:read:{'0' * 64}", "name")])
+def test_duplicate_names_and_tokens_are_refused(second: str, attribute: str) -> None:
+    """Names and tokens are unique, so that a rate limit and a log line belong to one key."""
+    with pytest.raises(SettingsError, match=f"Two API keys have the same {attribute}"):
         Keys.from_text(f"a:read:{DIGEST} {second}")
 
 
 @pytest.mark.parametrize(("name", "scopes", "rate"), [("a b", "read", ""), ("a", "root", ""), ("a", "read", "fast")])
-def test_no_key_is_made_that_could_not_be_read(name: str, scopes: str, rate: str) -> None:
-    """A name, scope or rate that no store would take is refused before a key is made."""
+def test_an_invalid_name_scope_or_rate_makes_no_key(name: str, scopes: str, rate: str) -> None:
+    """A new key with a name, scope or rate that could not be parsed again is refused."""
     with pytest.raises(SettingsError):
         new_key(name, [scopes], rate)
 
 
-def test_a_key_in_a_log_shows_no_digest() -> None:
-    """repr() of a key has its name and nothing to recognise its token by."""
-    key = only(f"a:predict:{DIGEST}")
+def test_repr_of_a_key_has_no_digest() -> None:
+    """repr() of a key has its name and not its digest."""
+    key = only_key(f"a:predict:{DIGEST}")
     assert "'a'" in repr(key)
     assert "digest" not in repr(key)

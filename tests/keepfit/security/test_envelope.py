@@ -1,4 +1,4 @@
-"""The signed envelope: what opens, what is refused, and what a message may say."""
+"""The signed envelope: what opens, what is refused, and what error messages hold."""
 
 import hashlib
 import hmac
@@ -31,7 +31,7 @@ headers = st.builds(
 
 
 def signed(back: bytes, key_id: bytes = b"k1", key: str = SECRET, purpose: str = BUNDLE) -> bytes:
-    """Envelope of any `back` at all with a right signature, made from the format's description alone."""
+    """Return an envelope of arbitrary `back` with a valid signature, built from the format's description alone."""
     front = MAGIC + struct.pack(">B", len(key_id)) + key_id
     derived = hmac.digest(bytes.fromhex(key), f"keepfit/{purpose}".encode() + b"\x01", "sha256")
     return front + hmac.digest(derived, front + back, "sha256") + back
@@ -39,19 +39,19 @@ def signed(back: bytes, key_id: bytes = b"k1", key: str = SECRET, purpose: str =
 
 @settings(deadline=None)
 @given(headers, st.binary(max_size=200))
-def test_what_is_sealed_opens_again(header: Header, payload: bytes) -> None:
-    """Header and payload come back as they were put in, whatever they hold."""
+def test_an_envelope_opens_with_its_header_and_payload(header: Header, payload: bytes) -> None:
+    """Opening returns the sealed header and payload, whatever they contain."""
     assert RING.open(RING.seal(header, payload), header.purpose) == (header, payload)
 
 
-def test_the_format_is_the_one_described() -> None:
-    """Magic, format, key id, HMAC under the purpose's key, length of the header, header, payload: in these bytes."""
+def test_the_format_is_as_described() -> None:
+    """Magic, format, key id, HMAC under the purpose's key, length of the header, header, payload, in this order."""
     text = msgspec.json.encode(HEADER)
     assert RING.seal(HEADER, b"payload") == signed(struct.pack(">I", len(text)) + text + b"payload")
 
 
 def test_any_changed_byte_is_refused() -> None:
-    """Whatever single byte of an envelope is changed, to whatever value, it does not open."""
+    """An envelope with any single byte changed does not open."""
     sealed = bytearray(RING.seal(Header(BUNDLE, "h", 1, 2, 3, 4, "", {}), b"pay"))
     for position, right in enumerate(sealed):
         for flipped in (0x01, 0x80, 0xFF):
@@ -74,20 +74,20 @@ def test_a_truncated_or_extended_envelope_is_refused() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0", bytes(1_000_000)], ids=["empty", "one", "large"])
-def test_payloads_of_any_size_travel(payload: bytes) -> None:
-    """An empty payload and a large one open like any other."""
+def test_payloads_of_any_size_open(payload: bytes) -> None:
+    """Empty and large payloads open unchanged."""
     assert RING.open(RING.seal(HEADER, payload), BUNDLE) == (HEADER, payload)
 
 
 def test_another_key_under_the_same_id_is_refused() -> None:
-    """A key id is a name, not a proof."""
+    """An envelope signed with another key of the same id does not open."""
     other = Keyring.from_text("k1:" + "5f" * 32)
-    with pytest.raises(EnvelopeError, match="signature does not fit"):
+    with pytest.raises(EnvelopeError, match="Signature mismatch"):
         other.open(RING.seal(HEADER, b"payload"), BUNDLE)
 
 
 def test_an_unknown_key_id_is_refused() -> None:
-    """An envelope of a key that the ring does not hold says so, and not the key."""
+    """The error for an unknown key id says so and does not show the key."""
     other = Keyring.from_text(f"k2:{SECRET}")
     with pytest.raises(EnvelopeError, match="does not hold") as caught:
         other.open(RING.seal(HEADER, b"payload"), BUNDLE)
@@ -95,7 +95,7 @@ def test_an_unknown_key_id_is_refused() -> None:
 
 
 def test_another_purpose_is_refused() -> None:
-    """What was signed for one purpose does not open for another, in either direction."""
+    """An envelope for one purpose does not open for another, in either direction."""
     upload = Header("upload", "h", 1, 2, 3, 4, "", {})
     for sealed, purpose in ((RING.seal(HEADER, b""), "upload"), (RING.seal(upload, b""), BUNDLE)):
         with pytest.raises(EnvelopeError, match="another purpose"):
@@ -103,7 +103,7 @@ def test_another_purpose_is_refused() -> None:
 
 
 def test_keys_rotate() -> None:
-    """The first key signs; envelopes of older keys open for as long as these are in the ring."""
+    """The first key signs; envelopes of older keys open as long as these are in the ring."""
     both = Keyring.from_text(f"k2:{'aa' * 32}, k1:{SECRET}")
     only_new = Keyring.from_text("k2:" + "aa" * 32)
     old, new = RING.seal(HEADER, b"old"), both.seal(HEADER, b"new")
@@ -125,7 +125,7 @@ def test_keys_rotate() -> None:
 @example(MAGIC + b"\x02\xff\xfe" + bytes(40))
 @example(b"KFIT\x02" + RING.seal(HEADER, b"")[5:])
 def test_garbage_raises_nothing_but_envelope_errors(garbage: bytes) -> None:
-    """Bytes that nobody signed end in EnvelopeError, also behind the right magic and key id."""
+    """Unsigned bytes raise EnvelopeError, also after the right magic and key id."""
     for data in (garbage, MAGIC + garbage, MAGIC + b"\x02k1" + garbage):
         with pytest.raises(EnvelopeError):
             RING.open(data, BUNDLE)
@@ -139,9 +139,9 @@ def test_garbage_raises_nothing_but_envelope_errors(garbage: bytes) -> None:
 @example(b"\0\0\0\x02{}")
 @example(b"\xff\xff\xff\xff{}")
 @example(b"\0\0\0\x04\xff\xfe\xfd\xfc")
-def test_a_signed_header_that_is_none_is_an_envelope_error(back: bytes) -> None:
-    """Even under our own signature, say of a later keepfit, an unreadable header is EnvelopeError."""
-    with pytest.raises(EnvelopeError, match="header is not one that this keepfit knows"):
+def test_a_signed_but_unreadable_header_is_an_envelope_error(back: bytes) -> None:
+    """An unreadable header raises EnvelopeError even with a valid signature, as from a later keepfit."""
+    with pytest.raises(EnvelopeError, match="header was written by another version of keepfit"):
         RING.open(signed(back), BUNDLE)
 
 
@@ -149,9 +149,9 @@ def test_a_signed_header_that_is_none_is_an_envelope_error(back: bytes) -> None:
     "changes", [{"later": 1}, {"version": "2"}, {"runtime": {"python": 3}}, {"generation": None}], ids=str
 )
 def test_a_header_with_other_fields_is_refused(changes: dict[str, object]) -> None:
-    """A header with an unknown field or another type is refused, not guessed at."""
+    """A header with an unknown field or a field of another type is refused."""
     text = msgspec.json.encode({**msgspec.to_builtins(HEADER), **changes})
-    with pytest.raises(EnvelopeError, match="header is not one"):
+    with pytest.raises(EnvelopeError, match="header was written by another version"):
         RING.open(signed(struct.pack(">I", len(text)) + text), BUNDLE)
 
 
@@ -173,7 +173,7 @@ def test_a_header_with_other_fields_is_refused(changes: dict[str, object]) -> No
     ids=lambda value: str(value)[:12],
 )
 def test_wrong_keys_are_named_by_position_only(text: str, position: int) -> None:
-    """A wrong key is told by its position; no part of the text is repeated, in the message or behind it."""
+    """A wrong key is named by its position; neither the message nor its context repeats any part of the text."""
     with pytest.raises(SettingsError, match=f"KEEPFIT_SIGNING_KEYS: key {position} is not id:hex") as caught:
         Keyring.from_text(text)
     assert SECRET[:8] not in repr(caught.value)
@@ -181,40 +181,40 @@ def test_wrong_keys_are_named_by_position_only(text: str, position: int) -> None
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,"])
-def test_no_key_at_all_is_refused(text: str) -> None:
-    """A ring without a key would sign nothing: the error says how to make one."""
+def test_an_empty_keyring_is_refused(text: str) -> None:
+    """A keyring needs a key: the error names the command that prints one."""
     with pytest.raises(SettingsError, match="not set; `keepfit key signing` prints"):
         Keyring.from_text(text)
 
 
-def test_an_id_that_stands_twice_is_refused() -> None:
-    """Two keys under one id would make it a matter of order which one verifies."""
+def test_a_duplicate_key_id_is_refused() -> None:
+    """Two keys with one id are refused: the order would decide which one verifies."""
     with pytest.raises(SettingsError, match="two keys have the same id") as caught:
         Keyring.from_text(f"k1:{SECRET},k1:{'aa' * 32}")
     assert SECRET[:8] not in str(caught.value)
 
 
-def test_key_text_is_read_leniently() -> None:
+def test_spaces_and_capitals_in_keys_are_accepted() -> None:
     """Spaces around keys and capitals in the hex make no difference."""
     assert Keyring.from_text(f" k1:{SECRET.upper()} , ") == RING
     assert RING.keys == (("k1", bytes.fromhex(SECRET)),)
 
 
-def test_a_ring_does_not_show_its_keys() -> None:
-    """repr() is what tracebacks and logs show of a ring; it holds no key."""
+def test_repr_of_a_keyring_has_no_keys() -> None:
+    """repr() and str() of a keyring, which tracebacks and logs show, hold no key."""
     for shown in (repr(RING), str(RING), f"{RING}"):
         assert "5e5e" not in shown
         assert repr(bytes.fromhex(SECRET))[2:10] not in shown
 
 
 def other_runtime(name: str, version: str) -> Header:
-    """Header of a bundle written where `name` had `version`."""
+    """Return the header of a bundle written with `version` of `name`."""
     return msgspec.structs.replace(HEADER, runtime={**runtime(), name: version})
 
 
 @pytest.mark.parametrize("name", ["python", "scikit-learn", "numpy"])
 def test_another_runtime_is_refused_with_both_versions(name: str) -> None:
-    """A bundle of another minor or major version is refused, and the message names theirs and ours."""
+    """A bundle of another minor or major version is refused; the message names both versions."""
     major, minor, *_ = runtime()[name].split(".")
     for theirs in (f"{major}.{int(minor) + 1}.0", f"{int(major) + 1}.{minor}.0", "0"):
         with pytest.raises(RuntimeMismatchError) as caught:
@@ -225,33 +225,33 @@ def test_another_runtime_is_refused_with_both_versions(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["python", "scikit-learn", "numpy"])
 def test_patch_releases_may_differ(name: str) -> None:
-    """Another patch release of the same minor version loads."""
+    """A bundle of another patch release of the same minor version loads."""
     minor = ".".join(runtime()[name].split(".")[:2])
     for theirs in (minor, f"{minor}.0", f"{minor}.99", f"{minor}.0rc1"):
         check_runtime(other_runtime(name, theirs))
 
 
-def test_a_library_that_is_not_here_is_a_mismatch() -> None:
-    """A bundle that was written with a library this process lacks is refused."""
+def test_a_missing_library_is_a_mismatch() -> None:
+    """A bundle written with a library that this process lacks is refused."""
     with pytest.raises(RuntimeMismatchError, match=r"no-such-library 0\.22\.0, this process has none"):
         check_runtime(other_runtime("no-such-library", "0.22.0"))
 
 
-def test_runtime_names_what_a_pickle_depends_on() -> None:
+def test_the_runtime_names_python_and_its_libraries() -> None:
     """Python, scikit-learn and numpy are in every header, with full versions."""
     assert runtime().keys() == {"python", "scikit-learn", "numpy"}
     assert all(version.count(".") >= 2 for version in runtime().values())
 
 
 def test_digest_is_the_sha256_of_the_bytes() -> None:
-    """A bundle's name in storage is the plain SHA-256 of its envelope, as sha256sum prints it."""
+    """The digest of an envelope is its plain SHA-256, as sha256sum prints it."""
     assert digest_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     sealed = RING.seal(HEADER, b"payload")
     assert digest_of(sealed) == hashlib.sha256(sealed).hexdigest()
 
 
 def test_signatures_are_compared_in_constant_time() -> None:
-    """The comparison of signatures does not tell, by its time, how much of a forgery is right."""
+    """Signatures are compared with hmac.compare_digest, whose time does not depend on the content."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(a: bytes, b: bytes) -> bool:
@@ -260,7 +260,7 @@ def test_signatures_are_compared_in_constant_time() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hmac, "compare_digest", compare)
-        with pytest.raises(EnvelopeError, match="signature does not fit"):
+        with pytest.raises(EnvelopeError, match="Signature mismatch"):
             RING.open(RING.seal(HEADER, b""), BUNDLE)
     assert len(compared) == 1
     assert compared[0][0] == compared[0][1]

@@ -98,7 +98,7 @@ def test_without_the_writers_key_nothing_is_read(path: Path) -> None:
     write(path)
     with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
         Reader(path, [OTHERS])
-    with pytest.raises(EnvelopeError, match="signature does not fit"):
+    with pytest.raises(EnvelopeError, match="Signature mismatch"):
         Reader(path, [OURS])
 
 
@@ -179,7 +179,7 @@ def without_a_manifest(entries: dict[str, bytes]) -> None:
         (with_bundles_exchanged, "version 2, is damaged|larger than it may be"),
         (with_other_metrics, "is not what was signed"),
         (with_another_manifest, "is not the one that was signed"),
-        (with_a_bundle_for_a_seal, "signature does not fit"),
+        (with_a_bundle_for_a_seal, "Signature mismatch"),
         (of_another_format, "has format 2"),
         (without_a_manifest, "no whole archive"),
     ],
