@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.processes import running
 from keepfit.errors import UnavailableError
 from keepfit.history import Timeline
-from keepfit.local.stack import accepts, free_port, mongo_command
+from keepfit.local.servers import accepts, free_port, mongo_command
 
 COUNT_FULL, COUNT_QUICK = 1_000_000, 20_000
 MODELS, DAYS, DAY_S = 1_000, 30, 86_400.0

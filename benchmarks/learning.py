@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.report import table, times
 from keepfit import identity
 from keepfit.backends import redis_keys
-from keepfit.local import stack
+from keepfit.local import servers
 from keepfit.model import estimators
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import seal, unseal
@@ -185,10 +185,10 @@ def bundle_us(process: WorkerContext) -> tuple[float, int]:
 def worker() -> Iterator[WorkerContext]:
     """A worker's process context with a Redis of its own."""
     with tempfile.TemporaryDirectory(prefix="keepfit-learning-") as folder:
-        port = stack.free_port()
-        server = subprocess.Popen(stack.redis_command(port, Path(folder)), stdout=subprocess.DEVNULL)
+        port = servers.free_port()
+        server = subprocess.Popen(servers.redis_command(port, Path(folder)), stdout=subprocess.DEVNULL)
         try:
-            while not stack.accepts(port):
+            while not servers.accepts(port):
                 time.sleep(0.02)
             url, ring = SecretStr(f"redis://127.0.0.1:{port}/0"), SecretStr("k1:" + os.urandom(32).hex())
             settings = load().model_copy(update={"store_url": url, "queue_url": None, "signing_keys": ring})

@@ -21,7 +21,7 @@ import redis
 from benchmarks import model
 from benchmarks.load import Call
 from benchmarks.processes import StartError, children, resident_mb, running, wait_until
-from keepfit.local.stack import answers, free_port
+from keepfit.local.servers import answers, free_port
 
 PREDICT = '{"X":[[%.6f,%.6f,%.6f,%.6f]]}'
 LEARN = '{"X":[[%.6f,%.6f,%.6f,%.6f]],"y":[%.6f]}'

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import stack
 from benchmarks.load import Call
 from benchmarks.processes import StartError, running
-from keepfit.local.stack import accepts, answers, free_port, redis_command
+from keepfit.local.servers import accepts, answers, free_port, redis_command
 
 ROOT = Path(__file__).parents[1]
 VENVS = Path(__file__).with_name(".venvs")

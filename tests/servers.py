@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from keepfit.local.stack import accepts, answers, end_with_parent, free_port, mongo_command, redis_command
+from keepfit.local.servers import accepts, answers, free_port, mongo_command, redis_command
+from keepfit.local.stack import end_with_parent
 
 START_S_MAX = 60.0
 

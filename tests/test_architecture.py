@@ -19,7 +19,7 @@ MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 DOCSTRING_LINES_MAX = 15
 # Entry points: what reads the environment.
-READERS = {"keepfit/cli/main.py", "keepfit/settings.py", "keepfit/local/stack.py"}
+READERS = {"keepfit/cli/main.py", "keepfit/cli/services.py", "keepfit/settings.py", "keepfit/local/stack.py"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import trustme
 
-from keepfit.local.stack import accepts, free_port
+from keepfit.local.servers import accepts, free_port
 from tests import servers
 
 CHUNK_BYTES = 64 * 1024

@@ -1,48 +1,50 @@
-"""The command `keepfit dead`: what was put aside of a model, for an operator's eyes and hands.
+"""The command `keepfit dead`: list or retry the dead letters of a model.
 
-Owns the words of this one command; :mod:`keepfit.cli.main` adds it to the others and prints. Invariant: it changes
-nothing unless it is told to retry.
+Owns the texts of this command; :mod:`keepfit.store.dead_letters` reads and moves them. Invariant: it changes nothing
+without --retry.
 """
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
+from keepfit.cli.options import Json, load_settings
+from keepfit.cli.output import out, print_json, print_table
 from keepfit.errors import NotFoundError
 from keepfit.settings import Settings
 
+COLUMNS = ("id", "time (UTC)", "rows", "bytes", "reason")
+
 
 def dead(
-    model_hash: Annotated[str, typer.Option("--hash", help="The model.")],
+    model_hash: Annotated[str, typer.Option("--hash", help="Hash of the model.")],
     retry: Annotated[bool, typer.Option("--retry", help="Move all of them back to the model's inbox.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """List the requests of a model that were put aside unlearned, or retry them."""
-    from keepfit.cli import main  # noqa: PLC0415 - which imports this module
-
-    settings = main._settings()
+    """List the dead letters of a model, the requests that could not be learned, or retry them."""
+    settings = load_settings()
     if retry:
         moved, left = asyncio.run(_retry(settings, model_hash))
         if as_json:
-            return main._print_json([{"hash": model_hash, "accepted": moved, "left": left}])
-        return main.out.print(f"{moved} wait to be learned again, {left} are still put aside", highlight=False)
+            return print_json([{"hash": model_hash, "accepted": moved, "left": left}])
+        return out.print(f"{moved} requests moved back to the inbox, {left} dead letters left", highlight=False)
     found = asyncio.run(_list(settings, model_hash))
     if as_json:
-        return main._print_json(found)
-    columns = ("id", "time (UTC)", "rows", "bytes", "reason")
-    return main._print_table(columns, [[_shown(entry, name) for name in columns] for entry in found])
+        return print_json(found)
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
 
-
-def _shown(entry: dict[str, Any], column: str) -> object:
-    if column == "time (UTC)":
-        return datetime.fromtimestamp(entry["timestamp"], UTC).isoformat(" ", "seconds").removesuffix("+00:00")
-    return entry[column]
+    return print_table(
+        COLUMNS,
+        [
+            (entry["id"], format_time(entry["timestamp"]), *(entry[name] for name in ("rows", "bytes", "reason")))
+            for entry in found
+        ],
+    )
 
 
 async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
-    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
     from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
@@ -72,27 +74,27 @@ async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
 
 
 async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
-    """Move what can be moved; return how many were, and how many are left."""
-    from keepfit.backends import redis_clients  # noqa: PLC0415
+    """Move dead letters back to the inbox while it has room; return how many were moved, and how many are left."""
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
     from keepfit.jobs import run_queue  # noqa: PLC0415
     from keepfit.rowlog.row_log import open_log  # noqa: PLC0415
     from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
-    client, rows = redis_clients.store_async(settings), open_log(settings.row_log_url)
+    client, row_log = redis_clients.store_async(settings), open_log(settings.row_log_url)
     try:
-        if rows is not None:
-            await asyncio.to_thread(rows.probe)
+        if row_log is not None:
+            await asyncio.to_thread(row_log.probe)
         model = await Store(client).describe(model_hash)
         if model is None:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         moved = 0
-        # No more than were there at first: a worker may put one aside again before the last is moved.
+        # As many as there were at the start: a worker may put one aside again before the last one is moved.
         for _ in range(0, await DeadLetters(client).count(model_hash), CALL_MAX):
-            retried = await DeadLetters(client).retry(model, settings, None, logged=rows is not None)
+            retried = await DeadLetters(client).retry(model, settings, None, logged=row_log is not None)
             moved += len(retried.sequences)
-            if rows is not None and retried.calls:
-                await asyncio.to_thread(rows.write, retried.calls)
+            if row_log is not None and retried.calls:
+                await asyncio.to_thread(row_log.write, retried.calls)
         left = await DeadLetters(client).count(model_hash)
     finally:
         await client.aclose()

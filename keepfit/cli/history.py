@@ -1,7 +1,7 @@
-"""The command `keepfit history`: documents and points of the history as a table, CSV, JSON, or drawn in the terminal.
+"""The command `keepfit history`: print documents and points of the history as a table, CSV, JSON or a plot.
 
-Owns the words of this one command; :mod:`keepfit.history.query` knows what can be asked, over HTTP as well, and
-:mod:`keepfit.cli.main` prints. Invariant: it changes nothing.
+Owns the texts of this command; :mod:`keepfit.history.query` parses and answers the same parameters over HTTP.
+Invariant: it changes nothing.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 import typer
 
-from keepfit.errors import MalformedError, SettingsError
+from keepfit.cli.options import load_settings, parse_where
+from keepfit.cli.output import print_json, print_snapshots, print_table
+from keepfit.errors import SettingsError
 
 LIMIT, LIMIT_MAX = 20, 100_000
 PLOT_LINES, MARGIN, DAY_S = 20, 20, 86_400.0
-# Groups are told apart without colours, too.
+# Markers distinguish the groups of a plot without colours as well.
 MARKERS = "abcdefghijklmnopqrstuvwxyz"
 Text = str | None
 
@@ -27,108 +29,118 @@ Text = str | None
 def history(
     type_: Annotated[Text, typer.Option("--type", help="Only documents of this type.")] = None,
     model_hash: Annotated[Text, typer.Option("--hash", help="Only snapshots of the model with this hash.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only where metadata has this: brand=nike.")] = None,
-    after: Annotated[Text, typer.Option(help="From this time on: yesterday, '2 hours ago', '2026-11-20 12:00'")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only documents whose metadata has this value; repeatable."),
+    ] = None,
+    after: Annotated[
+        Text, typer.Option(help="From this time on: yesterday, '2 hours ago', '2026-11-20 12:00', seconds since 1970.")
+    ] = None,
     before: Annotated[Text, typer.Option(help="Before this time.")] = None,
     closest: Annotated[Text, typer.Option(help="Only the document nearest to this time.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help=f"At most so many; {LIMIT} where nothing is said.")] = None,
-    page: Annotated[int | None, typer.Option(min=1, help="Which page of so many.")] = None,
-    every: Annotated[Text, typer.Option(help="Group by time, a point for each span: 30s, 5m, 1h, 1d, 1w.")] = None,
-    field: Annotated[Text, typer.Option(help="Number to group: metrics.mean_absolute_error.")] = None,
-    stat: Annotated[Text, typer.Option(help="mean, min, max, sum, count, first, last, median, p99.")] = None,
-    group: Annotated[Text, typer.Option(help="Key of metadata whose values have points of their own.")] = None,
-    fill: Annotated[Text, typer.Option(help="Spans without documents: none, null, previous, linear, a number.")] = None,
-    rate: Annotated[Text, typer.Option(help="Show the change in this span.")] = None,
-    moving: Annotated[int | None, typer.Option(min=1, help="Mean over so many points.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document or point a line.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a line of names.")] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw the points; with --every.")] = False,
+    last: Annotated[int | None, typer.Option(min=1, help="Only the newest documents, this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help=f"Documents per page; default: {LIMIT}.")] = None,
+    page: Annotated[int | None, typer.Option(min=1, help="Number of the page; the first is 1.")] = None,
+    every: Annotated[Text, typer.Option(help="Group by time, one point per interval: 30s, 5m, 1h, 1d, 1w.")] = None,
+    field: Annotated[Text, typer.Option(help="Number field to aggregate: metrics.mean_absolute_error.")] = None,
+    stat: Annotated[
+        Text,
+        typer.Option(help="Statistic: mean, min, max, sum, count, first, last, median, p99; default: mean."),
+    ] = None,
+    group: Annotated[Text, typer.Option(help="Key of metadata; each of its values is a series of its own.")] = None,
+    fill: Annotated[
+        Text,
+        typer.Option(help="Value of intervals without documents: none, null, previous, linear, a number."),
+    ] = None,
+    rate: Annotated[Text, typer.Option(help="Print the rate of change per this duration: 1s, 1h.")] = None,
+    moving: Annotated[int | None, typer.Option(min=1, help="Moving average over this many points.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document or point per line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Plot the points; requires --every.")] = False,
 ) -> None:
-    """List snapshots and stored documents, newest first, or group their numbers by time."""
+    """List snapshots and stored documents, newest first, or aggregate their numbers by time."""
     if as_json + as_csv + plot > 1 or (plot and every is None):
-        raise SettingsError("Choose one of --json, --csv and --plot; --plot goes with --every.")
-    given = {
+        raise SettingsError("Use one of --json, --csv and --plot; --plot requires --every.")
+    options = {
         "type": type_, "hash": model_hash, "after": after, "before": before, "closest": closest, "last": last,
         "limit": limit, "page": page, "every": every, "field": field, "stat": stat, "group": group, "fill": fill,
         "rate": rate, "moving": moving,
     }  # fmt: skip
-    asked = {name: str(value) for name, value in given.items() if value is not None}
-    if not asked.keys() & {"every", "closest", "last", "limit"}:
-        asked["limit"] = str(LIMIT)
-    found = asyncio.run(_ask(asked, where or ()))
+    parameters = {name: str(value) for name, value in options.items() if value is not None}
+    if not parameters.keys() & {"every", "closest", "last", "limit"}:
+        parameters["limit"] = str(LIMIT)
+    found = asyncio.run(_query(parameters, where))
     if as_json:
-        for row in found:
-            typer.echo(json.dumps(row, default=str))
+        print_json(found)
     elif as_csv:
         _write_csv(found)
     elif plot:
-        typer.echo(_drawn(found, f"{stat or 'mean'} of {field or 'documents'} every {every}"))
+        typer.echo(_plot(found, f"{stat or 'mean'} of {field or 'documents'} every {every}"))
+    elif every is not None:
+        _print_points(found)
     else:
-        _print(found, points=every is not None)
+        _print_documents(found)
 
 
-async def _ask(asked: dict[str, str], where: Iterable[str]) -> list[Any]:
-    from keepfit.cli import main  # noqa: PLC0415 - which imports this module
+async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> list[Any]:
     from keepfit.history import Timeline, query  # noqa: PLC0415 - other commands shall not wait for it
 
-    for text in where:
-        key, equals, value = text.partition("=")
-        if not key or not equals or key in query.PARAMETERS:
-            raise MalformedError(f"--where {text!r}: write a key of metadata and its value, brand=nike.")
-        asked[key] = value
-    parsed = query.parse(asked, limit_max=LIMIT_MAX)
-    async with Timeline.open(main._settings().mongo_url.get_secret_value()) as timeline:
+    metadata = parse_where(where, reserved=query.PARAMETERS)
+    parsed = query.parse({**parameters, **metadata}, limit_max=LIMIT_MAX)
+    async with Timeline.open(load_settings().mongo_url.get_secret_value()) as timeline:
         return await query.answer(timeline, parsed)
 
 
-def _print(found: Sequence[dict[str, Any]], *, points: bool) -> None:
-    from keepfit.cli import main  # noqa: PLC0415 - which imports this module
-    from keepfit.history.times import shown  # noqa: PLC0415
+def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
 
-    if points:
-        names = [name for name in ("group", "value") if name == "value" or any("group" in point for point in found)]
-        rows = [(shown(point["timestamp"]), *(point.get(name, "") for name in names)) for point in found]
-        return main._print_table(("time (UTC)", *names), rows)
-    if all("uri" in document and "hash" in document for document in found):
-        return main._print_documents("History", list(found))
+    names = [name for name in ("group", "value") if name == "value" or any("group" in point for point in points)]
+    rows = [(format_time(point["timestamp"]), *(point.get(name, "") for name in names)) for point in points]
+    print_table(("time (UTC)", *names), rows)
+
+
+def _print_documents(documents: Sequence[Mapping[str, Any]]) -> None:
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+
+    if all("uri" in document and "hash" in document for document in documents):
+        return print_snapshots("History", documents)
     rows = []
-    for document in found:
+    for document in documents:
         rest = {name: value for name, value in document.items() if name not in ("type", "timestamp")}
-        rows.append((shown(document["timestamp"]), document["type"], json.dumps(rest, default=str)))
-    return main._print_table(("time (UTC)", "type", "document"), rows, "History")
+        rows.append((format_time(document["timestamp"]), document["type"], json.dumps(rest, default=str)))
+    return print_table(("time (UTC)", "type", "document"), rows, "History")
 
 
-def _write_csv(found: Sequence[Mapping[str, Any]]) -> None:
-    rows = [_flat(row) for row in found]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    flat = [_flatten(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(flat)
 
 
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names.
+def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names.
 
-    >>> _flat({"a": 1, "b": {"c": [2], "d": None}})
+    >>> _flatten({"a": 1, "b": {"c": [2], "d": None}})
     {'a': 1, 'b.c': '[2]', 'b.d': None}
     """
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = json.dumps(value, default=str) if isinstance(value, list) else value
     return flat
 
 
-def _drawn(points: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Draw points, a line for each group."""
+def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return a plot of the points as text, with one line per group."""
     try:
-        import plotille  # noqa: PLC0415 - only this draws
+        import plotille  # noqa: PLC0415 - optional, and only this function needs it
     except ModuleNotFoundError:
-        raise SettingsError("Drawing needs plotille: pip install 'keepfit[history]'.") from None
-    from keepfit.history.times import shown  # noqa: PLC0415
+        raise SettingsError("--plot needs plotille: pip install 'keepfit[history]'.") from None
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
 
     known = [point for point in points if point["value"] is not None]
     if not known:
@@ -138,11 +150,12 @@ def _drawn(points: Sequence[Mapping[str, Any]], title: str) -> str:
     figure.color_mode, figure.with_colors = "names", sys.stdout.isatty()
     times = [point["timestamp"] for point in known]
     first, last = min(times), max(times)
-    # A single point has a width, too, or there is no scale.
+    # A single point needs a width as well, or there is no scale.
     figure.set_x_limits(first, max(last, first + 1))
     figure.x_label, figure.y_label = "UTC", "value"
-    part = slice(11, 19) if last - first < DAY_S else slice(5, 10) if last - first > 4 * DAY_S else slice(8, 16)
-    figure.x_ticks_fkt = lambda moment, _: shown(float(moment))[part]
+    # Ticks show the time of day, the date, or day and time, depending on the length of the axis.
+    shown = slice(11, 19) if last - first < DAY_S else slice(5, 10) if last - first > 4 * DAY_S else slice(8, 16)
+    figure.x_ticks_fkt = lambda tick, _: format_time(float(tick))[shown]
     figure.y_ticks_fkt = lambda value, _: f"{value:.4g}"
     groups = list(dict.fromkeys(point.get("group") for point in known))
     for group, marker in zip(groups, itertools.cycle(MARKERS), strict=False):

@@ -1,7 +1,7 @@
-"""The `keepfit key` commands: they make keys of all three kinds.
+"""The commands `keepfit key`: make API keys, signing keys and upload keys.
 
-Owns what is printed, and where: what is to be kept goes to standard output, what is said about it to standard error.
-Never stores anything.
+Owns what is printed where: keys and the lines to store go to standard output, explanations to standard error. Never
+stores anything.
 """
 
 import secrets
@@ -12,35 +12,37 @@ import typer
 from keepfit.security.api_keys import LEARN, PREDICT, new_key
 
 app = typer.Typer(
-    help="Make keys: to call the gateway with, to sign bundles with, to send objects with.", no_args_is_help=True
+    help="Make keys: API keys for clients, signing keys for bundles, upload keys for objects.", no_args_is_help=True
 )
 
 SIGNING_KEY_BYTES = 32
 
 
-@app.command()
+@app.command(epilog="Example:\n  keepfit key new --name web --scopes predict,learn --rate 50/200")
 def new(
-    name: Annotated[str, typer.Option(help="Who will call with it; letters, digits, - and _.")],
+    name: Annotated[str, typer.Option(help="Name of the client: letters, digits, - and _.")],
     scopes: Annotated[
-        str, typer.Option(help="What it may do besides reading: predict, learn, admin, separated by commas.")
+        str, typer.Option(help="Scopes besides read, separated by commas: predict, learn, admin.")
     ] = f"{PREDICT},{LEARN}",
-    rate: Annotated[str, typer.Option(help="Requests a second, and how many at once: 50 or 50/200.")] = "",
+    rate: Annotated[
+        str, typer.Option(help="Rate limit, requests per second, with an optional burst: 50, 50/200.")
+    ] = "",
 ) -> None:
-    """Print a new API key, once, and the line to store for it."""
+    """Print a new API key, and the line to store for it. The key is shown once."""
     token, line = new_key(name, [scope.strip() for scope in scopes.split(",")], rate)
-    typer.echo("The key; give it to who calls, it is stored nowhere:", err=True)
+    typer.echo("The API key. Give it to the client; it is stored nowhere:", err=True)
     typer.echo(token)
-    typer.echo("The line for KEEPFIT_API_KEYS or a line of KEEPFIT_API_KEYS_FILE:", err=True)
+    typer.echo("The line for KEEPFIT_API_KEYS, or for the file KEEPFIT_API_KEYS_FILE:", err=True)
     typer.echo(line)
 
 
 @app.command()
-def signing(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "k1") -> None:
-    """Print a new key for KEEPFIT_SIGNING_KEYS."""
+def signing(key_id: Annotated[str, typer.Option("--id", help="Id of the key.")] = "k1") -> None:
+    """Print a new signing key for KEEPFIT_SIGNING_KEYS."""
     typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")
 
 
 @app.command()
-def upload(key_id: Annotated[str, typer.Option("--id", help="Name of the key.")] = "u1") -> None:
-    """Print a new key for KEEPFIT_UPLOAD_KEYS: whoever has it can run code in workers."""
+def upload(key_id: Annotated[str, typer.Option("--id", help="Id of the key.")] = "u1") -> None:
+    """Print a new upload key for KEEPFIT_UPLOAD_KEYS. Its holder can run code in workers."""
     typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")

@@ -15,7 +15,7 @@ import numpy as np
 from keepfit.errors import InvalidError
 from keepfit.history.metadata_labels import labels_of
 from keepfit.history.mongo import Document
-from keepfit.history.times import seconds
+from keepfit.history.times import parse_time
 
 
 def wrap(document: Mapping[str, Any], keys: Sequence[str] = ()) -> Document:
@@ -36,7 +36,7 @@ def wrap(document: Mapping[str, Any], keys: Sequence[str] = ()) -> Document:
     if not all(isinstance(key, str) for key in document):
         raise InvalidError("The names of a document's fields are texts.")
     rest = {key: _plain(value) for key, value in document.items() if key not in ("_id", "type", "timestamp")}
-    timestamp = seconds(document["timestamp"])
+    timestamp = parse_time(document["timestamp"])
     metadata = rest.get("metadata")
     labelled = {**(metadata if isinstance(metadata, dict) else {}), **rest, "type": type_}
     whole = {**rest, "type": type_, "timestamp": timestamp}

@@ -56,7 +56,7 @@ def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMI
 
     def moment(name: str) -> float | None:
         text = rest.pop(name, None)
-        return None if text is None else times.seconds(text, words=words)
+        return None if text is None else times.parse_time(text, words=words)
 
     every = rest.pop("every", None)
     wrong = [name for name in (OF_POINTS if every is None else OF_DOCUMENTS) if name in rest]
@@ -68,7 +68,7 @@ def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMI
     if every is not None:
         asked = replace(asked, shape=_shape(every, rest).check())
         if asked.start is not None and asked.stop is not None:
-            points.check_length(asked.start, asked.stop, times.span(every))
+            points.check_length(asked.start, asked.stop, times.parse_duration(every))
     else:
         asked = _paged(asked, rest, limit_max)
     model_hash = rest.pop("hash", None)
@@ -81,12 +81,12 @@ def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMI
 def _shape(every: str, rest: dict[str, str]) -> Shape:
     rate, moving = rest.pop("rate", None), rest.pop("moving", None)
     return Shape(
-        every=times.span(every),
+        every=times.parse_duration(every),
         stat=rest.pop("stat", "mean"),
         field=rest.pop("field", None),
         group=rest.pop("group", None),
         fill=_fill(rest.pop("fill", "none")),
-        rate=None if rate is None else times.span(rate),
+        rate=None if rate is None else times.parse_duration(rate),
         moving=None if moving is None else _number("moving", moving, points.MOVING_MAX),
     )
 

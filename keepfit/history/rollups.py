@@ -36,7 +36,7 @@ class Rollup:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        times.span(self.every)
+        times.parse_duration(self.every)
         reading.check_field(self.field)
         if self.group in (*STATS, "of", "timestamp"):
             raise InvalidError(f"The values of {self.group!r} would have no place beside those of the roll-up.")
@@ -86,7 +86,7 @@ async def roll_up(timeline: Timeline, rollup: Rollup, now: float | None = None) 
         If MongoDB is away. Doing it again later is right, whatever was done until then.
     """
     now = time.time() if now is None else now
-    every, done = times.span(rollup.every), timeline.progress
+    every, done = times.parse_duration(rollup.every), timeline.progress
     with unavailable():
         found = await done.find_one({"_id": rollup.name})
     start = None if found is None else found["until"] - LATE_SPANS * every

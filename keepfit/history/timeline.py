@@ -23,7 +23,7 @@ from keepfit.history.grouping import Fill
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Client, Database, Document, open_database, together, unavailable
 from keepfit.history.points import Point, Shape
 from keepfit.history.reading import Columns, Filter, Scalar, Snapshots, Source, Stored
-from keepfit.history.times import Time, seconds, span
+from keepfit.history.times import Time, parse_duration, parse_time
 
 BATCH = 1_000
 DUPLICATE = 11000
@@ -252,7 +252,7 @@ class Timeline:
 
     async def closest(self, wanted: Values, at: Time) -> Document | None:
         """Read the document nearest to a time, on either side; of two, the later one."""
-        moment, filter_, now = seconds(at), _filter(wanted), time.time()
+        moment, filter_, now = parse_time(at), _filter(wanted), time.time()
 
         async def after() -> list[Document]:
             first = await reading.oldest(self._sources, filter_, moment, now)
@@ -307,7 +307,7 @@ class Timeline:
         MalformedError, InvalidError
             If a parameter cannot be, or the answer would be too long.
         """
-        shape = Shape(_span(every), stat, field, group, fill, None if rate is None else _span(rate), moving)
+        shape = Shape(_duration(every), stat, field, group, fill, None if rate is None else _duration(rate), moving)
         return await self.shaped(shape, _filter(wanted), _seconds(start), _seconds(stop))
 
     async def shaped(self, shape: Shape, wanted: Filter, start: float | None, stop: float | None) -> list[Point]:
@@ -330,11 +330,11 @@ def _filter(wanted: Values) -> Filter:
 
 
 def _seconds(given: Time | None) -> float | None:
-    return None if given is None else seconds(given)
+    return None if given is None else parse_time(given)
 
 
-def _span(given: str | float) -> float:
-    return span(given) if isinstance(given, str) else span(f"{given:g}s")
+def _duration(duration: str | float) -> float:
+    return parse_duration(duration if isinstance(duration, str) else f"{duration:.6f}s")
 
 
 def _value(document: Document, name: str) -> Any:

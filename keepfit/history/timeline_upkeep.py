@@ -46,7 +46,7 @@ def _kept(text: str) -> dict[str, float]:
         if not type_.strip():
             raise SettingsError(f"KEEPFIT_HISTORY_KEEP: {part!r} is not TYPE SPAN.")
         try:
-            kept[type_.strip()] = times.span(span)
+            kept[type_.strip()] = times.parse_duration(span)
         except MalformedError as error:
             raise SettingsError(f"KEEPFIT_HISTORY_KEEP: {part!r} is no rule: {error}") from None
     return kept

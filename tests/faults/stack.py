@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 import redis.asyncio
 
-from keepfit.local.stack import accepts, answers, end_with_parent, free_port, mongo_command, redis_command
+from keepfit.local.servers import accepts, answers, free_port, mongo_command, redis_command
+from keepfit.local.stack import end_with_parent
 from tests.faults.proxy import Proxy
 
 START_S_MAX = 60.0

@@ -494,8 +494,8 @@ def test_the_command_line_arms_points_and_refuses_what_is_none(text: str, monkey
     """KEEPFIT_FAULT_POINT is read by the command line, which says what would be right where it cannot be read."""
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", text)
     with pytest.raises(SettingsError, match="name:nth:action"):
-        main._options(Path(".keepfit"))
+        main.configure(Path(".keepfit"))
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", "worker.claimed:1:kill")
-    main._options(Path(".keepfit"))
+    main.configure(Path(".keepfit"))
     assert failpoints._armed is not None
     failpoints.disarm()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keepfit.local.stack import accepts, answers, free_port, mongo_command, redis_command
+from keepfit.local.servers import accepts, answers, free_port, mongo_command, redis_command
 from keepfit.settings import Settings
 from tests import servers
 from tests.conftest import SIGNING_KEYS

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from keepfit.local.stack import accepts, answers, free_port, redis_command
+from keepfit.local.servers import accepts, answers, free_port, redis_command
 from keepfit.settings import Settings
 from keepfit.snapshots import save
 from keepfit.snapshots.save import UNAVAILABLE_COUNT

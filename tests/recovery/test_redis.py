@@ -15,7 +15,7 @@ import structlog
 from pydantic import SecretStr
 
 from keepfit.backends import redis_clients
-from keepfit.local.stack import accepts, free_port, redis_command
+from keepfit.local.servers import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests import servers
 from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually, serving

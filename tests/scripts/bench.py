@@ -16,7 +16,7 @@ import redis.asyncio
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.backends.redis_scripts import LOAD_ALL, Command, ScriptConnection
 from keepfit.backends.redis_scripts import run as trip
-from keepfit.local.stack import accepts, free_port, redis_command
+from keepfit.local.servers import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests.servers import running
 

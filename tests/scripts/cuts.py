@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
-from keepfit.local.stack import accepts, free_port, redis_command
+from keepfit.local.servers import accepts, free_port, redis_command
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
 from keepfit.model.serialization import unseal

@@ -18,7 +18,7 @@ import pytest
 
 from keepfit.backends import redis_keys
 from keepfit.history import Document, snapshot_upkeep
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 from keepfit.restore.bulk import Meant, restore_many
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring

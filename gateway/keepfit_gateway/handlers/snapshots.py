@@ -64,7 +64,7 @@ async def restore_model(request: web.Request) -> web.Response:
     service, model_hash = request.app[SERVICE], named_hash(request)
     document = await read_json(request, service.settings, FORM_BYTES_MAX) if request.body_exists else {}
     form = schemas.convert(document, schemas.RestoreModel)
-    wish = RestoreOptions(None if form.at is None else times.seconds(form.at, words=False), form.version)
+    wish = RestoreOptions(None if form.at is None else times.parse_time(form.at, words=False), form.version)
     if await service.history.registered(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
     answer = await service.asker.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.jobs import run_queue
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 from keepfit.settings import Settings
 from keepfit_gateway import app
 from tests import servers

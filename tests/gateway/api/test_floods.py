@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from keepfit.local.stack import answers, free_port
+from keepfit.local.servers import answers, free_port
 from tests import servers
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, Api, Reply, connected

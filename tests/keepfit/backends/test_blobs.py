@@ -18,7 +18,7 @@ import s3fs
 
 from keepfit.backends.blobs import Entry, LocalStorage, S3Storage, Storage, open_storage
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 from tests.servers import S3_ENVIRONMENT, wait_until
 
 PATH = "ab12/1/7-c0ffee"

@@ -1,4 +1,4 @@
-"""The command `keepfit dead`: it lists what was put aside, and retries it when told to."""
+"""The command `keepfit dead` lists dead letters, and retries them with --retry."""
 
 import asyncio
 import json
@@ -20,14 +20,14 @@ Run = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Return a workshop."""
+    """Open a workshop on the test's own servers."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return the command on the test's own servers; beside the loop, because it has one of its own."""
+    """Return the command on the test's own servers; it runs in a thread, because it starts an event loop."""
     monkeypatch.setenv("KEEPFIT_STORE_URL", settings.store_url.get_secret_value())
     monkeypatch.setenv("KEEPFIT_MONGO_URL", settings.mongo_url.get_secret_value())
 
@@ -37,8 +37,8 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
-async def test_it_lists_and_retries(shop: Workshop, run: Run) -> None:
-    """The table and the JSON lines say what was put aside and why; a retry moves it and rings for a worker."""
+async def test_dead_letters_are_listed_and_retried(shop: Workshop, run: Run) -> None:
+    """Table and JSON lines name each dead letter and its reason; --retry moves them and enqueues the model."""
     model_hash = await shop.make()
     for _ in range(2):
         await shop.accept(model_hash)
@@ -59,7 +59,7 @@ async def test_it_lists_and_retries(shop: Workshop, run: Run) -> None:
 
 @pytest.mark.parametrize("more", [[], ["--retry"]], ids=str)
 @pytest.mark.usefixtures("shop")
-async def test_a_model_that_is_not_there_is_an_error(run: Run, more: list[str]) -> None:
-    """Of no model nothing is listed or retried, and the command says so."""
+async def test_an_unknown_model_is_an_error(run: Run, more: list[str]) -> None:
+    """Listing or retrying the dead letters of an unknown model raises NotFoundError."""
     found = await run("--hash", "0" * 64, *more)
     assert isinstance(found.exception, NotFoundError)

@@ -1,4 +1,4 @@
-"""The command `keepfit history`: documents and points as table, JSON, CSV and drawing."""
+"""The command `keepfit history` prints documents and points as a table, JSON, CSV and a plot."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ Run = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 async def run(mongo_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return the command on a history of a few documents; beside the loop, because it has one of its own."""
+    """Return the command on a history of 30 documents; it runs in a thread, because it starts an event loop."""
     monkeypatch.setenv("KEEPFIT_MONGO_URL", mongo_url)
     async with Timeline.open(mongo_url) as timeline:
         await timeline.bulk_upsert(
@@ -32,8 +32,8 @@ async def run(mongo_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
-async def test_documents_in_each_form(run: Run) -> None:
-    """The newest twenty are a table; JSON has one document a line; CSV has dotted names."""
+async def test_documents_are_printed_in_each_format(run: Run) -> None:
+    """The table has the newest 20 documents; JSON has one document per line; CSV has dotted names."""
     table = (await run("--type", "vote")).stdout
     assert table.count("2026-11-20 12:") == 20
     assert '{"brand": "puma", "fit": {"size": 29}}' in table
@@ -43,8 +43,8 @@ async def test_documents_in_each_form(run: Run) -> None:
     assert rows == f"type,timestamp,brand,fit.size\nvote,{NOON + 60},puma,1\n"
 
 
-async def test_points_in_each_form(run: Run) -> None:
-    """Points are a table, JSON, CSV, or a drawing with a line for each group."""
+async def test_points_are_printed_in_each_format(run: Run) -> None:
+    """Points are printed as a table, JSON, CSV, or a plot with one line per group."""
     words = ("--type", "vote", "--every", "10m", "--field", "fit.size")
     table = (await run(*words, "--stat", "max")).stdout
     assert [value for value in ("9.0", "19.0", "29.0") if value in table] == ["9.0", "19.0", "29.0"]
@@ -52,10 +52,10 @@ async def test_points_in_each_form(run: Run) -> None:
     assert rows == f"timestamp,value,group\n{NOON + 1200},24.0,nike\n{NOON + 1200},25.0,puma\n"
     lines = (await run(*words, "--moving", "2", "--json")).stdout.splitlines()
     assert [json.loads(line)["value"] for line in lines] == [4.5, 9.5, 19.5]
-    drawn = (await run(*words, "--group", "brand", "--plot")).stdout
-    assert drawn.startswith("mean of fit.size every 10m\n")
-    assert "puma" in drawn
-    assert "12:10" in drawn
+    plot = (await run(*words, "--group", "brand", "--plot")).stdout
+    assert plot.startswith("mean of fit.size every 10m\n")
+    assert "puma" in plot
+    assert "12:10" in plot
     assert (await run(*words, "--before", "yesterday", "--after", "2 days ago", "--plot")).stdout == "no points\n"
 
 
@@ -66,11 +66,12 @@ async def test_points_in_each_form(run: Run) -> None:
         (["--json", "--csv"], SettingsError),
         (["--where", "brand"], MalformedError),
         (["--where", "limit=1"], MalformedError),
+        (["--where", "brand=nike", "--where", "brand=puma"], SettingsError),
         (["--every", "5 minutes", "--field", "n"], MalformedError),
         (["--before", "whenever"], MalformedError),
     ],
     ids=str,
 )
-async def test_what_cannot_be_done_is_an_error(run: Run, words: list[str], error: type[Exception]) -> None:
-    """Options that do not go together, or have not their form, are an error."""
+async def test_invalid_options_are_errors(run: Run, words: list[str], error: type[Exception]) -> None:
+    """Options that exclude each other, or whose value is malformed, are errors."""
     assert isinstance((await run(*words)).exception, error)

@@ -1,4 +1,4 @@
-"""The `keepfit` command, as real processes against real servers."""
+"""The `keepfit` command as real processes on real servers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 from keepfit.security.api_keys import Keys
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
@@ -41,8 +41,8 @@ def keepfit(*words: str, cwd: Path, variables: dict[str, str] | None = None) -> 
     )
 
 
-def complaint(done: Done) -> str:
-    """Return the one line that a failed command says; anything more or less fails the test."""
+def error_line(done: Done) -> str:
+    """Return the one line that a failed command prints to standard error; assert that it prints nothing else."""
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -52,14 +52,14 @@ def complaint(done: Done) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The command on one deployment."""
+    """The command with the settings of one deployment."""
 
     settings: Settings
     cwd: Path
     more: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *words: str) -> Done:
-        """Run it with the deployment's settings as variables."""
+        """Run it with the deployment's settings as environment variables."""
         variables = {
             "KEEPFIT_STORE_URL": self.settings.store_url.get_secret_value(),
             "KEEPFIT_MONGO_URL": self.settings.mongo_url.get_secret_value(),
@@ -70,25 +70,25 @@ class Command:
         return keepfit(*words, cwd=self.cwd, variables=variables)
 
     def __call__(self, *words: str) -> str:
-        """Run it; it must succeed and complain of nothing. Return what it printed."""
+        """Run it, assert that it succeeds without a word on standard error, and return its output."""
         done = self.run(*words)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
     def json(self, *words: str) -> list[dict[str, Any]]:
-        """Run it with --json; return the documents, one a line."""
+        """Run it with --json; return the documents, one per line."""
         return [json.loads(line) for line in self(*words, "--json").splitlines()]
 
 
 def cells(printed: str) -> dict[str, list[str]]:
-    """Rows of the printed table by the hash that stands in them, each a list of its cells."""
+    """Return the rows of a printed table by the hash in them, each a list of its cells."""
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
     return {next(cell for cell in row if re.fullmatch("[0-9a-f]{12}", cell)): row for row in rows}
 
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on the test's own servers."""
     async with workshop(settings) as opened:
         yield opened
 
@@ -100,7 +100,7 @@ def command(settings: Settings, tmp_path: Path) -> Command:
 
 
 async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, command: Command) -> None:
-    """`snapshot --json` prints each saved document as a line; `history` shows them newest first, chosen as asked."""
+    """`snapshot --json` prints one saved document per line; `history` prints them newest first, filtered by options."""
     shoes, boots = await shop.learned(), await shop.learned(type="boots")
     saved = {document["hash"]: document for document in command.json("snapshot")}
     assert saved.keys() == {shoes, boots}
@@ -110,8 +110,8 @@ async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, com
     assert cells(command("history", "--limit", "1")).keys() == {listed[0]["hash"][:12]}
 
 
-async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command: Command) -> None:
-    """The table has every address whole; a model that cannot be saved is told of, and makes the exit code 1."""
+async def test_snapshot_prints_saved_and_failed_models(shop: Workshop, command: Command) -> None:
+    """The table has every URI in full; a model that cannot be saved is named, and the exit code is 1."""
     good, forged = await shop.learned(), await shop.learned()
     shop.redis.set(f"kf:{{{forged}}}:b", b"forged")
     done = command.run("snapshot")
@@ -126,26 +126,26 @@ async def test_snapshot_says_what_it_saved_and_what_not(shop: Workshop, command:
     assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are not a keepfit envelope."
 
 
-async def test_snapshot_says_what_it_cleared_up_and_what_it_could_not(shop: Workshop, command: Command) -> None:
-    """What went is told in a line of its own; where it could not go the reason is told, and the exit code is 1."""
+async def test_snapshot_prints_what_it_deleted_or_why_it_could_not(shop: Workshop, command: Command) -> None:
+    """Garbage collection is one line of counts; if it fails, the reason is printed and the exit code is 1."""
     model_hash = await shop.learned()
     shop.storage.put(f"{model_hash}/1/0-lost", b"x")
-    harsh = Command(command.settings, command.cwd, {"KEEPFIT_GARBAGE_GRACE_S": "0"})
+    no_grace = Command(command.settings, command.cwd, {"KEEPFIT_GARBAGE_GRACE_S": "0"})
     assert re.search(
-        r"^cleared up: 0 snapshots past their time, 0 that were never finished, 1 blobs without a document, 0 parts of "
-        r"blobs$",
-        harsh("snapshot"),
+        r"^deleted: 0 expired snapshots, 0 aborted snapshots, 1 blobs without a history document, "
+        r"0 unfinished uploads$",
+        no_grace("snapshot"),
         re.MULTILINE,
     )
-    assert "cleared up" not in harsh("snapshot")
+    assert "deleted:" not in no_grace("snapshot")
     shop.storage.put("keepfit-history", b"another")
     done = command.run("snapshot")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("keepfit: not cleared up: file:///")
+    assert done.stderr.splitlines()[-1].startswith("keepfit: cleanup failed: file:///")
 
 
-async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -> None:
-    """`models` shows live models and lost ones, and takes no bracket or colon in metadata for the terminal's markup."""
+async def test_models_lists_live_and_lost_models(shop: Workshop, command: Command) -> None:
+    """`models` lists live models and lost ones, and prints brackets and colons in metadata as they are."""
     metadata = {"note": "[/x] [bold]:shoe:", "other": "[red]", "sizes": [True, False], "type": "shoes"}
     lost, boots = await shop.learned(**metadata), await shop.learned(type="boots")
     await shop.snapshotter.run_pass()
@@ -160,21 +160,21 @@ async def test_models_are_listed_as_they_are(shop: Workshop, command: Command) -
     assert all(json.dumps({name: value})[1:-1] in shown for name, value in metadata.items())
 
 
-def test_key_new_prints_a_key_and_its_line(tmp_path: Path) -> None:
-    """The key and the line to store are all that standard output has, and the one opens by the other."""
+def test_key_new_prints_an_api_key_and_the_line_to_store(tmp_path: Path) -> None:
+    """Standard output has the API key and the line to store, nothing else; the line accepts the key."""
     done = keepfit("key", "new", "--name", "web", "--scopes", "predict, learn", "--rate", "50/60", cwd=tmp_path)
     token, line = done.stdout.splitlines()
     found = Keys.from_text(line).find(token)
     assert found is not None
     assert (found.name, found.rate_per_s, found.burst) == ("web", 50.0, 60)
     assert found.scopes >= {"predict", "learn"}
-    assert "scopes of read, predict, learn, admin" in complaint(
+    assert "scopes of read, predict, learn, admin" in error_line(
         keepfit("key", "new", "--name", "web", "--scopes", "root", cwd=tmp_path)
     )
 
 
-def test_signing_keys_are_printed_that_keyrings_take(tmp_path: Path) -> None:
-    """Each key is new, has the id asked for, and two of them make a keyring."""
+def test_key_signing_prints_keys_that_a_keyring_accepts(tmp_path: Path) -> None:
+    """Each key is new and has the given id; two of them form a keyring. `keygen` is another name of the command."""
     first = keepfit("key", "signing", cwd=tmp_path)
     second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0)
@@ -184,7 +184,7 @@ def test_signing_keys_are_printed_that_keyrings_take(tmp_path: Path) -> None:
     assert {len(key) for _, key in ring.keys} == {32}
 
 
-AWAY = free_port()
+UNUSED_PORT = free_port()
 FAILURES: dict[str, tuple[dict[str, str], str]] = {
     "snapshot": (
         {"KEEPFIT_SNAPSHOT_URL": "s3://[/x]"},
@@ -196,27 +196,30 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
     ),
     "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
     "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
-    "snapshot --every 0s": ({}, "'0s' is no span of time: write 60s, 5m or 1h."),
-    "restore --at xyzzy": ({}, "'xyzzy' is no time: write 2026-11-20 12:00, yesterday, 2 hours ago, or seconds since"),
+    "snapshot --every 0s": ({}, "'0s' is not a valid duration: use 60s, 5m or 1h."),
+    "restore --at xyzzy": (
+        {},
+        "'xyzzy' is not a valid time: use 2026-11-20 12:00, yesterday, 2 hours ago, or",
+    ),
     "restore --hash 00 --json": ({}, "no model matches"),
-    "restore --where brand": ({}, "--where 'brand' is no KEY=VALUE."),
+    "restore --where brand": ({}, "--where 'brand' is not KEY=VALUE: use a key of metadata and its value, brand=nike."),
     "import none.zip": ({}, "There is no file none.zip."),
     "snapshot --json": (
-        {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{AWAY}/0"},
-        f"Redis is away: Error 111 connecting to 127.0.0.1:{AWAY}",
+        {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{UNUSED_PORT}/0"},
+        f"Redis is away: Error 111 connecting to 127.0.0.1:{UNUSED_PORT}",
     ),
     "history --json": (
-        {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{AWAY}/x"},
-        f"MongoDB is away or cannot write: 127.0.0.1:{AWAY}: [Errno 111] Connection refused",
+        {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{UNUSED_PORT}/x"},
+        f"MongoDB is away or cannot write: 127.0.0.1:{UNUSED_PORT}: [Errno 111] Connection refused",
     ),
 }
 
 
 @pytest.fixture(scope="module")
 def failed(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """Run every failing command, several at a time: each spends its seconds on starting."""
+    """Run every failing command, four at a time, because each needs seconds to start."""
     cwd = tmp_path_factory.mktemp("failures")
-    well = {
+    valid = {
         "KEEPFIT_STORE_URL": "redis://127.0.0.1:1/0",
         "KEEPFIT_MONGO_URL": f"{mongo_server}/t{uuid.uuid4().hex}",
         "KEEPFIT_SNAPSHOT_URL": (cwd / "snapshots").as_uri(),
@@ -224,7 +227,7 @@ def failed(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
     def run(words: str) -> Done:
-        return keepfit(*words.split(), cwd=cwd, variables={**well, **FAILURES[words][0]})
+        return keepfit(*words.split(), cwd=cwd, variables={**valid, **FAILURES[words][0]})
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
@@ -232,55 +235,55 @@ def failed(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.parametrize("words", FAILURES)
 def test_an_error_is_one_clear_line(failed: dict[str, Done], words: str) -> None:
-    """What is wrong is said in one line that names it, with exit code 1, no traceback and no password."""
-    line = complaint(failed[words])
+    """An error is one line that names its cause, with exit code 1, no traceback and no password."""
+    line = error_line(failed[words])
     assert line.startswith(f"keepfit: {FAILURES[words][1]}")
     assert "hunter2" not in line
 
 
 def test_a_second_stack_on_a_folder_is_refused(stack: Stack, tmp_path: Path) -> None:
-    """`up` on a folder in use says which stack has it, and leaves that one running."""
+    """`up` on a folder in use names the stack that uses it, and does not disturb that stack."""
     parts = stack.parts()
-    line = complaint(keepfit("up", "--data", str(stack.data), "--port", "0", cwd=tmp_path))
+    line = error_line(keepfit("up", "--data", str(stack.data), "--port", "0", cwd=tmp_path))
     assert f"is in use by another `keepfit up` (pid {stack.process.pid}, {stack.url})" in line
     assert stack.parts() == parts
     for pid in parts.values():
         os.kill(pid, 0)
 
 
-def test_commands_on_a_stack_s_folder_need_no_settings(stack: Stack, tmp_path: Path) -> None:
-    """With --data of a running stack, other commands take its settings from there."""
+def test_commands_read_the_settings_of_a_stack_from_its_folder(stack: Stack, tmp_path: Path) -> None:
+    """With --data of a running stack, other commands use the settings of that stack."""
     done = keepfit("--data", str(stack.data), "snapshot", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(json.loads(line)["uri"].startswith(stack.data.as_uri()) for line in done.stdout.splitlines())
 
 
-def test_help_names_every_command(tmp_path: Path) -> None:
-    """The help, which no argument at all is too, lists each command with what it does."""
+def test_help_lists_every_command(tmp_path: Path) -> None:
+    """The help, which is also printed without arguments, lists each command with a description."""
     printed = keepfit("--help", cwd=tmp_path).stdout
     assert set(re.findall(r"^│ ([a-z]+) {2,}[A-Z]", printed, re.MULTILINE)) == COMMANDS
     bare = keepfit(cwd=tmp_path)
     assert (bare.stdout + bare.stderr).strip() == printed.strip()
 
 
-def test_a_command_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
-    """A slip of the fingers is exit code 2, as with every Unix command, and no traceback."""
+def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
+    """An unknown command is exit code 2, as with every Unix command, without a traceback."""
     done = keepfit("snapshots", cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'snapshots'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_services_do_without_pandas() -> None:
-    """scikit-learn is kept from loading pandas into gateways and workers; whoever wants it afterwards gets it."""
+def test_services_do_not_import_pandas() -> None:
+    """without_pandas keeps scikit-learn from importing pandas into services; a later import of pandas works."""
     code = (
         "import sys\n"
-        "from keepfit.cli import main as cli\n"
-        "with cli._without_pandas():\n"
+        "from keepfit.cli.services import without_pandas\n"
+        "with without_pandas():\n"
         "    import keepfit_gateway.app, keepfit_workers.supervisor\n"
         "assert 'pandas' not in sys.modules\n"
         "import pandas\n"
-        "with cli._without_pandas():\n"
+        "with without_pandas():\n"
         "    assert sys.modules['pandas'] is pandas\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -23,14 +23,14 @@ Keepfit = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on the test's own servers."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def variables(settings: Settings) -> dict[str, str]:
-    """Return the settings of the test's servers, as variables."""
+    """Return the settings of the test's servers as environment variables."""
     return {
         "KEEPFIT_STORE_URL": settings.store_url.get_secret_value(),
         "KEEPFIT_MONGO_URL": settings.mongo_url.get_secret_value(),
@@ -41,7 +41,7 @@ def variables(settings: Settings) -> dict[str, str]:
 
 @pytest.fixture
 def keepfit(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keepfit:
-    """Return the command on the test's own servers, in this process; beside the loop, because it has one of its own."""
+    """Return the command on the test's own servers; it runs in a thread, because it starts an event loop."""
     monkeypatch.chdir(tmp_path)
 
     async def run(*words: str, **changed: str) -> Result:
@@ -52,13 +52,13 @@ def keepfit(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def documents(done: Result, returncode: int = 0) -> list[dict[str, Any]]:
-    """Return the documents that a command printed, one a line."""
+    """Return the documents that a command printed, one per line; assert its exit code."""
     assert done.exit_code == returncode, (done.exception, done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 async def versions(shop: Workshop, count: int, **metadata: Any) -> str:
-    """Make a model that is saved after each of its first versions."""
+    """Make a model with `count` versions and a snapshot of each."""
     model_hash = await shop.learned(**metadata)
     await shop.snapshotter.run_pass()
     for _ in range(1, count):
@@ -67,8 +67,8 @@ async def versions(shop: Workshop, count: int, **metadata: Any) -> str:
     return model_hash
 
 
-async def test_restore_puts_lost_models_back(shop: Workshop, keepfit: Keepfit) -> None:
-    """A dry run says what would be done for the models that are meant; a hash brings back its model alone."""
+async def test_restore_restores_lost_models(shop: Workshop, keepfit: Keepfit) -> None:
+    """--dry-run prints what would be done for the selected models; --hash restores that model only."""
     shoes, boots = await versions(shop, 1, brand="nike"), await versions(shop, 1, brand="puma", type="boots")
     predictions = await shop.predict(shoes)
     shop.redis.flushall()
@@ -84,8 +84,8 @@ async def test_restore_puts_lost_models_back(shop: Workshop, keepfit: Keepfit) -
     assert await shop.store.describe(boots) is None
 
 
-async def test_restore_goes_back_in_time(shop: Workshop, keepfit: Keepfit) -> None:
-    """`--at` takes seconds or ISO 8601, and fails for a model that has no snapshot that old; so does `--version`."""
+async def test_restore_to_a_time_or_version(shop: Workshop, keepfit: Keepfit) -> None:
+    """--at takes seconds or ISO 8601; --at and --version fail for a model without such a snapshot."""
     model_hash = await versions(shop, 2)
     newest, oldest = await shop.registry.documents()
     assert (newest["version"], oldest["version"]) == (2, 1)
@@ -101,8 +101,8 @@ async def test_restore_goes_back_in_time(shop: Workshop, keepfit: Keepfit) -> No
     assert (await shop.model(model_hash)).version == 1
 
 
-async def test_without_a_terminal_nothing_goes_back_but_by_force(shop: Workshop, keepfit: Keepfit) -> None:
-    """Where nobody can be asked a live model stays, and one line says what would do it; --force does it."""
+async def test_without_a_terminal_live_models_go_back_only_with_force(shop: Workshop, keepfit: Keepfit) -> None:
+    """Without a terminal a live model stays, and one line names --force; with --force it goes back."""
     model_hash = await versions(shop, 3)
     refused = await keepfit("restore", "--version", "1")
     assert (refused.exit_code, refused.stdout, str(refused.exception)) == (
@@ -117,42 +117,42 @@ async def test_without_a_terminal_nothing_goes_back_but_by_force(shop: Workshop,
 
 
 def at_a_terminal(variables: dict[str, str], folder: Path, answer: str) -> tuple[int, str, str]:
-    """Run the command at a terminal that answers; return its exit code, what it asked and what it printed."""
-    ours, theirs = pty.openpty()
+    """Run the command on a terminal and answer its question; return exit code, question and output."""
+    controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "keepfit", "restore", "--version", "1"],
-        cwd=folder, env={**os.environ, **variables}, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs,
+        cwd=folder, env={**os.environ, **variables}, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal,
     )  # fmt: skip
-    os.close(theirs)
-    said = b""
-    while b"Go on?" not in said:
-        said += os.read(ours, 4096)
-    os.write(ours, answer.encode())
+    os.close(terminal)
+    question = b""
+    while b"Continue?" not in question:
+        question += os.read(controller, 4096)
+    os.write(controller, answer.encode())
     out, _ = process.communicate(timeout=60)
-    os.close(ours)
-    return process.returncode, said.decode(), out.decode()
+    os.close(controller)
+    return process.returncode, question.decode(), out.decode()
 
 
-async def test_at_a_terminal_it_asks(shop: Workshop, variables: dict[str, str], tmp_path: Path) -> None:
-    """At a terminal it shows which live models would go back and asks; a no leaves them, a yes does it."""
+async def test_restore_asks_on_a_terminal(shop: Workshop, variables: dict[str, str], tmp_path: Path) -> None:
+    """On a terminal it lists the live models that would go back and asks; no changes nothing, yes restores them."""
     model_hash = await versions(shop, 2)
     answers = []
     for answer, version in (("n\n", 2), ("y\n", 1)):
-        code, said, out = await asyncio.to_thread(at_a_terminal, variables, tmp_path, answer)
-        assert "1 live models go back and forget 3 rows" in " ".join(said.split())
+        code, question, out = await asyncio.to_thread(at_a_terminal, variables, tmp_path, answer)
+        assert "1 live models go back and forget 3 rows" in " ".join(question.split())
         assert model_hash[:12] in out
         assert (await shop.model(model_hash)).version == version
         answers.append(code)
     assert answers == [1, 0]
 
 
-async def test_a_house_is_moved_by_two_commands(shop: Workshop, keepfit: Keepfit, tmp_path: Path) -> None:
-    """What is exported here is imported there, with the keys in a variable or a file; what is there already stays."""
+async def test_export_and_import_move_models(shop: Workshop, keepfit: Keepfit, tmp_path: Path) -> None:
+    """A file exported here is imported there, with the keys in a variable or a file; models that exist there stay."""
     model_hash = await versions(shop, 2)
-    (moved,) = documents(await keepfit("export", "house.zip", "--json"))
+    (moved,) = documents(await keepfit("export", "models.zip", "--json"))
     assert (moved["hash"], moved["version"], moved["snapshots"], moved["outcome"]) == (model_hash, 2, 2, "exported")
-    taken = await keepfit("export", "house.zip")
-    assert str(taken.exception) == "house.zip exists already; name another file, or remove it."
+    again = await keepfit("export", "models.zip")
+    assert str(again.exception) == "models.zip exists already; name another file, or remove it."
     (tmp_path / "keys").write_text(SIGNING_KEYS)
     new = {
         "KEEPFIT_STORE_URL": f"{shop.settings.store_url.get_secret_value()[:-1]}1",
@@ -160,13 +160,13 @@ async def test_a_house_is_moved_by_two_commands(shop: Workshop, keepfit: Keepfit
         "KEEPFIT_SNAPSHOT_URL": (tmp_path / "new").as_uri(),
         "KEEPFIT_SIGNING_KEYS": "new:" + "7a" * 32,
     }
-    unknown = await keepfit("import", "house.zip", **new)
+    unknown = await keepfit("import", "models.zip", **new)
     assert "give the signing keys of who wrote it" in str(unknown.exception)
-    (planned,) = documents(await keepfit("import", "house.zip", "--dry-run", "--keys", "keys", "--json", **new))
+    (planned,) = documents(await keepfit("import", "models.zip", "--dry-run", "--keys", "keys", "--json", **new))
     assert planned["outcome"] == "would be imported"
-    (moved,) = documents(await keepfit("import", "house.zip", "--json", **new, KEEPFIT_IMPORT_KEYS=SIGNING_KEYS))
+    (moved,) = documents(await keepfit("import", "models.zip", "--json", **new, KEEPFIT_IMPORT_KEYS=SIGNING_KEYS))
     assert moved["outcome"] == "imported"
     (restored,) = documents(await keepfit("restore", "--json", **new))
     assert (restored["hash"], restored["outcome"]) == (model_hash, "kept: it is live")
-    (again,) = documents(await keepfit("import", "house.zip", "--keys", "keys", "--json", **new))
-    assert again["outcome"] == "kept: it was imported before"
+    (repeated,) = documents(await keepfit("import", "models.zip", "--keys", "keys", "--json", **new))
+    assert repeated["outcome"] == "kept: it was imported before"

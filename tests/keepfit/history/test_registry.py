@@ -16,7 +16,7 @@ from pymongo.errors import DuplicateKeyError
 from keepfit.errors import SettingsError, UnavailableError
 from keepfit.history import Document, Registry, mongo
 from keepfit.identity import canonical, hash_of
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 
 RECIPE = '{"estimator":"SGDRegressor"}'
 AT_ONCE = 20

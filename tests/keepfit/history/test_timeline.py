@@ -15,7 +15,7 @@ from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
 from keepfit.history import Document, Registry, Timeline, TimelineSync, mongo, reading, to_dataframe
-from keepfit.local.stack import free_port
+from keepfit.local.servers import free_port
 from tests.keepfit.history.test_registry import commit
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()

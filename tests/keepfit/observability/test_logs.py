@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from keepfit.errors import UnavailableError
-from keepfit.local.stack import answers, free_port, redis_command
+from keepfit.local.servers import answers, free_port, redis_command
 from keepfit.observability import logs
 from keepfit.security.api_keys import new_key
 from tests import servers

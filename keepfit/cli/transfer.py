@@ -1,0 +1,86 @@
+"""The commands `keepfit export` and `keepfit import`: move models to another deployment in one file.
+
+Owns the texts of these commands; :mod:`keepfit.transfer` reads and writes the file. Invariant: without --force no model
+is overwritten.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keepfit.cli.options import DryRun, ExportFile, Hash, Json, Type, Where, load_settings, model_filter
+from keepfit.cli.output import HASH_DIGITS, print_error, print_json, print_table, progress_bar
+from keepfit.observability import logs
+from keepfit.security.envelope import IMPORT_KEYS, Keyring
+
+if TYPE_CHECKING:
+    from keepfit.transfer.imports import TransferResult
+
+COLUMNS = ("hash", "metadata", "version", "snapshots", "outcome")
+
+
+def export(
+    file: ExportFile,
+    type_: Type = None,
+    where: Where = None,
+    model_hash: Hash = None,
+    newest: Annotated[bool, typer.Option("--newest", help="Only the newest snapshot of each model.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write models, with their recipes and snapshots, into one file that another deployment can import."""
+    from keepfit.transfer.imports import export_many  # noqa: PLC0415 - other commands shall not wait for it
+
+    models = model_filter(type_, where, model_hash)
+    logs.configure_plain()
+    with progress_bar("exporting") as progress:
+        results = asyncio.run(export_many(load_settings(), file, models, newest_only=newest, progress=progress))
+    _print_results(results, as_json=as_json)
+    if not results:
+        raise SystemExit(print_error(f"no model matches; {file} is empty"))
+
+
+def import_(
+    file: ExportFile,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the signing keys of the deployment that wrote the export file, id:hex each; or set "
+            "KEEPFIT_IMPORT_KEYS."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite models that exist here.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Import the models of a file that `keepfit export` wrote, signed with the key of this deployment."""
+    from keepfit.transfer.imports import import_many, keyring_of  # noqa: PLC0415 - other commands shall not wait for it
+
+    settings = load_settings()
+    setting = settings.import_keys.get_secret_value()
+    import_keys = None
+    if keys is not None:
+        import_keys = keyring_of(keys)
+    elif setting.strip():
+        import_keys = Keyring.from_text(setting, IMPORT_KEYS)
+    logs.configure_plain()
+    with progress_bar("importing") as progress:
+        results = asyncio.run(import_many(settings, file, import_keys, force=force, dry_run=dry_run, progress=progress))
+    _print_results(results, as_json=as_json)
+    failed = [result for result in results if result.failed]
+    if failed:
+        raise SystemExit(print_error(f"{len(failed)} of {len(results)} models were not imported"))
+
+
+def _print_results(results: Sequence["TransferResult"], *, as_json: bool) -> None:
+    rows = [result.as_dict() for result in results]
+    if as_json:
+        return print_json(rows)
+    names = ("version", "snapshots", "outcome")
+    return print_table(
+        COLUMNS,
+        [[row["hash"][:HASH_DIGITS], json.dumps(row["metadata"]), *(row[name] for name in names)] for row in rows],
+    )
