@@ -80,7 +80,7 @@ class Models:
         """Read the model's state as it is now, restoring it first where only a snapshot has it."""
         model = await self._store.describe(model_hash)
         if model is None:
-            if await self._history.registered(model_hash) is None:
+            if await self._history.find(model_hash) is None:
                 raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
             await self._asker.ask(model_hash, "restore")
             model = await self._store.describe(model_hash)

@@ -7,7 +7,7 @@ their snapshots, :mod:`keepfit.history.timeline` knows time, :mod:`keepfit.histo
 from keepfit.history.dataframe import to_dataframe
 from keepfit.history.mongo import Document, unavailable
 from keepfit.history.points import Point
-from keepfit.history.registry import NOTED, Registry, RegistryEntry
+from keepfit.history.registry import SUMMARY_FIELDS, Registry, RegistryEntry
 from keepfit.history.states import ABORTED, COMMITTED, CORRUPT, PENDING
 from keepfit.history.timeline import Timeline
 from keepfit.history.timeline_sync import TimelineSync
@@ -16,8 +16,8 @@ __all__ = [
     "ABORTED",
     "COMMITTED",
     "CORRUPT",
-    "NOTED",
     "PENDING",
+    "SUMMARY_FIELDS",
     "Document",
     "Point",
     "Registry",

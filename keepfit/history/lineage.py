@@ -23,7 +23,7 @@ class Link:
     base: int
     until: int
 
-    def begun_as(self, generation: int) -> "Link":
+    def with_origin(self, generation: int) -> "Link":
         """Link of `generation`, where no `origin` was named yet: its sequences are its own."""
         return self if self.origin else replace(self, origin=generation)
 
@@ -39,7 +39,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """What a bundle has learned: all up to `sequence`, as `generation`, in the numbering of `origin`."""
 
     generation: int
@@ -50,13 +50,13 @@ class Place:
 Links = Mapping[int, Link]
 
 
-def spans_of(links: Links, generation: int) -> list[Span]:
+def learned_spans(links: Links, generation: int) -> list[Span]:
     """Spans that what a generation has learned came from, oldest first, as far back as is known.
 
     >>> links = {2: Link(2, 8, 1, 8), 3: Link(2, 20, 1, 5)}
-    >>> [(s.origin, s.after, s.until) for s in spans_of(links, 2)]
+    >>> [(s.origin, s.after, s.until) for s in learned_spans(links, 2)]
     [(1, 0, 8), (2, 8, inf)]
-    >>> [(s.origin, s.after, s.until) for s in spans_of(links, 3)]
+    >>> [(s.origin, s.after, s.until) for s in learned_spans(links, 3)]
     [(1, 0, 5), (2, 20, inf)]
     """
     spans: list[Span] = []
@@ -68,13 +68,13 @@ def spans_of(links: Links, generation: int) -> list[Span]:
     return spans[::-1]
 
 
-def spans_after(spans: Sequence[Span], place: Place) -> list[Span] | None:
+def spans_after(spans: Sequence[Span], place: Position) -> list[Span] | None:
     """What of `spans` comes after a place; None where the model has forgotten what was learned there.
 
     >>> spans = [Span(1, 1, 0, 5), Span(3, 3, 5)]
-    >>> spans_after(spans, Place(1, 1, 4))
+    >>> spans_after(spans, Position(1, 1, 4))
     [Span(generation=1, origin=1, after=4, until=5), Span(generation=3, origin=3, after=5, until=inf)]
-    >>> spans_after(spans, Place(1, 1, 6)), spans_after(spans, Place(2, 2, 4))
+    >>> spans_after(spans, Position(1, 1, 6)), spans_after(spans, Position(2, 2, 4))
     (None, None)
     """
     for i, span in enumerate(spans):

@@ -33,7 +33,7 @@ MANY_TIMEOUT_S = 20
 LINKS_MAX = 200
 
 # What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
-NOTED = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
+SUMMARY_FIELDS = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Registry:
                 if again is not None:
                     return _registered(again), True
 
-    async def registered(self, model_hash: str) -> RegistryEntry | None:
+    async def find(self, model_hash: str) -> RegistryEntry | None:
         """Find a model's entry; None where it was never made or is deleted."""
         with unavailable():
             document = await self._models.find_one({"_id": model_hash, "deleted": False})
@@ -162,12 +162,12 @@ class Registry:
             )
         return None if document is None else int(document["generation"])
 
-    async def note_link(self, model_hash: str, generation: int, link: Link) -> None:
+    async def set_link(self, model_hash: str, generation: int, link: Link) -> None:
         """Note how a generation begins, before it goes live."""
         with unavailable():
             await self._models.update_one({"_id": model_hash}, {"$set": _link(generation, link)})
 
-    async def advance(self, models: Sequence[RegistryEntry], links: Sequence[Link | None] = ()) -> bool:
+    async def advance_generations(self, models: Sequence[RegistryEntry], links: Sequence[Link | None] = ()) -> bool:
         """Give each of these models its next generation; tell whether all were still as they were looked up.
 
         `links` tells of each how that begins, None where nobody needs to know. Where one was not, numbers may be used
@@ -200,7 +200,7 @@ class Registry:
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
         return [_registered(document) for document in found]
 
-    async def begin(self, document: Document) -> Document | None:
+    async def write_intent(self, document: Document) -> Document | None:
         """Write a snapshot's intent, taking over one that was left; None, or what is committed under its key already.
 
         The key is (hash, generation, version).
@@ -218,8 +218,8 @@ class Registry:
                 else:
                     return None
 
-    async def begin_many(self, documents: Sequence[Document]) -> list[Document | None]:
-        """Do what :meth:`begin` does for each of many, in one trip for all that are new."""
+    async def write_intents(self, documents: Sequence[Document]) -> list[Document | None]:
+        """Do what :meth:`write_intent` does for each of many, in one trip for all that are new."""
         refused: set[int] = set()
         # New documents go in with a plain insert: SecantusDB 0.7 takes five times as long for an update that makes one.
         new = [_intent(document)[1]["$set"] for document in documents]
@@ -231,7 +231,10 @@ class Registry:
                 if error.details.get("writeConcernErrors") or {one["code"] for one in failures} != {DUPLICATE_KEY}:
                     raise
                 refused = {one["index"] for one in failures}
-        return [await self.begin(document) if number in refused else None for number, document in enumerate(documents)]
+        return [
+            await self.write_intent(document) if number in refused else None
+            for number, document in enumerate(documents)
+        ]
 
     async def commit(self, document: Document) -> bool:
         """Turn the intent into a committed document; False where it is another's by now, or was aborted."""

@@ -55,7 +55,7 @@ class Coverage:
             self.origin = max(self.origin, origin)
         self.upto[origin] = max(document["sequence"], self.upto.get(origin, 0))
 
-    def has(self, origin: int, sequence: int) -> bool:
+    def covers(self, origin: int, sequence: int) -> bool:
         """Tell whether all up to a sequence is covered."""
         return origin < max(self.born, self.origin) or sequence <= self.upto.get(origin, -1)
 
@@ -68,7 +68,7 @@ async def end_of_slice(history: Registry, after: str, limit: int) -> str | None:
     return str(models[-1]["_id"]) if len(models) == limit else None
 
 
-async def lifetimes(history: Registry, after: str, until: str) -> list[ModelLifetime]:
+async def list_lifetimes(history: Registry, after: str, until: str) -> list[ModelLifetime]:
     """List registered models with ``after < hash <= until``, deleted ones too."""
     wanted = {"born": 1, "deleted": 1, "deleted_s": 1}
     with unavailable():
@@ -79,7 +79,7 @@ async def lifetimes(history: Registry, after: str, until: str) -> list[ModelLife
         ]
 
 
-async def covers(history: Registry, hashes: Iterable[str], since_s: float) -> dict[str, Coverage]:
+async def find_coverage(history: Registry, hashes: Iterable[str], since_s: float) -> dict[str, Coverage]:
     """Find what models have in committed snapshots of `since_s` (seconds) or later; unknown models are left out."""
     found: dict[str, Coverage] = {}
     wanted = sorted(hashes)
@@ -96,7 +96,7 @@ async def covers(history: Registry, hashes: Iterable[str], since_s: float) -> di
     return found
 
 
-async def entries(history: Registry, after: str, until: str, before_s: float | None = None) -> list[Document]:
+async def list_documents(history: Registry, after: str, until: str, before_s: float | None = None) -> list[Document]:
     """List documents of models with ``after < hash <= until`` in every state, those with a time before `before_s`.
 
     They have what tells of their blob, their `status`, and `begun`: when their intent was written (seconds).
@@ -107,13 +107,13 @@ async def entries(history: Registry, after: str, until: str, before_s: float | N
     return await _found(history, query)
 
 
-async def aborted(history: Registry, after: str, until: str) -> list[Document]:
+async def list_aborted(history: Registry, after: str, until: str) -> list[Document]:
     """List documents of models with ``after < hash <= until`` that are aborted."""
     return await _found(history, {"hash": {"$gt": after, "$lte": until}, "status": ABORTED})
 
 
 async def abort(history: Registry, doomed: Iterable[Document]) -> None:
-    """Turn documents that :func:`entries` gave into aborted ones, but for those that are no longer as they were."""
+    """Set the state of documents to aborted, except of those that changed since :func:`list_documents` read them."""
     by_status: dict[str, list[Document]] = {}
     for entry in doomed:
         by_status.setdefault(entry["status"], []).append(entry)
@@ -129,7 +129,7 @@ async def abort(history: Registry, doomed: Iterable[Document]) -> None:
                 await history.collection("history").update_many(where, {"$set": {"status": ABORTED}})
 
 
-async def forget(history: Registry, entries: Sequence[Document]) -> None:
+async def delete_aborted(history: Registry, entries: Sequence[Document]) -> None:
     """Delete documents that are aborted; one that was begun anew meanwhile stays."""
     with unavailable():
         for some in _trips(entries):

@@ -295,7 +295,7 @@ async def registered_of(resources: Resources, meant: Meant) -> AsyncIterator[Reg
     """Read the register for the models that are meant, in order of their hashes."""
     filters = {**meant.metadata, **({} if meant.type_ is None else {"type": meant.type_})}
     if meant.hash is not None:
-        found = await resources.registry.registered(meant.hash)
+        found = await resources.registry.find(meant.hash)
         if found is not None and (not filters or found.hash in await _of_these(resources, filters, found.hash)):
             yield found
         return

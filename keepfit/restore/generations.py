@@ -55,8 +55,8 @@ class Generations:
                     future.set_result(one)
 
     async def _give(self, some: Sequence[tuple[RegistryEntry, Link | None]]) -> Sequence[int | None]:
-        links = [link and link.begun_as(registered.generation + 1) for registered, link in some]
-        if await self._history.advance([registered for registered, _ in some], links):
+        links = [link and link.with_origin(registered.generation + 1) for registered, link in some]
+        if await self._history.advance_generations([registered for registered, _ in some], links):
             return [registered.generation + 1 for registered, _ in some]
         # Somebody else was given one since they were looked up, or one is deleted; each finds out for itself.
         return await asyncio.gather(*(self._give_one(*each) for each in some))
@@ -64,5 +64,5 @@ class Generations:
     async def _give_one(self, registered: RegistryEntry, link: Link | None) -> int | None:
         generation = await self._history.next_generation(registered.hash, registered.born)
         if generation is not None and link is not None:
-            await self._history.note_link(registered.hash, generation, link.begun_as(generation))
+            await self._history.set_link(registered.hash, generation, link.with_origin(generation))
         return generation

@@ -84,7 +84,7 @@ async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
         live = await restorer.resources.store.describe(model_hash)
         if live is None or not await is_broken(restorer, live):
             return None
-        registered = await restorer.resources.registry.registered(model_hash)
+        registered = await restorer.resources.registry.find(model_hash)
         if registered is None or live.generation < registered.born:
             raise NotFoundError(f"There is no model {model_hash}.")
         try:

@@ -18,7 +18,7 @@ import structlog
 
 from keepfit.errors import EnvelopeError
 from keepfit.history import Document, RegistryEntry
-from keepfit.history.lineage import Link, Place, Span, spans_after, spans_of
+from keepfit.history.lineage import Link, Position, Span, learned_spans, spans_after
 from keepfit.restore.replay_process import DiedError, ReplayProcess, Task
 from keepfit.restore.snapshot_bundle import SnapshotBundle
 from keepfit.rowlog.row_log import Call, View
@@ -58,21 +58,21 @@ class LoggedRequest:
             return 0
 
 
-def place_of(registered: RegistryEntry, document: Document | None) -> Place:
+def place_of(registered: RegistryEntry, document: Document | None) -> Position:
     """Where a snapshot stands; where a model begins that has none."""
     if document is None:
-        return Place(registered.born, registered.born, 0)
+        return Position(registered.born, registered.born, 0)
     generation = int(document["generation"])
-    return Place(generation, int(document.get("origin") or generation), int(document["sequence"]))
+    return Position(generation, int(document.get("origin") or generation), int(document["sequence"]))
 
 
-def line_of(registered: RegistryEntry, newest: Place, calls: Iterable[Call]) -> list[Span]:
+def line_of(registered: RegistryEntry, newest: Position, calls: Iterable[Call]) -> list[Span]:
     """Spans of all that the model has learned up to the `newest` snapshot that is meant, and since, as `calls` tell.
 
     The calls of a generation tell that it was live, which the register does not know.
     """
     latest = max([call.origin for call in calls], default=0)
-    spans = spans_of(registered.links, max(latest, newest.generation))
+    spans = learned_spans(registered.links, max(latest, newest.generation))
     if spans_after(spans, newest) is None:
         # Something older was restored after it, and never saved: this is the newest that there is.
         spans = [Span(newest.generation, newest.origin, 0), *(s for s in spans if s.generation > newest.generation)]
@@ -143,7 +143,7 @@ class Replayed:
     """
 
     fetched: SnapshotBundle | None
-    place: Place
+    place: Position
     chain: str = ""
     requests: int = 0
     rows: int = 0
@@ -163,7 +163,7 @@ class ReplaySource:
 
     fetched: SnapshotBundle | None
     corrupt: int
-    start: Place
+    start: Position
     calls: Sequence[Call] = ()
     line: Sequence[Span] = ()
     spans: Sequence[Span] = ()
@@ -204,7 +204,11 @@ class Replayer:
         self._learner.close()
 
     async def learn(
-        self, registered: RegistryEntry, fetched: SnapshotBundle | None, start: Place, requests: Sequence[LoggedRequest]
+        self,
+        registered: RegistryEntry,
+        fetched: SnapshotBundle | None,
+        start: Position,
+        requests: Sequence[LoggedRequest],
     ) -> Replayed:
         """Learn `requests`, all of them after `start`, on top of what was fetched.
 
@@ -220,7 +224,11 @@ class Replayer:
         return await asyncio.to_thread(self._learn, registered, fetched, start, requests)
 
     def _learn(
-        self, registered: RegistryEntry, fetched: SnapshotBundle | None, start: Place, requests: Sequence[LoggedRequest]
+        self,
+        registered: RegistryEntry,
+        fetched: SnapshotBundle | None,
+        start: Position,
+        requests: Sequence[LoggedRequest],
     ) -> Replayed:
         chain = fetched.header.chain if fetched is not None else ""
         if not requests:
@@ -257,7 +265,7 @@ class Replayer:
             chain = _linked(chain, learned)
             done += len(learned)
         last = requests[-1]
-        place = Place(last.generation, last.origin, last.sequence)
+        place = Position(last.generation, last.origin, last.sequence)
         rows = fetched.header.rows_seen - before if fetched is not None else 0
         return Replayed(fetched, place, chain, len(requests), rows, left_out)
 
@@ -265,7 +273,7 @@ class Replayer:
         self,
         registered: RegistryEntry,
         fetched: SnapshotBundle | None,
-        start: Place,
+        start: Position,
         some: Sequence[LoggedRequest],
         chain: str,
     ) -> tuple[int, str, SnapshotBundle | None]:

@@ -108,7 +108,7 @@ class Restorer:
                 # Others bring it back too. It may have been live, and lost again, since anybody looked.
                 await asyncio.sleep(PAUSE_S)
                 first, view = None, None
-                now = await self.resources.registry.registered(registered.hash)
+                now = await self.resources.registry.find(registered.hash)
         raise UnavailableError(f"Others restore {registered.hash} all the time; try again.")
 
     async def _bring_back(
@@ -248,7 +248,7 @@ class Restorer:
         NotConfirmedError
             If the newest snapshot is wanted, and the live model has learned since.
         """
-        registered = await self.resources.registry.registered(model_hash)
+        registered = await self.resources.registry.find(model_hash)
         if registered is None:
             raise NotFoundError(f"There is no model {model_hash}.")
         live = await self.resources.store.describe(model_hash)
@@ -292,7 +292,7 @@ class Restorer:
             if not generation:
                 generation = await self.next_generation(registered, link)
             elif link is not None:
-                await self.resources.registry.note_link(registered.hash, generation, link)
+                await self.resources.registry.set_link(registered.hash, generation, link)
             if replayed.fetched is None:
                 raise UnavailableError(f"Nothing that was logged of {live.hash} could be learned again.")
             signed = replayed.fetched.signed(self.resources.keyring, generation, now.learned, await self._chain(now))
@@ -382,7 +382,7 @@ async def restore(resources: Resources, model_hash: str, at: float | None = None
     RuntimeMismatchError, UnavailableError
         As of :meth:`Restorer.bring_back`.
     """
-    registered = await resources.registry.registered(model_hash)
+    registered = await resources.registry.find(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}.")
     return await Restorer(resources).bring_back(registered, RestoreRequest(at))

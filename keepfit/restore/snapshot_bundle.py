@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.history import NOTED, Document, RegistryEntry
+from keepfit.history import SUMMARY_FIELDS, Document, RegistryEntry
 from keepfit.model import serialization
 from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
@@ -86,7 +86,7 @@ def to_install(
         return replace(new, sequence=sequence, chain=chain, base=ReplayBase(sequence).text())
     header, noted = fetched.header, ""
     if is_saved and fetched.document is not None:
-        noted = msgspec.json.encode({name: fetched.document[name] for name in NOTED}).decode()
+        noted = msgspec.json.encode({name: fetched.document[name] for name in SUMMARY_FIELDS}).decode()
     return replace(
         new,
         version=header.version,

@@ -123,7 +123,7 @@ async def _tend_minute(
                 parts[path] = parsed
                 size += _size(parsed)
         unknown = {model_hash for parsed in parts.values() for model_hash in parsed} - covers.keys()
-        covers |= await snapshot_upkeep.covers(history, unknown, start_of(minute) - CLOCKS_S) if unknown else {}
+        covers |= await snapshot_upkeep.find_coverage(history, unknown, start_of(minute) - CLOCKS_S) if unknown else {}
         if size > MERGE_BYTES_MAX or begin + READ_AT_ONCE >= len(paths):
             merged += await asyncio.to_thread(_merge, rows, minute, parts, covers, now_s)
             parts, size = {}, 0
@@ -145,7 +145,7 @@ def _merge(rows: RowLog, minute: str, parts: dict[str, Parsed], covers: dict[str
     needed: list[Call] = []
     for call in _unique(parts.values()):
         cover = covers.get(call.hash)
-        (covered if cover is not None and cover.has(call.origin, call.last) else needed).append(call)
+        (covered if cover is not None and cover.covers(call.origin, call.last) else needed).append(call)
     if not parts or (len(parts) == 1 and not covered):
         return 0
     if covered:

@@ -72,16 +72,16 @@ async def collect(
     abandoned_s = now_s - rules.grace_s
     # Blobs are listed before documents are read: each listed blob had its document before its first byte.
     listed = await asyncio.to_thread(lambda: list(storage.list(after, until)))
-    documents = await snapshot_upkeep.entries(registry, after, until, now_s - min(rules.grace_s, rules.all_s))
+    documents = await snapshot_upkeep.list_documents(registry, after, until, now_s - min(rules.grace_s, rules.all_s))
     # Lifetimes are read after the documents: they hold for every document that a model had before.
-    lifetimes = await snapshot_upkeep.lifetimes(registry, after, until)
+    lifetimes = await snapshot_upkeep.list_lifetimes(registry, after, until)
     garbage, expired = await _find_garbage(registry, storage, lifetimes, documents, rules, now_s)
     await snapshot_upkeep.abort(registry, garbage[:GARBAGE_MAX])
     failpoints.reach("garbage.aborted")
-    aborted = await snapshot_upkeep.aborted(registry, after, until)
+    aborted = await snapshot_upkeep.list_aborted(registry, after, until)
     await asyncio.to_thread(storage.delete, [Entry(path_of(document)) for document in aborted])
     failpoints.reach("garbage.deleted")
-    await snapshot_upkeep.forget(registry, aborted)
+    await snapshot_upkeep.delete_aborted(registry, aborted)
     known_hashes = {lifetime.hash for lifetime in lifetimes}
     blobs = [entry for entry in listed if entry.path.partition("/")[0] in known_hashes]
     old = [entry for entry in blobs if entry.modified_s < abandoned_s]
@@ -145,7 +145,7 @@ async def _delete_unknown(registry: Registry, storage: Storage, after: str, unti
     """Delete those of the suspected blobs that no document names; return how many."""
     if not suspects:
         return 0
-    paths = {path_of(document) for document in await snapshot_upkeep.entries(registry, after, until)}
+    paths = {path_of(document) for document in await snapshot_upkeep.list_documents(registry, after, until)}
     unknown = [entry for entry in suspects if entry.path not in paths]
     await asyncio.to_thread(storage.delete, unknown)
     return len(unknown)

@@ -20,7 +20,7 @@ import msgspec
 
 from keepfit.backends.blobs import Entry, Storage
 from keepfit.errors import ConflictError, UnavailableError
-from keepfit.history import NOTED, Document
+from keepfit.history import SUMMARY_FIELDS, Document
 from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
@@ -115,7 +115,7 @@ async def _read(batch: _Batch, resources: Resources, hashes: Sequence[str]) -> N
             batch.outcomes[model_hash] = found
         elif found is None:
             # The mark of a change is written before its commit, so it stays while a commit may be under way.
-            if await resources.registry.registered(model_hash) is None:
+            if await resources.registry.find(model_hash) is None:
                 await resources.store.forget_change(model_hash)
             batch.outcomes[model_hash] = None
         else:
@@ -164,7 +164,7 @@ async def _begin(batch: _Batch, resources: Resources) -> None:
     if not documents:
         return
     saved = []
-    for document, committed in zip(documents, await resources.registry.begin_many(documents), strict=True):
+    for document, committed in zip(documents, await resources.registry.write_intents(documents), strict=True):
         if committed is None:
             continue
         model_hash = document["hash"]
@@ -238,7 +238,7 @@ async def _note(batch: _Batch, resources: Resources, saved: Sequence[Document]) 
                 model.kept,
                 batch.chain[model.hash],
                 (document["generation"], document["version"]),
-                {name: document[name] for name in NOTED},
+                {name: document[name] for name in SUMMARY_FIELDS},
             )
             for model, document in ((batch.model[document["hash"]], document) for document in saved)
         ]

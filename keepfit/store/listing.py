@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.history import NOTED, Registry, RegistryEntry
+from keepfit.history import SUMMARY_FIELDS, Registry, RegistryEntry
 from keepfit.recipe.patch import in_force
 from keepfit.recipe.recipe import from_text
 from keepfit.store.models import Model, Store
@@ -41,7 +41,7 @@ async def _asleep(history: Registry, registered: RegistryEntry) -> dict[str, Any
         "rows_seen": newest["rows_seen"] if newest else 0,
         "metrics": newest["metrics"] if newest else {},
         "inbox": 0,
-        "snapshot": {name: newest[name] for name in NOTED} if newest else None,
+        "snapshot": {name: newest[name] for name in SUMMARY_FIELDS} if newest else None,
     }
 
 

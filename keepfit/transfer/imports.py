@@ -244,7 +244,7 @@ async def _look(restorer: Restorer, reader: Reader, recipes: _Recipes, model_has
     """Read what the file says of a model, check it as if a client had sent it, and see what is here."""
     model = await asyncio.to_thread(reader.read, model_hash)
     recipe_text = await recipes.text(model.recipe)
-    registered = await restorer.resources.registry.registered(model_hash)
+    registered = await restorer.resources.registry.find(model_hash)
     live = newest = None
     if registered is not None:
         newest = await restorer.find(registered, NEWEST)
@@ -311,7 +311,7 @@ async def _keep(
     if shot is coming.model.snapshots[0]:
         # What cannot be loaded here is refused before anything is kept of it.
         await asyncio.to_thread(check, data, restorer.resources.keyring, registered, document)
-    committed = await restorer.resources.registry.begin(document)
+    committed = await restorer.resources.registry.write_intent(document)
     if committed is not None:
         return committed
     await asyncio.to_thread(restorer.resources.storage.put, path_of(document), data)

@@ -305,12 +305,12 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
         monkeypatch.setattr(owner, name, counting)
 
     for owner, name in (
-        (shop.registry, "begin_many"), (shop.registry, "commit_many"), (shop.registry, "registered"),
+        (shop.registry, "write_intents"), (shop.registry, "commit_many"), (shop.registry, "find"),
         (shop.storage, "put"), (shop.storage, "get"), (shop.store, "note_snapshots"),
     ):  # fmt: skip
         count(owner, name)
     looked_after = []
-    lifetimes = snapshot_upkeep.lifetimes
+    lifetimes = snapshot_upkeep.list_lifetimes
 
     async def counted_lives(*args: Any) -> list[snapshot_upkeep.ModelLifetime]:
         looked_after.extend(found := await lifetimes(*args))
@@ -325,7 +325,7 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
     assert asked["hmget"] <= 300
     # The name of the history in the storage was looked at, or not, as there were blobs in this slice.
     assert counted.pop("get", 0) <= 1
-    assert counted == dict.fromkeys(("begin_many", "commit_many", "put", "note_snapshots"), 100)
+    assert counted == dict.fromkeys(("write_intents", "commit_many", "put", "note_snapshots"), 100)
     assert len(looked_after) == shop.settings.garbage_entries_max
 
 

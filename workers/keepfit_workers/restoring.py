@@ -46,7 +46,7 @@ def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reaso
         return None
 
     async def act(restorer: Restorer) -> list[Reason]:
-        registered = await asyncio.gather(*map(restorer.resources.registry.registered, hashes))
+        registered = await asyncio.gather(*map(restorer.resources.registry.find, hashes))
         live = await restorer.resources.store.describe_many(list(hashes))
         # All that are lost were found so before it: one look into the row log will do.
         view = await restorer.look() if None in live else None
@@ -108,7 +108,7 @@ async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -
 
 async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:
     """Save a model as it is now; return the history document of that, which somebody else may have written."""
-    registered = await restorer.resources.registry.registered(model_hash)
+    registered = await restorer.resources.registry.find(model_hash)
     live = await restorer.resources.store.describe(model_hash)
     if registered is None or live is None:
         raise NotFoundError(f"There is no live model {model_hash}.")

@@ -45,7 +45,7 @@ async def list_snapshots(request: web.Request) -> web.Response:
     place = PLACE.fullmatch(after)
     if after and place is None:
         raise MalformedError("after must be what the page before named as next.")
-    registered = await service.history.registered(model_hash)
+    registered = await service.history.find(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
     live = await service.store.describe(model_hash)
@@ -65,7 +65,7 @@ async def restore_model(request: web.Request) -> web.Response:
     document = await read_json(request, service.settings, FORM_BYTES_MAX) if request.body_exists else {}
     form = schemas.convert(document, schemas.RestoreModel)
     wish = RestoreOptions(None if form.at is None else times.parse_time(form.at, words=False), form.version)
-    if await service.history.registered(model_hash) is None:
+    if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
     answer = await service.asker.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)
     service.models.forget(model_hash)

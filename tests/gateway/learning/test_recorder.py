@@ -221,7 +221,7 @@ async def test_a_model_that_changes_while_the_log_is_written_is_not_answered_for
 
 async def _restore(shop: Workshop, model_hash: str) -> None:
     """Bring a model back as it was made, as a worker does that finds nothing in the log."""
-    registered = await shop.registry.registered(model_hash)
+    registered = await shop.registry.find(model_hash)
     assert registered is not None
     generation = await shop.registry.next_generation(model_hash, registered.born)
     assert generation == 2

@@ -68,7 +68,7 @@ def document(model_hash: str = "ab" * 32, generation: int = 1, version: int = 1,
 async def commit(history: Registry, **parts: Any) -> Document:
     """Begin and commit a document; return it."""
     made = document(**parts)
-    assert await history.begin(made) is None
+    assert await history.write_intent(made) is None
     assert await history.commit(made)
     return made
 
@@ -85,7 +85,7 @@ async def test_the_first_registration_makes_the_model(history: Registry) -> None
     assert was_made
     assert (made.hash, made.metadata_text, made.recipe_text, made.generation, made.born) == ("h1", text, RECIPE, 1, 1)
     assert made.metadata == {"brand": "nike", "type": "shoes"}
-    assert await history.registered("h1") == made
+    assert await history.find("h1") == made
 
 
 async def test_a_second_registration_finds_the_first(history: Registry) -> None:
@@ -98,7 +98,7 @@ async def test_a_second_registration_finds_the_first(history: Registry) -> None:
 
 async def test_a_model_nobody_registered_is_none(history: Registry) -> None:
     """An unknown hash has no entry, no generation, and cannot be unregistered."""
-    assert await history.registered("h1") is None
+    assert await history.find("h1") is None
     assert await history.next_generation("h1", 1) is None
     assert not await history.unregister("h1")
 
@@ -108,7 +108,7 @@ async def test_an_unregistered_model_is_gone(history: Registry) -> None:
     await history.register("h1", '{"type":"shoes"}', RECIPE)
     assert await history.unregister("h1")
     assert not await history.unregister("h1")
-    assert await history.registered("h1") is None
+    assert await history.find("h1") is None
     assert await history.next_generation("h1", 1) is None
     assert await history.models({}, 10) == []
 
@@ -122,7 +122,7 @@ async def test_a_model_made_again_is_born_in_a_new_generation(history: Registry)
     assert was_made
     assert (again.generation, again.born, again.recipe_text) == (3, 3, '{"estimator":"Perceptron"}')
     assert await history.next_generation("h1", 3) == 4
-    found = await history.registered("h1")
+    found = await history.find("h1")
     assert found is not None
     assert (found.generation, found.born) == (4, 3)
 
@@ -230,7 +230,7 @@ async def test_pages_hold_every_model_once(history: Registry) -> None:
 async def test_only_committed_documents_are_shown(history: Registry, database: Database[Document]) -> None:
     """An intent is in no list until it is committed, and then it is shown as it was given, without bookkeeping."""
     made = document()
-    assert await history.begin(made) is None
+    assert await history.write_intent(made) is None
     assert await history.documents() == []
     assert await history.newest("ab" * 32, 0) is None
     assert database.history.count_documents({"status": "pending"}) == 1
@@ -268,7 +268,7 @@ async def test_a_corrupt_snapshot_may_be_saved_again(history: Registry) -> None:
 async def test_a_version_is_committed_once(history: Registry, database: Database[Document]) -> None:
     """A second intent for a committed version is told what is there; the database itself refuses a second document."""
     first = await commit(history, version=3)
-    assert await history.begin(document(version=3)) == first
+    assert await history.write_intent(document(version=3)) == first
     assert await history.documents() == [first]
     key = {"hash": first["hash"], "generation": 1, "version": 3}
     with pytest.raises(DuplicateKeyError):
@@ -281,8 +281,8 @@ async def test_a_second_snapshotter_takes_an_intent_over(history: Registry, data
     """Of two that began the same version the later one owns it: the earlier one's commit changes nothing."""
     content = uuid.uuid4().hex
     first, second = document(sha256=content), document(sha256=content)
-    assert await history.begin(first) is None
-    assert await history.begin(second) is None
+    assert await history.write_intent(first) is None
+    assert await history.write_intent(second) is None
     assert not await history.commit(first)
     assert await history.documents() == []
     assert await history.commit(second)
@@ -304,7 +304,7 @@ async def test_an_intent_born_in_the_same_moment_is_taken_over(
         raise DuplicateKeyError("E11000 duplicate key error")
 
     monkeypatch.setattr(history._history, "update_one", meets_another)
-    assert await history.begin(made) is None
+    assert await history.write_intent(made) is None
     assert await history.commit(made)
     assert await history.documents() == [made]
 
@@ -313,7 +313,7 @@ async def test_of_many_snapshotters_at_once_one_commits(history: Registry) -> No
     """However many begin and commit the same version at once, one commit counts and one document is there."""
     content = uuid.uuid4().hex
     made = [document(sha256=content, timestamp=float(number)) for number in range(AT_ONCE)]
-    assert await asyncio.gather(*map(history.begin, made)) == [None] * AT_ONCE
+    assert await asyncio.gather(*map(history.write_intent, made)) == [None] * AT_ONCE
     assert sum(await asyncio.gather(*map(history.commit, made))) == 1
     assert len(await history.documents()) == 1
 
@@ -379,7 +379,7 @@ async def test_mongo_away_is_said_within_seconds() -> None:
     """Where no MongoDB answers, reading and writing are UnavailableError in less than five seconds."""
     started = time.monotonic()
     async with Registry(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
-        answers = await asyncio.gather(away.ping(), away.begin(document()), return_exceptions=True)
+        answers = await asyncio.gather(away.ping(), away.write_intent(document()), return_exceptions=True)
     assert [type(answer) for answer in answers] == [UnavailableError] * 2
     assert time.monotonic() - started < 5
 
@@ -393,11 +393,11 @@ async def test_every_call_says_that_mongo_is_away(monkeypatch: pytest.MonkeyPatc
             away.ping(),
             away.ensure_indexes(),
             away.register("h1", '{"type":"shoes"}', RECIPE),
-            away.registered("h1"),
+            away.find("h1"),
             away.unregister("h1"),
             away.next_generation("h1", 1),
             away.models({}, 10),
-            away.begin(made),
+            away.write_intent(made),
             away.commit(made),
             away.mark_corrupt(made),
             away.newest("h1", 0),

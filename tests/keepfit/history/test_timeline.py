@@ -148,7 +148,7 @@ async def test_snapshots_and_documents_are_one_history(history: Registry) -> Non
     timeline = history.timeline
     snapshot = await commit(history, type="vote", timestamp=NOON + 90)
     await commit(history, type="vote", timestamp=NOON + 95, hash="cd" * 32, metadata={"type": "vote", "year": 2001})
-    await history.begin({**snapshot, "version": 2, "timestamp": NOON + 91})
+    await history.write_intent({**snapshot, "version": 2, "timestamp": NOON + 91})
     made = await votes(timeline, 3)
     found = await timeline.query({"type": "vote"})
     assert [document["timestamp"] - NOON for document in found] == [120, 95, 90, 60, 0]
@@ -249,7 +249,7 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"every": "5x"}, "span of time"),
+        ({"every": "5x"}, "'5x' is not a valid duration: use 60s, 5m or 1h"),
         ({"stat": "average"}, "stat is one of"),
         ({"field": None}, "Name the field"),
         ({"field": "$where"}, "field is a name"),

@@ -26,7 +26,7 @@ async def test_no_number_is_given_twice(history: Registry) -> None:
     assert None not in given
     assert len(set(pairs)) == len(pairs) == 30
     for one in looked_up:
-        now = await history.registered(one.hash)
+        now = await history.find(one.hash)
         assert now is not None
         assert now.generation >= max(number or 0 for model_hash, number in pairs if model_hash == one.hash)
 

@@ -180,7 +180,7 @@ async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, r
     await shop.learn(model_hash, [["forgotten", 1900]], [9.0])
     await save(shop, model_hash)
     await shop.learn(model_hash, [["forgotten", 1901]], [9.0])
-    registered = await shop.registry.registered(model_hash)
+    registered = await shop.registry.find(model_hash)
     assert registered is not None
     live = await shop.model(model_hash)
     # As go_back does it, cut short before it is saved.
@@ -199,7 +199,7 @@ async def test_a_restored_model_is_made_again(shop: Workshop, restorer: Restorer
     model_hash = await shop.learned()
     await save(shop, model_hash)
     shop.lose(model_hash)
-    registered = await shop.registry.registered(model_hash)
+    registered = await shop.registry.find(model_hash)
     assert registered is not None
     await restorer.bring_back(registered)
     await shop.learn(model_hash)
@@ -239,7 +239,7 @@ async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, 
         shop.work(model_hash)
         was = content(shop, await shop.model(model_hash))
         shop.lose(model_hash)
-        registered = await shop.registry.registered(model_hash)
+        registered = await shop.registry.find(model_hash)
         assert registered is not None
         assert (await restorer.bring_back(registered)).replayed == 2
         assert content(shop, await shop.model(model_hash)) == was

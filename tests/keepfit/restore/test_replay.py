@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import IdempotencyError, UnavailableError
-from keepfit.history.lineage import Link, Span, spans_of
+from keepfit.history.lineage import Link, Span, learned_spans
 from keepfit.model import fit_loop, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
@@ -148,7 +148,7 @@ def learn_waiting(shop: Workshop, model_hash: str) -> None:
 
 async def bring_back(restorer: Restorer, model_hash: str, wanted: RestoreRequest | None = None) -> RestoreResult:
     """Bring one model back."""
-    registered = await restorer.resources.registry.registered(model_hash)
+    registered = await restorer.resources.registry.find(model_hash)
     assert registered is not None
     return await restorer.bring_back(registered, wanted or RestoreRequest())
 
@@ -504,10 +504,10 @@ def test_places_tell_what_a_model_has_learned(events: Sequence[tuple[str, int]],
             generation = max([generation, *links]) + 1
             links[generation] = Link(origin, sequence, base, until)
     drawn.shuffle(calls)
-    assert [(one.sequence, one.payload) for one in select(calls, spans_of(links, generation))] == learned
+    assert [(one.sequence, one.payload) for one in select(calls, learned_spans(links, generation))] == learned
 
 
 def test_the_span_of_a_generation_ends_where_the_next_begins() -> None:
     """A snapshot's place cuts the line: what is before it is not learned again."""
     links = {2: Link(2, 3, 1, 3), 3: Link(2, 7, 1, 2)}
-    assert spans_of(links, 3) == [Span(1, 1, 0, 2), Span(3, 2, 7)]
+    assert learned_spans(links, 3) == [Span(1, 1, 0, 2), Span(3, 2, 7)]

@@ -263,16 +263,16 @@ def test_a_view_reads_each_object_once_for_many_models(log: RowLog, monkeypatch:
 def test_what_covers_a_call() -> None:
     """A snapshot covers its sequences; what began before it is over if it says where its sequences began."""
     cover = Coverage(born=3)
-    assert not cover.has(3, 1)
-    assert cover.has(2, 99)
+    assert not cover.covers(3, 1)
+    assert cover.covers(2, 99)
     # From another house: of a higher generation, and what waits for the live model may come on top of it.
     cover.add({"generation": 7, "sequence": 50})
-    assert (cover.has(3, 1), cover.has(7, 50), cover.has(7, 51)) == (False, True, False)
+    assert (cover.covers(3, 1), cover.has(7, 50), cover.has(7, 51)) == (False, True, False)
     cover.add({"generation": 9, "origin": 3, "sequence": 10})
     cover.add({"generation": 4, "origin": 3, "sequence": 8})
-    assert (cover.has(3, 10), cover.has(3, 11), cover.has(9, 1)) == (True, False, False)
+    assert (cover.covers(3, 10), cover.has(3, 11), cover.has(9, 1)) == (True, False, False)
     cover.add({"generation": 9, "origin": 9, "sequence": 12})
-    assert (cover.has(3, 11), cover.has(9, 12), cover.has(9, 13)) == (True, True, False)
+    assert (cover.covers(3, 11), cover.has(9, 12), cover.has(9, 13)) == (True, True, False)
 
 
 async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
@@ -280,14 +280,14 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     model_hash = await shop.learned(a=1)
 
     async def covered() -> Coverage:
-        found = await snapshot_upkeep.covers(shop.registry, [model_hash, "0" * 64], 0.0)
+        found = await snapshot_upkeep.find_coverage(shop.registry, [model_hash, "0" * 64], 0.0)
         assert found.keys() == {model_hash}
         return found[model_hash]
 
-    assert not (await covered()).has(1, 1)
+    assert not (await covered()).covers(1, 1)
     assert await save(shop, model_hash) == (1, 1, 1)
     await shop.accept(model_hash)
-    assert ((await covered()).has(1, 1), (await covered()).has(1, 2)) == (True, False)
+    assert ((await covered()).covers(1, 1), (await covered()).has(1, 2)) == (True, False)
     await shop.learn(model_hash)
     assert await save(shop, model_hash) == (1, 1, 3)
     restorer = Restorer(shop.resources)
@@ -300,15 +300,15 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     await restorer.put_back(model_hash, RestoreRequest())
     await shop.learn(model_hash)
     generation = (await shop.model(model_hash)).generation
-    assert not (await covered()).has(generation, 4)
+    assert not (await covered()).covers(generation, 4)
     assert await save(shop, model_hash) == (generation, generation, 4)
-    assert ((await covered()).has(generation, 4), (await covered()).has(1, 99)) == (True, True)
+    assert ((await covered()).covers(generation, 4), (await covered()).has(1, 99)) == (True, True)
     await shop.registry.unregister(model_hash)
-    assert (await covered()).has(generation + 5, 1)
+    assert (await covered()).covers(generation + 5, 1)
     await shop.make(a=1, session=(await shop.model(model_hash)).metadata["session"])
-    assert not (await covered()).has(generation + 1, 1)
+    assert not (await covered()).covers(generation + 1, 1)
     # Snapshots from before a call was accepted are not looked at.
-    assert not (await snapshot_upkeep.covers(shop.registry, [model_hash], time.time() + 60))[model_hash].upto
+    assert not (await snapshot_upkeep.find_coverage(shop.registry, [model_hash], time.time() + 60))[model_hash].upto
 
 
 async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) -> None:

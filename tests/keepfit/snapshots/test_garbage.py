@@ -255,7 +255,7 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
     loop, get = asyncio.get_running_loop(), local.storage.get
 
     async def let_go() -> None:
-        await snapshot_upkeep.abort(local.registry, await snapshot_upkeep.entries(local.registry, "", HASH_END))
+        await snapshot_upkeep.abort(local.registry, await snapshot_upkeep.list_documents(local.registry, "", HASH_END))
 
     def get_late(path: str) -> bytes | None:
         asyncio.run_coroutine_threadsafe(let_go(), loop).result()

@@ -24,7 +24,7 @@ from keepfit.errors import (
     UnavailableError,
     UnknownKeyError,
 )
-from keepfit.history import NOTED, Document
+from keepfit.history import SUMMARY_FIELDS, Document
 from keepfit.restore import restorer as restores
 from keepfit.restore.restorer import RestoreResult
 from keepfit.security import envelope
@@ -160,7 +160,7 @@ async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
     model_hash = await shop.learned()
     assert await shop.store.changed() == [model_hash]
     document = await saved(shop, model_hash)
-    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    assert (await shop.model(model_hash)).snapshot == {name: document[name] for name in SUMMARY_FIELDS}
     assert await shop.store.changed() == []
 
 
@@ -175,7 +175,7 @@ async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.M
     monkeypatch.setattr(each_shop.storage, "put", put)
     assert await save(each_shop, model_hash) is None
     assert await each_shop.registry.documents() == [document]
-    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in SUMMARY_FIELDS}
 
 
 async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
@@ -266,7 +266,7 @@ async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> 
     assert await dangling(shop) == []
 
 
-@pytest.mark.parametrize("step", ["begin_many", "put", "commit_many", "note_snapshots"])
+@pytest.mark.parametrize("step", ["write_intents", "put", "commit_many", "note_snapshots"])
 async def test_a_snapshotter_may_die_after_each_step(
     each_shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -296,7 +296,7 @@ async def test_a_snapshotter_may_die_after_each_step(
     assert statuses(database) == {1: "committed"}
     assert await dangling(each_shop) == []
     assert await each_shop.store.changed() == []
-    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in NOTED}
+    assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in SUMMARY_FIELDS}
 
 
 async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> N
     assert await each_shop.predict(model_hash) == predictions
     assert (after.version, after.rows_seen, after.metrics) == (before.version, before.rows_seen, before.metrics)
     assert (after.metadata, after.recipe, after.digest) == (before.metadata, before.recipe, before.digest)
-    assert after.snapshot == {name: document[name] for name in NOTED}
+    assert after.snapshot == {name: document[name] for name in SUMMARY_FIELDS}
     assert (after.inbox, after.generation) == (0, before.generation + 1)
     assert await each_shop.store.changed() == []
 
@@ -632,7 +632,7 @@ async def test_a_model_made_again_during_a_restore_does_not_inherit(
     loop, get = asyncio.get_running_loop(), shop.storage.get
 
     async def make_again() -> None:
-        registered = await shop.registry.registered(model_hash)
+        registered = await shop.registry.find(model_hash)
         assert registered is not None
         await shop.registry.unregister(model_hash)
         await shop.registry.register(model_hash, registered.metadata_text, registered.recipe_text)
