@@ -22,9 +22,11 @@ from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.handlers.models import DOCUMENT
 from keepfit_gateway.routes import OPEN_PATHS, ROUTES
-from keepfit_gateway.web.bodies import ROOM, BodyMemoryLimit, gzip_answers, leaves_room
-from keepfit_gateway.web.problems import ProblemHandler, problems
+from keepfit_gateway.web.bodies import ROOM, BodyMemoryLimit, leaves_room
+from keepfit_gateway.web.connection import ProblemHandler
+from keepfit_gateway.web.problems import problems
 from keepfit_gateway.web.request_counts import counted
+from keepfit_gateway.web.responses import compress_responses
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +46,7 @@ HANDLER_OPTIONS: dict[str, Any] = {
 
 def build_app(settings: Settings) -> web.Application:
     """Put the application together."""
-    app = web.Application(middlewares=[leaves_room, gzip_answers, problems])
+    app = web.Application(middlewares=[leaves_room, compress_responses, problems])
     app[service.SETTINGS] = settings
     app[ROOM] = BodyMemoryLimit(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=guard.asks_for_keys(settings))

@@ -29,8 +29,8 @@ from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import key_of
 from keepfit_gateway.service import Service
 from keepfit_gateway.web import fast_json
-from keepfit_gateway.web.bodies import GZIP_BYTES_MIN
 from keepfit_gateway.web.problems import to_problem
+from keepfit_gateway.web.responses import GZIP_BYTES_MIN
 from keepfit_gateway.web.small_response import SmallResponse
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
@@ -124,7 +124,7 @@ def _answer(headers: http_caching.Headers, given: CachedReply) -> Any:
 
 
 def _accepted(service: Service, model: Model, rows: Rows, accepted: Accepted) -> SmallResponse:
-    service.cache.hear(model.hash, model.generation, accepted.version)
+    service.cache.observe_version(model.hash, model.generation, accepted.version)
     answer = schemas.AcceptedAnswer(
         hash=model.hash,
         accepted=rows.n,

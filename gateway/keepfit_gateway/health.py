@@ -55,7 +55,7 @@ async def look(service: Service) -> Dependencies:
     """Ask all parts at once."""
 
     async def queue() -> tuple[int, dict[str, int]]:
-        return await service.asker.workers_alive(), await service.asker.backlog()
+        return await service.worker_client.workers_alive(), await service.worker_client.backlog()
 
     async def row_log() -> str | None:
         return None if service.recorder is None else (await _probed(service.recorder.check()))[1]

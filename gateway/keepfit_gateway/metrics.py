@@ -52,7 +52,7 @@ class Reading(Collector):
         yield GaugeMetricFamily("keepfit_cache_answers", "Predictions that are kept.", len(cache))
 
     def _waiting(self) -> Iterator[Metric]:
-        asker, acceptor = self._service.asker, self._service.acceptor
+        asker, acceptor = self._service.worker_client, self._service.acceptor
         yield GaugeMetricFamily("keepfit_questions_waiting", "Questions of this gateway under way.", asker.waiting)
         yield GaugeMetricFamily("keepfit_accepts_waiting", "Requests that wait for the next trip.", acceptor.waiting)
         recorder = self._service.recorder

@@ -43,24 +43,29 @@ class Service:
         self.requests = Requests()
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
-        self.bell = JobEnqueuer(settings)
+        self.job_enqueuer = JobEnqueuer(settings)
         self.store = Store(self._store_client)
-        self.dead = DeadLetters(self._store_client)
+        self.dead_letters = DeadLetters(self._store_client)
         self.history = Registry(settings.mongo_url.get_secret_value())
         self.history_gate = asyncio.Semaphore(HISTORY_AT_ONCE)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
-        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.bell, self.recorder)
-        self.asker = WorkerClient(self._queue_client, settings, self.bell, self.store.ping)
+        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
+        self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
-        self.models = Models(self.store, self.history, self.asker, self.cache.hear)
-        self.commits = CommitFeed(
+        self.models = Models(self.store, self.history, self.worker_client, self.cache.observe_version)
+        self.commit_feed = CommitFeed(
             self._store_client, self.store, self.models.forget, self.cache, settings.predict_staleness_s
         )
 
     def listen(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
-        work = (self.asker.read_forever(), self.commits.read_forever(), self._ensure_indexes(), self._begin_log())
+        work = (
+            self.worker_client.read_forever(),
+            self.commit_feed.read_forever(),
+            self._ensure_indexes(),
+            self._begin_log(),
+        )
         return [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _ensure_indexes(self) -> None:
@@ -84,8 +89,8 @@ class Service:
     async def close(self) -> None:
         """Close all connections."""
         await self.acceptor.close()
-        await self.asker.close()
-        await self.bell.close()
+        await self.worker_client.close()
+        await self.job_enqueuer.close()
         self.history.close()
         await self._store_client.aclose()
         if self._queue_client is not self._store_client:
@@ -120,4 +125,4 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 async def release_waiters(app: web.Application) -> None:
     """Answer those who only wait for rows to be learned, so that stopping takes no longer than the work in hand."""
-    app[SERVICE].commits.end()
+    app[SERVICE].commit_feed.end()

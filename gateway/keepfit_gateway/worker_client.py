@@ -27,7 +27,7 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit_gateway.job_enqueuer import JobEnqueuer
-from keepfit_gateway.web.bodies import beside_loop
+from keepfit_gateway.web.offload import run_in_thread_if_large
 
 log = structlog.get_logger(__name__)
 
@@ -272,7 +272,7 @@ class WorkerClient:
 
     async def _hand_out(self, batch: bytes) -> None:
         try:
-            answers = await beside_loop(len(batch), messages.decode_answers, batch)
+            answers = await run_in_thread_if_large(len(batch), messages.decode_answers, batch)
         except msgspec.MsgspecError:
             log.exception("answers_unreadable")
             return

@@ -14,7 +14,9 @@ from keepfit_gateway import schemas
 from keepfit_gateway.handlers.models import NUMBER, PAGE, PAGE_MAX, named_hash
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import beside_loop, json_response, read_json
+from keepfit_gateway.web.bodies import read_json
+from keepfit_gateway.web.offload import run_in_thread_if_large
+from keepfit_gateway.web.responses import json_response
 
 # 128 ids are 5 kB.
 IDS_BYTES_MAX = 64 * 1024
@@ -31,9 +33,9 @@ async def list_dead(request: web.Request) -> web.Response:
     if after and not dead_letters.ID.fullmatch(after):
         raise MalformedError("after must be the id that the page before named as next.")
     model = await service.models.describe(named_hash(request))
-    entries, following = await service.dead.page(model.hash, int(limit), after)
+    entries, following = await service.dead_letters.page(model.hash, int(limit), after)
     size_bytes = sum(len(entry.payload) for entry in entries)
-    return await beside_loop(size_bytes, _listed, model, entries, following)
+    return await run_in_thread_if_large(size_bytes, _listed, model, entries, following)
 
 
 def _listed(model: Model, entries: list[Entry], following: str | None) -> web.Response:
@@ -60,14 +62,14 @@ async def retry_dead(request: web.Request) -> web.Response:
 
     async def retry(model: Model) -> tuple[Model, RetryResult]:
         logged = service.recorder is not None
-        return model, await service.dead.retry(model, service.settings, form.ids, logged=logged)
+        return model, await service.dead_letters.retry(model, service.settings, form.ids, logged=logged)
 
     if service.recorder is not None:
         await service.recorder.check()
     model, retried = await service.models.act(named_hash(request), retry)
     if retried.sequences:
         service.acceptor.tell(model.hash)
-        service.cache.hear(model.hash, model.generation, retried.version)
+        service.cache.observe_version(model.hash, model.generation, retried.version)
     if service.recorder is not None:
         await _record(service.recorder, retried)
     answer = schemas.RetriedAnswer(
@@ -96,5 +98,5 @@ async def discard_dead(request: web.Request) -> web.Response:
     """POST …/dead/discard: forget requests for good."""
     service, model_hash = request.app[SERVICE], named_hash(request)
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.DiscardDead)
-    count, version = await service.dead.discard(model_hash, form.ids)
+    count, version = await service.dead_letters.discard(model_hash, form.ids)
     return json_response(schemas.DiscardedAnswer(hash=model_hash, version=version, discarded=count))

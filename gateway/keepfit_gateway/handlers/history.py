@@ -13,7 +13,7 @@ from keepfit.errors import MalformedError
 from keepfit.history import query
 from keepfit_gateway import schemas
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import beside_loop
+from keepfit_gateway.web.offload import run_in_thread_if_large
 
 # About what a document or a point is, written.
 ITEM_BYTES = 500
@@ -29,7 +29,7 @@ async def list_history(request: web.Request) -> web.Response:
     async with service.history_gate:
         found = await query.answer(service.history.timeline, asked)
     form = schemas.HistoryAnswer(documents=found) if asked.shape is None else schemas.HistoryAnswer(points=found)
-    return web.json_response(body=await beside_loop(ITEM_BYTES * len(found), _written, form))
+    return web.json_response(body=await run_in_thread_if_large(ITEM_BYTES * len(found), _written, form))
 
 
 def _written(form: Any) -> bytes:

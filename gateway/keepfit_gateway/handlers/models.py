@@ -26,7 +26,9 @@ from keepfit_gateway.prediction import cache, http_caching
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.service import SERVICE, SETTINGS
 from keepfit_gateway.web import rows_body
-from keepfit_gateway.web.bodies import INLINE_BYTES_MAX, ROOM, beside_loop, json_response, read_json
+from keepfit_gateway.web.bodies import ROOM, read_json
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
 
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -86,13 +88,13 @@ async def partial_fit(request: web.Request) -> web.Response:
     key, wait_s = idempotency_key(request), preferred_wait(request)
 
     async def accept(sent: RowsBody, model: Model) -> tuple[int, int, Accepted]:
-        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=True)
+        shaped = await run_in_thread_if_large(sent.size, sent.shape, model.recipe, learning=True)
         accepted = await service.acceptor.accept(model.hash, model.generation, shaped, key)
-        service.cache.hear(model.hash, model.generation, accepted.version)
+        service.cache.observe_version(model.hash, model.generation, accepted.version)
         return shaped.n, model.generation, accepted
 
     # To be told of a commit one listens before the rows are accepted.
-    with service.commits.watch(model_hash) if wait_s else nullcontext() as watch:
+    with service.commit_feed.watch(model_hash) if wait_s else nullcontext() as watch:
         count, generation, accepted = await service.models.act(model_hash, partial(accept, sent))
         # The rows may be many, and the wait long.
         del sent
@@ -100,7 +102,7 @@ async def partial_fit(request: web.Request) -> web.Response:
         done = None
         if watch is not None and key is not None:
             # A key that came before may stand for rows long learned; no commit will tell of them again.
-            done = await service.commits.known(model_hash, generation, accepted.sequence)
+            done = await service.commit_feed.known(model_hash, generation, accepted.sequence)
         if watch is not None and done is None:
             done = await commit_feed.learned(watch, generation, accepted.sequence, wait_s)
     if done is None:
@@ -131,8 +133,8 @@ async def predict(request: web.Request) -> web.Response:
     wanted = http_caching.terms(headers)
 
     async def ask(model: Model) -> web.Response:
-        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=False)
-        key = await beside_loop(sent.size, cache.key_of, model_hash, operation, shaped)
+        shaped = await run_in_thread_if_large(sent.size, sent.shape, model.recipe, learning=False)
+        key = await run_in_thread_if_large(sent.size, cache.key_of, model_hash, operation, shaped)
         unchanged = http_caching.still_right(service.cache, headers, wanted, model, key)
         if unchanged is not None:
             return unchanged
@@ -147,7 +149,7 @@ async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
     model_hash, sent = await _read(request, schemas.Score, schemas.ScoreByMetadata)
     scored = await _ask(request, model_hash, "score", sent)
-    request.app[SERVICE].cache.hear(model_hash, scored.generation, scored.version)
+    request.app[SERVICE].cache.observe_version(model_hash, scored.generation, scored.version)
     return json_response(
         schemas.ScoreAnswer(hash=model_hash, version=scored.version, rows_seen=scored.rows_seen, **scored.result)
     )
@@ -211,8 +213,8 @@ async def _ask(request: web.Request, model_hash: str, operation: Any, sent: Rows
     timeout_s = _timeout(request)
 
     async def ask(model: Model) -> WorkerReply:
-        shaped = await beside_loop(sent.size, sent.shape, model.recipe, learning=operation == "score")
-        return await service.asker.ask(model_hash, operation, model.generation, shaped, timeout_s)
+        shaped = await run_in_thread_if_large(sent.size, sent.shape, model.recipe, learning=operation == "score")
+        return await service.worker_client.ask(model_hash, operation, model.generation, shaped, timeout_s)
 
     return await service.models.act(model_hash, ask)
 

@@ -16,7 +16,8 @@ from keepfit_gateway import recipe_checker, schemas
 from keepfit_gateway.handlers.models import idempotency_key, named_hash, preferred_wait
 from keepfit_gateway.learning import commit_feed
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import json_response, read_json
+from keepfit_gateway.web.bodies import read_json
+from keepfit_gateway.web.responses import json_response
 
 # A change is a word with a worker, so it is waited for where nobody says how long.
 WAIT_S = 5
@@ -36,16 +37,16 @@ async def patch_model(request: web.Request) -> web.Response:
         model = await service.models.describe(model_hash)
         change = await recipe_checker.check_change(model.recipe, model.changed, params)
         accepted = await service.acceptor.accept_change(model_hash, model.generation, change, key)
-        service.cache.hear(model_hash, model.generation, accepted.version)
+        service.cache.observe_version(model_hash, model.generation, accepted.version)
         return model.generation, accepted
 
     # To be told of a commit one listens before the change is accepted.
-    with service.commits.watch(model_hash) as watch:
+    with service.commit_feed.watch(model_hash) as watch:
         generation, accepted = await service.models.act(model_hash, accept)
         done = None
         if key is not None and wait_s:
             # A key that came before may stand for a change long made; no commit will tell of it again.
-            done = await service.commits.known(model_hash, generation, accepted.sequence)
+            done = await service.commit_feed.known(model_hash, generation, accepted.sequence)
         if done is None and wait_s:
             done = await commit_feed.learned(watch, generation, accepted.sequence, wait_s)
     if done is None:

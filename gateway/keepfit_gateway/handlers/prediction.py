@@ -55,7 +55,7 @@ async def predicted(
                 cache.alias(kept, raw)
             return CachedReply(kept.etag, kept.body, cache.age_s(kept))
     with cache.watch(model.hash) as watched:
-        found = await service.asker.ask(model.hash, operation, model.generation, rows, timeout_s)
+        found = await service.worker_client.ask(model.hash, operation, model.generation, rows, timeout_s)
         if operation == "proba":
             answer = schemas.PredictAnswer(
                 hash=model.hash, version=found.version, rows_seen=found.rows_seen, **found.result

@@ -16,7 +16,8 @@ from keepfit.jobs.messages import RestoreOptions
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.models import NUMBER, PAGE, PAGE_MAX, named_hash
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import json_response, read_json
+from keepfit_gateway.web.bodies import read_json
+from keepfit_gateway.web.responses import json_response
 
 FORM_BYTES_MAX = 4096
 # Storage may be slow, and bundles large; who asks for these is an operator.
@@ -29,7 +30,7 @@ async def make_snapshot(request: web.Request) -> web.Response:
     service, model_hash = request.app[SERVICE], named_hash(request)
     # A model that is only in a snapshot comes back first.
     await service.models.describe(model_hash)
-    answer = await service.asker.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
+    answer = await service.worker_client.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
     headers = {"Location": f"/v1/models/{model_hash}/snapshots"}
     return json_response(_shown(answer.result), 201, headers=headers)
 
@@ -67,9 +68,9 @@ async def restore_model(request: web.Request) -> web.Response:
     wish = RestoreOptions(None if form.at is None else times.parse_time(form.at, words=False), form.version)
     if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
-    answer = await service.asker.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)
+    answer = await service.worker_client.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)
     service.models.forget(model_hash)
-    service.cache.hear(model_hash, answer.generation, answer.version)
+    service.cache.observe_version(model_hash, answer.generation, answer.version)
     done: dict[str, Any] = answer.result
     snapshot = None if done["document"] is None else _shown(done["document"])
     restored = schemas.RestoredAnswer(

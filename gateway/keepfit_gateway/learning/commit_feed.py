@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import redis.asyncio
 import structlog
@@ -23,7 +23,6 @@ from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.observability.outage import Outage
 from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
-from keepfit_gateway.prediction.cache import DELETED, Cache
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +31,21 @@ RECONNECT_PAUSE_S = 0.2
 DEAF_S = 10.0
 # Pings within the bound of staleness: one may come late, and the next is still in time.
 PINGS = 4
+# Version of a deleted model: the last of its generation.
+DELETED = math.inf
+
+
+class VersionObserver(Protocol):
+    """Receiver of what the feed knows of versions: the prediction cache."""
+
+    def observe_version(self, model_hash: str, generation: int, version: float) -> None:
+        """Note that a model has this version."""
+
+    def valid_until(self, until_s: float) -> None:
+        """Note that all commits were received that precede a moment; cached data is valid until `until_s`."""
+
+    def invalidate_all(self) -> None:
+        """Note that commits may have been missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,7 @@ class CommitFeed:
         client: redis.asyncio.Redis,
         store: Store,
         forget: Callable[[str], None],
-        cache: Cache,
+        cache: VersionObserver,
         staleness_s: float,
     ) -> None:
         self._client = client
@@ -169,7 +183,7 @@ class CommitFeed:
                 case b"PONG" | [b"pong", _]:
                     answered = True
                     self._outage.end()
-                    self._cache.hear_until(pinged_s + self._staleness_s)
+                    self._cache.valid_until(pinged_s + self._staleness_s)
                     if not heard_before:
                         heard_before = True
                         await self.catch_up(list(self._watched))
@@ -191,7 +205,7 @@ class CommitFeed:
         for model, ever in zip(models, put_aside, strict=True):
             if model is not None and not ever and model.hash in self._watched:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
-                self._cache.hear(model.hash, *commit.order)
+                self._cache.observe_version(model.hash, *commit.order)
                 self._watched[model.hash].hear(commit)
 
     async def known(self, model_hash: str, generation: int, sequence: int) -> Commit | None:
@@ -208,14 +222,14 @@ class CommitFeed:
         reason, unsure = await self._dead.fate(model_hash, generation, sequence)
         if reason is not None:
             raise refused(reason)
-        self._cache.hear(model_hash, generation, model.version)
+        self._cache.observe_version(model_hash, generation, model.version)
         return None if unsure else Commit(generation, model.version, model.learned, model.rows_seen)
 
     def _hear(self, data: bytes) -> None:
         model_hash, generation, version, learned, rows_seen, put_aside, reason = data.decode().split(" ", 6)
         why = reason if put_aside == "1" else ""
         commit = Commit(int(generation), int(version), int(learned), int(rows_seen), why)
-        self._cache.hear(model_hash, *commit.order)
+        self._cache.observe_version(model_hash, *commit.order)
         if commit.version < 0:
             self._forget(model_hash)
         watch = self._watched.get(model_hash)

@@ -20,8 +20,6 @@ from keepfit.rows.rows import Rows
 # Raw request: its path with the query, and its body.
 Raw = tuple[str, bytes]
 
-DELETED = math.inf
-
 # Larger answers cost their computing and sending, not their asking; one of them would push out thousands of small ones.
 ANSWER_BYTES_MAX = 256 * 1024
 # Forms in which the same rows are asked for (other spaces, another order of keys, by metadata) that are known by sight.
@@ -54,7 +52,7 @@ class Page:
 class Watched:
     """What is known of one model, from before a question is asked of it to the last answer that is kept.
 
-    `newest` is the newest (generation, version) heard, with :data:`DELETED` as the last version of a generation. It
+    `newest` is the newest (generation, version) heard; the last version of a generation is infinite, its deletion. It
     counts only as long as `hearing`, the one in which watching began, lives.
     """
 
@@ -129,11 +127,11 @@ class Cache:
         """Whether every commit up to a moment within the bound of staleness has been heard."""
         return self._clock() < self._fresh_until_s
 
-    def hear_until(self, fresh_until_s: float) -> None:
+    def valid_until(self, until_s: float) -> None:
         """Note that the subscription is alive, and vouches for what is kept until then (`time.monotonic()`)."""
         if not self._hearing.live and self._bytes_max:
             self._hearing = Hearing()
-        self._fresh_until_s = fresh_until_s
+        self._fresh_until_s = until_s
 
     def invalidate_all(self) -> None:
         """Note that the subscription broke: what is known cannot be relied on, nor what is being asked just now."""
@@ -144,7 +142,7 @@ class Cache:
             self._models = {}
         self._sweep()
 
-    def hear(self, model_hash: str, generation: int, version: float) -> None:
+    def observe_version(self, model_hash: str, generation: int, version: float) -> None:
         """Take in that a model has this version; what was computed at an earlier one is given no more."""
         watched = self._models.get(model_hash)
         if watched is not None:

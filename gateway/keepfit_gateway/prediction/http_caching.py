@@ -14,7 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from keepfit.store.models import Model
 from keepfit_gateway.prediction.cache import Cache, Raw
-from keepfit_gateway.web.bodies import compress
+from keepfit_gateway.web.responses import compress
 
 Headers = CIMultiDictProxy[str]
 

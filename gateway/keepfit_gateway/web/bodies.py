@@ -6,32 +6,24 @@ arrived whole: a truncated or damaged gzip stream is refused, although what came
 """
 
 import asyncio
-import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any
 
-import msgspec
 from aiohttp import hdrs, web
 
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.identity import parse_json
 from keepfit.settings import Settings
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
 
 JSON = "application/json"
 BROKEN_OFF = "The body broke off, or its chunks are not framed as RFC 9112 has it."
 STEP_BYTES = 1 << 20
 # Of a body whose size is not known before its end so much waits in memory, the rest on disk.
 AWAITED_BYTES_MAX = 8 << 20
-NOT_ACCEPTED = re.compile(r"q\s*=\s*0(\.0*)?")
-# Parsing this much takes about a millisecond; more is done beside the event loop.
-INLINE_BYTES_MAX = 64 * 1024
-GZIP_BYTES_MIN = 1024
 
 
 class BodyMemoryLimit:
@@ -93,7 +85,7 @@ async def read_json(request: web.Request, settings: Settings, bytes_max: int) ->
     """
     check_type(request)
     body = await read(request, settings, bytes_max)
-    return await beside_loop(len(body), parse_json, body)
+    return await run_in_thread_if_large(len(body), parse_json, body)
 
 
 async def read(request: web.Request, settings: Settings, bytes_max: int | None = None) -> bytes | bytearray:
@@ -118,13 +110,6 @@ async def read(request: web.Request, settings: Settings, bytes_max: int | None =
             return await _read(request, _Body(request, bytes_max))
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
-
-
-async def beside_loop(size_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function`, in a thread where `size_bytes` of input would block the event loop."""
-    if size_bytes <= INLINE_BYTES_MAX:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def check_type(request: web.Request, others: Collection[str] = ()) -> str:
@@ -187,9 +172,9 @@ async def _read(request: web.Request, body: _Body) -> bytearray:
     async with _waiting_place() as came:
         try:
             data, at = body.whole(await _measure(request, encoding, body.bytes_max, came)), 0
-            await beside_loop(came.tell(), came.seek, 0)
+            await run_in_thread_if_large(came.tell(), came.seek, 0)
             inflater = zlib.decompressobj(wbits=31)
-            while chunk := await beside_loop(len(data), came.read, STEP_BYTES):
+            while chunk := await run_in_thread_if_large(len(data), came.read, STEP_BYTES):
                 async for part in _inflated(inflater, chunk, at) if encoding == "gzip" else _alone(chunk):
                     data[at : at + len(part)] = part
                     at += len(part)
@@ -211,7 +196,7 @@ async def _waiting_place() -> AsyncIterator[IO[bytes]]:
         yield came
     finally:
         # To give back the blocks of a large file takes its time.
-        await beside_loop(came.tell(), came.close)
+        await run_in_thread_if_large(came.tell(), came.close)
 
 
 async def _measure(request: web.Request, encoding: str, bytes_max: int, came: IO[bytes]) -> int:
@@ -221,7 +206,7 @@ async def _measure(request: web.Request, encoding: str, bytes_max: int, came: IO
     try:
         async for chunk in _chunks(request):
             sent.count(len(chunk))
-            await beside_loop(sent.size, came.write, chunk)
+            await run_in_thread_if_large(sent.size, came.write, chunk)
             if encoding == "gzip":
                 async for part in _inflated(inflater, chunk, became.size):
                     became.count(len(part))
@@ -246,7 +231,7 @@ async def _inflated(inflater: "zlib._Decompress", chunk: bytes, before: int) -> 
     """Inflate a chunk in steps, which are done elsewhere but for the first of a small body; `before` is its size."""
     rest, size = chunk, before
     while rest and not inflater.eof:
-        part = await beside_loop(size + len(rest), inflater.decompress, rest, STEP_BYTES)
+        part = await run_in_thread_if_large(size + len(rest), inflater.decompress, rest, STEP_BYTES)
         rest = inflater.unconsumed_tail
         size += len(part)
         yield part
@@ -259,43 +244,3 @@ def _check_size(size: int, bytes_max: int) -> None:
         raise web.HTTPRequestEntityTooLarge(
             max_size=bytes_max, actual_size=size, text=f"The body is larger than {bytes_max} bytes."
         )
-
-
-def json_response(
-    answer: Any,
-    status: int = 200,
-    content_type: str = "application/json",
-    headers: dict[str, str] | None = None,
-) -> web.Response:
-    """Write `answer` (a form or plain JSON) as the body of a response."""
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type=content_type, headers=headers)
-
-
-@web.middleware
-async def gzip_answers(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Compress answers for clients that take gzip, where it pays."""
-    response: web.StreamResponse = await handler(request)
-    if isinstance(response, web.Response):
-        compress(request.headers, response)
-    return response
-
-
-def compress(headers: Mapping[str, str], response: web.Response) -> None:
-    """Compress an answer if the request's `headers` take gzip, and it pays; once or more often is the same."""
-    if len(response.body or b"") >= GZIP_BYTES_MIN:  # type: ignore[arg-type]
-        response.headers["Vary"] = "Accept-Encoding"
-        if _takes_gzip(headers.get("Accept-Encoding", "")):
-            response.enable_compression(web.ContentCoding.gzip)
-
-
-def _takes_gzip(accepted: str) -> bool:
-    """Tell whether an Accept-Encoding names gzip.
-
-    >>> _takes_gzip("deflate, gzip;q=0.5"), _takes_gzip("gzip;q=0, deflate"), _takes_gzip("")
-    (True, False, False)
-    """
-    for item in accepted.lower().split(","):
-        name, *weight = (part.strip() for part in item.split(";"))
-        if name == "gzip":
-            return not any(map(NOT_ACCEPTED.fullmatch, weight))
-    return False

@@ -24,7 +24,7 @@ from keepfit.settings import Settings
 from keepfit_gateway import schemas
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web import bodies, fast_json
-from keepfit_gateway.web.bodies import INLINE_BYTES_MAX, beside_loop
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
 
 NPY = "application/x-npy"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -123,7 +123,7 @@ async def read(
         if split is not None:
             make = partial(_shape_parts, text, form, split)
             return model_hash or cast("str", split.hash), LargeRows(size, split.proba or proba, make)
-    named, lists = await beside_loop(size, _read_strictly, text, form)
+    named, lists = await run_in_thread_if_large(size, _read_strictly, text, form)
     lists.proba |= proba
     return model_hash or cast("str", named), lists
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keepfit_gateway.web.bodies import INLINE_BYTES_MAX
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import CLASSIFIER, REGRESSOR, Api, Reply, connected, exchange
 

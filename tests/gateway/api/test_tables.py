@@ -18,7 +18,8 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit_gateway import schemas
 from keepfit_gateway.web import rows_body
-from keepfit_gateway.web.bodies import ROOM, RunQueue, beside_loop
+from keepfit_gateway.web.bodies import ROOM, RunQueue
+from keepfit_gateway.web.offload import run_in_thread_if_large
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin
 
@@ -147,7 +148,7 @@ async def test_a_large_array_is_never_in_memory_twice(form: type[schemas.Form]) 
     async def handler(request: web.Request) -> web.Response:
         _, sent = await rows_body.read(request, Settings(), form, "0" * 64)
         learning = form is schemas.PartialFit
-        shaped.append(await beside_loop(sent.size, sent.shape, recipe, learning=learning))
+        shaped.append(await run_in_thread_if_large(sent.size, sent.shape, recipe, learning=learning))
         return web.Response()
 
     head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]

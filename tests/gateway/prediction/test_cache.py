@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from keepfit.recipe import recipe
 from keepfit.rows import shaping
+from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.prediction.cache import (
     ANSWER_BYTES_MAX,
-    DELETED,
     KEPT_BYTES,
     RAWS_MAX,
     SWEEP_COUNT,
@@ -45,7 +45,7 @@ class Clock:
 def listening(bytes_max: int = ROOMY) -> Cache:
     """Return a cache whose subscription lives for ever."""
     cache = Cache(bytes_max)
-    cache.hear_until(math.inf)
+    cache.valid_until(math.inf)
     return cache
 
 
@@ -77,10 +77,10 @@ def test_an_answer_is_given_until_its_version_is_overtaken() -> None:
     put(cache, b"k" * 32)
     assert cache.find(b"k" * 32, 1) is cache.find_raw((PATH, b"k" * 32)) is not None
     assert cache.find(b"k" * 32, 2) is None
-    cache.hear(MODEL, 1, 1)
-    cache.hear(OTHER, 1, 9)
+    cache.observe_version(MODEL, 1, 1)
+    cache.observe_version(OTHER, 1, 9)
     assert cache.find(b"k" * 32, 1) is not None
-    cache.hear(MODEL, 1, 2)
+    cache.observe_version(MODEL, 1, 2)
     assert cache.find(b"k" * 32, 1) is cache.find_raw((PATH, b"k" * 32)) is None
     put(cache, b"k" * 32, (1, 2))
     assert put(cache, b"l" * 32, (1, 3))
@@ -92,10 +92,10 @@ def test_a_late_answer_is_not_kept() -> None:
     """A commit heard while a question is under way outlives it: the answer of the version before comes too late."""
     cache = listening()
     with cache.watch(MODEL) as watched:
-        cache.hear(MODEL, 1, 6)
+        cache.observe_version(MODEL, 1, 6)
         assert cache.keep(watched, (1, 5), b"k" * 32, b"{}", "e") is None
     with cache.watch(MODEL) as watched:
-        cache.hear(MODEL, 1, DELETED)
+        cache.observe_version(MODEL, 1, DELETED)
         assert cache.keep(watched, (1, 7), b"k" * 32, b"{}", "e") is None
         assert cache.keep(watched, (2, 0), b"k" * 32, b"{}", "e") is not None
 
@@ -108,7 +108,7 @@ def test_what_was_asked_before_a_break_is_not_kept_after_it(again: bool) -> None
     with cache.watch(MODEL) as watched:
         cache.invalidate_all()
         if again:
-            cache.hear_until(math.inf)
+            cache.valid_until(math.inf)
         assert cache.keep(watched, (1, 1), b"l" * 32, b"{}", "e") is None
     assert cache.find(b"k" * 32, 1) is cache.newest(MODEL) is None
     assert (cache.bytes, len(cache), cache.dropped) == (0, 0, 1)
@@ -120,7 +120,7 @@ def test_nothing_is_given_while_nobody_vouches_for_it() -> None:
     clock = Clock()
     cache = Cache(ROOMY, clock)
     assert not put(cache, b"k" * 32)
-    cache.hear_until(clock.now_s + 2)
+    cache.valid_until(clock.now_s + 2)
     put(cache, b"k" * 32)
     clock.now_s += 1.5
     kept = cache.find(b"k" * 32, 1)
@@ -129,7 +129,7 @@ def test_nothing_is_given_while_nobody_vouches_for_it() -> None:
     assert cache.find(b"k" * 32, 1, age_s_max=1.4) is cache.find_raw((PATH, b"k" * 32), age_s_max=1.4) is None
     clock.now_s += 0.5
     assert cache.find(b"k" * 32, 1) is cache.find_raw((PATH, b"k" * 32)) is cache.newest(MODEL) is None
-    cache.hear_until(clock.now_s + 2)
+    cache.valid_until(clock.now_s + 2)
     assert cache.find(b"k" * 32, 1) is kept
 
 
@@ -180,12 +180,12 @@ def test_many_dead_answers_are_freed_bit_by_bit(broken: bool) -> None:
     if broken:
         cache.invalidate_all()
     else:
-        cache.hear(MODEL, 1, 2)
+        cache.observe_version(MODEL, 1, 2)
     assert cache.find(bytes(32), 1) is None
     assert cache.dropped == 10 * SWEEP_COUNT
     assert len(cache) >= 8 * SWEEP_COUNT
     for _ in range(10):
-        cache.hear(OTHER, 1, 1)
+        cache.observe_version(OTHER, 1, 1)
     assert (cache.bytes, len(cache)) == (0, 0)
 
 
@@ -365,11 +365,11 @@ class CacheAgainstTruth(RuleBasedStateMachine):
         message = self.pipe.pop(0)
         if isinstance(message, float):
             self.vouched_s = message + BOUND_S
-            self.cache.hear_until(self.vouched_s)
+            self.cache.valid_until(self.vouched_s)
         else:
             model, version = message
             self.heard[model] = max(self.heard.get(model, (0, 0)), version)
-            self.cache.hear(model, *version)
+            self.cache.observe_version(model, *version)
 
     @rule()
     def disconnect(self) -> None:
