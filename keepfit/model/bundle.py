@@ -21,8 +21,8 @@ from keepfit.errors import ConflictError, InvalidError
 from keepfit.model import fast_fit, fast_predict, finite, first_call, growth, outputs, parameters, pipeline, scores
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
-from keepfit.model.outputs import Outputs, check_count, columns_of
-from keepfit.model.prequential import PrequentialScores, together
+from keepfit.model.outputs import Outputs, check_output_count, output_columns
+from keepfit.model.prequential import PrequentialScores, combine_outputs
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -52,10 +52,10 @@ class Bundle:
         labels: Labels | Outputs | None = None
         parts = list(recipe.parts)
         if recipe.entry.target == "labels":
-            labels = Outputs.of(recipe.classes) if recipe.entry.many else Labels.of(recipe.classes)  # type: ignore[arg-type]
+            labels = Outputs.from_classes(recipe.classes) if recipe.entry.many else Labels.from_classes(recipe.classes)  # type: ignore[arg-type]
             name, params = parts[-1]
             if isinstance(labels, Labels) and "class_weight" in params:
-                parts[-1] = (name, {**params, "class_weight": labels.weights(params["class_weight"])})
+                parts[-1] = (name, {**params, "class_weight": labels.class_weight_by_code(params["class_weight"])})
         return cls(recipe, Columns.new(recipe), labels, pipeline.build(parts), [])
 
     @property
@@ -118,14 +118,16 @@ class Bundle:
         entry, slots = self.recipe.entry, self._slots()
         y, single = self._target(rows), None
         if not first:
-            single = self.columns.learn_single(self.recipe, rows)
+            single = self.columns.partial_fit_transform_row(self.recipe, rows)
             if entry.kind in catalogue.LEARNERS:
                 self._note_error(y, self.columns.transform(self.recipe, rows) if single is None else single[0])
             if self.labels is not None:
                 self._grow(slots)
-        X = pipeline.learn(self.estimator, self.columns.learn(self.recipe, rows) if single is None else single[1])
+        X = pipeline.learn(
+            self.estimator, self.columns.partial_fit_transform(self.recipe, rows) if single is None else single[1]
+        )
         last = pipeline.last(self.estimator)
-        if not entry.takes_y or rows.sample_weight is not None or not fast_fit.learn(last, X, y):
+        if not entry.takes_y or rows.sample_weight is not None or not fast_fit.partial_fit(last, X, y):
             self._have_learned(last, rows, X, y, first=first)
 
     def change(self, params: dict[str, Any]) -> None:
@@ -148,10 +150,10 @@ class Bundle:
                 return y
             learned = getattr(pipeline.last(self.estimator), "estimators_", None)
             if learned is not None:
-                check_count(len(learned), len(y) // rows.n)
+                check_output_count(len(learned), len(y) // rows.n)
             return y.reshape(rows.n, -1)
-        given: Any = columns_of(rows.y, rows.n) if many else rows.y
-        return self.labels.learn(given) if learning else self.labels.encode(given)
+        given: Any = output_columns(rows.y, rows.n) if many else rows.y
+        return self.labels.partial_fit_encode(given) if learning else self.labels.encode(given)
 
     @property
     def _lists(self) -> list[Labels]:
@@ -162,7 +164,7 @@ class Bundle:
 
     def _slots(self) -> list[int]:
         """Classes that the estimator has to have, of each output."""
-        return [labels.slots for labels in self._lists]
+        return [labels.n_classes for labels in self._lists]
 
     def _grow(self, before: Sequence[int]) -> None:
         now = self._slots()
@@ -190,7 +192,7 @@ class Bundle:
             last = pipeline.last(self.estimator)
             X = pipeline.forward(self.estimator, X)
             predicted = self._settled(fast_predict.predict(last, X))
-            chances = fast_predict.predict_proba(last, X) if fast_predict.gives_probabilities(last) else None
+            chances = fast_predict.predict_proba(last, X) if fast_predict.has_predict_proba(last) else None
         except (ValueError, IndexError):
             # CategoricalNB predicts no category that it has not learned; what is truly wrong, learning will say.
             return
@@ -212,11 +214,11 @@ class Bundle:
             With the name of what is not finite.
         """
         for i, part in enumerate((self.columns.scaler, *pipeline.parts(self.estimator))):
-            name = None if part is None else finite.fault(part)
+            name = None if part is None else finite.find_non_finite(part)
             if name is not None:
                 owners = [self.recipe.scaler, *([name for name, _ in self.recipe.parts] or [self.recipe.name])]
                 raise ArithmeticError(f"{name} of {owners[i]} would no longer be finite")
-        if not all(running.sound for running in self.running):
+        if not all(running.is_finite for running in self.running):
             raise ArithmeticError("the running error would no longer be finite, so far off are the predictions")
 
     def predict(self, rows: Rows) -> list[Any]:
@@ -263,9 +265,9 @@ class Bundle:
         if probabilities is None:
             raise InvalidError(f"{self.recipe.name} with these params gives no probabilities: leave out proba.")
         if isinstance(self.labels, Outputs):
-            return self.labels.chances(probabilities)
+            return self.labels.known_probabilities(probabilities)
         listed: list[list[float]] = (
-            probabilities if self.labels is None else self.labels.chances(probabilities)
+            probabilities if self.labels is None else self.labels.known_probabilities(probabilities)
         ).tolist()
         return listed
 
@@ -311,12 +313,14 @@ class Bundle:
         if self.labels is None:
             if not self.recipe.entry.many:
                 return scores.regression_score(y, predicted)
-            return outputs.score([scores.regression_score(y[:, i], predicted[:, i]) for i in range(y.shape[1])])
+            return outputs.combine_scores(
+                [scores.regression_score(y[:, i], predicted[:, i]) for i in range(y.shape[1])]
+            )
         chances, slots = self._probabilities(rows), self._slots()
         if not self.recipe.entry.many:
             return scores.classification_score(y, predicted, chances, slots[0])
         each = zip(y.T, predicted.T, chances or [None] * len(slots), slots, strict=True)
-        return outputs.score([scores.classification_score(*one) for one in each])
+        return outputs.combine_scores([scores.classification_score(*one) for one in each])
 
     @of_zero()
     def _predict(self, rows: Rows) -> Any:
@@ -324,7 +328,7 @@ class Bundle:
         return self._settled(self._answer(self.columns.transform(self.recipe, rows)))
 
     def _settled(self, predicted: Any) -> Any:
-        return predicted if self._named is None else self._named.settle(predicted)
+        return predicted if self._named is None else self._named.clip_to_known(predicted)
 
     def _answer(self, X: Any) -> Any:
         last, X = pipeline.last(self.estimator), pipeline.forward(self.estimator, X)
@@ -337,7 +341,7 @@ class Bundle:
     @of_zero()
     def _probabilities(self, rows: Rows) -> Any:
         last = pipeline.last(self.estimator)
-        if not fast_predict.gives_probabilities(last):
+        if not fast_predict.has_predict_proba(last):
             return None
         X = pipeline.forward(self.estimator, self.columns.transform(self.recipe, rows))
         return fast_predict.predict_proba(last, X)
@@ -361,4 +365,4 @@ class Bundle:
 
     def metrics(self) -> dict[str, Any]:
         """Prequential metrics over all rows learned so far, and over the last ones."""
-        return together(self.running, None if self.labels is None else [one.known for one in self._lists])
+        return combine_outputs(self.running, None if self.labels is None else [one.known for one in self._lists])

@@ -1,9 +1,10 @@
-"""Columns of a bundle: growing label lists, running means, the scaler, and the matrix they give.
+"""Columns of a bundle: label lists, running means, the scaler, and the matrix that they give.
 
-Owns what must be known of each column to turn rows into numbers. Never learns while it encodes for ``predict``.
-Invariants: a label keeps its code for ever; a label not learned yet is encoded as unknown (ordinal -1, one-hot all
-zeros). This is the ``partial_fit`` that scikit-learn's LabelEncoder and OneHotEncoder lack (scikit-learn #8136). A mean
-is that of all learned values, however they were grouped into calls.
+Owns the state of each column that is needed to turn rows into numbers. ``predict`` never changes it. Invariants: a
+label keeps its code forever; a label that was not learned is encoded as unknown (ordinal -1, one-hot all zeros). This
+is the ``partial_fit`` that scikit-learn's LabelEncoder and OneHotEncoder lack (scikit-learn #8136). A mean covers all
+learned values, independent of how they were grouped into calls. Rows come in as :class:`keepfit.rows.rows.Rows`; the
+matrix goes to the estimator.
 """
 
 from collections.abc import Sequence
@@ -28,25 +29,25 @@ UNKNOWN = -1
 
 @dataclass(slots=True)
 class Means:
-    """Running means of number columns: sums of what was learned, added up row by row, and how many there were."""
+    """Running means of number columns: sums of the learned values, added row by row, and their number."""
 
     totals: Floats
     counts: Floats
 
     @classmethod
-    def of(cls, width: int) -> Self:
-        """Means of `width` columns that have learned nothing."""
+    def zeros(cls, width: int) -> Self:
+        """Return the means of `width` columns that have learned nothing."""
         return cls(np.zeros(width), np.zeros(width))
 
-    def learn(self, values: Floats, missing: NDArray[np.bool_]) -> None:
-        """Take in `values`, shape (n, width), but those that are `missing`."""
+    def partial_fit(self, values: Floats, missing: NDArray[np.bool_]) -> None:
+        """Add `values`, shape (n, width), except those that are `missing`."""
         added = np.where(missing, 0.0, values)
-        # One after the other, which a plain sum is not: it would differ with the number of rows.
+        # Sequential, unlike np.sum, whose result would depend on how many rows are in one call.
         self.totals = np.add.accumulate(np.concatenate([self.totals[np.newaxis], added]))[-1].copy()
         self.counts = self.counts + (~missing).sum(axis=0)
 
     def values(self) -> Floats:
-        """The means, shape (width,); 0 where nothing was learned."""
+        """Return the means, shape (width,); 0 where nothing was learned."""
         return self.totals / np.maximum(self.counts, 1.0)
 
 
@@ -54,8 +55,8 @@ class Means:
 class Columns:
     """Learned state of the feature columns.
 
-    `labels` has one list per category column, in order of first sight (none where categories are hashed); `means` is
-    None unless a column asks for one.
+    `labels` maps labels to codes, one dict per category column, in order of first occurrence; it is empty where
+    categories are hashed. `means` is None unless a column uses one.
     """
 
     scaler: Any
@@ -64,53 +65,55 @@ class Columns:
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
-        """Columns that have learned nothing."""
+        """Return the columns of a recipe, which have learned nothing."""
         scaler = estimators.build_scaler(recipe.scaler) if recipe.scaler else None
         labels: list[dict[NonNumeric, int]] = [{} for _ in recipe.categories] if recipe.encoding != "hash" else []
         averaged = len(recipe.layout.averaged)
-        return cls(scaler, labels, Means.of(averaged) if averaged else None)
+        return cls(scaler, labels, Means.zeros(averaged) if averaged else None)
 
     def partial_fit(self, recipe: Recipe, rows: Rows) -> None:
-        """Learn unseen labels, update the means, and then the scaler, which sees missing numbers filled in."""
+        """Learn new labels, update the means, then the scaler, for which missing numbers are imputed."""
         layout = recipe.layout
         if layout.words:
             self._learn_labels(layout, rows)
         if self.means is not None:
-            values = expanded(layout, rows.number_matrix())[:, layout.averaged]
-            self.means.learn(values, np.isnan(values))
+            values = expand_timestamps(layout, rows.number_matrix())[:, layout.averaged]
+            self.means.partial_fit(values, np.isnan(values))
         if self.scaler is not None:
-            numbers = rows.number_matrix() if layout.plain else self._filled(layout, rows)[0]
-            fast_fit.scale(self.scaler, numbers)
+            numbers = rows.number_matrix() if layout.plain else self._imputed(layout, rows)[0]
+            fast_fit.partial_fit_scaler(self.scaler, numbers)
 
     def _learn_labels(self, layout: Layout, rows: Rows) -> None:
+        """Add new labels of the category columns; a missing value is a label only where it has an indicator."""
         columns = [column for column in layout.words if column.kind == "category"]
         for known, column in zip(self.labels, columns, strict=False):
             for label in rows.categories[column.wire]:
                 if label is not None or column.options.missing == "indicator":
                     known.setdefault(label, len(known))
 
-    def learn(self, recipe: Recipe, rows: Rows) -> Any:
-        """Learn rows, then turn them into the matrix that :meth:`transform` gives."""
+    def partial_fit_transform(self, recipe: Recipe, rows: Rows) -> Any:
+        """Learn rows, then return the matrix that :meth:`transform` gives for them."""
         if not recipe.layout.plain or self.scaler is None:
             self.partial_fit(recipe, rows)
             return self.transform(recipe, rows)
         numbers = rows.number_matrix()
-        fast_fit.scale(self.scaler, numbers)
+        fast_fit.partial_fit_scaler(self.scaler, numbers)
         return fast_predict.transform(self.scaler, numbers)
 
-    def learn_single(self, recipe: Recipe, rows: Rows) -> tuple[Floats, Floats] | None:
-        """Learn a single row of numbers; give it as :meth:`transform` did before that, and as it does now.
+    def partial_fit_transform_row(self, recipe: Recipe, rows: Rows) -> tuple[Floats, Floats] | None:
+        """Learn a single row of numbers; return its matrix before and after learning, shape (1, width) each.
 
-        None, and nothing learned, where :meth:`transform` and :meth:`learn` have to do it, one after the other.
+        Returns None and learns nothing where this fast path does not apply: then call :meth:`transform` and
+        :meth:`partial_fit_transform`.
         """
         if rows.n != 1 or not recipe.layout.plain or self.scaler is None:
             return None
-        return fast_fit.scale_single(self.scaler, rows.number_list())
+        return fast_fit.partial_fit_scaler_row(self.scaler, rows.number_list())
 
     def transform(self, recipe: Recipe, rows: Rows) -> Any:
-        """Turn rows into the estimator's matrix, shape (n, width), columns as :meth:`names` has them.
+        """Return the estimator's matrix, shape (n, width), with the columns that :meth:`names` lists.
 
-        For an estimator that counts words by itself it is the texts, shape (n,), a missing one empty.
+        For an estimator that counts words itself, returns the texts, shape (n,), with '' for a missing one.
         """
         layout = recipe.layout
         if layout.plain:
@@ -120,9 +123,12 @@ class Columns:
             return np.array([text or "" for text in rows.categories[0]], dtype=object)
         return self._matrix(recipe, layout, rows)
 
-    def _filled(self, layout: Layout, rows: Rows) -> tuple[Floats, NDArray[np.bool_] | None]:
-        """Numbers after expansion, none missing any more; which were, if any may be. Shapes (n, len(places))."""
-        numbers = expanded(layout, rows.number_matrix())
+    def _imputed(self, layout: Layout, rows: Rows) -> tuple[Floats, NDArray[np.bool_] | None]:
+        """Return the numbers after expansion with missing ones imputed, and which were missing (None if none can be).
+
+        Both have the shape (n, len(layout.places)).
+        """
+        numbers = expand_timestamps(layout, rows.number_matrix())
         if not layout.gaps:
             return numbers, None
         missing = np.isnan(numbers)
@@ -135,7 +141,7 @@ class Columns:
     def _matrix(self, recipe: Recipe, layout: Layout, rows: Rows) -> Floats:
         matrix = np.zeros((rows.n, layout.width))
         if layout.numbers:
-            numbers, missing = self._filled(layout, rows)
+            numbers, missing = self._imputed(layout, rows)
             if missing is not None and len(layout.flags):
                 matrix[:, layout.flags] = missing[:, layout.flagged]
             matrix[:, layout.places] = numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
@@ -147,19 +153,19 @@ class Columns:
             elif recipe.encoding == "hash":
                 _write_hashes(matrix[:, layout.hashed :], column, values)
             else:
-                known = next(labels)
-                codes = [known.get(label, UNKNOWN) for label in values]
+                code_by_label = next(labels)
+                codes = [code_by_label.get(label, UNKNOWN) for label in values]
                 if recipe.encoding == "onehot":
-                    _mark(matrix[:, column.start : column.start + column.width], codes)
+                    _write_one_hot(matrix[:, column.start : column.start + column.width], codes)
                 else:
                     matrix[:, column.start] = codes
         return matrix
 
     def names(self, recipe: Recipe) -> list[str]:
-        """Names of the matrix' columns, in order; none for rows without `features`, or for texts as they are.
+        """Return the names of the matrix' columns, in order; none for rows without `features`, or for raw texts.
 
-        They are the column's; with ``=label`` of a label, ``:hour`` of a part, ``:missing`` of an indicator, and
-        ``[place]`` where words or labels are hashed, or a place has no label yet.
+        A name is the recipe's column, followed by ``=label`` for a label, ``:hour`` for a part of a timestamp,
+        ``:missing`` for an indicator, and ``[index]`` where words or labels are hashed or an index has no label yet.
         """
         layout = recipe.layout
         if recipe.takes_text:
@@ -167,36 +173,36 @@ class Columns:
         names, labels = [], iter(self.labels)
         for column in layout.columns:
             if column.kind == "text":
-                names += [f"{column.name}[{place}]" for place in range(column.width)]
+                names += [f"{column.name}[{index}]" for index in range(column.width)]
             elif column.kind == "category" and column.width:
                 known = list(next(labels)) if recipe.encoding == "onehot" else []
-                names += [column.name] if recipe.encoding == "ordinal" else _named(column, known)
+                names += [column.name] if recipe.encoding == "ordinal" else _one_hot_names(column, known)
             elif column.kind != "category":
                 parts = column.parts
                 names += [column.name] if parts == PLAIN else [f"{column.name}:{part}" for part in parts]
             names += [] if column.flag is None else [f"{column.name}:missing"]
-        return names + [f"hash[{place}]" for place in range(layout.width - layout.hashed)]
+        return names + [f"hash[{index}]" for index in range(layout.width - layout.hashed)]
 
 
-def _named(column: Column, known: Sequence[NonNumeric]) -> list[str]:
-    shown = ["null" if label is None else str(label) for label in known[: column.width]]
-    rest = range(len(shown), column.width)
-    return [f"{column.name}={label}" for label in shown] + [f"{column.name}[{place}]" for place in rest]
+def _one_hot_names(column: Column, known: Sequence[NonNumeric]) -> list[str]:
+    labels = ["null" if label is None else str(label) for label in known[: column.width]]
+    unused = range(len(labels), column.width)
+    return [f"{column.name}={label}" for label in labels] + [f"{column.name}[{index}]" for index in unused]
 
 
-def expanded(layout: Layout, numbers: Floats) -> Floats:
-    """Number columns, shape (n, k), with the parts of times in the place of each time that is to be expanded."""
+def expand_timestamps(layout: Layout, numbers: Floats) -> Floats:
+    """Return number columns, shape (n, k), with each timestamp that a recipe expands replaced by its parts."""
     if not layout.expands:
         return numbers
     wide = np.empty((numbers.shape[0], len(layout.places)))
-    wanted = [(column.wire, part) for column in layout.numbers for part in column.parts]
-    for place, (wire, part) in enumerate(wanted):
-        wide[:, place] = timestamps.part(numbers[:, wire], part)
+    parts = [(column.wire, part) for column in layout.numbers for part in column.parts]
+    for position, (wire, part) in enumerate(parts):
+        wide[:, position] = timestamps.extract_part(numbers[:, wire], part)
     return wide
 
 
-def _mark(block: Floats, codes: Sequence[int]) -> None:
-    """Write codes as rows with a single 1; unknown ones and those beyond the block's width as zeros."""
+def _write_one_hot(block: Floats, codes: Sequence[int]) -> None:
+    """Write codes as rows with a single 1; unknown codes and codes beyond the block's width as zeros."""
     width = block.shape[1]
     for row, code in enumerate(codes):
         if 0 <= code < width:
@@ -204,9 +210,9 @@ def _mark(block: Floats, codes: Sequence[int]) -> None:
 
 
 def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric]) -> None:
-    """Hashing trick over "column=label" (Weinberger et al., ICML 2009); of a missing one over the column alone.
+    """Hash "column=label" (Weinberger et al., ICML 2009), or the column's name alone for a missing label.
 
-    The same numbers as scikit-learn's FeatureHasher gives, which takes 100 µs to begin with.
+    Gives the numbers of scikit-learn's FeatureHasher, which has a fixed cost of 100 µs per call.
     """
     width = block.shape[1]
     for row, label in enumerate(labels):
@@ -217,7 +223,7 @@ def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric]) -
 
 
 def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
-    """Counts of words as scikit-learn's HashingVectorizer gives them; a missing text has none."""
+    """Write the word counts of scikit-learn's HashingVectorizer; a missing text has none."""
     if column.flag is not None:
         matrix[:, column.flag] = [text is None for text in texts]
     counts = _vectorizer(column.options).transform([text or "" for text in texts])
@@ -226,6 +232,6 @@ def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> 
 
 @lru_cache(256)
 def _vectorizer(options: Text) -> HashingVectorizer:
-    given = asdict(options)
-    del given["missing"]
-    return HashingVectorizer(**given)
+    params = asdict(options)
+    del params["missing"]
+    return HashingVectorizer(**params)

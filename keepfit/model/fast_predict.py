@@ -1,10 +1,10 @@
-"""What scikit-learn's ``transform``, ``predict`` and ``predict_proba`` compute, without their validation.
+"""Fast path of ``transform``, ``predict`` and ``predict_proba``: scikit-learn's computation without its validation.
 
-scikit-learn validates each matrix three times over, which takes one row of four numbers 140 µs where computing takes 5;
-rows were checked when they came in. Owns the list of classes for which the validation is left out. Never learns, never
-writes into what was learned. Invariants: results are those of scikit-learn bit for bit, because they come from the same
-operations in the same order on a matrix of the same layout; whatever is not known here by its exact class, has another
-width than was learned or is not finite goes to scikit-learn, which computes it or says what is wrong with it.
+scikit-learn validates each matrix three times, which takes 140 µs for one row of four numbers where computing takes 5;
+rows are checked when they are accepted. Owns the list of classes whose validation is skipped. Never learns and never
+writes to what was learned. Invariants: results are those of scikit-learn bit for bit, because they come from the same
+operations in the same order on a matrix of the same layout; classes that are not listed here, matrices of another width
+than was learned, and values that are not finite go to scikit-learn, which computes the result or raises an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,73 +25,76 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.rows.values import Floats
 
-# Of something learned and a matrix, shape (n, width), C-contiguous float64.
+# Takes a fitted object and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]
 
 
 def transform(scaler: Any, X: Any) -> Floats:
-    """Transform `X`, shape (n, width), which may be overwritten; as ``scaler.transform`` does, and never sparse.
+    """Return ``scaler.transform(X)``, never sparse; `X`, shape (n, width), may be overwritten.
 
-    A vectorizer takes an array of n texts.
+    For a vectorizer, `X` is an array of n texts.
 
     Raises
     ------
     ValueError
-        scikit-learn's own, where another width was learned, or nothing.
+        As scikit-learn raises it, if another width was learned, or nothing.
     """
     compute = SCALE.get(type(scaler))
     if compute is None or getattr(scaler, "n_features_in_", None) != X.shape[1]:
-        # A vectorizer notes where in memory its stop words are, and asking is to change nothing.
-        found = (copy(scaler) if type(scaler) is HashingVectorizer else scaler).transform(X)
-        return np.ascontiguousarray(found.toarray() if issparse(found) else found)
+        # A vectorizer stores the id of its stop words on use; a prediction must not change the model.
+        transformed = (copy(scaler) if type(scaler) is HashingVectorizer else scaler).transform(X)
+        return np.ascontiguousarray(transformed.toarray() if issparse(transformed) else transformed)
     scaled: Floats = compute(scaler, X)
     return scaled
 
 
 def predict(estimator: Any, X: Floats) -> Any:
-    """Predict `X`, shape (n, width), as ``estimator.predict`` does: an array of n values of the same type.
+    """Return ``estimator.predict(X)`` for `X`, shape (n, width): an array of n values of the same dtype.
 
     Raises
     ------
     ValueError, IndexError
-        scikit-learn's own, for a matrix that is not finite (a number may be too large once it is scaled), another
-        width, or categories that CategoricalNB has not learned.
+        As scikit-learn raises them, for a matrix that is not finite (scaling may overflow a number), another width, or
+        categories that CategoricalNB has not learned.
     """
-    compute = prediction(estimator)
-    return estimator.predict(X) if compute is None or not _sound(estimator, X) else compute(estimator, X)
+    compute = find_predict(estimator)
+    return estimator.predict(X) if compute is None or not _is_supported(estimator, X) else compute(estimator, X)
 
 
 def predict_proba(estimator: Any, X: Floats) -> Any:
-    """Probabilities of `X`, shape (n, classes), as ``estimator.predict_proba`` gives them; errors as in `predict`."""
-    compute = probabilities(estimator)
-    return estimator.predict_proba(X) if compute is None or not _sound(estimator, X) else compute(estimator, X)
+    """Return ``estimator.predict_proba(X)``, shape (n, classes); raises what :func:`predict` raises."""
+    compute = find_predict_proba(estimator)
+    return estimator.predict_proba(X) if compute is None or not _is_supported(estimator, X) else compute(estimator, X)
 
 
-def prediction(estimator: Any) -> Computation | None:
-    """Choose what computes ``predict`` of this exact class; None where only scikit-learn does."""
+def find_predict(estimator: Any) -> Computation | None:
+    """Return the implementation of ``predict`` for this exact class; None where only scikit-learn has one."""
     return PREDICT.get(type(estimator))
 
 
-def probabilities(estimator: Any) -> Computation | None:
-    """Choose what computes ``predict_proba`` of `estimator`; None where only scikit-learn does."""
+def find_predict_proba(estimator: Any) -> Computation | None:
+    """Return the implementation of ``predict_proba`` for `estimator`; None where only scikit-learn has one."""
     if type(estimator) is MLPClassifier:
-        return _network_chances
+        return _network_probabilities
     return _logistic if type(estimator) is SGDClassifier and estimator.loss == "log_loss" else None
 
 
-def gives_probabilities(estimator: Any) -> bool:
-    """Tell whether `estimator` has ``predict_proba``, for which scikit-learn takes 5 µs where it has not."""
+def has_predict_proba(estimator: Any) -> bool:
+    """Return whether `estimator` has ``predict_proba``; hasattr alone takes 5 µs where scikit-learn has it disabled."""
     if type(estimator) is SGDClassifier:
         return estimator.loss in ("log_loss", "modified_huber")
     return type(estimator) not in (SGDRegressor, Perceptron) and hasattr(estimator, "predict_proba")
 
 
-def _sound(estimator: Any, X: Floats) -> bool:
-    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and finite(X))
+def _is_supported(estimator: Any, X: Floats) -> bool:
+    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and is_finite(X))
 
 
-def finite(X: Floats) -> bool:
-    """Tell whether all of `X` is; the sum of squares is the fastest look, and says no of very large numbers too."""
+def is_finite(X: Floats) -> bool:
+    """Return whether all values of `X` are finite.
+
+    The sum of squares is the fastest check; it also fails for very large values, which the second check decides.
+    """
     return isfinite(np.vdot(X, X)) or bool(np.isfinite(X).all())
 
 
@@ -118,13 +121,13 @@ def _linear(estimator: Any, X: Floats) -> Any:
     return (X @ estimator.coef_.T + estimator.intercept_).ravel()
 
 
-def _inlier(estimator: Any, X: Floats) -> Any:
+def _inlier_label(estimator: Any, X: Floats) -> Any:
     inside = X @ estimator.coef_.T - estimator.offset_ >= 0
     return np.where(inside.ravel(), np.int32(1), np.int32(-1))
 
 
 def _decision(estimator: Any, X: Floats) -> Any:
-    """Scores of the second of two classes, shape (n,), or of each of more, shape (n, classes)."""
+    """Return the scores of the second of two classes, shape (n,), or of each of three and more, shape (n, classes)."""
     scores = X @ estimator.coef_.T + estimator.intercept_
     return scores.ravel() if scores.shape[1] == 1 else scores
 
@@ -135,20 +138,20 @@ def _linear_label(estimator: Any, X: Floats) -> Any:
 
 
 def _logistic(estimator: Any, X: Floats) -> Any:
-    """Logistic function of each score, one against the rest, so that each row's sum is 1."""
+    """Return the logistic function of each score, one class against the rest, normalized to a sum of 1 per row."""
     scores = _decision(estimator, X)
-    chances = expit(scores, out=scores)
-    if chances.ndim == 1:
-        return np.stack([1 - chances, chances], axis=1)
-    total = chances.sum(axis=1)
-    nowhere = total == 0
-    chances[nowhere] = 1
-    total[nowhere] = chances.shape[1]
-    chances /= total[:, np.newaxis]
-    return chances
+    probabilities = expit(scores, out=scores)
+    if probabilities.ndim == 1:
+        return np.stack([1 - probabilities, probabilities], axis=1)
+    total = probabilities.sum(axis=1)
+    all_zero = total == 0
+    probabilities[all_zero] = 1
+    total[all_zero] = probabilities.shape[1]
+    probabilities /= total[:, np.newaxis]
+    return probabilities
 
 
-# Below, the core of scikit-learn's own predict is called by its private name, as its public one does after validation.
+# The functions below call the private method that scikit-learn's public predict calls after validation.
 
 
 def _bayes_label(estimator: Any, X: Floats) -> Any:
@@ -161,7 +164,7 @@ def _bernoulli_label(estimator: Any, X: Floats) -> Any:
     )
 
 
-def _network(estimator: Any, X: Floats) -> Any:
+def _network_output(estimator: Any, X: Floats) -> Any:
     return estimator._predict(X, check_input=False)
 
 
@@ -170,13 +173,13 @@ def _network_label(estimator: Any, X: Floats) -> Any:
     return estimator.classes_[(out.ravel() > 0.5).astype(np.intp) if estimator.n_outputs_ == 1 else out.argmax(axis=1)]
 
 
-def _network_chances(estimator: Any, X: Floats) -> Any:
+def _network_probabilities(estimator: Any, X: Floats) -> Any:
     out = estimator._forward_pass_fast(X, check_input=False)
     return np.concatenate([1 - out, out], axis=1) if estimator.n_outputs_ == 1 else out
 
 
 def _paired_label(estimator: Any, X: Floats) -> Any:
-    """Votes of the pairs; one of two classes without a row has none, where scikit-learn would not predict at all."""
+    """Return the votes of the pairs; a pair without rows has no vote, where scikit-learn would raise an error."""
     if all(hasattr(pair, "classes_") for pair in estimator.estimators_):
         return estimator.predict(X)
     votes, sums = np.zeros((2, len(X), len(estimator.classes_)))
@@ -199,12 +202,12 @@ PREDICT: Mapping[type[Any], Computation] = {
     SGDRegressor: _linear,
     SGDClassifier: _linear_label,
     Perceptron: _linear_label,
-    SGDOneClassSVM: _inlier,
+    SGDOneClassSVM: _inlier_label,
     GaussianNB: _bayes_label,
     MultinomialNB: _bayes_label,
     ComplementNB: _bayes_label,
     BernoulliNB: _bernoulli_label,
-    MLPRegressor: _network,
+    MLPRegressor: _network_output,
     MLPClassifier: _network_label,
     OneVsOneClassifier: _paired_label,
 }

@@ -21,8 +21,8 @@ from keepfit.model import pickling
 from keepfit.model import river_adapter as streams
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
-from keepfit.model.labels import BOOLEANS, Labels
-from keepfit.model.prequential import NOBODY, PrequentialScores
+from keepfit.model.labels import BOOLEAN_KEYS, Labels
+from keepfit.model.prequential import NO_LABEL, PrequentialScores
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe
 from keepfit.recipe.uploads import ObjectHeader
@@ -49,7 +49,7 @@ def begin(recipe: Recipe, keyring: Keyring | None) -> Bundle:
     data = uploads.signed(recipe.object)
     _, learner = pickling.load(data, keyring, ObjectHeader, envelope.OBJECT, lambda header: None)
     classes: Any = recipe.classes
-    labels = Labels.of(classes) if recipe.entry.kind == "classifier" else None
+    labels = Labels.from_classes(classes) if recipe.entry.kind == "classifier" else None
     return ObjectBundle(recipe, Columns.new(recipe), labels, learner, [])
 
 
@@ -228,7 +228,7 @@ class ObjectBundle(Bundle):
             raise ValueError("there is no prediction of some row")
         if self._known is not None:
             codes = self._known.codes
-            return np.array([codes.get(_key(label), NOBODY) for label in answers], dtype=np.int64)
+            return np.array([codes.get(_key(label), NO_LABEL) for label in answers], dtype=np.int64)
         values = np.array(answers, dtype=np.float64)
         if values.shape != (rows.n,) or not (np.abs(values) <= NUMBER_MAX).all():
             raise ValueError("the prediction of some row is no number that an error could be told of")
@@ -253,10 +253,10 @@ class ObjectBundle(Bundle):
         chances = self._chances(rows)
         if chances is None or self._known is None:
             return None
-        by_code = np.zeros((rows.n, self._known.slots))
+        by_code = np.zeros((rows.n, self._known.n_classes))
         for column, label in enumerate(self.classes):
-            code = self._known.codes.get(_key(label), NOBODY)
-            if code != NOBODY:
+            code = self._known.codes.get(_key(label), NO_LABEL)
+            if code != NO_LABEL:
                 by_code[:, code] = [row[column] for row in chances]
         return by_code
 
@@ -293,7 +293,7 @@ def _counted(answers: Any) -> str:
 
 def _key(label: Any) -> Any:
     """Key of a label in the list of labels; what is none has no place there."""
-    return BOOLEANS[label] if type(label) is bool else label if type(label) in (str, int) else None
+    return BOOLEAN_KEYS[label] if type(label) is bool else label if type(label) in (str, int) else None
 
 
 def _target(rows: Rows) -> Any:

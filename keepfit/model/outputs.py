@@ -1,8 +1,9 @@
-"""Targets of several values a row, as the MultiOutput estimators have them.
+"""Targets with several values per row, as the MultiOutput estimators have them.
 
-Owns their form: on the wire one flat list, row by row; in memory one column for each output. Never changes how many
-outputs there are once rows have been learned. Invariant: each output has label lists of its own, so a label of one says
-nothing about another. The form of single values is :mod:`keepfit.rows.targets`' and :mod:`keepfit.model.labels`' own.
+Owns their form in memory, one column per output (:class:`keepfit.rows.rows.Rows` holds one flat list, row by row).
+Never changes the number of outputs once rows have been learned. Invariant: each output has a label list of its own, so
+a label of one output says nothing about another. Targets are checked by :mod:`keepfit.rows.targets`; a single output
+uses :mod:`keepfit.model.labels` directly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,73 +19,100 @@ from keepfit.recipe.recipe import Label
 
 @dataclass(slots=True)
 class Outputs:
-    """Labels of each output; how many there are the recipe's classes tell, or else the first rows."""
+    """Labels of each output; the recipe's classes define how many there are, or else the first rows."""
 
     each: list[Labels] = field(default_factory=list)
 
     @classmethod
-    def of(cls, classes: Iterable[Any] | None) -> Self:
-        """Labels that a recipe names for each output."""
-        return cls([Labels.of(one) for one in classes or ()])
+    def from_classes(cls, classes: Iterable[Any] | None) -> Self:
+        """Return the labels that a recipe names for each output."""
+        return cls([Labels.from_classes(of_output) for of_output in classes or ()])
 
-    def learn(self, columns: Sequence[Sequence[Label]]) -> Any:
-        """Codes of the target's columns, shape (n, outputs); labels not known yet get the next ones.
+    def partial_fit_encode(self, columns: Sequence[Sequence[Label]]) -> Any:
+        """Return the codes of the target's columns, shape (n, outputs); new labels get the next codes.
+
+        Raises
+        ------
+        InvalidError
+            If the number of columns is not that of the outputs.
+        ValueError
+            If an output would have more than 10,000 labels.
 
         >>> labels = Outputs()
-        >>> labels.learn([["a", "b"], [True, True]]).tolist()
+        >>> labels.partial_fit_encode([["a", "b"], [True, True]]).tolist()
         [[0, 0], [1, 0]]
         >>> labels.decode(np.array([[1, 0]]))
         [['b', True]]
         """
         if not self.each:
             self.each = [Labels() for _ in columns]
-        check_count(len(self.each), len(columns))
-        return np.column_stack([labels.learn(column) for labels, column in zip(self.each, columns, strict=True)])
+        check_output_count(len(self.each), len(columns))
+        return np.column_stack(
+            [labels.partial_fit_encode(column) for labels, column in zip(self.each, columns, strict=True)]
+        )
 
     def encode(self, columns: Sequence[Sequence[Label]]) -> Any:
-        """Codes without learning, shape (n, outputs), as :meth:`Labels.encode` gives them."""
-        check_count(len(self.each), len(columns))
+        """Return the codes without learning, shape (n, outputs), as :meth:`Labels.encode` gives them.
+
+        Raises
+        ------
+        InvalidError
+            If the number of columns is not that of the outputs.
+        """
+        check_output_count(len(self.each), len(columns))
         return np.column_stack([labels.encode(column) for labels, column in zip(self.each, columns, strict=True)])
 
-    def settle(self, codes: Any) -> Any:
-        """`codes`, shape (n, outputs), with classes that have no label yet taken for those that have."""
-        return np.column_stack([labels.settle(codes[:, i]) for i, labels in enumerate(self.each)])
+    def clip_to_known(self, codes: Any) -> Any:
+        """Return `codes`, shape (n, outputs), with classes that have no label yet replaced by one that has."""
+        return np.column_stack([labels.clip_to_known(codes[:, i]) for i, labels in enumerate(self.each)])
 
     def decode(self, codes: Any) -> list[list[Label]]:
-        """Labels of `codes`, shape (n, outputs): a list for each row."""
+        """Return the labels of `codes`, shape (n, outputs), as one list per row."""
         columns = [labels.decode(codes[:, i]) for i, labels in enumerate(self.each)]
         return [list(row) for row in zip(*columns, strict=True)]
 
-    def chances(self, probabilities: Sequence[Any]) -> list[list[list[float]]]:
-        """For each row and output the probabilities of its labels, of one array of shape (n, classes) per output."""
-        columns = [labels.chances(one).tolist() for labels, one in zip(self.each, probabilities, strict=True)]
+    def known_probabilities(self, probabilities: Sequence[Any]) -> list[list[list[float]]]:
+        """Return the probabilities of the known labels, per row and output.
+
+        `probabilities` holds one array of shape (n, classes) per output.
+        """
+        columns = [
+            labels.known_probabilities(of_output).tolist()
+            for labels, of_output in zip(self.each, probabilities, strict=True)
+        ]
         return [list(row) for row in zip(*columns, strict=True)]
 
 
-def check_count(learned: int, given: int) -> None:
-    """Refuse rows with another number of values in `y` than were learned."""
-    if learned != given:
-        raise InvalidError(f"y has {given} values in each row where the model has learned {learned}.")
+def check_output_count(learned: int, sent: int) -> None:
+    """Reject rows whose number of values in `y` differs from what was learned.
+
+    Raises
+    ------
+    InvalidError
+        With both numbers.
+    """
+    if learned != sent:
+        raise InvalidError(f"y has {sent} values in each row where the model has learned {learned}.")
 
 
-def columns_of(y: Sequence[Any], n: int) -> list[Sequence[Any]]:
-    """Columns of a flat target of `n` rows.
+def output_columns(y: Sequence[Any], n: int) -> list[Sequence[Any]]:
+    """Return the columns of a flat target of `n` rows.
 
-    >>> columns_of(["a", "x", "b", "y"], 2)
+    >>> output_columns(["a", "x", "b", "y"], 2)
     [['a', 'b'], ['x', 'y']]
     """
     count = len(y) // n
     return [y[i::count] for i in range(count)]
 
 
-def score(each: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Scores of all outputs together: the largest `max_error`, and the mean of all else; None where one has none."""
-    together: dict[str, float | None] = {}
+def combine_scores(each: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Combine the scores of all outputs: the largest `max_error`, the mean of any other; None where one is None."""
+    combined: dict[str, float | None] = {}
     for name in each[0]:
-        values = [one[name] for one in each]
+        values = [scores[name] for scores in each]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
-            together[name] = None
+            combined[name] = None
         else:
-            together[name] = max(known) if name == "max_error" else sum(known) / len(known)
-    return together
+            combined[name] = max(known) if name == "max_error" else sum(known) / len(known)
+    return combined

@@ -150,7 +150,7 @@ def make(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any], 
 
 def _weights(labels: Labels, class_weight: Any) -> Any:
     try:
-        return labels.weights(class_weight)
+        return labels.class_weight_by_code(class_weight)
     except KeyError as error:
         raise ValueError(f"class_weight names {error.args[0][:40]!r}, a label that has not come yet") from None
 

@@ -62,7 +62,7 @@ def learn(estimator: Any, X: Any) -> Any:
     """
     if type(estimator) is Pipeline:
         for step in estimator.steps:
-            fast_fit.scale(step, X)
+            fast_fit.partial_fit_scaler(step, X)
             X = fast_predict.transform(step, X)
     return X
 

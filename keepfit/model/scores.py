@@ -1,6 +1,6 @@
 """Metrics of a score call.
 
-Owns the choice of metrics and their names, which are scikit-learn's. Never learns; how a model does while it learns is
+Owns the choice of metrics and their names, which are scikit-learn's. Never learns; metrics computed during learning are
 in :mod:`keepfit.model.prequential`.
 """
 
@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 
 def regression_score(y: Any, predicted: Any) -> dict[str, float | None]:
-    """`max_error`, `mean_absolute_error` and `r2` (None for a single row, where it is not defined)."""
+    """Return `max_error`, `mean_absolute_error` and `r2` (None for a single row, where it is undefined)."""
     return {
         "max_error": float(sk.max_error(y, predicted)),
         "mean_absolute_error": float(sk.mean_absolute_error(y, predicted)),
@@ -19,16 +19,16 @@ def regression_score(y: Any, predicted: Any) -> dict[str, float | None]:
     }
 
 
-def classification_score(y: Any, predicted: Any, probabilities: Any, slots: int) -> dict[str, float | None]:
-    """`accuracy`, `f1` (macro) and `log_loss` (None where the estimator gives no probabilities) of codes.
+def classification_score(y: Any, predicted: Any, probabilities: Any, n_classes: int) -> dict[str, float | None]:
+    """Return `accuracy`, `f1` (macro) and `log_loss` (None where the estimator gives no probabilities) of codes.
 
-    The columns of `probabilities` are `slots` classes; codes from there on are of labels that were never learned.
+    `probabilities` has `n_classes` columns; codes from `n_classes` on belong to labels that were never learned.
     """
     log_loss = None
     if probabilities is not None:
-        unknown = max(slots, int(y.max()) + 1) - slots
+        unknown = max(n_classes, int(y.max()) + 1) - n_classes
         padded = np.pad(probabilities, ((0, 0), (0, unknown)))
-        log_loss = float(sk.log_loss(y, padded, labels=np.arange(slots + unknown)))
+        log_loss = float(sk.log_loss(y, padded, labels=np.arange(n_classes + unknown)))
     return {
         "accuracy": float(sk.accuracy_score(y, predicted)),
         "f1": float(sk.f1_score(y, predicted, average="macro", zero_division=0.0)),

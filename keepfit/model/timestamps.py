@@ -1,7 +1,8 @@
-"""Times as the parts that habits go by: hour, weekday, month.
+"""Parts of timestamps: hour, weekday, month.
 
 Owns the Gregorian calendar in UTC, as :mod:`datetime` has it, for whole arrays. Never knows a time zone or a leap
-second. Invariant: the parts of a time are those of the second that it lies in, also before 1970; of NaN they are NaN.
+second. Invariant: the parts of a timestamp are those of the second that contains it, also before 1970; the parts of NaN
+are NaN.
 """
 
 import numpy as np
@@ -14,20 +15,20 @@ HOUR_S, DAY_S = 3600, 86_400
 WEEKDAY_1970 = 3
 
 
-def part(times: NDArray[np.float64], wanted: Part) -> NDArray[np.float64]:
-    """One part of `times`, shape (n,), in seconds since 1970 of a year from 1 to 9999.
+def extract_part(times: NDArray[np.float64], part: Part) -> NDArray[np.float64]:
+    """Return one part of `times`, shape (n,), which are seconds since 1970 of a year from 1 to 9999.
 
-    >>> [part(np.array([0.0, -0.5, np.nan]), wanted).tolist() for wanted in ("hour", "weekday", "month")]
+    >>> [extract_part(np.array([0.0, -0.5, np.nan]), part).tolist() for part in ("hour", "weekday", "month")]
     [[0.0, 23.0, nan], [3.0, 2.0, nan], [1.0, 12.0, nan]]
     """
-    if wanted == "seconds":
+    if part == "seconds":
         return times
     missing = np.isnan(times)
     seconds = np.floor(np.where(missing, 0.0, times)).astype(np.int64)
-    if wanted == "hour":
-        found = seconds // HOUR_S % 24
-    elif wanted == "weekday":
-        found = (seconds // DAY_S + WEEKDAY_1970) % 7
+    if part == "hour":
+        values = seconds // HOUR_S % 24
+    elif part == "weekday":
+        values = (seconds // DAY_S + WEEKDAY_1970) % 7
     else:
-        found = seconds.astype("M8[s]").astype("M8[M]").astype(np.int64) % 12 + 1
-    return np.where(missing, np.nan, found)
+        values = seconds.astype("M8[s]").astype("M8[M]").astype(np.int64) % 12 + 1
+    return np.where(missing, np.nan, values)

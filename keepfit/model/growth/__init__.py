@@ -1,9 +1,10 @@
-"""Growth: a classifier that has learned some classes gets room for more.
+"""Growth: new classes for a classifier that has already learned.
 
-Owns how each of scikit-learn's incremental classifiers, and its wrappers around another, takes in a class that was not
-there at the first call. Never changes what was learned of the old classes, not by a bit. Invariants: after :func:`grow`
-the estimator's next ``partial_fit`` takes codes of all classes, and has all attributes that scikit-learn would have
-given it for as many; a new class stands where one would of which no row has come yet, below the old ones.
+Owns how each of scikit-learn's incremental classifiers, and its wrappers around another, gets a class that was not
+named at the first call. Never changes what was learned of the old classes, not by one bit. Invariants: after
+:func:`grow` the estimator's next ``partial_fit`` takes the codes of all classes, and it has all attributes that
+scikit-learn would have given it for as many; a new class has the state of a class without rows and scores below the old
+ones.
 """
 
 from collections.abc import Sequence
@@ -21,59 +22,59 @@ from sklearn.neural_network import MLPClassifier
 
 from keepfit.model.growth import bayes, linear, network
 
-# One against one keeps an estimator for each pair of classes: of 100 classes 4,950.
+# One-vs-one has an estimator for each pair of classes: 4,950 for 100 classes.
 PAIRED_CLASSES_MAX = 100
 
 
 class Family(Protocol):
-    """What the estimators of one family do; a wrapper's members are binary, with the classes 0 and 1."""
+    """Operations on the estimators of one family; the members of a wrapper are binary, with the classes 0 and 1."""
 
-    def widen(self, estimator: Any, slots: int) -> None:
-        """Give `estimator` room for `slots` classes, more than it has."""
+    def add_classes(self, estimator: Any, n_classes: int) -> None:
+        """Extend `estimator` to `n_classes` classes, more than it has."""
 
-    def mirror(self, member: Any) -> None:
-        """Exchange the two classes of a binary `member`."""
+    def swap_classes(self, member: Any) -> None:
+        """Swap the two classes of a binary `member`."""
 
-    def rest(self, members: Sequence[Any]) -> Any:
-        """Make a member for one class against the rest where all rows so far, those of `members`, were the rest's."""
+    def new_rest_member(self, members: Sequence[Any]) -> Any:
+        """Return a one-vs-rest member for a new class: all rows so far, those of `members`, belong to the rest."""
 
-    def pair(self, member: Any, place: int) -> Any:
-        """Make a member whose class 0 is the class `place` of `member` and whose class 1 has had no row."""
+    def new_pair_member(self, member: Any, code: int) -> Any:
+        """Return a one-vs-one member whose class 0 is class `code` of `member` and whose class 1 has no rows."""
 
 
-def grow(estimator: Any, slots: int | Sequence[int]) -> None:
-    """Give `estimator`, which has learned, room for `slots` classes with the codes 0, …, `slots` - 1.
+def grow(estimator: Any, n_classes: int | Sequence[int]) -> None:
+    """Extend `estimator`, which has learned, to `n_classes` classes with the codes 0, …, `n_classes` - 1.
 
-    Of several outputs, `slots` has a number for each. Nothing happens where there is room already. What is no estimator
-    of scikit-learn may have a method ``grow(slots)`` of its own.
+    For several outputs, `n_classes` has one number per output. Does nothing if there are enough classes already. An
+    estimator that is not scikit-learn's may have a method ``grow(n_classes)`` of its own, which is called.
 
     Raises
     ------
     ValueError
-        If it cannot grow, as :func:`grows` says beforehand, or would become too large.
+        If the estimator cannot grow (:func:`can_grow` tells in advance) or would become too large.
     """
     if isinstance(estimator, MultiOutputClassifier):
-        wanted = [slots] * len(estimator.estimators_) if isinstance(slots, int) else slots
-        for member, number in zip(estimator.estimators_, wanted, strict=True):
-            grow(member, number)
+        counts = [n_classes] * len(estimator.estimators_) if isinstance(n_classes, int) else n_classes
+        for member, count in zip(estimator.estimators_, counts, strict=True):
+            grow(member, count)
         return
-    own = getattr(estimator, "grow", None)
-    if own is not None:
-        own(slots)
+    own_grow = getattr(estimator, "grow", None)
+    if own_grow is not None:
+        own_grow(n_classes)
         return
     family = _family(estimator)
-    if family is None or not isinstance(slots, int):
+    if family is None or not isinstance(n_classes, int):
         raise ValueError(f"{type(estimator).__name__} cannot learn more classes than those of its first call")
-    if slots > len(estimator.classes_):
-        family.widen(estimator, slots)
+    if n_classes > len(estimator.classes_):
+        family.add_classes(estimator, n_classes)
 
 
-def grows(estimator: Any) -> bool:
-    """Whether :func:`grow` knows what to do with `estimator`, which need not have learned anything yet."""
+def can_grow(estimator: Any) -> bool:
+    """Return whether :func:`grow` supports `estimator`, which may not have learned anything yet."""
     if hasattr(estimator, "grow"):
         return True
     if isinstance(estimator, MultiOutputClassifier | OneVsRestClassifier | OneVsOneClassifier):
-        return grows(estimator.estimator)
+        return can_grow(estimator.estimator)
     return _family(estimator) is not None
 
 
@@ -84,74 +85,76 @@ def _family(estimator: Any) -> Family | None:
 def _member_family(member: Any) -> Family:
     family = _family(member)
     if family is None:
-        raise ValueError(f"{type(member).__name__} inside of another estimator cannot learn more classes")
+        raise ValueError(f"{type(member).__name__} inside another estimator cannot learn more classes")
     return family
 
 
 class OneVsRest:
-    """One estimator for each class against all others; of two classes only the second has one."""
+    """One estimator per class against all others; with two classes, only the second has one."""
 
-    def widen(self, estimator: Any, slots: int) -> None:
-        """Add members that have seen rows of other classes only, where two classes shared one, a mirrored one too."""
+    def add_classes(self, estimator: Any, n_classes: int) -> None:
+        """Add members that have rows of other classes only; where two classes shared one member, add its swap too."""
         members = list(estimator.estimators_)
         family = _member_family(members[0])
         if len(members) == 1:
-            members.insert(0, _mirrored(family, members[0]))
-        members += [family.rest(members) for _ in range(slots - len(members))]
+            members.insert(0, _swapped_copy(family, members[0]))
+        members += [family.new_rest_member(members) for _ in range(n_classes - len(members))]
         estimator.estimators_ = members
-        estimator.classes_ = np.arange(slots)
+        estimator.classes_ = np.arange(n_classes)
         estimator.label_binarizer_.fit(estimator.classes_)
 
-    def mirror(self, member: Any) -> None:
-        """Exchange the classes of the one member that there is."""
+    def swap_classes(self, member: Any) -> None:
+        """Swap the classes of the only member."""
         inner = member.estimators_[0]
-        _member_family(inner).mirror(inner)
+        _member_family(inner).swap_classes(inner)
 
-    def rest(self, members: Sequence[Any]) -> Any:
-        """Make it of the members' own members."""
+    def new_rest_member(self, members: Sequence[Any]) -> Any:
+        """Wrap a new member of the members' own members."""
         inner = [member.estimators_[0] for member in members]
-        return _around(members[0], _member_family(inner[0]).rest(inner))
+        return _wrapped(members[0], _member_family(inner[0]).new_rest_member(inner))
 
-    def pair(self, member: Any, place: int) -> Any:
-        """Make it of the member's own member."""
+    def new_pair_member(self, member: Any, code: int) -> Any:
+        """Wrap a new member of the member's own member."""
         inner = member.estimators_[0]
-        return _around(member, _member_family(inner).pair(inner, place))
+        return _wrapped(member, _member_family(inner).new_pair_member(inner, code))
 
 
 class OneVsOne(OneVsRest):
-    """One estimator for each pair of classes."""
+    """One estimator per pair of classes."""
 
-    def widen(self, estimator: Any, slots: int) -> None:
-        """Add a pair of each old class with each new one, which knows the old one's rows, and pairs of new ones.
+    def add_classes(self, estimator: Any, n_classes: int) -> None:
+        """Add pairs of an old and a new class, which have the old one's rows, and pairs of new classes.
 
-        Those have learned nothing, like scikit-learn's until a row of theirs comes; the order is that of
-        :func:`itertools.combinations`.
+        Pairs of new classes have learned nothing, like those of scikit-learn before their first row. The order is that
+        of :func:`itertools.combinations`.
         """
-        if slots > PAIRED_CLASSES_MAX:
-            raise ValueError(f"one against one would be of {slots} classes, more than {PAIRED_CLASSES_MAX}")
+        if n_classes > PAIRED_CLASSES_MAX:
+            raise ValueError(f"one-vs-one would have {n_classes} classes, more than {PAIRED_CLASSES_MAX}")
         old = len(estimator.classes_)
         pairs = dict(zip(combinations(range(old), 2), estimator.estimators_, strict=True))
         for code in range(old):
-            known = pairs[0, max(1, code)]
-            for new in range(old, slots):
-                fitted = hasattr(known, "classes_")
+            member = pairs[0, max(1, code)]
+            for new in range(old, n_classes):
+                fitted = hasattr(member, "classes_")
                 pairs[code, new] = (
-                    _member_family(known).pair(known, int(code > 0)) if fitted else clone(estimator.estimator)
+                    _member_family(member).new_pair_member(member, int(code > 0))
+                    if fitted
+                    else clone(estimator.estimator)
                 )
         estimator.estimators_ = [
-            pairs[pair] if pair in pairs else clone(estimator.estimator) for pair in combinations(range(slots), 2)
+            pairs[pair] if pair in pairs else clone(estimator.estimator) for pair in combinations(range(n_classes), 2)
         ]
-        estimator.classes_ = np.arange(slots)
+        estimator.classes_ = np.arange(n_classes)
 
 
-def _mirrored(family: Family, member: Any) -> Any:
-    mirrored = deepcopy(member)
-    family.mirror(mirrored)
-    return mirrored
+def _swapped_copy(family: Family, member: Any) -> Any:
+    swapped = deepcopy(member)
+    family.swap_classes(swapped)
+    return swapped
 
 
-def _around(wrapper: Any, member: Any) -> Any:
-    """Copy a binary wrapper, with `member` as all that it has learned."""
+def _wrapped(wrapper: Any, member: Any) -> Any:
+    """Return a copy of a binary wrapper with `member` as its only member."""
     copied = deepcopy(wrapper)
     copied.estimators_ = [member]
     return copied

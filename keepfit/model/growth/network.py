@@ -1,12 +1,13 @@
-"""Growth of MLPClassifier: its output layer, and what the optimizer remembers of it.
+"""Growth of MLPClassifier: its output layer, and the optimizer's moments of that layer.
 
-Owns the columns of the last layer. scikit-learn has one output for two classes, z for the second, and from three on a
-softmax over a column each: of [0, z] it gives the very same two probabilities. Never touches the other layers, the
-count of steps, the history of losses or the learning rate.
+Owns the columns of the last layer. scikit-learn has one output for two classes, z for the second, and for three and
+more classes a softmax over one column each: for [0, z] it gives the same two probabilities. Never changes the other
+layers, the step counter, the loss history or the learning rate.
 
-A new class begins at the mean of the old outputs: as no mean is above the largest, it wins over no old class on any row
-whatever, and a network of small steps needs long to bring up what begins lower. Within a wrapper there is no such mean:
-there the output begins at Laplace's rule for a class that none of the rows seen was of.
+The output of a new class is the mean of the old outputs: a mean is never above the maximum, so a new class never wins
+over an old one on any row, and a network that takes small steps would need long to raise an output that starts lower.
+Inside a wrapper there is no such mean: there the output starts at Laplace's rule for a class with none of the rows
+seen.
 """
 
 from collections.abc import Sequence
@@ -16,39 +17,39 @@ from typing import Any
 
 import numpy as np
 
-# Where the optimizer keeps what it remembers: means of gradients, which have a direction, and of their squares.
-DIRECTED, SQUARED = ("velocities", "ms"), ("vs",)
+# Attributes of the optimizer: moving means of gradients, which have a sign, and of squared gradients, which have none.
+SIGNED, SQUARED = ("velocities", "ms"), ("vs",)
 
 
-def widen(estimator: Any, slots: int) -> None:
-    """Give `estimator` an output for each of `slots` classes."""
+def add_classes(estimator: Any, n_classes: int) -> None:
+    """Extend `estimator` to one output for each of `n_classes` classes."""
     binary = estimator.n_outputs_ == 1
-    added = slots - len(estimator.classes_)
+    added = n_classes - len(estimator.classes_)
     for layers in (estimator.coefs_, estimator.intercepts_, estimator._best_coefs, estimator._best_intercepts):
         layers[-1] = _outputs(layers[-1], 0.0 if binary else None, added, np.mean)
     for moments, last, sign in _moments(estimator):
-        # The gradient of the first of two outputs is the second's with the other sign.
-        moments[last] = _outputs(moments[last], sign if binary else None, added, _nothing)
-    estimator.classes_ = np.arange(slots)
+        # The gradient of the first of two outputs is the negated gradient of the second.
+        moments[last] = _outputs(moments[last], sign if binary else None, added, _zeros)
+    estimator.classes_ = np.arange(n_classes)
     estimator._label_binarizer.fit(estimator.classes_)
-    estimator.n_outputs_, estimator.out_activation_ = slots, "softmax"
+    estimator.n_outputs_, estimator.out_activation_ = n_classes, "softmax"
 
 
-def mirror(member: Any) -> None:
-    """Exchange the two classes: all of the output layer changes its sign."""
+def swap_classes(member: Any) -> None:
+    """Swap the two classes by negating the output layer."""
     for weights, intercepts in _layers(member):
         weights[-1], intercepts[-1] = -weights[-1], -intercepts[-1]
     for moments, last, sign in _moments(member):
         moments[last] = sign * moments[last]
 
 
-def rest(members: Sequence[Any]) -> Any:
-    """Make a member with the inner layers of the first of `members`, which takes every row for the rest."""
-    return pair(members[0], 0)
+def new_rest_member(members: Sequence[Any]) -> Any:
+    """Return a member with the inner layers of the first of `members`, which predicts the rest for every row."""
+    return new_pair_member(members[0], 0)
 
 
-def pair(member: Any, place: int) -> Any:
-    """Make a member with the inner layers of `member` for which every row is of class 0."""
+def new_pair_member(member: Any, code: int) -> Any:
+    """Return a member with the inner layers of `member`, which predicts class 0 for every row."""
     copied = deepcopy(member)
     for weights, intercepts in _layers(copied):
         weights[-1] = np.zeros_like(weights[-1])
@@ -58,14 +59,17 @@ def pair(member: Any, place: int) -> Any:
     return copied
 
 
-def _outputs(old: Any, first: float | None, added: int, fresh: Any) -> Any:
-    """Columns of `old`, before them `first` times the only one where there is but one, behind them `added` new ones."""
+def _outputs(old: Any, first: float | None, added: int, new_column: Any) -> Any:
+    """Return the columns of `old` followed by `added` new ones.
+
+    With `first`, `old` has a single column, and `first` times that column is put before it.
+    """
     columns = old if first is None else np.concatenate([first * old, old], axis=-1)
-    new = np.asarray(fresh(columns, axis=-1))[..., np.newaxis]
+    new = np.asarray(new_column(columns, axis=-1))[..., np.newaxis]
     return np.ascontiguousarray(np.concatenate([columns, *[new] * added], axis=-1))
 
 
-def _nothing(columns: Any, axis: int) -> Any:
+def _zeros(columns: Any, axis: int) -> Any:
     return np.zeros(columns.shape[:axis])
 
 
@@ -74,12 +78,12 @@ def _layers(estimator: Any) -> list[tuple[list[Any], list[Any]]]:
 
 
 def _moments(estimator: Any) -> list[tuple[list[Any], int, float]]:
-    """Lists of the optimizer, places of the output layer's weights and intercepts in them, and their mirror's sign."""
+    """Return the optimizer's lists, each with an index of the output layer in it, and the sign of its swapped value."""
     optimizer = estimator._optimizer
     return [
-        (getattr(optimizer, name), place, sign)
-        for names, sign in ((DIRECTED, -1.0), (SQUARED, 1.0))
+        (getattr(optimizer, name), index, sign)
+        for names, sign in ((SIGNED, -1.0), (SQUARED, 1.0))
         for name in names
         if hasattr(optimizer, name)
-        for place in (len(estimator.coefs_) - 1, -1)
+        for index in (len(estimator.coefs_) - 1, -1)
     ]

@@ -72,7 +72,7 @@ def test_a_regressor_learns_the_same_bits(name: str, params: dict[str, Any]) -> 
         scaled = (X - [0.0, 1e6, 3.0]) / [1.0, 1e4, 1e-6]
         y = random.normal(size=len(X)) * 10
         theirs.partial_fit(scaled, y)
-        assert fast_fit.learn(ours, scaled, y) == (number > 0)
+        assert fast_fit.partial_fit(ours, scaled, y) == (number > 0)
         if not number:
             ours.partial_fit(scaled, y)
         same(ours, theirs)
@@ -88,7 +88,7 @@ def test_a_classifier_learns_the_same_bits(name: str, params: dict[str, Any], la
         y = random.choice(labels, len(X))
         first = {} if number else {"classes": np.array(labels)}
         theirs.partial_fit(scaled, y, **first)
-        assert fast_fit.learn(ours, scaled, y) == (number > 0)
+        assert fast_fit.partial_fit(ours, scaled, y) == (number > 0)
         if not number:
             ours.partial_fit(scaled, y, **first)
         same(ours, theirs)
@@ -114,7 +114,7 @@ def test_a_scaler_learns_the_same_bits(requests: list[list[list[float]]]) -> Non
         for request in requests:
             X = np.array(request)
             theirs.partial_fit(X)
-            fast_fit.scale(ours, X.copy())
+            fast_fit.partial_fit_scaler(ours, X.copy())
             same(ours, theirs)
 
 
@@ -133,24 +133,24 @@ def test_what_is_not_plain_is_left_to_scikit_learn(estimator: Any) -> None:
     X, y = np.ones((2, WIDTH)), np.array([0, 1])
     more = {"classes": y} if isinstance(estimator, SGDClassifier) else {}
     estimator.partial_fit(X, y, **more)
-    assert not fast_fit.learn(estimator, X, y)
+    assert not fast_fit.partial_fit(estimator, X, y)
 
 
 def test_what_scikit_learn_refuses_is_left_to_it() -> None:
     """First calls, another width and what is not finite change nothing here."""
     estimator, y = SGDRegressor(shuffle=False), np.ones(1)
-    assert not fast_fit.learn(estimator, np.ones((1, WIDTH)), y)
+    assert not fast_fit.partial_fit(estimator, np.ones((1, WIDTH)), y)
     estimator.partial_fit(np.ones((1, WIDTH)), y)
     before = estimator.coef_.copy()
-    assert not fast_fit.learn(estimator, np.ones((1, WIDTH + 1)), y)
-    assert not fast_fit.learn(estimator, np.array([[1.0, np.inf, 0.0]]), y)
-    assert not fast_fit.learn(estimator, np.array([[1.0, np.nan, 0.0]]), y)
+    assert not fast_fit.partial_fit(estimator, np.ones((1, WIDTH + 1)), y)
+    assert not fast_fit.partial_fit(estimator, np.array([[1.0, np.inf, 0.0]]), y)
+    assert not fast_fit.partial_fit(estimator, np.array([[1.0, np.nan, 0.0]]), y)
     assert (estimator.coef_ == before).all()
     scaler = StandardScaler().partial_fit(np.ones((1, WIDTH)))
     with pytest.raises(ValueError, match="features"):
-        fast_fit.scale(scaler, np.ones((1, WIDTH + 1)))
+        fast_fit.partial_fit_scaler(scaler, np.ones((1, WIDTH + 1)))
     with pytest.raises(ValueError, match="infinity"):
-        fast_fit.scale(scaler, np.array([[1.0, np.inf, 0.0]]))
+        fast_fit.partial_fit_scaler(scaler, np.array([[1.0, np.inf, 0.0]]))
 
 
 def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
@@ -162,7 +162,7 @@ def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
                 ours.partial_fit(X)
                 theirs.partial_fit(X)
                 continue
-            before, after = fast_fit.scale_single(ours, X[0].tolist()) or (None, None)
+            before, after = fast_fit.partial_fit_scaler_row(ours, X[0].tolist()) or (None, None)
             assert before is not None
             assert before.tobytes() == theirs.transform(X).tobytes()
             assert after.tobytes() == theirs.partial_fit(X).transform(X).tobytes()
@@ -184,7 +184,7 @@ def test_a_single_row_that_is_not_known_is_left_to_others(scaler: StandardScaler
     """Another kind of scaler, another width, or numbers that are too large change nothing and give nothing."""
     scaler.partial_fit(np.ones((2, WIDTH)))
     before = {name: np.copy(value) for name, value in vars(scaler).items()}
-    assert fast_fit.scale_single(scaler, row) is None
+    assert fast_fit.partial_fit_scaler_row(scaler, row) is None
     assert {name: value.tolist() for name, value in before.items()} == {
         name: np.copy(value).tolist() for name, value in vars(scaler).items()
     }
@@ -196,7 +196,7 @@ def test_an_overflow_says_so_in_scikit_learns_words() -> None:
     X, y = np.full((1, WIDTH), 1e200), np.ones(1)
     estimator.coef_, estimator.intercept_, estimator.t_ = np.zeros(WIDTH), np.zeros(1), 1.0
     with pytest.raises(ValueError, match="overflow"):
-        fast_fit.learn(estimator, X, y)
+        fast_fit.partial_fit(estimator, X, y)
 
 
 def test_subclasses_are_not_taken_for_what_is_known() -> None:
@@ -206,4 +206,4 @@ def test_subclasses_are_not_taken_for_what_is_known() -> None:
         pass
 
     mine = Mine(shuffle=False).partial_fit(np.ones((2, WIDTH)), [0, 1], classes=[0, 1])
-    assert not fast_fit.learn(mine, np.ones((1, WIDTH)), np.ones(1))
+    assert not fast_fit.partial_fit(mine, np.ones((1, WIDTH)), np.ones(1))

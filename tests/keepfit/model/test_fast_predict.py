@@ -180,7 +180,7 @@ def test_predictions_are_scikit_learns_bit_for_bit(name: str, data: st.DataObjec
 def test_the_short_way_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the estimator's predict nor the scaler's transform is called, but for the estimators named here."""
     bundle = learned(name, "plain", None if name in COUNTS_ONLY else "StandardScaler", "ordinal", "two")
-    assert (fast_predict.prediction(bundle.estimator) is None) == (name in ITS_OWN)
+    assert (fast_predict.find_predict(bundle.estimator) is None) == (name in ITS_OWN)
     if name in ITS_OWN:
         return
     rows = shape(bundle.recipe, [[1.0, 2.0, 3.0, 4.0]], learning=False)
@@ -269,6 +269,6 @@ def test_other_losses_leave_probabilities_to_scikit_learn() -> None:
     """Only the logistic loss has a short way; modified_huber goes to scikit-learn, hinge has none at all."""
     X = np.array([[1.0], [-1.0]])
     huber = SGDClassifier(loss="modified_huber").partial_fit(X, [0, 1], classes=[0, 1])
-    assert fast_predict.probabilities(SGDClassifier(loss="log_loss")) is not None
-    assert fast_predict.probabilities(huber) is None
+    assert fast_predict.find_predict_proba(SGDClassifier(loss="log_loss")) is not None
+    assert fast_predict.find_predict_proba(huber) is None
     assert fast_predict.predict_proba(huber, X).tobytes() == huber.predict_proba(X).tobytes()

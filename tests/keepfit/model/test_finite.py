@@ -105,10 +105,10 @@ def test_each_corner_is_looked_at(name: str, scaler: str | None) -> None:
     for learned in (bundle.estimator, bundle.columns.scaler):
         for owner, attribute, value in attributes(learned):
             setattr(owner, attribute, spoilt(value))
-            assert attribute in (finite.fault(learned) or ""), f"{attribute} is not looked at"
+            assert attribute in (finite.find_non_finite(learned) or ""), f"{attribute} is not looked at"
             setattr(owner, attribute, value)
             looked_at += 1
-        assert learned is None or finite.fault(learned) is None
+        assert learned is None or finite.find_non_finite(learned) is None
     assert looked_at >= 2
 
 

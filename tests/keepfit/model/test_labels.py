@@ -9,7 +9,7 @@ from sklearn.linear_model import SGDClassifier
 
 from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
-from keepfit.model.labels import Labels, named
+from keepfit.model.labels import Labels, json_name
 from keepfit.recipe.recipe import CLASSES_MAX, parse
 from keepfit.rows.shaping import shape
 
@@ -42,12 +42,12 @@ def test_labels_come_back_as_they_came_in() -> None:
 
 def test_codes_are_given_in_order_and_never_again() -> None:
     """Named classes have the first codes, sorted; a label keeps the code of its first sight."""
-    labels = Labels.of(["b", "a"])
-    assert labels.learn(["z", "b", "y", "z"]).tolist() == [2, 1, 3, 2]
-    assert labels.learn(["a", "y", "x"]).tolist() == [0, 3, 4]
+    labels = Labels.from_classes(["b", "a"])
+    assert labels.partial_fit_encode(["z", "b", "y", "z"]).tolist() == [2, 1, 3, 2]
+    assert labels.partial_fit_encode(["a", "y", "x"]).tolist() == [0, 3, 4]
     assert labels.decode(np.arange(5)) == ["a", "b", "z", "y", "x"]
     assert labels.encode(["x", "new", "a", "newer", "new"]).tolist() == [4, 5, 0, 6, 5]
-    assert labels.slots == 5
+    assert labels.n_classes == 5
 
 
 def test_a_class_that_waits_for_its_label_is_never_predicted() -> None:
@@ -74,11 +74,11 @@ def test_labels_not_learned_yet_count_as_missed() -> None:
 
 def test_more_labels_than_there_may_be_are_refused_and_none_is_learned() -> None:
     """Ten thousand labels are learned; one more is refused with the reason, and the list stays as it was."""
-    labels = Labels.of(None)
-    labels.learn(list(range(CLASSES_MAX - 1)))
+    labels = Labels.from_classes(None)
+    labels.partial_fit_encode(list(range(CLASSES_MAX - 1)))
     with pytest.raises(ValueError, match="more than 10000 labels: is it a number to be predicted"):
-        labels.learn(["a", "b"])
-    assert labels.learn(["c"]).tolist() == [CLASSES_MAX - 1]
+        labels.partial_fit_encode(["a", "b"])
+    assert labels.partial_fit_encode(["c"]).tolist() == [CLASSES_MAX - 1]
     assert len(labels.known) == CLASSES_MAX
 
 
@@ -117,4 +117,4 @@ def test_weights_of_labels_that_are_no_classes_are_refused() -> None:
     """A weight of a label that is not named among the classes is refused when the recipe is posted."""
     with pytest.raises(InvalidError, match="name it among the classes too"):
         parse({"estimator": "Perceptron", "params": {"class_weight": {"maybe": 2.0}}, "classes": ["no", "yes"]})
-    assert named("7") == named(7)
+    assert json_name("7") == json_name(7)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from keepfit.model.bundle import Bundle
-from keepfit.model.prequential import CONFUSION_MAX, PARTS, PrequentialScores, together
+from keepfit.model.prequential import CONFUSION_MAX, PARTS, PrequentialScores, combine_outputs
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 
@@ -30,8 +30,8 @@ def fed(kind: Any, window: int, cuts: list[int], y: Any, predicted: Any, chances
 
 def test_nothing_is_said_before_the_first_row() -> None:
     """A model that was never evaluated has no metrics, rather than a zero."""
-    assert PrequentialScores(100).values() == together([]) == together([PrequentialScores(100)]) == {}
-    assert PrequentialScores(100).sound
+    assert PrequentialScores(100).metrics() == combine_outputs([]) == combine_outputs([PrequentialScores(100)]) == {}
+    assert PrequentialScores(100).is_finite
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,7 +41,7 @@ def test_errors_are_those_of_all_rows_and_of_the_window(cuts: list[int], window:
     random = np.random.default_rng(seed)
     y = random.normal(1e5, 10, sum(cuts))
     predicted = y + random.normal(0, 3, len(y))
-    values = fed("regressor", window, cuts, y, predicted).values()
+    values = fed("regressor", window, cuts, y, predicted).metrics()
     recent = values["window"]
     assert values["rows"] == len(y)
     assert min(len(y), window - 2 * PARTS) <= recent["rows"] <= window
@@ -62,7 +62,7 @@ def test_hits_are_those_of_all_rows_and_of_the_window(cuts: list[int], k: int, p
     y, predicted = random.integers(0, k, (2, n))
     chances = random.dirichlet(np.ones(k), n) if proba else None
     known = [f"label {code}" for code in range(k)]
-    values = fed("classifier", 40, cuts, y, predicted, chances).values(known)
+    values = fed("classifier", 40, cuts, y, predicted, chances).metrics(known)
     for found, last in ((values, n), (values["window"], values["window"]["rows"])):
         of = y[-last:], predicted[-last:]
         assert found["accuracy"] == pytest.approx(sk.accuracy_score(*of))
@@ -91,7 +91,7 @@ def test_many_labels_keep_their_scores_and_no_confusion() -> None:
     k = 20 * CONFUSION_MAX
     y, predicted = random.integers(0, k, (2, 5000))
     running = fed("classifier", 1000, [1000] * 5, y, predicted)
-    values = running.values(list(range(k)))
+    values = running.metrics(list(range(k)))
     assert values["accuracy"] == pytest.approx(sk.accuracy_score(y, predicted))
     assert values["f1"] == pytest.approx(sk.f1_score(y, predicted, average="macro", zero_division=0.0))
     assert "confusion" not in values
@@ -104,7 +104,7 @@ def test_an_unknown_class_has_the_least_probability() -> None:
     running.update("classifier", np.array([2]), np.array([0]), np.array([[0.5, 0.5]]))
     running.update("classifier", np.array([2, 0]), np.array([0, 0]), np.array([[0.5, 0.5], [0.5, 0.5]]))
     least = -np.log(np.finfo(np.float64).eps)
-    assert running.values([0, 1, 2])["log_loss"] == pytest.approx((2 * least + np.log(2)) / 3)
+    assert running.metrics([0, 1, 2])["log_loss"] == pytest.approx((2 * least + np.log(2)) / 3)
 
 
 def test_r2_of_targets_that_are_all_the_same_is_not_defined() -> None:
@@ -112,7 +112,7 @@ def test_r2_of_targets_that_are_all_the_same_is_not_defined() -> None:
     running = PrequentialScores(100)
     for _ in range(50):
         running.update("regressor", np.array([0.1]), np.array([0.3]))
-    assert running.values()["r2"] is None
+    assert running.metrics()["r2"] is None
 
 
 def test_several_outputs_are_told_of_together_and_apart() -> None:
@@ -120,7 +120,7 @@ def test_several_outputs_are_told_of_together_and_apart() -> None:
     outputs = [PrequentialScores(100), PrequentialScores(100)]
     for running, off in zip(outputs, (1.0, 3.0), strict=True):
         running.update("regressor", np.array([1.0, 2.0]), np.array([1.0, 2.0]) + off)
-    told = together(outputs)
+    told = combine_outputs(outputs)
     assert (told["mean_absolute_error"], told["rows"]) == (2.0, 2)
     assert told["window"]["mean_absolute_error"] == 2.0
     assert [values["mean_absolute_error"] for values in told["outputs"]] == [1.0, 3.0]
@@ -130,7 +130,7 @@ def test_sums_that_overflow_are_not_sound() -> None:
     """A prediction far enough off would make the error infinite for ever: it is told of before it is committed."""
     running = PrequentialScores(100)
     running.update("regressor", np.array([0.0]), np.array([1e200]))
-    assert not running.sound
+    assert not running.is_finite
 
 
 def test_each_request_is_evaluated_before_it_is_learned() -> None:

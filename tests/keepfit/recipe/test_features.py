@@ -206,7 +206,7 @@ def test_rows_by_name_and_in_parts_are_the_same_rows(stream: tuple[Any, Any, Any
 def test_parts_of_a_time_are_those_of_datetime(seconds: float) -> None:
     """Hour, weekday and month are Python's, in any year from 1 to 9999, for any fraction of a second."""
     for part in ("hour", "weekday", "month"):
-        assert timestamps.part(np.array([float(seconds)]), part)[0] == by_datetime(float(seconds), part)
+        assert timestamps.extract_part(np.array([float(seconds)]), part)[0] == by_datetime(float(seconds), part)
 
 
 def test_parts_of_a_time_at_the_edges() -> None:
@@ -217,7 +217,7 @@ def test_parts_of_a_time_at_the_edges() -> None:
     times = [t for s in starts for h in (0, 3600, 86_399) for t in (s + h, np.nextafter(s + h, -np.inf))]
     times = [t for t in times if t >= TIME_MIN]
     for part in ("hour", "weekday", "month"):
-        found = timestamps.part(np.array([*times, np.nan]), part)
+        found = timestamps.extract_part(np.array([*times, np.nan]), part)
         assert found[:-1].tolist() == [by_datetime(t, part) for t in times]
         assert math.isnan(found[-1])
 

@@ -202,7 +202,7 @@ def test_a_grown_estimator_is_one_of_scikit_learns(name: str, old: int) -> None:
     estimator.partial_fit(X[: old + 2], y[: old + 2])
     theirs.partial_fit(X[: old + 2], y[: old + 2])
     for part, labels in batches(X[old + 2 :], y[old + 2 :]):
-        if not fast_fit.learn(estimator, part, labels):
+        if not fast_fit.partial_fit(estimator, part, labels):
             estimator.partial_fit(part, labels)
         theirs.partial_fit(part, labels)
     for mine, other in zip(members(estimator), members(theirs), strict=True):
@@ -336,7 +336,7 @@ def test_pairs_of_which_no_row_has_come_have_no_vote() -> None:
 
 
 def test_what_cannot_grow_says_so_beforehand() -> None:
-    """grows() tells what grow() would refuse, also of what is inside of a wrapper; an object may do it by itself."""
+    """can_grow() tells what grow() would refuse, also of what is inside of a wrapper; an object may do it by itself."""
 
     class Mine:
         classes_ = np.arange(2)
@@ -351,11 +351,11 @@ def test_what_cannot_grow_says_so_beforehand() -> None:
     mine = Mine()
     growth.grow(mine, 5)
     assert mine.slots == 5
-    assert growth.grows(mine)
-    assert all(map(growth.grows, EVERY.values()))
-    assert growth.grows(MultiOutputClassifier(sgd()))
+    assert growth.can_grow(mine)
+    assert all(map(growth.can_grow, EVERY.values()))
+    assert growth.can_grow(MultiOutputClassifier(sgd()))
     for foreign in (Foreign(), OneVsRestClassifier(Ridge()), MultiOutputClassifier(OneVsOneClassifier(Ridge()))):
-        assert not growth.grows(foreign)
+        assert not growth.can_grow(foreign)
     with pytest.raises(ValueError, match="Foreign cannot learn more classes"):
         growth.grow(Foreign(), 3)
 
