@@ -1,4 +1,4 @@
-"""Learning without scikit-learn's validation: the same bits in every attribute, and nothing that it would refuse."""
+"""Fast path of learning: every attribute equals scikit-learn's bit for bit, and invalid calls are left to it."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from keepfit.model import fast_fit
 from keepfit.model.estimators import build
 
 WIDTH = 3
-# A hard beginning for a running variance: constants, tiny and huge columns, both signs, steps.
+# Values that are difficult for a running variance: constants, tiny and huge numbers, both signs.
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 5e-324, 1e-30, 1e30, 123456.789, 1 / 3]
 
 
-def same(left: Any, right: Any) -> None:
-    """See that two objects are equal in the bits and types of every attribute, but for the loss, which has no state."""
+def assert_same(left: Any, right: Any) -> None:
+    """Assert that all attributes of two objects are equal in bits and type, except the loss, which has no state."""
     assert vars(left).keys() == vars(right).keys()
     for name, value in vars(left).items():
         if name != "_loss_function_":
@@ -32,7 +32,7 @@ def same(left: Any, right: Any) -> None:
 
 
 def batches(seed: int, n: int = 120) -> Iterator[np.ndarray[Any, Any]]:
-    """Rows of very different columns, mostly one at a time."""
+    """Yield rows whose columns have very different scales, mostly one row at a time."""
     random = np.random.default_rng(seed)
     X = random.normal(size=(n, WIDTH)) * [1.0, 1e4, 1e-6] + [0.0, 1e6, 3.0]
     while len(X):
@@ -66,7 +66,7 @@ CLASSIFIERS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "params"), REGRESSORS)
 def test_a_regressor_learns_the_same_bits(name: str, params: dict[str, Any]) -> None:
-    """After each batch a regressor has every attribute as scikit-learn's own partial_fit leaves it."""
+    """After each batch, every attribute of a regressor equals that of scikit-learn's own partial_fit."""
     ours, theirs, random = build(name, params), build(name, params), np.random.default_rng(1)
     for number, X in enumerate(batches(2)):
         scaled = (X - [0.0, 1e6, 3.0]) / [1.0, 1e4, 1e-6]
@@ -75,13 +75,13 @@ def test_a_regressor_learns_the_same_bits(name: str, params: dict[str, Any]) -> 
         assert fast_fit.partial_fit(ours, scaled, y) == (number > 0)
         if not number:
             ours.partial_fit(scaled, y)
-        same(ours, theirs)
+        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("labels", [["a", "b"], ["a", "b", "c"]])
 @pytest.mark.parametrize(("name", "params"), CLASSIFIERS)
 def test_a_classifier_learns_the_same_bits(name: str, params: dict[str, Any], labels: list[str]) -> None:
-    """After each batch a classifier of two labels or more has every attribute as scikit-learn leaves it."""
+    """After each batch, every attribute of a classifier of two or three labels equals scikit-learn's."""
     ours, theirs, random = build(name, params), build(name, params), np.random.default_rng(1)
     for number, X in enumerate(batches(3)):
         scaled = (X - [0.0, 1e6, 3.0]) / [1.0, 1e4, 1e-6]
@@ -91,7 +91,7 @@ def test_a_classifier_learns_the_same_bits(name: str, params: dict[str, Any], la
         assert fast_fit.partial_fit(ours, scaled, y) == (number > 0)
         if not number:
             ours.partial_fit(scaled, y, **first)
-        same(ours, theirs)
+        assert_same(ours, theirs)
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,14 +108,14 @@ def test_a_classifier_learns_the_same_bits(name: str, params: dict[str, Any], la
     )
 )  # fmt: skip
 def test_a_scaler_learns_the_same_bits(requests: list[list[list[float]]]) -> None:
-    """Whatever the rows, mean, variance, scale and count are scikit-learn's, constants and extremes among them."""
+    """Mean, variance, scale and count equal scikit-learn's for any rows, including constants and extremes."""
     ours, theirs = StandardScaler(), StandardScaler()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         for request in requests:
             X = np.array(request)
             theirs.partial_fit(X)
             fast_fit.partial_fit_scaler(ours, X.copy())
-            same(ours, theirs)
+            assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -128,16 +128,16 @@ def test_a_scaler_learns_the_same_bits(requests: list[list[list[float]]]) -> Non
     ],
     ids=["shuffled", "averaged", "averaged later", "averaged classifier"],
 )
-def test_what_is_not_plain_is_left_to_scikit_learn(estimator: Any) -> None:
-    """Shuffling and averages are not computed here."""
+def test_unsupported_parameters_are_left_to_scikit_learn(estimator: Any) -> None:
+    """Shuffling and averaging are not supported."""
     X, y = np.ones((2, WIDTH)), np.array([0, 1])
-    more = {"classes": y} if isinstance(estimator, SGDClassifier) else {}
-    estimator.partial_fit(X, y, **more)
+    classes = {"classes": y} if isinstance(estimator, SGDClassifier) else {}
+    estimator.partial_fit(X, y, **classes)
     assert not fast_fit.partial_fit(estimator, X, y)
 
 
-def test_what_scikit_learn_refuses_is_left_to_it() -> None:
-    """First calls, another width and what is not finite change nothing here."""
+def test_invalid_calls_are_left_to_scikit_learn() -> None:
+    """First calls, another width and values that are not finite are not learned by the fast path."""
     estimator, y = SGDRegressor(shuffle=False), np.ones(1)
     assert not fast_fit.partial_fit(estimator, np.ones((1, WIDTH)), y)
     estimator.partial_fit(np.ones((1, WIDTH)), y)
@@ -153,8 +153,8 @@ def test_what_scikit_learn_refuses_is_left_to_it() -> None:
         fast_fit.partial_fit_scaler(scaler, np.array([[1.0, np.inf, 0.0]]))
 
 
-def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
-    """What a single row gives is that of transform, partial_fit and transform, to the bit, and so is the scaler."""
+def test_a_single_row_is_scaled_before_and_after_learning() -> None:
+    """Row and scaler equal those of transform, partial_fit and transform, bit for bit."""
     for seed in range(5):
         ours, theirs = StandardScaler(), StandardScaler()
         for X in batches(seed):
@@ -166,7 +166,7 @@ def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
             assert before is not None
             assert before.tobytes() == theirs.transform(X).tobytes()
             assert after.tobytes() == theirs.partial_fit(X).transform(X).tobytes()
-            same(ours, theirs)
+            assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_a_single_row_is_scaled_as_before_and_as_after() -> None:
     ],
     ids=["no-mean", "no-std", "wider", "infinite", "huge"],
 )
-def test_a_single_row_that_is_not_known_is_left_to_others(scaler: StandardScaler, row: list[float]) -> None:
-    """Another kind of scaler, another width, or numbers that are too large change nothing and give nothing."""
+def test_an_unsupported_single_row_is_not_learned(scaler: StandardScaler, row: list[float]) -> None:
+    """Other parameters, another width or too large numbers return None and learn nothing."""
     scaler.partial_fit(np.ones((2, WIDTH)))
     before = {name: np.copy(value) for name, value in vars(scaler).items()}
     assert fast_fit.partial_fit_scaler_row(scaler, row) is None
@@ -190,8 +190,8 @@ def test_a_single_row_that_is_not_known_is_left_to_others(scaler: StandardScaler
     }
 
 
-def test_an_overflow_says_so_in_scikit_learns_words() -> None:
-    """Weights that would not be finite are refused as by scikit-learn."""
+def test_an_overflow_raises_scikit_learns_error() -> None:
+    """Weights that would not be finite raise scikit-learn's error."""
     estimator = SGDRegressor(shuffle=False, learning_rate="constant", eta0=1e300)
     X, y = np.full((1, WIDTH), 1e200), np.ones(1)
     estimator.coef_, estimator.intercept_, estimator.t_ = np.zeros(WIDTH), np.zeros(1), 1.0
@@ -199,11 +199,11 @@ def test_an_overflow_says_so_in_scikit_learns_words() -> None:
         fast_fit.partial_fit(estimator, X, y)
 
 
-def test_subclasses_are_not_taken_for_what_is_known() -> None:
-    """Only the exact class is known here: what a subclass does otherwise, is its own."""
+def test_subclasses_are_not_supported() -> None:
+    """Only the exact class is supported, because a subclass may behave differently."""
 
-    class Mine(Perceptron):  # type: ignore[misc]
+    class Derived(Perceptron):  # type: ignore[misc]
         pass
 
-    mine = Mine(shuffle=False).partial_fit(np.ones((2, WIDTH)), [0, 1], classes=[0, 1])
-    assert not fast_fit.partial_fit(mine, np.ones((1, WIDTH)), np.ones(1))
+    derived = Derived(shuffle=False).partial_fit(np.ones((2, WIDTH)), [0, 1], classes=[0, 1])
+    assert not fast_fit.partial_fit(derived, np.ones((1, WIDTH)), np.ones(1))

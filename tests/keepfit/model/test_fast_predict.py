@@ -1,4 +1,4 @@
-"""Plain predictions: bit for bit scikit-learn's own, for every estimator, scaler, encoding and batch size."""
+"""Fast path of prediction equals scikit-learn bit for bit, for every estimator, scaler, encoding and batch size."""
 
 import warnings
 from functools import cache
@@ -21,13 +21,13 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.rows.values import NUMBER_MAX
 
-# What predicts by itself; what transforms, or stands around another, goes to scikit-learn.
+# Estimators that predict; transformers and wrappers are left to scikit-learn.
 EVERY = sorted(name for name, entry in CATALOGUE.items() if entry.kind != "transformer" and not entry.wraps)
-# What scikit-learn alone predicts: their computation is no few lines, or checks the rows by itself.
-ITS_OWN = {"Birch", "CategoricalNB", "MiniBatchKMeans"}
+# Left to scikit-learn: their computation is long, or checks the rows itself.
+UNSUPPORTED = {"Birch", "CategoricalNB", "MiniBatchKMeans"}
 COUNTS_ONLY = {"BernoulliNB", "CategoricalNB", "ComplementNB", "MultinomialNB"}
 PARAMS: dict[str, dict[str, Any]] = {
-    # Grouped no further, as some samples have fewer groups than are asked for.
+    # Without global clustering, because some samples have fewer subclusters than n_clusters.
     "Birch": {"n_clusters": None},
     "MiniBatchKMeans": {"n_clusters": 3},
     "MLPClassifier": {"hidden_layer_sizes": [6]},
@@ -40,7 +40,7 @@ CLASSES: dict[str, list[Any]] = {
     "integers": [7, -3, 12, 0],
     "booleans": [True, False],
 }
-FORMS: dict[str, Any] = {
+FEATURES: dict[str, Any] = {
     "single": None,
     "plain": None,
     "mixed": {"make": "category", "a": "number", "b": "number", "size": "category", "c": "number"},
@@ -50,20 +50,20 @@ WIDTHS = {"single": 1, "plain": 4}
 LABELS = ["nike", "puma", "é", "", 3, "3"]
 
 
-def kinds(form: str) -> list[str]:
-    """Kinds of the columns of a form, in order."""
-    return list(FORMS[form].values()) if FORMS[form] else ["number"] * WIDTHS[form]
+def kinds(features: str) -> list[str]:
+    """Return the kinds of the columns of a set of features, in order."""
+    return list(FEATURES[features].values()) if FEATURES[features] else ["number"] * WIDTHS[features]
 
 
 @cache
-def learned(name: str, form: str, scaler: str | None, encoding: str, classes: str) -> Bundle:
-    """Bundle that has learned some rows; shared, as predicting changes nothing."""
+def learned(name: str, features: str, scaler: str | None, encoding: str, classes: str) -> Bundle:
+    """Return a bundle that has learned some rows; shared, because predicting changes nothing."""
     kind = CATALOGUE[name].kind
     document = {
         "estimator": name,
         "params": PARAMS.get(name, {}),
-        "features": FORMS[form],
-        "scaler": scaler if "number" in kinds(form) else None,
+        "features": FEATURES[features],
+        "scaler": scaler if "number" in kinds(features) else None,
         "encoding": encoding,
         "max_categories": 3,
         "n_features": 8,
@@ -76,7 +76,7 @@ def learned(name: str, form: str, scaler: str | None, encoding: str, classes: st
         X = [
             [
                 value if k == "number" else LABELS[int(random.integers(4))]
-                for k, value in zip(kinds(form), row, strict=False)
+                for k, value in zip(kinds(features), row, strict=False)
             ]
             for row in numbers.tolist()
         ]
@@ -89,19 +89,19 @@ def learned(name: str, form: str, scaler: str | None, encoding: str, classes: st
     return bundle
 
 
-def slow_matrix(bundle: Bundle, rows: Rows) -> Any:
-    """The matrix by scikit-learn's scaler and hasher, and by lists; knows nothing of how keepfit builds it."""
+def reference_matrix(bundle: Bundle, rows: Rows) -> Any:
+    """Return the matrix computed with scikit-learn's scaler and hasher and Python lists, independent of keepfit."""
     recipe, numbers = bundle.recipe, rows.number_matrix()
     if bundle.columns.scaler is not None:
         numbers = bundle.columns.scaler.transform(numbers)
     if not recipe.categories:
         return numbers
     if recipe.encoding == "hash":
-        words = [
+        pairs = [
             [f"{n}={c[i]}" for n, c in zip(recipe.categories, rows.categories, strict=True)] for i in range(rows.n)
         ]
         hasher = FeatureHasher(n_features=recipe.n_features, input_type="string")
-        return np.array([[*a, *b] for a, b in zip(numbers, hasher.transform(words).toarray(), strict=True)])
+        return np.array([[*a, *b] for a, b in zip(numbers, hasher.transform(pairs).toarray(), strict=True)])
     matrix = []
     for i, numbers_left in enumerate(map(iter, numbers)):
         row: list[float] = []
@@ -118,37 +118,37 @@ def slow_matrix(bundle: Bundle, rows: Rows) -> Any:
 
 
 def outcome(compute: Any) -> str:
-    """What a computation gives, every bit and type of it, or the error it ends in."""
+    """Return the result of a computation with every bit and dtype, or its error, as text."""
     try:
         result = compute()
     except (ValueError, IndexError) as error:
         return f"{type(error).__name__}: {error}"
-    # Of floats, repr() tells all bits there are, and -0.0 from 0.0.
+    # repr() of a float shows every bit, and distinguishes -0.0 from 0.0.
     return repr(result if isinstance(result, list) else (result.dtype, result.shape, result.tolist()))
 
 
 def decoded(bundle: Bundle, predicted: Any) -> list[Any]:
-    """Predictions as they are answered: codes as labels."""
+    """Return predictions as a bundle returns them, with codes as labels."""
     return predicted.tolist() if bundle.labels is None else [bundle.labels.known[code] for code in predicted]
 
 
 @st.composite
-def questions(draw: st.DrawFn, name: str) -> tuple[Bundle, Rows]:
-    """A bundle of the estimator `name` and 1 to 40 rows for it."""
-    form = draw(st.sampled_from(sorted(FORMS)))
+def predictions(draw: st.DrawFn, name: str) -> tuple[Bundle, Rows]:
+    """Draw a bundle of the estimator `name` and 1 to 40 rows for it."""
+    features = draw(st.sampled_from(sorted(FEATURES)))
     scaler = None if name in COUNTS_ONLY else draw(st.sampled_from([None, *SCALERS]))
     encoding = "ordinal"
-    if "category" in kinds(form):
+    if "category" in kinds(features):
         encoding = draw(st.sampled_from(["ordinal", "onehot"] + ["hash"] * (name not in COUNTS_ONLY)))
     classes = draw(st.sampled_from(sorted(CLASSES))) if CATALOGUE[name].kind == "classifier" else ""
-    bundle = learned(name, form, scaler, encoding, classes)
+    bundle = learned(name, features, scaler, encoding, classes)
     number = st.one_of(
         st.sampled_from([0.0, -0.0, 1.0, -1e-300, NUMBER_MAX, -NUMBER_MAX]), st.floats(-20, 20), st.floats(-1e9, 1e9)
     )
     if name == "CategoricalNB":
         number = st.integers(0, 6).map(float)
-    value = {"number": number, "category": st.sampled_from([*LABELS, "never seen"])}
-    row = st.tuples(*(value[kind] for kind in kinds(form))).map(list)
+    value = {"number": number, "category": st.sampled_from([*LABELS, "unknown"])}
+    row = st.tuples(*(value[kind] for kind in kinds(features))).map(list)
     size = draw(st.one_of(st.just(1), st.integers(1, 40)))
     X = draw(st.lists(row, min_size=size, max_size=size))
     return bundle, shape(bundle.recipe, X, learning=False)
@@ -157,41 +157,41 @@ def questions(draw: st.DrawFn, name: str) -> tuple[Bundle, Rows]:
 @pytest.mark.parametrize("name", EVERY)
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_predictions_are_scikit_learns_bit_for_bit(name: str, data: st.DataObject) -> None:
-    """A bundle predicts what the estimator's own predict says of the scaler's own transform, or fails as it does."""
-    bundle, rows = data.draw(questions(name))
+def test_predictions_equal_scikit_learns_bit_for_bit(name: str, data: st.DataObject) -> None:
+    """A bundle returns the result, or raises the error, of scikit-learn's transform and predict."""
+    bundle, rows = data.draw(predictions(name))
     estimator = bundle.estimator
     with warnings.catch_warnings():
-        # What a large number does to the computation is the same in both.
+        # Large numbers overflow in both computations.
         warnings.simplefilter("ignore", RuntimeWarning)
-        X = slow_matrix(bundle, rows)
+        X = reference_matrix(bundle, rows)
         assert outcome(lambda: bundle.columns.transform(bundle.recipe, rows)) == outcome(lambda: X)
         before = X.tobytes()
         assert outcome(lambda: fast_predict.predict(estimator, X)) == outcome(lambda: estimator.predict(X))
         assert outcome(lambda: bundle.predict(rows)) == outcome(lambda: decoded(bundle, estimator.predict(X)))
         if hasattr(estimator, "predict_proba"):
-            wanted = outcome(lambda: estimator.predict_proba(X))
-            assert outcome(lambda: fast_predict.predict_proba(estimator, X)) == wanted
+            expected = outcome(lambda: estimator.predict_proba(X))
+            assert outcome(lambda: fast_predict.predict_proba(estimator, X)) == expected
             assert outcome(lambda: bundle.predict_proba(rows)) == outcome(lambda: estimator.predict_proba(X).tolist())
         assert X.tobytes() == before
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_short_way_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the estimator's predict nor the scaler's transform is called, but for the estimators named here."""
+def test_the_fast_path_is_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the estimator's predict nor the scaler's transform is called, except for unsupported estimators."""
     bundle = learned(name, "plain", None if name in COUNTS_ONLY else "StandardScaler", "ordinal", "two")
-    assert (fast_predict.find_predict(bundle.estimator) is None) == (name in ITS_OWN)
-    if name in ITS_OWN:
+    assert (fast_predict.find_predict(bundle.estimator) is None) == (name in UNSUPPORTED)
+    if name in UNSUPPORTED:
         return
     rows = shape(bundle.recipe, [[1.0, 2.0, 3.0, 4.0]], learning=False)
-    wanted = bundle.predict(rows)
+    expected = bundle.predict(rows)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError
 
     for cls, method in ((type(bundle.estimator), "predict"), (StandardScaler, "transform")):
         monkeypatch.setattr(cls, method, never)
-    assert bundle.predict(rows) == wanted
+    assert bundle.predict(rows) == expected
 
 
 @pytest.mark.parametrize("cls", [MaxAbsScaler, MinMaxScaler, StandardScaler])
@@ -200,31 +200,31 @@ def test_the_short_way_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     [{}, {"clip": True}, {"feature_range": (-2, 7), "clip": True}, {"with_mean": False}, {"with_std": False}],
 )
 def test_scalers_with_any_parameters(cls: type[Any], params: dict[str, Any]) -> None:
-    """Clipping, ranges and halves of standardising give scikit-learn's bits, of one row and of many."""
+    """Clipping, ranges and partial standardization equal scikit-learn's bit for bit, for one row and for many."""
     scaler, random = cls(), np.random.default_rng(2)
     if not params.keys() <= scaler.get_params().keys():
         return
     scaler.set_params(**params).partial_fit(random.normal(0, 3, (9, 3)))
     for rows in (1, 30):
         X = random.normal(0, 9, (rows, 3))
-        wanted = scaler.transform(X)
-        assert fast_predict.transform(scaler, X).tobytes() == wanted.tobytes()
+        expected = scaler.transform(X)
+        assert fast_predict.transform(scaler, X).tobytes() == expected.tobytes()
 
 
-def test_a_number_too_large_once_scaled_is_refused_as_by_scikit_learn() -> None:
-    """A finite number that scaling makes infinite ends in scikit-learn's own ValueError."""
+def test_a_number_that_scaling_makes_infinite_raises_scikit_learns_error() -> None:
+    """A finite number that scaling makes infinite raises scikit-learn's ValueError."""
     recipe = parse({"estimator": "SGDRegressor", "scaler": "MaxAbsScaler"})
     bundle = Bundle.new(recipe)
     bundle.partial_fit(shape(recipe, [[1.0]], [1.0], learning=True))
-    # Smaller than today's scikit-learn lets it become.
+    # Smaller than the current scikit-learn lets it become.
     bundle.columns.scaler.scale_[:] = 1e-300
     rows = shape(recipe, [[1e38]], learning=False)
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="Input X contains infinity"):
         bundle.predict(rows)
 
 
-def test_another_width_is_refused_by_scikit_learn() -> None:
-    """A matrix of another width than was learned is never broadcast: scikit-learn says what is wrong."""
+def test_another_width_raises_scikit_learns_error() -> None:
+    """A matrix of another width than was learned is never broadcast: scikit-learn raises its error."""
     scaler, estimator = StandardScaler().fit([[1.0], [2.0]]), SGDRegressor().partial_fit([[1.0]], [1.0])
     wide = np.ones((2, 3))
     with pytest.raises(ValueError, match="X has 3 features"):
@@ -233,30 +233,30 @@ def test_another_width_is_refused_by_scikit_learn() -> None:
         fast_predict.predict(estimator, wide)
 
 
-def test_classes_are_known_exactly() -> None:
-    """A class derived from one that is known may predict otherwise, so scikit-learn's way is taken."""
+def test_subclasses_use_their_own_predict() -> None:
+    """A class derived from a supported one may predict differently, so its own method is called."""
 
-    class Contrary(SGDRegressor):
-        """Predicts something of its own."""
+    class Derived(SGDRegressor):
+        """Overrides predict."""
 
         def predict(self, X: Any) -> Any:
             """Predict 42."""
             return np.full(len(X), 42.0)
 
     X = np.ones((2, 1))
-    assert fast_predict.predict(Contrary().partial_fit(X, [1.0, 2.0]), X).tolist() == [42.0, 42.0]
+    assert fast_predict.predict(Derived().partial_fit(X, [1.0, 2.0]), X).tolist() == [42.0, 42.0]
 
 
 @pytest.mark.parametrize("binarize", [None, 0.5])
 def test_bernoulli_with_and_without_a_threshold(binarize: float | None) -> None:
-    """The threshold that BernoulliNB applies before it predicts is applied."""
+    """The threshold of BernoulliNB is applied before prediction."""
     X = np.random.default_rng(4).integers(0, 2, (20, 3)).astype(np.float64)
     estimator = BernoulliNB(binarize=binarize).partial_fit(X, X[:, 0], classes=[0, 1])
     assert fast_predict.predict(estimator, X).tobytes() == estimator.predict(X).tobytes()
 
 
-def test_probabilities_where_no_class_has_any() -> None:
-    """Scores so low that every class has the probability 0 give equal ones, as in scikit-learn."""
+def test_probabilities_are_equal_if_all_are_zero() -> None:
+    """If every class has the probability 0, all get equal ones, as in scikit-learn."""
     X = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     estimator = SGDClassifier(loss="log_loss").partial_fit(X, [0, 1, 2], classes=[0, 1, 2])
     estimator.coef_[:] = -1e4
@@ -265,8 +265,8 @@ def test_probabilities_where_no_class_has_any() -> None:
     assert probabilities.tobytes() == estimator.predict_proba(X).tobytes()
 
 
-def test_other_losses_leave_probabilities_to_scikit_learn() -> None:
-    """Only the logistic loss has a short way; modified_huber goes to scikit-learn, hinge has none at all."""
+def test_probabilities_of_other_losses_are_left_to_scikit_learn() -> None:
+    """Only the logistic loss has a fast path; modified_huber is left to scikit-learn; hinge has no probabilities."""
     X = np.array([[1.0], [-1.0]])
     huber = SGDClassifier(loss="modified_huber").partial_fit(X, [0, 1], classes=[0, 1])
     assert fast_predict.find_predict_proba(SGDClassifier(loss="log_loss")) is not None

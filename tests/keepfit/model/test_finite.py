@@ -1,4 +1,4 @@
-"""Nothing that is not a finite number is ever part of a bundle, wherever an estimator or scaler may keep it."""
+"""A bundle never holds a number that is not finite, in any attribute of an estimator or scaler."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from tests import catalogue
 
-# Where an infinity is right: the logarithm of a count of zero.
+# Attributes in which infinity is valid: the logarithm of a count of zero.
 LOGARITHMS = ("log_prob_", "log_prior_")
 PARAMS: dict[str, dict[str, Any]] = {
     **{name: params for name, (params, _) in catalogue.MADE.items()},
@@ -28,14 +28,14 @@ each_shape = pytest.mark.parametrize(("name", "scaler"), SHAPES, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_worker() -> Iterator[None]:
-    """Let numpy overflow, and take the logarithm of a class never seen, as it does where nobody asks for errors."""
+def _numpy_errors_as_in_a_worker() -> Iterator[None]:
+    """Let numpy overflow and take the logarithm of zero without warnings, as workers do."""
     with np.errstate(all="ignore"):
         yield
 
 
 def recipe_of(name: str, scaler: str | None) -> Recipe:
-    """Recipe of two columns of numbers."""
+    """Return a recipe of two number columns."""
     document: dict[str, Any] = {"estimator": name, "params": PARAMS.get(name, {}), "scaler": scaler}
     if estimators.CATALOGUE[name].kind == "classifier":
         document["classes"] = [["a", "b", "c"]] * 2 if estimators.CATALOGUE[name].many else ["a", "b", "c"]
@@ -43,7 +43,7 @@ def recipe_of(name: str, scaler: str | None) -> Recipe:
 
 
 def rows_of(recipe: Recipe, size: float = 1.0, weight: float | None = None) -> Rows:
-    """Ten rows of numbers of about `size`."""
+    """Return ten rows of numbers of about `size`."""
     X = [[size * (i % 3), size * (1 + i % 2)] for i in range(10)]
     y: list[Any] | None = None
     if recipe.entry.takes_y:
@@ -54,7 +54,7 @@ def rows_of(recipe: Recipe, size: float = 1.0, weight: float | None = None) -> R
 
 
 def numbers(thing: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """All floating point numbers that can be reached from an object, each with the way to it."""
+    """Yield all floating point numbers reachable from an object, each with its path."""
     seen = set() if seen is None else seen
     if id(thing) in seen:
         return
@@ -73,8 +73,8 @@ def numbers(thing: Any, path: str = "", seen: set[int] | None = None) -> Iterato
             yield from numbers(getattr(thing, name, None), f"{path}.{name}", seen)
 
 
-def wrong(bundle: Bundle) -> list[str]:
-    """Ways to what is not finite in a bundle, found by looking at everything."""
+def non_finite_paths(bundle: Bundle) -> list[str]:
+    """Return the paths of all numbers in a bundle that are not finite."""
     return [
         path
         for path, value in (*numbers(bundle.estimator), *numbers(bundle.columns), *numbers(bundle.running))
@@ -84,57 +84,57 @@ def wrong(bundle: Bundle) -> list[str]:
 
 
 @each_shape
-def test_what_was_learned_of_ordinary_rows_passes(name: str, scaler: str | None) -> None:
-    """No estimator and no scaler is refused for what it keeps after ordinary rows, classes never seen among it."""
+def test_ordinary_rows_pass_the_check(name: str, scaler: str | None) -> None:
+    """No estimator or scaler is rejected after ordinary rows, also with classes that have no rows."""
     recipe = recipe_of(name, scaler)
     bundle = Bundle.new(recipe)
     for _ in range(3):
         bundle.partial_fit(rows_of(recipe))
     assert bundle.rows_seen == 30
-    assert wrong(bundle) == []
+    assert non_finite_paths(bundle) == []
 
 
 @each_shape
-def test_each_corner_is_looked_at(name: str, scaler: str | None) -> None:
-    """A NaN in any one of the arrays and numbers that an estimator or scaler has learned is found, and named."""
+def test_every_learned_attribute_is_checked(name: str, scaler: str | None) -> None:
+    """A NaN in any array or number that an estimator or scaler has learned is found and named."""
     recipe = recipe_of(name, scaler)
     bundle = Bundle.new(recipe)
     for _ in range(2):
         bundle.partial_fit(rows_of(recipe))
-    looked_at = 0
+    checked = 0
     for learned in (bundle.estimator, bundle.columns.scaler):
         for owner, attribute, value in attributes(learned):
-            setattr(owner, attribute, spoilt(value))
-            assert attribute in (finite.find_non_finite(learned) or ""), f"{attribute} is not looked at"
+            setattr(owner, attribute, with_nan(value))
+            assert attribute in (finite.find_non_finite(learned) or ""), f"{attribute} is not checked"
             setattr(owner, attribute, value)
-            looked_at += 1
+            checked += 1
         assert learned is None or finite.find_non_finite(learned) is None
-    assert looked_at >= 2
+    assert checked >= 2
 
 
 def attributes(learned: Any) -> list[tuple[Any, str, Any]]:
-    """Owner, name and value of all that an estimator or scaler has learned in floating point."""
+    """Return owner, name and value of all floating point attributes that an estimator or scaler has learned."""
     if learned is None:
         return []
     params = set(learned.get_params(deep=False))
     inner = getattr(learned, "estimators_", None) or [getattr(learned, "estimator_", None)]
-    within = [found for one in inner for found in attributes(one)]
+    nested = [attribute for member in inner for attribute in attributes(member)]
     owners = [learned, *([learned._optimizer] if hasattr(learned, "_optimizer") else [])]
-    return within + [
+    return nested + [
         (owner, name, value)
         for owner in owners
         for name, value in vars(owner).items()
         if name not in params | {"loss_curve_", "explained_variance_ratio_", "estimator_", "estimators_"}
         and next(numbers(value), None) is not None
-        # A Birch tree's nodes are sums of the leaves, which stand in an array of their own.
+        # The nodes of a Birch tree are sums of the leaves, which have an array of their own.
         and name not in ("root_", "dummy_leaf_", "_random_state", "_label_binarizer")
     ]
 
 
-def spoilt(value: Any) -> Any:
-    """Copy of a learned value with a NaN as its last number."""
+def with_nan(value: Any) -> Any:
+    """Return a copy of a learned value with NaN as its last number."""
     if isinstance(value, list):
-        return [*value[:-1], spoilt(value[-1])]
+        return [*value[:-1], with_nan(value[-1])]
     if isinstance(value, np.ndarray):
         copy = value.copy()
         copy.flat[-1] = np.nan
@@ -144,8 +144,8 @@ def spoilt(value: Any) -> Any:
 
 @each_shape
 @pytest.mark.parametrize("weight", [None, 1e38], ids=["rows", "weights"])
-def test_numbers_at_the_bound_are_learned_or_refused(name: str, scaler: str | None, weight: float | None) -> None:
-    """Rows and weights as large as may be end in an error or in finite numbers, however often they come."""
+def test_numbers_at_the_bound_are_learned_or_rejected(name: str, scaler: str | None, weight: float | None) -> None:
+    """Repeated rows and weights at the bound raise an error or leave finite numbers."""
     recipe = recipe_of(name, scaler)
     bundle = Bundle.new(recipe)
     bundle.partial_fit(rows_of(recipe))
@@ -155,13 +155,13 @@ def test_numbers_at_the_bound_are_learned_or_refused(name: str, scaler: str | No
             try:
                 bundle.partial_fit(rows_of(recipe, 5e37, weight))
             except (ValueError, ArithmeticError):
-                # What is left of it would be thrown away.
+                # The caller discards the bundle.
                 return
-            assert wrong(bundle) == []
+            assert non_finite_paths(bundle) == []
 
 
-def test_a_running_error_that_overflows_is_refused() -> None:
-    """A model that predicts so far off that the sum of its errors overflows does not commit that sum."""
+def test_overflowing_prequential_sums_are_rejected() -> None:
+    """A bundle whose sum of errors overflows raises an error instead of being committed."""
     recipe = recipe_of("SGDRegressor", None)
     bundle = Bundle.new(recipe)
     bundle.partial_fit(rows_of(recipe))
@@ -172,8 +172,8 @@ def test_a_running_error_that_overflows_is_refused() -> None:
         bundle.partial_fit(shape(recipe, [[10.0, 10.0]], [0.0], learning=True))
 
 
-def test_a_number_that_scikit_learn_takes_and_keepfit_does_not() -> None:
-    """Control: a row of 1e200, which the check at the door refuses, makes SGDRegressor's coefficients absurd."""
+def test_a_number_beyond_the_bound_would_corrupt_an_estimator() -> None:
+    """Control: a row of 1e200, which the gateway rejects, makes SGDRegressor's coefficients absurd."""
     recipe = recipe_of("SGDRegressor", None)
     bundle = Bundle.new(recipe)
     bundle.estimator.partial_fit(np.array([[1e200, 1.0]]), np.array([1.0]))
