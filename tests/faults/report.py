@@ -60,9 +60,9 @@ def figures(outcome: Outcome) -> list[tuple[str, str]]:
         ("order hash of each model, as learned", ", ".join(v.order_hash[:12] for v in verdicts)),
         ("… as accepted", ", ".join(v.expected_order_hash[:12] for v in verdicts)),
         ("bundles equal to a plain loop, bit for bit", f"{sum(not v.faults for v in verdicts)} of {len(verdicts)}"),
-        ("workers killed", f"{done[schedule.KILL_WORKER]}, {len(outcome.deaths)} of them with rows in hand"),
+        ("workers killed", f"{done[schedule.KILL_WORKER]}, {len(outcome.deaths)} of them with claimed rows"),
         ("workers paused beyond lease and lock", f"{done[schedule.PAUSE_WORKER]}"),
-        ("commits that sleepers tried, all refused", f"{outcome.refused}"),
+        ("commits tried by paused workers, all refused", f"{outcome.refused}"),
         ("gateways killed", f"{done[schedule.KILL_GATEWAY]}"),
         ("Redis killed: store, queue", f"{done[schedule.KILL_STORE]}, {done[schedule.KILL_QUEUE]}"),
         ("connections cut, replies dropped, requests torn",
@@ -70,15 +70,15 @@ def figures(outcome: Outcome) -> list[tuple[str, str]]:
         ("Redis slowed, hung", f"{done[schedule.SLOW]}, {done[schedule.HANG]} times"),
         ("attempts of clients for those rows", f"{outcome.attempts:,}"),
         ("commits", f"{outcome.commits:,}"),
-        ("a killed worker's rows in hand committed by another, p50 / p99 (kills)", _p50_p99(_took(alone))),
-        ("… with something else wrong meanwhile", _p50_p99(_took([d for d in outcome.deaths if d.meanwhile]))),
-        ("a paused worker's rows in hand committed by another, p50 / p99 (pauses)", _p50_p99(_took(undisturbed))),
+        ("a killed worker's claimed rows committed by another, p50 / p99 (kills)", _p50_p99(_took(alone))),
+        ("… with another fault at the same time", _p50_p99(_took([d for d in outcome.deaths if d.meanwhile]))),
+        ("a paused worker's claimed rows committed by another, p50 / p99 (pauses)", _p50_p99(_took(undisturbed))),
         ("store back: first answer, p50 / worst", _p50_worst([away.answer_s for away in short])),
         ("store back: first commit, p50 / worst", _p50_worst([away.commit_s for away in short])),
         *((f"store back after {away.away_s:.0f} s: first answer, first commit",
            f"{away.answer_s:.2f} s, {away.commit_s:.2f} s") for away in long),
         ("all learned after the last row was sent", f"{outcome.drained_s:.1f} s"),
-        ("found wrong", f"{len(outcome.faults)}"),
+        ("errors found", f"{len(outcome.faults)}"),
     ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def section(outcome: Outcome) -> str:
         "| figure | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in figures(outcome)),
-        *(["", "Found wrong:", "", *(f"- {fault}" for fault in outcome.faults[:20])] if outcome.faults else []),
+        *(["", "Errors found:", "", *(f"- {fault}" for fault in outcome.faults[:20])] if outcome.faults else []),
         END,
     ]
     return "\n".join(lines)

@@ -30,10 +30,10 @@ def test_figures_keep_apart_what_was_disturbed(outcome: Outcome) -> None:
     """A kill with something else wrong meanwhile does not spoil the figure of those without."""
     found = dict(figures(outcome))
     assert found["rows sent = accepted = learned"] == "10 = 10 = 9"
-    assert found["a killed worker's rows in hand committed by another, p50 / p99 (kills)"] == "0.10 s / 0.10 s (1)"
-    assert found["… with something else wrong meanwhile"] == "7.00 s / 7.00 s (1)"
+    assert found["a killed worker's claimed rows committed by another, p50 / p99 (kills)"] == "0.10 s / 0.10 s (1)"
+    assert found["… with another fault at the same time"] == "7.00 s / 7.00 s (1)"
     assert found["store back after 30 s: first answer, first commit"] == "0.25 s, 0.50 s"
-    assert found["found wrong"] == "1"
+    assert found["errors found"] == "1"
 
 
 def test_figures_stand_between_their_markers(outcome: Outcome, tmp_path: Path) -> None:
