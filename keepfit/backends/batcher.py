@@ -17,8 +17,9 @@ BATCH_MAX = 1024
 class Batcher(Generic[T]):
     """Sends items in batches; `send` tells each item's owner what came of it, and raises nothing."""
 
-    def __init__(self, send: Callable[[list[T]], Awaitable[None]]) -> None:
+    def __init__(self, send: Callable[[list[T]], Awaitable[None]], batch_max: int = BATCH_MAX) -> None:
         self._send = send
+        self._batch_max = batch_max
         self._items: list[T] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -34,7 +35,7 @@ class Batcher(Generic[T]):
     async def _send_all(self) -> None:
         try:
             while self._items:
-                batch, self._items = self._items[:BATCH_MAX], self._items[BATCH_MAX:]
+                batch, self._items = self._items[: self._batch_max], self._items[self._batch_max :]
                 await self._send(batch)
         finally:
             self._sending = None

@@ -15,7 +15,7 @@ from keepfit.errors import MalformedError, SettingsError
 from keepfit.settings import Settings
 
 if TYPE_CHECKING:
-    from keepfit.restore.bulk import Meant
+    from keepfit.restore.bulk import ModelFilter
 
 DATA_FOLDER = Path(".keepfit")
 
@@ -79,7 +79,7 @@ def parse_where(where: Iterable[str] | None, *, reserved: Iterable[str] = ()) ->
     return values
 
 
-def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str | None) -> "Meant":
+def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str | None) -> "ModelFilter":
     """Return the filter that `--type`, `--where` and `--hash` describe.
 
     Raises
@@ -87,9 +87,9 @@ def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str
     MalformedError, SettingsError
         As :func:`parse_where`; SettingsError also if `--type` and `--where` name two types.
     """
-    from keepfit.restore.bulk import Meant  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.restore.bulk import ModelFilter  # noqa: PLC0415 - other commands shall not wait for it
 
     metadata = parse_where(where)
     if type_ is not None and metadata.get("type", type_) != type_:
         raise SettingsError("--type and --where name two different types; a model has one.")
-    return Meant(type_, model_hash, metadata)
+    return ModelFilter(type_, model_hash, metadata)

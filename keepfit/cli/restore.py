@@ -45,7 +45,7 @@ def restore(
     """Put models back into Redis from their snapshots: lost models; with --at or --version live models as well."""
     from keepfit.history import times  # noqa: PLC0415 - other commands shall not wait for these imports
     from keepfit.restore.bulk import restore_many  # noqa: PLC0415
-    from keepfit.restore.restorer import RestoreRequest  # noqa: PLC0415
+    from keepfit.restore.requests import RestoreRequest  # noqa: PLC0415
 
     models = model_filter(type_, where, model_hash)
     request = RestoreRequest(None if at is None else times.parse_time(at), version)
@@ -57,7 +57,7 @@ def restore(
                 models,
                 request,
                 dry_run=dry_run,
-                agreed=lambda plans: force or _confirm(plans),
+                confirm=lambda plans: force or _confirm(plans),
                 follow=force,
                 progress=progress,
             )

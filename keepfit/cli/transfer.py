@@ -18,7 +18,7 @@ from keepfit.observability import logs
 from keepfit.security.envelope import IMPORT_KEYS, Keyring
 
 if TYPE_CHECKING:
-    from keepfit.transfer.imports import TransferResult
+    from keepfit.transfer.exports import TransferResult
 
 COLUMNS = ("hash", "metadata", "version", "snapshots", "outcome")
 
@@ -32,7 +32,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write models, with their recipes and snapshots, into one file that another deployment can import."""
-    from keepfit.transfer.imports import export_many  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.transfer.exports import export_many  # noqa: PLC0415 - other commands shall not wait for it
 
     models = model_filter(type_, where, model_hash)
     logs.configure_plain()
@@ -57,13 +57,13 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import the models of a file that `keepfit export` wrote, signed with the key of this deployment."""
-    from keepfit.transfer.imports import import_many, keyring_of  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.transfer.imports import import_many, read_keyring  # noqa: PLC0415 - other commands shall not wait for it
 
     settings = load_settings()
     setting = settings.import_keys.get_secret_value()
     import_keys = None
     if keys is not None:
-        import_keys = keyring_of(keys)
+        import_keys = read_keyring(keys)
     elif setting.strip():
         import_keys = Keyring.from_text(setting, IMPORT_KEYS)
     logs.configure_plain()

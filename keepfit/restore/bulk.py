@@ -1,9 +1,9 @@
-"""Restoring many models: what `keepfit restore` does.
+"""Restore many models: the implementation of `keepfit restore`.
 
-Owns which models are meant, what would become of each, and what is said of it; how one is restored is
-:mod:`keepfit.restore.restorer`. Invariants: nothing is changed before the caller has seen which live models would go
-back, and has agreed; a live model goes back only from what it was then; trouble with one does not keep the others from
-being restored; done again after it was cut short, it goes on with what is left.
+Owns which models are selected, the plan for each, and its outcome; :mod:`keepfit.restore.restorer` restores one model.
+Invariants: nothing is changed before the caller has seen which live models would be rewound, and has confirmed it; a
+live model is rewound only if it has not changed since; a failure of one model does not keep the others from being
+restored; a run that was interrupted can be repeated, and continues with the models that are left.
 """
 
 import asyncio
@@ -13,25 +13,27 @@ from typing import Any, TypeVar
 
 from keepfit.errors import CorruptLogError, KeepfitError, MissingRequestsError, NotConfirmedError, UnavailableError
 from keepfit.history import Document, RegistryEntry
-from keepfit.restore.repair import is_broken, repair
-from keepfit.restore.restorer import NEWEST, Restorer, RestoreRequest, RestoreResult
+from keepfit.observability.progress import Progress, no_progress
+from keepfit.restore import replay_source
+from keepfit.restore.repair import is_damaged, repair
+from keepfit.restore.requests import NEWEST, RestoreRequest, RestoreResult
+from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import View
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.store.models import Model
 
 PAGE = 500
-# More do not help: one MongoDB answers, one Redis syncs, and this process opens the bundles.
-AT_ONCE = 16
+# More would not be faster: one MongoDB answers, one Redis syncs, and this process unpickles the bundles.
+CONCURRENCY = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Meant:
-    """Models by `type` and other `metadata` (texts that values are compared with), or the one of `hash`."""
+class ModelFilter:
+    """Selects models by `type` and other `metadata` (texts that values are compared with), or one model by `hash`."""
 
     type_: str | None = None
     hash: str | None = None
@@ -40,41 +42,41 @@ class Meant:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would become of one model: of the `live` one, None where it is in no Redis, and of a snapshot's `document`.
+    """Plan for one model: its `live` state (None: not in Redis), and the `document` of the snapshot to restore.
 
-    `goes_back` tells that learning would be forgotten, `kept` why nothing is to be done, `failed` why it cannot be,
-    `broken` that the live bundle is damaged or gone; `replayed` is how many logged rows would be learned again.
+    `is_rewind`: a live model would forget rows. `skip_reason`: why nothing is to be done. `error`: why nothing can be
+    done. `is_damaged`: the live bundle is damaged or gone. `replayed`: number of logged rows to learn again.
     """
 
     registered: RegistryEntry
     live: Model | None
     document: Document | None
-    goes_back: bool = False
-    kept: str = ""
-    failed: str = ""
-    broken: bool = False
+    is_rewind: bool = False
+    skip_reason: str = ""
+    error: str = ""
+    is_damaged: bool = False
     replayed: int = 0
 
     @property
     def rows_forgotten(self) -> int:
-        """Rows that the live model has learned more than what it would become."""
-        if not self.goes_back or self.live is None or self.document is None:
+        """Rows that the live model has learned and the restored one has not."""
+        if not self.is_rewind or self.live is None or self.document is None:
             return 0
         return max(self.live.rows_seen - int(self.document["rows_seen"]) - self.replayed, 0)
 
     def outcome(self) -> "Outcome":
-        """Say what would be done."""
-        if self.failed or self.kept:
-            return self.said(self.failed or self.kept, failed=bool(self.failed))
-        if self.broken and not self.goes_back:
-            return self.said("would be repaired: its live bundle is damaged")
+        """Describe what would be done."""
+        if self.error or self.skip_reason:
+            return self.report(self.error or self.skip_reason, failed=bool(self.error))
+        if self.is_damaged and not self.is_rewind:
+            return self.report("would be repaired: its live bundle is damaged")
         again = f", {self.replayed} logged rows learned again" if self.replayed else ""
-        if self.goes_back:
-            return self.said(f"would go back, {self.rows_forgotten} rows forgotten{again}")
-        return self.said(("would be restored" if self.document else "would begin anew") + again)
+        if self.is_rewind:
+            return self.report(f"would be rewound, {self.rows_forgotten} rows forgotten{again}")
+        return self.report(("would be restored" if self.document else "would be recreated from its recipe") + again)
 
-    def said(self, outcome: str, *, failed: bool = False) -> "Outcome":
-        """Say what came of it."""
+    def report(self, outcome: str, *, failed: bool = False) -> "Outcome":
+        """Return the outcome with the versions and counts of the plan."""
         return Outcome(
             self.registered,
             self.live.version if self.live else None,
@@ -88,7 +90,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of restoring one model; versions are None where there is none."""
+    """Outcome for one model; `live_version` is the version before (None: not live), `version` the restored one."""
 
     registered: RegistryEntry
     live_version: int | None
@@ -111,54 +113,51 @@ class Outcome:
         }
 
 
-def silent(done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def _never(plans: Sequence[Plan]) -> bool:
-    """Let no live model go back."""
+def _refuse(plans: Sequence[Plan]) -> bool:
+    """Confirm no rewind."""
     return False
 
 
 async def restore_many(
     settings: Settings,
-    meant: Meant,
-    wanted: RestoreRequest = NEWEST,
+    models: ModelFilter,
+    request: RestoreRequest = NEWEST,
     *,
     dry_run: bool = False,
-    agreed: Callable[[Sequence[Plan]], bool] = _never,
+    confirm: Callable[[Sequence[Plan]], bool] = _refuse,
     follow: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[Outcome]:
-    """Restore the models that are meant from the snapshots that are wanted.
+    """Restore the selected models from the requested snapshots.
 
-    `agreed` is asked once, with all live models that would go back behind what they have learned; a no ends it before
-    anything is changed, with :class:`NotConfirmedError`. With `follow` they go back also where they learn on meanwhile.
+    `confirm` is called once, with the plans of all live models that would forget rows; if it returns False, the run
+    ends with :class:`NotConfirmedError` before anything is changed. With `follow`, models that learn in the meantime
+    are rewound too.
     """
     async with open_resources(settings) as resources:
         restorer = Restorer(resources, settings)
         try:
-            registered = [found async for found in registered_of(resources, meant)]
-            plans, view = await _plan(restorer, registered, wanted)
+            registered = [found async for found in select_models(resources, models)]
+            plans, view = await _plan_all(restorer, registered, request)
             if dry_run:
                 return [plan.outcome() for plan in plans]
-            back = [plan for plan in plans if plan.goes_back]
-            # What needs the loop's thread is asked in it: nothing else runs meanwhile.
-            if back and not agreed(back):
+            rewinds = [plan for plan in plans if plan.is_rewind]
+            # `confirm` may block the event loop to ask a person: no other task runs now.
+            if rewinds and not confirm(rewinds):
                 raise NotConfirmedError(
-                    f"{len(back)} live models would go back behind what they have learned "
-                    f"({sum(plan.rows_forgotten for plan in back)} rows); --force does that. Nothing was changed."
+                    f"{len(rewinds)} live models would be rewound and forget "
+                    f"{sum(plan.rows_forgotten for plan in rewinds)} rows; confirm with --force. Nothing was changed."
                 )
-            return await at_once(plans, _Hand(restorer, wanted, view, follow=follow).carry_out, progress)
+            return await for_each(plans, _Execution(restorer, request, view, follow=follow).execute, progress)
         finally:
             restorer.close()
 
 
-async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress: Progress = silent) -> list[R]:
-    """Act on all items, some at once; return what came of each, in their order."""
-    gate, done = asyncio.Semaphore(AT_ONCE), 0
+async def for_each(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress: Progress = no_progress) -> list[R]:
+    """Call `act` for all items, :data:`CONCURRENCY` at a time; return the results in the order of the items."""
+    gate, done = asyncio.Semaphore(CONCURRENCY), 0
 
-    async def one(item: T) -> R:
+    async def run(item: T) -> R:
         nonlocal done
         async with gate:
             result = await act(item)
@@ -168,94 +167,95 @@ async def at_once(items: Sequence[T], act: Callable[[T], Awaitable[R]], progress
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
+            tasks = [group.create_task(run(item)) for item in items]
     except BaseExceptionGroup as errors:
-        # The first one stopped the others, and says why.
+        # The first error cancelled the other tasks; it is the cause.
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def _plan(
-    restorer: Restorer, registered: Sequence[RegistryEntry], wanted: RestoreRequest
+async def _plan_all(
+    restorer: Restorer, registered: Sequence[RegistryEntry], request: RestoreRequest
 ) -> tuple[list[Plan], View | None]:
-    """Find out what would become of the models, and what was logged when those that are lost were."""
+    """Plan the restore of all models; return the plans, and the row log as listed after lost models were found lost."""
     live: list[Model | None] = []
     for begin in range(0, len(registered), PAGE):
         live += await restorer.resources.store.describe_many([each.hash for each in registered[begin : begin + PAGE]])
     pairs = [
-        # One of before it was born is what is left of a deleted predecessor.
+        # A live model of a generation before `born` is left over from a deleted predecessor.
         (each, found if found is None or found.generation >= each.born else None)
         for each, found in zip(registered, live, strict=True)
     ]
-    is_needed = wanted.at is not None or any(found is None for _, found in pairs)
-    view = await restorer.look() if is_needed else None
+    needs_row_log = request.at is not None or any(found is None for _, found in pairs)
+    view = await replay_source.list_row_log(restorer.resources) if needs_row_log else None
 
-    async def look(pair: tuple[RegistryEntry, Model | None]) -> Plan:
-        return await _look(restorer, *pair, wanted, view)
+    async def plan(pair: tuple[RegistryEntry, Model | None]) -> Plan:
+        return await _plan(restorer, *pair, request, view)
 
-    return await at_once(pairs, look), view
+    return await for_each(pairs, plan), view
 
 
-async def _look(
-    restorer: Restorer, registered: RegistryEntry, live: Model | None, wanted: RestoreRequest, view: View | None
+async def _plan(
+    restorer: Restorer, registered: RegistryEntry, live: Model | None, request: RestoreRequest, view: View | None
 ) -> Plan:
-    """Find out what would become of one model."""
-    document = await restorer.find(registered, wanted)
-    if document is None and wanted.is_named:
-        what = "no snapshot that old" if wanted.version is None else "no snapshot of that version"
-        return Plan(registered, live, None, failed=what)
-    broken = live is not None and await is_broken(restorer, live)
-    if live is not None and (not wanted.is_named or document is None):
-        return Plan(registered, live, document, kept="" if broken else "kept: it is live", broken=broken)
+    """Plan the restore of one model."""
+    resources = restorer.resources
+    document = await replay_source.find_document(resources, registered, request)
+    if document is None and request.is_named:
+        what = "no snapshot that old" if request.version is None else "no snapshot of that version"
+        return Plan(registered, live, None, error=what)
+    damaged = live is not None and await is_damaged(restorer, live)
+    if live is not None and (not request.is_named or document is None):
+        return Plan(registered, live, document, skip_reason="" if damaged else "kept: it is live", is_damaged=damaged)
     try:
-        replayed, is_at = await restorer.ahead(registered, wanted, document, live, view)
+        replayed, is_at = await replay_source.preview(resources, registered, request, document, live, view)
     except CorruptLogError as error:
-        return Plan(registered, live, document, failed=str(error))
+        return Plan(registered, live, document, error=str(error))
     if live is None:
         return Plan(registered, None, document, replayed=replayed)
-    if is_at and not broken:
-        return Plan(registered, live, document, kept="kept: it is at this snapshot")
-    return Plan(registered, live, document, goes_back=True, replayed=replayed, broken=broken)
+    if is_at and not damaged:
+        return Plan(registered, live, document, skip_reason="kept: it is at this snapshot")
+    return Plan(registered, live, document, is_rewind=True, replayed=replayed, is_damaged=damaged)
 
 
-class _Hand:
-    """Does what was planned, until so many models in a row show that a part is away for all of them."""
+class _Execution:
+    """Executes plans, until so many failures in a row show that a dependency is unavailable for all models."""
 
-    def __init__(self, restorer: Restorer, wanted: RestoreRequest, view: View | None, *, follow: bool) -> None:
+    def __init__(self, restorer: Restorer, request: RestoreRequest, view: View | None, *, follow: bool) -> None:
         self._restorer = restorer
-        self._wanted = wanted
+        self._request = request
         self._view = view
         self._follow = follow
-        self._in_a_row = 0
-        self._away = ""
+        self._unavailable_in_a_row = 0
+        self._reason = ""
 
-    async def carry_out(self, plan: Plan) -> Outcome:
-        """Do what was planned for one model."""
-        if plan.kept or plan.failed:
+    async def execute(self, plan: Plan) -> Outcome:
+        """Execute the plan of one model."""
+        if plan.skip_reason or plan.error:
             return plan.outcome()
-        if self._in_a_row >= AT_ONCE:
-            return plan.said(f"left: {self._away}", failed=True)
+        if self._unavailable_in_a_row >= CONCURRENCY:
+            return plan.report(f"not tried: {self._reason}", failed=True)
         try:
-            restored = await self._restore(plan)
+            result = await self._restore(plan)
         except UnavailableError as error:
-            self._in_a_row, self._away = self._in_a_row + 1, str(error)
-            return plan.said(str(error), failed=True)
+            self._unavailable_in_a_row, self._reason = self._unavailable_in_a_row + 1, str(error)
+            return plan.report(str(error), failed=True)
         except KeepfitError as error:
-            return plan.said(str(error), failed=True)
-        self._in_a_row = 0
-        return _said(plan, restored)
+            return plan.report(str(error), failed=True)
+        self._unavailable_in_a_row = 0
+        return _outcome(plan, result)
 
     async def _restore(self, plan: Plan) -> RestoreResult:
         if plan.live is None:
-            return await self._restorer.bring_back(plan.registered, self._wanted, plan.document, self._view)
-        if plan.broken and not plan.goes_back:
+            return await self._restorer.restore(plan.registered, self._request, plan.document, self._view)
+        if plan.is_damaged and not plan.is_rewind:
             try:
                 return await self._repair(plan, plan.live)
             except MissingRequestsError:
                 if not self._follow:
                     raise
-        return await self._restorer.go_back(
-            plan.registered, self._wanted, plan.live, follow=self._follow, first=plan.document, view=self._view
+        return await self._restorer.rewind(
+            plan.registered, self._request, plan.live, follow=self._follow, preferred=plan.document, view=self._view
         )
 
     async def _repair(self, plan: Plan, live: Model) -> RestoreResult:
@@ -267,36 +267,37 @@ class _Hand:
         )
 
 
-def _said(plan: Plan, restored: RestoreResult) -> Outcome:
-    if restored.live:
-        return plan.said("kept: it came back meanwhile")
-    words = "restored" if plan.live is None else "went back"
-    if restored.document is None:
-        words = "begun anew: it had no snapshot"
-    if restored.replayed:
-        words += f", {restored.replayed} logged rows learned again"
-    if restored.relearned is not None:
-        words = f"repaired: {restored.relearned} requests learned again, none forgotten"
-    if restored.corrupt:
-        words += f", after {restored.corrupt} damaged"
-    if not restored.saved:
+def _outcome(plan: Plan, result: RestoreResult) -> Outcome:
+    """Describe what was done."""
+    if result.live:
+        return plan.report("kept: it is live by now")
+    words = "restored" if plan.live is None else "rewound"
+    if result.document is None:
+        words = "recreated from its recipe: it has no snapshot"
+    if result.replayed:
+        words += f", {result.replayed} logged rows learned again"
+    if result.relearned is not None:
+        words = f"repaired: {result.relearned} requests learned again, none forgotten"
+    if result.corrupt:
+        words += f", {result.corrupt} damaged snapshots skipped"
+    if not result.saved:
         words += ", to be saved by the next pass"
     return Outcome(
         plan.registered,
         plan.live.version if plan.live else None,
-        restored.document["version"] if restored.document else None,
+        result.document["version"] if result.document else None,
         words,
         rows_forgotten=plan.rows_forgotten,
-        replayed=restored.replayed,
+        replayed=result.replayed,
     )
 
 
-async def registered_of(resources: Resources, meant: Meant) -> AsyncIterator[RegistryEntry]:
-    """Read the register for the models that are meant, in order of their hashes."""
-    filters = {**meant.metadata, **({} if meant.type_ is None else {"type": meant.type_})}
-    if meant.hash is not None:
-        found = await resources.registry.find(meant.hash)
-        if found is not None and (not filters or found.hash in await _of_these(resources, filters, found.hash)):
+async def select_models(resources: Resources, models: ModelFilter) -> AsyncIterator[RegistryEntry]:
+    """Read the selected models from the registry, in the order of their hashes."""
+    filters = {**models.metadata, **({} if models.type_ is None else {"type": models.type_})}
+    if models.hash is not None:
+        found = await resources.registry.find(models.hash)
+        if found is not None and (not filters or found.hash in await _matching_hashes(resources, filters, found.hash)):
             yield found
         return
     after = ""
@@ -306,8 +307,8 @@ async def registered_of(resources: Resources, meant: Meant) -> AsyncIterator[Reg
         after = page[-1].hash
 
 
-async def _of_these(resources: Resources, filters: Mapping[str, str], model_hash: str) -> list[str]:
-    """Hashes of models that fit the filters, from just before `model_hash` on."""
-    # Hashes are 64 digits: nothing sorts between the first 63 of one and itself but what differs in the last.
+async def _matching_hashes(resources: Resources, filters: Mapping[str, str], model_hash: str) -> list[str]:
+    """Return hashes of models that match the filters, from just before `model_hash` on."""
+    # Hashes have 64 digits: only hashes that differ in the last digit sort between the first 63 digits and the hash.
     found = await resources.registry.models(filters, 16, model_hash[:-1])
     return [each.hash for each in found]

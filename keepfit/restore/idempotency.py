@@ -1,7 +1,8 @@
-"""What a lost model's inbox knew, put back: answers to idempotency keys, and requests that could not be learned again.
+"""Restore the answers to idempotency keys of a lost model, and enqueue requests that the replay skipped.
 
-Owns the calls that do it. Never decides which. Invariant: keys are set before the model is live, by whoever holds the
-claim to bring it back; so a repeat finds either no model or what it was answered. Calls come from the row log.
+Owns the commands to Redis. Never decides which keys or requests. Invariant: keys are set before the model is live, by
+the process that holds the claim to restore it; so a repeated request finds either no model or its earlier answer. Calls
+come from the row log.
 """
 
 import hashlib
@@ -18,26 +19,27 @@ from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import BIG_TTL_MS, CALL_BYTES_MAX, NO_WIDTH, Learn
 
-KEYS_AT_ONCE = 500
-PIECE_BYTES = 1 << 20
+KEYS_PER_CALL = 500
+CHUNK_BYTES = 1 << 20
 
 
-async def remember(
+async def restore_answers(
     client: redis.asyncio.Redis,
     registered: RegistryEntry,
     generation: int,
-    known: Mapping[str, Call],
+    answered: Mapping[str, Call],
     ttl_s: float,
     now_s: float,
 ) -> bool:
-    """Claim a lost model for `generation`, and let its calls be known by their keys for what is left of `ttl_s`.
+    """Claim a lost model for `generation`, and set the answers to its idempotency keys for the rest of `ttl_s`.
 
-    False where it is live, or claimed for a later generation.
+    `answered` has the call that each key stands for, `now_s` is seconds since 1970. Returns False if the model is live,
+    or claimed for a later generation.
     """
-    left = {name: round((call.at + ttl_s - now_s) * 1000) for name, call in known.items()}
-    names = [name for name, ms in left.items() if ms > 0]
-    for begin in range(0, len(names) or 1, KEYS_AT_ONCE):
-        some = names[begin : begin + KEYS_AT_ONCE]
+    left_ms = {name: round((call.at + ttl_s - now_s) * 1000) for name, call in answered.items()}
+    names = [name for name, ms in left_ms.items() if ms > 0]
+    for begin in range(0, len(names) or 1, KEYS_PER_CALL):
+        some = names[begin : begin + KEYS_PER_CALL]
         (done,) = await redis_scripts.run_async(
             client,
             redis_scripts.call(
@@ -51,7 +53,8 @@ async def remember(
                     generation,
                     registered.born,
                     *(
-                        f"{left[name]} {known[name].digest} {known[name].sequence} {len(known[name].payloads)}"
+                        f"{left_ms[name]} {answered[name].digest} {answered[name].sequence} "
+                        f"{len(answered[name].payloads)}"
                         for name in some
                     ),
                 ],
@@ -62,24 +65,24 @@ async def remember(
     return True
 
 
-async def put_again(client: redis.asyncio.Redis, model_hash: str, generation: int, payloads: Sequence[bytes]) -> None:
-    """Put requests into the inbox of a model that has just come back; workers put them aside, or do learn them."""
+async def enqueue(client: redis.asyncio.Redis, model_hash: str, generation: int, payloads: Sequence[bytes]) -> None:
+    """Add requests to the inbox of a model that was just restored; workers learn them or put them aside."""
     settings = Settings.model_construct(inbox_entries_max=2**31, inbox_bytes_max=2**53)
-    line = ScriptConnection(client)
+    connection = ScriptConnection(client)
     try:
         for payload in payloads:
-            await inbox.put(line, settings, [await _request(client, model_hash, generation, payload)])
+            await inbox.put(connection, settings, [await _request(client, model_hash, generation, payload)])
     finally:
-        await line.close()
+        await connection.close()
 
 
 async def _request(client: redis.asyncio.Redis, model_hash: str, generation: int, payload: bytes) -> Learn:
-    """Make a request of what was accepted once; whatever its width is, its worker says what is wrong with it."""
+    """Build a request from an accepted payload; its width is not checked here, the worker reports what is wrong."""
     if len(payload) <= CALL_BYTES_MAX:
         return Learn(model_hash, generation, NO_WIDTH, payload)
     big = redis_keys.big(model_hash, uuid.uuid4().hex)
-    for offset in range(0, len(payload), PIECE_BYTES):
-        piece = payload[offset : offset + PIECE_BYTES]
-        await redis_scripts.run_async(client, ("SETRANGE", big, offset, piece), ("PEXPIRE", big, BIG_TTL_MS))
+    for offset in range(0, len(payload), CHUNK_BYTES):
+        chunk = payload[offset : offset + CHUNK_BYTES]
+        await redis_scripts.run_async(client, ("SETRANGE", big, offset, chunk), ("PEXPIRE", big, BIG_TTL_MS))
     digest = hashlib.sha256(payload).hexdigest().encode()
     return Learn(model_hash, generation, NO_WIDTH, digest, None, big, len(payload))

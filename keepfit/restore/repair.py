@@ -1,19 +1,19 @@
-"""Repairs: a live bundle that is damaged or gone in Redis, made again from a snapshot and what was learned since.
+"""Repair a live bundle that is damaged or gone in Redis, from a snapshot and the retained requests.
 
 Owns the order of the steps::
 
-    is it broken? ─▶ requests that Redis keeps ─▶ the snapshot they come on top of ─▶ learn them again ─▶ sign ─▶ rewind
+    is it damaged? ─▶ read retained requests ─▶ read the snapshot before them ─▶ replay ─▶ sign ─▶ rewind
 
-Never touches what waits, and never goes behind what was learned: where a request is missing it says so. Invariants: a
-bundle that is as it was committed is left alone, whoever cannot read it; a repaired one has learned just the rows that
-the state counts. Requests come from the inbox's stream (:mod:`keepfit.store.retained`, `docs/guides/restore.md`).
+Never touches pending requests, and never forgets learned ones: it raises an error if a request is missing. Invariants:
+a bundle that is as it was committed is left alone, even if this process cannot load it; a repaired bundle has learned
+exactly the rows that the state counts. Requests come from the inbox's stream (:mod:`keepfit.store.retained`,
+`docs/concepts/restore.md`).
 """
 
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import msgspec
 import redis.asyncio
 import structlog
 
@@ -29,28 +29,27 @@ from keepfit.errors import (
 from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link
 from keepfit.restore.reader import SnapshotReader
-from keepfit.restore.replay import LoggedRequest, place_of
+from keepfit.restore.replay_source import LoggedRequest, position_of
 from keepfit.restore.restorer import Restorer
-from keepfit.restore.snapshot_bundle import SnapshotBundle
+from keepfit.restore.snapshot_bundle import SnapshotBundle, to_rewind
 from keepfit.security import envelope
-from keepfit.security.envelope import Header
 from keepfit.store.commit import Entry
-from keepfit.store.models import Model, Rewind
+from keepfit.store.models import Model
 from keepfit.store.retained import PLACE_BYTES, ReplayBase, RetainedRequests
 
 log = structlog.get_logger(__name__)
 
 # Requests read at a time, so that Redis serves others in between.
 READ_ENTRIES_MAX = 512
-# How often a model that changes while it is repaired is looked at again.
+# Tries to repair a model that changes in the meantime.
 TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
-    """What was done: on top of the snapshot of `document` (None: the recipe) so many `requests` were learned again.
+class RepairResult:
+    """Result of a repair: `requests` were replayed on top of the snapshot of `document` (None: the recipe).
 
-    `sequence` is the last one.
+    `sequence` is the last request. `saved` is False if the repaired bundle could not be saved yet.
     """
 
     document: Document | None
@@ -59,95 +58,88 @@ class Repaired:
     saved: bool
 
 
-async def is_broken(restorer: Restorer, live: Model) -> bool:
-    """Tell whether a live model's bundle is not the one that was committed."""
+async def is_damaged(restorer: Restorer, live: Model) -> bool:
+    """Return whether a live model's bundle differs from the one that was committed, or is gone."""
     found = await restorer.resources.store.bundle(live.hash)
     if found is None:
-        now = await restorer.resources.store.describe(live.hash)
-        return now is not None and bool(now.digest)
+        current = await restorer.resources.store.describe(live.hash)
+        return current is not None and bool(current.digest)
     return found[0].digest != envelope.digest_of(found[1])
 
 
-async def repair(restorer: Restorer, model_hash: str) -> Repaired | None:
-    """Put a model's live bundle right if it is broken; None where it is not (any more), or the model is not live.
+async def repair(restorer: Restorer, model_hash: str) -> RepairResult | None:
+    """Repair a model's live bundle if it is damaged; return None if it is intact, or the model is not live.
 
     Raises
     ------
     MissingRequestsError
-        If it cannot be made again; says which requests are missing, and what is left to do.
+        If the bundle cannot be repaired; the message says which requests are missing, and what an operator can do.
     NotFoundError
-        If it is what is left of a deleted model.
+        If the live model is left over from a deleted one.
     UnavailableError, RuntimeMismatchError, UnknownKeyError
-        As of a restore.
+        As of :meth:`keepfit.restore.restorer.Restorer.restore`.
     """
+    resources = restorer.resources
     for _ in range(TRIES):
-        live = await restorer.resources.store.describe(model_hash)
-        if live is None or not await is_broken(restorer, live):
+        live = await resources.store.describe(model_hash)
+        if live is None or not await is_damaged(restorer, live):
             return None
-        registered = await restorer.resources.registry.find(model_hash)
+        registered = await resources.registry.find(model_hash)
         if registered is None or live.generation < registered.born:
             raise NotFoundError(f"There is no model {model_hash}.")
         try:
-            done = await _repair(restorer, registered, live)
+            result = await _repair(restorer, registered, live)
         except MissingRequestsError as error:
-            now = await restorer.resources.store.describe(model_hash)
-            if now is None or (now.generation, now.digest, now.kept) != (live.generation, live.digest, live.kept):
-                # Learned on by a worker that holds it, or saved meanwhile: what is kept is other than it was.
+            current = await resources.store.describe(model_hash)
+            if current is None or _state_of(current) != _state_of(live):
+                # A worker that has the bundle in memory learned more, or a snapshot was saved: other requests are
+                # retained now.
                 continue
-            logged = ", `--at now` to all that was logged" if restorer.resources.row_log is not None else ""
-            raise MissingRequestsError(
-                f"The live bundle of the model {model_hash} is damaged, and cannot be made again: {error}. What waits "
-                f"to be learned is safe. `keepfit restore --hash {model_hash} --force` goes back to its newest good "
-                f"snapshot, and a restore that names a version or time to that{logged}."
-            ) from error
-        if done is not None:
-            return done
-    raise StaleModelError(f"The model {model_hash} changes while it is repaired; try again.")
+            raise _not_repairable(model_hash, error, has_row_log=resources.row_log is not None) from error
+        if result is not None:
+            return result
+    raise StaleModelError(f"The model {model_hash} keeps changing during its repair; try again.")
 
 
-async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) -> Repaired | None:
-    """Make the bundle again and put it in place; None where the model is not what it was any more."""
-    base, entries = await read(restorer.resources.store.client, live.hash, live.learned, live.kept)
-    document = await _document(restorer, registered, base)
-    fetched = await _learned(restorer, registered, live, document, entries)
-    if fetched.header.rows_seen != live.rows_seen:
-        raise MissingRequestsError(f"that gives {fetched.header.rows_seen} rows where {live.rows_seen} were learned")
-    link = None
-    if restorer.resources.row_log is not None:
-        # It begins behind all that the damaged one has learned.
-        link = Link(live.origin, live.learned, live.generation, live.learned)
-    header = msgspec.structs.replace(
-        fetched.header,
-        generation=await restorer.next_generation(registered, link),
-        version=live.version,
-        sequence=live.learned,
-        # Of one that was put aside nothing is kept.
-        chain=entries[-1].chain if entries and entries[-1].sequence == live.learned else "",
+def _state_of(model: Model) -> tuple[object, ...]:
+    return model.generation, model.digest, model.kept
+
+
+def _not_repairable(model_hash: str, error: MissingRequestsError, *, has_row_log: bool) -> MissingRequestsError:
+    logged = ", `--at now` all logged requests" if has_row_log else ""
+    return MissingRequestsError(
+        f"The live bundle of the model {model_hash} is damaged and cannot be repaired: {error}. Pending requests are "
+        f"safe. `keepfit restore --hash {model_hash} --force` restores its newest good snapshot; a restore with "
+        f"`--at` or `--version` restores that time or version{logged}."
     )
-    data = await asyncio.to_thread(restorer.resources.keyring.seal, header, fetched.payload)
-    if not await restorer.resources.store.rewind(live, _rewind(header, fetched, data)):
+
+
+async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) -> RepairResult | None:
+    """Rebuild the bundle and install it; return None if the model has changed in the meantime."""
+    resources = restorer.resources
+    base, entries = await read_retained(resources.store.client, live.hash, live.learned, live.kept)
+    document = await _find_base(restorer, registered, base)
+    bundle = await _relearn(restorer, registered, live, document, entries)
+    if bundle.header.rows_seen != live.rows_seen:
+        raise MissingRequestsError(f"the replay gives {bundle.header.rows_seen} rows instead of {live.rows_seen}")
+    link = None
+    if resources.row_log is not None:
+        # The new generation begins after all that the damaged bundle had learned.
+        link = Link(live.origin, live.learned, live.generation, live.learned)
+    generation = await restorer.allocate_generation(registered, link)
+    # The digest of the last request is not known if that request was put aside.
+    request_digest = entries[-1].chain if entries and entries[-1].sequence == live.learned else ""
+    repaired = await asyncio.to_thread(
+        bundle.sign, resources.keyring, generation, live.learned, request_digest, live.version
+    )
+    if not await resources.store.rewind(live, to_rewind(repaired, is_repair=True)):
         return None
     log.warning("bundle_repaired", hash=live.hash, version=live.version, requests=len(entries))
-    return Repaired(document, len(entries), live.learned, await restorer.saved(live.hash))
+    return RepairResult(document, len(entries), live.learned, await restorer.save_restored(live.hash))
 
 
-def _rewind(header: Header, fetched: SnapshotBundle, data: bytes) -> Rewind:
-    return Rewind(
-        hash=header.hash,
-        generation=header.generation,
-        version=header.version,
-        rows_seen=header.rows_seen,
-        digest=envelope.digest_of(data),
-        metrics_text=fetched.metrics,
-        bundle=data,
-        width=fetched.width,
-        changed=fetched.changed,
-        base="=",
-    )
-
-
-async def _document(restorer: Restorer, registered: RegistryEntry, base: ReplayBase) -> Document | None:
-    """Find the document of what kept requests come on top of; None where that is the recipe."""
+async def _find_base(restorer: Restorer, registered: RegistryEntry, base: ReplayBase) -> Document | None:
+    """Find the document of the snapshot before the retained requests; return None if they begin at the recipe."""
     if base.place is None:
         return None
     generation, version = base.place
@@ -156,64 +148,68 @@ async def _document(restorer: Restorer, registered: RegistryEntry, base: ReplayB
         async for document in documents:
             if document["generation"] == generation:
                 return document
-    raise MissingRequestsError(f"the snapshot of version {version} is not there any more")
+    raise MissingRequestsError(f"the snapshot of version {version} does not exist any more")
 
 
-async def _learned(
+async def _relearn(
     restorer: Restorer, registered: RegistryEntry, live: Model, document: Document | None, entries: list[Entry]
 ) -> SnapshotBundle:
-    """Read what kept requests come on top of, and learn them again."""
-    fetched = None
+    """Read the snapshot of `document`, and replay the retained requests on top of it."""
+    base = None
     try:
         if document is not None:
-            fetched = await SnapshotReader(restorer.resources).fetch(registered, document)
+            base = await SnapshotReader(restorer.resources).fetch(registered, document)
     except (RuntimeMismatchError, UnknownKeyError):
         raise
     except EnvelopeError as error:
         version = live.kept.base and live.kept.base.place and live.kept.base.place[1]
         raise MissingRequestsError(f"the snapshot of version {version} is damaged too ({error})") from error
     requests = [LoggedRequest(live.generation, live.origin, entry.sequence, 0.0, entry.payload) for entry in entries]
-    replayed = await restorer.replayer.learn(registered, fetched, place_of(registered, document), requests)
-    for one in replayed.left_out:
-        raise MissingRequestsError(f"request {one.request.sequence} was learned once, and now it is not: {one.reason}")
-    if replayed.fetched is None:
-        raise MissingRequestsError("all requests that it has had were put aside, so there is nothing to learn")
-    return replayed.fetched
+    replayed = await restorer.replayer.learn(registered, base, position_of(registered, document), requests)
+    for skipped in replayed.skipped:
+        raise MissingRequestsError(
+            f"request {skipped.request.sequence} was learned before and cannot be learned now: {skipped.reason}"
+        )
+    if replayed.bundle is None:
+        raise MissingRequestsError("all its requests were put aside, so there is nothing to learn")
+    return replayed.bundle
 
 
-async def read(
+async def read_retained(
     client: redis.asyncio.Redis, model_hash: str, learned: int, kept: RetainedRequests
 ) -> tuple[ReplayBase, list[Entry]]:
-    """Read what a model had `learned` since its base, in order; requests that were put aside are not among them.
+    """Read the requests that a model has learned since its replay base, up to `learned`, in order.
+
+    Requests that were put aside are not among them.
 
     Raises
     ------
     MissingRequestsError
-        If some of that is not kept, or nobody knows since when it is.
+        If some of them are not retained, or the replay base is not known.
     UnavailableError
-        If Redis is away.
+        If Redis is unavailable.
     """
     if kept.base is None:
-        raise MissingRequestsError("it is not known what was learned since its last snapshot")
+        raise MissingRequestsError("it is not known which requests it has learned since its last snapshot")
     if kept.cut > kept.base.sequence:
-        raise MissingRequestsError(f"{_named(kept.base.sequence + 1, kept.cut)} not kept since the last snapshot")
+        raise MissingRequestsError(f"{_range(kept.base.sequence + 1, kept.cut)} not retained after the last snapshot")
     found: list[Entry] = []
     after = kept.cut
     while True:
         (page,) = await redis_scripts.run_async(
             client, ("XRANGE", redis_keys.inbox(model_hash), f"({after}-0", f"{learned}-0", "COUNT", READ_ENTRIES_MAX)
         )
-        found += [await _entry(client, *named) for named in page]
+        found += [await _entry(client, *each) for each in page]
         if len(page) < READ_ENTRIES_MAX:
             break
         after = found[-1].sequence
     if sum(len(entry.payload) + PLACE_BYTES for entry in found) != kept.bytes_learned - kept.cut_bytes:
-        raise MissingRequestsError(f"of what was kept since request {kept.cut} some is gone too")
+        raise MissingRequestsError(f"some of the requests retained since request {kept.cut} are gone")
     return kept.base, found
 
 
 async def _entry(client: redis.asyncio.Redis, name: bytes, stored: list[bytes]) -> Entry:
-    """Read a request, of a large one its rows too."""
+    """Decode a request of the stream; read the rows of a large one from their own key."""
     fields = dict(zip(stored[::2], stored[1::2], strict=True))
     payload, big = fields[b"rows"], fields.get(b"big", b"").decode()
     if big:
@@ -222,10 +218,10 @@ async def _entry(client: redis.asyncio.Redis, name: bytes, stored: list[bytes]) 
     return Entry(int(name.partition(b"-")[0]), fields[b"chain"].decode(), payload, big, len(payload))
 
 
-def _named(first: int, last: int) -> str:
-    """Name requests by their sequences.
+def _range(first: int, last: int) -> str:
+    """Name requests by their sequences, with the verb of a sentence.
 
-    >>> _named(3, 5), _named(3, 3)
-    ('the requests 3 to 5 were', 'the request 3 was')
+    >>> _range(3, 5), _range(3, 3)
+    ('requests 3 to 5 are', 'request 3 is')
     """
-    return f"the requests {first} to {last} were" if first < last else f"the request {first} was"
+    return f"requests {first} to {last} are" if first < last else f"request {first} is"

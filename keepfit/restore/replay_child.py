@@ -1,7 +1,7 @@
-"""What the child of :mod:`keepfit.restore.replay_process` does: learn what it is sent, seal it, send it back.
+"""Main function of the replay process: learn requests on top of a bundle, seal the bundle, send it back.
 
-Owns no decision and no connection but the one to its parent. Invariant: it learns as workers do, by
-:mod:`keepfit.model.fit_loop`.
+Decides nothing, and has no connection but the pipe to its parent (:mod:`keepfit.restore.replay_process`). Invariant: it
+learns as workers do, with :mod:`keepfit.model.fit_loop`.
 """
 
 import os
@@ -17,13 +17,13 @@ from keepfit.model import fit_loop, object_bundle, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.recipe.recipe import from_text
-from keepfit.restore.replay_process import READY, Done, Task, decode_task, encode
+from keepfit.restore.replay_wire import READY, ReplayReply, ReplayTask, decode_task, encode
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.store.inbox import change_of
 
-# A task is as long as who sends it makes it.
+# The sender bounds a task; the child has no time limit of its own.
 SECONDS = float("inf")
 
 
@@ -35,37 +35,37 @@ class Payload:
 
     @property
     def change(self) -> dict[str, Any] | None:
-        """Parameters that it changes; None if it is rows."""
+        """The parameters that it changes; None if it holds rows."""
         return change_of(self.data)
 
     def rows(self) -> Rows:
-        """Its rows."""
+        """Decode its rows."""
         return Rows.decode(self.data)
 
 
-def serve(line: Connection, keyring: Keyring, upload_keys: Keyring | None) -> None:
-    """Do tasks until the parent is gone."""
-    # Ctrl-C is the parent's to hear.
+def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> None:
+    """Run tasks until the parent closes the pipe or ends."""
+    # Ctrl-C goes to the whole process group; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line.send_bytes(READY)
+    pipe.send_bytes(READY)
     while True:
         try:
-            task = decode_task(line.recv_bytes())
+            task = decode_task(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:
-            done = _done(task, keyring, upload_keys)
+            reply = _run(task, keyring, upload_keys)
         except MemoryError:
-            # As if the kernel had found it out.
+            # End as if the kernel had killed the process.
             os._exit(1)
         except KeepfitError as error:
-            done = Done(error=(type(error).__name__, str(error)))
-        except Exception as error:  # noqa: BLE001 - the parent says it
-            done = Done(error=(LearningError.__name__, describe_error(error)))
-        line.send_bytes(encode(done))
+            reply = ReplayReply(error=(type(error).__name__, str(error)))
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            reply = ReplayReply(error=(LearningError.__name__, describe_error(error)))
+        pipe.send_bytes(encode(reply))
 
 
-def _done(task: Task, keyring: Keyring, upload_keys: Keyring | None) -> Done:
+def _run(task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> ReplayReply:
     recipe = from_text(task.recipe_text)
 
     def fresh() -> Bundle:
@@ -73,12 +73,12 @@ def _done(task: Task, keyring: Keyring, upload_keys: Keyring | None) -> Done:
             return object_bundle.begin(recipe, upload_keys)
         return serialization.unseal(task.data, keyring, recipe, task.header.hash)[1]
 
-    def keep(bundle: Bundle, fitted: Fitted) -> Done:
+    def seal(bundle: Bundle, fitted: Fitted) -> ReplayReply:
         if not fitted.count:
-            return Done(reason=fitted.reason)
+            return ReplayReply(reason=fitted.reason)
         header = msgspec.structs.replace(task.header, rows_seen=bundle.rows_seen, runtime=envelope.runtime())
         data = serialization.seal(bundle, keyring, header)
         metrics, changed = (msgspec.json.encode(one).decode() for one in (bundle.metrics(), bundle.changed))
-        return Done(fitted.count, fitted.reason, data, bundle.width, metrics, changed)
+        return ReplayReply(fitted.count, fitted.reason, data, bundle.width, metrics, changed)
 
-    return fit_loop.learn(fresh(), fresh, [Payload(payload) for payload in task.payloads], keep, SECONDS)
+    return fit_loop.learn(fresh(), fresh, [Payload(payload) for payload in task.payloads], seal, SECONDS)

@@ -1,7 +1,6 @@
-"""What a restore is asked for, and what it answers.
+"""What a restore is asked for, and what it returns.
 
-Owns these forms, which commands, workers and gateways read. Never restores anything; :mod:`keepfit.restore.restorer`
-does.
+Owns these dataclasses, which commands and workers use. Never restores anything; :mod:`keepfit.restore.restorer` does.
 """
 
 from dataclasses import dataclass, field
@@ -19,11 +18,11 @@ class RestoreRequest:
 
     @property
     def is_named(self) -> bool:
-        """Tell whether another one than the newest may be meant."""
+        """Whether a time or version is named, so that another snapshot than the newest may be requested."""
         return self.at is not None or self.version is not None
 
     def missing(self, model_hash: str) -> NotFoundError:
-        """Make the error for a model that has no such snapshot."""
+        """Return the error for a model that has no such snapshot."""
         if self.version is not None:
             return NotFoundError(f"The model {model_hash} has no snapshot of version {self.version} by then.")
         return NotFoundError(f"The model {model_hash} has no snapshot that old.")
@@ -34,11 +33,13 @@ NEWEST = RestoreRequest()
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What a restore did: `document` is None where the model began anew from its recipe; `live` where it was there.
+    """Result of a restore.
 
-    `saved` is False where something else than the newest snapshot was restored, and could not be made that yet.
-    `replayed` is how many logged rows were learned again, `sequence` the last request that the model has learned then;
-    `relearned` the requests that a broken live bundle learned again, None where it was none.
+    `document` is None if the model was recreated from its recipe; `live` is True if the model was live and nothing was
+    done. `corrupt` counts damaged snapshots that were skipped. `saved` is False if another state than the newest
+    snapshot was restored and could not be saved yet. `replayed` counts the logged rows that were learned, `sequence` is
+    the last request that the model has learned; `relearned` counts the retained requests from which a damaged live
+    bundle was repaired, None if there was no repair.
     """
 
     hash: str
@@ -53,9 +54,9 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class PreviousState:
-    """What was put back: a snapshot's `document`, None where the model began anew.
+    """Earlier state that a restore brought back: its snapshot's `document`, None if recreated from the recipe.
 
-    `restored` is False where just that was live already; the others are as of :class:`RestoreResult`.
+    `restored` is False if that state was live already; the other fields are as in :class:`RestoreResult`.
     """
 
     document: Document | None

@@ -1,21 +1,20 @@
-"""Restores: a model put back into Redis from a snapshot, where none is live, or in a live one's place.
+"""Restore a model to Redis from a snapshot: one that is not live, or in place of a live one (rewind).
 
 Owns the order of the steps::
 
-    (lost?) ─▶ look into the row log ─▶ snapshot's document ─▶ blob: size, SHA-256, signature, versions, one predict
-        ─▶ learn again what was logged since ─▶ new generation
-        nothing is live:              sign it for the new generation ─▶ mark, set known keys, install ─▶ save
-        … the newest, nothing logged: install it as it is
-        one is live, and asked for:   sign it for the new generation ─▶ mark, rewind ─▶ save
+    (lost?) ─▶ list the row log ─▶ find the document ─▶ read and verify the blob ─▶ replay logged requests
+        ─▶ allocate a generation
+        not live:                     sign for the new generation ─▶ mark, set idempotency keys, install ─▶ save
+        … newest, nothing to replay:  install unchanged
+        live, and requested:          sign for the new generation ─▶ mark, rewind ─▶ save
 
 Never replaces a live model but by a script that finds it as the caller saw it. Invariants: a model is live with all
-that was logged, or not at all; what was restored is the newest from then on. Data comes from storage, MongoDB and the
-row log, and goes to Redis (`docs/guides/restore.md`).
+logged requests, or not at all; the restored state is the newest snapshot from then on. Data comes from the storage,
+MongoDB and the row log, and goes to Redis (`docs/concepts/restore.md`).
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -29,34 +28,32 @@ from keepfit.errors import (
     UnavailableError,
 )
 from keepfit.history import Document, RegistryEntry
-from keepfit.history.lineage import Link, Span, spans_after
+from keepfit.history.lineage import Link
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
-from keepfit.restore import idempotency
+from keepfit.restore import idempotency, replay_source
 from keepfit.restore.generations import Generations
-from keepfit.restore.reader import SnapshotReader
-from keepfit.restore.replay import LoggedRequest, Replayed, Replayer, ReplaySource, known, logged, place_of
+from keepfit.restore.replay import Replayed, Replayer
+from keepfit.restore.replay_source import LoggedRequest, ReplaySource
 from keepfit.restore.requests import NEWEST, PreviousState, RestoreRequest, RestoreResult
-from keepfit.restore.snapshot_bundle import SnapshotBundle, to_install, to_rewind
+from keepfit.restore.snapshot_bundle import to_install, to_rewind
 from keepfit.rowlog.row_log import View
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources
-from keepfit.snapshots.save import path_of, save
+from keepfit.snapshots.save import save
 from keepfit.store.models import Model
-
-__all__ = ["NEWEST", "PreviousState", "RestoreRequest", "RestoreResult", "Restorer", "restore"]
 
 log = structlog.get_logger(__name__)
 
-# How often a model that learns on while it is to go back is looked at again, or one that others bring back too.
+# Tries to rewind a model that keeps learning, or to restore one that other processes restore too.
 TRIES = 20
 PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Restorer:
-    """All that restores need."""
+    """Restores models; the caller owns the connections in `resources`."""
 
     resources: Resources
     settings: Settings = field(default_factory=Settings.model_construct)
@@ -64,295 +61,237 @@ class Restorer:
     replayer: Replayer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Create what all restores of this process share."""
+        """Create what the restores of this process share."""
         object.__setattr__(self, "generations", Generations(self.resources.registry))
         upload_keys = uploads.keyring_of(self.settings.upload_keys.get_secret_value())
         object.__setattr__(self, "replayer", Replayer(self.resources.keyring, upload_keys))
 
     def close(self) -> None:
-        """End what was begun for restores; the connections are whose they were."""
+        """End the replay process; the connections stay open."""
         self.replayer.close()
 
-    async def look(self) -> View | None:
-        """Look into the row log, for models that were found lost before; None where there is none."""
-        return None if self.resources.row_log is None else await asyncio.to_thread(self.resources.row_log.look)
-
-    async def bring_back(
+    async def restore(
         self,
         registered: RegistryEntry,
-        wanted: RestoreRequest = NEWEST,
-        first: Document | None = None,
+        request: RestoreRequest = NEWEST,
+        preferred: Document | None = None,
         view: View | None = None,
     ) -> RestoreResult:
-        """Put a model that is not live into Redis, with what was logged since its snapshot.
+        """Restore a model that is not live, with the requests logged after its snapshot.
 
-        `view` is a look into the row log that was made after the model was found lost, by who restores many; `first`
-        the document that was found for it after that look, if one was.
+        A caller that restores many models passes a `view` of the row log that it listed after it found the model lost,
+        and as `preferred` the document that it found after that.
 
         Raises
         ------
         NotFoundError
-            If the model has no snapshot as it is wanted, or was deleted meanwhile.
+            If the model has no such snapshot, or was deleted in the meantime.
         RuntimeMismatchError
-            If the snapshot was written by versions this process cannot load.
+            If the snapshot was written by versions that this process cannot load.
         UnavailableError
-            If a part is away, or none of the model's snapshots is good.
+            If a dependency is unavailable, or none of the model's snapshots is good.
         """
-        now: RegistryEntry | None = registered
+        current: RegistryEntry | None = registered
         for _ in range(TRIES):
-            if now is None:
-                raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
+            if current is None:
+                raise NotFoundError(f"The model {registered.hash} was deleted in the meantime.")
             try:
-                return await self._bring_back(now, wanted, first, view)
+                return await self._restore(current, request, preferred, view)
             except StaleModelError:
-                # Others bring it back too. It may have been live, and lost again, since anybody looked.
+                # Another process restores it too. It may have been live, and lost again, since the caller read it.
                 await asyncio.sleep(PAUSE_S)
-                first, view = None, None
-                now = await self.resources.registry.find(registered.hash)
-        raise UnavailableError(f"Others restore {registered.hash} all the time; try again.")
+                preferred, view = None, None
+                current = await self.resources.registry.find(registered.hash)
+        raise UnavailableError(f"Other processes keep restoring {registered.hash}; try again.")
 
-    async def _bring_back(
-        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None, view: View | None
+    async def _restore(
+        self, registered: RegistryEntry, request: RestoreRequest, preferred: Document | None, view: View | None
     ) -> RestoreResult:
-        live = await self.resources.store.describe(registered.hash)
+        store = self.resources.store
+        live = await store.describe(registered.hash)
         if live is not None and live.generation >= registered.born:
             return RestoreResult(registered.hash, None, live=True, corrupt=0)
-        past = await self.past(registered, wanted, first, view)
-        replayed = await self._replay(registered, past, past.requests())
-        document = None if past.fetched is None else past.fetched.document
-        is_other = bool(replayed.requests) or (
-            document is not None and await self._is_older(registered, wanted, document)
+        source = await replay_source.read_source(self.resources, registered, request, preferred, view)
+        replayed = await self._replay(registered, source, source.requests())
+        document = None if source.snapshot is None else source.snapshot.document
+        is_changed = bool(replayed.requests) or (
+            document is not None and await self._is_older(registered, request, document)
         )
-        generation = await self.next_generation(registered, None if self.resources.row_log is None else replayed.link())
-        fetched = replayed.fetched
-        if fetched is not None and is_other:
-            fetched = fetched.signed(self.resources.keyring, generation, replayed.place.sequence, replayed.chain)
-            await self.resources.store.mark(registered.hash, 0, 1)
-        if self.resources.row_log is not None:
+        has_row_log = self.resources.row_log is not None
+        generation = await self.allocate_generation(registered, replayed.link() if has_row_log else None)
+        if replayed.bundle is not None and is_changed:
+            signed = replayed.bundle.sign(
+                self.resources.keyring, generation, replayed.position.sequence, replayed.request_digest
+            )
+            replayed = replace(replayed, bundle=signed)
+            await store.mark(registered.hash, 0, 1)
+        if has_row_log:
             if generation != registered.generation + 1:
-                raise StaleModelError("Somebody else was given a generation since the look into the log.")
-            ttl_s, now_s = self.settings.idempotency_ttl_s, time.time()
-            answered = known(past.calls, past.line)
-            await idempotency.remember(self.resources.store.client, registered, generation, answered, ttl_s, now_s)
-            failpoints.reach("restore.remembered")
-        place, chain = replayed.place, replayed.chain
-        installed = await self.resources.store.install(
-            to_install(registered, generation, fetched, is_saved=not is_other, sequence=place.sequence, chain=chain)
+                raise StaleModelError("Another process took a generation since the row log was listed.")
+            await self._restore_answers(registered, generation, source)
+        installed = await store.install(
+            to_install(
+                registered,
+                generation,
+                replayed.bundle,
+                is_saved=not is_changed,
+                sequence=replayed.position.sequence,
+                request_digest=replayed.request_digest,
+            )
         )
         failpoints.reach("restore.installed")
         if not installed:
-            return RestoreResult(registered.hash, document, live=True, corrupt=past.corrupt)
-        _tell(registered.hash, generation, fetched, replayed)
-        left_out = [one.request.payload for one in replayed.left_out]
-        await idempotency.put_again(self.resources.store.client, registered.hash, generation, left_out)
-        saved = await self.saved(registered.hash) if is_other else True
-        return RestoreResult(registered.hash, document, False, past.corrupt, saved, replayed.rows, place.sequence)
+            return RestoreResult(registered.hash, document, live=True, corrupt=source.corrupt)
+        _log_restored(registered.hash, generation, replayed)
+        skipped = [each.request.payload for each in replayed.skipped]
+        await idempotency.enqueue(store.client, registered.hash, generation, skipped)
+        saved = await self.save_restored(registered.hash) if is_changed else True
+        return RestoreResult(
+            registered.hash, document, False, source.corrupt, saved, replayed.rows, replayed.position.sequence
+        )
 
-    async def _is_older(self, registered: RegistryEntry, wanted: RestoreRequest, document: Document | None) -> bool:
-        """Tell whether a restore of this snapshot forgets something, so that it has to become the newest."""
-        if document is None or not wanted.is_named:
+    async def _is_older(self, registered: RegistryEntry, request: RestoreRequest, document: Document) -> bool:
+        """Return whether a restore of this snapshot may forget something, so that it has to become the newest."""
+        if not request.is_named:
             return False
         newest = await self.resources.registry.newest(registered.hash, registered.born)
-        return self.resources.row_log is not None or newest is None or _place(newest) != _place(document)
+        return self.resources.row_log is not None or newest is None or _version_of(newest) != _version_of(document)
 
-    async def past(
-        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None = None, view: View | None = None
-    ) -> ReplaySource:
-        """Read the snapshot that is wanted, and what was logged since, up to the time that is wanted.
-
-        Where the newest is damaged an older one will do, with more to be learned again; not one of what the model has
-        forgotten since.
-        """
-        if self.resources.row_log is None or wanted.version is not None:
-            fetched, corrupt = await self._find(registered, wanted, first)
-            return ReplaySource(fetched, corrupt, place_of(registered, None if fetched is None else fetched.document))
-        if view is None:
-            # In this order: what a later snapshot covers may not be found.
-            view, first = await self.look(), None
-        first = first or await self.find(registered, wanted)
-        calls, line = await logged(registered, wanted.at, first, view, first if wanted.is_named else None)
-        fetched, corrupt = await self._find(registered, wanted, first, line)
-        document = None if fetched is None else fetched.document
-        if corrupt:
-            calls, _ = await logged(registered, wanted.at, first, view, document)
-        start = place_of(registered, document)
-        return ReplaySource(fetched, corrupt, start, calls, line, spans_after(line, start) or ())
-
-    async def ahead(
-        self,
-        registered: RegistryEntry,
-        wanted: RestoreRequest,
-        document: Document | None,
-        live: Model | None,
-        view: View | None,
-    ) -> tuple[int, bool]:
-        """Tell how many rows a restore would learn again, and whether a `live` model is what it would become."""
-        start = place_of(registered, document)
-        calls, line = await logged(
+    async def _restore_answers(self, registered: RegistryEntry, generation: int, source: ReplaySource) -> None:
+        answered = replay_source.answered(source.calls, source.lineage)
+        await idempotency.restore_answers(
+            self.resources.store.client,
             registered,
-            wanted.at,
-            document,
-            None if wanted.version is not None else view,
-            document if wanted.is_named else None,
+            generation,
+            answered,
+            self.settings.idempotency_ttl_s,
+            time.time(),
         )
-        requests = ReplaySource(None, 0, start, calls, line, spans_after(line, start) or ()).requests(live)
-        rows = sum(one.rows for one in requests)
-        if live is None:
-            return rows, False
-        if not requests:
-            return 0, document is not None and await self.is_at(live, document)
-        # It is that, or has gone there and learned nothing since.
-        last, link = requests[-1], registered.links.get(live.generation)
-        is_at = (last.generation, last.sequence) == (live.generation, live.learned)
-        return rows, is_at or link == Link(live.origin, live.learned, last.generation, last.sequence)
+        failpoints.reach("restore.remembered")
 
-    async def go_back(
+    async def rewind(
         self,
         registered: RegistryEntry,
-        wanted: RestoreRequest,
+        request: RestoreRequest,
         live: Model,
         *,
         follow: bool,
-        first: Document | None = None,
+        preferred: Document | None = None,
         view: View | None = None,
     ) -> RestoreResult:
-        """Put a snapshot in the place of the model that is `live`; what waits to be learned is learned on top of it.
+        """Replace the `live` model by a snapshot; pending requests are learned on top of it.
 
-        Where a time is wanted, what was logged from then to that time comes before. With `follow` also where it has
-        learned since, as long as it is of the same generation.
+        If a time is requested, the requests logged up to that time are replayed first. With `follow` a model that
+        learns in the meantime is rewound too, as long as its generation stays the same.
 
         Raises
         ------
         StaleModelError
-            If it is not what it was any more.
+            If the live model has changed.
         NotFoundError, RuntimeMismatchError, UnavailableError
-            As of :meth:`bring_back`.
+            As of :meth:`restore`.
         """
-        past = await self.past(registered, wanted, first, view)
-        if past.fetched is None:
-            raise wanted.missing(registered.hash)
-        replayed = await self.put_in_place(registered, live, past, follow=follow)
-        _tell(registered.hash, 0, replayed.fetched, replayed)
-        saved, document = await self.saved(registered.hash), past.fetched.document
+        source = await replay_source.read_source(self.resources, registered, request, preferred, view)
+        if source.snapshot is None:
+            raise request.missing(registered.hash)
+        replayed = await self.replace_live(registered, live, source, follow=follow)
+        _log_restored(registered.hash, 0, replayed)
+        saved, document = await self.save_restored(registered.hash), source.snapshot.document
         return RestoreResult(
-            registered.hash, document, False, past.corrupt, saved, replayed.rows, replayed.place.sequence
+            registered.hash, document, False, source.corrupt, saved, replayed.rows, replayed.position.sequence
         )
 
-    async def put_back(self, model_hash: str, wanted: RestoreRequest) -> PreviousState:
-        """Restore one model for somebody who named it: where an older snapshot is named, over a live one too.
+    async def restore_or_rewind(self, model_hash: str, request: RestoreRequest) -> PreviousState:
+        """Restore one model by its hash; if the request names a time or version, rewind it if it is live.
 
         Raises
         ------
         NotFoundError
             If there is no such model or snapshot.
         NotConfirmedError
-            If the newest snapshot is wanted, and the live model has learned since.
+            If the request names neither time nor version, and the live model has learned since its newest snapshot.
         """
-        registered = await self.resources.registry.find(model_hash)
+        resources = self.resources
+        registered = await resources.registry.find(model_hash)
         if registered is None:
             raise NotFoundError(f"There is no model {model_hash}.")
-        live = await self.resources.store.describe(model_hash)
+        live = await resources.store.describe(model_hash)
         if live is not None and live.generation < registered.born:
             live = None
-        view = await self.look()
-        document = await self.find(registered, wanted)
-        if document is None and wanted.is_named:
-            raise wanted.missing(model_hash)
+        view = await replay_source.list_row_log(resources)
+        document = await replay_source.find_document(resources, registered, request)
+        if document is None and request.is_named:
+            raise request.missing(model_hash)
         if live is None:
-            restored = await self.bring_back(registered, wanted, document, view)
+            restored = await self.restore(registered, request, document, view)
             return PreviousState(
                 restored.document, not restored.live, restored.corrupt, 0, restored.replayed, restored.sequence
             )
-        _, is_at = await self.ahead(registered, wanted, document, live, view if wanted.is_named else None)
+        _, is_at = await replay_source.preview(
+            resources, registered, request, document, live, view if request.is_named else None
+        )
         if is_at and document is not None:
             return PreviousState(document, restored=False, sequence=int(document["sequence"]))
-        if document is None or not wanted.is_named:
+        if document is None or not request.is_named:
             raise NotConfirmedError(
                 f"The model {model_hash} is live at version {live.version} and has learned since its newest snapshot; "
-                "name the version or time to go back to."
+                "name the version or time to restore."
             )
-        restored = await self.go_back(registered, wanted, live, follow=True, first=document, view=view)
-        went_to = restored.document or document
-        forgotten = max(live.rows_seen - int(went_to["rows_seen"]) - restored.replayed, 0)
-        return PreviousState(went_to, True, restored.corrupt, forgotten, restored.replayed, restored.sequence)
+        restored = await self.rewind(registered, request, live, follow=True, preferred=document, view=view)
+        previous = restored.document or document
+        forgotten = max(live.rows_seen - int(previous["rows_seen"]) - restored.replayed, 0)
+        return PreviousState(previous, True, restored.corrupt, forgotten, restored.replayed, restored.sequence)
 
-    async def put_in_place(
-        self, registered: RegistryEntry, live: Model, past: ReplaySource, *, follow: bool
+    async def replace_live(
+        self, registered: RegistryEntry, live: Model, source: ReplaySource, *, follow: bool
     ) -> Replayed:
-        """Let a live model be what is in the past, as its next generation; StaleModelError where it has changed."""
-        now: Model | None = live
+        """Replace a live model by what the source holds, as its next generation.
+
+        Raises StaleModelError if the live model has changed.
+        """
+        current: Model | None = live
         generation, replayed = 0, None
         for _ in range(TRIES if follow else 1):
-            if now is None or now.generation != live.generation:
+            if current is None or current.generation != live.generation:
                 break
-            requests = past.requests(now)
+            requests = source.requests(current)
             if replayed is None or replayed.requests != len(requests):
-                replayed = await self._replay(registered, past, requests)
-            link = None if self.resources.row_log is None else replayed.link(now.origin, now.learned)
+                replayed = await self._replay(registered, source, requests)
+            link = None if self.resources.row_log is None else replayed.link(current.origin, current.learned)
             if not generation:
-                generation = await self.next_generation(registered, link)
+                generation = await self.allocate_generation(registered, link)
             elif link is not None:
                 await self.resources.registry.set_link(registered.hash, generation, link)
-            if replayed.fetched is None:
-                raise UnavailableError(f"Nothing that was logged of {live.hash} could be learned again.")
-            signed = replayed.fetched.signed(self.resources.keyring, generation, now.learned, await self._chain(now))
-            if await self.resources.store.rewind(now, to_rewind(signed, live.hash)):
+            if replayed.bundle is None:
+                raise UnavailableError(f"None of the logged requests of {live.hash} could be learned again.")
+            bundle = replayed.bundle.sign(
+                self.resources.keyring, generation, current.learned, await self._request_digest(current)
+            )
+            if await self.resources.store.rewind(current, to_rewind(bundle)):
                 failpoints.reach("restore.rewound")
-                return replace(replayed, fetched=signed)
-            now = await self.resources.store.describe(live.hash)
-        became = "is gone" if now is None else f"is at version {now.version} of generation {now.generation} by now"
+                return replace(replayed, bundle=bundle)
+            current = await self.resources.store.describe(live.hash)
+        state = "is gone" if current is None else f"is at version {current.version} of generation {current.generation}"
         raise StaleModelError(
-            f"The model {live.hash} was at version {live.version} of generation {live.generation} when it was looked "
-            f"at, and {became}; nothing was changed."
+            f"The model {live.hash} was at version {live.version} of generation {live.generation} when it was read, "
+            f"and {state} now; nothing was changed."
         )
 
-    async def find(self, registered: RegistryEntry, wanted: RestoreRequest) -> Document | None:
-        """Find the document of the snapshot that is wanted, without a look at its blob."""
-        return await self.resources.registry.newest(registered.hash, registered.born, wanted.at, wanted.version)
-
-    async def is_at(self, live: Model, document: Document) -> bool:
-        """Tell whether a live model has learned just what is in a snapshot, under whatever generation."""
-        if live.digest == document["sha256"]:
-            return True
-        if (live.version, live.rows_seen) != (document["version"], document["rows_seen"]):
-            return False
-        found = await self.resources.store.bundle(live.hash)
-        data = await asyncio.to_thread(self.resources.storage.get, path_of(document))
-        if found is None or data is None or found[0].digest != live.digest:
-            return False
-        try:
-            here, there = (self.resources.keyring.open(each, envelope.BUNDLE)[1] for each in (found[1], data))
-        except EnvelopeError:
-            return False
-        return here == there
-
-    async def _find(
-        self, registered: RegistryEntry, wanted: RestoreRequest, first: Document | None, line: Sequence[Span] = ()
-    ) -> tuple[SnapshotBundle | None, int]:
-        """Read the newest good snapshot that fits, `first` first; count those that were not good."""
-
-        def fits(document: Document) -> bool:
-            return not line or spans_after(line, place_of(registered, document)) is not None
-
-        return await SnapshotReader(self.resources).find(registered, wanted, first, fits)
-
-    async def _replay(
-        self, registered: RegistryEntry, past: ReplaySource, requests: Sequence[LoggedRequest]
-    ) -> Replayed:
-        replayed = await self.replayer.learn(registered, past.fetched, past.start, requests)
+    async def _replay(self, registered: RegistryEntry, source: ReplaySource, requests: list[LoggedRequest]) -> Replayed:
+        replayed = await self.replayer.learn(registered, source.snapshot, source.start, requests)
         failpoints.reach("restore.replayed")
         return replayed
 
-    async def next_generation(self, registered: RegistryEntry, link: Link | None) -> int:
-        """Take the next generation of a model; NotFoundError where it was deleted."""
-        generation = await self.generations.next(registered, link)
+    async def allocate_generation(self, registered: RegistryEntry, link: Link | None) -> int:
+        """Allocate the next generation of a model; raises NotFoundError if the model was deleted."""
+        generation = await self.generations.allocate(registered, link)
         if generation is None:
-            raise NotFoundError(f"The model {registered.hash} was deleted meanwhile.")
+            raise NotFoundError(f"The model {registered.hash} was deleted in the meantime.")
         failpoints.reach("restore.numbered")
         return generation
 
-    async def _chain(self, live: Model) -> str:
-        """Chain of the last request that a live model has learned; '' where that is not known."""
+    async def _request_digest(self, live: Model) -> str:
+        """Return the request digest of the last request that a live model has learned; '' if it is not known."""
         found = await self.resources.store.bundle(live.hash)
         if found is None:
             return ""
@@ -362,8 +301,8 @@ class Restorer:
             return ""
         return header.chain if header.sequence == live.learned else ""
 
-    async def saved(self, model_hash: str) -> bool:
-        """Make what was restored the newest snapshot; False where that is left to the next pass."""
+    async def save_restored(self, model_hash: str) -> bool:
+        """Save a restored model as its newest snapshot; return False if that is left to the next pass."""
         try:
             await save(self.resources, model_hash)
         except (UnavailableError, ConflictError) as error:
@@ -373,32 +312,34 @@ class Restorer:
 
 
 async def restore(resources: Resources, model_hash: str, at: float | None = None) -> RestoreResult:
-    """Put a model back into Redis from its newest good snapshot (none later than `at`, seconds), if it is not live.
+    """Restore a model from its newest good snapshot (not later than `at`, seconds since 1970), if it is not live.
 
     Raises
     ------
     NotFoundError
         If no such model is registered, or it has no snapshot as old as `at`.
     RuntimeMismatchError, UnavailableError
-        As of :meth:`Restorer.bring_back`.
+        As of :meth:`Restorer.restore`.
     """
     registered = await resources.registry.find(model_hash)
     if registered is None:
         raise NotFoundError(f"There is no model {model_hash}.")
-    return await Restorer(resources).bring_back(registered, RestoreRequest(at))
+    return await Restorer(resources).restore(registered, RestoreRequest(at))
 
 
-def _place(document: Document) -> tuple[int, int]:
+def _version_of(document: Document) -> tuple[int, int]:
     return document["generation"], document["version"]
 
 
-def _tell(model_hash: str, generation: int, fetched: SnapshotBundle | None, replayed: Replayed) -> None:
+def _log_restored(model_hash: str, generation: int, replayed: Replayed) -> None:
+    """Log a restore; `generation` is that of a model without a bundle."""
+    header = None if replayed.bundle is None else replayed.bundle.header
     log.info(
         "model_restored",
         hash=model_hash,
-        generation=generation if fetched is None else fetched.header.generation,
-        version=0 if fetched is None else fetched.header.version,
-        rows_seen=0 if fetched is None else fetched.header.rows_seen,
+        generation=generation if header is None else header.generation,
+        version=0 if header is None else header.version,
+        rows_seen=0 if header is None else header.rows_seen,
         replayed=replayed.rows,
-        left_out=len(replayed.left_out),
+        skipped=len(replayed.skipped),
     )

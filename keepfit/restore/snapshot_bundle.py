@@ -1,7 +1,7 @@
-"""A snapshot that was read and found good, and what of it goes into Redis.
+"""A verified snapshot, and the state that a restore writes to Redis for it.
 
-Owns the check of a bundle that comes from outside of Redis, and signing it for another generation. Never talks to
-anything. Invariant: a :class:`SnapshotBundle` was signed by one of our keys for this model, and has predicted a row.
+Owns the verification of a bundle that comes from outside Redis, and signing it for another generation. Does no I/O.
+Invariant: a :class:`SnapshotBundle` was signed with one of the signing keys for this model, and has predicted a row.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from keepfit.store.retained import ReplayBase
 
 @dataclass(frozen=True, slots=True)
 class SnapshotBundle:
-    """A bundle that was read and found good; `payload` is the pickle in the envelope `data`.
+    """A verified bundle; `payload` is the pickle in the envelope `data`.
 
-    `document` is that of its snapshot, None where the model never had one. `metrics_text` is JSON, "" where the metrics
-    are the document's: it has learned more since then otherwise.
+    `document` is the document of its snapshot, None if the model never had one. `metrics_text` is the JSON of the
+    metrics of a bundle that has learned more than its snapshot, "" if it has not: then the document has the metrics.
     """
 
     document: Document | None
@@ -37,83 +37,94 @@ class SnapshotBundle:
 
     @property
     def metrics(self) -> str:
-        """Metrics of what it has learned, as JSON."""
+        """Prequential metrics of the bundle, as JSON."""
         if self.metrics_text or self.document is None:
             return self.metrics_text or "{}"
         return msgspec.json.encode(self.document["metrics"]).decode()
 
-    def signed(self, keyring: Keyring, generation: int, sequence: int, chain: str) -> "SnapshotBundle":
-        """Sign the same pickle for another generation and place in the model's sequences."""
-        header = msgspec.structs.replace(self.header, generation=generation, sequence=sequence, chain=chain)
+    def sign(
+        self, keyring: Keyring, generation: int, sequence: int, request_digest: str, version: int | None = None
+    ) -> "SnapshotBundle":
+        """Sign the same pickle for another generation, sequence and, if given, version."""
+        header = msgspec.structs.replace(
+            self.header,
+            generation=generation,
+            version=self.header.version if version is None else version,
+            sequence=sequence,
+            chain=request_digest,
+        )
         return replace(self, header=header, data=keyring.seal(header, self.payload))
 
 
-def check(data: bytes, keyring: Keyring, registered: RegistryEntry, document: Document) -> SnapshotBundle:
+def verify(data: bytes, keyring: Keyring, registered: RegistryEntry, document: Document) -> SnapshotBundle:
     """Verify a bundle's signature, model and versions, unpickle it and predict a row.
 
     Raises
     ------
     EnvelopeError
-        If it is not a good bundle of this model; RuntimeMismatchError if this process cannot load it.
+        If it is not an intact bundle of this model; RuntimeMismatchError if this process cannot load it.
     """
     header, bundle = serialization.unseal(data, keyring, from_text(registered.recipe_text), registered.hash)
     serialization.try_predict(bundle)
     return SnapshotBundle(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
 
 
-def _base(fetched: SnapshotBundle) -> str:
-    """What requests come on top of that are learned by what was fetched; '' where it has learned more since."""
-    if fetched.document is None or fetched.metrics_text:
+def _replay_base(snapshot: SnapshotBundle) -> str:
+    """Return the replay base of requests learned on top of a bundle; '' if it has learned more than its snapshot."""
+    if snapshot.document is None or snapshot.metrics_text:
         return ""
-    return ReplayBase(fetched.header.sequence, (fetched.document["generation"], fetched.document["version"])).text()
+    return ReplayBase(snapshot.header.sequence, (snapshot.document["generation"], snapshot.document["version"])).text()
 
 
 def to_install(
     registered: RegistryEntry,
     generation: int,
-    fetched: SnapshotBundle | None,
+    snapshot: SnapshotBundle | None,
     *,
     is_saved: bool,
     sequence: int = 0,
-    chain: str = "",
+    request_digest: str = "",
 ) -> Install:
-    """What a model that is not live begins with; it knows of its snapshot where it `is_saved` as it is.
+    """Return the state to install for a model that is not live; it names its snapshot if it `is_saved` unchanged.
 
-    One that has no bundle goes on behind the request with this `sequence` and `chain`.
+    A model without a bundle continues after the request with this `sequence` and `request_digest`.
     """
     new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
-    if fetched is None:
-        return replace(new, sequence=sequence, chain=chain, base=ReplayBase(sequence).text())
-    header, noted = fetched.header, ""
-    if is_saved and fetched.document is not None:
-        noted = msgspec.json.encode({name: fetched.document[name] for name in SUMMARY_FIELDS}).decode()
+    if snapshot is None:
+        return replace(new, sequence=sequence, chain=request_digest, base=ReplayBase(sequence).text())
+    header, noted = snapshot.header, ""
+    if is_saved and snapshot.document is not None:
+        noted = msgspec.json.encode({name: snapshot.document[name] for name in SUMMARY_FIELDS}).decode()
     return replace(
         new,
         version=header.version,
         rows_seen=header.rows_seen,
         sequence=header.sequence,
         chain=header.chain,
-        digest=envelope.digest_of(fetched.data),
-        metrics_text=fetched.metrics,
+        digest=envelope.digest_of(snapshot.data),
+        metrics_text=snapshot.metrics,
         snapshot_text=noted,
-        bundle=fetched.data,
-        width=fetched.width,
-        changed=fetched.changed,
-        base=_base(fetched),
+        bundle=snapshot.data,
+        width=snapshot.width,
+        changed=snapshot.changed,
+        base=_replay_base(snapshot),
     )
 
 
-def to_rewind(fetched: SnapshotBundle, model_hash: str) -> Rewind:
-    """What a live model goes back to."""
+def to_rewind(snapshot: SnapshotBundle, *, is_repair: bool = False) -> Rewind:
+    """Return the state that replaces the state of a live model.
+
+    With `is_repair` the bundle has learned exactly what the live model has, and its replay base stays the same.
+    """
     return Rewind(
-        hash=model_hash,
-        generation=fetched.header.generation,
-        version=fetched.header.version,
-        rows_seen=fetched.header.rows_seen,
-        digest=envelope.digest_of(fetched.data),
-        metrics_text=fetched.metrics,
-        bundle=fetched.data,
-        width=fetched.width,
-        changed=fetched.changed,
-        base=_base(fetched),
+        hash=snapshot.header.hash,
+        generation=snapshot.header.generation,
+        version=snapshot.header.version,
+        rows_seen=snapshot.header.rows_seen,
+        digest=envelope.digest_of(snapshot.data),
+        metrics_text=snapshot.metrics,
+        bundle=snapshot.data,
+        width=snapshot.width,
+        changed=snapshot.changed,
+        base="=" if is_repair else _replay_base(snapshot),
     )

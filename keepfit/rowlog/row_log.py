@@ -169,7 +169,7 @@ class RowLog:
         self.storage.put(PROBE, PROBE_DATA)
         self._probed = True
 
-    def look(self) -> "View":
+    def view(self) -> "View":
         """List what is there; everything that was written before is found through the view.
 
         Raises
@@ -240,7 +240,7 @@ class RowLog:
 
 
 class View:
-    """The log as it was at one moment or later; made by :meth:`RowLog.look`, to be used from any thread."""
+    """The log as it was at one moment or later; made by :meth:`RowLog.view`, to be used from any thread."""
 
     def __init__(self, log: RowLog) -> None:
         self._log = log

@@ -1,15 +1,15 @@
-"""The file that models move house in: a zip of their bundles, recipes and histories, signed by who wrote it.
+"""Read and write the export file: a signed zip of bundles, recipes and history documents.
 
 Owns the format::
 
     manifest.json                          format, time, and the SHA-256 of each model's entry
-    manifest.seal                          envelope over the manifest's SHA-256: who wrote the file
-    models/<hash>/model.json               metadata, recipe, and what is said of each snapshot, newest first
-    models/<hash>/<generation>-<version>   a snapshot's bundle, in the envelope that it had
+    manifest.seal                          envelope over the manifest's SHA-256: identifies the writer's key
+    models/<hash>/model.json               metadata, recipe, and fields of each snapshot's document, newest first
+    models/<hash>/<generation>-<version>   a snapshot's bundle, in its envelope
 
-Never unpickles, never extracts: entries are read by names that are built here. Invariant: nothing that is read is given
-out before it is known to be what a holder of one of the given keys wrote. Nothing is compressed, so no entry is larger
-than it looks. What goes in and what becomes of it: `docs/guides/restore.md`.
+Never unpickles and never extracts: entries are read by names that are built here. Invariant: the reader returns only
+data that it has verified to be signed with one of the given keys. Nothing is compressed, so no entry is larger than its
+size in the zip directory. What is exported and how it is imported: `docs/guides/export-and-import.md`.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ ARCHIVE = "archive"
 MANIFEST, SEAL = "manifest.json", "manifest.seal"
 SEAL_BYTES_MAX = 4096
 TEXT_BYTES_MAX = 256 * 2**20
-# All entries are of the same moment, for a reader of zip files; keepfit's times are in the documents.
-MOMENT = (2000, 1, 1, 0, 0, 0)
+# All entries have the same time in the zip directory; the times that matter are in the documents.
+ZIP_TIME = (2000, 1, 1, 0, 0, 0)
 
 
 class ArchivedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of one snapshot: the fields of its history document that do not depend on where it is kept.
+    """Fields of a snapshot's history document that do not depend on where it is stored.
 
-    `changed` is the text of the parameters that were changed before it, None where none were.
+    `changed` is the JSON text of the parameters that were changed before it, None if none were.
     """
 
     timestamp: float
@@ -59,8 +59,8 @@ class ArchivedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     changed: str | None = None
 
 
-class Archived(msgspec.Struct, frozen=True, kw_only=True):
-    """One model in the file: metadata (canonical) and recipe as text, and its snapshots, newest first."""
+class ArchivedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in the file: metadata (canonical) and recipe as text, and its snapshots, newest first."""
 
     metadata: str
     recipe: str
@@ -74,12 +74,12 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, str]
 
 
-def _entry_of(model_hash: str) -> str:
+def _model_path(model_hash: str) -> str:
     return f"models/{model_hash}/model.json"
 
 
-def _blob_of(model_hash: str, shot: ArchivedSnapshot) -> str:
-    return f"models/{model_hash}/{shot.generation}-{shot.version}"
+def _blob_path(model_hash: str, snapshot: ArchivedSnapshot) -> str:
+    return f"models/{model_hash}/{snapshot.generation}-{snapshot.version}"
 
 
 def _digest(data: bytes) -> str:
@@ -97,7 +97,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 class Writer:
-    """Writes a file, which has its name only when it is whole; to be used in a ``with``."""
+    """Writes an export file in a ``with`` block; the file gets its name when it is complete."""
 
     def __init__(self, path: Path, keyring: Keyring) -> None:
         self._path = path
@@ -106,11 +106,11 @@ class Writer:
         self._models: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        """Begin the file."""
+        """Create the file under a temporary name."""
         with _writable(self._path):
             if self._path.exists():
                 raise FileExistsError
-            # Nobody else's to read: it holds all that the models know.
+            # Readable for the owner only: it holds everything that the models have learned.
             descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             self._file = os.fdopen(descriptor, "w+b")
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
@@ -119,7 +119,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the file, or remove what there is of it."""
+        """Complete the file; after an error remove it."""
         try:
             if kind is None:
                 self._end()
@@ -130,19 +130,19 @@ class Writer:
                 self._file.close()
             self._part.unlink(missing_ok=True)
 
-    def add_blob(self, model_hash: str, shot: ArchivedSnapshot, data: bytes) -> None:
+    def add_blob(self, model_hash: str, snapshot: ArchivedSnapshot, data: bytes) -> None:
         """Add a snapshot's bundle."""
-        self._write(_blob_of(model_hash, shot), data)
+        self._write(_blob_path(model_hash, snapshot), data)
 
-    def add(self, model_hash: str, model: Archived) -> None:
-        """Add a model, all of whose bundles are there."""
+    def add(self, model_hash: str, model: ArchivedModel) -> None:
+        """Add a model after all its bundles."""
         text = msgspec.json.encode(model)
-        self._write(_entry_of(model_hash), text)
+        self._write(_model_path(model_hash), text)
         self._models[model_hash] = _digest(text)
 
     def _write(self, name: str, data: bytes) -> None:
         with _writable(self._path):
-            self._zip.writestr(zipfile.ZipInfo(name, MOMENT), data)
+            self._zip.writestr(zipfile.ZipInfo(name, ZIP_TIME), data)
 
     def _end(self) -> None:
         manifest = _Manifest(format=FORMAT, keepfit=keepfit.__version__, timestamp=time.time(), models=self._models)
@@ -155,7 +155,7 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            # A link, which unlike a rename never takes another file's place.
+            # A hard link: unlike a rename it never replaces an existing file.
             os.link(self._part, self._path)
             folder = os.open(self._path.parent, os.O_RDONLY)
             try:
@@ -165,14 +165,16 @@ class Writer:
 
 
 class Reader:
-    """Reads a file that somebody else may have written; `keyrings` are asked in turn whose it is.
+    """Reads an export file from an untrusted source; `keyrings` are tried in turn.
 
     Raises
     ------
     InvalidError
-        If there is no such file, or it is no archive of keepfit's that this version reads.
+        If there is no such file, or it is not an export file of a format that this version reads.
     UnknownKeyError, EnvelopeError
-        If none of the keys signed it.
+        If it is not signed with any of the keys.
+    UnavailableError
+        If the file cannot be read.
     """
 
     def __init__(self, path: Path, keyrings: Sequence[Keyring]) -> None:
@@ -183,7 +185,7 @@ class Reader:
         except FileNotFoundError:
             raise InvalidError(f"There is no file {path}.") from None
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise InvalidError(f"{path} is no whole zip file: {error}") from None
+            raise InvalidError(f"{path} is not a complete zip file: {error}") from None
         except OSError as error:
             raise UnavailableError(f"{path} cannot be read: {error.strerror}") from error
         try:
@@ -203,7 +205,7 @@ class Reader:
         return manifest
 
     def __enter__(self) -> Self:
-        """Read on."""
+        """Return the reader."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,47 +217,49 @@ class Reader:
         """Hashes of the models in the file."""
         return list(self._models)
 
-    def read(self, model_hash: str) -> Archived:
-        """Read what is said of a model.
+    def read(self, model_hash: str) -> ArchivedModel:
+        """Read the entry of a model.
 
         Raises
         ------
         EnvelopeError, InvalidError
-            If it is not what was signed, or names another model.
+            If it is not the signed one, or names another model.
         """
-        text = self._read(_entry_of(model_hash), TEXT_BYTES_MAX)
+        text = self._read(_model_path(model_hash), TEXT_BYTES_MAX)
         if _digest(text) != self._models[model_hash]:
-            raise EnvelopeError(f"What {self._path} says of {model_hash} is not what was signed.")
-        model = self._decode(text, _entry_of(model_hash), Archived)
+            raise EnvelopeError(f"The entry of {model_hash} in {self._path} is not the one that was signed.")
+        model = self._decode(text, _model_path(model_hash), ArchivedModel)
         try:
             metadata = check_metadata(parse_json(model.metadata.encode()))
         except MalformedError as error:
             raise InvalidError(f"{self._path}: the metadata of {model_hash} cannot be read: {error}") from None
         if hash_of(metadata) != model_hash or not model.snapshots:
-            raise InvalidError(f"{self._path}: {model_hash} is not what its metadata name, or has no snapshot.")
+            raise InvalidError(f"{self._path}: {model_hash} is not the hash of its metadata, or has no snapshot.")
         return model
 
-    def blob(self, model_hash: str, shot: ArchivedSnapshot) -> tuple[Header, bytes]:
-        """Read a snapshot's bundle; return its verified header and its pickle, which nobody has opened.
+    def blob(self, model_hash: str, snapshot: ArchivedSnapshot) -> tuple[Header, bytes]:
+        """Read a snapshot's bundle; return its verified header and its pickle, which is not loaded.
 
         Raises
         ------
         EnvelopeError
-            If it is not the one that was signed, by one of the keys, for this model and version.
+            If it is not signed with one of the keys for this model and version.
         """
-        data = self._read(_blob_of(model_hash, shot), shot.size_bytes)
-        if len(data) != shot.size_bytes or _digest(data) != shot.sha256:
-            raise EnvelopeError(f"The bundle of {model_hash}, version {shot.version}, is damaged in {self._path}.")
+        data = self._read(_blob_path(model_hash, snapshot), snapshot.size_bytes)
+        if len(data) != snapshot.size_bytes or _digest(data) != snapshot.sha256:
+            raise EnvelopeError(f"The bundle of {model_hash}, version {snapshot.version}, is damaged in {self._path}.")
         header, payload = self._open(data, envelope.BUNDLE)
-        if (header.hash, header.generation, header.version) != (model_hash, shot.generation, shot.version):
-            raise EnvelopeError(f"{self._path} holds another bundle for {model_hash} than it names.")
+        if (header.hash, header.generation, header.version) != (model_hash, snapshot.generation, snapshot.version):
+            raise EnvelopeError(
+                f"{self._path} holds another bundle under the name of {model_hash}, version {snapshot.version}."
+            )
         return header, payload
 
     def _decode(self, text: bytes, name: str, form: type[F]) -> F:
         try:
             return msgspec.json.decode(text, type=form)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidError(f"{name} in {self._path} is not as keepfit writes it: {error}.") from None
+            raise InvalidError(f"{name} in {self._path} is not in the format that keepfit writes: {error}.") from None
 
     def _open(self, data: bytes, purpose: str) -> tuple[Header, bytes]:
         failure: EnvelopeError | None = None
@@ -269,20 +273,20 @@ class Reader:
         if failure is not None:
             raise failure
         raise UnknownKeyError(
-            f"{self._path} is signed with a key that is not known here: give the signing keys of who wrote it, in "
-            "KEEPFIT_IMPORT_KEYS or a file named with --keys."
+            f"{self._path} is signed with a key that is not known here: set KEEPFIT_IMPORT_KEYS to the signing keys of "
+            "the deployment that wrote it, or name a file of them with --keys."
         )
 
     def _read(self, name: str, bytes_max: int) -> bytes:
         try:
             entry = self._zip.getinfo(name)
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-                raise InvalidError(f"{name} in {self._path} is compressed; keepfit writes it as it is.")
+                raise InvalidError(f"{name} in {self._path} is compressed; keepfit writes entries uncompressed.")
             if entry.file_size > bytes_max:
-                raise InvalidError(f"{name} in {self._path} is larger than it may be.")
+                raise InvalidError(f"{name} in {self._path} is larger than {bytes_max} bytes.")
             return self._zip.read(entry)
         except KeyError:
-            raise InvalidError(f"{self._path} has no {name}; it is no whole archive of keepfit's.") from None
+            raise InvalidError(f"{self._path} has no {name}; it is not a complete export file.") from None
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise InvalidError(f"{name} in {self._path} cannot be read: {error}") from None
         except OSError as error:

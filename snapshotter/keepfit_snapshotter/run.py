@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Self
@@ -21,6 +21,7 @@ from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.history import Document, snapshot_upkeep, timeline_upkeep
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.observability.outage import Outage
+from keepfit.observability.progress import Progress, no_progress
 from keepfit.rowlog import compaction
 from keepfit.rowlog.compaction import CompactionResult
 from keepfit.settings import Settings
@@ -33,12 +34,6 @@ log = structlog.get_logger(__name__)
 
 # Models whose bundles are read, written and committed together. While one group is written, another is read or noted.
 GROUP, GROUPS_AT_ONCE = 128, 2
-
-Progress = Callable[[int, int], None]
-
-
-def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True, slots=True)

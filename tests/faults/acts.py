@@ -16,8 +16,8 @@ from typing import Any
 from keepfit.backends import redis_clients, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.observability import failpoints
-from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import RestoreRequest
+from keepfit.restore.bulk import ModelFilter, restore_many
+from keepfit.restore.requests import RestoreRequest
 from keepfit.settings import Settings
 from keepfit.store import commit
 from keepfit_gateway import app
@@ -120,14 +120,14 @@ def save(settings: Settings) -> None:
 
 def restore(settings: Settings, model_hash: str) -> None:
     """Put a model back from its snapshot."""
-    asyncio.run(restore_many(settings, Meant(hash=model_hash)))
+    asyncio.run(restore_many(settings, ModelFilter(hash=model_hash)))
 
 
 def go_back(settings: Settings, model_hash: str) -> None:
     """Put version 1 in the place of a live model."""
     asyncio.run(
         restore_many(
-            settings, Meant(hash=model_hash), RestoreRequest(version=1), agreed=lambda plans: True, follow=True
+            settings, ModelFilter(hash=model_hash), RestoreRequest(version=1), confirm=lambda plans: True, follow=True
         )
     )
 

@@ -24,8 +24,8 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.observability import failpoints
 from keepfit.recipe import recipe
-from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import RestoreRequest
+from keepfit.restore.bulk import ModelFilter, restore_many
+from keepfit.restore.requests import RestoreRequest
 from keepfit.rowlog.row_log import Call, open_log
 from keepfit.rows import shaping
 from keepfit.security import envelope
@@ -286,11 +286,11 @@ async def test_a_gateway_may_die_at_any_step_of_logging(
         assert await call(first, "POST", path, body) == (0, None)
     rows_log = open_log(logged.row_log_url)
     assert rows_log is not None
-    assert len(rows_log.look().calls(model_hash, None)) == (point == "rowlog.written")
+    assert len(rows_log.view().calls(model_hash, None)) == (point == "rowlog.written")
     with gateway(logged) as other:
         status, told = await call(other, "POST", path, body)
         assert (status, told["sequence"]) == (202, 1)
-        found = rows_log.look().calls(model_hash, None)
+        found = rows_log.view().calls(model_hash, None)
     assert {(one.origin, one.sequence, one.name) for one in found} == {(1, 1, "c:once")}
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, [(SHOES, SIZES)])
@@ -376,11 +376,11 @@ async def test_who_merges_the_log_may_die_at_any_step(
         rows_log.write([one])
     assert acts.end_of(f"{point}:1:kill", acts.save, logged) == KILLED
     for _ in range(2):
-        view = open_log(logged.row_log_url).look()  # type: ignore[union-attr]
+        view = open_log(logged.row_log_url).view()  # type: ignore[union-attr]
         assert {one.sequence for one in view.calls(model_hash, None)} >= {2, 3}
         assert {one.sequence for one in view.calls(model_hash, at)} == {1, 2, 3}
         assert (await run_once(logged)).cleanup_error == ""
-    assert {one.sequence for one in rows_log.look().calls(model_hash, None)} == {2, 3}
+    assert {one.sequence for one in rows_log.view().calls(model_hash, None)} == {2, 3}
 
 
 @pytest.mark.parametrize("point", RESTORING)
@@ -391,7 +391,7 @@ async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Worksho
     before, data = await shop.model(model_hash), shop.data(model_hash)
     shop.lose(model_hash)
     assert acts.end_of(f"{point}:1:kill", acts.restore, deployment, model_hash) == KILLED
-    await restore_many(deployment, Meant(hash=model_hash))
+    await restore_many(deployment, ModelFilter(hash=model_hash))
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, shop.data(model_hash)) == (before.version, before.rows_seen, data)
     assert model.generation > before.generation
@@ -417,7 +417,7 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
         await line.close()
         logging.lose(model_hash)
         assert acts.end_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
-        await restore_many(settings, Meant(hash=model_hash))
+        await restore_many(settings, ModelFilter(hash=model_hash))
         await check_learned(logging, model_hash, requests)
         assert (
             logging.redis.exists(*(redis_keys.idempotency(model_hash, f"c:key-{number}") for number in range(3))) == 3
@@ -442,9 +442,11 @@ async def test_a_return_may_die_at_any_step(deployment: Settings, shop: Workshop
         assert model_hash in await shop.store.changed()
         await run_once(deployment)
     else:
-        await restore_many(deployment, Meant(hash=model_hash), RestoreRequest(version=1), agreed=lambda plans: True)
+        await restore_many(
+            deployment, ModelFilter(hash=model_hash), RestoreRequest(version=1), confirm=lambda plans: True
+        )
     shop.lose(model_hash)
-    await restore_many(deployment, Meant(hash=model_hash))
+    await restore_many(deployment, ModelFilter(hash=model_hash))
     assert (await shop.model(model_hash)).version == 1
     assert await shop.predict(model_hash) == predictions
 

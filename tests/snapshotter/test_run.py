@@ -19,7 +19,7 @@ import pytest
 from keepfit.backends import redis_keys
 from keepfit.history import Document, snapshot_upkeep
 from keepfit.local.servers import free_port
-from keepfit.restore.bulk import Meant, restore_many
+from keepfit.restore.bulk import ModelFilter, restore_many
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
@@ -258,7 +258,7 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
         assert {document["hash"] for document in report.saved} == set(hashes)
         assert all(document["uri"].startswith(f"{s3_url}/{document['hash']}/1/1-") for document in report.saved)
         shop.redis.flushall()
-        outcomes = await restore_many(in_s3, Meant())
+        outcomes = await restore_many(in_s3, ModelFilter())
         assert [outcome.outcome for outcome in outcomes] == ["restored"] * 3
         assert {model_hash: await shop.predict(model_hash) for model_hash in hashes} == predictions
 

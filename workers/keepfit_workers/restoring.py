@@ -16,7 +16,9 @@ from keepfit.errors import ConflictError, KeepfitError, MissingRequestsError, No
 from keepfit.history import RegistryEntry
 from keepfit.jobs.messages import RestoreOptions, WorkerRequest
 from keepfit.restore import repair as repairs
-from keepfit.restore.restorer import PreviousState, Restorer, RestoreRequest
+from keepfit.restore import replay_source
+from keepfit.restore.requests import PreviousState, RestoreRequest
+from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import View
 from keepfit.snapshots.save import save
 from keepfit_workers.context import WorkerContext
@@ -39,7 +41,7 @@ def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reaso
         try:
             if registered is None:
                 raise NotFoundError(f"There is no model {model_hash}.")
-            await restorer.bring_back(registered, view=view)
+            await restorer.restore(registered, view=view)
         except KeepfitError as error:
             log.warning("restore_failed", hash=model_hash, reason=str(error))
             return error
@@ -49,7 +51,7 @@ def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reaso
         registered = await asyncio.gather(*map(restorer.resources.registry.find, hashes))
         live = await restorer.resources.store.describe_many(list(hashes))
         # All that are lost were found so before it: one look into the row log will do.
-        view = await restorer.look() if None in live else None
+        view = await replay_source.list_row_log(restorer.resources) if None in live else None
         pairs = zip(hashes, registered, strict=True)
         return await asyncio.gather(*(one(restorer, model_hash, found, view) for model_hash, found in pairs))
 
@@ -103,7 +105,7 @@ async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -
         repaired = None
     if repaired is not None and not wanted.is_named:
         return asdict(PreviousState(repaired.document, restored=True, sequence=repaired.sequence))
-    return asdict(await restorer.put_back(model_hash, wanted))
+    return asdict(await restorer.restore_or_rewind(model_hash, wanted))
 
 
 async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def found(settings: Settings, path: str) -> list[Call]:
     """All calls of a model that are in the log, in order."""
     log = open_log(settings.row_log_url)
     assert log is not None
-    calls = log.look().calls(path.rpartition("/")[2], None)
+    calls = log.view().calls(path.rpartition("/")[2], None)
     return sorted(calls, key=lambda call: (call.origin, call.sequence, call.at))
 
 

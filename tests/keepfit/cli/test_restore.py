@@ -108,7 +108,7 @@ async def test_without_a_terminal_live_models_go_back_only_with_force(shop: Work
     assert (refused.exit_code, refused.stdout, str(refused.exception)) == (
         1,
         "",
-        "1 live models would go back behind what they have learned (6 rows); --force does that. Nothing was changed.",
+        "1 live models would be rewound and forget 6 rows; confirm with --force. Nothing was changed.",
     )
     assert (await shop.model(model_hash)).version == 3
     (outcome,) = documents(await keepfit("restore", "--version", "1", "--force", "--json"))
@@ -161,7 +161,7 @@ async def test_export_and_import_move_models(shop: Workshop, keepfit: Keepfit, t
         "KEEPFIT_SIGNING_KEYS": "new:" + "7a" * 32,
     }
     unknown = await keepfit("import", "models.zip", **new)
-    assert "give the signing keys of who wrote it" in str(unknown.exception)
+    assert "set KEEPFIT_IMPORT_KEYS to the signing keys of the deployment that wrote it" in str(unknown.exception)
     (planned,) = documents(await keepfit("import", "models.zip", "--dry-run", "--keys", "keys", "--json", **new))
     assert planned["outcome"] == "would be imported"
     (moved,) = documents(await keepfit("import", "models.zip", "--json", **new, KEEPFIT_IMPORT_KEYS=SIGNING_KEYS))

@@ -1,4 +1,4 @@
-"""Restoring many models: which are meant, and what is said of each."""
+"""Restores of many models: which are selected, and the outcome of each."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,9 +10,11 @@ import pytest
 from keepfit.backends import redis_keys
 from keepfit.errors import NotConfirmedError, UnavailableError
 from keepfit.history import Document
-from keepfit.restore import bulk as restoring
-from keepfit.restore.bulk import Meant, Outcome, restore_many
-from keepfit.restore.restorer import Restorer, RestoreRequest, RestoreResult
+from keepfit.restore import bulk
+from keepfit.restore.bulk import ModelFilter, Outcome, restore_many
+from keepfit.restore.reader import SnapshotReader
+from keepfit.restore.requests import RestoreRequest, RestoreResult
+from keepfit.restore.restorer import Restorer
 from keepfit.settings import Settings
 from keepfit.snapshots import save
 from tests.factories import SHOES, Workshop, workshop
@@ -20,7 +22,7 @@ from tests.factories import SHOES, Workshop, workshop
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
@@ -36,13 +38,13 @@ async def restored(
     dry_run: bool = False,
     force: bool = False,
 ) -> dict[str, Outcome]:
-    """Restore the models that are meant; outcomes by hash."""
+    """Restore the selected models; return the outcomes by hash."""
     outcomes = await restore_many(
         shop.settings,
-        Meant(type_, model_hash, where or {}),
+        ModelFilter(type_, model_hash, where or {}),
         RestoreRequest(at, version),
         dry_run=dry_run,
-        agreed=lambda plans: force,
+        confirm=lambda plans: force,
         follow=force,
     )
     found = {outcome.registered.hash: outcome for outcome in outcomes}
@@ -51,15 +53,15 @@ async def restored(
 
 
 async def saved(shop: Workshop, **metadata: Any) -> tuple[str, Document]:
-    """Make a model that has learned and is saved."""
+    """Create a model that has learned and is saved."""
     model_hash = await shop.learned(**metadata)
     document = await save.save(shop.resources, model_hash)
     assert document is not None
     return model_hash, document
 
 
-async def test_all_that_are_lost_come_back_and_live_ones_are_kept(shop: Workshop) -> None:
-    """Every registered model is looked at: lost ones are restored, live ones kept, those never saved begin anew."""
+async def test_lost_models_are_restored_and_live_ones_are_kept(shop: Workshop) -> None:
+    """Of all registered models lost ones are restored, live ones kept, and unsaved ones recreated from their recipe."""
     lost, _ = await saved(shop)
     live, _ = await saved(shop)
     await shop.learn(live)
@@ -70,14 +72,14 @@ async def test_all_that_are_lost_come_back_and_live_ones_are_kept(shop: Workshop
     assert {model_hash: (o.live_version, o.version, o.outcome, o.failed) for model_hash, o in outcomes.items()} == {
         lost: (None, 1, "restored", False),
         live: (2, 1, "kept: it is live", False),
-        never_saved: (None, None, "begun anew: it had no snapshot", False),
+        never_saved: (None, None, "recreated from its recipe: it has no snapshot", False),
     }
     versions = {model_hash: (await shop.model(model_hash)).version for model_hash in (lost, live, never_saved)}
     assert versions == {lost: 1, live: 2, never_saved: 0}
 
 
-async def test_a_dry_run_says_the_same_and_does_nothing(shop: Workshop) -> None:
-    """A dry run tells of each model what would be done, and neither Redis nor the register changes."""
+async def test_a_dry_run_reports_the_plan_and_changes_nothing(shop: Workshop) -> None:
+    """A dry run returns what would be done with each model, and changes neither Redis nor the registry."""
     lost, _ = await saved(shop)
     live, _ = await saved(shop)
     never_saved = await shop.make()
@@ -88,14 +90,14 @@ async def test_a_dry_run_says_the_same_and_does_nothing(shop: Workshop) -> None:
     assert {model_hash: (o.live_version, o.version, o.outcome) for model_hash, o in outcomes.items()} == {
         lost: (None, 1, "would be restored"),
         live: (1, 1, "kept: it is live"),
-        never_saved: (None, None, "would begin anew"),
+        never_saved: (None, None, "would be recreated from its recipe"),
     }
     assert await shop.store.describe_many([lost, never_saved]) == [None, None]
     assert await shop.registry.models({}, 10) == before
 
 
-async def test_a_type_or_a_hash_chooses(shop: Workshop) -> None:
-    """Only models of the type, or the one of the hash, are touched; a hash of another type chooses nothing."""
+async def test_a_type_or_a_hash_selects_models(shop: Workshop) -> None:
+    """Only models of the type, or the one of the hash, are restored; a hash of another type selects nothing."""
     shoes, _ = await saved(shop)
     boots, _ = await saved(shop, type="boots")
     shop.redis.flushall()
@@ -106,8 +108,8 @@ async def test_a_type_or_a_hash_chooses(shop: Workshop) -> None:
     assert (await restored(shop, type_="shoes", model_hash=shoes))[shoes].outcome == "restored"
 
 
-async def test_as_of_a_time_older_snapshots_are_taken(shop: Workshop) -> None:
-    """With a time the newest snapshot not later is restored; a model without one that old is left alone, and said."""
+async def test_with_a_time_older_snapshots_are_restored(shop: Workshop) -> None:
+    """With a time the newest snapshot not later is restored; a model without one fails and is left alone."""
     old, first = await saved(shop)
     await shop.learn(old)
     report = await shop.snapshotter.run_pass()
@@ -124,8 +126,8 @@ async def test_as_of_a_time_older_snapshots_are_taken(shop: Workshop) -> None:
     assert await shop.store.describe(young) is None
 
 
-async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop, tmp_path: Path) -> None:
-    """A model whose snapshots are all damaged fails by itself; one with a good older one says how many were not."""
+async def test_a_failure_of_one_model_does_not_stop_the_others(shop: Workshop, tmp_path: Path) -> None:
+    """A model with damaged snapshots only fails alone; one with an older good snapshot reports the damaged ones."""
     hopeless, document = await saved(shop)
     (tmp_path / "snapshots" / save.path_of(document)).unlink()
     older, _ = await saved(shop)
@@ -137,41 +139,43 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop, t
     outcomes = await restored(shop)
     assert outcomes[hopeless].failed
     assert outcomes[hopeless].outcome.startswith("None of the 1 snapshots of")
-    assert (outcomes[older].version, outcomes[older].outcome) == (1, "restored, after 1 damaged")
+    assert (outcomes[older].version, outcomes[older].outcome) == (1, "restored, 1 damaged snapshots skipped")
     assert (outcomes[fine].version, outcomes[fine].outcome) == (1, "restored")
 
 
-async def test_a_model_that_comes_back_meanwhile_is_kept(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a worker restores the same model in that moment, the outcome says so and does not claim it began anew."""
+async def test_a_model_that_another_process_restores_is_kept(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a worker restores the same model at the same time, the outcome says that it is live."""
     model_hash, _ = await saved(shop)
     shop.lose(model_hash)
 
-    bring_back = Restorer.bring_back
+    restore = Restorer.restore
 
     async def overtaken(*args: Any) -> RestoreResult:
-        assert not (await bring_back(*args)).live
-        return await bring_back(*args)
+        assert not (await restore(*args)).live
+        return await restore(*args)
 
-    monkeypatch.setattr(Restorer, "bring_back", overtaken)
+    monkeypatch.setattr(Restorer, "restore", overtaken)
     (outcome,) = (await restored(shop)).values()
-    assert (outcome.outcome, outcome.failed) == ("kept: it came back meanwhile", False)
+    assert (outcome.outcome, outcome.failed) == ("kept: it is live by now", False)
     assert (await shop.model(model_hash)).version == 1
 
 
-async def test_more_models_than_a_page_are_all_restored(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The register is read page by page, and progress counts every model of every page."""
-    monkeypatch.setattr(restoring, "PAGE", 3)
+async def test_all_pages_of_models_are_restored(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry is read page by page, and progress counts every model of every page."""
+    monkeypatch.setattr(bulk, "PAGE", 3)
     hashes = [(await saved(shop))[0] for _ in range(7)]
     shop.redis.flushall()
-    told: list[tuple[int, int]] = []
-    outcomes = await restore_many(shop.settings, Meant(), progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    outcomes = await restore_many(
+        shop.settings, ModelFilter(), progress=lambda done, total: reported.append((done, total))
+    )
     assert [outcome.registered.hash for outcome in outcomes] == sorted(hashes)
-    assert told == [(done, 7) for done in range(1, 8)]
+    assert reported == [(done, 7) for done in range(1, 8)]
     assert None not in await shop.store.describe_many(hashes)
 
 
 async def test_an_outcome_is_plain_json(shop: Workshop) -> None:
-    """An outcome as a document names model, versions and what came of it."""
+    """The JSON of an outcome has the model, its versions and the outcome."""
     model_hash, document = await saved(shop, session="json")
     (outcome,) = (await restored(shop)).values()
     assert outcome.as_dict() == {
@@ -186,7 +190,7 @@ async def test_an_outcome_is_plain_json(shop: Workshop) -> None:
 
 
 async def versions(shop: Workshop, count: int, **metadata: Any) -> tuple[str, list[Document], list[list[float]]]:
-    """Make a model and save it after each of its first versions; its documents and predictions, one a version."""
+    """Create a model and save each of its first versions; return a document and predictions per version."""
     model_hash, first = await saved(shop, **metadata)
     documents, predictions = [first], [await shop.predict(model_hash)]
     for number in range(1, count):
@@ -197,25 +201,25 @@ async def versions(shop: Workshop, count: int, **metadata: Any) -> tuple[str, li
     return model_hash, documents, predictions
 
 
-async def test_a_live_model_goes_back_only_with_consent(shop: Workshop) -> None:
-    """Without a yes nothing changes and the error tells how many rows; with one it has the older version's state."""
+async def test_a_live_model_is_rewound_only_if_confirmed(shop: Workshop) -> None:
+    """Unconfirmed, nothing changes and the error has the number of rows; confirmed, the older state is live."""
     model_hash, _, predictions = await versions(shop, 3)
     before = await shop.model(model_hash)
-    with pytest.raises(NotConfirmedError, match=r"1 live models .* \(6 rows\); --force"):
+    with pytest.raises(NotConfirmedError, match=r"1 live models .* forget 6 rows; confirm with --force"):
         await restored(shop, version=1)
     assert await shop.model(model_hash) == before
     (planned,) = (await restored(shop, version=1, dry_run=True)).values()
     assert (planned.live_version, planned.version, planned.rows_forgotten) == (3, 1, 6)
-    assert planned.outcome == "would go back, 6 rows forgotten"
+    assert planned.outcome == "would be rewound, 6 rows forgotten"
     (outcome,) = (await restored(shop, version=1, force=True)).values()
-    assert (outcome.outcome, outcome.version, outcome.failed) == ("went back", 1, False)
+    assert (outcome.outcome, outcome.version, outcome.failed) == ("rewound", 1, False)
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, model.generation) == (1, 3, before.generation + 1)
     assert await shop.predict(model_hash) == predictions[0]
 
 
-async def test_what_was_gone_back_to_is_the_newest_from_then_on(shop: Workshop) -> None:
-    """Another loss of Redis brings the older version back again, not the later ones that the history still has."""
+async def test_a_rewound_state_is_the_newest_from_then_on(shop: Workshop) -> None:
+    """After another loss of Redis the rewound version is restored, not the later ones that the history still has."""
     model_hash, documents, predictions = await versions(shop, 3)
     await restored(shop, version=1, force=True)
     newest = await shop.registry.newest(model_hash, 1)
@@ -226,7 +230,7 @@ async def test_what_was_gone_back_to_is_the_newest_from_then_on(shop: Workshop) 
     shop.redis.flushall()
     assert (await restored(shop))[model_hash].outcome == "restored"
     assert await shop.predict(model_hash) == predictions[0]
-    # The same, where Redis was empty when the older version was asked for.
+    # The same, if Redis was empty when the older version was requested.
     shop.redis.flushall()
     assert (await restored(shop, at=documents[1]["timestamp"]))[model_hash].version == 2
     shop.redis.flushall()
@@ -234,8 +238,8 @@ async def test_what_was_gone_back_to_is_the_newest_from_then_on(shop: Workshop) 
     assert await shop.predict(model_hash) == predictions[1]
 
 
-async def test_what_waits_is_learned_after_the_older_state(shop: Workshop) -> None:
-    """Rows that were accepted and not learned stay, in their order, and are learned on top of the older version."""
+async def test_pending_requests_are_learned_after_a_rewind(shop: Workshop) -> None:
+    """Requests that were accepted and not learned stay in order, and are learned on top of the older version."""
     model_hash, _, _ = await versions(shop, 2)
     other, _, _ = await versions(shop, 1)
     for sizes in ([7.0, 8.0, 9.0], [1.0, 2.0, 3.0]):
@@ -251,8 +255,8 @@ async def test_what_waits_is_learned_after_the_older_state(shop: Workshop) -> No
     assert await shop.accept(model_hash) == 5
 
 
-async def test_a_worker_with_the_newer_bundle_in_hand_commits_nothing(shop: Workshop) -> None:
-    """What was taken before the model went back is refused, and what it had read is learned on the older state."""
+async def test_a_worker_with_the_newer_bundle_cannot_commit(shop: Workshop) -> None:
+    """A commit of requests claimed before the rewind is refused, and they are learned on the older state."""
     model_hash, _, _ = await versions(shop, 2)
     await shop.accept(model_hash)
     taken = shop.ledger.take(model_hash, "slow", "")
@@ -265,32 +269,32 @@ async def test_a_worker_with_the_newer_bundle_in_hand_commits_nothing(shop: Work
     assert shop.work(model_hash).version == 2
 
 
-async def test_a_model_that_learns_on_is_followed_only_where_that_was_said(
+async def test_a_model_that_learns_in_the_meantime_is_rewound_only_with_follow(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A yes to what was shown does not hold for what is learned after that; --force goes back from that too."""
+    """A confirmation holds for the state that was shown, not for rows learned later; --force rewinds those too."""
     model_hash, _, _ = await versions(shop, 2)
-    find, late = Restorer._find, []
+    find, late = SnapshotReader.find, []
 
-    async def find_while_learning(self: Restorer, *args: Any) -> Any:
+    async def find_while_learning(self: SnapshotReader, *args: Any) -> Any:
         found = await find(self, *args)
         if not late:
             late.append(await shop.learn(model_hash))
         return found
 
-    monkeypatch.setattr(Restorer, "_find", find_while_learning)
-    (outcome,) = await restore_many(shop.settings, Meant(), RestoreRequest(version=1), agreed=lambda plans: True)
+    monkeypatch.setattr(SnapshotReader, "find", find_while_learning)
+    (outcome,) = await restore_many(shop.settings, ModelFilter(), RestoreRequest(version=1), confirm=lambda plans: True)
     assert outcome.failed
-    assert "was at version 2 of generation 1 when it was looked at, and is at version 3" in outcome.outcome
+    assert "was at version 2 of generation 1 when it was read, and is at version 3" in outcome.outcome
     assert (await shop.model(model_hash)).version == 3
     late.clear()
     (outcome,) = (await restored(shop, version=1, force=True)).values()
-    assert (outcome.outcome, (await shop.model(model_hash)).version) == ("went back", 1)
+    assert (outcome.outcome, (await shop.model(model_hash)).version) == ("rewound", 1)
 
 
-async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was cut short leaves whole models; the next one keeps those that are as wanted and does the others."""
-    monkeypatch.setattr(restoring, "AT_ONCE", 1)
+async def test_an_interrupted_run_can_be_repeated(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run leaves no model half restored; the next run keeps finished models and restores the others."""
+    monkeypatch.setattr(bulk, "CONCURRENCY", 1)
     made = [await versions(shop, 2) for _ in range(3)]
     at = made[0][1][0]["timestamp"]
     at = max(documents[0]["timestamp"] for _, documents, _ in made)
@@ -304,7 +308,12 @@ async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypat
 
     with pytest.raises(Killed):
         await restore_many(
-            shop.settings, Meant(), RestoreRequest(version=1), agreed=lambda plans: True, follow=True, progress=killed
+            shop.settings,
+            ModelFilter(),
+            RestoreRequest(version=1),
+            confirm=lambda plans: True,
+            follow=True,
+            progress=killed,
         )
     for _ in range(2):
         outcomes = await restored(shop, version=1, force=True)
@@ -318,8 +327,8 @@ async def test_done_again_it_goes_on_with_what_is_left(shop: Workshop, monkeypat
     assert await shop.store.changed() == []
 
 
-async def test_metadata_choose(shop: Workshop) -> None:
-    """Only models with every value that is asked for are meant, as texts or numbers, alone or with a type or hash."""
+async def test_metadata_selects_models(shop: Workshop) -> None:
+    """Only models with every given value are selected, as texts or numbers, alone or with a type or hash."""
     nike, _ = await saved(shop, brand="nike", year=2001)
     adidas, _ = await saved(shop, brand="adidas", year=2001)
     assert (await restored(shop, where={"brand": "nike"})).keys() == {nike}
@@ -330,8 +339,8 @@ async def test_metadata_choose(shop: Workshop) -> None:
     assert (await restored(shop, model_hash=adidas, where={"brand": "adidas"})).keys() == {adidas}
 
 
-async def test_going_back_without_storage_changes_nothing(shop: Workshop, tmp_path: Path) -> None:
-    """Where the storage is away a live model stays as it is, and the outcome names the part."""
+async def test_a_rewind_without_storage_changes_nothing(shop: Workshop, tmp_path: Path) -> None:
+    """If the storage is unavailable a live model stays as it is, and the outcome names the storage."""
     model_hash, _, _ = await versions(shop, 2)
     (tmp_path / "snapshots").rename(tmp_path / "away")
     (outcome,) = (await restored(shop, version=1, force=True)).values()
@@ -340,11 +349,11 @@ async def test_going_back_without_storage_changes_nothing(shop: Workshop, tmp_pa
     assert (await shop.model(model_hash)).version == 2
 
 
-async def test_a_part_that_is_away_is_not_waited_for_by_every_model(
+async def test_an_unavailable_dependency_is_not_tried_for_every_model(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some models in a row that failed because a part is away, the others are left, and that is said."""
-    monkeypatch.setattr(restoring, "AT_ONCE", 2)
+    """After some failures in a row because a dependency is unavailable, the other models are reported as not tried."""
+    monkeypatch.setattr(bulk, "CONCURRENCY", 2)
     for _ in range(5):
         await saved(shop)
     shop.redis.flushall()
@@ -356,17 +365,17 @@ async def test_a_part_that_is_away_is_not_waited_for_by_every_model(
 
     monkeypatch.setattr("keepfit.backends.blobs.LocalStorage.get", away)
     outcomes = await restored(shop)
-    # One more may be under way by then.
+    # One more may be in progress by then.
     assert len(tried) in (2, 3)
-    said = Counter(outcome.outcome for outcome in outcomes.values())
-    assert said == {"The storage is away.": len(tried), "left: The storage is away.": 5 - len(tried)}
+    counts = Counter(outcome.outcome for outcome in outcomes.values())
+    assert counts == {"The storage is away.": len(tried), "not tried: The storage is away.": 5 - len(tried)}
     assert all(outcome.failed for outcome in outcomes.values())
 
 
-async def test_a_return_that_cannot_be_saved_is_said_and_saved_later(
+async def test_a_rewind_that_cannot_be_saved_is_reported_and_saved_later(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the storage takes nothing the model goes back all the same, and the next pass makes that the newest."""
+    """If the storage cannot be written the model is rewound anyway, and the next pass saves it as the newest state."""
     model_hash, _, predictions = await versions(shop, 2)
 
     def full(self: Any, path: str, data: bytes) -> None:
@@ -375,7 +384,7 @@ async def test_a_return_that_cannot_be_saved_is_said_and_saved_later(
     with monkeypatch.context() as patch:
         patch.setattr("keepfit.backends.blobs.LocalStorage.put", full)
         (outcome,) = (await restored(shop, version=1, force=True)).values()
-    assert outcome.outcome == "went back, to be saved by the next pass"
+    assert outcome.outcome == "rewound, to be saved by the next pass"
     assert await shop.store.changed() == [model_hash]
     assert len((await shop.snapshotter.run_pass()).saved) == 1
     shop.redis.flushall()

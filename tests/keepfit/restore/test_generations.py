@@ -1,4 +1,4 @@
-"""Generations given out to many at once: no number twice, none to a model that is gone."""
+"""Allocation of generations for many callers at once: no number twice, none for a deleted model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,49 +11,53 @@ from keepfit.restore.generations import Generations
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[Registry]:
-    """Open an empty register."""
+async def registry(mongo_url: str) -> AsyncIterator[Registry]:
+    """Open an empty registry."""
     async with Registry(mongo_url) as opened:
         yield opened
 
 
-async def test_no_number_is_given_twice(history: Registry) -> None:
-    """Whoever asks at the same time, knowing much or little, for one model or for many, gets a number of its own."""
-    looked_up = [(await history.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(5)]
-    askers = [Generations(history) for _ in range(3)]
-    given = await asyncio.gather(*(asker.next(one) for asker in askers for one in looked_up for _ in range(2)))
-    pairs = list(zip([one.hash for _ in askers for one in looked_up for _ in range(2)], given, strict=True))
-    assert None not in given
+async def test_no_generation_is_allocated_twice(registry: Registry) -> None:
+    """Concurrent callers get different generations, with current or outdated entries, for one model or for many."""
+    entries = [(await registry.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(5)]
+    allocators = [Generations(registry) for _ in range(3)]
+    allocated = await asyncio.gather(
+        *(allocator.allocate(one) for allocator in allocators for one in entries for _ in range(2))
+    )
+    pairs = list(zip([one.hash for _ in allocators for one in entries for _ in range(2)], allocated, strict=True))
+    assert None not in allocated
     assert len(set(pairs)) == len(pairs) == 30
-    for one in looked_up:
-        now = await history.find(one.hash)
+    for one in entries:
+        now = await registry.find(one.hash)
         assert now is not None
         assert now.generation >= max(number or 0 for model_hash, number in pairs if model_hash == one.hash)
 
 
-async def test_a_model_that_is_gone_gets_none_and_the_others_theirs(history: Registry) -> None:
-    """One that was deleted, or deleted and made again, since it was looked up is None; those beside it are served."""
-    kept, deleted, again = [(await history.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(3)]
-    await history.unregister(deleted.hash)
-    await history.unregister(again.hash)
-    await history.register(again.hash, '{"type": "a"}', "{}")
-    generations = Generations(history)
-    given = await asyncio.gather(*(generations.next(one) for one in (kept, deleted, again)))
-    assert given[1:] == [None, None]
-    assert given[0] is not None
-    assert given[0] > kept.generation
+async def test_a_deleted_model_gets_none_and_the_others_a_generation(registry: Registry) -> None:
+    """A model that was deleted, or deleted and created again, since it was read gets None; the others are served."""
+    existing, deleted, recreated = [
+        (await registry.register(f"{number:064x}", '{"type": "a"}', "{}"))[0] for number in range(3)
+    ]
+    await registry.unregister(deleted.hash)
+    await registry.unregister(recreated.hash)
+    await registry.register(recreated.hash, '{"type": "a"}', "{}")
+    generations = Generations(registry)
+    allocated = await asyncio.gather(*(generations.allocate(one) for one in (existing, deleted, recreated)))
+    assert allocated[1:] == [None, None]
+    assert allocated[0] is not None
+    assert allocated[0] > existing.generation
 
 
-async def test_a_register_that_is_away_is_said_to_all(history: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All who wait for the trip are told, and the next trip is made as if nothing had been."""
-    one, _ = await history.register("0" * 64, '{"type": "a"}', "{}")
-    generations = Generations(history)
+async def test_an_unavailable_registry_fails_all_callers(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All callers of a failed batch get the error, and the next batch succeeds."""
+    one, _ = await registry.register("0" * 64, '{"type": "a"}', "{}")
+    generations = Generations(registry)
 
     async def away(*models: object) -> bool:
         raise UnavailableError("MongoDB is away.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "advance", away)
-        told = await asyncio.gather(*(generations.next(one) for _ in range(3)), return_exceptions=True)
-    assert [type(error) for error in told] == [UnavailableError] * 3
-    assert await generations.next(one) == 2
+        patch.setattr(registry, "advance_generations", away)
+        errors = await asyncio.gather(*(generations.allocate(one) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in errors] == [UnavailableError] * 3
+    assert await generations.allocate(one) == 2

@@ -1,4 +1,4 @@
-"""Live bundles that are damaged or gone: made again from a snapshot and what Redis keeps, or said why not."""
+"""Repair of live bundles that are damaged or gone, from a snapshot and the retained requests."""
 
 import io
 import pickle
@@ -16,9 +16,11 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import MissingRequestsError, NotConfirmedError
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import from_text
-from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.repair import Repaired, repair
-from keepfit.restore.restorer import Restorer, RestoreRequest
+from keepfit.restore import replay_source
+from keepfit.restore.bulk import ModelFilter, restore_many
+from keepfit.restore.repair import RepairResult, repair
+from keepfit.restore.requests import RestoreRequest
+from keepfit.restore.restorer import Restorer
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import BUNDLE, digest_of
 from keepfit.settings import Settings
@@ -33,11 +35,11 @@ Harm = Callable[[bytes], bytes | None]
 
 
 def flip(place: int) -> Harm:
-    """Turn one bit of the byte at `place`."""
+    """Flip one bit of the byte at `place`."""
     return lambda data: data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :] if place != -1 else data[:-1] + b"?"
 
 
-# Every part of an envelope (docs of keepfit.security.envelope), and what else may become of a key.
+# Damage to every part of an envelope (see keepfit.security.envelope), and other states of the key.
 HARMS: dict[str, Harm] = {
     "gone": lambda data: None,
     "empty": lambda data: b"",
@@ -57,21 +59,21 @@ HARMS: dict[str, Harm] = {
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def restorer(shop: Workshop) -> Iterator[Restorer]:
-    """Return what restores and repairs need."""
+    """Return a restorer without a row log."""
     opened = Restorer(shop.resources)
     yield opened
     opened.close()
 
 
 def content(shop: Workshop, model: Model) -> bytes:
-    """What a live bundle holds, to the bit: pickled without a note of what is one object in two places."""
+    """Return the content of a live bundle, to the bit: pickled without the memo of shared objects."""
     bundle = unseal(shop.data(model.hash), shop.keyring, model.recipe, model.hash)[1]
     written = io.BytesIO()
     pickler = pickle.Pickler(written)
@@ -81,7 +83,7 @@ def content(shop: Workshop, model: Model) -> bytes:
 
 
 def harm(shop: Workshop, model_hash: str, how: Harm) -> None:
-    """Do something to the live bundle."""
+    """Damage the live bundle."""
     left = how(shop.data(model_hash))
     if left is None:
         shop.redis.delete(redis_keys.bundle(model_hash))
@@ -95,7 +97,7 @@ async def save(shop: Workshop, model_hash: str) -> None:
 
 
 async def put_aside(shop: Workshop, model_hash: str) -> None:
-    """Accept a request and put it aside."""
+    """Accept a request and put it aside as a dead letter."""
     await shop.accept(model_hash)
     taken = shop.ledger.take(model_hash, "t", "")
     assert taken is not None
@@ -105,15 +107,15 @@ async def put_aside(shop: Workshop, model_hash: str) -> None:
 
 async def change(shop: Workshop, model_hash: str, **params: Any) -> None:
     """Accept a change of parameters."""
-    line = ScriptConnection(shop.store._store)
+    connection = ScriptConnection(shop.store._store)
     generation = (await shop.model(model_hash)).generation
-    (outcome,), _ = await inbox.put(line, shop.settings, [inbox.change(model_hash, generation, params)])
-    await line.close()
+    (outcome,), _ = await inbox.put(connection, shop.settings, [inbox.change(model_hash, generation, params)])
+    await connection.close()
     assert isinstance(outcome, Accepted)
 
 
-async def taught(shop: Workshop) -> str:
-    """Make a model that has learned much since its snapshot, with a request that waits."""
+async def learned_since_snapshot(shop: Workshop) -> str:
+    """Create a model that has learned much since its snapshot and has a pending request."""
     model_hash = await shop.learned()
     await save(shop, model_hash)
     await shop.learn(model_hash)
@@ -126,28 +128,28 @@ async def taught(shop: Workshop) -> str:
     return model_hash
 
 
-async def test_a_broken_bundle_is_made_again(shop: Workshop, restorer: Restorer) -> None:
-    """All that was learned since the snapshot is learned again, to the bit, and what waits is learned after it."""
-    model_hash = await taught(shop)
+async def test_a_damaged_bundle_is_repaired(shop: Workshop, restorer: Restorer) -> None:
+    """Requests learned since the snapshot are learned again, to the bit, and pending ones are learned after them."""
+    model_hash = await learned_since_snapshot(shop)
     before = await shop.model(model_hash)
     was, snapshot = content(shop, before), await shop.registry.newest(model_hash, 0)
     assert await repair(restorer, model_hash) is None
     harm(shop, model_hash, HARMS["payload"])
-    assert await repair(restorer, model_hash) == Repaired(snapshot, 5, 7, saved=True)
+    assert await repair(restorer, model_hash) == RepairResult(snapshot, 5, 7, saved=True)
     after = await shop.model(model_hash)
     assert content(shop, after) == was
     same = ("version", "rows_seen", "learned", "inbox", "metrics", "changed", "origin")
     assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
     assert after.generation > before.generation
     assert shop.redis.xlen(redis_keys.dead(model_hash)) == 1
-    # Saved at once: nothing is kept any more.
+    # Saved at once: no request is retained any more.
     assert (after.kept.cut, after.kept.large) == (after.learned, ())
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == before.rows_seen + 1
 
 
-async def test_wherever_a_bundle_is_damaged_it_is_made_again(shop: Workshop, restorer: Restorer) -> None:
-    """One bit in any part of the envelope, a part of it, or nothing left: each is noticed, and put right."""
+async def test_damage_anywhere_in_a_bundle_is_repaired(shop: Workshop, restorer: Restorer) -> None:
+    """One flipped bit in any part of the envelope, a truncated or a missing bundle: each is found and repaired."""
     model_hash = await shop.learned()
     for name, how in HARMS.items():
         await shop.learn(model_hash)
@@ -155,13 +157,13 @@ async def test_wherever_a_bundle_is_damaged_it_is_made_again(shop: Workshop, res
         harm(shop, model_hash, how)
         done = await repair(restorer, model_hash)
         assert done is not None, name
-        # The first one comes on top of the recipe.
+        # The first replay starts from the recipe.
         assert done.requests == (1 if done.document else 2)
         assert content(shop, await shop.model(model_hash)) == was, name
 
 
-async def test_without_a_snapshot_all_is_learned_again(shop: Workshop, restorer: Restorer) -> None:
-    """What no snapshot has yet comes on top of the recipe, also in a model that was made again."""
+async def test_without_a_snapshot_all_requests_are_replayed(shop: Workshop, restorer: Restorer) -> None:
+    """Without a snapshot the replay starts from the recipe, also for a model that was deleted and created again."""
     model_hash = await shop.learned(session="a")
     await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
@@ -173,8 +175,8 @@ async def test_without_a_snapshot_all_is_learned_again(shop: Workshop, restorer:
     assert content(shop, await shop.model(model_hash)) == was
 
 
-async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, restorer: Restorer) -> None:
-    """What was forgotten stays forgotten; what was learned since is learned again, saved or not when it went back."""
+async def test_a_rewound_model_is_repaired_from_the_rewound_state(shop: Workshop, restorer: Restorer) -> None:
+    """Forgotten requests stay forgotten; requests learned since are replayed, whether the rewind was saved or not."""
     model_hash = await shop.learned()
     await save(shop, model_hash)
     await shop.learn(model_hash, [["forgotten", 1900]], [9.0])
@@ -183,9 +185,9 @@ async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, r
     registered = await shop.registry.find(model_hash)
     assert registered is not None
     live = await shop.model(model_hash)
-    # As go_back does it, cut short before it is saved.
-    past = await restorer.past(registered, RestoreRequest(version=1))
-    await restorer.put_in_place(registered, live, past, follow=False)
+    # What Restorer.rewind does, interrupted before the save.
+    source = await replay_source.read_source(shop.resources, registered, RestoreRequest(version=1))
+    await restorer.replace_live(registered, live, source, follow=False)
     for _ in range(2):
         await shop.learn(model_hash)
         was = content(shop, await shop.model(model_hash))
@@ -194,14 +196,14 @@ async def test_one_that_went_back_is_made_again_on_top_of_that(shop: Workshop, r
         assert content(shop, await shop.model(model_hash)) == was
 
 
-async def test_a_restored_model_is_made_again(shop: Workshop, restorer: Restorer) -> None:
-    """After Redis was lost, what comes on top of the restored snapshot is kept, although its document is of before."""
+async def test_a_restored_model_is_repaired(shop: Workshop, restorer: Restorer) -> None:
+    """After a loss of Redis requests are retained on top of the restored snapshot, whose document is older."""
     model_hash = await shop.learned()
     await save(shop, model_hash)
     shop.lose(model_hash)
     registered = await shop.registry.find(model_hash)
     assert registered is not None
-    await restorer.bring_back(registered)
+    await restorer.restore(registered)
     await shop.learn(model_hash)
     was = content(shop, await shop.model(model_hash))
     harm(shop, model_hash, HARMS["gone"])
@@ -209,107 +211,109 @@ async def test_a_restored_model_is_made_again(shop: Workshop, restorer: Restorer
     assert content(shop, await shop.model(model_hash)) == was
 
 
-async def test_a_repair_is_part_of_what_the_row_log_replays(settings: Settings, tmp_path: Path) -> None:
-    """After a repair, and rows that came since, a lost Redis costs nothing: the log goes on behind it."""
+async def test_the_row_log_continues_after_a_repair(settings: Settings, tmp_path: Path) -> None:
+    """A repair and rows accepted since survive a loss of Redis: the row log continues after the repair."""
     logged = settings.model_copy(update={"row_log_url": (tmp_path / "rows").as_uri()})
     async with workshop(logged) as shop:
         row_log = shop.resources.row_log
         restorer = Restorer(shop.resources, logged)
 
-        async def teach(size: float) -> None:
-            model, line = await shop.model(model_hash), ScriptConnection(shop.store.client)
+        async def send(size: float) -> None:
+            model, connection = await shop.model(model_hash), ScriptConnection(shop.store.client)
             rows = shape(model.recipe, [["nike", 2000]], [size], learning=True)
             asked = await inbox.request(shop.store.client, model_hash, model.generation, rows, logged=True)
-            _, _, calls = await inbox.put_to_log(line, logged, [asked])
-            await line.close()
+            _, _, calls = await inbox.put_to_log(connection, logged, [asked])
+            await connection.close()
             assert row_log is not None
             row_log.write([call for call, _ in calls])
 
         model_hash = await shop.make()
-        await teach(1.0)
+        await send(1.0)
         shop.work(model_hash)
         await save(shop, model_hash)
-        await teach(2.0)
+        await send(2.0)
         shop.work(model_hash)
-        # One is accepted before the repair and learned after it, one comes after it.
-        await teach(3.0)
+        # One request is accepted before the repair and learned after it, one is accepted after it.
+        await send(3.0)
         harm(shop, model_hash, HARMS["gone"])
         assert await repair(restorer, model_hash) is not None
-        await teach(4.0)
+        await send(4.0)
         shop.work(model_hash)
         was = content(shop, await shop.model(model_hash))
         shop.lose(model_hash)
         registered = await shop.registry.find(model_hash)
         assert registered is not None
-        assert (await restorer.bring_back(registered)).replayed == 2
+        assert (await restorer.restore(registered)).replayed == 2
         assert content(shop, await shop.model(model_hash)) == was
-        # What Redis does not keep is in the log.
-        await teach(5.0)
-        keeping(shop, 0).work(model_hash)
-        await teach(6.0)
+        # Redis does not retain it, the row log has it.
+        await send(5.0)
+        with_retention(shop, 0).work(model_hash)
+        await send(6.0)
         was = content(shop, await shop.model(model_hash))
         harm(shop, model_hash, HARMS["gone"])
-        with pytest.raises(MissingRequestsError, match="`--at now` to all that was logged"):
+        with pytest.raises(MissingRequestsError, match="`--at now` all logged requests"):
             await repair(restorer, model_hash)
         (went,) = await restore_many(
-            logged, Meant(hash=model_hash), RestoreRequest(at=time.time()), agreed=bool, follow=True
+            logged, ModelFilter(hash=model_hash), RestoreRequest(at=time.time()), confirm=bool, follow=True
         )
-        assert went.outcome == "went back, 1 logged rows learned again"
+        assert went.outcome == "rewound, 1 logged rows learned again"
         after = await shop.model(model_hash)
         assert (content(shop, after), after.inbox) == (was, 1)
         restorer.close()
 
 
-def keeping(shop: Workshop, replay_bytes_max: int) -> Workshop:
-    """Return a workshop that keeps so many bytes."""
+def with_retention(shop: Workshop, replay_bytes_max: int) -> Workshop:
+    """Return a workshop whose worker retains so many bytes of requests."""
     settings = shop.settings
     return replace(shop, ledger=InboxConsumer(shop.redis, shop.keyring, settings.lease_ttl_s, replay_bytes_max))
 
 
-async def test_what_is_missing_is_said_and_nobody_goes_back_unasked(shop: Workshop, restorer: Restorer) -> None:
-    """Where the bound let requests go, their sequences are told; only a named version or --force goes back."""
+async def test_missing_requests_are_named_and_no_model_is_rewound_unconfirmed(
+    shop: Workshop, restorer: Restorer
+) -> None:
+    """If the bound dropped requests the error names their sequences; only a named version or --force rewinds."""
     model_hash = await shop.learned()
     await save(shop, model_hash)
-    few = keeping(shop, 0)
+    few = with_retention(shop, 0)
     for _ in range(3):
         await few.learn(model_hash)
     await shop.accept(model_hash)
     harm(shop, model_hash, HARMS["payload"])
     broken, before = shop.redis.get(redis_keys.bundle(model_hash)), await shop.model(model_hash)
-    with pytest.raises(MissingRequestsError, match="the requests 2 to 4 were not kept since the last snapshot"):
+    with pytest.raises(MissingRequestsError, match="requests 2 to 4 are not retained after the last snapshot"):
         await repair(restorer, model_hash)
     with pytest.raises(NotConfirmedError):
-        await restorer.put_back(model_hash, RestoreRequest())
-    meant = Meant(hash=model_hash)
+        await restorer.restore_or_rewind(model_hash, RestoreRequest())
+    meant = ModelFilter(hash=model_hash)
     (planned,) = await restore_many(shop.settings, meant, dry_run=True)
     (failed,) = await restore_many(shop.settings, meant)
     assert (planned.failed, failed.failed) == (False, True)
     assert "would be repaired" in planned.outcome
-    assert "the requests 2 to 4" in failed.outcome
+    assert "requests 2 to 4" in failed.outcome
     assert "--force" in failed.outcome
     assert await shop.model(model_hash) == before
     assert shop.redis.get(redis_keys.bundle(model_hash)) == broken
     (forced,) = await restore_many(shop.settings, meant, follow=True)
-    assert (forced.outcome, forced.failed) == ("went back", False)
+    assert (forced.outcome, forced.failed) == ("rewound", False)
     after = await shop.model(model_hash)
     assert (after.rows_seen, after.learned, after.inbox) == (3, 4, 1)
     await shop.predict(model_hash)
 
 
-async def test_the_command_puts_broken_models_right(shop: Workshop) -> None:
-    """`keepfit restore` looks at live bundles too, and leaves those that are well alone."""
-    well, broken = await shop.learned(), await shop.learned()
-    await save(shop, broken)
-    await shop.learn(broken)
-    was = content(shop, await shop.model(broken))
-    harm(shop, broken, HARMS["gone"])
-    outcomes = {each.registered.hash: each.outcome for each in await restore_many(shop.settings, Meant())}
-    assert outcomes == {well: "kept: it is live", broken: "repaired: 1 requests learned again, none forgotten"}
-    assert content(shop, await shop.model(broken)) == was
+async def test_the_restore_command_repairs_damaged_models(shop: Workshop) -> None:
+    """`keepfit restore` checks live bundles too, repairs damaged ones and leaves intact ones alone."""
+    intact, damaged = await shop.learned(), await shop.learned()
+    await save(shop, damaged)
+    await shop.learn(damaged)
+    was = content(shop, await shop.model(damaged))
+    harm(shop, damaged, HARMS["gone"])
+    outcomes = {each.registered.hash: each.outcome for each in await restore_many(shop.settings, ModelFilter())}
+    assert outcomes == {intact: "kept: it is live", damaged: "repaired: 1 requests learned again, none forgotten"}
+    assert content(shop, await shop.model(damaged)) == was
 
 
-async def test_a_damaged_snapshot_makes_no_bundle(shop: Workshop, restorer: Restorer) -> None:
-    """Where the snapshot is damaged as well that is said; rows that are kept go with no other."""
+async def test_a_damaged_snapshot_prevents_a_repair(shop: Workshop, restorer: Restorer) -> None:
+    """If the snapshot is damaged too, the error says so: retained requests fit no other snapshot."""
     model_hash = await shop.learned()
     await save(shop, model_hash)
     await shop.learn(model_hash)
@@ -322,27 +326,27 @@ async def test_a_damaged_snapshot_makes_no_bundle(shop: Workshop, restorer: Rest
     with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is damaged too"):
         await repair(restorer, model_hash)
     await shop.registry.mark_corrupt(newest)
-    with pytest.raises(MissingRequestsError, match="the snapshot of version 2 is not there"):
+    with pytest.raises(MissingRequestsError, match="the snapshot of version 2 does not exist"):
         await repair(restorer, model_hash)
 
 
-async def test_rows_that_are_gone_are_missed(shop: Workshop, restorer: Restorer) -> None:
-    """A stream or large rows that somebody took away are not taken for a model that had none."""
-    model_hash = await taught(shop)
+async def test_deleted_retained_requests_are_detected(shop: Workshop, restorer: Restorer) -> None:
+    """A deleted stream or deleted large rows are an error, not a model without retained requests."""
+    model_hash = await learned_since_snapshot(shop)
     harm(shop, model_hash, HARMS["gone"])
     stream = shop.redis.dump(redis_keys.inbox(model_hash))
     ((_, big),) = (await shop.model(model_hash)).kept.large
     shop.redis.delete(redis_keys.inbox(model_hash))
-    with pytest.raises(MissingRequestsError, match="some is gone too"):
+    with pytest.raises(MissingRequestsError, match=r"some of the requests retained since request .* are gone"):
         await repair(restorer, model_hash)
     shop.redis.restore(redis_keys.inbox(model_hash), 0, stream)  # type: ignore[arg-type]
     shop.redis.delete(big)
-    with pytest.raises(MissingRequestsError, match="some is gone too"):
+    with pytest.raises(MissingRequestsError, match=r"some of the requests retained since request .* are gone"):
         await repair(restorer, model_hash)
 
 
-async def test_a_good_bundle_is_left_alone(shop: Workshop, restorer: Restorer) -> None:
-    """What is as it was committed is not broken, whoever cannot load it; nor is a model that is new or gone."""
+async def test_an_intact_bundle_is_left_alone(shop: Workshop, restorer: Restorer) -> None:
+    """A bundle as it was committed is intact, even if this process cannot load it; so is a new or deleted model."""
     learned, new = await shop.learned(), await shop.make()
     header, payload = shop.keyring.open(shop.data(learned), BUNDLE)
     other = msgspec.structs.replace(header, runtime={"python": "2.7"})

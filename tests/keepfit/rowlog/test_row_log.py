@@ -18,7 +18,8 @@ from keepfit.backends.blobs import Entry
 from keepfit.errors import CorruptLogError, SettingsError, UnavailableError
 from keepfit.history import Registry, snapshot_upkeep
 from keepfit.history.snapshot_upkeep import Coverage
-from keepfit.restore.restorer import Restorer, RestoreRequest
+from keepfit.restore.requests import RestoreRequest
+from keepfit.restore.restorer import Restorer
 from keepfit.rowlog import compaction, row_log
 from keepfit.rowlog.compaction import CompactionResult
 from keepfit.rowlog.row_log import Call, RowLog, minute_of, open_log
@@ -92,10 +93,10 @@ def test_what_was_written_is_found(log: RowLog) -> None:
     a, b, _ = MODELS
     calls = [call(a, 1), call(b, 1, name="c:mine"), call(a, 3, at=THEN + 90, payloads=(b"\0" * 100_000,))]
     log.write(calls[:2])
-    before = again(log).look()
+    before = again(log).view()
     log.write(calls[2:])
     assert (before.calls(a, None), before.calls(b, None)) == (calls[:1], calls[1:2])
-    view = again(log).look()
+    view = again(log).view()
     assert sorted(view.calls(a, None), key=lambda found: found.sequence) == [calls[0], calls[2]]
     assert view.calls(MODELS[2], 0.0) == []
     assert folders(log) == {f"n{minute_of(THEN)}": 1, f"n{minute_of(THEN + 90)}": 1}
@@ -110,9 +111,9 @@ def test_a_log_that_nobody_began_is_not_an_empty_one(tmp_path: Path, s3_url: str
         log = open_log(url)
         assert log is not None
         with pytest.raises(UnavailableError, match=r"is not there|There is no row log"):
-            log.look()
+            log.view()
         log.probe()
-        assert log.look().calls(MODELS[0], 0.0) == []
+        assert log.view().calls(MODELS[0], 0.0) == []
 
 
 async def test_minutes_are_merged_moved_and_let_go(log: RowLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,33 +127,33 @@ async def test_minutes_are_merged_moved_and_let_go(log: RowLog, monkeypatch: pyt
     for each in [*calls, *repeats]:
         log.write([each])
     minute = minute_of(THEN)
-    needed = again(log).look()
+    needed = again(log).view()
     assert await compact(log, THEN + 179) == CompactionResult()
     assert (await compact(log, THEN + 180)).merged == 5
     assert folders(log) == {f"n{minute_of(THEN - 2)}": 1, f"n{minute}": 1, f"o{minute}": 1}
     # A view from before the merging finds all that was there: whoever looked may know of no later snapshot.
     assert {found.sequence for found in needed.calls(a, None)} == {1, 3}
-    for view in (needed, again(log).look()):
+    for view in (needed, again(log).view()):
         assert calls[3] in view.calls(a, None)
         assert view.calls(c, None) == [calls[2]]
         assert {found.sequence for found in view.calls(a, THEN)} == {1, 3}
-    assert again(log).look().calls(a, None) == [calls[3]]
-    assert again(log).look().calls(a, THEN + 60) == [calls[3]]
+    assert again(log).view().calls(a, None) == [calls[3]]
+    assert again(log).view().calls(a, THEN + 60) == [calls[3]]
     # Of what came twice the first stays.
-    (first,) = (found for found in again(log).look().calls(a, THEN) if found.sequence == 1)
+    (first,) = (found for found in again(log).view().calls(a, THEN) if found.sequence == 1)
     assert first.at == THEN
     # Nothing is new, and so nothing is written again.
     before = log.paths("n", "o~")
     assert (await compact(log, THEN + 400), log.paths("n", "o~")) == (CompactionResult(), before)
     learned.update({a: 4, b: 2})
     assert (await compact(log, THEN + 500)).merged == 2
-    assert again(log).look().calls(a, None) == again(log).look().calls(b, None) == []
-    assert {found.sequence for found in again(log).look().calls(a, THEN)} == {1, 3}
+    assert again(log).view().calls(a, None) == again(log).view().calls(b, None) == []
+    assert {found.sequence for found in again(log).view().calls(a, THEN)} == {1, 3}
     # Unfinished files, and what is covered, go by their age; what is not covered never does.
     assert (await compact(log, THEN + DAY_S, keep_s=DAY_S - 59)).expired == 1
     assert (await compact(log, THEN + DAY_S, keep_s=DAY_S - 60)).expired == 2
     assert [*folders(log)] == [f"n{minute}"]
-    assert again(log).look().calls(c, None) == [calls[2]]
+    assert again(log).view().calls(c, None) == [calls[2]]
 
 
 async def test_a_damaged_object_is_said_and_left_alone(log: RowLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ async def test_a_damaged_object_is_said_and_left_alone(log: RowLog, monkeypatch:
         log.storage.put(path, bad)
         for model in MODELS[:2]:
             with pytest.raises(CorruptLogError, match=path.replace("+", ".")):
-                again(log).look().calls(model, None)
+                again(log).view().calls(model, None)
     with capture_logs() as logged:
         assert await compact(again(log), THEN + HOUR_S) == CompactionResult(merged=2, damaged=1)
     assert [line["event"] for line in logged] == ["row_log_damaged"]
@@ -174,7 +175,7 @@ async def test_a_damaged_object_is_said_and_left_alone(log: RowLog, monkeypatch:
     # Moved away by somebody, it is in nobody's way.
     log.storage.put("aside", bad)
     log.storage.delete([Entry(path)])
-    assert len(again(log).look().calls(MODELS[0], None)) == 2
+    assert len(again(log).view().calls(MODELS[0], None)) == 2
 
 
 async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
@@ -210,7 +211,7 @@ async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
         while writing.is_set():
             for model in MODELS:
                 before = set(written[model])
-                looked = mine.look()
+                looked = mine.view()
                 # The newest snapshot is asked for after the look.
                 upto = covered[model]
                 now = {found.sequence for found in looked.calls(model, None)}
@@ -225,7 +226,7 @@ async def test_nothing_is_lost_or_invented_under_writers_and_mergers(
         writing.clear()
         for each in (*writers, *others):
             each.result()
-    end = again(log).look()
+    end = again(log).view()
     for model in MODELS:
         found = end.calls(model, 0.0)
         assert {each.sequence for each in found} == written[model]
@@ -248,12 +249,12 @@ def test_a_view_reads_each_object_once_for_many_models(log: RowLog, monkeypatch:
         return get(storage, path)
 
     monkeypatch.setattr(type(log.storage), "get", count)
-    view = again(log).look()
+    view = again(log).view()
     for model in MODELS * 3:
         view.calls(model, None)
     assert len(read) == 1 + 4
     read.clear()
-    small = RowLog(log.storage, cache_bytes_max=0).look()
+    small = RowLog(log.storage, cache_bytes_max=0).view()
     for model, objects in zip(MODELS, (4, 2, 0), strict=True):
         read.clear()
         assert len(small.calls(model, None)) == objects
@@ -291,13 +292,13 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     await shop.learn(model_hash)
     assert await save(shop, model_hash) == (1, 1, 3)
     restorer = Restorer(shop.resources)
-    assert (await restorer.put_back(model_hash, RestoreRequest(version=1))).restored
+    assert (await restorer.restore_or_rewind(model_hash, RestoreRequest(version=1))).restored
     # Gone back, its sequences go on: what it has forgotten is not to be learned again.
     newest = await shop.registry.newest(model_hash, 1)
     assert newest is not None
     assert (newest["generation"], newest["origin"], newest["sequence"]) == (2, 1, 3)
     shop.lose(model_hash)
-    await restorer.put_back(model_hash, RestoreRequest())
+    await restorer.restore_or_rewind(model_hash, RestoreRequest())
     await shop.learn(model_hash)
     generation = (await shop.model(model_hash)).generation
     assert not (await covered()).covers(generation, 4)
@@ -322,7 +323,7 @@ async def test_a_pass_looks_after_the_log(settings: Settings, tmp_path: Path) ->
             log.write([call(model_hash, sequence, at=time.time() - 300, payloads=(b"rows",))])
         report = await run_once(logged)
         assert (len(report.saved), report.compacted, report.cleanup_error) == (1, CompactionResult(merged=2), "")
-        assert [found.sequence for found in again(log).look().calls(model_hash, None)] == [2]
+        assert [found.sequence for found in again(log).view().calls(model_hash, None)] == [2]
         (path,) = log.paths("n", "n~")
         log.storage.put(path.replace("/m", "/"), b"damaged")
         report = await run_once(logged)

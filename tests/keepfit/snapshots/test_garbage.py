@@ -263,7 +263,7 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
         return get(path)
 
     monkeypatch.setattr(local.storage, "get", get_late)
-    with capture_logs() as logs, pytest.raises(UnavailableError, match="have just changed; try again"):
+    with capture_logs() as logs, pytest.raises(UnavailableError, match="changed meanwhile; try again"):
         await restores.restore(local.resources, model_hash)
     assert logs == []
 

@@ -26,7 +26,7 @@ from keepfit.errors import (
 )
 from keepfit.history import SUMMARY_FIELDS, Document
 from keepfit.restore import restorer as restores
-from keepfit.restore.restorer import RestoreResult
+from keepfit.restore.requests import RestoreResult
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings

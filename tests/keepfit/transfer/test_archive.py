@@ -15,7 +15,7 @@ from keepfit.errors import EnvelopeError, InvalidError, KeepfitError, UnknownKey
 from keepfit.identity import canonical, hash_of
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
-from keepfit.transfer.archive import Archived, ArchivedSnapshot, Reader, Writer
+from keepfit.transfer.archive import ArchivedModel, ArchivedSnapshot, Reader, Writer
 
 OURS = Keyring.from_text("house:" + "11" * 32)
 THEIRS = Keyring.from_text("house:" + "22" * 32)
@@ -45,10 +45,10 @@ def sealed(version: int, pickle: bytes, keyring: Keyring = THEIRS) -> bytes:
     return keyring.seal(Header(envelope.BUNDLE, HASH, 1, version, version, 3 * version, "", envelope.runtime()), pickle)
 
 
-def write(path: Path, keyring: Keyring = THEIRS) -> Archived:
+def write(path: Path, keyring: Keyring = THEIRS) -> ArchivedModel:
     """Write a file of one model with two snapshots."""
     blobs = {2: sealed(2, PICKLES[0], keyring), 1: sealed(1, PICKLES[1], keyring)}
-    model = Archived(
+    model = ArchivedModel(
         metadata=canonical(METADATA).decode(),
         recipe='{"estimator":"SGDRegressor"}',
         snapshots=[shot(version, data) for version, data in blobs.items()],
@@ -176,12 +176,12 @@ def without_a_manifest(entries: dict[str, bytes]) -> None:
     [
         (without_a_blob, "has no models/.*/1-1"),
         (with_a_flipped_bit, "version 2, is damaged"),
-        (with_bundles_exchanged, "version 2, is damaged|larger than it may be"),
-        (with_other_metrics, "is not what was signed"),
+        (with_bundles_exchanged, "version 2, is damaged|is larger than"),
+        (with_other_metrics, "is not the one that was signed"),
         (with_another_manifest, "is not the one that was signed"),
         (with_a_bundle_for_a_seal, "Signature mismatch"),
         (of_another_format, "has format 2"),
-        (without_a_manifest, "no whole archive"),
+        (without_a_manifest, "not a complete export file"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -208,7 +208,7 @@ def test_what_is_no_zip_is_refused(path: Path, data: bytes) -> None:
     with pytest.raises(InvalidError, match="There is no file"):
         Reader(path, [THEIRS])
     path.write_bytes(data)
-    with pytest.raises(InvalidError, match="no whole zip file"):
+    with pytest.raises(InvalidError, match="not a complete zip file"):
         Reader(path, [THEIRS])
 
 
@@ -225,9 +225,9 @@ def test_a_file_cut_off_anywhere_is_refused(path: Path) -> None:
 def test_a_model_under_another_hash_is_refused(path: Path) -> None:
     """Metadata that do not have the hash that they stand under are refused, although the writer signed them."""
     other = "0" * 64
-    model = Archived(metadata=canonical(METADATA).decode(), recipe="{}", snapshots=[shot(1, b"x")])
+    model = ArchivedModel(metadata=canonical(METADATA).decode(), recipe="{}", snapshots=[shot(1, b"x")])
     with Writer(path, THEIRS) as writer:
         writer.add(other, model)
-    with Reader(path, [THEIRS]) as reader, pytest.raises(InvalidError, match="not what its metadata name"):
+    with Reader(path, [THEIRS]) as reader, pytest.raises(InvalidError, match="not the hash of its metadata"):
         reader.read(other)
     assert msgspec.json.decode(io.BytesIO(zipfile.ZipFile(path).read("manifest.json")).read())["format"] == 1

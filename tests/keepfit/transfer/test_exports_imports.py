@@ -8,13 +8,14 @@ import pytest
 from pydantic import SecretStr
 
 from keepfit.errors import EnvelopeError, UnavailableError, UnknownKeyError
-from keepfit.restore.bulk import Meant, restore_many
-from keepfit.restore.restorer import NEWEST, RestoreRequest
+from keepfit.restore.bulk import ModelFilter, restore_many
+from keepfit.restore.requests import NEWEST, RestoreRequest
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.transfer import imports
-from keepfit.transfer.imports import TransferResult, export_many, import_many, keyring_of
+from keepfit.transfer.exports import TransferResult, export_many
+from keepfit.transfer.imports import import_many, read_keyring
 from tests.conftest import SIGNING_KEYS
 from tests.factories import SHOES, Workshop, workshop
 
@@ -49,7 +50,7 @@ async def lived(shop: Workshop, **metadata: Any) -> str:
     model_hash = await shop.learned(**metadata)
     await shop.snapshotter.run_pass()
     shop.lose(model_hash)
-    await restore_many(shop.settings, Meant(hash=model_hash))
+    await restore_many(shop.settings, ModelFilter(hash=model_hash))
     for sizes in ([1.0, 2.0, 3.0], [3.0, 3.0, 1.0]):
         await shop.learn(model_hash, SHOES, sizes)
         await shop.snapshotter.run_pass()
@@ -57,9 +58,12 @@ async def lived(shop: Workshop, **metadata: Any) -> str:
     return model_hash
 
 
-async def export(shop: Workshop, path: Path, meant: Meant = Meant(), **options: Any) -> dict[str, TransferResult]:  # noqa: B008
-    """Export models; outcomes by hash."""
-    return {moved.hash: moved for moved in await export_many(shop.settings, path, meant, **options)}
+ALL = ModelFilter()
+
+
+async def export(shop: Workshop, path: Path, models: ModelFilter = ALL, **options: Any) -> dict[str, TransferResult]:
+    """Export models; return the results by hash."""
+    return {result.hash: result for result in await export_many(shop.settings, path, models, **options)}
 
 
 async def take_in(
@@ -76,7 +80,7 @@ async def test_models_move_with_their_history(old: Workshop, new: Workshop, tmp_
     path = tmp_path / "house.zip"
     exported = await export(old, path)
     assert (exported[model_hash].outcome, exported[model_hash].snapshots) == ("exported", 4)
-    assert exported[never].outcome == "left out: it has learned nothing"
+    assert exported[never].outcome == "skipped: it has learned nothing"
     imported = await take_in(new, path)
     assert {moved.hash: (moved.outcome, moved.version) for moved in imported.values()} == {model_hash: ("imported", 4)}
     before, after = await old.model(model_hash), await new.model(model_hash)
@@ -94,9 +98,9 @@ async def test_models_move_with_their_history(old: Workshop, new: Workshop, tmp_
     # Every snapshot can be restored there.
     for version in (1, 2, 3):
         (outcome,) = await restore_many(
-            new.settings, Meant(), RestoreRequest(version=version), agreed=lambda plans: True, follow=True
+            new.settings, ModelFilter(), RestoreRequest(version=version), confirm=lambda plans: True, follow=True
         )
-        assert (outcome.outcome, (await new.model(model_hash)).rows_seen) == ("went back", 3 * version)
+        assert (outcome.outcome, (await new.model(model_hash)).rows_seen) == ("rewound", 3 * version)
 
 
 async def test_nothing_is_taken_in_without_the_other_houses_key(
@@ -106,7 +110,7 @@ async def test_nothing_is_taken_in_without_the_other_houses_key(
     await lived(old)
     path = tmp_path / "house.zip"
     await export(old, path)
-    monkeypatch.setattr(imports, "check", None)
+    monkeypatch.setattr(imports, "verify", None)
     with pytest.raises(EnvelopeError):
         await take_in(new, path, None)
     settings = new.settings.model_copy(update={"signing_keys": SecretStr("c:" + "00" * 32)})
@@ -125,7 +129,7 @@ async def test_what_is_here_is_overwritten_only_by_force(old: Workshop, new: Wor
     for options in ({}, {"dry_run": True}):
         (moved,) = (await take_in(new, path, **options)).values()
         assert moved.failed
-        assert moved.outcome == "refused: version 1 with 3 rows, live, is here; --force overwrites it"
+        assert moved.outcome == "refused: version 1 with 3 rows, live, exists here; --force overwrites it"
     assert await new.model(model_hash) == before
     (planned,) = (await take_in(new, path, force=True, dry_run=True)).values()
     assert (planned.outcome, planned.failed) == ("would overwrite version 1 with 3 rows, live", False)
@@ -141,7 +145,7 @@ async def test_what_is_here_is_overwritten_only_by_force(old: Workshop, new: Wor
     assert await new.predict(model_hash) == await old.predict(model_hash)
     # It is the newest here, too: another loss of Redis does not bring the old one back.
     new.lose(model_hash)
-    await restore_many(new.settings, Meant(), NEWEST)
+    await restore_many(new.settings, ModelFilter(), NEWEST)
     assert (await new.model(model_hash)).rows_seen == 12
 
 
@@ -152,7 +156,7 @@ async def test_another_recipe_is_refused_even_by_force(old: Workshop, new: Works
     path = tmp_path / "house.zip"
     await export(old, path)
     (moved,) = (await take_in(new, path, force=True)).values()
-    assert (moved.outcome, moved.failed) == ("refused: it is here with another recipe", True)
+    assert (moved.outcome, moved.failed) == ("refused: it exists here with another recipe", True)
 
 
 async def test_a_broken_off_import_is_gone_on_with(
@@ -192,7 +196,7 @@ async def test_the_newest_alone_moves_where_that_is_asked_for(old: Workshop, new
     model_hash = await lived(old)
     await old.accept(model_hash)
     moved = (await export(old, tmp_path / "newest.zip", newest_only=True))[model_hash]
-    assert (moved.outcome, moved.snapshots) == ("exported; 1 requests that wait to be learned stay here", 1)
+    assert (moved.outcome, moved.snapshots) == ("exported; 1 pending requests are not in the file", 1)
     (document, *_) = [document async for document in old.registry.snapshots(model_hash)]
     assert document["version"] == 4
     damaged = Path(old.settings.snapshot_url.removeprefix("file://")) / imports.path_of(document)
@@ -222,6 +226,6 @@ async def test_a_bundle_of_other_versions_is_refused_before_anything_is_kept(
 def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     """A file of keys has one a line, or as the setting has them; one that cannot be read is said."""
     (tmp_path / "keys").write_text(f"{SIGNING_KEYS}\nother:{'cd' * 32}\n")
-    assert [name for name, _ in keyring_of(tmp_path / "keys").keys] == ["test", "other"]
+    assert [name for name, _ in read_keyring(tmp_path / "keys").keys] == ["test", "other"]
     with pytest.raises(EnvelopeError, match="cannot be read"):
-        keyring_of(tmp_path / "none")
+        read_keyring(tmp_path / "none")
