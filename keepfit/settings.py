@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     history_keep: str = Field(
         "",
         description=(
-            "Time for which stored documents of the history are kept, TYPE SPAN each, separated by "
+            "Time for which stored documents of the history are kept, TYPE DURATION each, separated by "
             "commas: shoes 30d, * 90d."
         ),
     )

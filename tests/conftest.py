@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pymongo
 import pytest
 import structlog
+from pymongo.database import Database
 
+from keepfit.history import Document, Registry
 from keepfit.local.demo import kill_all
 from keepfit.local.stack import end_with_parent
 from keepfit.settings import Settings
@@ -64,6 +67,21 @@ def mongo_server(servers_folder: Path) -> Iterator[str]:
 def mongo_url(mongo_server: str) -> str:
     """URL of an empty database."""
     return f"{mongo_server}/t{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+async def registry(mongo_url: str) -> AsyncIterator[Registry]:
+    """Open the empty database as a registry with its indexes."""
+    async with Registry(mongo_url) as opened:
+        await opened.ensure_indexes()
+        yield opened
+
+
+@pytest.fixture
+def database(mongo_url: str) -> Iterator[Database[Document]]:
+    """Open the test's database with the driver, to inspect what keepfit stores."""
+    with pymongo.MongoClient[Document](mongo_url) as client:
+        yield client.get_default_database()
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> lis
     metadata = parse_where(where, reserved=query.PARAMETERS)
     parsed = query.parse({**parameters, **metadata}, limit_max=LIMIT_MAX)
     async with Timeline.open(load_settings().mongo_url.get_secret_value()) as timeline:
-        return await query.answer(timeline, parsed)
+        return await query.execute(timeline, parsed)
 
 
 def _print_points(points: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
-"""History: the register of models, their snapshots, and documents and numbers by time, in MongoDB.
+"""History: the registry of models and snapshots, and documents and numbers by time, in MongoDB.
 
-Owns what the rest of the project may import of it. Of its modules :mod:`keepfit.history.registry` knows models and
-their snapshots, :mod:`keepfit.history.timeline` knows time, :mod:`keepfit.history.mongo` the connection.
+Exports the public names. :mod:`keepfit.history.registry` stores models and snapshots,
+:mod:`keepfit.history.timeline` documents by time; :mod:`keepfit.history.mongo` connects to the server.
 """
 
 from keepfit.history.dataframe import to_dataframe

@@ -1,4 +1,7 @@
-"""Documents and points as data frames; pandas is optional (the extra ``frames``) and imported only here, when asked."""
+"""Convert documents and points to pandas data frames.
+
+pandas is optional (the extra ``frames``); this module imports it only when the function is called.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def to_dataframe(rows: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
-    """Make a data frame of documents or points: a row each, indexed by ``timestamp`` (UTC), in order of time.
+    """Return documents or points as a data frame: one row each, indexed by ``timestamp`` (UTC), ordered by time.
 
-    What is nested gets a column of its own under its dotted name: ``metrics.mean_absolute_error``.
+    Nested values become columns with dotted names: ``metrics.mean_absolute_error``.
     """
     import pandas as pd  # noqa: PLC0415 - optional, and 70 MB
 

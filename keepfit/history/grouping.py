@@ -1,8 +1,8 @@
-"""Grouping by time: from documents' times and values to one point for each span of time.
+"""Group times and values into buckets of equal duration, one point per bucket.
 
-Pure (numpy). Owns buckets, statistics, filling of gaps, rate of change and moving average. Invariants: a bucket begins
-at a multiple of its span since 1970 in UTC (weeks on Mondays) and holds its begin and not its end; a point's time is
-its bucket's begin; NaN stands for "no value" and never comes in.
+Pure (numpy). Owns buckets, statistics, filling of gaps, rate of change and moving average. Invariants: a bucket starts
+at a multiple of its duration since 1970 in UTC (weeks on Mondays) and includes its start but not its end; the time of a
+point is the start of its bucket; NaN means "no value" and is never an input.
 """
 
 import re
@@ -21,14 +21,14 @@ WEEK_S = 604_800.0
 MONDAY_S = 345_600.0
 PERCENTILE = re.compile(r"p([0-9]{1,2}(?:\.[0-9]{1,3})?|100)")
 STATS = ("mean", "min", "max", "sum", "count", "first", "last", "median")
-# What gives a point where there are no documents.
+# Values of buckets without documents.
 FILLS = ("none", "null", "previous", "linear")
 Fill = str | float
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in order of time: begins of buckets (seconds) and values, NaN where there is none; shapes (n,), (n,)."""
+    """Points in order of time: starts of buckets (seconds) and values, NaN for no value; shapes (n,), (n,)."""
 
     times: Array
     values: Array
@@ -37,70 +37,70 @@ class Series:
         return len(self.times)
 
 
-def array(value: float) -> Array:
-    """Return an array of one number, shape (1,)."""
+def as_array(value: float) -> Array:
+    """Return an array with one number, shape (1,)."""
     return np.array([value], dtype=np.float64)
 
 
-def offset_of(every: float) -> float:
-    """Seconds after 1970 at which a bucket of this span begins."""
+def bucket_offset(every: float) -> float:
+    """Return the seconds after 1970 at which bucket number 0 of this duration starts."""
     return MONDAY_S if every % WEEK_S == 0 else 0.0
 
 
-def floor(times: Array, every: float) -> NDArray[np.int64]:
-    """Numbers of the buckets that times are in; number n begins at n · `every` (+ the offset of weeks)."""
-    offset = offset_of(every)
+def bucket_numbers(times: Array, every: float) -> NDArray[np.int64]:
+    """Return the numbers of the buckets that contain times; bucket n starts at n · `every` (+ the offset of weeks)."""
+    offset = bucket_offset(every)
     numbers = np.floor((times - offset) / every).astype(np.int64)
-    # A quotient is rounded: a time just before a bucket may seem to be in it.
+    # The quotient is rounded: it may place a time just before a bucket inside it.
     numbers -= numbers * every + offset > times
     numbers += (numbers + 1) * every + offset <= times
     return numbers
 
 
-def begin(number: NDArray[np.int64], every: float) -> Array:
-    """Begins of numbered buckets."""
-    return np.asarray(number * every + offset_of(every), dtype=np.float64)
+def bucket_starts(number: NDArray[np.int64], every: float) -> Array:
+    """Return the starts (seconds) of numbered buckets."""
+    return np.asarray(number * every + bucket_offset(every), dtype=np.float64)
 
 
 def aggregate(times: Array, values: Array, every: float, stat: str) -> Series:
-    """One point for each bucket with documents.
+    """Return one point per bucket that contains documents.
 
     Parameters
     ----------
     times, values
-        Shape (n,), in any order; of documents of one time, the one that comes later is the later one.
+        Shape (n,), in any order; of documents with equal times the one with the higher index is the later one.
     stat
-        One of :data:`STATS`, or ``p50``, ``p99.9``: a percentile, linear between the two nearest values.
+        One of :data:`STATS`, or ``p50``, ``p99.9``: a percentile, interpolated between the two nearest values.
 
     Raises
     ------
     MalformedError
-        If there is no such statistic.
+        If the statistic is unknown.
     """
     compute = statistic(stat)
     if not len(times):
         return Series(np.empty(0), np.empty(0))
     order = np.argsort(times, kind="stable")
-    numbers = floor(times[order], every)
+    numbers = bucket_numbers(times[order], every)
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-    return Series(begin(numbers[starts], every), compute(values[order], starts))
+    return Series(bucket_starts(numbers[starts], every), compute(values[order], starts))
 
 
 def statistic(stat: str) -> Callable[[Array, NDArray[np.intp]], Array]:
-    """Find what computes a statistic of values in order of time, given where each bucket starts.
+    """Return the function that computes a statistic of values in order of time, given the start index of each bucket.
 
     Raises
     ------
     MalformedError
-        If there is no such statistic.
+        If the statistic is unknown.
     """
     if stat == "median":
         return lambda values, starts: _percentile(values, starts, 50.0)
     if found := PERCENTILE.fullmatch(stat):
         return lambda values, starts: _percentile(values, starts, float(found[1]))
-    if stat in SIMPLE:
-        return SIMPLE[stat]
-    raise MalformedError(f"stat is one of {', '.join(STATS)}, or a percentile like p50 or p99.9.")
+    if stat in STATISTICS:
+        return STATISTICS[stat]
+    raise MalformedError(f"stat must be one of {', '.join(STATS)}, or a percentile such as p50 or p99.9.")
 
 
 def _counts(values: Array, starts: NDArray[np.intp]) -> Array:
@@ -119,12 +119,12 @@ def _percentile(values: Array, starts: NDArray[np.intp], percent: float) -> Arra
     low = np.floor(position).astype(np.intp)
     share = position - low
     below, above = ranked[starts + low], ranked[starts + np.minimum(low + 1, counts - 1)]
-    # Not the difference times the share alone: between two like values nothing is to be rounded.
+    # Equal values are returned as they are: interpolating between them could round.
     between: Array = np.where(below == above, below, below * (1 - share) + above * share)
     return between
 
 
-SIMPLE: dict[str, Callable[[Array, NDArray[np.intp]], Array]] = {
+STATISTICS: dict[str, Callable[[Array, NDArray[np.intp]], Array]] = {
     "mean": lambda values, starts: np.add.reduceat(values, starts) / _counts(values, starts),
     "min": np.minimum.reduceat,
     "max": np.maximum.reduceat,
@@ -135,31 +135,27 @@ SIMPLE: dict[str, Callable[[Array, NDArray[np.intp]], Array]] = {
 }
 
 
-def buckets(first: float, last: float, every: float) -> float:
-    """How many buckets there are from that of `first` to that of `last`."""
-    return (last - first) // every + 1
-
-
 def fill(series: Series, every: float, how: Fill, first: float | None = None, last: float | None = None) -> Series:
-    """Give every bucket a point, from that of time `first` to that of `last`; where None, of the first and last point.
+    """Return a point for every bucket from that of time `first` to that of `last`; None: the first and last point.
 
     Parameters
     ----------
     how
-        ``none``: leave gaps; ``null``: NaN; ``previous``: the value before; ``linear``: on the line between the values
-        on both sides; or the value itself. Before the first value (and after the last one, for ``linear``) stays NaN.
+        ``none``: leave gaps; ``null``: NaN; ``previous``: the value before; ``linear``: interpolated between the
+        values on both sides; or the value itself. ``previous`` and ``linear`` leave NaN before the first value,
+        ``linear`` also after the last one.
     """
     if how == "none" or (not len(series) and (first is None or last is None)):
         return series
     bounds = [
-        floor(array(bound), every)[0] if bound is not None else floor(series.times[[place]], every)[0]
-        for bound, place in ((first, 0), (last, -1))
+        bucket_numbers(series.times[[index]] if bound is None else as_array(bound), every)[0]
+        for bound, index in ((first, 0), (last, -1))
     ]
     numbers = np.arange(bounds[0], bounds[1] + 1)
-    times = begin(numbers, every)
+    times = bucket_starts(numbers, every)
     values = np.full(len(times), np.nan)
     if len(series):
-        places = floor(series.times, every) - bounds[0]
+        places = bucket_numbers(series.times, every) - bounds[0]
         inside = (places >= 0) & (places < len(values))
         values[places[inside]] = series.values[inside]
     known = np.flatnonzero(~np.isnan(values))
@@ -173,15 +169,15 @@ def fill(series: Series, every: float, how: Fill, first: float | None = None, la
     return Series(times, values)
 
 
-def rate(series: Series, per: float) -> Series:
-    """Change from each value to the next in `per` seconds, at the later one's time; NaN is passed over."""
+def rate_of_change(series: Series, per: float) -> Series:
+    """Return the change from each value to the next per `per` seconds, at the time of the later one; skip NaN."""
     known = ~np.isnan(series.values)
     times, values = series.times[known], series.values[known]
     return Series(times[1:], np.diff(values) / np.diff(times) * per)
 
 
-def moving(series: Series, count: int) -> Series:
-    """Mean of each point and those before it, `count` altogether or as many as there are; NaN is passed over."""
+def moving_average(series: Series, count: int) -> Series:
+    """Return the mean of each point and those before it, `count` points or as many as exist; skip NaN."""
     padded = np.concatenate((np.full(count - 1, np.nan), series.values))
     known = ~np.isnan(padded)
     if not len(series):

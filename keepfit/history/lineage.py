@@ -1,9 +1,10 @@
-"""Lineage: which logged requests a model consists of, told by their places alone.
+"""Lineage: which logged requests a model has learned, as ranges of sequences.
 
-Owns the rule. A model's sequences go on when it comes back from a snapshot as another generation, or goes back to an
-older one; so (origin, sequence) is a place, and each generation begins at one. The register keeps that for every
-generation that a restore made while there was a row log, written before it went live. Never talks to anything.
-Invariant: a request that the model forgot, or that nobody was promised, is in no span (`docs/guides/restore.md`).
+Pure; owns the rule. Sequences continue when a model is restored from a snapshot as another generation, or goes back to
+an older one. (origin, sequence) is therefore a position, where origin is the generation in which the numbering started,
+and each generation begins at a position. The registry stores these links for every generation that a restore made while
+there was a row log, before the generation goes live. Invariant: no span contains a request that the model has forgotten
+or that was never accepted (`docs/guides/restore.md`).
 """
 
 import math
@@ -13,9 +14,9 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How a generation began: behind what generation `base` had up to sequence `until`.
+    """How a generation began: with what generation `base` had learned up to sequence `until`.
 
-    Its own requests have the sequences after `after`, in the numbering of `origin` (0: that of the generation itself).
+    Its own requests have the sequences after `after`, in the numbering of `origin` (0: the generation's own numbering).
     """
 
     origin: int
@@ -24,13 +25,13 @@ class Link:
     until: int
 
     def with_origin(self, generation: int) -> "Link":
-        """Link of `generation`, where no `origin` was named yet: its sequences are its own."""
+        """Return the link with `generation` as its origin, if it has none yet."""
         return self if self.origin else replace(self, origin=generation)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Requests with ``after < sequence <= until`` in the numbering of `origin`, which `generation` took in."""
+    """Requests with ``after < sequence <= until`` in the numbering of `origin` that `generation` accepted."""
 
     generation: int
     origin: int
@@ -40,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What a bundle has learned: all up to `sequence`, as `generation`, in the numbering of `origin`."""
+    """State of a bundle: it has learned all requests up to `sequence`, as `generation`, numbered by `origin`."""
 
     generation: int
     origin: int
@@ -51,7 +52,7 @@ Links = Mapping[int, Link]
 
 
 def learned_spans(links: Links, generation: int) -> list[Span]:
-    """Spans that what a generation has learned came from, oldest first, as far back as is known.
+    """Return the spans of requests that a generation has learned, oldest first, as far back as is known.
 
     >>> links = {2: Link(2, 8, 1, 8), 3: Link(2, 20, 1, 5)}
     >>> [(s.origin, s.after, s.until) for s in learned_spans(links, 2)]
@@ -68,8 +69,8 @@ def learned_spans(links: Links, generation: int) -> list[Span]:
     return spans[::-1]
 
 
-def spans_after(spans: Sequence[Span], place: Position) -> list[Span] | None:
-    """What of `spans` comes after a place; None where the model has forgotten what was learned there.
+def spans_after(spans: Sequence[Span], position: Position) -> list[Span] | None:
+    """Return the part of `spans` after a position; None if the model has forgotten requests before it.
 
     >>> spans = [Span(1, 1, 0, 5), Span(3, 3, 5)]
     >>> spans_after(spans, Position(1, 1, 4))
@@ -78,11 +79,11 @@ def spans_after(spans: Sequence[Span], place: Position) -> list[Span] | None:
     (None, None)
     """
     for i, span in enumerate(spans):
-        if span.generation == place.generation:
-            if place.sequence > span.until:
+        if span.generation == position.generation:
+            if position.sequence > span.until:
                 return None
-            return [replace(span, origin=place.origin, after=place.sequence), *spans[i + 1 :]]
-    if place.generation < spans[0].generation:
-        # From before the register kept this, or while there was no log.
-        return [Span(place.generation, place.origin, place.sequence), *spans]
+            return [replace(span, origin=position.origin, after=position.sequence), *spans[i + 1 :]]
+    if position.generation < spans[0].generation:
+        # The position is older than the first link, or from a time without a row log.
+        return [Span(position.generation, position.origin, position.sequence), *spans]
     return None

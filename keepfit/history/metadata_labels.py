@@ -1,6 +1,6 @@
-"""Labels: the scalars of metadata as key-value pairs, so that no key or value of a user's is ever an operator.
+"""Convert metadata to labels, key-value pairs that MongoDB can index.
 
-Pure. Invariant: a filter compares values; nothing in it is interpreted, whatever it looks like.
+Pure. Invariant: a filter compares values. No key and no value of a user is ever interpreted as an operator.
 """
 
 import json
@@ -11,8 +11,11 @@ from keepfit.history.mongo import Document
 from keepfit.identity import INTEGER_MAX
 
 
-def labels_of(metadata: Mapping[str, Any]) -> list[Document]:
-    """Top-level scalars as key-value pairs: searched by value, so that no key of a user's is ever an operator."""
+def to_labels(metadata: Mapping[str, Any]) -> list[Document]:
+    """Return the top-level scalars of metadata as pairs of key ``k`` and value ``v``.
+
+    Keys are stored as values, so that a user's key is never a field name or an operator.
+    """
     return [
         {"k": key, "v": float(value) if isinstance(value, int) and not isinstance(value, bool) else value}
         for key, value in metadata.items()
@@ -20,19 +23,19 @@ def labels_of(metadata: Mapping[str, Any]) -> list[Document]:
     ]
 
 
-def meanings_of(text: str) -> list[str | float | bool]:
-    """What a value in a query string may stand for in metadata.
+def possible_values(text: str) -> list[str | float | bool]:
+    """Return the metadata values that text of a query string may stand for.
 
-    >>> meanings_of("nike"), meanings_of("2001"), meanings_of("true")
+    >>> possible_values("nike"), possible_values("2001"), possible_values("true")
     (['nike'], ['2001', 2001.0], ['true', True])
     """
-    meanings: list[str | float | bool] = [text]
+    values: list[str | float | bool] = [text]
     try:
-        value = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
-        return meanings
-    if isinstance(value, bool):
-        meanings.append(value)
-    elif isinstance(value, int | float) and abs(value) <= INTEGER_MAX:
-        meanings.append(float(value))
-    return meanings
+        return values
+    if isinstance(parsed, bool):
+        values.append(parsed)
+    elif isinstance(parsed, int | float) and abs(parsed) <= INTEGER_MAX:
+        values.append(float(parsed))
+    return values

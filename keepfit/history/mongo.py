@@ -1,7 +1,8 @@
-"""The connection to MongoDB: how it is opened, how long a call may take, what its errors mean.
+"""Connect to MongoDB: open the database, limit the time of calls, translate errors.
 
-The only module that knows motor, whose successor is PyMongo's own AsyncMongoClient. Never knows a document. Invariant:
-an error of the driver reaches nobody; what is away is an UnavailableError that says what was tried.
+The only module that imports motor, whose successor is PyMongo's own AsyncMongoClient. Never knows the content of a
+document. Invariant: no error of the driver leaves :mod:`keepfit.history`; an outage is an UnavailableError that says
+what was tried.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError,
 from keepfit.errors import SettingsError, UnavailableError
 
 SERVER_SELECTION_MS = 3000
-# One call altogether, with what the driver repeats; a server that hangs would hold up its caller for half a minute.
+# Limit of one call with all its retries. Without it, a server that hangs blocks its caller for half a minute.
 CALL_TIMEOUT_MS = 4000
-# An index over a long history takes its time, and a build that is cut off begins anew.
+# An index over a long history takes long to build, and a build that is interrupted starts again.
 INDEX_TIMEOUT_S = 30
 
 T = TypeVar("T")
@@ -28,12 +29,12 @@ Collection = AsyncIOMotorCollection[Document]
 
 
 def open_database(url: str) -> tuple[Client, Database]:
-    """Open the database that `url` names, ``keepfit`` where it names none; connects with the first call.
+    """Return the client and the database that `url` names, ``keepfit`` by default; the first call connects.
 
     Raises
     ------
     SettingsError
-        If `url` cannot be used; never shows it.
+        If `url` cannot be used; the message does not show it.
     """
     try:
         client: Client = AsyncIOMotorClient(
@@ -50,23 +51,26 @@ def open_database(url: str) -> tuple[Client, Database]:
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turn errors of a MongoDB that is away into UnavailableError."""
+    """Raise UnavailableError for errors of the driver, except for DuplicateKeyError."""
     try:
         yield
     except DuplicateKeyError:
         raise
     except (AutoReconnect, PyMongoError) as error:
-        # The driver goes on with its time limits and its picture of the cluster; the first part says what is wrong.
+        # The driver appends its time limits and its view of the cluster; the first part names the cause.
         reason = str(error).partition(" (configured timeouts")[0]
-        raise UnavailableError(f"MongoDB is away or cannot write: {reason[:200]}") from error
+        raise UnavailableError(f"MongoDB is unavailable or cannot write: {reason[:200]}") from error
 
 
-async def together(*asked: Awaitable[T]) -> list[T]:
-    """Wait for all; raise the first error when all have come to an end: one that is left behind is told by nobody."""
-    found = await asyncio.gather(*asked, return_exceptions=True)
-    answers = []
-    for one in found:
-        if isinstance(one, BaseException):
-            raise one
-        answers.append(one)
-    return answers
+async def gather_all(*calls: Awaitable[T]) -> list[T]:
+    """Wait until all calls have finished, then return their results or raise the first error.
+
+    asyncio.gather would raise at the first error and leave the other calls running, with their errors unseen.
+    """
+    finished = await asyncio.gather(*calls, return_exceptions=True)
+    results = []
+    for result in finished:
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results

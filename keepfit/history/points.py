@@ -1,7 +1,7 @@
-"""Points: what becomes of documents' numbers when they are grouped by time.
+"""Points: numbers of documents, aggregated by time.
 
-Pure. Owns the order of the steps (:mod:`keepfit.history.grouping` has each) and the bounds of what is asked for.
-Invariant: what is too much is said before it is computed.
+Pure. Owns the order of the steps, each of which is in :mod:`keepfit.history.grouping`, and the limits of a query.
+Invariant: a query that is too large is refused before it is computed.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MOVING_MAX = 10_000
 
 
 class Point(TypedDict, total=False):
-    """One point: its bucket's begin in seconds, its value or None, and the group's value where points are grouped."""
+    """One point: start of its bucket in seconds, value or None, and the value of its group if there are groups."""
 
     timestamp: float
     value: float | None
@@ -28,11 +28,11 @@ class Point(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How documents become points.
+class Aggregation:
+    """How documents are aggregated to points, in the order `group`, `stat`, `fill`, `rate`, `moving`.
 
-    `every` and `rate` are spans in seconds; `fill` is one of :data:`grouping.FILLS` or a value; `moving` counts points;
-    `group` is a key of metadata. Done in this order: `group`, `stat`, `fill`, `rate`, `moving`.
+    `every` and `rate` are durations in seconds; `fill` is one of :data:`grouping.FILLS` or a value; `moving` is a
+    number of points; `group` is a key of metadata.
     """
 
     every: float
@@ -43,52 +43,59 @@ class Shape:
     rate: float | None = None
     moving: int | None = None
 
-    def check(self) -> "Shape":
-        """Return this; raises MalformedError or InvalidError where something in it cannot be."""
+    def check(self) -> "Aggregation":
+        """Return this aggregation; raise MalformedError or InvalidError if it is invalid."""
         grouping.statistic(self.stat)
         if self.field is not None:
             reading.check_field(self.field)
         elif self.stat != "count":
-            raise InvalidError("Name the field whose numbers are wanted; only stat=count goes without.")
+            raise InvalidError("field is missing: name the number field to aggregate; only stat=count needs none.")
         if isinstance(self.fill, str) and self.fill not in grouping.FILLS:
-            raise InvalidError(f"fill is one of {', '.join(grouping.FILLS)}, or a number.")
+            raise InvalidError(f"fill must be one of {', '.join(grouping.FILLS)}, or a number.")
         if self.moving is not None and not 1 <= self.moving <= MOVING_MAX:
-            raise InvalidError(f"moving is a number of points from 1 to {MOVING_MAX}.")
+            raise InvalidError(f"moving must be a number of points from 1 to {MOVING_MAX}.")
         return self
 
 
 def check_length(start: float, stop: float, every: float) -> None:
-    """Raise InvalidError where a time has too many spans."""
+    """Raise InvalidError if a time range has more than :data:`POINTS_MAX` buckets."""
     if every and (stop - start) / every > POINTS_MAX:
-        raise InvalidError(f"These are more than {POINTS_MAX:,} points: choose a longer span or a shorter time.")
+        raise InvalidError(f"More than {POINTS_MAX:,} points: use a longer interval or a shorter time range.")
 
 
-def of(found: Columns, shape: Shape, start: float | None, stop: float | None) -> list[Point]:
-    """Make points of columns; runs beside the loop."""
+def compute(columns: Columns, aggregation: Aggregation, start: float | None, stop: float | None) -> list[Point]:
+    """Return the points of columns. CPU-bound: call it in a thread.
+
+    Raises
+    ------
+    InvalidError
+        If there are too many points.
+    """
     points: list[Point] = []
-    # By kind first: numbers and texts have no order.
-    for value in sorted(found, key=lambda value: (str(type(value)), value)):
-        series = _series(*found[value], shape, start, stop)
+    # Sort by type first: numbers and strings are not comparable.
+    for value in sorted(columns, key=lambda value: (str(type(value)), value)):
+        series = _series(*columns[value], aggregation, start, stop)
         if len(points) + len(series) > SERIES_POINTS_MAX:
-            raise InvalidError(f"More than {SERIES_POINTS_MAX:,} points: choose a longer span or fewer groups.")
-        named: Point = {} if shape.group is None else {"group": value}
+            raise InvalidError(f"More than {SERIES_POINTS_MAX:,} points: use a longer interval or fewer groups.")
+        group: Point = {} if aggregation.group is None else {"group": value}
         points += [
-            {"timestamp": moment, "value": None if number != number else number, **named}  # noqa: PLR0124 - NaN
+            {"timestamp": moment, "value": None if number != number else number, **group}  # noqa: PLR0124 - NaN
             for moment, number in zip(series.times.tolist(), series.values.tolist(), strict=True)
         ]
     return points
 
 
-def _series(times: Array, values: Array, shape: Shape, start: float | None, stop: float | None) -> Series:
-    series = grouping.aggregate(times, values, shape.every, shape.stat)
+def _series(times: Array, values: Array, aggregation: Aggregation, start: float | None, stop: float | None) -> Series:
+    series = grouping.aggregate(times, values, aggregation.every, aggregation.stat)
     if len(series):
         first = series.times[0] if start is None else min(start, series.times[0])
-        check_length(first, series.times[-1] if stop is None else stop, shape.every if shape.fill != "none" else 0.0)
+        last = series.times[-1] if stop is None else stop
+        check_length(first, last, aggregation.every if aggregation.fill != "none" else 0.0)
         if len(series) > POINTS_MAX:
-            raise InvalidError(f"These are more than {POINTS_MAX:,} points: choose a longer span or a shorter time.")
-    # What ends with a bucket does not reach into the next one.
-    last = None if stop is None else float(np.nextafter(stop, -np.inf))
-    series = grouping.fill(series, shape.every, shape.fill, start, last)
-    if shape.rate is not None:
-        series = grouping.rate(series, shape.rate)
-    return series if shape.moving is None else grouping.moving(series, shape.moving)
+            raise InvalidError(f"More than {POINTS_MAX:,} points: use a longer interval or a shorter time range.")
+    # `stop` is exclusive: at the end of a bucket it does not reach into the next one.
+    end = None if stop is None else float(np.nextafter(stop, -np.inf))
+    series = grouping.fill(series, aggregation.every, aggregation.fill, start, end)
+    if aggregation.rate is not None:
+        series = grouping.rate_of_change(series, aggregation.rate)
+    return series if aggregation.moving is None else grouping.moving_average(series, aggregation.moving)

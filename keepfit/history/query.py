@@ -1,7 +1,7 @@
-"""A question to the history as texts: what ``GET /v1/history`` and `keepfit history` take, and its answer.
+"""Parse and execute history queries: the parameters of ``GET /v1/history`` and `keepfit history`.
 
-Pure, but for :func:`answer`. Owns names, forms and bounds of the parameters. Invariant: what is no parameter is a key
-of metadata, and its text is compared as the values that it may mean.
+Pure, except for :func:`execute`. Owns names, formats and limits of the parameters. Invariant: a parameter of another
+name is a key of metadata, and its text is compared as each value that it may stand for.
 """
 
 import math
@@ -13,118 +13,122 @@ from typing import Any
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.history import points, times
 from keepfit.history.grouping import Fill
-from keepfit.history.metadata_labels import meanings_of
-from keepfit.history.points import Shape
+from keepfit.history.metadata_labels import possible_values
+from keepfit.history.points import Aggregation
 from keepfit.history.reading import Filter
 from keepfit.history.timeline import Timeline
 
 LIMIT, LIMIT_MAX = 100, 1000
-# What lies before a page is read again for each.
+# Each page reads all documents before it again.
 DEPTH_MAX = 100_000
 NUMBER = re.compile(r"[0-9]{1,9}")
 HASH = re.compile(r"[0-9a-f]{64}")
-# Those of points go with `every`, those of documents without.
-OF_POINTS = ("stat", "field", "group", "fill", "rate", "moving")
-OF_DOCUMENTS = ("closest", "last", "limit", "page")
-PARAMETERS = frozenset({"type", "hash", "after", "before", "every", *OF_POINTS, *OF_DOCUMENTS})
+# Parameters of points require `every`, parameters of documents exclude it.
+POINT_PARAMETERS = ("stat", "field", "group", "fill", "rate", "moving")
+DOCUMENT_PARAMETERS = ("closest", "last", "limit", "page")
+PARAMETERS = frozenset({"type", "hash", "after", "before", "every", *POINT_PARAMETERS, *DOCUMENT_PARAMETERS})
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryQuery:
-    """What is asked: points of a `shape`, the document `closest` to a time, or a page of documents, newest first."""
+    """A parsed query: points of an `aggregation`, the document `closest` to a time, or a page of documents.
 
-    wanted: Filter
+    Documents are ordered newest first. `where` filters them, `start` (inclusive) and `stop` (exclusive) bound their
+    time in seconds.
+    """
+
+    where: Filter
     start: float | None = None
     stop: float | None = None
     closest: float | None = None
     limit: int = LIMIT
     page: int = 1
-    shape: Shape | None = None
+    aggregation: Aggregation | None = None
 
 
-def parse(given: Mapping[str, str], *, words: bool = True, limit_max: int = LIMIT_MAX) -> HistoryQuery:
-    """Read a question; `words` tells whether times may be any words, which takes a heavy library.
+def parse(parameters: Mapping[str, str], *, words: bool = True, limit_max: int = LIMIT_MAX) -> HistoryQuery:
+    """Parse a query; `words` says whether dateparser reads times of unknown form (a heavy import).
 
     Raises
     ------
     MalformedError
-        If a parameter has not its form, or does not go with another one.
+        If a parameter is malformed, or excludes another one.
     InvalidError
-        If a bound is passed.
+        If a limit is exceeded.
     """
-    rest = dict(given)
+    rest = dict(parameters)
 
-    def moment(name: str) -> float | None:
+    def time_of(name: str) -> float | None:
         text = rest.pop(name, None)
         return None if text is None else times.parse_time(text, words=words)
 
     every = rest.pop("every", None)
-    wrong = [name for name in (OF_POINTS if every is None else OF_DOCUMENTS) if name in rest]
+    wrong = [name for name in (POINT_PARAMETERS if every is None else DOCUMENT_PARAMETERS) if name in rest]
     if wrong:
-        raise MalformedError(f"{wrong[0]} goes {'only' if every is None else 'not'} with every.")
-    asked = HistoryQuery(Filter(), moment("after"), moment("before"), moment("closest"))
-    if asked.closest is not None and ("last" in rest or asked.start is not None or asked.stop is not None):
-        raise MalformedError("closest stands alone: without before, after and last.")
+        raise MalformedError(f"{wrong[0]} {'requires' if every is None else 'cannot be combined with'} every.")
+    query = HistoryQuery(Filter(), time_of("after"), time_of("before"), time_of("closest"))
+    if query.closest is not None and ("last" in rest or query.start is not None or query.stop is not None):
+        raise MalformedError("closest cannot be combined with before, after and last.")
     if every is not None:
-        asked = replace(asked, shape=_shape(every, rest).check())
-        if asked.start is not None and asked.stop is not None:
-            points.check_length(asked.start, asked.stop, times.parse_duration(every))
+        query = replace(query, aggregation=_parse_aggregation(every, rest).check())
+        if query.start is not None and query.stop is not None:
+            points.check_length(query.start, query.stop, times.parse_duration(every))
     else:
-        asked = _paged(asked, rest, limit_max)
+        query = _with_page(query, rest, limit_max)
     model_hash = rest.pop("hash", None)
     if model_hash is not None and not HASH.fullmatch(model_hash):
-        raise MalformedError("A model's hash is 64 hexadecimal digits, in lower case.")
+        raise MalformedError("A model's hash is 64 hexadecimal digits in lower case.")
     type_ = rest.pop("type", None)
-    return replace(asked, wanted=Filter(type_, model_hash, {key: meanings_of(text) for key, text in rest.items()}))
+    return replace(query, where=Filter(type_, model_hash, {key: possible_values(text) for key, text in rest.items()}))
 
 
-def _shape(every: str, rest: dict[str, str]) -> Shape:
+def _parse_aggregation(every: str, rest: dict[str, str]) -> Aggregation:
     rate, moving = rest.pop("rate", None), rest.pop("moving", None)
-    return Shape(
+    return Aggregation(
         every=times.parse_duration(every),
         stat=rest.pop("stat", "mean"),
         field=rest.pop("field", None),
         group=rest.pop("group", None),
-        fill=_fill(rest.pop("fill", "none")),
+        fill=_parse_fill(rest.pop("fill", "none")),
         rate=None if rate is None else times.parse_duration(rate),
-        moving=None if moving is None else _number("moving", moving, points.MOVING_MAX),
+        moving=None if moving is None else _parse_number("moving", moving, points.MOVING_MAX),
     )
 
 
-def _paged(asked: HistoryQuery, rest: dict[str, str], limit_max: int) -> HistoryQuery:
+def _with_page(query: HistoryQuery, rest: dict[str, str], limit_max: int) -> HistoryQuery:
     last = rest.pop("last", None)
     if last is not None and ("limit" in rest or "page" in rest):
-        raise MalformedError("last is a limit itself: it goes without limit and page.")
+        raise MalformedError("last is a limit itself: it cannot be combined with limit and page.")
     if last is not None:
-        return replace(asked, limit=_number("last", "1" if last in ("", "true") else last, limit_max))
-    limit = _number("limit", rest.pop("limit", str(min(LIMIT, limit_max))), limit_max)
-    page = _number("page", rest.pop("page", "1"), 10**9)
+        return replace(query, limit=_parse_number("last", "1" if last in ("", "true") else last, limit_max))
+    limit = _parse_number("limit", rest.pop("limit", str(min(LIMIT, limit_max))), limit_max)
+    page = _parse_number("page", rest.pop("page", "1"), 10**9)
     if limit * page > DEPTH_MAX:
-        raise InvalidError(f"Pages go {DEPTH_MAX:,} documents deep; go on with before.")
-    return replace(asked, limit=limit, page=page)
+        raise InvalidError(f"Pages reach {DEPTH_MAX:,} documents deep; use before to read older ones.")
+    return replace(query, limit=limit, page=page)
 
 
-def _number(name: str, text: str, most: int) -> int:
+def _parse_number(name: str, text: str, most: int) -> int:
     if not NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
         raise MalformedError(f"{name} must be a whole number from 1 to {most}.")
     return int(text)
 
 
-def _fill(text: str) -> Fill:
+def _parse_fill(text: str) -> Fill:
     try:
         value = float(text)
     except ValueError:
         return text
     if not math.isfinite(value):
-        raise MalformedError("fill must be a finite number, or a word.")
+        raise MalformedError("fill must be a finite number or a word.")
     return value
 
 
-async def answer(timeline: Timeline, asked: HistoryQuery) -> list[Any]:
-    """Points where a shape is asked for, documents where not."""
-    if asked.shape is not None:
-        return list(await timeline.shaped(asked.shape, asked.wanted, asked.start, asked.stop))
-    if asked.closest is not None:
-        found = await timeline.closest(asked.wanted, asked.closest)
+async def execute(timeline: Timeline, query: HistoryQuery) -> list[Any]:
+    """Return points if the query has an aggregation, otherwise documents."""
+    if query.aggregation is not None:
+        return list(await timeline.aggregate(query.aggregation, query.where, query.start, query.stop))
+    if query.closest is not None:
+        found = await timeline.closest(query.where, query.closest)
         return [] if found is None else [found]
-    return await timeline.query(asked.wanted, asked.start, asked.stop, page_size=asked.limit, page_num=asked.page)
+    return await timeline.query(query.where, query.start, query.stop, page_size=query.limit, page_num=query.page)

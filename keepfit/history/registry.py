@@ -1,9 +1,9 @@
-"""The register of models and the history of their snapshots, in MongoDB.
+"""The registry of models and the history of their snapshots, in MongoDB.
 
 Owns two collections: ``models`` (one document per model: metadata, recipe, generation) and ``history`` (one
-funtime-style document per snapshot: ``type``, ``timestamp``, …). Never holds learned state. Invariants: (hash,
-generation, version) is unique in the history; a generation is given out once; what users send as a filter is compared
-as a value, never interpreted.
+funtime-style document per snapshot: ``type``, ``timestamp``, …). Never stores learned state. Invariants: (hash,
+generation, version) is unique in the history; each generation is allocated once; values of a user's filter are
+compared, never interpreted.
 """
 
 import asyncio
@@ -20,27 +20,27 @@ from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne, WriteConce
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from keepfit.history.lineage import Link, Links
-from keepfit.history.metadata_labels import labels_of, meanings_of
+from keepfit.history.metadata_labels import possible_values, to_labels
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Collection, Document, open_database, unavailable
-from keepfit.history.states import COMMITTED, CORRUPT, PENDING, public
+from keepfit.history.states import COMMITTED, CORRUPT, PENDING, to_public
 from keepfit.history.timeline import Timeline
 
 DUPLICATE_KEY = 11000
-# For a group of documents, each of which a slow disk may sync by itself.
-MANY_TIMEOUT_S = 20
+# Limit of a call that writes many documents, each of which a slow disk may sync separately.
+BULK_TIMEOUT_S = 20
 
-# Generations of a model of which it is known how they began: further back than anybody's snapshots go.
+# Links kept per model: more generations than any retention keeps snapshots of.
 LINKS_MAX = 200
 
-# What of a history document the model itself remembers, for `GET /v1/models/{hash}`.
+# Fields of a history document that are copied to the model, for `GET /v1/models/{hash}`.
 SUMMARY_FIELDS = ("timestamp", "version", "rows_seen", "uri", "sha256", "size_bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """A model's entry in the register. `born` is the generation since which its snapshots count.
+    """A model's entry in the registry. Snapshots of generations before `born` belong to a deleted predecessor.
 
-    `links` tells how generations began that a restore made (:mod:`keepfit.history.lineage`).
+    `links` says how generations that a restore made began (:mod:`keepfit.history.lineage`).
     """
 
     hash: str
@@ -58,11 +58,11 @@ class RegistryEntry:
 
 
 class Registry:
-    """Async access to register and history; make one inside the event loop that uses it."""
+    """Async access to registry and history; create it inside the event loop that uses it."""
 
     def __init__(self, url: str) -> None:
         self._client, database = open_database(url)
-        # Written to disk before it is believed: a committed document is a promise that a restore relies on.
+        # Wait for the journal: a restore relies on a committed document.
         journaled: WriteConcern = WriteConcern(w="majority", j=True)
         self._models = database.get_collection("models", write_concern=journaled)
         self._history = database.get_collection("history", write_concern=journaled)
@@ -82,7 +82,7 @@ class Registry:
         self._client.close()
 
     def collection(self, name: str) -> Collection:
-        """Return `models` or `history`, for what looks after them; every write waits for the journal."""
+        """Return the collection `models` or `history`, for maintenance; every write waits for the journal."""
         return {"models": self._models, "history": self._history}[name]
 
     async def ping(self) -> None:
@@ -91,11 +91,11 @@ class Registry:
             await self._client.admin.command("ping")
 
     async def ensure_indexes(self) -> None:
-        """Make the indexes that every query here uses, once."""
+        """Create the indexes that the queries use; after the first success do nothing."""
         async with self._indexing:
             if self._indexed:
                 return
-            # Of one that is away this tells sooner: within its time limit the driver tries again and again.
+            # Fail early if MongoDB is unavailable: within the longer time limit the driver retries.
             await self.ping()
             with unavailable(), pymongo.timeout(INDEX_TIMEOUT_S):
                 await self._models.create_index([("labels.k", ASCENDING), ("labels.v", ASCENDING), ("_id", ASCENDING)])
@@ -106,14 +106,14 @@ class Registry:
             self._indexed = True
 
     async def register(self, model_hash: str, metadata_text: str, recipe_text: str) -> tuple[RegistryEntry, bool]:
-        """Enter a model; return its entry (the one there was, if it exists) and whether it was made by this call."""
+        """Register a model; return its entry (the existing one, if any) and whether this call created it."""
         fresh = {
             "metadata": metadata_text,
-            "labels": labels_of(json.loads(metadata_text)),
+            "labels": to_labels(json.loads(metadata_text)),
             "recipe": recipe_text,
             "deleted": False,
         }
-        # Never both at once: SecantusDB 0.7 stands still where an index is made while a document is written.
+        # Create the indexes first: SecantusDB 0.7 hangs if a document is written while an index is built.
         await self.ensure_indexes()
         with unavailable():
             while True:
@@ -125,7 +125,7 @@ class Registry:
                         continue
                     return RegistryEntry(model_hash, metadata_text, recipe_text, 1, 1), True
                 if not document["deleted"]:
-                    return _registered(document), False
+                    return _to_entry(document), False
                 born = document["generation"] + 1
                 again = await self._models.find_one_and_update(
                     {"_id": model_hash, "deleted": True, "generation": document["generation"]},
@@ -133,16 +133,16 @@ class Registry:
                     return_document=ReturnDocument.AFTER,
                 )
                 if again is not None:
-                    return _registered(again), True
+                    return _to_entry(again), True
 
     async def find(self, model_hash: str) -> RegistryEntry | None:
-        """Find a model's entry; None where it was never made or is deleted."""
+        """Return a model's entry; None if it was never registered or is deleted."""
         with unavailable():
             document = await self._models.find_one({"_id": model_hash, "deleted": False})
-        return None if document is None else _registered(document)
+        return None if document is None else _to_entry(document)
 
     async def unregister(self, model_hash: str) -> bool:
-        """Mark a model as deleted; its snapshots stay. Tell whether it was there."""
+        """Mark a model as deleted and return whether it existed; its snapshots stay."""
         with unavailable():
             result = await self._models.update_one(
                 {"_id": model_hash, "deleted": False}, {"$set": {"deleted": True, "deleted_s": time.time()}}
@@ -150,9 +150,9 @@ class Registry:
         return bool(result.matched_count)
 
     async def next_generation(self, model_hash: str, born: int, count: int = 1) -> int | None:
-        """Give out the next `count` generations of the model that was `born` so; return the last of them.
+        """Allocate the next `count` generations of a model and return the last of them.
 
-        None where it is deleted or made again.
+        Returns None if the model is deleted, or was created again since (`born` differs).
         """
         with unavailable():
             document = await self._models.find_one_and_update(
@@ -163,47 +163,48 @@ class Registry:
         return None if document is None else int(document["generation"])
 
     async def set_link(self, model_hash: str, generation: int, link: Link) -> None:
-        """Note how a generation begins, before it goes live."""
+        """Store how a generation begins, before it goes live."""
         with unavailable():
-            await self._models.update_one({"_id": model_hash}, {"$set": _link(generation, link)})
+            await self._models.update_one({"_id": model_hash}, {"$set": _link_fields(generation, link)})
 
     async def advance_generations(self, models: Sequence[RegistryEntry], links: Sequence[Link | None] = ()) -> bool:
-        """Give each of these models its next generation; tell whether all were still as they were looked up.
+        """Advance each of these models to its next generation; return whether none had changed since it was read.
 
-        `links` tells of each how that begins, None where nobody needs to know. Where one was not, numbers may be used
-        up that nobody was given, which does no harm.
+        `links` says how each new generation begins; None stores no link. If a model had changed, the generations of
+        the others are advanced without being used, which does no harm.
         """
         with unavailable():
             result = await self._models.bulk_write(
                 [
                     UpdateOne(
-                        {"_id": one.hash, "deleted": False, "born": one.born, "generation": one.generation},
-                        _next(one, link),
+                        {"_id": entry.hash, "deleted": False, "born": entry.born, "generation": entry.generation},
+                        _generation_change(entry, link),
                     )
-                    for one, link in zip(models, links or [None] * len(models), strict=True)
+                    for entry, link in zip(models, links or [None] * len(models), strict=True)
                 ],
                 ordered=False,
             )
         return bool(result.matched_count == len(models))
 
     async def models(self, filters: Mapping[str, str], limit: int, after: str = "") -> list[RegistryEntry]:
-        """List models by hash, those after `after`, whose metadata holds every key with the value that the text means.
+        """Return models ordered by hash, from the one after `after` on, whose metadata matches all filters.
 
-        ``{"year": "2001"}`` finds the number 2001 as well as the string; only top-level scalars are looked at.
+        ``{"year": "2001"}`` matches the number 2001 as well as the string; only top-level scalars are compared.
         """
         query: Document = {"_id": {"$gt": after}, "deleted": False}
         if filters:
             query["$and"] = [
-                {"labels": {"$elemMatch": {"k": key, "v": {"$in": meanings_of(text)}}}} for key, text in filters.items()
+                {"labels": {"$elemMatch": {"k": key, "v": {"$in": possible_values(text)}}}}
+                for key, text in filters.items()
             ]
         with unavailable():
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
-        return [_registered(document) for document in found]
+        return [_to_entry(document) for document in found]
 
     async def write_intent(self, document: Document) -> Document | None:
-        """Write a snapshot's intent, taking over one that was left; None, or what is committed under its key already.
+        """Write the intent of a snapshot, replacing an unfinished one with the same key (hash, generation, version).
 
-        The key is (hash, generation, version).
+        Returns None, or the document that is already committed under this key.
         """
         where, change = _intent(document)
         with unavailable():
@@ -211,62 +212,62 @@ class Registry:
                 try:
                     await self._history.update_one(where, change, upsert=True)
                 except DuplicateKeyError:
-                    # Committed; or begun by another in this very moment, and then it is to be taken over after all.
+                    # It is committed, or another snapshotter inserted an intent concurrently, which is then replaced.
                     committed = await self._history.find_one({**where, "status": COMMITTED})
                     if committed is not None:
-                        return public(committed)
+                        return to_public(committed)
                 else:
                     return None
 
     async def write_intents(self, documents: Sequence[Document]) -> list[Document | None]:
-        """Do what :meth:`write_intent` does for each of many, in one trip for all that are new."""
+        """Do :meth:`write_intent` for many documents, with one call for all new ones."""
         refused: set[int] = set()
-        # New documents go in with a plain insert: SecantusDB 0.7 takes five times as long for an update that makes one.
+        # Insert new documents: an upsert takes five times as long in SecantusDB 0.7.
         new = [_intent(document)[1]["$set"] for document in documents]
-        with unavailable(), pymongo.timeout(MANY_TIMEOUT_S):
+        with unavailable(), pymongo.timeout(BULK_TIMEOUT_S):
             try:
                 await self._history.insert_many(new, ordered=False)
             except BulkWriteError as error:
-                failures = error.details["writeErrors"]
-                if error.details.get("writeConcernErrors") or {one["code"] for one in failures} != {DUPLICATE_KEY}:
+                errors = error.details["writeErrors"]
+                if error.details.get("writeConcernErrors") or {each["code"] for each in errors} != {DUPLICATE_KEY}:
                     raise
-                refused = {one["index"] for one in failures}
+                refused = {each["index"] for each in errors}
         return [
             await self.write_intent(document) if number in refused else None
             for number, document in enumerate(documents)
         ]
 
     async def commit(self, document: Document) -> bool:
-        """Turn the intent into a committed document; False where it is another's by now, or was aborted."""
+        """Set the state of an intent to committed; return False if another intent replaced it, or it was aborted."""
         with unavailable():
             result = await self._history.update_one(
-                {**_same(document), "status": PENDING}, {"$set": {"status": COMMITTED}}
+                {**_identity(document), "status": PENDING}, {"$set": {"status": COMMITTED}}
             )
         return bool(result.matched_count)
 
     async def commit_many(self, documents: Sequence[Document]) -> list[bool]:
-        """Do what :meth:`commit` does for each of many that name their attempt, in one trip."""
-        # No two attempts have the same name. The hash is there for the index.
+        """Do :meth:`commit` for many documents that have an ``attempt``, in one call."""
+        # Attempts are unique. The hash is in the condition because it has an index.
         where = {name: {"$in": [document[name] for document in documents]} for name in ("hash", "attempt")}
-        with unavailable(), pymongo.timeout(MANY_TIMEOUT_S):
+        with unavailable(), pymongo.timeout(BULK_TIMEOUT_S):
             changed = await self._history.update_many({**where, "status": PENDING}, {"$set": {"status": COMMITTED}})
             if changed.matched_count == len(documents):
                 return [True] * len(documents)
             return [
-                await self._history.find_one({**_same(document), "status": COMMITTED}, {"_id": 1}) is not None
+                await self._history.find_one({**_identity(document), "status": COMMITTED}, {"_id": 1}) is not None
                 for document in documents
             ]
 
     async def mark_corrupt(self, document: Document) -> bool:
-        """Note that a committed snapshot's blob is missing or damaged; False where it was deleted or saved anew."""
+        """Mark a committed snapshot whose blob is missing or damaged; False if it was deleted or saved again."""
         with unavailable():
             result = await self._history.update_one(
-                {**_same(document), "status": {"$in": [COMMITTED, CORRUPT]}}, {"$set": {"status": CORRUPT}}
+                {**_identity(document), "status": {"$in": [COMMITTED, CORRUPT]}}, {"$set": {"status": CORRUPT}}
             )
         return bool(result.matched_count)
 
     async def identity(self) -> str:
-        """Return the name that this history gave itself when it was first asked."""
+        """Return the unique name of this history, which the first call creates."""
         with unavailable():
             while True:
                 found = await self._about.find_one({"_id": "history"})
@@ -284,9 +285,10 @@ class Registry:
         version: int | None = None,
         before: tuple[int, int] | None = None,
     ) -> AsyncGenerator[Document]:
-        """Yield a model's committed snapshots, newest (generation, version) first, none later than `at` (seconds).
+        """Yield a model's committed snapshots, newest (generation, version) first.
 
-        At most `limit` of them, 0 means all; only those of `version`, or older than the place `before`, where named.
+        Only snapshots of generation `born` or later, not later than `at` (seconds), of `version`, and before the
+        (generation, version) `before`, where given; at most `limit`, 0 means all.
         """
         query: Document = {"hash": model_hash, "generation": {"$gte": born}, "status": COMMITTED}
         if at is not None:
@@ -299,19 +301,19 @@ class Registry:
         newest_first = [("generation", DESCENDING), ("version", DESCENDING)]
         with unavailable():
             async for document in self._history.find(query).sort(newest_first).limit(limit):
-                yield public(document)
+                yield to_public(document)
 
     async def newest(
         self, model_hash: str, born: int, at: float | None = None, version: int | None = None
     ) -> Document | None:
-        """Find a model's newest committed snapshot, not later than `at` (seconds), of a `version` if one is named."""
+        """Return a model's newest committed snapshot, not later than `at` (seconds) and of `version`, where given."""
         async with aclosing(self.snapshots(model_hash, born, at, limit=1, version=version)) as documents:
             return await anext(documents, None)
 
     async def documents(
         self, type_: str | None = None, model_hash: str | None = None, limit: int = 100
     ) -> list[Document]:
-        """List committed history documents, newest first."""
+        """Return committed history documents of a type and a model, where given, newest first."""
         query: Document = {"status": COMMITTED}
         if type_ is not None:
             query["type"] = type_
@@ -319,27 +321,27 @@ class Registry:
             query["hash"] = model_hash
         with unavailable():
             found = await self._history.find(query).sort("timestamp", DESCENDING).limit(limit).to_list(limit)
-        return [public(document) for document in found]
+        return [to_public(document) for document in found]
 
 
-def _registered(document: Document) -> RegistryEntry:
+def _to_entry(document: Document) -> RegistryEntry:
     links = {int(generation): Link(*fields) for generation, fields in document.get("links", {}).items()}
     return RegistryEntry(
         document["_id"], document["metadata"], document["recipe"], document["generation"], document["born"], links
     )
 
 
-def _link(generation: int, link: Link) -> Document:
+def _link_fields(generation: int, link: Link) -> Document:
     return {f"links.{generation}": [link.origin, link.after, link.base, link.until]}
 
 
-def _next(one: RegistryEntry, link: Link | None) -> Document:
-    """Change that gives a model its next generation; of those before it only so many are told of."""
-    change: Document = {"$set": {"generation": one.generation + 1}}
+def _generation_change(entry: RegistryEntry, link: Link | None) -> Document:
+    """Return the update that advances a model to its next generation and keeps at most :data:`LINKS_MAX` links."""
+    change: Document = {"$set": {"generation": entry.generation + 1}}
     if link is not None:
-        change["$set"] |= _link(one.generation + 1, link)
-        if len(one.links) >= LINKS_MAX:
-            change["$unset"] = {f"links.{min(one.links)}": ""}
+        change["$set"] |= _link_fields(entry.generation + 1, link)
+        if len(entry.links) >= LINKS_MAX:
+            change["$unset"] = {f"links.{min(entry.links)}": ""}
     return change
 
 
@@ -347,17 +349,17 @@ _KEY = ("hash", "generation", "version")
 
 
 def _intent(document: Document) -> tuple[Document, Document]:
-    """Which document an intent may take the place of, and the change that writes it."""
+    """Return the condition for the document that an intent may replace, and the update that writes the intent."""
     stored = {
         **document,
         "metadata": json.dumps(document["metadata"]),
-        "labels": labels_of(document["metadata"]),
+        "labels": to_labels(document["metadata"]),
         "begun": time.time(),
         "status": PENDING,
     }
     return {**{name: document[name] for name in _KEY}, "status": {"$ne": COMMITTED}}, {"$set": stored}
 
 
-def _same(document: Document) -> Document:
-    # Timestamp and attempt tell whose intent it is where two snapshotters save the same version.
+def _identity(document: Document) -> Document:
+    # Timestamp and attempt distinguish the intents of two snapshotters that save the same version.
     return {name: document[name] for name in (*_KEY, "sha256", "timestamp", "attempt") if name in document}

@@ -1,8 +1,8 @@
-"""Roll-ups: coarser documents, made of finer ones as time passes, which stay when those go.
+"""Roll-ups: aggregate documents per interval into documents that remain when the originals are deleted.
 
-Owns how a roll-up is declared, what its documents hold, and how far each has come (collection ``rollups``). Invariants:
-only spans that are over are rolled up; a span's document is identified by its time, field and group, so that rolling it
-up twice, at once or again, gives one document.
+Owns the declaration of a roll-up, the fields of its documents, and its progress (collection ``rollups``). Invariants:
+only intervals that have ended are rolled up; time, field and group identify a roll-up document, so that rolling up the
+same interval twice, concurrently or later, results in one document.
 """
 
 import asyncio
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 from keepfit.errors import InvalidError, MalformedError, SettingsError
 from keepfit.history import grouping, reading, times
-from keepfit.history.documents import identity
-from keepfit.history.grouping import floor
+from keepfit.history.documents import document_id
+from keepfit.history.grouping import bucket_numbers
 from keepfit.history.mongo import Document, unavailable
 from keepfit.history.reading import Columns, Filter
 from keepfit.history.timeline import Timeline
 
 STATS = ("count", "sum", "mean", "min", "max", "first", "last")
-# What comes later than this many spans after its time is in no roll-up.
+# A document that is stored more than this many intervals after its time is in no roll-up.
 LATE_SPANS = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Rollup:
-    """Documents of `type` become one document of the type ``TYPE/EVERY`` for each span `every`, and value of `group`.
+    """Aggregate documents of `type` to one document of type ``TYPE/EVERY`` per interval `every` and value of `group`.
 
-    Each holds ``of`` (the `field` that it is made of), the group's key and value, and :data:`STATS`.
+    Each has ``of`` (the aggregated `field`), the key and value of its group, and :data:`STATS`.
     """
 
     type: str
@@ -39,21 +39,21 @@ class Rollup:
         times.parse_duration(self.every)
         reading.check_field(self.field)
         if self.group in (*STATS, "of", "timestamp"):
-            raise InvalidError(f"The values of {self.group!r} would have no place beside those of the roll-up.")
+            raise InvalidError(f"{self.group!r} cannot be the group: roll-up documents have a field of this name.")
 
     @property
     def target(self) -> str:
-        """Type of the documents that are made."""
+        """Type of the roll-up documents."""
         return f"{self.type}/{self.every}"
 
     @property
-    def name(self) -> str:
-        """What identifies this roll-up."""
-        return identity(self.target, {"of": self.field, "group": self.group})
+    def id(self) -> str:
+        """Identifier of this roll-up in the collection ``rollups``."""
+        return document_id(self.target, {"of": self.field, "group": self.group})
 
 
 def parse(text: str) -> list[Rollup]:
-    """Read roll-ups of a setting.
+    """Parse the roll-ups of a setting.
 
     >>> parse("shoes 5m metrics.r2, shoes 1h rows_seen brand")[1]
     Rollup(type='shoes', every='1h', field='rows_seen', group='brand')
@@ -61,7 +61,7 @@ def parse(text: str) -> list[Rollup]:
     Raises
     ------
     SettingsError
-        If one is none.
+        If one is not a roll-up.
     """
     rollups = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -71,51 +71,51 @@ def parse(text: str) -> list[Rollup]:
         try:
             rollups.append(Rollup(*words))
         except (MalformedError, InvalidError) as error:
-            raise SettingsError(f"KEEPFIT_HISTORY_ROLLUPS: {part!r} is no roll-up: {error}") from None
+            raise SettingsError(f"KEEPFIT_HISTORY_ROLLUPS: {part!r} is not a roll-up: {error}") from None
     return rollups
 
 
 async def roll_up(timeline: Timeline, rollup: Rollup, now: float | None = None) -> int:
-    """Bring a roll-up up to date; returns how many documents were written.
+    """Write the documents of all intervals that have ended since the last call; return their number.
 
     Raises
     ------
     InvalidError
-        If there are too many documents in one span.
+        If one interval has too many documents.
     UnavailableError
-        If MongoDB is away. Doing it again later is right, whatever was done until then.
+        If MongoDB is away. Doing it again later is right, whatever was progress until then.
     """
     now = time.time() if now is None else now
-    every, done = times.parse_duration(rollup.every), timeline.progress
+    every, progress = times.parse_duration(rollup.every), timeline.rollup_progress
     with unavailable():
-        found = await done.find_one({"_id": rollup.name})
+        found = await progress.find_one({"_id": rollup.id})
     start = None if found is None else found["until"] - LATE_SPANS * every
-    stop = _begin(now, every)
+    stop = _bucket_start(now, every)
     written = 0
 
     async def fetch(low: float | None, high: float | None) -> int:
         nonlocal written
-        # Windows become whole spans, and still touch each other.
-        first, last = (None if edge is None else _begin(edge, every) for edge in (low, high))
+        # Extend windows to whole intervals; neighbouring windows still share their bounds.
+        first, last = (None if edge is None else _bucket_start(edge, every) for edge in (low, high))
         if first == last:
             return 0
-        columns = await timeline.columns(Filter(rollup.type), first, last, rollup.field, rollup.group)
+        columns = await timeline.read_columns(Filter(rollup.type), first, last, rollup.field, rollup.group)
         documents = await asyncio.to_thread(_documents, columns, rollup, every)
         written += await timeline.bulk_upsert(documents, _keys(rollup))
         return sum(len(stamps) for stamps, _ in columns.values())
 
     width = max(reading.COLUMNS_WINDOW_S, every)
     if start is None or start < stop:
-        async for _ in reading.backward(fetch, start, stop, now, width, reading.COLUMNS_CHUNK):
+        async for _ in reading.fetch_windows(fetch, start, stop, now, width, reading.COLUMNS_CHUNK):
             pass
-        # The oldest come last: from here on all that is before is rolled up.
+        # The oldest intervals are written last: now everything before `stop` is rolled up.
         with unavailable():
-            await done.update_one({"_id": rollup.name}, {"$max": {"until": stop}}, upsert=True)
+            await progress.update_one({"_id": rollup.id}, {"$max": {"until": stop}}, upsert=True)
     return written
 
 
-def _begin(moment: float, every: float) -> float:
-    return float(grouping.begin(floor(grouping.array(moment), every), every)[0])
+def _bucket_start(moment: float, every: float) -> float:
+    return float(grouping.bucket_starts(bucket_numbers(grouping.as_array(moment), every), every)[0])
 
 
 def _keys(rollup: Rollup) -> Sequence[str]:
@@ -126,13 +126,13 @@ def _documents(columns: Columns, rollup: Rollup, every: float) -> list[Document]
     documents: list[Document] = []
     for value, (stamps, values) in columns.items():
         series = {stat: grouping.aggregate(stamps, values, every, stat) for stat in STATS}
-        named = {} if rollup.group is None else {rollup.group: value}
+        group = {} if rollup.group is None else {rollup.group: value}
         documents += [
             {
                 "type": rollup.target,
                 "timestamp": moment,
                 "of": rollup.field,
-                **named,
+                **group,
                 **dict(zip(STATS, row, strict=True)),
             }
             for moment, *row in zip(

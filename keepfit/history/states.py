@@ -1,6 +1,6 @@
-"""The states of a snapshot's history document, and what of it users see.
+"""States of a snapshot's history document, and its public form.
 
-Pure. Which step leads from one to the next is told in `docs/concepts/snapshots.md`.
+Pure. `docs/concepts/snapshots.md` describes the transitions between the states.
 """
 
 import json
@@ -8,12 +8,12 @@ import json
 from keepfit.history.mongo import Document
 
 PENDING, COMMITTED, CORRUPT, ABORTED = "pending", "committed", "corrupt", "aborted"
-# What users do not see.
-HIDDEN = frozenset({"_id", "labels", "status", "begun"})
+# Fields that clients do not see.
+HIDDEN_FIELDS = frozenset({"_id", "labels", "status", "begun"})
 
 
-def public(document: Document) -> Document:
-    """Return the document as users see it: metadata an object again, bookkeeping left out."""
-    shown = {key: value for key, value in document.items() if key not in HIDDEN}
-    shown["metadata"] = json.loads(document["metadata"])
-    return shown
+def to_public(document: Document) -> Document:
+    """Return the document in its public form: metadata as an object, without internal fields."""
+    public = {key: value for key, value in document.items() if key not in HIDDEN_FIELDS}
+    public["metadata"] = json.loads(document["metadata"])
+    return public

@@ -1,7 +1,7 @@
-"""The timeline for who has no event loop: the same calls, each waits for its answer.
+"""The synchronous form of the timeline: the same methods, each blocks until its result is available.
 
-Owns one thread with an event loop; :mod:`keepfit.history.timeline` does all the work in it. Invariant: it may be used
-from any thread, and closing it ends its thread.
+Owns one thread with an event loop, in which :mod:`keepfit.history.timeline` does all the work. Invariant: it can be
+used from any thread, and closing it stops its thread.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _waiting(
+def _synchronous(
     method: Callable[Concatenate[Timeline, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["TimelineSync", P], T]:
     @wraps(method)
@@ -27,7 +27,7 @@ def _waiting(
 
 
 class TimelineSync:
-    """Access to documents by time, call by call."""
+    """Synchronous access to documents by time; see :class:`~keepfit.history.timeline.Timeline`."""
 
     def __init__(self, url: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -36,12 +36,12 @@ class TimelineSync:
         try:
             self._timeline = self._run(self._open(url))
         except BaseException:
-            self._end()
+            self._stop_thread()
             raise
 
     @staticmethod
     async def _open(url: str) -> Timeline:
-        # The client belongs to the loop that it is made in.
+        # The client belongs to the event loop in which it is created.
         return Timeline.open(url)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
@@ -54,25 +54,25 @@ class TimelineSync:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
+        """Close the connections and stop the thread."""
         self._timeline.close()
-        self._end()
+        self._stop_thread()
 
-    def _end(self) -> None:
+    def _stop_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    ensure_indexes = _waiting(Timeline.ensure_indexes)
-    store = _waiting(Timeline.store)
-    bulk_upsert = _waiting(Timeline.bulk_upsert)
-    delete = _waiting(Timeline.delete)
-    delete_many = _waiting(Timeline.delete_many)
-    query = _waiting(Timeline.query)
-    query_sorted = _waiting(Timeline.query_sorted)
-    query_latest = _waiting(Timeline.query_latest)
-    query_last = _waiting(Timeline.query_last)
-    query_time = _waiting(Timeline.query_time)
-    query_closest = _waiting(Timeline.query_closest)
-    stats = _waiting(Timeline.stats)
-    points = _waiting(Timeline.points)
+    ensure_indexes = _synchronous(Timeline.ensure_indexes)
+    store = _synchronous(Timeline.store)
+    bulk_upsert = _synchronous(Timeline.bulk_upsert)
+    delete = _synchronous(Timeline.delete)
+    delete_many = _synchronous(Timeline.delete_many)
+    query = _synchronous(Timeline.query)
+    query_sorted = _synchronous(Timeline.query_sorted)
+    query_latest = _synchronous(Timeline.query_latest)
+    query_last = _synchronous(Timeline.query_last)
+    query_time = _synchronous(Timeline.query_time)
+    query_closest = _synchronous(Timeline.query_closest)
+    stats = _synchronous(Timeline.stats)
+    points = _synchronous(Timeline.points)

@@ -27,8 +27,8 @@ async def list_history(request: web.Request) -> web.Response:
     # Only plain words are times here: others take a library that weighs as much as half a gateway.
     asked = query.parse(request.query, words=False)
     async with service.history_gate:
-        found = await query.answer(service.history.timeline, asked)
-    form = schemas.HistoryAnswer(documents=found) if asked.shape is None else schemas.HistoryAnswer(points=found)
+        found = await query.execute(service.history.timeline, asked)
+    form = schemas.HistoryAnswer(documents=found) if asked.aggregation is None else schemas.HistoryAnswer(points=found)
     return web.json_response(body=await run_in_thread_if_large(ITEM_BYTES * len(found), _written, form))
 
 

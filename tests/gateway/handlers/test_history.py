@@ -94,5 +94,5 @@ async def test_mongo_away_is_503(settings: Settings) -> None:
     away = settings.model_copy(update={"mongo_url": type(settings.mongo_url)("mongodb://127.0.0.1:1/keepfit")})
     async with serving(away) as api:
         answer = await api.get("/v1/history", type="vote")
-        assert "MongoDB is away" in answer.problem(503)["detail"]
+        assert "MongoDB is unavailable" in answer.problem(503)["detail"]
         assert answer.headers["Retry-After"] == "1"

@@ -210,7 +210,7 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
     ),
     "history --json": (
         {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{UNUSED_PORT}/x"},
-        f"MongoDB is away or cannot write: 127.0.0.1:{UNUSED_PORT}: [Errno 111] Connection refused",
+        f"MongoDB is unavailable or cannot write: 127.0.0.1:{UNUSED_PORT}: [Errno 111] Connection refused",
     ),
 }
 

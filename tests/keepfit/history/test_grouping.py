@@ -1,4 +1,4 @@
-"""Grouping by time, against plain Python and pandas."""
+"""Grouping by time gives the results of plain Python and pandas."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ STATS = st.sampled_from([*grouping.STATS, "p0", "p50", "p90", "p99.9", "p100"])
 
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[float, list[tuple[float, float]]]:
-    """Draw a span, and times and values spread over some of it; times on the very bounds are among them."""
+    """Draw a bucket duration, and times and values in some buckets; some times are exactly on bounds."""
     every = draw(SPANS)
     origin = draw(st.sampled_from([0.0, 1.7955e9, -1e6])) // every * every
     places = st.one_of(st.floats(0, 30), st.integers(0, 30).map(float))
@@ -30,8 +30,8 @@ def documents(draw: st.DrawFn) -> tuple[float, list[tuple[float, float]]]:
     return every, [(origin + place * every, value) for place, value in drawn]
 
 
-def begin_of(moment: float, every: float) -> float:
-    """Begin of a moment's bucket, counted out in whole steps."""
+def bucket_start(moment: float, every: float) -> float:
+    """Return the start of a time's bucket, counted in whole steps."""
     offset = grouping.MONDAY_S if every % grouping.WEEK_S == 0 else 0.0
     number = math.floor((moment - offset) / every)
     while number * every + offset > moment:
@@ -41,8 +41,8 @@ def begin_of(moment: float, every: float) -> float:
     return number * every + offset
 
 
-def plainly(values: list[float], stat: str) -> float:
-    """A statistic of one bucket's values in order of time, by Python's own means."""
+def plain_statistic(values: list[float], stat: str) -> float:
+    """Return a statistic of one bucket's values in order of time, computed by the standard library."""
     if stat.startswith("p"):
         return pd.Series(values).quantile(min(float(stat[1:]) / 100, 1.0))  # type: ignore[no-any-return]
     simple: dict[str, Any] = {
@@ -53,28 +53,28 @@ def plainly(values: list[float], stat: str) -> float:
 
 
 def arrays(pairs: list[tuple[float, float]]) -> tuple[grouping.Array, grouping.Array]:
-    """Times and values as arrays."""
+    """Return times and values as arrays."""
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
-def same(found: Series, wanted: dict[float, float]) -> None:
-    """Compare points with what was computed plainly."""
-    assert found.times.tolist() == list(wanted)
-    np.testing.assert_allclose(found.values, np.array(list(wanted.values())), rtol=1e-9, atol=1e-6)
+def assert_same(found: Series, expected: dict[float, float]) -> None:
+    """Assert that points have the expected times and values."""
+    assert found.times.tolist() == list(expected)
+    np.testing.assert_allclose(found.values, np.array(list(expected.values())), rtol=1e-9, atol=1e-6)
 
 
 @settings(max_examples=120, deadline=None)
 @given(drawn=documents(), stat=STATS)
-def test_points_are_what_plain_python_computes(drawn: tuple[float, list[tuple[float, float]]], stat: str) -> None:
-    """Each bucket with documents has one point with the statistic of its values, in order of time; no other has one."""
+def test_points_equal_those_of_plain_python(drawn: tuple[float, list[tuple[float, float]]], stat: str) -> None:
+    """Each bucket with documents has one point with the statistic of its values, in order of time; others have none."""
     every, pairs = drawn
     buckets: dict[float, list[float]] = {}
     for moment, value in sorted(pairs, key=lambda pair: pair[0]):
-        buckets.setdefault(begin_of(moment, every), []).append(value)
-    same(
+        buckets.setdefault(bucket_start(moment, every), []).append(value)
+    assert_same(
         grouping.aggregate(*arrays(pairs), every, stat),
-        {begin: plainly(values, stat) for begin, values in buckets.items()},
+        {begin: plain_statistic(values, stat) for begin, values in buckets.items()},
     )
 
 
@@ -87,17 +87,19 @@ def test_points_are_what_plain_python_computes(drawn: tuple[float, list[tuple[fl
 def test_gaps_are_filled_as_pandas_fills_them(
     drawn: tuple[float, list[tuple[float, float]]], how: Any, bounds: tuple[int | None, int | None]
 ) -> None:
-    """Every bucket between the bounds has a point; those without documents have what pandas fills in."""
+    """Every bucket between the bounds has a point; buckets without documents have the value that pandas fills in."""
     every, pairs = drawn
-    origin = begin_of(min((moment for moment, _ in pairs), default=0.0), every)
+    origin = bucket_start(min((moment for moment, _ in pairs), default=0.0), every)
     first, last = (None if place is None else origin + (place + 0.5) * every for place in bounds)
     series = grouping.aggregate(*arrays(pairs), every, "mean")
     found = grouping.fill(series, every, how, first, last)
     if not len(series) and (first is None or last is None):
         assert len(found) == 0
         return
-    edges = [grouping.floor(np.array([edge]), every)[0] if edge is not None else None for edge in (first, last)]
-    numbers = grouping.floor(series.times, every)
+    edges = [
+        grouping.bucket_numbers(np.array([edge]), every)[0] if edge is not None else None for edge in (first, last)
+    ]
+    numbers = grouping.bucket_numbers(series.times, every)
     low = numbers[0] if edges[0] is None else edges[0]
     high = numbers[-1] if edges[1] is None else edges[1]
     plain = pd.Series(series.values, index=numbers).reindex(range(low, high + 1))
@@ -106,7 +108,7 @@ def test_gaps_are_filled_as_pandas_fills_them(
         "previous": plain.ffill,
         "linear": lambda: plain.interpolate("linear", limit_area="inside"),
     }.get(how, lambda: plain.fillna(how))()
-    assert found.times.tolist() == grouping.begin(np.arange(low, high + 1), every).tolist()
+    assert found.times.tolist() == grouping.bucket_starts(np.arange(low, high + 1), every).tolist()
     np.testing.assert_allclose(found.values, filled.to_numpy(), rtol=1e-9, atol=1e-6)
 
 
@@ -117,25 +119,25 @@ SERIES = st.lists(st.one_of(st.just(math.nan), NUMBERS), max_size=30).map(
 
 @settings(max_examples=60, deadline=None)
 @given(series=SERIES, count=st.integers(1, 40))
-def test_moving_averages_are_those_of_pandas(series: Series, count: int) -> None:
-    """A point is the mean of itself and the points before it, as many as there are; NaN is passed over."""
-    wanted = pd.Series(series.values, dtype=float).rolling(count, min_periods=1).mean().to_numpy()
-    found = grouping.moving(series, count)
+def test_moving_averages_equal_those_of_pandas(series: Series, count: int) -> None:
+    """A point is the mean of itself and the points before it, as many as exist; NaN is skipped."""
+    expected = pd.Series(series.values, dtype=float).rolling(count, min_periods=1).mean().to_numpy()
+    found = grouping.moving_average(series, count)
     assert found.times.tolist() == series.times.tolist()
-    np.testing.assert_allclose(found.values, wanted, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-9, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
 @given(series=SERIES, per=st.sampled_from([1.0, 60.0, 3600.0]))
-def test_rates_are_differences_by_time(series: Series, per: float) -> None:
-    """A rate is the change from one value to the next, by the time between them."""
+def test_a_rate_is_the_difference_divided_by_the_time(series: Series, per: float) -> None:
+    """A rate is the change from one value to the next, divided by the time between them."""
     known = [pair for pair in zip(series.times, series.values, strict=True) if not math.isnan(pair[1])]
-    wanted = {after[0]: (after[1] - before[1]) / (after[0] - before[0]) * per for before, after in pairwise(known)}
-    same(grouping.rate(series, per), wanted)
+    expected = {after[0]: (after[1] - before[1]) / (after[0] - before[0]) * per for before, after in pairwise(known)}
+    assert_same(grouping.rate_of_change(series, per), expected)
 
 
 def test_a_week_begins_on_a_monday() -> None:
-    """Spans of whole weeks begin on Mondays, those of days at midnight, in UTC."""
+    """Buckets of whole weeks start on Mondays at midnight, in UTC."""
     sunday = pd.Timestamp("2026-11-22 23:59:59.999", tz="UTC").timestamp()
     series = grouping.aggregate(np.array([sunday, sunday + 0.001]), np.ones(2), grouping.WEEK_S, "count")
     assert [str(pd.Timestamp(moment, unit="s")) for moment in series.times] == [
@@ -145,7 +147,7 @@ def test_a_week_begins_on_a_monday() -> None:
 
 
 @pytest.mark.parametrize("stat", ["", "average", "p", "p101", "p-1", "p5e1", "pp", "MEAN"])
-def test_no_other_statistics(stat: str) -> None:
-    """What is no statistic is an error that lists them."""
-    with pytest.raises(MalformedError, match="stat is one of"):
+def test_an_unknown_statistic_is_an_error(stat: str) -> None:
+    """An unknown statistic is an error that lists the known ones."""
+    with pytest.raises(MalformedError, match="stat must be one of"):
         grouping.statistic(stat)

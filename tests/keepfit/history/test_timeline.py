@@ -1,15 +1,13 @@
-"""Documents by time and points of them, on a real MongoDB-wire server."""
+"""The timeline on a real MongoDB server: documents by time, and points."""
 
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pymongo
 import pytest
 from pymongo.database import Database
 
@@ -23,40 +21,25 @@ ERROR = "metrics.mean_absolute_error"
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[Registry]:
-    """Open an empty register, history and timeline, indexes made."""
-    async with Registry(mongo_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
-
-
-@pytest.fixture
-def timeline(history: Registry) -> Timeline:
+def timeline(registry: Registry) -> Timeline:
     """Return the empty timeline."""
-    return history.timeline
-
-
-@pytest.fixture
-def database(mongo_url: str) -> Iterator[Database[Document]]:
-    """Open the same database past keepfit."""
-    with pymongo.MongoClient[Document](mongo_url) as client:
-        yield client.get_default_database()
+    return registry.timeline
 
 
 def vote(at: float, **fields: Any) -> Document:
-    """Build a document as a user stores it."""
+    """Return a document as a user stores it."""
     return {"type": "vote", "timestamp": at, **fields}
 
 
 async def votes(timeline: Timeline, count: int = 10, step: float = 60.0, start: float = NOON) -> list[Document]:
-    """Store some documents, numbered, newest last; return them."""
+    """Store `count` numbered documents, newest last; return them."""
     made = [vote(start + step * number, number=number, brand=("nike", "puma")[number % 2]) for number in range(count)]
     assert await timeline.bulk_upsert(made) == count
     return made
 
 
-async def test_what_is_stored_is_found(timeline: Timeline) -> None:
-    """A document comes back as it was stored, whatever its fields are called, and stored often it is there once."""
+async def test_a_stored_document_is_found(timeline: Timeline) -> None:
+    """A document is returned as it was stored, with any field names; storing it several times stores it once."""
     odd = {
         "$where": 1,
         "a.b": {"$ne": None},
@@ -83,15 +66,15 @@ async def test_what_is_stored_is_found(timeline: Timeline) -> None:
      {"type": "v", "timestamp": 1, "x": object()}, {"type": "v", "timestamp": 1, "x": 2**70}],
     ids=lambda document: str(sorted(map(str, document))),
 )  # fmt: skip
-async def test_what_is_no_document_is_refused(timeline: Timeline, wrong: Any) -> None:
-    """Without type and time, or with what MongoDB cannot hold, nothing is stored, and the error says why."""
-    with pytest.raises((InvalidError, MalformedError), match=r"type|timestamp|time|texts|hold"):
+async def test_an_invalid_document_is_refused(timeline: Timeline, wrong: Any) -> None:
+    """A document without type or time, or with a value that MongoDB cannot store, is refused with the reason."""
+    with pytest.raises((InvalidError, MalformedError), match=r"type|timestamp|time|strings|store"):
         await timeline.store(wrong)
     assert await timeline.query() == []
 
 
 async def test_documents_with_equal_keys_replace_each_other(timeline: Timeline) -> None:
-    """Upserting by keys replaces what has them, stored in whatever way; `in_` takes one of many; others are added."""
+    """An upsert replaces documents with equal keys, however stored; `in_` matches one of several values."""
     first, second = (await votes(timeline, 2))[:2]
     changed = {**first, "brand": "hoka"}
     assert await timeline.bulk_upsert([changed], ["timestamp", "number"]) == 1
@@ -106,8 +89,8 @@ async def test_documents_with_equal_keys_replace_each_other(timeline: Timeline) 
         await timeline.bulk_upsert([vote(NOON)], ["brand"])
 
 
-async def test_funtimes_queries(timeline: Timeline) -> None:
-    """Each query of funtime gives what its name says, newest first."""
+async def test_queries_of_funtime(timeline: Timeline) -> None:
+    """Each query of funtime returns the documents that its name says, newest first."""
     made = await votes(timeline)
     newest = made[::-1]
     mine = {"type": "vote"}
@@ -128,10 +111,10 @@ async def test_funtimes_queries(timeline: Timeline) -> None:
     assert (await timeline.stats())["stored"] == 10
 
 
-async def test_deleting_takes_what_matches(history: Registry) -> None:
-    """One deletion takes the newest that matches, another takes all between times; snapshots are never deleted."""
-    timeline = history.timeline
-    await commit(history, type="vote")
+async def test_deletions_delete_matching_documents(registry: Registry) -> None:
+    """delete removes the newest match, delete_many all matches in a time range; snapshots are never deleted."""
+    timeline = registry.timeline
+    await commit(registry, type="vote")
     made = await votes(timeline)
     assert await timeline.delete({"type": "vote", "brand": "nike"})
     assert await timeline.delete_many({"type": "vote", "brand": "puma"}, stop=NOON + 240) == 2
@@ -143,12 +126,12 @@ async def test_deleting_takes_what_matches(history: Registry) -> None:
     assert len(await timeline.query({"type": "vote"})) == 1
 
 
-async def test_snapshots_and_documents_are_one_history(history: Registry) -> None:
-    """Committed snapshots stand beside stored documents, found by hash, type and metadata; intents are not shown."""
-    timeline = history.timeline
-    snapshot = await commit(history, type="vote", timestamp=NOON + 90)
-    await commit(history, type="vote", timestamp=NOON + 95, hash="cd" * 32, metadata={"type": "vote", "year": 2001})
-    await history.write_intent({**snapshot, "version": 2, "timestamp": NOON + 91})
+async def test_queries_return_snapshots_and_stored_documents(registry: Registry) -> None:
+    """Queries return committed snapshots beside stored documents, by hash, type and metadata; intents are hidden."""
+    timeline = registry.timeline
+    snapshot = await commit(registry, type="vote", timestamp=NOON + 90)
+    await commit(registry, type="vote", timestamp=NOON + 95, hash="cd" * 32, metadata={"type": "vote", "year": 2001})
+    await registry.write_intent({**snapshot, "version": 2, "timestamp": NOON + 91})
     made = await votes(timeline, 3)
     found = await timeline.query({"type": "vote"})
     assert [document["timestamp"] - NOON for document in found] == [120, 95, 90, 60, 0]
@@ -161,18 +144,18 @@ async def test_snapshots_and_documents_are_one_history(history: Registry) -> Non
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"brand": {"$ne": None}}, {"brand": None}, {"brand": ["nike"]}, {"$where": {}}], ids=str
+    "where", [{"brand": {"$ne": None}}, {"brand": None}, {"brand": ["nike"]}, {"$where": {}}], ids=str
 )
-async def test_filters_hold_values_only(timeline: Timeline, wanted: Any) -> None:
-    """What is no text, number or boolean is no filter; and what looks like an operator is a value."""
+async def test_filters_accept_only_values(timeline: Timeline, where: Any) -> None:
+    """A filter value other than a string, number or boolean is an error; text like an operator is a value."""
     await votes(timeline, 2)
-    with pytest.raises(InvalidError, match="compared with"):
-        await timeline.query(wanted)
+    with pytest.raises(InvalidError, match="must be a string, a number"):
+        await timeline.query(where)
     assert await timeline.query({"brand": "$ne", "$where": "true"}) == []
 
 
-async def test_a_long_history_is_read_whole_and_in_order(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents years apart and seconds apart, past and future, come all, newest first, in few and small steps."""
+async def test_a_long_history_is_read_completely(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents years apart and seconds apart, past and future, are all returned newest first, in small windows."""
     rng = np.random.default_rng(5)
     now = time.time()
     ages = np.concatenate((rng.uniform(0, 600, 120), 10 ** rng.uniform(3, 9.5, 80), -(10 ** rng.uniform(1, 8, 10))))
@@ -185,9 +168,9 @@ async def test_a_long_history_is_read_whole_and_in_order(timeline: Timeline, mon
     assert [d["timestamp"] for d in await timeline.query({"type": "vote"}, start=middle)] == found[:101]
 
 
-async def test_points_are_those_of_pandas(history: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grouped by time and by a key of metadata, numbers of snapshots and documents give what pandas gives."""
-    timeline = history.timeline
+async def test_points_equal_those_of_pandas(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aggregated by time and by a key of metadata, numbers of snapshots and documents equal the results of pandas."""
+    timeline = registry.timeline
     monkeypatch.setattr(reading, "COLUMNS_CHUNK", 40)
     rng = np.random.default_rng(7)
     rows = [
@@ -201,18 +184,18 @@ async def test_points_are_those_of_pandas(history: Registry, monkeypatch: pytest
         metrics = {"mean_absolute_error": row["error"]}
         metadata = {"type": "vote", "brand": row["brand"]}
         await commit(
-            history, type="vote", version=number, timestamp=row["timestamp"], metrics=metrics, metadata=metadata
+            registry, type="vote", version=number, timestamp=row["timestamp"], metrics=metrics, metadata=metadata
         )
-    # Neither of these is a number.
+    # None of these is a number.
     await timeline.store(vote(NOON + 1, metrics={"mean_absolute_error": "high"}))
     await timeline.store(vote(NOON + 2, metrics={"mean_absolute_error": [1.0]}))
     await timeline.store(vote(NOON + 3, metrics={"mean_absolute_error": math.nan}))
     frame = pd.DataFrame(rows)
     frame["bucket"] = frame["timestamp"] // 300 * 300
-    wanted = frame.groupby("bucket")["error"].quantile(0.9)
+    where = frame.groupby("bucket")["error"].quantile(0.9)
     found = await timeline.points(ERROR, "5m", "p90", {"type": "vote"})
-    assert [point["timestamp"] for point in found] == wanted.index.tolist()
-    np.testing.assert_allclose([point["value"] or 0.0 for point in found], wanted)
+    assert [point["timestamp"] for point in found] == where.index.tolist()
+    np.testing.assert_allclose([point["value"] or 0.0 for point in found], where)
     grouped = await timeline.points(ERROR, "1h", "sum", {"type": "vote"}, NOON + 1800, NOON + 5400, group="brand")
     inside = frame[(frame["timestamp"] >= NOON + 1800) & (frame["timestamp"] < NOON + 5400)]
     sums = inside.groupby([inside["brand"].map(repr), inside["timestamp"] // 3600 * 3600])["error"].sum()
@@ -227,11 +210,11 @@ async def test_points_are_those_of_pandas(history: Registry, monkeypatch: pytest
 
 
 async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
-    """Gaps are filled to the bounds asked for, then rates are taken, then averages."""
+    """Gaps are filled up to the bounds, then rates are computed, then averages."""
     await timeline.bulk_upsert([vote(NOON + 60.0 * at, n=float(at * at)) for at in (1, 2, 4)])
 
     async def values(**more: Any) -> list[float | None]:
-        found = await timeline.points("n", "1m", wanted={"type": "vote"}, **more)
+        found = await timeline.points("n", "1m", where={"type": "vote"}, **more)
         return [point["value"] for point in found]
 
     whole = {"start": NOON, "stop": NOON + 360}
@@ -243,33 +226,33 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
     assert await values(fill="linear") == [1, 4, 10, 16]
     assert await values(rate="1m") == [3, 6]
     assert await values(fill="linear", rate="1h", moving=2) == [180, 270, 360]
-    assert await timeline.points("n", "1m", wanted={"type": "none"}, fill="null") == []
+    assert await timeline.points("n", "1m", where={"type": "none"}, fill="null") == []
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"every": "5x"}, "'5x' is not a valid duration: use 60s, 5m or 1h"),
-        ({"stat": "average"}, "stat is one of"),
-        ({"field": None}, "Name the field"),
-        ({"field": "$where"}, "field is a name"),
-        ({"field": "a..b"}, "field is a name"),
-        ({"fill": "next"}, "fill is one of"),
-        ({"moving": 0}, "moving is"),
-        ({"every": "1s", "start": 0, "stop": 1e6}, "points: choose"),
+        ({"stat": "average"}, "stat must be one of"),
+        ({"field": None}, "field is missing"),
+        ({"field": "$where"}, "field must be a name"),
+        ({"field": "a..b"}, "field must be a name"),
+        ({"fill": "next"}, "fill must be one of"),
+        ({"moving": 0}, "moving must be"),
+        ({"every": "1s", "start": 0, "stop": 1e6}, "points: use"),
     ],
     ids=str,
 )
-async def test_what_cannot_be_grouped_is_refused(timeline: Timeline, more: dict[str, Any], words: str) -> None:
-    """What is no such thing, or would be too much, is refused before anything is read."""
+async def test_an_invalid_aggregation_is_refused(timeline: Timeline, more: dict[str, Any], words: str) -> None:
+    """An invalid parameter, or a query with too many points, is refused before anything is read."""
     with pytest.raises((InvalidError, MalformedError), match=words):
         await timeline.points(**{"field": "n", "every": "1m", **more})
 
 
-async def test_every_query_uses_an_index(history: Registry, database: Database[Document]) -> None:
-    """The first stage of each kind of query is served by an index that is made at start, in both collections."""
-    await commit(history, type="vote")
-    await votes(history.timeline, 3)
+async def test_every_query_uses_an_index(registry: Registry, database: Database[Document]) -> None:
+    """An index serves the first stage of each kind of query, in both collections."""
+    await commit(registry, type="vote")
+    await votes(registry.timeline, 3)
     filters = (
         {},
         {"type": "vote"},
@@ -277,19 +260,19 @@ async def test_every_query_uses_an_index(history: Registry, database: Database[D
         {"type": "vote", "brand": "nike"},
         {"hash": "ab" * 32, "type": "v"},
     )
-    for source in history.timeline._sources:
-        for wanted in filters:
+    for source in registry.timeline._sources:
+        for where in filters:
             for bounds in ((None, None), (NOON, None), (None, NOON), (NOON, NOON + 60)):
-                pipeline = source.matches(reading.Filter.of(wanted), *bounds)
+                pipeline = source.match_stages(reading.Filter.of(where), *bounds)
                 command = {"aggregate": source.collection.name, "pipeline": pipeline, "cursor": {}}
                 plan = str(database.command("explain", command, verbosity="queryPlanner"))
-                assert "IXSCAN" in plan, (wanted, plan)
+                assert "IXSCAN" in plan, (where, plan)
                 assert "COLLSCAN" not in plan
                 assert "timestamp" in plan.partition("'keyPattern': ")[2].partition("}")[0]
 
 
-async def test_mongo_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No error of the driver's comes through, whichever call it is."""
+async def test_every_call_raises_unavailable_error_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call raises an error of the driver when MongoDB is unavailable."""
     monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 50)
     monkeypatch.setattr(mongo, "CALL_TIMEOUT_MS", 200)
     async with Timeline.open(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
@@ -302,8 +285,8 @@ async def test_mongo_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [type(answer) for answer in answers] == [UnavailableError] * len(calls)
 
 
-def test_the_same_without_a_loop(mongo_url: str) -> None:
-    """Who has no event loop calls the same and gets the same; errors come through; closing ends the thread."""
+def test_timeline_sync_needs_no_event_loop(mongo_url: str) -> None:
+    """TimelineSync returns the same results, raises the same errors, and stops its thread when it is closed."""
     with TimelineSync(mongo_url) as timeline:
         timeline.bulk_upsert([vote(NOON + number, n=number) for number in range(3)])
         last = timeline.query_last({"type": "vote"})
@@ -315,8 +298,8 @@ def test_the_same_without_a_loop(mongo_url: str) -> None:
     assert not thread.is_alive()
 
 
-def test_documents_and_points_become_frames() -> None:
-    """Rows come in order of time, indexed by it; what is nested has dotted names."""
+def test_to_dataframe_orders_rows_and_flattens_values() -> None:
+    """Rows are ordered and indexed by time; nested values are columns with dotted names."""
     frame = to_dataframe([{"timestamp": NOON + 1, "a": {"b": 1}}, {"timestamp": NOON, "a": {"b": 2}}])
     assert frame["a.b"].tolist() == [2, 1]
     assert [moment.timestamp() for moment in frame.index] == [NOON, NOON + 1]

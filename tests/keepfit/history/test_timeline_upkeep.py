@@ -1,7 +1,6 @@
-"""Roll-ups and retention, on a real MongoDB-wire server."""
+"""Roll-ups and retention of stored documents, on a real MongoDB server."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,21 +18,13 @@ ROLLUP = Rollup("vote", "5m", "fit.size", "brand")
 
 
 @pytest.fixture
-async def history(mongo_url: str) -> AsyncIterator[Registry]:
-    """Open an empty history, indexes made."""
-    async with Registry(mongo_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
-
-
-@pytest.fixture
-def timeline(history: Registry) -> Timeline:
+def timeline(registry: Registry) -> Timeline:
     """Return the empty timeline."""
-    return history.timeline
+    return registry.timeline
 
 
 def votes(*minutes: float) -> list[dict[str, Any]]:
-    """Build documents of two brands, so many minutes after noon."""
+    """Return documents of two brands, these minutes after noon."""
     return [
         {
             "type": "vote",
@@ -45,19 +36,19 @@ def votes(*minutes: float) -> list[dict[str, Any]]:
     ]
 
 
-async def rolled(timeline: Timeline) -> dict[tuple[float, str], dict[str, Any]]:
-    """Find what was rolled up, by minute after noon and brand."""
+async def rollup_documents(timeline: Timeline) -> dict[tuple[float, str], dict[str, Any]]:
+    """Return the roll-up documents by minute after noon and brand."""
     found = await timeline.query({"type": "vote/5m", "of": "fit.size"})
     return {((document["timestamp"] - NOON) / 60, document["brand"]): document for document in found}
 
 
-async def test_spans_that_are_over_are_rolled_up_once(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each span and group is one document with all statistics, however many roll up at once, and in whatever steps."""
+async def test_each_finished_interval_is_rolled_up_once(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each interval and group is one document with all statistics, also with concurrent calls and small windows."""
     monkeypatch.setattr(reading, "COLUMNS_CHUNK", 3)
     await timeline.bulk_upsert(votes(*range(20), -60 * 24 * 400))
     now = NOON + 60 * 18
     await asyncio.gather(*(rollups.roll_up(timeline, ROLLUP, now) for _ in range(4)))
-    found = await rolled(timeline)
+    found = await rollup_documents(timeline)
     minutes = {(float(begin), brand) for begin in (0, 5, 10) for brand in ("nike", "puma")}
     assert found.keys() == minutes | {(-60 * 24 * 400.0, "nike")}
     assert found[5.0, "puma"] == {
@@ -68,31 +59,31 @@ async def test_spans_that_are_over_are_rolled_up_once(timeline: Timeline, monkey
     assert points == [{"timestamp": NOON, "value": 13.0}]
 
 
-async def test_a_rollup_goes_on_where_it_was(timeline: Timeline) -> None:
-    """The next time only new spans are made, and the last one again, for what came late."""
+async def test_a_rollup_continues_where_it_stopped(timeline: Timeline) -> None:
+    """The next call writes new intervals only, and the last one again, for documents that were stored late."""
     await timeline.bulk_upsert(votes(0, 2, 6))
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 2
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 1
-    before = await rolled(timeline)
+    before = await rollup_documents(timeline)
     await timeline.bulk_upsert(votes(8, 11, 14))
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 900) == 3
-    after = await rolled(timeline)
+    after = await rollup_documents(timeline)
     assert (before[5.0, "nike"]["count"], after[5.0, "nike"]["count"]) == (1, 2)
     assert after[0.0, "nike"] == before[0.0, "nike"]
     assert after[10.0, "puma"]["mean"] == 11
 
 
-async def test_what_is_old_is_deleted_after_it_was_rolled_up(history: Registry) -> None:
-    """Rules name types, or all others; roll-ups and snapshots' documents stay; twice and at once is as good as once."""
-    timeline = history.timeline
-    await commit(history, type="vote", timestamp=NOON - 1e6)
+async def test_expired_documents_are_deleted_after_their_roll_up(registry: Registry) -> None:
+    """Rules apply to a type or all others; roll-ups and snapshots stay; repeated and concurrent runs change no more."""
+    timeline = registry.timeline
+    await commit(registry, type="vote", timestamp=NOON - 1e6)
     await timeline.bulk_upsert([*votes(0, 1, 59), {"type": "other", "timestamp": NOON}])
-    wanted = Upkeep((ROLLUP,), (("vote", 1800.0), ("*", 1e5)))
-    await asyncio.gather(*(timeline_upkeep.run(timeline, wanted, NOON + 3600) for _ in range(3)))
-    assert await timeline_upkeep.run(timeline, wanted, NOON + 3600) == (1, 0)
+    upkeep = Upkeep((ROLLUP,), (("vote", 1800.0), ("*", 1e5)))
+    await asyncio.gather(*(timeline_upkeep.run(timeline, upkeep, NOON + 3600) for _ in range(3)))
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (1, 0)
     left = await timeline.query({"type": "vote"})
     assert [document["timestamp"] - NOON for document in left] == [59 * 60, -1e6]
-    assert len(await rolled(timeline)) == 3
+    assert len(await rollup_documents(timeline)) == 3
     assert len(await timeline.query({"type": "other"})) == 1
     assert await timeline_upkeep.run(
         timeline, Upkeep(keep_s=(("vote/5m", 1e9), ("vote", 1e9), ("*", 60.0))), NOON + 3600
@@ -103,19 +94,19 @@ async def test_what_is_old_is_deleted_after_it_was_rolled_up(history: Registry) 
     assert await timeline.query({"type": "other"}) == []
 
 
-async def test_what_cannot_be_rolled_up_is_not_deleted(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a roll-up fails its type's documents stay, by whichever rule, and other roll-ups are made."""
+async def test_documents_are_kept_if_their_roll_up_fails(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a roll-up fails, no rule deletes documents of its type, and other roll-ups are written."""
     await timeline.bulk_upsert([*votes(0, 1, 2), {"type": "other", "timestamp": NOON, "n": 1}])
     monkeypatch.setattr(reading, "GROUPED_MAX", 2)
-    wanted = Upkeep((ROLLUP, Rollup("other", "5m", "n")), (("vote", 60.0), ("*", 60.0)))
-    # The roll-up's own document is as old as what it was made of.
-    assert await timeline_upkeep.run(timeline, wanted, NOON + 3600) == (1, 2)
+    upkeep = Upkeep((ROLLUP, Rollup("other", "5m", "n")), (("vote", 60.0), ("*", 60.0)))
+    # The roll-up's own document is as old as the documents it aggregates.
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (1, 2)
     assert len(await timeline.query({"type": "vote"})) == 3
     assert await timeline_upkeep.run(timeline, Upkeep((ROLLUP,), (("*", 60.0),)), NOON + 3600) == (0, 0)
 
 
-def test_the_settings_say_what_is_kept_up() -> None:
-    """Both settings are lists of words."""
+def test_upkeep_is_parsed_from_the_settings() -> None:
+    """Both settings are comma-separated lists."""
     settings = Settings(history_rollups="vote 5m fit.size brand, vote 1h n", history_keep="vote 30d, my type 1w,* 1d")
     assert Upkeep.of(settings) == Upkeep(
         (ROLLUP, Rollup("vote", "1h", "n")), (("vote", 2_592_000.0), ("my type", 604_800.0), ("*", 86_400.0))
@@ -132,7 +123,7 @@ def test_the_settings_say_what_is_kept_up() -> None:
     + [{"history_keep": text} for text in ("30d", "vote", "vote 30", "vote 0d")],
     ids=str,
 )
-def test_a_wrong_setting_names_itself(wrong: dict[str, str]) -> None:
-    """What is no roll-up and no rule is an error with the variable's name and the part that is wrong."""
+def test_a_malformed_setting_is_named(wrong: dict[str, str]) -> None:
+    """A malformed roll-up or rule is an error with the name of the variable and the malformed entry."""
     with pytest.raises(SettingsError, match=f"KEEPFIT_{next(iter(wrong)).upper()}: '"):
         Upkeep.of(Settings(**wrong))

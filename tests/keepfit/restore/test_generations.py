@@ -1,20 +1,12 @@
 """Allocation of generations for many callers at once: no number twice, none for a deleted model."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from keepfit.errors import UnavailableError
 from keepfit.history import Registry
 from keepfit.restore.generations import Generations
-
-
-@pytest.fixture
-async def registry(mongo_url: str) -> AsyncIterator[Registry]:
-    """Open an empty registry."""
-    async with Registry(mongo_url) as opened:
-        yield opened
 
 
 async def test_no_generation_is_allocated_twice(registry: Registry) -> None:

@@ -6,13 +6,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pymongo
 import pytest
 from pymongo.database import Database
 from structlog.testing import capture_logs
@@ -55,13 +54,6 @@ async def local(settings: Settings) -> AsyncIterator[Workshop]:
     """Open a workshop with a local folder, where the kind of storage makes no difference."""
     async with workshop(settings) as opened:
         yield opened
-
-
-@pytest.fixture
-def database(mongo_url: str) -> Iterator[Database[Document]]:
-    """Open the same database past keepfit."""
-    with pymongo.MongoClient[Document](mongo_url) as client:
-        yield client.get_default_database()
 
 
 async def collect(shop: Workshop, rules: Rules = HARSH, now_s: float | None = None) -> Collected:

@@ -3,12 +3,11 @@
 import asyncio
 import hashlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pymongo
 import pytest
 from pymongo.database import Database
 from structlog.testing import capture_logs
@@ -60,13 +59,6 @@ async def each_shop(request: pytest.FixtureRequest, settings: Settings) -> Async
         settings = settings.model_copy(update={"snapshot_url": request.getfixturevalue("s3_url")})
     async with workshop(settings) as opened:
         yield opened
-
-
-@pytest.fixture
-def database(mongo_url: str) -> Iterator[Database[Document]]:
-    """Open the same database past keepfit."""
-    with pymongo.MongoClient[Document](mongo_url) as client:
-        yield client.get_default_database()
 
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
