@@ -131,43 +131,47 @@ def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
     assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
 
 
-def test_the_one_unpickling_stands_behind_the_signature() -> None:
-    """The one unpickler is made once, in load, after the signature, whom it is for and the runtime were checked."""
-    used = [node for node in ast.walk(tree("keepfit/model/pickling.py")) if isinstance(node, ast.Attribute)]
-    pickled = {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))}
-    assert pickled == {
+def test_unpickling_follows_the_checks() -> None:
+    """Only load unpickles, after it has checked the signature, the model and the runtime of the same bytes."""
+    module = tree("keepfit/model/pickling.py")
+    used = [node for node in ast.walk(module) if isinstance(node, ast.Attribute)]
+    assert {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))} == {
         "cloudpickle.dumps",
         "cloudpickle.register_pickle_by_value",
         "cloudpickle.unregister_pickle_by_value",
         "pickle.Unpickler",
         "pickle.dumps",
+        "pickle.loads",
     }
-    assert [dotted(node) for node in used].count("pickle.Unpickler") == 1
     (unpickler,) = (
         node
-        for node in ast.walk(tree("keepfit/model/pickling.py"))
+        for node in ast.walk(module)
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(dotted, node.bases)
     )
-    # It does nothing of its own but look a module's name up in a table of fixed words.
+    # It does nothing but look a name up in a table of fixed names.
     (find_class,) = functions(unpickler)
-    assert ast.unparse(find_class.body[-1]) == "return super().find_class(MOVED.get(module, module), name)"
-    assert len(find_class.body) == 2
-    assert [name for name, _ in calls(tree("keepfit/model/pickling.py"))].count(unpickler.name) == 1
-    names = [node.id for node in ast.walk(tree("keepfit/model/pickling.py")) if isinstance(node, ast.Name)]
-    assert names.count(unpickler.name) == 1
-    (load,) = (function for function in functions(tree("keepfit/model/pickling.py")) if function.name == "load")
+    assert [ast.unparse(statement) for statement in find_class.body[1:]] == [
+        "found = format2.CLASSES.get((module, name))",
+        "return super().find_class(module, name) if found is None else found",
+    ]
+    # Each of the three names occurs once: the base class, and the two calls in load.
+    unpicklers = (unpickler.name, "pickle.loads")
+    names = [dotted(node) for node in ast.walk(module) if isinstance(node, ast.Attribute | ast.Name)]
+    assert [names.count(name) for name in ("pickle.Unpickler", *unpicklers)] == [1, 1, 1]
+    (load,) = (function for function in functions(module) if function.name == "load")
     lines = {name: call.lineno for name, call in calls(load)}
-    assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"] < lines[unpickler.name]
+    assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"]
     # None of the three may be skipped: they are statements of the function itself, not of a branch.
     straight = [
         name for statement in load.body if not isinstance(statement, ast.If | ast.Try) for name, _ in calls(statement)
     ]
     assert straight == ["keyring.open_as", "check", "envelope.check_runtime"]
-    (made,) = (call for name, call in calls(load) if name == unpickler.name)
-    (given,) = (call for name, call in calls(made) if name == "io.BytesIO")
-    assert made.args == [given]
     (opened,) = (node for node in load.body if isinstance(node, ast.Assign))
-    assert ast.unparse(opened.targets[0]) == f"(header, {ast.unparse(given.args[0])})"
+    assert ast.unparse(opened.targets[0]) == "(header, payload)"
+    for name, given in zip(unpicklers, ("io.BytesIO(payload)", "payload"), strict=True):
+        (made,) = (call for called, call in calls(load) if called == name)
+        assert lines[name] > lines["envelope.check_runtime"]
+        assert list(map(ast.unparse, made.args)) == [given]
 
 
 def test_whoever_loads_says_what_for() -> None:

@@ -156,7 +156,7 @@ class Bundle:
         return self.labels.partial_fit_encode(given) if learning else self.labels.encode(given)
 
     @property
-    def _lists(self) -> list[Labels]:
+    def label_lists(self) -> list[Labels]:
         """Labels of each output."""
         if isinstance(self.labels, Outputs):
             return self.labels.each
@@ -164,7 +164,7 @@ class Bundle:
 
     def _slots(self) -> list[int]:
         """Classes that the estimator has to have, of each output."""
-        return [labels.n_classes for labels in self._lists]
+        return [labels.n_classes for labels in self.label_lists]
 
     def _grow(self, before: Sequence[int]) -> None:
         now = self._slots()
@@ -365,4 +365,4 @@ class Bundle:
 
     def metrics(self) -> dict[str, Any]:
         """Prequential metrics over all rows learned so far, and over the last ones."""
-        return combine_outputs(self.running, None if self.labels is None else [one.known for one in self._lists])
+        return combine_outputs(self.running, None if self.labels is None else [one.known for one in self.label_lists])

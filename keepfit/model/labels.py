@@ -42,6 +42,19 @@ class Labels:
         labels.partial_fit_encode(sorted(classes or ()))
         return labels
 
+    @classmethod
+    def of_codes(cls, codes: dict[Label, int]) -> Self:
+        """Labels that were learned before: their codes in ascending order.
+
+        >>> Labels.of_codes(Labels.of([False, True]).codes).known
+        [False, True]
+        """
+        labels = cls(list(codes), codes)
+        for label, key in BOOLEAN_KEYS.items():
+            if key in codes:
+                labels.known[codes[key]] = label
+        return labels
+
     @property
     def n_classes(self) -> int:
         """Number of classes that the estimator must have, at least two."""

@@ -6,7 +6,7 @@ learns while it predicts. Invariant: every step sees the same rows in the same o
 all functions here as a chain without steps before it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,8 +29,13 @@ class Pipeline:
 
 def build(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
     """Make the estimator, or the chain, of names and parameters; errors are those of :func:`estimators.build`."""
-    *steps, end = [estimators.build(name, params) for name, params in parts]
-    return Pipeline(steps, end) if steps else end
+    return joined([estimators.build(name, params) for name, params in parts])
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the estimator, or the pipeline, of `parts`, as :func:`parts` gives them."""
+    *steps, last = parts
+    return Pipeline(steps, last) if steps else last
 
 
 def parts(estimator: Any) -> list[Any]:
@@ -81,8 +86,8 @@ def forward(estimator: Any, X: Any) -> Any:
     return X
 
 
-def take_apart(estimator: Any) -> tuple[list[Any], list[int]]:
-    """Cut what pickle cannot follow, and note what it would forget; :func:`put_together` makes it whole again.
+def detach_links(estimator: Any) -> tuple[list[Any], list[int]]:
+    """Cut what pickle cannot follow, and note what it would forget; :func:`attach_links` makes it whole again.
 
     Those are the chain of a Birch tree's leaves, which pickle follows by recursion and would fail at some hundred, and
     the layout of each IncrementalPCA's components: the first rows of a larger Fortran-ordered array, which pickle
@@ -97,9 +102,9 @@ def take_apart(estimator: Any) -> tuple[list[Any], list[int]]:
     return leaves, [_leading(part.components_) for part in _components(estimator)]
 
 
-def put_together(estimator: Any, joints: tuple[list[Any], list[int]]) -> None:
-    """Make whole what :func:`take_apart` took apart, or what was unpickled of it."""
-    leaves, rows = joints
+def attach_links(estimator: Any, links: tuple[list[Any], list[int]]) -> None:
+    """Make whole what :func:`detach_links` took apart, or what was unpickled of it."""
+    leaves, rows = links
     if not leaves and not rows:
         return
     for left, right in pairwise(leaves):

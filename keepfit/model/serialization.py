@@ -1,27 +1,40 @@
-"""Bundles as signed bytes: how one is sealed, and how it is read back and tried.
+"""Bundles as signed bytes: how a bundle is sealed, and how it is read back and checked.
 
-Owns the form of what is pickled. Never unpickles by itself (:mod:`keepfit.model.pickling` does, behind the check of the
-signature) and never talks to a store. Invariant: a bundle that is sealed and unsealed goes on as if it had never
-stopped. Bundles come from workers, and go to Redis, snapshots and back.
+Owns bundle format 3, the plain tuple that is pickled. It holds objects of numpy and scikit-learn, or of the user, and
+no class of keepfit, so that no change of the code makes stored bundles unreadable::
+
+    (3, links, (scaler, label codes of each column, None or (totals, counts) of the means),
+     None or the label codes of each output, estimators of the pipeline,
+     (window, total, parts, first) of the prequential scores of each output, rows seen,
+     fields of the rows that wait for the first call, changed parameters)
+
+Never unpickles by itself (:mod:`keepfit.model.pickling` does, behind the check of the signature) and never talks to a
+store. Invariant: a bundle that is sealed and unsealed goes on bit for bit as if it had never been stored.
+Bundles come from workers and go to Redis, to snapshots and back. :mod:`keepfit.model.format2` reads older ones.
 """
 
 from typing import Any
 
 import numpy as np
+from msgspec.structs import astuple
 from sklearn.exceptions import NotFittedError
 
 from keepfit.errors import EnvelopeError
-from keepfit.model import pickling, pipeline
+from keepfit.model import format2, pickling, pipeline
 from keepfit.model.bundle import Bundle
+from keepfit.model.columns import Columns, Means
+from keepfit.model.labels import Labels
+from keepfit.model.object_bundle import ObjectBundle
+from keepfit.model.outputs import Outputs
+from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import NonNumeric
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 
-# Of what is pickled; another one was written by another keepfit.
-FORMAT = 2
-NO_JOINTS: tuple[list[Any], list[int]] = ([], [])
+FORMAT = 3
+NO_LINKS: tuple[list[Any], list[int]] = ([], [])
 
 
 def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
@@ -30,17 +43,31 @@ def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
     Raises
     ------
     UnstorableError
-        If its estimator is an object that has no pickle.
+        If its estimator is an uploaded object that cannot be pickled.
     """
-    foreign = bundle.recipe.object is not None
-    joints = NO_JOINTS if foreign else pipeline.take_apart(bundle.estimator)
+    if bundle.recipe.object is not None:
+        return keyring.seal(header, pickling.dump_foreign(_state(bundle, NO_LINKS), header.subject))
+    links = pipeline.detach_links(bundle.estimator)
     try:
-        learned = (bundle.columns, bundle.labels, bundle.estimator, bundle.running, bundle.rows_seen, bundle.waiting)
-        state = (FORMAT, type(bundle), joints, *learned, bundle.changed)
-        return keyring.seal(header, pickling.dump_foreign(state, header.subject) if foreign else pickling.dump(state))
+        return keyring.seal(header, pickling.dump(_state(bundle, links)))
     finally:
-        if not foreign:
-            pipeline.put_together(bundle.estimator, joints)
+        pipeline.attach_links(bundle.estimator, links)
+
+
+def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...]:
+    """Return the tuple of format 3."""
+    columns, means = bundle.columns, bundle.columns.means
+    return (
+        FORMAT,
+        links,
+        (columns.scaler, columns.labels, None if means is None else (means.totals, means.counts)),
+        None if bundle.labels is None else [labels.codes for labels in bundle.label_lists],
+        pipeline.parts(bundle.estimator),
+        [(scores.window, scores.total, scores.parts, scores.first) for scores in bundle.running],
+        bundle.rows_seen,
+        [astuple(rows) for rows in bundle.waiting],
+        bundle.changed,
+    )
 
 
 def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tuple[Header, Bundle]:
@@ -49,7 +76,8 @@ def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tu
     Raises
     ------
     EnvelopeError
-        If it is not a bundle of this model that we signed; RuntimeMismatchError if this process cannot load it.
+        If `data` is not a bundle of this model signed with a key of `keyring`, or of an unknown format;
+        RuntimeMismatchError if this process cannot load it.
     """
 
     def check(header: Header) -> None:
@@ -57,13 +85,44 @@ def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tu
             raise EnvelopeError(f"The bundle belongs to the model {header.hash[:12]}, not to {model_hash[:12]}.")
 
     header, state = pickling.load(data, keyring, Header, envelope.BUNDLE, check)
-    if state[0] != FORMAT:
-        raise EnvelopeError("The bundle was written by another keepfit, in a form that this one does not read.")
-    _, kind, joints, *learned = state
-    bundle = kind(recipe, *learned)
+    if state[0] == FORMAT:
+        return header, _bundle(recipe, *state[1:])
+    if state[0] == format2.FORMAT:
+        return header, _bundle(recipe, *format2.converted(state))
+    # Format 1 had no number.
+    number = state[0] if type(state[0]) is int else 1
+    raise EnvelopeError(
+        f"The bundle has format {number}; this version of keepfit reads formats {format2.FORMAT} and {FORMAT}."
+    )
+
+
+def _bundle(
+    recipe: Recipe,
+    links: tuple[list[Any], list[int]],
+    columns: tuple[Any, ...],
+    labels: list[Any] | None,
+    estimators: list[Any],
+    scores: list[tuple[Any, ...]],
+    rows_seen: int,
+    waiting: list[tuple[Any, ...]],
+    changed: dict[str, Any],
+) -> Bundle:
+    """Return the bundle of `recipe` and a state of format 3, whose objects it takes over."""
+    scaler, known, means = columns
+    each = [Labels.of_codes(codes) for codes in labels or ()]
+    bundle = (Bundle if recipe.object is None else ObjectBundle)(
+        recipe,
+        Columns(scaler, known, None if means is None else Means(*means)),
+        None if labels is None else Outputs(each) if recipe.entry.many else each[0],
+        pipeline.joined(estimators),
+        [PrequentialScores(*fields) for fields in scores],
+        rows_seen,
+        tuple([Rows(*fields) for fields in waiting]),
+        changed,
+    )
     if recipe.object is None:
-        pipeline.put_together(bundle.estimator, joints)
-    return header, bundle
+        pipeline.attach_links(bundle.estimator, links)
+    return bundle
 
 
 def try_predict(bundle: Bundle) -> None:

@@ -585,15 +585,6 @@ def test_a_large_birch_tree_can_be_kept() -> None:
     assert again.predict(asked) == bundle.predict(asked)
 
 
-def test_a_bundle_in_another_form_is_refused() -> None:
-    """What an earlier keepfit pickled under our key is refused in words, and not taken for what it is not."""
-    example = sample("SGDRegressor", "ordinal")
-    bundle = example.learned(2)
-    earlier = (bundle.columns, bundle.estimator, None, bundle.rows_seen, [])
-    with pytest.raises(EnvelopeError, match="written by another keepfit"):
-        unseal(RING.seal(HEADER, pickle.dumps(earlier)), RING, example.recipe, HASH)
-
-
 def test_ten_thousand_small_bundles_are_small() -> None:
     """A scaler and a linear model of four numbers take 2 kB in Redis and less than 3 kB of a worker's memory."""
     recipe = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
