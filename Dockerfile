@@ -2,10 +2,10 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
-# The environment has no pip of its own, so none comes along into the final stage.
+# Without pip in the environment, the final stage contains no pip.
 RUN python -m venv --without-pip /opt/keepfit
-# Requirements first: a change of the project's code does not install them anew.
-# Wheels only, because there is no compiler here.
+# Install the requirements first, so that a change of the code does not invalidate this layer.
+# Wheels only, because this stage has no compiler.
 COPY requirements/runtime.txt requirements/
 RUN pip --python /opt/keepfit/bin/python install --no-cache-dir --only-binary=:all: \
     -r requirements/runtime.txt
@@ -17,7 +17,7 @@ COPY snapshotter/ snapshotter/
 RUN pip --python /opt/keepfit/bin/python install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim
-# Numeric, so that runAsNonRoot can be checked without reading /etc/passwd; named, so that looking the user up works.
+# Numeric ids, so that runAsNonRoot can be checked without /etc/passwd; a named user, so that lookups of it work.
 # The folder is the default of KEEPFIT_SNAPSHOT_URL.
 RUN groupadd --gid 10001 keepfit \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin keepfit \

@@ -1,4 +1,4 @@
-# keepfit: everything a developer runs. `make help` lists it.
+# Commands for developers. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ help:  ## List the commands
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each set of packages: installing is skipped while its pins are older than the stamp.
+# One stamp file per set of packages: make installs a set only when its pins are newer than its stamp.
 $(VENV)/.local: requirements/local.txt requirements/runtime.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/local.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -25,35 +25,35 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.local
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
-run: $(VENV)/.local  ## Learn a year of flights, lose Redis, go on; then leave the service up (ONCE=1 ends)
+run: $(VENV)/.local  ## Run the demo: learn a year of flights, lose Redis, recover; the service stays up unless ONCE=1
 	$(BIN)/keepfit demo $(if $(ONCE),--once)
 
-test: lint types  ## Everything that decides whether a change is good: lint, types, tests on real servers, coverage
+test: lint types  ## Run every check that a change must pass: lint, types, tests on real servers, coverage
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85 --durations 10 --durations-min 1
 
-coverage: $(VENV)/.test  ## The tests once more, with coverage of all processes that they start
+coverage: $(VENV)/.test  ## Run the tests with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered
 
-mutants: $(VENV)/.test  ## Try every mutant of the Lua scripts, cut the append-only file at every byte, write docs/contributing/scripts.md
+mutants: $(VENV)/.test  ## Test every mutant of the Lua scripts, cut the append-only file at every byte, write docs/contributing/scripts.md
 	$(BIN)/python -m tests.scripts
 
-lint: $(VENV)/.test  ## Style, import rules, and what bandit finds dangerous
+lint: $(VENV)/.test  ## Check style, import rules and security (ruff, import-linter, bandit)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive keepfit gateway workers snapshotter
 
-types: $(VENV)/.test  ## Types, strict
+types: $(VENV)/.test  ## Check types with mypy --strict
 	$(BIN)/mypy
 
-# Not part of `test`: it asks the public package index about each pinned version and fails if there is no answer.
-audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (asks the public package index)
+# Not part of `test`: it queries the public package index for each pinned version and fails without an answer.
+audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (queries the public package index)
 	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
 
-faults: $(VENV)/.test  ## Harm everything for 20 minutes under load, check what was learned, write docs/operations/reliability.md (SECONDS=300, SEED=11)
+faults: $(VENV)/.test  ## Inject faults under load for 20 minutes, verify what was learned, write docs/operations/reliability.md (SECONDS=300, SEED=11)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-# Each peer has an environment of its own; the harness has keepfit in its.
+# Each peer has its own environment; the environment of the harness has keepfit.
 $(BENCH)/%/.installed: benchmarks/requirements/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -65,7 +65,7 @@ $(BENCH)/harness/.installed: benchmarks/requirements/harness.txt requirements/lo
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Measure keepfit and its peers, write docs/operations/performance.md (QUICK=1, ONLY=keepfit); needs wrk
+bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Benchmark keepfit and its peers, write docs/operations/performance.md (QUICK=1, ONLY=keepfit); needs wrk
 	$(BENCH)/harness/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
@@ -76,5 +76,5 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 		$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url -c requirements/local.txt benchmarks/requirements/$$name.in -o benchmarks/requirements/$$name.txt --upgrade || exit 1; \
 	done
 
-clean:  ## Remove the environment and caches; data in .keepfit stays
+clean:  ## Remove environments and caches; keep the data in .keepfit
 	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

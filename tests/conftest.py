@@ -1,4 +1,4 @@
-"""Fixtures: real servers, a running stack, and the few objects that most tests begin with."""
+"""Fixtures that most tests use: real servers, databases, a running stack, settings."""
 
 import json
 import os
@@ -35,16 +35,16 @@ SHOES_RECIPE = {
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees a KEEPFIT_* variable of whoever runs it."""
+def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the KEEPFIT_* variables of the environment in which the tests run."""
     for name in list(os.environ):
         if name.startswith("KEEPFIT_"):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """Undo what a command that runs in this process sets: it logs to a standard error that is closed after it."""
+def _restore_log_configuration() -> Iterator[None]:
+    """Restore the log configuration: a command in this process logs to a standard error that is closed afterwards."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
@@ -52,20 +52,20 @@ def _logs_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder for the servers of this run."""
+    """Return the folder for the servers of this test run."""
     return tmp_path_factory.mktemp("servers")
 
 
 @pytest.fixture(scope="session")
 def mongo_server(servers_folder: Path) -> Iterator[str]:
-    """URL of the run's MongoDB-wire server, without a database."""
+    """Run one MongoDB server for all tests; yield its URL without a database."""
     with servers.mongo(servers_folder / "mongo") as url:
         yield url
 
 
 @pytest.fixture
 def mongo_url(mongo_server: str) -> str:
-    """URL of an empty database."""
+    """Return the URL of an empty database."""
     return f"{mongo_server}/t{uuid.uuid4().hex}"
 
 
@@ -86,21 +86,21 @@ def database(mongo_url: str) -> Iterator[Database[Document]]:
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """URL of an empty Valkey of the test's own."""
+    """Run an empty Valkey for the test; yield its URL."""
     with servers.valkey(tmp_path / "redis") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint(servers_folder: Path) -> Iterator[str]:
-    """Endpoint of the run's S3 server."""
+    """Run one S3 server for all tests; yield its endpoint."""
     with servers.s3(servers_folder / "s3") as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3_endpoint: str) -> str:
-    """Return one bucket for all tests: each costs the server several volumes."""
+    """Create one bucket for all tests, because each bucket costs the server several volumes; return its name."""
     import s3fs  # noqa: PLC0415 - only the tests of S3 need it
 
     name = f"b{uuid.uuid4().hex}"
@@ -114,7 +114,7 @@ def s3_bucket(s3_endpoint: str) -> str:
 
 @pytest.fixture
 def s3_url(s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of an empty prefix in the bucket; the AWS settings name the test server while the test runs."""
+    """Yield the URL of an empty prefix in the bucket; the AWS variables point to the test server during the test."""
     import s3fs  # noqa: PLC0415 - only the tests of S3 need it
 
     for name, value in {**servers.S3_ENVIRONMENT, "AWS_ENDPOINT_URL": s3_endpoint}.items():
@@ -126,7 +126,7 @@ def s3_url(s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def settings(redis_url: str, mongo_url: str, tmp_path: Path) -> Settings:
-    """Settings of a deployment of the test's own, with local snapshots."""
+    """Return the settings of the test's own deployment, with snapshots in a local folder."""
     return Settings(
         store_url=redis_url,
         mongo_url=mongo_url,
@@ -143,32 +143,32 @@ class Stack:
     data: Path
     process: "subprocess.Popen[bytes]"
 
-    def parts(self) -> dict[str, int]:
-        """Process ids by part."""
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of servers and services by name."""
         record: dict[str, Any] = json.loads((self.data / "up.json").read_text())
         return dict(record["parts"])
 
     def workers(self) -> list[int]:
-        """Process ids of the worker processes."""
-        supervisor = self.parts()["workers"]
+        """Return the process ids of the worker processes."""
+        supervisor = self.pids()["workers"]
         return [int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
 
     def environment(self) -> dict[str, str]:
-        """Settings of the stack, as variables."""
+        """Return the settings of the stack as environment variables."""
         lines = (self.data / "env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def settings(self) -> Settings:
-        """Settings of the stack."""
+        """Return the settings of the stack."""
         return Settings(**{name.removeprefix("KEEPFIT_").lower(): value for name, value in self.environment().items()})
 
-    def log(self, part: str) -> str:
-        """All that a part has logged."""
-        return (self.data / "logs" / f"{part}.log").read_text(errors="replace")
+    def log(self, name: str) -> str:
+        """Return the log of a server or service."""
+        return (self.data / "logs" / f"{name}.log").read_text(errors="replace")
 
 
 def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None = None) -> Stack:
-    """Start `keepfit up` and wait until it says that it is up."""
+    """Start `keepfit up` and wait until it is up."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "up.log"
     (data / "up.json").unlink(missing_ok=True)
@@ -188,15 +188,15 @@ def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None
 
 
 def stop_stack(stack: Stack) -> int:
-    """Stop a stack as Ctrl-C does, and return its exit code."""
+    """Stop a stack with SIGINT, as Ctrl-C does; return its exit code."""
     stack.process.send_signal(signal.SIGINT)
     return stack.process.wait(60)
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Run one `keepfit up` with two workers for all tests that do no harm; use metadata of your own."""
-    # A busy machine may hold up a ping; tests of the bound of staleness run gateways of their own.
+    """Run one `keepfit up` with two workers for all tests that do not disturb it; use your own metadata."""
+    # A busy machine may delay a ping. Tests of the staleness limit run their own gateways.
     environment = {"KEEPFIT_PREDICT_STALENESS_S": "30"}
     running = start_stack(tmp_path_factory.mktemp("stack") / "data", environment=environment)
     yield running
@@ -205,7 +205,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Callable[[], Stack]]:
-    """Start (and start again) a stack of the test's own, under one folder; what still runs at the end is killed."""
+    """Return a function that starts a stack, each time on the same folder; kill those that run at the end."""
     started: list[Stack] = []
 
     def start() -> Stack:
@@ -221,12 +221,12 @@ def up(tmp_path: Path) -> Iterator[Callable[[], Stack]]:
 
 @pytest.fixture
 async def http(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
-    """HTTP session on the stack's gateway."""
+    """Open an HTTP session on the stack's gateway."""
     async with aiohttp.ClientSession(stack.url) as session:
         yield session
 
 
 @pytest.fixture
 def metadata() -> dict[str, Any]:
-    """Metadata of a model that no other test uses."""
+    """Return metadata of a model that no other test uses."""
     return {"type": "shoes", "type_info": "basic", "session": uuid.uuid4().hex}

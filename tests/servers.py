@@ -1,4 +1,4 @@
-"""Real servers for tests: each on a free port, in a folder of its own, stopped by its own process id."""
+"""Run real servers for tests: each on a free port, in its own folder, stopped by its process id."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ S3_ENVIRONMENT = {
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_S_MAX) -> None:
-    """Wait for `condition`, looking often; fail with `what` when `seconds` have passed."""
+    """Poll `condition` until it is true; fail with the text `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
@@ -37,7 +37,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` until the block ends; its output goes to `log`."""
+    """Run `command` until the block ends; append its output to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -45,15 +45,15 @@ def running(
             stdout=output,
             stderr=output,
             env=environment,
-            # A run that is killed leaves no server behind.
+            # The server ends with the test process, also if that is killed.
             preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
     try:
         wait_until(
             lambda: ready() or process.poll() is not None,
-            f"{command[0]} being ready (see {log})",
+            f"readiness of {command[0]} (see {log})",
         )
-        assert process.poll() is None, f"{command[0]} ended at its start: {log.read_text(errors='replace')[-2000:]}"
+        assert process.poll() is None, f"{command[0]} exited at its start: {log.read_text(errors='replace')[-2000:]}"
         yield process
     finally:
         if process.poll() is None:
@@ -67,7 +67,7 @@ def running(
 
 @contextmanager
 def valkey(folder: Path, port: int | None = None) -> Iterator[str]:
-    """Run a Valkey server, every write synced; yields its URL."""
+    """Run a Valkey server that syncs every write; yield its URL."""
     port = port or free_port()
     with running(redis_command(port, folder), folder.with_suffix(".log"), lambda: accepts(port)):
         yield f"redis://127.0.0.1:{port}/0"
@@ -75,7 +75,7 @@ def valkey(folder: Path, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def mongo(folder: Path) -> Iterator[str]:
-    """Run a MongoDB-wire server; yields its URL without a database."""
+    """Run a MongoDB server; yield its URL without a database."""
     port = free_port()
     with running(mongo_command(port, folder), folder.with_suffix(".log"), lambda: accepts(port)):
         yield f"mongodb://127.0.0.1:{port}"
@@ -83,7 +83,7 @@ def mongo(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def s3(folder: Path) -> Iterator[str]:
-    """Run an S3 server (seaweedfs) that takes the keys of S3_ENVIRONMENT; yields its endpoint."""
+    """Run an S3 server (seaweedfs) that accepts the keys of S3_ENVIRONMENT; yield its endpoint."""
     folder.mkdir(parents=True)
     names = ("master", "volume", "filer", "s3")
     ports = {f"-{name}.{kind}": free_port() for name in names for kind in ("port", "port.grpc")}
@@ -110,6 +110,6 @@ def s3(folder: Path) -> Iterator[str]:
         *(f"{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['-s3.port']}"
-    # Killed at the end: it would take half a minute to put its data in order, and nobody will read them.
+    # Killed at the end: a regular stop takes half a minute to write data that no test reads.
     with running(command, folder.with_suffix(".log"), lambda: answers(f"{endpoint}/healthz"), stop=signal.SIGKILL):
         yield endpoint

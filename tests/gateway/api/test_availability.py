@@ -114,13 +114,13 @@ async def test_a_killed_redis_loses_and_repeats_nothing(
                 to_be_tried_again(reply)
             await asyncio.sleep(0.05)
 
-    pid, port = fragile.parts()[part], urlsplit(fragile.environment()[variable]).port
+    pid, port = fragile.pids()[part], urlsplit(fragile.environment()[variable]).port
     assert port is not None
     async with asyncio.timeout(60):
         under_way = [asyncio.create_task(send(key)) for key in range(20)]
         await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: fragile.parts()[part] != pid, "Redis' return")
+        servers.wait_until(lambda: fragile.pids()[part] != pid, "Redis' return")
         await asyncio.gather(*under_way, *(send(key) for key in range(10, 30)))
     model = await frail.model(path)
     assert (model["rows_seen"], model["inbox"]) == (30, 0)
@@ -142,9 +142,9 @@ async def test_what_waits_is_asked_again(fragile: Stack, frail: Api, metadata: d
             return bool(client.exists(redis_keys.questions(run_queue.PREDICT.name)))
 
         await eventually(waits, "the question's arrival")
-        pid = fragile.parts()["queue"]
+        pid = fragile.pids()["queue"]
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: fragile.parts()["queue"] != pid, "the queue's return")
+        servers.wait_until(lambda: fragile.pids()["queue"] != pid, "the queue's return")
     assert (await asked).of(200)["rows_seen"] == 1
 
 
@@ -242,7 +242,7 @@ async def test_without_mongodb_known_models_go_on(settings: Settings, metadata: 
 async def test_a_mongodb_that_hangs_holds_up_no_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
     """With a MongoDB that answers nothing the gateway is ready, and says what is wrong; known models learn on."""
     path = await frail.make(metadata, REGRESSOR)
-    with frozen([fragile.parts()["mongo"]]):
+    with frozen([fragile.pids()["mongo"]]):
         async with asyncio.timeout(5):
             ready = (await frail.get("/readyz")).of(200)
             assert ready["mongo"] != "ok"

@@ -243,11 +243,11 @@ def test_an_error_is_one_clear_line(failed: dict[str, Done], words: str) -> None
 
 def test_a_second_stack_on_a_folder_is_refused(stack: Stack, tmp_path: Path) -> None:
     """`up` on a folder in use names the stack that uses it, and does not disturb that stack."""
-    parts = stack.parts()
+    pids = stack.pids()
     line = error_line(keepfit("up", "--data", str(stack.data), "--port", "0", cwd=tmp_path))
     assert f"is in use by another `keepfit up` (pid {stack.process.pid}, {stack.url})" in line
-    assert stack.parts() == parts
-    for pid in parts.values():
+    assert stack.pids() == pids
+    for pid in pids.values():
         os.kill(pid, 0)
 
 

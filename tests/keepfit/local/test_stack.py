@@ -1,4 +1,4 @@
-"""`keepfit up` and the demo, as a user runs them."""
+"""`keepfit up` and `keepfit demo` as a user runs them."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ METADATA = {"type": "shoes", "session": "up"}
 
 
 async def learn(stack: Stack, votes: int) -> dict[str, Any]:
-    """Make the model if need be, learn some votes, and return a prediction."""
+    """Create the model if it does not exist, learn some votes, and return a prediction."""
     async with aiohttp.ClientSession(stack.url) as session:
         async with session.post("/v1/models", json={"metadata": METADATA, "recipe": SHOES_RECIPE}) as response:
             assert response.status in (200, 201), await response.text()
@@ -35,7 +35,7 @@ async def learn(stack: Stack, votes: int) -> dict[str, Any]:
 
 
 async def predict(session: aiohttp.ClientSession) -> dict[str, Any]:
-    """Predict as a client does: a 503 names when to ask again, for as long as no worker is back."""
+    """Predict as a client does: retry after the time that a 503 names, until a worker is back."""
     deadline = time.monotonic() + servers.START_S_MAX
     while True:
         async with session.post("/v1/predict", json={"metadata": METADATA, "X": [["nike", 2003]]}) as response:
@@ -48,10 +48,10 @@ async def predict(session: aiohttp.ClientSession) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(240)
-async def test_a_second_up_goes_on_from_the_data(up: Callable[[], Stack]) -> None:
-    """What was learned before Ctrl-C, and before a SIGKILL of everything, is there at the next start."""
+async def test_a_second_up_continues_with_the_data(up: Callable[[], Stack]) -> None:
+    """Rows learned before Ctrl-C, and before a SIGKILL of every process, are there after the next start."""
     stack = up()
-    pids = [*stack.parts().values(), *stack.workers()]
+    pids = [*stack.pids().values(), *stack.workers()]
     first = await learn(stack, votes=3)
     assert first["rows_seen"] == 3
     assert stop_stack(stack) == 0
@@ -70,14 +70,14 @@ async def test_a_second_up_goes_on_from_the_data(up: Callable[[], Stack]) -> Non
 
 
 @pytest.mark.timeout(240)
-async def test_a_part_that_dies_is_started_again(up: Callable[[], Stack]) -> None:
-    """Gateway, supervisor and Redis are killed one after the other; each comes back and nothing is lost."""
+async def test_a_dead_process_is_restarted(up: Callable[[], Stack]) -> None:
+    """Gateway, supervisor and Redis are killed one after the other; each is restarted and nothing is lost."""
     stack = up()
     before = await learn(stack, votes=3)
     for name in ("gateway", "workers", "redis"):
-        pid = stack.parts()[name]
+        pid = stack.pids()[name]
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda name=name, pid=pid: stack.parts()[name] != pid, f"{name} being started again")  # type: ignore[misc]
+        servers.wait_until(lambda name=name, pid=pid: stack.pids()[name] != pid, f"the restart of {name}")  # type: ignore[misc]
         servers.wait_until(lambda: servers.answers(f"{stack.url}/readyz"), f"readiness after {name} died")
         assert await learn(stack, votes=0) == before
     after = await learn(stack, votes=1)
@@ -86,7 +86,7 @@ async def test_a_part_that_dies_is_started_again(up: Callable[[], Stack]) -> Non
 
 
 def test_two_stacks_do_not_share_a_folder(stack: Stack) -> None:
-    """A second `up` on the same folder says who has it, and harms nothing."""
+    """A second `up` on the same folder names the first one and does not disturb it."""
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(stack.data), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -94,8 +94,8 @@ def test_two_stacks_do_not_share_a_folder(stack: Stack) -> None:
     assert servers.answers(f"{stack.url}/readyz")
 
 
-def test_secrets_of_the_folder_are_for_its_owner_only(stack: Stack) -> None:
-    """Signing key and settings are files that only their owner can read, and the key is in no log."""
+def test_secrets_of_the_folder_are_readable_by_its_owner_only(stack: Stack) -> None:
+    """Only the owner can read the files of signing key and settings, and no log contains the key."""
     key = (stack.data / "signing-keys").read_text().strip()
     for name in ("signing-keys", "env"):
         assert (stack.data / name).stat().st_mode & 0o077 == 0
@@ -104,8 +104,8 @@ def test_secrets_of_the_folder_are_for_its_owner_only(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_ends_as_promised(tmp_path: Path) -> None:
-    """The demo on the first flights learns them all, survives the loss of Redis and beats the mean by far."""
+def test_the_demo_learns_all_flights_and_survives_the_loss_of_redis(tmp_path: Path) -> None:
+    """The demo on the first flights learns all of them, survives the loss of Redis and is far better than the mean."""
     command = [sys.executable, "-m", "keepfit", "--data", str(tmp_path / "data")]
     demo = [*command, "demo", "--once", "--port", "0", "--flights", "12000"]
     done = subprocess.run(
@@ -115,13 +115,13 @@ def test_the_demo_ends_as_promised(tmp_path: Path) -> None:
     text = " ".join(done.stdout.split())
     assert "200 of 200 the same to the last bit" in text
     assert "= 12,000 of 12,000 flights" in text
-    ours, mean = text.rsplit("error ", 1)[1].split(" min, mean's ")
-    assert float(ours) < 0.6 * float(mean.split()[0])
+    error, mean = text.rsplit("error ", 1)[1].split(" min, mean's ")
+    assert float(error) < 0.6 * float(mean.split()[0])
     assert not (tmp_path / "data" / "up.json").exists()
 
 
-def test_up_on_a_port_in_use_says_so(stack: Stack, tmp_path: Path) -> None:
-    """`keepfit up` does not take somebody else's gateway for its own."""
+def test_up_refuses_a_port_in_use(stack: Stack, tmp_path: Path) -> None:
+    """`keepfit up` refuses a port on which another gateway listens."""
     port = json.loads((stack.data / "up.json").read_text())["url"].rpartition(":")[2]
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(tmp_path), "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -129,8 +129,8 @@ def test_up_on_a_port_in_use_says_so(stack: Stack, tmp_path: Path) -> None:
     assert f"Port {port} is in use; choose another one with --port." in " ".join(done.stderr.split())
 
 
-def test_a_port_in_use_is_said(stack: Stack, tmp_path: Path) -> None:
-    """`keepfit gateway` on a taken port ends with one line that names the address."""
+def test_gateway_refuses_a_port_in_use(stack: Stack, tmp_path: Path) -> None:
+    """`keepfit gateway` on a port in use exits with one line that names the address."""
     port = json.loads((stack.data / "up.json").read_text())["url"].rpartition(":")[2]
     environment = {**os.environ, **stack.environment(), "KEEPFIT_PORT": port}
     command = [sys.executable, "-m", "keepfit", "gateway"]
@@ -141,8 +141,8 @@ def test_a_port_in_use_is_said(stack: Stack, tmp_path: Path) -> None:
     assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr.replace("\n", " ")
 
 
-def test_a_row_log_is_known_to_every_command_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one is set up its address is kept in the folder, so that a later restore finds it; else there is none."""
+def test_the_url_of_the_row_log_is_stored_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KEEPFIT_ROW_LOG_URL, if set, is stored in the folder for a later restore; otherwise the folder names none."""
     assert "KEEPFIT_ROW_LOG_URL" not in stack.Stack(tmp_path / "without", 0, 1).environment
     url = (tmp_path / "log").as_uri()
     monkeypatch.setenv("KEEPFIT_ROW_LOG_URL", url)
