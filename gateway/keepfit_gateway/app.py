@@ -25,7 +25,7 @@ from keepfit_gateway.routes import OPEN_PATHS, ROUTES
 from keepfit_gateway.web.bodies import ROOM, BodyMemoryLimit, leaves_room
 from keepfit_gateway.web.connection import ProblemHandler
 from keepfit_gateway.web.problems import problems
-from keepfit_gateway.web.request_counts import counted
+from keepfit_gateway.web.request_counts import count_requests
 from keepfit_gateway.web.responses import compress_responses
 
 log = structlog.get_logger(__name__)
@@ -49,9 +49,9 @@ def build_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[leaves_room, compress_responses, problems])
     app[service.SETTINGS] = settings
     app[ROOM] = BodyMemoryLimit(settings.bodies_bytes_max)
-    app[DOCUMENT] = openapi.document(ROUTES, keys=guard.asks_for_keys(settings))
+    app[DOCUMENT] = openapi.document(ROUTES, keys=guard.requires_keys(settings))
     for route in ROUTES:
-        handler = guard.needing(route.needs, route.handler)
+        handler = guard.require_scope(route.needs, route.handler)
         app.router.add_route(route.method, route.path, handler)
         if route.method == "GET":
             app.router.add_route("HEAD", route.path, handler)
@@ -82,7 +82,7 @@ async def _listening(application: web.Application, settings: Settings, door: Api
     server: Any = runner.server
     here = application[service.SERVICE]
     short = fast_path.install_fast_path(here, server.request_handler)
-    server.request_handler = counted(here.requests, door.guard(short))
+    server.request_handler = count_requests(here.request_metrics, door.guard(short))
 
     def connection() -> ProblemHandler:
         return ProblemHandler(server, loop=loop, head_timeout_s=settings.body_timeout_s, **HANDLER_OPTIONS)

@@ -79,8 +79,8 @@ def _is_plain(request: BaseRequest) -> bool:
 async def _predict(service: Service, request: BaseRequest, model_hash: str | None, body: bytes) -> Any:
     """Predict; None leaves it to the long way."""
     headers = request.headers
-    wanted, raw = http_caching.terms(headers), (request.raw_path, body)
-    kept = service.cache.find_raw(raw, wanted.age_s_max) if wanted.look_up else None
+    wanted, raw = http_caching.cache_control(headers), (request.raw_path, body)
+    kept = service.cache.find_raw(raw, wanted.age_s_max) if wanted.use_cached else None
     if kept is not None:
         return _answer(headers, CachedReply(kept.etag, kept.body, service.cache.age_s(kept)))
     found = fast_json.decode(body, schemas.Predict if model_hash else schemas.PredictByMetadata)
@@ -94,7 +94,7 @@ async def _predict(service: Service, request: BaseRequest, model_hash: str | Non
         key = key_of(model.hash, operation, rows)
         return _answer(headers, await predicted(service, model, operation, rows, key, wanted, raw))
     except (NotFoundError, StaleModelError):
-        service.models.forget(model.hash)
+        service.models.invalidate(model.hash)
         request[http_caching.RAW] = raw
         return None
 
@@ -109,7 +109,7 @@ async def _learn(service: Service, request: BaseRequest, model_hash: str | None,
         rows = shape(model.recipe, found.X, found.y, found.sample_weight, learning=True)
         accepted = await service.acceptor.accept(model.hash, model.generation, rows, None)
     except (NotFoundError, StaleModelError):
-        service.models.forget(model.hash)
+        service.models.invalidate(model.hash)
         return None
     return _accepted(service, model, rows, accepted)
 

@@ -1,7 +1,7 @@
-"""Sending for leases: RQ jobs are enqueued here.
+"""Enqueues the RQ jobs of leases.
 
-Owns the blocking connection that RQ's client needs, and the threads it blocks. Invariant: the event loop never waits
-for it; a lease that could not be enqueued is only late, because the workers' sweep rings again.
+Owns the blocking connection that the client of RQ needs, and the threads that it blocks. Invariant: the event loop
+never waits for it. A job that could not be enqueued only delays its lease, because the workers' sweep enqueues again.
 """
 
 import asyncio
@@ -15,31 +15,34 @@ from keepfit.jobs.run_queue import RunQueue
 from keepfit.observability.outage import Outage
 from keepfit.settings import Settings
 
-AGAIN_S = 0.2
+RETRY_PAUSE_S = 0.2
 
 
 class JobEnqueuer:
-    """Enqueues the RQ jobs that work leases."""
+    """Enqueues RQ jobs, each of which executes one lease."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = redis_clients.queue_sync(settings)
         self._lease_ttl_s = settings.lease_ttl_s
-        self._outage = Outage("queue", "leases are not sent for")
+        self._outage = Outage("queue", "jobs of leases are not enqueued")
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    def ring(self, room: RunQueue, lease: str) -> None:
-        """Enqueue the job of `lease`, soon and elsewhere."""
-        task = asyncio.create_task(self._enqueue(room, lease))
+    def enqueue(self, queue: RunQueue, lease: str) -> None:
+        """Enqueue the job of `lease` in the background."""
+        task = asyncio.create_task(self._enqueue(queue, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _enqueue(self, room: RunQueue, lease: str) -> None:
-        """Enqueue until it is done, or the lease has run out and the sweep sees to it; a job too many ends at once."""
+    async def _enqueue(self, queue: RunQueue, lease: str) -> None:
+        """Retry until the job is enqueued or the lease has expired and the sweep takes over.
+
+        A duplicate job finds no lease and ends at once.
+        """
         deadline_s = time.monotonic() + self._lease_ttl_s
         while True:
             try:
-                await asyncio.to_thread(rq_jobs.enqueue, self._connection, room.function, lease)
+                await asyncio.to_thread(rq_jobs.enqueue, self._connection, queue.function, lease)
             except RedisError as error:
                 self._outage.begin(error)
             else:
@@ -47,10 +50,10 @@ class JobEnqueuer:
                 return
             if time.monotonic() > deadline_s or self._closing:
                 return
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def close(self) -> None:
-        """Wait for what is under way and close the connection."""
+        """Finish the running tasks and close the connection."""
         self._closing = True
         await asyncio.gather(*self._tasks)
         await asyncio.to_thread(self._connection.close)

@@ -1,116 +1,104 @@
 """Metrics in the text format of Prometheus.
 
-Owns names, labels and help texts; `docs/operations/runbook.md` lists them. Never counts and never keeps: it shows what
-:mod:`keepfit_gateway.web.request_counts`, the cache and the rooms have counted, and what :mod:`keepfit_gateway.health`
-found a moment ago. Invariants: no registry of the process is used; no label holds what a client sent; of a part that is
-away nothing is shown but that.
+Owns names, labels and help texts; `docs/operations/runbook.md` lists them. Never counts and never stores: it exposes
+what :mod:`keepfit_gateway.web.request_counts`, the prediction cache and the run queues have counted, and the result of
+the last probe of :mod:`keepfit_gateway.health`. Invariants: the global registry of the process is not used; no label
+holds text from a client; an unavailable dependency has no values but that it is down.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from keepfit_gateway.health import OK, Dependencies
 from keepfit_gateway.service import Service
-from keepfit_gateway.web.request_counts import BUCKETS_S, Requests
 
 # Version 0.0.4 of the format, which every scraper reads.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+# Version 0.0.4 has no creation times: prometheus_client would add a gauge for each counter and histogram.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
-class Reading(Collector):
-    """One scrape: what a gateway shows of itself, and of its parts."""
 
-    def __init__(self, service: Service, parts: Dependencies) -> None:
+class Scrape(Collector):
+    """One scrape: the metrics of a gateway and of its dependencies."""
+
+    def __init__(self, service: Service, dependencies: Dependencies) -> None:
         self._service = service
-        self._parts = parts
+        self._dependencies = dependencies
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families."""
-        yield from _requests(self._service.requests)
-        yield from self._memory()
-        yield from self._waiting()
+        """Yield all metric families."""
+        yield from self._service.request_metrics.collect()
+        yield from self._cache()
+        yield from self._pending()
         yield from self._state()
 
-    def _memory(self) -> Iterator[Metric]:
+    def _cache(self) -> Iterator[Metric]:
         cache = self._service.cache
         for name, text, value in (
-            ("hits", "Predictions given again from memory.", cache.hits),
-            ("misses", "Predictions looked up in memory and not found.", cache.misses),
+            ("hits", "Predictions answered from the cache.", cache.hits),
+            ("misses", "Predictions looked up in the cache and not found.", cache.misses),
             (
                 "dropped",
-                "Kept predictions that a commit, or a break of the subscription, made worthless.",
+                "Cached predictions invalidated by a commit or by an interruption of the commit feed.",
                 cache.dropped,
             ),
         ):
             yield CounterMetricFamily(f"keepfit_cache_{name}", text, value)
-        yield GaugeMetricFamily("keepfit_cache_bytes", "Memory that kept predictions take.", cache.bytes)
-        yield GaugeMetricFamily("keepfit_cache_answers", "Predictions that are kept.", len(cache))
+        yield GaugeMetricFamily("keepfit_cache_bytes", "Memory of cached predictions.", cache.bytes)
+        yield GaugeMetricFamily("keepfit_cache_answers", "Cached predictions.", len(cache))
 
-    def _waiting(self) -> Iterator[Metric]:
-        asker, acceptor = self._service.worker_client, self._service.acceptor
-        yield GaugeMetricFamily("keepfit_questions_waiting", "Questions of this gateway under way.", asker.waiting)
-        yield GaugeMetricFamily("keepfit_accepts_waiting", "Requests that wait for the next trip.", acceptor.waiting)
+    def _pending(self) -> Iterator[Metric]:
+        client, acceptor = self._service.worker_client, self._service.acceptor
+        yield GaugeMetricFamily(
+            "keepfit_questions_waiting", "Worker requests of this gateway without an answer.", client.pending
+        )
+        yield GaugeMetricFamily(
+            "keepfit_accepts_waiting", "Requests that wait for the next round trip to Redis.", acceptor.waiting
+        )
         recorder = self._service.recorder
         if recorder is not None:
             text = "Accepted calls that wait for the next write to the row log."
             yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.waiting)
-        backlog = GaugeMetricFamily("keepfit_backlog", "What waits in the queue's Redis.", labels=["what"])
-        for what, count in self._parts.backlog.items():
+        backlog = GaugeMetricFamily("keepfit_backlog", "Entries in the queue's Redis, by kind.", labels=["what"])
+        for what, count in self._dependencies.backlog.items():
             backlog.add_metric([what], count)
         yield backlog
 
     def _state(self) -> Iterator[Metric]:
-        parts, saving = self._parts, self._parts.saving
-        up = GaugeMetricFamily("keepfit_part_up", "1 where a part does what it should, else 0.", labels=["part"])
-        for part, well in (
-            ("store", parts.store == OK),
-            ("queue", parts.queue == OK),
-            ("mongo", parts.mongo == OK),
-            ("workers", parts.workers > 0),
-            ("snapshots", parts.snapshots == OK),
+        found, snapshots = self._dependencies, self._dependencies.snapshot_state
+        up = GaugeMetricFamily("keepfit_dependency_up", "1 if the dependency works, else 0.", labels=["dependency"])
+        for dependency, works in (
+            ("store", found.store == OK),
+            ("queue", found.queue == OK),
+            ("mongo", found.mongo == OK),
+            ("workers", found.workers > 0),
+            ("snapshots", found.snapshots == OK),
         ):
-            up.add_metric([part], float(well))
-        if parts.row_log is not None:
-            up.add_metric(["row_log"], float(parts.row_log == OK))
+            up.add_metric([dependency], float(works))
+        if found.row_log is not None:
+            up.add_metric(["row_log"], float(found.row_log == OK))
         yield up
-        if parts.queue == OK:
-            yield GaugeMetricFamily("keepfit_workers", "Worker processes alive.", parts.workers)
-        if saving is not None:
-            yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", saving.changed)
-            yield GaugeMetricFamily("keepfit_snapshots_failed", "Models the last pass did not save.", saving.failed)
-            collection = "1 where the last pass could not clear up old snapshots or the row log, else 0."
-            yield GaugeMetricFamily("keepfit_collection_failed", collection, float(bool(saving.uncollected)))
-        if saving is not None and saving.age_s is not None:
-            yield GaugeMetricFamily("keepfit_snapshot_pass_age_seconds", "Time since the last pass.", saving.age_s)
+        if found.queue == OK:
+            yield GaugeMetricFamily("keepfit_workers", "Worker processes alive.", found.workers)
+        if snapshots is not None:
+            yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", snapshots.changed)
+            yield GaugeMetricFamily(
+                "keepfit_snapshots_failed", "Models that the last pass failed to save.", snapshots.failed
+            )
+            text = "1 if the last pass failed to delete old snapshots or to compact the row log, else 0."
+            yield GaugeMetricFamily("keepfit_collection_failed", text, float(bool(snapshots.uncollected)))
+        if snapshots is not None and snapshots.age_s is not None:
+            yield GaugeMetricFamily("keepfit_snapshot_pass_age_seconds", "Time since the last pass.", snapshots.age_s)
 
 
-def _requests(requests: Requests) -> Iterator[Metric]:
-    total = CounterMetricFamily("keepfit_requests", "Requests answered.", labels=["route", "method", "status"])
-    seconds = HistogramMetricFamily(
-        "keepfit_request_seconds", "Time from a request's head to its answer.", labels=["route", "method"]
-    )
-    sums: dict[tuple[str, str], float] = defaultdict(float)
-    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * (len(BUCKETS_S) + 1))
-    for (route, method, status), series in sorted(requests.series.items()):
-        total.add_metric([route, method, str(status)], sum(series.counts))
-        sums[route, method] += series.seconds
-        counts[route, method] = [a + b for a, b in zip(counts[route, method], series.counts, strict=True)]
-    for (route, method), found in counts.items():
-        bounds = [*map(str, BUCKETS_S), "+Inf"]
-        buckets = [(bound, float(sum(found[: i + 1]))) for i, bound in enumerate(bounds)]
-        seconds.add_metric([route, method], buckets, sums[route, method])
-    yield total
-    yield seconds
-
-
-def exposition(service: Service, parts: Dependencies) -> bytes:
-    """Text of one scrape; reads `/proc`, so call it beside the event loop."""
+def exposition(service: Service, dependencies: Dependencies) -> bytes:
+    """Return the text of one scrape. Reads `/proc`, so call it outside of the event loop."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(Reading(service, parts))
+    registry.register(Scrape(service, dependencies))
     return generate_latest(registry)

@@ -1,10 +1,10 @@
-"""Recipes, checked in a process of its own: building an estimator takes scikit-learn, and that takes 130 MB.
+"""Client of the process that checks recipes: building an estimator needs scikit-learn, which takes 130 MB.
 
-Owns that process: it starts when a recipe is to be checked, serves all of this gateway, and ends when none came for a
-while or the gateway is gone. Never builds what learns. Invariant: what :func:`check` lets through is what
-:func:`keepfit.model.recipe_check.check` lets through, in its words; so with :func:`check_change` and
-:func:`keepfit.model.parameters.check`. One line goes each way for each recipe: its JSON, or a word and what a change is
-judged by.
+Owns that process. It starts with the first check, serves one gateway, and ends after an idle time or with the gateway.
+Never builds an estimator itself. Invariants: :func:`check` accepts and refuses what
+:func:`keepfit.model.recipe_check.check` does, with the same messages, and :func:`check_change` what
+:func:`keepfit.model.parameters.check` does. For each check one line goes to the process, the JSON of a recipe or a word
+and the JSON of a change, and one line with the verdict comes back.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from keepfit.recipe.patch import CHANGE
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.security.envelope import Keyring
 
-# Named by text only: the gateway never imports what builds estimators.
+# Named by text only: the gateway never imports code that builds estimators.
 CHECKER_MODULE = "keepfit.model.recipe_check"
-# Long enough for somebody who tries out recipes by hand; a start takes a second or two.
+# Long enough for a person who tries recipes by hand. Starting the process takes one or two seconds.
 IDLE_S = 120.0
 ANSWER_S_MAX = 30.0
-# Services make many models with one recipe; a posted one is a few kilobytes at most.
-KEPT_MAX = 256
-KEPT_LENGTH_MAX = 16_384
+# Services create many models from one recipe, so verdicts are cached. A typical recipe has a few kilobytes.
+CACHED_MAX = 256
+CACHED_LENGTH_MAX = 16_384
 
 
-class Checker:
-    """The process that checks; its calls may come from any thread."""
+class CheckerProcess:
+    """The checker process. Its methods may be called from any thread."""
 
     def __init__(self, idle_s: float = IDLE_S) -> None:
         self._idle_s = idle_s
@@ -51,26 +51,26 @@ class Checker:
 
     @property
     def pid(self) -> int | None:
-        """The process' id, while there is one."""
+        """Process id; None if the process is not running."""
         return None if self._process is None else self._process.pid
 
     def ask(self, line: bytes) -> str:
-        """Have one recipe checked, given and answered as a line of JSON.
+        """Send one line of JSON. Return the line of the answer.
 
         Raises
         ------
         UnavailableError
-            If the process died of it, or did not answer in 30 s.
+            If the process died twice, or did not answer within 30 s.
         """
         with self._lock:
-            self._rest()
+            self._cancel_timer()
             answer = self._exchange(line)
             if not answer:
-                # It may have been killed long ago, by whoever looks after memory; a check can be made twice.
-                self._end()
+                # The kernel may have killed the idle process long ago to free memory. A check can be repeated.
+                self._kill()
                 answer = self._exchange(line)
             if not answer:
-                self._end()
+                self._kill()
                 raise UnavailableError("The recipe could not be checked just now; try again.")
             self._timer = threading.Timer(self._idle_s, self.close)
             self._timer.daemon = True
@@ -78,13 +78,13 @@ class Checker:
             return answer.decode()
 
     def close(self) -> None:
-        """End the process; the next recipe starts another."""
+        """End the process. The next check starts a new one."""
         with self._lock:
-            self._rest()
-            self._end()
+            self._cancel_timer()
+            self._kill()
 
     def _exchange(self, line: bytes) -> bytes:
-        """Send a line and return the one that came back; nothing where the process is dead or does not answer."""
+        """Send a line and return the answer; empty if the process is dead or does not answer in time."""
         pipe = self._pipe or self._start()
         try:
             pipe.write(line + b"\n")
@@ -97,19 +97,19 @@ class Checker:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.settimeout(ANSWER_S_MAX)
-            # -P: no module of the folder that the gateway was started in is taken for one of ours.
+            # -P: a module in the working directory of the gateway must not shadow an installed one.
             command = [sys.executable, "-P", "-m", CHECKER_MODULE]
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
             pipe = self._pipe = ours.makefile("rwb")
             return pipe
 
-    def _rest(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _end(self) -> None:
-        # What it does can be lost at any moment, so it is not asked.
+    def _kill(self) -> None:
+        # The process has no state worth saving, so it needs no graceful shutdown.
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -119,16 +119,16 @@ class Checker:
         self._process = self._pipe = None
 
 
-CHECKER = Checker()
-# One recipe at a time, and never a thread that bodies are read in: the check of a strange recipe may take long.
+CHECKER = CheckerProcess()
+# One recipe at a time, and in no thread that parses bodies: checking an unusual recipe may take long.
 THREAD = ThreadPoolExecutor(1, "checking")
 atexit.register(CHECKER.close)
 
 
 async def check(document: Any, keyring: Keyring | None = None) -> Recipe:
-    """Check a posted recipe and return it; takes a second or two where the process is to be started.
+    """Check a posted recipe and return it. Takes one or two seconds if the process has to be started.
 
-    `keyring` has the upload keys, None where no objects are taken.
+    `keyring` has the upload keys, None if no objects are accepted.
 
     Raises
     ------
@@ -137,38 +137,38 @@ async def check(document: Any, keyring: Keyring | None = None) -> Recipe:
     UnavailableError
         If it could not be checked.
     """
-    return await asyncio.get_running_loop().run_in_executor(THREAD, checked, document, keyring)
+    return await asyncio.get_running_loop().run_in_executor(THREAD, check_blocking, document, keyring)
 
 
-def checked(document: Any, keyring: Keyring | None = None) -> Recipe:
-    """Check a posted recipe and return it, as :func:`check` does in a thread."""
+def check_blocking(document: Any, keyring: Keyring | None = None) -> Recipe:
+    """Check a posted recipe and return it. Blocks; :func:`check` calls it in a thread."""
     if isinstance(document, dict) and document.get("object") is not None:
-        # Nothing of it is built, so that nothing is unpickled here; and the keys stay in this process.
+        # An object is verified, not built: nothing is unpickled here, and the upload keys stay in this process.
         return parse(document, keyring)
-    _answered("", document)
+    _ask("", document)
     return msgspec.convert(document, Recipe)
 
 
-def _answered(word: str, document: Any) -> Any:
-    """Have the process answer a document, and raise what it says is wrong."""
+def _ask(word: str, document: Any) -> Any:
+    """Return the verdict of the process about a document, and raise the error that it reports."""
     try:
         line = word + json.dumps(document)
     except RecursionError:
         raise MalformedError("The recipe is nested too deeply.") from None
-    said = json.loads(_kept(line) if len(line) <= KEPT_LENGTH_MAX else CHECKER.ask(line.encode()))
-    if said is not None and "error" in said:
-        raise errors.from_name(said["error"], said["detail"])
-    return said
+    verdict = json.loads(_ask_cached(line) if len(line) <= CACHED_LENGTH_MAX else CHECKER.ask(line.encode()))
+    if verdict is not None and "error" in verdict:
+        raise errors.from_name(verdict["error"], verdict["detail"])
+    return verdict
 
 
 async def check_change(recipe: Recipe, changed: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a change of parameters and return it as it is kept; errors as in :func:`check`."""
+    """Check a change of parameters. Return the parameters in the form to store; raise as :func:`check` does."""
     document = [json.loads(recipe.text()), changed, params]
-    answer = await asyncio.get_running_loop().run_in_executor(THREAD, _answered, CHANGE, document)
-    kept: dict[str, Any] = answer["kept"]
-    return kept
+    verdict = await asyncio.get_running_loop().run_in_executor(THREAD, _ask, CHANGE, document)
+    checked: dict[str, Any] = verdict["params"]
+    return checked
 
 
-@lru_cache(KEPT_MAX)
-def _kept(line: str) -> str:
+@lru_cache(CACHED_MAX)
+def _ask_cached(line: str) -> str:
     return CHECKER.ask(line.encode())

@@ -23,9 +23,9 @@ from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
-from keepfit_gateway.model_lookup import Models
+from keepfit_gateway.model_lookup import ModelLookup
 from keepfit_gateway.prediction.cache import Cache
-from keepfit_gateway.web.request_counts import Requests
+from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
 
 INDEX_PAUSE_S = 1.0
@@ -40,7 +40,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
-        self.requests = Requests()
+        self.request_metrics = RequestMetrics()
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
         self.job_enqueuer = JobEnqueuer(settings)
@@ -53,9 +53,9 @@ class Service:
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
-        self.models = Models(self.store, self.history, self.worker_client, self.cache.observe_version)
+        self.models = ModelLookup(self.store, self.history, self.worker_client, self.cache.observe_version)
         self.commit_feed = CommitFeed(
-            self._store_client, self.store, self.models.forget, self.cache, settings.predict_staleness_s
+            self._store_client, self.store, self.models.invalidate, self.cache, settings.predict_staleness_s
         )
 
     def listen(self) -> list[asyncio.Task[None]]:

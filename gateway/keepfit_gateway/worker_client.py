@@ -1,7 +1,7 @@
-"""Asking workers: questions go into the predict room, answers come back on this gateway's own list.
+"""Sends worker requests through the predict queue and receives the replies on a list of this gateway's own.
 
-Owns the futures of requests that wait. Never polls: one blocking read brings every answer there is. Invariant: each
-question ends in an answer, an error or its deadline; an answer nobody waits for any more is dropped.
+Owns the futures of pending worker requests. Never polls: one blocking read returns every reply there is. Invariant: a
+worker request ends with a reply, an error or its deadline; a reply without a pending request is dropped.
 """
 
 import asyncio
@@ -31,39 +31,39 @@ from keepfit_gateway.web.offload import run_in_thread_if_large
 
 log = structlog.get_logger(__name__)
 
-# Shorter than what a Redis is given to answer (`keepfit.backends.redis_clients`).
+# Shorter than the time in which a Redis must answer (`keepfit.backends.redis_clients`).
 READ_BLOCK_S = 1
 READ_COUNT = 256
 RECONNECT_PAUSE_S = 0.2
-# A worker that died is back within a second, or a few where the machine is busy: none is coming where none is alive
-# after this long, and after as long again.
+# A dead worker is replaced within a second, or a few seconds on a busy machine. If two probes this far apart find no
+# worker, none is coming.
 WORKER_GRACE_S = 2.0
-# A Redis that is there says so within this, also while it syncs a large bundle.
-LOOK_S = 5.0
-# Rows larger than this are written beside the question, in pieces, so that Redis serves others in between.
+# A working Redis answers within this time, also while it syncs a large bundle.
+PROBE_TIMEOUT_S = 5.0
+# Larger rows are written to a key of their own, in pieces, so that Redis serves other clients in between.
 INLINE_ROWS_MAX = 64 * 1024
 RETRY_AFTER_S_MAX = 60
-# Over how many seconds the pace of answers is averaged.
-PACE_S = 2.0
+# The period over which the rate of replies is averaged.
+RATE_WINDOW_S = 2.0
 
 
-class Waiting:
-    """One question on its way, and the future of who asked."""
+class PendingRequest:
+    """A worker request without a reply, and the future of its caller."""
 
-    __slots__ = ("alone", "asked_s", "future", "question", "sent", "timeout_s", "timer")
+    __slots__ = ("created_s", "future", "request", "sent", "timeout_s", "timer", "without_worker")
 
-    def __init__(self, question: WorkerRequest, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.question = question
+    def __init__(self, request: WorkerRequest, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
         self.timeout_s = timeout_s
-        self.asked_s = loop.time()
+        self.created_s = loop.time()
         self.future: asyncio.Future[WorkerReply] = loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
         self.sent = False
-        self.alone = False
+        self.without_worker = False
 
     def left_s(self, now_s: float) -> float:
-        """Seconds for which the answer is still wanted, by the event loop's clock."""
-        return self.asked_s + self.timeout_s - now_s
+        """Return the seconds until the deadline, by the clock of the event loop."""
+        return self.created_s + self.timeout_s - now_s
 
     def fail(self, error: KeepfitError) -> None:
         """End the wait with an error."""
@@ -72,29 +72,29 @@ class Waiting:
 
 
 class WorkerClient:
-    """One gateway's side of the predict room."""
+    """The side of one gateway of the predict queue."""
 
     def __init__(
         self,
         queue: redis.asyncio.Redis,
         settings: Settings,
-        bell: JobEnqueuer,
+        enqueuer: JobEnqueuer,
         ping_store: Callable[[], Awaitable[None]],
     ) -> None:
         self._queue = queue
-        self._line = ScriptConnection(queue)
+        self._connection = ScriptConnection(queue)
         self._settings = settings
-        self._bell = bell
+        self._enqueuer = enqueuer
         self._name = uuid.uuid4().hex
         self._ids = itertools.count(1)
-        self._waiting: dict[int, Waiting] = {}
-        self._questions = Batcher(self._push)
+        self._pending: dict[int, PendingRequest] = {}
+        self._requests = Batcher(self._push)
         self._ping_store = ping_store
-        self._looking: asyncio.Task[int] | None = None
-        self._looks: set[asyncio.Task[None]] = set()
+        self._probe: asyncio.Task[int] | None = None
+        self._checks: set[asyncio.Task[None]] = set()
         self._lease = run_queue.new_lease()
-        self._outage = Outage("queue", "no answers come from workers")
-        self._pace = Pace()
+        self._outage = Outage("queue", "no replies come from workers")
+        self._rate = ReplyRate()
 
     async def ask(
         self,
@@ -103,132 +103,132 @@ class WorkerClient:
         generation: int = 0,
         rows: Rows | None = None,
         timeout_s: float | None = None,
-        wish: RestoreOptions | None = None,
+        restore: RestoreOptions | None = None,
     ) -> WorkerReply:
-        """Ask, and return the answer; raises what the worker met.
+        """Send a worker request and return the reply. Raise the error that the worker reports.
 
         Raises
         ------
         QueueFullError
-            If as many questions wait as may.
+            If the maximum number of worker requests is pending.
         DeadlineError, UnavailableError
-            If no answer came within `timeout_s` seconds (the setting's by default); the latter where no worker lives.
+            If no reply came within `timeout_s` seconds (by default the setting's); the latter if no worker is alive.
         """
-        if len(self._waiting) >= self._settings.predict_entries_max:
-            raise self._full(len(self._waiting))
+        if len(self._pending) >= self._settings.predict_entries_max:
+            raise self._full(len(self._pending))
         loop = asyncio.get_running_loop()
         timeout_s = self._settings.predict_timeout_s if timeout_s is None else timeout_s
-        big = rows is not None and not rows.fits(INLINE_ROWS_MAX)
-        key = redis_keys.asked_rows(uuid.uuid4().hex) if big else ""
-        asked, sent = None if big else rows, request_id.sent.get()
-        question = WorkerRequest(next(self._ids), self._name, model_hash, operation, generation, asked, key, sent, wish)
-        waiting = self._waiting[question.id] = Waiting(question, timeout_s, loop)
-        waiting.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._overdue, waiting)
+        large = rows is not None and not rows.fits(INLINE_ROWS_MAX)
+        key = redis_keys.asked_rows(uuid.uuid4().hex) if large else ""
+        inline, sent = None if large else rows, request_id.sent.get()
+        request = WorkerRequest(
+            next(self._ids), self._name, model_hash, operation, generation, inline, key, sent, restore
+        )
+        pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
+        pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)
         try:
-            if big and rows is not None:
+            if large and rows is not None:
                 ttl_s = timeout_s + self._settings.body_timeout_s
                 await inbox.write_in_pieces(self._queue, key, rows, round(ttl_s * 1000))
                 del rows
-            waiting.sent = True
-            self._questions.put(waiting)
-            answer = await waiting.future
+            pending.sent = True
+            self._requests.put(pending)
+            reply = await pending.future
         except UnavailableError:
             raise
         except KeepfitError:
-            if big:
+            if large:
                 await redis_scripts.run_async(self._queue, ("UNLINK", key))
             raise
         finally:
-            waiting.timer.cancel()
-            del self._waiting[question.id]
-        answer.raise_error()
-        return answer
+            pending.timer.cancel()
+            del self._pending[request.id]
+        reply.raise_error()
+        return reply
 
-    async def _push(self, batch: list[Waiting]) -> None:
-        """Put a batch of questions into the room."""
-        # Kept until it is rung for: see `keepfit_gateway.learning.acceptor`.
+    async def _push(self, batch: list[PendingRequest]) -> None:
+        """Push a batch of worker requests to the predict queue."""
+        # Reused until its job is enqueued: see `keepfit_gateway.learning.acceptor`.
         lease, now_s = self._lease, asyncio.get_running_loop().time()
-        batch = [waiting for waiting in batch if not waiting.future.done()]
-        entries = [
-            run_queue.entry(w.question.hash, max(w.left_s(now_s), 0), messages.encode(w.question)) for w in batch
-        ]
+        batch = [pending for pending in batch if not pending.future.done()]
+        entries = [run_queue.entry(p.request.hash, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch]
         settings = self._settings
         push = run_queue.push(run_queue.PREDICT, lease, settings.lease_ttl_s, entries, settings.predict_entries_max)
         try:
-            ((rang, *refused),) = await self._line.run(push)
-        except UnavailableError as away:
-            for waiting in batch:
-                waiting.fail(away)
+            ((needs_job, *refused),) = await self._connection.run(push)
+        except UnavailableError as error:
+            for pending in batch:
+                pending.fail(error)
             return
         except Exception:
-            log.exception("asking_crashed")
-            for waiting in batch:
-                waiting.fail(KeepfitError("The question could not be asked; the gateway's log has the details."))
+            log.exception("ask_failed")
+            for pending in batch:
+                pending.fail(KeepfitError("The worker request could not be sent; the gateway's log has the details."))
             return
-        if rang:
+        if needs_job:
             self._lease = run_queue.new_lease()
-            self._bell.ring(run_queue.PREDICT, lease)
+            self._enqueuer.enqueue(run_queue.PREDICT, lease)
         for number in refused:
             batch[number - 1].fail(self._full(settings.predict_entries_max))
 
-    def _full(self, waiting: int) -> QueueFullError:
-        """Tell to come again when half of what waits is answered."""
-        pace = self._pace.per_s(time.monotonic())
-        seconds = math.ceil(waiting / 2 / pace) if pace else 1
+    def _full(self, pending: int) -> QueueFullError:
+        """Return the error of a full queue. Its retry time is the time in which half of the requests are answered."""
+        rate_per_s = self._rate.per_s(time.monotonic())
+        seconds = math.ceil(pending / 2 / rate_per_s) if rate_per_s else 1
         return QueueFullError(
-            f"{waiting} requests wait to be answered; ask again when some are.",
+            f"{pending} requests wait for an answer; retry when some are answered.",
             min(max(seconds, 1), RETRY_AFTER_S_MAX),
         )
 
-    def _overdue(self, waiting: Waiting) -> None:
-        """Nothing came for a while: look whether anybody is there to answer, and end the wait at its deadline."""
-        look = asyncio.create_task(self._look(waiting))
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+    def _start_check(self, pending: PendingRequest) -> None:
+        """Start a check of a request that has waited for a while."""
+        check = asyncio.create_task(self._check(pending))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
 
-    async def _look(self, waiting: Waiting) -> None:
+    async def _check(self, pending: PendingRequest) -> None:
+        """Fail a request if no worker is alive or its deadline is over. Otherwise set the next timer."""
         loop = asyncio.get_running_loop()
         try:
-            alive = await self._look_once()
-        except UnavailableError as away:
-            return waiting.fail(away)
-        left_s = waiting.left_s(loop.time())
-        if not alive and (waiting.alone or left_s <= 0):
-            return waiting.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
+            alive = await self._probe_shared()
+        except UnavailableError as error:
+            return pending.fail(error)
+        left_s = pending.left_s(loop.time())
+        if not alive and (pending.without_worker or left_s <= 0):
+            return pending.fail(UnavailableError("No worker is alive: start some with `keepfit worker`."))
         if not alive:
-            waiting.alone = True
-            waiting.timer = loop.call_later(min(WORKER_GRACE_S, left_s), self._overdue, waiting)
+            pending.without_worker = True
+            pending.timer = loop.call_later(min(WORKER_GRACE_S, left_s), self._start_check, pending)
             return None
-        late = DeadlineError(
-            f"No answer came within {waiting.timeout_s:g} s; the workers have more to do than they can."
-        )
+        late = DeadlineError(f"No answer came within {pending.timeout_s:g} s; the workers are overloaded.")
         if left_s > 0:
-            waiting.timer = loop.call_later(left_s, waiting.fail, late)
+            pending.timer = loop.call_later(left_s, pending.fail, late)
         else:
-            waiting.fail(late)
+            pending.fail(late)
         return None
 
-    async def _look_once(self) -> int:
-        """Count the workers alive, for all who ask meanwhile; UnavailableError where a Redis is silent."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_at_both())
-        return await asyncio.shield(self._looking)
+    async def _probe_shared(self) -> int:
+        """Return the number of workers alive. Concurrent callers share one probe; raise UnavailableError as it does."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._probe_servers())
+        return await asyncio.shield(self._probe)
 
-    async def _look_at_both(self) -> int:
+    async def _probe_servers(self) -> int:
+        """Count the workers alive, and check that both Redis servers answer."""
         try:
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 alive, _ = await asyncio.gather(self.workers_alive(), self._ping_store())
         except TimeoutError:
-            raise UnavailableError(f"Redis is away: it gave no sign of life for {LOOK_S:g} s.") from None
+            raise UnavailableError(f"Redis is unavailable: it did not answer for {PROBE_TIMEOUT_S:g} s.") from None
         return alive
 
     @property
-    def waiting(self) -> int:
-        """Questions that were asked and not answered yet."""
-        return len(self._waiting)
+    def pending(self) -> int:
+        """Number of worker requests without a reply."""
+        return len(self._pending)
 
     async def workers_alive(self) -> int:
-        """Count the workers that RQ knows and that have shown a sign of life: a dead one's record expires."""
+        """Count the workers that RQ knows and whose record exists: the record of a dead worker expires."""
         (records,) = await redis_scripts.run_async(self._queue, ("SMEMBERS", redis_keys.RQ_WORKERS))
         if not records:
             return 0
@@ -236,77 +236,77 @@ class WorkerClient:
         return int(count)
 
     async def backlog(self) -> dict[str, int]:
-        """Count what waits in the queue."""
+        """Count the entries in the queue's Redis, by kind."""
         counts = await redis_scripts.run_async(self._queue, *run_queue.BACKLOG.values())
         return dict(zip(run_queue.BACKLOG, counts, strict=True))
 
     async def read_forever(self) -> None:
-        """Hand answers to those who wait for them, until cancelled."""
+        """Deliver replies to pending requests until cancelled."""
         key = redis_keys.replies(self._name)
-        broken, line = False, ScriptConnection(self._queue)
+        interrupted, connection = False, ScriptConnection(self._queue)
         while True:
             try:
-                if broken:
-                    await self._ask_again()
-                    broken = False
+                if interrupted:
+                    await self._resend()
+                    interrupted = False
                 command = ("BLMPOP", READ_BLOCK_S, 1, key, "LEFT", "COUNT", READ_COUNT)
-                (read,) = await line.run(command)
+                (read,) = await connection.run(command)
                 self._outage.end()
                 for batch in read[1] if read else ():
-                    await self._hand_out(batch)
+                    await self._deliver(batch)
             except UnavailableError as error:
                 self._outage.begin(error)
-                broken = True
+                interrupted = True
                 await asyncio.sleep(RECONNECT_PAUSE_S)
             except Exception:
-                # A gateway that lives and hears no answers is worse than a dead one, so it listens on in any case.
-                log.exception("answers_unreadable")
+                # A gateway that runs without receiving replies is worse than a dead one, so reading goes on.
+                log.exception("replies_unreadable")
                 await asyncio.sleep(RECONNECT_PAUSE_S)
 
-    async def _ask_again(self) -> None:
-        """Ask all that waits once more: Redis may have come back without it, and a second answer does no harm."""
+    async def _resend(self) -> None:
+        """Send all pending requests again: Redis may have lost them, and a second reply is harmless."""
         await redis_scripts.run_async(self._queue, ("PING",))
-        for waiting in self._waiting.values():
-            if waiting.sent:
-                self._questions.put(waiting)
+        for pending in self._pending.values():
+            if pending.sent:
+                self._requests.put(pending)
 
-    async def _hand_out(self, batch: bytes) -> None:
+    async def _deliver(self, batch: bytes) -> None:
         try:
-            answers = await run_in_thread_if_large(len(batch), messages.decode_answers, batch)
+            replies = await run_in_thread_if_large(len(batch), messages.decode_answers, batch)
         except msgspec.MsgspecError:
-            log.exception("answers_unreadable")
+            log.exception("replies_unreadable")
             return
-        self._pace.note(len(answers), time.monotonic())
-        for answer in answers:
-            waiting = self._waiting.get(answer.id)
-            if waiting is not None and not waiting.future.done():
-                waiting.future.set_result(answer)
+        self._rate.record(len(replies), time.monotonic())
+        for reply in replies:
+            pending = self._pending.get(reply.id)
+            if pending is not None and not pending.future.done():
+                pending.future.set_result(reply)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
-        await self._questions.close()
-        await self._line.close()
+        """Finish what is being sent, and close the connection."""
+        await self._requests.close()
+        await self._connection.close()
 
 
-class Pace:
-    """Answers a second, averaged with exponentially falling weight."""
+class ReplyRate:
+    """Replies per second, averaged with exponentially decreasing weight."""
 
     def __init__(self) -> None:
         self._count = 0.0
         self._at_s = 0.0
 
-    def note(self, count: int, now_s: float) -> None:
-        """Take in `count` answers that came at `now_s`."""
-        self._count = self._count * math.exp((self._at_s - now_s) / PACE_S) + count
+    def record(self, count: int, now_s: float) -> None:
+        """Count `count` replies that came at `now_s`."""
+        self._count = self._count * math.exp((self._at_s - now_s) / RATE_WINDOW_S) + count
         self._at_s = now_s
 
     def per_s(self, now_s: float) -> float:
-        """Answers a second, as of `now_s`.
+        """Return the replies per second, as of `now_s`.
 
-        >>> pace = Pace()
+        >>> rate = ReplyRate()
         >>> for tenth in range(200):
-        ...     pace.note(5, tenth / 10)
-        >>> 45 < pace.per_s(20.0) < 55
+        ...     rate.record(5, tenth / 10)
+        >>> 45 < rate.per_s(20.0) < 55
         True
         """
-        return self._count * math.exp((self._at_s - now_s) / PACE_S) / PACE_S
+        return self._count * math.exp((self._at_s - now_s) / RATE_WINDOW_S) / RATE_WINDOW_S

@@ -135,13 +135,13 @@ def _value(target: str | None, classes: Any, row: int) -> Any:
 def verdict(line: bytes) -> dict[str, Any] | None:
     """Check one line of JSON from the gateway: a recipe, or after :data:`CHANGE` a change of parameters.
 
-    Return None for a valid recipe, ``{"kept": params}`` for a valid change, and ``{"error": class, "detail": message}``
-    otherwise.
+    Return None for a valid recipe and ``{"params": params}`` for a valid change. The answer for an error is
+    ``{"error": class, "detail": message}``.
     """
     try:
         if line.startswith(CHANGE.encode()):
             recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
-            return {"kept": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
+            return {"params": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
         check(json.loads(line))
     except KeepfitError as error:
         return {"error": type(error).__name__, "detail": str(error)}

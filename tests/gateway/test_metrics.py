@@ -1,4 +1,4 @@
-"""Metrics: what is counted, under which names, and that no label is made of what clients send."""
+"""Metrics: names, counts, and labels that hold no text of clients."""
 
 import math
 import uuid
@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from keepfit.backends import redis_clients
 from keepfit.settings import Settings
 from keepfit.store.models import Store
-from keepfit_gateway.web.request_counts import BUCKETS_S, Requests
+from keepfit_gateway.web.request_counts import BUCKETS_S, RequestMetrics
 from tests.gateway.api_client import REGRESSOR, Api
 
 ROWS = {"X": [[1.0, 2.0]]}
@@ -19,7 +19,7 @@ BY_HASH = "/v1/models/{hash}/"
 
 
 async def scraped(api: Api) -> dict[tuple[str, ...], float]:
-    """Return all samples: their values by name and labels."""
+    """Return the values of all samples by name and labels."""
     reply = await api.get("/metrics")
     assert reply.status == 200
     assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -31,8 +31,8 @@ async def scraped(api: Api) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_requests_are_counted_by_route_on_both_ways(lonely: Api, metadata: dict[str, Any]) -> None:
-    """Short way and long way count under the route's template, methods and statuses apart, made-up ones together."""
+async def test_requests_are_counted_by_route_on_both_paths(lonely: Api, metadata: dict[str, Any]) -> None:
+    """Fast and regular path count by route template, method and status; unrouted requests share one label."""
     path = await lonely.make(metadata, REGRESSOR)
     for _ in range(3):
         (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
@@ -54,12 +54,13 @@ async def test_requests_are_counted_by_route_on_both_ways(lonely: Api, metadata:
     assert not [key for key in found if any(len(label) > 40 for label in key)]
 
 
-async def test_parts_and_backlog_are_shown(lonely: Api, metadata: dict[str, Any]) -> None:
-    """Each part is up or not, what waits is counted, and so is the memory of this process."""
+async def test_dependencies_and_backlog_are_exposed(lonely: Api, metadata: dict[str, Any]) -> None:
+    """The state of each dependency, the backlog and the memory of the process are exposed."""
     path = await lonely.make(metadata, REGRESSOR)
     (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
     found = await scraped(lonely)
-    up = {part: found["keepfit_part_up", part] for part in ("store", "queue", "mongo", "workers", "snapshots")}
+    names = ("store", "queue", "mongo", "workers", "snapshots")
+    up = {name: found["keepfit_dependency_up", name] for name in names}
     assert up == {"store": 1, "queue": 1, "mongo": 1, "workers": 0, "snapshots": 1}
     assert found[("keepfit_workers",)] == 0
     assert found[("keepfit_models_changed",)] == 0
@@ -69,8 +70,8 @@ async def test_parts_and_backlog_are_shown(lonely: Api, metadata: dict[str, Any]
     assert [found[("keepfit_cache_hits_total",)], found[("keepfit_questions_waiting",)]] == [0, 0]
 
 
-async def test_kept_predictions_are_counted(api: Api, metadata: dict[str, Any]) -> None:
-    """An answer that was computed is a miss, the same one given again a hit."""
+async def test_cache_hits_and_misses_are_counted(api: Api, metadata: dict[str, Any]) -> None:
+    """A computed answer counts as a miss, the same answer from the cache as a hit."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, **LABELLED)
     before = await scraped(api)
@@ -86,28 +87,39 @@ async def test_kept_predictions_are_counted(api: Api, metadata: dict[str, Any]) 
     ("seconds", "bucket"),
     [(0.0, 0), (BUCKETS_S[0], 0), (0.0006, 1), (10.0, len(BUCKETS_S) - 1), (11.0, len(BUCKETS_S))],
 )
-def test_a_time_lies_in_the_bucket_whose_bound_it_does_not_pass(seconds: float, bucket: int) -> None:
-    """Bounds are inclusive, as Prometheus has them, and what is slower than all lies in the last."""
+def test_a_duration_is_counted_in_its_bucket(seconds: float, bucket: int) -> None:
+    """Bucket bounds are inclusive, as in Prometheus; a duration above all bounds is in +Inf only."""
 
     class Request:
         raw_path, method = "/v1/predict", "POST"
 
-    requests = Requests()
-    requests.note(Request(), 200, seconds)  # type: ignore[arg-type]
-    (series,) = requests.series.values()
-    assert [i for i, count in enumerate(series.counts) if count] == [bucket]
-    assert series.seconds == seconds
+    metrics = RequestMetrics()
+    metrics.record(Request(), 200, seconds)  # type: ignore[arg-type]
+    _, duration = metrics.collect()
+    buckets = [sample for sample in duration.samples if sample.name.endswith("_bucket")]
+    assert [sample.labels["le"] for sample in buckets] == [*map(str, BUCKETS_S), "+Inf"]
+    assert [sample.value for sample in buckets] == [float(i >= bucket) for i in range(len(BUCKETS_S) + 1)]
+    (total,) = [sample.value for sample in duration.samples if sample.name.endswith("_sum")]
+    assert total == seconds
 
 
-async def test_a_collection_that_failed_shows(lonely: Api, settings: Settings) -> None:
-    """That old snapshots and garbage could not be cleared up is seen, and makes nothing but that not well."""
+async def test_no_family_has_a_creation_time(lonely: Api) -> None:
+    """The exposition holds no `_created` series, which prometheus_client adds to counters and histograms by default."""
+    await lonely.get("/livez")
+    found = await scraped(lonely)
+    assert ("keepfit_requests_total", "GET", "/livez", "200") in found
+    assert not [key for key in found if key[0].endswith("_created")]
+
+
+async def test_a_failed_collection_is_exposed(lonely: Api, settings: Settings) -> None:
+    """A failed garbage collection sets its own metric and leaves the state of the snapshots at 1."""
     client = redis_clients.store_async(settings)
     try:
         store = Store(client)
         await store.note_pass(0, "")
         await store.note_collection("", "The storage is another's.")
         found = await scraped(lonely)
-        assert (found[("keepfit_collection_failed",)], found["keepfit_part_up", "snapshots"]) == (1, 1)
+        assert (found[("keepfit_collection_failed",)], found["keepfit_dependency_up", "snapshots"]) == (1, 1)
         await store.note_collection("", "")
         assert (await scraped(lonely))[("keepfit_collection_failed",)] == 0
     finally:

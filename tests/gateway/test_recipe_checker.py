@@ -16,15 +16,15 @@ from keepfit.errors import KeepfitError, MalformedError, UnavailableError
 from keepfit.model import recipe_check
 from keepfit.objects import dump
 from keepfit_gateway import recipe_checker
-from keepfit_gateway.recipe_checker import Checker
+from keepfit_gateway.recipe_checker import CheckerProcess
 
 GOOD = b'{"estimator": "SGDRegressor"}'
 
 
 @pytest.fixture
-def checker() -> Iterator[Checker]:
+def checker() -> Iterator[CheckerProcess]:
     """A checker of the test's own."""
-    own = Checker()
+    own = CheckerProcess()
     yield own
     own.close()
 
@@ -58,7 +58,7 @@ def gone(pid: int) -> bool:
 def test_a_verdict_is_the_librarys(document: Any) -> None:
     """What is let through, what is refused and the words of it are those of a check in this process."""
     outcomes = []
-    for check in (recipe_check.check, recipe_checker.checked):
+    for check in (recipe_check.check, recipe_checker.check_blocking):
         try:
             outcomes.append(check(document))
         except KeepfitError as error:
@@ -72,10 +72,10 @@ def test_nesting_that_cannot_be_sent_is_refused() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(MalformedError, match="nested too deeply"):
-        recipe_checker.checked({"estimator": "SGDRegressor", "params": {"alpha": deep}})
+        recipe_checker.check_blocking({"estimator": "SGDRegressor", "params": {"alpha": deep}})
 
 
-def test_recipes_share_a_process_until_it_is_idle(checker: Checker) -> None:
+def test_recipes_share_a_process_until_it_is_idle(checker: CheckerProcess) -> None:
     """The first check starts a process, the next uses it, and it goes when none comes for the idle time."""
     assert checker.pid is None
     assert checker.ask(GOOD) == "null\n"
@@ -92,7 +92,7 @@ def test_recipes_share_a_process_until_it_is_idle(checker: Checker) -> None:
     assert checker.ask(GOOD) == "null\n"
 
 
-def test_a_killed_process_is_replaced(checker: Checker) -> None:
+def test_a_killed_process_is_replaced(checker: CheckerProcess) -> None:
     """A check that finds its process dead is made by another one."""
     checker.ask(GOOD)
     first = checker.pid
@@ -102,7 +102,7 @@ def test_a_killed_process_is_replaced(checker: Checker) -> None:
     assert checker.pid != first
 
 
-def test_a_process_that_does_not_answer_is_given_up(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_answer_is_given_up(checker: CheckerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no answer comes in time, twice, the client is told to try again, and no process is left behind."""
     monkeypatch.setattr(recipe_checker, "ANSWER_S_MAX", 0.05)
     pids: list[int] = []
@@ -149,9 +149,9 @@ def test_an_object_is_checked_without_loading_anything() -> None:
     text = dump(SGDRegressor(), "u1:" + "ab" * 32)
     document = {"object": text, "features": {"a": "number"}, "scaler": "StandardScaler"}
     script = (
-        "import json, sys; from keepfit_gateway.recipe_checker import CHECKER, checked;"
+        "import json, sys; from keepfit_gateway.recipe_checker import CHECKER, check_blocking;"
         "from keepfit.recipe.uploads import keyring_of;"
-        f"recipe = checked(json.loads({json.dumps(document)!r}), keyring_of('u1:' + 'ab' * 32));"
+        f"recipe = check_blocking(json.loads({json.dumps(document)!r}), keyring_of('u1:' + 'ab' * 32));"
         "loaded = {'sklearn', 'cloudpickle', 'keepfit.model.pickling', 'keepfit.model.bundle'} & set(sys.modules);"
         "print(recipe.name, recipe.entry.kind, CHECKER.pid, sorted(loaded))"
     )

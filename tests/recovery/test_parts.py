@@ -73,7 +73,7 @@ async def test_without_mongodb_all_but_making_models_goes_on(
         ready = (await api.get("/readyz")).of(200)
         assert (ready["status"], ready["redis"], ready["queue"]) == ("degraded", "ok", "ok")
         assert ready["mongo"] != "ok"
-        assert 'keepfit_part_up{part="mongo"} 0.0' in (await api.get("/metrics")).body.decode()
+        assert 'keepfit_dependency_up{dependency="mongo"} 0.0' in (await api.get("/metrics")).body.decode()
 
         async def told() -> bool:
             return (await api.get("/readyz")).of(200)["snapshots"] != "ok"

@@ -77,7 +77,7 @@ async def ask_while_away(apis: list[Api], path: str, part: str) -> int:
     assert {name for name in ("redis", "queue") if ready[name] != "ok"} == {"redis" if part == "store" else "queue"}
     assert (await apis[0].get("/livez")).status == 200
     scraped = (await apis[0].get("/metrics")).body.decode()
-    assert f'keepfit_part_up{{part="{part}"}} 0.0' in scraped
+    assert f'keepfit_dependency_up{{dependency="{part}"}} 0.0' in scraped
     return accepted
 
 

@@ -1,1 +1,1 @@
-"""Who may do what, and how often."""
+"""API keys of requests, and rate limits."""

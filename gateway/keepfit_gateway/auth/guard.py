@@ -1,9 +1,9 @@
-"""The door: who comes in, how often, and under which id.
+"""Authentication, rate limit and request id of every request, before any handler.
 
-Owns what happens to every request before anything else does: its id, its API key, the key's rate; and the file of keys,
-read anew when it changes. What a key may do is asked for by the route (:func:`needing`) and by the short way.
-Invariants: behind the door every request has a caller; a route that nobody let in for stays shut; no text of a key is
-ever in an answer or a log.
+Owns the request id, the lookup of the API key, the rate limit of the key, and the file of keys, which is read again
+when it changes. Routes (:func:`require_scope`) and the fast path check the scopes of a key. Invariants: behind the
+guard every request has a caller; a request that did not pass the guard is anonymous, so routes refuse it; no text of a
+key is in a response or a log.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from keepfit.errors import ForbiddenError, RateLimitError, SettingsError, Unauth
 from keepfit.observability import request_id
 from keepfit.security.api_keys import ANONYMOUS, UNRESTRICTED, Key, Keys
 from keepfit.settings import Settings
-from keepfit_gateway.auth.rate_limit import Bucket
+from keepfit_gateway.auth.rate_limit import TokenBucket
 from keepfit_gateway.web.problems import REQUEST_ID, to_problem
 from keepfit_gateway.web.small_response import SmallResponse
 
@@ -33,28 +33,29 @@ Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 
 CALLER: web.RequestKey[Key] = web.RequestKey("caller", Key)
 X_REQUEST_ID = istr("X-Request-ID")
-LOOK_S = 1.0
+RELOAD_S = 1.0
 FILE_BYTES_MAX = 1 << 20
 
 
 def check_address(settings: Settings) -> None:
-    """Refuse to be there for a whole network without asking anybody for a key.
+    """Refuse to listen on a network address without API keys.
 
     Raises
     ------
     SettingsError
-        If no keys are configured, the address is not this machine's own, and nobody said that this is meant.
+        If no keys are configured, the address is not loopback, and KEEPFIT_OPEN is not set.
     """
-    if asks_for_keys(settings) or settings.open or _is_loopback(settings.host):
+    if requires_keys(settings) or settings.open or _is_loopback(settings.host):
         return
     raise SettingsError(
-        f"KEEPFIT_HOST is {settings.host!r}, which others can reach, and no API keys are set: set KEEPFIT_API_KEYS or "
-        "KEEPFIT_API_KEYS_FILE (`keepfit key new` prints a key), or KEEPFIT_OPEN=true where something in front asks."
+        f"KEEPFIT_HOST is {settings.host!r}, which other machines can reach, and no API keys are set: set "
+        "KEEPFIT_API_KEYS or KEEPFIT_API_KEYS_FILE (`keepfit key new` prints a key), or KEEPFIT_OPEN=true if a proxy "
+        "authenticates requests."
     )
 
 
-def asks_for_keys(settings: Settings) -> bool:
-    """Tell whether requests need a key."""
+def requires_keys(settings: Settings) -> bool:
+    """Return whether requests need an API key."""
     return bool(settings.api_keys.get_secret_value().strip() or settings.api_keys_file)
 
 
@@ -65,53 +66,53 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def needing(scope: str, handler: Handler) -> Handler:
-    """Shut a route to all whose key has not `scope`."""
+def require_scope(scope: str, handler: Handler) -> Handler:
+    """Return `handler`, restricted to callers whose key has `scope`."""
 
     async def handle(request: BaseRequest) -> web.StreamResponse:
         caller = request.get(CALLER, ANONYMOUS)
         if scope not in caller.scopes:
             if caller is ANONYMOUS:
-                raise UnauthorizedError("This takes an API key: send it as `Authorization: Bearer KEY`.")
-            raise ForbiddenError(f"The API key {caller.name!r} has no scope {scope!r}, which this takes.")
+                raise UnauthorizedError("This needs an API key: send it as `Authorization: Bearer KEY`.")
+            raise ForbiddenError(f"The API key {caller.name!r} lacks the scope {scope!r}, which this needs.")
         return await handler(request)
 
     return handle
 
 
 class ApiKeyGuard:
-    """What stands in front of all handlers of one gateway."""
+    """Authenticates the requests of one gateway."""
 
     def __init__(self, settings: Settings, open_paths: frozenset[str]) -> None:
         self._settings = settings
         self._open_paths = open_paths
         self._inline = settings.api_keys.get_secret_value()
         self._file = Path(settings.api_keys_file) if settings.api_keys_file else None
-        self._read = b""
+        self._loaded = b""
         self._keys: Keys | None = None
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: Settings, open_paths: frozenset[str]) -> AsyncIterator[Self]:
-        """Give a door that has read its keys, and that looks for others until the block ends.
+        """Yield a guard with loaded keys, which reloads the file of keys until the block ends.
 
         Raises
         ------
         SettingsError
-            If the keys cannot be read, or none are there although they are asked for.
+            If the keys cannot be read, or keys are required and there are none.
         """
-        door = cls(settings, open_paths)
+        guard = cls(settings, open_paths)
         check_address(settings)
-        if not asks_for_keys(settings):
-            log.info("api_keys_not_asked_for", host=settings.host)
-            yield door
+        if not requires_keys(settings):
+            log.info("api_keys_disabled", host=settings.host)
+            yield guard
             return
-        door._take(await door._file_text())
-        log.info("api_keys_asked_for", keys=door.count)
-        task = None if door._file is None else asyncio.create_task(door._look_forever())
+        guard._load(await guard._file_content())
+        log.info("api_keys_enabled", keys=guard.count)
+        task = None if guard._file is None else asyncio.create_task(guard._reload_forever())
         try:
-            yield door
+            yield guard
         finally:
             if task is not None:
                 task.cancel()
@@ -120,53 +121,53 @@ class ApiKeyGuard:
 
     @property
     def count(self) -> int | None:
-        """How many keys there are; None where none is asked for."""
+        """Number of keys; None if requests need no key."""
         return None if self._keys is None else len(self._keys)
 
     def guard(self, handler: Handler) -> Handler:
-        """Let requests in to `handler`, or answer them here."""
+        """Return `handler` behind this guard, which answers requests that it refuses."""
 
         async def handle(request: BaseRequest) -> Any:
-            given = request.headers.get(X_REQUEST_ID)
-            sent = given if given is not None and request_id.FORM.fullmatch(given) else ""
+            header = request.headers.get(X_REQUEST_ID)
+            sent = header if header is not None and request_id.FORM.fullmatch(header) else ""
             request_id.sent.set(sent)
             request[REQUEST_ID] = sent or request_id.mint()
-            bucket: Bucket | None = None
+            bucket: TokenBucket | None = None
             try:
                 caller = request[CALLER] = UNRESTRICTED if self._keys is None else self._caller(request)
                 if caller.rate_per_s:
                     bucket = self._bucket(caller)
-                    _take_one(bucket, caller)
+                    _check_rate(bucket, caller)
                 answer: Any = await handler(request)
-            except Exception as error:  # noqa: BLE001 - each is told of
+            except Exception as error:  # noqa: BLE001 - every error becomes a problem response
                 answer = to_problem(request, error)
-            return _marked(answer, request[REQUEST_ID], bucket)
+            return _with_headers(answer, request[REQUEST_ID], bucket)
 
         return handle
 
     def _caller(self, request: BaseRequest) -> Key:
-        """Return the key that was sent; NOBODY where none is needed."""
-        sent = request.headers.get(hdrs.AUTHORIZATION, "")
-        key = self._keys.find(sent[7:].strip(" ")) if self._keys and sent[:7].lower() == "bearer " else None
+        """Return the key of the request; ANONYMOUS if the path is open and no valid key was sent."""
+        header = request.headers.get(hdrs.AUTHORIZATION, "")
+        key = self._keys.find(header[7:].strip(" ")) if self._keys and header[:7].lower() == "bearer " else None
         if key is not None:
             return key
         if request.path in self._open_paths:
             return ANONYMOUS
-        if sent:
-            raise UnauthorizedError("This API key is not known here; it may have been taken back.")
+        if header:
+            raise UnauthorizedError("This API key is unknown here; it may have been revoked.")
         raise UnauthorizedError("Send an API key: `Authorization: Bearer KEY`.")
 
-    def _bucket(self, key: Key) -> Bucket:
+    def _bucket(self, key: Key) -> TokenBucket:
         bucket = self._buckets.get(key.name)
         if bucket is None or (bucket.rate_per_s, bucket.burst) != (key.rate_per_s, key.burst):
-            bucket = self._buckets[key.name] = Bucket(key.rate_per_s, key.burst, time.monotonic())
+            bucket = self._buckets[key.name] = TokenBucket(key.rate_per_s, key.burst, time.monotonic())
         return bucket
 
-    def _take(self, read: bytes) -> None:
-        """Take over the keys of the settings and of the file's content."""
-        self._read = read
+    def _load(self, content: bytes) -> None:
+        """Replace the keys with those of the settings and of the file's `content`."""
+        self._loaded = content
         try:
-            text = read.decode()
+            text = content.decode()
         except UnicodeDecodeError:
             raise SettingsError("KEEPFIT_API_KEYS_FILE is not text.") from None
         keys = Keys.from_text(f"{self._inline}\n{text}", self._settings.rate_per_s)
@@ -175,7 +176,7 @@ class ApiKeyGuard:
         self._keys = keys
         self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in keys.names()}
 
-    async def _file_text(self) -> bytes:
+    async def _file_content(self) -> bytes:
         if self._file is None:
             return b""
         try:
@@ -183,28 +184,28 @@ class ApiKeyGuard:
         except OSError as error:
             raise SettingsError(f"KEEPFIT_API_KEYS_FILE cannot be read: {error.strerror}.") from None
 
-    async def _look_forever(self) -> None:
-        """Read the file every second: it is small, and its content tells more surely than its time what changed."""
-        complaint, last = "", self._read
+    async def _reload_forever(self) -> None:
+        """Read the file every second. It is small, and its content shows a change more reliably than its mtime."""
+        logged_reason, last = "", self._loaded
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(RELOAD_S)
             try:
-                before_last, last = last, await self._file_text()
-                if last == self._read:
-                    complaint = ""
-                if last == self._read or last != before_last:
-                    # Nothing new, or somebody may be writing just now: what two looks have found is all of it.
+                before_last, last = last, await self._file_content()
+                if last == self._loaded:
+                    logged_reason = ""
+                if last == self._loaded or last != before_last:
+                    # Unchanged, or possibly half written: only content that two reads agree on is complete.
                     continue
                 before = self._keys.names() if self._keys else set()
-                self._take(last)
+                self._load(last)
                 after = self._keys.names() if self._keys else set()
                 log.info("api_keys_changed", added=sorted(after - before), removed=sorted(before - after))
-                complaint = ""
+                logged_reason = ""
             except SettingsError as error:
-                # The keys that were there stay: a slip in an editor must not lock everybody out.
-                if str(error) != complaint:
+                # Keep the loaded keys: a typo in the file must not lock out every client.
+                if str(error) != logged_reason:
                     log.warning("api_keys_unreadable", reason=str(error))
-                complaint = str(error)
+                logged_reason = str(error)
 
 
 def _read_file(path: Path) -> bytes:
@@ -212,7 +213,7 @@ def _read_file(path: Path) -> bytes:
         return file.read(FILE_BYTES_MAX)
 
 
-def _take_one(bucket: Bucket, caller: Key) -> None:
+def _check_rate(bucket: TokenBucket, caller: Key) -> None:
     if not bucket.take(time.monotonic()):
         raise RateLimitError(
             f"The API key {caller.name!r} may make {caller.rate_per_s:g} requests a second, {caller.burst} at once.",
@@ -220,8 +221,8 @@ def _take_one(bucket: Bucket, caller: Key) -> None:
         )
 
 
-def _marked(answer: Any, name: str, bucket: Bucket | None) -> Any:
-    """Give an answer its id, and what the caller may still ask for."""
+def _with_headers(answer: Any, name: str, bucket: TokenBucket | None) -> Any:
+    """Add the request id and the rate limit of the caller to a response."""
     if type(answer) is SmallResponse:
         answer.fields += f"X-Request-ID: {name}\r\n" + ("" if bucket is None else bucket.fields())
         return answer

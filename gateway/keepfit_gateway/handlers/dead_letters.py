@@ -66,7 +66,7 @@ async def retry_dead(request: web.Request) -> web.Response:
 
     if service.recorder is not None:
         await service.recorder.check()
-    model, retried = await service.models.act(named_hash(request), retry)
+    model, retried = await service.models.run(named_hash(request), retry)
     if retried.sequences:
         service.acceptor.tell(model.hash)
         service.cache.observe_version(model.hash, model.generation, retried.version)

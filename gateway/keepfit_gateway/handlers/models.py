@@ -95,7 +95,7 @@ async def partial_fit(request: web.Request) -> web.Response:
 
     # To be told of a commit one listens before the rows are accepted.
     with service.commit_feed.watch(model_hash) if wait_s else nullcontext() as watch:
-        count, generation, accepted = await service.models.act(model_hash, partial(accept, sent))
+        count, generation, accepted = await service.models.run(model_hash, partial(accept, sent))
         # The rows may be many, and the wait long.
         del sent
         request.app[ROOM].leave(request)
@@ -130,19 +130,19 @@ async def predict(request: web.Request) -> web.Response:
     service, headers, timeout_s = request.app[SERVICE], request.headers, _timeout(request)
     model_hash, sent = read
     operation: Operation = "proba" if sent.proba else "predict"
-    wanted = http_caching.terms(headers)
+    wanted = http_caching.cache_control(headers)
 
     async def ask(model: Model) -> web.Response:
         shaped = await run_in_thread_if_large(sent.size, sent.shape, model.recipe, learning=False)
         key = await run_in_thread_if_large(sent.size, cache.key_of, model_hash, operation, shaped)
-        unchanged = http_caching.still_right(service.cache, headers, wanted, model, key)
+        unchanged = http_caching.not_modified(service.cache, headers, wanted, model, key)
         if unchanged is not None:
             return unchanged
         raw = request.get(http_caching.RAW)
         given = await prediction.predicted(service, model, operation, shaped, key, wanted, raw, timeout_s)
         return http_caching.respond(headers, *given)
 
-    return await service.models.act(model_hash, ask)
+    return await service.models.run(model_hash, ask)
 
 
 async def score(request: web.Request) -> web.Response:
@@ -162,7 +162,7 @@ async def livez(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether this gateway can learn and predict; what else is amiss is told of with a 200."""
-    found = await health.look(request.app[SERVICE])
+    found = await health.probe(request.app[SERVICE])
     answer = schemas.Ready(
         status=found.status,
         redis=found.store,
@@ -178,7 +178,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """GET /metrics: what this gateway has counted, for Prometheus."""
     service = request.app[SERVICE]
-    text = await asyncio.to_thread(metrics.exposition, service, await health.look(service))
+    text = await asyncio.to_thread(metrics.exposition, service, await health.probe(service))
     return web.Response(body=text, headers={"Content-Type": metrics.MEDIA_TYPE})
 
 
@@ -216,7 +216,7 @@ async def _ask(request: web.Request, model_hash: str, operation: Any, sent: Rows
         shaped = await run_in_thread_if_large(sent.size, sent.shape, model.recipe, learning=operation == "score")
         return await service.worker_client.ask(model_hash, operation, model.generation, shaped, timeout_s)
 
-    return await service.models.act(model_hash, ask)
+    return await service.models.run(model_hash, ask)
 
 
 def _timeout(request: web.Request) -> float | None:

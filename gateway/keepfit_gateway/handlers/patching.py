@@ -42,7 +42,7 @@ async def patch_model(request: web.Request) -> web.Response:
 
     # To be told of a commit one listens before the change is accepted.
     with service.commit_feed.watch(model_hash) as watch:
-        generation, accepted = await service.models.act(model_hash, accept)
+        generation, accepted = await service.models.run(model_hash, accept)
         done = None
         if key is not None and wait_s:
             # A key that came before may stand for a change long made; no commit will tell of it again.

@@ -14,7 +14,7 @@ from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import Raw
-from keepfit_gateway.prediction.http_caching import Terms
+from keepfit_gateway.prediction.http_caching import CacheControl
 from keepfit_gateway.service import Service
 
 encode = msgspec.json.Encoder().encode
@@ -34,7 +34,7 @@ async def predicted(
     operation: Operation,
     rows: Rows,
     key: bytes,
-    wanted: Terms,
+    wanted: CacheControl,
     raw: Raw | None,
     timeout_s: float | None = None,
 ) -> CachedReply:
@@ -48,7 +48,7 @@ async def predicted(
         As the workers, or their absence, have it.
     """
     cache = service.cache
-    if wanted.look_up:
+    if wanted.use_cached:
         kept = cache.find(key, model.generation, wanted.age_s_max)
         if kept is not None:
             if raw is not None:
@@ -66,8 +66,8 @@ async def predicted(
             )
         body = encode(answer)
         etag = http_caching.etag_of(key, found.generation, found.version)
-        if wanted.keep:
-            kept = cache.keep(watched, (found.generation, found.version), key, body, etag)
+        if wanted.store:
+            kept = cache.store(watched, (found.generation, found.version), key, body, etag)
             if kept is not None and raw is not None:
                 cache.alias(kept, raw)
     return CachedReply(etag, body)

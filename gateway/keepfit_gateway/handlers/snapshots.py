@@ -68,8 +68,8 @@ async def restore_model(request: web.Request) -> web.Response:
     wish = RestoreOptions(None if form.at is None else times.parse_time(form.at, words=False), form.version)
     if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; make it with POST /v1/models.")
-    answer = await service.worker_client.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, wish=wish)
-    service.models.forget(model_hash)
+    answer = await service.worker_client.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, restore=wish)
+    service.models.invalidate(model_hash)
     service.cache.observe_version(model_hash, answer.generation, answer.version)
     done: dict[str, Any] = answer.result
     snapshot = None if done["document"] is None else _shown(done["document"])

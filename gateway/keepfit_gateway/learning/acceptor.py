@@ -60,14 +60,14 @@ class Acceptor:
         store: redis.asyncio.Redis,
         queue: redis.asyncio.Redis,
         settings: Settings,
-        bell: JobEnqueuer,
+        enqueuer: JobEnqueuer,
         recorder: Recorder | None = None,
     ) -> None:
         self._store = store
         self._store_line = ScriptConnection(store)
         self._queue_line = ScriptConnection(queue)
         self._settings = settings
-        self._bell = bell
+        self._enqueuer = enqueuer
         self._recorder = recorder
         self._requests = Batcher(self._accept)
         self._hints = Batcher(self._tell)
@@ -164,7 +164,7 @@ class Acceptor:
         if rang:
             failpoints.reach("hint.pushed")
             self._lease = run_queue.new_lease()
-            self._bell.ring(run_queue.LEARN, lease)
+            self._enqueuer.enqueue(run_queue.LEARN, lease)
 
     async def close(self) -> None:
         """Wait for what is under way."""

@@ -1,1 +1,1 @@
-"""Predictions that go out: cached, and HTTP's own caching."""
+"""The prediction cache, and HTTP caching."""

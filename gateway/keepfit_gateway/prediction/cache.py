@@ -1,9 +1,9 @@
-"""Predictions kept in memory, to be given again while the model's version is the one they were computed at.
+"""The prediction cache: answers kept in memory while the model has the version that computed them.
 
-Owns the answers, their memory, and what this gateway has heard of versions. Never asks, reads or waits: commits come
-from :mod:`keepfit_gateway.learning.commit_feed`, answers from the handler. Invariant: what is given out was computed at
-the newest version heard of its model, and the subscription that would have told of a newer one was alive less than the
-bound of staleness ago. `docs/concepts/prediction-cache.md` has the reasons.
+Owns the answers, their memory, and the newest version that this gateway has observed of each model. Never sends, reads
+or waits: :mod:`keepfit_gateway.learning.commit_feed` reports commits, handlers store answers. Invariant: a returned
+answer was computed by the newest observed version of its model, and the subscription that reports newer versions was
+alive less than the staleness bound ago. `docs/concepts/prediction-cache.md` has the reasons.
 """
 
 import hashlib
@@ -17,80 +17,80 @@ from typing import Self
 from keepfit.jobs.messages import Operation
 from keepfit.rows.rows import Rows
 
-# Raw request: its path with the query, and its body.
+# A raw request: its path with the query, and its body.
 Raw = tuple[str, bytes]
 
-# Larger answers cost their computing and sending, not their asking; one of them would push out thousands of small ones.
+# A larger answer costs its computation and transfer more than its lookup, and would evict thousands of small ones.
 ANSWER_BYTES_MAX = 256 * 1024
-# Forms in which the same rows are asked for (other spaces, another order of keys, by metadata) that are known by sight.
-RAWS_MAX = 4
-# Dead answers that one call frees: a few ten microseconds, so that no commit of a much asked model holds up the loop.
+# Spellings of the same rows (other spaces, another order of keys, by metadata) that are recognised by their bytes.
+ALIASES_MAX = 4
+# Stale answers that one call frees: some ten microseconds, so that a commit of a popular model does not block the loop.
 SWEEP_COUNT = 64
 
-# What Python and the tables take beside the bytes and strings themselves; measured, and held by a test.
-KEPT_BYTES = 475
-RAW_BYTES = 212
-WATCHED_BYTES = 450
+# Memory of Python objects and tables in addition to the bytes and strings themselves. Measured, and held by a test.
+ANSWER_OVERHEAD_BYTES = 475
+ALIAS_OVERHEAD_BYTES = 212
+MODEL_OVERHEAD_BYTES = 450
 
 
 @dataclass(slots=True, eq=False)
-class Hearing:
-    """One stretch of time in which the subscription lived without a break."""
+class Subscription:
+    """One uninterrupted life of the subscription to commits."""
 
     live: bool = True
 
 
 @dataclass(slots=True, eq=False)
-class Page:
-    """Keys of a model's answers at one version; dead as soon as another version is heard of."""
+class VersionKeys:
+    """Keys of the answers of one version of a model. No longer live as soon as another version is observed."""
 
     live: bool = True
     keys: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
-class Watched:
-    """What is known of one model, from before a question is asked of it to the last answer that is kept.
+class WatchedModel:
+    """State of one model, from before its first worker request until its last answer leaves the cache.
 
-    `newest` is the newest (generation, version) heard; the last version of a generation is infinite, its deletion. It
-    counts only as long as `hearing`, the one in which watching began, lives.
+    `newest` is the newest observed (generation, version); the deletion is the last version of a generation. It is valid
+    only while `subscription`, the one that was live when watching began, is live.
     """
 
     model_hash: str
-    hearing: Hearing
+    subscription: Subscription
     cache: "Cache"
-    asking: int = 0
+    requests: int = 0
     newest: tuple[int, float] | None = None
-    page: Page = field(default_factory=Page)
+    current: VersionKeys = field(default_factory=VersionKeys)
 
     def __enter__(self) -> Self:
-        """Begin to ask."""
-        self.asking += 1
+        """Begin a worker request."""
+        self.requests += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop asking, and forget the model if that was all."""
-        self.asking -= 1
-        self.cache.leave(self)
+        """End a worker request. Stop watching the model if it has no other request and no answer."""
+        self.requests -= 1
+        self.cache.release(self)
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
-    """An answer: the body of a 200, its ETag, and the `time.monotonic()` at which it came."""
+class CachedAnswer:
+    """An answer: the body of a 200 response, its ETag, and the `time.monotonic()` of its arrival."""
 
-    watched: Watched
-    page: Page
+    watched: WatchedModel
+    version_keys: VersionKeys
     key: bytes
     generation: int
     body: bytes
     etag: str
     made_at_s: float
     size: int
-    raws: tuple[Raw, ...] = ()
+    aliases: tuple[Raw, ...] = ()
 
 
 def key_of(model_hash: str, operation: Operation, rows: Rows) -> bytes:
-    """Name a question by what decides its answer but for the version: 32 bytes, SHA-256 of model, operation, rows."""
+    """Return the cache key: 32 bytes, SHA-256 of model, operation and rows. Only the version is not part of it."""
     begin = f"{model_hash} {operation} ".encode()
     if rows.n == 1:
         return hashlib.sha256(begin + rows.encode(), usedforsecurity=False).digest()
@@ -101,176 +101,182 @@ def key_of(model_hash: str, operation: Operation, rows: Rows) -> bytes:
 
 
 class Cache:
-    """Answers of all models, the least recently used leaving first; `bytes_max` of 0 keeps none.
+    """Answers of all models. Evicts the least recently used first; `bytes_max` 0 disables the cache.
 
-    `hits`, `misses` (look-ups), `dropped` (answers whose version was overtaken or could not be vouched for) and `bytes`
-    are for metrics.
+    `hits`, `misses` (of lookups), `dropped` (answers invalidated by a newer version or by an interruption of the
+    subscription) and `bytes` are for metrics.
     """
 
     def __init__(self, bytes_max: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._bytes_max = bytes_max
         self._clock = clock
-        self._models: dict[str, Watched] = {}
-        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
-        self._raw: dict[Raw, Kept] = {}
-        self._dead: list[Page] = []
-        self._orphans: list[dict[str, Watched]] = []
-        self._hearing = Hearing(live=False)
+        self._models: dict[str, WatchedModel] = {}
+        self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
+        self._by_alias: dict[Raw, CachedAnswer] = {}
+        # Invalid, and freed step by step: keys of overtaken versions, and models of interrupted subscriptions.
+        self._stale: list[VersionKeys] = []
+        self._orphaned: list[dict[str, WatchedModel]] = []
+        self._subscription = Subscription(live=False)
         self._fresh_until_s = -math.inf
         self.hits = self.misses = self.dropped = self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._answers)
 
     @property
     def fresh(self) -> bool:
-        """Whether every commit up to a moment within the bound of staleness has been heard."""
+        """Whether every commit up to a moment within the staleness bound has been observed."""
         return self._clock() < self._fresh_until_s
 
     def valid_until(self, until_s: float) -> None:
-        """Note that the subscription is alive, and vouches for what is kept until then (`time.monotonic()`)."""
-        if not self._hearing.live and self._bytes_max:
-            self._hearing = Hearing()
+        """Record that the subscription is alive, and answers are valid until then (`time.monotonic()`)."""
+        if not self._subscription.live and self._bytes_max:
+            self._subscription = Subscription()
         self._fresh_until_s = until_s
 
     def invalidate_all(self) -> None:
-        """Note that the subscription broke: what is known cannot be relied on, nor what is being asked just now."""
-        self._hearing.live = False
+        """Record an interruption of the subscription: invalidate all answers, also those that are being computed."""
+        self._subscription.live = False
         self._fresh_until_s = -math.inf
         if self._models:
-            self._orphans.append(self._models)
+            self._orphaned.append(self._models)
             self._models = {}
         self._sweep()
 
     def observe_version(self, model_hash: str, generation: int, version: float) -> None:
-        """Take in that a model has this version; what was computed at an earlier one is given no more."""
+        """Record that a model has this version. Invalidate answers of earlier ones."""
         watched = self._models.get(model_hash)
         if watched is not None:
-            self._hear(watched, (generation, version))
-            self.leave(watched)
+            self._observe(watched, (generation, version))
+            self.release(watched)
         self._sweep()
 
-    def watch(self, model_hash: str) -> Watched:
-        """Note what is heard of a model within ``with``, while it is asked; begin before, or a commit may be missed."""
+    def watch(self, model_hash: str) -> WatchedModel:
+        """Return a context manager that observes versions of a model during a worker request.
+
+        Enter it before the request is sent; otherwise a commit may be missed.
+        """
         watched = self._models.get(model_hash)
         if watched is None:
-            watched = Watched(model_hash, self._hearing, self)
-            if self._hearing.live:
+            watched = WatchedModel(model_hash, self._subscription, self)
+            if self._subscription.live:
                 self._models[model_hash] = watched
-                self.bytes += WATCHED_BYTES
+                self.bytes += MODEL_OVERHEAD_BYTES
         return watched
 
     def newest(self, model_hash: str) -> tuple[int, float] | None:
-        """Newest (generation, version) of a model, None where that is not known for sure."""
+        """Return the newest (generation, version) of a model; None if it is not known for certain."""
         watched = self._models.get(model_hash)
         return watched.newest if watched is not None and self.fresh else None
 
-    def find(self, key: bytes, generation: int, age_s_max: float = math.inf) -> Kept | None:
-        """Look up the answer to a question, shaped for `generation`, that came at most `age_s_max` ago."""
-        kept = self._valid(self._kept.get(key))
-        if kept is None or kept.generation != generation or self._clock() - kept.made_at_s > age_s_max:
+    def find(self, key: bytes, generation: int, age_s_max: float = math.inf) -> CachedAnswer | None:
+        """Return the answer for `key` and `generation` if it arrived at most `age_s_max` ago. Count a hit or miss."""
+        answer = self._valid(self._answers.get(key))
+        if answer is None or answer.generation != generation or self._clock() - answer.made_at_s > age_s_max:
             self.misses += 1
             return None
         self.hits += 1
-        self._kept.move_to_end(key)
-        return kept
+        self._answers.move_to_end(key)
+        return answer
 
-    def find_raw(self, raw: Raw, age_s_max: float = math.inf) -> Kept | None:
-        """Look up the answer to a request by its very bytes; not finding it is no miss yet."""
-        kept = self._valid(self._raw.get(raw))
-        if kept is None or self._clock() - kept.made_at_s > age_s_max:
+    def find_raw(self, raw: Raw, age_s_max: float = math.inf) -> CachedAnswer | None:
+        """Return the answer for the exact bytes of a request. Counts hits, but not misses: :meth:`find` follows."""
+        answer = self._valid(self._by_alias.get(raw))
+        if answer is None or self._clock() - answer.made_at_s > age_s_max:
             return None
         self.hits += 1
-        self._kept.move_to_end(kept.key)
-        return kept
+        self._answers.move_to_end(answer.key)
+        return answer
 
-    def age_s(self, kept: Kept) -> float:
-        """Seconds since an answer came."""
-        return self._clock() - kept.made_at_s
+    def age_s(self, answer: CachedAnswer) -> float:
+        """Return the seconds since an answer arrived."""
+        return self._clock() - answer.made_at_s
 
-    def keep(self, watched: Watched, version: tuple[int, int], key: bytes, body: bytes, etag: str) -> Kept | None:
-        """Keep an answer of this (generation, version), unless it came too late; return it if it is kept."""
-        if not watched.hearing.live:
+    def store(
+        self, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, etag: str
+    ) -> CachedAnswer | None:
+        """Store an answer of this (generation, version). Return it, or None if it is outdated or too large."""
+        if not watched.subscription.live:
             return None
-        self._hear(watched, version)
-        size = KEPT_BYTES + len(key) + len(body) + len(etag)
-        if version != watched.newest or len(body) > ANSWER_BYTES_MAX or size + WATCHED_BYTES > self._bytes_max:
+        self._observe(watched, version)
+        size = ANSWER_OVERHEAD_BYTES + len(key) + len(body) + len(etag)
+        if version != watched.newest or len(body) > ANSWER_BYTES_MAX or size + MODEL_OVERHEAD_BYTES > self._bytes_max:
             return None
-        before = self._kept.get(key)
+        before = self._answers.get(key)
         if before is not None:
             self._remove(before)
-        kept = Kept(watched, watched.page, key, version[0], body, etag, self._clock(), size)
-        self._kept[key] = kept
-        kept.page.keys.add(key)
+        answer = CachedAnswer(watched, watched.current, key, version[0], body, etag, self._clock(), size)
+        self._answers[key] = answer
+        answer.version_keys.keys.add(key)
         self.bytes += size
         self._shrink()
-        return kept
+        return answer
 
-    def alias(self, kept: Kept, raw: Raw) -> None:
-        """Know a request by its very bytes from now on, as one that `kept` answers."""
-        if self._kept.get(kept.key) is not kept or len(kept.raws) >= RAWS_MAX or raw in self._raw:
+    def alias(self, answer: CachedAnswer, raw: Raw) -> None:
+        """Find `answer` also by the exact bytes of a request from now on."""
+        if self._answers.get(answer.key) is not answer or len(answer.aliases) >= ALIASES_MAX or raw in self._by_alias:
             return
-        size = RAW_BYTES + len(raw[0]) + len(raw[1])
-        kept.raws = (*kept.raws, raw)
-        kept.size += size
+        size = ALIAS_OVERHEAD_BYTES + len(raw[0]) + len(raw[1])
+        answer.aliases = (*answer.aliases, raw)
+        answer.size += size
         self.bytes += size
-        self._raw[raw] = kept
+        self._by_alias[raw] = answer
         self._shrink()
 
-    def _valid(self, kept: Kept | None) -> Kept | None:
-        if kept is None or not kept.page.live or not kept.watched.hearing.live or not self.fresh:
-            return None
-        return kept
-
-    def _hear(self, watched: Watched, version: tuple[int, float]) -> None:
-        # Messages and answers overtake each other; what is older than something heard says nothing.
-        if watched.newest is None or watched.newest < version:
-            watched.newest = version
-            self._turn(watched)
-
-    def _turn(self, watched: Watched) -> None:
-        """Begin a new page; the answers on the old one are dead from now on and are freed bit by bit."""
-        if watched.page.keys:
-            watched.page.live = False
-            self.dropped += len(watched.page.keys)
-            self._dead.append(watched.page)
-            watched.page = Page()
-
-    def leave(self, watched: Watched) -> None:
-        """Forget a model that nobody asks and of which nothing is kept."""
-        idle = not watched.asking and not watched.page.keys
+    def release(self, watched: WatchedModel) -> None:
+        """Stop watching a model that has no worker request and no answer."""
+        idle = not watched.requests and not watched.current.keys
         if idle and self._models.get(watched.model_hash) is watched:
             del self._models[watched.model_hash]
-            self.bytes -= WATCHED_BYTES
+            self.bytes -= MODEL_OVERHEAD_BYTES
+
+    def _valid(self, answer: CachedAnswer | None) -> CachedAnswer | None:
+        if answer is None or not answer.version_keys.live or not answer.watched.subscription.live or not self.fresh:
+            return None
+        return answer
+
+    def _observe(self, watched: WatchedModel, version: tuple[int, float]) -> None:
+        # Messages and answers overtake each other: a version older than an observed one carries no information.
+        if watched.newest is None or watched.newest < version:
+            watched.newest = version
+            self._invalidate(watched)
+
+    def _invalidate(self, watched: WatchedModel) -> None:
+        """Mark all answers of a model as stale. They are freed step by step."""
+        if watched.current.keys:
+            watched.current.live = False
+            self.dropped += len(watched.current.keys)
+            self._stale.append(watched.current)
+            watched.current = VersionKeys()
 
     def _shrink(self) -> None:
-        if self._dead or self._orphans:
+        if self._stale or self._orphaned:
             self._sweep()
-        while self.bytes > self._bytes_max and self._kept:
-            if self._dead or self._orphans:
+        while self.bytes > self._bytes_max and self._answers:
+            if self._stale or self._orphaned:
                 self._sweep()
             else:
-                self._remove(next(iter(self._kept.values())))
+                self._remove(next(iter(self._answers.values())))
 
     def _sweep(self) -> None:
-        """Free some dead answers, and models of a hearing that is over."""
+        """Free some stale answers, and models of interrupted subscriptions."""
         for _ in range(SWEEP_COUNT):
-            while self._dead and not self._dead[-1].keys:
-                self._dead.pop()
-            while self._orphans and not self._orphans[-1]:
-                self._orphans.pop()
-            if self._dead:
-                self._remove(self._kept[self._dead[-1].keys.pop()])
-            elif self._orphans:
-                self._turn(self._orphans[-1].popitem()[1])
-                self.bytes -= WATCHED_BYTES
+            while self._stale and not self._stale[-1].keys:
+                self._stale.pop()
+            while self._orphaned and not self._orphaned[-1]:
+                self._orphaned.pop()
+            if self._stale:
+                self._remove(self._answers[self._stale[-1].keys.pop()])
+            elif self._orphaned:
+                self._invalidate(self._orphaned[-1].popitem()[1])
+                self.bytes -= MODEL_OVERHEAD_BYTES
             else:
                 return
 
-    def _remove(self, kept: Kept) -> None:
-        del self._kept[kept.key]
-        for raw in kept.raws:
-            del self._raw[raw]
-        kept.page.keys.discard(kept.key)
-        self.bytes -= kept.size
-        self.leave(kept.watched)
+    def _remove(self, answer: CachedAnswer) -> None:
+        del self._answers[answer.key]
+        for raw in answer.aliases:
+            del self._by_alias[raw]
+        answer.version_keys.keys.discard(answer.key)
+        self.bytes -= answer.size
+        self.release(answer.watched)

@@ -231,8 +231,8 @@ def test_loopback_takes_no_keys(host: str) -> None:
 async def test_the_start_says_whether_keys_are_asked_for(settings: Settings) -> None:
     """A line in the log tells at start whether anybody may come in, and how many keys there are."""
     for more, expected in (
-        ({}, {"event": "api_keys_not_asked_for", "host": "127.0.0.1", "log_level": "info"}),
-        ({"api_keys": stored(ALL)}, {"event": "api_keys_asked_for", "keys": 1, "log_level": "info"}),
+        ({}, {"event": "api_keys_disabled", "host": "127.0.0.1", "log_level": "info"}),
+        ({"api_keys": stored(ALL)}, {"event": "api_keys_enabled", "keys": 1, "log_level": "info"}),
     ):
         with structlog.testing.capture_logs() as logged:
             async with serving(Settings(**{**settings.model_dump(), **more})):
@@ -274,7 +274,7 @@ async def test_keys_change_without_a_restart(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys put into the file open, keys taken out do not any more; the settings' own stay; a slip changes nothing."""
-    monkeypatch.setattr(guard, "LOOK_S", 0.01)
+    monkeypatch.setattr(guard, "RELOAD_S", 0.01)
     path, first, second = tmp_path / "keys", new_key("first", [READ]), new_key("second", [READ])
     path.write_text(first[1])
     changed = {"api_keys": stored(ALL), "api_keys_file": str(path)}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfit_gateway.auth.rate_limit import Bucket
+from keepfit_gateway.auth.rate_limit import TokenBucket
 
 ITEM = r'"key"(;[a-z]=\d+)+'
 
@@ -18,7 +18,7 @@ ITEM = r'"key"(;[a-z]=\d+)+'
 )
 def test_no_span_of_time_gets_more_than_it_may(rate: float, burst: int, pauses: list[float]) -> None:
     """From any moment to any other no more is let through than the burst and what the rate gave meanwhile."""
-    bucket, now, taken = Bucket(rate, burst, 0.0), 0.0, []
+    bucket, now, taken = TokenBucket(rate, burst, 0.0), 0.0, []
     for pause in pauses:
         now += pause
         if bucket.take(now):
@@ -31,7 +31,7 @@ def test_no_span_of_time_gets_more_than_it_may(rate: float, burst: int, pauses: 
 @given(st.floats(0.1, 1000), st.integers(1, 100))
 def test_who_waits_as_told_is_let_in(rate: float, burst: int) -> None:
     """After `retry_after_s` there is room for one more."""
-    bucket = Bucket(rate, burst, 0.0)
+    bucket = TokenBucket(rate, burst, 0.0)
     while bucket.take(0.0):
         pass
     assert bucket.take(float(bucket.retry_after_s()))
@@ -39,7 +39,7 @@ def test_who_waits_as_told_is_let_in(rate: float, burst: int) -> None:
 
 def test_a_clock_that_stands_gives_nothing() -> None:
     """Time that does not pass, or passes backwards, fills no bucket."""
-    bucket = Bucket(1.0, 1, 100.0)
+    bucket = TokenBucket(1.0, 1, 100.0)
     assert bucket.take(100.0)
     assert not bucket.take(100.0)
     assert not bucket.take(50.0)
@@ -48,7 +48,7 @@ def test_a_clock_that_stands_gives_nothing() -> None:
 @pytest.mark.parametrize(("rate", "burst"), [(0.1, 1), (50.0, 100), (3.3, 7)])
 def test_fields_are_structured_fields(rate: float, burst: int) -> None:
     """Both fields are lists of one string with whole numbers, and what is left never exceeds the quota."""
-    bucket = Bucket(rate, burst, 0.0)
+    bucket = TokenBucket(rate, burst, 0.0)
     for left in range(burst, 0, -1):
         assert bucket.take(0.0)
         (policy_name, policy), (name, limit) = bucket.headers()

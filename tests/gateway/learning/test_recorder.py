@@ -158,14 +158,14 @@ async def test_a_log_that_is_away_refuses_and_a_repeat_is_taken_once(
             assert "nothing is accepted" in (await fit(api, path, "other")).problem(503)["detail"]
             ready = (await api.get("/readyz")).json()
             assert "takes nothing" in ready["row_log"]
-            assert 'keepfit_part_up{part="row_log"} 0.0' in (await api.get("/metrics")).body.decode()
+            assert 'keepfit_dependency_up{dependency="row_log"} 0.0' in (await api.get("/metrics")).body.decode()
             assert await _accepted(logged, path, 1)
             assert found(logged, path) == []
         for _ in range(2):
             assert (await fit(api, path, "mine")).of(202)["sequence"] == 1
         assert (await fit(api, path, "other")).of(202)["sequence"] == 2
         assert (await api.get("/readyz")).json()["row_log"] == "ok"
-        assert 'keepfit_part_up{part="row_log"} 1.0' in (await api.get("/metrics")).body.decode()
+        assert 'keepfit_dependency_up{dependency="row_log"} 1.0' in (await api.get("/metrics")).body.decode()
         assert await _accepted(logged, path, 2)
     assert {(call.origin, call.sequence, call.name) for call in found(logged, path)} == {
         (1, 1, "c:mine"), (1, 2, "c:other"),

@@ -15,11 +15,11 @@ from keepfit.recipe import recipe
 from keepfit.rows import shaping
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.prediction.cache import (
+    ALIASES_MAX,
     ANSWER_BYTES_MAX,
-    KEPT_BYTES,
-    RAWS_MAX,
+    ANSWER_OVERHEAD_BYTES,
+    MODEL_OVERHEAD_BYTES,
     SWEEP_COUNT,
-    WATCHED_BYTES,
     Cache,
     key_of,
 )
@@ -52,7 +52,7 @@ def listening(bytes_max: int = ROOMY) -> Cache:
 def put(cache: Cache, key: bytes, version: tuple[int, int] = (1, 1), model: str = MODEL, body: bytes = b"{}") -> bool:
     """Ask and answer at once, known by its bytes too; tell whether the answer was kept."""
     with cache.watch(model) as watched:
-        kept = cache.keep(watched, version, key, body, 'W/"e"')
+        kept = cache.store(watched, version, key, body, 'W/"e"')
         if kept is not None:
             cache.alias(kept, (PATH, key))
     return kept is not None
@@ -93,11 +93,11 @@ def test_a_late_answer_is_not_kept() -> None:
     cache = listening()
     with cache.watch(MODEL) as watched:
         cache.observe_version(MODEL, 1, 6)
-        assert cache.keep(watched, (1, 5), b"k" * 32, b"{}", "e") is None
+        assert cache.store(watched, (1, 5), b"k" * 32, b"{}", "e") is None
     with cache.watch(MODEL) as watched:
         cache.observe_version(MODEL, 1, DELETED)
-        assert cache.keep(watched, (1, 7), b"k" * 32, b"{}", "e") is None
-        assert cache.keep(watched, (2, 0), b"k" * 32, b"{}", "e") is not None
+        assert cache.store(watched, (1, 7), b"k" * 32, b"{}", "e") is None
+        assert cache.store(watched, (2, 0), b"k" * 32, b"{}", "e") is not None
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -109,7 +109,7 @@ def test_what_was_asked_before_a_break_is_not_kept_after_it(again: bool) -> None
         cache.invalidate_all()
         if again:
             cache.valid_until(math.inf)
-        assert cache.keep(watched, (1, 1), b"l" * 32, b"{}", "e") is None
+        assert cache.store(watched, (1, 1), b"l" * 32, b"{}", "e") is None
     assert cache.find(b"k" * 32, 1) is cache.newest(MODEL) is None
     assert (cache.bytes, len(cache), cache.dropped) == (0, 0, 1)
     assert put(cache, b"k" * 32) is again
@@ -137,14 +137,14 @@ def test_the_least_recently_used_leaves_first() -> None:
     """Over the bound the answer that was not used for longest goes, with all that led to it."""
     cache = listening()
     put(cache, bytes(32))
-    each = cache.bytes - WATCHED_BYTES
-    cache = listening(WATCHED_BYTES + 3 * each)
+    each = cache.bytes - MODEL_OVERHEAD_BYTES
+    cache = listening(MODEL_OVERHEAD_BYTES + 3 * each)
     for i in range(3):
         put(cache, bytes([i]) * 32)
     assert cache.find_raw((PATH, bytes(32))) is not None
     put(cache, bytes([3]) * 32)
     assert [cache.find_raw((PATH, bytes([i]) * 32)) is not None for i in range(4)] == [True, False, True, True]
-    assert cache.bytes == WATCHED_BYTES + 3 * each
+    assert cache.bytes == MODEL_OVERHEAD_BYTES + 3 * each
 
 
 def test_what_is_too_large_is_not_kept() -> None:
@@ -153,7 +153,7 @@ def test_what_is_too_large_is_not_kept() -> None:
     put(cache, b"k" * 32)
     assert not put(cache, b"l" * 32, body=bytes(ANSWER_BYTES_MAX + 1))
     assert cache.find(b"k" * 32, 1) is not None
-    for bytes_max in (0, KEPT_BYTES):
+    for bytes_max in (0, ANSWER_OVERHEAD_BYTES):
         assert not put(listening(bytes_max), b"k" * 32)
 
 
@@ -161,13 +161,13 @@ def test_one_answer_has_few_aliases() -> None:
     """The same rows written in ever other ways do not fill the memory."""
     cache = listening()
     with cache.watch(MODEL) as watched:
-        kept = cache.keep(watched, (1, 1), b"k" * 32, b"{}", "e")
+        kept = cache.store(watched, (1, 1), b"k" * 32, b"{}", "e")
     assert kept is not None
     for i in range(10):
         cache.alias(kept, (PATH, bytes(i)))
         cache.alias(kept, (PATH, bytes(i)))
-    assert [cache.find_raw((PATH, bytes(i))) is kept for i in range(10)] == [True] * RAWS_MAX + [False] * (
-        10 - RAWS_MAX
+    assert [cache.find_raw((PATH, bytes(i))) is kept for i in range(10)] == [True] * ALIASES_MAX + [False] * (
+        10 - ALIASES_MAX
     )
 
 
@@ -199,7 +199,7 @@ def test_the_count_of_bytes_is_honest(models: int, body_bytes: int, raws: int) -
         for i in range(4000):
             with cache.watch(f"{i % models:064x}") as watched:
                 body, etag = os.urandom(body_bytes), f'W/"1-1-{os.urandom(16).hex()}"'
-                kept = cache.keep(watched, (1, 1), os.urandom(32), body, etag)
+                kept = cache.store(watched, (1, 1), os.urandom(32), body, etag)
                 assert kept is not None
                 for number in range(raws):
                     cache.alias(kept, (f"/v1/models/{i:064x}/predict?{number}", os.urandom(body_bytes // 2)))
@@ -248,7 +248,7 @@ class CacheAgainstTruth(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.cache = Untidy(WATCHED_BYTES * 2 + 4 * (KEPT_BYTES + 500), self.clock)
+        self.cache = Untidy(MODEL_OVERHEAD_BYTES * 2 + 4 * (ANSWER_OVERHEAD_BYTES + 500), self.clock)
         self.truth = {MODEL: Truth(), OTHER: Truth()}
         self.heard: dict[str, Version] = {}
         # What was published or asked on the subscription and not read yet: commits, and the times of pings.
@@ -325,7 +325,7 @@ class CacheAgainstTruth(RuleBasedStateMachine):
             if version != DELETED:
                 body = f"{asked.model} {asked.question} {generation} {version}".encode()
                 key = asked.question.to_bytes(32, "big")
-                kept = self.cache.keep(asked.watched, (generation, int(version)), key, body, "etag")  # type: ignore[arg-type]
+                kept = self.cache.store(asked.watched, (generation, int(version)), key, body, "etag")  # type: ignore[arg-type]
                 if kept is not None:
                     self.heard[asked.model] = max(self.heard.get(asked.model, (0, 0)), asked.computed)
                     self.cache.alias(kept, (asked.model, key))
@@ -394,9 +394,9 @@ class CacheAgainstTruth(RuleBasedStateMachine):
         """Bytes are what is kept, within the bound but for models that are only asked."""
         cache = self.cache
         watched = len(cache._models) + sum(map(len, cache._orphans))
-        assert cache.bytes == sum(kept.size for kept in cache._kept.values()) + watched * WATCHED_BYTES
+        assert cache.bytes == sum(kept.size for kept in cache._kept.values()) + watched * MODEL_OVERHEAD_BYTES
         only_asked = sum(not model.page.keys for model in cache._models.values()) + sum(map(len, cache._orphans))
-        assert cache.bytes - only_asked * WATCHED_BYTES <= cache._bytes_max
+        assert cache.bytes - only_asked * MODEL_OVERHEAD_BYTES <= cache._bytes_max
         assert {raw for kept in cache._kept.values() for raw in kept.raws} == cache._raw.keys()
         assert all(watched.asking or watched.page.keys for watched in cache._models.values())
 
