@@ -21,6 +21,7 @@ from keepfit.recipe.patch import in_force
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
+from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.worker_client import WorkerClient
 
 T = TypeVar("T")
@@ -90,11 +91,11 @@ class ModelLookup:
             model = await self._store.describe(model_hash)
             if model is None:
                 raise NotFoundError(f"The model {model_hash} has just been deleted.")
-        self._store_cached(model)
+        self._cache(model)
         self._observe_version(model.hash, model.generation, model.version)
         return model
 
-    def _store_cached(self, model: Model) -> None:
+    def _cache(self, model: Model) -> None:
         if model.recipe.object is not None:
             # An object may have a megabyte, and shaping rows needs its head only.
             short = msgspec.structs.replace(model.recipe, object=uploads.head(model.recipe.object))
@@ -138,6 +139,10 @@ class ModelLookup:
         registered = await self._history.unregister(model_hash)
         failpoints.reach("model.unregistered")
         live = await self._store.delete(model_hash)
+        cached = self.cached(model_hash)
+        if cached is not None:
+            # The commit feed reports the deletion too, but possibly after the response to this request.
+            self._observe_version(model_hash, cached.generation, DELETED)
         self.invalidate(model_hash)
         if not registered and not live:
             raise NotFoundError(f"There is no model {model_hash}.")

@@ -1,4 +1,4 @@
-"""The cache of predictions as a structure: what it gives out is right, and it costs what it says."""
+"""The prediction cache as a data structure: its answers are valid, and its count of bytes is right."""
 
 import math
 import os
@@ -32,34 +32,34 @@ PATH = f"/v1/models/{MODEL}/predict"
 
 
 class Clock:
-    """A clock that the test turns."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
 
     def __call__(self) -> float:
-        """Return the time."""
+        """Return the current time in seconds."""
         return self.now_s
 
 
-def listening(bytes_max: int = ROOMY) -> Cache:
-    """Return a cache whose subscription lives for ever."""
+def subscribed(bytes_max: int = ROOMY) -> Cache:
+    """Return a cache whose subscription is never interrupted."""
     cache = Cache(bytes_max)
     cache.valid_until(math.inf)
     return cache
 
 
 def put(cache: Cache, key: bytes, version: tuple[int, int] = (1, 1), model: str = MODEL, body: bytes = b"{}") -> bool:
-    """Ask and answer at once, known by its bytes too; tell whether the answer was kept."""
+    """Store an answer and its alias. Return whether the answer was stored."""
     with cache.watch(model) as watched:
-        kept = cache.store(watched, version, key, body, 'W/"e"')
-        if kept is not None:
-            cache.alias(kept, (PATH, key))
-    return kept is not None
+        answer = cache.store(watched, version, key, body, 'W/"e"')
+        if answer is not None:
+            cache.alias(answer, (PATH, key))
+    return answer is not None
 
 
-def test_equal_rows_are_one_question() -> None:
-    """1 and 1.0, and another order of columns, give the same key; another operation, model or value another one."""
+def test_equal_rows_have_one_key() -> None:
+    """1 and 1.0, and another order of columns, give the same key; another operation, model or value a different one."""
     plain, shoes = recipe.parse(dict(REGRESSOR)), recipe.parse(SHOES_RECIPE)
 
     def key(X: list[object], of: recipe.Recipe = plain, model: str = MODEL, proba: bool = False) -> bytes:
@@ -71,9 +71,9 @@ def test_equal_rows_are_one_question() -> None:
     assert len(set(others)) == len(others)
 
 
-def test_an_answer_is_given_until_its_version_is_overtaken() -> None:
-    """What is kept is found by key and by bytes, until another version is heard of, also in an answer."""
-    cache = listening()
+def test_an_answer_is_found_until_a_newer_version_is_observed() -> None:
+    """An answer is found by key and by alias until a commit or another answer shows a newer version."""
+    cache = subscribed()
     put(cache, b"k" * 32)
     assert cache.find(b"k" * 32, 1) is cache.find_raw((PATH, b"k" * 32)) is not None
     assert cache.find(b"k" * 32, 2) is None
@@ -88,9 +88,9 @@ def test_an_answer_is_given_until_its_version_is_overtaken() -> None:
     assert (cache.hits, cache.misses, cache.dropped, len(cache)) == (3, 3, 2, 1)
 
 
-def test_a_late_answer_is_not_kept() -> None:
-    """A commit heard while a question is under way outlives it: the answer of the version before comes too late."""
-    cache = listening()
+def test_an_outdated_answer_is_not_stored() -> None:
+    """An answer of an earlier version than the one observed during its request is not stored."""
+    cache = subscribed()
     with cache.watch(MODEL) as watched:
         cache.observe_version(MODEL, 1, 6)
         assert cache.store(watched, (1, 5), b"k" * 32, b"{}", "e") is None
@@ -100,45 +100,45 @@ def test_a_late_answer_is_not_kept() -> None:
         assert cache.store(watched, (2, 0), b"k" * 32, b"{}", "e") is not None
 
 
-@pytest.mark.parametrize("again", [True, False])
-def test_what_was_asked_before_a_break_is_not_kept_after_it(again: bool) -> None:
-    """An answer whose question was asked before the subscription broke may have missed a commit."""
-    cache = listening()
+@pytest.mark.parametrize("resubscribed", [True, False])
+def test_an_answer_requested_before_an_interruption_is_not_stored(resubscribed: bool) -> None:
+    """An answer requested before an interruption of the subscription is not stored: a commit may have been missed."""
+    cache = subscribed()
     put(cache, b"k" * 32)
     with cache.watch(MODEL) as watched:
         cache.invalidate_all()
-        if again:
+        if resubscribed:
             cache.valid_until(math.inf)
         assert cache.store(watched, (1, 1), b"l" * 32, b"{}", "e") is None
     assert cache.find(b"k" * 32, 1) is cache.newest(MODEL) is None
     assert (cache.bytes, len(cache), cache.dropped) == (0, 0, 1)
-    assert put(cache, b"k" * 32) is again
+    assert put(cache, b"k" * 32) is resubscribed
 
 
-def test_nothing_is_given_while_nobody_vouches_for_it() -> None:
-    """Past the time that the subscription vouches for nothing is given; after its next sign of life it is again."""
+def test_nothing_is_found_after_the_staleness_bound() -> None:
+    """Nothing is found after the time until which answers are valid; the next ping makes them valid again."""
     clock = Clock()
     cache = Cache(ROOMY, clock)
     assert not put(cache, b"k" * 32)
     cache.valid_until(clock.now_s + 2)
     put(cache, b"k" * 32)
     clock.now_s += 1.5
-    kept = cache.find(b"k" * 32, 1)
-    assert kept is not None
-    assert cache.age_s(kept) == 1.5
+    answer = cache.find(b"k" * 32, 1)
+    assert answer is not None
+    assert cache.age_s(answer) == 1.5
     assert cache.find(b"k" * 32, 1, age_s_max=1.4) is cache.find_raw((PATH, b"k" * 32), age_s_max=1.4) is None
     clock.now_s += 0.5
     assert cache.find(b"k" * 32, 1) is cache.find_raw((PATH, b"k" * 32)) is cache.newest(MODEL) is None
     cache.valid_until(clock.now_s + 2)
-    assert cache.find(b"k" * 32, 1) is kept
+    assert cache.find(b"k" * 32, 1) is answer
 
 
-def test_the_least_recently_used_leaves_first() -> None:
-    """Over the bound the answer that was not used for longest goes, with all that led to it."""
-    cache = listening()
+def test_the_least_recently_used_answer_is_evicted_first() -> None:
+    """Above the bound the answer with the oldest use is evicted, with its aliases."""
+    cache = subscribed()
     put(cache, bytes(32))
     each = cache.bytes - MODEL_OVERHEAD_BYTES
-    cache = listening(MODEL_OVERHEAD_BYTES + 3 * each)
+    cache = subscribed(MODEL_OVERHEAD_BYTES + 3 * each)
     for i in range(3):
         put(cache, bytes([i]) * 32)
     assert cache.find_raw((PATH, bytes(32))) is not None
@@ -147,37 +147,37 @@ def test_the_least_recently_used_leaves_first() -> None:
     assert cache.bytes == MODEL_OVERHEAD_BYTES + 3 * each
 
 
-def test_what_is_too_large_is_not_kept() -> None:
-    """A huge answer pushes out nothing, and a bound of 0 keeps nothing at all."""
-    cache = listening()
+def test_a_too_large_answer_is_not_stored() -> None:
+    """A huge answer evicts nothing, and a bound of 0 disables the cache."""
+    cache = subscribed()
     put(cache, b"k" * 32)
     assert not put(cache, b"l" * 32, body=bytes(ANSWER_BYTES_MAX + 1))
     assert cache.find(b"k" * 32, 1) is not None
     for bytes_max in (0, ANSWER_OVERHEAD_BYTES):
-        assert not put(listening(bytes_max), b"k" * 32)
+        assert not put(subscribed(bytes_max), b"k" * 32)
 
 
-def test_one_answer_has_few_aliases() -> None:
-    """The same rows written in ever other ways do not fill the memory."""
-    cache = listening()
+def test_the_aliases_of_an_answer_are_limited() -> None:
+    """An answer has at most ALIASES_MAX aliases, so spellings of the same rows do not fill the memory."""
+    cache = subscribed()
     with cache.watch(MODEL) as watched:
-        kept = cache.store(watched, (1, 1), b"k" * 32, b"{}", "e")
-    assert kept is not None
+        answer = cache.store(watched, (1, 1), b"k" * 32, b"{}", "e")
+    assert answer is not None
     for i in range(10):
-        cache.alias(kept, (PATH, bytes(i)))
-        cache.alias(kept, (PATH, bytes(i)))
-    assert [cache.find_raw((PATH, bytes(i))) is kept for i in range(10)] == [True] * ALIASES_MAX + [False] * (
+        cache.alias(answer, (PATH, bytes(i)))
+        cache.alias(answer, (PATH, bytes(i)))
+    assert [cache.find_raw((PATH, bytes(i))) is answer for i in range(10)] == [True] * ALIASES_MAX + [False] * (
         10 - ALIASES_MAX
     )
 
 
-@pytest.mark.parametrize("broken", [True, False])
-def test_many_dead_answers_are_freed_bit_by_bit(broken: bool) -> None:
-    """A commit or a break drops thousands of answers at once, and frees some with each call after it."""
-    cache = listening()
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_stale_answers_are_freed_step_by_step(interrupted: bool) -> None:
+    """A commit or an interruption invalidates thousands of answers at once; each later call frees some of them."""
+    cache = subscribed()
     for i in range(10 * SWEEP_COUNT):
         put(cache, i.to_bytes(32, "big"))
-    if broken:
+    if interrupted:
         cache.invalidate_all()
     else:
         cache.observe_version(MODEL, 1, 2)
@@ -189,20 +189,20 @@ def test_many_dead_answers_are_freed_bit_by_bit(broken: bool) -> None:
     assert (cache.bytes, len(cache)) == (0, 0)
 
 
-@pytest.mark.parametrize(("models", "body_bytes", "raws"), [(1, 140, 0), (1, 140, 4), (2000, 140, 1), (20, 4000, 1)])
-def test_the_count_of_bytes_is_honest(models: int, body_bytes: int, raws: int) -> None:
-    """What the cache says it holds is within a factor of 1.5 of what Python has allocated for it."""
-    cache = listening(1 << 30)
+@pytest.mark.parametrize(("models", "body_bytes", "aliases"), [(1, 140, 0), (1, 140, 4), (2000, 140, 1), (20, 4000, 1)])
+def test_the_count_of_bytes_matches_the_allocated_memory(models: int, body_bytes: int, aliases: int) -> None:
+    """The cache's count of bytes is within a factor of 1.5 of the memory that Python has allocated for it."""
+    cache = subscribed(1 << 30)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for i in range(4000):
             with cache.watch(f"{i % models:064x}") as watched:
                 body, etag = os.urandom(body_bytes), f'W/"1-1-{os.urandom(16).hex()}"'
-                kept = cache.store(watched, (1, 1), os.urandom(32), body, etag)
-                assert kept is not None
-                for number in range(raws):
-                    cache.alias(kept, (f"/v1/models/{i:064x}/predict?{number}", os.urandom(body_bytes // 2)))
+                answer = cache.store(watched, (1, 1), os.urandom(32), body, etag)
+                assert answer is not None
+                for number in range(aliases):
+                    cache.alias(answer, (f"/v1/models/{i:064x}/predict?{number}", os.urandom(body_bytes // 2)))
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
@@ -216,8 +216,8 @@ Version = tuple[int, float]
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
-    """A question under way."""
+class Pending:
+    """A worker request without an answer."""
 
     model: str
     question: int
@@ -228,14 +228,14 @@ class Asked:
 
 @dataclass(slots=True)
 class Truth:
-    """What Redis holds of a model, and when each version was overtaken."""
+    """The version of a model in Redis, and when each earlier one was replaced."""
 
     version: Version = (1, 0)
-    over_at_s: dict[Version, float] = field(default_factory=dict)
+    replaced_at_s: dict[Version, float] = field(default_factory=dict)
 
 
-class Untidy(Cache):
-    """A cache that frees what is dead as late as it may, so that something may go wrong with it."""
+class LateSweeper(Cache):
+    """A cache that frees stale answers as late as possible, so that a wrong use of them shows."""
 
     def _sweep(self) -> None:
         if self.bytes > self._bytes_max:
@@ -243,92 +243,92 @@ class Untidy(Cache):
 
 
 class CacheAgainstTruth(RuleBasedStateMachine):
-    """Commits, answers, breaks and pings in any order, against a Redis that is two dictionaries and a pipe."""
+    """Commits, answers, interruptions and pings in any order, against a model of Redis: two dictionaries and a pipe."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.cache = Untidy(MODEL_OVERHEAD_BYTES * 2 + 4 * (ANSWER_OVERHEAD_BYTES + 500), self.clock)
+        self.cache = LateSweeper(MODEL_OVERHEAD_BYTES * 2 + 4 * (ANSWER_OVERHEAD_BYTES + 500), self.clock)
         self.truth = {MODEL: Truth(), OTHER: Truth()}
-        self.heard: dict[str, Version] = {}
-        # What was published or asked on the subscription and not read yet: commits, and the times of pings.
+        self.observed: dict[str, Version] = {}
+        # Unread messages of the subscription: commits, and the times of pings.
         self.pipe: list[tuple[str, Version] | float] | None = None
-        self.vouched_s = -math.inf
-        self.under_way: list[Asked] = []
+        self.valid_until_s = -math.inf
+        self.pending: list[Pending] = []
         self.live()
 
     def publish(self, model: str, version: Version) -> None:
-        """Change a model, and tell of it."""
+        """Change the version of a model and publish it."""
         truth = self.truth[model]
-        truth.over_at_s[truth.version] = self.clock.now_s
+        truth.replaced_at_s[truth.version] = self.clock.now_s
         truth.version = version
         if self.pipe is not None:
             self.pipe.append((model, version))
 
     @invariant()
-    def gives_what_is_right(self) -> None:
-        """Whatever is looked up is not found, or right."""
+    def answers_are_valid(self) -> None:
+        """A lookup finds a valid answer or nothing."""
         for question in range(3):
             for raw in (True, False):
                 self.check(MODEL, question, raw)
                 self.check(OTHER, question + 10, raw)
 
     def check(self, model: str, question: int, raw: bool) -> None:
-        """Look up a question; what is found must be right."""
+        """Look up a key; a found answer must be valid."""
         key = question.to_bytes(32, "big")
-        kept = self.cache.find_raw((model, key)) if raw else self.cache.find(key, self.truth[model].version[0])
-        if kept is None:
+        answer = self.cache.find_raw((model, key)) if raw else self.cache.find(key, self.truth[model].version[0])
+        if answer is None:
             return
-        name, asked, generation, version = kept.body.decode().split()
+        name, named, generation, version = answer.body.decode().split()
         found = int(generation), int(version)
-        assert (name, asked) == (model, str(question))
+        assert (name, named) == (model, str(question))
         assert self.pipe is not None
-        assert self.clock.now_s < self.vouched_s
-        assert found == self.heard[model]
-        assert self.clock.now_s < self.truth[model].over_at_s.get(found, math.inf) + BOUND_S
+        assert self.clock.now_s < self.valid_until_s
+        assert found == self.observed[model]
+        assert self.clock.now_s < self.truth[model].replaced_at_s.get(found, math.inf) + BOUND_S
 
     @rule(model=MODELS, question=QUESTIONS)
     def ask(self, model: str, question: int) -> None:
-        """Begin to ask."""
+        """Begin a worker request."""
         watching = ExitStack()
         watched = watching.enter_context(self.cache.watch(model))
-        self.under_way.append(Asked(model, question + 10 * (model == OTHER), watching, watched))
+        self.pending.append(Pending(model, question + 10 * (model == OTHER), watching, watched))
 
-    @precondition(lambda self: self.under_way)
+    @precondition(lambda self: self.pending)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
-        """Compute an answer by the version that is live now."""
-        asked = data.draw(st.sampled_from(self.under_way))
-        asked.computed = self.truth[asked.model].version
+        """Compute an answer with the live version."""
+        request = data.draw(st.sampled_from(self.pending))
+        request.computed = self.truth[request.model].version
 
-    @precondition(lambda self: any(asked.computed for asked in self.under_way))
+    @precondition(lambda self: any(request.computed for request in self.pending))
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
-        """Take in an answer, which may be late."""
-        self.take(data.draw(st.sampled_from([asked for asked in self.under_way if asked.computed])))
+        """Receive an answer, which may be late."""
+        self.receive(data.draw(st.sampled_from([request for request in self.pending if request.computed])))
 
     @rule(model=MODELS, question=QUESTIONS)
     def ask_and_answer(self, model: str, question: int) -> None:
-        """Ask and answer at once, whatever is kept."""
+        """Send a worker request and receive its answer at once."""
         question += 10 * (model == OTHER)
         watching = ExitStack()
         watched = watching.enter_context(self.cache.watch(model))
-        self.under_way.append(Asked(model, question, watching, watched, self.truth[model].version))
-        self.take(self.under_way[-1])
+        self.pending.append(Pending(model, question, watching, watched, self.truth[model].version))
+        self.receive(self.pending[-1])
 
-    def take(self, asked: Asked) -> None:
-        """Take in an answer."""
-        self.under_way.remove(asked)
-        assert asked.computed is not None
-        generation, version = asked.computed
-        with asked.watching:
+    def receive(self, request: Pending) -> None:
+        """Receive an answer."""
+        self.pending.remove(request)
+        assert request.computed is not None
+        generation, version = request.computed
+        with request.watching:
             if version != DELETED:
-                body = f"{asked.model} {asked.question} {generation} {version}".encode()
-                key = asked.question.to_bytes(32, "big")
-                kept = self.cache.store(asked.watched, (generation, int(version)), key, body, "etag")  # type: ignore[arg-type]
-                if kept is not None:
-                    self.heard[asked.model] = max(self.heard.get(asked.model, (0, 0)), asked.computed)
-                    self.cache.alias(kept, (asked.model, key))
+                body = f"{request.model} {request.question} {generation} {version}".encode()
+                key = request.question.to_bytes(32, "big")
+                answer = self.cache.store(request.watched, (generation, int(version)), key, body, "etag")  # type: ignore[arg-type]
+                if answer is not None:
+                    self.observed[request.model] = max(self.observed.get(request.model, (0, 0)), request.computed)
+                    self.cache.alias(answer, (request.model, key))
 
     @rule(model=MODELS)
     def commit(self, model: str) -> None:
@@ -344,7 +344,7 @@ class CacheAgainstTruth(RuleBasedStateMachine):
 
     @rule()
     def live(self) -> None:
-        """Have the subscription live and read to its end."""
+        """Subscribe, and read the subscription to its end."""
         self.connect()
         self.ping()
         while self.pipe:
@@ -353,63 +353,64 @@ class CacheAgainstTruth(RuleBasedStateMachine):
     @precondition(lambda self: self.pipe is not None)
     @rule()
     def ping(self) -> None:
-        """Ask for a sign of life."""
+        """Send a ping."""
         assert self.pipe is not None
         self.pipe.append(self.clock.now_s)
 
     @precondition(lambda self: self.pipe)
     @rule()
     def read(self) -> None:
-        """Read what came first over the subscription."""
+        """Read the next message of the subscription."""
         assert self.pipe is not None
         message = self.pipe.pop(0)
         if isinstance(message, float):
-            self.vouched_s = message + BOUND_S
-            self.cache.valid_until(self.vouched_s)
+            self.valid_until_s = message + BOUND_S
+            self.cache.valid_until(self.valid_until_s)
         else:
             model, version = message
-            self.heard[model] = max(self.heard.get(model, (0, 0)), version)
+            self.observed[model] = max(self.observed.get(model, (0, 0)), version)
             self.cache.observe_version(model, *version)
 
     @rule()
     def disconnect(self) -> None:
-        """Break the subscription, with all that was in it."""
-        self.pipe, self.vouched_s = None, -math.inf
-        self.heard.clear()
+        """Interrupt the subscription and lose its unread messages."""
+        self.pipe, self.valid_until_s = None, -math.inf
+        self.observed.clear()
         self.cache.invalidate_all()
 
     @rule()
     def connect(self) -> None:
-        """Subscribe, if that is not so; what is published from now on comes through."""
+        """Subscribe, if there is no subscription."""
         if self.pipe is None:
             self.pipe = [self.clock.now_s]
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 1.9]))
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.clock.now_s += seconds
 
     @invariant()
-    def is_bounded_and_counts_right(self) -> None:
-        """Bytes are what is kept, within the bound but for models that are only asked."""
+    def bytes_are_counted_and_bounded(self) -> None:
+        """The count of bytes is exact, and within the bound except for models without an answer."""
         cache = self.cache
-        watched = len(cache._models) + sum(map(len, cache._orphans))
-        assert cache.bytes == sum(kept.size for kept in cache._kept.values()) + watched * MODEL_OVERHEAD_BYTES
-        only_asked = sum(not model.page.keys for model in cache._models.values()) + sum(map(len, cache._orphans))
-        assert cache.bytes - only_asked * MODEL_OVERHEAD_BYTES <= cache._bytes_max
-        assert {raw for kept in cache._kept.values() for raw in kept.raws} == cache._raw.keys()
-        assert all(watched.asking or watched.page.keys for watched in cache._models.values())
+        watched = len(cache._models) + sum(map(len, cache._orphaned))
+        assert cache.bytes == sum(answer.size for answer in cache._answers.values()) + watched * MODEL_OVERHEAD_BYTES
+        without_answer = sum(not model.current.keys for model in cache._models.values())
+        without_answer += sum(map(len, cache._orphaned))
+        assert cache.bytes - without_answer * MODEL_OVERHEAD_BYTES <= cache._bytes_max
+        assert {raw for answer in cache._answers.values() for raw in answer.aliases} == cache._by_alias.keys()
+        assert all(watched.requests or watched.current.keys for watched in cache._models.values())
 
     def teardown(self) -> None:
-        """See that nothing is left of anything once it is over."""
-        for asked in self.under_way:
-            asked.watching.close()
+        """Check that nothing is left after an interruption and a complete sweep."""
+        for request in self.pending:
+            request.watching.close()
         self.cache.invalidate_all()
-        while self.cache._dead or self.cache._orphans:
+        while self.cache._stale or self.cache._orphaned:
             Cache._sweep(self.cache)
-        assert (self.cache.bytes, len(self.cache), self.cache._raw) == (0, 0, {})
+        assert (self.cache.bytes, len(self.cache), self.cache._by_alias) == (0, 0, {})
 
 
 TestCacheAgainstTruth = CacheAgainstTruth.TestCase
-TestCacheAgainstTruth.__doc__ = "What is given out is of the newest version heard, whatever happens in whatever order."
+TestCacheAgainstTruth.__doc__ = "A found answer is of the newest observed version, for any order of events."
 TestCacheAgainstTruth.settings = hypothesis_settings(max_examples=60, stateful_step_count=50, deadline=None)
