@@ -1,4 +1,4 @@
-"""Measure keepfit and its peers under the same load on one machine.
+"""Benchmarks of keepfit and its peers under the same load on one machine.
 
 `make bench` runs it and writes docs/operations/performance.md.
 """

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import history, machine, rowlog, scenarios
+from benchmarks import bench, history, machine, rowlog, scenarios
 from benchmarks.load import LoadError, require_wrk
 from benchmarks.profile import take_profile
 from benchmarks.report import summary, write
@@ -21,11 +21,10 @@ from benchmarks.results import Results
 from benchmarks.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
-KEPT = Path(__file__).with_name(".results") / "latest.json"
+RESULTS_PATH = Path(__file__).with_name(".results") / "latest.json"
 GROUPS = (*(system.name for system in SYSTEMS), "models", "workers", "snapshots", "restore", "profile")
-# Not for docs/operations/performance.md: their figures are in docs/guides/history.md and docs/concepts/row-log.md.
+# Not part of docs/operations/performance.md: their figures are in docs/guides/history.md and docs/concepts/row-log.md.
 HISTORY, ROW_LOG = "history", "rowlog"
-PARTS = (*GROUPS, HISTORY, ROW_LOG)
 
 err = Console(stderr=True)
 
@@ -35,69 +34,75 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Measure a part and print it, without writing docs: {', '.join((*GROUPS, HISTORY, ROW_LOG))}."
+            help=f"Measure one group and print it, without writing docs: {', '.join((*GROUPS, HISTORY, ROW_LOG))}."
         ),
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="With --only: write docs with this part's new figures.")
+        bool, typer.Option("--update", help="With --only: write docs with the new figures of this group.")
     ] = False,
-    render: Annotated[bool, typer.Option("--render", help="Write docs again from the last results.")] = False,
+    render: Annotated[
+        bool, typer.Option("--render", help="Write docs from the last results, without measuring.")
+    ] = False,
 ) -> None:
     """Measure keepfit and its peers under the same load, and write docs/operations/performance.md."""
-    wanted = frozenset(only or ())
-    if wanted == {HISTORY}:
+    selected = frozenset(only or ())
+    if selected == {HISTORY}:
         history.main(documents=history.COUNT_QUICK if quick else history.COUNT_FULL)
         return
-    if wanted == {ROW_LOG}:
+    if selected == {ROW_LOG}:
         rowlog.main(rowlog.ROUNDS_QUICK if quick else rowlog.ROUNDS_FULL)
         return
-    if wanted - set(GROUPS):
-        raise typer.BadParameter(f"{', '.join(sorted(wanted - set(GROUPS)))}: there are {', '.join(GROUPS)}")
+    if selected - set(GROUPS):
+        raise typer.BadParameter(f"{', '.join(sorted(selected - set(GROUPS)))}: choose from {', '.join(GROUPS)}")
     if render:
-        write(Results.load(KEPT), ROOT)
+        write(Results.load(RESULTS_PATH), ROOT)
         return
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit)
     try:
-        # Only who loads something needs what makes load.
-        if wanted != {"restore"}:
+        # Only the restore group runs without a load generator.
+        if selected != {"restore"}:
             require_wrk()
     except LoadError as error:
         err.print(f"[red]{error}[/]")
         raise SystemExit(1) from None
     results = Results(conditions=machine.conditions(quick))
-    measure(results, quick, wanted)
-    if wanted:
+    measure(results, quick, selected)
+    if selected:
         Console().print(summary(results), markup=False, highlight=False)
         if not update:
             return
-        part, results = results, Results.load(KEPT)
-        results.replace(part)
-    results.save(KEPT)
+        newer, results = results, Results.load(RESULTS_PATH)
+        results.replace(newer)
+    results.save(RESULTS_PATH)
     write(results, ROOT)
-    err.print(f"docs/operations/performance.md is written; the samples are in {KEPT.relative_to(ROOT)}")
+    err.print(f"docs/operations/performance.md is written; the samples are in {RESULTS_PATH.relative_to(ROOT)}")
 
 
-def measure(results: Results, quick: bool, wanted: frozenset[str]) -> None:
-    """Do every step, under a progress bar."""
+def measure(results: Results, quick: bool, selected: frozenset[str]) -> None:
+    """Run every step, with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bar:
-        bench = scenarios.Bench(results, tell=lambda what: bar.console.print(f"  {what}", highlight=False))
+        execution = bench.Bench(results, log=lambda line: bar.console.print(f"  {line}", highlight=False))
         if quick:
-            bench.rounds, bench.seconds = scenarios.ROUNDS_QUICK, scenarios.SECONDS_QUICK
-            bench.models = scenarios.MODELS_QUICK
-        results.conditions |= {"rounds": bench.rounds, "seconds": bench.seconds, "models": bench.models}
-        todo = list(scenarios.steps(bench, wanted))
-        if not wanted or "profile" in wanted:
-            todo.append(("profile", lambda: take_profile(bench)))
-        task = bar.add_task("", total=len(todo))
-        for title, step in todo:
+            execution.rounds, execution.seconds = bench.ROUNDS_QUICK, bench.SECONDS_QUICK
+            execution.models = bench.MODELS_QUICK
+        results.conditions |= {
+            "rounds": execution.rounds,
+            "seconds": execution.seconds,
+            "models": execution.models,
+        }
+        steps = list(scenarios.steps(execution, selected))
+        if not selected or "profile" in selected:
+            steps.append(("profile", lambda: take_profile(execution)))
+        task = bar.add_task("", total=len(steps))
+        for title, step in steps:
             bar.update(task, description=title)
             step()
             bar.advance(task)
 
 
-def _end(signum: int, frame: FrameType | None) -> None:
-    """End as after Ctrl-C, so that everything that was started is stopped."""
+def _exit(signum: int, frame: FrameType | None) -> None:
+    """Exit as after Ctrl-C, so that every started process is stopped."""
     sys.exit(128 + signum)
 
 

@@ -1,8 +1,8 @@
-"""The history under measurement: a million documents in a MongoDB-wire server, and how long each question takes.
+"""Benchmark of the history: a million documents in a MongoDB-wire server, and the duration of each query.
 
-Owns the documents (snapshots of 1,000 models over 30 days, up to now), the questions, and the other ways of asking that
-the ones in use were chosen from. Starts the server that comes with keepfit, unless `url` names another. The figures are
-for docs/guides/history.md.
+Owns the documents (snapshots of 1,000 models over the last 30 days), the queries, and the alternative queries that were
+compared before the ones in use were chosen. Starts the server that keepfit includes, unless `url` names another one.
+The figures are for docs/guides/history.md.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from keepfit.local.servers import accepts, free_port, mongo_command
 
 COUNT_FULL, COUNT_QUICK = 1_000_000, 20_000
 MODELS, DAYS, DAY_S = 1_000, 30, 86_400.0
-FRESH_MINUTES = 10
+RECENT_MINUTES = 10
 BATCH = 5_000
 BRANDS = ("nike", "puma", "asics", "hoka")
 ERROR = "metrics.mean_absolute_error"
@@ -41,12 +41,12 @@ INDEXES: dict[str, list[tuple[str, int]]] = {
     "time": [("timestamp", -1)],
 }
 
-Ask = Callable[[], Awaitable[Any]]
+Query = Callable[[], Awaitable[Any]]
 
 
 @contextmanager
 def server() -> Iterator[tuple[str, int]]:
-    """Run the MongoDB-wire server that comes with keepfit; yields its URL and process id."""
+    """Run the MongoDB-wire server that keepfit includes; yield its URL and process id."""
     with tempfile.TemporaryDirectory(prefix="keepfit-bench-") as folder:
         port = free_port()
         command = mongo_command(port, Path(folder) / "mongo")
@@ -55,7 +55,7 @@ def server() -> Iterator[tuple[str, int]]:
 
 
 def document(number: int, count: int, now: float) -> dict[str, Any]:
-    """One snapshot's document, as it lies in the history."""
+    """Return the document of one snapshot, as the history stores it."""
     model = number % MODELS
     metadata = {"type": "shoes", "brand": BRANDS[model % len(BRANDS)], "number": float(model)}
     return {
@@ -77,33 +77,33 @@ def document(number: int, count: int, now: float) -> dict[str, Any]:
     }
 
 
-def seed(url: str, count: int, tell: Callable[[str], None]) -> None:
-    """Write the documents, then their indexes."""
+def insert_documents(url: str, count: int, log: Callable[[str], None]) -> None:
+    """Insert the documents, then create the indexes."""
     with pymongo.MongoClient[dict[str, Any]](url) as client:
         history = client.get_default_database().get_collection("history", write_concern=pymongo.WriteConcern(w=1))
         started, now = time.monotonic(), time.time()
         for first in range(0, count, BATCH):
             batch = range(first, min(first + BATCH, count))
             history.insert_many([document(number, count, now) for number in batch], ordered=False)
-        tell(f"{count:,} documents written in {time.monotonic() - started:.0f} s")
+        log(f"{count:,} documents inserted in {time.monotonic() - started:.0f} s")
         for keys in INDEXES.values():
             started = time.monotonic()
             history.create_index(keys)
-            tell(f"index {keys} made in {time.monotonic() - started:.0f} s")
+            log(f"index {keys} created in {time.monotonic() - started:.0f} s")
 
 
-def freshen(url: str, now: float) -> None:
-    """Write what has come since the others were written: the snapshots of the last minutes, as where keepfit runs."""
+def insert_recent(url: str, now: float) -> None:
+    """Insert the snapshots of the last minutes, which a running keepfit would have written since the others."""
     with pymongo.MongoClient[dict[str, Any]](url) as client:
         per_minute = int(COUNT_FULL / (DAYS * 24 * 60))
-        fresh = [document(number, 0, now) for number in range(FRESH_MINUTES * per_minute)]
-        for number, made in enumerate(fresh):
-            made["timestamp"] = now - number * 60.0 / per_minute
-        client.get_default_database().history.insert_many(fresh)
+        documents = [document(number, 0, now) for number in range(RECENT_MINUTES * per_minute)]
+        for number, recent in enumerate(documents):
+            recent["timestamp"] = now - number * 60.0 / per_minute
+        client.get_default_database().history.insert_many(documents)
 
 
-def questions(timeline: Timeline, now: float) -> dict[str, Ask]:
-    """What is asked, as users ask it."""
+def queries(timeline: Timeline, now: float) -> dict[str, Query]:
+    """Return the queries that users make, by name."""
     shoes, model = {"type": "shoes"}, {"hash": f"{7:064x}"}
     day = (now - 3 * DAY_S, now - 2 * DAY_S)
     return {
@@ -121,31 +121,31 @@ def questions(timeline: Timeline, now: float) -> dict[str, Ask]:
     }
 
 
-def others(url: str, now: float) -> dict[str, Callable[[], Any]]:
-    """Other ways of asking the same, by the driver alone."""
+def alternatives(url: str, now: float) -> dict[str, Callable[[], Any]]:
+    """Return alternative queries with the same result that use the driver only, by name."""
     history = pymongo.MongoClient[dict[str, Any]](url).get_default_database().history
-    first = {"type": "shoes", "timestamp": {"$gte": now - 3 * DAY_S, "$lt": now - 2 * DAY_S}}
+    day = {"type": "shoes", "timestamp": {"$gte": now - 3 * DAY_S, "$lt": now - 2 * DAY_S}}
     newest: list[tuple[str, int]] = [("timestamp", -1)]
     bucket = {"$subtract": ["$timestamp", {"$mod": ["$timestamp", 300]}]}
-    grouped: list[dict[str, Any]] = [{"$match": first}, {"$group": {"_id": bucket, "value": {"$avg": f"${ERROR}"}}}]
+    grouped: list[dict[str, Any]] = [{"$match": day}, {"$group": {"_id": bucket, "value": {"$avg": f"${ERROR}"}}}]
     columns = {"t": {"$push": "$timestamp"}, "v": {"$push": f"${ERROR}"}}
     return {
         "the day's columns, one document, without grouping them": lambda: list(
-            history.aggregate([{"$match": first}, {"$group": {"_id": None, **columns}}])
+            history.aggregate([{"$match": day}, {"$group": {"_id": None, **columns}}])
         ),
         "a day, every=5m, mean, grouped by the server": lambda: list(history.aggregate(grouped)),
         "a day's times and values, a document each": lambda: list(
-            history.find(first, {"_id": 0, "timestamp": 1, ERROR: 1})
+            history.find(day, {"_id": 0, "timestamp": 1, ERROR: 1})
         ),
         "the day's documents counted, by the server": lambda: list(
-            history.aggregate([{"$match": first}, {"$count": "n"}])
+            history.aggregate([{"$match": day}, {"$count": "n"}])
         ),
         "last, by type, without windows": lambda: list(history.find({"type": "shoes"}).sort(newest).limit(1)),
     }
 
 
 def roll_up(url: str, now: float) -> None:
-    """Write the roll-up's documents of all days, as the upkeep makes them."""
+    """Insert the documents of the roll-up for all days, as the snapshotter would write them."""
     with pymongo.MongoClient[dict[str, Any]](url) as client:
         timeline = client.get_default_database().timeline
         timeline.create_index(INDEXES["type"])
@@ -164,20 +164,20 @@ def roll_up(url: str, now: float) -> None:
             )
 
 
-def repeat(ask: Callable[[], Any], pid: int | None) -> dict[str, float]:
-    """Ask as often as fits into the time there is, once to warm up; milliseconds of the clock and of the CPU."""
-    taken: list[float] = []
+def time_query(query: Callable[[], Any], pid: int | None) -> dict[str, float]:
+    """Run a query once to warm up, then up to 15 times within 15 s; return milliseconds of wall and CPU time."""
+    durations_ms: list[float] = []
     began, cpu_s = time.monotonic(), (0.0, 0.0)
-    while len(taken) <= RUNS and (len(taken) < 2 or time.monotonic() - began < SECONDS_MAX):
-        if len(taken) == 1:
+    while len(durations_ms) <= RUNS and (len(durations_ms) < 2 or time.monotonic() - began < SECONDS_MAX):
+        if len(durations_ms) == 1:
             cpu_s = (_cpu_s(pid), time.process_time())
         started = time.perf_counter()
-        ask()
-        taken.append((time.perf_counter() - started) * 1000)
-    runs = len(taken) - 1
+        query()
+        durations_ms.append((time.perf_counter() - started) * 1000)
+    runs = len(durations_ms) - 1
     return {
-        "median": statistics.median(taken[1:]),
-        "longest": max(taken[1:]),
+        "median": statistics.median(durations_ms[1:]),
+        "longest": max(durations_ms[1:]),
         "server CPU": (_cpu_s(pid) - cpu_s[0]) / runs * 1000,
         "client CPU": (time.process_time() - cpu_s[1]) / runs * 1000,
         "runs": float(runs),
@@ -185,57 +185,59 @@ def repeat(ask: Callable[[], Any], pid: int | None) -> dict[str, float]:
 
 
 def _cpu_s(pid: int | None) -> float:
-    """Seconds of CPU time of a process so far, in steps of 10 ms; 0 where none is named."""
+    """Return the CPU seconds of a process so far, in steps of 10 ms; 0 without a process."""
     if pid is None:
         return 0.0
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(url: str, count: int, tell: Callable[[str], None], pid: int | None) -> Table:
-    """Write `count` documents (none where they are there already) and measure every question."""
+def measure(url: str, count: int, log: Callable[[str], None], pid: int | None) -> Table:
+    """Insert `count` documents (0 if they exist already) and measure every query."""
     if count:
-        seed(url, count, tell)
+        insert_documents(url, count, log)
     now = time.time()
-    freshen(url, now)
+    insert_recent(url, now)
     roll_up(url, now)
     names = ("median", "longest", "server CPU", "client CPU", "runs")
-    table = Table("question, milliseconds", *names, title="History")
+    table = Table("query, milliseconds", *names, title="History")
 
-    def row(name: str, ask: Callable[[], Any]) -> None:
+    def add_row(name: str, query: Callable[[], Any]) -> None:
         try:
-            taken = repeat(ask, pid)
+            figures = time_query(query, pid)
         except (UnavailableError, PyMongoError) as error:
             table.add_row(name, type(error).__name__)
-            return tell(f"{name}: {error}"[:200])
-        table.add_row(name, *(f"{taken[column]:.0f}" for column in names))
-        return tell(f"{name}: " + ", ".join(f"{column} {taken[column]:.0f}" for column in names))
+            return log(f"{name}: {error}"[:200])
+        table.add_row(name, *(f"{figures[column]:.0f}" for column in names))
+        return log(f"{name}: " + ", ".join(f"{column} {figures[column]:.0f}" for column in names))
 
     loop = asyncio.new_event_loop()
     timeline = Timeline.open(url)
-    for name, question in questions(timeline, now).items():
-        row(name, lambda question=question: loop.run_until_complete(question()))  # type: ignore[misc]
+    for name, query in queries(timeline, now).items():
+        add_row(name, lambda query=query: loop.run_until_complete(query()))  # type: ignore[misc]
     timeline.close()
     loop.close()
-    for name, other in others(url, now).items():
-        row(f"({name})", other)
+    for name, alternative in alternatives(url, now).items():
+        add_row(f"({name})", alternative)
     return table
 
 
 def main(
     url: Annotated[
-        str, typer.Option(help="URL of a database of another server, for nothing else: documents are written into it.")
+        str, typer.Option(help="URL of an unused database on another server: documents are inserted into it.")
     ] = "",
-    documents: Annotated[int, typer.Option(help="How many to write; 0: they are there.")] = COUNT_FULL,
-    pid: Annotated[int, typer.Option(help="Its process id, where its CPU time is wanted.")] = 0,
+    documents: Annotated[
+        int, typer.Option(help="Number of documents to insert; 0 if they exist already.")
+    ] = COUNT_FULL,
+    pid: Annotated[int, typer.Option(help="Process id of that server, to measure its CPU time.")] = 0,
 ) -> None:
-    """Measure the history."""
+    """Measure the history queries."""
     console = Console(stderr=True)
     if url:
         Console().print(measure(url, documents, console.print, pid or None))
         return
-    with server() as (own, own_pid):
-        Console().print(measure(own, documents, console.print, own_pid))
+    with server() as (server_url, server_pid):
+        Console().print(measure(server_url, documents, console.print, server_pid))
 
 
 if __name__ == "__main__":

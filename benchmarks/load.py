@@ -1,7 +1,7 @@
-"""Load: what is sent at a running system, by wrk or at a fixed rate, and what came of it.
+"""Load generators: requests sent to a running system by wrk or at a fixed rate, and the result of each run.
 
-Owns the commands of both generators and the one line of JSON that both print. Invariant: a run in which anything but a
-2xx came back has a count of errors, and whoever shows it shows that and no rate.
+Owns the commands of both generators and the line of JSON that both print. Invariant: a run in which any answer was not
+a 2xx has error counts, and reports show these instead of a rate.
 """
 
 import json
@@ -17,18 +17,18 @@ TIMEOUT_S = 10
 
 
 class LoadError(Exception):
-    """The generator is missing or said nothing that can be read."""
+    """The load generator is missing, or its output cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a system is asked: a path, and a body with ``%.6f`` where numbers go (see ``wrk/request.lua``)."""
+    """A request to a system: a path, and a body with ``%.6f`` for each number (see ``wrk/request.lua``)."""
 
     path: str
     template: str
 
     def body(self, *numbers: float) -> str:
-        """Body of one request.
+        """Return the body of one request.
 
         >>> Call("/", '{"X":[[%.6f,%.6f]]}').body(1, 2, 3)
         '{"X":[[1.000000,2.000000]]}'
@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One run. `rate` is requests/s, None for as many as come back; `paths` names a file with a path a line."""
+    """One run. `rate` is requests/s, None for the maximum; `paths` names a file with one path per line."""
 
     connections: int
     seconds: float
@@ -50,7 +50,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What came of one run: requests/s, milliseconds, and what went wrong, by kind ({} where nothing did)."""
+    """Result of one run: requests/s, latencies in milliseconds, and the number of errors by kind ({} for none)."""
 
     rate: float
     p50_ms: float
@@ -59,20 +59,20 @@ class Sample:
 
     @property
     def failed(self) -> bool:
-        """Whether anything went wrong."""
+        """Whether there were errors."""
         return bool(self.errors)
 
     def with_rate(self, rate: float) -> "Sample":
-        """Return the same run, counted otherwise."""
+        """Return the same result with another rate."""
         return replace(self, rate=rate)
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the result as a JSON object."""
         return asdict(self)
 
 
 def require_wrk() -> str:
-    """Find wrk; raises LoadError where it is not installed."""
+    """Return the path of wrk; raise LoadError if it is not installed."""
     path = shutil.which("wrk")
     if path is None:
         raise LoadError("wrk, the load generator, is not installed. On Debian and Ubuntu: apt-get install wrk")
@@ -80,14 +80,20 @@ def require_wrk() -> str:
 
 
 def run(url: str, call: Call, load: Load, seed: int) -> Sample:
-    """Put a system under load; `seed` makes its rows differ from those of any other run."""
+    """Run a load against a system; `seed` makes its rows differ from those of other runs.
+
+    Raises
+    ------
+    LoadError
+        If the generator printed no result.
+    """
     command = _paced(url, call, load, seed) if load.rate is not None else _wrk(url, call, load, seed)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=load.seconds + 60)
     return parse(done.stdout, done.stderr)
 
 
 def _wrk(url: str, call: Call, load: Load, seed: int) -> list[str]:
-    # wrk takes whole seconds. One thread: it has to share two cores with what it measures.
+    # wrk takes whole seconds. One thread, because it shares two cores with the measured system.
     return [
         require_wrk(), "-t", "1", "-c", str(load.connections), "-d", f"{max(1, round(load.seconds))}s",
         "--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), url + call.path, "--",
@@ -103,25 +109,25 @@ def _paced(url: str, call: Call, load: Load, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def parse(output: str, complaint: str = "") -> Sample:
-    """Read what a generator printed.
+def parse(output: str, stderr: str = "") -> Sample:
+    """Parse the output of a load generator.
 
     Raises
     ------
     LoadError
-        If there is no result in it; with what the generator complained of.
+        If it has no result, with the error output of the generator.
     """
     line = next((line for line in output.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
-        raise LoadError(f"no result: {(complaint or output).strip()[-300:] or 'nothing was printed'}")
-    found = json.loads(line.removeprefix("RESULT "))
+        raise LoadError(f"no result: {(stderr or output).strip()[-300:] or 'nothing was printed'}")
+    result = json.loads(line.removeprefix("RESULT "))
     kinds = ("bad_status", "connect", "read", "write", "timeout")
-    errors = {kind.replace("_", " "): found[kind] for kind in kinds if found[kind]}
-    if not found["requests"]:
+    errors = {kind.replace("_", " "): result[kind] for kind in kinds if result[kind]}
+    if not result["requests"]:
         errors["no answer"] = 1
     return Sample(
-        rate=found["requests"] / max(found["duration_us"], 1) * 1e6,
-        p50_ms=found["p50_us"] / 1e3,
-        p99_ms=found["p99_us"] / 1e3,
+        rate=result["requests"] / max(result["duration_us"], 1) * 1e6,
+        p50_ms=result["p50_us"] / 1e3,
+        p99_ms=result["p99_us"] / 1e3,
         errors=errors,
     )

@@ -1,7 +1,7 @@
 """The one model that every system serves: four numbers in, a standard scaler and a linear regression by SGD.
 
-Owns its parameters and the rows it has learned before anything is measured. Imported by the harness and, in their own
-environments, by the peers' servers; so it imports nothing at its top but the standard library.
+Owns its parameters and the rows that it has learned before a measurement. The harness imports it, and so do the peers'
+servers in their own environments, so its top imports the standard library only.
 """
 
 import random
@@ -16,7 +16,7 @@ TRAINED_ROWS = 500
 
 
 def rows(count: int, seed: int = 0, features: int = FEATURES) -> tuple[list[list[float]], list[float]]:
-    """Make `count` rows and their targets: a linear function of the first four columns, and noise.
+    """Return `count` rows and their targets: a linear function of the first four columns plus noise.
 
     >>> X, y = rows(2)
     >>> len(X[0]), X == rows(2)[0]
@@ -29,7 +29,7 @@ def rows(count: int, seed: int = 0, features: int = FEATURES) -> tuple[list[list
 
 
 class InProcess:
-    """The model as a program has it that calls scikit-learn by itself; learned :data:`TRAINED_ROWS` rows already."""
+    """The model in a program that calls scikit-learn directly; it has learned :data:`TRAINED_ROWS` rows."""
 
     def __init__(self) -> None:
         from sklearn.linear_model import SGDRegressor  # noqa: PLC0415 - River's environment has no scikit-learn
@@ -40,10 +40,10 @@ class InProcess:
         self.partial_fit(*rows(TRAINED_ROWS))
 
     def partial_fit(self, X: Any, y: Any) -> None:
-        """Learn rows: the scaler first, then the estimator on what it scales."""
+        """Learn rows: first the scaler, then the estimator with scaled rows."""
         self._scaler.partial_fit(X)
         self._estimator.partial_fit(self._scaler.transform(X), y)
 
     def predict(self, X: Any) -> Any:
-        """Predict rows; returns an array of floats, one for each."""
+        """Return the predictions of rows, an array of floats, shape (n,)."""
         return self._estimator.predict(self._scaler.transform(X))

@@ -1,8 +1,9 @@
-"""Load at a fixed rate: requests are due at random times, and latency counts from when each was due.
+"""Load at a fixed rate: requests are due at random times, and latency counts from the time when a request was due.
 
-wrk sends as fast as answers come, which tells nothing about the waiting at half of what a system can carry. Here a
-request that finds all connections busy waits for one, and its wait counts: a stall shows in every request it delays.
-Invariant: prints the same line as ``wrk/request.lua``. A process of its own, on plain sockets, to cost little.
+wrk sends a request when the previous answer arrives, which says nothing about latency at half of the maximum rate. Here
+a request that finds all connections busy waits for one, and its wait counts: a stall shows in every delayed request.
+Invariant: prints the same line as ``wrk/request.lua``. Runs as a process of its own, on plain sockets, for low
+overhead.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 RECEIVED_BYTES = 65536
-# What is still out when the time is over gets this long to come back.
+# Time for outstanding answers after the last request.
 DRAIN_S = 10.0
 
 
 class Requests:
-    """Endless different requests, of paths that are asked for with a Zipf distribution."""
+    """An endless sequence of different requests, whose paths follow a Zipf distribution."""
 
     def __init__(self, url: str, template: str, paths: str, exponent: float, seed: int) -> None:
         parts = urlsplit(url)
@@ -36,7 +37,7 @@ class Requests:
         self._random = random.Random(seed)  # noqa: S311 - data, not secrets
 
     def next(self) -> bytes:
-        """Make the next request."""
+        """Return the next request."""
         path = self._paths[bisect.bisect_left(self._shares, self._random.random() * self._shares[-1])]
         body = self._template % tuple(self._random.uniform(-2, 2) for _ in range(self._count))
         return (
@@ -45,12 +46,12 @@ class Requests:
         ).encode()
 
     def gap_s(self, rate: float) -> float:
-        """Time until the next request is due."""
+        """Return the time until the next request is due, in seconds."""
         return self._random.expovariate(rate)
 
 
 class Connection:
-    """One connection, and when the request on it was due."""
+    """One connection, and the time when its request was due."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
@@ -64,23 +65,25 @@ class Connection:
         self.socket.sendall(request)
 
     def receive(self) -> int | None:
-        """Read what has come; returns the status once the answer is whole, 0 if the connection was closed."""
+        """Read available data; return the status of a complete answer, 0 if the connection is closed, else None."""
         chunk = self.socket.recv(RECEIVED_BYTES)
         if not chunk:
             return 0
         self._received += chunk
-        if not whole(self._received):
+        if not is_complete(self._received):
             return None
         status = int(self._received[9:12])
         self._received = b""
         return status
 
 
-def whole(answer: bytes) -> bool:
-    r"""Tell whether an HTTP answer with a Content-Length has arrived to its end.
+def is_complete(answer: bytes) -> bool:
+    r"""Return whether an HTTP answer with a Content-Length is complete.
 
-    >>> whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n")
-    (True, False)
+    >>> is_complete(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    True
+    >>> is_complete(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n")
+    False
     """
     head, end, body = answer.partition(b"\r\n\r\n")
     if not end:
@@ -90,14 +93,14 @@ def whole(answer: bytes) -> bool:
 
 
 class Pacer:
-    """Requests under way, those that are due and wait for a connection, and what came back."""
+    """Outstanding requests, due requests that wait for a connection, and the results."""
 
     def __init__(self, requests: Requests, rate: float, connections: int) -> None:
         self._requests = requests
         self._rate = rate
         self._idle = deque(Connection(requests.address) for _ in range(connections))
         self._busy = {connection.socket.fileno(): connection for connection in self._idle}
-        self._out = 0
+        self._outstanding = 0
         self._poll = select.epoll()
         for descriptor in self._busy:
             self._poll.register(descriptor, select.EPOLLIN)
@@ -106,7 +109,7 @@ class Pacer:
         self.counts = {"bad_status": 0, "connect": 0, "read": 0, "write": 0, "timeout": 0}
 
     def run(self, seconds: float) -> None:
-        """Send for `seconds`, then wait for what is still out."""
+        """Send for `seconds`, then wait for outstanding answers."""
         begin = time.perf_counter()
         due = begin
         end = begin + seconds
@@ -116,18 +119,18 @@ class Pacer:
                 due += self._requests.gap_s(self._rate)
             self._send()
             self._receive(min(due, end) - now)
-        while (self._waiting or self._out) and time.perf_counter() < end + DRAIN_S:
+        while (self._waiting or self._outstanding) and time.perf_counter() < end + DRAIN_S:
             self._send()
             self._receive(0.1)
-        self.counts["timeout"] = self._out + len(self._waiting)
+        self.counts["timeout"] = self._outstanding + len(self._waiting)
 
     def _send(self) -> None:
         while self._waiting and self._idle:
             self._idle.popleft().send(self._waiting.popleft(), self._requests.next())
-            self._out += 1
+            self._outstanding += 1
 
     def _receive(self, seconds: float) -> None:
-        # epoll's own timeout counts whole milliseconds; select on the epoll takes microseconds.
+        # The timeout of epoll has a resolution of milliseconds, that of select of microseconds.
         if not select.select([self._poll], [], [], max(seconds, 0.0))[0]:
             return
         for descriptor, _ in self._poll.poll(0):
@@ -135,7 +138,7 @@ class Pacer:
             status = connection.receive()
             if status is None:
                 continue
-            self._out -= 1
+            self._outstanding -= 1
             if status == 0:
                 self.counts["read"] += 1
                 self._poll.unregister(descriptor)
@@ -146,7 +149,7 @@ class Pacer:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Value that `share` of the sorted `values` do not exceed; 0 for none.
+    """Return the value that `share` of the sorted `values` do not exceed; 0 for none.
 
     >>> percentile([1.0, 2.0, 3.0, 4.0], 0.5), percentile([], 0.5)
     (2.0, 0.0)
@@ -155,7 +158,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def main() -> None:
-    """Run as a command and print the result."""
+    """Run the command and print the result."""
     parser = argparse.ArgumentParser(prog="benchmarks.pacer", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("template")
@@ -165,14 +168,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--paths", default="")
     parser.add_argument("--exponent", type=float, default=0.0)
-    given = parser.parse_args()
-    requests = Requests(given.url, given.template, given.paths, given.exponent, given.seed)
-    pacer = Pacer(requests, given.rate, given.connections)
-    pacer.run(given.seconds)
+    arguments = parser.parse_args()
+    requests = Requests(arguments.url, arguments.template, arguments.paths, arguments.exponent, arguments.seed)
+    pacer = Pacer(requests, arguments.rate, arguments.connections)
+    pacer.run(arguments.seconds)
     latencies = sorted(pacer.latencies_s)
     result = {
         "requests": len(latencies),
-        "duration_us": given.seconds * 1e6,
+        "duration_us": arguments.seconds * 1e6,
         "p50_us": percentile(latencies, 0.5) * 1e6,
         "p99_us": percentile(latencies, 0.99) * 1e6,
         "max_us": percentile(latencies, 1.0) * 1e6,

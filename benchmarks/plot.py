@@ -1,4 +1,4 @@
-"""docs/operations/performance.svg: throughput and 99th percentile of every system, side by side."""
+"""docs/operations/performance.svg: throughput and 99th percentile of latency of every system, side by side."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report import TITLES, measured
+from benchmarks.measured import TITLES, measured
 from benchmarks.results import Results
 
 SOLID, MARKED = "#8a97a6", "#d1495b"
@@ -14,7 +14,7 @@ BAR = 0.38
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw what has numbers; the same results give the same file."""
+    """Draw all series that have numbers; the same results give the same file."""
     mpl.rcParams["svg.hashsalt"] = "keepfit"
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -30,12 +30,12 @@ def _bars(axes: Axes, results: Results, name: str, title: str, digits: int) -> N
     systems = [system for system in measured(results, "predict_32") if results.of("predict_32", system).usable]
     for connections, offset in ((32, BAR / 2), (128, -BAR / 2)):
         usable = [
-            (place, results.of(f"predict_{connections}", system), system)
-            for place, system in enumerate(reversed(systems))
+            (position, results.of(f"predict_{connections}", system), system)
+            for position, system in enumerate(reversed(systems))
             if results.of(f"predict_{connections}", system).usable
         ]
         bars = axes.barh(
-            [place + offset for place, _, _ in usable],
+            [position + offset for position, _, _ in usable],
             [getattr(series, name) for _, series, _ in usable],
             BAR,
             color=[MARKED if system == "keepfit" else SOLID for _, _, system in usable],

@@ -1,8 +1,9 @@
-"""Where a request's time goes: gateway and workers under load, by layer.
+"""Profile of a request: processor time of gateway and workers under load, by layer.
 
-Owns which frame belongs to which layer. The processor time of a request is from /proc, kernel and user apart; py-spy's
-samples of whoever holds Python's lock, taken in a second run, divide the user part. A sample counts for the innermost
-frame that a layer claims. Native frames are sampled too: parsers, event loop and linear algebra are written in C.
+Owns the assignment of stack frames to layers. The processor time of a request is read from /proc, split in kernel and
+user time; py-spy's samples of the threads that hold the GIL, taken in a second run, divide the user time. A sample
+counts for the innermost frame that belongs to a layer. Native frames are sampled too: parsers, event loop and linear
+algebra are written in C.
 """
 
 import os
@@ -14,16 +15,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import stack
+from benchmarks.bench import Bench, temporary_folder
 from benchmarks.load import Call, Load, LoadError, run
 from benchmarks.processes import StartError
-from benchmarks.scenarios import Bench, folder
 
 SAMPLES_PER_S = 150
 CONNECTIONS = 32
 KERNEL = "kernel: sockets, files, switching"
 OTHER = "interpreter and the rest"
 
-# In the order in which a frame is compared with them; what stands between the slashes is a package or an extension.
+# In the order in which a frame is compared with them. A name between slashes is a package or an extension module.
 LAYERS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("JSON and msgpack (msgspec)", re.compile(r"msgspec|/json/|rfc8785")),
     ("Redis client (redis-py, hiredis)", re.compile(r"/redis/|hiredis")),
@@ -36,7 +37,7 @@ LAYERS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def layer_of(frames: Iterable[str]) -> str:
-    """Layer of a stack, given from its outermost to its innermost frame.
+    """Return the layer of a call stack, given from its outermost to its innermost frame.
 
     >>> layer_of(["run (asyncio/runners.py:190)", "predict (keepfit_gateway/app.py:116)", "memcpy (libc.so.6)"])
     'keepfit'
@@ -49,7 +50,7 @@ def layer_of(frames: Iterable[str]) -> str:
 
 
 def shares(raw: str) -> dict[str, float]:
-    """Share of each layer in py-spy's raw samples, {} for none: lines of frames, joined by semicolons, and a count.
+    """Return the share of each layer in py-spy's raw samples: lines of frames, joined by semicolons, and a count.
 
     >>> shares("main (a.py:1);get (/x/redis/client.py:3) 3\\nmain (a.py:1) 1\\n")
     {'Redis client (redis-py, hiredis)': 0.75, 'interpreter and the rest': 0.25}
@@ -63,41 +64,41 @@ def shares(raw: str) -> dict[str, float]:
 
 
 def cpu_s(pid: int) -> tuple[float, float]:
-    """Processor time that a process has used itself and in the kernel, in seconds."""
-    # After the name, which is in parentheses and may hold anything: utime and stime are the 14th and 15th field.
+    """Return the user and kernel time of a process so far, in seconds."""
+    # utime and stime are the 14th and 15th field; the name before them is in parentheses and may contain anything.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     return int(fields[11]) * tick_s, int(fields[12]) * tick_s
 
 
 def take_profile(bench: Bench) -> None:
-    """Divide the time of `predict`, fresh rows at 32 connections; keeps microseconds by part and layer."""
+    """Profile `predict` with fresh rows at 32 connections; store microseconds by process and layer."""
     try:
-        with folder() as place, stack.started(place) as up:
+        with temporary_folder() as folder, stack.started(folder) as up:
             call = up.predict(stack.make_model(up))
             run(up.url, call, Load(CONNECTIONS, 1.0), next(bench.seeds))
-            spent = _spent(bench, up, call)
-            sampled = _sampled(bench, up, call, place)
+            cpu = _measure_cpu_us(bench, up, call)
+            samples = _sample_stacks(bench, up, call, folder)
     except (StartError, LoadError) as error:
         bench.results.fail("start", "profile", str(error))
         return
     bench.results.figures["profile"] = {
-        name: divided(user_us, kernel_us, sampled.get(name, "")) for name, (user_us, kernel_us) in spent.items()
+        name: divide_by_layer(user_us, kernel_us, samples.get(name, "")) for name, (user_us, kernel_us) in cpu.items()
     }
 
 
-def divided(user_us: float, kernel_us: float, raw: str) -> dict[str, float]:
-    """Divide a part's user time by its samples; all of it is the rest's where there are none.
+def divide_by_layer(user_us: float, kernel_us: float, raw: str) -> dict[str, float]:
+    """Divide the user time of a process by layer; without samples, all of it goes to the rest.
 
-    >>> divided(8.0, 2.0, "main (a.py:1);get (/x/redis/client.py:3) 1\\n")
+    >>> divide_by_layer(8.0, 2.0, "main (a.py:1);get (/x/redis/client.py:3) 1\\n")
     {'Redis client (redis-py, hiredis)': 8.0, 'kernel: sockets, files, switching': 2.0}
     """
     return {layer: share * user_us for layer, share in (shares(raw) or {OTHER: 1.0}).items()} | {KERNEL: kernel_us}
 
 
-def _spent(bench: Bench, up: stack.Stack, call: Call) -> dict[str, tuple[float, float]]:
-    """Microseconds of each part for a request, user and kernel, while nobody looks on."""
-    pids = {"gateway": [up.parts()["gateway"]], "workers": up.workers(), "Redis": [up.parts()["redis"]]}
+def _measure_cpu_us(bench: Bench, up: stack.Stack, call: Call) -> dict[str, tuple[float, float]]:
+    """Return the user and kernel microseconds per request of each process, without py-spy attached."""
+    pids = {"gateway": [up.process_ids()["gateway"]], "workers": up.workers(), "Redis": [up.process_ids()["redis"]]}
     before = {pid: cpu_s(pid) for group in pids.values() for pid in group}
     seconds = max(bench.seconds, 3.0)
     sample = run(up.url, call, Load(CONNECTIONS, seconds), next(bench.seeds))
@@ -114,24 +115,24 @@ def _spent(bench: Bench, up: stack.Stack, call: Call) -> dict[str, tuple[float, 
     }
 
 
-def _sampled(bench: Bench, up: stack.Stack, call: Call, place: Path) -> dict[str, str]:
-    """Raw samples of the gateway and of all workers under load."""
+def _sample_stacks(bench: Bench, up: stack.Stack, call: Call, folder: Path) -> dict[str, str]:
+    """Return py-spy's raw samples of the gateway and of all workers under load."""
     seconds = max(2, round(bench.seconds))
-    pids = {up.parts()["gateway"]: "gateway"} | dict.fromkeys(up.workers(), "workers")
-    spies = [_spy(pid, seconds, place / f"{pid}.raw") for pid in pids]
-    # Longer than the spies look, as attaching takes them a moment.
+    pids = {up.process_ids()["gateway"]: "gateway"} | dict.fromkeys(up.workers(), "workers")
+    spies = [_start_py_spy(pid, seconds, folder / f"{pid}.raw") for pid in pids]
+    # The load lasts longer than the sampling, because attaching takes a moment.
     run(up.url, call, Load(CONNECTIONS, seconds + 3), next(bench.seeds))
     raw: dict[str, str] = {}
     for (pid, name), spy in zip(pids.items(), spies, strict=True):
-        _, complaint = spy.communicate(timeout=60)
-        path = place / f"{pid}.raw"
+        _, stderr = spy.communicate(timeout=60)
+        path = folder / f"{pid}.raw"
         if not path.exists():
-            raise StartError(f"py-spy: {complaint.decode().strip()[-300:]}")
+            raise StartError(f"py-spy: {stderr.decode().strip()[-300:]}")
         raw[name] = raw.get(name, "") + path.read_text()
     return raw
 
 
-def _spy(pid: int, seconds: int, output: Path) -> "subprocess.Popen[bytes]":
+def _start_py_spy(pid: int, seconds: int, output: Path) -> "subprocess.Popen[bytes]":
     command = [
         str(Path(sys.executable).with_name("py-spy")), "record", "--native", "--gil", "--full-filenames",
         "--format", "raw", "--pid", str(pid), "--duration", str(seconds), "--rate", str(SAMPLES_PER_S),

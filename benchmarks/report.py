@@ -1,18 +1,18 @@
-"""docs/operations/performance.md: the tables that results make, put into the prose of ``performance.template.md``.
+"""docs/operations/performance.md: tables of the results, inserted into the prose of ``performance.template.md``.
 
-Owns what stands in which column. Never measures. Invariants: a series with errors appears as its errors and in no
-ratio; the prose is in the template alone, so that measuring again changes numbers and nothing else.
+Owns the columns of each table. Never measures. Invariants: a series with errors appears as its errors and in no ratio;
+all prose is in the template, so that a new measurement changes numbers only.
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
+from benchmarks.measured import TITLES, measured
 from benchmarks.results import Results, Series
 from benchmarks.systems import SYSTEMS
 
 TEMPLATE = Path(__file__).with_name("performance.template.md")
-TITLES = {system.name: system.title for system in SYSTEMS}
 PEERS = tuple(system.name for system in SYSTEMS if system.name not in ("keepfit", "echo"))
 CONNECTIONS = (1, 32, 128)
 MODELS = {"models_1": "one model", "models_100": "100 models, uniform", "models_zipf": "{models:,} models, Zipf 1.1"}
@@ -20,7 +20,7 @@ NONE = "-"
 
 
 def write(results: Results, root: Path) -> None:
-    """Write the document and its plot under `root`."""
+    """Write the page and its plot under `root`."""
     from benchmarks.plot import draw  # noqa: PLC0415 - matplotlib is not in the environment that tests run in
 
     (root / "docs/operations/performance.md").write_text(render(results))
@@ -28,13 +28,15 @@ def write(results: Results, root: Path) -> None:
 
 
 def render(results: Results) -> str:
-    """Fill in the template."""
-    told = results.conditions
+    """Return the page: the template with all tables."""
+    conditions = results.conditions
     return Template(TEMPLATE.read_text()).substitute(
-        told,
-        notice="\n**One short round: these numbers are indicative only.**\n" if told["rounds"] == 1 else "",
-        again=f"- **Measured again** by itself, later: {', '.join(told['again'])}.\n" if told.get("again") else "",
-        cpu_model=told["cpu"],
+        conditions,
+        notice="\n**One short round: these numbers are indicative only.**\n" if conditions["rounds"] == 1 else "",
+        again=f"- **Measured separately**, later: {', '.join(conditions['again'])}.\n"
+        if conditions.get("again")
+        else "",
+        cpu_model=conditions["cpu"],
         predict=predict_table(results),
         repeated=repeated_table(results),
         learn=learn_table(results),
@@ -51,7 +53,7 @@ def render(results: Results) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table; the first column is text, the others are figures.
+    """Return a Markdown table; the first column is text, the others are figures.
 
     >>> print(table(["", "req/s"], [["echo", "1"]]))
     |  | req/s |
@@ -65,22 +67,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def rate(series: Series) -> str:
-    """Throughput, or what went wrong instead."""
-    return f"{series.rate:,.0f}" if series.usable else trouble(series)
+    """Return the throughput, or the errors if there were any."""
+    return f"{series.rate:,.0f}" if series.usable else failure(series)
 
 
-def trouble(series: Series) -> str:
-    """Write why there is no number; a dash where nothing was tried."""
-    return NONE if not series.samples and not series.failure else f"failed: {series.trouble()}"
+def failure(series: Series) -> str:
+    """Return why there is no number; a dash if nothing was tried."""
+    return NONE if not series.samples and not series.failure else f"failed: {series.describe_failure()}"
 
 
 def milliseconds(series: Series, name: str) -> str:
-    """Write the latency `name` (p50_ms or p99_ms), a dash where there is none."""
+    """Return the latency `name` (p50_ms or p99_ms); a dash if there is none."""
     return f"{getattr(series, name):.2f}" if series.usable else NONE
 
 
 def percent(share: float) -> str:
-    """Write a share.
+    """Return a share as a percentage.
 
     >>> percent(0.123)
     '12 %'
@@ -89,7 +91,7 @@ def percent(share: float) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """Write a ratio with two digits that count.
+    """Return a ratio with two significant digits.
 
     >>> times(0.1234), times(12.34), times(None)
     ('0.12x', '12x', '-')
@@ -99,25 +101,20 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x" if ratio >= 0.995 else f"{ratio:.2f}x"
 
 
-def measured(results: Results, scenario: str) -> list[str]:
-    """Systems that a scenario was tried with, in the order of the tables."""
-    return [name for name in TITLES if name in results.series.get(scenario, {})]
-
-
 def predict_table(results: Results) -> str:
-    """Fresh rows: throughput and latency by connections."""
+    """Return the table of predictions of fresh rows: throughput and latency by number of connections."""
     head = ["", "p50 ms at 1", *(f"{what} at {n}" for n in CONNECTIONS for what in ("req/s", "p99 ms")), "spread at 32"]
     rows = []
     for name in measured(results, "predict_32"):
-        by = {n: results.of(f"predict_{n}", name) for n in CONNECTIONS}
-        cells = [cell for n in CONNECTIONS for cell in (rate(by[n]), milliseconds(by[n], "p99_ms"))]
-        spread = percent(by[32].spread) if by[32].usable else NONE
-        rows.append([TITLES[name], milliseconds(by[1], "p50_ms"), *cells, spread])
+        series = {n: results.of(f"predict_{n}", name) for n in CONNECTIONS}
+        cells = [cell for n in CONNECTIONS for cell in (rate(series[n]), milliseconds(series[n], "p99_ms"))]
+        spread = percent(series[32].spread) if series[32].usable else NONE
+        rows.append([TITLES[name], milliseconds(series[1], "p50_ms"), *cells, spread])
     return table(head, rows)
 
 
 def repeated_table(results: Results) -> str:
-    """One row again and again: what the prediction cache gives."""
+    """Return the table of predictions of one repeated row, which shows the prediction cache."""
     head = ["", "p50 ms at 1", "req/s at 1", "req/s at 32", "p99 ms at 32"]
     rows = []
     for name in measured(results, "repeated_32"):
@@ -128,7 +125,7 @@ def repeated_table(results: Results) -> str:
 
 
 def learn_table(results: Results) -> str:
-    """Rows to learn; for keepfit both how fast they were accepted and how fast learned."""
+    """Return the table of learning; for keepfit, accepted rows and learned rows per second."""
     rows = []
     for name in measured(results, "learn"):
         accepted = results.of("learn", name)
@@ -139,7 +136,7 @@ def learn_table(results: Results) -> str:
 
 
 def half_table(results: Results) -> str:
-    """Latency at half of each system's own peak."""
+    """Return the table of latencies at half of each system's own maximum throughput."""
     rows = []
     for name in measured(results, "half"):
         series = results.of("half", name)
@@ -148,7 +145,7 @@ def half_table(results: Results) -> str:
 
 
 def ratio_table(results: Results) -> str:
-    """keepfit against the best of its peers in each scenario, and against the echo."""
+    """Return the table of ratios of keepfit to the best peer and to the echo, by scenario."""
     rows = []
     for scenario, title in {
         **{f"predict_{n}": f"predict, fresh rows, {n} connection{'s' if n > 1 else ''}" for n in CONNECTIONS},
@@ -156,104 +153,108 @@ def ratio_table(results: Results) -> str:
         "repeated_32": "predict, one row repeated, 32 connections",
         "learn": "partial_fit, accepted, 32 connections",
     }.items():
-        # The peers keep no predictions, so a repeated row costs them what a fresh one does.
-        theirs = scenario.replace("repeated", "predict")
-        best = results.best(theirs, PEERS)
-        echo = scenario if scenario != "learn" else "predict_32"
-        mine = results.of(scenario, "keepfit")
+        # The peers cache no predictions, so a repeated row costs them as much as a fresh one.
+        peer_scenario = scenario.replace("repeated", "predict")
+        best = results.best(peer_scenario, PEERS)
+        echo_scenario = scenario if scenario != "learn" else "predict_32"
+        keepfit = results.of(scenario, "keepfit")
         rows.append(
             [
                 title,
-                times(_over(mine, results.of(theirs, best), "rate")) if best else NONE,
-                times(_over(mine, results.of(theirs, best), "p99_ms")) if best else NONE,
+                times(_ratio(keepfit, results.of(peer_scenario, best), "rate")) if best else NONE,
+                times(_ratio(keepfit, results.of(peer_scenario, best), "p99_ms")) if best else NONE,
                 TITLES.get(best or "", NONE),
-                times(_over(mine, results.of(echo, "echo"), "rate")),
-                times(_over(mine, results.of(echo, "echo"), "p50_ms")),
+                times(_ratio(keepfit, results.of(echo_scenario, "echo"), "rate")),
+                times(_ratio(keepfit, results.of(echo_scenario, "echo"), "p50_ms")),
             ]
         )
-    return table(["", "req/s, of best peer's", "p99, of its", "best peer", "req/s, of echo's", "p50, of echo's"], rows)
+    return table(["", "req/s / best peer", "p99 / best peer", "best peer", "req/s / echo", "p50 / echo"], rows)
 
 
-def _over(one: Series, other: Series, name: str) -> float | None:
-    """Ratio of a figure of two series; None without two numbers."""
+def _ratio(one: Series, other: Series, name: str) -> float | None:
+    """Return the ratio of a figure of two series; None without two numbers."""
     if not (one.usable and other.usable) or not getattr(other, name):
         return None
     return float(getattr(one, name) / getattr(other, name))
 
 
 def models_table(results: Results) -> str:
-    """One model, a hundred, thousands: throughput, share of one model's, latency at half of it."""
+    """Return the table of one, a hundred and thousands of models: throughput, its share of one model's, latencies."""
     rows = []
     for scenario, title in MODELS.items():
         full, half = results.of(scenario, "keepfit"), results.of(f"{scenario}_half", "keepfit")
-        share = _over(full, results.of("models_1", "keepfit"), "rate")
+        share = _ratio(full, results.of("models_1", "keepfit"), "rate")
         p99s = milliseconds(full, "p99_ms"), milliseconds(half, "p99_ms")
-        named = title.format(models=results.conditions["models"])
-        rows.append([named, rate(full), percent(share) if share is not None else NONE, *p99s])
-    return table(["", "req/s", "of one model's", "p99 ms", "p99 ms at half of it"], rows)
+        name = title.format(models=results.conditions["models"])
+        rows.append([name, rate(full), percent(share) if share is not None else NONE, *p99s])
+    return table(["", "req/s", "/ one model", "p99 ms", "p99 ms at half the rate"], rows)
 
 
 def workers_table(results: Results) -> str:
-    """A slow model with one worker and with two."""
+    """Return the table of a slow model with one worker and with two."""
     rows = []
     for workers in (1, 2):
         series = results.of(f"workers_{workers}", "keepfit")
-        ratio = times(_over(series, results.of("workers_1", "keepfit"), "rate"))
+        ratio = times(_ratio(series, results.of("workers_1", "keepfit"), "rate"))
         rows.append([str(workers), rate(series), ratio, milliseconds(series, "p99_ms")])
-    return table(["workers", "req/s", "of one worker's", "p99 ms"], rows)
+    return table(["workers", "req/s", "/ one worker", "p99 ms"], rows)
 
 
 def memory_table(results: Results) -> str:
-    """Megabytes of each part without models and with all of them."""
+    """Return the table of megabytes per process without models and with all of them."""
     before, after = results.figures.get("memory_before_mb", {}), results.figures.get("memory_mb", {})
     rows = [[name, f"{before[name]:,.0f}", f"{after[name]:,.0f}"] for name in after]
     return table(["MB", "no models", f"{results.conditions['models']:,} models"], rows)
 
 
 def snapshots_table(results: Results) -> str:
-    """A pass over models that have all changed: seconds for a thousand, by where they are saved to."""
+    """Return the table of snapshot passes over changed models: seconds per thousand, by storage."""
     rows = []
-    for place, title in {"folder": "folder", "s3": "S3 (seaweedfs)"}.items():
-        series = results.of("snapshots", place)
-        seconds = f"{1000 / series.rate:.1f}" if series.usable else trouble(series)
+    for storage, title in {"folder": "folder", "s3": "S3 (seaweedfs)"}.items():
+        series = results.of("snapshots", storage)
+        seconds = f"{1000 / series.rate:.1f}" if series.usable else failure(series)
         rows.append([title, seconds, rate(series) if series.usable else NONE])
-    return table(["1,000 small models that have changed", "s", "models/s"], rows)
+    return table(["1,000 small changed models", "s", "models/s"], rows)
 
 
 def profile_table(results: Results) -> str:
-    """Microseconds of processor time for a request, by layer and part."""
-    parts: dict[str, dict[str, float]] = results.figures.get("profile", {})
-    if not parts:
-        return f"Not measured: {results.of('start', 'profile').trouble()}."
+    """Return the table of microseconds of processor time per request, by layer and process."""
+    processes: dict[str, dict[str, float]] = results.figures.get("profile", {})
+    if not processes:
+        return f"Not measured: {results.of('start', 'profile').describe_failure()}."
     totals: dict[str, float] = {}
-    for layers in parts.values():
+    for layers in processes.values():
         for layer, micros in layers.items():
             totals[layer] = totals.get(layer, 0.0) + micros
     rows = [
-        [layer, *(f"{layers[layer]:,.0f}" if layer in layers else NONE for layers in parts.values()), f"{total:,.0f}"]
+        [
+            layer,
+            *(f"{layers[layer]:,.0f}" if layer in layers else NONE for layers in processes.values()),
+            f"{total:,.0f}",
+        ]
         for layer, total in sorted(totals.items(), key=lambda item: -item[1])
     ]
-    sums = [f"{sum(layers.values()):,.0f}" for layers in parts.values()]
+    sums = [f"{sum(layers.values()):,.0f}" for layers in processes.values()]
     rows.append(["**all**", *sums, f"{sum(totals.values()):,.0f}"])
-    return table(["µs a request", *parts, "all"], rows)
+    return table(["µs per request", *processes, "all"], rows)
 
 
 def systems_table(results: Results) -> str:
-    """How each system was set up, and its versions."""
+    """Return the table of systems: set-up and versions."""
     versions = results.conditions["versions"]
     rows = [f"| {system.title} | {system.setup} | {versions[system.name]} |" for system in SYSTEMS]
     return "\n".join(["| | set-up | versions |", "|---|---|---|", *rows])
 
 
 def left_out(results: Results) -> str:
-    """Name the systems that did not run, with the reason; '' if all did."""
+    """Return the list of systems that did not run, with the reason; '' if all did."""
     reasons = {name: results.of("start", name).failure for name in TITLES}
     lines = [f"- {TITLES[name]} is left out: {reason}" for name, reason in reasons.items() if reason]
     return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def summary(results: Results) -> str:
-    """Write all series and figures as plain lines."""
+    """Return all series and figures as plain lines."""
     lines = [
         f"{scenario:18} {name:10} {rate(series):>10}/s  p50 {milliseconds(series, 'p50_ms'):>8}  "
         f"p99 {milliseconds(series, 'p99_ms'):>8} ms"

@@ -1,7 +1,7 @@
-"""What was measured: samples by scenario and system, their medians and spread, kept as JSON.
+"""Results: samples by scenario and system, their medians and spread, stored as JSON.
 
-Owns the arithmetic. Invariant: a median is of clean runs only, and a series in which any run had errors is no number:
-it is told as what went wrong.
+Owns the arithmetic. Invariant: a median covers runs without errors only; a series in which any run had errors has no
+number and is reported as its errors.
 """
 
 import json
@@ -16,19 +16,19 @@ from benchmarks.load import Sample
 
 @dataclass(slots=True)
 class Series:
-    """Samples of one system in one scenario, a sample for each round; or the reason why there is none."""
+    """Samples of one system in one scenario, one per round; or the reason why there is none."""
 
     samples: list[Sample] = field(default_factory=list)
     failure: str = ""
 
     @property
     def usable(self) -> bool:
-        """Whether there is a number to show."""
+        """Whether the series has a number: samples, and none of them with errors."""
         return bool(self.samples) and not self.failure and not any(sample.failed for sample in self.samples)
 
     @property
     def rate(self) -> float:
-        """Median of requests/s."""
+        """Median of the rounds' requests/s."""
         return median(sample.rate for sample in self.samples)
 
     @property
@@ -47,8 +47,8 @@ class Series:
         rates = [sample.rate for sample in self.samples]
         return (max(rates) - min(rates)) / self.rate if self.rate else 0.0
 
-    def trouble(self) -> str:
-        """Say why there is no number."""
+    def describe_failure(self) -> str:
+        """Return why there is no number."""
         if self.failure:
             return self.failure
         totals: dict[str, int] = {}
@@ -60,53 +60,54 @@ class Series:
 
 @dataclass(slots=True)
 class Results:
-    """All series; other figures (megabytes, rows of a table) by name; how and where they were made."""
+    """All series; other figures (megabytes, rows of a table) by name; the conditions of the measurement."""
 
     conditions: dict[str, Any] = field(default_factory=dict)
     series: dict[str, dict[str, Series]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def add(self, scenario: str, system: str, sample: Sample) -> None:
-        """Keep one round's sample."""
+        """Store one round's sample."""
         self.of(scenario, system).samples.append(sample)
 
     def fail(self, scenario: str, system: str, reason: str) -> None:
-        """Keep the reason why there is no sample."""
+        """Store the reason why there is no sample."""
         self.of(scenario, system).failure = reason
 
     def of(self, scenario: str, system: str) -> Series:
-        """Series of a system in a scenario; an empty one where nothing was measured."""
+        """Return the series of a system in a scenario; an empty one if nothing was measured."""
         return self.series.setdefault(scenario, {}).setdefault(system, Series())
 
     def best(self, scenario: str, systems: Iterable[str]) -> str | None:
-        """Name the fastest of `systems`, None where none has a number."""
+        """Return the fastest of `systems`; None if none has a number."""
         usable = [name for name in systems if self.of(scenario, name).usable]
         return max(usable, key=lambda name: self.of(scenario, name).rate, default=None)
 
     def ratio(self, scenario: str, one: str, other: str) -> float | None:
-        """How many times the throughput of `other` `one` has; None without two numbers."""
+        """Return the throughput of `one` divided by that of `other`; None without two numbers."""
         left, right = self.of(scenario, one), self.of(scenario, other)
         return left.rate / right.rate if left.usable and right.usable and right.rate else None
 
-    def replace(self, part: "Results") -> None:
-        """Take over what `part` measured, in place of what was there; `again` in the conditions tells that it was."""
-        for scenario, systems in part.series.items():
+    def replace(self, newer: "Results") -> None:
+        """Replace the series and figures that `newer` measured; `again` in the conditions lists the scenarios."""
+        for scenario, systems in newer.series.items():
             self.series.setdefault(scenario, {}).update(systems)
-        self.figures.update(part.figures)
-        again = {*self.conditions.get("again", []), *(f"{one} ({part.conditions['date']})" for one in part.series)}
+        self.figures.update(newer.figures)
+        date = newer.conditions["date"]
+        again = {*self.conditions.get("again", []), *(f"{scenario} ({date})" for scenario in newer.series)}
         self.conditions["again"] = sorted(again)
 
     def save(self, path: Path) -> None:
-        """Write everything as JSON."""
+        """Write all results to a JSON file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        series = {
+        documents = {
             scenario: {
-                name: {"samples": [sample.document() for sample in one.samples], "failure": one.failure}
-                for name, one in systems.items()
+                name: {"samples": [sample.document() for sample in series.samples], "failure": series.failure}
+                for name, series in systems.items()
             }
             for scenario, systems in self.series.items()
         }
-        document = {"conditions": self.conditions, "series": series, "figures": self.figures}
+        document = {"conditions": self.conditions, "series": documents, "figures": self.figures}
         path.write_text(json.dumps(document, indent=1))
 
     @classmethod

@@ -1,7 +1,7 @@
-"""keepfit under measurement: `keepfit up` with a folder of its own, and models in it that have learned.
+"""keepfit under measurement: `keepfit up` with a folder of its own, and models that have learned.
 
-Owns how keepfit is started (as a user starts it: two workers, append-only file, fsync always) and what the scenarios
-need to know of it from outside. Never looks into the code: everything goes over HTTP, /proc and Redis' INFO.
+Owns how keepfit is started (as a user starts it: two workers, append-only file, fsync always) and what scenarios read
+from outside. Never uses keepfit's code: everything goes over HTTP, /proc and Redis' INFO.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ RECIPE: Mapping[str, Any] = {
     "updates": "merged",
 }
 REQUEST_S_MAX = 120
-AT_ONCE = 32
+CONCURRENCY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +43,51 @@ class Stack:
     data: Path
 
     def predict(self, model_hash: str) -> Call:
-        """How a model is asked for a prediction."""
+        """Return the call that requests a prediction."""
         return Call(f"/v1/models/{model_hash}/predict", PREDICT)
 
     def learn(self, model_hash: str) -> Call:
-        """How a model is given a row."""
+        """Return the call that sends a row to learn."""
         return Call(f"/v1/models/{model_hash}/partial_fit", LEARN)
 
     def describe(self, model_hash: str) -> dict[str, Any]:
-        """Read a model's description."""
+        """Return the description of a model."""
         with urllib.request.urlopen(f"{self.url}/v1/models/{model_hash}", timeout=REQUEST_S_MAX) as response:  # noqa: S310
             described: dict[str, Any] = json.load(response)
             return described
 
-    def drained(self, model_hash: str, seconds: float) -> dict[str, Any]:
-        """Wait until a model has learned all that was accepted; returns its description then."""
+    def wait_until_learned(self, model_hash: str, seconds: float) -> dict[str, Any]:
+        """Wait until a model has learned all accepted rows; return its description.
+
+        Raises
+        ------
+        StartError
+            If that takes more than `seconds`.
+        """
         deadline = time.monotonic() + seconds
         while (described := self.describe(model_hash))["inbox"]:
             if time.monotonic() > deadline:
-                raise StartError(f"{described['inbox']} requests were still to be learned after {seconds:g} s")
+                raise StartError(f"{described['inbox']} requests are still pending after {seconds:g} s")
             time.sleep(0.02)
         return described
 
-    def parts(self) -> dict[str, int]:
-        """Process ids of gateway, supervisor of the workers, and servers."""
+    def process_ids(self) -> dict[str, int]:
+        """Return the process ids of gateway, workers' supervisor, and servers, by name."""
         return dict(json.loads((self.data / "up.json").read_text())["parts"])
 
     def workers(self) -> list[int]:
-        """Process ids of the workers."""
-        return children(self.parts()["workers"])
+        """Return the process ids of the workers."""
+        return children(self.process_ids()["workers"])
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of the gateway and of the largest worker, and what Redis uses for data."""
+        """Return the resident megabytes of the gateway and the largest worker, and those that Redis uses for data."""
         lines = (self.data / "env").read_text().splitlines()
         url = dict(line.split("=", 1) for line in lines)["KEEPFIT_STORE_URL"]
         with redis.Redis.from_url(url) as client:
             information: Any = client.info("memory")
         return {
             "Redis": information["used_memory"] / 1e6,
-            "gateway": resident_mb(self.parts()["gateway"]),
+            "gateway": resident_mb(self.process_ids()["gateway"]),
             "worker": max(map(resident_mb, self.workers())),
         }
 
@@ -101,7 +107,7 @@ def started(data: Path, workers: int = 2, environment: Mapping[str, str] | None 
 
 
 def make_model(stack: Stack, recipe: Mapping[str, Any] = RECIPE, features: int = model.FEATURES) -> str:
-    """Make one model that has learned :data:`benchmarks.model.TRAINED_ROWS` rows; returns its hash."""
+    """Create one model that has learned :data:`benchmarks.model.TRAINED_ROWS` rows; return its hash."""
     return make_models(stack, 1, recipe, model.TRAINED_ROWS, features)[0]
 
 
@@ -113,7 +119,7 @@ def make_models(
     features: int = model.FEATURES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Make models, let each learn and predict once; returns their hashes in order."""
+    """Create models, let each learn and predict once; return their hashes in order."""
     return asyncio.run(_make_models(stack.url, count, recipe, model.rows(trained_rows, features=features), progress))
 
 
@@ -130,16 +136,16 @@ async def _make_models(
 
     async with _poster(url) as post:
 
-        async def make_some() -> None:
+        async def create_some() -> None:
             for number in numbers:
-                made = await post("/v1/models", {"metadata": {"type": "bench", "number": number}, "recipe": recipe})
-                path = f"/v1/models/{made['hash']}"
+                created = await post("/v1/models", {"metadata": {"type": "bench", "number": number}, "recipe": recipe})
+                path = f"/v1/models/{created['hash']}"
                 await post(f"{path}/partial_fit", {"X": X, "y": y}, prefer="wait=60")
                 await post(f"{path}/predict", {"X": X[:1]})
-                hashes[number] = made["hash"]
+                hashes[number] = created["hash"]
                 progress(number + 1)
 
-        await asyncio.gather(*(make_some() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(create_some() for _ in range(CONCURRENCY)))
     return hashes
 
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.streams`: classes that turn up late in real streams, keepfit's models against plain loops.
+"""`python -m benchmarks.streams`: late classes in real data streams, keepfit's models against plain loops.
 
-Five rows at a time are predicted, then learned. keepfit's model is told of no class; the loop is the same estimator and
-scaler of scikit-learn, told of all classes at its first call. The streams ship with scikit-learn and River. Writes
-docs/concepts/late-classes.svg and prints the table of docs/concepts/late-classes.md.
+Five rows at a time are predicted, then learned. keepfit's model has no classes named; the loop uses the same estimator
+and scaler of scikit-learn, with all classes named at its first call. The streams ship with scikit-learn and River.
+Writes docs/concepts/late-classes.svg and prints the table of docs/concepts/late-classes.md.
 """
 
 import operator
@@ -30,9 +30,9 @@ Array = npt.NDArray[Any]
 ROOT = Path(__file__).parents[1]
 WINDOW = 100
 SEEDS = range(3)
-# Of single rows scikit-learn's GaussianNB learns no variance that it could predict with.
+# From single rows, scikit-learn's GaussianNB learns no variance to predict with.
 BATCH = 5
-# Digits without sevens come first, then all.
+# The first rows are digits other than seven, then all digits follow.
 LATE, LATE_FROM = 7, 600
 
 
@@ -69,7 +69,7 @@ DRAWN = (0, 5, 8, 10)
 
 
 def digits(seed: int) -> tuple[Array, list[Any]]:
-    """scikit-learn's digits in a random order, but for the sevens, of which none is among the first 600 rows."""
+    """Return scikit-learn's digits in a random order, with no seven among the first 600 rows."""
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(y))
     others = order[y[order] != LATE][:LATE_FROM]
@@ -77,29 +77,29 @@ def digits(seed: int) -> tuple[Array, list[Any]]:
     return X[order], y[order].tolist()
 
 
-def of_river(name: str, seed: int) -> tuple[Array, list[Any]]:
-    """One of the data sets that are in River's package, in its own order for the first seed, else in a random one."""
-    from river import datasets  # noqa: PLC0415 - slow to import, and not for every use
+def river_stream(name: str, seed: int) -> tuple[Array, list[Any]]:
+    """Return a data set of River's package, in its own order for seed 0, else in a random one."""
+    from river import datasets  # noqa: PLC0415 - slow to import, and needed for some streams only
 
     rows = list(getattr(datasets, name)())
     if seed:
-        rows = [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
+        rows = [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))]
     return np.array([list(x.values()) for x, _ in rows], dtype=float), [y for _, y in rows]
 
 
 def stream(name: str, seed: int) -> tuple[Array, list[Any]]:
-    """Rows and labels of a stream."""
-    return digits(seed) if name == "digits" else of_river(name, seed)
+    """Return rows and labels of a stream."""
+    return digits(seed) if name == "digits" else river_stream(name, seed)
 
 
 def batches(X: Array, y: Sequence[Any]) -> Iterator[tuple[Array, list[Any]]]:
-    """Cut a stream into requests."""
-    for place in range(0, len(y), BATCH):
-        yield X[place : place + BATCH], list(y[place : place + BATCH])
+    """Yield a stream as requests."""
+    for start in range(0, len(y), BATCH):
+        yield X[start : start + BATCH], list(y[start : start + BATCH])
 
 
-def hits_of_keepfit(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
-    """Whether each row was predicted rightly, by a model that learns labels as they come."""
+def keepfit_hits(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
+    """Yield whether each row was predicted correctly by a model that learns late classes."""
     bundle = Bundle.new(parse({"estimator": case.name, "params": case.params, "scaler": case.scaler}))
     for part, labels in batches(X, y):
         rows = shape(bundle.recipe, part.tolist(), labels, learning=True)
@@ -108,42 +108,42 @@ def hits_of_keepfit(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
         bundle.partial_fit(rows)
 
 
-def hits_of_loop(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
-    """Whether each row was predicted rightly, by scikit-learn in a loop that knows all classes from the start."""
+def loop_hits(case: Case, X: Array, y: Sequence[Any]) -> Iterator[bool]:
+    """Yield whether each row was predicted correctly by a scikit-learn loop that names all classes at its start."""
     estimator = estimators.build(case.name, case.params)
     scaler = {"StandardScaler": StandardScaler, "MinMaxScaler": MinMaxScaler}[case.scaler]()
     classes = np.unique(y)
-    for place, (part, labels) in enumerate(batches(X, y)):
-        if place:
+    for number, (part, labels) in enumerate(batches(X, y)):
+        if number:
             yield from estimator.predict(scaler.transform(part)) == labels
         scaler.partial_fit(part)
-        estimator.partial_fit(scaler.transform(part), labels, **({} if place else {"classes": classes}))
+        estimator.partial_fit(scaler.transform(part), labels, **({} if number else {"classes": classes}))
 
 
-def accuracy(way: Callable[[Case, Array, Sequence[Any]], Iterator[bool]], case: Case) -> Array:
-    """Hits of each seed, shape (seeds, rows without the first request's)."""
+def hits_by_seed(predict_stream: Callable[[Case, Array, Sequence[Any]], Iterator[bool]], case: Case) -> Array:
+    """Return the hits of each seed, shape (seeds, rows after the first request)."""
     with warnings.catch_warnings():
-        # Of scikit-learn: priors of classes that have no row yet, and batches smaller than a network's.
+        # scikit-learn warns of priors of classes without rows, and of batches smaller than a network's batch size.
         warnings.simplefilter("ignore")
-        return np.array([list(way(case, *stream(case.stream, seed))) for seed in SEEDS], dtype=float)
+        return np.array([list(predict_stream(case, *stream(case.stream, seed))) for seed in SEEDS], dtype=float)
 
 
 def main() -> None:
-    """Run all streams, print the table, draw the plot."""
+    """Run all streams, print the table and draw the plot."""
     console = Console(width=200, highlight=False, markup=False)
-    console.print("| stream | estimator | keepfit | loop | of the late class | loop's |\n|---|---|---:|---:|---:|---:|")
+    console.print("| stream | estimator | keepfit | loop | keepfit, late | loop, late |\n|---|---|---:|---:|---:|---:|")
     curves = []
     for case in CASES:
-        ours, loop = accuracy(hits_of_keepfit, case), accuracy(hits_of_loop, case)
-        late = _late(case, ours), _late(case, loop)
-        cells = [_shown(ours.mean(axis=1)), _shown(loop.mean(axis=1)), *map(_shown, late)]
+        ours, loop = hits_by_seed(keepfit_hits, case), hits_by_seed(loop_hits, case)
+        late = _late_class_accuracy(case, ours), _late_class_accuracy(case, loop)
+        cells = [_format_mean(ours.mean(axis=1)), _format_mean(loop.mean(axis=1)), *map(_format_mean, late)]
         console.print(f"| {case.stream} | {case.title or case.name} | {' | '.join(cells)} |")
         curves.append((case, ours, loop))
-    draw([curves[place] for place in DRAWN], ROOT / "docs/concepts/late-classes.svg")
+    draw([curves[index] for index in DRAWN], ROOT / "docs/concepts/late-classes.svg")
 
 
-def _late(case: Case, hits: Array) -> Array | None:
-    """Accuracy on the rows of the late class alone, of each seed."""
+def _late_class_accuracy(case: Case, hits: Array) -> Array | None:
+    """Return the accuracy on rows of the late class, by seed; None for streams without one."""
     if case.stream != "digits":
         return None
     return np.array(
@@ -151,12 +151,12 @@ def _late(case: Case, hits: Array) -> Array | None:
     )
 
 
-def _shown(values: Array | None) -> str:
+def _format_mean(values: Array | None) -> str:
     return "" if values is None else f"{values.mean():.3f} ± {values.std():.3f}"
 
 
 def draw(curves: Sequence[tuple[Case, Array, Array]], path: Path) -> None:
-    """Draw the accuracy over the last 100 rows, mean of all seeds; the same hits give the same file."""
+    """Draw the accuracy over the last 100 rows, as the mean of all seeds; the same hits give the same file."""
     mpl.rcParams["svg.hashsalt"] = "keepfit"
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (case, ours, loop) in zip(figure.subplots(2, 2).flat, curves, strict=True):
@@ -168,7 +168,7 @@ def draw(curves: Sequence[tuple[Case, Array, Array]], path: Path) -> None:
         axes.set_title(f"{case.stream}, {case.title or case.name}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle("share of the last 100 rows that was predicted rightly; dotted: the first seven may come")
+    figure.suptitle("accuracy over the last 100 rows; dotted line: from here on, rows may be sevens")
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -1,1 +1,1 @@
-"""The peers' servers, each run in an environment of its own and written as its project's documentation has it."""
+"""Servers of the peers, each run in an environment of its own and written as its project's documentation recommends."""

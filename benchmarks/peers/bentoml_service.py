@@ -7,7 +7,7 @@ from benchmarks.model import InProcess
 
 @bentoml.service(workers=2)
 class Predict:
-    """What `bentoml serve` runs."""
+    """Service that `bentoml serve` runs."""
 
     def __init__(self) -> None:
         self._model = InProcess()

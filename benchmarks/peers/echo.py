@@ -1,4 +1,4 @@
-"""The yardstick: a bare aiohttp server on uvloop that reads the body, answers a few bytes of JSON and no more."""
+"""Reference: a bare aiohttp server on uvloop that reads the body and answers a few bytes of JSON."""
 
 import os
 
@@ -9,7 +9,7 @@ ANSWER = b'{"predictions":[0.0]}'
 
 
 async def predict(request: web.Request) -> web.Response:
-    """Read the body and answer."""
+    """Read the body and answer a constant."""
     await request.read()
     return web.Response(body=ANSWER, content_type="application/json")
 

@@ -1,6 +1,6 @@
-"""FastAPI with the model in its own process: one process, as there is one model, and a lock around it.
+"""FastAPI with the model in its process: one process, because there is one model, and a lock around it.
 
-The handlers are coroutines: a call of 150 microseconds is cheaper in the event loop than in Starlette's threads.
+The handlers are coroutines: a call of 150 µs costs less in the event loop than in Starlette's threads.
 """
 
 import asyncio

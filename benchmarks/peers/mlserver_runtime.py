@@ -1,4 +1,4 @@
-"""The model as a custom runtime of MLServer, asked by the Open Inference Protocol v2."""
+"""The model as a custom runtime of MLServer, called with the Open Inference Protocol v2."""
 
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
@@ -8,10 +8,10 @@ from benchmarks.model import InProcess
 
 
 class Runtime(MLModel):
-    """What MLServer loads; see :mod:`benchmarks.systems` for its settings."""
+    """Runtime that MLServer loads; :mod:`benchmarks.systems` has its settings."""
 
     async def load(self) -> bool:
-        """Make the model."""
+        """Create the model."""
         self._model = InProcess()
         return True
 

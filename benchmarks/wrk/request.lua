@@ -1,33 +1,33 @@
--- request: what wrk sends, the same for every system but for the envelope around the numbers.
+-- request: requests of wrk, the same for every system except for the JSON around the numbers.
 --
--- args[1] template: the body, with one %.6f for each of four numbers and, where it learns, one for the target
--- args[2] rows: "fresh" (new numbers in each request) or "repeated" (one row again and again)
--- args[3] seed: whole number; another one for each run, so that no run repeats the rows of one before
--- args[4] paths: a file with one path a line; '' sends all to the path of the URL
--- args[5] exponent: path number k is asked for with a probability like 1 / k ^ exponent; 0 is uniform
--- prints one line of JSON at the end, RESULT before it; latencies are microseconds
+-- args[1] template: the body, with one %.6f for each of four numbers and, to learn, one for the target
+-- args[2] rows: "fresh" (new numbers in each request) or "repeated" (the same row in each request)
+-- args[3] seed: integer, different for each run, so that no run repeats the rows of another
+-- args[4] paths: a file with one path per line; '' sends all requests to the path of the URL
+-- args[5] exponent: path number k has a probability proportional to 1 / k ^ exponent; 0 is uniform
+-- prints at the end one line: RESULT and a JSON object; latencies are microseconds
 
-local template, fresh, paths, cumulated
+local template, fresh, paths, cumulative
 
 local function read_paths(file, exponent)
-  paths, cumulated = {}, {}
+  paths, cumulative = {}, {}
   local total = 0
   for line in io.lines(file) do
     paths[#paths + 1] = line
     total = total + 1 / (#paths) ^ exponent
-    cumulated[#paths] = total
+    cumulative[#paths] = total
   end
   for i = 1, #paths do
-    cumulated[i] = cumulated[i] / total
+    cumulative[i] = cumulative[i] / total
   end
 end
 
--- The first path whose share of the whole reaches a random number.
+-- Return the first path whose cumulative probability reaches a random number.
 local function next_path()
-  local wanted, low, high = math.random(), 1, #paths
+  local target, low, high = math.random(), 1, #paths
   while low < high do
     local middle = math.floor((low + high) / 2)
-    if cumulated[middle] < wanted then
+    if cumulative[middle] < target then
       low = middle + 1
     else
       high = middle
@@ -36,7 +36,7 @@ local function next_path()
   return paths[low]
 end
 
--- Uniform in -2..2; the target is what benchmarks/model.py makes of a row, without its noise.
+-- Return a body with numbers uniform in -2..2; the target is that of benchmarks/model.py without its noise.
 local function body()
   local a, b, c, d = math.random() * 4 - 2, math.random() * 4 - 2, math.random() * 4 - 2, math.random() * 4 - 2
   return string.format(template, a, b, c, d, a + 2 * b - c + 0.5 * d)
