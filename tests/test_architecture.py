@@ -101,7 +101,7 @@ def test_there_is_something_to_read() -> None:
         "workers/keepfit_workers/worker.py",
         "snapshotter/keepfit_snapshotter/run.py",
     } <= set(MODULES)
-    assert {"accept.lua", "commit.lua", "take.lua"} <= set(SCRIPTS)
+    assert {"accept.lua", "commit.lua", "claim_inbox.lua"} <= set(SCRIPTS)
 
 
 # What may run.

@@ -43,7 +43,7 @@ async def restore_answers(
         (done,) = await redis_scripts.run_async(
             client,
             redis_scripts.call(
-                "remember",
+                "restore_idempotency",
                 [
                     redis_keys.state(registered.hash),
                     redis_keys.lock(registered.hash),

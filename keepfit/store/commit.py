@@ -129,7 +129,7 @@ class InboxConsumer:
 
     def _take(self, model_hash: str, token: str, known_digest: str) -> redis_scripts.Command:
         return redis_scripts.call(
-            "take",
+            "claim_inbox",
             [
                 redis_keys.state(model_hash),
                 redis_keys.bundle(model_hash),

@@ -86,7 +86,7 @@ class RetentionNote:
         """Commands that tell the model, and take it off the list of changed ones unless it changed again."""
         version = self.place[1]
         told = redis_scripts.call(
-            "note",
+            "note_snapshot",
             [redis_keys.state(self.hash), redis_keys.inbox(self.hash), *(name for _, name in self.kept.large)],
             [
                 self.generation,
@@ -100,7 +100,7 @@ class RetentionNote:
             ],
         )
         return told, redis_scripts.call(
-            "settle", [redis_keys.CHANGED], [self.hash, redis_keys.change(self.generation, version)]
+            "unmark_changed", [redis_keys.CHANGED], [self.hash, redis_keys.change(self.generation, version)]
         )
 
 

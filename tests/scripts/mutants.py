@@ -12,7 +12,7 @@ from unittest import mock
 
 from keepfit.backends import redis_scripts
 from tests.scripts.mutations_of_aside import DISCARD, PEEK, RETRY
-from tests.scripts.mutations_of_models import ACCEPT, COMMIT, INSTALL, OTHERS, REMEMBER, REWIND, TAKE
+from tests.scripts.mutations_of_models import ACCEPT, CLAIM_INBOX, COMMIT, INSTALL, OTHERS, RESTORE_IDEMPOTENCY, REWIND
 from tests.scripts.mutations_of_rooms import ABANDON, CLAIM, PUSH, RELEASE
 
 
@@ -47,9 +47,9 @@ ROOM_SCRIPTS = {"push", "claim", "release", "abandon"}
 MUTANTS = (
     *(Mutant("accept", *mutant) for mutant in ACCEPT),
     *(Mutant("commit", *mutant) for mutant in COMMIT),
-    *(Mutant("take", *mutant) for mutant in TAKE),
+    *(Mutant("claim_inbox", *mutant) for mutant in CLAIM_INBOX),
     *(Mutant("install", *mutant) for mutant in INSTALL),
-    *(Mutant("remember", *mutant) for mutant in REMEMBER),
+    *(Mutant("restore_idempotency", *mutant) for mutant in RESTORE_IDEMPOTENCY),
     *(Mutant("rewind", *mutant) for mutant in REWIND),
     *(Mutant(*mutant) for mutant in OTHERS),
     *(Mutant("retry", *mutant) for mutant in RETRY),

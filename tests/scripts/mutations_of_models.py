@@ -152,7 +152,7 @@ COMMIT = (
     ("that nothing was changed is noted", "if ARGV[14] ~= '' then", "if true then"),
 )
 
-TAKE = (
+CLAIM_INBOX = (
     ("another's lock is taken over", "holder and holder ~= ARGV[1]", "false"),
     ("the worker's own lock keeps it out", "holder and holder ~= ARGV[1]", "holder"),
     ("nothing is locked", "redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[2])\n", ""),
@@ -240,7 +240,7 @@ INSTALL = (
     ("nobody is told", "redis.call('PUBLISH', ARGV[13], ", "tostring("),
 )
 
-REMEMBER = (
+RESTORE_IDEMPOTENCY = (
     ("keys are set of a live model", "if live and tonumber(live) >= tonumber(ARGV[2]) then", "if false then"),
     ("what is left of a predecessor counts as live", "live and tonumber(live) >= tonumber(ARGV[2])", "live"),
     (
@@ -307,36 +307,61 @@ OTHERS = (
     ("delete", "large rows stay", "for i = 6, #KEYS do", "for i = 7, #KEYS do"),
     ("delete", "large rows that come in late stay", "  answer[#answer + 1] = item[2][6]\n", ""),
     ("delete", "nobody is told", "redis.call('PUBLISH', ARGV[1], ", "tostring("),
-    ("note", "an older snapshot is noted", "tonumber(state[2]) >= tonumber(ARGV[2])", "false"),
-    ("note", "another generation's snapshot is noted", "state[1] ~= ARGV[1]", "false"),
-    ("note", "the version is not noted", ", 'snapshot_version', ARGV[2])", ")"),
-    ("note", "others than those saved go", "if state[3] ~= ARGV[6] and not is_learned then", "if false then"),
-    ("note", "none go where more was learned", "state[3] ~= ARGV[6] and not is_learned", "state[3] ~= ARGV[6]"),
-    ("note", "none go where the last was put aside", "state[3] ~= ARGV[6] and not is_learned", "not is_learned"),
-    ("note", "others under the same sequence go", "last[2][4] == ARGV[5] and ", ""),
-    ("note", "those go that wait again", " and tonumber(ARGV[4]) <= tonumber(state[4])", ""),
-    ("note", "what is saved is kept", "redis.call('XTRIM', ", "tostring("),
-    ("note", "the last that was saved is kept", "string.format('%.0f', ARGV[4] + 1)", "string.format('%.0f', ARGV[4])"),
-    ("note", "one that was not saved goes", "string.format('%.0f', ARGV[4] + 1)", "string.format('%.0f', ARGV[4] + 2)"),
-    ("note", "the older half stays where it went", "tonumber(half) < tonumber(ARGV[4])", "false"),
-    ("note", "the older half is none", "tonumber(half) < tonumber(ARGV[4])", "true"),
+    ("note_snapshot", "an older snapshot is noted", "tonumber(state[2]) >= tonumber(ARGV[2])", "false"),
+    ("note_snapshot", "another generation's snapshot is noted", "state[1] ~= ARGV[1]", "false"),
+    ("note_snapshot", "the version is not noted", ", 'snapshot_version', ARGV[2])", ")"),
+    ("note_snapshot", "others than those saved go", "if state[3] ~= ARGV[6] and not is_learned then", "if false then"),
     (
-        "note",
+        "note_snapshot",
+        "none go where more was learned",
+        "state[3] ~= ARGV[6] and not is_learned",
+        "state[3] ~= ARGV[6]",
+    ),
+    (
+        "note_snapshot",
+        "none go where the last was put aside",
+        "state[3] ~= ARGV[6] and not is_learned",
+        "not is_learned",
+    ),
+    ("note_snapshot", "others under the same sequence go", "last[2][4] == ARGV[5] and ", ""),
+    ("note_snapshot", "those go that wait again", " and tonumber(ARGV[4]) <= tonumber(state[4])", ""),
+    ("note_snapshot", "what is saved is kept", "redis.call('XTRIM', ", "tostring("),
+    (
+        "note_snapshot",
+        "the last that was saved is kept",
+        "string.format('%.0f', ARGV[4] + 1)",
+        "string.format('%.0f', ARGV[4])",
+    ),
+    (
+        "note_snapshot",
+        "one that was not saved goes",
+        "string.format('%.0f', ARGV[4] + 1)",
+        "string.format('%.0f', ARGV[4] + 2)",
+    ),
+    ("note_snapshot", "the older half stays where it went", "tonumber(half) < tonumber(ARGV[4])", "false"),
+    ("note_snapshot", "the older half is none", "tonumber(half) < tonumber(ARGV[4])", "true"),
+    (
+        "note_snapshot",
         "what is kept counts as nothing",
         "table.concat({ARGV[4], ARGV[7], half",
         "table.concat({ARGV[4], bytes, half",
     ),
-    ("note", "nobody knows what comes on top of what", "'base', ARGV[8], ", ""),
+    ("note_snapshot", "nobody knows what comes on top of what", "'base', ARGV[8], ", ""),
     (
-        "note",
+        "note_snapshot",
         "nobody knows what is kept",
         "'base', ARGV[8], 'kept', table.concat(",
         "'base', ARGV[8], 'kep', table.concat(",
     ),
-    ("note", "large rows stay", "for i = 3, #KEYS do", "for i = 4, #KEYS do"),
-    ("note", "large rows are forgotten", "tonumber(sequence) > tonumber(ARGV[4])", "false"),
-    ("note", "large rows that are gone are spoken of", "tonumber(sequence) > tonumber(ARGV[4])", "true"),
-    ("settle", "a later change is forgotten", "tonumber(score) > tonumber(ARGV[2])", "false"),
-    ("settle", "nothing is settled", "tonumber(score) > tonumber(ARGV[2])", "tonumber(score) >= tonumber(ARGV[2])"),
+    ("note_snapshot", "large rows stay", "for i = 3, #KEYS do", "for i = 4, #KEYS do"),
+    ("note_snapshot", "large rows are forgotten", "tonumber(sequence) > tonumber(ARGV[4])", "false"),
+    ("note_snapshot", "large rows that are gone are spoken of", "tonumber(sequence) > tonumber(ARGV[4])", "true"),
+    ("unmark_changed", "a later change is forgotten", "tonumber(score) > tonumber(ARGV[2])", "false"),
+    (
+        "unmark_changed",
+        "nothing is settled",
+        "tonumber(score) > tonumber(ARGV[2])",
+        "tonumber(score) >= tonumber(ARGV[2])",
+    ),
     ("load", "the bundle is not read", "redis.call('GET', KEYS[2]) or ''", "''"),
 )

@@ -30,7 +30,7 @@ def test_every_script_has_mutants() -> None:
     shares = [mutants.share(day) for day in range(mutants.SHARES)]
     assert sorted(mutant.id for share in shares for mutant in share) == sorted(mutant.id for mutant in MUTANTS)
     for share in shares:
-        assert {"accept", "commit", "take", "claim", "abandon"} <= {mutant.script for mutant in share}
+        assert {"accept", "commit", "claim_inbox", "claim", "abandon"} <= {mutant.script for mutant in share}
 
 
 def test_every_mutant_is_on_the_page() -> None:

@@ -1,16 +1,16 @@
--- abandon: end the lease of a dead worker and put what it had in hand back to the front, in order.
+-- abandon: end the lease of a dead worker and put its claimed entries back to the front of the run queue, in order.
 --
--- KEYS[1] waiting    list of models with work, each once
--- KEYS[2] known      set of the same
+-- KEYS[1] models     list of models with work, each once
+-- KEYS[2] known      set of the same models
 -- KEYS[3] leases     sorted set of leases
--- KEYS[4] claimed    list of the entries the lease had in hand
--- KEYS[5] holders    hash of leases at work
--- KEYS[6] questions  hash with each model's questions in order: <model>:<number>, <model>:first, <model>:next
--- KEYS[7] poison     list of questions that have taken too many workers along
--- ARGV[1] lease      its id
--- ARGV[2] deaths     workers that a question may take along before it is put aside
+-- KEYS[4] claimed    list of the entries that the lease has claimed
+-- KEYS[5] holders    hash of leases that are drained by a worker
+-- KEYS[6] requests   hash with each model's worker requests in order: <model>:<number>, <model>:first, <model>:next
+-- KEYS[7] poison     list of poison requests: several workers died while they processed them
+-- ARGV[1] lease      id of the lease
+-- ARGV[2] deaths     number of workers that may die with a request before it becomes a poison request
 --
--- returns the number of entries put back; -1 there was no such lease
+-- returns the number of entries put back; -1 if there is no such lease
 redis.call('HDEL', KEYS[5], ARGV[1])
 if redis.call('ZREM', KEYS[3], ARGV[1]) == 0 then
   return -1

@@ -1,27 +1,28 @@
--- claim: a lease lays down what it has done and takes what comes next.
+-- claim: complete a lease's last batch and claim its next one.
 --
--- Models that are the caller's own come first: the leases that are awake share the models by hash, so that one model's
--- work finds its bundle warm. A caller with nothing of its own takes its share of the others'.
+-- The active leases share the models by hash, so that the work of one model finds its bundle in a worker's cache. A
+-- caller claims models of its own share first. If none of them has work, it claims a part of the other shares.
 --
--- KEYS[1] waiting    list of models with work, each once
--- KEYS[2] known      set of the same
--- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds
--- KEYS[4] claimed    list of the entries this lease has in hand
--- KEYS[5] queue      RQ's list of jobs that wait for a worker
--- KEYS[6] since      milliseconds at which what waits began to wait for the next claim
--- KEYS[7] holders    hash of leases at work: '<worker> <milliseconds of its last claim>'
--- KEYS[8] questions  hash with each model's questions in order: <model>:<number>, <model>:first, <model>:next
--- KEYS[9] turns      hash of slow models: questions that one claim may take of it
--- ARGV[1] lease      the caller's id
--- ARGV[2] ttl        milliseconds a lease lives without being renewed
--- ARGV[3] worker     the caller's name
--- ARGV[4] models     models to take; 0 only renews and lays nothing down
--- ARGV[5] questions  questions to take of them in all; 0 takes the models themselves
--- ARGV[6] keep       milliseconds that the list of claimed entries lives on, in case nobody abandons it
--- ARGV[7] awake      milliseconds after which a lease that claims nothing leaves its models to the others
+-- KEYS[1] models     list of models with work, each once
+-- KEYS[2] known      set of the same models
+-- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds since 1970
+-- KEYS[4] claimed    list of the entries that this lease has claimed
+-- KEYS[5] jobs       RQ's list of jobs that wait for a worker
+-- KEYS[6] since      milliseconds since 1970 at which the work began to wait for the next claim
+-- KEYS[7] holders    hash of leases that are drained by a worker: '<worker> <milliseconds of its last claim>'
+-- KEYS[8] requests   hash with each model's worker requests in order: <model>:<number>, <model>:first, <model>:next
+-- KEYS[9] slow       hash of slow models: number of requests that one claim may take
+-- ARGV[1] lease      id of the caller's lease
+-- ARGV[2] ttl        milliseconds until a lease expires that is not renewed
+-- ARGV[3] worker     name of the caller
+-- ARGV[4] models     number of models to claim; 0 only renews the lease and completes nothing
+-- ARGV[5] requests   number of requests to claim of them in total; 0 claims the models themselves
+-- ARGV[6] keep       milliseconds until the list of claimed entries expires if nothing abandons it
+-- ARGV[7] active     milliseconds without a claim after which other leases take over the models of a lease
 --
--- returns {-1} the lease is not valid (any more); else {jobs that wait for a worker, {model, turn, ...}, entries...}:
---         the slow models among those taken with what bounded them, and hashes of models or questions
+-- returns {-1} if the lease is not valid (any more); else {number of jobs that wait for a worker,
+--         {model, bound, ...}, entries...}: the slow models among the claimed ones with the bound that applied, and
+--         hashes of models or requests
 if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
   return {-1}
 end
@@ -32,7 +33,7 @@ if models > 0 then
   redis.call('DEL', KEYS[4])
   look = redis.call('LRANGE', KEYS[1], 0, math.max(models, 32) - 1)
   if #look == 0 then
-    -- Nothing is in hand and nothing waits: the lease lives on by its pulse.
+    -- Nothing is claimed and no model has work: the heartbeat renews the lease.
     return answer
   end
 end
@@ -78,7 +79,7 @@ local function take(model)
     table.insert(answer[2], model)
     table.insert(answer[2], bound)
   end
-  -- Where others are awake too, they shall have something to do.
+  -- Leave a share of the requests to the other active leases.
   local turn = math.min(budget, tonumber(bound or budget), math.ceil((next_number - first) / #awake))
   local began = taken
   while first < next_number and taken < budget and taken - began < turn do
@@ -96,7 +97,7 @@ local function take(model)
       taken = taken + 1
     end
     if suspect then
-      -- It was in hand when a worker died; if it is why, it shall take no others along again.
+      -- A worker died after it claimed this request. If the request is the cause, no other request is lost with it.
       budget = 0
     end
   end

@@ -1,19 +1,20 @@
--- push: put entries into a waiting room and see whether a lease must be sent for.
+-- push: add entries to a run queue, and decide whether one more lease is needed.
 --
--- KEYS[1] waiting    list of models with work, each once
--- KEYS[2] known      set of the same
--- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds
+-- KEYS[1] models     list of models with work, each once
+-- KEYS[2] known      set of the same models
+-- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds since 1970
 -- KEYS[4] workers    RQ's set of live workers
--- KEYS[5] since      milliseconds at which what waits began to wait for the next claim
--- KEYS[6] questions  hash with each model's questions in order: <model>:<number>, <model>:first, <model>:next
+-- KEYS[5] since      milliseconds since 1970 at which the work began to wait for the next claim
+-- KEYS[6] requests   hash with each model's worker requests in order: <model>:<number>, <model>:first, <model>:next
 -- ARGV[1] lease      id for a new lease
--- ARGV[2] ttl        milliseconds a lease lives without being renewed
--- ARGV[3] late       milliseconds that work may wait before one more lease is sent for
--- ARGV[4] most       questions that may wait for one model
--- ARGV[5...] entries hash of a model (64 characters); for the predict room then, in 9 digits, the milliseconds that
---                    the question may wait, and the question. None at all just looks whether a lease is missing
+-- ARGV[2] ttl        milliseconds until a lease expires that is not renewed
+-- ARGV[3] late       milliseconds that work may wait before one more lease is enqueued
+-- ARGV[4] most       number of requests that may wait for one model
+-- ARGV[5...] entries hash of a model (64 characters); in the predict queue followed by the milliseconds that the
+--                    request may wait (9 digits), and the request. Without entries, the script only decides whether a
+--                    lease is needed
 --
--- returns {1 if the caller must enqueue the RQ job named by ARGV[1], else 0; numbers (from 1) of refused entries...}
+-- returns {1 if the caller must enqueue the RQ job named ARGV[1], else 0; numbers (from 1) of refused entries...}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer, ends = {0}, {}
@@ -28,7 +29,7 @@ for i = 5, #ARGV do
       range = {tonumber(found[1] or 0), tonumber(found[2] or 0)}
       ends[model] = range
     end
-    -- Nobody waits any more for what is past its deadline; it must not keep out those who do.
+    -- A request past its deadline has no waiting client. It must not take the place of a request that has one.
     while range[2] - range[1] >= tonumber(ARGV[4]) do
       local oldest = redis.call('HGET', KEYS[6], model .. ':' .. range[1])
       if oldest and tonumber(string.sub(oldest, 2, 14)) >= now then
@@ -59,11 +60,11 @@ end
 if idle then
   redis.call('SET', KEYS[5], now)
 end
--- The first lease drains all that waits, once RQ has handed its job to a worker. One more pays only when those that are
--- out do not come round in time.
+-- The first lease drains the queue once RQ has given its job to a worker. One more lease pays off only if the existing
+-- ones do not claim the work in time.
 local leases = redis.call('ZCARD', KEYS[3])
 if redis.call('ZSCORE', KEYS[3], ARGV[1]) then
-  -- The call is made again because its answer was lost, and with it the order to enqueue.
+  -- A repeated call: the answer to the first one, which told the caller to enqueue the job, was lost.
   answer[1] = 1
   return answer
 end

@@ -1,13 +1,13 @@
--- release: end a lease, if nothing waits, if it must, or if others can do without it.
+-- release: end a lease if its condition holds.
 --
--- KEYS[1] waiting   list of models with work
+-- KEYS[1] models    list of models with work
 -- KEYS[2] leases    sorted set of leases
--- KEYS[3] claimed   list of the entries this lease has in hand, all done
--- KEYS[4] holders   hash of leases at work
--- ARGV[1] lease     the caller's id
--- ARGV[2] when      'idle': where nothing waits; 'spare': where another lease is out; 'now': in any case
+-- KEYS[3] claimed   list of the entries that this lease has claimed, all completed
+-- KEYS[4] holders   hash of leases that are drained by a worker
+-- ARGV[1] lease     id of the caller's lease
+-- ARGV[2] when      'idle': if no model has work; 'spare': if there is another lease; 'now': always
 --
--- returns 1 ended; 0 the lease goes on
+-- returns 1 if the lease has ended; 0 if it goes on
 if ARGV[2] == 'idle' and redis.call('LLEN', KEYS[1]) > 0 then
   return 0
 end

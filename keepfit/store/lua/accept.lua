@@ -1,28 +1,28 @@
--- accept: take learning requests into a model's inbox, in order. What it answers 'ok' to is a promise.
+-- accept: append learning requests to a model's inbox, in order. A request that is answered 'ok' will be learned.
 --
 -- KEYS[1] state          hash of the model
--- KEYS[2] inbox          stream of waiting requests
--- KEYS[3] seen           what this call was answered the first time
--- KEYS[4] lock           who learns the model
--- KEYS[5] big            rows of a large request, written ahead (looked at only where ARGV[7] is not 0)
--- ARGV[1] generation     integer the caller checked the rows against
--- ARGV[2] digest         hex digest of the call, to tell a repeat from another body
--- ARGV[3] width          columns of each row; 0 for a request that is no rows, whatever the model's width
--- ARGV[4] ttl            milliseconds for which a repeat is known
--- ARGV[5] entries max    requests that may wait
--- ARGV[6] bytes max      bytes that may wait (a single larger request may wait alone)
--- ARGV[7] big bytes      size that KEYS[5] must have; 0 where the rows are in ARGV
--- ARGV[8...] requests    msgpack of the rows or of the change, each; of a large request, alone, a digest of its rows
+-- KEYS[2] inbox          stream of pending requests
+-- KEYS[3] idempotency    first answer to this call
+-- KEYS[4] lock           lease that learns the model
+-- KEYS[5] big            staged rows of a large request (read only if ARGV[7] is not 0)
+-- ARGV[1] generation     integer, of the model that the caller checked the rows against
+-- ARGV[2] digest         hex digest of the call; distinguishes a repeated call from another body
+-- ARGV[3] width          columns of each row; 0 for a change of parameters, which has no width
+-- ARGV[4] ttl            milliseconds for which a repeated call is recognized
+-- ARGV[5] entries max    number of requests that may be pending
+-- ARGV[6] bytes max      bytes that may be pending (one larger request may be pending alone)
+-- ARGV[7] big bytes      size in bytes that KEYS[5] must have; 0 if the rows are in ARGV
+-- ARGV[8...] requests    msgpack of the rows or of the change, each; for a large request only a digest of its rows
 --
--- returns {'ok', first sequence, number accepted, version, 1 if nobody learns the model just now, waiting, pace, origin}
---                                          accepted, or accepted before by this call. The rest did not fit: then
---                                          `waiting` requests wait, of which `pace` are learned a second. `origin` is
---                                          the generation in which the sequences began
---         {'missing'}                      no such model
---         {'stale'}                        the model was made again, or went back to an older bundle, meanwhile
---         {'conflict'}                     the key came before with another body
---         {'lost'}                         the large request's rows are gone, or not all there
---         {'width', width}                 the model's rows have another width
+-- returns {'ok', first sequence, number accepted, version, 1 if the model is not locked, pending, pace, origin}
+--                                          accepted by this call, or by an earlier call with the same key. The rest did
+--                                          not fit: `pending` requests are pending and `pace` of them are learned per
+--                                          second. `origin` is the generation in which the sequences began
+--         {'missing'}                      there is no such model
+--         {'stale'}                        the model was created again or restored to an older snapshot
+--         {'conflict'}                     the key was used with another body
+--         {'lost'}                         the staged rows are missing or incomplete
+--         {'width', width}                 the rows of the model have another width
 local state = redis.call('HMGET', KEYS[1],
   'generation', 'accepted', 'learned', 'bytes', 'width', 'chain', 'version', 'pace', 'origin')
 if not state[1] then
@@ -35,8 +35,8 @@ local alone = 1 - redis.call('EXISTS', KEYS[4])
 local seen = redis.call('GET', KEYS[3])
 if seen then
   local digest, first, count, generation = string.match(seen, '^(%x+) (%d+) (%d+) (%d+)$')
-  -- A key from before the model's sequences began speaks of rows that it never had. One of an earlier generation of the
-  -- same sequences speaks of its rows, and is heard even where the caller does not know that there is a later one.
+  -- A key from before `origin` belongs to rows that this model never had. A key from an earlier generation of the same
+  -- sequences belongs to rows of this model. It is recognized even if the caller does not know the present generation.
   if tonumber(generation) >= origin then
     if digest == ARGV[2] then
       return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace, origin}
@@ -64,7 +64,8 @@ for i = 8, #ARGV do
   end
   count = count + 1
   bytes = bytes + size
-  -- Each link covers the one before, so that rows which took the same sequences after a lost tail are told apart.
+  -- Each request digest covers the one before. So other rows under the same sequences are recognized, after Redis lost
+  -- its last writes.
   chain = redis.sha1hex(chain .. ':' .. ARGV[i])
   local id = string.format('%.0f-0', accepted + count)
   if big > 0 then

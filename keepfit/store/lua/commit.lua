@@ -1,37 +1,38 @@
--- commit: make a staged bundle live, if nothing has happened since it was taken. Every check comes before the first
--- write, because scripts do not roll back.
+-- commit: make a staged bundle live if the model is unchanged since the claim. All checks precede the first write,
+-- because scripts do not roll back.
 --
 -- KEYS[1] state          hash of the model
 -- KEYS[2] bundle         live bundle
--- KEYS[3] inbox          stream of requests: those that wait, before them those that are kept
--- KEYS[4] staged         bundle written ahead
--- KEYS[5] dead           stream of requests put aside (ids `<generation>-<sequence>`)
--- KEYS[6...] big         rows of large requests that are learned now, and of those that were and are kept
--- ARGV[1] generation     integer the bundle was taken at
--- ARGV[2] old digest     digest of the bundle taken, '' for a new model
--- ARGV[3] old learned    sequence the taken bundle had learned
--- ARGV[4] learned        sequence the new bundle has learned
--- ARGV[5] chain          hex digest of the request at that sequence, as it was read
+-- KEYS[3] inbox          stream of requests: retained ones, then pending ones
+-- KEYS[4] staged         staged bundle
+-- KEYS[5] dead           stream of dead letters (ids `<generation>-<sequence>`)
+-- KEYS[6...] big         rows of large requests: those that this commit learned, and those that are retained
+-- ARGV[1] generation     integer, of the claimed model
+-- ARGV[2] old digest     digest of the claimed bundle, '' for a new model
+-- ARGV[3] old learned    last sequence that the claimed bundle has learned
+-- ARGV[4] learned        last sequence that the new bundle has learned
+-- ARGV[5] chain          hex request digest at that sequence, as it was claimed
 -- ARGV[6] digest         SHA-256 hex of the staged bundle
--- ARGV[7] rows_seen      rows the new bundle has learned
+-- ARGV[7] rows_seen      number of rows that the new bundle has learned
 -- ARGV[8] metrics        JSON
--- ARGV[9] bytes          bytes of the requests that wait no more
--- ARGV[10] channel       where gateways hear of commits
--- ARGV[11] hash          the model's hash
--- ARGV[12] reason        why the request at `learned` was put aside unlearned, '' if all were learned
--- ARGV[13] pace          requests learned a second
--- ARGV[14] changed       JSON of the parameters that were changed since the model was made, '' for none
--- ARGV[15] replay bytes   bytes of learned requests to keep at most
--- ARGV[16] places         sequences of the requests of KEYS[6...], parted by spaces
+-- ARGV[9] bytes          bytes of the requests that are no longer pending
+-- ARGV[10] channel       channel of the commit feed
+-- ARGV[11] hash          hash of the model
+-- ARGV[12] reason        why the request at `learned` becomes a dead letter, '' if all requests were learned
+-- ARGV[13] pace          requests learned per second
+-- ARGV[14] changed       JSON of the parameters that were changed since the model was created, '' for none
+-- ARGV[15] replay bytes   bytes of learned requests to retain at most
+-- ARGV[16] places         sequences of the requests of KEYS[6...], separated by spaces
 --
--- What is learned stays in the inbox until a snapshot has it (note), so that a bundle which is lost can be made again.
--- The state's `kept` says from where: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to `cut` are gone. Where
--- all that is kept would be too much, what is up to `half` goes. `bytes` counts all that was ever learned, each request
--- with 64 more for its place in the stream; the others what it was when `cut` and `half` were learned. `large` names the
--- kept ones of KEYS[6...]: '<sequence> <key> ...'.
+-- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
+-- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
+-- `cut` are removed. If the retained requests exceed the bound, those up to `half` are removed. `bytes` counts all
+-- requests ever learned, each with 64 bytes more for its entry in the stream; the bytes of `cut` and `half` are that
+-- count when these were learned. `large` names the retained ones of KEYS[6...]: '<sequence> <key> ...'.
 --
--- returns the new version; or 0: the model is gone or made again; -1: another commit came first;
---         -2: the inbox holds other requests than were read; -3: the staged bundle is gone. Below 1 nothing changed.
+-- returns the new version; or 0: the model is gone or was created again; -1: another commit came first;
+--         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing. Below 1 nothing
+--         was changed.
 local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept')
 if not state[1] or state[1] ~= ARGV[1] then
   return 0
@@ -55,12 +56,12 @@ local cut, cut_bytes, half, half_bytes, before = unpack(kept)
 local bytes = before + ARGV[9] + 64 * (ARGV[4] - ARGV[3])
 if ARGV[12] ~= '' then
   put_aside = '1'
-  -- Before all other writes: it is the one that a stream could refuse, because its ids only grow.
+  -- The first write: it is the only one that can fail, because ids of a stream must increase.
   local request, time = last[1][2], redis.call('TIME')
   redis.call('XADD', KEYS[5], state[1] .. '-' .. ARGV[4], 'generation', state[1], 'sequence', ARGV[4],
     'reason', ARGV[12], 'rows', request[2], 'big', request[6] or '', 'size', request[8] or #request[2],
     'at', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
-  -- No bundle has learned it, so it is none to learn again.
+  -- No bundle has learned it, so a replay must not learn it.
   redis.call('XDEL', KEYS[3], last[1][1])
   bytes = bytes - 64 - (request[8] or #request[2])
 end
@@ -73,7 +74,7 @@ redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', 
 if ARGV[14] ~= '' then
   redis.call('HSET', KEYS[1], 'changed', ARGV[14])
 end
--- Oldest first: the older half; all but what was learned now; that too.
+-- Remove the oldest first: the older half; then all but the requests of this commit; then these as well.
 for _, place in ipairs({{half, half_bytes}, {tonumber(ARGV[3]), before}, {tonumber(ARGV[4]), bytes}}) do
   if bytes - cut_bytes > most then
     cut, cut_bytes = place[1], place[2]

@@ -1,12 +1,13 @@
--- delete: forget a model; its snapshots stay where they are.
+-- delete: delete a model from Redis. Its snapshots stay.
 --
 -- KEYS[1] state, KEYS[2] bundle, KEYS[3] inbox, KEYS[4] lock, KEYS[5] dead
--- KEYS[6...] big    rows of large requests that wait or were put aside
--- ARGV[1] channel   where gateways hear of it
--- ARGV[2] hash      the model's hash
--- ARGV[3] newest    id of the newest request when `big` was read from the inbox, '0-0' where there was none
+-- KEYS[6...] big    rows of large requests that are pending or dead letters
+-- ARGV[1] channel   channel of the commit feed
+-- ARGV[2] hash      hash of the model
+-- ARGV[3] newest    id of the newest request when `big` was read from the inbox, '0-0' if there was none
 --
--- returns {0} there was none; else {1, big...}: large rows that came in since `big` was read, for the caller to remove
+-- returns {0} if there was no model; else {1, big...}: keys of large requests that arrived after `big` was read; the
+--         caller deletes them
 local generation = redis.call('HGET', KEYS[1], 'generation')
 if not generation then
   return {0}

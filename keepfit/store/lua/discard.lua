@@ -1,11 +1,11 @@
--- discard: forget requests that were put aside, for good.
+-- discard: delete dead letters permanently.
 --
 -- KEYS[1] state    hash of the model
--- KEYS[2] dead     stream of requests put aside
--- KEYS[3...] big   rows of the large request at the same place in ARGV; KEYS[2] beside a small one
--- ARGV[1...] ids   requests in the stream of those put aside
+-- KEYS[2] dead     stream of dead letters
+-- KEYS[3...] big   rows of the large request at the same place in ARGV; KEYS[2] for a small request
+-- ARGV[1...] ids   ids of dead letters
 --
--- returns {number forgotten, version}; {} where there is no such model
+-- returns {number deleted, version}; {} if there is no such model
 local version = redis.call('HGET', KEYS[1], 'version')
 if not version then
   return {}
@@ -18,7 +18,7 @@ for i = 3, #KEYS do
   local item = redis.call('XRANGE', KEYS[2], ids[i - 2], ids[i - 2])[1]
   if item then
     count = count + redis.call('XDEL', KEYS[2], item[1])
-    -- A request that is there no more may wait in the inbox again, and needs its rows.
+    -- A dead letter that is missing here may be pending again, and needs its rows.
     if item[2][10] ~= '' and item[2][10] == KEYS[i] then
       redis.call('UNLINK', KEYS[i])
     end

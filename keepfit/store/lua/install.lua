@@ -1,35 +1,35 @@
--- install: put a model into the store, new or from a snapshot, only where none is live. What is left of a predecessor
--- whose deletion was cut short is no live model; it goes.
+-- install: create a model in Redis, new or from a snapshot, if none is live. Remains of a predecessor whose deletion
+-- was interrupted are not a live model; they are deleted.
 --
 -- KEYS[1] state        hash of the model
 -- KEYS[2] bundle       live bundle
--- KEYS[3] staged       bundle written ahead (looked at only where ARGV[8] names a digest)
--- KEYS[4] inbox        stream of waiting requests
--- KEYS[5] lock         who learns the model, or brings it back
--- KEYS[6] dead         stream of requests put aside
+-- KEYS[3] staged       staged bundle (read only if ARGV[8] is a digest)
+-- KEYS[4] inbox        stream of pending requests
+-- KEYS[5] lock         lease that learns the model, or a restore that has claimed it
+-- KEYS[6] dead         stream of dead letters
 -- KEYS[7...] big       rows of large requests of a predecessor
 -- ARGV[1] metadata     canonical JSON
 -- ARGV[2] recipe       JSON
 -- ARGV[3] generation   integer, from MongoDB
 -- ARGV[4] version      integer, 0 for a new model
--- ARGV[5] rows_seen    integer, rows
+-- ARGV[5] rows_seen    number of rows
 -- ARGV[6] sequence     integer, last request that the bundle has learned
--- ARGV[7] chain        hex digest of all requests up to that one, '' for a new model
+-- ARGV[7] chain        hex request digest at that sequence, '' for a new model
 -- ARGV[8] digest       SHA-256 hex of the staged bundle, '' for a new model
 -- ARGV[9] metrics      JSON
--- ARGV[10] snapshot    JSON of the snapshot it comes from, '' for a new model
--- ARGV[11] width       columns of a row, '' where the first request is to tell
--- ARGV[12] born        integer, generation since which the model is this one
--- ARGV[13] channel     where gateways hear of it: what they know of a predecessor is over
--- ARGV[14] hash        the model's hash
--- ARGV[15] newest      id of the newest request when `big` was read from the inbox, '0-0' where there was none
+-- ARGV[10] snapshot    JSON of the snapshot that the bundle comes from, '' for a new model
+-- ARGV[11] width       columns of a row, '' if the first request determines it
+-- ARGV[12] born        integer, generation in which the model was created
+-- ARGV[13] channel     channel of the commit feed; gateways discard what they know of a predecessor
+-- ARGV[14] hash        hash of the model
+-- ARGV[15] newest      id of the newest request when `big` was read from the inbox, '0-0' if there was none
 -- ARGV[16] changed     JSON of the parameters that were changed before the snapshot, '' for none
--- ARGV[17] base        sequence from which requests are kept, and what they come on top of: generation and version of a
---                      snapshot's document, parted by spaces, or nothing for the recipe; '' where it is no such thing
+-- ARGV[17] base        replay base: the last sequence that it has learned, then generation and version of a snapshot's
+--                      document, separated by spaces; the sequence alone for the recipe; '' if there is no replay base
 --
--- returns {0} a model is live already; {-1} the staged bundle is gone; {-2} the model is claimed for a later generation
---         (remember): nothing changed; else {1, big...} installed: large rows that came in since `big` was read are the
---         caller's to remove
+-- returns {0} a model is already live; {-1} the staged bundle is missing; {-2} a later restore has claimed the model
+--         (restore_idempotency): nothing was changed; else {1, big...}: installed; keys of large requests that arrived
+--         after `big` was read; the caller deletes them
 local live = redis.call('HGET', KEYS[1], 'generation')
 if live and tonumber(live) >= tonumber(ARGV[12]) then
   return {0}

@@ -1,14 +1,14 @@
--- peek: read requests that were put aside, oldest first, without the rows of those that are large.
+-- peek: read dead letters, oldest first, without the rows of large ones.
 --
--- KEYS[1] dead         stream of requests put aside
--- ARGV[1] from         id, or '-', or '(' and an id to begin after it
+-- KEYS[1] dead         stream of dead letters
+-- ARGV[1] from         id, or '-', or '(' and the id to begin after
 -- ARGV[2] to           id, or '+'
--- ARGV[3] entries max  requests to read
+-- ARGV[3] entries max  number of dead letters to read
 -- ARGV[4] rows max     bytes; longer rows are left out
--- ARGV[5] bytes max    bytes of rows to read (at least one request is read)
+-- ARGV[5] bytes max    bytes of rows to read in total (at least one dead letter is read)
 --
--- `big` names the key that holds a large request's rows; it is '' where they are in the stream. `size` is in bytes, `at`
--- in milliseconds since 1970, `head` the first bytes of the rows' msgpack, which begins with their number.
+-- `big` names the key that holds a large request's rows; it is '' if they are in the stream. `size` is in bytes, `at`
+-- in milliseconds since 1970, `head` is the begin of the rows' msgpack, which begins with the number of rows.
 --
 -- returns {{id, generation, sequence, reason, at, big, size, head, rows or ''}...}
 local found, bytes, from, most = {}, 0, ARGV[1], tonumber(ARGV[3])

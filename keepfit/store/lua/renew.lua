@@ -1,10 +1,10 @@
--- renew: give a lock more time while its holder still works.
+-- renew: extend a model's lock while its holder works.
 --
--- KEYS[1] lock    who learns a model
--- ARGV[1] token   the caller's lease
+-- KEYS[1] lock    lease that learns the model
+-- ARGV[1] token   lease of the caller
 -- ARGV[2] ttl     milliseconds
 --
--- returns 1 renewed; 0 the lock is not the caller's
+-- returns 1 renewed; 0 the caller does not hold the lock
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

@@ -1,22 +1,23 @@
--- retry: move requests that were put aside to the end of the inbox, each under the next sequence. One moment moves them:
--- a request is in one of the two streams, and never in both.
+-- retry: move dead letters to the end of the inbox, each under the next sequence. The script moves them atomically: a
+-- request is in one of the two streams, never in both.
 --
 -- KEYS[1] state          hash of the model
--- KEYS[2] inbox          stream of waiting requests
--- KEYS[3] dead           stream of requests put aside
--- KEYS[4] seen           what this call was answered the first time
--- KEYS[5...] big         rows of the large request at the same place in ARGV; KEYS[3] beside a small one
--- ARGV[1] generation     integer the caller knows the model by
--- ARGV[2] ttl            milliseconds for which a repeat is known
--- ARGV[3] entries max    requests that may wait
--- ARGV[4] bytes max      bytes that may wait (a single larger request may wait alone)
--- ARGV[5...] ids         requests in the stream of those put aside
+-- KEYS[2] inbox          stream of pending requests
+-- KEYS[3] dead           stream of dead letters
+-- KEYS[4] idempotency    first answer to this call
+-- KEYS[5...] big         rows of the large request at the same place in ARGV; KEYS[3] for a small request
+-- ARGV[1] generation     integer, of the model that the caller read
+-- ARGV[2] ttl            milliseconds for which a repeated call is recognized
+-- ARGV[3] entries max    number of requests that may be pending
+-- ARGV[4] bytes max      bytes that may be pending (one larger request may be pending alone)
+-- ARGV[5...] ids         ids of dead letters
 --
--- returns {'ok', version, outcomes, waiting, pace}  `outcomes` has one word per id, parted by spaces: its new sequence,
---                     or why it was not moved: 'gone' (not there, or named twice), 'other' (of other sequences),
---                     'lost' (its rows are), 'full' (does not fit: `waiting` wait, of which `pace` are learned a second)
---         {'missing'} no such model
---         {'stale'}   the model was made again meanwhile
+-- returns {'ok', version, outcomes, pending, pace}  `outcomes` has one word per id, separated by spaces: its new
+--                     sequence, or why it was not moved: 'gone' (missing, or named twice), 'other' (its sequence is of
+--                     an earlier model), 'lost' (its rows are missing), 'full' (it does not fit: `pending` requests are
+--                     pending and `pace` of them are learned per second)
+--         {'missing'} there is no such model
+--         {'stale'}   the model was created again
 local state = redis.call('HMGET', KEYS[1], 'generation', 'accepted', 'learned', 'bytes', 'chain', 'version', 'pace', 'origin')
 if not state[1] then
   return {'missing'}

@@ -1,13 +1,14 @@
--- unlock: let go of a model, unless requests wait that nobody else would notice.
+-- unlock: release a model's lock, unless requests are pending that no other worker would notice.
 --
 -- KEYS[1] state   hash of the model
--- KEYS[2] lock    who learns the model
--- ARGV[1] token   the caller's lease
--- ARGV[2] force   '1' lets go in any case
--- ARGV[3] alive   '1' where the caller is the lease's own worker and the requests it read last did it no harm: that
---                 read is no attempt then
+-- KEYS[2] lock    lease that learns the model
+-- ARGV[1] token   lease of the caller
+-- ARGV[2] force   '1' releases the lock even if requests are pending
+-- ARGV[3] alive   '1' if the caller is the worker of this lease and its last claim did no harm: that claim does not
+--                 count as an attempt then
 --
--- returns 1 requests wait (and the caller keeps the lock, unless forced); 0 none wait; -1 the lock is not the caller's
+-- returns 1 requests are pending (and the lock is kept, unless forced); 0 none is pending; -1 the caller does not hold
+--         the lock
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return -1
 end

@@ -1,27 +1,27 @@
--- take: lock a model and read, in one moment, its state, its bundle and the requests that come next.
+-- claim_inbox: lock a model and read its state, its bundle and its next requests at one moment.
 --
 -- KEYS[1] state       hash of the model
 -- KEYS[2] bundle      live bundle
--- KEYS[3] inbox       stream of requests: those that wait, before them those that are kept
--- KEYS[4] lock        who learns the model
--- ARGV[1] token       the caller's lease
+-- KEYS[3] inbox       stream of requests: retained ones, then pending ones
+-- KEYS[4] lock        lease that learns the model
+-- ARGV[1] token       lease of the caller
 -- ARGV[2] lock ttl    milliseconds
--- ARGV[3] known       digest of the bundle the caller holds unpickled, '' for none
--- ARGV[4] entries max requests to read
+-- ARGV[3] known       digest of the bundle that the caller has in memory, '' for none
+-- ARGV[4] entries max number of requests to read
 -- ARGV[5] bytes max   bytes to read (at least one request is read)
 --
--- `big` names the key that holds a large request's rows; it is '' where they are in `rows`. `size` is in bytes.
+-- `big` names the key that holds a large request's rows; it is '' if they are in `rows`. `size` is in bytes.
 --
--- returns {'missing'}          no such model
+-- returns {'missing'}          there is no such model
 --         {'locked'}           another lease learns it
 --         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large}, bundle or '',
 --          {{sequence, chain, rows, big, size}...}}
---         attempts counts the reads of just these requests, this one included, that came to no end: a commit sets it
---         back, and who lives to tell (unlock) gives its own back, so the others are workers that died of it
+--         `attempts` counts the claims of exactly these requests, this one included, that were not completed. A commit
+--         resets it, and a worker that survives subtracts its own claim (unlock). So the others are workers that died
 --
--- Requests that were read when two workers died in turn are suspect: one death may have any cause. From then on half of
--- them are read at a time, and half of those at the next death, until those that kill stand alone. The state's `tried`
--- is the last request that was read, `suspect` the last one that is.
+-- Requests that two workers in turn had claimed when they died are suspects: a single death may have any cause. From
+-- then on a claim reads half of them, and after the next death half of those, until each killing request is claimed
+-- alone. The state's field `tried` is the last request that was read, `suspect` the last suspect.
 local state = redis.call('HMGET', KEYS[1], 'generation', 'version', 'rows_seen', 'learned', 'digest', 'recipe',
   'attempts', 'tried', 'suspect', 'large')
 if not state[1] then
