@@ -1,5 +1,5 @@
-// An append-only file of JSON lines: read once when it is opened, then only added to.
-// A line is on the disk before its append() resolves, and a line torn by a crash never stays in the file.
+// An append-only file of JSON lines. It is read once, when it is opened.
+// A line is on disk before its append() resolves, and an incomplete line after a crash is removed.
 
 import { mkdir, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -7,19 +7,19 @@ import { dirname } from 'node:path';
 export class Journal {
   #file;
   #size;
-  #last = Promise.resolve();
+  #lastWrite = Promise.resolve();
 
   constructor(file, size) {
     this.#file = file;
     this.#size = size;
   }
 
-  /** Opens or makes the file and gives each of its records to `replay`, oldest first. */
+  /** Opens or creates the file and calls `replay` with each record, oldest first. */
   static async open(path, replay) {
     await mkdir(dirname(path), { recursive: true });
     const file = await open(path, 'a+');
     const bytes = await file.readFile();
-    // What follows the last newline was being written when the process died: nobody was told it is stored.
+    // Bytes after the last newline were being written during a crash; their append() never resolved.
     const size = bytes.lastIndexOf('\n') + 1;
     await file.truncate(size);
     const lines = bytes.toString('utf8', 0, size).split('\n').slice(0, -1);
@@ -33,15 +33,15 @@ export class Journal {
     return new Journal(file, size);
   }
 
-  /** Writes one record; records land in the order of the calls. */
+  /** Writes one record; records are written in the order of the calls. */
   append(record) {
-    const written = this.#last.then(() => this.#write(`${JSON.stringify(record)}\n`));
-    this.#last = written.catch(() => {}); // one failed write (a full disk) doesn't fail the next
+    const written = this.#lastWrite.then(() => this.#write(`${JSON.stringify(record)}\n`));
+    this.#lastWrite = written.catch(() => {}); // a failed write (a full disk) does not fail the next one
     return written;
   }
 
   async close() {
-    await this.#last;
+    await this.#lastWrite;
     await this.#file.close();
   }
 
@@ -51,7 +51,7 @@ export class Journal {
       await this.#file.datasync();
       this.#size += Buffer.byteLength(line);
     } catch (error) {
-      await this.#file.truncate(this.#size); // or the next line would be glued to half of this one
+      await this.#file.truncate(this.#size); // otherwise the next line would follow half of this one
       throw error;
     }
   }

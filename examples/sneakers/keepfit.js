@@ -1,6 +1,6 @@
-// The part of keepfit's REST contract that this service uses. The model is named by metadata alone: no id to keep.
+// Client for the part of keepfit's REST API that this service uses. Calls name the model by its metadata, not by an id.
 
-// In the order in which keepfit is to see the columns. "exact" updates are the default: one partial_fit per vote.
+// The order of features is the order of the columns. "exact" updates are the default: one partial_fit per vote.
 const RECIPE = {
   estimator: 'PassiveAggressiveRegressor',
   params: { C: 0.5 },
@@ -9,16 +9,16 @@ const RECIPE = {
   encoding: 'ordinal',
 };
 
-// Also bounds how long a stop has to wait for the call under way.
+// This is also the longest time that a shutdown waits for an outstanding call.
 const TIMEOUT_MS = 5_000;
 
-// A timer set for longer fires at once.
+// A timer with a longer delay fires immediately.
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
-// These answers judge the content itself, so they would be the same next time. All others may change.
+// These statuses are about the content of the request, so a retry would get the same answer. Others are retried.
 const FINAL = new Set([400, 413, 415, 422]);
 
-/** keepfit said no (`status` is its answer's) or said nothing (`status` is undefined). */
+/** keepfit answered with an error (`status` is set) or did not answer (`status` is undefined). */
 export class KeepfitError extends Error {
   constructor(message, { status, retryAfterMs = 0 } = {}) {
     super(message);
@@ -29,20 +29,20 @@ export class KeepfitError extends Error {
 export class Keepfit {
   #url;
   #metadata;
-  #key;
+  #authorization;
 
   constructor(url, metadata, key) {
     this.#url = url.replace(/\/+$/, '');
     this.#metadata = metadata;
-    this.#key = key ? { authorization: `Bearer ${key}` } : {};
+    this.#authorization = key ? { authorization: `Bearer ${key}` } : {};
   }
 
-  /** Makes the model, or finds it made. */
+  /** Creates the model, unless it exists. */
   createModel() {
     return this.#post('/v1/models', { recipe: RECIPE });
   }
 
-  /** Hands over one vote to be learned; as often as it is called, the vote is learned once. */
+  /** Sends one vote to learn; repeated calls learn the vote once. */
   partialFit({ id, make, year, trueSize }) {
     return this.#post('/v1/partial_fit', { X: [{ make, year }], y: [trueSize] }, { 'idempotency-key': id });
   }
@@ -57,13 +57,13 @@ export class Keepfit {
     try {
       response = await fetch(this.#url + path, {
         method: 'POST',
-        headers: { 'content-type': 'application/json', ...this.#key, ...headers },
+        headers: { 'content-type': 'application/json', ...this.#authorization, ...headers },
         body: JSON.stringify({ metadata: this.#metadata, ...body }),
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });
       answer = await response.json();
     } catch (error) {
-      // fetch hides the reason (ECONNREFUSED and the like) in the cause. What isn't JSON isn't keepfit's answer.
+      // fetch has the reason (such as ECONNREFUSED) in the cause. A body that is not JSON is not from keepfit.
       const reason = error.cause?.code ?? error.cause?.message ?? error.message;
       throw new KeepfitError(`no answer from ${this.#url} (${reason})`, { retryAfterMs: retryAfterMs(response) });
     }
@@ -75,10 +75,10 @@ export class Keepfit {
   }
 }
 
-/** Retry-After is in seconds or a date (RFC 9110, 10.2.3). */
+/** Returns Retry-After, which is a number of seconds or a date (RFC 9110, 10.2.3), in milliseconds. */
 function retryAfterMs(response) {
   const header = response?.headers.get('retry-after');
   if (!header) return 0;
   const ms = /^\d+$/.test(header) ? Number(header) * 1_000 : Date.parse(header) - Date.now();
-  return ms > 0 ? Math.min(ms, TIMER_MS_MAX) : 0; // 0 for NaN, too
+  return ms > 0 ? Math.min(ms, TIMER_MS_MAX) : 0; // also 0 for NaN
 }

@@ -1,9 +1,9 @@
-// What goes wrong, as clients see it: problem+json (RFC 9457), the form that keepfit's own errors have.
+// Errors of the HTTP API as problem+json (RFC 9457), the format of keepfit's own errors.
 
 import { STATUS_CODES } from 'node:http';
 
 export class Problem extends Error {
-  /** `errors` is a list of `{field, detail}`; `headers` go into the answer (Allow, Retry-After). */
+  /** `errors` is a list of `{field, detail}`; `headers` are added to the answer (Allow, Retry-After). */
   constructor(status, detail, { errors, headers = {} } = {}) {
     super(detail);
     Object.assign(this, { status, errors, headers });

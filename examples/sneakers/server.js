@@ -1,4 +1,4 @@
-// Starts the service from its settings (README.md lists them) and stops it in order.
+// Starts the service with its settings (README.md lists them) and shuts it down cleanly.
 
 import { once } from 'node:events';
 import { createServer } from 'node:http';
@@ -19,25 +19,25 @@ async function main({
   const votes = await Votes.open(DATA_FILE);
   const keepfit = new Keepfit(KEEPFIT_URL, { type: 'shoes', type_info: 'basic', session: SESSION }, KEEPFIT_API_KEY);
 
-  // The check's interval is 30 s by default, which would make the timeout of 10 s one of 40.
+  // With the default check interval of 30 s, a timeout of 10 s could last 40 s.
   const limits = { requestTimeout: 10_000, headersTimeout: 10_000, connectionsCheckingInterval: 1_000 };
   const server = createServer(limits, routes(votes, keepfit));
   server.listen(Number(PORT), HOST);
   await once(server, 'listening');
 
-  // Beside the listening, not before it: votes are taken and averages given while keepfit is away.
+  // Delivery runs concurrently, so that votes and averages work while keepfit is unavailable.
   const stopping = new AbortController();
   const delivery = deliver(votes, keepfit, stopping.signal);
 
   const stop = async () => {
-    server.keepAliveTimeout = 1; // an answer still under way is the last on its connection
+    server.keepAliveTimeout = 1; // an outstanding answer is the last one on its connection
     server.close();
-    server.closeIdleConnections(); // Node 18 doesn't do this in close()
+    server.closeIdleConnections(); // close() does not do this in Node 18
     stopping.abort();
     await Promise.all([once(server, 'close'), delivery]);
     await votes.close();
   };
-  // once: a second signal ends the process at once, and loses nothing that was answered.
+  // once: a second signal ends the process immediately; every acknowledged vote is stored by then.
   process.once('SIGTERM', stop);
   process.once('SIGINT', stop);
 

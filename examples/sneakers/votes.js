@@ -1,6 +1,6 @@
-// The votes: a sum and a count for each pair in memory, every vote in the journal, and those that keepfit has not
-// yet acknowledged in a row. The journal has two kinds of lines: {"vote": {...}} and {"acknowledged": n}, where n
-// is how many votes, from the first on, keepfit has taken (or refused for good).
+// The votes: sum and count of each pair in memory, every vote in the journal, and a queue of the votes that keepfit
+// has not acknowledged yet. The journal has two kinds of lines: {"vote": {...}} and {"acknowledged": n}, where n is
+// the number of votes, from the first on, that keepfit has accepted (or rejected for their content).
 
 import { randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
@@ -12,13 +12,13 @@ export class Votes {
   #pairs = new Map();
   #waiting = [];
   #acknowledged = 0;
-  #bell = new EventEmitter();
+  #added = new EventEmitter();
 
   static async open(path) {
     const votes = new Votes();
     votes.#journal = await Journal.open(path, ({ vote, acknowledged }) => {
-      if (vote) votes.#take(vote);
-      else votes.#forget(acknowledged);
+      if (vote) votes.#include(vote);
+      else votes.#dequeue(acknowledged);
     });
     return votes;
   }
@@ -31,36 +31,36 @@ export class Votes {
     return this.#waiting.length;
   }
 
-  /** Stores a vote; it counts from when it is on the disk. */
+  /** Stores a vote; it counts as soon as it is on disk. */
   async add({ make, year, trueSize }) {
-    // The id is stored with the vote: a send that is tried again, even after a restart, must be known as the same.
+    // The id is stored with the vote: a retry, even after a restart, must have the same Idempotency-Key.
     const vote = { id: randomUUID(), make, year, trueSize };
     await this.#journal.append({ vote });
-    this.#take(vote);
-    this.#bell.emit('vote');
+    this.#include(vote);
+    this.#added.emit('vote');
     return vote;
   }
 
-  /** The average of the votes on a pair and their number; undefined when there are none. */
+  /** Returns average and number of the votes on a pair; undefined without votes. */
   average(pair) {
-    const found = this.#pairs.get(keyOf(pair));
-    return found && { trueSize: found.sum / found.count, votes: found.count };
+    const totals = this.#pairs.get(keyOf(pair));
+    return totals && { trueSize: totals.sum / totals.count, votes: totals.count };
   }
 
-  /** The oldest vote that keepfit has not acknowledged; waits for one. */
+  /** Returns the oldest unacknowledged vote; waits until there is one. */
   async oldestWaiting(signal) {
-    while (this.#waiting.length === 0) await once(this.#bell, 'vote', { signal });
+    while (this.#waiting.length === 0) await once(this.#added, 'vote', { signal });
     return this.#waiting[0];
   }
 
-  /** keepfit is done with the oldest waiting vote; `refused` is its reason when it will never learn it. */
-  async acknowledge(refused) {
+  /** Removes the oldest waiting vote from the queue; `rejection` is the reason if keepfit will never learn it. */
+  async acknowledge(rejection) {
     const acknowledged = this.#acknowledged + 1;
-    this.#forget(acknowledged);
+    this.#dequeue(acknowledged);
     try {
-      await this.#journal.append({ acknowledged, refused });
+      await this.#journal.append({ acknowledged, refused: rejection });
     } catch (error) {
-      // Not worth stopping for: after a restart the vote goes out again, under its id, and is not learned twice.
+      // Not fatal: after a restart the vote is sent again with the same id, and keepfit learns it once.
       console.error(`acknowledgement ${acknowledged} not stored: ${error.message}`);
     }
   }
@@ -69,13 +69,13 @@ export class Votes {
     return this.#journal.close();
   }
 
-  #take(vote) {
+  #include(vote) {
     const pair = this.#pairs.get(keyOf(vote)) ?? { sum: 0, count: 0 };
     this.#pairs.set(keyOf(vote), { sum: pair.sum + vote.trueSize, count: pair.count + 1 });
     this.#waiting.push(vote);
   }
 
-  #forget(acknowledged) {
+  #dequeue(acknowledged) {
     this.#waiting.splice(0, acknowledged - this.#acknowledged);
     this.#acknowledged = acknowledged;
   }

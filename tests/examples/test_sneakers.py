@@ -1,7 +1,7 @@
-"""examples/sneakers, run by a real Node against the real stack: what it answers, sends and survives.
+"""examples/sneakers, run by a real Node.js against the real stack: its answers, its calls, its behavior after failures.
 
-Where a test needs keepfit to fail, or wants to know what it was asked, a `Gate` stands between the two: a
-real HTTP server that notes each call and passes it on, or refuses it, or loses its answer, as the test says.
+Tests that need failures of keepfit, or its received calls, put a `Proxy` in between: a real HTTP server that records
+each call and forwards it, rejects it, or drops its answer.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ T = TypeVar("T")
 
 
 class Stack(Protocol):
-    """What these tests need of the stack fixture: the gateway's address."""
+    """The part of the stack fixture that these tests use: the gateway's address."""
 
     url: str
 
 
 async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
-    """Ask until there is an answer; a deadline fails the test."""
+    """Call `probe` until it returns a value; a timeout fails the test."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            if (found := await probe()) is not None:
-                return found
+            if (value := await probe()) is not None:
+                return value
             await asyncio.sleep(0.02)
 
 
 @dataclass
 class Sneakers:
-    """One running Node process and its data file."""
+    """One running Node.js process."""
 
     process: asyncio.subprocess.Process
     url: str
     http: ClientSession
 
     async def vote(self, make: str, year: int, true_size: float) -> str:
-        """Vote, and give the id that the vote got."""
+        """Post a vote and return its id."""
         body = {"make": make, "year": year, "trueSize": true_size}
         async with self.http.post(f"{self.url}/votes", json=body) as response:
             answer = await response.json()
@@ -63,7 +63,7 @@ class Sneakers:
         return str(answer["id"])
 
     async def true_size(self, make: str, year: int) -> dict[str, Any]:
-        """Give the answer on a pair."""
+        """Return the answer for a pair."""
         query = {"make": make, "year": str(year)}
         async with self.http.get(f"{self.url}/true-size", params=query) as response:
             answer: dict[str, Any] = await response.json()
@@ -71,7 +71,7 @@ class Sneakers:
         return answer
 
     async def delivered(self) -> None:
-        """Wait until no vote waits for keepfit."""
+        """Wait until keepfit has accepted every vote."""
 
         async def probe() -> bool | None:
             async with self.http.get(f"{self.url}/healthz") as response:
@@ -79,9 +79,9 @@ class Sneakers:
 
         await until(probe)
 
-    async def end(self, how: signal.Signals) -> int:
-        """Send a signal to this very process and give its exit code."""
-        self.process.send_signal(how)
+    async def stop(self, signal_number: signal.Signals) -> int:
+        """Send a signal to the process and return its exit code."""
+        self.process.send_signal(signal_number)
         async with asyncio.timeout(DEADLINE_S):
             return await self.process.wait()
 
@@ -91,20 +91,20 @@ Start = Callable[..., Awaitable[Sneakers]]
 
 @pytest.fixture
 async def http() -> AsyncIterator[ClientSession]:
-    """Give an HTTP client."""
+    """Yield an HTTP client."""
     async with ClientSession() as session:
         yield session
 
 
 @pytest.fixture
 def session() -> str:
-    """Name a model that no other test has."""
+    """Return a session, and so a model, that no other test uses."""
     return uuid.uuid4().hex
 
 
 @pytest.fixture
 async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncIterator[Start]:
-    """Give a function that starts the service before a keepfit address, and stop all that it started."""
+    """Yield a function that starts the service for a keepfit address; stop all started processes afterwards."""
     processes: list[asyncio.subprocess.Process] = []
 
     async def start_at(keepfit_url: str) -> Sneakers:
@@ -123,7 +123,7 @@ async def start(http: ClientSession, session: str, tmp_path: Path) -> AsyncItera
 
 
 async def launch(keepfit_url: str, session: str, folder: Path, stderr: int | None = None) -> asyncio.subprocess.Process:
-    """Start Node on a free port, with nothing of this process's environment."""
+    """Start Node.js on a free port, without the environment of this process."""
     settings = {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session}
     return await asyncio.create_subprocess_exec(
         NODE,
@@ -134,12 +134,12 @@ async def launch(keepfit_url: str, session: str, folder: Path, stderr: int | Non
     )
 
 
-Fault = int | Literal["lose"]
+Fault = int | Literal["drop_answer"]
 
 
 @dataclass
 class Call:
-    """One call that came to the gate; `answer` is keepfit's, None when it was not asked."""
+    """One call that the proxy received; `answer` is keepfit's, None if the call was not forwarded."""
 
     path: str
     key: str | None
@@ -149,8 +149,8 @@ class Call:
 
 
 @dataclass
-class Gate:
-    """A real server before keepfit: each call takes the next fault; where there is none it is passed on."""
+class Proxy:
+    """A real server in front of keepfit: each call gets the next fault, or is forwarded if there is none."""
 
     upstream: str
     http: ClientSession
@@ -159,7 +159,7 @@ class Gate:
     calls: list[Call] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Refuse with a status, or ask keepfit and give its answer or lose it."""
+        """Answer with an error status, or forward the call and return or drop the answer."""
         body = await request.read()
         call = Call(request.path, request.headers.get("Idempotency-Key"), json.loads(body), time.monotonic())
         self.calls.append(call)
@@ -167,9 +167,9 @@ class Gate:
         if isinstance(fault, int):
             problem = {
                 "type": "about:blank",
-                "title": "gate",
+                "title": "proxy",
                 "status": fault,
-                "detail": "closed by the test",
+                "detail": "rejected by the test",
             }
             return web.json_response(problem, status=fault, headers={"Retry-After": "1"})
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": call.key} if call.key else {})
@@ -177,54 +177,54 @@ class Gate:
             request.method, self.upstream + request.path, data=body, headers=headers
         ) as response:
             call.answer = await response.json()
-            if fault == "lose" and request.transport is not None:
+            if fault == "drop_answer" and request.transport is not None:
                 request.transport.abort()
             return web.json_response(call.answer, status=response.status)
 
     def to(self, path: str) -> list[Call]:
-        """Give the calls to one path, oldest first."""
+        """Return the calls of one path, oldest first."""
         return [call for call in self.calls if call.path == path]
 
 
 @pytest.fixture
-async def gate(stack: Stack, http: ClientSession) -> AsyncIterator[Gate]:
-    """Give an open gate before the real stack."""
-    gate = Gate(stack.url, http)
+async def proxy(stack: Stack, http: ClientSession) -> AsyncIterator[Proxy]:
+    """Yield a proxy in front of the real stack."""
+    proxy = Proxy(stack.url, http)
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", gate.handle)
+    app.router.add_route("*", "/{path:.*}", proxy.handle)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    gate.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield gate
+    proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield proxy
     await runner.cleanup()
 
 
 @pytest.fixture
-def nowhere() -> Iterator[str]:
-    """Give an address that refuses connections: its port is taken and nothing listens on it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+def unreachable_url() -> Iterator[str]:
+    """Yield an address that refuses connections: its port is bound and nothing listens on it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @dataclass
 class Model:
-    """The model of this test's session as keepfit itself shows it."""
+    """The model of this test's session, read from keepfit directly."""
 
     url: str
     metadata: dict[str, str]
     http: ClientSession
 
     async def state(self) -> dict[str, Any] | None:
-        """Give what keepfit tells about the model, None where there is no such model."""
-        name = hashlib.sha256(rfc8785.dumps(self.metadata)).hexdigest()
-        async with self.http.get(f"{self.url}/v1/models/{name}") as response:
+        """Return keepfit's description of the model; None if the model does not exist."""
+        model_hash = hashlib.sha256(rfc8785.dumps(self.metadata)).hexdigest()
+        async with self.http.get(f"{self.url}/v1/models/{model_hash}") as response:
             return await response.json() if response.status == 200 else None
 
     async def learned(self, votes: int) -> dict[str, Any]:
-        """Wait until nothing waits to be learned and as many rows as votes (or more) are."""
+        """Wait until the inbox is empty and at least as many rows as votes are learned; return the description."""
 
         async def probe() -> dict[str, Any] | None:
             state = await self.state()
@@ -233,7 +233,7 @@ class Model:
         return await until(probe)
 
     async def predict(self, make: str, year: int) -> dict[str, Any]:
-        """Ask keepfit directly."""
+        """Request a prediction from keepfit directly."""
         body = {"metadata": self.metadata, "X": [{"make": make, "year": year}]}
         async with self.http.post(f"{self.url}/v1/predict", json=body) as response:
             answer: dict[str, Any] = await response.json()
@@ -243,44 +243,44 @@ class Model:
 
 @pytest.fixture
 def model(stack: Stack, session: str, http: ClientSession) -> Model:
-    """Give this test's model, past the gate."""
+    """Return this test's model, without the proxy."""
     return Model(stack.url, {"type": "shoes", "type_info": "basic", "session": session}, http)
 
 
-async def test_the_model_is_made_at_start(start: Start, gate: Gate, model: Model) -> None:
-    """The service makes its model at start, and tries again until keepfit is there."""
-    gate.faults = iter([503, "lose"])
-    await start(gate.url)
+async def test_the_model_is_created_at_start(start: Start, proxy: Proxy, model: Model) -> None:
+    """The service creates its model at start, and retries until keepfit is available."""
+    proxy.faults = iter([503, "drop_answer"])
+    await start(proxy.url)
     state = await until(model.state)
     assert state["metadata"] == model.metadata
     assert state["recipe"]["estimator"] == "PassiveAggressiveRegressor"
     assert state["recipe"]["features"] == {"make": "category", "year": "number"}
-    assert len(gate.to("/v1/models")) >= 2
+    assert len(proxy.to("/v1/models")) >= 2
 
 
-async def test_a_pair_with_votes_is_answered_by_node(start: Start, gate: Gate, model: Model) -> None:
-    """A pair that users voted on is answered with the average, and keepfit is not asked."""
-    service = await start(gate.url)
+async def test_a_pair_with_votes_is_answered_without_keepfit(start: Start, proxy: Proxy, model: Model) -> None:
+    """A pair with votes is answered with their average, without a call to keepfit."""
+    service = await start(proxy.url)
     for true_size in (4, 3, 3):
         await service.vote("nike", 2001, true_size)
     await service.vote("nike", 2002, 1)
     await model.learned(4)
     answer = await service.true_size("nike", 2001)
     assert answer == {"trueSize": pytest.approx(10 / 3), "votes": 3, "source": "votes"}
-    assert gate.to("/v1/predict") == []
+    assert proxy.to("/v1/predict") == []
 
 
-async def test_votes_and_averages_need_no_keepfit(start: Start, nowhere: str) -> None:
-    """While keepfit is unreachable votes are taken, and pairs with votes are answered."""
-    service = await start(nowhere)
+async def test_votes_and_averages_work_without_keepfit(start: Start, unreachable_url: str) -> None:
+    """While keepfit is unreachable, votes are accepted and pairs with votes are answered."""
+    service = await start(unreachable_url)
     await service.vote("nike", 2001, 4)
     await service.vote("nike", 2001, 5)
     assert await service.true_size("nike", 2001) == {"trueSize": 4.5, "votes": 2, "source": "votes"}
 
 
-async def test_an_unvoted_pair_without_keepfit_is_503(start: Start, nowhere: str) -> None:
-    """With keepfit unreachable, an unvoted pair gives a 503 that names the pair and the reason."""
-    service = await start(nowhere)
+async def test_a_pair_without_votes_answers_503_without_keepfit(start: Start, unreachable_url: str) -> None:
+    """With keepfit unreachable, a pair without votes answers 503 with the pair and the reason."""
+    service = await start(unreachable_url)
     async with service.http.get(f"{service.url}/true-size?make=puma&year=1999") as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == 503
@@ -289,8 +289,8 @@ async def test_an_unvoted_pair_without_keepfit_is_503(start: Start, nowhere: str
     assert "ECONNREFUSED" in problem["detail"]
 
 
-async def test_an_unvoted_pair_is_predicted(start: Start, stack: Stack, model: Model) -> None:
-    """A pair that nobody voted on gets the very number that keepfit's own REST API gives."""
+async def test_a_pair_without_votes_is_predicted(start: Start, stack: Stack, model: Model) -> None:
+    """A pair without votes gets the same number as from keepfit's REST API."""
     service = await start(stack.url)
     for year in range(2000, 2020):
         await service.vote("nike", year, 1 + year % 5)
@@ -305,13 +305,13 @@ async def test_an_unvoted_pair_is_predicted(start: Start, stack: Stack, model: M
     }
 
 
-async def test_an_unknown_make_is_answered(start: Start, stack: Stack, model: Model) -> None:
-    """A make that nobody has ever voted on is answered by the model, and asking teaches it nothing."""
+async def test_an_unknown_make_is_predicted_and_not_learned(start: Start, stack: Stack, model: Model) -> None:
+    """A make without any vote is predicted by the model, and the request does not change the model."""
     service = await start(stack.url)
     await service.vote("nike", 2001, 4)
     await service.vote("adidas", 2005, 2)
     before = await model.learned(2)
-    answer = await service.true_size("a make of which nobody heard", 2010)
+    answer = await service.true_size("an unknown make", 2010)
     assert answer["source"] == "model"
     assert isinstance(answer["trueSize"], float)
     after = await model.learned(2)
@@ -319,7 +319,7 @@ async def test_an_unknown_make_is_answered(start: Start, stack: Stack, model: Mo
 
 
 async def test_every_vote_is_learned(start: Start, stack: Stack, model: Model) -> None:
-    """Votes of many users at once are all learned, one row each."""
+    """Concurrent votes of many users are all learned, one row each."""
     service = await start(stack.url)
     votes = [("nike", 1990 + n % 30, 1 + n % 5) for n in range(100)]
     await asyncio.gather(*(service.vote(*vote) for vote in votes))
@@ -327,112 +327,112 @@ async def test_every_vote_is_learned(start: Start, stack: Stack, model: Model) -
     assert (await model.learned(100))["rows_seen"] == 100
 
 
-async def test_refused_votes_arrive_later_once_and_in_order(start: Start, gate: Gate, model: Model) -> None:
+async def test_rejected_votes_are_retried_once_and_in_order(start: Start, proxy: Proxy, model: Model) -> None:
     """Votes answered with 503 or 429 are sent again after Retry-After, and learned once, in order."""
-    service = await start(gate.url)
+    service = await start(proxy.url)
     await until(model.state)
-    gate.faults = iter([503, 429])
+    proxy.faults = iter([503, 429])
     ids = [await service.vote("nike", 2000 + n, 1 + n % 5) for n in range(10)]
     await service.delivered()
     assert (await model.learned(10))["rows_seen"] == 10
 
-    sent = gate.to("/v1/partial_fit")
-    taken = [call for call in sent if call.answer is not None]
-    assert [call.key for call in taken] == ids
-    assert [call.body["X"][0]["year"] for call in taken] == list(range(2000, 2010))
-    assert [call.answer["sequence"] for call in taken if call.answer] == list(range(1, 11))
+    sent = proxy.to("/v1/partial_fit")
+    accepted = [call for call in sent if call.answer is not None]
+    assert [call.key for call in accepted] == ids
+    assert [call.body["X"][0]["year"] for call in accepted] == list(range(2000, 2010))
+    assert [call.answer["sequence"] for call in accepted if call.answer] == list(range(1, 11))
     assert [call.key for call in sent[:3]] == [ids[0]] * 3
-    # Retry-After is 1 s, the backoff's first steps are a tenth of it; 50 ms for two clocks that tick apart.
+    # Retry-After is 1 s, and the first backoffs are a tenth of it; 50 ms tolerance for two clocks.
     assert all(later.at_s - call.at_s > 0.95 for call, later in itertools.pairwise(sent[:3]))
 
 
-async def test_a_lost_answer_teaches_nothing_twice(start: Start, gate: Gate, model: Model) -> None:
-    """A vote whose acceptance got lost on its way is sent again under the same key and learned once."""
-    service = await start(gate.url)
+async def test_a_vote_with_a_lost_answer_is_learned_once(start: Start, proxy: Proxy, model: Model) -> None:
+    """A vote whose answer is lost is sent again with the same key and learned once."""
+    service = await start(proxy.url)
     await until(model.state)
-    gate.faults = iter(["lose", "lose"])
+    proxy.faults = iter(["drop_answer", "drop_answer"])
     ids = [await service.vote("nike", 2001, 4), await service.vote("nike", 2002, 3)]
     await service.delivered()
     assert (await model.learned(2))["rows_seen"] == 2
-    assert [call.key for call in gate.to("/v1/partial_fit")] == [ids[0], ids[0], ids[0], ids[1]]
+    assert [call.key for call in proxy.to("/v1/partial_fit")] == [ids[0], ids[0], ids[0], ids[1]]
 
 
-async def test_a_vote_that_keepfit_never_takes_holds_up_no_other(start: Start, gate: Gate, model: Model) -> None:
-    """A vote refused for its content is put aside, and those behind it are learned."""
-    service = await start(gate.url)
+async def test_a_vote_rejected_for_its_content_does_not_block_others(start: Start, proxy: Proxy, model: Model) -> None:
+    """A vote rejected for its content is skipped, and the votes after it are learned."""
+    service = await start(proxy.url)
     await until(model.state)
-    gate.faults = iter([422])
+    proxy.faults = iter([422])
     ids = [await service.vote("nike", 2001, 4), await service.vote("nike", 2002, 3)]
     await service.delivered()
     assert (await model.learned(1))["rows_seen"] == 1
-    assert [call.key for call in gate.to("/v1/partial_fit")] == ids
+    assert [call.key for call in proxy.to("/v1/partial_fit")] == ids
 
 
-async def test_a_deleted_model_is_made_again(start: Start, stack: Stack, model: Model) -> None:
-    """A vote that finds the model deleted at keepfit makes it again and is learned."""
+async def test_a_deleted_model_is_created_again(start: Start, stack: Stack, model: Model) -> None:
+    """If the model was deleted at keepfit, the next vote creates it again and is learned."""
     service = await start(stack.url)
-    name = (await until(model.state))["hash"]
-    async with service.http.delete(f"{stack.url}/v1/models/{name}") as response:
+    model_hash = (await until(model.state))["hash"]
+    async with service.http.delete(f"{stack.url}/v1/models/{model_hash}") as response:
         assert response.status == 204
     await service.vote("nike", 2001, 4)
     await service.delivered()
     assert (await model.learned(1))["rows_seen"] == 1
 
 
-async def test_a_killed_service_goes_on_where_it_was(start: Start, gate: Gate, model: Model) -> None:
-    """After kill -9 the votes are still there, and those not acknowledged are sent under the same keys."""
-    service = await start(gate.url)
+async def test_a_killed_service_continues_where_it_stopped(start: Start, proxy: Proxy, model: Model) -> None:
+    """After kill -9 all votes are still stored, and unacknowledged ones are sent with the same keys."""
+    service = await start(proxy.url)
     await until(model.state)
-    # The first vote is acknowledged; keepfit has the second, but Node can't know; the third never left.
+    # The first vote is acknowledged; keepfit has the second, but the service cannot know; the third was never sent.
     first = await service.vote("nike", 2001, 4)
     await service.delivered()
-    gate.faults = itertools.chain(["lose"], itertools.repeat(503))
+    proxy.faults = itertools.chain(["drop_answer"], itertools.repeat(503))
     second, third = await service.vote("nike", 2001, 2), await service.vote("adidas", 2010, 5)
 
-    async def refused() -> bool | None:
-        return len(gate.to("/v1/partial_fit")) >= 3 or None
+    async def three_calls() -> bool | None:
+        return len(proxy.to("/v1/partial_fit")) >= 3 or None
 
-    await until(refused)
-    assert await service.end(signal.SIGKILL) == -signal.SIGKILL
-    before = [call.key for call in gate.to("/v1/partial_fit")]
+    await until(three_calls)
+    assert await service.stop(signal.SIGKILL) == -signal.SIGKILL
+    before = [call.key for call in proxy.to("/v1/partial_fit")]
     assert set(before) == {first, second}
 
-    gate.calls.clear()
-    gate.faults = iter(())
-    service = await start(gate.url)
+    proxy.calls.clear()
+    proxy.faults = iter(())
+    service = await start(proxy.url)
     assert await service.true_size("nike", 2001) == {"trueSize": 3, "votes": 2, "source": "votes"}
     await service.delivered()
     assert (await model.learned(3))["rows_seen"] == 3
-    assert [call.key for call in gate.to("/v1/partial_fit")] == [second, third]
+    assert [call.key for call in proxy.to("/v1/partial_fit")] == [second, third]
 
 
-async def test_a_torn_line_is_dropped(start: Start, nowhere: str, tmp_path: Path) -> None:
-    """A line that a crash cut off, whose vote nobody was promised, does not spoil the file."""
-    service = await start(nowhere)
+async def test_an_incomplete_line_is_removed(start: Start, unreachable_url: str, tmp_path: Path) -> None:
+    """An incomplete line after a crash, whose vote was never acknowledged, does not damage the file."""
+    service = await start(unreachable_url)
     await service.vote("nike", 2001, 4)
-    await service.end(signal.SIGKILL)
+    await service.stop(signal.SIGKILL)
     with (tmp_path / "votes.jsonl").open("a") as file:
         file.write('{"vote":{"id":"torn","ma')
     for votes in (2, 3):
-        service = await start(nowhere)
+        service = await start(unreachable_url)
         await service.vote("nike", 2001, 4)
         assert await service.true_size("nike", 2001) == {"trueSize": 4, "votes": votes, "source": "votes"}
-        await service.end(signal.SIGKILL)
+        await service.stop(signal.SIGKILL)
 
 
-async def test_a_damaged_file_is_not_started_on(nowhere: str, session: str, tmp_path: Path) -> None:
-    """A data file with a line that is no record ends the start with one line that names it."""
+async def test_a_damaged_file_stops_the_start(unreachable_url: str, session: str, tmp_path: Path) -> None:
+    """A data file with an invalid line makes the start fail with one line of output that names it."""
     (tmp_path / "votes.jsonl").write_text('{"acknowledged":0}\nnonsense\n')
-    process = await launch(nowhere, session, tmp_path, stderr=asyncio.subprocess.PIPE)
+    process = await launch(unreachable_url, session, tmp_path, stderr=asyncio.subprocess.PIPE)
     _, errors = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 1
     assert errors.decode().count("\n") == 1
     assert "votes.jsonl, line 2:" in errors.decode()
 
 
-async def test_sigterm_lets_the_call_under_way_finish(start: Start, nowhere: str) -> None:
-    """After SIGTERM none may connect, a vote that is coming in is stored and answered, the exit is 0."""
-    service = await start(nowhere)
+async def test_sigterm_finishes_outstanding_requests(start: Start, unreachable_url: str) -> None:
+    """After SIGTERM new connections are refused, a vote in transit is stored and answered, and the exit code is 0."""
+    service = await start(unreachable_url)
     port = int(service.url.rsplit(":", 1)[1])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"make":"nike","year":2001,"trueSize":4}'
@@ -457,7 +457,7 @@ async def test_sigterm_lets_the_call_under_way_finish(start: Start, nowhere: str
         assert answer.startswith(b"HTTP/1.1 201 ")
         assert await service.process.wait() == 0
     writer.close()
-    service = await start(nowhere)
+    service = await start(unreachable_url)
     assert (await service.true_size("nike", 2001))["votes"] == 1
 
 
@@ -465,7 +465,7 @@ VOTE = {"make": "nike", "year": 2001, "trueSize": 4}
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "named"),
+    ("body", "status", "expected"),
     [
         (b"", 400, "not JSON"),
         (b'{"make":', 400, "not JSON"),
@@ -488,21 +488,23 @@ VOTE = {"make": "nike", "year": 2001, "trueSize": 4}
         (b" " * 100_000, 413, "16384 bytes"),
     ],
 )
-async def test_a_bad_vote_is_refused(start: Start, nowhere: str, body: bytes | str, status: int, named: str) -> None:
-    """A vote that can't be one gets an error that names what is wrong, and nothing is stored."""
-    service = await start(nowhere)
+async def test_an_invalid_vote_is_rejected(
+    start: Start, unreachable_url: str, body: bytes | str, status: int, expected: str
+) -> None:
+    """An invalid vote answers an error that names the field, and nothing is stored."""
+    service = await start(unreachable_url)
     async with service.http.post(f"{service.url}/votes", data=body) as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == status
-    assert named in problem["detail"]
-    if named in VOTE:
-        assert named in [error["field"] for error in problem["errors"]]
+    assert expected in problem["detail"]
+    if expected in VOTE:
+        assert expected in [error["field"] for error in problem["errors"]]
     async with service.http.get(f"{service.url}/healthz") as response:
         assert await response.json() == {"status": "ok", "votes": 0, "waiting": 0}
 
 
 @pytest.mark.parametrize(
-    ("question", "status", "named"),
+    ("target", "status", "expected"),
     [
         ("GET /true-size", 400, "make"),
         ("GET /true-size?make=nike", 400, "year"),
@@ -513,11 +515,13 @@ async def test_a_bad_vote_is_refused(start: Start, nowhere: str, body: bytes | s
         ("GET /votes/1", 404, "/votes"),
     ],
 )
-async def test_a_bad_question_is_refused(start: Start, nowhere: str, question: str, status: int, named: str) -> None:
-    """A question that has no answer gets an error that names what is wrong."""
-    service = await start(nowhere)
-    method, target = question.split()
-    async with service.http.request(method, service.url + target) as response:
+async def test_an_invalid_request_is_rejected(
+    start: Start, unreachable_url: str, target: str, status: int, expected: str
+) -> None:
+    """An invalid request answers an error that names the field."""
+    service = await start(unreachable_url)
+    method, path = target.split()
+    async with service.http.request(method, service.url + path) as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == status
-    assert named in problem["detail"]
+    assert expected in problem["detail"]
