@@ -1,1 +1,1 @@
-"""The fault harness: a stack of its own that it harms by a schedule, and clients that count what came of their rows."""
+"""The fault harness: injects scheduled faults into its own stack under load, and verifies what was learned."""

@@ -1,7 +1,7 @@
-"""Clients that never give up, and what they were promised.
+"""Clients that send each row until it is accepted, and record its sequence.
 
-Owns the rows, each unique, and the record of what was accepted under which sequence. Never believes anything but a 202.
-Invariant: every attempt at a row carries the same Idempotency-Key, so however often it is sent, it counts once.
+Owns the rows, each unique, and the record of accepted sequences. Only a 202 counts as accepted. Invariant: every
+attempt to send a row has the same Idempotency-Key, so that the row counts once however often it is sent.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from typing import Any
 
 import aiohttp
 
-# A gateway that was killed does not close a connection that hangs elsewhere; a row is sent again after this long.
+# A killed gateway may leave a connection open that never answers; the row is sent again after this time.
 ATTEMPT_S_MAX = 5.0
 RETRY_S = 0.05
 REGISTER_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
 MAKES = ["nike", "adidas", "puma", "reebok", "asics", "vans", "fila"]
 FEATURES = {"make": "category", "year": "number", "weight": "number"}
-# Four estimators for which the order of rows shows in the last bit of what they learned.
+# Four estimators whose learned state depends on the order of rows, down to the last bit.
 ESTIMATORS: Sequence[dict[str, Any]] = (
     {"estimator": "SGDRegressor"},
     {"estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [16]}},
@@ -28,19 +28,19 @@ ESTIMATORS: Sequence[dict[str, Any]] = (
     {"estimator": "PassiveAggressiveRegressor"},
 )
 
-# Or, now and then, a change of a parameter in place of a row.
+# A row and its target, or a change of a parameter in place of a row.
 Row = tuple[list[Any] | dict[str, Any], float]
 CHANGE_EVERY = 50
 
 
 def recipe_of(number: int) -> dict[str, Any]:
-    """Recipe of the harness's model `number`."""
+    """Return the recipe of model `number`."""
     return {**ESTIMATORS[number % len(ESTIMATORS)], "features": FEATURES, "scaler": "StandardScaler"}
 
 
 @dataclass(slots=True)
-class Learner:
-    """One model under test: its rows, and the sequence each was accepted under."""
+class TrackedModel:
+    """One model under test: its rows, and the index of the row by accepted sequence."""
 
     number: int
     recipe: dict[str, Any]
@@ -49,11 +49,11 @@ class Learner:
     accepted: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, number: int, count: int) -> "Learner":
-        """Make `count` rows for model `number`, no two alike."""
+    def of(cls, number: int, count: int) -> "TrackedModel":
+        """Make `count` different rows for model `number`."""
         drawn = random.Random(number)
         rows: list[Row] = [
-            # The weight names the row: its number is in it.
+            # The weight encodes the number of the row, which makes the row unique.
             ([drawn.choice(MAKES), drawn.randrange(1990, 2020), 200.0 + i / 64 % 200], drawn.gauss(3.0, 1.0))
             for i in range(count)
         ]
@@ -64,67 +64,67 @@ class Learner:
         return cls(number, recipe, rows)
 
     def in_order(self) -> list[Row]:
-        """Accepted rows by sequence."""
+        """Return the accepted rows, ordered by sequence."""
         return [self.rows[self.accepted[sequence]] for sequence in sorted(self.accepted)]
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the clients have seen: rows accepted, attempts, answers by status, and answers that none may give."""
+class ClientStats:
+    """Counts of accepted rows, attempts and answers by status, and answers that are errors."""
 
     accepted: int = 0
     attempts: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     first_answer: asyncio.Event = field(default_factory=asyncio.Event)
     answered_at_s: float = 0.0
 
 
-class Crowd:
-    """All clients of a run: they send every row of every model, at `rate` rows a second, until each is accepted."""
+class Clients:
+    """All clients of a run: they send every row of every model, at `rate` rows per second, until it is accepted."""
 
-    def __init__(self, urls: Sequence[str], learners: Sequence[Learner], clients: int, rate: float) -> None:
-        self.tally = Tally()
+    def __init__(self, urls: Sequence[str], models: Sequence[TrackedModel], clients: int, rate: float) -> None:
+        self.stats = ClientStats()
         self._urls = urls
-        self._learners = learners
+        self._models = models
         self._clients = clients
-        # Between two rows of one client.
-        self._every_s = clients * len(learners) / rate
+        # Interval between two rows of one client.
+        self._every_s = clients * len(models) / rate
 
     async def register(self, session: aiohttp.ClientSession) -> None:
-        """Make the models."""
-        for learner in self._learners:
-            body = {"metadata": {"type": "faults", "number": learner.number}, "recipe": learner.recipe}
-            # No row yet: a first recipe has a gateway load scikit-learn, and a busy machine takes its time for that.
+        """Create the models."""
+        for model in self._models:
+            body = {"metadata": {"type": "faults", "number": model.number}, "recipe": model.recipe}
+            # A long timeout: the first recipe makes a gateway load scikit-learn, which is slow on a busy machine.
             async with session.post(f"{self._urls[0]}/v1/models", json=body, timeout=REGISTER_TIMEOUT) as response:
                 answer = await response.json()
                 assert response.status == 201, answer
-            learner.hash = answer["hash"]
+            model.hash = answer["hash"]
 
     async def send_all(self, session: aiohttp.ClientSession) -> None:
         """Send all rows."""
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for learner in self._learners:
+            for model in self._models:
                 for client in range(self._clients):
-                    group.create_task(self._send(session, learner, client, started))
+                    group.create_task(self._send(session, model, client, started))
 
-    async def _send(self, session: aiohttp.ClientSession, learner: Learner, client: int, started: float) -> None:
-        phase = (client + learner.number / len(self._learners)) / self._clients
-        for turn, row in enumerate(range(client, len(learner.rows), self._clients)):
+    async def _send(self, session: aiohttp.ClientSession, model: TrackedModel, client: int, started: float) -> None:
+        phase = (client + model.number / len(self._models)) / self._clients
+        for turn, row in enumerate(range(client, len(model.rows), self._clients)):
             due = started + (turn + phase) * self._every_s
             if (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
-            sequence = await self._send_row(session, learner, row)
-            if sequence in learner.accepted:
-                self.tally.wrong.append(f"sequence {sequence} of model {learner.number} was given out twice")
-            learner.accepted[sequence] = row
-            self.tally.accepted += 1
+            sequence = await self._send_row(session, model, row)
+            if sequence in model.accepted:
+                self.stats.errors.append(f"sequence {sequence} of model {model.number} was assigned twice")
+            model.accepted[sequence] = row
+            self.stats.accepted += 1
 
-    async def _send_row(self, session: aiohttp.ClientSession, learner: Learner, row: int) -> int:
+    async def _send_row(self, session: aiohttp.ClientSession, model: TrackedModel, row: int) -> int:
         """Send one row until it is accepted; return its sequence."""
-        X, y = learner.rows[row]
-        path, headers = f"/v1/models/{learner.hash}", {"Idempotency-Key": f"row-{row}", "Prefer": "wait=0"}
+        X, y = model.rows[row]
+        path, headers = f"/v1/models/{model.hash}", {"Idempotency-Key": f"row-{row}", "Prefer": "wait=0"}
         method, body = ("PATCH", {"params": X}) if isinstance(X, dict) else ("POST", {"X": [X], "y": [y]})
         if method == "POST":
             path += "/partial_fit"
@@ -132,7 +132,7 @@ class Crowd:
         while True:
             url = self._urls[(row + attempt) % len(self._urls)] + path
             attempt += 1
-            self.tally.attempts += 1
+            self.stats.attempts += 1
             status: int | str
             try:
                 async with session.request(method, url, json=body, headers=headers) as response:
@@ -140,19 +140,19 @@ class Crowd:
                     status = response.status
             except (TimeoutError, aiohttp.ClientError) as error:
                 status, answer = type(error).__name__, None
-            self.tally.statuses[str(status)] += 1
+            self.stats.statuses[str(status)] += 1
             if status == 202:
-                self.tally.answered_at_s = time.monotonic()
-                self.tally.first_answer.set()
+                self.stats.answered_at_s = time.monotonic()
+                self.stats.first_answer.set()
                 return int(answer["sequence"])
             if isinstance(status, int) and status not in (429, 503, 504):
-                self.tally.wrong.append(f"{status}: {answer}"[:300])
-                assert len(self.tally.wrong) < 100, self.tally.wrong[:5]
+                self.stats.errors.append(f"{status}: {answer}"[:300])
+                assert len(self.stats.errors) < 100, self.stats.errors[:5]
             await asyncio.sleep(RETRY_S)
 
 
 def session() -> aiohttp.ClientSession:
-    """HTTP session for a crowd."""
+    """Return an HTTP session for all clients."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=ATTEMPT_S_MAX), connector=aiohttp.TCPConnector(limit=0)
     )

@@ -1,8 +1,8 @@
-"""The control: `keepfit worker` over a commit that does not compare, so that only the lock stands between writers.
+"""The control: `keepfit worker` with a commit script that does not compare, so that only the lock separates writers.
 
-Run as a module by the harness (``python -m tests.faults.naive``) and by nobody else. It keeps no learned rows either:
-where a sleeper set a model back, others would learn those again. Invariant: nothing but the script's checks is taken
-out; what passes them all is committed just as always.
+The harness runs it as a module (``python -m tests.faults.naive``). It retains no learned requests, because other
+workers would repair the model from them after a paused worker set it back. Invariant: only the checks of the script are
+removed; a commit that passes all of them works as before.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ CHECKS_MIN = 4
 
 
 def without_checks(text: str) -> str:
-    """Take the checks out of commit.lua: every ``if`` that does nothing but return a number."""
+    """Remove the checks from commit.lua: every ``if`` that only returns a number."""
     naive, checks = CHECK.subn("", text)
-    assert checks >= CHECKS_MIN, f"only {checks} checks were found in commit.lua"
+    assert checks >= CHECKS_MIN, f"commit.lua has only {checks} checks"
     return naive
 
 
 def install() -> None:
-    """Make this process commit without looking."""
+    """Make this process commit without comparing."""
     redis_scripts.TEXTS["commit"] = without_checks(redis_scripts.TEXTS["commit"])
     redis_scripts.SHA1["commit"] = hashlib.sha1(redis_scripts.TEXTS["commit"].encode()).hexdigest()
     redis_scripts.LOAD_ALL = tuple(("SCRIPT", "LOAD", text) for text in redis_scripts.TEXTS.values())

@@ -1,7 +1,7 @@
-"""A TCP proxy that stands between keepfit and a Redis and does harm on request.
+"""A TCP proxy between keepfit and a Redis that injects connection faults on request.
 
-Owns the connections through it. Never looks into what it carries: it knows directions and bytes only. Invariant:
-without harm it changes nothing; a harm that was ordered for a number of messages ends with the last of them.
+Owns the connections through it. Never parses the data: it knows directions and bytes only. Invariant: without a fault
+it changes nothing; a fault that is requested for a number of messages ends with the last of them.
 """
 
 import asyncio
@@ -31,27 +31,27 @@ class Proxy:
         self._serving: set[asyncio.Task[None]] = set()
 
     def cut(self) -> None:
-        """Break all connections now."""
+        """Abort all connections now."""
         self.cuts += len(self._open) // 2
         for writer in list(self._open):
             writer.transport.abort()
 
     def drop_replies(self, count: int) -> None:
-        """Let the next requests through, swallow the answers to `count` of them and break those connections."""
+        """Forward the next requests, drop the replies to `count` of them and abort those connections."""
         self._to_drop += count
 
     def tear_requests(self, count: int) -> None:
-        """Let only a part of the next `count` requests through, and break those connections."""
+        """Forward only a part of the next `count` requests, and abort those connections."""
         self._to_tear += count
 
     async def slow(self, delay_s: float, seconds: float) -> None:
-        """Hold every message back for `delay_s`, for so long."""
+        """Delay every message by `delay_s`, for `seconds`."""
         self._delay_s = delay_s
         await asyncio.sleep(seconds)
         self._delay_s = 0.0
 
     async def hang(self, seconds: float) -> None:
-        """Carry nothing for so long, without breaking a connection."""
+        """Forward nothing for `seconds`, without aborting a connection."""
         self._flows.clear()
         await asyncio.sleep(seconds)
         self._flows.set()
@@ -69,13 +69,13 @@ class Proxy:
                 asyncio.ensure_future(self._pump(client_in, server_out, replies=False)),
                 asyncio.ensure_future(self._pump(server_in, client_out, replies=True)),
             ]
-            # Either end's end is the other's.
+            # When one side closes, close the other.
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # the server is away: so is what the client sees
+            pass  # the server is unavailable: the client sees a closed connection
         finally:
             for writer in (client_out, server_out):
                 if writer is not None:
@@ -109,7 +109,7 @@ class Proxy:
                 return
 
     async def close(self) -> None:
-        """Break all connections and wait until none is served."""
+        """Abort all connections and wait until none is served."""
         self._flows.set()
         self.cut()
         for task in list(self._serving):
@@ -127,7 +127,7 @@ async def _flushed(sink: asyncio.StreamWriter) -> bool:
 
 @asynccontextmanager
 async def proxied(upstream_port: int, seed: int = 0) -> AsyncIterator[Proxy]:
-    """Run a proxy in front of a port while the block runs."""
+    """Run a proxy in front of a port until the block ends."""
     proxy = Proxy(upstream_port, seed)
     server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0, limit=2 * CHUNK_BYTES)
     proxy.port = server.sockets[0].getsockname()[1]

@@ -1,6 +1,6 @@
-"""Figures of a run: as JSON, as a table on the terminal, and as a section of docs/operations/reliability.md.
+"""Report the figures of a run: as JSON, as a table on the terminal, as a section of docs/operations/reliability.md.
 
-Owns which figures there are and what they are called. Never judges: what is wrong is said as it was found.
+Owns the list of figures and their names. Errors are reported as they were found.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from tests.faults import schedule
-from tests.faults.storm import Death, Outcome
+from tests.faults.run import Outcome, WorkerFault
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / ".results"
@@ -24,13 +24,13 @@ BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def percentile(values: Sequence[float], part: float) -> float | None:
-    """Value below which `part` of all are, None of none."""
+    """Return the value below which the share `part` of all values lies; None without values."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * part), len(ordered) - 1)] if ordered else None
 
 
-def _took(deaths: Sequence[Death]) -> list[float]:
-    return [death.took_s for death in deaths if death.took_s is not None]
+def _recovery_s(faults: Sequence[WorkerFault]) -> list[float]:
+    return [fault.recovery_s for fault in faults if fault.recovery_s is not None]
 
 
 def _seconds(value: float | None) -> str:
@@ -42,15 +42,16 @@ def _p50_p99(values: Sequence[float]) -> str:
 
 
 def figures(outcome: Outcome) -> list[tuple[str, str]]:
-    """Figures of a run, as (name, value)."""
+    """Return the figures of a run as (name, value)."""
     settings, done, verdicts = outcome.settings, outcome.done, outcome.verdicts
-    # A killed worker whose work nobody else was kept from taking up.
-    alone = [death for death in outcome.deaths if not death.meanwhile]
-    undisturbed = [sleep for sleep in outcome.sleeps if sleep.meanwhile <= {schedule.PAUSE_WORKER}]
-    short = [away for away in outcome.away if away.away_s < 10]
-    long = [away for away in outcome.away if away.away_s >= 10]
+    disturbed = [kill for kill in outcome.kills if kill.concurrent]
+    # Kills without a concurrent fault that could delay the recovery.
+    alone = [kill for kill in outcome.kills if not kill.concurrent]
+    undisturbed = [pause for pause in outcome.pauses if pause.concurrent <= {schedule.PAUSE_WORKER}]
+    short = [outage for outage in outcome.outages if outage.outage_s < 10]
+    long = [outage for outage in outcome.outages if outage.outage_s >= 10]
     stack = f"{settings.workers} workers, {settings.gateways} gateways, {settings.models} models, "
-    stack += f"a lease or lock lives {settings.lease_ttl_s:g} s"
+    stack += f"TTL of lease and lock {settings.lease_ttl_s:g} s"
     return [
         ("run", f"{outcome.seconds:.0f} s, seed {settings.seed}"),
         ("stack", stack),
@@ -59,8 +60,8 @@ def figures(outcome: Outcome) -> list[tuple[str, str]]:
                 [v.sent for v in verdicts], [v.accepted for v in verdicts], [v.learned for v in verdicts]))),
         ("order hash of each model, as learned", ", ".join(v.order_hash[:12] for v in verdicts)),
         ("… as accepted", ", ".join(v.expected_order_hash[:12] for v in verdicts)),
-        ("bundles equal to a plain loop, bit for bit", f"{sum(not v.faults for v in verdicts)} of {len(verdicts)}"),
-        ("workers killed", f"{done[schedule.KILL_WORKER]}, {len(outcome.deaths)} of them with claimed rows"),
+        ("bundles equal to a plain loop, bit for bit", f"{sum(not v.errors for v in verdicts)} of {len(verdicts)}"),
+        ("workers killed", f"{done[schedule.KILL_WORKER]}, {len(outcome.kills)} of them with claimed rows"),
         ("workers paused beyond lease and lock", f"{done[schedule.PAUSE_WORKER]}"),
         ("commits tried by paused workers, all refused", f"{outcome.refused}"),
         ("gateways killed", f"{done[schedule.KILL_GATEWAY]}"),
@@ -70,15 +71,15 @@ def figures(outcome: Outcome) -> list[tuple[str, str]]:
         ("Redis slowed, hung", f"{done[schedule.SLOW]}, {done[schedule.HANG]} times"),
         ("attempts of clients for those rows", f"{outcome.attempts:,}"),
         ("commits", f"{outcome.commits:,}"),
-        ("a killed worker's claimed rows committed by another, p50 / p99 (kills)", _p50_p99(_took(alone))),
-        ("… with another fault at the same time", _p50_p99(_took([d for d in outcome.deaths if d.meanwhile]))),
-        ("a paused worker's claimed rows committed by another, p50 / p99 (pauses)", _p50_p99(_took(undisturbed))),
-        ("store back: first answer, p50 / worst", _p50_worst([away.answer_s for away in short])),
-        ("store back: first commit, p50 / worst", _p50_worst([away.commit_s for away in short])),
-        *((f"store back after {away.away_s:.0f} s: first answer, first commit",
-           f"{away.answer_s:.2f} s, {away.commit_s:.2f} s") for away in long),
-        ("all learned after the last row was sent", f"{outcome.drained_s:.1f} s"),
-        ("errors found", f"{len(outcome.faults)}"),
+        ("a killed worker's claimed rows committed by another, p50 / p99 (kills)", _p50_p99(_recovery_s(alone))),
+        ("… with another fault at the same time", _p50_p99(_recovery_s(disturbed))),
+        ("a paused worker's claimed rows committed by another, p50 / p99 (pauses)", _p50_p99(_recovery_s(undisturbed))),
+        ("store back: first answer, p50 / worst", _p50_worst([outage.answer_s for outage in short])),
+        ("store back: first commit, p50 / worst", _p50_worst([outage.commit_s for outage in short])),
+        *((f"store back after {outage.outage_s:.0f} s: first answer, first commit",
+           f"{outage.answer_s:.2f} s, {outage.commit_s:.2f} s") for outage in long),
+        ("all learned after the last row was sent", f"{outcome.drain_s:.1f} s"),
+        ("errors found", f"{len(outcome.errors)}"),
     ]  # fmt: skip
 
 
@@ -87,20 +88,20 @@ def _p50_worst(values: Sequence[float]) -> str:
 
 
 def machine() -> str:
-    """Where it ran, in a few words."""
+    """Describe the machine in a few words."""
     return f"{os.cpu_count()} CPUs, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
 
 
 def table(outcome: Outcome) -> Table:
-    """Figures as a table for the terminal."""
-    drawn = Table("figure", "value", title="keepfit under faults")
+    """Return the figures as a table for the terminal."""
+    grid = Table("figure", "value", title="keepfit under faults")
     for name, value in figures(outcome):
-        drawn.add_row(name, value)
-    return drawn
+        grid.add_row(name, value)
+    return grid
 
 
 def section(outcome: Outcome) -> str:
-    """Figures as a section of the document, between its markers."""
+    """Return the figures as a section of the document, with its markers."""
     date = time.strftime("%Y-%m-%d", time.gmtime())
     lines = [
         BEGIN,
@@ -109,22 +110,22 @@ def section(outcome: Outcome) -> str:
         "| figure | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in figures(outcome)),
-        *(["", "Errors found:", "", *(f"- {fault}" for fault in outcome.faults[:20])] if outcome.faults else []),
+        *(["", "Errors found:", "", *(f"- {error}" for error in outcome.errors[:20])] if outcome.errors else []),
         END,
     ]
     return "\n".join(lines)
 
 
-def keep(outcome: Outcome, results: Path = RESULTS) -> Path:
-    """Write all that is known of a run into a JSON file; return the file."""
+def save(outcome: Outcome, results: Path = RESULTS) -> Path:
+    """Write all results of a run to a JSON file; return its path."""
     results.mkdir(exist_ok=True)
     path = results / f"seed-{outcome.settings.seed}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
-    path.write_text(json.dumps({"figures": dict(figures(outcome)), **_plain(outcome)}, indent=1))
+    path.write_text(json.dumps({"figures": dict(figures(outcome)), **_to_json(outcome)}, indent=1))
     return path
 
 
 def write(outcome: Outcome, document: Path = DOCUMENT) -> None:
-    """Write the figures into the document."""
+    """Replace the figures in the document."""
     text = document.read_text()
     before, _, rest = text.partition(BEGIN)
     _, marker, after = rest.partition(END)
@@ -132,17 +133,17 @@ def write(outcome: Outcome, document: Path = DOCUMENT) -> None:
     document.write_text(before + section(outcome) + after)
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    def listed(deaths: Sequence[Death]) -> list[dict[str, Any]]:
-        return [{**asdict(death), "meanwhile": sorted(death.meanwhile)} for death in deaths]
+def _to_json(outcome: Outcome) -> dict[str, Any]:
+    def listed(faults: Sequence[WorkerFault]) -> list[dict[str, Any]]:
+        return [{**asdict(fault), "concurrent": sorted(fault.concurrent)} for fault in faults]
 
     return {
         "settings": asdict(outcome.settings),
         "done": dict(outcome.done),
-        "deaths": listed(outcome.deaths),
-        "sleeps": listed(outcome.sleeps),
-        "away": [asdict(away) for away in outcome.away],
+        "kills": listed(outcome.kills),
+        "pauses": listed(outcome.pauses),
+        "outages": [asdict(outage) for outage in outcome.outages],
         "statuses": outcome.statuses,
         "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
-        "faults": outcome.faults,
+        "errors": outcome.errors,
     }

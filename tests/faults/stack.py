@@ -1,7 +1,7 @@
-"""A stack whose every process is the harness's own, to be harmed one by one.
+"""A stack of processes into which the harness injects faults one by one.
 
-Owns the processes and how to start each again. Never decides what is harmed. Invariant: what is started here is ended
-here, by its own process id; a part that was killed is started again with the same port and data.
+Owns the processes and how to restart each. Never decides which fault is injected. Invariant: a process that is started
+here is stopped here, by its process id; a killed process restarts with the same port and data.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ START_S_MAX = 60.0
 SIGNING_KEYS = "faults:" + "5e" * 32
 
 
-class Part:
-    """One process: what starts it, where its words go, and how to tell that it is ready."""
+class ServerProcess:
+    """One process: its command, its log, and the check that it is ready."""
 
     def __init__(
         self, command: list[str], log: Path, ready: Callable[[], bool], environment: Mapping[str, str]
@@ -39,12 +39,12 @@ class Part:
 
     @property
     def pid(self) -> int:
-        """Process id of the running process."""
+        """Return the process id of the running process."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process, without waiting until it is ready."""
+        """Start the process without waiting until it is ready."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -67,17 +67,17 @@ class Part:
             await asyncio.sleep(0.02)
 
     def kill(self) -> None:
-        """End the process with SIGKILL, and know it dead."""
+        """Kill the process with SIGKILL and wait until it is dead."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def alive(self) -> bool:
-        """Tell whether the process runs."""
+        """Return whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """End the process as an operator does."""
+        """Stop the process with SIGTERM; kill it after 30 s."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -87,9 +87,9 @@ class Part:
 
 
 class Stack:
-    """Store, queue, MongoDB-wire server, gateways and one supervisor with its workers.
+    """Store, queue, MongoDB server, gateways and one supervisor with its workers.
 
-    `worker_command` replaces `keepfit worker`, for a control that is meant to fail.
+    `worker_command` replaces `keepfit worker`, for the control that must fail.
     """
 
     def __init__(
@@ -112,31 +112,31 @@ class Stack:
         self.queue = self._server("queue", queue_command, self.queue_port)
         self.mongo = self._server("mongo", mongo_command(mongo_port, folder / "mongo"), mongo_port)
         self.gateway_ports = [free_port() for _ in range(gateways)]
-        self.gateways: list[Part] = []
-        self.supervisor: Part | None = None
-        # Past the proxies: the harness itself must see what is there.
+        self.gateways: list[ServerProcess] = []
+        self.supervisor: ServerProcess | None = None
+        # Without the proxies: the harness must see the actual state.
         self.store_client = redis.asyncio.Redis(port=self.store_port, socket_timeout=5)
         self.queue_client = redis.asyncio.Redis(port=self.queue_port, socket_timeout=5)
         self._names: dict[str, int] = {}
         self._read = 0
 
-    def _server(self, name: str, command: list[str], port: int) -> Part:
-        return Part(command, self._folder / f"{name}.log", partial(accepts, port), {})
+    def _server(self, name: str, command: list[str], port: int) -> ServerProcess:
+        return ServerProcess(command, self._folder / f"{name}.log", partial(accepts, port), {})
 
     @property
     def urls(self) -> list[str]:
-        """URLs of the gateways."""
+        """Return the URLs of the gateways."""
         return [f"http://127.0.0.1:{port}" for port in self.gateway_ports]
 
     async def start_servers(self) -> None:
-        """Start the servers that keepfit works with."""
-        for part in (self.store, self.queue, self.mongo):
-            part.start()
-        for part in (self.store, self.queue, self.mongo):
-            await part.wait_ready()
+        """Start store, queue and MongoDB, and wait until they are ready."""
+        for process in (self.store, self.queue, self.mongo):
+            process.start()
+        for process in (self.store, self.queue, self.mongo):
+            await process.wait_ready()
 
     async def start_services(self, store: Proxy, queue: Proxy, environment: Mapping[str, str]) -> None:
-        """Start gateways and workers, which reach store and queue through the proxies only."""
+        """Start gateways and workers, which reach store and queue only through the proxies."""
         settings = {
             "KEEPFIT_STORE_URL": f"redis://127.0.0.1:{store.port}/0",
             "KEEPFIT_QUEUE_URL": f"redis://127.0.0.1:{queue.port}/0",
@@ -147,22 +147,24 @@ class Stack:
             "KEEPFIT_LEASE_TTL_S": str(self.lease_ttl_s),
             **environment,
         }
-        self.supervisor = Part(self._worker_command, self._folder / "workers.log", self._all_work, settings)
+        self.supervisor = ServerProcess(
+            self._worker_command, self._folder / "workers.log", self._all_workers_run, settings
+        )
         for number, port in enumerate(self.gateway_ports):
             command = [sys.executable, "-m", "keepfit", "--data", str(self._folder), "gateway"]
             ready = partial(answers, f"http://127.0.0.1:{port}/readyz")
             log = self._folder / f"gateway-{number}.log"
-            self.gateways.append(Part(command, log, ready, {**settings, "KEEPFIT_PORT": str(port)}))
-        for part in (self.supervisor, *self.gateways):
-            part.start()
-        for part in (self.supervisor, *self.gateways):
-            await part.wait_ready()
+            self.gateways.append(ServerProcess(command, log, ready, {**settings, "KEEPFIT_PORT": str(port)}))
+        for process in (self.supervisor, *self.gateways):
+            process.start()
+        for process in (self.supervisor, *self.gateways):
+            await process.wait_ready()
 
-    def _all_work(self) -> bool:
+    def _all_workers_run(self) -> bool:
         return len(self.workers()) == self._workers
 
     def workers(self) -> list[int]:
-        """Process ids of the worker processes, oldest first."""
+        """Return the process ids of the workers, oldest first."""
         assert self.supervisor is not None
         pid = self.supervisor.pid
         try:
@@ -171,7 +173,7 @@ class Stack:
             return []
 
     def pid_of(self, worker: str) -> int | None:
-        """Process id of a worker by its name, as the supervisor has logged it; None for one that is gone."""
+        """Return the process id of a worker by its name in the supervisor's log; None if the worker is gone."""
         for document in self.worker_log(since=self._read):
             if document.get("event") == "worker_started":
                 self._names[document["worker"]] = document["pid"]
@@ -179,7 +181,7 @@ class Stack:
         return pid if pid in self.workers() else None
 
     def worker_log(self, since: int = 0) -> list[dict[str, object]]:
-        """What supervisor and workers have logged, from a place in the file on; remembers how far it was read."""
+        """Return the log documents of supervisor and workers from offset `since` on, and remember the end offset."""
         assert self.supervisor is not None
         with self.supervisor.log.open("rb") as file:
             file.seek(since)
@@ -190,22 +192,22 @@ class Stack:
             try:
                 document = msgspec.json.decode(line)
             except msgspec.DecodeError:
-                continue  # a traceback, or RQ's own words
+                continue  # a traceback, or text of RQ
             if isinstance(document, dict):
                 documents.append(document)
         return documents
 
     async def stop_services(self) -> None:
-        """Stop those who send work, then those who do it; the servers stay."""
+        """Stop the gateways, then the workers; the servers continue to run."""
         for pid in self.workers() if self.supervisor and self.supervisor.alive() else []:
             os.kill(pid, signal.SIGCONT)
-        for part in (*self.gateways, *([self.supervisor] if self.supervisor else [])):
-            await asyncio.to_thread(part.stop)
+        for process in (*self.gateways, *([self.supervisor] if self.supervisor else [])):
+            await asyncio.to_thread(process.stop)
 
     async def stop(self) -> None:
         """Stop everything."""
         await self.stop_services()
         await self.store_client.aclose()
         await self.queue_client.aclose()
-        for part in (self.store, self.queue, self.mongo):
-            await asyncio.to_thread(part.stop)
+        for process in (self.store, self.queue, self.mongo):
+            await asyncio.to_thread(process.stop)

@@ -1,4 +1,4 @@
-"""The proxy changes nothing unless asked to, and then exactly that."""
+"""The proxy changes nothing without a fault, and injects exactly the requested fault."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,27 +16,27 @@ LARGE = b"x" * 3_000_000
 
 @pytest.fixture
 async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
-    """Return a proxy in front of a Valkey."""
+    """Run a proxy in front of a Valkey."""
     async with proxied(redis.asyncio.connection.parse_url(redis_url)["port"]) as started:
         yield started
 
 
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[redis.asyncio.Redis]:
-    """Return a client that goes through the proxy and never tries again."""
+    """Open a client that connects through the proxy and never retries."""
     opened = redis.asyncio.Redis(port=proxy.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     yield opened
     await opened.aclose()
 
 
-async def test_it_carries_what_it_is_given(client: redis.asyncio.Redis) -> None:
-    """Large values come through whole, in both directions."""
+async def test_large_values_pass_unchanged(client: redis.asyncio.Redis) -> None:
+    """Large values pass unchanged in both directions."""
     await client.set("large", LARGE)
     assert await client.get("large") == LARGE
 
 
-async def test_a_dropped_reply_is_of_a_request_that_was_carried_out(proxy: Proxy, client: redis.asyncio.Redis) -> None:
-    """The client sees a broken connection, the server has counted; the next request is answered."""
+async def test_a_request_with_a_dropped_reply_is_executed(proxy: Proxy, client: redis.asyncio.Redis) -> None:
+    """The client sees a closed connection, the server has executed the request; the next request is answered."""
     await client.incr("n")
     proxy.drop_replies(1)
     with pytest.raises(ConnectionError):
@@ -45,8 +45,8 @@ async def test_a_dropped_reply_is_of_a_request_that_was_carried_out(proxy: Proxy
     assert proxy.dropped == 1
 
 
-async def test_a_torn_request_is_not_carried_out(proxy: Proxy, client: redis.asyncio.Redis) -> None:
-    """A part of a command does nothing, and the connection breaks."""
+async def test_a_torn_request_is_not_executed(proxy: Proxy, client: redis.asyncio.Redis) -> None:
+    """A partial command has no effect, and the connection is closed."""
     await client.ping()
     proxy.tear_requests(1)
     with pytest.raises(ConnectionError):
@@ -55,8 +55,8 @@ async def test_a_torn_request_is_not_carried_out(proxy: Proxy, client: redis.asy
     assert proxy.torn == 1
 
 
-async def test_a_cut_breaks_what_is_open(proxy: Proxy, client: redis.asyncio.Redis) -> None:
-    """A client that waits for an answer has an error at once, and may connect again."""
+async def test_a_cut_closes_open_connections(proxy: Proxy, client: redis.asyncio.Redis) -> None:
+    """A client that waits for a reply gets an error immediately, and can connect again."""
     waiting = asyncio.create_task(client.blpop(["nothing"], timeout=30))
     async with asyncio.timeout(10):
         while True:
@@ -69,19 +69,19 @@ async def test_a_cut_breaks_what_is_open(proxy: Proxy, client: redis.asyncio.Red
     assert await client.ping()
 
 
-async def test_a_hang_breaks_nothing(proxy: Proxy, client: redis.asyncio.Redis) -> None:
-    """Nothing comes through until the hang is over; then what was held back does."""
+async def test_a_hang_closes_no_connection(proxy: Proxy, client: redis.asyncio.Redis) -> None:
+    """Nothing is forwarded until the hang ends; then the delayed data is."""
     await client.ping()
     hanging = asyncio.create_task(proxy.hang(0.3))
     await asyncio.sleep(0)
-    asked = asyncio.create_task(client.ping())
-    done, _ = await asyncio.wait([hanging, asked], return_when=asyncio.FIRST_COMPLETED)
+    request = asyncio.create_task(client.ping())
+    done, _ = await asyncio.wait([hanging, request], return_when=asyncio.FIRST_COMPLETED)
     assert done == {hanging}
-    assert await asked
+    assert await request
 
 
-async def test_a_server_that_is_away_is_away(proxy: Proxy) -> None:
-    """Where nothing listens behind the proxy, its clients lose their connection."""
+async def test_an_unavailable_server_closes_the_connection(proxy: Proxy) -> None:
+    """If nothing listens behind the proxy, it closes the connections of its clients."""
     async with proxied(1) as nowhere:
         client = redis.asyncio.Redis(port=nowhere.port, retry=Retry(NoBackoff(), 0))
         with pytest.raises((ConnectionError, TimeoutError)):

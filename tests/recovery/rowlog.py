@@ -33,7 +33,7 @@ from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from tests.conftest import SIGNING_KEYS
 from tests.faults.check import differences
-from tests.faults.clients import Learner
+from tests.faults.clients import TrackedModel
 from tests.recovery.deployment import Deployment, deployed
 
 ATTEMPT_S_MAX, RETRY_S, STILL_S_MAX = 10.0, 0.1, 120.0
@@ -60,7 +60,7 @@ class Report:
     faults: list[str]
 
 
-async def send_all(urls: Sequence[str], learners: Sequence[Learner], answered: Answered, pause_s: float) -> None:
+async def send_all(urls: Sequence[str], learners: Sequence[TrackedModel], answered: Answered, pause_s: float) -> None:
     """Send all rows of all models, each until it is accepted."""
     timeout = aiohttp.ClientTimeout(total=ATTEMPT_S_MAX)
     async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as group:
@@ -71,7 +71,12 @@ async def send_all(urls: Sequence[str], learners: Sequence[Learner], answered: A
 
 
 async def _send(
-    http: aiohttp.ClientSession, urls: Sequence[str], learner: Learner, mine: range, answered: Answered, pause_s: float
+    http: aiohttp.ClientSession,
+    urls: Sequence[str],
+    learner: TrackedModel,
+    mine: range,
+    answered: Answered,
+    pause_s: float,
 ) -> None:
     told = answered.sequences[learner.number]
     for number in mine:
@@ -131,7 +136,7 @@ def begin_again(deployment: Deployment) -> None:
     deployment.snapshotter.start()
 
 
-async def drain(store: redis.asyncio.Redis, learners: Sequence[Learner]) -> None:
+async def drain(store: redis.asyncio.Redis, learners: Sequence[TrackedModel]) -> None:
     """Wait until nothing waits to be learned."""
     deadline = time.monotonic() + STILL_S_MAX
     while True:
@@ -142,7 +147,7 @@ async def drain(store: redis.asyncio.Redis, learners: Sequence[Learner]) -> None
         await asyncio.sleep(0.05)
 
 
-async def examine(store: redis.asyncio.Redis, learner: Learner, told: dict[int, int]) -> list[str]:
+async def examine(store: redis.asyncio.Redis, learner: TrackedModel, told: dict[int, int]) -> list[str]:
     """Compare what a model has learned with what its clients were answered."""
     faults = []
     if sorted(told) != list(range(len(learner.rows))):
@@ -172,7 +177,7 @@ async def examine(store: redis.asyncio.Redis, learner: Learner, told: dict[int, 
 async def run(folder: Path, rounds: int, rows: int, seed: int, lasts_s: float = 4.0) -> Report:
     """Make all rounds; `rows` are sent to each model in all."""
     drawn = random.Random(seed)
-    learners = [Learner.of(number, rows) for number in range(MODELS)]
+    learners = [TrackedModel.of(number, rows) for number in range(MODELS)]
     answered = Answered([{} for _ in learners])
     back_s: list[float] = []
     with deployed(folder, row_log_url=(folder / "rows").as_uri()) as deployment:
@@ -206,7 +211,7 @@ async def run(folder: Path, rounds: int, rows: int, seed: int, lasts_s: float = 
     return Report(rounds, accepted, dict(answered.statuses), back_s, answered.wrong + faults)
 
 
-async def _register(deployment: Deployment, learners: Sequence[Learner]) -> None:
+async def _register(deployment: Deployment, learners: Sequence[TrackedModel]) -> None:
     async with aiohttp.ClientSession(deployment.urls[0]) as http:
         for learner in learners:
             body: dict[str, Any] = {"metadata": {"type": "rowlog", "number": learner.number}, "recipe": learner.recipe}
