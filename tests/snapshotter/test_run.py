@@ -316,7 +316,7 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
         looked_after.extend(found := await lifetimes(*args))
         return found
 
-    monkeypatch.setattr(snapshot_upkeep, "lifetimes", counted_lives)
+    monkeypatch.setattr(snapshot_upkeep, "list_lifetimes", counted_lives)
     before = commands(shop)
     report = await shop.snapshotter.run_pass()
     asked = commands(shop) - before

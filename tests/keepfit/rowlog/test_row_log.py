@@ -70,7 +70,7 @@ def covers(wanted: Callable[[str], Coverage | None], monkeypatch: pytest.MonkeyP
         found = {model_hash: wanted(model_hash) for model_hash in hashes}
         return {model_hash: cover for model_hash, cover in found.items() if cover is not None}
 
-    monkeypatch.setattr(snapshot_upkeep, "covers", answered)
+    monkeypatch.setattr(snapshot_upkeep, "find_coverage", answered)
 
 
 async def compact(log: RowLog, now_s: float, keep_s: float = 7 * DAY_S) -> CompactionResult:

@@ -399,7 +399,7 @@ def stepping(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return later
 
-    for name in ("entries", "abort", "aborted", "forget"):
+    for name in ("list_documents", "abort", "list_aborted", "delete_aborted"):
         monkeypatch.setattr(snapshot_upkeep, name, stepped(getattr(snapshot_upkeep, name)))
 
 
