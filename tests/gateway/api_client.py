@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from keepfit_gateway import app
 
 DEADLINE_S = 30.0
 WAIT = {"Prefer": "wait=10"}
+# Log events of errors that no code foresaw; no test of a running service may cause one.
+CRASHES = re.compile(r"\w+_crashed|accept_failed|ask_failed|answer_failed|record_failed|run_queue_push_failed")
 # Parts of tracebacks and of paths on this machine.
 INSIDES = ("Traceback", 'File "', ".py", "site-packages", "/tmp/", "/work/", "0x7f")
 

@@ -7,7 +7,7 @@ import pytest
 
 from keepfit.settings import Settings
 from tests.conftest import Stack
-from tests.gateway.api_client import Api, serving
+from tests.gateway.api_client import CRASHES, Api, serving
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ async def api(stack: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Api]:
     before = stack.log("gateway")
     yield Api(http, secrets=(stack.environment()["KEEPFIT_SIGNING_KEYS"].partition(":")[2],))
     logged = stack.log("gateway")[len(before) :]
-    assert "_crashed" not in logged
+    assert not CRASHES.search(logged)
     assert "connection_failed" not in logged
 
 

@@ -1,4 +1,4 @@
-"""Models by HTTP: made, described, listed, deleted."""
+"""Models over HTTP: creation, description, listing, deletion."""
 
 import asyncio
 import hashlib
@@ -14,8 +14,8 @@ FIELDS = {"hash", "metadata", "recipe", "version", "rows_seen", "metrics", "inbo
 UNKNOWN = "0" * 64
 
 
-async def test_a_new_model_is_described_and_found_where_its_location_says(api: Api, metadata: dict[str, Any]) -> None:
-    """Making a model answers 201 with all its fields and its Location, under the hash of its canonical metadata."""
+async def test_a_new_model_is_described_and_found_at_its_location(api: Api, metadata: dict[str, Any]) -> None:
+    """Creating a model answers 201 with all fields, the hash of the canonical metadata, and its Location."""
     reply = await api.post("/v1/models", {"metadata": metadata, "recipe": SHOES_RECIPE})
     model = reply.of(201)
     assert model.keys() == FIELDS
@@ -30,18 +30,18 @@ async def test_a_new_model_is_described_and_found_where_its_location_says(api: A
     assert (await api.get(reply.headers["Location"])).of(200) == model
 
 
-async def test_the_same_model_again_is_found(api: Api, metadata: dict[str, Any]) -> None:
-    """The same metadata and recipe in other words (key order, 1 for 1.0, defaults) answer 200 with the same model."""
+async def test_creating_the_same_model_again_returns_it(api: Api, metadata: dict[str, Any]) -> None:
+    """Equal metadata and recipe in another spelling (key order, 1 for 1.0, defaults) answer 200 with the same model."""
     recipe = {"estimator": "SGDRegressor", "params": {"alpha": 0.1, "eta0": 0.5}}
     made = (await api.post("/v1/models", {"metadata": {**metadata, "year": 1}, "recipe": recipe})).of(201)
-    other_words = {"updates": "exact", "params": {"eta0": 0.5, "alpha": 0.1}, "estimator": "SGDRegressor"}
-    again = await api.post("/v1/models", {"recipe": other_words, "metadata": {"year": 1.0, **metadata}})
+    respelled = {"updates": "exact", "params": {"eta0": 0.5, "alpha": 0.1}, "estimator": "SGDRegressor"}
+    again = await api.post("/v1/models", {"recipe": respelled, "metadata": {"year": 1.0, **metadata}})
     assert again.of(200) == made
     assert again.headers["Location"] == f"/v1/models/{made['hash']}"
 
 
 async def test_another_recipe_for_the_same_metadata_conflicts(api: Api, metadata: dict[str, Any]) -> None:
-    """A recipe other than the model's answers 409 and leaves the model as it is."""
+    """Another recipe for an existing model answers 409 and does not change the model."""
     path = await api.make(metadata, REGRESSOR)
     before = await api.model(path)
     reply = await api.post("/v1/models", {"metadata": metadata, "recipe": {**REGRESSOR, "params": {"alpha": 0.5}}})
@@ -49,42 +49,42 @@ async def test_another_recipe_for_the_same_metadata_conflicts(api: Api, metadata
     assert await api.model(path) == before
 
 
-async def test_a_model_made_by_many_at_once_is_made_once(api: Api, metadata: dict[str, Any]) -> None:
-    """Of concurrent calls that make the same model exactly one answers 201, and all the same model."""
+async def test_concurrent_creations_create_one_model(api: Api, metadata: dict[str, Any]) -> None:
+    """Of concurrent calls that create the same model exactly one answers 201, and all return the same model."""
     document = {"metadata": metadata, "recipe": REGRESSOR}
     replies = await asyncio.gather(*(api.post("/v1/models", document) for _ in range(10)))
     assert sorted(reply.status for reply in replies) == [200] * 9 + [201]
     assert len({reply.body for reply in replies}) == 1
 
 
-async def test_what_a_model_learned_shows_in_its_description(api: Api, metadata: dict[str, Any]) -> None:
-    """Version, rows and the running error of a model are those of its newest bundle."""
+async def test_a_description_shows_what_the_model_has_learned(api: Api, metadata: dict[str, Any]) -> None:
+    """Version, rows and prequential metrics of a description are those of the newest bundle."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, [[0.0], [1.0]], [1.0, 2.0])
     learned = await api.learn(path, [[2.0]], [3.0])
     model = await api.model(path)
     assert (model["version"], model["rows_seen"]) == (learned["version"], learned["rows_seen"]) == (2, 3)
     assert model["inbox"] == 0
-    # The first request came before there was anything to predict it with.
+    # The first request has no prediction: nothing was learned before it.
     assert model["metrics"]["rows"] == 1
     assert model["metrics"]["mean_absolute_error"] > 0
 
 
 async def test_an_unknown_model_is_not_found(api: Api) -> None:
-    """A well-formed hash that names no model answers 404 and says how to make one."""
+    """A valid hash without a model answers 404 and says how to create a model."""
     assert "POST /v1/models" in (await api.get(f"/v1/models/{UNKNOWN}")).problem(404)["detail"]
 
 
 @pytest.mark.parametrize("wrong", ["0", "A" * 64, "g" * 64, "0" * 63, "0" * 65, "0" * 63 + "%20", "0" * 63 + "%0a"])
 async def test_a_malformed_hash_is_refused(api: Api, wrong: str) -> None:
-    """What is not 64 hexadecimal digits in lower case answers 400, whatever is asked of it."""
+    """A hash that is not 64 lower-case hexadecimal digits answers 400 on every route."""
     assert "64 hexadecimal digits" in (await api.get(f"/v1/models/{wrong}")).problem(400)["detail"]
     (await api.call("DELETE", f"/v1/models/{wrong}")).problem(400)
     (await api.post(f"/v1/models/{wrong}/predict", {"X": [[1]]})).problem(400)
 
 
 async def family(api: Api, session: str) -> dict[str, str]:
-    """Make models that differ in their metadata; return their names by hash."""
+    """Create models that differ in their metadata. Return their names by hash."""
     members: dict[str, dict[str, Any]] = {
         "text": {"year": "2001", "brand": "nike"},
         "number": {"year": 2001, "brand": "nike"},
@@ -118,7 +118,7 @@ async def family(api: Api, session: str) -> dict[str, str]:
 async def test_models_are_listed_by_their_metadata(
     api: Api, metadata: dict[str, Any], filters: dict[str, str], found: set[str]
 ) -> None:
-    """A list holds exactly the models whose metadata has every value asked for, as text, number or truth."""
+    """A list holds exactly the models whose metadata have every value of the filter, as text, number or boolean."""
     names = await family(api, metadata["session"])
     listed = (await api.get("/v1/models", session=metadata["session"], **filters)).of(200)
     assert {names[model["hash"]] for model in listed["models"]} == found
@@ -148,16 +148,14 @@ async def test_models_are_listed_by_their_metadata(
 async def test_a_filter_is_a_value_and_never_a_query(
     api: Api, metadata: dict[str, Any], filters: dict[str, str]
 ) -> None:
-    """What looks like an operator of the database is compared as text, and so matches nothing."""
+    """A filter that looks like a database operator is compared as text, so it matches nothing."""
     await family(api, metadata["session"])
     assert (await api.get("/v1/models", **filters)).of(200) == {"models": [], "next": None}
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [("1", [1] * 6), ("4", [4, 2]), ("3", [3, 3]), ("6", [6]), ("7", [6])])
-async def test_a_long_list_is_read_page_by_page(
-    api: Api, metadata: dict[str, Any], limit: str, sizes: list[int]
-) -> None:
-    """Pages of `limit` models, each asked for with the `next` of the one before, hold every model exactly once."""
+async def test_a_long_list_has_pages(api: Api, metadata: dict[str, Any], limit: str, sizes: list[int]) -> None:
+    """Pages of `limit` models, each requested with the `next` of the previous one, hold every model exactly once."""
     names = await family(api, metadata["session"])
     pages: list[list[str]] = []
     after: dict[str, str] = {}
@@ -179,13 +177,13 @@ async def test_a_list_has_a_limit_between_1_and_1000(api: Api, limit: str) -> No
 
 
 @pytest.mark.parametrize("query", ["after=x", "after=" + "A" * 64, "type=a&type=b", "limit=1&limit=2"])
-async def test_a_list_query_that_means_nothing_is_refused(api: Api, query: str) -> None:
-    """A malformed `after`, or a parameter that stands twice, answers 400."""
+async def test_an_invalid_list_query_is_refused(api: Api, query: str) -> None:
+    """A malformed `after`, or a parameter that occurs twice, answers 400."""
     (await api.get(f"/v1/models?{query}")).problem(400)
 
 
 async def test_a_deleted_model_is_gone_everywhere(api: Api, metadata: dict[str, Any]) -> None:
-    """After a DELETE every call about the model answers 404, addressed by hash or metadata, and no list holds it."""
+    """After a DELETE every call for the model answers 404, by hash or by metadata, and no list holds it."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, [[1.0]], [1.0])
     deleted = await api.call("DELETE", path)
@@ -199,8 +197,8 @@ async def test_a_deleted_model_is_gone_everywhere(api: Api, metadata: dict[str, 
     assert (await api.get("/v1/models", session=metadata["session"])).of(200)["models"] == []
 
 
-async def test_a_model_made_again_begins_anew(api: Api, metadata: dict[str, Any]) -> None:
-    """A model made again after its deletion, with another recipe even, has learned nothing and learns from 1."""
+async def test_a_recreated_model_starts_empty(api: Api, metadata: dict[str, Any]) -> None:
+    """A model created again after its deletion, even with another recipe, has learned nothing and starts at 1."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, [[1.0]], [1.0])
     await api.predict(path, [[1.0]])
@@ -216,7 +214,7 @@ async def test_a_model_made_again_begins_anew(api: Api, metadata: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "right"),
+    ("recipe", "hint"),
     [
         ({}, "estimator"),
         ({"estimator": "SGDRegresor"}, "SGDRegressor"),
@@ -238,12 +236,12 @@ async def test_a_model_made_again_begins_anew(api: Api, metadata: dict[str, Any]
         ({"estimator": "SGDClassifier", "classes": ["a", 1]}, "all strings, all integers or all booleans"),
     ],
 )
-async def test_a_recipe_that_cannot_be_built_is_refused(
-    api: Api, metadata: dict[str, Any], recipe: dict[str, Any], right: str
+async def test_an_invalid_recipe_is_refused(
+    api: Api, metadata: dict[str, Any], recipe: dict[str, Any], hint: str
 ) -> None:
-    """A wrong recipe answers 422 and names what would be right; no model is made."""
+    """An invalid recipe answers 422 and names a valid alternative; no model is created."""
     reply = await api.post("/v1/models", {"metadata": metadata, "recipe": recipe})
-    assert right in reply.problem(422)["detail"]
+    assert hint in reply.problem(422)["detail"]
     assert (await api.get("/v1/models", session=metadata["session"])).of(200)["models"] == []
 
 
@@ -267,7 +265,7 @@ async def test_a_recipe_that_cannot_be_built_is_refused(
 async def test_metadata_that_cannot_name_a_model_is_refused(
     api: Api, metadata: dict[str, Any], wrong: dict[str, Any], reason: str
 ) -> None:
-    """Metadata that two languages could read differently, or that no store could hold, answers 422 and why."""
+    """Metadata that languages read differently, or that cannot be stored, answers 422 with the reason."""
     document = {"metadata": {**metadata, **wrong}, "recipe": REGRESSOR}
     assert reason in (await api.post("/v1/models", document)).problem(422)["detail"]
     rows = {"metadata": document["metadata"], "X": [[1]]}
@@ -275,6 +273,6 @@ async def test_metadata_that_cannot_name_a_model_is_refused(
 
 
 async def test_metadata_without_a_type_is_refused(api: Api) -> None:
-    """Metadata must have a type."""
+    """Metadata without a type answers 422."""
     reply = await api.post("/v1/models", {"metadata": {"brand": "nike"}, "recipe": REGRESSOR})
     assert "'type'" in reply.problem(422)["detail"]

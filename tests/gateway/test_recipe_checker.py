@@ -1,4 +1,4 @@
-"""Recipes checked beside the gateway: the same verdicts, a process that comes and goes, and none of its weight here."""
+"""The checker process: its verdicts, its start and end, and the memory that the gateway saves."""
 
 import json
 import os
@@ -23,14 +23,14 @@ GOOD = b'{"estimator": "SGDRegressor"}'
 
 @pytest.fixture
 def checker() -> Iterator[CheckerProcess]:
-    """A checker of the test's own."""
+    """Return a checker process of the test's own."""
     own = CheckerProcess()
     yield own
     own.close()
 
 
-def gone(pid: int) -> bool:
-    """Whether there is no process `pid` any more."""
+def ended(pid: int) -> bool:
+    """Return whether the process `pid` does not exist any more."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -55,8 +55,8 @@ def gone(pid: int) -> bool:
         None,
     ],
 )  # fmt: skip
-def test_a_verdict_is_the_librarys(document: Any) -> None:
-    """What is let through, what is refused and the words of it are those of a check in this process."""
+def test_a_verdict_equals_that_of_the_library(document: Any) -> None:
+    """A recipe is accepted or refused, with the same message, as by a check in this process."""
     outcomes = []
     for check in (recipe_check.check, recipe_checker.check_blocking):
         try:
@@ -66,8 +66,8 @@ def test_a_verdict_is_the_librarys(document: Any) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def test_nesting_that_cannot_be_sent_is_refused() -> None:
-    """A recipe nested deeper than Python writes is told so."""
+def test_a_too_deeply_nested_recipe_is_refused() -> None:
+    """A recipe nested deeper than Python can serialize is refused."""
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
@@ -75,8 +75,8 @@ def test_nesting_that_cannot_be_sent_is_refused() -> None:
         recipe_checker.check_blocking({"estimator": "SGDRegressor", "params": {"alpha": deep}})
 
 
-def test_recipes_share_a_process_until_it_is_idle(checker: CheckerProcess) -> None:
-    """The first check starts a process, the next uses it, and it goes when none comes for the idle time."""
+def test_checks_share_a_process_until_it_is_idle(checker: CheckerProcess) -> None:
+    """The first check starts a process, the next ones use it, and it ends after the idle time."""
     assert checker.pid is None
     assert checker.ask(GOOD) == "null\n"
     first = checker.pid
@@ -86,14 +86,14 @@ def test_recipes_share_a_process_until_it_is_idle(checker: CheckerProcess) -> No
     checker._idle_s = 0.05
     checker.ask(GOOD)
     deadline = time.monotonic() + 30
-    while not gone(first):
+    while not ended(first):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert checker.ask(GOOD) == "null\n"
 
 
 def test_a_killed_process_is_replaced(checker: CheckerProcess) -> None:
-    """A check that finds its process dead is made by another one."""
+    """A check whose process is dead is made by a new process."""
     checker.ask(GOOD)
     first = checker.pid
     assert first is not None
@@ -102,8 +102,8 @@ def test_a_killed_process_is_replaced(checker: CheckerProcess) -> None:
     assert checker.pid != first
 
 
-def test_a_process_that_does_not_answer_is_given_up(checker: CheckerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no answer comes in time, twice, the client is told to try again, and no process is left behind."""
+def test_a_process_that_does_not_answer_is_ended(checker: CheckerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If two processes do not answer in time, the error asks to try again, and no process is left."""
     monkeypatch.setattr(recipe_checker, "ANSWER_S_MAX", 0.05)
     pids: list[int] = []
     start = subprocess.Popen
@@ -117,11 +117,11 @@ def test_a_process_that_does_not_answer_is_given_up(checker: CheckerProcess, mon
     with pytest.raises(UnavailableError, match="try again"):
         checker.ask(GOOD)
     assert len(pids) == 2
-    assert all(map(gone, pids))
+    assert all(map(ended, pids))
 
 
 def test_the_process_ends_with_its_gateway() -> None:
-    """A gateway that is killed leaves no process behind."""
+    """A gateway that is killed leaves no checker process."""
     script = "import keepfit_gateway.recipe_checker as c;"
     script += f"c.CHECKER.ask({GOOD!r}); print(c.CHECKER.pid, flush=True); input()"
     with subprocess.Popen(
@@ -131,21 +131,21 @@ def test_the_process_ends_with_its_gateway() -> None:
         pid = int(gateway.stdout.readline())
         gateway.kill()
     deadline = time.monotonic() + 30
-    while not gone(pid):
+    while not ended(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_a_gateway_is_free_of_scikit_learn() -> None:
-    """Importing the whole gateway imports neither scikit-learn nor what only a row log needs: that would weigh most."""
+    """Importing the gateway imports neither scikit-learn nor the row log's packages: they need most memory."""
     heavy = {"sklearn", "scipy", "pandas", "pyarrow", "fsspec", "botocore"}
     script = f"import sys, keepfit_gateway.app; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_an_object_is_checked_without_loading_anything() -> None:
-    """A gateway that checks a recipe with an object imports nothing that could unpickle it or build an estimator."""
+def test_an_object_is_checked_without_unpickling() -> None:
+    """Checking a recipe with an object imports no module that could unpickle it or build an estimator."""
     text = dump(SGDRegressor(), "u1:" + "ab" * 32)
     document = {"object": text, "features": {"a": "number"}, "scaler": "StandardScaler"}
     script = (

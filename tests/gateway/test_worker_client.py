@@ -1,4 +1,4 @@
-"""Questions to workers and their answers, with the test as the worker."""
+"""Worker requests and their replies, with the test as the worker."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,64 +15,64 @@ from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually
 
 
 class Worker:
-    """A worker that answers what the test tells it to."""
+    """A worker whose replies the test decides."""
 
     def __init__(self, queue: redis.Redis) -> None:
         self._queue = queue
 
-    async def take(self) -> WorkerRequest:
-        """Wait for the next question and take it."""
-        taken: list[WorkerRequest] = []
+    async def claim(self) -> WorkerRequest:
+        """Wait for the next worker request and claim it."""
+        requests: list[WorkerRequest] = []
 
-        async def took() -> bool:
+        async def claimed_one() -> bool:
             for lease in self._queue.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
                 (claimed,) = redis_scripts.run(
                     self._queue, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
                 )
-                taken.extend(map(messages.decode_question, claimed[2:]))
-            return bool(taken)
+                requests.extend(map(messages.decode_question, claimed[2:]))
+            return bool(requests)
 
-        await eventually(took, "a question")
-        return taken[0]
+        await eventually(claimed_one, "a worker request")
+        return requests[0]
 
-    def send(self, question: WorkerRequest, *batches: bytes) -> None:
-        """Send batches of answers to the gateway that asked."""
-        self._queue.rpush(redis_keys.replies(question.gateway), *batches)
+    def send(self, request: WorkerRequest, *batches: bytes) -> None:
+        """Send batches of replies to the gateway of the request."""
+        self._queue.rpush(redis_keys.replies(request.gateway), *batches)
 
-    def answer(self, question: WorkerRequest, **said: Any) -> None:
-        """Answer a question."""
-        self.send(question, messages.encode([WorkerReply(question.id, question.generation, **said)]))
+    def reply(self, request: WorkerRequest, **fields: Any) -> None:
+        """Send the reply to a worker request."""
+        self.send(request, messages.encode([WorkerReply(request.id, request.generation, **fields)]))
 
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[Worker]:
-    """Return a worker for the gateway without one."""
+    """Return the worker of the gateway without workers."""
     with redis_clients.queue_sync(settings) as queue:
         yield Worker(queue)
 
 
 @pytest.fixture
-async def asking(lonely: Api, metadata: dict[str, Any]) -> "asyncio.Task[Reply]":
-    """Return a call of the gateway that asks for a prediction."""
+async def prediction(lonely: Api, metadata: dict[str, Any]) -> "asyncio.Task[Reply]":
+    """Return a running call that predicts."""
     path = await lonely.make(metadata, REGRESSOR)
     return asyncio.create_task(lonely.post(f"{path}/predict", {"X": [[1.0, 2.0]]}))
 
 
-async def test_an_answer_reaches_who_asked(asking: "asyncio.Task[Reply]", worker: Worker) -> None:
-    """What the worker answers to a question is what its asker gets."""
-    question = await worker.take()
-    assert question.operation == "predict"
-    worker.answer(question, version=3, rows_seen=5, result=[1.5])
-    assert (await asking).of(200) == {"hash": question.hash, "version": 3, "rows_seen": 5, "predictions": [1.5]}
+async def test_a_reply_reaches_its_caller(prediction: "asyncio.Task[Reply]", worker: Worker) -> None:
+    """The caller of a worker request gets the reply of the worker."""
+    request = await worker.claim()
+    assert request.operation == "predict"
+    worker.reply(request, version=3, rows_seen=5, result=[1.5])
+    assert (await prediction).of(200) == {"hash": request.hash, "version": 3, "rows_seen": 5, "predictions": [1.5]}
 
 
-async def test_what_is_no_answer_makes_nobody_deaf(asking: "asyncio.Task[Reply]", worker: Worker) -> None:
-    """Garbage, and answers to questions that nobody waits for, are passed over; the answer after them is heard."""
-    question = await worker.take()
-    nobodys = messages.encode([WorkerReply(question.id + 1000, result=[0.0])])
-    worker.send(question, b"garbage", b"", messages.encode({"id": question.id}), nobodys)
-    worker.answer(question, result=[2.5])
-    assert (await asking).of(200)["predictions"] == [2.5]
+async def test_invalid_replies_are_ignored(prediction: "asyncio.Task[Reply]", worker: Worker) -> None:
+    """Garbage, and replies without a pending request, are ignored; the reply after them is delivered."""
+    request = await worker.claim()
+    unrelated = messages.encode([WorkerReply(request.id + 1000, result=[0.0])])
+    worker.send(request, b"garbage", b"", messages.encode({"id": request.id}), unrelated)
+    worker.reply(request, result=[2.5])
+    assert (await prediction).of(200)["predictions"] == [2.5]
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,19 @@ async def test_what_is_no_answer_makes_nobody_deaf(asking: "asyncio.Task[Reply]"
         ("Sequence", 500),
     ],
 )
-async def test_an_error_crosses_by_its_name(
-    asking: "asyncio.Task[Reply]", worker: Worker, name: str, status: int
+async def test_an_error_is_raised_by_its_name(
+    prediction: "asyncio.Task[Reply]", worker: Worker, name: str, status: int
 ) -> None:
-    """An error of our tree is answered as if it were met here; any other name is a failure of ours, and no more."""
-    worker.answer(await worker.take(), error=(name, "What the worker said."))
-    assert (await asking).problem(status)["detail"] == "What the worker said."
+    """The name of an error of the tree gets that error's status; any other name gets 500."""
+    worker.reply(await worker.claim(), error=(name, "What the worker said."))
+    assert (await prediction).problem(status)["detail"] == "What the worker said."
 
 
 @pytest.mark.parametrize("name", ["NotFoundError", "StaleModelError"])
-async def test_a_gateway_whose_knowledge_is_old_looks_again(
-    asking: "asyncio.Task[Reply]", worker: Worker, name: str
+async def test_an_outdated_model_is_looked_up_again(
+    prediction: "asyncio.Task[Reply]", worker: Worker, name: str
 ) -> None:
-    """A worker that knows better than the gateway's cache makes it look the model up and ask once more."""
-    worker.answer(await worker.take(), error=(name, "Look again."))
-    worker.answer(await worker.take(), result=[0.5])
-    assert (await asking).of(200)["predictions"] == [0.5]
+    """If a worker reports that the cached model is out of date, the gateway looks it up and sends the request again."""
+    worker.reply(await worker.claim(), error=(name, "Look again."))
+    worker.reply(await worker.claim(), result=[0.5])
+    assert (await prediction).of(200)["predictions"] == [0.5]

@@ -1,4 +1,4 @@
-"""Objects of one's own: what may be sent, what a signature lets through, and what an object may do to its bundle."""
+"""Uploaded objects: which are accepted, what a signature allows, and what an object can do to its bundle."""
 
 import math
 import pickle
@@ -49,13 +49,13 @@ X, Y = [[1.0, 2.0], [3.0, 5.0], [2.0, 2.0]], [1.0, 2.0, 3.0]
 
 
 class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """What predicts the mean of all it was told."""
+    """A regressor that predicts the mean of all targets."""
 
     def __init__(self) -> None:
         self.total, self.rows = 0.0, 0
 
     def partial_fit(self, X: Any, y: Any) -> "Mean":
-        """Take in `y`."""
+        """Add `y` to the total."""
         self.total, self.rows = self.total + float(y.sum()), self.rows + len(y)
         return self
 
@@ -65,7 +65,7 @@ class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """What predicts the label it was told most often, and keeps the labels as it got them."""
+    """A classifier that predicts the most frequent label, and records the labels as it receives them."""
 
     def __init__(self) -> None:
         self.counts: dict[Any, int] = {}
@@ -78,38 +78,38 @@ class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.counts[label] = self.counts.get(label, 0) + 1
 
     def predict(self, X: Any) -> Any:
-        """Return the commonest label for each row."""
+        """Return the most frequent label for each row."""
         return [max(self.counts, key=self.counts.__getitem__)] * len(X)
 
 
 def recipe_of(learner: Any, **more: Any) -> Recipe:
-    """Recipe of an object."""
+    """Return the recipe of an object."""
     kind = more.pop("kind", None)
     return parse({"object": dump(learner, KEYS, kind=kind, modules=more.pop("modules", ())), **more}, UPLOADS)
 
 
 def learned(bundle: Bundle, X: Any, y: Any = None, weights: Any = None) -> None:
-    """Have a bundle learn one request's rows."""
+    """Learn the rows of one request."""
     bundle.partial_fit(shape(bundle.recipe, X, y, weights, learning=True))
 
 
 def predicted(bundle: Bundle, X: Any) -> list[Any]:
-    """Predictions of rows."""
+    """Return the predictions of rows."""
     return bundle.predict(shape(bundle.recipe, X, learning=False))
 
 
 def sealed(bundle: Bundle) -> bytes:
-    """A bundle on its way."""
+    """Return the envelope of a bundle."""
     return seal(bundle, RING, Header(envelope.BUNDLE, HASH, 1, 1, 1, bundle.rows_seen, "", bundle.runtime))
 
 
 def stored(bundle: Bundle) -> Bundle:
-    """The bundle as another worker would read it."""
+    """Return the bundle as another worker reads it."""
     return unseal(sealed(bundle), RING, from_text(bundle.recipe.text()), HASH)[1]
 
 
-def test_an_estimator_of_ones_own_learns_as_in_a_loop() -> None:
-    """An object's bundle, stored and read after each request, is the object that a loop over partial_fit gives."""
+def test_an_uploaded_estimator_learns_as_in_a_loop() -> None:
+    """The bundle of an object, stored and read after each request, equals a loop over partial_fit."""
     bundle = object_bundle.begin(
         recipe_of(SGDRegressor(shuffle=False), features={"a": "number", "b": "number"}), UPLOADS
     )
@@ -125,8 +125,8 @@ def test_an_estimator_of_ones_own_learns_as_in_a_loop() -> None:
     assert bundle.rows_seen == 24
 
 
-def test_a_class_of_main_goes_along_by_value() -> None:
-    """A class that no other process could import is learned and stored, and what it learned comes back."""
+def test_a_class_of_a_script_is_pickled_by_value() -> None:
+    """An object of a class that no other process can import learns, is stored, and keeps what it learned."""
     source = """class Local:
         def partial_fit(self, X, y): self.y = float(y[-1])
         def predict(self, X): return [self.y] * len(X)
@@ -145,8 +145,8 @@ def test_a_class_of_main_goes_along_by_value() -> None:
     assert predicted(again, X) == [3.0, 3.0, 3.0]
 
 
-def test_columns_scaler_and_weights_are_those_of_every_estimator() -> None:
-    """An object with partial_fit gets the matrix that the recipe's columns, encoding and scaler make."""
+def test_columns_scaler_and_weights_work_as_for_every_estimator() -> None:
+    """An object with partial_fit gets the matrix that columns, encoding and scaler of the recipe produce."""
     features = {"make": "category", "year": "number"}
     options: dict[str, Any] = {
         "features": features,
@@ -163,8 +163,8 @@ def test_columns_scaler_and_weights_are_those_of_every_estimator() -> None:
     assert predicted(bundle, [["c", 4]]) == predicted(named, [["c", 4]])
 
 
-def test_labels_go_to_an_object_as_they_came() -> None:
-    """A classifier object sees strings, integers and booleans, new ones too, and its answers are not encoded."""
+def test_an_object_receives_labels_unencoded() -> None:
+    """A classifier object receives strings, integers and booleans, new ones too, and its answers are not encoded."""
     bundle = object_bundle.begin(recipe_of(Majority(), classes=["no", "yes"]), UPLOADS)
     learned(bundle, [[1], [2]], ["yes", "yes"])
     learned(bundle, [[1]], ["yes"])
@@ -179,8 +179,8 @@ def test_labels_go_to_an_object_as_they_came() -> None:
     assert mixed.score(shape(mixed.recipe, [[1], [2]], [7, "never"], learning=True))["accuracy"] == 0.5
 
 
-def test_probabilities_are_named_by_the_objects_own_classes() -> None:
-    """Columns of probabilities are those of the object's classes_; score has their log loss."""
+def test_probabilities_have_the_classes_of_the_object() -> None:
+    """The columns of probabilities follow classes_ of the object; score has their log loss."""
     bundle = object_bundle.begin(recipe_of(SGDClassifier(loss="log_loss"), classes=["c", "a", "b"]), UPLOADS)
     learned(bundle, [[0.0], [1.0], [2.0]], ["c", "a", "b"])
     rows = shape(bundle.recipe, [[1.0]], learning=False)
@@ -191,8 +191,8 @@ def test_probabilities_are_named_by_the_objects_own_classes() -> None:
     assert math.isfinite(scored["log_loss"])
 
 
-def test_what_takes_no_y_answers_by_its_kind() -> None:
-    """Clusterers answer numbers, transformers rows, and neither takes a target."""
+def test_objects_without_target_answer_by_their_kind() -> None:
+    """Clusterers answer numbers, transformers rows, and neither accepts a target."""
     rng = np.random.default_rng(3).normal(size=(9, 2)).tolist()
     clusters = object_bundle.begin(recipe_of(MiniBatchKMeans(n_clusters=2, random_state=0, n_init=1)), UPLOADS)
     learned(clusters, rng)
@@ -205,62 +205,69 @@ def test_what_takes_no_y_answers_by_its_kind() -> None:
 
 
 class Restless(Mean):
-    """What changes when it is asked."""
+    """A regressor that changes when it predicts."""
 
     def predict(self, X: Any) -> Any:
-        """Count the questions as if they were rows."""
+        """Count predicted rows as learned rows."""
         self.rows += len(X)
         return np.full(len(X), 1.0)
 
 
-def test_a_predict_that_changes_the_object_changes_nothing_stored() -> None:
-    """What an object does to itself when it is asked is in no bundle that is stored."""
-    asked, quiet = (object_bundle.begin(recipe_of(Restless()), UPLOADS) for _ in range(2))
-    for bundle in (asked, quiet):
+def test_a_predict_that_changes_the_object_is_not_stored() -> None:
+    """Changes that an object makes to itself in predict are in no stored bundle."""
+    predicting, quiet = (object_bundle.begin(recipe_of(Restless()), UPLOADS) for _ in range(2))
+    for bundle in (predicting, quiet):
         learned(bundle, X, Y)
-        if bundle is asked:
+        if bundle is predicting:
             predicted(bundle, X)
             predicted(bundle, X)
             bundle.score(shape(bundle.recipe, X, Y, learning=True))
         learned(bundle, X, Y)
-    assert sealed(asked) == sealed(quiet)
+    assert sealed(predicting) == sealed(quiet)
 
 
 class Faulty(Mean):
-    """What raises whatever it is told to, wherever it is told to."""
+    """A regressor that raises a given error in a given method."""
 
     where: ClassVar[str] = ""
     error: ClassVar[BaseException] = ValueError()
 
     def partial_fit(self, X: Any, y: Any) -> "Faulty":
-        """Learn, or fail half-way."""
+        """Learn, then raise if configured."""
         super().partial_fit(X, y)
         if self.where == "partial_fit":
             raise self.error
         return self
 
     def predict(self, X: Any) -> Any:
-        """Predict, or fail."""
+        """Predict, or raise if configured."""
         if self.where == "predict":
             raise self.error
         return super().predict(X)
 
 
-class NoWordsError(Exception):
-    """An error that cannot even be told."""
+class UnprintableError(Exception):
+    """An error whose str() fails."""
 
     def __str__(self) -> str:
         raise RuntimeError
 
 
-ERRORS = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), NoWordsError(), RecursionError("deep"), KeyError("x")]
+ERRORS = [
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    UnprintableError(),
+    RecursionError("deep"),
+    KeyError("x"),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_whatever_an_object_raises_is_an_error_about_the_request(
+def test_any_error_of_an_object_is_an_error_of_the_request(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """No error of an object's code is more than an Exception, and one at predict names the object and the error."""
+    """Any error of an object, also BaseException, becomes an Exception; in predict it names object and error."""
     bundle = object_bundle.begin(recipe_of(Faulty()), UPLOADS)
     learned(bundle, X, Y)
     monkeypatch.setattr(Faulty, "error", error)
@@ -270,13 +277,13 @@ def test_whatever_an_object_raises_is_an_error_about_the_request(
     # Evaluation fails, learning does not.
     learned(bundle, X, Y)
     monkeypatch.setattr(Faulty, "where", "partial_fit")
-    with pytest.raises((LearningError, NoWordsError, RecursionError, KeyError)) as caught:
+    with pytest.raises((LearningError, UnprintableError, RecursionError, KeyError)) as caught:
         learned(bundle, X, Y)
     assert type(error).__name__ in describe_error(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         (lambda X: [1.0], "1 answers for 3 rows"),
         (lambda X: None, "NoneType for 3 rows"),
@@ -285,25 +292,25 @@ def test_whatever_an_object_raises_is_an_error_about_the_request(
     ],
     ids=["few", "none", "object", "huge"],
 )
-def test_answers_that_are_none_are_told(monkeypatch: pytest.MonkeyPatch, answer: Any, words: str) -> None:
-    """What is not one JSON value for each row is no answer."""
+def test_invalid_answers_of_an_object_are_refused(monkeypatch: pytest.MonkeyPatch, answer: Any, message: str) -> None:
+    """An answer that is not one JSON value per row raises InvalidError."""
     bundle = object_bundle.begin(recipe_of(Mean()), UPLOADS)
     learned(bundle, X, Y)
     monkeypatch.setattr(Mean, "predict", lambda self, X: answer(X))
-    with pytest.raises(InvalidError, match=words):
+    with pytest.raises(InvalidError, match=message):
         predicted(bundle, X)
 
 
-def test_what_turns_infinite_is_refused() -> None:
-    """An array that was finite stays so: the request that would end that is refused, naming it."""
+def test_a_request_that_makes_the_object_infinite_is_refused() -> None:
+    """A request that would make a finite array infinite is refused with the name of the array."""
     bundle = object_bundle.begin(recipe_of(SGDRegressor(eta0=1e280, learning_rate="constant")), UPLOADS)
     learned(bundle, [[0.0]], [0.0])
     with pytest.raises((ArithmeticError, ValueError), match=r"finite|overflow"):
         learned(bundle, [[1e38]], [1.0])
 
 
-def test_what_has_no_pickle_any_more_is_told() -> None:
-    """An object that has come to hold a lock cannot be stored, and says so."""
+def test_an_object_that_became_unpicklable_is_refused() -> None:
+    """An object that holds a lock cannot be stored; the error says so."""
     bundle = object_bundle.begin(recipe_of(Mean()), UPLOADS)
     learned(bundle, X, Y)
     bundle.estimator.lock = threading.Lock()
@@ -311,11 +318,11 @@ def test_what_has_no_pickle_any_more_is_told() -> None:
         sealed(bundle)
 
 
-# What may be sent.
+# Which objects are accepted.
 
 
 @pytest.mark.parametrize(
-    ("learner", "kind", "words"),
+    ("learner", "kind", "message"),
     [
         (Mean, None, "Mean is a class"),
         (object(), "regressor", "has none of partial_fit, learn_one, learn_many"),
@@ -326,14 +333,14 @@ def test_what_has_no_pickle_any_more_is_told() -> None:
     ],
     ids=["class", "nothing", "pipeline", "mute", "kindless", "kind"],
 )
-def test_what_cannot_be_an_object_is_told_at_once(learner: Any, kind: Any, words: str) -> None:
-    """What lacks methods, or is of no known kind, is refused with what would be right."""
-    with pytest.raises(InvalidError, match=words):
+def test_unsupported_objects_are_refused_by_dump(learner: Any, kind: Any, message: str) -> None:
+    """An object without the methods, or of unknown kind, is refused with a hint."""
+    with pytest.raises(InvalidError, match=message):
         dump(learner, KEYS, kind=kind)
 
 
 def test_kinds_are_found_by_tags() -> None:
-    """scikit-learn's tags tell what an object is; an argument goes before them."""
+    """The kind of an object comes from scikit-learn's tags; the argument overrides them."""
     kinds = {
         kind: uploads.header_of(dump(learner, KEYS)).kind
         for kind, learner in {
@@ -349,8 +356,8 @@ def test_kinds_are_found_by_tags() -> None:
     assert header.runtime == envelope.runtime("cloudpickle")
 
 
-def test_an_object_is_signed_or_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keys come from the environment or the folder of `keepfit up`; without one nothing is made."""
+def test_dump_requires_an_upload_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keys come from the environment or the folder of `keepfit up`; without a key dump raises."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="KEEPFIT_UPLOAD_KEYS is not set; `keepfit key upload` prints"):
         dump(Mean())
@@ -362,8 +369,8 @@ def test_an_object_is_signed_or_not_made(monkeypatch: pytest.MonkeyPatch, tmp_pa
         uploads.verify(dump(Mean()), UPLOADS)
 
 
-def test_objects_are_small() -> None:
-    """One of more than a MiB is refused where it is made, and where it is posted."""
+def test_too_large_objects_are_refused() -> None:
+    """An object of more than 1 MiB is refused by dump and by the gateway."""
     heavy = Mean()
     heavy.ballast = bytes(2**20)
     with pytest.raises(InvalidError, match="larger than 1048576 bytes"):
@@ -372,11 +379,11 @@ def test_objects_are_small() -> None:
         parse({"object": "A" * 2**21}, UPLOADS)
 
 
-# What a signature lets through.
+# What a signature allows.
 
 
 class Canary:
-    """What leaves a mark when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -386,7 +393,7 @@ class Canary:
 
 
 def resigned(good: bytes, ring: Keyring, **changes: Any) -> bytes:
-    """Sign an object's envelope again, with another key or other values in its header."""
+    """Sign the envelope of an object again, with another key or other header fields."""
     header, payload = UPLOADS.open_as(ObjectHeader, good, envelope.OBJECT)
     return ring.seal(msgspec.structs.replace(header, **changes), payload)
 
@@ -415,20 +422,20 @@ FORGERIES: dict[str, tuple[Callable[[bytes, bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_object_is_refused_before_any_of_it_is_unpickled(tmp_path: Path, name: str) -> None:
-    """What no upload key signed, as an object, for these versions: 422 at the gateway, and never loaded by a worker."""
-    forge, words = FORGERIES[name]
+def test_a_forged_object_is_refused_before_unpickling(tmp_path: Path, name: str) -> None:
+    """An object without valid signature, purpose or runtime is refused by the gateway and never loaded by a worker."""
+    forge, message = FORGERIES[name]
     good = b64decode(dump(Mean(), KEYS))
     text = b64encode(forge(good, pickle.dumps(Canary(tmp_path / "ran")))).decode()
-    with pytest.raises(InvalidError, match=words):
+    with pytest.raises(InvalidError, match=message):
         parse({"object": text}, UPLOADS)
     with pytest.raises(KeepfitError):
         object_bundle.begin(Recipe(object=text), UPLOADS)
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_canary_sings(tmp_path: Path) -> None:
-    """The same pickle, signed as an object, does run in a worker: the test above would see it."""
+def test_the_canary_runs_when_it_is_signed(tmp_path: Path) -> None:
+    """The same pickle with a valid signature runs in a worker, so the test above would detect it."""
     header = uploads.header_of(dump(Mean(), KEYS))
     text = b64encode(UPLOADS.seal(header, pickle.dumps(Canary(tmp_path / "ran")))).decode()
     recipe = parse({"object": text}, UPLOADS)
@@ -437,15 +444,15 @@ def test_the_canary_sings(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
-def test_an_object_is_no_bundle() -> None:
-    """An object's envelope in place of a bundle is refused, even where one key were used for both."""
+def test_an_object_is_not_accepted_as_a_bundle() -> None:
+    """The envelope of an object is refused as a bundle, even if one key signs both."""
     same = Keyring.from_text(KEYS)
     with pytest.raises(EnvelopeError, match="another purpose"):
         unseal(b64decode(dump(Mean(), KEYS)), same, recipe_of(Mean()), HASH)
 
 
-def test_a_worker_without_the_key_or_the_package_says_so() -> None:
-    """An object that this process cannot verify or load names what is missing."""
+def test_a_worker_without_the_key_or_the_package_reports_it() -> None:
+    """The error for an object that this process cannot verify or load names what is missing."""
     with pytest.raises(UnknownKeyError, match="KEEPFIT_UPLOAD_KEYS"):
         object_bundle.begin(recipe_of(Mean()), None)
     header = uploads.header_of(dump(Mean(), KEYS))
@@ -456,7 +463,7 @@ def test_a_worker_without_the_key_or_the_package_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "words"),
+    ("document", "message"),
     [
         ({}, "must name an estimator .* not none"),
         ({"estimator": "SGDRegressor", "object": True}, "one of them alone: not estimator and object"),
@@ -468,24 +475,24 @@ def test_a_worker_without_the_key_or_the_package_says_so() -> None:
     ],
     ids=["none", "two", "params", "classes", "scaler", "base64", "empty"],
 )
-def test_recipes_that_have_no_meaning_with_an_object(document: dict[str, Any], words: str) -> None:
-    """A recipe has one of the three, and what an object gets must have a meaning for it."""
+def test_recipes_that_contradict_their_object_are_refused(document: dict[str, Any], message: str) -> None:
+    """A recipe has one of estimator, steps and object, and only options that the object supports."""
     given = {**document, "object": dump(Mean(), KEYS)} if document.get("object") is True else document
-    with pytest.raises(InvalidError, match=words):
+    with pytest.raises(InvalidError, match=message):
         parse(given, UPLOADS)
     if "object" in given:
         with pytest.raises(InvalidError):
             parse(given)
 
 
-def test_without_upload_keys_no_object_is_taken() -> None:
-    """A gateway without the setting says which it is."""
+def test_without_upload_keys_objects_are_refused() -> None:
+    """A gateway without upload keys refuses objects and names the setting."""
     with pytest.raises(InvalidError, match="Set KEEPFIT_UPLOAD_KEYS for gateways and workers"):
         parse({"object": dump(Mean(), KEYS)})
 
 
-def test_a_recipes_object_is_known_by_its_head() -> None:
-    """Name, kind and needs are read from the first bytes, whatever follows, and a text without them is refused."""
+def test_the_head_of_an_object_describes_it() -> None:
+    """Name, kind and requirements are read from the first bytes; a text without them is refused."""
     recipe = from_text(recipe_of(Majority()).text())
     assert (recipe.name, recipe.entry.kind, recipe.entry.takes_y, recipe.entry.takes_sample_weight) == (
         "Majority",
@@ -499,7 +506,7 @@ def test_a_recipes_object_is_known_by_its_head() -> None:
 
 
 def test_a_transformer_mixin_needs_no_predict() -> None:
-    """A class that only transforms is a transformer, and answers what it makes of rows."""
+    """A class that only transforms is a transformer, and its predictions are the transformed rows."""
 
     class Doubler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         def partial_fit(self, X: Any, y: Any = None) -> None:

@@ -18,7 +18,7 @@ from keepfit.backends import redis_clients
 from keepfit.local.servers import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests import servers
-from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually, serving
+from tests.gateway.api_client import CRASHES, REGRESSOR, Api, Reply, eventually, serving
 from tests.recovery.deployment import Deployment, Part, deployed
 
 log = structlog.get_logger(__name__)
@@ -145,7 +145,7 @@ async def test_a_redis_that_is_missing_is_said_and_waited_for(
     unsure = 2 if (part, how) == ("store", "hung") else 0
     assert accepted + 2 <= seen <= accepted + 2 + unsure
     assert deployment.workers.children() == workers
-    assert not [line for service in deployment.services for line in service.lines() if "_crashed" in line]
+    assert not [line for service in deployment.services for line in service.lines() if CRASHES.search(line)]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from keepfit.local.servers import answers, free_port
 from tests import servers
 from tests.conftest import Stack
-from tests.gateway.api_client import REGRESSOR, Api, Reply, connected
+from tests.gateway.api_client import CRASHES, REGRESSOR, Api, Reply, connected
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def flooded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command = [sys.executable, "-m", "keepfit", "gateway"]
     with servers.running(command, output, lambda: answers(f"{url}/livez"), environment) as process:
         yield Flooded(url, process.pid)
-    assert "_crashed" not in output.read_text()
+    assert not CRASHES.search(output.read_text())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Who comes in: API keys and their scopes on every way into the gateway, rates, request ids, and where it binds."""
+"""API keys and their scopes on every path into the gateway, rate limits, request ids, and the address it binds to."""
 
 import asyncio
 import json
@@ -23,8 +23,8 @@ from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, connected, eve
 KEYS = {name: new_key(name, [name]) for name in SCOPES}
 ALL = new_key("all", SCOPES)
 LABELLED, ROWS = {"X": [[1.0, 2.0]], "y": [1.0]}, {"X": [[1.0, 2.0]]}
-SHORT = {"Content-Type": "application/json"}
-LONG = {"Content-Type": "application/json; charset=utf-8"}
+FAST = {"Content-Type": "application/json"}
+REGULAR = {"Content-Type": "application/json; charset=utf-8"}
 
 
 def bearer(key: tuple[str, str]) -> dict[str, str]:
@@ -33,28 +33,28 @@ def bearer(key: tuple[str, str]) -> dict[str, str]:
 
 
 def stored(*keys: tuple[str, str]) -> str:
-    """Return keys as the settings have them."""
+    """Return keys in the form of the settings."""
     return ",".join(line for _, line in keys)
 
 
 def with_keys(settings: Settings, **more: Any) -> Settings:
-    """Return settings that ask for keys."""
+    """Return settings that require keys."""
     return Settings(**{**settings.model_dump(), "port": 0, "api_keys": stored(*KEYS.values(), ALL), **more})
 
 
 @pytest.fixture
-async def shut(stack: Stack) -> AsyncIterator[Api]:
-    """Return a gateway of its own that asks for keys, on the shared stack's servers and workers."""
+async def guarded(stack: Stack) -> AsyncIterator[Api]:
+    """Return a gateway of the test's own that requires keys, on the servers and workers of the shared stack."""
     async with serving(with_keys(stack.settings()), tuple(token for token, _ in KEYS.values())) as api:
         yield api
 
 
 @pytest.fixture
-async def path(shut: Api, metadata: dict[str, Any]) -> str:
-    """Return the path of a model that has learned a row, which the gateway knows."""
+async def path(guarded: Api, metadata: dict[str, Any]) -> str:
+    """Return the path of a model that has learned a row and that the gateway has cached."""
     document = {"metadata": metadata, "recipe": REGRESSOR}
-    made: dict[str, Any] = (await shut.post("/v1/models", document, bearer(ALL))).of(201)
-    learned = await shut.post(f"/v1/models/{made['hash']}/partial_fit", LABELLED, {**bearer(ALL), **WAIT})
+    made: dict[str, Any] = (await guarded.post("/v1/models", document, bearer(ALL))).of(201)
+    learned = await guarded.post(f"/v1/models/{made['hash']}/partial_fit", LABELLED, {**bearer(ALL), **WAIT})
     learned.of(200)
     return f"/v1/models/{made['hash']}"
 
@@ -67,8 +67,8 @@ def address(route: Route) -> str:
 # Scopes, on every route.
 
 
-def test_routes_ask_for_what_the_document_says() -> None:
-    """Each route needs the scope that docs/operations/security.md names for it."""
+def test_routes_require_the_documented_scopes() -> None:
+    """Each route requires the scope that docs/operations/security.md names for it."""
     needs = {(route.method, route.path): route.needs for route in ROUTES}
     for (method, where), scope in needs.items():
         if where in ("/livez", "/readyz", "/openapi.json"):
@@ -78,23 +78,23 @@ def test_routes_ask_for_what_the_document_says() -> None:
         elif where.endswith(("/partial_fit", "/labels")):
             assert scope == LEARN
         else:
-            # What was put aside is shown with its rows.
+            # Dead letters are shown with their rows.
             reads = method == "GET" and not where.endswith("/dead")
             assert scope == (READ if reads else ADMIN), where
     assert {"/livez", "/readyz", "/openapi.json"} == OPEN_PATHS
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-async def test_every_route_wants_its_scope(shut: Api, route: Route) -> None:
-    """Without a key 401, with all scopes but the right one 403, with the right one neither; HEAD as GET."""
+async def test_every_route_requires_its_scope(guarded: Api, route: Route) -> None:
+    """Without a key a route answers 401, with other scopes 403, with its scope neither; HEAD as GET."""
     for method in (route.method, "HEAD") if route.method == "GET" else (route.method,):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
-            reply = await shut.call(method, address(route), headers=headers)
+            reply = await guarded.call(method, address(route), headers=headers)
             assert (reply.status == 401) is (route.needs != OPEN)
             if reply.status == 401:
                 assert reply.headers["WWW-Authenticate"] == "Bearer"
         for scope, key in KEYS.items():
-            reply = await shut.call(method, address(route), headers=bearer(key))
+            reply = await guarded.call(method, address(route), headers=bearer(key))
             assert (reply.status == 403) is (route.needs not in (OPEN, READ, scope)), scope
             assert reply.status != 401
             if reply.status == 403 and method != "HEAD":
@@ -102,37 +102,37 @@ async def test_every_route_wants_its_scope(shut: Api, route: Route) -> None:
 
 
 @pytest.mark.parametrize("where", ["/", "/nowhere", "/v1/models/", "/x//livez", "/livez/", "/v1/predict/livez"])
-async def test_what_is_not_there_is_told_to_who_has_a_key(shut: Api, where: str) -> None:
-    """Without a key nobody learns which paths there are: 401; with one it is 404."""
-    (await shut.get(where)).problem(401)
-    (await shut.call("GET", where, headers=bearer(KEYS[READ]))).problem(404)
+async def test_an_unknown_path_is_404_only_with_a_key(guarded: Api, where: str) -> None:
+    """An unknown path answers 401 without a key, so that it reveals no routes, and 404 with a key."""
+    (await guarded.get(where)).problem(401)
+    (await guarded.call("GET", where, headers=bearer(KEYS[READ]))).problem(404)
 
 
-async def test_other_methods_are_told_to_who_has_a_key(shut: Api) -> None:
-    """405 and what is allowed are for those with a key; probes may be asked by any method, and say 405."""
-    (await shut.call("PUT", "/v1/models")).problem(401)
-    (await shut.call("PUT", "/v1/models", headers=bearer(KEYS[READ]))).problem(405)
-    (await shut.call("POST", "/livez")).problem(405)
+async def test_a_wrong_method_is_405_only_with_a_key(guarded: Api) -> None:
+    """A wrong method answers 401 without a key and 405 with one; on open paths it answers 405."""
+    (await guarded.call("PUT", "/v1/models")).problem(401)
+    (await guarded.call("PUT", "/v1/models", headers=bearer(KEYS[READ]))).problem(405)
+    (await guarded.call("POST", "/livez")).problem(405)
 
 
-async def test_expectations_come_after_the_key(shut: Api) -> None:
-    """A client that waits for 100 (Continue), or expects what nobody knows, is asked for its key first."""
+async def test_an_expectation_is_checked_after_the_key(guarded: Api) -> None:
+    """A request with `Expect: 100-continue` or an unknown expectation answers 401 without a key."""
     head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
     for expectation in (b"100-continue", b"miracles"):
-        answer = await exchange(shut.url, head + b"Expect: " + expectation + b"\r\n\r\n{}")
+        answer = await exchange(guarded.url, head + b"Expect: " + expectation + b"\r\n\r\n{}")
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert b"100 Continue" not in answer
 
 
-async def test_what_is_no_http_reaches_nothing(shut: Api) -> None:
-    """Answers of the connection itself need no key and tell nothing."""
-    answer = await exchange(shut.url, b"GET /v1/models HTTP/9.9.9\r\n\r\n")
+async def test_invalid_http_needs_no_key(guarded: Api) -> None:
+    """Responses to invalid HTTP need no key and reveal nothing."""
+    answer = await exchange(guarded.url, b"GET /v1/models HTTP/9.9.9\r\n\r\n")
     Reply.parse(answer).problem(400)
 
 
-async def test_the_description_says_what_is_asked_for(shut: Api, lonely: Api) -> None:
-    """The OpenAPI document of a gateway with keys names each operation's scope; without keys it speaks of none."""
-    document = (await shut.get("/openapi.json")).of(200)
+async def test_the_openapi_document_names_the_scopes(guarded: Api, lonely: Api) -> None:
+    """The OpenAPI document of a gateway with keys names the scope of each operation; without keys it names none."""
+    document = (await guarded.get("/openapi.json")).of(200)
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     for route in ROUTES:
         operation = document["paths"][route.path][route.method.lower()]
@@ -142,43 +142,43 @@ async def test_the_description_says_what_is_asked_for(shut: Api, lonely: Api) ->
     assert "security" not in str(plain)
 
 
-# The short way, and what is kept.
+# The fast path, and cached answers.
 
 
-async def send(api: Api, path: str, document: Any, way: dict[str, str], key: tuple[str, str] | None) -> Reply:
-    """Send a document on the short or the long way."""
-    headers = {**way, **(bearer(key) if key else {})}
+async def send(api: Api, path: str, document: Any, path_headers: dict[str, str], key: tuple[str, str] | None) -> Reply:
+    """Send a document on the fast or the regular path."""
+    headers = {**path_headers, **(bearer(key) if key else {})}
     return await api.call("POST", path, data=json.dumps(document).encode(), headers=headers)
 
 
-@pytest.mark.parametrize("way", [SHORT, LONG], ids=["short", "long"])
-async def test_both_ways_want_the_key(shut: Api, path: str, way: dict[str, str]) -> None:
-    """Small requests about a known model are refused as all others are: no key 401, another scope 403."""
+@pytest.mark.parametrize("path_headers", [FAST, REGULAR], ids=["fast", "regular"])
+async def test_both_paths_require_the_key(guarded: Api, path: str, path_headers: dict[str, str]) -> None:
+    """Small requests about a cached model are refused like all others: 401 without a key, 403 with another scope."""
     for call, document, scope, status in (("predict", ROWS, PREDICT, 200), ("partial_fit", LABELLED, LEARN, 202)):
-        (await send(shut, f"{path}/{call}", document, way, None)).problem(401)
+        (await send(guarded, f"{path}/{call}", document, path_headers, None)).problem(401)
         for other in SCOPES:
-            reply = await send(shut, f"{path}/{call}", document, way, KEYS[other])
+            reply = await send(guarded, f"{path}/{call}", document, path_headers, KEYS[other])
             assert reply.status == (status if other == scope else 403), (call, other)
 
 
-async def test_what_is_kept_is_given_to_those_who_may(shut: Api, path: str) -> None:
-    """A prediction that the gateway could give again at once is not given without the key, on either way, nor a 304."""
+async def test_a_cached_answer_requires_the_key(guarded: Api, path: str) -> None:
+    """A cached prediction, or a 304, is not returned without the key on either path."""
     body = json.dumps(ROWS).encode()
-    first = await shut.call("POST", f"{path}/predict", data=body, headers={**SHORT, **bearer(KEYS[PREDICT])})
-    kept = await shut.call("POST", f"{path}/predict", data=body, headers={**SHORT, **bearer(KEYS[PREDICT])})
-    assert "Age" in kept.headers
-    assert kept.body == first.body
-    for way in (SHORT, LONG):
-        for more in ({}, {"If-None-Match": kept.headers["ETag"]}):
-            (await shut.call("POST", f"{path}/predict", data=body, headers={**way, **more})).problem(401)
-            refused = await shut.call(
-                "POST", f"{path}/predict", data=body, headers={**way, **more, **bearer(KEYS[ADMIN])}
+    first = await guarded.call("POST", f"{path}/predict", data=body, headers={**FAST, **bearer(KEYS[PREDICT])})
+    cached = await guarded.call("POST", f"{path}/predict", data=body, headers={**FAST, **bearer(KEYS[PREDICT])})
+    assert "Age" in cached.headers
+    assert cached.body == first.body
+    for path_headers in (FAST, REGULAR):
+        for more in ({}, {"If-None-Match": cached.headers["ETag"]}):
+            (await guarded.call("POST", f"{path}/predict", data=body, headers={**path_headers, **more})).problem(401)
+            refused = await guarded.call(
+                "POST", f"{path}/predict", data=body, headers={**path_headers, **more, **bearer(KEYS[ADMIN])}
             )
             refused.problem(403)
 
 
-async def test_a_connection_has_no_memory_of_keys(shut: Api, path: str) -> None:
-    """On one connection a request with a key opens nothing for the next one without."""
+async def test_a_key_counts_for_its_request_only(guarded: Api, path: str) -> None:
+    """On one connection a request without a key is refused after one with a key."""
     body = json.dumps(ROWS).encode()
 
     def request(key: str, last: bool) -> bytes:
@@ -186,16 +186,16 @@ async def test_a_connection_has_no_memory_of_keys(shut: Api, path: str) -> None:
         return f"{head}Content-Length: {len(body)}\r\n{'Connection: close' if last else 'A: b'}\r\n\r\n".encode() + body
 
     key = f"Authorization: bearer {KEYS[PREDICT][0]}\r\n"
-    answers = await exchange(shut.url, request(key, False) + request("", True))
+    answers = await exchange(guarded.url, request(key, False) + request("", True))
     assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b"HTTP/1.1 401 Unauthorized") == 1
 
 
-async def test_no_key_is_in_a_log(shut: Api, path: str) -> None:
-    """Neither what was sent, right or wrong, nor what is stored stands in a log or an answer."""
+async def test_no_key_is_logged(guarded: Api, path: str) -> None:
+    """No log line holds a sent key, valid or not, or a stored one."""
     with structlog.testing.capture_logs() as logged:
-        (await shut.call("GET", path, headers={"Authorization": "Bearer kf_hush-hush"})).problem(401)
-        (await shut.call("DELETE", path, headers=bearer(KEYS[READ]))).problem(403)
-        (await shut.call("GET", path, headers=bearer(KEYS[READ]))).of(200)
+        (await guarded.call("GET", path, headers={"Authorization": "Bearer kf_hush-hush"})).problem(401)
+        (await guarded.call("DELETE", path, headers=bearer(KEYS[READ]))).problem(403)
+        (await guarded.call("GET", path, headers=bearer(KEYS[READ]))).of(200)
     text = str(logged)
     assert "hush" not in text
     assert not [token for token, line in KEYS.values() if token in text or line.split(":")[2] in text]
@@ -205,8 +205,8 @@ async def test_no_key_is_in_a_log(shut: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.1.2.3", "example.com"])
-async def test_an_address_for_others_takes_keys(settings: Settings, host: str) -> None:
-    """Without keys the gateway does not start on an address that others reach, and says what to set."""
+async def test_a_network_address_requires_keys(settings: Settings, host: str) -> None:
+    """Without keys the gateway does not start on a network address; the error names the settings."""
     with pytest.raises(SettingsError, match=r"KEEPFIT_API_KEYS.*KEEPFIT_OPEN=true"):
         async with app.serving(settings.model_copy(update={"host": host, "port": 0})):
             pass
@@ -217,19 +217,19 @@ async def test_an_address_for_others_takes_keys(settings: Settings, host: str) -
     [{"open": True}, {"api_keys": stored(ALL)}, {"api_keys_file": "/no/matter"}],
     ids=["open", "keys", "file"],
 )
-def test_an_address_for_others_is_taken_where_it_is_meant(more: dict[str, Any]) -> None:
-    """With keys, or where it is said in so many words, every address is fine."""
+def test_a_network_address_is_accepted_with_keys_or_open(more: dict[str, Any]) -> None:
+    """With keys, or with KEEPFIT_OPEN, every address is accepted."""
     guard.check_address(Settings(host="0.0.0.0", **more))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_takes_no_keys(host: str) -> None:
-    """On this machine's own addresses the gateway starts without keys."""
+def test_loopback_requires_no_keys(host: str) -> None:
+    """On a loopback address the gateway starts without keys."""
     guard.check_address(Settings(host=host))
 
 
-async def test_the_start_says_whether_keys_are_asked_for(settings: Settings) -> None:
-    """A line in the log tells at start whether anybody may come in, and how many keys there are."""
+async def test_the_start_logs_whether_keys_are_required(settings: Settings) -> None:
+    """At start one log line says whether keys are required, and how many there are."""
     for more, expected in (
         ({}, {"event": "api_keys_disabled", "host": "127.0.0.1", "log_level": "info"}),
         ({"api_keys": stored(ALL)}, {"event": "api_keys_enabled", "keys": 1, "log_level": "info"}),
@@ -241,11 +241,11 @@ async def test_the_start_says_whether_keys_are_asked_for(settings: Settings) -> 
 
 
 @pytest.mark.parametrize(
-    ("inline", "file", "words"),
+    ("inline", "file", "message"),
     [
         ("nonsense", None, "API key 1 is not"),
         ("", "", "hold no key"),
-        ("", "# nobody yet\n", "hold no key"),
+        ("", "# none yet\n", "hold no key"),
         (stored(ALL), "nonsense", "API key 2 is not"),
         (stored(ALL), stored(ALL), "same name"),
         ("", "\udcff", "is not text"),
@@ -253,15 +253,15 @@ async def test_the_start_says_whether_keys_are_asked_for(settings: Settings) -> 
     ],
     ids=["nonsense", "nothing", "a comment", "nonsense in the file", "one name twice", "no text", "no file"],
 )
-async def test_keys_that_cannot_be_read_stop_the_start(
-    settings: Settings, tmp_path: Path, inline: str, file: str | None, words: str
+async def test_unreadable_keys_prevent_the_start(
+    settings: Settings, tmp_path: Path, inline: str, file: str | None, message: str
 ) -> None:
-    """A gateway that was told to ask for keys, and has none that it can read, does not start open."""
+    """A gateway that requires keys and cannot read any does not start."""
     path = tmp_path / "keys"
     if file is not None and file != "missing":
         path.write_text(file, errors="surrogateescape")
     where = "" if file is None else str(path)
-    with pytest.raises(SettingsError, match=words) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         async with app.serving(Settings(**{**settings.model_dump(), "api_keys": inline, "api_keys_file": where})):
             pass
     assert "nonsense" not in str(caught.value)
@@ -273,51 +273,51 @@ async def test_keys_that_cannot_be_read_stop_the_start(
 async def test_keys_change_without_a_restart(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys put into the file open, keys taken out do not any more; the settings' own stay; a slip changes nothing."""
+    """Keys added to the file work, removed ones stop; the settings' keys stay; a malformed file changes nothing."""
     monkeypatch.setattr(guard, "RELOAD_S", 0.01)
     path, first, second = tmp_path / "keys", new_key("first", [READ]), new_key("second", [READ])
     path.write_text(first[1])
     changed = {"api_keys": stored(ALL), "api_keys_file": str(path)}
     async with serving(Settings(**{**settings.model_dump(), **changed})) as api:
 
-        async def opens(key: tuple[str, str]) -> bool:
+        async def accepted(key: tuple[str, str]) -> bool:
             return (await api.call("GET", "/v1/models", headers=bearer(key))).status == 200
 
         async def logged(event: str) -> bool:
             return event in str(lines)
 
         with structlog.testing.capture_logs() as lines:
-            assert await opens(first)
-            assert not await opens(second)
+            assert await accepted(first)
+            assert not await accepted(second)
             path.write_text(f"{first[1]}\n{second[1]}\n")
-            await eventually(lambda: opens(second), "the new key's opening")
-            assert await opens(first)
-            path.write_text("a slip of the pen")
-            await eventually(lambda: logged("api_keys_unreadable"), "a word about the slip")
-            assert await opens(first)
-            assert await opens(second)
+            await eventually(lambda: accepted(second), "the new key to work")
+            assert await accepted(first)
+            path.write_text("a malformed line")
+            await eventually(lambda: logged("api_keys_unreadable"), "a log line about the malformed file")
+            assert await accepted(first)
+            assert await accepted(second)
             path.unlink()
-            await eventually(lambda: logged("cannot be read"), "a word about the missing file")
-            assert await opens(first)
+            await eventually(lambda: logged("cannot be read"), "a log line about the missing file")
+            assert await accepted(first)
             path.write_text(second[1])
 
-            async def closed() -> bool:
-                return not await opens(first)
+            async def revoked() -> bool:
+                return not await accepted(first)
 
-            await eventually(closed, "the old key's end")
-            assert await opens(second)
-            assert await opens(ALL)
+            await eventually(revoked, "the old key to stop working")
+            assert await accepted(second)
+            assert await accepted(ALL)
     changes = [(line["added"], line["removed"]) for line in lines if line["event"] == "api_keys_changed"]
     assert changes[0] == (["second"], [])
     assert changes[-1] == ([], ["first"])
-    assert "slip" not in str(lines)
+    assert "malformed" not in str(lines)
 
 
 # Rates.
 
 
-async def test_a_key_has_its_rate(settings: Settings) -> None:
-    """Requests past the burst get 429 with Retry-After; every answer says what is left; other keys go on."""
+async def test_a_key_has_its_rate_limit(settings: Settings) -> None:
+    """Requests above the burst get 429 with Retry-After; responses have the remaining quota; keys are independent."""
     slow, other, free = new_key("slow", [READ], "0.01/3"), new_key("other", [READ]), new_key("free", [READ], "0")
     limited = {"api_keys": stored(slow, other, free), "rate_per_s": 0.01}
     async with serving(Settings(**{**settings.model_dump(), **limited})) as api:
@@ -340,38 +340,42 @@ async def test_a_key_has_its_rate(settings: Settings) -> None:
             assert (await api.get("/livez")).status == 200
 
 
-async def test_the_short_way_has_the_rate_too(stack: Stack, metadata: dict[str, Any]) -> None:
-    """Small requests count, and their answers say what is left."""
+async def test_the_fast_path_has_the_rate_limit(stack: Stack, metadata: dict[str, Any]) -> None:
+    """Requests on the fast path count, and their responses have the remaining quota."""
     limited = new_key("limited", [PREDICT, LEARN, ADMIN], "0.01/4")
     async with serving(with_keys(stack.settings(), api_keys=stored(limited))) as api:
         document = {"metadata": metadata, "recipe": REGRESSOR}
         made: dict[str, Any] = (await api.post("/v1/models", document, bearer(limited))).of(201)
         path = f"/v1/models/{made['hash']}/partial_fit"
         for left in (2, 1, 0):
-            reply = await send(api, path, LABELLED, SHORT, limited)
+            reply = await send(api, path, LABELLED, FAST, limited)
             assert reply.status == 202
             assert reply.headers["RateLimit"].startswith(f'"key";r={left};t=')
-        (await send(api, path, LABELLED, SHORT, limited)).problem(429)
+        (await send(api, path, LABELLED, FAST, limited)).problem(429)
 
 
 # Request ids.
 
 
-@pytest.mark.parametrize("way", [SHORT, LONG], ids=["short", "long"])
-async def test_an_answer_has_the_id_that_was_sent(shut: Api, path: str, way: dict[str, str]) -> None:
-    """X-Request-ID comes back on every answer; where none was sent, or one that is no id, the gateway makes one."""
+@pytest.mark.parametrize("path_headers", [FAST, REGULAR], ids=["fast", "regular"])
+async def test_a_response_has_the_request_id_of_the_client(
+    guarded: Api, path: str, path_headers: dict[str, str]
+) -> None:
+    """A response repeats X-Request-ID; without one, or with an invalid one, the gateway mints an id."""
     for call, document in (("predict", ROWS), ("partial_fit", LABELLED), ("predict", {"X": []})):
         body = json.dumps(document).encode()
         made = set()
         for sent in ("abc-1/2:3", None, "x" * 129, "a b", "a;b", "", "é"):
             named = {} if sent is None else {"X-Request-ID": sent}
-            reply = await shut.call("POST", f"{path}/{call}", data=body, headers={**way, **bearer(ALL), **named})
-            (given,) = reply.headers.getall("X-Request-ID")
+            reply = await guarded.call(
+                "POST", f"{path}/{call}", data=body, headers={**path_headers, **bearer(ALL), **named}
+            )
+            (found,) = reply.headers.getall("X-Request-ID")
             if sent == "abc-1/2:3":
-                assert given == sent
+                assert found == sent
             else:
-                assert given != sent
-                made.add(given)
+                assert found != sent
+                made.add(found)
         assert len(made) == 6
 
 
@@ -379,38 +383,38 @@ async def test_an_answer_has_the_id_that_was_sent(shut: Api, path: str, way: dic
     ("method", "where", "status"),
     [("GET", "/livez", 200), ("GET", "/nowhere", 404), ("PUT", "/livez", 405), ("GET", "/v1/models/x", 400)],
 )
-async def test_every_kind_of_answer_has_an_id(lonely: Api, method: str, where: str, status: int) -> None:
-    """Good answers, missing routes, wrong methods and our own errors carry the id."""
+async def test_every_kind_of_response_has_an_id(lonely: Api, method: str, where: str, status: int) -> None:
+    """Successes, unknown routes, wrong methods and errors carry the request id."""
     reply = await lonely.call(method, where, headers={"X-Request-ID": "mine"})
     assert (reply.status, reply.headers["X-Request-ID"]) == (status, "mine")
 
 
-async def test_answers_without_a_request_have_an_id(lonely: Api) -> None:
-    """What is no HTTP is answered with an id of the gateway's own."""
+async def test_a_response_to_invalid_http_has_an_id(lonely: Api) -> None:
+    """The response to invalid HTTP has an id that the gateway minted."""
     reply = Reply.parse(await exchange(lonely.url, b"nonsense\r\n\r\n"))
     reply.problem(400)
     assert reply.headers["X-Request-ID"]
 
 
-async def test_a_line_in_the_log_names_the_request(
+async def test_a_log_line_has_the_request_id(
     settings: Settings, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What went wrong on our side is logged with the id that the client has, on both ways."""
+    """A failed request is logged with the id of the client, on both paths."""
     monkeypatch.setattr(problems, "TOLD", LogThrottle(every_s=0.0))
     quick = settings.model_copy(update={"predict_timeout_s": 0.05})
     async with serving(quick) as api:
         path = await api.make(metadata, REGRESSOR)
         with structlog.testing.capture_logs() as logged:
-            for way in (SHORT, LONG):
-                headers = {**way, "X-Request-ID": f"from-{len(way['Content-Type'])}"}
+            for path_headers in (FAST, REGULAR):
+                headers = {**path_headers, "X-Request-ID": f"from-{len(path_headers['Content-Type'])}"}
                 reply = await api.call("POST", f"{path}/predict", data=json.dumps(ROWS).encode(), headers=headers)
                 reply.problem(503)
     failed = [line["request_id"] for line in logged if line["event"] == "request_failed"]
-    assert failed == [f"from-{len(way['Content-Type'])}" for way in (SHORT, LONG)]
+    assert failed == [f"from-{len(path_headers['Content-Type'])}" for path_headers in (FAST, REGULAR)]
 
 
-async def test_ids_of_two_requests_on_one_connection_are_not_mixed_up(lonely: Api) -> None:
-    """A request without an id, after one with an id, gets its own."""
+async def test_request_ids_of_one_connection_are_independent(lonely: Api) -> None:
+    """A request without an id, after one with an id on the same connection, gets an id of its own."""
     async with connected(lonely.url) as (reader, writer), asyncio.timeout(30):
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: first\r\n\r\n")
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

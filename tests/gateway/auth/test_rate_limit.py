@@ -1,4 +1,4 @@
-"""The token bucket: what it lets through, and what it says."""
+"""The token bucket: which requests it allows, and its header fields."""
 
 import re
 
@@ -16,8 +16,8 @@ ITEM = r'"key"(;[a-z]=\d+)+'
     st.integers(1, 100),
     st.lists(st.floats(0, 10), max_size=200),
 )
-def test_no_span_of_time_gets_more_than_it_may(rate: float, burst: int, pauses: list[float]) -> None:
-    """From any moment to any other no more is let through than the burst and what the rate gave meanwhile."""
+def test_no_period_gets_more_than_burst_and_refill(rate: float, burst: int, pauses: list[float]) -> None:
+    """In any period at most the burst and the refill of that period is allowed."""
     bucket, now, taken = TokenBucket(rate, burst, 0.0), 0.0, []
     for pause in pauses:
         now += pause
@@ -29,16 +29,16 @@ def test_no_span_of_time_gets_more_than_it_may(rate: float, burst: int, pauses: 
 
 
 @given(st.floats(0.1, 1000), st.integers(1, 100))
-def test_who_waits_as_told_is_let_in(rate: float, burst: int) -> None:
-    """After `retry_after_s` there is room for one more."""
+def test_a_client_that_waits_for_retry_after_is_allowed(rate: float, burst: int) -> None:
+    """After `retry_after_s` one more request is allowed."""
     bucket = TokenBucket(rate, burst, 0.0)
     while bucket.take(0.0):
         pass
     assert bucket.take(float(bucket.retry_after_s()))
 
 
-def test_a_clock_that_stands_gives_nothing() -> None:
-    """Time that does not pass, or passes backwards, fills no bucket."""
+def test_a_stopped_clock_refills_nothing() -> None:
+    """A clock that stands still or goes backwards does not refill the bucket."""
     bucket = TokenBucket(1.0, 1, 100.0)
     assert bucket.take(100.0)
     assert not bucket.take(100.0)
@@ -47,7 +47,7 @@ def test_a_clock_that_stands_gives_nothing() -> None:
 
 @pytest.mark.parametrize(("rate", "burst"), [(0.1, 1), (50.0, 100), (3.3, 7)])
 def test_fields_are_structured_fields(rate: float, burst: int) -> None:
-    """Both fields are lists of one string with whole numbers, and what is left never exceeds the quota."""
+    """Both fields are lists of one string with whole numbers, and the remaining quota is right."""
     bucket = TokenBucket(rate, burst, 0.0)
     for left in range(burst, 0, -1):
         assert bucket.take(0.0)

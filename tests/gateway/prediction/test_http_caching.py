@@ -1,4 +1,4 @@
-"""Predictions given again by HTTP: when they are, what their headers say, and that they are never of an old version."""
+"""HTTP caching of predictions: when a cached answer is used, its header fields, and that its version is current."""
 
 import asyncio
 import gzip
@@ -26,14 +26,14 @@ MANY = [[float(i), 1.0] for i in range(200)]
 
 @pytest.fixture
 async def path(api: Api, metadata: dict[str, Any]) -> str:
-    """Return the path of a model that has learned."""
+    """Return the path of a model that has learned rows."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, **LABELLED)
     return path
 
 
 async def ask(api: Api, path: str, data: Any = None, **headers: str) -> Reply:
-    """Predict; an answer has an ETag and may be kept, but must be asked for again."""
+    """Predict. Every answer has an ETag and may be stored, but must be revalidated."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = json.dumps(data if data is not None else {"X": X}).encode()
     reply = await api.call("POST", f"{path}/predict", data=body, headers=named)
@@ -44,8 +44,8 @@ async def ask(api: Api, path: str, data: Any = None, **headers: str) -> Reply:
     return reply
 
 
-async def test_the_same_rows_are_answered_from_memory(api: Api, path: str, metadata: dict[str, Any]) -> None:
-    """Asked again, however it is written, a prediction comes with its age and is the same in every byte."""
+async def test_equal_rows_are_answered_from_the_cache(api: Api, path: str, metadata: dict[str, Any]) -> None:
+    """Equal rows in any spelling get the cached answer, equal in every byte, with its Age."""
     first = await ask(api, path)
     assert "Age" not in first.headers
     for body in (
@@ -69,8 +69,8 @@ async def test_the_same_rows_are_answered_from_memory(api: Api, path: str, metad
 
 
 @pytest.mark.parametrize("recipe", [SHOES_RECIPE, {**REGRESSOR, "features": {"make": "number", "year": "number"}}])
-async def test_the_order_of_columns_is_no_matter(api: Api, metadata: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Rows as lists, and as objects in any order, are the same question."""
+async def test_the_order_of_columns_does_not_matter(api: Api, metadata: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Rows as lists, and as objects in any order of keys, get the same cached answer."""
     path = await api.make(metadata, recipe)
     make = "nike" if recipe is SHOES_RECIPE else 7
     await api.learn(path, [[make, 2001]], [4.0])
@@ -81,34 +81,34 @@ async def test_the_order_of_columns_is_no_matter(api: Api, metadata: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("directive", "given"),
+    ("directive", "cached"),
     [
         ("no-cache", False), ("no-store", False), ("max-age=0", False), ("max-age=0, max-stale", False),
         ("MAX-AGE=3600", True), ("max-stale=5", True), ("private", True),
     ],
 )  # fmt: skip
-async def test_cache_control_is_honoured(api: Api, path: str, directive: str, given: bool) -> None:
-    """Who wants an answer computed anew, or not older than so much, gets it; on the short way and on the long one."""
+async def test_cache_control_is_honoured(api: Api, path: str, directive: str, cached: bool) -> None:
+    """Cache-Control of a request decides whether a cached answer is used, on the fast and the regular path."""
     for _ in range(2):
         await ask(api, path)
     for spaces in ("", " "):
         body = json.dumps({"X": X}).encode() + spaces.encode()
         reply = await api.call("POST", f"{path}/predict", data=body, headers={"Cache-Control": directive})
         assert reply.status == 200
-        assert ("Age" in reply.headers) is given
+        assert ("Age" in reply.headers) is cached
 
 
-async def test_no_store_keeps_nothing_and_no_cache_does(api: Api, path: str) -> None:
-    """An answer to no-store is not kept; one to no-cache is, for those who come after."""
+async def test_no_store_stores_nothing_and_no_cache_does(api: Api, path: str) -> None:
+    """An answer to a no-store request is not cached; an answer to a no-cache request is."""
     await ask(api, path, Cache_Control="no-store")
-    assert not await kept(api, path)
+    assert not await is_cached(api, path)
     await api.learn(path, **LABELLED)
     await ask(api, path, Cache_Control="no-cache")
-    assert await kept(api, path)
+    assert await is_cached(api, path)
 
 
-async def test_who_has_the_answer_gets_304(api: Api, path: str) -> None:
-    """If-None-Match with the current ETag, weak or strong, alone or in a list, or `*`, is answered without a body."""
+async def test_a_matching_etag_gets_304(api: Api, path: str) -> None:
+    """If-None-Match with the current ETag, weak or strong, alone or in a list, or `*`, gets a 304 without a body."""
     etag = (await ask(api, path)).headers["ETag"]
     for named in (etag, etag[2:], f'"other", {etag}', f'W/"a,b",{etag} , "c"', "*"):
         for more in ({}, {"Cache_Control": "no-cache"}, {"Cache_Control": "max-age=60"}):
@@ -120,22 +120,22 @@ async def test_who_has_the_answer_gets_304(api: Api, path: str) -> None:
 
 
 async def test_an_etag_changes_with_the_version(api: Api, path: str) -> None:
-    """After a commit the old ETag is answered with the new prediction; the new one with 304, kept or not."""
+    """After a commit the old ETag gets the new prediction; the new ETag gets 304, cached or not."""
     old = await ask(api, path)
     learned = await api.learn(path, **LABELLED)
     reply = await ask(api, path, If_None_Match=old.headers["ETag"])
     assert reply.of(200)["version"] == learned["version"] == old.json()["version"] + 1
     assert reply.headers["ETag"] != old.headers["ETag"]
     await api.learn(path, **LABELLED)
-    # Another answer of the newest version is kept, so that the version is known, but not this one.
+    # Another answer of the newest version is cached, so the version is known, but not this answer.
     version = (await ask(api, path, {"X": [[9.0, 9.0]]})).json()["version"]
     now = re.sub(r"-\d+-", f"-{version}-", reply.headers["ETag"])
     assert (await ask(api, path, If_None_Match=now)).status == 304
     assert (await ask(api, path)).headers["ETag"] == now
 
 
-async def test_writes_are_read_at_once(api: Api, path: str) -> None:
-    """A predict after a waited-for partial_fit is never of a version before it, while others keep the cache warm."""
+async def test_writes_are_visible_at_once(api: Api, path: str) -> None:
+    """A predict after a waiting partial_fit never has an earlier version, while other clients keep the cache warm."""
     stop = asyncio.Event()
 
     async def hammer() -> None:
@@ -147,7 +147,7 @@ async def test_writes_are_read_at_once(api: Api, path: str) -> None:
         learned = await api.learn(path, **LABELLED)
         for _ in range(2):
             assert (await ask(api, path)).of(200)["version"] >= learned["version"]
-    # What is read of the model is heard of too.
+    # A version that is read with GET counts as observed too.
     (await api.post(f"{path}/partial_fit", LABELLED)).of(202)
     seen = (await api.model(path))["version"]
     assert (await ask(api, path)).of(200)["version"] >= seen
@@ -155,8 +155,8 @@ async def test_writes_are_read_at_once(api: Api, path: str) -> None:
     await asyncio.gather(*others)
 
 
-async def test_a_model_that_was_made_again_is_another_one(api: Api, path: str, metadata: dict[str, Any]) -> None:
-    """After a DELETE there is nothing to give; after the model was made again nothing of its predecessor."""
+async def test_a_recreated_model_has_no_cached_answers(api: Api, path: str, metadata: dict[str, Any]) -> None:
+    """A deleted model answers 404; a recreated one never returns an answer of its predecessor."""
     old = [await ask(api, path) for _ in range(2)][1]
     assert (await api.call("DELETE", path)).status == 204
     (await api.post(f"{path}/predict", {"X": X})).problem(404)
@@ -168,8 +168,8 @@ async def test_a_model_that_was_made_again_is_another_one(api: Api, path: str, m
     assert new.json()["predictions"] != old.json()["predictions"]
 
 
-async def test_kept_answers_are_compressed_too(api: Api, path: str) -> None:
-    """A long answer from memory is gzip for who takes it and plain for who does not, and says that it varies."""
+async def test_cached_answers_are_compressed(api: Api, path: str) -> None:
+    """A long cached answer is gzip if the client accepts it and plain otherwise, with Vary."""
     for rows in (MANY, [[each[0], 1] for each in MANY]):
         for coding in ("gzip", "identity", "gzip", "identity"):
             reply = await ask(api, path, {"X": rows}, Accept_Encoding=coding)
@@ -178,8 +178,8 @@ async def test_kept_answers_are_compressed_too(api: Api, path: str) -> None:
         assert "Age" in reply.headers
 
 
-async def test_errors_are_not_kept(api: Api, path: str) -> None:
-    """A refusal is made anew each time, and has nothing to keep it by."""
+async def test_errors_are_not_cached(api: Api, path: str) -> None:
+    """A refused request is checked again each time, and its response has no caching fields."""
     for _ in range(3):
         reply = await api.post(f"{path}/predict", {"X": [[1.0]]})
         reply.problem(422)
@@ -188,14 +188,14 @@ async def test_errors_are_not_kept(api: Api, path: str) -> None:
 
 @pytest.mark.parametrize("pieces", ["at once", "head first", "byte by byte", "chunked"])
 async def test_a_body_may_come_in_pieces(api: Api, path: str, pieces: str) -> None:
-    """However a body is cut on its way, its prediction is found."""
+    """A body in any pieces gets its cached prediction."""
     await ask(api, path)
     body, head = (
         b'{"X": [[1, 2], [3, 4]]}',
         f"POST {path}/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n",
     )
     length = f"Content-Length: {len(body)}\r\n\r\n".encode()
-    parts = {
+    chunks = {
         "at once": [head.encode() + length + body],
         "head first": [head.encode() + length, body],
         "byte by byte": [head.encode() + length, *(bytes([byte]) for byte in body)],
@@ -206,8 +206,8 @@ async def test_a_body_may_come_in_pieces(api: Api, path: str, pieces: str) -> No
     }[pieces]
     async with connected(api.url) as (reader, writer), asyncio.timeout(30):
         for _ in range(3):
-            for part in parts:
-                writer.write(part)
+            for chunk in chunks:
+                writer.write(chunk)
                 await writer.drain()
                 await asyncio.sleep(0.003)
             answer = await reader.readuntil(b"\r\n\r\n")
@@ -217,7 +217,7 @@ async def test_a_body_may_come_in_pieces(api: Api, path: str, pieces: str) -> No
 
 
 class Proxy:
-    """A TCP proxy before a Redis, which may stop forwarding and may cut all connections."""
+    """A TCP proxy in front of Redis that can stop forwarding and can close all connections."""
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
@@ -228,11 +228,11 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
 
     def stall(self) -> None:
-        """Forward nothing more, as if the network were gone, and tell nobody."""
+        """Stop forwarding without an error, like a lost network."""
         self._flowing.clear()
 
     def flow(self) -> None:
-        """Forward again, also what came meanwhile, and take connections again."""
+        """Forward again, including data held back, and accept connections again."""
         self._cut = False
         self._flowing.set()
 
@@ -244,7 +244,7 @@ class Proxy:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        """Run the proxy; gives the URL of the Redis through it."""
+        """Run the proxy. Yield the URL of Redis through it."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         try:
             yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{self._target.path}"
@@ -280,7 +280,7 @@ class Proxy:
 
 @asynccontextmanager
 async def beside(stack: Stack, **update: Any) -> AsyncIterator[tuple[Api, Proxy]]:
-    """Run another gateway of the stack, in this process, which reaches the store through a proxy."""
+    """Run another gateway of the stack in this process, which connects to the store through a proxy."""
     shared: Settings = stack.settings()
     proxy = Proxy(shared.store_url.get_secret_value())
     async with proxy.running() as through:
@@ -289,94 +289,94 @@ async def beside(stack: Stack, **update: Any) -> AsyncIterator[tuple[Api, Proxy]
             yield api, proxy
 
 
-async def kept(api: Api, path: str) -> bool:
-    """Predict, and tell whether the answer came from memory."""
+async def is_cached(api: Api, path: str) -> bool:
+    """Predict, and return whether the answer came from the cache."""
     return "Age" in (await ask(api, path)).headers
 
 
-async def test_a_commit_through_another_gateway_is_heard(stack: Stack, api: Api, path: str) -> None:
-    """Soon after another gateway has learned rows, this one answers by them, and by memory again."""
+async def test_a_commit_through_another_gateway_is_observed(stack: Stack, api: Api, path: str) -> None:
+    """Soon after a commit through another gateway, this gateway answers with the new version, and caches it."""
     async with beside(stack, predict_staleness_s=60.0) as (other, _):
         for _ in range(5):
-            await eventually(lambda: kept(other, path), "an answer from memory")
+            await eventually(lambda: is_cached(other, path), "an answer from the cache")
             version = (await api.learn(path, **LABELLED))["version"]
 
             async def newest(version: int = version) -> bool:
                 return bool((await ask(other, path)).json()["version"] == version)
 
-            await eventually(newest, "hearing of the commit", seconds=10)
+            await eventually(newest, "the new version", seconds=10)
 
 
-async def test_an_unheard_commit_is_overlooked_no_longer_than_the_bound(stack: Stack, api: Api, path: str) -> None:
-    """Cut off without an error, a gateway gives nothing from memory that is overtaken for longer than the bound."""
+async def test_a_missed_commit_is_stale_no_longer_than_the_bound(stack: Stack, api: Api, path: str) -> None:
+    """A gateway that loses the subscription without an error uses no cached answer longer than the staleness bound."""
     bound_s = 0.5
-    async with beside(stack, predict_staleness_s=bound_s) as (deaf, proxy):
-        await eventually(lambda: kept(deaf, path), "an answer from memory")
+    async with beside(stack, predict_staleness_s=bound_s) as (isolated, proxy):
+        await eventually(lambda: is_cached(isolated, path), "an answer from the cache")
         proxy.stall()
         version = (await api.learn(path, **LABELLED))["version"]
-        overtaken_s = time.monotonic()
+        committed_s = time.monotonic()
         while True:
             asked_s = time.monotonic()
-            reply = await ask(deaf, path)
+            reply = await ask(isolated, path)
             if reply.json()["version"] == version:
                 break
-            assert asked_s < overtaken_s + bound_s
+            assert asked_s < committed_s + bound_s
         assert "Age" not in reply.headers
-        await asyncio.sleep(max(0, overtaken_s + bound_s - time.monotonic()))
-        assert not [1 for _ in range(3) if await kept(deaf, path)]
+        await asyncio.sleep(max(0, committed_s + bound_s - time.monotonic()))
+        assert not [1 for _ in range(3) if await is_cached(isolated, path)]
         proxy.flow()
-        await eventually(lambda: kept(deaf, path), "an answer from memory")
+        await eventually(lambda: is_cached(isolated, path), "an answer from the cache")
 
 
-async def test_a_broken_subscription_drops_everything(stack: Stack, path: str) -> None:
-    """While the subscription is down nothing comes from memory, and after it nothing from before."""
+async def test_an_interrupted_subscription_invalidates_everything(stack: Stack, path: str) -> None:
+    """While the subscription is down no cached answer is used, and afterwards none from before."""
     async with beside(stack, predict_staleness_s=60.0) as (api, proxy):
-        await eventually(lambda: kept(api, path), "an answer from memory")
+        await eventually(lambda: is_cached(api, path), "an answer from the cache")
         proxy.cut()
 
-        async def anew() -> bool:
-            return not await kept(api, path)
+        async def computed() -> bool:
+            return not await is_cached(api, path)
 
-        await eventually(anew, "noticing the break", seconds=20)
-        assert not [1 for _ in range(5) if await kept(api, path)]
+        await eventually(computed, "noticing the interruption", seconds=20)
+        assert not [1 for _ in range(5) if await is_cached(api, path)]
         proxy.flow()
-        await eventually(lambda: kept(api, path), "an answer from memory")
+        await eventually(lambda: is_cached(api, path), "an answer from the cache")
 
 
-async def test_a_subscription_without_signs_of_life_is_given_up(
+async def test_a_subscription_without_pongs_is_replaced(
     stack: Stack, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subscription that answers no ping is taken for broken, and made anew."""
+    """A subscription that answers no ping counts as interrupted and is opened again."""
     monkeypatch.setattr("keepfit_gateway.learning.commit_feed.DEAF_S", 0.2)
     async with beside(stack) as (api, proxy):
-        await eventually(lambda: kept(api, path), "an answer from memory")
+        await eventually(lambda: is_cached(api, path), "an answer from the cache")
         with structlog.testing.capture_logs() as logged:
             proxy.stall()
 
-            async def given_up() -> bool:
+            async def replaced() -> bool:
                 return any(
                     entry.get("reason", "").startswith("The subscription gave no sign of life") for entry in logged
                 )
 
-            await eventually(given_up, "giving the subscription up")
+            await eventually(replaced, "the end of the subscription")
         proxy.flow()
-        await eventually(lambda: kept(api, path), "an answer from memory")
+        await eventually(lambda: is_cached(api, path), "an answer from the cache")
 
 
-async def test_without_a_cache_all_is_computed(stack: Stack, path: str) -> None:
-    """With a bound of 0 bytes nothing comes from memory; ETags work as ever."""
+async def test_a_bound_of_0_disables_the_cache(stack: Stack, path: str) -> None:
+    """With a bound of 0 bytes no answer is cached; ETags still work."""
     async with beside(stack, predict_cache_bytes_max=0) as (api, _):
         etag = (await ask(api, path)).headers["ETag"]
-        assert not [1 for _ in range(3) if await kept(api, path)]
+        assert not [1 for _ in range(3) if await is_cached(api, path)]
         assert (await ask(api, path, If_None_Match=etag)).status == 304
 
 
-async def test_answering_from_memory_does_not_block(stack: Stack, path: str) -> None:
-    """Neither computing, nor keeping, nor giving again blocks the event loop."""
+async def test_the_cache_does_not_block_the_event_loop(stack: Stack, path: str) -> None:
+    """Neither computing nor caching nor answering from the cache blocks the event loop."""
     async with beside(stack) as (api, _):
         with blockbuster_ctx() as blockbuster:
             for function in blockbuster.functions.values():
                 # redis-py reads its own version from disk for each new connection.
                 function.can_block_in("redis/utils.py", "get_lib_version")
-            await eventually(lambda: kept(api, path), "an answer from memory")
+            await eventually(lambda: is_cached(api, path), "an answer from the cache")
             assert (await ask(api, path, {"X": MANY})).status == 200

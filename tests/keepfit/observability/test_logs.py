@@ -1,4 +1,4 @@
-"""Logs: what goes wrong is told, and no key, password or value of a row with it."""
+"""Logs: failures are logged, and no key, password or value of a row with them."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A gateway and a worker as processes, and the way to take their Redis away."""
+    """A gateway and a worker as processes, and the stack that stops their Redis."""
 
     api: Api
     folder: Path
@@ -40,13 +40,13 @@ class Service:
     stop_redis: ExitStack
 
     def logged(self) -> str:
-        """All that was logged."""
-        return "".join((self.folder / f"{part}.log").read_text(errors="replace") for part in ("gateway", "worker"))
+        """Return all log output."""
+        return "".join((self.folder / f"{name}.log").read_text(errors="replace") for name in ("gateway", "worker"))
 
 
 @pytest.fixture
 async def service(mongo_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """Return a service with passwords and keys that can be recognised."""
+    """Run a service with recognisable passwords and keys."""
     redis_port, port = free_port(), free_port()
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("KEEPFIT_")},
@@ -79,7 +79,7 @@ def _text(folder: Path) -> str:
 
 
 def failed_listing(variables: dict[str, str]) -> str:
-    """Return what `keepfit models` says where it must fail."""
+    """Return the output of a `keepfit models` that fails."""
     command = [sys.executable, "-m", "keepfit", "models"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -92,7 +92,7 @@ def fail(error: Exception) -> None:
 
 
 async def test_no_secret_and_no_row_is_logged(service: Service, metadata: dict[str, Any]) -> None:
-    """Requests go wrong in every way there is, and no log or terminal shows a key, a password or a value of a row."""
+    """Requests fail in every known way, and no log or terminal shows a key, a password or a value of a row."""
     api = service.api
     shoes = await api.make(metadata, SHOES)
     counts = await api.make({**metadata, "type": "counts"}, COUNTS)
@@ -108,28 +108,28 @@ async def test_no_secret_and_no_row_is_logged(service: Service, metadata: dict[s
     assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [1]}, key)).status == 202
     assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [2]}, key)).status == 422
     assert b"400 Bad Request" in await exchange(api.url, f"{UNKNOWN}\r\n\r\n".encode())
-    # Refused by the estimator: put aside, with the reason for who sent it.
+    # Refused by the estimator: a dead letter, whose reason the client receives.
     bad = {"X": [[-NUMBER, 1.0]], "y": ["a"]}
     assert (await api.post(f"{counts}/partial_fit", bad, {"Prefer": "wait=20", "X-Request-ID": "r-1"})).status == 422
-    # Everything is away.
+    # Every dependency is unavailable.
     service.stop_redis.close()
     assert (await api.post(f"{shoes}/partial_fit", {"X": [row], "y": [NUMBER]})).status == 503
     assert (await api.post(f"{shoes}/predict", {"X": [{**row, "year": 1}]})).status == 503
 
-    async def noticed() -> bool:
+    async def failures_logged() -> bool:
         return "request_put_aside" in service.logged() and "request_failed" in service.logged()
 
-    await eventually(noticed, "a word in the logs")
-    away = {**service.variables, "KEEPFIT_MONGO_URL": f"mongodb://me:{PASSWORD}@127.0.0.1:{free_port()}/x"}
-    told = service.logged() + failed_listing(away)
-    assert '"request_id": "r-1"' in told
-    assert "permission" not in told.lower()
-    assert [secret for secret in SECRETS if secret in told] == []
+    await eventually(failures_logged, "the log lines")
+    unreachable = {**service.variables, "KEEPFIT_MONGO_URL": f"mongodb://me:{PASSWORD}@127.0.0.1:{free_port()}/x"}
+    output = service.logged() + failed_listing(unreachable)
+    assert '"request_id": "r-1"' in output
+    assert "permission" not in output.lower()
+    assert [secret for secret in SECRETS if secret in output] == []
 
 
 @pytest.fixture
 def rendered() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What services would log, as JSON holds it; the tests' own configuration comes back at the end."""
+    """Return the log lines of services as JSON documents; restore the configuration of the tests afterwards."""
     before = structlog.get_config()
     lines: list[MutableMapping[str, Any]] = []
 
@@ -144,16 +144,16 @@ def rendered() -> Iterator[list[MutableMapping[str, Any]]]:
     structlog.configure(**before)
 
 
-def test_a_traceback_shows_where_and_not_what(rendered: list[MutableMapping[str, Any]]) -> None:
-    """Of an unforeseen error the log has its class and place; our own and the system's also say what they say."""
+def test_a_traceback_hides_messages_of_unforeseen_errors(rendered: list[MutableMapping[str, Any]]) -> None:
+    """The log has class and position of an unforeseen error; keepfit's and the system's errors keep their message."""
     log, password = structlog.get_logger(), PASSWORD
     for error in (ValueError(f"{LABEL} is no number"), KeyError(LABEL), OSError(5, "disk"), UnavailableError("away")):
         try:
             fail(error)
         except Exception:
             log.exception("crashed")
-    told = [(line["exception"][0]["exc_type"], line["exception"][0]["exc_value"]) for line in rendered]
-    assert told == [
+    shown = [(line["exception"][0]["exc_type"], line["exception"][0]["exc_value"]) for line in rendered]
+    assert shown == [
         ("ValueError", "(not shown)"),
         ("KeyError", "(not shown)"),
         ("OSError", "[Errno 5] disk"),
