@@ -26,14 +26,28 @@ from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.store import inbox
-from keepfit.store.commit import Committed, InboxConsumer
+from keepfit.store.commit import Claimed, Committed, InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
 from keepfit_snapshotter.run import PassLimits, Snapshotter
+from keepfit_workers.learning import seal_bundle
 from tests.conftest import SHOES_RECIPE
 
 SHOES = [["nike", 2001], ["adidas", 2003], ["nike", 2010]]
 SIZES = [4.0, 5.0, 3.0]
+
+
+def commit_bundle(
+    consumer: InboxConsumer,
+    keyring: envelope.Keyring,
+    claimed: Claimed,
+    bundle: Bundle,
+    count: int,
+    token: str,
+    dead_reason: str = "",
+) -> Committed:
+    """Seal a bundle that has learned the first `count` claimed requests, and commit it as a worker does."""
+    return consumer.commit(claimed, seal_bundle(keyring, claimed, bundle, count), count, token, dead_reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ class Workshop:
     settings: Settings
     resources: Resources
     snapshotter: Snapshotter
-    ledger: InboxConsumer
+    consumer: InboxConsumer
     redis: Redis
 
     @property
@@ -91,7 +105,7 @@ class Workshop:
     def work(self, model_hash: str) -> Committed:
         """Learn all that waits and commit it, as a worker does."""
         token = uuid.uuid4().hex
-        taken = self.ledger.take(model_hash, token, "")
+        taken = self.consumer.claim(model_hash, token, "")
         assert taken is not None
         bundle = self._unsealed(model_hash, taken.recipe_text, taken.data)
         for entry in taken.entries:
@@ -99,7 +113,7 @@ class Workshop:
                 bundle.change(entry.change)
             else:
                 bundle.partial_fit(entry.rows())
-        committed = self.ledger.commit(taken, bundle, len(taken.entries), token)
+        committed = commit_bundle(self.consumer, self.keyring, taken, bundle, len(taken.entries), token)
         assert committed.version == taken.version + 1
         return committed
 
@@ -160,8 +174,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
     try:
         async with open_resources(settings) as resources:
             await resources.registry.ensure_indexes()
-            ledger = InboxConsumer(client, resources.keyring, settings.lease_ttl_s, settings.replay_bytes_max)
-            yield Workshop(settings, resources, Snapshotter(resources, PassLimits.of(settings)), ledger, client)
+            consumer = InboxConsumer(client, settings.lease_ttl_s, settings.replay_bytes_max)
+            yield Workshop(settings, resources, Snapshotter(resources, PassLimits.of(settings)), consumer, client)
     finally:
         client.close()
 

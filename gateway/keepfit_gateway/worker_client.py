@@ -272,7 +272,7 @@ class WorkerClient:
 
     async def _deliver(self, batch: bytes) -> None:
         try:
-            replies = await run_in_thread_if_large(len(batch), messages.decode_answers, batch)
+            replies = await run_in_thread_if_large(len(batch), messages.decode_replies, batch)
         except msgspec.MsgspecError:
             log.exception("replies_unreadable")
             return

@@ -124,7 +124,7 @@ def leases(room: str) -> str:
     return f"kf:room:{room}:leases"
 
 
-def questions(room: str) -> str:
+def worker_requests(room: str) -> str:
     """Questions that wait in a room, by model and number (a hash)."""
     return f"kf:room:{room}:questions"
 

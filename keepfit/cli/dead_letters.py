@@ -100,6 +100,6 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
         await client.aclose()
     if moved:
         queue = redis_clients.queue_sync(settings)
-        run_queue.ring(queue, run_queue.LEARN, settings.lease_ttl_s, [model_hash])
+        run_queue.enqueue_lease(queue, run_queue.LEARN, settings.lease_ttl_s, [model_hash])
         queue.close()
     return moved, left

@@ -1,7 +1,7 @@
-"""Questions that a gateway asks workers through the predict room, and their answers.
+"""Requests of gateways to workers through the predict queue, and the replies.
 
-Owns the two messages on the wire (msgpack). Never waits or sends. Invariant: an error crosses as the name of a class of
-:mod:`keepfit.errors` with its message, so that the gateway answers what the worker meant.
+Owns the two messages on the wire (msgpack). Never waits or sends. Invariant: an error is transferred as the name of a
+class of :mod:`keepfit.errors` and its message, so that the gateway raises the error that the worker had.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from keepfit.rows.rows import Rows
 
 REPLIES_TTL_MS = 60_000
 
-# A restore brings back what Redis lost, whoever asks first; an older snapshot is put back for who asks for just that.
+# `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request.
 Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot"]
 
 
 class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
-    """Which snapshot to put back: not later than `at` (seconds since 1970), of this `version`; the newest that fits."""
+    """Which snapshot to restore: the newest that is not later than `at` (seconds since 1970) and has this `version`."""
 
     at: float | None = None
     version: int | None = None
 
 
 class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
-    """What a gateway wants to know of one model.
+    """A request of a gateway about one model.
 
-    `big` names the key that holds the rows, where they are too many to stand in the question; `request` is the id that
-    the client gave its request, "" if it gave none.
+    `rows_key` names the key that holds the rows if they are too large for the message; `request_id` is the id that the
+    client gave its HTTP request, "" if it gave none.
     """
 
     id: int
@@ -41,13 +41,13 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     operation: Operation
     generation: int = 0
     rows: Rows | None = None
-    big: str = ""
-    request: str = ""
-    wish: RestoreOptions | None = None
+    rows_key: str = ""
+    request_id: str = ""
+    restore_options: RestoreOptions | None = None
 
 
 class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
-    """What came of a question: `result` depends on the operation, `error` is (class, message) where there is none."""
+    """The reply to a request: `result` depends on the operation; after a failure, `error` is (class, message)."""
 
     id: int
     generation: int = 0
@@ -57,23 +57,23 @@ class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
     error: tuple[str, str] | None = None
 
     def raise_error(self) -> None:
-        """Raise the error that the worker met, if it met one."""
+        """Raise the error of the worker, if there was one."""
         if self.error is not None:
             raise errors.from_name(*self.error)
 
 
-def failed(question: WorkerRequest, error: KeepfitError) -> WorkerReply:
-    """Answer with an error of our tree."""
-    return WorkerReply(question.id, error=(type(error).__name__, str(error)))
+def failed(request: WorkerRequest, error: KeepfitError) -> WorkerReply:
+    """Return a reply with an error."""
+    return WorkerReply(request.id, error=(type(error).__name__, str(error)))
 
 
-def reply(gateway: str, answers: Sequence[WorkerReply]) -> list[Command]:
-    """Commands that send answers to the gateway that asked."""
+def send_replies(gateway: str, replies: Sequence[WorkerReply]) -> list[Command]:
+    """Return the commands that send replies to the gateway that made the requests."""
     key = redis_keys.replies(gateway)
-    # A gateway that died leaves its answers behind; they go by themselves.
-    return [("RPUSH", key, encode(answers)), ("PEXPIRE", key, REPLIES_TTL_MS)]
+    # The replies to a dead gateway expire.
+    return [("RPUSH", key, encode(replies)), ("PEXPIRE", key, REPLIES_TTL_MS)]
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_question = msgspec.msgpack.Decoder(WorkerRequest).decode
-decode_answers = msgspec.msgpack.Decoder(list[WorkerReply]).decode
+decode_request = msgspec.msgpack.Decoder(WorkerRequest).decode
+decode_replies = msgspec.msgpack.Decoder(list[WorkerReply]).decode

@@ -1,14 +1,15 @@
-"""Waiting rooms: where work waits for a lease.
+"""Run queues: models that have work wait here for a lease.
 
-Owns the life of a lease on the queue's Redis::
+Owns the states of a lease in the queue's Redis::
 
-    push ──(no lease out, or those out are late)──▶ RQ job ──▶ claim, claim, … linger ──▶ release
-      ▲                                                          │ worker dies
-      └──────────────── abandon: put back to the front ◀─────────┘
+    push ──(no lease, or all leases are late)──▶ RQ job ──▶ claim, claim, … linger ──▶ release
+      ▲                                                       │ worker dies
+      └──────────────── abandon: put back to the front ◀──────┘
 
-Two rooms, both lists of models with work: *learn*, whose rows wait in the models' inboxes, and *predict*, which holds
-the questions itself. Never holds what must not be lost: a sweep rings for mail that no room knows of, and who asks asks
-again. Invariant: an entry is in the room or in one lease's hand; a lease not in the room's register claims nothing.
+Two run queues, both lists of models with work: *learn*, whose rows are in the models' inboxes, and *predict*, which
+holds the requests of gateways itself. Never holds what must not be lost: a sweep finds pending requests that are in no
+run queue, and gateways repeat their requests. Invariant: an entry is in the run queue or claimed by one lease; a lease
+that is not in the queue's register claims nothing.
 """
 
 import uuid
@@ -22,13 +23,13 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import rq_jobs
 
-CLAIMED_KEEP_MS = 3_600_000
-# How long work may wait for the next claim before one more worker is sent for. A round of a lease takes about 1 ms, and
-# some with many models.
+CLAIMED_TTL_MS = 3_600_000
+# Work that has waited longer than this for the next claim is late: one more worker joins. A round of a lease takes
+# about 1 ms, and a few with many models.
 LATE_MS = 10
-# A lease that has claimed nothing for this long is busy with something slow; its models are anybody's.
+# A lease that has claimed nothing for this long is busy with something slow; other leases may take its models.
 AWAKE_MS = 50
-# Workers that a question may take along; what is put aside is kept for a look, a hundred at most and for a day.
+# A request is put aside after it has killed this many workers. The last hundred are kept for a day, for inspection.
 DEATHS_MAX = 3
 PUT_ASIDE_MAX = 100
 PUT_ASIDE_TTL_S = 86_400
@@ -39,21 +40,21 @@ When = Literal["idle", "spare", "now"]
 
 @dataclass(frozen=True, slots=True)
 class RunQueue:
-    """A waiting room: its name, the RQ job that drains it, and what one claim takes.
+    """A run queue: its name, the RQ job that drains it, and how much one claim takes.
 
-    `questions` is 0 where the models themselves are the work.
+    `requests` is 0 if the models themselves are the work.
     """
 
     name: str
     function: str
     models: int
-    questions: int
+    requests: int
 
 
-LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, questions=0)
-PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, questions=512)
+LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, requests=0)
+PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, requests=512)
 RUN_QUEUES = (LEARN, PREDICT)
-# Commands that count what waits: models with rows to learn, models with questions, leases out, RQ jobs, and put aside.
+# Commands that count work: models with rows to learn, models with requests, leases, RQ jobs, requests put aside.
 BACKLOG: dict[str, Command] = {
     "models_to_learn": ("LLEN", redis_keys.waiting(LEARN.name)),
     "models_to_predict": ("LLEN", redis_keys.waiting(PREDICT.name)),
@@ -65,88 +66,88 @@ BACKLOG: dict[str, Command] = {
 
 
 def new_lease() -> str:
-    """Id for a lease and its RQ job."""
+    """Return an id for a lease and its RQ job."""
     return uuid.uuid4().hex
 
 
-def entry(model_hash: str, timeout_s: float, question: bytes) -> bytes:
-    """Entry of the predict room: a question about a model, which may wait for `timeout_s` seconds."""
-    return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), question)
+def entry(model_hash: str, timeout_s: float, request: bytes) -> bytes:
+    """Return an entry of the predict queue: a request about a model, which may wait for `timeout_s` seconds."""
+    return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), request)
 
 
-def push(room: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
-    """Put `entries` in: hashes of models, or what :func:`entry` makes of questions, up to `most` waiting per model.
+def push(queue: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
+    """Return the command that adds `entries` (hashes of models, or results of :func:`entry`), up to `most` per model.
 
-    Answers with 1 where the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of refused entries.
+    It answers 1 if the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of the refused entries.
     """
     return redis_scripts.call(
         "push",
         [
-            redis_keys.waiting(room.name),
-            redis_keys.known(room.name),
-            redis_keys.leases(room.name),
+            redis_keys.waiting(queue.name),
+            redis_keys.known(queue.name),
+            redis_keys.leases(queue.name),
             redis_keys.RQ_WORKERS,
-            redis_keys.since(room.name),
-            redis_keys.questions(room.name),
+            redis_keys.since(queue.name),
+            redis_keys.worker_requests(queue.name),
         ],
         [lease, round(ttl_s * 1000), LATE_MS, most, *entries],
     )
 
 
-def claim(room: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool = False) -> Command:
-    """Lay down what was done and take what comes next; or only `renew` the lease."""
+def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool = False) -> Command:
+    """Return the command that completes the last batch and claims the next one, or only renews the lease (`renew`)."""
     return redis_scripts.call(
         "claim",
         [
-            redis_keys.waiting(room.name),
-            redis_keys.known(room.name),
-            redis_keys.leases(room.name),
-            redis_keys.claimed(room.name, lease),
+            redis_keys.waiting(queue.name),
+            redis_keys.known(queue.name),
+            redis_keys.leases(queue.name),
+            redis_keys.claimed(queue.name, lease),
             redis_keys.RQ_QUEUE,
-            redis_keys.since(room.name),
-            redis_keys.holders(room.name),
-            redis_keys.questions(room.name),
-            redis_keys.turns(room.name),
+            redis_keys.since(queue.name),
+            redis_keys.holders(queue.name),
+            redis_keys.worker_requests(queue.name),
+            redis_keys.turns(queue.name),
         ],
         [
             lease,
             round(ttl_s * 1000),
             worker,
-            0 if renew else room.models,
-            room.questions,
-            CLAIMED_KEEP_MS,
+            0 if renew else queue.models,
+            queue.requests,
+            CLAIMED_TTL_MS,
             AWAKE_MS,
         ],
     )
 
 
-def release(room: RunQueue, lease: str, when: When = "idle") -> Command:
-    """End the lease where nothing waits ("idle"), where another one is out ("spare"), or in any case ("now")."""
+def release(queue: RunQueue, lease: str, when: When = "idle") -> Command:
+    """Return the command that ends a lease: if the queue is empty ("idle"), if there are others ("spare"), or "now"."""
     return redis_scripts.call(
         "release",
         [
-            redis_keys.waiting(room.name),
-            redis_keys.leases(room.name),
-            redis_keys.claimed(room.name, lease),
-            redis_keys.holders(room.name),
+            redis_keys.waiting(queue.name),
+            redis_keys.leases(queue.name),
+            redis_keys.claimed(queue.name, lease),
+            redis_keys.holders(queue.name),
         ],
         [lease, when],
     )
 
 
-def ring(connection: Redis, room: RunQueue, ttl_s: float, models: Sequence[str] = ()) -> bool:
-    """Put `models` in and send for a lease where one is missing; tell whether one was sent for."""
+def enqueue_lease(connection: Redis, queue: RunQueue, ttl_s: float, models: Sequence[str] = ()) -> bool:
+    """Add `models` to a run queue, and enqueue a lease if one is missing; return whether one was enqueued."""
     lease = new_lease()
-    ((missing, *_),) = redis_scripts.run(connection, push(room, lease, ttl_s, models))
+    ((missing, *_),) = redis_scripts.run(connection, push(queue, lease, ttl_s, models))
     if missing:
-        rq_jobs.enqueue(connection, room.function, lease)
+        rq_jobs.enqueue(connection, queue.function, lease)
     return bool(missing)
 
 
 def abandon(connection: Redis, lease: str) -> None:
-    """End a lease whose worker is dead, whichever room it is on, and put back what it had in hand.
+    """End the lease of a dead worker, on whichever run queue it is, and put its claimed work back.
 
-    A question that has taken :data:`DEATHS_MAX` workers along is put aside instead (:func:`take_poison`).
+    A request that has killed :data:`DEATHS_MAX` workers is put aside instead (:func:`take_poison`).
     """
     redis_scripts.run(
         connection,
@@ -154,36 +155,36 @@ def abandon(connection: Redis, lease: str) -> None:
             redis_scripts.call(
                 "abandon",
                 [
-                    redis_keys.waiting(room.name),
-                    redis_keys.known(room.name),
-                    redis_keys.leases(room.name),
-                    redis_keys.claimed(room.name, lease),
-                    redis_keys.holders(room.name),
-                    redis_keys.questions(room.name),
-                    redis_keys.poison(room.name),
+                    redis_keys.waiting(queue.name),
+                    redis_keys.known(queue.name),
+                    redis_keys.leases(queue.name),
+                    redis_keys.claimed(queue.name, lease),
+                    redis_keys.holders(queue.name),
+                    redis_keys.worker_requests(queue.name),
+                    redis_keys.poison(queue.name),
                 ],
                 [lease, DEATHS_MAX],
             )
-            for room in RUN_QUEUES
+            for queue in RUN_QUEUES
         ),
     )
 
 
 def take_poison(connection: Redis) -> bytes | None:
-    """Take a question that was put aside, to answer it; None if there is none."""
+    """Remove and return a request that was put aside, to answer it; None if there is none."""
     poison, aside = redis_keys.poison(PREDICT.name), redis_keys.put_aside(PREDICT.name)
-    question, *_ = redis_scripts.run(
+    request, *_ = redis_scripts.run(
         connection,
         ("LMOVE", poison, aside, "LEFT", "RIGHT"),
         ("LTRIM", aside, -PUT_ASIDE_MAX, -1),
         ("EXPIRE", aside, PUT_ASIDE_TTL_S),
     )
-    return question if isinstance(question, bytes) else None
+    return request if isinstance(request, bytes) else None
 
 
 def expired(connection: Redis) -> list[str]:
-    """Leases that were not renewed in time."""
+    """Return the leases whose deadline has passed."""
     seconds, micros = connection.time()
     now_ms = seconds * 1000 + micros // 1000
-    commands = [("ZRANGEBYSCORE", redis_keys.leases(room.name), 0, now_ms) for room in RUN_QUEUES]
+    commands = [("ZRANGEBYSCORE", redis_keys.leases(queue.name), 0, now_ms) for queue in RUN_QUEUES]
     return [lease.decode() for found in redis_scripts.run(connection, *commands) for lease in found]

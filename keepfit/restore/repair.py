@@ -128,7 +128,7 @@ async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) ->
         link = Link(live.origin, live.learned, live.generation, live.learned)
     generation = await restorer.allocate_generation(registered, link)
     # The digest of the last request is not known if that request was put aside.
-    request_digest = entries[-1].chain if entries and entries[-1].sequence == live.learned else ""
+    request_digest = entries[-1].request_digest if entries and entries[-1].sequence == live.learned else ""
     repaired = await asyncio.to_thread(
         bundle.sign, resources.keyring, generation, live.learned, request_digest, live.version
     )

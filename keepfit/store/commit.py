@@ -1,13 +1,14 @@
-"""The learning side of the store, as workers see it (sync): take, commit, load.
+"""The store as workers use it (synchronous): claim pending requests, commit a bundle, load a model for predicting.
 
-Owns the protocol by which a bundle changes::
+Owns the protocol that changes a bundle::
 
-    take:   lock, and read bundle + next requests in one moment
-    commit: stage the new bundle, then one script: are digest, learned count and request chain those that were taken?
-            then swap the bundle, count the version, trim the inbox; else nothing
+    claim:  lock the model, and read bundle and next requests at one moment
+    commit: stage the new bundle, then run one script: if digest, learned count and request digest are still the claimed
+            ones, swap the bundle, increment the version and trim the inbox; else change nothing
 
-Never trusts the lock: it only saves work. Invariant: a worker that slept through its lock, or whose requests are not
-those in the inbox any more, commits nothing (`docs/concepts/commit-protocol.md`).
+Never relies on the lock: it only saves work. Never reads a bundle: it comes and goes as signed bytes. Invariant: a
+worker whose lock expired, or whose requests are no longer those in the inbox, commits nothing
+(`docs/concepts/commit-protocol.md`).
 """
 
 import time
@@ -20,12 +21,9 @@ import msgspec
 from redis import Redis
 
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.model.bundle import Bundle
-from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.security.envelope import Header, Keyring
 from keepfit.store.inbox import change_of
 from keepfit.store.retained import large_of, places
 
@@ -35,30 +33,30 @@ BYTES_MAX = 8 * 2**20
 
 GONE, BEATEN, OTHER_ROWS, LOST_STAGE = 0, -1, -2, -3
 REFUSALS = {
-    GONE: "the model is gone or was made again",
+    GONE: "the model was deleted or created again",
     BEATEN: "another commit came first",
-    OTHER_ROWS: "the inbox holds other requests than were read",
-    LOST_STAGE: "the staged bundle is gone",
+    OTHER_ROWS: "the inbox holds other requests than the claimed ones",
+    LOST_STAGE: "the staged bundle is missing",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One waiting request; `big` names the key that its rows came from, if they were too many for the inbox."""
+    """One pending request; `large_key` names the key that held its rows, if they were too large for the inbox."""
 
     sequence: int
-    chain: str
+    request_digest: str
     payload: bytes
-    big: str
+    large_key: str
     size_bytes: int
 
     @property
     def change(self) -> dict[str, Any] | None:
-        """Parameters that the request changes; None if it is rows."""
-        return None if self.big else change_of(self.payload)
+        """Parameters that the request changes; None if it holds rows."""
+        return None if self.large_key else change_of(self.payload)
 
     def rows(self) -> Rows:
-        """The request's rows."""
+        """Return the rows of the request."""
         if not self.payload:
             raise LookupError("Redis has lost the rows of this request")
         return Rows.decode(self.payload)
@@ -66,10 +64,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A model as it was in the moment it was taken; `data` is its signed bundle, empty if the caller has it.
+    """A model at the moment of the claim.
 
-    `attempts` counts the times that just these entries were taken and came to no end, this one included. `at_s` is that
-    moment by the process's monotonic clock, `large` the sequences and keys of large requests that are kept.
+    `data` is its signed bundle, empty if the caller has it. `attempts` counts the claims of exactly these entries that
+    ended in neither a commit nor a release, this one included. `claimed_s` is the moment by the monotonic clock of the
+    process, `large` the sequences and keys of the large requests that are retained.
     """
 
     hash: str
@@ -82,13 +81,13 @@ class Claimed:
     attempts: int
     data: bytes
     entries: Sequence[Entry]
-    at_s: float
+    claimed_s: float
     large: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model as it is for predicting; `data` is its signed bundle, empty (as its recipe) if the caller has it."""
+    """A model as predicting needs it; `data` (signed bundle) and `recipe_text` are empty if the caller has them."""
 
     hash: str
     generation: int
@@ -100,34 +99,42 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """What came of a commit: the new version, or one of :data:`REFUSALS`; `mail` where requests still wait.
+class SealedBundle:
+    """A new bundle as signed bytes, with what the store shows of it: rows seen, metrics, changed parameters."""
 
-    `taken` is what was taken in the same trip.
+    data: bytes
+    rows_seen: int
+    metrics: dict[str, Any]
+    changed: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The result of a commit: the new version, or one of :data:`REFUSALS`.
+
+    `has_pending` says whether requests are still pending, `claimed` is what the same round trip has claimed of them.
     """
 
     version: int
     digest: str
-    size_bytes: int
-    mail: bool
-    taken: Claimed | None = None
+    has_pending: bool
+    claimed: Claimed | None = None
 
 
 class InboxConsumer:
-    """Sync access to models for those who learn and predict."""
+    """Synchronous access to models, for learning and predicting."""
 
-    def __init__(self, store: Redis, keyring: Keyring, lock_ttl_s: float, replay_bytes_max: int = 0) -> None:
+    def __init__(self, store: Redis, lock_ttl_s: float, replay_bytes_max: int = 0) -> None:
         self._replay_bytes_max = replay_bytes_max
         self._store = store
-        self._keyring = keyring
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
 
-    def take(self, model_hash: str, token: str, known_digest: str) -> Claimed | None:
-        """Lock a model and read it with its next requests; None where it is gone or another lease has it."""
-        (answer,) = redis_scripts.run(self._store, self._take(model_hash, token, known_digest))
-        return self._taken(model_hash, answer)
+    def claim(self, model_hash: str, token: str, known_digest: str) -> Claimed | None:
+        """Lock a model and read it with its next requests; None if it is gone or another lease has the lock."""
+        (answer,) = redis_scripts.run(self._store, self._claim(model_hash, token, known_digest))
+        return self._claimed(model_hash, answer)
 
-    def _take(self, model_hash: str, token: str, known_digest: str) -> redis_scripts.Command:
+    def _claim(self, model_hash: str, token: str, known_digest: str) -> redis_scripts.Command:
         return redis_scripts.call(
             "claim_inbox",
             [
@@ -139,7 +146,7 @@ class InboxConsumer:
             [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
         )
 
-    def _taken(self, model_hash: str, answer: list[Any]) -> Claimed | None:
+    def _claimed(self, model_hash: str, answer: list[Any]) -> Claimed | None:
         if answer[0] != b"ok":
             return None
         _, (generation, version, rows_seen, learned, digest, recipe, attempts, large), data, entries = answer
@@ -154,88 +161,80 @@ class InboxConsumer:
             attempts=attempts,
             data=data,
             entries=[self._entry(*fields) for fields in entries],
-            at_s=time.monotonic(),
+            claimed_s=time.monotonic(),
             large=large_of(large),
         )
 
-    def _entry(self, sequence: int, chain: bytes, payload: bytes, big: bytes, size_bytes: int) -> Entry:
-        if big:
-            (payload,) = redis_scripts.run(self._store, ("GET", big))
-        return Entry(sequence, chain.decode(), payload or b"", big.decode(), size_bytes)
+    def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> Entry:
+        if large_key:
+            (payload,) = redis_scripts.run(self._store, ("GET", large_key))
+        return Entry(sequence, digest.decode(), payload or b"", large_key.decode(), size_bytes)
 
-    def commit(self, taken: Claimed, bundle: Bundle, count: int, token: str, put_aside: str = "") -> Committed:
-        """Make `bundle`, which has learned the first `count` of the taken entries, the live one.
+    def commit(
+        self, claimed: Claimed, sealed: SealedBundle, count: int, token: str, dead_reason: str = ""
+    ) -> Committed:
+        """Make `sealed`, which has learned the first `count` of the claimed entries, the live bundle.
 
-        With `put_aside` the last of them was not learned, for that reason. Where others of them are left, or as many
-        were taken as may be, the next ones are taken in the same trip; else it lets go of the lock where no mail waits.
+        With `dead_reason` the last of them was not learned and becomes a dead letter. If entries are left over, or the
+        claim was full, the same round trip claims the next ones; else it releases the lock if nothing is pending.
         """
-        done = taken.entries[:count]
+        done = claimed.entries[:count]
         last = done[-1]
-        learned = done[:-1] if put_aside else done
-        header = Header(
-            purpose=envelope.BUNDLE,
-            hash=taken.hash,
-            generation=taken.generation,
-            version=taken.version + 1,
-            sequence=last.sequence,
-            rows_seen=bundle.rows_seen,
-            chain=last.chain,
-            runtime=bundle.runtime,
-        )
-        data = seal(bundle, self._keyring, header)
-        digest = envelope.digest_of(data)
-        large = [*taken.large, *((entry.sequence, entry.big) for entry in learned if entry.big)]
-        staged = redis_keys.staged(taken.hash, uuid.uuid4().hex)
+        learned = done[:-1] if dead_reason else done
+        digest = envelope.digest_of(sealed.data)
+        large = [*claimed.large, *((entry.sequence, entry.large_key) for entry in learned if entry.large_key)]
+        staged = redis_keys.staged(claimed.hash, uuid.uuid4().hex)
+        change = redis_keys.change(claimed.generation, claimed.version + 1)
         failpoints.reach("commit.sealed")
-        more = count < len(taken.entries) or len(taken.entries) == ENTRIES_MAX
+        more = count < len(claimed.entries) or len(claimed.entries) == ENTRIES_MAX
         _, _, version, after = redis_scripts.run(
             self._store,
-            # Marked before it is committed: a change that no snapshotter knows of would be worse than one too many.
-            ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(header.generation, header.version), taken.hash),
-            ("SET", staged, data, "PX", STAGED_TTL_MS),
+            # Marked before the commit: a change that no snapshotter knows of would be worse than one mark too many.
+            ("ZADD", redis_keys.CHANGED, "GT", change, claimed.hash),
+            ("SET", staged, sealed.data, "PX", STAGED_TTL_MS),
             redis_scripts.call(
                 "commit",
                 [
-                    redis_keys.state(taken.hash),
-                    redis_keys.bundle(taken.hash),
-                    redis_keys.inbox(taken.hash),
+                    redis_keys.state(claimed.hash),
+                    redis_keys.bundle(claimed.hash),
+                    redis_keys.inbox(claimed.hash),
                     staged,
-                    redis_keys.dead(taken.hash),
+                    redis_keys.dead(claimed.hash),
                     *(name for _, name in large),
                 ],
                 [
-                    taken.generation,
-                    taken.digest,
-                    taken.learned,
+                    claimed.generation,
+                    claimed.digest,
+                    claimed.learned,
                     last.sequence,
-                    last.chain,
+                    last.request_digest,
                     digest,
-                    bundle.rows_seen,
-                    msgspec.json.encode(bundle.metrics()),
+                    sealed.rows_seen,
+                    msgspec.json.encode(sealed.metrics),
                     sum(entry.size_bytes for entry in done),
                     redis_keys.COMMITS,
-                    taken.hash,
-                    put_aside,
-                    round(count / max(time.monotonic() - taken.at_s, 1e-3)),
-                    msgspec.json.encode(bundle.changed) if bundle.changed else "",
+                    claimed.hash,
+                    dead_reason,
+                    round(count / max(time.monotonic() - claimed.claimed_s, 1e-3)),
+                    msgspec.json.encode(sealed.changed) if sealed.changed else "",
                     self._replay_bytes_max,
                     places(large),
                 ],
             ),
-            self._take(taken.hash, token, digest) if more else self._unlock(taken.hash, token, force=False),
+            self._claim(claimed.hash, token, digest) if more else self._unlock(claimed.hash, token, force=False),
         )
         failpoints.reach("commit.done")
         if more:
-            return Committed(version, digest, len(data), mail=True, taken=self._taken(taken.hash, after))
-        return Committed(version, digest, len(data), mail=after == 1)
+            return Committed(version, digest, has_pending=True, claimed=self._claimed(claimed.hash, after))
+        return Committed(version, digest, has_pending=after == 1)
 
     def unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> bool:
-        """Let go of a model; tell whether mail waits (then the lock is kept, unless forced).
+        """Release the lock of a model; return whether requests are pending (then the lock is kept, unless forced).
 
-        With `harmed` the requests taken last, and not committed, are to blame that it came to nothing.
+        `harmed` says that the requests of the last claim, which were not committed, caused its failure.
         """
-        (mail,) = redis_scripts.run(self._store, self._unlock(model_hash, token, force=force, harmed=harmed))
-        return bool(mail == 1)
+        (pending,) = redis_scripts.run(self._store, self._unlock(model_hash, token, force=force, harmed=harmed))
+        return bool(pending == 1)
 
     def _unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> redis_scripts.Command:
         return redis_scripts.call(
@@ -243,15 +242,20 @@ class InboxConsumer:
         )
 
     def renew(self, model_hash: str, token: str) -> None:
-        """Give the lock more time."""
+        """Extend the lock."""
         redis_scripts.run(
             self._store, redis_scripts.call("renew", [redis_keys.lock(model_hash)], [token, self._lock_ttl_ms])
         )
 
-    def load(self, known: dict[str, str]) -> dict[str, Loaded]:
-        """Read models for predicting; `known` maps hashes to digests the caller holds ('' for none).
+    def is_live(self, model_hash: str, generation: int, digest: str) -> bool:
+        """Return whether the live bundle of a model has this generation and digest."""
+        (live,) = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
+        return bool(live == [str(generation).encode(), digest.encode()])
 
-        One trip for what the caller holds, and as a rule it does; a second one for what has changed since.
+    def load(self, known: dict[str, str]) -> dict[str, Loaded]:
+        """Read models for predicting; `known` maps hashes to the digests of the caller's bundles ('' for none).
+
+        One round trip if the caller's bundles are current, which is the rule; a second one reads those that changed.
         """
         commands = [
             ("HMGET", redis_keys.state(h), "generation", "version", "rows_seen", "digest") if digest else _load(h)

@@ -101,7 +101,7 @@ def answer(settings: Settings, lease: str) -> None:
     here.close()
 
 
-def bury(settings: Settings) -> None:
+def reap(settings: Settings) -> None:
     """End expired leases, again and again; for a child that does not live long."""
     store, queue = redis_clients.store_sync(settings), redis_clients.queue_sync(settings)
     while True:

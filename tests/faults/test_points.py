@@ -199,7 +199,7 @@ async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings
     recover(deployment, lambda: bool(shop.redis.exists(redis_keys.replies("g"))))
     (batch,) = shop.redis.lrange(redis_keys.replies("g"), 0, -1)  # type: ignore[misc]
     shop.redis.delete(redis_keys.replies("g"))
-    (answer,) = messages.decode_answers(batch)
+    (answer,) = messages.decode_replies(batch)
     assert (answer.id, answer.result) == (1, await shop.predict(model_hash))
 
 
@@ -209,7 +209,7 @@ async def test_a_supervisor_may_die_while_it_buries(deployment: Settings, shop: 
     model_hash, requests = await with_mail(shop)
     push(shop, run_queue.LEARN, model_hash)
     assert acts.end_of("worker.claimed:1:kill", acts.learn, deployment, LEASE) == KILLED
-    assert acts.end_of(f"{point}:1:kill", acts.bury, deployment) == KILLED
+    assert acts.end_of(f"{point}:1:kill", acts.reap, deployment) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
 

@@ -29,7 +29,7 @@ class Worker:
                 (claimed,) = redis_scripts.run(
                     self._queue, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
                 )
-                requests.extend(map(messages.decode_question, claimed[2:]))
+                requests.extend(map(messages.decode_request, claimed[2:]))
             return bool(requests)
 
         await eventually(claimed_one, "a worker request")

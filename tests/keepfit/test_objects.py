@@ -392,10 +392,10 @@ class Canary:
         return (Path.touch, (self.mark,))
 
 
-def resigned(good: bytes, ring: Keyring, **changes: Any) -> bytes:
+def resigned(good: bytes, keyring: Keyring, **changes: Any) -> bytes:
     """Sign the envelope of an object again, with another key or other header fields."""
     header, payload = UPLOADS.open_as(ObjectHeader, good, envelope.OBJECT)
-    return ring.seal(msgspec.structs.replace(header, **changes), payload)
+    return keyring.seal(msgspec.structs.replace(header, **changes), payload)
 
 
 OTHER = Keyring.from_text("u1:" + "cd" * 32, UPLOAD_KEYS)

@@ -25,7 +25,7 @@ SLOPE = {"estimator": "SGDRegressor"}
 
 
 async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twice(
-    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle that a MemoryError left half changed is thrown away: the next turn learns each request once."""
     model = await make(store, SLOPE)
@@ -43,22 +43,22 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
     monkeypatch.setattr(Bundle, "learn", short)
     # However slow the machine, all three are one batch.
     monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
-    assert not learn(process, model.hash, "lease")
+    assert not learn(context, model.hash, "lease")
     assert (await described(store, model)).inbox == 3
     assert not client.exists(redis_keys.lock(model.hash))
     monkeypatch.setattr(Bundle, "learn", once)
-    assert not learn(process, model.hash, "again")
+    assert not learn(context, model.hash, "again")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
 
 
 async def test_a_held_bundle_is_not_trusted_after_a_failure(
-    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle that was held from before, and changed by a turn that failed, is read anew by the next."""
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
-    learn(process, model.hash, "first")
+    learn(context, model.hash, "first")
     once = Bundle.learn
 
     def half(bundle: Bundle, rows: Any) -> None:
@@ -67,42 +67,42 @@ async def test_a_held_bundle_is_not_trusted_after_a_failure(
 
     await send(store, model, [[2.0]], [2.0])
     monkeypatch.setattr(Bundle, "learn", half)
-    learn(process, model.hash, "second")
+    learn(context, model.hash, "second")
     monkeypatch.setattr(Bundle, "learn", once)
-    learn(process, model.hash, "third")
+    learn(context, model.hash, "third")
     after = await described(store, model)
     assert (after.rows_seen, after.version, after.inbox) == (2, 2, 0)
 
 
 async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
-    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that fails at every commit counts no attempt against the request; settled, its lock is let go of."""
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
-    commit = process.ledger.commit
+    commit = context.consumer.commit
 
     def away(*args: Any) -> Any:
         raise UnavailableError("Redis is away")
 
-    monkeypatch.setattr(process.ledger, "commit", away)
+    monkeypatch.setattr(context.consumer, "commit", away)
     for turn in range(learning.ATTEMPTS_MAX + 2):
         with pytest.raises(UnavailableError):
-            learn(process, model.hash, f"turn{turn}")
+            learn(context, model.hash, f"turn{turn}")
         assert client.exists(redis_keys.lock(model.hash))
-        process.settle()
+        context.run_deferred_unlocks()
         assert not client.exists(redis_keys.lock(model.hash))
-    monkeypatch.setattr(process.ledger, "commit", commit)
-    learn(process, model.hash, "last")
+    monkeypatch.setattr(context.consumer, "commit", commit)
+    learn(context, model.hash, "last")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox, client.xlen(redis_keys.dead(model.hash))) == (1, 0, 0)
 
 
 async def test_too_little_memory_for_one_is_told_to_that_one(
-    store: Store, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of questions that wait together, the one whose rows do not fit is told so; the others have their predictions."""
-    model = await taught(store, process, 1)
+    model = await taught(store, context, 1)
     once = Bundle.predict
 
     def short(bundle: Bundle, rows: Any) -> list[Any]:
@@ -112,7 +112,7 @@ async def test_too_little_memory_for_one_is_told_to_that_one(
 
     monkeypatch.setattr(Bundle, "predict", short)
     found = answers(
-        process,
+        context,
         question(1, model, rows_of(1.0)),
         question(2, model, rows_of(1.0, 2.0, 3.0)),
         question(3, model, rows_of(2.0)),

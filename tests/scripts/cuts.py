@@ -30,6 +30,7 @@ from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Learn
 from keepfit.store.models import Install, Store
 from keepfit.store.retained import PLACE_BYTES
+from tests.factories import commit_bundle
 from tests.scripts.bench import HOUR_MS, Bench
 from tests.scripts.models import KEYRING, METADATA, RECIPE, A
 from tests.servers import running, valkey
@@ -72,7 +73,7 @@ class Clerk:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.ledger = InboxConsumer(bench.client, KEYRING, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
+        self.consumer = InboxConsumer(bench.client, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
@@ -81,7 +82,7 @@ class Clerk:
     def take(self, token: str) -> Claimed:
         """Take the model, whoever had it."""
         self.bench.client.delete(redis_keys.lock(A))
-        taken = self.ledger.take(A, token, "")
+        taken = self.consumer.claim(A, token, "")
         assert taken is not None
         return taken
 
@@ -90,7 +91,7 @@ class Clerk:
         learned = unseal(taken.data, KEYRING, RECIPE, A)[1].estimator if taken.data else []
         taught = [*learned, *(entry.payload for entry in taken.entries)]
         bundle = Bundle(RECIPE, Columns.new(RECIPE), None, taught, [], len(taught))
-        return self.ledger.commit(taken, bundle, len(taken.entries), token).version
+        return commit_bundle(self.consumer, KEYRING, taken, bundle, len(taken.entries), token).version
 
 
 def record(folder: Path) -> Recording:

@@ -40,6 +40,7 @@ from keepfit.store.inbox import Accepted, Learn
 from keepfit.store.models import Install, Model, Rewind, Store
 from keepfit.store.retained import ReplayBase, RetentionNote
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
+from tests.factories import commit_bundle
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
 from tests.scripts.hands import WRONG, Hand, Snapshot, spoiled
@@ -89,7 +90,7 @@ class Models(RuleBasedStateMachine):
             patch.start()
         self.bench.empty()
         self.client = self.bench.client
-        self.ledger = InboxConsumer(self.client, KEYRING, plain.LOCK_H * 3600, plain.REPLAY_MAX)
+        self.consumer = InboxConsumer(self.client, plain.LOCK_H * 3600, plain.REPLAY_MAX)
         self.store = Store(self.bench.store)
         self.plain = plain.Store()
         self.generations = dict.fromkeys(METADATA, 0)
@@ -348,7 +349,7 @@ class Models(RuleBasedStateMachine):
     def _load(self, h: str, *, known: bool) -> None:
         model = self.plain.models.get(h)
         digest = model.bundle.digest if model and known else ""
-        loaded = self.ledger.load({h: digest})
+        loaded = self.consumer.load({h: digest})
         described = self.bench.run(self.store.describe(h))
         if model is None:
             assert (loaded, described) == ({}, None)
@@ -459,7 +460,7 @@ class Models(RuleBasedStateMachine):
             mock.patch.object(commits, "ENTRIES_MAX", entries_max),
             mock.patch.object(commits, "BYTES_MAX", bytes_max),
         ):
-            taken = self.ledger.take(h, token, digest)
+            taken = self.consumer.claim(h, token, digest)
         self._taken(h, token, taken, held, digest)
 
     def _taken(self, h: str, token: str, taken: Claimed | None, held: Held | None, known: str) -> None:
@@ -477,7 +478,7 @@ class Models(RuleBasedStateMachine):
         assert (sha256(taken.data).hexdigest() if taken.data else "") == (
             "" if known == bundle.digest else bundle.digest
         )
-        assert [(e.sequence, e.chain, e.payload, e.big, e.size_bytes) for e in taken.entries] == [
+        assert [(e.sequence, e.request_digest, e.payload, e.large_key, e.size_bytes) for e in taken.entries] == [
             (r.sequence, r.chain, self.plain.big.get(r.big, (b"", 0))[0] if r.big else r.payload, r.big, r.size)
             for r in held.requests
         ]
@@ -504,11 +505,11 @@ class Models(RuleBasedStateMachine):
         changed = {**dict(held.bundle.changed), "C": len(taught)} if CHANGE in learned else dict(held.bundle.changed)
         bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(taught), [], len(taught), changed=changed)
         # Taken in a moment to come, so that the pace is that of the shortest time.
-        taken = replace(hand.taken, at_s=math.inf)
+        taken = replace(hand.taken, claimed_s=math.inf)
         with mock.patch.object(
             redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
         ):
-            committed = self.ledger.commit(taken, bundle, count, hand.token, put_aside)
+            committed = commit_bundle(self.consumer, KEYRING, taken, bundle, count, hand.token, put_aside)
         score = redis_keys.change(taken.generation, taken.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
@@ -518,13 +519,13 @@ class Models(RuleBasedStateMachine):
         version = self.plain.commit(held, count, after, 1000 * count, put_aside=put_aside, staged=staged)
         assert committed.version == version
         if count == len(held.requests):
-            assert committed.mail == (self.plain.unlock(h, hand.token, force=False) == 1)
-            assert committed.taken is None
+            assert committed.has_pending == (self.plain.unlock(h, hand.token, force=False) == 1)
+            assert committed.claimed is None
         else:
             # The rest is taken in the same trip.
-            assert committed.mail
+            assert committed.has_pending
             next_held = self.plain.take(h, hand.token, commits.ENTRIES_MAX, commits.BYTES_MAX)
-            self._taken(h, hand.token, committed.taken, next_held, committed.digest)
+            self._taken(h, hand.token, committed.claimed, next_held, committed.digest)
 
     @rule(h=hashes, token=workers, payloads=some_rows, big=rarely(True, False),
           put_aside=st.sampled_from(("", "", "TypeError: no")), part=rarely(True, False),
@@ -643,7 +644,7 @@ class Models(RuleBasedStateMachine):
 
     def _unlock(self, h: str, token: str, *, force: bool, harmed: bool = False) -> None:
         expected = self.plain.unlock(h, token, force=force, harmed=harmed)
-        assert self.ledger.unlock(h, token, force=force, harmed=harmed) == (expected == 1)
+        assert self.consumer.unlock(h, token, force=force, harmed=harmed) == (expected == 1)
 
     def _let_go(self, h: str) -> None:
         for token in WORKERS:
@@ -654,7 +655,7 @@ class Models(RuleBasedStateMachine):
             # It has little time left.
             self.client.pexpire(redis_keys.lock(h), HOUR_MS)
             self.plain.locks[h] = (self.plain.locks[h][0], 1)
-        self.ledger.renew(h, token)
+        self.consumer.renew(h, token)
         self.plain.renew(h, token)
         left: Any = self.client.pttl(redis_keys.lock(h))
         assert math.ceil(max(left, 0) / HOUR_MS) == self.plain.locks.get(h, ("", 0))[1]

@@ -89,7 +89,7 @@ class PlainRoom:
             mine = look[: math.ceil(len(look) / len(awake))]
         taken: list[Entry] = []
         bounds: list[Any] = []
-        if not self.room.questions:
+        if not self.room.requests:
             taken = list(mine[: self.room.models])
             self.waiting = [model for model in self.waiting if model not in taken]
         else:
@@ -99,7 +99,7 @@ class PlainRoom:
 
     def _ask(self, models: list[str], taken: list[Entry], bounds: list[Any], awake: int) -> None:
         """Take questions of `models` in turn; one that was in hand of the dead is taken by itself."""
-        budget = self.room.questions
+        budget = self.room.requests
         for model in models:
             if len(taken) >= budget:
                 break

@@ -28,7 +28,7 @@ LEASES = ("l1", "l2", "l3")
 WORKERS = ("one", "two", "three")
 TTL_S = 3600.0
 # So few that the bounds are met.
-SMALL = replace(PREDICT, models=2, questions=4)
+SMALL = replace(PREDICT, models=2, requests=4)
 # Nothing is late or asleep by itself.
 NEVER_MS = HOUR_MS
 LONG_AGO_MS = 1_000_000_000_000
@@ -127,13 +127,13 @@ class Rooms(RuleBasedStateMachine):
             self._be_late(room)
             self._push(room, lease, [self._entry_for(room, model)], 100)
             self._claim(room, lease, worker)
-        if passed and room.questions and most < 100:
+        if passed and room.requests and most < 100:
             self._push(room, LEASES[0], [self._entry_for(room, model)], 100)
             self._give_up(model, 0)
         self._push(room, LEASES[0], [self._entry_for(room, model) for model in asked], most)
 
     def _entry_for(self, room: RunQueue, model: str) -> Entry:
-        return WorkerRequest(model, f"question {next(self.numbers)}") if room.questions else model
+        return WorkerRequest(model, f"question {next(self.numbers)}") if room.requests else model
 
     @rule(room=both_rooms, lease=leases, when=st.sampled_from(("idle", "spare", "now")))
     def release(self, room: RunQueue, lease: str, when: run_queue.When) -> None:
@@ -220,7 +220,7 @@ class Rooms(RuleBasedStateMachine):
     def _give_up(self, model: str, place: int) -> None:
         asked = self.plain[PREDICT.name].questions[model]
         asked[place] = replace(asked[place], alive=False)
-        name = redis_keys.questions(PREDICT.name)
+        name = redis_keys.worker_requests(PREDICT.name)
         number = int(self.client.hget(name, f"{model}:first") or 0) + place
         text = f"{asked[place].deaths}{LONG_AGO_MS:013}{asked[place].text}"
         self.client.hset(name, f"{model}:{number}", text)
@@ -255,7 +255,7 @@ class Rooms(RuleBasedStateMachine):
             self.client,
             ("LRANGE", redis_keys.waiting(room), 0, -1),
             ("SMEMBERS", redis_keys.known(room)),
-            ("HGETALL", redis_keys.questions(room)),
+            ("HGETALL", redis_keys.worker_requests(room)),
             ("ZRANGE", redis_keys.leases(room), 0, -1, "WITHSCORES"),
             ("HGETALL", redis_keys.holders(room)),
             ("HGETALL", redis_keys.turns(room)),
@@ -265,7 +265,7 @@ class Rooms(RuleBasedStateMachine):
             *(("PTTL", redis_keys.claimed(room, lease)) for lease in LEASES),
         )
         ttls = claimed[len(LEASES) :]
-        assert all(0 < ttl <= run_queue.CLAIMED_KEEP_MS for entries, ttl in zip(claimed, ttls, strict=False) if entries)
+        assert all(0 < ttl <= run_queue.CLAIMED_TTL_MS for entries, ttl in zip(claimed, ttls, strict=False) if entries)
         held = {name.decode(): value.decode() for name, value in holders.items()}
         return {
             "waiting": [model.decode() for model in waiting],

@@ -12,7 +12,7 @@ from keepfit_workers.context import WorkerContext
 
 
 @pytest.fixture
-def process(settings: Settings) -> Iterator[WorkerContext]:
+def context(settings: Settings) -> Iterator[WorkerContext]:
     """Return the context of a worker process."""
     opened = WorkerContext(settings, "test")
     yield opened

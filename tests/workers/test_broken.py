@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
-from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
+from keepfit.jobs.messages import WorkerRequest, decode_replies, encode
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
@@ -25,7 +25,7 @@ from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
-from tests.factories import SHOES, Workshop, workshop
+from tests.factories import SHOES, Workshop, commit_bundle, workshop
 
 ROWS, CLIENTS = 1600, 8
 
@@ -37,7 +37,7 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
         yield opened
 
 
-async def asked(shop: Workshop, process: WorkerContext, *hashes: str) -> list[Any]:
+async def asked(shop: Workshop, context: WorkerContext, *hashes: str) -> list[Any]:
     """Have predictions asked for of each model; return the answers as they come."""
     entries = []
     for number, model_hash in enumerate(hashes):
@@ -45,33 +45,33 @@ async def asked(shop: Workshop, process: WorkerContext, *hashes: str) -> list[An
         rows = shape(model.recipe, SHOES, learning=False)
         entries.append(encode(WorkerRequest(number, "g", model_hash, "predict", model.generation, rows)))
     # A worker has no loop of its own in its thread.
-    left = await asyncio.to_thread(answer_all, process, entries)
+    left = await asyncio.to_thread(answer_all, context, entries)
     if left:
-        redis_scripts.run(process.queue, *left)
-    batches = process.queue.lrange(redis_keys.replies("g"), 0, -1)
-    process.queue.delete(redis_keys.replies("g"))
-    return [answer for batch in batches for answer in decode_answers(batch)]
+        redis_scripts.run(context.queue, *left)
+    batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
+    context.queue.delete(redis_keys.replies("g"))
+    return [answer for batch in batches for answer in decode_replies(batch)]
 
 
-async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Workshop, process: WorkerContext) -> None:
+async def test_who_asks_a_broken_model_is_answered_once_it_is_put_right(shop: Workshop, context: WorkerContext) -> None:
     """Others have their answers first; who knew the model as it was hears that it is another generation now."""
     broken, well = await shop.learned(), await shop.learned()
     expected = await shop.predict(broken)
     shop.redis.delete(redis_keys.bundle(broken))
-    answers = await asked(shop, process, broken, well)
+    answers = await asked(shop, context, broken, well)
     assert [(answer.id, answer.error and answer.error[0]) for answer in answers] == [(1, None), (0, "StaleModelError")]
-    (again,) = await asked(shop, process, broken)
+    (again,) = await asked(shop, context, broken)
     assert again.result == expected
 
 
-async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop, process: WorkerContext) -> None:
+async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop, context: WorkerContext) -> None:
     """A worker that finds the bundle broken puts it right in one turn, and learns what waits in the next."""
     model_hash, twin = await shop.learned(), await shop.learned()
     shop.redis.set(redis_keys.bundle(model_hash), b"KFIT\x01?")
     for each in (model_hash, twin):
         await shop.accept(each)
-    assert await asyncio.to_thread(learn, process, model_hash, "lease")
-    assert not await asyncio.to_thread(learn, process, model_hash, "lease")
+    assert await asyncio.to_thread(learn, context, model_hash, "lease")
+    assert not await asyncio.to_thread(learn, context, model_hash, "lease")
     after = await shop.model(model_hash)
     assert (after.rows_seen, after.inbox, after.version) == (6, 0, 2)
     shop.work(twin)
@@ -79,27 +79,27 @@ async def test_what_waits_is_learned_once_the_bundle_is_put_right(shop: Workshop
 
 
 async def test_a_gap_is_told_and_not_looked_for_again(
-    shop: Workshop, process: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where requests are missing predictions say which, at once from then on; what waits is not touched."""
     model_hash = await shop.make()
     for _ in range(2):
         await shop.accept(model_hash)
-        none_kept = InboxConsumer(shop.redis, shop.keyring, 6.0)
-        taken = none_kept.take(model_hash, "t", "")
+        none_kept = InboxConsumer(shop.redis, 6.0)
+        taken = none_kept.claim(model_hash, "t", "")
         assert taken is not None
-        bundle = unseal(taken.data, process.keyring, parse(SHOES_RECIPE), model_hash)[1] if taken.data else None
+        bundle = unseal(taken.data, context.keyring, parse(SHOES_RECIPE), model_hash)[1] if taken.data else None
         bundle = bundle or Bundle.new(parse(SHOES_RECIPE))
         bundle.partial_fit(taken.entries[0].rows())
-        none_kept.commit(taken, bundle, 1, "t")
+        commit_bundle(none_kept, context.keyring, taken, bundle, 1, "t")
     await shop.accept(model_hash)
     shop.redis.delete(redis_keys.bundle(model_hash))
-    (answer,) = await asked(shop, process, model_hash)
+    (answer,) = await asked(shop, context, model_hash)
     assert answer.error[0] == "MissingRequestsError"
-    assert "the requests 1 to 2 were not kept" in answer.error[1]
+    assert "requests 1 to 2 are not retained" in answer.error[1]
     with structlog.testing.capture_logs() as logged:
-        assert (await asked(shop, process, model_hash))[0].error == answer.error
-        assert not await asyncio.to_thread(learn, process, model_hash, "lease")
+        assert (await asked(shop, context, model_hash))[0].error == answer.error
+        assert not await asyncio.to_thread(learn, context, model_hash, "lease")
     assert logged == []
     assert (await shop.model(model_hash)).inbox == 1
 
@@ -116,17 +116,17 @@ def away(folder: Path) -> Iterator[None]:
         folder.with_name("away").rename(folder)
 
 
-async def test_a_part_that_is_away_is_waited_for(shop: Workshop, process: WorkerContext) -> None:
+async def test_a_part_that_is_away_is_waited_for(shop: Workshop, context: WorkerContext) -> None:
     """While the snapshot cannot be read the answer is that, and the next one is right."""
     model_hash = await shop.learned()
     await shop.snapshotter.run_pass()
     expected = await shop.predict(model_hash)
     shop.redis.delete(redis_keys.bundle(model_hash))
     with away(Path(shop.settings.snapshot_url.removeprefix("file://"))):
-        (answer,) = await asked(shop, process, model_hash)
+        (answer,) = await asked(shop, context, model_hash)
     assert answer.error[0] == "UnavailableError"
-    await asked(shop, process, model_hash)
-    assert (await asked(shop, process, model_hash))[0].result == expected
+    await asked(shop, context, model_hash)
+    assert (await asked(shop, context, model_hash))[0].result == expected
 
 
 @pytest.fixture

@@ -67,15 +67,15 @@ async def send(store: Store, model: Model, value: float) -> int:
     return (await accept(store, model, rows)).sequence
 
 
-def work(process: WorkerContext, model: Model, client: redis.Redis) -> int:
+def work(context: WorkerContext, model: Model, client: redis.Redis) -> int:
     """Learn all that waits, with a new worker for each that dies, as a supervisor does; return the deaths."""
     for deaths in range(3 * REQUESTS):
         lease = f"lease-{deaths}"
         try:
-            while learn(process, model.hash, lease):
+            while learn(context, model.hash, lease):
                 pass
         except Killed:
-            process.cache.drop(model.hash)
+            context.bundles.cache.drop(model.hash)
             client.rpush(redis_keys.claimed("learn", lease), model.hash)
             end_lease(client, client, lease)
         else:
@@ -91,7 +91,7 @@ def dead(client: redis.Redis, model: Model) -> list[dict[bytes, bytes]]:
 @pytest.mark.usefixtures("deadly")
 @pytest.mark.parametrize(("at", "updates"), [(0, "exact"), (137, "exact"), (137, "merged"), (REQUESTS - 1, "exact")])
 async def test_one_of_many_that_kills_is_found_by_halving(
-    store: Store, process: WorkerContext, client: redis.Redis, updates: str, at: int
+    store: Store, context: WorkerContext, client: redis.Redis, updates: str, at: int
 ) -> None:
     """One deadly request among hundreds costs a few workers, not hundreds; all others are learned in order."""
     model = await make(store, updates=updates)
@@ -99,7 +99,7 @@ async def test_one_of_many_that_kills_is_found_by_halving(
     values[at] = POISON
     for value in values:
         await send(store, model, value)
-    assert work(process, model, client) <= HALVINGS + ATTEMPTS_MAX
+    assert work(context, model, client) <= HALVINGS + ATTEMPTS_MAX
     after = await described(store, model.hash)
     assert (after.rows_seen, after.learned, after.inbox) == (REQUESTS - 1, REQUESTS, 0)
     (kept,) = dead(client, model)
@@ -110,31 +110,31 @@ async def test_one_of_many_that_kills_is_found_by_halving(
         for value in values:
             if value != POISON:
                 expected.partial_fit(shape(model.recipe, [[value]], [value / 10], learning=True))
-        held = process.cache.get(model.hash, after.digest)
+        held = context.bundles.cache.get(model.hash, after.digest)
         assert held is not None
         assert np.array_equal(held.estimator.coef_, expected.estimator.coef_)
 
 
 @pytest.mark.usefixtures("deadly")
-async def test_two_that_kill_are_both_found(store: Store, process: WorkerContext, client: redis.Redis) -> None:
+async def test_two_that_kill_are_both_found(store: Store, context: WorkerContext, client: redis.Redis) -> None:
     """After the first deadly request is put aside, the second one is found in the same way."""
     model = await make(store)
     for i in range(64):
         await send(store, model, POISON if i in (20, 21) else 1.0)
-    assert work(process, model, client) <= 2 * (7 + ATTEMPTS_MAX)
+    assert work(context, model, client) <= 2 * (7 + ATTEMPTS_MAX)
     assert [int(kept[b"sequence"]) for kept in dead(client, model)] == [21, 22]
     assert (await described(store, model.hash)).rows_seen == 62
 
 
 @pytest.mark.usefixtures("deadly")
-async def test_one_death_makes_nothing_suspect(store: Store, process: WorkerContext, client: redis.Redis) -> None:
+async def test_one_death_makes_nothing_suspect(store: Store, context: WorkerContext, client: redis.Redis) -> None:
     """After a first death the same requests are read together once more, and those that came since are not."""
     model = await make(store)
     for i in range(8):
         await send(store, model, POISON if i == 7 else 1.0)
     sizes = []
     for _ in range(4):
-        taken = process.ledger.take(model.hash, "dies", "")
+        taken = context.consumer.claim(model.hash, "dies", "")
         assert taken is not None
         sizes.append(len(taken.entries))
         client.delete(redis_keys.lock(model.hash))
@@ -144,23 +144,23 @@ async def test_one_death_makes_nothing_suspect(store: Store, process: WorkerCont
 
 @pytest.mark.usefixtures("deadly")
 async def test_rows_that_came_after_the_death_are_not_suspect(
-    store: Store, process: WorkerContext, client: redis.Redis
+    store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
     """A request that kills alone is tried alone again, however much came in behind it."""
     model = await make(store)
     await send(store, model, POISON)
     with pytest.raises(Killed):
-        learn(process, model.hash, "first")
+        learn(context, model.hash, "first")
     client.delete(redis_keys.lock(model.hash))
     for _ in range(5):
         await send(store, model, 1.0)
-    taken = process.ledger.take(model.hash, "second", "")
+    taken = context.consumer.claim(model.hash, "second", "")
     assert taken is not None
     assert ([entry.sequence for entry in taken.entries], taken.attempts) == ([1], 2)
 
 
 async def test_a_request_that_needs_too_much_memory_is_put_aside(
-    store: Store, process: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that runs out of memory lives on; after some tries the request is put aside and the next is learned."""
     model = await make(store)
@@ -175,29 +175,29 @@ async def test_a_request_that_needs_too_much_memory_is_put_aside(
     await send(store, model, POISON)
     await send(store, model, 1.0)
     for _ in range(ATTEMPTS_MAX + 3):
-        learn(process, model.hash, "lease")
+        learn(context, model.hash, "lease")
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (1, 0)
     assert b"memory" in dead(client, model)[0][b"reason"]
 
 
 async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
-    store: Store, process: WorkerContext, client: redis.Redis
+    store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
     """A bundle that cannot be read for a long time holds its mail up; mended, all of it is learned."""
     model = await make(store)
     await send(store, model, 1.0)
-    assert not learn(process, model.hash, "lease")
+    assert not learn(context, model.hash, "lease")
     live = client.get(redis_keys.bundle(model.hash))
     assert isinstance(live, bytes)
-    process.cache.drop(model.hash)
+    context.bundles.cache.drop(model.hash)
     client.set(redis_keys.bundle(model.hash), live[:-1] + bytes([live[-1] ^ 1]))
     await send(store, model, 2.0)
     for _ in range(ATTEMPTS_MAX + 1):
         # What would put it right, if the model were registered, runs a loop of its own.
-        assert not await asyncio.to_thread(learn, process, model.hash, "lease")
+        assert not await asyncio.to_thread(learn, context, model.hash, "lease")
     client.set(redis_keys.bundle(model.hash), live)
-    assert not learn(process, model.hash, "lease")
+    assert not learn(context, model.hash, "lease")
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (2, 0)
     assert dead(client, model) == []
@@ -205,27 +205,27 @@ async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_rows_that_make_the_model_infinite_are_put_aside(
-    store: Store, process: WorkerContext, client: redis.Redis, updates: str
+    store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """Rows that would leave an infinite coefficient are put aside, saying which; later rows go on from before them."""
     model = await make(store, params={"eta0": 1e280, "learning_rate": "constant"}, updates=updates)
     await send(store, model, 0.0)
     bad = await send(store, model, 1e38)
     await send(store, model, 0.0)
-    while learn(process, model.hash, "lease"):
+    while learn(context, model.hash, "lease"):
         pass
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (2, 0)
     (kept,) = dead(client, model)
     assert int(kept[b"sequence"]) == bad
     assert b"finite" in kept[b"reason"] or b"overflow" in kept[b"reason"]
-    held = process.cache.get(model.hash, after.digest)
+    held = context.bundles.cache.get(model.hash, after.digest)
     assert held is not None
     assert np.isfinite(held.estimator.coef_).all()
 
 
 async def test_what_is_put_aside_says_when_and_what(
-    store: Store, process: WorkerContext, client: redis.Redis, settings: Settings
+    store: Store, context: WorkerContext, client: redis.Redis, settings: Settings
 ) -> None:
     """An entry is named by generation and sequence and has its time, its size and its rows."""
     metadata = {"type": "poison", "counts": True}
@@ -235,7 +235,7 @@ async def test_what_is_put_aside_says_when_and_what(
     model = await described(store, model_hash)
     rows = shape(recipe, [[-1.0]], ["a"], learning=True)
     await accept(store, model, rows)
-    assert not learn(process, model_hash, "lease")
+    assert not learn(context, model_hash, "lease")
     ((name, kept),) = client.xrange(redis_keys.dead(model_hash))  # type: ignore[misc, union-attr]
     seconds, _ = client.time()  # type: ignore[misc]
     assert name == b"7-1"

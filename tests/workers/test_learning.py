@@ -56,15 +56,15 @@ async def described(store: Store, model: Model) -> Model:
     return again
 
 
-def learn_all(process: WorkerContext, model_hash: str) -> None:
+def learn_all(context: WorkerContext, model_hash: str) -> None:
     """Learn for as many turns as it takes: how much fits into one depends on what else the machine does."""
-    while learn(process, model_hash, "lease"):
+    while learn(context, model_hash, "lease"):
         pass
 
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_are_learned(
-    store: Store, process: WorkerContext, client: redis.Redis, updates: str
+    store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """Negative counts are refused by MultinomialNB: that request is kept aside, all around it are learned."""
     model = await make(store, {**COUNTS, "updates": updates})
@@ -76,7 +76,7 @@ async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_
     for X, y in good[1:]:
         await send(store, model, [X], [y])
     with structlog.testing.capture_logs() as logged:
-        learn_all(process, model.hash)
+        learn_all(context, model.hash)
     (told,) = (line for line in logged if line["event"] == "request_put_aside")
     assert (told["sequence"], told["request_id"]) == (bad, "from-the-client")
     after = await described(store, model)
@@ -85,7 +85,7 @@ async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_
     assert int(kept[b"sequence"]) == bad
     assert b"Negative values" in kept[b"reason"]
     expected = _learned(model.recipe, good)
-    held = process.cache.get(model.hash, after.digest)
+    held = context.bundles.cache.get(model.hash, after.digest)
     assert held is not None
     assert (held.estimator.feature_count_ == expected.estimator.feature_count_).all()
 
@@ -98,25 +98,25 @@ def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
 
 
 async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(
-    store: Store, process: WorkerContext
+    store: Store, context: WorkerContext
 ) -> None:
     """A worker that is to stop says that mail is left, so that the next lease learns it and nobody has to sweep."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [2.0])
-    process.stopping = True
-    assert learn(process, model.hash, "lease")
+    context.stopping = True
+    assert learn(context, model.hash, "lease")
     assert (await described(store, model)).inbox == 1
 
 
-async def test_merged_requests_become_one_call(store: Store, process: WorkerContext) -> None:
+async def test_merged_requests_become_one_call(store: Store, context: WorkerContext) -> None:
     """With "merged" all that waits is one partial_fit call and one version."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": "merged"})
     for i in range(50):
         await send(store, model, [[float(i), 1.0]], [float(i % 7)])
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.version, after.rows_seen) == (1, 50)
-    held = process.cache.get(model.hash, after.digest)
+    held = context.bundles.cache.get(model.hash, after.digest)
     whole = Bundle.new(model.recipe)
     rows = [[float(i), 1.0] for i in range(50)]
     whole.partial_fit(shape(model.recipe, rows, [float(i % 7) for i in range(50)], learning=True))
@@ -126,7 +126,7 @@ async def test_merged_requests_become_one_call(store: Store, process: WorkerCont
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
 async def test_a_change_is_made_between_the_rows_before_and_after_it(
-    store: Store, process: WorkerContext, client: redis.Redis, updates: str
+    store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
     """All that waits is one commit: rows, a change, rows, which are joined up to the change only."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": updates})
@@ -142,18 +142,18 @@ async def test_a_change_is_made_between_the_rows_before_and_after_it(
         parts = [batch] if updates == "merged" else [[row] for row in batch]
         for part in parts:
             whole.partial_fit(shape(model.recipe, part, [1.0] * len(part), learning=True))
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.version, after.rows_seen, after.inbox) == (1, 12, 0)
     assert after.changed == {"eta0": 0.2, "alpha": 0.5}
-    held = process.cache.get(model.hash, after.digest)
+    held = context.bundles.cache.get(model.hash, after.digest)
     assert held is not None
     assert (held.estimator.coef_ == whole.estimator.coef_).all()
     assert held.estimator.t_ == whole.estimator.t_ == 13.0
     # Accepted, as a gateway of another version might have done, and no parameter of it.
     await change(store, model, {"alfa": 1})
     await send(store, model, [[1.0, 1.0]], [1.0])
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
     assert b"there is no 'alfa'" in kept[b"reason"]
     last = await described(store, model)
@@ -161,14 +161,14 @@ async def test_a_change_is_made_between_the_rows_before_and_after_it(
 
 
 async def test_a_request_that_takes_its_workers_along_is_put_aside(
-    store: Store, process: WorkerContext, client: redis.Redis
+    store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
     """After too many workers died at the same request it is put aside, and the next one is learned."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     await send(store, model, [[2.0]], [2.0])
     client.hset(redis_keys.state(model.hash), "attempts", ATTEMPTS_MAX)
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.rows_seen, after.learned) == (1, 2)
     ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
@@ -176,18 +176,18 @@ async def test_a_request_that_takes_its_workers_along_is_put_aside(
 
 
 async def test_a_model_locked_by_another_is_left_alone(
-    store: Store, process: WorkerContext, client: redis.Redis
+    store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
     """A lease that finds a model locked does nothing; the holder sees the mail when it lets go."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     client.set(redis_keys.lock(model.hash), "another", ex=10)
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     assert (await described(store, model)).inbox == 1
 
 
 async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
-    store: Store, process: WorkerContext, client: redis.Redis, tmp_path: Any
+    store: Store, context: WorkerContext, client: redis.Redis, tmp_path: Any
 ) -> None:
     """A pickle that nobody signed, put into Redis, is refused; rows wait until somebody mends it."""
 
@@ -199,23 +199,23 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
 
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     live = client.get(redis_keys.bundle(model.hash))
     assert isinstance(live, bytes)
-    process.cache.drop(model.hash)
+    context.bundles.cache.drop(model.hash)
     client.set(redis_keys.bundle(model.hash), live[:-200] + pickle.dumps(Bomb()))
     await send(store, model, [[2.0]], [2.0])
     # What would put it right runs a loop of its own.
-    await asyncio.to_thread(learn_all, process, model.hash)
+    await asyncio.to_thread(learn_all, context, model.hash)
     assert not (tmp_path / "ran").exists()
     assert (await described(store, model)).inbox == 1
     client.set(redis_keys.bundle(model.hash), live)
-    learn_all(process, model.hash)
+    learn_all(context, model.hash)
     assert (await described(store, model)).rows_seen == 2
 
 
 async def test_the_cache_is_never_believed_over_the_store(
-    store: Store, process: WorkerContext, settings: Settings
+    store: Store, context: WorkerContext, settings: Settings
 ) -> None:
     """A worker that holds an old bundle learns on from the one another worker committed."""
     model = await make(store, {"estimator": "SGDRegressor"})
@@ -223,10 +223,10 @@ async def test_the_cache_is_never_believed_over_the_store(
     rows = [([float(i)], float(i % 3)) for i in range(6)]
     for i, (X, y) in enumerate(rows):
         await send(store, model, [X], [y])
-        learn((process, other)[i % 2], model.hash, "lease")
+        learn((context, other)[i % 2], model.hash, "lease")
     other.close()
     after = await described(store, model)
     assert after.rows_seen == 6
-    held = process.cache.get(model.hash, after.digest) or other.cache.get(model.hash, after.digest)
+    held = context.bundles.cache.get(model.hash, after.digest) or other.bundles.cache.get(model.hash, after.digest)
     assert held is not None
     assert (held.estimator.coef_ == _learned(model.recipe, rows).estimator.coef_).all()

@@ -65,8 +65,8 @@ async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: 
     await shop.accept(model_hash, [[1.0]], [9.0])
     learn(second, model_hash, "lease")
     assert await shop.predict(model_hash, [[1.0]]) == [9.0]
-    for process in (first, second):
-        process.close()
+    for context in (first, second):
+        context.close()
 
 
 async def test_rows_wait_for_a_worker_with_the_upload_key(
@@ -78,8 +78,8 @@ async def test_rows_wait_for_a_worker_with_the_upload_key(
     foreign = worker(settings, OTHER)
     for value in (1.0, 2.0, 3.0):
         await shop.accept(model_hash, [[value]], [value])
-        for process in (unfit, foreign):
-            assert not learn(process, model_hash, "lease")
+        for context in (unfit, foreign):
+            assert not learn(context, model_hash, "lease")
     assert (await shop.model(model_hash)).inbox == 3
     assert shop.redis.exists(redis_keys.lock(model_hash)) == 0
     said = capsys.readouterr().out
@@ -87,5 +87,5 @@ async def test_rows_wait_for_a_worker_with_the_upload_key(
     assert UPLOAD_KEYS in said
     assert not learn(fit, model_hash, "lease")
     assert ((await shop.model(model_hash)).inbox, await shop.predict(model_hash, [[0.0]])) == (0, [3.0])
-    for process in (unfit, foreign, fit):
-        process.close()
+    for context in (unfit, foreign, fit):
+        context.close()

@@ -22,18 +22,18 @@ OLD, NEW = "old:" + "01" * 32, "new:" + "02" * 32
 @contextmanager
 def worker(settings: Settings, signing_keys: str) -> Iterator[WorkerContext]:
     """Context of a worker process that was started with these keys."""
-    process = WorkerContext(Settings(**{**settings.model_dump(), "signing_keys": signing_keys}), "rotation")
+    context = WorkerContext(Settings(**{**settings.model_dump(), "signing_keys": signing_keys}), "rotation")
     try:
-        yield process
+        yield context
     finally:
-        process.close()
+        context.close()
 
 
 async def learned(store: Store, settings: Settings, model: Model, signing_keys: str) -> int:
     """Send a row, have a worker with these keys learn what waits; return how many rows the model has seen."""
     await accept(store, model, shape(model.recipe, [[1.0]], [1.0], learning=True))
-    with worker(settings, signing_keys) as process:
-        learn(process, model.hash, "lease")
+    with worker(settings, signing_keys) as context:
+        learn(context, model.hash, "lease")
     return (await described(store, model)).rows_seen
 
 

@@ -146,7 +146,7 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
     status, problem = await deadly
     assert (status, problem["type"]) == (500, "urn:keepfit:problem:poison")
     assert "3 workers died" in problem["detail"]
-    for part, event in (("workers", "question_put_aside"), ("gateway", "request_failed")):
+    for part, event in (("workers", "worker_request_put_aside"), ("gateway", "request_failed")):
         (line,) = (line for line in own_stack.log(part).splitlines() if event in line)
         assert json.loads(line)["request_id"] == "deadly"
     assert (await ask(1))[0] == 200

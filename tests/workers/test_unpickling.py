@@ -10,7 +10,7 @@ import pytest
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import KeepfitError
-from keepfit.jobs.messages import WorkerRequest, decode_answers, encode
+from keepfit.jobs.messages import WorkerRequest, decode_replies, encode
 from keepfit.model import pickling
 from keepfit.restore import restorer as restores
 from keepfit.rows.shaping import shape
@@ -37,24 +37,24 @@ Forge = Callable[[bytes, bytes, Keyring], bytes]
 OTHER = Keyring.from_text("foreign:" + "ab" * 32)
 
 
-def _same_name(ring: Keyring) -> Keyring:
-    ((name, _),) = ring.keys
+def _same_name(keyring: Keyring) -> Keyring:
+    ((name, _),) = keyring.keys
     return Keyring(((name, b"x" * 32),))
 
 
 # Each makes its forgery of a good bundle, a foreign pickle and our keys.
 FORGERIES: dict[str, Forge] = {
-    "pickle": lambda good, foreign, ring: foreign,
-    "pickle for payload": lambda good, foreign, ring: good[: -len(foreign)] + foreign,
-    "pickle behind": lambda good, foreign, ring: good + foreign,
-    "bit": lambda good, foreign, ring: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:],
-    "cut": lambda good, foreign, ring: good[:-1],
-    "other key": lambda good, foreign, ring: resigned(good, ring, OTHER),
-    "other key, our name": lambda good, foreign, ring: resigned(good, ring, _same_name(ring)),
-    "other model": lambda good, foreign, ring: resigned(good, ring, ring, hash="0" * 64),
-    "other purpose": lambda good, foreign, ring: resigned(good, ring, ring, purpose="upload"),
-    "other runtime": lambda good, foreign, ring: resigned(good, ring, ring, runtime={"python": "2.7.18"}),
-    "nothing": lambda good, foreign, ring: b"\0",
+    "pickle": lambda good, foreign, keyring: foreign,
+    "pickle for payload": lambda good, foreign, keyring: good[: -len(foreign)] + foreign,
+    "pickle behind": lambda good, foreign, keyring: good + foreign,
+    "bit": lambda good, foreign, keyring: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:],
+    "cut": lambda good, foreign, keyring: good[:-1],
+    "other key": lambda good, foreign, keyring: resigned(good, keyring, OTHER),
+    "other key, our name": lambda good, foreign, keyring: resigned(good, keyring, _same_name(keyring)),
+    "other model": lambda good, foreign, keyring: resigned(good, keyring, keyring, hash="0" * 64),
+    "other purpose": lambda good, foreign, keyring: resigned(good, keyring, keyring, purpose="upload"),
+    "other runtime": lambda good, foreign, keyring: resigned(good, keyring, keyring, runtime={"python": "2.7.18"}),
+    "nothing": lambda good, foreign, keyring: b"\0",
 }
 
 
@@ -92,20 +92,20 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def asked(process: WorkerContext, entry: bytes) -> Any:
+def asked(context: WorkerContext, entry: bytes) -> Any:
     """Have one question answered."""
-    left = answer_all(process, [entry])
+    left = answer_all(context, [entry])
     if left:
-        redis_scripts.run(process.queue, *left)
-    (batch,) = process.queue.lrange(redis_keys.replies("g"), 0, -1)
-    process.queue.delete(redis_keys.replies("g"))
-    (answer,) = decode_answers(batch)
+        redis_scripts.run(context.queue, *left)
+    (batch,) = context.queue.lrange(redis_keys.replies("g"), 0, -1)
+    context.queue.delete(redis_keys.replies("g"))
+    (answer,) = decode_replies(batch)
     return answer
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 async def test_a_forgery_is_never_unpickled(
-    shop: Workshop, process: WorkerContext, unpickled: list[Any], tmp_path: Path, forge: Forge
+    shop: Workshop, context: WorkerContext, unpickled: list[Any], tmp_path: Path, forge: Forge
 ) -> None:
     """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
     model_hash = await shop.learned()
@@ -121,10 +121,10 @@ async def test_a_forgery_is_never_unpickled(
     (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
     blob.write_bytes(forged)
     shop.redis.set(redis_keys.bundle(model_hash), forged)
-    answer = await asyncio.to_thread(asked, process, entry)
+    answer = await asyncio.to_thread(asked, context, entry)
     assert answer.error
     await shop.accept(model_hash)
-    await asyncio.to_thread(learn, process, model_hash, "lease")
+    await asyncio.to_thread(learn, context, model_hash, "lease")
     assert (await shop.model(model_hash)).inbox == 1
     shop.lose(model_hash)
     with pytest.raises(KeepfitError):

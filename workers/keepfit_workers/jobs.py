@@ -1,7 +1,7 @@
-"""The two RQ jobs. Each is a lease on a waiting room: it drains, lingers and hands over, instead of doing one request.
+"""The two RQ jobs. Each is a lease on a run queue: it drains the queue, lingers and hands over.
 
-Gateways enqueue them by name (:mod:`keepfit.jobs.rq_jobs`). Owns nothing but the two loops; learning and predicting are
-in modules of their own.
+Gateways enqueue them by name (:mod:`keepfit.jobs.rq_jobs`). Owns the two loops; learning and predicting are modules of
+their own.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from keepfit_workers.predicting import answer_all
 
 
 def warm_up() -> None:
-    """Load all that learning and predicting will need, once and before the fork; the first use costs a second."""
+    """Import everything that learning and predicting need, once and before the fork; the first use takes a second."""
     features = {"a": "category", "b": "number"}
     recipe = recipe_check.check({"estimator": "SGDRegressor", "features": features, "scaler": "StandardScaler"})
     bundle = Bundle.new(recipe)
@@ -29,21 +29,21 @@ def warm_up() -> None:
 
 
 def partial_fit(lease: str) -> int:
-    """Learn what waits for models in the learn room; return the number of turns."""
-    here = context.current()
+    """Learn the pending requests of the models in the learn queue; return the number of turns."""
+    worker = context.current()
 
     def learn_all(models: Sequence[bytes]) -> Sequence[Command]:
         for model_hash in map(bytes.decode, models):
-            if learn(here, model_hash, lease):
+            if learn(worker, model_hash, lease):
                 failpoints.reach("worker.unlocked")
-                # Back to the end of the room: others come first.
-                run_queue.ring(here.queue, run_queue.LEARN, here.settings.lease_ttl_s, [model_hash])
+                # To the end of the queue: the other models come first.
+                run_queue.enqueue_lease(worker.queue, run_queue.LEARN, worker.settings.lease_ttl_s, [model_hash])
         return ()
 
-    return drain(here, run_queue.LEARN, lease, learn_all)
+    return drain(worker, run_queue.LEARN, lease, learn_all)
 
 
 def predict(lease: str) -> int:
-    """Answer what waits in the predict room; return the number of questions."""
-    here = context.current()
-    return drain(here, run_queue.PREDICT, lease, lambda entries: answer_all(here, entries))
+    """Answer the requests in the predict queue; return their number."""
+    worker = context.current()
+    return drain(worker, run_queue.PREDICT, lease, lambda entries: answer_all(worker, entries))

@@ -1,12 +1,12 @@
-"""Learning: take → fit → commit, one model at a time.
+"""Learning: claim, fit, commit, one model at a time.
 
-Owns what happens to requests that wait in a model's inbox; how they are learned is :mod:`keepfit.model.fit_loop`. Never
-answers anybody: gateways hear of the commit from the script itself. Invariants: a bundle that was changed and not
-committed is thrown away; a request that its estimator refuses is put aside with the reason and never stands in the way
-of the next.
+Owns what happens to the pending requests of a model; how they are fitted is :mod:`keepfit.model.fit_loop`. Never
+replies to a gateway: the commit script publishes the new version itself. Invariants: a bundle that was changed and not
+committed is discarded; a request that its estimator rejects becomes a dead letter and never blocks the next one.
 """
 
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -14,113 +14,162 @@ from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsErr
 from keepfit.model import fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
+from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
-from keepfit.store.commit import REFUSALS, Claimed
+from keepfit.security import envelope
+from keepfit.security.envelope import Header, Keyring
+from keepfit.store.commit import REFUSALS, Claimed, InboxConsumer, SealedBundle
 from keepfit.store.inbox import request_of
 from keepfit_workers import restoring
+from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.lease import SHARED_SLICE_S
 
 log = structlog.get_logger(__name__)
 
-# One turn at a model: long enough to make a commit cheap, short enough that a killed worker loses little and that
+# One turn at a model: long enough to make a commit cheap, short enough that a killed worker loses little work and that
 # other models are served in between.
 TURN_S = 0.25
 COMMIT_AFTER_S = 0.1
-# How often a request may take its worker along, all by itself, before it is put aside.
+# A request that has killed this many workers while it was learned alone becomes a dead letter.
 ATTEMPTS_MAX = 6
 
 
-def learn(process: WorkerContext, model_hash: str, lease: str) -> bool:
-    """Learn what waits for one model, for one turn; tell whether mail is left."""
-    if process.stopping:
-        # Out of the room and not begun: put back, or only the sweep for mail would find it.
-        return True
-    started = time.monotonic()
-    process.pulse.model((model_hash, lease))
-    try:
-        mail, taken = True, None
-        while mail and not _turn_is_over(process, time.monotonic() - started):
-            # Of a bundle that this process cannot load, what waits need not even be read, at every ring.
-            if taken is None and not process.cannot_read(model_hash):
-                taken = process.ledger.take(model_hash, lease, process.digest(model_hash))
-            if taken is None:
+class Turn:
+    """One turn of a worker at one model: claim, fit and commit while requests are pending, then release.
+
+    Each step returns whether requests are still pending, and with it the requests that its round trip claimed already.
+    """
+
+    def __init__(
+        self, consumer: InboxConsumer, bundles: Bundles, keyring: Keyring, model_hash: str, lease: str
+    ) -> None:
+        self._consumer = consumer
+        self._bundles = bundles
+        self._keyring = keyring
+        self._hash = model_hash
+        self._lease = lease
+
+    def run(self, is_over: Callable[[], bool]) -> bool:
+        """Learn until no request is pending or the turn `is_over`; return whether requests are still pending."""
+        pending, claimed = True, None
+        while pending and not is_over():
+            claimed = claimed or self.claim()
+            if claimed is None:
                 return False
             failpoints.reach("worker.claimed")
-            mail, taken = _step(process, taken, lease)
+            pending, claimed = self.fit(claimed)
         failpoints.reach("worker.unlocking")
-        return process.ledger.unlock(model_hash, lease, force=True) if mail else False
-    except StaleModelError:
-        return False
-    except EnvelopeError as error:
-        # Said in the log when it was found out. Nothing is lost: a worker with the right versions learns what waits, or
-        # the next turn where the bundle was broken and is put right.
-        is_broken = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
-        put_right = is_broken and restoring.repair(process, model_hash) is None
-        process.ledger.unlock(model_hash, lease, force=True)
-        return put_right
-    except UnavailableError:
-        process.owe(model_hash, lease)
-        raise
-    except Exception as error:
-        # The bundle at hand may be half changed, however it came to that.
-        process.cache.drop(model_hash)
-        # One model's trouble is not the others'. Nothing is lost: the requests stay in the inbox, and the sweep rings
-        # for them again.
-        log.exception("learning_stopped", hash=model_hash)
-        process.ledger.unlock(model_hash, lease, force=True, harmed=isinstance(error, MemoryError))
-        return False
-    finally:
-        process.pulse.model(None)
+        return self.release(force=True) if pending else False
+
+    def claim(self) -> Claimed | None:
+        """Lock the model and read its bundle and next requests; None if it is gone, locked, or unreadable here."""
+        # The requests of a bundle that this process cannot load need not be read at every attempt.
+        if self._bundles.is_unreadable(self._hash):
+            return None
+        return self._consumer.claim(self._hash, self._lease, self._bundles.digest(self._hash))
+
+    def fit(self, claimed: Claimed) -> tuple[bool, Claimed | None]:
+        """Fit the claimed requests, as many as fit into :data:`COMMIT_AFTER_S`, and commit them."""
+        if not claimed.entries:
+            return self.release(force=False), None
+        bundle = self._bundles.get(claimed)
+        if claimed.attempts > ATTEMPTS_MAX:
+            reason = f"{claimed.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
+            return self.commit(claimed, bundle, Fitted(0, reason))
+        return fit_loop.learn(
+            bundle,
+            lambda: self._bundles.reload(claimed),
+            claimed.entries,
+            lambda fitted_bundle, fitted: self.commit(claimed, fitted_bundle, fitted),
+            COMMIT_AFTER_S,
+        )
+
+    def commit(self, claimed: Claimed, bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
+        """Commit the fitted requests, or the first one as a dead letter if it could not be learned."""
+        failpoints.reach("worker.fitted")
+        # Until the commit confirms it, the bundle in memory differs from the stored one.
+        self._bundles.cache.drop(self._hash)
+        dead_reason = "" if fitted.count else fitted.reason
+        count = fitted.count or 1
+        sealed = seal_bundle(self._keyring, claimed, bundle, count)
+        committed = self._consumer.commit(claimed, sealed, count, self._lease, dead_reason)
+        if committed.version < 1:
+            reason = REFUSALS[committed.version]
+            log.warning("commit_refused", hash=self._hash, version=claimed.version + 1, reason=reason)
+            return True, committed.claimed
+        self._bundles.cache.put(self._hash, committed.digest, bundle, len(sealed.data))
+        if dead_reason:
+            _log_dead_letter(claimed, dead_reason)
+        return committed.has_pending, committed.claimed
+
+    def release(self, *, force: bool) -> bool:
+        """Unlock the model; return whether requests are pending (then the lock is kept, unless forced)."""
+        return self._consumer.unlock(self._hash, self._lease, force=force)
 
 
-def _turn_is_over(process: WorkerContext, elapsed_s: float) -> bool:
-    """Tell whether others should come first now: those who ask, and other models."""
-    if process.stopping or elapsed_s > TURN_S:
+def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
+    """Learn the pending requests of one model for one turn; return whether requests are still pending."""
+    if context.stopping:
+        # The model was removed from the run queue and not begun. It goes back, or only the sweep would find it.
         return True
-    return elapsed_s > SHARED_SLICE_S and process.wanted()
+    turn = Turn(context.consumer, context.bundles, context.keyring, model_hash, lease)
+    started = time.monotonic()
+    with context.heartbeat.renewing_lock(model_hash, lease):
+        try:
+            return turn.run(lambda: _turn_is_over(context, time.monotonic() - started))
+        except StaleModelError:
+            return False
+        except EnvelopeError as error:
+            # Logged where it was found. Nothing is lost: a worker with the right versions learns the pending requests,
+            # or the next turn does where the bundle was corrupt and is repaired.
+            is_repairable = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
+            repaired = is_repairable and restoring.repair(context, model_hash) is None
+            turn.release(force=True)
+            return repaired
+        except UnavailableError:
+            context.defer_unlock(model_hash, lease)
+            raise
+        except Exception as error:
+            # The bundle in memory may be half changed.
+            context.bundles.cache.drop(model_hash)
+            # A failure of one model does not affect the others. Nothing is lost: the requests stay in the inbox, and
+            # the sweep enqueues a lease for them again.
+            log.exception("learning_stopped", hash=model_hash)
+            context.consumer.unlock(model_hash, lease, force=True, harmed=isinstance(error, MemoryError))
+            return False
 
 
-def _step(process: WorkerContext, taken: Claimed, lease: str) -> tuple[bool, Claimed | None]:
-    """Learn a batch and commit it; tell whether mail waits, and return what of it was taken already."""
-    if not taken.entries:
-        return process.ledger.unlock(taken.hash, lease, force=False), None
-    entries, bundle = taken.entries, process.bundle(taken)
-    if taken.attempts > ATTEMPTS_MAX:
-        reason = f"{taken.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
-        return _commit(process, taken, bundle, Fitted(0, reason), lease)
-    return fit_loop.learn(
-        bundle,
-        lambda: _stored(process, taken),
-        entries,
-        lambda learned, fitted: _commit(process, taken, learned, fitted, lease),
-        COMMIT_AFTER_S,
+def _turn_is_over(context: WorkerContext, elapsed_s: float) -> bool:
+    """Return whether other work comes first now: predictions, and other models."""
+    if context.stopping or elapsed_s > TURN_S:
+        return True
+    return elapsed_s > SHARED_SLICE_S and context.has_waiting_jobs()
+
+
+def seal_bundle(keyring: Keyring, claimed: Claimed, bundle: Bundle, count: int) -> SealedBundle:
+    """Pickle and sign a bundle that has learned the first `count` of the claimed requests."""
+    last = claimed.entries[count - 1]
+    header = Header(
+        purpose=envelope.BUNDLE,
+        hash=claimed.hash,
+        generation=claimed.generation,
+        version=claimed.version + 1,
+        sequence=last.sequence,
+        rows_seen=bundle.rows_seen,
+        chain=last.request_digest,
+        runtime=bundle.runtime,
     )
+    return SealedBundle(seal(bundle, keyring, header), bundle.rows_seen, bundle.metrics(), bundle.changed)
 
 
-def _stored(process: WorkerContext, taken: Claimed) -> Bundle:
-    """Read the bundle anew, because the one at hand was changed."""
-    process.cache.drop(taken.hash)
-    return process.bundle(taken)
+def _log_dead_letter(claimed: Claimed, reason: str) -> None:
+    """Log that the first claimed request became a dead letter.
 
-
-def _commit(
-    process: WorkerContext, taken: Claimed, bundle: Bundle, fitted: Fitted, lease: str
-) -> tuple[bool, Claimed | None]:
-    """Commit what was learned, or that the first request was put aside; return what :func:`_step` does."""
-    failpoints.reach("worker.fitted")
-    # From here on the object at hand is not what is stored, until the commit says that it is.
-    process.cache.drop(taken.hash)
-    put_aside = "" if fitted.count else fitted.reason
-    committed = process.ledger.commit(taken, bundle, fitted.count or 1, lease, put_aside)
-    if committed.version < 1:
-        log.warning("commit_refused", hash=taken.hash, version=taken.version + 1, reason=REFUSALS[committed.version])
-        return True, committed.taken
-    process.cache.put(taken.hash, committed.digest, bundle, committed.size_bytes)
-    if put_aside:
-        first = taken.entries[0]
-        sent = request_of(first.payload) or None
-        # The words of an estimator may quote the row; they are kept with it, and go to who sent it.
-        kind = put_aside.partition(":")[0]
-        log.warning("request_put_aside", hash=taken.hash, sequence=first.sequence, request_id=sent, reason=kind)
-    return committed.mail, committed.taken
+    The text of an estimator's error may quote the row. It is stored with the dead letter, for the client that sent the
+    row; the log gets the class of the error only.
+    """
+    first = claimed.entries[0]
+    request_id = request_of(first.payload) or None
+    kind = reason.partition(":")[0]
+    log.warning("request_put_aside", hash=claimed.hash, sequence=first.sequence, request_id=request_id, reason=kind)

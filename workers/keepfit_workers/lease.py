@@ -1,8 +1,8 @@
-"""A lease: one RQ job's turn at a waiting room.
+"""A lease: one RQ job's turn at a run queue.
 
-Owns when to take the next entries, when to linger, and when to hand over. Never looks into an entry. Invariant: a lease
-ends only when nothing waits or after it has sent for a successor; one that dies is ended by the supervisor, or by the
-sweep once its deadline has passed.
+Owns when to claim the next entries, when to linger, and when to hand over. Never reads an entry. Invariant: a lease
+ends only when its run queue is empty or after it has enqueued a successor. If its worker dies, the supervisor ends it,
+or the sweep does once its deadline has passed.
 """
 
 import time
@@ -15,77 +15,80 @@ from keepfit.jobs.run_queue import RunQueue, When
 from keepfit.observability import failpoints
 from keepfit_workers.context import WorkerContext
 
-# A lease that keeps others from a worker hands over after this long; each hand-over costs about 3 ms.
+# A lease hands over after this time if other jobs wait for a worker; each hand-over costs about 3 ms.
 SHARED_SLICE_S = 0.02
-# One of several leases that had nothing to do for half of this long ends: the others' batches are the better for it.
+# One of several leases that was idle for half of this time ends: larger batches are more efficient for the others.
 SPARE_S = 0.5
 
 Work = Callable[[Sequence[bytes]], Sequence[Command]]
 
 
-def drain(process: WorkerContext, room: RunQueue, lease: str, work: Work) -> int:
-    """Do what waits in `room`, batch by batch, for as long as the lease should go on; return the number of entries.
+def drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> int:
+    """Process the entries of a run queue, batch by batch, until the lease ends; return the number of entries.
 
-    `work` may leave commands for the queue's Redis; they are sent with the next claim, which counts the batch as done.
+    `work` may return commands for the queue's Redis. They are sent with the next claim, which marks the batch as done.
     """
-    settings, started, done = process.settings, time.monotonic(), 0
+    with context.heartbeat.renewing_lease(queue, lease):
+        return _drain(context, queue, lease, work)
+
+
+def _drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> int:
+    settings, started, done = context.settings, time.monotonic(), 0
     watched, idle_s = started, 0.0
-    left: Sequence[Command] = ()
-    process.pulse.lease((room, lease))
+    unsent: Sequence[Command] = ()
     try:
         while True:
-            # In this order: should the worker die between the two, an answer is sent twice, and not never.
-            *_, answer = redis_scripts.run(
-                process.queue, *left, run_queue.claim(room, lease, settings.lease_ttl_s, process.name)
-            )
-            left = ()
+            # In this order: if the worker dies between the two, a reply is sent twice rather than never.
+            claim = run_queue.claim(queue, lease, settings.lease_ttl_s, context.name)
+            *_, answer = redis_scripts.run(context.queue, *unsent, claim)
+            unsent = ()
             if answer[0] < 0:
                 return done
-            jobs_waiting, bounds, *entries = answer
-            process.note_turns(bounds)
+            jobs_waiting, limits, *entries = answer
+            context.set_request_limits(limits)
             if entries:
                 failpoints.reach("lease.claimed")
-                left = work(entries)
+                unsent = work(entries)
                 done += len(entries)
             else:
                 lingered = time.monotonic()
-                if not _linger(process, room) and _released(process, room, lease):
+                if not _linger(context, queue) and _release(context, queue, lease):
                     return done
                 idle_s += time.monotonic() - lingered
             now = time.monotonic()
             slice_s = SHARED_SLICE_S if jobs_waiting else settings.lease_slice_s
-            if process.stopping or now - started > slice_s:
-                _hand_over(process, room, lease, left)
+            if context.stopping or now - started > slice_s:
+                _hand_over(context, queue, lease, unsent)
                 return done
-            if now - watched > SPARE_S and not left:
-                if idle_s > (now - watched) / 2 and _released(process, room, lease, "spare"):
+            if now - watched > SPARE_S and not unsent:
+                if idle_s > (now - watched) / 2 and _release(context, queue, lease, "spare"):
                     return done
                 watched, idle_s = now, 0.0
     except BaseException:
-        # What was in hand is not put back: it may be why the job failed. Rows wait in their inbox for the sweep.
-        # Answers on their way when the connection broke are sent once more; a second one does no harm.
-        redis_scripts.run(process.queue, *left, run_queue.release(room, lease, "now"))
+        # The claimed entries are not put back: one of them may be the reason of the failure. Rows stay in their inbox,
+        # where the sweep finds them. Replies that were being sent when the connection broke are sent again; a second
+        # copy is harmless.
+        redis_scripts.run(context.queue, *unsent, run_queue.release(queue, lease, "now"))
         raise
-    finally:
-        process.pulse.lease(None)
 
 
-def _linger(process: WorkerContext, room: RunQueue) -> bool:
-    """Wait a little for more, taking nothing: moving the first entry to where it is only blocks until there is one."""
-    waiting = redis_keys.waiting(room.name)
-    seconds = process.settings.linger_ms / 1000
-    (first,) = redis_scripts.run(process.queue, ("BLMOVE", waiting, waiting, "LEFT", "LEFT", seconds))
+def _linger(context: WorkerContext, queue: RunQueue) -> bool:
+    """Wait a little for an entry without claiming it: moving the first entry onto itself blocks until there is one."""
+    waiting = redis_keys.waiting(queue.name)
+    seconds = context.settings.linger_ms / 1000
+    (first,) = redis_scripts.run(context.queue, ("BLMOVE", waiting, waiting, "LEFT", "LEFT", seconds))
     return first is not None
 
 
-def _released(process: WorkerContext, room: RunQueue, lease: str, when: When = "idle") -> bool:
+def _release(context: WorkerContext, queue: RunQueue, lease: str, when: When = "idle") -> bool:
+    """Release the lease; return whether it has ended."""
     failpoints.reach("lease.releasing")
-    (ended,) = redis_scripts.run(process.queue, run_queue.release(room, lease, when))
+    (ended,) = redis_scripts.run(context.queue, run_queue.release(queue, lease, when))
     return bool(ended)
 
 
-def _hand_over(process: WorkerContext, room: RunQueue, lease: str, left: Sequence[Command]) -> None:
-    """End the lease and send for a successor, which goes to the back of RQ's queue."""
-    redis_scripts.run(process.queue, *left, run_queue.release(room, lease, "now"))
+def _hand_over(context: WorkerContext, queue: RunQueue, lease: str, unsent: Sequence[Command]) -> None:
+    """End the lease and enqueue a successor at the end of RQ's queue."""
+    redis_scripts.run(context.queue, *unsent, run_queue.release(queue, lease, "now"))
     failpoints.reach("lease.released")
-    run_queue.ring(process.queue, room, process.settings.lease_ttl_s)
+    run_queue.enqueue_lease(context.queue, queue, context.settings.lease_ttl_s)

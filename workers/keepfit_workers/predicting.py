@@ -1,9 +1,9 @@
-"""Predicting: one vectorised call per model for all that wait.
+"""Predicting: one vectorised call per model for all waiting requests.
 
-Owns how questions of gateways are answered: predict, probabilities, score. What a model needs that Redis does not have,
-and questions about snapshots, are left to :mod:`keepfit_workers.restoring`. Invariants: nothing here changes a bundle;
-every question is answered, with an error of our tree if need be; no answer comes from a bundle older than the store's
-at the moment it was asked.
+Owns the replies to the requests of gateways: predict, probabilities, score. Models that Redis lost, and requests about
+snapshots, are left to :mod:`keepfit_workers.restoring`. Invariants: nothing here changes a bundle; every request gets a
+reply, if need be with a :class:`~keepfit.errors.KeepfitError`; no reply comes from a bundle that was older than the
+stored one when the request was made.
 """
 
 import time
@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from redis import Redis
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
@@ -36,178 +37,178 @@ from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-# How long answers may wait for those of slower models in the same batch.
+# How long replies may wait for those of slower models in the same batch.
 SEND_AFTER_S = 0.002
-# What one turn at a model may take, so that other models' questions come in between.
+# Duration of one turn at a model, so that requests of other models are served in between.
 TURN_S = 0.02
-TURNS_TTL_S = 3600
+LIMITS_TTL_S = 3600
 
 TOO_LARGE = UnavailableError(
-    "The worker has too little memory for this; ask for fewer rows at once, or try again later."
+    "The worker has too little memory for this request; send fewer rows at once, or try again later."
 )
 
 Outcome = list[Any] | dict[str, Any] | KeepfitError | None
 
 
 class Outbox:
-    """Answers on their way to the gateways that asked."""
+    """Replies that are not sent yet."""
 
-    def __init__(self, process: WorkerContext) -> None:
-        self._process = process
-        self._answers: dict[str, list[WorkerReply]] = defaultdict(list)
-        self._others: list[Command] = []
+    def __init__(self, queue: Redis) -> None:
+        self._queue = queue
+        self._replies: dict[str, list[WorkerReply]] = defaultdict(list)
+        self._commands: list[Command] = []
         self._sent_s = time.monotonic()
 
-    def put(self, question: WorkerRequest, answer: WorkerReply) -> None:
-        """Take an answer to be sent."""
-        self._answers[question.gateway].append(answer)
-        if question.big:
-            self._others.append(("UNLINK", question.big))
+    def put(self, request: WorkerRequest, reply: WorkerReply) -> None:
+        """Add a reply, and the deletion of the request's rows if they have a key of their own."""
+        self._replies[request.gateway].append(reply)
+        if request.rows_key:
+            self._commands.append(("UNLINK", request.rows_key))
 
     def add(self, *commands: Command) -> None:
-        """Take commands to be sent along."""
-        self._others += commands
+        """Add commands that are sent with the replies."""
+        self._commands += commands
 
-    def commands(self) -> list[Command]:
-        """Take out all that is to be sent."""
+    def take_commands(self) -> list[Command]:
+        """Remove and return the commands that send all replies."""
         failpoints.reach("answers.computed")
         commands: list[Command] = []
-        for gateway, answers in self._answers.items():
-            commands += messages.reply(gateway, answers)
-        commands += self._others
-        self._answers.clear()
-        self._others = []
+        for gateway, replies in self._replies.items():
+            commands += messages.send_replies(gateway, replies)
+        commands += self._commands
+        self._replies.clear()
+        self._commands = []
         return commands
 
     def send_if_due(self) -> None:
-        """Send what there is, if it has waited."""
+        """Send the replies if the last sending was more than :data:`SEND_AFTER_S` ago."""
         if time.monotonic() - self._sent_s > SEND_AFTER_S:
             self.send()
 
     def send(self) -> None:
-        """Send what there is."""
-        commands = self.commands()
+        """Send the replies."""
+        commands = self.take_commands()
         if commands:
-            redis_scripts.run(self._process.queue, *commands)
+            redis_scripts.run(self._queue, *commands)
         self._sent_s = time.monotonic()
 
 
-def answer_all(process: WorkerContext, entries: Sequence[bytes]) -> Sequence[Command]:
-    """Answer a batch of questions; return the commands that send the last answers to the gateways that asked."""
-    asked: dict[str, list[WorkerRequest]] = defaultdict(list)
-    restores: dict[str, list[WorkerRequest]] = defaultdict(list)
-    named: list[WorkerRequest] = []
+def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Command]:
+    """Answer a batch of requests; return the commands that send the last replies."""
+    computations: dict[str, list[WorkerRequest]] = defaultdict(list)
+    lost: dict[str, list[WorkerRequest]] = defaultdict(list)
+    changes: list[WorkerRequest] = []
     for entry in entries:
         try:
-            question = messages.decode_question(entry)
+            request = messages.decode_request(entry)
         except msgspec.MsgspecError as error:
-            # Of a gateway of another version: nobody here can tell whom to answer.
-            log.warning("question_unreadable", reason=str(error))
+            # From a gateway of another version: the request does not say which gateway to reply to.
+            log.warning("worker_request_unreadable", reason=str(error))
             continue
-        if question.operation in ("put_back", "snapshot"):
-            named.append(question)
+        if request.operation in ("put_back", "snapshot"):
+            changes.append(request)
         else:
-            (restores if question.operation == "restore" else asked)[question.hash].append(question)
-    outbox = Outbox(process)
-    _answer_groups(process, outbox, asked)
-    if restores or named:
-        # Storage may be slow: all others have their answers first.
+            (lost if request.operation == "restore" else computations)[request.hash].append(request)
+    outbox = Outbox(context.queue)
+    _answer_models(context, outbox, computations)
+    if lost or changes:
+        # Storage may be slow: the replies that are ready go first.
         outbox.send()
-    lost = list(restores)
-    for begin in range(0, len(lost), restoring.AT_ONCE):
-        some = lost[begin : begin + restoring.AT_ONCE]
-        reasons = restoring.bring_back(process, some)
-        _answer_groups(process, outbox, {model_hash: restores[model_hash] for model_hash in some}, reasons)
-    for question in named:
-        outbox.put(question, _served(process, question))
+    hashes = list(lost)
+    for begin in range(0, len(hashes), restoring.AT_ONCE):
+        some = hashes[begin : begin + restoring.AT_ONCE]
+        reasons = restoring.restore_lost(context, some)
+        _answer_models(context, outbox, {model_hash: lost[model_hash] for model_hash in some}, reasons)
+    for request in changes:
+        outbox.put(request, _answer_change(context, request))
         outbox.send_if_due()
-    return outbox.commands()
+    return outbox.take_commands()
 
 
-def _served(process: WorkerContext, question: WorkerRequest) -> WorkerReply:
-    """Answer a question that changes what is live or saved, with the model as it is then."""
-    outcome = restoring.serve(process, question)
+def _answer_change(context: WorkerContext, request: WorkerRequest) -> WorkerReply:
+    """Restore or save a snapshot; the reply describes the model after it."""
+    outcome = restoring.serve(context, request)
     if isinstance(outcome, KeepfitError):
-        return messages.failed(question, outcome)
+        return messages.failed(request, outcome)
     try:
-        model = process.ledger.load({question.hash: ""}).get(question.hash)
-    except UnavailableError as away:
-        return messages.failed(question, away)
+        model = context.consumer.load({request.hash: ""}).get(request.hash)
+    except UnavailableError as unavailable:
+        return messages.failed(request, unavailable)
     if model is None:
-        return messages.failed(question, NotFoundError(f"The model {question.hash} was deleted meanwhile."))
-    return WorkerReply(question.id, model.generation, model.version, model.rows_seen, result=outcome)
+        return messages.failed(request, NotFoundError(f"The model {request.hash} was deleted meanwhile."))
+    return WorkerReply(request.id, model.generation, model.version, model.rows_seen, result=outcome)
 
 
-def _answer_groups(
-    process: WorkerContext,
+def _answer_models(
+    context: WorkerContext,
     outbox: Outbox,
-    asked: dict[str, list[WorkerRequest]],
+    requests: dict[str, list[WorkerRequest]],
     reasons: dict[str, KeepfitError | None] | None = None,
     *,
-    again: bool = False,
+    repaired: bool = False,
 ) -> None:
-    """Answer the questions about each model; `reasons` tells why a model could not be restored.
+    """Answer the requests about each model; `reasons` says why a model could not be restored.
 
-    Broken models are put right, and answered `again`.
+    Models with corrupt bundles are repaired, and answered after that (`repaired`).
     """
-    if not asked:
+    if not requests:
         return
-    broken: dict[str, list[WorkerRequest]] = {}
+    corrupt: dict[str, list[WorkerRequest]] = {}
     try:
-        loaded = process.ledger.load({model_hash: process.digest(model_hash) for model_hash in asked})
-    except UnavailableError as away:
-        loaded, reasons = {}, dict.fromkeys(asked, away)
-    for model_hash, group in asked.items():
+        loaded = context.consumer.load({model_hash: context.bundles.digest(model_hash) for model_hash in requests})
+    except UnavailableError as unavailable:
+        loaded, reasons = {}, dict.fromkeys(requests, unavailable)
+    for model_hash, group in requests.items():
         model = loaded.get(model_hash)
         if model is None:
             reason = (reasons or {}).get(model_hash) or NotFoundError(f"There is no live model {model_hash}.")
-            answers = [messages.failed(question, reason) for question in group]
+            replies = [messages.failed(request, reason) for request in group]
         else:
             try:
-                answers, seconds = _answer_group(process, model, group)
+                replies, seconds = _answer_model(context, model, group)
             except CorruptBundleError as error:
-                if not again:
-                    broken[model_hash] = group
+                if not repaired:
+                    corrupt[model_hash] = group
                     continue
                 reason = (reasons or {}).get(model_hash) or error
-                answers, seconds = [messages.failed(question, reason) for question in group], 0
-            outbox.add(*_turn(process.turns.get(model_hash), model_hash, len(group), seconds))
-        for question, answer in zip(group, answers, strict=True):
-            outbox.put(question, answer)
+                replies, seconds = [messages.failed(request, reason) for request in group], 0
+            outbox.add(*_limit_requests(context.request_limits.get(model_hash), model_hash, len(group), seconds))
+        for request, reply in zip(group, replies, strict=True):
+            outbox.put(request, reply)
         outbox.send_if_due()
-    if broken:
-        # What it takes to put them right is slow: all others have their answers first.
+    if corrupt:
+        # A repair is slow: the replies that are ready go first.
         outbox.send()
-        tried = {model_hash: restoring.repair(process, model_hash) for model_hash in broken}
-        _answer_groups(process, outbox, broken, tried, again=True)
+        tried = {model_hash: restoring.repair(context, model_hash) for model_hash in corrupt}
+        _answer_models(context, outbox, corrupt, tried, repaired=True)
 
 
-def _turn(known: int | None, model_hash: str, count: int, seconds: float) -> list[Command]:
-    """Commands that set how many questions one claim may take of a slow model, after `count` took `seconds`.
+def _limit_requests(current: int | None, model_hash: str, count: int, seconds: float) -> list[Command]:
+    """Return commands that limit how many requests of a slow model one claim takes, after `count` took `seconds`.
 
-    `known` bounded this claim, if anything did.
+    `current` is the limit that applied to this claim, if any.
     """
     if seconds > TURN_S:
-        turn = max(1, int(count * TURN_S / seconds))
-    elif known is not None and seconds < TURN_S / 2 and count >= known:
-        turn = known * 2
+        limit = max(1, int(count * TURN_S / seconds))
+    elif current is not None and seconds < TURN_S / 2 and count >= current:
+        limit = current * 2
     else:
         return []
     key = redis_keys.turns(run_queue.PREDICT.name)
-    if turn >= run_queue.PREDICT.questions:
+    if limit >= run_queue.PREDICT.requests:
         return [("HDEL", key, model_hash)]
-    return [("HSET", key, model_hash, turn), ("EXPIRE", key, TURNS_TTL_S)]
+    return [("HSET", key, model_hash, limit), ("EXPIRE", key, LIMITS_TTL_S)]
 
 
-def _answer_group(
-    process: WorkerContext, model: Loaded, group: Sequence[WorkerRequest]
+def _answer_model(
+    context: WorkerContext, model: Loaded, group: Sequence[WorkerRequest]
 ) -> tuple[list[WorkerReply], float]:
-    """Answer all questions about one model; tell in how many seconds, not counting those to load it."""
+    """Answer all requests about one model; return the replies and the seconds they took, without loading the bundle."""
     started = time.monotonic()
     try:
-        bundle = process.bundle(model)
+        bundle = context.bundles.get(model)
         started = time.monotonic()
-        outcomes = _outcomes(process, bundle, model, group)
+        outcomes = _outcomes(context.queue, bundle, model, group)
     except MissingRequestsError as error:
         outcomes = [error] * len(group)
     except CorruptBundleError:
@@ -215,63 +216,65 @@ def _answer_group(
     except KeepfitError as error:
         outcomes = [error] * len(group)
     except MemoryError:
-        # The bundle itself does not fit beside those that are held.
-        process.cache.clear()
-        log.warning("memory_short", hash=model.hash)
+        # The bundle itself does not fit beside the cached ones.
+        context.bundles.cache.clear()
+        log.warning("out_of_memory", hash=model.hash)
         outcomes = [TOO_LARGE] * len(group)
     except Exception:
-        # A mistake of ours: whoever waits shall hear of it now, not at the deadline.
-        log.exception("answering_crashed", hash=model.hash, request_ids=[q.request for q in group if q.request])
+        # A defect of keepfit: the client gets the error now, not at its deadline.
+        log.exception(
+            "answer_failed", hash=model.hash, request_ids=[each.request_id for each in group if each.request_id]
+        )
         outcomes = [KeepfitError("A worker failed at this request; its log has the details.")] * len(group)
     seconds = time.monotonic() - started
-    answers = [
-        messages.failed(question, outcome)
+    replies = [
+        messages.failed(request, outcome)
         if isinstance(outcome, KeepfitError)
-        else WorkerReply(question.id, model.generation, model.version, model.rows_seen, result=outcome)
-        for question, outcome in zip(group, outcomes, strict=True)
+        else WorkerReply(request.id, model.generation, model.version, model.rows_seen, result=outcome)
+        for request, outcome in zip(group, outcomes, strict=True)
     ]
-    return answers, seconds
+    return replies, seconds
 
 
-def _outcomes(process: WorkerContext, bundle: Bundle, model: Loaded, group: Sequence[WorkerRequest]) -> list[Outcome]:
-    """Outcome of each question; those that only want predictions are computed in one call."""
+def _outcomes(queue: Redis, bundle: Bundle, model: Loaded, group: Sequence[WorkerRequest]) -> list[Outcome]:
+    """Return the outcome of each request; all plain predictions are computed in one call."""
     outcomes: list[Outcome] = [None] * len(group)
     joined: list[tuple[int, Rows]] = []
-    for i, question in enumerate(group):
-        if question.operation == "restore":
+    for i, request in enumerate(group):
+        if request.operation == "restore":
             continue
-        if question.generation != model.generation:
-            outcomes[i] = StaleModelError(f"The model {model.hash} was made again meanwhile.")
+        if request.generation != model.generation:
+            outcomes[i] = StaleModelError(f"The model {model.hash} was created again meanwhile.")
             continue
         try:
-            rows = _rows(process, question)
+            rows = _rows(queue, request)
         except KeepfitError as error:
             outcomes[i] = error
             continue
         except MemoryError:
             outcomes[i] = TOO_LARGE
             continue
-        if question.operation == "predict":
+        if request.operation == "predict":
             joined.append((i, rows))
         else:
-            outcomes[i] = _compute(bundle, question, rows)
+            outcomes[i] = _compute(bundle, request, rows)
     for (i, _), outcome in zip(joined, _predict_joined(bundle, [rows for _, rows in joined]), strict=True):
         outcomes[i] = outcome
     return outcomes
 
 
-def _rows(process: WorkerContext, question: WorkerRequest) -> Rows:
-    if question.rows is not None:
-        return question.rows
-    (data,) = redis_scripts.run(process.queue, ("GET", question.big))
+def _rows(queue: Redis, request: WorkerRequest) -> Rows:
+    if request.rows is not None:
+        return request.rows
+    (data,) = redis_scripts.run(queue, ("GET", request.rows_key))
     try:
         return Rows.decode(data or b"")
     except msgspec.MsgspecError:
-        raise UnavailableError("The rows of this request are gone from Redis; send it again.") from None
+        raise UnavailableError("The rows of this request are no longer in Redis; send it again.") from None
 
 
 def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
-    """Predict all rows in one call; where that fails, each request by itself, so that one cannot spoil the others."""
+    """Predict all rows in one call; if that fails, each request alone, so that an error affects one request only."""
     if len(waiting) > 1 and bundle.joins and len({rows.width for rows in waiting}) == 1:
         try:
             whole = _guarded(bundle, concatenate(waiting))
@@ -288,7 +291,7 @@ def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
 
 
 def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
-    """Predictions, or the error they ended in, as one of our tree."""
+    """Return predictions, or the error as a :class:`~keepfit.errors.KeepfitError`."""
     try:
         return bundle.predict(rows)
     except KeepfitError as error:
@@ -299,10 +302,10 @@ def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
         return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")
 
 
-def _compute(bundle: Bundle, question: WorkerRequest, rows: Rows) -> Outcome:
-    """Outcome of the operations that are computed one request at a time."""
+def _compute(bundle: Bundle, request: WorkerRequest, rows: Rows) -> Outcome:
+    """Return the outcome of an operation that is computed one request at a time."""
     try:
-        if question.operation == "score":
+        if request.operation == "score":
             return bundle.score(rows)
         return {"predictions": bundle.predict(rows), **bundle.chances(rows)}
     except KeepfitError as error:

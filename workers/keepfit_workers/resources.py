@@ -1,7 +1,7 @@
-"""What a worker needs beyond Redis: MongoDB and the storage, for restores and snapshots that a gateway asks for.
+"""Connections of a worker beyond Redis: MongoDB and storage, for restores and snapshots that a gateway requests.
 
-Owns the connections, which are opened at the first use and kept, because opening them costs more than a restore. Never
-decides what is done with them. Invariant: what was opened in one event loop is used in that loop alone.
+Owns the connections. They are opened at the first use and kept open, because opening them takes longer than a restore.
+Never decides what they are used for. Invariant: a connection is used only in the event loop that opened it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class LazyResources:
         self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def run(self, act: Callable[[Restorer], Coroutine[Any, Any, T]]) -> T:
-        """Do something with the connections; they are opened anew after an error that is none of ours."""
+        """Run a coroutine with the connections; an error that is not a KeepfitError closes them for the next call."""
         if self._runner is None:
             self._runner = asyncio.Runner()
         try:
@@ -55,7 +55,7 @@ class LazyResources:
         return restorer
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         runner, close = self._runner, self._close
         self._runner = self._restorer = self._close = None
         if runner is not None:

@@ -1,8 +1,8 @@
-"""Restoring and saving for those who ask: models that Redis lost, older snapshots, and snapshots of now.
+"""Restores and snapshots that gateways request: models that Redis lost, older snapshots, and new snapshots.
 
-Owns what is done for such a question; how is :mod:`keepfit.restore.restorer`'s and :mod:`keepfit.snapshots.save`'s.
-Never answers anybody. Invariant: trouble with one model is an error of our tree for those who asked about it, and for
-nobody else.
+Owns the steps of such a request; restoring itself is :mod:`keepfit.restore.restorer`, saving
+:mod:`keepfit.snapshots.save`. Never sends a reply. Invariant: a failure with one model is a
+:class:`~keepfit.errors.KeepfitError` for the requests about that model, and affects no other request.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-# So many of the models that a lost Redis makes everybody ask for are brought back before the first is answered.
+# After a loss of Redis, this many models are restored before the first request about them is answered.
 AT_ONCE = 16
 SAVE_TRIES, SAVE_PAUSE_S = 20, 0.1
 
@@ -34,8 +34,8 @@ Reason = KeepfitError | None
 CRASHED = "A worker failed at this request; its log has the details."
 
 
-def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reason]:
-    """Bring models back from their newest good snapshots; return why that was not possible of each."""
+def restore_lost(context: WorkerContext, hashes: Sequence[str]) -> dict[str, Reason]:
+    """Restore models from their newest good snapshots; return the reason of each failure, None for a success."""
 
     async def one(restorer: Restorer, model_hash: str, registered: RegistryEntry | None, view: View | None) -> Reason:
         try:
@@ -50,29 +50,29 @@ def bring_back(process: WorkerContext, hashes: Sequence[str]) -> dict[str, Reaso
     async def act(restorer: Restorer) -> list[Reason]:
         registered = await asyncio.gather(*map(restorer.resources.registry.find, hashes))
         live = await restorer.resources.store.describe_many(list(hashes))
-        # All that are lost were found so before it: one look into the row log will do.
+        # All these models were found lost before this moment: one listing of the row log serves all of them.
         view = await replay_source.list_row_log(restorer.resources) if None in live else None
         pairs = zip(hashes, registered, strict=True)
         return await asyncio.gather(*(one(restorer, model_hash, found, view) for model_hash, found in pairs))
 
     try:
-        return dict(zip(hashes, process.remote.run(act), strict=True))
+        return dict(zip(hashes, context.resources.run(act), strict=True))
     except KeepfitError as error:
-        # The settings: there is no such storage.
+        # A setting is wrong: the storage does not exist.
         return dict.fromkeys(hashes, error)
 
 
-def repair(process: WorkerContext, model_hash: str) -> KeepfitError | None:
-    """Put a live bundle right that is broken, from its snapshot and what is kept; return why that was not possible."""
+def repair(context: WorkerContext, model_hash: str) -> KeepfitError | None:
+    """Repair a corrupt live bundle from its snapshot and the retained requests; return the reason of a failure."""
     try:
-        process.remote.run(lambda restorer: repairs.repair(restorer, model_hash))
+        context.resources.run(lambda restorer: repairs.repair(restorer, model_hash))
     except KeepfitError as error:
         log.warning("repair_failed", hash=model_hash, reason=str(error))
         if isinstance(error, MissingRequestsError):
-            # It stays so until somebody decides; questions are told without another look.
-            loaded = process.ledger.load({model_hash: ""}).get(model_hash)
+            # Only an operator can resolve this; later requests get the same error without another attempt.
+            loaded = context.consumer.load({model_hash: ""}).get(model_hash)
             if loaded is not None:
-                process.unreadable.note(loaded, error)
+                context.bundles.unreadable.add(loaded, error)
         return error
     except Exception:
         log.exception("repair_crashed", hash=model_hash)
@@ -80,23 +80,23 @@ def repair(process: WorkerContext, model_hash: str) -> KeepfitError | None:
     return None
 
 
-def serve(process: WorkerContext, question: WorkerRequest) -> dict[str, Any] | KeepfitError:
-    """Do what a question asks for that names what it wants: put an older snapshot back, or save one."""
+def serve(context: WorkerContext, request: WorkerRequest) -> dict[str, Any] | KeepfitError:
+    """Restore an older snapshot, or save a new one, as a request asks."""
     try:
-        if question.operation == "snapshot":
-            return process.remote.run(lambda restorer: _save(restorer, question.hash))
-        wish = question.wish or RestoreOptions()
-        return process.remote.run(lambda restorer: _put_back(restorer, question.hash, wish))
+        if request.operation == "snapshot":
+            return context.resources.run(lambda restorer: _save(restorer, request.hash))
+        options = request.restore_options or RestoreOptions()
+        return context.resources.run(lambda restorer: _restore(restorer, request.hash, options))
     except KeepfitError as error:
-        log.warning("restore_failed", hash=question.hash, operation=question.operation, reason=str(error))
+        log.warning("restore_failed", hash=request.hash, operation=request.operation, reason=str(error))
         return error
     except Exception:
-        log.exception("answering_crashed", hash=question.hash, request_ids=[question.request])
+        log.exception("answer_failed", hash=request.hash, request_ids=[request.request_id])
         return KeepfitError(CRASHED)
 
 
-async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -> dict[str, Any]:
-    wanted = RestoreRequest(wish.at, wish.version)
+async def _restore(restorer: Restorer, model_hash: str, options: RestoreOptions) -> dict[str, Any]:
+    wanted = RestoreRequest(options.at, options.version)
     try:
         repaired = await repairs.repair(restorer, model_hash)
     except MissingRequestsError:
@@ -109,7 +109,7 @@ async def _put_back(restorer: Restorer, model_hash: str, wish: RestoreOptions) -
 
 
 async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:
-    """Save a model as it is now; return the history document of that, which somebody else may have written."""
+    """Save a model as it is now; return its history document, which another snapshotter may have written."""
     registered = await restorer.resources.registry.find(model_hash)
     live = await restorer.resources.store.describe(model_hash)
     if registered is None or live is None:
@@ -122,6 +122,6 @@ async def _save(restorer: Restorer, model_hash: str) -> dict[str, Any]:
         now = await restorer.resources.store.describe(model_hash)
         if newest is not None and (saved is not None or now is None or now.digest == newest["sha256"]):
             return newest
-        # A snapshotter has the same version in hand; or the model learns on, and each save is overtaken.
+        # A snapshotter is saving the same version; or the model keeps learning, and a newer version exists each time.
         await asyncio.sleep(SAVE_PAUSE_S)
-    raise UnavailableError(f"Another snapshotter saves {model_hash}, and does not come to an end.")
+    raise UnavailableError(f"Another snapshotter is saving {model_hash} and has not finished; try again later.")

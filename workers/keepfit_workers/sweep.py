@@ -1,8 +1,8 @@
-"""Looking after what dead workers leave behind.
+"""Clean up after dead workers.
 
-Owns two repairs: ending the leases of one dead worker at once, and a sweep for everything that fell between two stools
-(a lease whose whole machine died, mail that no room knows of). Never learns or predicts. Invariant: both may run at any
-time, anywhere, twice: the scripts they call change nothing that a living lease relies on for correctness.
+Owns two repairs: reaping one dead worker at once, and a sweep for everything else (a lease whose whole machine died,
+pending requests of a model that is in no run queue). Never learns or predicts. Invariant: both may run at any time, on
+any machine and repeatedly: the scripts they call change nothing that the correctness of a live lease depends on.
 """
 
 import os
@@ -22,13 +22,13 @@ from keepfit.observability import failpoints
 
 log = structlog.get_logger(__name__)
 
-# Mail without a hint is rare (a gateway died between two commands): looking for it may be slow.
-MAIL_SWEEP_S = 5.0
+# Pending requests without a hint are rare (a gateway died between two commands), so the search may be slow.
+PENDING_SWEEP_S = 5.0
 SCAN_COUNT = 1000
 
 
-def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> None:
-    """End everything that the dead worker `worker_name` had in hand, and send for others to do it."""
+def reap(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> None:
+    """End the leases of the dead worker `worker_name`, put its claimed work back, and enqueue leases for it."""
     rq_queue = rq_jobs.queue_of(queue_redis)
     worker = SimpleWorker(
         [rq_queue],
@@ -48,24 +48,24 @@ def bury(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
         except NoSuchJobError:
             continue
         worker.handle_job_failure(job, rq_queue, exc_string="the worker process died", execution=execution)
-    # Dequeued and not yet started: nobody knows by whom. Ending such a lease early only makes its job a short one.
+    # Dequeued and not started: the worker is unknown. Ending such a lease early only makes its job a short one.
     for job_id in rq_queue.intermediate_queue.get_job_ids():
         end_lease(store, queue_redis, job_id)
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
-    ring_all(queue_redis, ttl_s)
+    enqueue_leases(queue_redis, ttl_s)
 
 
-def bury_left_behind(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
-    """Bury the workers of this machine that are registered and no longer run: of a supervisor that was killed too."""
+def reap_left_behind(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
+    """Reap registered workers of this machine that no longer run, including those of a killed supervisor."""
     (members,) = redis_scripts.run(queue_redis, ("SMEMBERS", redis_keys.RQ_WORKERS))
     for key in members:
         (record,) = redis_scripts.run(queue_redis, ("HMGET", key, "hostname", "pid"))
         hostname, pid = (field.decode() if field else "" for field in record)
         if hostname == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
             log.warning("worker_left_behind", worker=key.decode())
-            bury(store, queue_redis, key.decode().removeprefix(SimpleWorker.redis_worker_namespace_prefix), ttl_s)
+            reap(store, queue_redis, key.decode().removeprefix(SimpleWorker.redis_worker_namespace_prefix), ttl_s)
 
 
 def _runs(pid: int) -> bool:
@@ -79,8 +79,8 @@ def _runs(pid: int) -> bool:
 
 
 def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
-    """End a lease that nobody works any more, and put back what it had in hand."""
-    # The locks first: who takes up the work again must not find it locked by the dead.
+    """End a lease that no worker executes any more, and put its claimed work back."""
+    # The locks first: the next worker must not find the models locked by the dead one.
     (held,) = redis_scripts.run(queue_redis, ("LRANGE", redis_keys.claimed(run_queue.LEARN.name, lease), 0, -1))
     if held:
         redis_scripts.run(
@@ -95,30 +95,30 @@ def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
 
 
 def _answer_poison(queue_redis: Redis) -> None:
-    """Tell those who asked what no worker survives."""
+    """Reply with an error to the requests that killed their workers."""
     while (entry := run_queue.take_poison(queue_redis)) is not None:
         try:
-            question = messages.decode_question(entry)
+            request = messages.decode_request(entry)
         except msgspec.MsgspecError as unreadable:
-            log.warning("question_unreadable", reason=str(unreadable))
+            log.warning("worker_request_unreadable", reason=str(unreadable))
             continue
-        log.warning(
-            "question_put_aside", hash=question.hash, operation=question.operation, request_id=question.request or None
-        )
+        request_id = request.request_id or None
+        log.warning("worker_request_put_aside", hash=request.hash, operation=request.operation, request_id=request_id)
         error = PoisonError(f"{run_queue.DEATHS_MAX} workers died while they answered this request; it was put aside.")
-        redis_scripts.run(queue_redis, *messages.reply(question.gateway, [messages.failed(question, error)]))
+        redis_scripts.run(queue_redis, *messages.send_replies(request.gateway, [messages.failed(request, error)]))
 
 
-def ring_all(queue_redis: Redis, ttl_s: float) -> None:
-    """Send for a lease on every room where something waits and none is out."""
-    for room in run_queue.RUN_QUEUES:
-        run_queue.ring(queue_redis, room, ttl_s)
+def enqueue_leases(queue_redis: Redis, ttl_s: float) -> None:
+    """Enqueue a lease for every run queue that has work and no lease."""
+    for queue in run_queue.RUN_QUEUES:
+        run_queue.enqueue_lease(queue_redis, queue, ttl_s)
 
 
 def sweep(store: Redis, queue_redis: Redis, ttl_s: float, *, after_outage: bool = False) -> None:
-    """End expired leases and ring; every few seconds, and at once `after_outage`, look for mail that no room knows of.
+    """End expired leases and enqueue missing ones.
 
-    While Redis was away hints were lost, and with them the knowledge of what waits.
+    Every few seconds, and at once `after_outage`, also search for models with pending requests that are in no run
+    queue: hints are lost while Redis is unavailable.
     """
     if after_outage:
         queue_redis.delete(redis_keys.SWEEP)
@@ -126,26 +126,26 @@ def sweep(store: Redis, queue_redis: Redis, ttl_s: float, *, after_outage: bool 
         log.warning("lease_expired", lease=lease)
         end_lease(store, queue_redis, lease)
     _answer_poison(queue_redis)
-    ring_all(queue_redis, ttl_s)
-    if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(MAIL_SWEEP_S * 1000)):
-        mail = _unlocked_mail(store)
-        if mail:
-            run_queue.ring(queue_redis, run_queue.LEARN, ttl_s, mail)
+    enqueue_leases(queue_redis, ttl_s)
+    if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(PENDING_SWEEP_S * 1000)):
+        models = _models_with_pending(store)
+        if models:
+            run_queue.enqueue_lease(queue_redis, run_queue.LEARN, ttl_s, models)
 
 
-def _unlocked_mail(store: Redis) -> list[str]:
-    """Hashes of models that have mail and that nobody learns just now."""
+def _models_with_pending(store: Redis) -> list[str]:
+    """Return the hashes of models that have pending requests and are not locked."""
     found: list[str] = []
     names: list[bytes] = []
     for name in store.scan_iter(match=redis_keys.STATE_PATTERN, count=SCAN_COUNT):
         names.append(name)
         if len(names) == SCAN_COUNT:
-            found += _with_mail(store, names)
+            found += _with_pending(store, names)
             names = []
-    return found + _with_mail(store, names)
+    return found + _with_pending(store, names)
 
 
-def _with_mail(store: Redis, names: list[bytes]) -> list[str]:
+def _with_pending(store: Redis, names: list[bytes]) -> list[str]:
     if not names:
         return []
     hashes = [redis_keys.hash_of_state(name.decode()) for name in names]

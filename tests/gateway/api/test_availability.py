@@ -139,7 +139,7 @@ async def test_what_waits_is_asked_again(fragile: Stack, frail: Api, metadata: d
         asked = asyncio.create_task(frail.post(f"{path}/predict?timeout=60", ROWS))
 
         async def waits() -> bool:
-            return bool(client.exists(redis_keys.questions(run_queue.PREDICT.name)))
+            return bool(client.exists(redis_keys.worker_requests(run_queue.PREDICT.name)))
 
         await eventually(waits, "the question's arrival")
         pid = fragile.pids()["queue"]

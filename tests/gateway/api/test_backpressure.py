@@ -17,7 +17,7 @@ ROWS = {"X": [[1.0, 2.0]]}
 def waiting(settings: Settings) -> int:
     """Count the fields of the predict room's questions."""
     with redis_clients.queue_sync(settings) as client:
-        found = client.hlen(redis_keys.questions(run_queue.PREDICT.name))
+        found = client.hlen(redis_keys.worker_requests(run_queue.PREDICT.name))
         assert isinstance(found, int)
         return found
 
@@ -82,7 +82,7 @@ async def test_questions_nobody_waits_for_are_not_kept(
             # A deadline is the digits 2 to 14 of a question, in milliseconds of the server's clock.
             deadlines = [
                 int(value[1:14])
-                for value in client.hvals(redis_keys.questions(run_queue.PREDICT.name))
+                for value in client.hvals(redis_keys.worker_requests(run_queue.PREDICT.name))
                 if len(value) > 14
             ]
             return client.time()[0] * 1000 > max(deadlines)

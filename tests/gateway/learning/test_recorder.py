@@ -21,7 +21,7 @@ from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.models import Install
 from keepfit_gateway.learning import recorder
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop, commit_bundle, workshop
 from tests.gateway.api_client import Api, Reply, eventually, serving
 
 RECIPE: dict[str, Any] = {"estimator": "SGDRegressor", "features": {"a": "number", "b": "number"}}
@@ -238,10 +238,10 @@ async def test_what_is_retried_is_logged_under_its_new_sequence(logged: Settings
         for document in (ROWS, large):
             (await fit(api, path, **document)).of(202)
         for _ in range(2):
-            taken = shop.ledger.take(model_hash, "t", "")
+            taken = shop.consumer.claim(model_hash, "t", "")
             assert taken is not None
             bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
-            shop.ledger.commit(taken, bundle, 1, "t", "refused")
+            commit_bundle(shop.consumer, shop.keyring, taken, bundle, 1, "t", "refused")
         assert (await api.model(path))["inbox"] == 0
         answer = (await api.post(f"{path}/dead/retry", {})).of(202)
         assert (answer["accepted"], answer["sequence"], answer["left"]) == (2, 4, 0)

@@ -20,7 +20,7 @@ OF_A_MODEL: list[Callable[[str], str]] = [
 OF_A_ROOM: list[Callable[[str], str]] = [
     redis_keys.waiting,
     redis_keys.known,
-    redis_keys.questions,
+    redis_keys.worker_requests,
     redis_keys.since,
     redis_keys.leases,
     redis_keys.holders,

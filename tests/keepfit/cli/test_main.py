@@ -178,10 +178,10 @@ def test_key_signing_prints_keys_that_a_keyring_accepts(tmp_path: Path) -> None:
     first = keepfit("key", "signing", cwd=tmp_path)
     second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0)
-    ring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
-    assert [key_id for key_id, _ in ring.keys] == ["2027", "k1"]
-    assert len({key for _, key in ring.keys}) == 2
-    assert {len(key) for _, key in ring.keys} == {32}
+    keyring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
+    assert [key_id for key_id, _ in keyring.keys] == ["2027", "k1"]
+    assert len({key for _, key in keyring.keys}) == 2
+    assert {len(key) for _, key in keyring.keys} == {32}
 
 
 UNUSED_PORT = free_port()

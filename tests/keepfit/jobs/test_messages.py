@@ -45,12 +45,12 @@ results = st.recursive(
         operation=st.sampled_from(["predict", "proba", "score", "restore"]),
         generation=counts,
         rows=st.none() | rows,
-        big=texts,
+        rows_key=texts,
     )
 )
 def test_a_question_arrives_as_it_was_asked(question: WorkerRequest) -> None:
     """Every field, and every byte of the rows, survives the wire."""
-    assert messages.decode_question(messages.encode(question)) == question
+    assert messages.decode_request(messages.encode(question)) == question
 
 
 @settings(deadline=None)
@@ -70,13 +70,13 @@ def test_a_question_arrives_as_it_was_asked(question: WorkerRequest) -> None:
 )
 def test_answers_arrive_as_they_were_given(answers: list[WorkerReply]) -> None:
     """A batch of answers survives the wire, floats to the last bit."""
-    assert messages.decode_answers(messages.encode(answers)) == answers
+    assert messages.decode_replies(messages.encode(answers)) == answers
 
 
 def test_rows_keep_their_bits() -> None:
     """Signed zeros, subnormal numbers and the largest allowed ones come out as they went in."""
     question = WorkerRequest(1, "g", "h", "predict", 2, ROWS)
-    arrived = messages.decode_question(messages.encode(question)).rows
+    arrived = messages.decode_request(messages.encode(question)).rows
     assert arrived is not None
     assert arrived.number_matrix().tobytes() == ROWS.number_matrix().tobytes()
 
@@ -86,7 +86,7 @@ def test_no_other_operation_is_understood(operation: Any) -> None:
     """A question for anything else than the four operations cannot be decoded."""
     data = msgspec.msgpack.encode([1, "gateway", "hash", operation, 0, None, ""])
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_question(data)
+        messages.decode_request(data)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -94,7 +94,7 @@ def test_errors_cross_as_what_they_are(name: str) -> None:
     """An error of our tree is raised in the gateway as the class that the worker met, with its message."""
     question = WorkerRequest(7, "gateway", "hash", "predict")
     error = getattr(errors, name)("what was wrong")
-    (answer,) = messages.decode_answers(messages.encode([messages.failed(question, error)]))
+    (answer,) = messages.decode_replies(messages.encode([messages.failed(question, error)]))
     assert answer.id == 7
     with pytest.raises(KeepfitError, match=r"^what was wrong$") as caught:
         answer.raise_error()

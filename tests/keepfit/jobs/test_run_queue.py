@@ -203,7 +203,7 @@ def test_a_question_past_its_deadline_is_dropped(client: redis.Redis) -> None:
     ask(client, "l1", A, "late", timeout_s=0.001)
     time.sleep(0.01)
     assert claim(client, PREDICT, "l1") == []
-    assert not client.exists(redis_keys.questions(PREDICT.name))
+    assert not client.exists(redis_keys.worker_requests(PREDICT.name))
 
 
 def test_abandoned_questions_return_to_the_front_in_order(client: redis.Redis) -> None:
@@ -264,8 +264,8 @@ def test_leases_not_renewed_expire(client: redis.Redis) -> None:
 
 def test_ring_enqueues_one_job_named_like_its_lease(client: redis.Redis) -> None:
     """Ringing for waiting mail makes one RQ job of ours whose id and argument are the lease."""
-    assert run_queue.ring(client, LEARN, TTL_S, [A])
-    assert not run_queue.ring(client, LEARN, TTL_S)
+    assert run_queue.enqueue_lease(client, LEARN, TTL_S, [A])
+    assert not run_queue.enqueue_lease(client, LEARN, TTL_S)
     (job_id,) = rq_jobs.queue_of(client).get_job_ids()
     job = rq_jobs.LeaseJob.fetch(job_id, connection=client, serializer=rq_jobs.SERIALIZER)
     assert (job.func_name, list(job.args)) == (rq_jobs.PARTIAL_FIT, [job_id])
@@ -274,7 +274,7 @@ def test_ring_enqueues_one_job_named_like_its_lease(client: redis.Redis) -> None
 
 def test_an_empty_room_is_not_rung_for(client: redis.Redis) -> None:
     """Nothing waits, so no job is made."""
-    assert not run_queue.ring(client, PREDICT, TTL_S)
+    assert not run_queue.enqueue_lease(client, PREDICT, TTL_S)
     assert len(rq_jobs.queue_of(client)) == 0
 
 

@@ -17,7 +17,7 @@ from keepfit.restore.requests import RestoreRequest, RestoreResult
 from keepfit.restore.restorer import Restorer
 from keepfit.settings import Settings
 from keepfit.snapshots import save
-from tests.factories import SHOES, Workshop, workshop
+from tests.factories import SHOES, Workshop, commit_bundle, workshop
 
 
 @pytest.fixture
@@ -259,13 +259,13 @@ async def test_a_worker_with_the_newer_bundle_cannot_commit(shop: Workshop) -> N
     """A commit of requests claimed before the rewind is refused, and they are learned on the older state."""
     model_hash, _, _ = await versions(shop, 2)
     await shop.accept(model_hash)
-    taken = shop.ledger.take(model_hash, "slow", "")
+    taken = shop.consumer.claim(model_hash, "slow", "")
     assert taken is not None
     await restored(shop, version=1, force=True)
     bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
-    assert shop.ledger.commit(taken, bundle, 1, "slow").version == 0
+    assert commit_bundle(shop.consumer, shop.keyring, taken, bundle, 1, "slow").version == 0
     assert (await shop.model(model_hash)).version == 1
-    shop.ledger.unlock(model_hash, "slow", force=True)
+    shop.consumer.unlock(model_hash, "slow", force=True)
     assert shop.work(model_hash).version == 2
 
 

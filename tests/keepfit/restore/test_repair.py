@@ -29,7 +29,7 @@ from keepfit.store import inbox
 from keepfit.store.commit import InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
-from tests.factories import SHOES, Workshop, workshop
+from tests.factories import SHOES, Workshop, commit_bundle, workshop
 
 Harm = Callable[[bytes], bytes | None]
 
@@ -99,10 +99,12 @@ async def save(shop: Workshop, model_hash: str) -> None:
 async def put_aside(shop: Workshop, model_hash: str) -> None:
     """Accept a request and put it aside as a dead letter."""
     await shop.accept(model_hash)
-    taken = shop.ledger.take(model_hash, "t", "")
+    taken = shop.consumer.claim(model_hash, "t", "")
     assert taken is not None
     bundle = unseal(taken.data, shop.keyring, from_text(taken.recipe_text), model_hash)[1]
-    assert shop.ledger.commit(taken, bundle, len(taken.entries), "t", "ValueError: no").version > 0
+    assert (
+        commit_bundle(shop.consumer, shop.keyring, taken, bundle, len(taken.entries), "t", "ValueError: no").version > 0
+    )
 
 
 async def change(shop: Workshop, model_hash: str, **params: Any) -> None:
@@ -265,7 +267,7 @@ async def test_the_row_log_continues_after_a_repair(settings: Settings, tmp_path
 def with_retention(shop: Workshop, replay_bytes_max: int) -> Workshop:
     """Return a workshop whose worker retains so many bytes of requests."""
     settings = shop.settings
-    return replace(shop, ledger=InboxConsumer(shop.redis, shop.keyring, settings.lease_ttl_s, replay_bytes_max))
+    return replace(shop, consumer=InboxConsumer(shop.redis, settings.lease_ttl_s, replay_bytes_max))
 
 
 async def test_missing_requests_are_named_and_no_model_is_rewound_unconfirmed(

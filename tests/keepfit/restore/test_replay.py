@@ -32,7 +32,7 @@ from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
 from keepfit.store import commit, inbox
 from keepfit.store.inbox import Accepted
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop, commit_bundle, workshop
 from tests.faults.check import differences
 
 SGD = {"estimator": "SGDRegressor", "features": {"make": "category", "year": "number"}, "scaler": "StandardScaler"}
@@ -134,17 +134,17 @@ def bundle_of(shop: Workshop, model_hash: str, wanted: recipe.Recipe) -> Bundle:
 
 def learn_pending(shop: Workshop, model_hash: str) -> None:
     """Learn all pending requests and commit, as a worker does, merged requests too."""
-    taken = shop.ledger.take(model_hash, "token", "")
+    taken = shop.consumer.claim(model_hash, "token", "")
     assert taken is not None
 
     def fresh() -> Bundle:
         return shop._unsealed(model_hash, taken.recipe_text, taken.data)
 
     def keep(bundle: Bundle, fitted: Fitted) -> int:
-        return shop.ledger.commit(taken, bundle, fitted.count, "token").version
+        return commit_bundle(shop.consumer, shop.keyring, taken, bundle, fitted.count, "token").version
 
     assert fit_loop.learn(fresh(), fresh, taken.entries, keep, 60.0) == taken.version + 1
-    shop.ledger.unlock(model_hash, "token", force=True)
+    shop.consumer.unlock(model_hash, "token", force=True)
 
 
 async def restore(restorer: Restorer, model_hash: str, wanted: RestoreRequest | None = None) -> RestoreResult:
@@ -330,7 +330,7 @@ async def test_requests_that_fail_or_kill_go_to_the_inbox(
     check(shop, model_hash, 1, 2, 3)
     model = await shop.model(model_hash)
     assert (model.learned, model.inbox) == (5, 2)
-    taken = shop.ledger.take(model_hash, "token", "")
+    taken = shop.consumer.claim(model_hash, "token", "")
     assert taken is not None
     assert [entry.change or entry.rows().categories for entry in taken.entries] == [wrong, [["kill"]]]
 

@@ -693,6 +693,6 @@ async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     shop.lose(model_hash)
-    ring = Keyring(FOREIGN.keys + shop.keyring.keys)
-    restored = await restores.restore(replace(shop.resources, keyring=ring), model_hash)
+    keyring = Keyring(FOREIGN.keys + shop.keyring.keys)
+    restored = await restores.restore(replace(shop.resources, keyring=keyring), model_hash)
     assert (restored.live, restored.corrupt) == (False, 0)

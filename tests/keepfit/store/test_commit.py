@@ -21,7 +21,7 @@ from keepfit.settings import Settings
 from keepfit.store.commit import BEATEN, GONE, OTHER_ROWS, Claimed, InboxConsumer
 from keepfit.store.models import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
-from tests.factories import accept
+from tests.factories import accept, commit_bundle
 
 KEYRING = Keyring.from_text(SIGNING_KEYS)
 RECIPE = parse(SHOES_RECIPE)
@@ -47,9 +47,9 @@ def client(settings: Settings) -> redis.Redis:
 
 
 @pytest.fixture
-def ledger(client: redis.Redis) -> InboxConsumer:
+def consumer(client: redis.Redis) -> InboxConsumer:
     """Return the workers' side of the store."""
-    return InboxConsumer(client, KEYRING, LOCK_S)
+    return InboxConsumer(client, LOCK_S)
 
 
 def rows_of(*votes: tuple[str, float, float], recipe: Recipe = RECIPE) -> Rows:
@@ -64,9 +64,9 @@ async def model_of(store: Store) -> Model:
     return model
 
 
-def take(ledger: InboxConsumer, token: str) -> Claimed:
+def take(consumer: InboxConsumer, token: str) -> Claimed:
     """Take the model, which must be free."""
-    taken = ledger.take(HASH, token, "")
+    taken = consumer.claim(HASH, token, "")
     assert taken is not None
     return taken
 
@@ -87,82 +87,82 @@ async def test_sequences_count_accepted_requests_from_one(store: Store) -> None:
     assert (await model_of(store)).inbox == 3
 
 
-async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Store, ledger: InboxConsumer) -> None:
+async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Store, consumer: InboxConsumer) -> None:
     """A commit of two of three requests leaves the third, counts one version and names what was learned."""
     model = await model_of(store)
     for i in range(3):
         await accept(store, model, rows_of(("nike", 2000 + i, 3), ("puma", 2001, 4)))
-    taken = take(ledger, "a")
-    committed = ledger.commit(taken, learned(taken, 2), 2, "a")
-    assert (committed.version, committed.mail) == (1, True)
+    taken = take(consumer, "a")
+    committed = commit_bundle(consumer, KEYRING, taken, learned(taken, 2), 2, "a")
+    assert (committed.version, committed.has_pending) == (1, True)
     after = await model_of(store)
     assert (after.version, after.rows_seen, after.learned, after.inbox) == (1, 4, 2, 1)
-    again = take(ledger, "a")
+    again = take(consumer, "a")
     assert [entry.sequence for entry in again.entries] == [3]
     header, bundle = unseal(again.data, KEYRING, RECIPE, HASH)
     assert (header.version, header.sequence, header.rows_seen, bundle.rows_seen) == (1, 2, 4, 4)
     assert await store.changed() == [HASH]
 
 
-async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, ledger: InboxConsumer) -> None:
+async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, consumer: InboxConsumer) -> None:
     """After a part of a batch the rest comes with the answer, just as another look would read it."""
     model = await model_of(store)
     for i in range(3):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    first = take(ledger, "a")
+    first = take(consumer, "a")
     bundle = learned(first, 1)
-    taken = ledger.commit(first, bundle, 1, "a").taken
+    taken = commit_bundle(consumer, KEYRING, first, bundle, 1, "a").claimed
     assert taken is not None
     assert (taken.version, taken.learned, taken.attempts, taken.data) == (1, 1, 1, b"")
-    again = ledger.take(HASH, "a", taken.digest)
-    assert again == replace(taken, attempts=2, at_s=again.at_s if again else 0.0)
+    again = consumer.claim(HASH, "a", taken.digest)
+    assert again == replace(taken, attempts=2, claimed_s=again.claimed_s if again else 0.0)
     for entry in taken.entries:
         bundle.partial_fit(entry.rows())
-    last = ledger.commit(taken, bundle, 2, "a")
-    assert (last.version, last.mail, last.taken) == (2, False, None)
+    last = commit_bundle(consumer, KEYRING, taken, bundle, 2, "a")
+    assert (last.version, last.has_pending, last.claimed) == (2, False, None)
 
 
 async def test_what_another_worker_has_by_now_does_not_come_with_a_commit(
-    store: Store, ledger: InboxConsumer, client: redis.Redis
+    store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
     """A commit after the lock was lost to another lease stands, and takes nothing from that one."""
     model = await model_of(store)
     for i in range(2):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    first = take(ledger, "a")
+    first = take(consumer, "a")
     client.set(redis_keys.lock(HASH), "b")
-    committed = ledger.commit(first, learned(first, 1), 1, "a")
-    assert (committed.version, committed.taken) == (1, None)
+    committed = commit_bundle(consumer, KEYRING, first, learned(first, 1), 1, "a")
+    assert (committed.version, committed.claimed) == (1, None)
     assert client.get(redis_keys.lock(HASH)) == b"b"
 
 
-async def test_a_sleeper_commits_nothing(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
+async def test_a_sleeper_commits_nothing(store: Store, consumer: InboxConsumer, client: redis.Redis) -> None:
     """A worker that slept through its lock while another committed is refused, and the other's bundle stays."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    sleeper = take(ledger, "sleeper")
+    sleeper = take(consumer, "sleeper")
     client.delete(redis_keys.lock(HASH))
-    other = take(ledger, "other")
-    assert ledger.commit(other, learned(other), 1, "other").version == 1
+    other = take(consumer, "other")
+    assert commit_bundle(consumer, KEYRING, other, learned(other), 1, "other").version == 1
     live = client.get(redis_keys.bundle(HASH))
-    assert ledger.commit(sleeper, learned(sleeper), 1, "sleeper").version == BEATEN
+    assert commit_bundle(consumer, KEYRING, sleeper, learned(sleeper), 1, "sleeper").version == BEATEN
     assert client.get(redis_keys.bundle(HASH)) == live
     assert (await model_of(store)).rows_seen == 1
 
 
 async def test_without_the_comparison_a_sleeper_would_lose_rows(
-    store: Store, ledger: InboxConsumer, client: redis.Redis
+    store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
     """Control: a plain lock and SET, as it is often done, loses the row that the commit script protects."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    sleeper = take(ledger, "sleeper")
+    sleeper = take(consumer, "sleeper")
     client.delete(redis_keys.lock(HASH))
-    other = take(ledger, "other")
-    ledger.commit(other, learned(other), 1, "other")
+    other = take(consumer, "other")
+    commit_bundle(consumer, KEYRING, other, learned(other), 1, "other")
     await accept(store, model, rows_of(("puma", 2001, 4)))
-    second = take(ledger, "other")
-    ledger.commit(second, learned(second), 1, "other")
+    second = take(consumer, "other")
+    commit_bundle(consumer, KEYRING, second, learned(second), 1, "other")
     assert (await model_of(store)).rows_seen == 2
     header = Header("bundle", HASH, 1, 1, 1, 1, "", runtime())
     client.set(redis_keys.bundle(HASH), seal(learned(sleeper), KEYRING, header))
@@ -171,60 +171,62 @@ async def test_without_the_comparison_a_sleeper_would_lose_rows(
     assert unseal(data, KEYRING, RECIPE, HASH)[1].rows_seen == 1
 
 
-async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, ledger: InboxConsumer) -> None:
+async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, consumer: InboxConsumer) -> None:
     """A locked model is not taken by another lease; after the commit of all mail it is free."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(ledger, "a")
-    assert ledger.take(HASH, "b", "") is None
-    assert not ledger.commit(taken, learned(taken), 1, "a").mail
-    assert ledger.take(HASH, "b", "") is not None
+    taken = take(consumer, "a")
+    assert consumer.claim(HASH, "b", "") is None
+    assert not commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").has_pending
+    assert consumer.claim(HASH, "b", "") is not None
 
 
-async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, ledger: InboxConsumer) -> None:
+async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, consumer: InboxConsumer) -> None:
     """A row accepted while its model is locked is noticed by the holder, or nobody would come for it."""
-    take(ledger, "a")
+    take(consumer, "a")
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    assert ledger.unlock(HASH, "a", force=False)
-    assert ledger.take(HASH, "b", "") is None
-    assert ledger.unlock(HASH, "a", force=True)
-    assert ledger.take(HASH, "b", "") is not None
+    assert consumer.unlock(HASH, "a", force=False)
+    assert consumer.claim(HASH, "b", "") is None
+    assert consumer.unlock(HASH, "a", force=True)
+    assert consumer.claim(HASH, "b", "") is not None
 
 
 async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
-    store: Store, ledger: InboxConsumer, client: redis.Redis
+    store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
     """After Redis lost its tail and other rows took the same sequence, a bundle of the lost rows is refused."""
     model = await model_of(store)
     lost_tail = {key: client.dump(key) for key in (redis_keys.state(HASH),)}
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(ledger, "a")
+    taken = take(consumer, "a")
     client.delete(redis_keys.inbox(HASH), redis_keys.lock(HASH))
     for key, dumped in lost_tail.items():
         client.restore(key, 0, dumped, replace=True)  # type: ignore[arg-type]
     await accept(store, model, rows_of(("puma", 1990, 5)))
-    assert ledger.commit(taken, learned(taken), 1, "a").version == OTHER_ROWS
+    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == OTHER_ROWS
 
 
-async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, ledger: InboxConsumer) -> None:
+async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, consumer: InboxConsumer) -> None:
     """A bundle of a model that was deleted, or deleted and made again, goes nowhere."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(ledger, "a")
+    taken = take(consumer, "a")
     await store.delete(HASH)
-    assert ledger.commit(taken, learned(taken), 1, "a").version == GONE
+    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == GONE
     await store.install(Install(HASH, identity.canonical(METADATA).decode(), RECIPE.text(), generation=2))
-    assert ledger.commit(taken, learned(taken), 1, "a").version == GONE
+    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == GONE
     assert (await model_of(store)).version == 0
 
 
-async def test_put_aside_skips_a_request_and_keeps_it(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
+async def test_put_aside_skips_a_request_and_keeps_it(
+    store: Store, consumer: InboxConsumer, client: redis.Redis
+) -> None:
     """A request put aside is counted as done, not learned, and kept with its reason."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(ledger, "a")
-    assert ledger.commit(taken, Bundle.new(RECIPE), 1, "a", "ValueError: no").version == 1
+    taken = take(consumer, "a")
+    assert commit_bundle(consumer, KEYRING, taken, Bundle.new(RECIPE), 1, "a", "ValueError: no").version == 1
     after = await model_of(store)
     assert (after.rows_seen, after.learned, after.inbox) == (0, 1, 0)
     ((_, kept),) = client.xrange(redis_keys.dead(HASH))  # type: ignore[misc, union-attr]
@@ -270,57 +272,57 @@ async def test_a_single_large_request_is_accepted_alone(store: Store) -> None:
         await accept(store, model, rows_of(("nike", 2000, 3)), inbox_bytes_max=1024)
 
 
-async def test_bytes_of_the_inbox_return_to_zero(store: Store, ledger: InboxConsumer, client: redis.Redis) -> None:
+async def test_bytes_of_the_inbox_return_to_zero(store: Store, consumer: InboxConsumer, client: redis.Redis) -> None:
     """What is learned no longer counts against the inbox."""
     model = await model_of(store)
     for i in range(5):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
     assert int(client.hget(redis_keys.state(HASH), "bytes") or 0) > 0  # type: ignore[arg-type]
-    taken = take(ledger, "a")
-    ledger.commit(taken, learned(taken), 5, "a")
+    taken = take(consumer, "a")
+    commit_bundle(consumer, KEYRING, taken, learned(taken), 5, "a")
     assert client.hget(redis_keys.state(HASH), "bytes") == b"0"
     assert client.xlen(redis_keys.inbox(HASH)) == 0
 
 
 async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
-    store: Store, ledger: InboxConsumer, monkeypatch: pytest.MonkeyPatch
+    store: Store, consumer: InboxConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is bounded in bytes, in order, and never empty while mail waits."""
     model = await model_of(store)
     for i in range(40):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    size = len(take(ledger, "a").entries[0].payload)
+    size = len(take(consumer, "a").entries[0].payload)
     monkeypatch.setattr("keepfit.store.commit.BYTES_MAX", size * 3)
-    assert [entry.sequence for entry in take(ledger, "a").entries] == [1, 2, 3]
+    assert [entry.sequence for entry in take(consumer, "a").entries] == [1, 2, 3]
     monkeypatch.setattr("keepfit.store.commit.BYTES_MAX", 1)
-    assert [entry.sequence for entry in take(ledger, "a").entries] == [1]
+    assert [entry.sequence for entry in take(consumer, "a").entries] == [1]
 
 
-async def test_attempts_count_reads_without_a_commit(store: Store, ledger: InboxConsumer) -> None:
+async def test_attempts_count_reads_without_a_commit(store: Store, consumer: InboxConsumer) -> None:
     """Each take of the same mail counts; a commit sets the count back."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    assert [take(ledger, "a").attempts for _ in range(3)] == [1, 2, 3]
-    taken = take(ledger, "a")
-    ledger.commit(taken, learned(taken), 1, "a")
+    assert [take(consumer, "a").attempts for _ in range(3)] == [1, 2, 3]
+    taken = take(consumer, "a")
+    commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a")
     await accept(store, model, rows_of(("nike", 2001, 3)))
-    assert take(ledger, "a").attempts == 1
+    assert take(consumer, "a").attempts == 1
 
 
 async def test_scripts_survive_a_server_that_forgot_them(
-    store: Store, ledger: InboxConsumer, client: redis.Redis
+    store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
     """After SCRIPT FLUSH (a restart, a failover) the next call loads the scripts and goes on."""
     model = await model_of(store)
     client.script_flush()
     await accept(store, model, rows_of(("nike", 2000, 3)))
     client.script_flush()
-    taken = take(ledger, "a")
+    taken = take(consumer, "a")
     client.script_flush()
-    assert ledger.commit(taken, learned(taken), 1, "a").version == 1
+    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == 1
 
 
-async def test_commits_are_published(store: Store, ledger: InboxConsumer, settings: Settings) -> None:
+async def test_commits_are_published(store: Store, consumer: InboxConsumer, settings: Settings) -> None:
     """A commit tells hash, generation, version, learned sequence and rows seen to whoever listens."""
     listener: Any = redis.asyncio.Redis.from_url(settings.store_url.get_secret_value())
     async with listener.pubsub(ignore_subscribe_messages=True) as pubsub:
@@ -328,8 +330,8 @@ async def test_commits_are_published(store: Store, ledger: InboxConsumer, settin
         await pubsub.get_message(timeout=5)
         model = await model_of(store)
         await accept(store, model, rows_of(("nike", 2000, 3)))
-        taken = take(ledger, "a")
-        ledger.commit(taken, learned(taken), 1, "a")
+        taken = take(consumer, "a")
+        commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a")
         message = await pubsub.get_message(timeout=5)
     await listener.aclose()
     assert message["data"].decode().split(" ") == [HASH, "1", "1", "1", "1", "0", ""]

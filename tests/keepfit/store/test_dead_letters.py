@@ -13,7 +13,7 @@ from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store import dead_letters
 from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, DeadLetters, shown
-from tests.factories import SHOES, SIZES, Workshop, workshop
+from tests.factories import SHOES, SIZES, Workshop, commit_bundle, workshop
 
 REASON = "ValueError: no"
 
@@ -36,10 +36,10 @@ async def aside(settings: Settings) -> AsyncIterator[DeadLetters]:
 def put_aside(shop: Workshop, model_hash: str, count: int = 1) -> None:
     """Put the next requests aside, as a worker does."""
     for _ in range(count):
-        taken = shop.ledger.take(model_hash, "t", "")
+        taken = shop.consumer.claim(model_hash, "t", "")
         assert taken is not None
         bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
-        assert shop.ledger.commit(taken, bundle, 1, "t", REASON).version == taken.version + 1
+        assert commit_bundle(shop.consumer, shop.keyring, taken, bundle, 1, "t", REASON).version == taken.version + 1
 
 
 async def refused(shop: Workshop, count: int = 1, X: list[Any] = SHOES, y: list[Any] = SIZES) -> str:

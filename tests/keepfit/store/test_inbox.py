@@ -23,6 +23,7 @@ from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Accepted, Learn
 from keepfit.store.models import Install, Store
 from tests.conftest import SIGNING_KEYS
+from tests.factories import commit_bundle
 
 RECIPE = parse({"estimator": "SGDRegressor"})
 KEYRING = Keyring.from_text(SIGNING_KEYS)
@@ -38,9 +39,9 @@ async def client(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
 
 
 @pytest.fixture
-def ledger(settings: Settings) -> InboxConsumer:
+def consumer(settings: Settings) -> InboxConsumer:
     """Return the workers' side of the store."""
-    return InboxConsumer(redis_clients.store_sync(settings), KEYRING, LOCK_S)
+    return InboxConsumer(redis_clients.store_sync(settings), LOCK_S)
 
 
 async def make(client: redis.asyncio.Redis, session: int) -> str:
@@ -66,25 +67,25 @@ def many(count: int) -> Rows:
 LARGE = many(inbox.CALL_BYTES_MAX // 16 + 1000)
 
 
-def take(ledger: InboxConsumer, model_hash: str, token: str = "t") -> Claimed:
+def take(consumer: InboxConsumer, model_hash: str, token: str = "t") -> Claimed:
     """Take the model, which must be free."""
-    taken = ledger.take(model_hash, token, "")
+    taken = consumer.claim(model_hash, token, "")
     assert taken is not None
     return taken
 
 
-def learn_all(ledger: InboxConsumer, model_hash: str) -> list[float]:
+def learn_all(consumer: InboxConsumer, model_hash: str) -> list[float]:
     """Learn all that waits for a model; return the targets in the order in which they were learned."""
-    taken = take(ledger, model_hash)
+    taken = take(consumer, model_hash)
     bundle = Bundle.new(RECIPE)
     for entry in taken.entries:
         bundle.partial_fit(entry.rows())
-    assert ledger.commit(taken, bundle, len(taken.entries), "t").version == 1
+    assert commit_bundle(consumer, KEYRING, taken, bundle, len(taken.entries), "t").version == 1
     return [float(value) for entry in taken.entries for value in entry.rows().target()]
 
 
 async def test_requests_of_many_models_go_in_one_trip(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """Each model's requests get sequences of their own, in the order given; models to be told of are named once."""
     models = [await make(client, session) for session in range(3)]
@@ -92,18 +93,18 @@ async def test_requests_of_many_models_go_in_one_trip(
     outcomes, alone = await inbox.put(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(1 + i // 3, 0) for i in range(30)]
     assert alone == sorted(models)
-    assert [learn_all(ledger, model) for model in models] == [[float(i) for i in range(m, 30, 3)] for m in range(3)]
+    assert [learn_all(consumer, model) for model in models] == [[float(i) for i in range(m, 30, 3)] for m in range(3)]
 
 
 async def test_a_model_that_is_learned_just_now_needs_no_hint(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """Who holds the lock sees the mail before letting go of it, so nobody else has to be told."""
     model = await make(client, 1)
-    take(ledger, model)
+    take(consumer, model)
     _, alone = await inbox.put(ScriptConnection(client), settings, [one(model, 1.0)])
     assert alone == []
-    assert ledger.unlock(model, "t", force=False)
+    assert consumer.unlock(model, "t", force=False)
 
 
 async def test_a_trip_made_twice_accepts_once(client: redis.asyncio.Redis, settings: Settings) -> None:
@@ -160,19 +161,19 @@ async def test_one_bad_request_spoils_no_other(client: redis.asyncio.Redis, sett
 
 
 async def test_a_large_request_is_written_ahead(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """Rows that one call may not carry lie beside the inbox until they are learned, bit for bit, and then go."""
     model = await make(client, 1)
     (outcome,), _ = await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
     assert outcome == Accepted(1, 0)
-    (entry,) = take(ledger, model).entries
-    assert await client.ttl(entry.big) == -1
+    (entry,) = take(consumer, model).entries
+    assert await client.ttl(entry.large_key) == -1
     assert await client.hget(redis_keys.state(model), "bytes") == str(entry.size_bytes).encode()
     assert entry.size_bytes == LARGE.size_bytes
     assert np.array_equal(entry.rows().number_matrix(), LARGE.number_matrix())
-    learn_all(ledger, model)
-    assert not await client.exists(entry.big)
+    learn_all(consumer, model)
+    assert not await client.exists(entry.large_key)
     assert await client.hget(redis_keys.state(model), "bytes") == b"0"
 
 
@@ -197,28 +198,28 @@ async def test_a_large_request_that_is_refused_leaves_nothing_for_long(
 
 @pytest.mark.parametrize("put_aside", [False, True])
 async def test_deleting_a_model_takes_its_large_requests_along(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings, put_aside: bool
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings, put_aside: bool
 ) -> None:
     """Rows that wait beside the inbox, or were put aside, are deleted with the model."""
     model = await make(client, 1)
     await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
-    taken = take(ledger, model)
+    taken = take(consumer, model)
     if put_aside:
-        ledger.commit(taken, Bundle.new(RECIPE), 1, "t", "no")
-    assert await client.exists(taken.entries[0].big)
+        commit_bundle(consumer, KEYRING, taken, Bundle.new(RECIPE), 1, "t", "no")
+    assert await client.exists(taken.entries[0].large_key)
     assert await Store(client).delete(model)
     # A key of the call itself expires by itself.
     assert [name for name in await client.keys(f"kf:{{{model}}}:*") if b":idem:" not in name] == []
 
 
 async def test_rows_that_redis_lost_are_put_aside_and_not_waited_for(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """Where the rows of a large request are gone, reading them says so; the model is not stuck."""
     model = await make(client, 1)
     await inbox.put(ScriptConnection(client), settings, [await inbox.request(client, model, 1, LARGE)])
-    await client.delete(take(ledger, model).entries[0].big)
-    (entry,) = take(ledger, model).entries
+    await client.delete(take(consumer, model).entries[0].large_key)
+    (entry,) = take(consumer, model).entries
     with pytest.raises(LookupError, match="lost"):
         entry.rows()
 
@@ -253,20 +254,20 @@ def test_calls_are_bounded() -> None:
 
 
 async def test_rows_keep_the_id_of_their_request(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """The id that a client sent waits with the rows, which are read as without it; without one nothing is added."""
     model = await make(client, 1)
     named = [replace(one(model, 1.0), request="abc-1"), one(model, 2.0), replace(one(model, 3.0), request="é" * 40)]
     await inbox.put(ScriptConnection(client), settings, named)
-    taken = take(ledger, model)
+    taken = take(consumer, model)
     assert [inbox.request_of(entry.payload) for entry in taken.entries] == ["abc-1", "", "é" * 40]
     assert [entry.rows() for entry in taken.entries] == [Rows.decode(each.payload) for each in named]
     assert taken.entries[1].payload == named[1].payload
 
 
 async def test_a_change_keeps_its_place_among_rows(
-    client: redis.asyncio.Redis, ledger: InboxConsumer, settings: Settings
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
     """Of one trip, rows before a change are learned before it and rows after it after it; it may have an id, too."""
     model = await make(client, 1)
@@ -275,7 +276,7 @@ async def test_a_change_keeps_its_place_among_rows(
     requests = [one(model, 1.0), changes[0], one(model, 2.0), changes[1], changes[2], one(model, 3.0)]
     outcomes, _ = await inbox.put(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(i, 0) for i in range(1, 7)]
-    taken = take(ledger, model)
+    taken = take(consumer, model)
     assert [entry.change for entry in taken.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
     assert [inbox.request_of(entry.payload) for entry in taken.entries] == ["", "", "", "abc-1", "", ""]
     with pytest.raises(InvalidError, match="more than"):
