@@ -268,12 +268,12 @@ def test_what_covers_a_call() -> None:
     assert cover.covers(2, 99)
     # From another house: of a higher generation, and what waits for the live model may come on top of it.
     cover.add({"generation": 7, "sequence": 50})
-    assert (cover.covers(3, 1), cover.has(7, 50), cover.has(7, 51)) == (False, True, False)
+    assert (cover.covers(3, 1), cover.covers(7, 50), cover.covers(7, 51)) == (False, True, False)
     cover.add({"generation": 9, "origin": 3, "sequence": 10})
     cover.add({"generation": 4, "origin": 3, "sequence": 8})
-    assert (cover.covers(3, 10), cover.has(3, 11), cover.has(9, 1)) == (True, False, False)
+    assert (cover.covers(3, 10), cover.covers(3, 11), cover.covers(9, 1)) == (True, False, False)
     cover.add({"generation": 9, "origin": 9, "sequence": 12})
-    assert (cover.covers(3, 11), cover.has(9, 12), cover.has(9, 13)) == (True, True, False)
+    assert (cover.covers(3, 11), cover.covers(9, 12), cover.covers(9, 13)) == (True, True, False)
 
 
 async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
@@ -288,7 +288,7 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     assert not (await covered()).covers(1, 1)
     assert await save(shop, model_hash) == (1, 1, 1)
     await shop.accept(model_hash)
-    assert ((await covered()).covers(1, 1), (await covered()).has(1, 2)) == (True, False)
+    assert ((await covered()).covers(1, 1), (await covered()).covers(1, 2)) == (True, False)
     await shop.learn(model_hash)
     assert await save(shop, model_hash) == (1, 1, 3)
     restorer = Restorer(shop.resources)
@@ -303,7 +303,7 @@ async def test_snapshots_say_where_sequences_began(shop: Workshop) -> None:
     generation = (await shop.model(model_hash)).generation
     assert not (await covered()).covers(generation, 4)
     assert await save(shop, model_hash) == (generation, generation, 4)
-    assert ((await covered()).covers(generation, 4), (await covered()).has(1, 99)) == (True, True)
+    assert ((await covered()).covers(generation, 4), (await covered()).covers(1, 99)) == (True, True)
     await shop.registry.unregister(model_hash)
     assert (await covered()).covers(generation + 5, 1)
     await shop.make(a=1, session=(await shop.model(model_hash)).metadata["session"])
