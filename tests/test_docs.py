@@ -115,11 +115,8 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
             is_known = path in known or local.is_file() or ("/" not in path and path in names)
             if not is_known and not path.startswith(MADE):
                 missing.append(path)
-        for folder in re.findall(
-            r"^((?:keepfit|gateway|workers|snapshotter|tests|benchmarks|docs|k8s)/[\w./-]*/)$", text
-        ):
-            if folder not in folders and not folder.startswith(MADE):
-                missing.append(folder)
+        named = re.findall(r"^((?:keepfit|gateway|workers|snapshotter|tests|benchmarks|docs|k8s)/[\w./-]*/)$", text)
+        missing += [folder for folder in named if folder not in folders and not folder.startswith(MADE)]
     assert missing == []
 
 
@@ -187,7 +184,7 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
     wrong = []
     for text in code(page):
         for line in re.findall(r"(?:^|\$ |bin/|-- )keepfit ((?:--data \S+ )?[a-z][^#|;&]*)", text):
-            words, command = [w for w in shlex.split(line.replace("'", '"').replace("…", "x"))], group
+            words, command = shlex.split(line.replace("'", '"').replace("…", "x")), group
             while words and hasattr(command, "commands"):
                 if words[0] == "--data":
                     words = words[2:]

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -89,9 +90,12 @@ def call(command: str, url: str) -> Any:
     data = options["-d"][0].encode() if options["-d"] else None
     method = options["-X"][0] if options["-X"] else None
     request = urllib.request.Request(addresses[0], data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=30) as response:
-        is_json = response.headers.get_content_type() == "application/json"
-        return json.loads(response.read()) if is_json else None
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            is_json = response.headers.get_content_type() == "application/json"
+            return json.loads(response.read()) if is_json else None
+    except urllib.error.HTTPError as problem:
+        return json.load(problem)
 
 
 def assert_same_form(answer: Any, shown: Any) -> None:
@@ -116,6 +120,16 @@ def test_the_examples_of_calls_give_the_answers_shown(stack: Stack) -> None:
         answer = call(command, stack.url)
         if shown:
             assert_same_form(answer, json.loads(shown))
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "first-model.md"])
+def test_the_first_steps_give_the_answers_shown(stack: Stack, page: str) -> None:
+    """The calls of the pages for beginners, run in their order, give answers of the form that is shown."""
+    text = (ROOT / "docs/getting-started" / page).read_text()
+    session = re.findall(r"^\$ (curl .*)\n(.+)$", text, re.MULTILINE)
+    assert len(session) == len(re.findall(r"^\$ curl", text, re.MULTILINE)) > 0
+    for command, shown in session:
+        assert_same_form(call(command, stack.url), json.loads(shown))
 
 
 # Commands.
