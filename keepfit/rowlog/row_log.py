@@ -1,11 +1,10 @@
-"""The row log: every accepted request, once more, in a place that does not go when Redis goes.
+"""The row log: every accepted request, stored a second time where a loss of Redis does not affect it.
 
-Owns its objects (``docs/concepts/row-log.md``): how calls are written in groups, found and read back. Never
-decides what is
-covered by a snapshot (:mod:`keepfit.rowlog.compaction`) or learned again. Invariants: when :meth:`RowLog.write`
-returns, the calls are there as surely as a snapshot would be; an object is never changed, and one that is damaged is
-said and not passed over. It holds data and no code: who learns a payload decodes it as strictly as if it stood in the
-inbox. Calls come from gateways (:mod:`keepfit.store.inbox`) and go to restores.
+Owns its objects (`docs/concepts/row-log.md`): how calls are written in batches, listed and read. Never decides what a
+snapshot covers (:mod:`keepfit.rowlog.compaction`) or what is replayed. Invariants: when :meth:`RowLog.write` returns,
+the calls are as durable as a snapshot; an object is never changed, and a damaged one is an error and never skipped. The
+log holds data and no code: its readers decode payloads as strictly as from the inbox. Calls come from gateways
+(:mod:`keepfit.store.inbox`) and go to restores.
 """
 
 import hashlib
@@ -24,35 +23,36 @@ import msgspec
 from keepfit.errors import CorruptLogError, UnavailableError
 
 if TYPE_CHECKING:
-    # Half of what a gateway weighs that has no log.
+    # Without a row log a gateway does not import it: it would double the gateway's memory.
     from keepfit.backends.blobs import Entry, Storage
 
-# Folders: what may be in no snapshot yet, and what all is. One per minute by Redis' clock.
-NEEDED, OLD = "n", "o"
-# Sorts behind every minute.
+# Prefixes of folders: calls that may be in no snapshot yet, and calls that snapshots cover. One folder per minute of
+# Redis' clock.
+UNCOVERED, COVERED = "n", "o"
+# Sorts after every minute.
 END = "~"
 MINUTE_S = 60
 MINUTE = "%Y%m%dT%H%M"
 MAGIC = b"keepfit rows 1\n"
 DIGEST_BYTES = hashlib.sha256().digest_size
-# In no folder of a minute, and always the same: it tells a log that is empty from one that is elsewhere.
+# Outside of the minutes' folders, with fixed content: it distinguishes an empty log from one at another address.
 PROBE, PROBE_DATA = "probe/probe", b"Gateways write this to see whether the row log takes anything.\n"
-# Objects that are kept parsed, because a restore of many models asks for each by itself; and what a call takes there
-# beside its bytes.
+# Bound of parsed objects in memory, because a restore of many models reads each model's calls separately; and the
+# memory of a parsed call in addition to its bytes.
 CACHE_BYTES_MAX, CALL_BYTES = 128 * 2**20, 600
 READ_AT_ONCE = 16
-# An object that has gone since it was listed was merged, which happens to it two or three times in its life.
-LOOKS_MAX = 20
+# An object that disappeared after the listing was merged, which happens to an object two or three times.
+LIST_TRIES_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call of ``accept.lua`` took in for one model; payload `i` has the sequence `sequence` + `i`.
+    """The requests that one call of ``accept.lua`` accepted for a model; payload `i` has sequence `sequence` + `i`.
 
     `origin` is the generation in which the model's sequences began, `at` seconds since 1970 by Redis' clock. `digest`
-    (hex) tells a repeat of the call from another one, `name` is that of its idempotency key (``c:<client's key>``), ""
-    where the client sent none. `payloads` are msgpack as in the inbox, whole also where Redis has large rows in a key
-    of their own.
+    (hex) distinguishes a repeat of the call from another call, `name` is that of its idempotency key
+    (``c:<client's key>``), "" if the client sent none. `payloads` are msgpack as in the inbox, complete even if Redis
+    stores large rows in a separate key.
     """
 
     hash: str
@@ -69,14 +69,14 @@ class Call:
         return self.sequence + len(self.payloads) - 1
 
 
-# What is in an object, by the hash of the model.
+# Calls of an object, by the hash of their model.
 Parsed = dict[str, list[Call]]
 
 _decode = msgspec.msgpack.Decoder(list[tuple[str, int, int, float, str, str, tuple[bytes, ...]]]).decode
 
 
 def encode(calls: Iterable[Call]) -> bytes:
-    """Make an object of calls: a first line, the SHA-256 of what follows, msgpack.
+    """Encode calls as an object: a first line, the SHA-256 of the rest, msgpack.
 
     >>> call = Call("ab12", 1, 7, 1.5, "c0ffee", "c:mine", (b"rows",))
     >>> decode(encode([call])) == [call]
@@ -87,12 +87,12 @@ def encode(calls: Iterable[Call]) -> bytes:
 
 
 def decode(data: bytes) -> list[Call]:
-    """Read an object.
+    """Decode an object.
 
     Raises
     ------
     ValueError
-        If it is not one that :func:`encode` made, to the bit.
+        If it is not exactly as :func:`encode` wrote it.
     """
     begin = len(MAGIC) + DIGEST_BYTES
     body = memoryview(data)[begin:]
@@ -101,11 +101,11 @@ def decode(data: bytes) -> list[Call]:
     try:
         return [Call(*fields) for fields in _decode(body)]
     except msgspec.MsgspecError as error:
-        raise ValueError("in another form than this version writes") from error
+        raise ValueError("in another format than this version writes") from error
 
 
 def open_log(url: str) -> "RowLog | None":
-    """Open the log at ``file:///path`` or ``s3://bucket/prefix``; None where `url` is "".
+    """Open the log at ``file:///path`` or ``s3://bucket/prefix``; return None if `url` is "".
 
     Raises
     ------
@@ -120,7 +120,7 @@ def open_log(url: str) -> "RowLog | None":
 
 
 def minute_of(at: float) -> str:
-    """Name of a minute.
+    """Return the name of the minute of a time (seconds since 1970).
 
     >>> minute_of(0.0), minute_of(1_700_000_000.5)
     ('19700101T0000', '20231114T2213')
@@ -129,7 +129,7 @@ def minute_of(at: float) -> str:
 
 
 def start_of(minute: str) -> float:
-    """Seconds since 1970 at which a minute begins; ValueError where that is no minute's name.
+    """Return the seconds since 1970 at which a minute begins; raises ValueError if it is not the name of a minute.
 
     >>> minute_of(start_of("20231114T2213"))
     '20231114T2213'
@@ -138,7 +138,7 @@ def start_of(minute: str) -> float:
 
 
 class RowLog:
-    """The log in a storage; its methods block, and may be called from several threads at once."""
+    """The row log in a storage. Its methods block; several threads may call them at once."""
 
     def __init__(self, storage: "Storage", cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
         self.storage = storage
@@ -151,57 +151,59 @@ class RowLog:
         self._parsed_bytes = 0
 
     def write(self, calls: Sequence[Call]) -> None:
-        """Write calls, at least one, as one object, which is there whole or not at all.
+        """Write calls, at least one, as one object, atomically.
 
         Raises
         ------
         UnavailableError
-            If the storage is away or full; then it may be there or not.
+            If the storage is unavailable or full; the object may then exist or not.
         """
         if not self._probed:
             self.probe()
-        # The minute in which the last was accepted: no call is in a folder of before its time.
+        # The minute of the last call: no call is in a folder of an earlier minute than its own.
         minute = minute_of(max(call.at for call in calls))
-        self.storage.put(f"{NEEDED}{minute}/{self._name}-{next(self._numbers)}", encode(calls))
+        self.storage.put(f"{UNCOVERED}{minute}/{self._name}-{next(self._numbers)}", encode(calls))
 
     def probe(self) -> None:
-        """See whether the log takes anything, and begin it where there is none; UnavailableError if it does not."""
+        """Check that the log can be written, and create it if needed; raises UnavailableError if it cannot."""
         self.storage.put(PROBE, PROBE_DATA)
         self._probed = True
 
     def view(self) -> "View":
-        """List what is there; everything that was written before is found through the view.
+        """List the objects; the view finds everything that was written before.
 
         Raises
         ------
         UnavailableError
-            If the log cannot be read, or there is none: one that is not found is not an empty one.
+            If the log cannot be read or does not exist: a missing log is not an empty one.
         """
-        self.require()
+        self.check_exists()
         return View(self)
 
-    def require(self) -> None:
-        """Raise UnavailableError where there is no log, or it cannot be read."""
+    def check_exists(self) -> None:
+        """Raise UnavailableError if the log does not exist or cannot be read."""
         if self.storage.get(PROBE) is None:
             raise UnavailableError(
-                f"There is no row log at {self.storage.url}. Gateways begin it when they start with that setting."
+                f"There is no row log at {self.storage.url}. A gateway that starts with that setting creates it."
             )
 
     def entries(self, after: str, until: str) -> list["Entry"]:
-        """List objects, and what was left of unfinished ones, in folders with ``after < name <= until``.
+        """List objects, and remains of unfinished ones, in folders with ``after < name <= until``.
 
-        Twice, because one that is merged into another while they are listed may be missed, and the other too: it may
-        stand where the list had been already. What was merged is let be for longer than a list takes.
+        It lists twice: an object that is merged during the listing may be missed, and the merged one too, if it is
+        written where the listing has already been. Merged objects stay unchanged for longer than a listing takes.
         """
         twice = itertools.chain(self.storage.list(after, until), self.storage.list(after, until))
         return list({(entry.path, entry.unfinished): entry for entry in twice}.values())
 
     def paths(self, after: str, until: str) -> set[str]:
-        """Paths of the objects in folders with ``after < name <= until``."""
+        """Return the paths of the objects in folders with ``after < name <= until``."""
         return {entry.path for entry in self.entries(after, until) if not entry.unfinished}
 
-    def read(self, path: str, *, keep: bool = True) -> Parsed | None:
-        """Read an object: its calls by the hash of their model; None where it has gone. Some are kept in memory.
+    def read(self, path: str, *, use_cache: bool = True) -> Parsed | None:
+        """Read an object; return its calls by the hash of their model, or None if the object does not exist any more.
+
+        With `use_cache` the parsed object stays in memory, within bounds.
 
         Raises
         ------
@@ -219,17 +221,17 @@ class RowLog:
             calls = decode(data)
         except ValueError as error:
             raise CorruptLogError(
-                f"{self.storage.uri(path)} in the row log is damaged: it is {error}. It holds rows that may be nowhere "
-                "else; to go on without them, move it out of there."
+                f"The object {self.storage.uri(path)} of the row log is damaged: it is {error}. It may be the only "
+                "copy of some rows; to continue without them, move the object out of the row log."
             ) from error
         parsed: Parsed = {}
         for call in calls:
             parsed.setdefault(call.hash, []).append(call)
-        if keep:
-            self._keep(path, parsed, len(data) + CALL_BYTES * len(calls))
+        if use_cache:
+            self._add_to_cache(path, parsed, len(data) + CALL_BYTES * len(calls))
         return parsed
 
-    def _keep(self, path: str, parsed: Parsed, size: int) -> None:
+    def _add_to_cache(self, path: str, parsed: Parsed, size: int) -> None:
         with self._lock:
             if path not in self._parsed:
                 self._parsed[path] = parsed, size
@@ -240,36 +242,36 @@ class RowLog:
 
 
 class View:
-    """The log as it was at one moment or later; made by :meth:`RowLog.view`, to be used from any thread."""
+    """The row log as of one moment or later; created by :meth:`RowLog.view`, for use from any thread."""
 
     def __init__(self, log: RowLog) -> None:
         self._log = log
         self._lock = threading.Lock()
-        self._paths = log.paths(NEEDED, NEEDED + END)
-        # Which models each object that was read has calls of.
+        self._paths = log.paths(UNCOVERED, UNCOVERED + END)
+        # Hashes of the models in each object that was read.
         self._hashes: dict[str, frozenset[str]] = {}
-        self._old_since: str | None = None
+        self._covered_since: str | None = None
 
     def calls(self, model_hash: str, since: float | None) -> list[Call]:
-        """Calls of a model: all that may be in no snapshot, and all later than `since` (seconds); unordered, repeated.
+        """Return the calls of a model: all uncovered ones, and covered ones since `since` (seconds), unordered.
 
-        They go with a snapshot whose document was found after the look: of what a later one covers, some may be
-        missing.
+        There may be repeats. The calls belong with a snapshot whose document was found after the listing: of the calls
+        that a later snapshot covers some may be missing.
 
         Raises
         ------
         UnavailableError
-            If the log cannot be read; CorruptLogError if an object in it that may have calls of this model is damaged.
+            If the log cannot be read; CorruptLogError if an object that may have calls of this model is damaged.
         """
         found: list[Call] = []
         done: set[str] = set()
         gone: set[str] = set()
-        for _ in range(LOOKS_MAX):
+        for _ in range(LIST_TRIES_MAX):
             with self._lock:
                 if gone:
-                    self._look_again(gone)
+                    self._list_again(gone)
                 elif since is not None:
-                    self._list_old(minute_of(since))
+                    self._list_covered(minute_of(since))
                 self._index()
                 paths = [path for path in self._paths - done if model_hash in self._hashes[path]]
             gone = set()
@@ -282,21 +284,21 @@ class View:
             done.update(paths)
             if not gone:
                 return found
-        raise self._too_fast()
+        raise self._changes_too_fast()
 
-    def _list_old(self, minute: str) -> None:
-        """Take in what is covered, from a minute on."""
-        if self._old_since is None or minute < self._old_since:
-            self._paths |= self._log.paths(_before(OLD + minute), OLD + END)
-            self._old_since = minute
+    def _list_covered(self, minute: str) -> None:
+        """List covered calls from a minute on."""
+        if self._covered_since is None or minute < self._covered_since:
+            self._paths |= self._log.paths(_before(COVERED + minute), COVERED + END)
+            self._covered_since = minute
 
     def _index(self) -> None:
-        """Read what was not read yet, to know which models it is of."""
+        """Read the objects that were not read yet, to know which models they have calls of."""
         with ThreadPoolExecutor(READ_AT_ONCE, "rowlog") as threads:
-            for _ in range(LOOKS_MAX):
+            for _ in range(LIST_TRIES_MAX):
                 unread = sorted(self._paths - self._hashes.keys())
                 gone = set()
-                # Some at a time: what is read is in memory until it is looked at.
+                # In batches, to bound the memory of objects that are read and not indexed yet.
                 for begin in range(0, len(unread), READ_AT_ONCE):
                     some = unread[begin : begin + READ_AT_ONCE]
                     for path, parsed in zip(some, threads.map(self._log.read, some), strict=True):
@@ -306,22 +308,22 @@ class View:
                             self._hashes[path] = frozenset(parsed)
                 if not gone:
                     return
-                self._look_again(gone)
-        raise self._too_fast()
+                self._list_again(gone)
+        raise self._changes_too_fast()
 
-    def _look_again(self, gone: set[str]) -> None:
-        """Find what objects that have gone were merged into: others of their minutes."""
+    def _list_again(self, gone: set[str]) -> None:
+        """Find the objects into which objects that are gone were merged: others of the same minutes."""
         self._paths -= gone
-        self._paths |= self._log.paths(NEEDED, NEEDED + END)
+        self._paths |= self._log.paths(UNCOVERED, UNCOVERED + END)
         for folder in {path.partition("/")[0] for path in gone}:
-            self._paths |= self._log.paths(_before(OLD + folder[1:]), OLD + folder[1:])
+            self._paths |= self._log.paths(_before(COVERED + folder[1:]), COVERED + folder[1:])
 
-    def _too_fast(self) -> UnavailableError:
+    def _changes_too_fast(self) -> UnavailableError:
         return UnavailableError(f"{self._log.storage.url} changes faster than it can be read; try again.")
 
 
 def _before(name: str) -> str:
-    """Name right before `name`, for lists that begin behind one.
+    """Return the name right before `name`, for listings that begin after a name.
 
     >>> "o20231114T2209" < _before("o20231114T2210") < "o20231114T2210"
     True

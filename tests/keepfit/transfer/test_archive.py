@@ -1,4 +1,4 @@
-"""The file that models move in: what is written comes back, and what somebody else made of it is refused."""
+"""The export file: the reader returns what was written, and refuses a file that was changed."""
 
 import io
 import json
@@ -17,16 +17,16 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.transfer.archive import ArchivedModel, ArchivedSnapshot, Reader, Writer
 
-OURS = Keyring.from_text("house:" + "11" * 32)
-THEIRS = Keyring.from_text("house:" + "22" * 32)
+OURS = Keyring.from_text("local:" + "11" * 32)
+THEIRS = Keyring.from_text("local:" + "22" * 32)
 OTHERS = Keyring.from_text("other:" + "33" * 32)
 METADATA = {"type": "shoes", "brand": "nike"}
 HASH = hash_of(METADATA)
 PICKLES = (b"newest", b"older")
 
 
-def shot(version: int, data: bytes) -> ArchivedSnapshot:
-    """Say what a snapshot is."""
+def snapshot_of(version: int, data: bytes) -> ArchivedSnapshot:
+    """Return the fields of a snapshot."""
     return ArchivedSnapshot(
         timestamp=1e9 + version,
         generation=1,
@@ -41,17 +41,17 @@ def shot(version: int, data: bytes) -> ArchivedSnapshot:
 
 
 def sealed(version: int, pickle: bytes, keyring: Keyring = THEIRS) -> bytes:
-    """Sign a bundle."""
+    """Return a signed bundle."""
     return keyring.seal(Header(envelope.BUNDLE, HASH, 1, version, version, 3 * version, "", envelope.runtime()), pickle)
 
 
 def write(path: Path, keyring: Keyring = THEIRS) -> ArchivedModel:
-    """Write a file of one model with two snapshots."""
+    """Write a file with one model and two snapshots."""
     blobs = {2: sealed(2, PICKLES[0], keyring), 1: sealed(1, PICKLES[1], keyring)}
     model = ArchivedModel(
         metadata=canonical(METADATA).decode(),
         recipe='{"estimator":"SGDRegressor"}',
-        snapshots=[shot(version, data) for version, data in blobs.items()],
+        snapshots=[snapshot_of(version, data) for version, data in blobs.items()],
     )
     with Writer(path, keyring) as writer:
         for one, data in zip(model.snapshots, blobs.values(), strict=True):
@@ -62,12 +62,12 @@ def write(path: Path, keyring: Keyring = THEIRS) -> ArchivedModel:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Name of a file that is not there yet."""
-    return tmp_path / "house.zip"
+    """Return the path of a file that does not exist yet."""
+    return tmp_path / "export.zip"
 
 
-def test_what_is_written_comes_back(path: Path) -> None:
-    """Models, what is said of them and their pickles are read as they were written; the file is its owner's alone."""
+def test_a_file_is_read_as_it_was_written(path: Path) -> None:
+    """Models, their fields and pickles are read as they were written; only the owner may read the file."""
     model = write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(path.parent) == [path.name]
@@ -78,8 +78,8 @@ def test_what_is_written_comes_back(path: Path) -> None:
     assert zipfile.ZipFile(path).testzip() is None
 
 
-def test_a_file_that_is_there_is_not_overwritten(path: Path) -> None:
-    """Writing to a name that is taken fails and leaves what is there."""
+def test_an_existing_file_is_not_overwritten(path: Path) -> None:
+    """Writing to an existing path fails and leaves the file as it is."""
     path.write_bytes(b"precious")
     with pytest.raises(InvalidError, match="exists already"):
         write(path)
@@ -87,14 +87,14 @@ def test_a_file_that_is_there_is_not_overwritten(path: Path) -> None:
 
 
 def test_a_writer_that_fails_leaves_nothing(path: Path) -> None:
-    """There is no file, and no part of one, where an error ended the writing."""
+    """After an error there is no file, and no partial file."""
     with pytest.raises(AttributeError), Writer(path, THEIRS) as writer:
         writer.add_blob(HASH, None, b"x")  # type: ignore[arg-type]
     assert os.listdir(path.parent) == []
 
 
-def test_without_the_writers_key_nothing_is_read(path: Path) -> None:
-    """A file of a key that was not given is refused with the setting's name; one of the same name does not help."""
+def test_without_the_writers_key_a_file_is_refused(path: Path) -> None:
+    """A file signed with an unknown key is refused with the name of the setting; one with the same id too."""
     write(path)
     with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
         Reader(path, [OTHERS])
@@ -103,7 +103,7 @@ def test_without_the_writers_key_nothing_is_read(path: Path) -> None:
 
 
 def remade(path: Path, change: Callable[[dict[str, bytes]], None], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write the file again with other entries."""
+    """Write the file again with changed entries."""
     with zipfile.ZipFile(path) as read:
         entries = {name: read.read(name) for name in read.namelist()}
     change(entries)
@@ -121,24 +121,24 @@ def read_all(path: Path) -> None:
 
 
 def without_a_blob(entries: dict[str, bytes]) -> None:
-    """Take a bundle away."""
+    """Remove a bundle."""
     del entries[f"models/{HASH}/1-1"]
 
 
 def with_a_flipped_bit(entries: dict[str, bytes]) -> None:
-    """Change one bit of a bundle."""
+    """Flip one bit of a bundle."""
     data = bytearray(entries[f"models/{HASH}/1-2"])
     data[-1] ^= 1
     entries[f"models/{HASH}/1-2"] = bytes(data)
 
 
 def with_bundles_exchanged(entries: dict[str, bytes]) -> None:
-    """Put the older bundle in the newest one's place."""
+    """Replace the newest bundle by the older one."""
     entries[f"models/{HASH}/1-2"] = entries[f"models/{HASH}/1-1"]
 
 
 def with_other_metrics(entries: dict[str, bytes]) -> None:
-    """Say something else of a snapshot than was signed."""
+    """Change a field of a snapshot."""
     name = f"models/{HASH}/model.json"
     document = json.loads(entries[name])
     document["snapshots"][0]["rows_seen"] = 10**9
@@ -146,19 +146,19 @@ def with_other_metrics(entries: dict[str, bytes]) -> None:
 
 
 def with_another_manifest(entries: dict[str, bytes]) -> None:
-    """Name no models any more."""
+    """Remove the models from the manifest."""
     manifest = json.loads(entries["manifest.json"])
     entries["manifest.json"] = json.dumps({**manifest, "models": {}}).encode()
 
 
 def with_a_bundle_for_a_seal(entries: dict[str, bytes]) -> None:
-    """Seal a manifest with what was signed for another purpose."""
+    """Replace the seal by an envelope for another purpose."""
     digest = envelope.digest_of(entries["manifest.json"])
     entries["manifest.seal"] = sealed(1, digest.encode())
 
 
 def of_another_format(entries: dict[str, bytes]) -> None:
-    """Be of a later version, rightly signed."""
+    """Make it a file of a later format, correctly signed."""
     manifest = json.loads(entries["manifest.json"])
     entries["manifest.json"] = json.dumps({**manifest, "format": 2}).encode()
     header = Header("archive", "", 0, 0, 0, 0, "", {})
@@ -166,13 +166,13 @@ def of_another_format(entries: dict[str, bytes]) -> None:
 
 
 def without_a_manifest(entries: dict[str, bytes]) -> None:
-    """Be some other zip file."""
+    """Make it another zip file."""
     entries.clear()
     entries["../../etc/passwd"] = b"root"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (without_a_blob, "has no models/.*/1-1"),
         (with_a_flipped_bit, "version 2, is damaged"),
@@ -185,16 +185,16 @@ def without_a_manifest(entries: dict[str, bytes]) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_what_was_changed_is_refused(path: Path, change: Callable[[dict[str, bytes]], None], said: str) -> None:
-    """Whatever of the file is not as its writer signed it is an error that says what, and nothing of that is given."""
+def test_a_changed_file_is_refused(path: Path, change: Callable[[dict[str, bytes]], None], message: str) -> None:
+    """Any difference to what the writer signed is an error that names it, and the data is not returned."""
     write(path)
     remade(path, change)
-    with pytest.raises(KeepfitError, match=said):
+    with pytest.raises(KeepfitError, match=message):
         read_all(path)
 
 
 def test_compressed_entries_are_refused_unread(path: Path) -> None:
-    """A bomb is no archive of ours: nothing here is compressed, so nothing is inflated."""
+    """keepfit writes no compressed entries, so the reader refuses them and inflates nothing."""
     write(path)
     remade(path, lambda entries: entries.update({"manifest.json": bytes(10**8)}), zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**6
@@ -203,8 +203,8 @@ def test_compressed_entries_are_refused_unread(path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nothing", os.urandom(1000)], ids=["empty", "begun", "noise"])
-def test_what_is_no_zip_is_refused(path: Path, data: bytes) -> None:
-    """Other bytes are an InvalidError, as is a file that is not there, or cut off."""
+def test_a_file_that_is_not_a_zip_is_refused(path: Path, data: bytes) -> None:
+    """Other bytes, a missing file and a truncated file are an InvalidError."""
     with pytest.raises(InvalidError, match="There is no file"):
         Reader(path, [THEIRS])
     path.write_bytes(data)
@@ -212,8 +212,8 @@ def test_what_is_no_zip_is_refused(path: Path, data: bytes) -> None:
         Reader(path, [THEIRS])
 
 
-def test_a_file_cut_off_anywhere_is_refused(path: Path) -> None:
-    """Whatever is missing of a file's end, it is refused."""
+def test_a_truncated_file_is_refused(path: Path) -> None:
+    """A file is refused wherever it is truncated."""
     write(path)
     whole = path.read_bytes()
     for end in range(0, len(whole), 97):
@@ -223,9 +223,9 @@ def test_a_file_cut_off_anywhere_is_refused(path: Path) -> None:
 
 
 def test_a_model_under_another_hash_is_refused(path: Path) -> None:
-    """Metadata that do not have the hash that they stand under are refused, although the writer signed them."""
+    """Metadata whose hash is not the name of the entry is refused, although the writer signed it."""
     other = "0" * 64
-    model = ArchivedModel(metadata=canonical(METADATA).decode(), recipe="{}", snapshots=[shot(1, b"x")])
+    model = ArchivedModel(metadata=canonical(METADATA).decode(), recipe="{}", snapshots=[snapshot_of(1, b"x")])
     with Writer(path, THEIRS) as writer:
         writer.add(other, model)
     with Reader(path, [THEIRS]) as reader, pytest.raises(InvalidError, match="not the hash of its metadata"):
