@@ -57,20 +57,3 @@ def test_the_session_gives_the_output_shown(stack: Stack) -> None:
     for answer, (_, output) in zip(answers, steps, strict=True):
         assert_similar(answer, json.loads(output))
     assert answers[2]["predictions"] != answers[4]["predictions"]
-
-
-def test_every_link_names_an_existing_file() -> None:
-    """Every relative link in the README and the documentation names an existing file."""
-    documents = [README, *README.parent.glob("*.md"), *(README.parent / "docs").rglob("*.md")]
-    links = [(path, link) for path in documents for link in re.findall(r"\]\(([^)#]+)\)", path.read_text())]
-    missing = [(str(path), link) for path, link in links if "://" not in link and not (path.parent / link).exists()]
-    assert not missing
-
-
-def test_the_makefile_has_every_command_that_is_documented() -> None:
-    """Every `make X` in README and CONTRIBUTING is a target of the Makefile."""
-    targets = set(re.findall(r"^([a-z]+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
-    named = set(
-        re.findall(r"(?:`|\$ |=1 )make ([a-z]+)", README.read_text() + (README.parent / "CONTRIBUTING.md").read_text())
-    )
-    assert {"run", "test"} <= named <= targets

@@ -1,4 +1,4 @@
-"""The table of docs/reference/validation.md: every row has its tests, and every test of bad input its row."""
+"""The table in docs/reference/validation.md names tests that exist, and every test of bad input."""
 
 import ast
 import re
@@ -9,12 +9,12 @@ import pytest
 GATEWAY = Path(__file__).parents[1]
 TABLE = GATEWAY.parents[1] / "docs/reference/validation.md"
 ROWS = [line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
-# What is right, and read as such, stands in no table of what is wrong.
+# Tests of valid input, which the table of invalid input does not list.
 RIGHT = {"test_a_gzip_stream_that_is_whole"}
 
 
 def names_in(file: str) -> set[str]:
-    """Names of a file's tests."""
+    """Return the names of the tests in a file."""
     (path,) = GATEWAY.rglob(file)
     nodes = ast.walk(ast.parse(path.read_text()))
     found = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -23,7 +23,7 @@ def names_in(file: str) -> set[str]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]).strip()[:40])
 def test_a_row_has_its_tests(row: list[str]) -> None:
-    """Each row names an answer and at least one test, and each test that it names is there."""
+    """Each row names an answer and at least one test, and each test that it names exists."""
     _, answer, _, tests = row
     named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
     assert answer.strip()
@@ -33,6 +33,6 @@ def test_a_row_has_its_tests(row: list[str]) -> None:
 
 @pytest.mark.parametrize("file", ["test_bad_input.py", "test_floods.py"])
 def test_a_test_has_its_row(file: str) -> None:
-    """No test of bad input or of a flood is missing in the table."""
+    """The table lists every test of bad input and of floods."""
     named = {name for row in ROWS for name in re.findall(rf"`{file}::(\w+)`", row[3])}
     assert names_in(file) - RIGHT == named
