@@ -107,8 +107,8 @@ def computing_s(recipe: Recipe, encoded: list[bytes]) -> float:
         if recipe.updates == "merged":
             rows = [concatenate(rows)]
         for each in rows:
-            bundle.learn(each)
-        bundle.check()
+            bundle.partial_fit_unchecked(each)
+        bundle.check_finite()
     return time.perf_counter() - started
 
 

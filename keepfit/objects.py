@@ -15,16 +15,16 @@ from typing import Any, get_args
 from keepfit import settings
 from keepfit.errors import InvalidError
 from keepfit.model import pickling
-from keepfit.model.river_adapter import MANY, ONE
+from keepfit.model.river_adapter import PREDICT_MANY, PREDICT_ONE
 from keepfit.recipe import uploads
 from keepfit.recipe.catalogue import Kind
-from keepfit.recipe.uploads import Calls, ObjectHeader
+from keepfit.recipe.uploads import LearnMethod, ObjectHeader
 from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Keyring
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # In order of preference: a River model with both methods learns row by row, as its documentation shows.
-CALLS: tuple[Calls, ...] = get_args(Calls)
+CALLS: tuple[LearnMethod, ...] = get_args(LearnMethod)
 # River's base classes. A class may have several of them as ancestors; the first in this table decides.
 RIVER_KINDS: dict[str, Kind] = {
     "Classifier": "classifier",
@@ -88,7 +88,7 @@ def dump(
     )
     payload = pickling.dump_foreign(learner, header.subject, modules)
     text = b64encode(_keyring(keys).seal(header, payload)).decode()
-    uploads.signed(text)
+    uploads.decode(text)
     return text
 
 
@@ -98,7 +98,7 @@ def _keyring(keys: str | None) -> Keyring:
     return Keyring.from_text(keys, UPLOAD_KEYS)
 
 
-def _learn_method(name: str, learner: Any) -> Calls:
+def _learn_method(name: str, learner: Any) -> LearnMethod:
     """Return the name of the method that `learner` learns with."""
     if isinstance(learner, type):
         raise InvalidError(f"{learner.__name__} is a class: create an instance and dump that.")
@@ -111,17 +111,17 @@ def _learn_method(name: str, learner: Any) -> Calls:
     )
 
 
-def _check_methods(name: str, learner: Any, calls: Calls, kind: Kind) -> None:
+def _check_methods(name: str, learner: Any, calls: LearnMethod, kind: Kind) -> None:
     """Raise InvalidError if `learner` has no method to answer with."""
     if calls == "partial_fit":
         required = "transform" if kind == "transformer" else "predict"
     else:
-        required = (ONE if calls == "learn_one" else MANY)[kind]
+        required = (PREDICT_ONE if calls == "learn_one" else PREDICT_MANY)[kind]
     if not callable(getattr(learner, required, None)):
         raise InvalidError(f"{name} has {calls} but no {required}, which a {kind.replace('_', ' ')} needs.")
 
 
-def _takes_weights(learner: Any, calls: Calls) -> bool:
+def _takes_weights(learner: Any, calls: LearnMethod) -> bool:
     """Return whether the learn method takes weights of rows."""
     parameter = {"partial_fit": "sample_weight", "learn_one": "w"}.get(calls)
     return parameter in inspect.signature(getattr(learner, calls)).parameters

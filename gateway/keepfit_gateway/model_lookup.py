@@ -17,7 +17,7 @@ from keepfit.errors import ConflictError, NotFoundError, StaleModelError
 from keepfit.history import Registry
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
-from keepfit.recipe.patch import in_force
+from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
@@ -122,7 +122,7 @@ class ModelLookup:
         # Parsed first: a recipe that an older version wrote may lack fields that have defaults since.
         if from_text(registered.recipe_text).text() != recipe.text():
             found = await self.describe(model_hash)
-            if in_force(found.recipe, found.changed).text() == recipe.text():
+            if with_changes(found.recipe, found.changed).text() == recipe.text():
                 return found, False
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see its recipe.")
         live = None if created else await self._store.describe(model_hash)

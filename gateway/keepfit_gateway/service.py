@@ -39,7 +39,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.uploads = uploads.keyring_of(settings.upload_keys.get_secret_value())
+        self.uploads = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.request_metrics = RequestMetrics()
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)

@@ -1,12 +1,12 @@
-"""The bundle: what is kept of a model (columns, estimator, counters, running error), and its whole life.
+"""The bundle: everything a model has learned, and how it learns and predicts.
 
 ::
 
     new(recipe) ──▶ partial_fit(rows) ──▶ seal(...) ──▶ Redis, snapshots ──▶ unseal(...) ──▶ partial_fit, predict, score
 
-Owns how rows are learned and predicted. Never talks to a store. Invariants: ``predict`` and ``score`` change nothing;
-``partial_fit`` does what a plain scikit-learn loop over the same rows does, in the same order of calls; nothing is
-unpickled but what we signed for this model (:mod:`keepfit.model.pickling`).
+Owns how rows are learned and predicted. Never accesses a store. Invariants: ``predict`` and ``score`` change nothing;
+``partial_fit`` does the same as a plain scikit-learn loop over the same rows, with the same calls in the same order.
+Rows come from :mod:`keepfit.model.fit_loop` and the workers; :mod:`keepfit.model.serialization` stores bundles.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,24 @@ from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 
-# A class that was named and not seen yet has a prior of zero, whose logarithm naive Bayes takes, and a first row no
-# variance, by which it divides.
-of_zero = partial(np.errstate, divide="ignore", invalid="ignore")
+# Naive Bayes takes the logarithm of the prior of a class without rows, which is 0, and divides by the variance of a
+# first row, which is 0 too.
+ignore_zeros = partial(np.errstate, divide="ignore", invalid="ignore")
 
 
 @dataclass(slots=True)
 class Bundle:
-    """One model's learned state, in memory of one process."""
+    """The learned state of one model.
+
+    `waiting` are the rows collected for the first call of an estimator that needs several; `changed` are the parameters
+    changed since the recipe was posted; `prequential` has the scores of each output.
+    """
 
     recipe: Recipe
     columns: Columns
     labels: Labels | Outputs | None
     estimator: Any
-    running: list[PrequentialScores]
+    prequential: list[PrequentialScores]
     rows_seen: int = 0
     waiting: tuple[Rows, ...] = ()
     changed: dict[str, Any] = field(default_factory=dict)
@@ -50,110 +54,115 @@ class Bundle:
     def new(cls, recipe: Recipe) -> Self:
         """Build the bundle of `recipe` that has learned nothing."""
         labels: Labels | Outputs | None = None
-        parts = list(recipe.parts)
+        named_steps, classes = list(recipe.named_steps), recipe.classes
         if recipe.entry.target == "labels":
-            labels = Outputs.from_classes(recipe.classes) if recipe.entry.many else Labels.from_classes(recipe.classes)  # type: ignore[arg-type]
-            name, params = parts[-1]
+            multi_output = recipe.entry.multi_output
+            labels = Outputs.from_classes(classes) if multi_output else Labels.from_classes(classes)  # type: ignore[arg-type]
+            name, params = named_steps[-1]
             if isinstance(labels, Labels) and "class_weight" in params:
-                parts[-1] = (name, {**params, "class_weight": labels.class_weight_by_code(params["class_weight"])})
-        return cls(recipe, Columns.new(recipe), labels, pipeline.build(parts), [])
+                weights = labels.class_weight_by_code(params["class_weight"])
+                named_steps[-1] = (name, {**params, "class_weight": weights})
+        return cls(recipe, Columns.new(recipe), labels, pipeline.build(named_steps), [])
 
     @property
-    def begun(self) -> bool:
-        """Whether the estimator has learned; else `waiting` are all rows so far."""
+    def is_fitted(self) -> bool:
+        """Whether the estimator has learned; until then `waiting` has all rows."""
         return self.rows_seen > 0 and not self.waiting
 
     def partial_fit(self, rows: Rows) -> None:
-        """Predict `rows`, note the error, then learn them in one ``partial_fit`` call, and look what came of it.
+        """Predict `rows`, add to the prequential scores, learn them in one ``partial_fit`` call, and check for NaN.
 
         Raises
         ------
         ValueError, TypeError, ArithmeticError, InvalidError
-            The estimator's own; the bundle is then half changed and must be thrown away.
+            The errors of the estimator. The bundle is then partly changed and must be discarded.
         """
-        self.learn(rows)
-        self.check()
+        self.partial_fit_unchecked(rows)
+        self.check_finite()
 
-    def learn(self, rows: Rows) -> None:
-        """Do what :meth:`partial_fit` does, and leave the look for NaN to :meth:`check`, before anything is kept.
+    def partial_fit_unchecked(self, rows: Rows) -> None:
+        """Do what :meth:`partial_fit` does without the check; call :meth:`check_finite` before the bundle is stored.
 
-        Where the estimator takes more rows to begin with, they wait in the bundle until there are as many; then the
-        first call learns them together.
+        If the first call of the estimator needs more rows, they are collected in the bundle and learned together.
 
         Raises
         ------
         ValueError, TypeError, ArithmeticError, InvalidError
-            The estimator's own; the bundle is then half changed and must be thrown away.
+            The errors of the estimator. The bundle is then partly changed and must be discarded.
         """
         if self.labels is None:
-            self._take_in(rows)
+            self._fit_or_collect(rows)
         else:
-            with of_zero():
-                self._take_in(rows)
+            with ignore_zeros():
+                self._fit_or_collect(rows)
         self.rows_seen += rows.n
 
-    def _take_in(self, rows: Rows) -> None:
-        if self.begun:
-            self._learn(rows)
+    def _fit_or_collect(self, rows: Rows) -> None:
+        if self.is_fitted:
+            self._fit(rows)
         else:
-            self._begin(rows)
+            self._fit_first_or_collect(rows)
 
-    def _begin(self, rows: Rows) -> None:
+    def _fit_first_or_collect(self, rows: Rows) -> None:
         needed = self._rows_needed(rows)
         if self.rows_seen + rows.n >= needed:
-            whole, self.waiting = first_call.joined([*self.waiting, rows]), ()
-            self._learn(whole, first=True)
+            all_rows, self.waiting = first_call.concatenate_rows([*self.waiting, rows]), ()
+            self._fit(all_rows, first=True)
             return
         first_call.check_waiting(self.waiting, rows, needed, labelled=self.labels is not None)
+        # What cannot be learned is rejected with the request that brings it, not later with the rows of others.
         trial = type(self).new(self.recipe)
-        enough = first_call.shrink(trial.estimator)
-        trial._learn(first_call.joined([rows] * enough), first=True)
-        trial.check()
+        trial_rows = first_call.shrink(trial.estimator)
+        trial._fit(first_call.concatenate_rows([rows] * trial_rows), first=True)
+        trial.check_finite()
         self.waiting = (*self.waiting, rows)
 
     def _rows_needed(self, rows: Rows) -> int:
         return first_call.rows_needed(self.estimator, first_call.matrix_width(self.recipe, rows) or 0)
 
-    def _learn(self, rows: Rows, *, first: bool = False) -> None:
-        entry, slots = self.recipe.entry, self._slots()
-        y, single = self._target(rows), None
+    def _fit(self, rows: Rows, *, first: bool = False) -> None:
+        entry, n_classes = self.recipe.entry, self._n_classes()
+        y, single_row = self._target(rows), None
         if not first:
-            single = self.columns.partial_fit_transform_row(self.recipe, rows)
-            if entry.kind in catalogue.LEARNERS:
-                self._note_error(y, self.columns.transform(self.recipe, rows) if single is None else single[0])
+            single_row = self.columns.partial_fit_transform_row(self.recipe, rows)
+            if entry.kind in catalogue.SUPERVISED_KINDS:
+                X = self.columns.transform(self.recipe, rows) if single_row is None else single_row[0]
+                self._update_prequential(y, X)
             if self.labels is not None:
-                self._grow(slots)
-        X = pipeline.learn(
-            self.estimator, self.columns.partial_fit_transform(self.recipe, rows) if single is None else single[1]
-        )
-        last = pipeline.last(self.estimator)
-        if not entry.takes_y or rows.sample_weight is not None or not fast_fit.partial_fit(last, X, y):
-            self._have_learned(last, rows, X, y, first=first)
+                self._grow(n_classes)
+        X = self.columns.partial_fit_transform(self.recipe, rows) if single_row is None else single_row[1]
+        X = pipeline.fit_transformers(self.estimator, X)
+        final = pipeline.final_of(self.estimator)
+        if not entry.takes_y or rows.sample_weight is not None or not fast_fit.partial_fit(final, X, y):
+            self._call_partial_fit(final, rows, X, y, first=first)
 
     def change(self, params: dict[str, Any]) -> None:
-        """Change parameters of the estimator, which goes by them from the next rows on.
+        """Change parameters of the estimator, with effect from the next rows on.
 
         Raises
         ------
         InvalidError, ValueError
-            If they cannot be; the bundle is then half changed and must be thrown away.
+            If they cannot be changed. The bundle is then partly changed and must be discarded.
         """
-        parameters.make(self.recipe, self.changed, params, self.estimator, self.labels)
+        parameters.apply(self.recipe, self.changed, params, self.estimator, self.labels)
         self.changed = {**self.changed, **params}
 
     def _target(self, rows: Rows, *, learning: bool = True) -> Any:
-        """Target of `rows`, shape (n,) or (n, outputs): numbers, or codes of labels, which are learned here."""
-        many = self.recipe.entry.many
+        """Return the target of `rows`, shape (n,) or (n, outputs): numbers, or codes of labels.
+
+        With `learning` unknown labels are learned.
+        """
+        multi_output = self.recipe.entry.multi_output
         if self.labels is None or not isinstance(rows.y, list):
             y = rows.target()
-            if not many or y is None:
+            if not multi_output or y is None:
                 return y
-            learned = getattr(pipeline.last(self.estimator), "estimators_", None)
-            if learned is not None:
-                check_output_count(len(learned), len(y) // rows.n)
+            fitted = getattr(pipeline.final_of(self.estimator), "estimators_", None)
+            if fitted is not None:
+                check_output_count(len(fitted), len(y) // rows.n)
             return y.reshape(rows.n, -1)
-        given: Any = output_columns(rows.y, rows.n) if many else rows.y
-        return self.labels.partial_fit_encode(given) if learning else self.labels.encode(given)
+        labels: Any = output_columns(rows.y, rows.n) if multi_output else rows.y
+        return self.labels.partial_fit_encode(labels) if learning else self.labels.encode(labels)
 
     @property
     def label_lists(self) -> list[Labels]:
@@ -162,64 +171,65 @@ class Bundle:
             return self.labels.each
         return [] if self.labels is None else [self.labels]
 
-    def _slots(self) -> list[int]:
-        """Classes that the estimator has to have, of each output."""
+    def _n_classes(self) -> list[int]:
+        """Return the number of classes that the estimator must have, for each output."""
         return [labels.n_classes for labels in self.label_lists]
 
     def _grow(self, before: Sequence[int]) -> None:
-        now = self._slots()
+        """Add the classes that appeared since the numbers of classes were `before`."""
+        now = self._n_classes()
         if now != before:
-            for learner, old, new in zip(pipeline.learners(self.estimator), before, now, strict=True):
+            for estimator, old, new in zip(pipeline.output_estimators(self.estimator), before, now, strict=True):
                 if new > old:
-                    growth.grow(learner, new)
+                    growth.grow(estimator, new)
 
-    def _have_learned(self, last: Any, rows: Rows, X: Any, y: Any, *, first: bool) -> None:
-        """Have scikit-learn do it."""
+    def _call_partial_fit(self, final: Any, rows: Rows, X: Any, y: Any, *, first: bool) -> None:
+        """Call scikit-learn's ``partial_fit``."""
         optional: dict[str, Any] = {}
         if rows.sample_weight is not None:
             optional["sample_weight"] = rows.weights()
         if self.labels is not None and first:
-            classes = [np.arange(slots) for slots in self._slots()]
-            optional["classes"] = classes if self.recipe.entry.many else classes[0]
+            classes = [np.arange(n_classes) for n_classes in self._n_classes()]
+            optional["classes"] = classes if self.recipe.entry.multi_output else classes[0]
         if self.recipe.entry.takes_y:
-            last.partial_fit(X, y, **optional)
+            final.partial_fit(X, y, **optional)
         else:
-            last.partial_fit(X, **optional)
+            final.partial_fit(X, **optional)
 
-    def _note_error(self, y: Any, X: Any) -> None:
-        """Note the error of predicting `X` before it is learned, where it can be predicted by then."""
+    def _update_prequential(self, y: Any, X: Any) -> None:
+        """Add the predictions of `X`, which is not learned yet, to the prequential scores, if they can be computed."""
         try:
-            last = pipeline.last(self.estimator)
-            X = pipeline.forward(self.estimator, X)
-            predicted = self._settled(fast_predict.predict(last, X))
-            chances = fast_predict.predict_proba(last, X) if fast_predict.has_predict_proba(last) else None
+            final = pipeline.final_of(self.estimator)
+            X = pipeline.transform(self.estimator, X)
+            predicted = self._clipped(fast_predict.predict(final, X))
+            probabilities = fast_predict.predict_proba(final, X) if fast_predict.has_predict_proba(final) else None
         except (ValueError, IndexError):
-            # CategoricalNB predicts no category that it has not learned; what is truly wrong, learning will say.
+            # CategoricalNB cannot predict categories that it has not learned. Real faults are raised while learning.
             return
-        kind, many = self.recipe.entry.kind, self.recipe.entry.many
-        if not self.running:
-            self.running = [PrequentialScores(self.recipe.window) for _ in (y.T if many else [y])]
-        if not many:
-            self.running[0].update(kind, y, predicted, chances)
+        kind, multi_output = self.recipe.entry.kind, self.recipe.entry.multi_output
+        if not self.prequential:
+            self.prequential = [PrequentialScores(self.recipe.window) for _ in (y.T if multi_output else [y])]
+        if not multi_output:
+            self.prequential[0].update(kind, y, predicted, probabilities)
             return
-        for i, running in enumerate(self.running):
-            running.update(kind, y[:, i], predicted[:, i], None if chances is None else chances[i])
+        for i, scores_of_output in enumerate(self.prequential):
+            scores_of_output.update(kind, y[:, i], predicted[:, i], None if probabilities is None else probabilities[i])
 
-    def check(self) -> None:
-        """Look at all that a commit would store: what rows made infinite would stay so for ever.
+    def check_finite(self) -> None:
+        """Check everything that a commit would store for NaN and infinity, which would never go away again.
 
         Raises
         ------
         ArithmeticError
-            With the name of what is not finite.
+            With the name of the attribute that is not finite.
         """
-        for i, part in enumerate((self.columns.scaler, *pipeline.parts(self.estimator))):
-            name = None if part is None else finite.find_non_finite(part)
+        for i, step in enumerate((self.columns.scaler, *pipeline.steps_of(self.estimator))):
+            name = None if step is None else finite.find_non_finite(step)
             if name is not None:
-                owners = [self.recipe.scaler, *([name for name, _ in self.recipe.parts] or [self.recipe.name])]
+                owners = [self.recipe.scaler, *([name for name, _ in self.recipe.named_steps] or [self.recipe.name])]
                 raise ArithmeticError(f"{name} of {owners[i]} would no longer be finite")
-        if not all(running.is_finite for running in self.running):
-            raise ArithmeticError("the running error would no longer be finite, so far off are the predictions")
+        if not all(each.is_finite for each in self.prequential):
+            raise ArithmeticError("the prequential error would no longer be finite: the predictions are too far off")
 
     def predict(self, rows: Rows) -> list[Any]:
         """Predict `rows`: n floats, labels, cluster numbers, 1 or -1, or transformed rows.
@@ -229,41 +239,43 @@ class Bundle:
         Raises
         ------
         ConflictError
-            If the model has not learned yet, or too little to predict.
+            If the model has not learned enough rows to predict.
         InvalidError
             If the rows have another width than those learned.
         """
         self._check_ready(rows)
         predicted = self._predict(rows)
-        predictions: list[Any] = predicted.tolist() if self._named is None else self._named.decode(predicted)
+        predictions: list[Any] = (
+            predicted.tolist() if self._predicted_labels is None else self._predicted_labels.decode(predicted)
+        )
         return predictions
 
-    def chances(self, rows: Rows) -> dict[str, Any]:
-        """Tell how sure predictions are: `probabilities` with `classes`, or the `scores` of an outlier detector.
+    def confidences(self, rows: Rows) -> dict[str, Any]:
+        """Return `probabilities` with `classes`, or for an outlier detector the `scores`.
 
         Raises
         ------
         InvalidError
-            If the estimator gives neither.
+            If the estimator has neither.
         """
         if self.recipe.entry.kind != "outlier_detector":
             return {"probabilities": self.predict_proba(rows), "classes": self.classes}
         self._check_ready(rows)
-        X = pipeline.forward(self.estimator, self.columns.transform(self.recipe, rows))
-        return {"scores": pipeline.last(self.estimator).decision_function(X).tolist()}
+        X = pipeline.transform(self.estimator, self.columns.transform(self.recipe, rows))
+        return {"scores": pipeline.final_of(self.estimator).decision_function(X).tolist()}
 
     def predict_proba(self, rows: Rows) -> list[Any]:
-        """Probabilities of `rows`, shape (n, classes) or n lists of one for each output, in the order of `classes`.
+        """Return probabilities of `rows`, shape (n, classes) or n lists of one per output, in the order of `classes`.
 
         Raises
         ------
         InvalidError
-            If the estimator gives none.
+            If the estimator has none.
         """
         self._check_ready(rows)
         probabilities = self._probabilities(rows)
         if probabilities is None:
-            raise InvalidError(f"{self.recipe.name} with these params gives no probabilities: leave out proba.")
+            raise InvalidError(f"{self.recipe.name} with these params has no probabilities: leave out proba.")
         if isinstance(self.labels, Outputs):
             return self.labels.known_probabilities(probabilities)
         listed: list[list[float]] = (
@@ -272,30 +284,30 @@ class Bundle:
         return listed
 
     @property
-    def joins(self) -> bool:
-        """Whether what is predicted of a row is the same whatever rows are beside it in the call."""
-        return not any(isinstance(part, MiniBatchNMF) for part in pipeline.parts(self.estimator))
+    def predicts_rows_independently(self) -> bool:
+        """Whether the prediction of a row does not depend on the other rows of the call."""
+        return not any(isinstance(step, MiniBatchNMF) for step in pipeline.steps_of(self.estimator))
 
     @property
     def width(self) -> int | None:
-        """Columns of a row as it comes in; None where the first row is to tell."""
+        """Number of values of a row; None if neither the recipe nor rows have told it."""
         if self.recipe.features is not None:
             return len(self.recipe.features)
         if self.waiting:
             return self.waiting[0].width
-        width: int | None = getattr(pipeline.parts(self.estimator)[0], "n_features_in_", None)
+        width: int | None = getattr(pipeline.steps_of(self.estimator)[0], "n_features_in_", None)
         return width
 
     @property
     def classes(self) -> list[Any]:
-        """Labels in the order of the columns of :meth:`predict_proba`, or a list of them for each output."""
+        """Labels in the order of the columns of :meth:`predict_proba`, or a list for each output."""
         if isinstance(self.labels, Outputs):
             return [list(labels.known) for labels in self.labels.each]
         return [] if self.labels is None else list(self.labels.known)
 
     @property
-    def _named(self) -> Labels | Outputs | None:
-        """Labels of what is predicted, if that is labels."""
+    def _predicted_labels(self) -> Labels | Outputs | None:
+        """The labels that predictions name; None if predictions are not labels."""
         return self.labels if self.recipe.entry.kind == "classifier" else None
 
     def score(self, rows: Rows) -> dict[str, float | None]:
@@ -307,44 +319,44 @@ class Bundle:
             If the estimator takes no target.
         """
         self._check_ready(rows)
-        if self.recipe.entry.kind not in catalogue.LEARNERS:
-            raise InvalidError(f"{self.recipe.name} takes no y, so there is nothing to score against.")
+        if self.recipe.entry.kind not in catalogue.SUPERVISED_KINDS:
+            raise InvalidError(f"{self.recipe.name} takes no y: there is nothing to score against.")
         y, predicted = self._target(rows, learning=False), self._predict(rows)
         if self.labels is None:
-            if not self.recipe.entry.many:
+            if not self.recipe.entry.multi_output:
                 return scores.regression_score(y, predicted)
             return outputs.combine_scores(
                 [scores.regression_score(y[:, i], predicted[:, i]) for i in range(y.shape[1])]
             )
-        chances, slots = self._probabilities(rows), self._slots()
-        if not self.recipe.entry.many:
-            return scores.classification_score(y, predicted, chances, slots[0])
-        each = zip(y.T, predicted.T, chances or [None] * len(slots), slots, strict=True)
+        probabilities, n_classes = self._probabilities(rows), self._n_classes()
+        if not self.recipe.entry.multi_output:
+            return scores.classification_score(y, predicted, probabilities, n_classes[0])
+        each = zip(y.T, predicted.T, probabilities or [None] * len(n_classes), n_classes, strict=True)
         return outputs.combine_scores([scores.classification_score(*one) for one in each])
 
-    @of_zero()
+    @ignore_zeros()
     def _predict(self, rows: Rows) -> Any:
-        """Predictions, shape (n,), (n, outputs) or that of transformed rows: labels as their codes."""
-        return self._settled(self._answer(self.columns.transform(self.recipe, rows)))
+        """Return predictions, shape (n,), (n, outputs) or that of transformed rows; labels as codes."""
+        return self._clipped(self._predict_matrix(self.columns.transform(self.recipe, rows)))
 
-    def _settled(self, predicted: Any) -> Any:
-        return predicted if self._named is None else self._named.clip_to_known(predicted)
+    def _clipped(self, predicted: Any) -> Any:
+        return predicted if self._predicted_labels is None else self._predicted_labels.clip_to_known(predicted)
 
-    def _answer(self, X: Any) -> Any:
-        last, X = pipeline.last(self.estimator), pipeline.forward(self.estimator, X)
+    def _predict_matrix(self, X: Any) -> Any:
+        final, X = pipeline.final_of(self.estimator), pipeline.transform(self.estimator, X)
         return (
-            fast_predict.transform(last, X)
+            fast_predict.transform(final, X)
             if self.recipe.entry.kind == "transformer"
-            else fast_predict.predict(last, X)
+            else fast_predict.predict(final, X)
         )
 
-    @of_zero()
+    @ignore_zeros()
     def _probabilities(self, rows: Rows) -> Any:
-        last = pipeline.last(self.estimator)
-        if not fast_predict.has_predict_proba(last):
+        final = pipeline.final_of(self.estimator)
+        if not fast_predict.has_predict_proba(final):
             return None
-        X = pipeline.forward(self.estimator, self.columns.transform(self.recipe, rows))
-        return fast_predict.predict_proba(last, X)
+        X = pipeline.transform(self.estimator, self.columns.transform(self.recipe, rows))
+        return fast_predict.predict_proba(final, X)
 
     def _check_ready(self, rows: Rows) -> None:
         if not self.rows_seen:
@@ -354,15 +366,17 @@ class Bundle:
         if self.waiting:
             needed = self._rows_needed(self.waiting[0])
             raise ConflictError(
-                f"{self.recipe.name} begins to learn with {needed} rows; {self.rows_seen} wait, "
-                f"and {needed - self.rows_seen} more are needed."
+                f"{self.recipe.name} needs {needed} rows for its first call; {self.rows_seen} are waiting, "
+                f"{needed - self.rows_seen} more are needed."
             )
 
     @property
     def runtime(self) -> dict[str, str]:
-        """Versions that its pickle depends on."""
+        """Versions that the pickle of the bundle depends on."""
         return envelope.runtime()
 
     def metrics(self) -> dict[str, Any]:
-        """Prequential metrics over all rows learned so far, and over the last ones."""
-        return combine_outputs(self.running, None if self.labels is None else [one.known for one in self.label_lists])
+        """Return prequential metrics over all rows learned so far, and over the last ones."""
+        return combine_outputs(
+            self.prequential, None if self.labels is None else [one.known for one in self.label_lists]
+        )

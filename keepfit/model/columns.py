@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils import murmurhash3_32
 
 from keepfit.model import estimators, fast_fit, fast_predict, timestamps
-from keepfit.recipe.features import PLAIN, Column, Layout, Text
+from keepfit.recipe.features import UNEXPANDED, Column, Layout, Text
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import Floats, NonNumeric
@@ -68,32 +68,32 @@ class Columns:
         """Return the columns of a recipe, which have learned nothing."""
         scaler = estimators.build_scaler(recipe.scaler) if recipe.scaler else None
         labels: list[dict[NonNumeric, int]] = [{} for _ in recipe.categories] if recipe.encoding != "hash" else []
-        averaged = len(recipe.layout.averaged)
+        averaged = len(recipe.layout.with_mean)
         return cls(scaler, labels, Means.zeros(averaged) if averaged else None)
 
     def partial_fit(self, recipe: Recipe, rows: Rows) -> None:
         """Learn new labels, update the means, then the scaler, for which missing numbers are imputed."""
         layout = recipe.layout
-        if layout.words:
+        if layout.non_numeric:
             self._learn_labels(layout, rows)
         if self.means is not None:
-            values = expand_timestamps(layout, rows.number_matrix())[:, layout.averaged]
+            values = expand_timestamps(layout, rows.number_matrix())[:, layout.with_mean]
             self.means.partial_fit(values, np.isnan(values))
         if self.scaler is not None:
-            numbers = rows.number_matrix() if layout.plain else self._imputed(layout, rows)[0]
+            numbers = rows.number_matrix() if layout.numbers_only else self._imputed(layout, rows)[0]
             fast_fit.partial_fit_scaler(self.scaler, numbers)
 
     def _learn_labels(self, layout: Layout, rows: Rows) -> None:
         """Add new labels of the category columns; a missing value is a label only where it has an indicator."""
-        columns = [column for column in layout.words if column.kind == "category"]
+        columns = [column for column in layout.non_numeric if column.kind == "category"]
         for known, column in zip(self.labels, columns, strict=False):
-            for label in rows.categories[column.wire]:
+            for label in rows.categories[column.rows_index]:
                 if label is not None or column.options.missing == "indicator":
                     known.setdefault(label, len(known))
 
     def partial_fit_transform(self, recipe: Recipe, rows: Rows) -> Any:
         """Learn rows, then return the matrix that :meth:`transform` gives for them."""
-        if not recipe.layout.plain or self.scaler is None:
+        if not recipe.layout.numbers_only or self.scaler is None:
             self.partial_fit(recipe, rows)
             return self.transform(recipe, rows)
         numbers = rows.number_matrix()
@@ -106,7 +106,7 @@ class Columns:
         Returns None and learns nothing where this fast path does not apply: then call :meth:`transform` and
         :meth:`partial_fit_transform`.
         """
-        if rows.n != 1 or not recipe.layout.plain or self.scaler is None:
+        if rows.n != 1 or not recipe.layout.numbers_only or self.scaler is None:
             return None
         return fast_fit.partial_fit_scaler_row(self.scaler, rows.number_list())
 
@@ -116,25 +116,25 @@ class Columns:
         For an estimator that counts words itself, returns the texts, shape (n,), with '' for a missing one.
         """
         layout = recipe.layout
-        if layout.plain:
+        if layout.numbers_only:
             numbers = rows.number_matrix()
             return numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
-        if recipe.takes_text:
+        if recipe.reads_text:
             return np.array([text or "" for text in rows.categories[0]], dtype=object)
         return self._matrix(recipe, layout, rows)
 
     def _imputed(self, layout: Layout, rows: Rows) -> tuple[Floats, NDArray[np.bool_] | None]:
         """Return the numbers after expansion with missing ones imputed, and which were missing (None if none can be).
 
-        Both have the shape (n, len(layout.places)).
+        Both have the shape (n, len(layout.number_places)).
         """
         numbers = expand_timestamps(layout, rows.number_matrix())
-        if not layout.gaps:
+        if not layout.has_nullable_numbers:
             return numbers, None
         missing = np.isnan(numbers)
         means = np.zeros(numbers.shape[1])
         if self.means is not None:
-            means[layout.averaged] = self.means.values()
+            means[layout.with_mean] = self.means.values()
         np.copyto(numbers, means, where=missing)
         return numbers, missing
 
@@ -142,16 +142,18 @@ class Columns:
         matrix = np.zeros((rows.n, layout.width))
         if layout.numbers:
             numbers, missing = self._imputed(layout, rows)
-            if missing is not None and len(layout.flags):
-                matrix[:, layout.flags] = missing[:, layout.flagged]
-            matrix[:, layout.places] = numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
+            if missing is not None and len(layout.indicators):
+                matrix[:, layout.indicators] = missing[:, layout.indicator_sources]
+            matrix[:, layout.number_places] = (
+                numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
+            )
         labels = iter(self.labels)
-        for column in layout.words:
-            values = rows.categories[column.wire]
+        for column in layout.non_numeric:
+            values = rows.categories[column.rows_index]
             if column.kind == "text":
                 _write_text(matrix, column, values)
             elif recipe.encoding == "hash":
-                _write_hashes(matrix[:, layout.hashed :], column, values)
+                _write_hashes(matrix[:, layout.hash_start :], column, values)
             else:
                 code_by_label = next(labels)
                 codes = [code_by_label.get(label, UNKNOWN) for label in values]
@@ -168,7 +170,7 @@ class Columns:
         ``:missing`` for an indicator, and ``[index]`` where words or labels are hashed or an index has no label yet.
         """
         layout = recipe.layout
-        if recipe.takes_text:
+        if recipe.reads_text:
             return []
         names, labels = [], iter(self.labels)
         for column in layout.columns:
@@ -178,10 +180,10 @@ class Columns:
                 known = list(next(labels)) if recipe.encoding == "onehot" else []
                 names += [column.name] if recipe.encoding == "ordinal" else _one_hot_names(column, known)
             elif column.kind != "category":
-                parts = column.parts
-                names += [column.name] if parts == PLAIN else [f"{column.name}:{part}" for part in parts]
-            names += [] if column.flag is None else [f"{column.name}:missing"]
-        return names + [f"hash[{index}]" for index in range(layout.width - layout.hashed)]
+                parts = column.time_parts
+                names += [column.name] if parts == UNEXPANDED else [f"{column.name}:{part}" for part in parts]
+            names += [] if column.indicator is None else [f"{column.name}:missing"]
+        return names + [f"hash[{index}]" for index in range(layout.width - layout.hash_start)]
 
 
 def _one_hot_names(column: Column, known: Sequence[NonNumeric]) -> list[str]:
@@ -192,10 +194,10 @@ def _one_hot_names(column: Column, known: Sequence[NonNumeric]) -> list[str]:
 
 def expand_timestamps(layout: Layout, numbers: Floats) -> Floats:
     """Return number columns, shape (n, k), with each timestamp that a recipe expands replaced by its parts."""
-    if not layout.expands:
+    if not layout.has_expanded:
         return numbers
-    wide = np.empty((numbers.shape[0], len(layout.places)))
-    parts = [(column.wire, part) for column in layout.numbers for part in column.parts]
+    wide = np.empty((numbers.shape[0], len(layout.number_places)))
+    parts = [(column.rows_index, part) for column in layout.numbers for part in column.time_parts]
     for position, (wire, part) in enumerate(parts):
         wide[:, position] = timestamps.extract_part(numbers[:, wire], part)
     return wide
@@ -224,8 +226,8 @@ def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric]) -
 
 def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
     """Write the word counts of scikit-learn's HashingVectorizer; a missing text has none."""
-    if column.flag is not None:
-        matrix[:, column.flag] = [text is None for text in texts]
+    if column.indicator is not None:
+        matrix[:, column.indicator] = [text is None for text in texts]
     counts = _vectorizer(column.options).transform([text or "" for text in texts])
     matrix[:, column.start : column.start + column.width] = counts.toarray()
 

@@ -24,22 +24,22 @@ from sklearn.feature_extraction import text
 from keepfit.errors import InvalidError
 from keepfit.recipe.catalogue import (
     CATALOGUE,
-    INNER,
+    INNER_PARAM,
     NAME_SHOWN_MAX,
     Entry,
     Family,
     Params,
     check_scaler,
     entry_of,
-    inner_of,
+    inner_name,
 )
 
 MESSAGE_LENGTH_MAX = 500
 
-# A stream is learned in the order in which it came, and the same stream twice gives the same bundle.
+# Rows are learned in their order, and the same rows give the same bundle.
 STREAM_DEFAULTS: Mapping[str, Any] = {"shuffle": False, "random_state": 0}
 
-# Parameters of SGD that the names below decide.
+# Parameters of SGD that the estimators below fix.
 SGD_ONLY = frozenset({"penalty", "learning_rate", "eta0", "alpha", "l1_ratio", "power_t"})
 
 # scikit-learn 1.8 deprecated these in favour of SGD with the same update rule, and 1.10 drops them. Each loss of the
@@ -57,21 +57,21 @@ PASSIVE_AGGRESSIVE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     ),
 }
 
-# What the parameters of an estimator may not say here, and why.
-FIXED: Mapping[str, tuple[Sequence[Any], str]] = {
-    "n_jobs": ((None, 1), "a worker is one process; leave n_jobs out"),
-    "verbose": ((None, 0, False), "nobody reads what a worker prints"),
-    "prefit": ((False,), "what it would select by has not been learned elsewhere"),
-    "importance_getter": (("auto",), "only 'auto' is known here"),
-    "input": (("content",), "texts come in the rows; nothing is read from files"),
-    "token_pattern": ((r"(?u)\b\w\w+\b",), "a pattern may take for ever; choose analyzer and ngram_range"),
+# Values to which parameters are restricted, and why.
+RESTRICTED: Mapping[str, tuple[Sequence[Any], str]] = {
+    "n_jobs": ((None, 1), "a worker is one process; leave out n_jobs"),
+    "verbose": ((None, 0, False), "the output of a worker is not read"),
+    "prefit": ((False,), "its inner estimator is not fitted beforehand"),
+    "importance_getter": (("auto",), "only 'auto' is supported"),
+    "input": (("content",), "texts are sent in the rows; no file is read"),
+    "token_pattern": ((r"(?u)\b\w\w+\b",), "the time of a pattern is unbounded; use analyzer and ngram_range"),
 }
 
-# A pair in scikit-learn, for which JSON has a list.
+# Tuples in scikit-learn, lists in JSON.
 PAIRS = frozenset({"feature_range", "ngram_range"})
 
-# Dense rows of scikit-learn's 1,048,576 columns would have 8 MB each.
-HASHED_COLUMNS = 1024
+# With scikit-learn's default of 1,048,576 columns a dense row takes 8 MB.
+HASHED_COLUMNS_DEFAULT = 1024
 
 MODULES: Mapping[Family, Any] = {
     "cluster": cluster,
@@ -94,70 +94,71 @@ def class_of(entry: Entry) -> type[Any]:
 
 
 def build(name: str, params: Params) -> Any:
-    """Make the estimator `name` with `params`, in scikit-learn's words where they are wrong.
+    """Build the estimator `name` with `params`.
 
-    Names of the PassiveAggressive family build the SGD that scikit-learn names as their successor. A wrapper's
-    parameter `estimator` is an object whose one key names the estimator in it and whose value has its parameters.
+    Names of the PassiveAggressive family build the SGD estimator that scikit-learn documents as their successor. The
+    parameter `estimator` of a wrapper is an object with one key, the name of the inner estimator; its value has the
+    parameters of that.
 
     Raises
     ------
     InvalidError
-        For an unknown name, an unknown parameter, or a value that the estimator refuses.
+        For an unknown name, an unknown parameter, or a value that the estimator rejects, in scikit-learn's words.
     """
     entry = entry_of(name)
     if entry.wraps:
-        inner, inner_params = _inner(name, entry, params)
+        inner, inner_params = _inner_estimator(name, entry, params)
         estimator = class_of(entry)(build(inner, inner_params))
-        params = {key: value for key, value in params.items() if key != INNER}
+        params = {key: value for key, value in params.items() if key != INNER_PARAM}
     else:
         estimator = class_of(entry)()
     known = estimator.get_params(deep=False).keys()
-    _check_names(name, params, (known - SGD_ONLY) | {"C"} if name in PASSIVE_AGGRESSIVE else known - {INNER})
-    given = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else _converted(params)
-    _check_fixed(name, given)
+    _check_names(name, params, (known - SGD_ONLY) | {"C"} if name in PASSIVE_AGGRESSIVE else known - {INNER_PARAM})
+    values = _successor_params(name, dict(params)) if name in PASSIVE_AGGRESSIVE else _with_tuples(params)
+    _check_restricted(name, values)
     defaults = {key: value for key, value in STREAM_DEFAULTS.items() if key in known}
     if entry.reads_text:
-        defaults["n_features"] = HASHED_COLUMNS
+        defaults["n_features"] = HASHED_COLUMNS_DEFAULT
     try:
-        estimator.set_params(**{**defaults, **given})
+        estimator.set_params(**{**defaults, **values})
         estimator._validate_params()
         if entry.family == "linear_model":
             estimator._more_validate_params(for_partial_fit=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidError(f"params of {name}: {as_asked(name, str(error))}") from None
+        raise InvalidError(f"params of {name}: {in_recipe_terms(name, str(error))}") from None
     _check_learns(name, estimator)
     return estimator
 
 
-def _inner(name: str, entry: Entry, params: Params) -> tuple[str, Params]:
-    """Name and parameters of the estimator in the wrapper `name`, checked to be one that suits it."""
-    asked = params.get(INNER)
-    inner = inner_of(params)
-    if inner is None or not isinstance(asked, dict) or not isinstance(asked[inner], dict):
+def _inner_estimator(name: str, entry: Entry, params: Params) -> tuple[str, Params]:
+    """Return name and parameters of the inner estimator of the wrapper `name`, if it is of a kind that fits."""
+    value = params.get(INNER_PARAM)
+    inner = inner_name(params)
+    if inner is None or not isinstance(value, dict) or not isinstance(value[inner], dict):
         raise InvalidError(
-            f"params of {name}: {INNER} must be an object with one key, the name of the estimator in it, "
+            f"params of {name}: {INNER_PARAM} must be an object with one key, the name of the inner estimator, "
             'and its params as the value: {"estimator": {"SGDClassifier": {}}}.'
         )
-    within = entry_of(inner)
-    if within.wraps:
-        raise InvalidError(f"params of {name}: {inner} stands around another estimator itself; one may, not two.")
-    if within.kind not in entry.wraps:
-        wanted = " or ".join(entry.wraps)
-        raise InvalidError(f"params of {name}: {inner} is a {within.kind}, and {name} needs a {wanted}.")
-    if name == "SelectFromModel" and within.family != "linear_model":
-        raise InvalidError(f"params of {name}: {inner} does not say how much each column counts; a linear model does.")
-    if asked[inner].get("class_weight") is not None:
-        raise InvalidError(f"params of {name}: the {inner} in it cannot have a class_weight; use sample_weight.")
-    return inner, asked[inner]
+    inner_entry = entry_of(inner)
+    if inner_entry.wraps:
+        raise InvalidError(f"params of {name}: {inner} is a wrapper itself; wrappers cannot be nested.")
+    if inner_entry.kind not in entry.wraps:
+        kinds = " or ".join(entry.wraps)
+        raise InvalidError(f"params of {name}: {inner} is a {inner_entry.kind}, and {name} needs a {kinds}.")
+    if name == "SelectFromModel" and inner_entry.family != "linear_model":
+        raise InvalidError(f"params of {name}: {inner} has no weight for each column; use a linear model.")
+    if value[inner].get("class_weight") is not None:
+        raise InvalidError(f"params of {name}: its {inner} cannot have a class_weight; use sample_weight.")
+    return inner, value[inner]
 
 
-def _converted(params: Params) -> dict[str, Any]:
+def _with_tuples(params: Params) -> dict[str, Any]:
     return {key: tuple(value) if key in PAIRS and isinstance(value, list) else value for key, value in params.items()}
 
 
-def _check_fixed(name: str, params: Params) -> None:
+def _check_restricted(name: str, params: Params) -> None:
     for key, value in params.items():
-        allowed, reason = FIXED.get(key, ((), ""))
+        allowed, reason = RESTRICTED.get(key, ((), ""))
         if reason and not any(type(value) is type(one) and value == one for one in allowed):
             raise InvalidError(f"params of {name}: {key}: {reason}.")
 
@@ -166,34 +167,32 @@ def _check_names(name: str, params: Mapping[str, Any], known: Set[str]) -> None:
     unknown = sorted(params.keys() - known)
     if unknown:
         shown = unknown[0][:NAME_SHOWN_MAX]
-        raise InvalidError(f"params of {name}: there is no {shown!r}; there are {', '.join(sorted(known))}.")
+        raise InvalidError(f"params of {name}: there is no {shown!r}; known: {', '.join(sorted(known))}.")
 
 
 def _check_learns(name: str, estimator: Any) -> None:
-    """Refuse what scikit-learn refuses only when the first rows come."""
+    """Raise InvalidError for values that scikit-learn rejects only at the first rows."""
     if getattr(estimator, "solver", None) == "lbfgs":
-        # MLPRegressor would take it, and forget with each call what it had learned before.
+        # MLPRegressor accepts it, but forgets what it learned with each call.
         raise InvalidError(f"params of {name}: this solver cannot learn row by row; use 'sgd' or 'adam'.")
     if getattr(estimator, "early_stopping", False):
-        raise InvalidError(f"params of {name}: early_stopping must be false where rows come one after the other.")
+        raise InvalidError(f"params of {name}: early_stopping must be false with partial_fit.")
     if getattr(estimator, "class_weight", None) == "balanced":
-        raise InvalidError(f"params of {name}: class_weight 'balanced' needs all rows at once; name the weights.")
+        raise InvalidError(f"params of {name}: class_weight 'balanced' needs all rows at once; list the weights.")
     entry = CATALOGUE[name]
     if entry.name == "Birch" and estimator.n_clusters == 1:
-        raise InvalidError(
-            f"params of {name}: n_clusters 1 fails while there is one subcluster; use 2 or more, or null."
-        )
+        raise InvalidError(f"params of {name}: n_clusters 1 fails with a single subcluster; use 2 or more, or null.")
     if entry.name == "MiniBatchKMeans" and estimator.reassignment_ratio > 1:
         raise InvalidError(
-            f"params of {name}: reassignment_ratio must be 1 or less, or no cluster would be left alone."
+            f"params of {name}: reassignment_ratio must be 1 or less, or all clusters would be reassigned."
         )
     smoothing = getattr(estimator, "alpha", None) if getattr(estimator, "force_alpha", False) else None
     if smoothing is not None and not isinstance(smoothing, list) and smoothing == 0:
-        raise InvalidError(f"params of {name}: alpha 0 makes nothing of a class that has not come; use 1e-10, say.")
+        raise InvalidError(f"params of {name}: alpha 0 gives unseen classes no probability; use for example 1e-10.")
 
 
-def as_asked(name: str, message: str) -> str:
-    """Put scikit-learn's words in those of the recipe, and no longer than helps."""
+def in_recipe_terms(name: str, message: str) -> str:
+    """Return scikit-learn's `message` with the names of the recipe, cut to :data:`MESSAGE_LENGTH_MAX`."""
     if name in PASSIVE_AGGRESSIVE:
         message = message.replace("'eta0'", "'C'").replace(PASSIVE_AGGRESSIVE[name][0], name)
     return message if len(message) <= MESSAGE_LENGTH_MAX else f"{message[:MESSAGE_LENGTH_MAX]}…"
@@ -201,12 +200,12 @@ def as_asked(name: str, message: str) -> str:
 
 def _successor_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
     _, loss, rates = PASSIVE_AGGRESSIVE[name]
-    asked = params.pop("loss", loss)
-    if not isinstance(asked, str) or asked not in rates:
+    asked_loss = params.pop("loss", loss)
+    if not isinstance(asked_loss, str) or asked_loss not in rates:
         raise InvalidError(f"params of {name}: loss must be one of {', '.join(rates)}.")
     return {
         "penalty": None,
-        "learning_rate": rates[asked],
+        "learning_rate": rates[asked_loss],
         "eta0": params.pop("C", 1.0),
         "loss": loss,
         **params,
@@ -214,6 +213,6 @@ def _successor_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_scaler(name: str) -> Any:
-    """Make the scaler `name` (one of :data:`SCALERS`)."""
+    """Build the scaler `name` (one of :data:`SCALERS`)."""
     check_scaler(name)
     return getattr(preprocessing, name)()

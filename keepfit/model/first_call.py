@@ -1,9 +1,8 @@
-"""The first call: how many rows it takes, and the rows that wait for it.
+"""The first call of an estimator: how many rows it needs, and how they are collected.
 
-Some estimators begin with several rows only (as many as there are clusters, say), and their users send single ones.
-Owns that number for each of them, and how rows that have waited become one call. Never learns. Invariant: what the
-first call learns are all rows so far, in the order in which they came, so the model is that of a loop by hand whose
-first batch is as large as it has to be.
+Some estimators need several rows in their first call (for example one per cluster), while clients send single rows.
+Owns that number for each estimator, and how collected rows become one call. Never learns. Invariant: the first call
+learns all rows so far in their order, so that the model equals that of a plain loop with a first batch of that size.
 """
 
 from collections.abc import Sequence
@@ -26,13 +25,13 @@ from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows, concatenate
 from keepfit.rows.values import LITTLE_ENDIAN
 
-# They are kept in the bundle, and read and written with each of them that comes.
+# Limits of the collected rows. They are stored in the bundle, which is read and written with each request.
 ROWS_MAX = 10_000
 BYTES_MAX = 1 << 26
-# Of a single row no variance can be told.
+# A single row has no variance.
 VARIANCE_ROWS = 2
-# Those whose rows have a column for each of their components.
-MADE_OF_COMPONENTS = (
+# Transformers whose output has a column per component.
+WITH_COMPONENTS = (
     BernoulliRBM,
     IncrementalPCA,
     LatentDirichletAllocation,
@@ -42,9 +41,9 @@ MADE_OF_COMPONENTS = (
 
 
 def rows_needed(estimator: Any, width: int) -> int:
-    """Rows that the first call takes of an estimator or a chain that is given `width` columns."""
+    """Return the number of rows that the first call of an estimator or pipeline needs, for `width` columns."""
     needed = 1
-    for step in pipeline.parts(estimator):
+    for step in pipeline.steps_of(estimator):
         needed = max(needed, _needed(step, width))
         width = _width_after(step, width)
     return needed
@@ -62,8 +61,8 @@ def _needed(step: Any, width: int) -> int:
 
 
 def _width_after(step: Any, width: int) -> int:
-    """Columns of the rows that a step gives."""
-    if isinstance(step, MADE_OF_COMPONENTS):
+    """Return the number of columns of a step's output."""
+    if isinstance(step, WITH_COMPONENTS):
         return _components(step, width)
     if isinstance(step, MiniBatchKMeans):
         clusters: int = step.n_clusters
@@ -76,23 +75,26 @@ def _components(step: Any, width: int) -> int:
     return int(components) if isinstance(components, int) else width
 
 
-def check(estimator: Any, width: int | None, name: str) -> None:
-    """Refuse what would keep too many rows waiting, or could never begin; `width` is None where it is not known yet.
+def check_rows_needed(estimator: Any, width: int | None, name: str) -> None:
+    """Check that the first call needs no more rows than may wait; `width` is None if it is not known yet.
 
     Raises
     ------
     InvalidError
         With the number, and what would be right.
     """
-    given = width
-    for step in pipeline.parts(estimator):
+    step_width = width
+    for step in pipeline.steps_of(estimator):
         components = getattr(step, "n_components", None)
-        if isinstance(step, IncrementalPCA) and given is not None and (components or 1) > given:
-            raise InvalidError(f"params of {name}: n_components={components} is more than the {given} columns.")
-        given = None if given is None and not _fixes_width(step) else _width_after(step, given or 0)
+        if isinstance(step, IncrementalPCA) and step_width is not None and (components or 1) > step_width:
+            raise InvalidError(f"params of {name}: n_components={components} is more than the {step_width} columns.")
+        is_unknown = step_width is None and not _fixes_width(step)
+        step_width = None if is_unknown else _width_after(step, step_width or 0)
     needed = rows_needed(estimator, width or 1)
     if needed > ROWS_MAX:
-        raise InvalidError(f"params of {name}: the first call takes {needed} rows, more than {ROWS_MAX} that may wait.")
+        raise InvalidError(
+            f"params of {name}: the first call needs {needed} rows, more than the {ROWS_MAX} that may wait."
+        )
 
 
 def _fixes_width(step: Any) -> bool:
@@ -100,17 +102,17 @@ def _fixes_width(step: Any) -> bool:
 
 
 def check_waiting(waiting: Sequence[Rows], rows: Rows, needed: int, *, labelled: bool) -> None:
-    """Refuse `rows` that cannot wait together with those before.
+    """Check that `rows` can wait together with those before.
 
     Raises
     ------
     InvalidError
-        With what is different, or too much.
+        With the difference, or the limit.
     """
     if needed > ROWS_MAX:
-        raise InvalidError(f"the first call takes {needed} rows of this width, more than {ROWS_MAX} that may wait")
+        raise InvalidError(f"the first call needs {needed} rows of this width, more than the {ROWS_MAX} that may wait")
     if sum([len(one.encode()) for one in (*waiting, rows)]) > BYTES_MAX:
-        raise InvalidError(f"the rows that wait for the first call would take more than {BYTES_MAX} bytes")
+        raise InvalidError(f"the rows that wait for the first call would exceed {BYTES_MAX} bytes")
     if not waiting:
         return
     first = waiting[0]
@@ -118,32 +120,33 @@ def check_waiting(waiting: Sequence[Rows], rows: Rows, needed: int, *, labelled:
         raise InvalidError(f"the rows have {rows.width} values where those before have {first.width}")
     size = 1 if labelled else 8
     if rows.y is not None and first.y is not None and len(rows.y) * first.n != len(first.y) * rows.n:
-        had = len(first.y) // (size * first.n)
-        raise InvalidError(f"y has {len(rows.y) // (size * rows.n)} values in each row where those before have {had}")
+        expected = len(first.y) // (size * first.n)
+        raise InvalidError(
+            f"y has {len(rows.y) // (size * rows.n)} values in each row where those before have {expected}"
+        )
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
-    """All rows as one call; those without weights count once where others have weights.
+def concatenate_rows(requests: Sequence[Rows]) -> Rows:
+    """Return all rows as one call; rows without weights get the weight 1 if others have weights.
 
-    >>> joined([Rows(1, bytes(8), []), Rows(2, bytes(16), [], None, bytes(16))]).weights()
+    >>> concatenate_rows([Rows(1, bytes(8), []), Rows(2, bytes(16), [], None, bytes(16))]).weights()
     array([1., 0., 0.])
     """
-    if len({part.sample_weight is None for part in parts}) == 1:
-        return concatenate(parts)
+    if len({rows.sample_weight is None for rows in requests}) == 1:
+        return concatenate(requests)
     weighted = []
-    for part in parts:
-        weights = part.sample_weight or np.ones(part.n).astype(LITTLE_ENDIAN).tobytes()
-        weighted.append(Rows(part.n, part.numbers, part.categories, part.y, weights))
+    for rows in requests:
+        weights = rows.sample_weight or np.ones(rows.n).astype(LITTLE_ENDIAN).tobytes()
+        weighted.append(Rows(rows.n, rows.numbers, rows.categories, rows.y, weights))
     return concatenate(weighted)
 
 
 def shrink(estimator: Any) -> int:
-    """Make an estimator that has learned nothing so small that a few rows are enough; return how many.
+    """Reduce an estimator that has learned nothing so that a few rows are enough for its first call; return how many.
 
-    With it rows are tried that are to wait: what cannot be learned shall be refused with the request that brings it,
-    and not when others' rows are learned together with it.
+    Rows are tried with it before they wait, so that a fault is reported with its request and not later with others.
     """
-    for step in pipeline.parts(estimator):
+    for step in pipeline.steps_of(estimator):
         if isinstance(step, IncrementalPCA):
             step.n_components = 1
         elif isinstance(step, MiniBatchKMeans):
@@ -154,7 +157,7 @@ def shrink(estimator: Any) -> int:
 
 
 def matrix_width(recipe: Recipe, rows: Rows | None = None) -> int | None:
-    """Columns of the matrix that the first estimator is given; None where neither recipe nor rows tell."""
+    """Return the number of columns of the first estimator's matrix; None if neither recipe nor rows tell it."""
     if recipe.features is None:
         return None if rows is None else rows.width
     return recipe.layout.width

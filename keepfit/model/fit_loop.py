@@ -1,9 +1,9 @@
-"""Learning requests in order, and finding the one that cannot be learned: the part that knows no store.
+"""Learning requests in their order, and finding the one that cannot be learned.
 
-Owns what becomes of a bundle and the requests that come next. Never keeps a bundle itself: who calls says how.
-Invariants: a bundle that is kept has learned just what is said of it; a request that its estimator refuses is named
-with the reason and never stands in the way of the next. Workers use it (:mod:`keepfit_workers.learning`), and restores
-(:mod:`keepfit.restore.replay`).
+Owns how a bundle learns a sequence of requests. Never stores a bundle: the caller passes the function that does.
+Invariants: a bundle that is stored has learned exactly the requests that are reported; a request that the estimator
+rejects is reported with the reason and never blocks the next one. Requests come from workers
+(:mod:`keepfit_workers.learning`) and from replay (:mod:`keepfit.restore.replay`).
 """
 
 import time
@@ -24,127 +24,131 @@ T = TypeVar("T")
 
 
 class Request(Protocol):
-    """What is to be learned: rows, or a change of parameters."""
+    """A request to learn: rows, or a change of parameters."""
 
     @property
     def change(self) -> dict[str, Any] | None:
-        """Parameters that it changes; None if it is rows."""
+        """The parameters to change; None if it has rows."""
 
     def rows(self) -> Rows:
-        """Its rows."""
+        """Return its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """How far a batch was learned; `reason` tells why the request after that was not."""
+    """The number of requests that were learned; `reason` says why the next one was not."""
 
     count: int
     reason: str = ""
 
 
-Keep = Callable[[Bundle, Fitted], T]
+# Stores a bundle that has learned the requests that Fitted counts.
+Commit = Callable[[Bundle, Fitted], T]
 
 
-def learn(bundle: Bundle, fresh: Callable[[], Bundle], requests: Sequence[Request], keep: Keep[T], seconds: float) -> T:
-    """Learn what comes next, about as much as `seconds` allow, and keep what came of it; at least one request is done.
+def fit_requests(
+    bundle: Bundle, reload: Callable[[], Bundle], requests: Sequence[Request], commit: Commit[T], seconds: float
+) -> T:
+    """Learn requests for about `seconds`, at least one of them, and return the result of `commit`.
 
-    `fresh` gives the bundle as it was again, `keep` is given a bundle and how many of the requests it has learned: all
-    up to one that cannot be; none, and the reason, where that is the first. It may raise UnstorableError.
+    `reload` returns the bundle as it was before. `commit` gets a bundle and the number of requests that it has learned:
+    all up to the first one that cannot be learned; or 0 and the reason if that is the first. It may raise
+    UnstorableError.
     """
     if bundle.recipe.updates == "merged" and len(requests) > 1:
         if _fit_merged(bundle, requests):
-            return _keep_or_name(bundle, fresh, requests, Fitted(len(requests)), keep)
-        bundle = fresh()
-    count = _fit_unlooked(bundle, requests, seconds)
+            return _commit_or_isolate(bundle, reload, requests, Fitted(len(requests)), commit)
+        bundle = reload()
+    count = _fit_with_one_check(bundle, requests, seconds)
     if count:
-        return _keep_or_name(bundle, fresh, requests, Fitted(count), keep)
-    bundle = fresh()
+        return _commit_or_isolate(bundle, reload, requests, Fitted(count), commit)
+    bundle = reload()
     fitted = _fit(bundle, requests, seconds)
     if fitted.reason:
-        # The request that failed left the estimator half changed: begin again with the good ones only.
-        bundle = fresh()
+        # The failed request left the estimator partly changed: start again with the requests before it.
+        bundle = reload()
         again = _fit(bundle, requests[: fitted.count], None)
         if again.reason:
-            raise LearningError(f"The same requests were learned once and then not: {again.reason}")
-    return _keep_or_name(bundle, fresh, requests, fitted, keep)
+            raise LearningError(f"Requests were learned once and failed the second time: {again.reason}")
+    return _commit_or_isolate(bundle, reload, requests, fitted, commit)
 
 
-def _keep_or_name(
-    bundle: Bundle, fresh: Callable[[], Bundle], requests: Sequence[Request], fitted: Fitted, keep: Keep[T]
+def _commit_or_isolate(
+    bundle: Bundle, reload: Callable[[], Bundle], requests: Sequence[Request], fitted: Fitted, commit: Commit[T]
 ) -> T:
-    """Keep; where what was learned has no pickle, only the first request, or that this is to blame for it."""
+    """Commit; if the bundle cannot be pickled, commit the first request alone, or the reason if that is the cause."""
     try:
-        return keep(bundle, fitted)
+        return commit(bundle, fitted)
     except UnstorableError as error:
         if not fitted.count:
             raise
         reason = str(error)
     if fitted.count > 1:
-        bundle = fresh()
+        bundle = reload()
         alone = _fit(bundle, requests[:1], None)
         if alone.count:
-            return _keep_or_name(bundle, fresh, requests, alone, keep)
+            return _commit_or_isolate(bundle, reload, requests, alone, commit)
         reason = alone.reason
-    return keep(fresh(), Fitted(0, reason))
+    return commit(reload(), Fitted(0, reason))
 
 
 def _fit(bundle: Bundle, requests: Sequence[Request], seconds: float | None) -> Fitted:
-    """One ``partial_fit`` per request of rows, until `seconds` have passed or one fails."""
+    """Call ``partial_fit`` once per request, until `seconds` have passed or one fails."""
     started = time.monotonic()
     for count, request in enumerate(requests, start=1):
         try:
             _apply(bundle, request, bundle.partial_fit)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever an estimator raises is about this request
+        except Exception as error:  # noqa: BLE001 - any exception of an estimator is a fault of the request
             return Fitted(count - 1, describe_error(error))
         if seconds is not None and time.monotonic() - started > seconds:
             return Fitted(count)
     return Fitted(len(requests))
 
 
-def _fit_unlooked(bundle: Bundle, requests: Sequence[Request], seconds: float) -> int:
-    """Learn requests as :func:`_fit` does, with one look for NaN at the end: a quarter of the time of a small request.
+def _fit_with_one_check(bundle: Bundle, requests: Sequence[Request], seconds: float) -> int:
+    """Learn requests like :func:`_fit` with a single check for NaN at the end, which is a quarter of a small request.
 
-    Returns how many were learned; 0 where one of them failed, and then they are to be learned one look each.
+    Return how many were learned; 0 if one of them failed. Then learn them again with a check after each.
     """
     started, count = time.monotonic(), 0
     try:
-        for count, request in enumerate(requests, start=1):  # noqa: B007 - it is how far the loop came
-            _apply(bundle, request, bundle.learn)
+        for count, request in enumerate(requests, start=1):  # noqa: B007 - the number that was learned
+            _apply(bundle, request, bundle.partial_fit_unchecked)
             if time.monotonic() - started > seconds:
                 break
-        bundle.check()
+        bundle.check_finite()
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - said about the request that it is due to, when they are learned again
+    except Exception:  # noqa: BLE001 - reported for its request when they are learned again
         return 0
     return count
 
 
-def _apply(bundle: Bundle, request: Request, teach: Callable[[Rows], None]) -> None:
-    """Do what a request asks for: learn its rows, or change parameters."""
+def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> None:
+    """Learn the rows of a request, or change its parameters."""
     change = request.change
     if change is None:
-        teach(request.rows())
+        fit(request.rows())
     else:
         bundle.change(change)
 
 
 def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> bool:
-    """One ``partial_fit`` for all requests (of a kind) up to a change of parameters; False where it failed."""
+    """Call ``partial_fit`` once for consecutive requests that all have weights or all have none; False if it failed."""
     try:
-        for changing, between in groupby(requests, key=lambda request: request.change is not None):
-            if changing:
-                for request in between:
+        for is_change, group in groupby(requests, key=lambda request: request.change is not None):
+            if is_change:
+                for request in group:
                     _apply(bundle, request, bundle.partial_fit)
                 continue
-            rows = (request.rows() for request in between)
-            for _, group in groupby(rows, key=lambda each: each.sample_weight is not None):
-                bundle.partial_fit(concatenate(list(group)))
+            rows = (request.rows() for request in group)
+            for _, alike in groupby(rows, key=lambda each: each.sample_weight is not None):
+                bundle.partial_fit(concatenate(list(alike)))
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - the requests are tried one by one next, and say then what is wrong
+    except Exception as error:  # noqa: BLE001 - the requests are learned one by one next, which finds the faulty one
         log.info("merged_call_failed", reason=type(error).__name__)
         return False
     return True

@@ -46,7 +46,7 @@ class Labels:
     def of_codes(cls, codes: dict[Label, int]) -> Self:
         """Labels that were learned before: their codes in ascending order.
 
-        >>> Labels.of_codes(Labels.of([False, True]).codes).known
+        >>> Labels.of_codes(Labels.from_classes([False, True]).codes).known
         [False, True]
         """
         labels = cls(list(codes), codes)

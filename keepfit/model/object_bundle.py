@@ -1,8 +1,8 @@
-"""The bundle of an object that a Python user sent: what is learned and predicted is the object's own code.
+"""The bundle of an uploaded object: the code of the object learns and predicts.
 
-Owns how rows become calls of that code, and what may come of them. Never lets it end a worker: whatever it raises is an
-error about the request. Invariants: an object is asked by a copy of itself, so that a ``predict`` which changes the
-object changes nothing that is ever committed; it is unpickled only by :mod:`keepfit.model.pickling`.
+Owns how rows become calls of that code, and how its results and exceptions become those of a bundle. Never lets it end
+a worker: whatever it raises is an error of the request. Invariants: a copy of the object predicts, so that a
+``predict`` which changes the object never changes what is committed; only :mod:`keepfit.model.pickling` unpickles it.
 """
 
 import copy
@@ -17,8 +17,7 @@ import msgspec
 import numpy as np
 
 from keepfit.errors import ConflictError, InvalidError, KeepfitError, LearningError, UnknownKeyError, describe_error
-from keepfit.model import pickling
-from keepfit.model import river_adapter as streams
+from keepfit.model import pickling, river_adapter
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
 from keepfit.model.labels import BOOLEAN_KEYS, Labels
@@ -34,28 +33,30 @@ from keepfit.security.envelope import Keyring
 INTEGER_BITS_MAX = 63
 
 
-def begin(recipe: Recipe, keyring: Keyring | None) -> Bundle:
-    """Build the bundle of `recipe` that has learned nothing, whatever it names; `keyring` has the upload keys.
+def new_bundle(recipe: Recipe, keyring: Keyring | None) -> Bundle:
+    """Build the bundle of any `recipe` that has learned nothing; `keyring` has the upload keys.
 
     Raises
     ------
     EnvelopeError
-        If it is an object that none of the upload keys signed; RuntimeMismatchError if it cannot be loaded here.
+        If no upload key signed its object; RuntimeMismatchError if the object cannot be loaded here.
     """
     if recipe.object is None:
         return Bundle.new(recipe)
     if keyring is None:
-        raise UnknownKeyError("The model is an object, and this worker has no KEEPFIT_UPLOAD_KEYS to verify it with.")
-    data = uploads.signed(recipe.object)
-    _, learner = pickling.load(data, keyring, ObjectHeader, envelope.OBJECT, lambda header: None)
+        raise UnknownKeyError(
+            "The model is an uploaded object, and this worker has no KEEPFIT_UPLOAD_KEYS to verify it."
+        )
+    data = uploads.decode(recipe.object)
+    _, uploaded = pickling.load(data, keyring, ObjectHeader, envelope.OBJECT, lambda header: None)
     classes: Any = recipe.classes
     labels = Labels.from_classes(classes) if recipe.entry.kind == "classifier" else None
-    return ObjectBundle(recipe, Columns.new(recipe), labels, learner, [])
+    return ObjectBundle(recipe, Columns.new(recipe), labels, uploaded, [])
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Turn what is no ``Exception`` (SystemExit, KeyboardInterrupt) into one; a worker's own signals raise nothing."""
+def only_exceptions() -> Iterator[None]:
+    """Convert SystemExit, KeyboardInterrupt and the like to LearningError; signals of the worker raise none of them."""
     try:
         yield
     except Exception:
@@ -65,49 +66,50 @@ def contained() -> Iterator[None]:
 
 
 class ObjectBundle(Bundle):
-    """A bundle whose estimator is somebody else's; `reader` is the copy that answers, made when first asked."""
+    """A bundle whose estimator is an uploaded object. A copy of it predicts, which is made at the first prediction."""
 
-    __slots__ = ("_reader",)
+    __slots__ = ("_copy",)
 
-    def __init__(self, recipe: Recipe, *parts: Any, **named: Any) -> None:
-        # Of the object itself nothing is needed any more, and bundles are kept by the thousand.
-        short = msgspec.structs.replace(recipe, object=uploads.head(recipe.object or ""))
-        super().__init__(short, *parts, **named)
+    def __init__(self, recipe: Recipe, *fields: Any, **named_fields: Any) -> None:
+        # Workers cache thousands of bundles, which need only the header of the object.
+        short_recipe = msgspec.structs.replace(recipe, object=uploads.head(recipe.object or ""))
+        super().__init__(short_recipe, *fields, **named_fields)
 
-    def learn(self, rows: Rows) -> None:
-        """Learn and look: what an object's numbers were before is known only now."""
+    def partial_fit_unchecked(self, rows: Rows) -> None:
+        """Learn with the check, which compares the object's numbers before and after."""
         self.partial_fit(rows)
 
-    def check(self) -> None:
-        """Nothing is left to look at."""
+    def check_finite(self) -> None:
+        """Do nothing: :meth:`partial_fit_unchecked` has checked."""
 
     def partial_fit(self, rows: Rows) -> None:
-        """Predict `rows`, note the error, then have the object learn them.
+        """Predict `rows`, add to the prequential scores, then let the object learn them.
 
         Raises
         ------
         Exception
-            The object's own; the bundle is then half changed and must be thrown away.
+            The errors of the object. The bundle is then partly changed and must be discarded.
         """
-        # In any case, as it must not answer for what was learned since.
-        self._reader: ObjectBundle | None = None
+        # Even if learning fails: the copy must not answer for an object that has changed.
+        self._copy: ObjectBundle | None = None
         y = self._target(rows)
         if self.recipe.entry.takes_y and self.rows_seen:
-            self._evaluate(rows, y)
-        sound = _sound(self.estimator)
-        with contained():
-            self._taught(rows)
+            self._update_object_scores(rows, y)
+        finite_before = _finite_attributes(self.estimator)
+        with only_exceptions():
+            self._fit_object(rows)
         self.rows_seen += rows.n
-        lost = sorted(sound - _sound(self.estimator))
-        if lost:
-            raise ArithmeticError(f"{lost[0]} of {self.recipe.name} would no longer be finite")
+        overflowed = sorted(finite_before - _finite_attributes(self.estimator))
+        if overflowed:
+            raise ArithmeticError(f"{overflowed[0]} of {self.recipe.name} would no longer be finite")
 
-    def _taught(self, rows: Rows) -> None:
-        """One call of the object's ``partial_fit``, or of ``learn_one`` for each row."""
+    def _fit_object(self, rows: Rows) -> None:
+        """Call the object's ``partial_fit`` once, or its ``learn_one`` for each row."""
         takes_y = self.recipe.entry.takes_y
         if self._header.calls != "partial_fit":
-            y = streams.target(rows) if takes_y else None
-            streams.learn(self.estimator, self._header.calls, streams.dicts(self.recipe, rows), y, rows.weights())
+            y = river_adapter.target_values(rows) if takes_y else None
+            dicts = river_adapter.to_dicts(self.recipe, rows)
+            river_adapter.learn(self.estimator, self._header.calls, dicts, y, rows.weights())
             return
         self.columns.partial_fit(self.recipe, rows)
         X = self.columns.transform(self.recipe, rows)
@@ -121,153 +123,155 @@ class ObjectBundle(Bundle):
         else:
             self.estimator.partial_fit(X, **optional)
 
-    def _evaluate(self, rows: Rows, y: Any) -> None:
-        """Note the error of predicting `rows`; an object that predicts nothing yet, or fails at it, has none."""
+    def _update_object_scores(self, rows: Rows, y: Any) -> None:
+        """Add predictions of `rows` to the scores; none are added if the object predicts nothing yet, or fails."""
         try:
-            with contained():
-                predicted, chances = self._predict(rows), self._probabilities(rows)
+            with only_exceptions():
+                predicted, probabilities = self._predict(rows), self._probabilities(rows)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - what is truly wrong, learning will say
+        except Exception:  # noqa: BLE001 - real faults are raised while learning
             return
-        if not self.running:
-            self.running.append(PrequentialScores(self.recipe.window))
-        self.running[0].update(self.recipe.entry.kind, y, predicted, chances)
+        if not self.prequential:
+            self.prequential.append(PrequentialScores(self.recipe.window))
+        self.prequential[0].update(self.recipe.entry.kind, y, predicted, probabilities)
 
     def predict(self, rows: Rows) -> list[Any]:
-        """Predict `rows`: what the object answers for each, as JSON has it; None where it has no answer yet."""
-        answers: list[Any] = self._asked(rows, lambda reader: reader._answers(rows))
-        return answers
+        """Predict `rows`: the object's value for each as JSON; None where it has none yet."""
+        predictions: list[Any] = self._call_copy(rows, lambda bundle: bundle._values(rows))
+        return predictions
 
-    def chances(self, rows: Rows) -> dict[str, Any]:
-        """Tell how sure predictions are: `probabilities` with `classes`."""
+    def confidences(self, rows: Rows) -> dict[str, Any]:
+        """Return `probabilities` with `classes`."""
         return {"probabilities": self.predict_proba(rows), "classes": self.classes}
 
     def predict_proba(self, rows: Rows) -> list[list[float]]:
-        """Probabilities of `rows`, shape (n, classes), in the order of :attr:`classes`."""
-        listed: list[list[float]] | None = self._asked(rows, lambda reader: reader._chances(rows))
+        """Return probabilities of `rows`, shape (n, classes), in the order of :attr:`classes`."""
+        listed: list[list[float]] | None = self._call_copy(rows, lambda bundle: bundle._listed_probabilities(rows))
         if listed is None:
-            raise InvalidError(f"{self.recipe.name} gives no probabilities: leave out proba.")
+            raise InvalidError(f"{self.recipe.name} has no probabilities: leave out proba.")
         return listed
 
     def score(self, rows: Rows) -> dict[str, float | None]:
         """Score predictions of `rows` against their target."""
-        scored: dict[str, float | None] = self._asked(rows, lambda reader: Bundle.score(reader, rows))
+        scored: dict[str, float | None] = self._call_copy(rows, lambda bundle: Bundle.score(bundle, rows))
         return scored
 
     @property
     def classes(self) -> list[Any]:
         """Labels in the order of the columns of :meth:`predict_proba`."""
         own = getattr(self.estimator, "classes_", None) if self._header.calls == "partial_fit" else None
-        known = [] if self._known is None else list(self._known.known)
+        known = [] if self._known_labels is None else list(self._known_labels.known)
         return known if own is None else [as_json(label) for label in own]
 
     @property
     def width(self) -> int | None:
-        """Columns of a row as it comes in; None where the first row is to tell."""
+        """Number of values of a row; None if neither the recipe nor rows have told it."""
         width = Bundle.width.__get__(self)
         return width if type(width) is int else None
 
     @property
     def runtime(self) -> dict[str, str]:
-        """Versions that its pickle depends on."""
+        """Versions that the pickle of the bundle depends on."""
         return envelope.runtime(*(name for name in self._header.runtime if name not in envelope.LIBRARIES))
 
     @property
-    def _known(self) -> Labels | None:
-        """Labels that have come, of a classifier."""
+    def _known_labels(self) -> Labels | None:
+        """The labels that a classifier has learned; None of other kinds."""
         return self.labels if isinstance(self.labels, Labels) else None
 
     @property
     def _header(self) -> ObjectHeader:
         return uploads.header_of(self.recipe.object or "")
 
-    def _asked(self, rows: Rows, question: Callable[["ObjectBundle"], Any]) -> Any:
-        """Put `question` about `rows` to the reader; whatever the object raises is said to be about these rows."""
+    def _call_copy(self, rows: Rows, call: Callable[["ObjectBundle"], Any]) -> Any:
+        """Return the result of `call` with the copy; report whatever the object raises as an error of `rows`."""
         try:
-            with contained():
+            with only_exceptions():
                 self._check_ready(rows)
-                if getattr(self, "_reader", None) is None:
-                    self._reader = ObjectBundle(
+                if getattr(self, "_copy", None) is None:
+                    self._copy = ObjectBundle(
                         **{f.name: getattr(self, f.name) for f in dataclasses.fields(Bundle)}
                         | {"estimator": copy.deepcopy(self.estimator)}
                     )
-                return question(self._reader)  # type: ignore[arg-type]
+                return call(self._copy)  # type: ignore[arg-type]
         except (MemoryError, InvalidError, ConflictError):
             raise
         except Exception as error:  # noqa: BLE001 - an object may raise anything
-            words = str(error) if isinstance(error, KeepfitError) else describe_error(error)
-            raise InvalidError(f"{self.recipe.name} cannot answer for these rows: {words}") from None
+            reason = str(error) if isinstance(error, KeepfitError) else describe_error(error)
+            raise InvalidError(f"{self.recipe.name} cannot predict these rows: {reason}") from None
 
-    def _answers(self, rows: Rows) -> list[Any]:
-        """Predictions by this very object, as JSON has them."""
+    def _values(self, rows: Rows) -> list[Any]:
+        """Return predictions by this object itself, as JSON."""
         if self._header.calls == "partial_fit":
             X = self.columns.transform(self.recipe, rows)
-            # A transformer without labels or values of its own answers what it makes of the rows.
+            # The prediction of a transformer is the transformed row.
             call = self.estimator.transform if self.recipe.entry.kind == "transformer" else self.estimator.predict
             found = call(X)
         else:
-            kind, known = self.recipe.entry.kind, [] if self._known is None else self._known.known
-            dicts = streams.dicts(self.recipe, rows)
-            found = streams.predict(self.estimator, self._header.calls, kind, dicts, known)
-        answers = as_json(found)
-        if type(answers) is not list or len(answers) != rows.n:
-            raise ValueError(f"predict gave {_counted(answers)} for {rows.n} rows")
-        return answers
+            kind, known = self.recipe.entry.kind, [] if self._known_labels is None else self._known_labels.known
+            dicts = river_adapter.to_dicts(self.recipe, rows)
+            found = river_adapter.predict(self.estimator, self._header.calls, kind, dicts, known)
+        values = as_json(found)
+        if type(values) is not list or len(values) != rows.n:
+            raise ValueError(f"predict returned {_describe_count(values)} for {rows.n} rows")
+        return values
 
     def _predict(self, rows: Rows) -> Any:
-        """Predictions by this very object, shape (n,): labels as their codes.
+        """Return predictions by this object itself, shape (n,); labels as codes.
 
         Raises
         ------
         ValueError
-            If there is none for one of the rows, or its square would not be finite.
+            If a row has none, or the square of one is not finite.
         """
-        answers = self._answers(rows)
-        if None in answers:
-            raise ValueError("there is no prediction of some row")
-        if self._known is not None:
-            codes = self._known.codes
-            return np.array([codes.get(_key(label), NO_LABEL) for label in answers], dtype=np.int64)
-        values = np.array(answers, dtype=np.float64)
+        found = self._values(rows)
+        if None in found:
+            raise ValueError("a row has no prediction")
+        if self._known_labels is not None:
+            codes = self._known_labels.codes
+            return np.array([codes.get(_key(label), NO_LABEL) for label in found], dtype=np.int64)
+        values = np.array(found, dtype=np.float64)
         if values.shape != (rows.n,) or not (np.abs(values) <= NUMBER_MAX).all():
-            raise ValueError("the prediction of some row is no number that an error could be told of")
+            raise ValueError("the prediction of a row is not a number, or too large")
         return values
 
-    def _chances(self, rows: Rows) -> list[list[float]] | None:
-        """Probabilities by this very object, in the order of :attr:`classes`; None where it gives none."""
-        if self._known is None:
+    def _listed_probabilities(self, rows: Rows) -> list[list[float]] | None:
+        """Return probabilities by this object itself, in the order of :attr:`classes`; None if it has none."""
+        if self._known_labels is None:
             return None
         if self._header.calls != "partial_fit":
-            return streams.chances(self.estimator, self._header.calls, streams.dicts(self.recipe, rows), self.classes)
+            dicts = river_adapter.to_dicts(self.recipe, rows)
+            return river_adapter.predict_proba(self.estimator, self._header.calls, dicts, self.classes)
         if not hasattr(self.estimator, "predict_proba") or getattr(self.estimator, "classes_", None) is None:
             return None
-        chances = np.asarray(self.estimator.predict_proba(self.columns.transform(self.recipe, rows)), dtype=np.float64)
-        if chances.shape != (rows.n, len(self.classes)):
-            raise ValueError(f"predict_proba gave the shape {chances.shape}")
-        listed: list[list[float]] = chances.tolist()
+        X = self.columns.transform(self.recipe, rows)
+        probabilities = np.asarray(self.estimator.predict_proba(X), dtype=np.float64)
+        if probabilities.shape != (rows.n, len(self.classes)):
+            raise ValueError(f"predict_proba returned the shape {probabilities.shape}")
+        listed: list[list[float]] = probabilities.tolist()
         return listed
 
     def _probabilities(self, rows: Rows) -> Any:
-        """Probabilities in the order of the labels' codes, shape (n, slots); None where the object gives none."""
-        chances = self._chances(rows)
-        if chances is None or self._known is None:
+        """Return probabilities in the order of the labels' codes, shape (n, n_classes); None if the object has none."""
+        listed = self._listed_probabilities(rows)
+        if listed is None or self._known_labels is None:
             return None
-        by_code = np.zeros((rows.n, self._known.n_classes))
+        by_code = np.zeros((rows.n, self._known_labels.n_classes))
         for column, label in enumerate(self.classes):
-            code = self._known.codes.get(_key(label), NO_LABEL)
+            code = self._known_labels.codes.get(_key(label), NO_LABEL)
             if code != NO_LABEL:
-                by_code[:, code] = [row[column] for row in chances]
+                by_code[:, code] = [row[column] for row in listed]
         return by_code
 
 
 def as_json(value: Any) -> Any:
-    """`value` as JSON has it: numbers, text, booleans, None, lists, and objects with text for keys.
+    """Return `value` as JSON: numbers, text, booleans, None, lists, and objects whose keys are text.
 
     Raises
     ------
     TypeError
-        If there is no such form.
+        If it has no JSON form.
 
     >>> as_json(np.array([[1, 2]])), as_json({0: np.float64(0.5), "a": None}), as_json(float("nan"))
     ([[1, 2]], {'0': 0.5, 'a': None}, None)
@@ -284,20 +288,20 @@ def as_json(value: Any) -> Any:
         return [as_json(each) for each in value]
     if isinstance(value, dict):
         return {str(key): as_json(each) for key, each in value.items()}
-    raise TypeError(f"it answered with {type(value).__name__}, which JSON has no form for")
+    raise TypeError(f"it returned {type(value).__name__}, which has no JSON form")
 
 
-def _counted(answers: Any) -> str:
-    return f"{len(answers)} answers" if type(answers) is list else type(answers).__name__
+def _describe_count(values: Any) -> str:
+    return f"{len(values)} values" if type(values) is list else type(values).__name__
 
 
 def _key(label: Any) -> Any:
-    """Key of a label in the list of labels; what is none has no place there."""
+    """Return the key of a label in the label list; None if it cannot be a label."""
     return BOOLEAN_KEYS[label] if type(label) is bool else label if type(label) in (str, int) else None
 
 
 def _target(rows: Rows) -> Any:
-    """Target of `rows` as scikit-learn would have been given it: labels as they came in."""
+    """Return the target of `rows` as scikit-learn takes it; labels unchanged."""
     if not isinstance(rows.y, list) or len(set(map(type, rows.y))) == 1:
         return rows.target()
     mixed = np.empty(len(rows.y), dtype=object)
@@ -312,14 +316,14 @@ def _parameters(method: Any) -> Sequence[str]:
         return []
 
 
-def _sound(learned: Any) -> set[str]:
-    """Names of the attributes that hold numbers, all of them finite."""
-    attributes: dict[str, Any] = getattr(learned, "__dict__", {})
+def _finite_attributes(learner: Any) -> set[str]:
+    """Return the names of the attributes that hold numbers, all of them finite."""
+    attributes: dict[str, Any] = getattr(learner, "__dict__", {})
     numbers = {name: value for name, value in attributes.items() if isinstance(value, np.ndarray | float)}
-    return {name for name, value in numbers.items() if _finite(value)}
+    return {name for name, value in numbers.items() if _is_finite(value)}
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())

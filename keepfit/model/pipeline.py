@@ -1,9 +1,9 @@
-"""Chains: incremental steps one after the other, the last of which answers.
+"""Pipelines: transformers that learn one after another, and a final estimator.
 
-Owns the order in which steps learn: each learns the rows as the one before gives them *after* it has learned, as a loop
-of ``partial_fit`` and ``transform`` written by hand does; scikit-learn's own Pipeline has no ``partial_fit``. Never
-learns while it predicts. Invariant: every step sees the same rows in the same order. A single estimator passes through
-all functions here as a chain without steps before it.
+Owns the order of learning: each step learns the rows as the step before transforms them *after* it has learned, like a
+loop of ``partial_fit`` and ``transform`` calls. scikit-learn's own Pipeline has no ``partial_fit``. Never learns while
+it predicts. Invariant: every step gets the same rows in the same order. All functions take a single estimator too, as a
+pipeline without transformers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,113 +21,114 @@ from keepfit.model import estimators, fast_fit, fast_predict
 
 @dataclass(slots=True)
 class Pipeline:
-    """`steps` transform what `last` learns and answers."""
+    """`transformers` transform the rows that `final` learns and predicts."""
 
-    steps: list[Any]
-    last: Any
-
-
-def build(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
-    """Make the estimator, or the chain, of names and parameters; errors are those of :func:`estimators.build`."""
-    return joined([estimators.build(name, params) for name, params in parts])
+    transformers: list[Any]
+    final: Any
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """Return the estimator, or the pipeline, of `parts`, as :func:`parts` gives them."""
-    *steps, last = parts
-    return Pipeline(steps, last) if steps else last
+def build(named_steps: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
+    """Build the estimator or pipeline of names and parameters; raises what :func:`estimators.build` raises."""
+    return from_steps([estimators.build(name, params) for name, params in named_steps])
 
 
-def parts(estimator: Any) -> list[Any]:
-    """All that learn, in order."""
-    return [*estimator.steps, estimator.last] if type(estimator) is Pipeline else [estimator]
+def from_steps(steps: Sequence[Any]) -> Any:
+    """Return the single estimator, or the pipeline, of `steps`; the inverse of :func:`steps_of`."""
+    *transformers, final = steps
+    return Pipeline(transformers, final) if transformers else final
 
 
-def last(estimator: Any) -> Any:
-    """The one that answers."""
-    return estimator.last if type(estimator) is Pipeline else estimator
+def steps_of(estimator: Any) -> list[Any]:
+    """Return all steps in order, the final estimator last."""
+    return [*estimator.transformers, estimator.final] if type(estimator) is Pipeline else [estimator]
 
 
-def learners(estimator: Any) -> list[Any]:
-    """Those that know the classes of an output each, after the first call."""
-    end = last(estimator)
-    if isinstance(end, MultiOutputClassifier):
-        found: list[Any] = end.estimators_
+def final_of(estimator: Any) -> Any:
+    """Return the final estimator."""
+    return estimator.final if type(estimator) is Pipeline else estimator
+
+
+def output_estimators(estimator: Any) -> list[Any]:
+    """Return the estimators that hold the classes of an output each, after the first call."""
+    final = final_of(estimator)
+    if isinstance(final, MultiOutputClassifier):
+        found: list[Any] = final.estimators_
         return found
-    return [end.estimator_] if isinstance(end, SelectFromModel) else [end]
+    return [final.estimator_] if isinstance(final, SelectFromModel) else [final]
 
 
-def learn(estimator: Any, X: Any) -> Any:
-    """Have all steps before the last learn `X`, which may be overwritten; return it as the last is to learn it.
+def fit_transformers(estimator: Any, X: Any) -> Any:
+    """Let all transformers learn `X`, which may be overwritten; return it as the final estimator gets it.
 
     Raises
     ------
     ValueError
-        A step's own.
+        The error of a step.
     """
     if type(estimator) is Pipeline:
-        for step in estimator.steps:
+        for step in estimator.transformers:
             fast_fit.partial_fit_scaler(step, X)
             X = fast_predict.transform(step, X)
     return X
 
 
-def forward(estimator: Any, X: Any) -> Any:
-    """Transform `X`, which may be overwritten, to what the last is to predict; learns nothing.
+def transform(estimator: Any, X: Any) -> Any:
+    """Return `X`, which may be overwritten, as the final estimator gets it; learns nothing.
 
     Raises
     ------
     ValueError
-        A step's own.
+        The error of a step.
     """
     if type(estimator) is Pipeline:
-        for step in estimator.steps:
+        for step in estimator.transformers:
             X = fast_predict.transform(step, X)
     return X
 
 
 def detach_links(estimator: Any) -> tuple[list[Any], list[int]]:
-    """Cut what pickle cannot follow, and note what it would forget; :func:`attach_links` makes it whole again.
+    """Remove references that pickle cannot follow, and return them with what pickle loses, for :func:`attach_links`.
 
-    Those are the chain of a Birch tree's leaves, which pickle follows by recursion and would fail at some hundred, and
-    the layout of each IncrementalPCA's components: the first rows of a larger Fortran-ordered array, which pickle
-    copies. A product with the copy is summed in another order, and differs in its last bit.
+    The references are the linked list of a Birch tree's leaves, which pickle follows by recursion and fails at some
+    hundred. What is lost is the memory layout of each IncrementalPCA's components: they are the first rows of a larger
+    Fortran-ordered array, and pickle copies them. A product with the copy is summed in another order and differs in its
+    last bit.
     """
-    leaves, leaf = [], getattr(last(estimator), "__dict__", {}).get("dummy_leaf_")
+    leaves, leaf = [], getattr(final_of(estimator), "__dict__", {}).get("dummy_leaf_")
     while leaf is not None:
         leaves.append(leaf)
         leaf = leaf.next_leaf_
     for leaf in leaves:
         leaf.prev_leaf_ = leaf.next_leaf_ = None
-    return leaves, [_leading(part.components_) for part in _components(estimator)]
+    return leaves, [_leading_rows(step.components_) for step in _with_components(estimator)]
 
 
 def attach_links(estimator: Any, links: tuple[list[Any], list[int]]) -> None:
-    """Make whole what :func:`detach_links` took apart, or what was unpickled of it."""
+    """Restore what :func:`detach_links` removed from `estimator`, or from the one of which it is an unpickled copy."""
     leaves, rows = links
     if not leaves and not rows:
         return
     for left, right in pairwise(leaves):
         left.next_leaf_, right.prev_leaf_ = right, left
-    nodes = [last(estimator).root_] if leaves else []
+    nodes = [final_of(estimator).root_] if leaves else []
     for node in nodes:
         size = len(node.subclusters_)
         if size:
-            # Birch writes into the left ones and reads the right ones.
+            # In Birch the left ones are views of the right ones, which it writes.
             node.centroids_, node.squared_norm_ = node.init_centroids_[:size], node.init_sq_norm_[:size]
         nodes += [cluster.child_ for cluster in node.subclusters_ if cluster.child_ is not None]
-    for part, count in zip(_components(estimator), rows, strict=True):
-        kept = part.components_
-        if _leading(kept) != count:
-            part.components_ = np.empty((count, kept.shape[1]), order="F")[: len(kept)]
-            part.components_[:] = kept
+    for step, count in zip(_with_components(estimator), rows, strict=True):
+        components = step.components_
+        if _leading_rows(components) != count:
+            step.components_ = np.empty((count, components.shape[1]), order="F")[: len(components)]
+            step.components_[:] = components
 
 
-def _components(estimator: Any) -> list[Any]:
-    return [part for part in parts(estimator) if type(part) is IncrementalPCA and hasattr(part, "components_")]
+def _with_components(estimator: Any) -> list[Any]:
+    return [step for step in steps_of(estimator) if type(step) is IncrementalPCA and hasattr(step, "components_")]
 
 
-def _leading(array: Any) -> int:
-    """Rows of the Fortran-ordered array that this one is the beginning of; 0 where it is none."""
+def _leading_rows(array: Any) -> int:
+    """Return the number of rows of the Fortran-ordered array whose first rows `array` is; 0 if there is none."""
     across, along = array.strides
     return along // array.itemsize if across == array.itemsize else 0

@@ -26,13 +26,13 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 
-# Rows that nobody has told the width of have so many columns, or as many as the parameters speak of.
-WIDTH_GUESSED = 8
-# What is tried: so many columns, numbers in all, and units of a network.
+# Columns of the generated rows if neither recipe nor parameters tell it.
+DEFAULT_WIDTH = 8
+# Limits of the trial: columns, numbers in all, units of a network, classes.
 WIDTH_MAX, NUMBERS_MAX, UNITS_MAX, CLASSES_MAX = 256, 20_000, 2_000, 50
-# Sizes, whether a number or as many as a list is long.
-SIZES = ("n_components", "n_clusters")
-PER_COLUMN = ("alpha", "min_categories", "coef_init")
+# Parameters whose value, or the length of whose value, is a number of columns.
+WIDTH_PARAMS = ("n_components", "n_clusters")
+PER_COLUMN_PARAMS = ("alpha", "min_categories", "coef_init")
 
 
 def check(document: Any, keyring: Keyring | None = None) -> Recipe:
@@ -47,7 +47,7 @@ def check(document: Any, keyring: Keyring | None = None) -> Recipe:
     """
     recipe = from_document(document, keyring)
     # Before the other fields, because the estimators' messages say more.
-    for name, params in recipe.parts:
+    for name, params in recipe.named_steps:
         estimators.build(name, params)
     check_fields(recipe)
     if recipe.object is None:
@@ -61,34 +61,34 @@ def _check_trial(text: str) -> None:
     """Raise InvalidError if the estimator of the recipe `text` would refuse all rows."""
     recipe = from_text(text)
     estimator = Bundle.new(recipe).estimator
-    known = None if recipe.takes_text else first_call.matrix_width(recipe)
-    first_call.check(estimator, known, recipe.name)
-    width = known or max(WIDTH_GUESSED, *_widths(pipeline.parts(estimator)[0]))
+    known_width = None if recipe.reads_text else first_call.matrix_width(recipe)
+    first_call.check_rows_needed(estimator, known_width, recipe.name)
+    width = known_width or max(DEFAULT_WIDTH, *_widths(pipeline.steps_of(estimator)[0]))
     needed = first_call.rows_needed(estimator, width)
-    if width > WIDTH_MAX or width * needed > NUMBERS_MAX or _units(pipeline.last(estimator)) > UNITS_MAX:
+    if width > WIDTH_MAX or width * needed > NUMBERS_MAX or _units(pipeline.final_of(estimator)) > UNITS_MAX:
         return
     if len(recipe.classes or ()) > CLASSES_MAX:
         return
-    features: dict[str, Any] | None = {"text": "text"} if recipe.takes_text else None
-    tried = msgspec.structs.replace(recipe, features=features, scaler=None)
-    first, second = _rows(tried, max(needed, 2), width), _rows(tried, 1, width)
+    features: dict[str, Any] | None = {"text": "text"} if recipe.reads_text else None
+    trial_recipe = msgspec.structs.replace(recipe, features=features, scaler=None)
+    first, second = _generated_rows(trial_recipe, max(needed, 2), width), _generated_rows(trial_recipe, 1, width)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            _try(tried, first, second)
+            _fit_and_predict(trial_recipe, first, second)
     except ConflictError:
         return
     except KeepfitError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         if not any(word in str(error) for word in ("overflow", "infinity", "NaN")):
-            said = estimators.as_asked(recipe.parts[-1][0], str(error))
-            raise InvalidError(f"params of {recipe.name}: {said}") from None
+            reason = estimators.in_recipe_terms(recipe.named_steps[-1][0], str(error))
+            raise InvalidError(f"params of {recipe.name}: {reason}") from None
     except ArithmeticError:
         return
 
 
-def _try(recipe: Recipe, first: Rows, second: Rows) -> None:
+def _fit_and_predict(recipe: Recipe, first: Rows, second: Rows) -> None:
     bundle = Bundle.new(recipe)
     for rows in (first, second):
         bundle.partial_fit(rows)
@@ -96,13 +96,13 @@ def _try(recipe: Recipe, first: Rows, second: Rows) -> None:
 
 
 def _widths(step: Any) -> Iterator[int]:
-    """Numbers of columns that the parameters of the first estimator speak of."""
+    """Yield numbers of columns that the parameters of the first estimator imply."""
     yield 0
     for name, value in step.get_params().items():
         last = name.rpartition("__")[2]
-        if last in SIZES and isinstance(value, int):
+        if last in WIDTH_PARAMS and isinstance(value, int):
             yield value
-        elif last in PER_COLUMN and isinstance(value, list):
+        elif last in PER_COLUMN_PARAMS and isinstance(value, list):
             yield len(value)
         elif last == "init" and isinstance(value, list) and value and isinstance(value[0], list):
             yield len(value[0])
@@ -113,14 +113,14 @@ def _units(step: Any) -> int:
     return int(np.sum(layers)) if isinstance(layers, int | list) else 0
 
 
-def _rows(recipe: Recipe, n: int, width: int) -> Rows:
-    """Small whole numbers, which every estimator takes, with a target that suits."""
+def _generated_rows(recipe: Recipe, n: int, width: int) -> Rows:
+    """Return rows of small whole numbers, which every estimator accepts, with a target that fits the recipe."""
     X: list[Any] = [[(3 * row + 5 * column + row * column) % 7 % 4 for column in range(width)] for row in range(n)]
-    if recipe.takes_text:
+    if recipe.reads_text:
         X = [[f"some text {row}"] for row in range(n)]
     entry, classes = recipe.entry, recipe.classes
     y: list[Any] | None = None
-    if entry.many:
+    if entry.multi_output:
         named: Any = classes or [[0, 1], [0, 1]]
         y = [[_value(entry.target, one, row) for one in named] for row in range(n)]
     elif entry.takes_y:
@@ -132,7 +132,7 @@ def _value(target: str | None, classes: Any, row: int) -> Any:
     return float(row % 3) if target == "numbers" else classes[row % len(classes)]
 
 
-def verdict(line: bytes) -> dict[str, Any] | None:
+def check_line(line: bytes) -> dict[str, Any] | None:
     """Check one line of JSON from the gateway: a recipe, or after :data:`CHANGE` a change of parameters.
 
     Return None for a valid recipe and ``{"params": params}`` for a valid change. The answer for an error is
@@ -152,7 +152,7 @@ def main() -> None:
     """Check the lines of standard input until it ends. Write one line of JSON for each to standard output."""
     try:
         for line in sys.stdin.buffer:
-            sys.stdout.write(json.dumps(verdict(line)) + "\n")
+            sys.stdout.write(json.dumps(check_line(line)) + "\n")
             sys.stdout.flush()
     except (KeyboardInterrupt, BrokenPipeError):
         # Ctrl-C reaches all processes of a terminal, so the gateway is ending too.

@@ -62,8 +62,8 @@ def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...
         links,
         (columns.scaler, columns.labels, None if means is None else (means.totals, means.counts)),
         None if bundle.labels is None else [labels.codes for labels in bundle.label_lists],
-        pipeline.parts(bundle.estimator),
-        [(scores.window, scores.total, scores.parts, scores.first) for scores in bundle.running],
+        pipeline.steps_of(bundle.estimator),
+        [(scores.window, scores.total, scores.parts, scores.first) for scores in bundle.prequential],
         bundle.rows_seen,
         [astuple(rows) for rows in bundle.waiting],
         bundle.changed,
@@ -113,8 +113,8 @@ def _bundle(
     bundle = (Bundle if recipe.object is None else ObjectBundle)(
         recipe,
         Columns(scaler, known, None if means is None else Means(*means)),
-        None if labels is None else Outputs(each) if recipe.entry.many else each[0],
-        pipeline.joined(estimators),
+        None if labels is None else Outputs(each) if recipe.entry.multi_output else each[0],
+        pipeline.from_steps(estimators),
         [PrequentialScores(*fields) for fields in scores],
         rows_seen,
         tuple([Rows(*fields) for fields in waiting]),
@@ -134,18 +134,18 @@ def try_predict(bundle: Bundle) -> None:
         If the bundle cannot predict although it has learned.
     """
     # What an object takes is its own business.
-    if not bundle.begun or bundle.recipe.object is not None:
+    if not bundle.is_fitted or bundle.recipe.object is not None:
         return
-    words: list[list[NonNumeric]] = [[""] for _ in bundle.recipe.layout.words]
+    words: list[list[NonNumeric]] = [[""] for _ in bundle.recipe.layout.non_numeric]
     numbers = len(bundle.recipe.numbers)
     if bundle.recipe.features is None:
         numbers = bundle.width or 0
     try:
         X = bundle.columns.transform(bundle.recipe, Rows(1, bytes(8 * numbers), words))
         # Of zeros: an unknown label's -1, or a zero after scaling, is more than some estimators take.
-        bundle._answer(X if bundle.recipe.takes_text else np.zeros_like(X))
+        bundle._predict_matrix(X if bundle.recipe.reads_text else np.zeros_like(X))
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        if isinstance(error, NotFittedError) and hasattr(pipeline.last(bundle.estimator), "estimators_"):
+        if isinstance(error, NotFittedError) and hasattr(pipeline.final_of(bundle.estimator), "estimators_"):
             # One of several estimators in it, whose classes have not come.
             return
         raise EnvelopeError(f"The bundle loads but cannot predict: {error}") from error

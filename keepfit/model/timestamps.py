@@ -8,14 +8,14 @@ are NaN.
 import numpy as np
 from numpy.typing import NDArray
 
-from keepfit.recipe.features import Part
+from keepfit.recipe.features import TimePart
 
 HOUR_S, DAY_S = 3600, 86_400
 # Monday is 0, and 1970-01-01 was a Thursday.
 WEEKDAY_1970 = 3
 
 
-def extract_part(times: NDArray[np.float64], part: Part) -> NDArray[np.float64]:
+def extract_part(times: NDArray[np.float64], part: TimePart) -> NDArray[np.float64]:
     """Return one part of `times`, shape (n,), which are seconds since 1970 of a year from 1 to 9999.
 
     >>> [extract_part(np.array([0.0, -0.5, np.nan]), part).tolist() for part in ("hour", "weekday", "month")]

@@ -1,8 +1,8 @@
-"""The estimators a recipe may name: those of scikit-learn's register that can learn row by row.
+"""The estimators that a recipe may name: those of scikit-learn's registry that can learn row by row.
 
-Owns the allow-list and what is known of each name without building it. Never imports scikit-learn, which takes 130 MB
-that gateways do without; :mod:`keepfit.model.estimators` builds. Invariant: every name in :data:`CATALOGUE` has
-``partial_fit``, and ``predict`` or ``transform``; what stands around another estimator takes one of the same list.
+Owns the allow-list and the properties of each name that need no instance. Never imports scikit-learn, which takes
+130 MB, because gateways use this; :mod:`keepfit.model.estimators` builds. Invariant: every name in :data:`CATALOGUE`
+has ``partial_fit``, and ``predict`` or ``transform``; a wrapper takes an inner estimator of the same list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from keepfit.errors import InvalidError
 Kind = Literal["regressor", "classifier", "clusterer", "transformer", "outlier_detector"]
 Params = Mapping[str, Any]
 
-# What a message repeats of a name.
+# Characters of a name that a message repeats.
 NAME_SHOWN_MAX = 80
 
 SCALERS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler")
@@ -35,8 +35,8 @@ Family = Literal[
     "preprocessing",
 ]
 
-# One parameter of a wrapper names the estimator in it: {"estimator": {"SGDRegressor": {"alpha": 0.001}}}.
-INNER = "estimator"
+# The parameter of a wrapper that names its inner estimator: {"estimator": {"SGDRegressor": {"alpha": 0.001}}}.
+INNER_PARAM = "estimator"
 STEPS_MAX = 16
 
 
@@ -44,36 +44,36 @@ STEPS_MAX = 16
 class Entry:
     """One estimator of the catalogue: the class `name` of the module `family` of scikit-learn.
 
-    `many` is whether `y` has a list of values for each row; `wraps` names the kinds of estimator that it stands around,
-    and `inner` is the one that it does; `reads_text` is whether it takes texts in place of numbers.
+    `multi_output`: `y` has a list of values for each row. `wraps`: the kinds of estimator that this wrapper takes.
+    `inner`: the entry of its inner estimator. `reads_text`: it takes texts instead of numbers.
     """
 
     name: str
     family: Family
     kind: Kind
     takes_sample_weight: bool = True
-    many: bool = False
+    multi_output: bool = False
     wraps: tuple[Kind, ...] = ()
     inner: "Entry | None" = None
     reads_text: bool = False
 
     @property
     def takes_y(self) -> bool:
-        """Whether ``partial_fit`` wants a target."""
+        """Whether ``partial_fit`` requires a target."""
         return self.target is not None
 
     @property
     def target(self) -> Literal["numbers", "labels"] | None:
-        """What the target is made of; of a wrapper, what the estimator in it learns from."""
+        """The type of the target; of a wrapper, that of its inner estimator."""
         kind = self.kind if self.inner is None else self.inner.kind
         if kind == "regressor":
             return "numbers"
         return "labels" if kind == "classifier" else None
 
 
-LEARNERS: tuple[Kind, ...] = ("regressor", "classifier")
+SUPERVISED_KINDS: tuple[Kind, ...] = ("regressor", "classifier")
 
-# Written down, as finding it out imports all of scikit-learn; a test holds it to scikit-learn's own register.
+# Written out, because computing it imports all of scikit-learn. A test compares it with scikit-learn's registry.
 CATALOGUE: Mapping[str, Entry] = {
     "BernoulliNB": Entry("BernoulliNB", "naive_bayes", "classifier"),
     "BernoulliRBM": Entry("BernoulliRBM", "neural_network", "transformer", takes_sample_weight=False),
@@ -98,9 +98,11 @@ CATALOGUE: Mapping[str, Entry] = {
     "MiniBatchKMeans": Entry("MiniBatchKMeans", "cluster", "clusterer"),
     "MiniBatchNMF": Entry("MiniBatchNMF", "decomposition", "transformer", takes_sample_weight=False),
     "MultiOutputClassifier": Entry(
-        "MultiOutputClassifier", "multioutput", "classifier", many=True, wraps=("classifier",)
+        "MultiOutputClassifier", "multioutput", "classifier", multi_output=True, wraps=("classifier",)
     ),
-    "MultiOutputRegressor": Entry("MultiOutputRegressor", "multioutput", "regressor", many=True, wraps=("regressor",)),
+    "MultiOutputRegressor": Entry(
+        "MultiOutputRegressor", "multioutput", "regressor", multi_output=True, wraps=("regressor",)
+    ),
     "MultinomialNB": Entry("MultinomialNB", "naive_bayes", "classifier"),
     "OneVsOneClassifier": Entry(
         "OneVsOneClassifier", "multiclass", "classifier", takes_sample_weight=False, wraps=("classifier",)
@@ -114,64 +116,64 @@ CATALOGUE: Mapping[str, Entry] = {
     "SGDClassifier": Entry("SGDClassifier", "linear_model", "classifier"),
     "SGDOneClassSVM": Entry("SGDOneClassSVM", "linear_model", "outlier_detector"),
     "SGDRegressor": Entry("SGDRegressor", "linear_model", "regressor"),
-    "SelectFromModel": Entry("SelectFromModel", "feature_selection", "transformer", wraps=LEARNERS),
+    "SelectFromModel": Entry("SelectFromModel", "feature_selection", "transformer", wraps=SUPERVISED_KINDS),
     "StandardScaler": Entry("StandardScaler", "preprocessing", "transformer"),
 }
 
-# Before another step these would change what its columns are, for the reason given.
-UNSTEADY: Mapping[str, str] = {
-    "Birch": "it has a column for each of its subclusters, and those become more as it learns",
-    "SelectFromModel": "which columns it keeps, and how many, changes as it learns",
+# Estimators that cannot precede another step, because their output columns change, and why.
+VARYING_WIDTH: Mapping[str, str] = {
+    "Birch": "it has one column per subcluster, and their number grows as it learns",
+    "SelectFromModel": "the columns that it selects change as it learns",
 }
 
 
 def entry_of(name: str) -> Entry:
-    """Return the catalogue's entry of `name`, or raise InvalidError with the nearest names."""
+    """Return the catalogue entry of `name`, or raise InvalidError with the closest names."""
     entry = CATALOGUE.get(name)
     if entry is None:
         shown = name[:NAME_SHOWN_MAX]
         near = ", ".join(get_close_matches(shown, CATALOGUE, n=3) or CATALOGUE)
-        raise InvalidError(f"estimator {shown!r} is not one that has partial_fit; known: {near}.")
+        raise InvalidError(f"estimator {shown!r} is not an estimator with partial_fit; known: {near}.")
     return entry
 
 
 @lru_cache
-def entry_around(name: str, inner: str | None) -> Entry:
-    """Entry of the estimator `name` as it stands around `inner`; without one, the catalogue's own."""
+def entry_with_inner(name: str, inner: str | None) -> Entry:
+    """Return the entry of the wrapper `name` with the inner estimator `inner`; of others the entry alone."""
     entry = entry_of(name)
     if inner is None or not entry.wraps:
         return entry
-    within = entry_of(inner)
-    weights = entry.takes_sample_weight and within.takes_sample_weight
-    return replace(entry, inner=within, takes_sample_weight=weights)
+    inner_entry = entry_of(inner)
+    weights = entry.takes_sample_weight and inner_entry.takes_sample_weight
+    return replace(entry, inner=inner_entry, takes_sample_weight=weights)
 
 
-def inner_of(params: Params) -> str | None:
-    """Name of the estimator that a wrapper's `params` ask for; None where they do not."""
-    inner = params.get(INNER)
+def inner_name(params: Params) -> str | None:
+    """Return the name of the inner estimator in a wrapper's `params`, or None."""
+    inner = params.get(INNER_PARAM)
     return next(iter(inner)) if isinstance(inner, dict) and len(inner) == 1 else None
 
 
 def check_steps(names: Sequence[str]) -> None:
-    """Refuse estimators that cannot stand one after the other.
+    """Check that the estimators `names` can form a pipeline.
 
     Raises
     ------
     InvalidError
-        With the reason.
+        With the name of the step and the reason.
     """
     if not 1 <= len(names) <= STEPS_MAX:
         raise InvalidError(f"recipe: steps must name between 1 and {STEPS_MAX} estimators.")
     for position, name in enumerate(names):
         entry = entry_of(name)
         if entry.reads_text and position:
-            raise InvalidError(f"steps: {name} reads texts, so it can only be the first.")
+            raise InvalidError(f"steps: {name} reads texts, so it must be the first step.")
         if position == len(names) - 1:
             return
-        if entry.name in UNSTEADY:
-            raise InvalidError(f"steps: {name} can only be the last: {UNSTEADY[entry.name]}.")
+        if entry.name in VARYING_WIDTH:
+            raise InvalidError(f"steps: {name} must be the last step: {VARYING_WIDTH[entry.name]}.")
         if entry.kind not in ("transformer", "clusterer"):
-            raise InvalidError(f"steps: {name} is a {entry.kind}, which gives no rows for a next step; put it last.")
+            raise InvalidError(f"steps: {name} is a {entry.kind}, which transforms no rows; put it last.")
 
 
 def check_scaler(name: str) -> None:

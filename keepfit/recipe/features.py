@@ -1,8 +1,8 @@
-"""Feature columns of a recipe: their kinds, their options, and where each one's values stand.
+"""Feature columns of a recipe: their kinds, their options, and the positions of their values.
 
-Owns the form of `features` and the layout that follows from it: of a request's row, of :class:`keepfit.rows.rows.Rows`,
-and of the estimator's matrix. Never sees a value, and never imports scikit-learn. Invariant: one recipe has one layout;
-an option that a kind does not take is refused when the recipe is posted.
+Owns the form of `features` and the layout that follows from it: of a row in a request, of
+:class:`keepfit.rows.rows.Rows`, and of the estimator's matrix. Never reads a value and never imports scikit-learn.
+Invariants: one recipe has one layout; an option that a kind does not have is refused when the recipe is posted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from keepfit.errors import InvalidError
 
 Kind = Literal["number", "category", "text", "timestamp"]
-Part = Literal["hour", "weekday", "month", "seconds"]
+TimePart = Literal["hour", "weekday", "month", "seconds"]
 Encoding = Literal["ordinal", "onehot", "hash"]
 Places = NDArray[np.intp]
 
 COLUMNS_MAX = 10_000
 MATRIX_WIDTH_MAX = 1_000_000
-# Of one request: what a gigabyte holds.
+# Per request. As float64 they take 1 GiB.
 MATRIX_VALUES_MAX = 2**27
 NAME_LENGTH_MAX = 256
-# n-grams of all lengths up to this take scikit-learn 0.2 s for the longest text there may be.
+# scikit-learn takes 0.2 s for all n-grams up to this length of the longest text that is accepted.
 NGRAM_MAX = 8
 
 
@@ -42,10 +42,10 @@ class Number(_Options, frozen=True, tag="number"):
 
 
 class Timestamp(_Options, frozen=True, tag="timestamp"):
-    """Seconds since 1970-01-01T00:00:00Z, as they are, or the parts of that time in UTC that `expand` names."""
+    """Seconds since 1970-01-01T00:00:00Z, as a number, or expanded to the parts of that UTC time named in `expand`."""
 
     missing: Literal["mean", "zero", "indicator"] | None = None
-    expand: tuple[Part, ...] = ()
+    expand: tuple[TimePart, ...] = ()
 
 
 class Category(_Options, frozen=True, tag="category"):
@@ -55,7 +55,7 @@ class Category(_Options, frozen=True, tag="category"):
 
 
 class Text(_Options, frozen=True, tag="text"):
-    """Words, counted by scikit-learn's HashingVectorizer; the options but `missing` are its parameters."""
+    """Text whose words scikit-learn's HashingVectorizer counts. All options except `missing` are its parameters."""
 
     missing: Literal["zero", "indicator"] | None = None
     n_features: int = 1024
@@ -67,8 +67,8 @@ class Text(_Options, frozen=True, tag="text"):
 
 
 Options = Number | Timestamp | Category | Text
-PLAIN: tuple[Part, ...] = ("seconds",)
-# A kind alone stands for it with no option.
+UNEXPANDED: tuple[TimePart, ...] = ("seconds",)
+# A kind alone means that kind without options.
 Feature = Kind | Options
 KINDS: Mapping[Kind, Options] = {
     "number": Number(),
@@ -79,14 +79,14 @@ KINDS: Mapping[Kind, Options] = {
 
 
 def options_of(feature: Feature) -> Options:
-    """Options of a column, where only its kind is given the kind's own."""
+    """Return the options of a column; where only the kind is given, those of the kind."""
     return KINDS[feature] if isinstance(feature, str) else feature
 
 
-def shortest(feature: Feature) -> Feature:
-    """The one form of a column that a recipe is stored in.
+def canonical_feature(feature: Feature) -> Feature:
+    """Return the form of a column in which a recipe is stored: the kind alone where no option is set.
 
-    >>> shortest(Number()), shortest(Number(missing="mean"))
+    >>> canonical_feature(Number()), canonical_feature(Number(missing="mean"))
     ('number', Number(missing='mean'))
     """
     if isinstance(feature, str):
@@ -98,18 +98,19 @@ def shortest(feature: Feature) -> Feature:
 class Column:
     """One column of a recipe.
 
-    `index` is its place in a row, `wire` that among the number or the word columns of :class:`keepfit.rows.rows.Rows`.
-    In the matrix it begins at `start`, and an indicator of its missing values, if it has one, stands at `flag`.
+    `row_index` is its position in a row of a request, `rows_index` that among the number columns or the non-numeric
+    columns of :class:`keepfit.rows.rows.Rows`. In the matrix it begins at `start` and takes `width` columns;
+    `indicator` is the column that marks its missing values, None without one.
     """
 
     name: str
     kind: Kind
     options: Options
-    index: int
-    wire: int
+    row_index: int
+    rows_index: int
     start: int
     width: int
-    flag: int | None
+    indicator: int | None
 
     @property
     def nullable(self) -> bool:
@@ -117,96 +118,98 @@ class Column:
         return self.options.missing is not None
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """What a number column becomes: `seconds` stands for the number as it is."""
-        return (isinstance(self.options, Timestamp) and self.options.expand) or PLAIN
+    def time_parts(self) -> tuple[TimePart, ...]:
+        """The parts to which a number column is expanded; `seconds` is the number itself."""
+        return (isinstance(self.options, Timestamp) and self.options.expand) or UNEXPANDED
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the values of a recipe's columns stand; empty without `features`.
+    """The positions of the values of a recipe's columns; empty without `features`.
 
-    `plain` tells that all columns are numbers, none of them missing, so that the matrix is the rows. `numbers` (which
-    timestamps are too) and `words` (categories and texts) are the columns of :class:`keepfit.rows.rows.Rows`, `odd`
-    those numbers of which not just any is right, or that may be missing. Of the matrix,
-    `places` are the columns of the numbers after expansion; `averaged` says which of these have a running mean,
-    `flagged` which tells the indicator at `flags` that a value was missing. `hashed` is where the hashed categories
-    begin.
+    `numbers` (with timestamps) and `non_numeric` (categories and texts) are the columns of
+    :class:`keepfit.rows.rows.Rows`. `checked_numbers` are the numbers that may be missing or that have a smaller range.
+    `nullable` are the names of all columns that may be missing. `numbers_only` means that all columns are numbers and
+    none may be missing, so that the matrix equals the rows. `has_expanded`: a timestamp is expanded.
+    `has_nullable_numbers`: a number may be missing.
+    The rest are columns of the matrix: `number_places` those of the numbers after expansion. Positions in that list are
+    `with_mean`, the numbers with a running mean, and `indicator_sources`, the numbers whose missing values the columns
+    `indicators` mark. Hashed categories begin at `hash_start`. `width` counts all columns.
     """
 
     columns: tuple[Column, ...]
     numbers: tuple[Column, ...]
-    words: tuple[Column, ...]
-    odd: tuple[Column, ...]
-    optional: frozenset[str]
-    plain: bool
-    expands: bool
-    gaps: bool
-    places: Places
-    averaged: Places
-    flagged: Places
-    flags: Places
-    hashed: int
+    non_numeric: tuple[Column, ...]
+    checked_numbers: tuple[Column, ...]
+    nullable: frozenset[str]
+    numbers_only: bool
+    has_expanded: bool
+    has_nullable_numbers: bool
+    number_places: Places
+    with_mean: Places
+    indicator_sources: Places
+    indicators: Places
+    hash_start: int
     width: int
 
     @property
     def rows_max(self) -> int:
-        """How many rows one request may have."""
+        """Number of rows that one request may have."""
         return MATRIX_VALUES_MAX // max(1, self.width)
 
 
-# Models of one recipe share it, and it is not made again with each bundle that a worker loads.
+# Cached: models of one recipe share it, and a worker does not compute it again for each bundle that it loads.
 @lru_cache(64)
 def layout(
     features: tuple[tuple[str, Feature], ...], encoding: Encoding, max_categories: int, n_features: int
 ) -> Layout:
-    """Lay columns out in the recipe's order, each in one piece, its indicator last; hashed categories at the end."""
-    columns, start, wires = [], 0, {True: 0, False: 0}
+    """Place the columns in the order of the recipe, each followed by its indicator, hashed categories at the end."""
+    columns, start, positions = [], 0, {True: 0, False: 0}
     for index, (name, feature) in enumerate(features):
         options = options_of(feature)
         width = _width(options, encoding, max_categories)
-        is_word = isinstance(options, Category | Text)
-        flag = options.missing == "indicator" and not isinstance(options, Category)
+        is_non_numeric = isinstance(options, Category | Text)
+        has_indicator = options.missing == "indicator" and not isinstance(options, Category)
         column = Column(
             name,
             kind_of(options),
             options,
             index,
-            wires[is_word],
+            positions[is_non_numeric],
             start,
             width,
-            start + width if flag else None,
+            start + width if has_indicator else None,
         )
         columns.append(column)
-        wires[is_word] += 1
-        start += width + flag
+        positions[is_non_numeric] += 1
+        start += width + has_indicator
     numbers = tuple(column for column in columns if column.kind in ("number", "timestamp"))
-    words = tuple(column for column in columns if column.kind in ("category", "text"))
-    expanded = [(column, column.start + i) for column in numbers for i in range(len(column.parts))]
-    averaged = [i for i, (column, _) in enumerate(expanded) if column.options.missing in ("mean", "indicator")]
-    # The first of a column's parts speaks for all: they are missing together.
-    first = [i for i, (column, place) in enumerate(expanded) if place == column.start and column.flag is not None]
+    non_numeric = tuple(column for column in columns if column.kind in ("category", "text"))
+    expanded = [(column, column.start + i) for column in numbers for i in range(len(column.time_parts))]
+    with_mean = [i for i, (column, _) in enumerate(expanded) if column.options.missing in ("mean", "indicator")]
+    # All parts of a column are missing together, so the first one is enough.
+    first = [i for i, (column, place) in enumerate(expanded) if place == column.start and column.indicator is not None]
     has_hashed = encoding == "hash" and any(column.kind == "category" for column in columns)
     return Layout(
         tuple(columns),
         numbers,
-        words,
+        non_numeric,
         tuple(column for column in numbers if column.kind == "timestamp" or column.nullable),
         frozenset(column.name for column in columns if column.nullable),
         all(column.kind == "number" and not column.nullable for column in columns),
-        any(column.parts != PLAIN for column in numbers),
+        any(column.time_parts != UNEXPANDED for column in numbers),
         any(column.nullable for column in numbers),
         np.array([place for _, place in expanded], np.intp),
-        np.array(averaged, np.intp),
+        np.array(with_mean, np.intp),
         np.array(first, np.intp),
-        np.array([column.flag for column in numbers if column.flag is not None], np.intp),
+        np.array([column.indicator for column in numbers if column.indicator is not None], np.intp),
         start,
         start + (n_features if has_hashed else 0),
     )
 
 
 def kind_of(options: Options) -> Kind:
-    """Kind of a column."""
+    """Return the kind of a column."""
     kind: Kind = options.__struct_config__.tag  # type: ignore[assignment]
     return kind
 
@@ -220,12 +223,12 @@ def _width(options: Options, encoding: Encoding, max_categories: int) -> int:
 
 
 def check(features: Mapping[str, Feature]) -> None:
-    """Refuse columns that no row could have.
+    """Check the names and options of the columns.
 
     Raises
     ------
     InvalidError
-        With the column and what would be right.
+        With the name of the column and what would be right.
     """
     if not 0 < len(features) <= COLUMNS_MAX:
         raise InvalidError(f"recipe: features must name between 1 and {COLUMNS_MAX} columns.")
@@ -243,7 +246,7 @@ def _fault(options: Options) -> str | None:
     if isinstance(options, Text):
         low, high = options.ngram_range
         if not 1 <= low <= high <= NGRAM_MAX:
-            return f"ngram_range must be two numbers from 1 to {NGRAM_MAX}, the first not the greater one"
+            return f"ngram_range must be two numbers from 1 to {NGRAM_MAX}, in ascending order"
         if not 1 <= options.n_features <= MATRIX_WIDTH_MAX:
             return f"n_features must be between 1 and {MATRIX_WIDTH_MAX}"
     return None
@@ -255,32 +258,36 @@ def has_numbers(features: Mapping[str, Feature]) -> bool:
 
 
 def check_width(features: Mapping[str, Feature], encoding: Encoding, max_categories: int, n_features: int) -> None:
-    """Refuse categories and texts that become too many columns."""
-    words = [options for options in map(options_of, features.values()) if isinstance(options, Category | Text)]
-    is_hashed = encoding == "hash" and any(isinstance(options, Category) for options in words)
-    width = sum(_width(options, encoding, max_categories) for options in words) + (n_features if is_hashed else 0)
+    """Raise InvalidError if categories and texts become too many columns."""
+    options_non_numeric = [
+        options for options in map(options_of, features.values()) if isinstance(options, Category | Text)
+    ]
+    is_hashed = encoding == "hash" and any(isinstance(options, Category) for options in options_non_numeric)
+    width = sum(_width(options, encoding, max_categories) for options in options_non_numeric) + (
+        n_features if is_hashed else 0
+    )
     if width > MATRIX_WIDTH_MAX:
-        how = encoding if any(isinstance(options, Category) for options in words) else "text"
+        how = encoding if any(isinstance(options, Category) for options in options_non_numeric) else "text"
         raise InvalidError(f"recipe: {how} makes {width} columns, more than {MATRIX_WIDTH_MAX}.")
 
 
-def check_alone(features: Mapping[str, Feature] | None, name: str) -> None:
-    """Refuse other columns than a single text for an estimator, called `name`, that takes text as it is."""
+def check_single_text(features: Mapping[str, Feature] | None, name: str) -> None:
+    """Raise InvalidError unless the only column is a text; for the estimator `name`, which reads texts itself."""
     given = [options_of(feature) for feature in (features or {}).values()]
     if len(given) != 1 or not isinstance(given[0], Text):
-        raise InvalidError(f'recipe: {name} takes text: features must name one column, and that of type "text".')
-    if shortest(given[0]) != "text" and given[0] != Text(missing="zero"):
-        raise InvalidError(f"recipe: {name} counts the words itself: options of the text column belong to its params.")
+        raise InvalidError(f'recipe: {name} takes text: features must name exactly one column, of type "text".')
+    if canonical_feature(given[0]) != "text" and given[0] != Text(missing="zero"):
+        raise InvalidError(f"recipe: {name} counts words itself: set the options of the text column in its params.")
 
 
-def where(document: Any, message: str) -> str:
-    """Name the column in msgspec's `message` about a recipe's document, which only says that it is one of them."""
-    said = message.partition(" - at ")[0]
+def with_column_name(document: Any, message: str) -> str:
+    """Return msgspec's `message` about a recipe with the name of the column, which msgspec leaves out."""
+    reason = message.partition(" - at ")[0]
     for name, feature in _entries(document):
         try:
             msgspec.convert(feature, Feature)
         except msgspec.ValidationError as error:
-            if str(error).partition(" - at ")[0] == said:
+            if str(error).partition(" - at ")[0] == reason:
                 return message.replace("$.features[...]", f"$.features[{name[:40]!r}]")
     return message
 

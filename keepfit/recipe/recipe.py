@@ -1,7 +1,7 @@
 """The recipe: JSON that says how to build a bundle.
 
 Owns the form of a recipe and every check that needs no estimator. Never imports scikit-learn and never holds learned
-state: :mod:`keepfit.model.recipe_check` builds and tries the estimator besides, before a recipe is stored. Recipes come
+state. Before a recipe is stored, :mod:`keepfit.model.recipe_check` also builds its estimator and tries it. Recipes come
 from clients and are stored with the model as :meth:`Recipe.text`.
 """
 
@@ -26,10 +26,9 @@ WINDOW_MIN, WINDOW_MAX = 10, 1_000_000
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """How to build a bundle; make one with :func:`parse`.
 
-    `features` keeps its order: it is the order of the columns. Without it rows are plain lists of numbers. Each is in
-    its shortest form, however it was written.
-    `updates` says whether each request is one ``partial_fit`` call ("exact") or waiting ones are joined ("merged");
-    `window` is how many of the last rows the running metrics tell of apart.
+    The order of `features` is the order of the columns; each is stored in its canonical form. Without `features` rows
+    are lists of numbers. With `updates` "exact" each request is one ``partial_fit`` call; with "merged" consecutive
+    pending requests are one call. `window` is the number of last rows for which metrics are also reported separately.
     """
 
     estimator: str | None = None
@@ -47,34 +46,34 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
 
     @property
     def name(self) -> str:
-        """What to call it in a message: the estimator's name, those of the steps, or the object's."""
+        """The name for messages: of the estimator, of the steps, or of the object."""
         if self.object is not None:
             return self.entry.name
-        return self.estimator or " → ".join([name for name, _ in self.parts])
+        return self.estimator or " → ".join([name for name, _ in self.named_steps])
 
     @cached_property
-    def parts(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        """Name and parameters of the steps, or of the one estimator."""
+    def named_steps(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Name and parameters of each step, or of the single estimator; empty for an object."""
         if self.steps is None:
             return () if self.estimator is None else ((self.estimator, self.params),)
         return tuple([next(iter(step.items())) for step in self.steps])
 
     @cached_property
     def entry(self) -> catalogue.Entry:
-        """The catalogue's entry of the estimator, of several the last; with the estimator in it if it is a wrapper."""
+        """The catalogue entry of the estimator, or of the last step; of a wrapper with its inner estimator."""
         if self.object is not None:
             return uploads.entry_of(self.object)
-        name, params = self.parts[-1]
-        return catalogue.entry_around(name, catalogue.inner_of(params))
+        name, params = self.named_steps[-1]
+        return catalogue.entry_with_inner(name, catalogue.inner_name(params))
 
     @cached_property
-    def takes_text(self) -> bool:
-        """Whether the first estimator takes texts, not numbers."""
-        return bool(self.parts) and catalogue.entry_of(self.parts[0][0]).reads_text
+    def reads_text(self) -> bool:
+        """Whether the first estimator takes texts instead of numbers."""
+        return bool(self.named_steps) and catalogue.entry_of(self.named_steps[0][0]).reads_text
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the values of the columns stand."""
+        """The positions of the values of the columns."""
         columns = tuple((self.features or {}).items())
         return features.layout(columns, self.encoding, self.max_categories, self.n_features)
 
@@ -86,17 +85,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @property
     def categories(self) -> list[str]:
         """Names of the category columns, in order."""
-        return [column.name for column in self.layout.words if column.kind == "category"]
+        return [column.name for column in self.layout.non_numeric if column.kind == "category"]
 
     def __post_init__(self) -> None:
         if self.features is not None and set(map(type, self.features.values())) != {str}:
-            short = {name: features.shortest(feature) for name, feature in self.features.items()}
-            msgspec.structs.force_setattr(self, "features", short)
+            canonical_features = {name: features.canonical_feature(feature) for name, feature in self.features.items()}
+            msgspec.structs.force_setattr(self, "features", canonical_features)
 
     def text(self) -> str:
-        """JSON of the recipe with all defaults; two recipes are the same where their texts are.
+        """Return the JSON of the recipe with all defaults. Two recipes are equal if their texts are.
 
-        `params` are in canonical form: JavaScript's ``{"C": 1}`` and Python's ``{"C": 1.0}`` are the same recipe.
+        `params` are in canonical form, so that JavaScript's ``{"C": 1}`` and Python's ``{"C": 1.0}`` are equal.
 
         >>> parse({"estimator": "SGDRegressor"}).text() == parse({"estimator": "SGDRegressor", "params": {}}).text()
         True
@@ -107,7 +106,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
 
 
 def from_text(text: bytes | str) -> Recipe:
-    """Read back what :meth:`Recipe.text` wrote; the checks were made when it was posted."""
+    """Return the recipe that :meth:`Recipe.text` wrote. It was checked when it was posted."""
     return msgspec.json.decode(text, type=Recipe)
 
 
@@ -140,12 +139,12 @@ def from_document(document: Any, keyring: Keyring | None = None) -> Recipe:
     try:
         recipe = msgspec.convert(document, Recipe)
     except msgspec.ValidationError as error:
-        raise InvalidError(f"recipe: {features.where(document, str(error))}.") from None
-    _check_one(recipe)
+        raise InvalidError(f"recipe: {features.with_column_name(document, str(error))}.") from None
+    _check_one_of(recipe)
     if recipe.object is not None:
         _check_object(recipe, uploads.verify(recipe.object, keyring))
     _check_steps(recipe)
-    for name, _ in recipe.parts:
+    for name, _ in recipe.named_steps:
         catalogue.entry_of(name)
     return recipe
 
@@ -158,8 +157,8 @@ def check_fields(recipe: Recipe) -> None:
     InvalidError
         With what is wrong and what would be right.
     """
-    # Parameters without a text (an infinity in a list) cannot be stored.
-    # Twice, because what is read back must have a text too: 1e20 is written like an integer of 2^53 or more.
+    # Parameters without canonical JSON (an infinity in a list) cannot be stored. Converted twice, because the JSON that
+    # is read back must have canonical JSON too: 1e20 is written like an integer of 2^53 or more.
     canonical(parse_json(canonical([recipe.params, recipe.steps])))
     _check_features(recipe)
     _check_encoding(recipe)
@@ -170,45 +169,44 @@ def check_fields(recipe: Recipe) -> None:
         catalogue.check_scaler(recipe.scaler)
 
 
-def _check_one(recipe: Recipe) -> None:
-    given = [name for name in ("estimator", "steps", "object") if getattr(recipe, name) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
+def _check_one_of(recipe: Recipe) -> None:
+    found = [name for name in ("estimator", "steps", "object") if getattr(recipe, name) is not None]
+    if len(found) != 1:
         raise InvalidError(
-            'recipe: it must name an estimator ("estimator": "SGDRegressor"), or hold steps or an object, and one of '
-            f"them alone: not {found}."
+            'recipe: exactly one of estimator ("estimator": "SGDRegressor"), steps and object is required, '
+            f"not {' and '.join(found) or 'none'}."
         )
 
 
 def _check_object(recipe: Recipe, header: uploads.ObjectHeader) -> None:
-    """Refuse what has no meaning for an object."""
+    """Raise InvalidError for fields that do not apply to an object."""
     if recipe.params:
-        raise InvalidError(f"recipe: {header.name} is sent whole: give it its params before, and leave params out.")
+        raise InvalidError(f"recipe: {header.name} is an object: set its parameters before dump, and leave out params.")
     if header.calls == "partial_fit":
         return
     if recipe.scaler is not None or recipe.encoding != "ordinal":
-        raise InvalidError(f"recipe: {header.name} gets its rows as they come: leave out scaler and encoding.")
+        raise InvalidError(f"recipe: {header.name} receives rows unchanged: leave out scaler and encoding.")
     if recipe.features is not None and any(not isinstance(feature, str) for feature in recipe.features.values()):
-        raise InvalidError(f"recipe: {header.name} gets its rows as they come: its features have no options.")
+        raise InvalidError(f"recipe: {header.name} receives rows unchanged: its features have no options.")
 
 
 def _check_steps(recipe: Recipe) -> None:
     if recipe.steps is None:
         return
     if recipe.params:
-        raise InvalidError("recipe: the params of steps stand in the steps.")
+        raise InvalidError("recipe: params of steps belong in the steps.")
     if any(len(step) != 1 for step in recipe.steps):
-        raise InvalidError('recipe: each of the steps is an object with one key: {"StandardScaler": {}}.')
+        raise InvalidError('recipe: each step is an object with one key: {"StandardScaler": {}}.')
     catalogue.check_steps([next(iter(step)) for step in recipe.steps])
 
 
 def _check_features(recipe: Recipe) -> None:
     if recipe.features is not None:
         features.check(recipe.features)
-    if recipe.takes_text:
-        features.check_alone(recipe.features, recipe.parts[0][0])
+    if recipe.reads_text:
+        features.check_single_text(recipe.features, recipe.named_steps[0][0])
     if recipe.scaler is not None and recipe.features is not None and not features.has_numbers(recipe.features):
-        raise InvalidError("recipe: a scaler works on number columns, and features names none.")
+        raise InvalidError("recipe: a scaler needs number columns, and features names none.")
 
 
 def _check_encoding(recipe: Recipe) -> None:
@@ -221,16 +219,16 @@ def _check_classes(recipe: Recipe) -> None:
     entry = recipe.entry
     if entry.target != "labels":
         if recipe.classes is not None:
-            raise InvalidError(f"recipe: {recipe.name} is no classifier and takes no classes.")
+            raise InvalidError(f"recipe: {recipe.name} is not a classifier and takes no classes.")
         return
-    listed = [isinstance(one, list) for one in recipe.classes or ()]
-    if any(listed) and not (entry.many and all(listed)):
+    is_list = [isinstance(one, list) for one in recipe.classes or ()]
+    if any(is_list) and not (entry.multi_output and all(is_list)):
         raise InvalidError("recipe: classes is a list of labels.")
-    if recipe.classes is not None and entry.many and not (listed and all(listed)):
-        raise InvalidError(f"recipe: classes of {recipe.name} is a list with a list of labels for each output.")
-    outputs: Any = recipe.classes if entry.many else [recipe.classes]
-    if not entry.many and recipe.object is None:
-        _check_class_weight(recipe.parts[-1][1].get("class_weight"), outputs[0] or [])
+    if recipe.classes is not None and entry.multi_output and not (is_list and all(is_list)):
+        raise InvalidError(f"recipe: classes of {recipe.name} is a list of lists, the labels of each output.")
+    outputs: Any = recipe.classes if entry.multi_output else [recipe.classes]
+    if not entry.multi_output and recipe.object is None:
+        _check_class_weight(recipe.named_steps[-1][1].get("class_weight"), outputs[0] or [])
     for classes in outputs or ():
         if classes is not None:
             _check_labels(classes)
@@ -238,7 +236,9 @@ def _check_classes(recipe: Recipe) -> None:
 
 def _check_labels(classes: list[Label]) -> None:
     if not 1 <= len(classes) <= CLASSES_MAX:
-        raise InvalidError(f"recipe: classes must name between 1 and {CLASSES_MAX} labels; leave it out to name none.")
+        raise InvalidError(
+            f"recipe: classes must name between 1 and {CLASSES_MAX} labels; leave it out to let rows name them."
+        )
     if len({type(label) for label in classes}) != 1:
         raise InvalidError("recipe: classes must be all strings, all integers or all booleans.")
     if len(set(classes)) != len(classes):
@@ -250,20 +250,20 @@ def _check_labels(classes: list[Label]) -> None:
 
 
 def label_fault(label: Label) -> str | None:
-    """Tell what is wrong with a label; None if nothing is."""
+    """Return what is wrong with a label, or None."""
     if isinstance(label, str):
         if "\0" in label:
             return "a label holds a NUL character"
         if len(label) > LABEL_LENGTH_MAX:
             return f"the label has {len(label)} characters, more than {LABEL_LENGTH_MAX}"
     elif abs(label) >= 2**53:
-        return f"the label {str(label)[:40]} is 2^53 or more, not the same number in every language"
+        return f"the label {str(label)[:40]} is 2^53 or more, which some languages cannot represent exactly"
     return None
 
 
 def _check_class_weight(weights: Any, classes: list[Label]) -> None:
-    """Refuse weights of labels that are none: scikit-learn would refuse every row because of them."""
+    """Raise InvalidError for weights of unknown labels: scikit-learn would reject every row because of them."""
     names = {str(label).lower() if isinstance(label, bool) else str(label) for label in classes}
-    foreign = sorted(weights.keys() - names) if isinstance(weights, dict) else []
-    if foreign:
-        raise InvalidError(f"recipe: class_weight names {foreign[0][:40]!r}: name it among the classes too.")
+    unknown = sorted(weights.keys() - names) if isinstance(weights, dict) else []
+    if unknown:
+        raise InvalidError(f"recipe: class_weight names {unknown[0][:40]!r}: add it to classes.")

@@ -1,8 +1,8 @@
-"""Objects that Python users send as part of a recipe, as everybody sees them who does not unpickle.
+"""Uploaded objects in recipes, as far as that needs no unpickling.
 
-Owns what an object says of itself (:class:`ObjectHeader`), the check of its signature, and the base64 text in which it
-stands in a recipe. Never unpickles: gateways use this. Invariant: what :func:`verify` lets through was signed for this
-purpose by who has an upload key. Objects come from :func:`keepfit.objects.dump`; workers verify them once more.
+Owns the header of an object (:class:`ObjectHeader`), the check of its signature, and its base64 text in a recipe.
+Never unpickles: gateways use this. Invariant: an object that :func:`verify` accepts was signed for this purpose with an
+upload key. Objects come from :func:`keepfit.objects.dump`; workers verify them again before they unpickle.
 """
 
 import binascii
@@ -18,58 +18,58 @@ from keepfit.recipe.catalogue import Entry, Kind
 from keepfit.security import envelope
 from keepfit.security.envelope import MAC_BYTES, MAGIC, Keyring
 
-Calls = Literal["partial_fit", "learn_one", "learn_many"]
+LearnMethod = Literal["partial_fit", "learn_one", "learn_many"]
 
-# An object that has learned nothing is small, and each look at the model carries it along.
+# An object that has learned nothing is small. The recipe, and the object with it, is read with each model lookup.
 BYTES_MAX = 2**20
 HEADER_BYTES_MAX = 2048
 NAME_LENGTH_MAX = 80
-# Whole groups of base64's four characters that hold the largest front and header.
+# Characters of base64, in whole groups of four, that hold the largest possible envelope front and header.
 HEAD_LENGTH = 4 * ((len(MAGIC) + 1 + 255 + MAC_BYTES + 4 + HEADER_BYTES_MAX + 2) // 3)
-KEPT_MAX = 1024
+HEADERS_CACHED_MAX = 1024
 
 
 class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an object says of itself, readable without unpickling; `calls` is the first of the methods it learns by."""
+    """Header of an object, readable without unpickling; `calls` is the method with which it learns."""
 
     purpose: str
     name: str
     kind: Kind
-    calls: Calls
+    calls: LearnMethod
     takes_sample_weight: bool
     runtime: dict[str, str]
 
     @property
     def subject(self) -> str:
-        """What is in the envelope, as a sentence begins."""
+        """The content of the envelope as the subject of a message."""
         return f"The object {self.name}"
 
 
-def keyring_of(keys: str) -> Keyring | None:
-    """Upload keys of a setting; None where it is empty.
+def upload_keyring(keys: str) -> Keyring | None:
+    """Return the upload keys of a setting, or None if it is empty.
 
     Raises
     ------
     SettingsError
-        If one of them is no key.
+        If one of them is not a key.
     """
     return Keyring.from_text(keys, envelope.UPLOAD_KEYS) if keys.strip() else None
 
 
-def signed(text: str) -> bytes:
-    """Bytes of the envelope that stands in a recipe as `text`.
+def decode(text: str) -> bytes:
+    """Return the envelope that `text` in a recipe encodes.
 
     Raises
     ------
     InvalidError
-        If it is not base64, or too large.
+        If it is not base64, or is too large.
     """
     if len(text) > 4 * BYTES_MAX // 3 + 4:
-        raise InvalidError(f"recipe: object is larger than {BYTES_MAX} bytes; send it before it has learned much.")
+        raise InvalidError(f"recipe: object is larger than {BYTES_MAX} bytes; upload it before it has learned.")
     try:
         return b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidError("recipe: object is not base64; keepfit.objects.dump writes what belongs here.") from None
+        raise InvalidError("recipe: object is not base64; use the text that keepfit.objects.dump returns.") from None
 
 
 def verify(text: str, keyring: Keyring | None) -> ObjectHeader:
@@ -78,15 +78,15 @@ def verify(text: str, keyring: Keyring | None) -> ObjectHeader:
     Raises
     ------
     InvalidError
-        If no upload key of this process signed it, or it was written by versions that are not those here.
+        If it is not signed with an upload key of this process, or was written with other versions of the libraries.
     """
     if keyring is None:
         raise InvalidError(
-            "recipe: object: this gateway takes no objects. Set KEEPFIT_UPLOAD_KEYS for gateways and workers; "
+            "recipe: object: this gateway accepts no objects. Set KEEPFIT_UPLOAD_KEYS for gateways and workers; "
             "`keepfit key upload` prints a key."
         )
     try:
-        header, _ = keyring.open_as(ObjectHeader, signed(text), envelope.OBJECT)
+        header, _ = keyring.open_as(ObjectHeader, decode(text), envelope.OBJECT)
         envelope.check_runtime(header)
     except EnvelopeError as error:
         raise InvalidError(f"recipe: object: {error}") from None
@@ -94,23 +94,23 @@ def verify(text: str, keyring: Keyring | None) -> ObjectHeader:
 
 
 def head(text: str) -> str:
-    """What :func:`header_of` needs of an object's text, for those who keep many recipes and load none."""
+    """Return the beginning of an object's text that :func:`header_of` needs, to hold many recipes in little memory."""
     return text[:HEAD_LENGTH]
 
 
 def header_of(text: str) -> ObjectHeader:
-    """Header of an object in a recipe that was verified when it was posted.
+    """Return the header of an object in a recipe, which was verified when it was posted.
 
     Raises
     ------
     InvalidError
-        If there is none to be read.
+        If it cannot be read.
     """
     return _header_of(head(text))
 
 
-# By the head alone: a megabyte would be a long key, and a thousand of them much memory.
-@lru_cache(KEPT_MAX)
+# Cached by the head alone: a thousand keys of a megabyte would take much memory.
+@lru_cache(HEADERS_CACHED_MAX)
 def _header_of(text: str) -> ObjectHeader:
     try:
         front = b64decode(text, validate=True)
@@ -118,10 +118,10 @@ def _header_of(text: str) -> ObjectHeader:
         (length,) = struct.unpack_from(">I", front, start)
         return msgspec.json.decode(front[start + 4 : start + 4 + length], type=ObjectHeader)
     except (binascii.Error, ValueError, IndexError, struct.error, msgspec.DecodeError):
-        raise InvalidError("recipe: object is none that keepfit.objects.dump wrote.") from None
+        raise InvalidError("recipe: object was not written by keepfit.objects.dump.") from None
 
 
 def entry_of(text: str) -> Entry:
-    """Describe an object as the catalogue describes an estimator."""
+    """Return the catalogue entry that describes an object."""
     header = header_of(text)
     return Entry(header.name, "object", header.kind, header.takes_sample_weight)

@@ -70,7 +70,7 @@ def _run(task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> Rep
 
     def fresh() -> Bundle:
         if not task.data:
-            return object_bundle.begin(recipe, upload_keys)
+            return object_bundle.new_bundle(recipe, upload_keys)
         return serialization.unseal(task.data, keyring, recipe, task.header.hash)[1]
 
     def seal(bundle: Bundle, fitted: Fitted) -> ReplayReply:
@@ -81,4 +81,4 @@ def _run(task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> Rep
         metrics, changed = (msgspec.json.encode(one).decode() for one in (bundle.metrics(), bundle.changed))
         return ReplayReply(fitted.count, fitted.reason, data, bundle.width, metrics, changed)
 
-    return fit_loop.learn(fresh(), fresh, [Payload(payload) for payload in task.payloads], seal, SECONDS)
+    return fit_loop.fit_requests(fresh(), fresh, [Payload(payload) for payload in task.payloads], seal, SECONDS)

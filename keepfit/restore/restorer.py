@@ -63,7 +63,7 @@ class Restorer:
     def __post_init__(self) -> None:
         """Create what the restores of this process share."""
         object.__setattr__(self, "generations", Generations(self.resources.registry))
-        upload_keys = uploads.keyring_of(self.settings.upload_keys.get_secret_value())
+        upload_keys = uploads.upload_keyring(self.settings.upload_keys.get_secret_value())
         object.__setattr__(self, "replayer", Replayer(self.resources.keyring, upload_keys))
 
     def close(self) -> None:

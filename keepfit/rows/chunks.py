@@ -23,10 +23,10 @@ class Collector:
         self._n = 0
         self._width: int | None = None
         self._numbers = bytearray()
-        self._non_numeric: list[list[NonNumeric]] = [[] for _ in recipe.layout.words]
+        self._non_numeric: list[list[NonNumeric]] = [[] for _ in recipe.layout.non_numeric]
         # Equal labels share one object: labels are few and rows are many. Texts are mostly distinct.
         self._interned: list[dict[NonNumeric, NonNumeric] | None] = [
-            {} if column.kind == "category" else None for column in recipe.layout.words
+            {} if column.kind == "category" else None for column in recipe.layout.non_numeric
         ]
 
     def add(self, X: list[Any]) -> None:

@@ -72,8 +72,8 @@ def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
     if recipe.features is None:
         numbers = [shape_numbers(column, index) for index, column in enumerate(columns)]
     else:
-        numbers = [shape_numbers(columns[c.index], c.name, "column", c) for c in layout.numbers]
-    non_numeric = [shape_non_numeric(columns[c.index], c) for c in layout.words]
+        numbers = [shape_numbers(columns[c.row_index], c.name, "column", c) for c in layout.numbers]
+    non_numeric = [shape_non_numeric(columns[c.row_index], c) for c in layout.non_numeric]
     matrix = np.column_stack(numbers) if numbers else np.empty((len(X), 0))
     return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), non_numeric
 
@@ -86,7 +86,7 @@ def check_number_of_rows(layout: Layout, n: int) -> None:
     InvalidError
         With the number of rows that one request may have.
     """
-    if not layout.plain and n > layout.rows_max:
+    if not layout.numbers_only and n > layout.rows_max:
         width, rows_max = layout.width, layout.rows_max
         raise InvalidError(f"{n} rows make a matrix of {width} columns: send at most {rows_max} rows at a time.")
 
@@ -99,7 +99,7 @@ def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]
     values = _values_small(recipe, X)
     if values is None:
         return None
-    if recipe.features is None or recipe.layout.plain:
+    if recipe.features is None or recipe.layout.numbers_only:
         numbers = pack_small(values)
         return None if numbers is None else (numbers, [])
     return _pack_mixed(recipe.layout, values)
@@ -108,17 +108,17 @@ def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]
 def _pack_mixed(layout: Layout, values: list[Any]) -> tuple[bytes, list[list[NonNumeric]]] | None:
     """Pack few values, row by row, of columns of any kind; None if one is invalid."""
     width, non_numeric = len(layout.columns), []
-    for column in layout.words:
-        column_values = values[column.index :: width]
+    for column in layout.non_numeric:
+        column_values = values[column.row_index :: width]
         if any(non_numeric_fault(value, column) for value in column_values):
             return None
         non_numeric.append(column_values)
-    if layout.words:
-        number_indexes = [column.index for column in layout.numbers]
+    if layout.non_numeric:
+        number_indexes = [column.row_index for column in layout.numbers]
         values = [values[start + i] for start in range(0, len(values), width) for i in number_indexes]
     missing: list[int] = []
-    for column in layout.odd:
-        for position in range(column.wire, len(values), len(layout.numbers)):
+    for column in layout.checked_numbers:
+        for position in range(column.rows_index, len(values), len(layout.numbers)):
             value = values[position]
             if value is None and column.nullable:
                 missing.append(position)
@@ -157,7 +157,7 @@ def _values_small(recipe: Recipe, X: Any) -> list[Any] | None:
 def _lacks_nullable_only(row: dict[str, Any], recipe: Recipe) -> bool:
     """Return whether a row by name has all columns of the recipe except nullable ones, and no others."""
     names = recipe.features.keys() if recipe.features is not None else set()
-    return row.keys() <= names and names - row.keys() <= recipe.layout.optional
+    return row.keys() <= names and names - row.keys() <= recipe.layout.nullable
 
 
 def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
@@ -166,7 +166,7 @@ def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
     if recipe.features and all(type(row) is dict and row.keys() == recipe.features.keys() for row in X):
         # Builds no list per row: the garbage collector would traverse each of them repeatedly.
         return [[row[name] for row in X] for name in recipe.features]
-    optional = recipe.layout.optional
+    optional = recipe.layout.nullable
     first = next((row for row in X if isinstance(row, list) and row), [])
     width = len(first if expected is None else expected)
     faults: list[Fault] = []

@@ -84,7 +84,7 @@ class Matrix:
         check_number_of_rows(recipe.layout, len(self.values))
         # Copied first: compaction overwrites the target's column.
         y = self.values[:, -1].copy() if has_target else None
-        numbers = self._numbers(width, names, recipe.layout.numbers if recipe.layout.odd else ())
+        numbers = self._numbers(width, names, recipe.layout.numbers if recipe.layout.checked_numbers else ())
         target = None if y is None else _target(recipe, [y])
         return Rows(len(self.values), cast("bytes", numbers), [], target)
 
@@ -162,13 +162,13 @@ class NamedColumns:
         by_name = {column.name: column for column in self.columns if column.name not in special}
         columns = _in_recipe_order(recipe, by_name, self.n)
         for column in [*special.values(), *columns]:
-            if column.name in special or column.name not in recipe.layout.optional:
+            if column.name in special or column.name not in recipe.layout.nullable:
                 column.check_present()
         check_number_of_rows(recipe.layout, self.n)
         if WEIGHTS in special and not weighted:
             raise InvalidError("score takes no sample_weight: leave the column out.")
         numbers = self._numbers(columns, recipe.layout.numbers if features else [None] * len(columns))
-        non_numeric = [shape_non_numeric(columns[spec.index].to_list(), spec) for spec in recipe.layout.words]
+        non_numeric = [shape_non_numeric(columns[spec.row_index].to_list(), spec) for spec in recipe.layout.non_numeric]
         target = self._target(recipe, special.get(TARGET)) if learning else None
         weights = None if WEIGHTS not in special else self._weights(recipe, special[WEIGHTS])
         return Rows(self.n, cast("bytes", numbers), non_numeric, target, weights)
@@ -177,7 +177,7 @@ class NamedColumns:
         """Return the number columns as float64 bytes, row by row, with NaN for missing values."""
         matrix = np.empty((self.n, len(specs)), LITTLE_ENDIAN)
         for position, spec in enumerate(specs):
-            column = columns[position if spec is None else spec.index]
+            column = columns[position if spec is None else spec.row_index]
             for start, values in _float_blocks(column, "column", spec):
                 matrix[start : start + len(values), position] = values
             if column.labels is None:
@@ -264,8 +264,8 @@ def _names(recipe: Recipe, width: int) -> Sequence[str | int]:
         if width < 1:
             raise InvalidError("The array has one column, which is y: X must have at least one column before it.")
         return range(width)
-    if recipe.layout.words:
-        column = recipe.layout.words[0]
+    if recipe.layout.non_numeric:
+        column = recipe.layout.non_numeric[0]
         raise InvalidError(
             f"column {column.name!r} is a {column.kind}, which an array cannot hold: send Arrow or JSON."
         )
@@ -287,7 +287,7 @@ def _in_recipe_order(recipe: Recipe, by_name: dict[str, Column], n: int) -> list
             raise InvalidError("The table has no columns for X.")
         return list(by_name.values())
     absent = [name for name in recipe.features if name not in by_name]
-    faults = [Fault("the column is missing", None, name) for name in absent if name not in recipe.layout.optional]
+    faults = [Fault("the column is missing", None, name) for name in absent if name not in recipe.layout.nullable]
     unknown = [name[:100] for name in by_name if name not in recipe.features]
     faults += [Fault("the recipe has no such column", None, name) for name in unknown]
     if faults:
@@ -350,7 +350,7 @@ def _target(recipe: Recipe, blocks: Sequence[Array]) -> bytes | list[Label] | No
 
     For a classifier, whole numbers are labels, and 0 and 1 are booleans if the recipe's classes are.
     """
-    if recipe.entry.many:
+    if recipe.entry.multi_output:
         raise InvalidError(f"{recipe.name} learns several values of y for each row: send JSON, with y a list of lists.")
     if recipe.entry.target == "numbers":
         values_by_block = _float_blocks(Column(TARGET, blocks), "target")

@@ -43,7 +43,7 @@ def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
     if len(y) != n:
         raise InvalidError(f"X has {n} rows and y has {len(y)} values; the numbers must be equal.")
     entry, classes = recipe.entry, recipe.classes
-    if entry.many:
+    if entry.multi_output:
         classes_by_output: Any = classes or ()
         return flatten_outputs(y, len(classes_by_output) or None, lambda column, i: _shape_output(recipe, column, i))
     if entry.target == "numbers":

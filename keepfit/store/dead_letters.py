@@ -287,15 +287,15 @@ def shown(recipe: Recipe, payload: bytes) -> dict[str, Any]:
     rows = Rows.decode(payload)
     # A missing number is the only one that is not itself.
     X: list[list[Any]] = [[None if x != x else x for x in row] for row in rows.number_matrix().tolist()]  # noqa: PLR0124
-    for column, words in zip(recipe.layout.words, rows.categories, strict=True):
+    for column, words in zip(recipe.layout.non_numeric, rows.categories, strict=True):
         for row, word in zip(X, words, strict=True):
-            row.insert(column.index, word)
+            row.insert(column.row_index, word)
     target, weights = rows.target(), rows.weights()
     values: dict[str, Any] = {"X": X}
     if target is not None:
         y = rows.y if isinstance(rows.y, list) else target.tolist()
         count = len(y) // rows.n
-        values["y"] = [y[i : i + count] for i in range(0, len(y), count)] if recipe.entry.many else y
+        values["y"] = [y[i : i + count] for i in range(0, len(y), count)] if recipe.entry.multi_output else y
     if weights is not None:
         values["sample_weight"] = weights.tolist()
     return values

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from keepfit.history import SUMMARY_FIELDS, Registry, RegistryEntry
-from keepfit.recipe.patch import in_force
+from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import from_text
 from keepfit.store.models import Model, Store
 
@@ -20,7 +20,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "hash": model.hash,
         "metadata": model.metadata,
-        "recipe": msgspec.to_builtins(in_force(model.recipe, model.changed)),
+        "recipe": msgspec.to_builtins(with_changes(model.recipe, model.changed)),
         "version": model.version,
         "rows_seen": model.rows_seen,
         "metrics": model.metrics,
@@ -36,7 +36,7 @@ async def _asleep(history: Registry, registered: RegistryEntry) -> dict[str, Any
     return {
         "hash": registered.hash,
         "metadata": registered.metadata,
-        "recipe": msgspec.to_builtins(in_force(from_text(registered.recipe_text), changed)),
+        "recipe": msgspec.to_builtins(with_changes(from_text(registered.recipe_text), changed)),
         "version": newest["version"] if newest else 0,
         "rows_seen": newest["rows_seen"] if newest else 0,
         "metrics": newest["metrics"] if newest else {},

@@ -88,7 +88,7 @@ async def import_many(
     async with open_resources(settings) as resources:
         await resources.registry.ensure_indexes()
         restorer = Restorer(resources, settings)
-        recipes = _Recipes(uploads.keyring_of(settings.upload_keys.get_secret_value()))
+        recipes = _Recipes(uploads.upload_keyring(settings.upload_keys.get_secret_value()))
         keyrings = [keyring for keyring in (import_keys, resources.keyring) if keyring is not None]
         try:
             with await asyncio.to_thread(Reader, path, keyrings) as reader:

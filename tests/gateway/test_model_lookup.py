@@ -222,7 +222,7 @@ async def test_a_recreated_model_starts_empty(api: Api, metadata: dict[str, Any]
         ({"estimator": "os.system"}, "partial_fit"),
         ({"estimator": "RandomForestClassifier"}, "partial_fit"),
         ({"estimator": "SGDRegressor", "params": {"alpha": -1}}, "in the range [0.0, inf)"),
-        ({"estimator": "SGDRegressor", "params": {"alfa": 1}}, "there are alpha, average"),
+        ({"estimator": "SGDRegressor", "params": {"alfa": 1}}, "known: alpha, average"),
         ({"estimator": "SGDRegressor", "colour": "red"}, "unknown field `colour`"),
         ({"estimator": "SGDRegressor", "features": {}}, "between 1 and"),
         ({"estimator": "SGDRegressor", "features": {"make": "words"}}, "$.features"),

@@ -150,8 +150,8 @@ def test_an_object_is_checked_without_unpickling() -> None:
     document = {"object": text, "features": {"a": "number"}, "scaler": "StandardScaler"}
     script = (
         "import json, sys; from keepfit_gateway.recipe_checker import CHECKER, check_blocking;"
-        "from keepfit.recipe.uploads import keyring_of;"
-        f"recipe = check_blocking(json.loads({json.dumps(document)!r}), keyring_of('u1:' + 'ab' * 32));"
+        "from keepfit.recipe.uploads import upload_keyring;"
+        f"recipe = check_blocking(json.loads({json.dumps(document)!r}), upload_keyring('u1:' + 'ab' * 32));"
         "loaded = {'sklearn', 'cloudpickle', 'keepfit.model.pickling', 'keepfit.model.bundle'} & set(sys.modules);"
         "print(recipe.name, recipe.entry.kind, CHECKER.pid, sorted(loaded))"
     )

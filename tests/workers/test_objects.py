@@ -42,7 +42,7 @@ def recipe() -> Recipe:
         text = dump(script.Last(), KEYS, kind="regressor", modules=[script])
     finally:
         del sys.modules["notebook"]
-    return parse({"object": text}, uploads.keyring_of(KEYS))
+    return parse({"object": text}, uploads.upload_keyring(KEYS))
 
 
 def worker(settings: Settings, upload_keys: str) -> WorkerContext:

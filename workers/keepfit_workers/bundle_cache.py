@@ -142,7 +142,7 @@ class Bundles:
     def _read(self, model: Claimed | Loaded) -> Bundle:
         recipe = from_text(model.recipe_text)
         if not model.digest:
-            return object_bundle.begin(recipe, self._uploads)
+            return object_bundle.new_bundle(recipe, self._uploads)
         data = model.data
         if not data:
             # The cache evicted the bundle after its digest was sent; read it again.

@@ -27,7 +27,7 @@ class WorkerContext:
         self.queue = redis_clients.queue_sync(settings)
         self.store = redis_clients.store_sync(settings)
         self.consumer = InboxConsumer(self.store, settings.lease_ttl_s, settings.replay_bytes_max)
-        upload_keys = uploads.keyring_of(settings.upload_keys.get_secret_value())
+        upload_keys = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.bundles = Bundles(self.consumer, self.keyring, upload_keys, settings.bundle_cache_bytes_max)
         self.heartbeat = Heartbeat(settings, name, self.consumer, self.queue)
         self.resources = LazyResources(settings)

@@ -77,7 +77,7 @@ class Turn:
         if claimed.attempts > ATTEMPTS_MAX:
             reason = f"{claimed.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
             return self.commit(claimed, bundle, Fitted(0, reason))
-        return fit_loop.learn(
+        return fit_loop.fit_requests(
             bundle,
             lambda: self._bundles.reload(claimed),
             claimed.entries,

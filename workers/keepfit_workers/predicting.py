@@ -275,7 +275,7 @@ def _rows(queue: Redis, request: WorkerRequest) -> Rows:
 
 def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
     """Predict all rows in one call; if that fails, each request alone, so that an error affects one request only."""
-    if len(waiting) > 1 and bundle.joins and len({rows.width for rows in waiting}) == 1:
+    if len(waiting) > 1 and bundle.predicts_rows_independently and len({rows.width for rows in waiting}) == 1:
         try:
             whole = _guarded(bundle, concatenate(waiting))
         except MemoryError:
@@ -307,10 +307,10 @@ def _compute(bundle: Bundle, request: WorkerRequest, rows: Rows) -> Outcome:
     try:
         if request.operation == "score":
             return bundle.score(rows)
-        return {"predictions": bundle.predict(rows), **bundle.chances(rows)}
+        return {"predictions": bundle.predict(rows), **bundle.confidences(rows)}
     except KeepfitError as error:
         return error
     except MemoryError:
         return TOO_LARGE
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        return InvalidError(f"{bundle.recipe.name} cannot answer for these rows: {error}")
+        return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")

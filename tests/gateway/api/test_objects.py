@@ -101,7 +101,7 @@ async def test_code_that_no_worker_has_cannot_end_one(
     for _ in range(3):
         assert (await api.predict(path, [[1.0]]))["predictions"] == [4]
     problem = (await api.post(f"{path}/predict", {"X": [[13.0]]})).problem(422)
-    assert problem["detail"] == "Difficult cannot answer for these rows: it raised SystemExit: bye"
+    assert problem["detail"] == "Difficult cannot predict these rows: it raised SystemExit: bye"
     assert (await api.learn(path, [[4.0]], [4.0]))["rows_seen"] == 5
     assert (await api.predict(path, [[1.0]]))["predictions"] == [5]
     assert stack.workers() == workers
@@ -142,7 +142,7 @@ async def test_what_is_not_signed_is_refused_unread(
     """A plain pickle, a foreign key's object and one spliced of two are 422; no process runs any of them."""
     mark = tmp_path / "ran"
     evil = pickle.dumps(Canary(mark))
-    good = uploads.signed(dump(SGDRegressor(), keys))
+    good = uploads.decode(dump(SGDRegressor(), keys))
     foreign = Keyring.from_text("local:" + "ab" * 32, UPLOAD_KEYS)
     header = uploads.header_of(b64encode(good).decode())
     forgeries = {

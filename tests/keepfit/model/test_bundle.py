@@ -110,7 +110,7 @@ def sample(name: str, form: str = "plain", requests: int = 4) -> Sample:
 
 def state(bundle: Bundle) -> list[Any]:
     """All that a bundle has learned, bit for bit."""
-    return catalogue.state([bundle.columns, bundle.estimator, bundle.running, bundle.rows_seen])
+    return catalogue.state([bundle.columns, bundle.estimator, bundle.prequential, bundle.rows_seen])
 
 
 @each_form
@@ -439,7 +439,7 @@ def test_another_width_is_refused() -> None:
 def test_no_probabilities_is_said(name: str) -> None:
     """An estimator without predict_proba, with the params it has, is InvalidError (422)."""
     example = sample(name)
-    with pytest.raises(InvalidError, match=f"{name} with these params gives no probabilities: leave out proba"):
+    with pytest.raises(InvalidError, match=f"{name} with these params has no probabilities: leave out proba"):
         example.learned(1).predict_proba(example.unseen)
 
 
@@ -449,7 +449,7 @@ def test_without_a_target_there_is_no_score(name: str) -> None:
     example = sample(name)
     bundle = example.learned(2)
     assert bundle.metrics() == {}
-    with pytest.raises(InvalidError, match="takes no y, so there is nothing to score against"):
+    with pytest.raises(InvalidError, match="takes no y: there is nothing to score against"):
         bundle.score(example.requests[0])
 
 

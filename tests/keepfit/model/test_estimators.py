@@ -37,7 +37,7 @@ ROWS = 80
 )
 def test_other_names_are_refused(name: str) -> None:
     """Import paths, other spellings and estimators that cannot learn and predict row by row build nothing."""
-    with pytest.raises(InvalidError, match="is not one that has partial_fit; known: "):
+    with pytest.raises(InvalidError, match="is not an estimator with partial_fit; known: "):
         build(name, {})
 
 
@@ -83,16 +83,16 @@ def test_a_recipe_may_ask_for_shuffling() -> None:
         ("SGDRegressor", {"loss": "squared_eror"}, "must be a str among .*'squared_error'"),
         ("SGDRegressor", {"loss": []}, "must be a str among .*'squared_error'"),
         ("SGDRegressor", {"random_state": 2**70}, r"must be an int in the range \[0, 4294967295\]"),
-        ("SGDRegressor", {"eta": 1}, "there is no 'eta'; there are alpha, .*eta0"),
-        ("SGDRegressor", {"alpha__x": 1}, "there is no 'alpha__x'; there are alpha"),
+        ("SGDRegressor", {"eta": 1}, "there is no 'eta'; known: alpha, .*eta0"),
+        ("SGDRegressor", {"alpha__x": 1}, "there is no 'alpha__x'; known: alpha"),
         ("SGDRegressor", {"self": 1}, "there is no 'self'"),
         ("SGDRegressor", {"": 1}, "there is no ''"),
         ("SGDRegressor", {"early_stopping": True}, "early_stopping must be false"),
         ("MLPRegressor", {"early_stopping": True}, "early_stopping must be false"),
         ("MLPRegressor", {"solver": "lbfgs"}, "use 'sgd' or 'adam'"),
         ("MLPClassifier", {"solver": "lbfgs"}, "use 'sgd' or 'adam'"),
-        ("SGDClassifier", {"class_weight": "balanced"}, "name the weights"),
-        ("Perceptron", {"class_weight": "balanced"}, "name the weights"),
+        ("SGDClassifier", {"class_weight": "balanced"}, "list the weights"),
+        ("Perceptron", {"class_weight": "balanced"}, "list the weights"),
         ("GaussianNB", {"var_smoothing": -1}, "'var_smoothing' parameter of GaussianNB must be"),
         ("PassiveAggressiveRegressor", {"C": 0}, "'C' parameter of PassiveAggressiveRegressor must be a float in"),
         ("PassiveAggressiveClassifier", {"C": "x"}, "'C' parameter of PassiveAggressiveClassifier must be"),
@@ -101,9 +101,9 @@ def test_a_recipe_may_ask_for_shuffling() -> None:
         ("PassiveAggressiveRegressor", {"loss": []}, "loss must be one of epsilon_insensitive"),
         ("PassiveAggressiveRegressor", {"loss": {}}, "loss must be one of epsilon_insensitive"),
         ("PassiveAggressiveRegressor", {"loss": None}, "loss must be one of epsilon_insensitive"),
-        ("PassiveAggressiveRegressor", {"eta0": 1}, "there is no 'eta0'; there are C, average"),
-        ("PassiveAggressiveRegressor", {"penalty": "l2"}, "there is no 'penalty'; there are C"),
-        ("PassiveAggressiveClassifier", {"learning_rate": "pa1"}, "there is no 'learning_rate'; there are C"),
+        ("PassiveAggressiveRegressor", {"eta0": 1}, "there is no 'eta0'; known: C, average"),
+        ("PassiveAggressiveRegressor", {"penalty": "l2"}, "there is no 'penalty'; known: C"),
+        ("PassiveAggressiveClassifier", {"learning_rate": "pa1"}, "there is no 'learning_rate'; known: C"),
     ],
     ids=lambda value: str(value)[:40],
 )

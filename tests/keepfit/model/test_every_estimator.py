@@ -71,7 +71,9 @@ def asked(of: Recipe, X: list[Any]) -> Rows:
 
 def everything(bundle: Bundle) -> list[Any]:
     """All that a bundle has learned."""
-    return state([bundle.columns, bundle.labels, bundle.estimator, bundle.running, bundle.rows_seen, bundle.waiting])
+    return state(
+        [bundle.columns, bundle.labels, bundle.estimator, bundle.prequential, bundle.rows_seen, bundle.waiting]
+    )
 
 
 def test_every_name_of_the_catalogue_is_tried() -> None:
@@ -137,7 +139,7 @@ def test_asking_changes_nothing(name: str) -> None:
         bundle.partial_fit(given.learned(of))
     before, rows = seal(bundle, RING, HEADER), batch(name, 7, 9)
     first = bundle.predict(rows.asked(of))
-    for ask in (lambda: bundle.chances(rows.asked(of)), lambda: bundle.score(rows.learned(of))):
+    for ask in (lambda: bundle.confidences(rows.asked(of)), lambda: bundle.score(rows.learned(of))):
         with suppress(InvalidError):
             assert ask() is not None
     assert bundle.predict(rows.asked(of)) == first
@@ -153,7 +155,7 @@ def test_requests_that_are_joined_do_not_touch_each_other(name: str) -> None:
     parts = [batch(name, n, 7).asked(of) for n in (1, 4)]
     apart = [answer for rows in parts for answer in bundle.predict(rows)]
     together = bundle.predict(concatenate(parts))
-    if bundle.joins:
+    if bundle.predicts_rows_independently:
         if isinstance(apart[0], str) or (isinstance(apart[0], list) and isinstance(apart[0][0], str)):
             assert together == apart
         else:
@@ -207,14 +209,16 @@ async def test_http_tells_of_scores_outputs_and_rows_that_wait(http: aiohttp.Cli
         bundle.partial_fit(given.learned(of))
         status, answer = await send(f"{path}/predict", X=given.X, proba=True)
         assert status == 200
-        assert {key: answer.get(key) for key in bundle.chances(given.asked(of))} == bundle.chances(given.asked(of))
+        assert {key: answer.get(key) for key in bundle.confidences(given.asked(of))} == bundle.confidences(
+            given.asked(of)
+        )
     path = await make({"estimator": "MiniBatchKMeans", "params": {"n_clusters": 2}})
     status, answer = await send(f"{path}/partial_fit", X=[[1.0]])
     assert (status, answer["rows_seen"]) == (200, 1)
     status, answer = await send(f"{path}/predict", X=[[1.0]])
     assert (status, answer["detail"]) == (
         409,
-        "MiniBatchKMeans begins to learn with 2 rows; 1 wait, and 1 more are needed.",
+        "MiniBatchKMeans needs 2 rows for its first call; 1 are waiting, 1 more are needed.",
     )
     await send(f"{path}/partial_fit", X=[[5.0]])
     assert (await send(f"{path}/predict", X=[[1.0], [5.0]]))[0] == 200
@@ -229,7 +233,7 @@ def test_the_document_tells_of_each() -> None:
         entry = CATALOGUE[name.strip("`")]
         assert kind == entry.kind
         told = {"numbers": "number", "labels": "label", None: "-"}[entry.target]
-        wanted = f"list of {told}s" if entry.many else told
+        wanted = f"list of {told}s" if entry.multi_output else told
         assert y == ("as in it" if name == "`SelectFromModel`" else wanted)
         assert weights == ("-" if not entry.takes_sample_weight else "as in it" if entry.wraps else "yes")
         if entry.kind in ("classifier", "regressor"):
@@ -245,7 +249,7 @@ def test_an_outlier_detector_gives_its_scores() -> None:
     bundle, given = Bundle.new(of), batch("SGDOneClassSVM", 12)
     bundle.partial_fit(given.learned(of))
     hand.partial_fit(np.array(given.X))
-    scores = bundle.chances(given.asked(of))["scores"]
+    scores = bundle.confidences(given.asked(of))["scores"]
     assert scores == hand.decision_function(np.array(given.X)).tolist()
     assert bundle.predict(given.asked(of)) == [1 if score >= 0 else -1 for score in scores]
     assert len(set(bundle.predict(given.asked(of)))) == 2
@@ -257,7 +261,7 @@ def test_several_outputs_have_probabilities_each() -> None:
     bundle, hand = Bundle.new(of), ByHand("MultiOutputClassifier")
     bundle.partial_fit(given.learned(of))
     hand.learn(given)
-    sure = bundle.chances(given.asked(of))
+    sure = bundle.confidences(given.asked(of))
     assert sure["classes"] == [LABELS, SECOND]
     wanted = hand.model.predict_proba(np.array(given.X))
     assert sure["probabilities"] == [[one.tolist() for one in row] for row in zip(*wanted, strict=True)]
@@ -336,12 +340,12 @@ def test_steps_learn_in_order() -> None:
         last.partial_fit(X, codes, classes=[0, 1, 2])
         bundle = reopened(bundle, of)
         bundle.partial_fit(given.learned(of))
-    assert state([*bundle.estimator.steps, bundle.estimator.last]) == state([scaler, components, last])
+    assert state([*bundle.estimator.transformers, bundle.estimator.final]) == state([scaler, components, last])
     rows = batch("SGDClassifier", 6, 99)
     before = seal(bundle, RING, HEADER)
     X = components.transform(scaler.transform(np.array(rows.X)))
     assert bundle.predict(rows.asked(of)) == [LABELS[code] for code in last.predict(X)]
-    assert bundle.chances(rows.asked(of))["probabilities"] == last.predict_proba(X).tolist()
+    assert bundle.confidences(rows.asked(of))["probabilities"] == last.predict_proba(X).tolist()
     assert seal(bundle, RING, HEADER) == before
     assert bundle.width == 4
     with pytest.raises(InvalidError, match="have 2 values where the model has learned 4"):
@@ -360,7 +364,7 @@ def test_texts_are_hashed_and_learned() -> None:
     bundle.partial_fit(learned(of, texts, ["spam", "ham", "spam", "ham"]))
     X = HashingVectorizer(n_features=1024).transform([text for (text,) in texts])
     hand = SGDClassifier(**ORDER).partial_fit(X.toarray(), [1, 0, 1, 0], classes=[0, 1])
-    assert bundle.estimator.last.coef_.tobytes() == hand.coef_.tobytes()
+    assert bundle.estimator.final.coef_.tobytes() == hand.coef_.tobytes()
     assert reopened(bundle, of).predict(asked(of, [["cheap cheap"]])) == ["spam"]
     try_predict(bundle)
 
@@ -376,7 +380,7 @@ def test_distances_to_clusters_feed_a_regressor() -> None:
         bundle.partial_fit(given.learned(of))
         X = clusters.partial_fit(np.array(given.X)).transform(np.array(given.X))
         last.partial_fit(X, np.array(given.y))
-    assert state(bundle.estimator.last) == state(last)
+    assert state(bundle.estimator.final) == state(last)
     score = bundle.score(batch("MultiOutputRegressor", 6).learned(of))
     assert score["max_error"] >= score["mean_absolute_error"] > 0  # type: ignore[operator]
 
@@ -391,8 +395,8 @@ def test_a_large_tree_at_the_end_of_steps_can_be_kept() -> None:
     again = reopened(bundle, of)
     for learner in (bundle, again):
         learner.partial_fit(learned(of, X[750:]))
-    assert isinstance(again.estimator.last, Birch)
-    assert len(again.estimator.last.subcluster_centers_) > 500
+    assert isinstance(again.estimator.final, Birch)
+    assert len(again.estimator.final.subcluster_centers_) > 500
     assert again.predict(asked(of, X[:9])) == bundle.predict(asked(of, X[:9]))
 
 
@@ -401,14 +405,14 @@ def test_what_is_not_finite_is_found_in_every_part() -> None:
     of = parse({"steps": [{"StandardScaler": {}}, {"MultiOutputRegressor": {"estimator": {"SGDRegressor": {}}}}]})
     bundle, given = Bundle.new(of), batch("MultiOutputRegressor", 5)
     bundle.partial_fit(given.learned(of))
-    inner = bundle.estimator.last.estimators_[1]
+    inner = bundle.estimator.final.estimators_[1]
     inner.coef_[0] = np.nan
     with pytest.raises(ArithmeticError, match=r"estimators_\.coef_ of MultiOutputRegressor would no longer be finite"):
-        bundle.check()
+        bundle.check_finite()
     inner.coef_[0] = 0.0
-    bundle.estimator.steps[0].mean_[0] = np.inf
+    bundle.estimator.transformers[0].mean_[0] = np.inf
     with pytest.raises(ArithmeticError, match="mean_ of StandardScaler would no longer be finite"):
-        bundle.check()
+        bundle.check_finite()
 
 
 # First calls.
@@ -437,8 +441,8 @@ def test_single_rows_wait_for_the_first_call(wanted: dict[str, Any], needed: int
     for seen in range(1, needed):
         bundle.partial_fit(learned(of, X[seen - 1 : seen]))
         bundle = reopened(bundle, of)
-        words = f"begins to learn with {needed} rows; {seen} wait, and {needed - seen} more are needed"
-        for ask in (bundle.predict, bundle.chances):
+        words = f"needs {needed} rows for its first call; {seen} are waiting, {needed - seen} more are needed"
+        for ask in (bundle.predict, bundle.confidences):
             with pytest.raises(ConflictError, match=words):
                 ask(asked(of, X[:1]))
         try_predict(bundle)
@@ -467,7 +471,7 @@ def test_a_row_that_could_not_be_learned_does_not_wait() -> None:
             bundle.partial_fit(learned(of, wrong))
         bundle = unseal(before, RING, of, HASH)[1]
     bundle.partial_fit(learned(of, [[4, 3, 2, 1], [0, 1, 0, 1]]))
-    assert bundle.begun
+    assert bundle.is_fitted
 
 
 def test_weights_wait_too() -> None:
@@ -489,7 +493,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "more than the 1 col",
     ),
     ({"estimator": "IncrementalPCA", "params": {"n_components": 0}}, "'n_components' parameter of IncrementalPCA"),
-    ({"estimator": "IncrementalPCA", "params": {"n_components": 20_000}}, "takes 20000 rows, more than 10000"),
+    ({"estimator": "IncrementalPCA", "params": {"n_components": 20_000}}, "needs 20000 rows, more than the 10000"),
     (
         {"steps": [{"IncrementalPCA": {"n_components": 2}}, {"IncrementalPCA": {"n_components": 3}}]},
         "n_components=3 is more than the 2 columns",
@@ -503,8 +507,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"estimator": "MinMaxScaler", "params": {"feature_range": [1, 0]}}, "Minimum of desired feature range"),
     ({"estimator": "HashingVectorizer", "features": {"a": "number"}}, "text"),
     ({"estimator": "HashingVectorizer"}, "text"),
-    ({"estimator": "HashingVectorizer", "params": {"input": "filename"}}, "nothing is read from files"),
-    ({"estimator": "HashingVectorizer", "params": {"token_pattern": "(a+)+$"}}, "may take for ever"),
+    ({"estimator": "HashingVectorizer", "params": {"input": "filename"}}, "no file is read"),
+    ({"estimator": "HashingVectorizer", "params": {"token_pattern": "(a+)+$"}}, "time of a pattern is unbounded"),
     (
         {"estimator": "HashingVectorizer", "params": {"ngram_range": [2, 1]}, "features": {"t": "text"}},
         "Invalid value for ngram_range",
@@ -524,18 +528,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"estimator": "SGDRegressor", "params": {"penalty": "elasticnet", "l1_ratio": None}}, "l1_ratio must be set"),
     ({"estimator": "SGDClassifier", "params": {"learning_rate": "pa1", "loss": "log_loss"}}, "only works with loss"),
     ({"estimator": "LatentDirichletAllocation", "params": {"n_jobs": -1}}, "a worker is one process"),
-    ({"estimator": "LatentDirichletAllocation", "params": {"verbose": 1}}, "nobody reads what a worker prints"),
-    ({"estimator": "OneVsRestClassifier", "params": {"estimator": {"Perceptron": {"verbose": 1}}}}, "nobody reads"),
+    ({"estimator": "LatentDirichletAllocation", "params": {"verbose": 1}}, "the output of a worker is not read"),
+    ({"estimator": "OneVsRestClassifier", "params": {"estimator": {"Perceptron": {"verbose": 1}}}}, "is not read"),
     ({"estimator": "Birch", "params": {"n_clusters": 1}}, "use 2 or more, or null"),
     ({"estimator": "MiniBatchKMeans", "params": {"reassignment_ratio": 2}}, "must be 1 or less"),
-    ({"estimator": "MultinomialNB", "params": {"alpha": 0}}, "makes nothing of a class that has not come"),
+    ({"estimator": "MultinomialNB", "params": {"alpha": 0}}, "gives unseen classes no probability"),
     ({"estimator": "MLPClassifier", "params": {"hidden_layer_sizes": {"a": 2}}}, "params of MLPClassifier"),
     ({"estimator": "MLPClassifier", "params": {"hidden_layer_sizes": [5, 0]}}, "hidden_layer_sizes must be > 0"),
     (
         {"estimator": "MiniBatchDictionaryLearning", "params": {"positive_code": True, "fit_algorithm": "lars"}},
         "Positive constraint not supported",
     ),
-    ({"estimator": "SelectFromModel", "params": {"estimator": {"GaussianNB": {}}}}, "how much each column counts"),
+    ({"estimator": "SelectFromModel", "params": {"estimator": {"GaussianNB": {}}}}, "has no weight for each column"),
     ({"estimator": "SelectFromModel", "params": {"estimator": {"SGDRegressor": {}}, "prefit": True}}, "prefit: "),
     (
         {"estimator": "SelectFromModel", "params": {"estimator": {"SGDRegressor": {}}, "threshold": "twice"}},
@@ -547,14 +551,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "a classifier, and .* regress",
     ),
     ({"estimator": "OneVsRestClassifier", "params": {"estimator": {"SGDRegressor": {}}}}, "a regressor, and .* classi"),
-    ({"estimator": "OneVsRestClassifier", "params": {"estimator": {"os.system": {}}}}, "'os.system' is not one"),
+    (
+        {"estimator": "OneVsRestClassifier", "params": {"estimator": {"os.system": {}}}},
+        "'os.system' is not an estim",
+    ),
     (
         {"estimator": "OneVsRestClassifier", "params": {"estimator": {"SGDClassifier": {"loss": "x"}}}},
         "'loss' parameter",
     ),
     (
         {"estimator": "MultiOutputClassifier", "params": {"estimator": {"OneVsRestClassifier": {}}}},
-        "stands around another estimator itself",
+        "is a wrapper itself",
     ),
     (
         {"estimator": "OneVsRestClassifier", "params": {"estimator": {"SGDClassifier": {"class_weight": {"a": 2}}}}},
@@ -562,20 +569,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"estimator": "MultiOutputClassifier", "params": {"estimator": {"SGDClassifier": {}}}, "classes": ["a", "b"]},
-        "a list of labels for each output",
+        "a list of lists, the labels of each output",
     ),
     ({"estimator": "GaussianNB", "classes": [["a"], ["b"]]}, "classes is a list of labels"),
     ({"steps": []}, "between 1 and 16 estimators"),
-    ({"steps": [{"SGDRegressor": {}}], "estimator": "SGDRegressor"}, "and one of them alone: not estimator and steps"),
-    ({"steps": [{"SGDRegressor": {}}], "params": {"alpha": 1}}, "the params of steps stand in the steps"),
+    ({"steps": [{"SGDRegressor": {}}], "estimator": "SGDRegressor"}, "required, not estimator and steps"),
+    ({"steps": [{"SGDRegressor": {}}], "params": {"alpha": 1}}, "params of steps belong in the steps"),
     ({"steps": [{"StandardScaler": {}, "SGDRegressor": {}}]}, "an object with one key"),
-    ({"steps": [{"SGDRegressor": {}}, {"SGDRegressor": {}}]}, "a regressor, which gives no rows for a next step"),
-    ({"steps": [{"Birch": {}}, {"SGDRegressor": {}}]}, "become more as it learns"),
+    ({"steps": [{"SGDRegressor": {}}, {"SGDRegressor": {}}]}, "a regressor, which transforms no rows"),
+    ({"steps": [{"Birch": {}}, {"SGDRegressor": {}}]}, "number grows as it learns"),
     (
         {"steps": [{"SelectFromModel": {"estimator": {"SGDRegressor": {}}}}, {"SGDRegressor": {}}]},
-        "changes as it learns",
+        "change as it learns",
     ),
-    ({"steps": [{"StandardScaler": {}}, {"HashingVectorizer": {}}]}, "it can only be the first"),
+    ({"steps": [{"StandardScaler": {}}, {"HashingVectorizer": {}}]}, "it must be the first step"),
     ({"steps": [{"StandardScaler": {}}, {"SGDRegressor": {"alpha": -1}}]}, "'alpha' parameter of SGDRegressor"),
     ({"steps": [{"StandardScaler": {}}, {"MultinomialNB": {}}]}, "Negative values in data"),
 ]

@@ -38,7 +38,7 @@ def recipe_of(name: str, scaler: str | None) -> Recipe:
     """Return a recipe of two number columns."""
     document: dict[str, Any] = {"estimator": name, "params": PARAMS.get(name, {}), "scaler": scaler}
     if estimators.CATALOGUE[name].kind == "classifier":
-        document["classes"] = [["a", "b", "c"]] * 2 if estimators.CATALOGUE[name].many else ["a", "b", "c"]
+        document["classes"] = [["a", "b", "c"]] * 2 if estimators.CATALOGUE[name].multi_output else ["a", "b", "c"]
     return parse(document)
 
 
@@ -48,7 +48,7 @@ def rows_of(recipe: Recipe, size: float = 1.0, weight: float | None = None) -> R
     y: list[Any] | None = None
     if recipe.entry.takes_y:
         y = list("ab" * 5) if recipe.entry.kind == "classifier" else [size * i / 10 for i in range(10)]
-        y = [[value, value] for value in y] if recipe.entry.many else y
+        y = [[value, value] for value in y] if recipe.entry.multi_output else y
     weights = None if weight is None or not recipe.entry.takes_sample_weight else [weight] * 10
     return shape(recipe, X, y, weights, learning=True)
 
@@ -77,7 +77,7 @@ def non_finite_paths(bundle: Bundle) -> list[str]:
     """Return the paths of all numbers in a bundle that are not finite."""
     return [
         path
-        for path, value in (*numbers(bundle.estimator), *numbers(bundle.columns), *numbers(bundle.running))
+        for path, value in (*numbers(bundle.estimator), *numbers(bundle.columns), *numbers(bundle.prequential))
         if np.isnan(value).any()
         or (not np.isfinite(value).all() and not path.endswith(LOGARITHMS) and "best_loss" not in path)
     ]
@@ -166,7 +166,7 @@ def test_overflowing_prequential_sums_are_rejected() -> None:
     bundle = Bundle.new(recipe)
     bundle.partial_fit(rows_of(recipe))
     bundle.partial_fit(rows_of(recipe))
-    bundle.running[0].total[1] = 1.7e308
+    bundle.prequential[0].total[1] = 1.7e308
     bundle.estimator.coef_[:] = 1e307
     with pytest.raises(ArithmeticError, match=r"running error|finite"):
         bundle.partial_fit(shape(recipe, [[10.0, 10.0]], [0.0], learning=True))

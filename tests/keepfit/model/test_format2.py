@@ -62,7 +62,7 @@ class Case:
         found: dict[str, Any] = {"metrics": bundle.metrics(), "rows_seen": bundle.rows_seen, "classes": bundle.classes}
         if not bundle.waiting:
             found["predictions"] = bundle.predict(rows)
-            found["chances"] = None if self.known["after"]["chances"] is None else bundle.chances(rows)
+            found["chances"] = None if self.known["after"]["chances"] is None else bundle.confidences(rows)
         return found
 
     def learn(self, bundle: Bundle) -> None:
@@ -73,7 +73,7 @@ class Case:
 
 def state(bundle: Bundle) -> list[Any]:
     """All that a bundle holds but its recipe, bit for bit."""
-    parts = [bundle.columns, bundle.labels, bundle.estimator, bundle.running, bundle.waiting, bundle.changed]
+    parts = [bundle.columns, bundle.labels, bundle.estimator, bundle.prequential, bundle.waiting, bundle.changed]
     return catalogue.state([*parts, bundle.rows_seen])
 
 

@@ -117,6 +117,6 @@ def test_class_weights_are_keyed_by_json_name(classes: list[Any], weights: dict[
 
 def test_class_weights_of_unknown_classes_are_rejected() -> None:
     """A weight of a label that is not among the classes is rejected when the recipe is posted."""
-    with pytest.raises(InvalidError, match="name it among the classes too"):
+    with pytest.raises(InvalidError, match="add it to classes"):
         parse({"estimator": "Perceptron", "params": {"class_weight": {"maybe": 2.0}}, "classes": ["no", "yes"]})
     assert json_name("7") == json_name(7)

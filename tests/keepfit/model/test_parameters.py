@@ -14,10 +14,20 @@ from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
 from keepfit.model.estimators import PASSIVE_AGGRESSIVE as SUCCEEDED
 from keepfit.model.estimators import SGD_ONLY, build
-from keepfit.model.parameters import EFFORT, FIRST, FIT, FIXED, IDLE, OPTIMIZER, WIDTH, check, why_not
+from keepfit.model.parameters import (
+    COMPUTATION,
+    FIRST_ONLY,
+    FIT_ONLY,
+    IMMUTABLE,
+    OPTIMIZER_ATTRIBUTES,
+    UNREAD,
+    WIDTH,
+    check,
+    immutable_reason,
+)
 from keepfit.model.serialization import seal, unseal
 from keepfit.recipe.catalogue import CATALOGUE, entry_of
-from keepfit.recipe.patch import in_force
+from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows.shaping import shape
 from keepfit.security import envelope
@@ -151,13 +161,13 @@ CASES: Mapping[str, list[tuple[Params, Params]]] = {
     "SGDRegressor": [*LINEAR, *SCHEDULED, ({}, {"loss": "huber"}), ({"loss": "huber"}, {"epsilon": 2.0})],
     **TRANSFORMERS,
 }  # fmt: skip
-INNER: list[tuple[Params, Params]] = [({"estimator": {"SGDClassifier": {}}}, {"estimator__alpha": 0.1})]
+INNER_PARAM: list[tuple[Params, Params]] = [({"estimator": {"SGDClassifier": {}}}, {"estimator__alpha": 0.1})]
 WRAPPED: Mapping[str, list[tuple[Params, Params]]] = {
-    "MultiOutputClassifier": INNER,
+    "MultiOutputClassifier": INNER_PARAM,
     "MultiOutputRegressor": [({"estimator": {"SGDRegressor": {}}}, {"estimator__alpha": 0.1, "estimator__eta0": 0.1})],
-    "OneVsOneClassifier": INNER,
+    "OneVsOneClassifier": INNER_PARAM,
     "OneVsRestClassifier": [
-        *INNER,
+        *INNER_PARAM,
         ({"estimator": {"PassiveAggressiveClassifier": {}}}, {"estimator__C": 0.01}),
         ({"estimator": {"MLPClassifier": {}}}, {"estimator__learning_rate_init": 0.1}),
     ],
@@ -178,7 +188,7 @@ def requests(name: str) -> Iterator[tuple[Any, Any]]:
         X = random.integers(0, 6, size=(size, 3)) - (2.5 if name == "SGDOneClassSVM" else 0.0)
         numbers, labels = X @ [1.0, -2.0, 0.5], random.integers(0, 3, size=size)
         y = labels if entry_of(name).target == "labels" else numbers
-        yield X, np.stack([y, 2 - y], axis=1) if entry_of(name).many else y
+        yield X, np.stack([y, 2 - y], axis=1) if entry_of(name).multi_output else y
 
 
 class Loop:
@@ -190,7 +200,7 @@ class Loop:
     def learn(self, X: Any, y: Any) -> None:
         """Learn rows."""
         entry, classes = entry_of(self.name), np.arange(3)
-        first = {"classes": [classes, classes] if entry.many else classes}
+        first = {"classes": [classes, classes] if entry.multi_output else classes}
         taking = entry.takes_y or self.name == "SelectFromModel"
         only_first = first if entry.target == "labels" and not self.begun else {}
         self.estimator.partial_fit(X, *([y] if taking else []), **only_first)
@@ -231,7 +241,7 @@ def bundle_of(name: str, params: Params) -> Bundle:
     """A bundle that has learned nothing."""
     document: dict[str, Any] = {"estimator": name, "params": dict(params)}
     if entry_of(name).target == "labels":
-        document["classes"] = [[0, 1, 2], [0, 1, 2]] if entry_of(name).many else [0, 1, 2]
+        document["classes"] = [[0, 1, 2], [0, 1, 2]] if entry_of(name).multi_output else [0, 1, 2]
     return Bundle.new(parse(document))
 
 
@@ -292,9 +302,9 @@ def test_a_changed_bundle_learns_what_a_plain_loop_learns(name: str, params: Par
 def changeable(name: str) -> set[str]:
     """Names of the parameters of an estimator that can be changed under one of the settings of its cases."""
     found: set[str] = set()
-    for solver in OPTIMIZER if name.startswith("MLP") else (None,):
+    for solver in OPTIMIZER_ATTRIBUTES if name.startswith("MLP") else (None,):
         owner = build(name, {} if solver is None else {"solver": solver})
-        found |= {key for key in owner.get_params(deep=False) if why_not(owner, key) is None}
+        found |= {key for key in owner.get_params(deep=False) if immutable_reason(owner, key) is None}
     return found
 
 
@@ -322,8 +332,8 @@ IDLE_VALUES: Params = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_called_idle_is(name: str) -> None:
     """Parameters that the table calls of no effect have none on what is learned row by row."""
-    table = FIXED[type(build(name, {})).__name__]
-    idle = " ".join(table.get(reason, "") for reason in (IDLE, EFFORT)).split()
+    table = IMMUTABLE[type(build(name, {})).__name__]
+    idle = " ".join(table.get(reason, "") for reason in (UNREAD, COMPUTATION)).split()
     params = CASES[name][0][0] if CASES[name] else {}
     told, plain = Loop(name, params), Loop(name, params)
     for number, (X, y) in enumerate(requests(name)):
@@ -335,10 +345,10 @@ def test_what_is_called_idle_is(name: str) -> None:
 
 
 WORDS = {
-    FIRST: "first rows only",
-    IDLE: "never looked at",
-    FIT: "only in fit",
-    EFFORT: "how, not what",
+    FIRST_ONLY: "first rows only",
+    UNREAD: "never read",
+    FIT_ONLY: "only in fit",
+    COMPUTATION: "computation only",
     WIDTH: "columns",
 }
 
@@ -346,11 +356,11 @@ WORDS = {
 def test_the_table_is_of_scikit_learns_parameters() -> None:
     """It has every class with ``partial_fit``, and names only parameters that the class has."""
     classes = {name: cls for name, cls in all_estimators() if hasattr(cls, "partial_fit")}
-    assert set(FIXED) == classes.keys() - SUCCEEDED.keys()
-    for name, reasons in FIXED.items():
+    assert set(IMMUTABLE) == classes.keys() - SUCCEEDED.keys()
+    for name, reasons in IMMUTABLE.items():
         fixed = " ".join(reasons.values()).split()
         # Relatives share their list, and not all have all of it.
-        relatives = [other for other in FIXED if FIXED[other] is reasons]
+        relatives = [other for other in IMMUTABLE if IMMUTABLE[other] is reasons]
         known = {parameter for each in relatives for parameter in inspect.signature(classes[each]).parameters}
         assert set(fixed) <= known, name
         assert len(set(fixed)) == len(fixed)
@@ -359,7 +369,7 @@ def test_the_table_is_of_scikit_learns_parameters() -> None:
 def test_the_page_has_the_table() -> None:
     """docs/guides/changing-parameters.md says of each estimator what cannot be changed, and why."""
     rows = ["| estimator | cannot be changed |", "|---|---|"]
-    for name, reasons in sorted(FIXED.items()):
+    for name, reasons in sorted(IMMUTABLE.items()):
         told = [f"{WORDS[why]}: {', '.join(f'`{each}`' for each in names.split())}" for why, names in reasons.items()]
         rows.append(f"| `{name}` | {'; '.join(told) or 'nothing'} |")
     table = PAGE.read_text().partition("<!-- fixed -->\n")[2].partition("<!-- end -->")[0]
@@ -375,7 +385,7 @@ def test_names_lead_into_steps_and_wrappers() -> None:
     """The recipe in force has a nested parameter where the recipe has it; a name that leads nowhere is refused."""
     recipe = Recipe(**CHAIN)
     deep = "OneVsRestClassifier__estimator__alpha"
-    forced = in_force(recipe, {deep: 2, "StandardScaler__copy": False})
+    forced = with_changes(recipe, {deep: 2, "StandardScaler__copy": False})
     assert forced.steps == [
         {"StandardScaler": {"copy": False}},
         {"OneVsRestClassifier": {"estimator": {"SGDClassifier": {"alpha": 2}}}},
@@ -383,10 +393,10 @@ def test_names_lead_into_steps_and_wrappers() -> None:
     assert recipe.steps == CHAIN["steps"]
     for name in ("alpha", "SGDClassifier__alpha", "OneVsRestClassifier", "OneVsRestClassifier__alpha__x"):
         with pytest.raises(InvalidError, match="params: "):
-            in_force(recipe, {name: 1})
+            with_changes(recipe, {name: 1})
     twice = Recipe(steps=[{"StandardScaler": {}}, {"StandardScaler": {}}])
     with pytest.raises(InvalidError, match="two steps"):
-        in_force(twice, {"StandardScaler__copy": False})
+        with_changes(twice, {"StandardScaler__copy": False})
 
 
 def test_a_step_is_changed_where_it_stands() -> None:
@@ -402,8 +412,8 @@ def test_a_step_is_changed_where_it_stands() -> None:
             scaler.set_params(feature_range=(0, 2))
         bundle.partial_fit(shape(bundle.recipe, X.tolist(), ["abc"[code] for code in codes], learning=True))
         last.partial_fit(scaler.partial_fit(X).transform(X), codes, classes=None if number else np.arange(3))
-    assert learned(bundle.estimator.last) == learned(last)
-    assert learned(bundle.estimator.steps[0]) == learned(scaler)
+    assert learned(bundle.estimator.final) == learned(last)
+    assert learned(bundle.estimator.transformers[0]) == learned(scaler)
 
 
 def test_a_change_after_which_no_row_could_be_learned_is_refused() -> None:

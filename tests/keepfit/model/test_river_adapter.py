@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from keepfit.errors import InvalidError
-from keepfit.model.object_bundle import ObjectBundle, begin
+from keepfit.model.object_bundle import ObjectBundle, new_bundle
 from keepfit.objects import dump
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import parse
@@ -32,7 +32,7 @@ NAMES = list(PHISHING[0][0])
 def test_a_pipeline_learns_real_rows_as_river_alone() -> None:
     """River's phishing pages, one request a row, stored on the way: each prediction is that of a plain River loop."""
     model = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
-    bundle: Any = begin(recipe_of(model.clone(), features=dict.fromkeys(NAMES, "number")), UPLOADS)
+    bundle: Any = new_bundle(recipe_of(model.clone(), features=dict.fromkeys(NAMES, "number")), UPLOADS)
     right = metrics.Accuracy()
     for i, (x, y) in enumerate(PHISHING):
         if i:
@@ -51,10 +51,10 @@ def test_a_pipeline_learns_real_rows_as_river_alone() -> None:
 
 def test_values_arrive_as_they_came() -> None:
     """Columns keep their names and kinds: numbers as floats, text as text; without features keys count from 0."""
-    bundle = begin(recipe_of(Keeper(), kind="regressor", features={"make": "category", "year": "number"}), UPLOADS)
+    bundle = new_bundle(recipe_of(Keeper(), kind="regressor", features={"make": "category", "year": "number"}), UPLOADS)
     learned(bundle, [{"year": 2001, "make": "nike"}, ["puma", 2003.5]], [1, 2])
     assert bundle.estimator.rows == [({"make": "nike", "year": 2001.0}, 1.0), ({"make": "puma", "year": 2003.5}, 2.0)]
-    plain = begin(recipe_of(Keeper(), kind="regressor"), UPLOADS)
+    plain = new_bundle(recipe_of(Keeper(), kind="regressor"), UPLOADS)
     learned(plain, [[7, 8]], [1], [0.5])
     assert plain.estimator.rows == [({0: 7.0, 1: 8.0}, 1.0)]
     assert plain.estimator.weights == [0.5]
@@ -79,7 +79,7 @@ class Keeper:
 
 def test_a_prediction_that_is_none_is_null_and_not_evaluated() -> None:
     """Before a model has something to say it answers null; running metrics begin with its first number."""
-    bundle = begin(recipe_of(Keeper(), kind="regressor"), UPLOADS)
+    bundle = new_bundle(recipe_of(Keeper(), kind="regressor"), UPLOADS)
     for i in range(5):
         learned(bundle, [[i]], [i])
         assert predicted(bundle, [[9]]) == [float(i) if i >= 2 else None]
@@ -90,7 +90,7 @@ def test_a_prediction_that_is_none_is_null_and_not_evaluated() -> None:
 def test_labels_come_back_as_they_came_in(no: Any, yes: Any) -> None:
     """Integers stay integers where River's binary classifiers answer booleans, and text stays text."""
     model = naive_bayes.GaussianNB() if isinstance(yes, str) else linear_model.LogisticRegression()
-    bundle = begin(recipe_of(model), UPLOADS)
+    bundle = new_bundle(recipe_of(model), UPLOADS)
     for i in range(40):
         learned(bundle, [[-1.0 + i / 40], [1.0 - i / 80]], [no, yes])
     answers = predicted(bundle, [[-1.0], [1.0]])
@@ -114,7 +114,7 @@ def test_kinds_are_found_by_rivers_classes() -> None:
     for kind, model in kinds.items():
         header = uploads.header_of(dump(model, KEYS))
         assert (header.kind, header.calls, header.runtime["river"]) == (kind, "learn_one", river.__version__)
-        bundle = begin(recipe_of(model), UPLOADS)
+        bundle = new_bundle(recipe_of(model), UPLOADS)
         X, y = [[0.1, 0.2], [0.8, 0.9]], {"regressor": [1.0, 2.0], "classifier": ["a", "b"]}.get(kind)
         learned(bundle, X, y)
         learned(bundle, X, y)
@@ -140,7 +140,7 @@ def test_a_frame_is_made_for_what_learns_many() -> None:
         def predict_many(self, X: Any) -> Any:
             return X["a"] * self.total
 
-    bundle = begin(recipe_of(Many(), kind="regressor", features={"a": "number"}), UPLOADS)
+    bundle = new_bundle(recipe_of(Many(), kind="regressor", features={"a": "number"}), UPLOADS)
     learned(bundle, [[1], [2]], [3, 4])
     assert predicted(stored(bundle), [[1], [10]]) == [11.0, 110.0]
 
@@ -148,9 +148,7 @@ def test_a_frame_is_made_for_what_learns_many() -> None:
 @pytest.mark.parametrize("more", [{"scaler": "StandardScaler"}, {"encoding": "onehot"}], ids=["scaler", "encoding"])
 def test_nothing_of_ours_stands_before_river(more: dict[str, Any]) -> None:
     """A scaler or an encoding has no place before a model that takes rows as they come."""
-    with pytest.raises(
-        InvalidError, match="LinearRegression gets its rows as they come: leave out scaler and encoding"
-    ):
+    with pytest.raises(InvalidError, match="LinearRegression receives rows unchanged: leave out scaler and encoding"):
         recipe_of(linear_model.LinearRegression(), features={"a": "number"}, **more)
 
 
@@ -164,4 +162,4 @@ def test_models_without_a_single_target_are_refused() -> None:
 def test_a_model_is_no_bundle_of_ours() -> None:
     """The bundle of an object is of the class that contains its failures."""
     recipe = parse({"object": dump(linear_model.LinearRegression(), KEYS)}, UPLOADS)
-    assert type(begin(recipe, UPLOADS)) is ObjectBundle
+    assert type(new_bundle(recipe, UPLOADS)) is ObjectBundle

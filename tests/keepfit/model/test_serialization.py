@@ -8,7 +8,7 @@ import pytest
 from keepfit.errors import EnvelopeError
 from keepfit.model import pickling
 from keepfit.model.bundle import Bundle
-from keepfit.model.object_bundle import begin
+from keepfit.model.object_bundle import new_bundle
 from keepfit.model.serialization import FORMAT, seal, unseal
 from keepfit.objects import dump
 from keepfit.recipe import uploads
@@ -69,9 +69,9 @@ def test_no_bundle_names_a_class_of_keepfit(name: str) -> None:
 def test_an_object_that_names_classes_of_its_user_names_none_of_keepfit() -> None:
     """The bundle of an uploaded object holds the user's classes and none of keepfit."""
     keys = "u1:" + "ab" * 32
-    uploading = uploads.keyring_of(keys)
+    uploading = uploads.upload_keyring(keys)
     recipe = parse({"object": dump(UserMean(), keys, kind="regressor")}, uploading)
-    bundle = begin(recipe, uploading)
+    bundle = new_bundle(recipe, uploading)
     bundle.partial_fit(shape(recipe, [[1.0]], [2.0], learning=True))
     data = sealed(bundle)
     assert not names_in(KEYRING.open(data, BUNDLE)[1])

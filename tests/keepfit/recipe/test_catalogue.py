@@ -8,7 +8,7 @@ from sklearn.utils import all_estimators
 
 from keepfit.errors import InvalidError
 from keepfit.model.estimators import PASSIVE_AGGRESSIVE
-from keepfit.recipe.catalogue import CATALOGUE, entry_around, entry_of
+from keepfit.recipe.catalogue import CATALOGUE, entry_of, entry_with_inner
 from tests.catalogue import made
 
 
@@ -31,16 +31,16 @@ def test_kinds_are_scikit_learns() -> None:
         if name not in ("SelectFromModel", "BernoulliRBM"):
             assert (tags.estimator_type or "transformer") == entry.kind, name
         assert hasattr(made(name), "transform") or entry.kind not in ("transformer",)
-    assert {name for name, entry in CATALOGUE.items() if entry.many} == {
+    assert {name for name, entry in CATALOGUE.items() if entry.multi_output} == {
         "MultiOutputClassifier",
         "MultiOutputRegressor",
     }
     assert {name for name, entry in CATALOGUE.items() if entry.target == "labels"} == {
         name for name in CATALOGUE if name.endswith(("NB", "Classifier", "Perceptron"))
     }
-    assert entry_around("SelectFromModel", "SGDRegressor").target == "numbers"
-    assert entry_around("SelectFromModel", "SGDClassifier").target == "labels"
-    assert not entry_around("StandardScaler", None).takes_y
+    assert entry_with_inner("SelectFromModel", "SGDRegressor").target == "numbers"
+    assert entry_with_inner("SelectFromModel", "SGDClassifier").target == "labels"
+    assert not entry_with_inner("StandardScaler", None).takes_y
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))

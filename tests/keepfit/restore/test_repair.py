@@ -78,7 +78,7 @@ def content(shop: Workshop, model: Model) -> bytes:
     written = io.BytesIO()
     pickler = pickle.Pickler(written)
     pickler.fast = True
-    pickler.dump((bundle.columns, bundle.labels, bundle.estimator, bundle.running, bundle.waiting, bundle.changed))
+    pickler.dump((bundle.columns, bundle.labels, bundle.estimator, bundle.prequential, bundle.waiting, bundle.changed))
     return written.getvalue()
 
 

@@ -143,7 +143,7 @@ def learn_pending(shop: Workshop, model_hash: str) -> None:
     def keep(bundle: Bundle, fitted: Fitted) -> int:
         return commit_bundle(shop.consumer, shop.keyring, taken, bundle, fitted.count, "token").version
 
-    assert fit_loop.learn(fresh(), fresh, taken.entries, keep, 60.0) == taken.version + 1
+    assert fit_loop.fit_requests(fresh(), fresh, taken.entries, keep, 60.0) == taken.version + 1
     shop.consumer.unlock(model_hash, "token", force=True)
 
 
