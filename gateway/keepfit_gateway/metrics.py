@@ -58,12 +58,12 @@ class Scrape(Collector):
             "keepfit_questions_waiting", "Worker requests of this gateway without an answer.", client.pending
         )
         yield GaugeMetricFamily(
-            "keepfit_accepts_waiting", "Requests that wait for the next round trip to Redis.", acceptor.waiting
+            "keepfit_accepts_waiting", "Requests that wait for the next round trip to Redis.", acceptor.pending
         )
         recorder = self._service.recorder
         if recorder is not None:
             text = "Accepted calls that wait for the next write to the row log."
-            yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.waiting)
+            yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.pending)
         backlog = GaugeMetricFamily("keepfit_backlog", "Entries in the queue's Redis, by kind.", labels=["what"])
         for what, count in self._dependencies.backlog.items():
             backlog.add_metric([what], count)

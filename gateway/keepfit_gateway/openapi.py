@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document, made from the routes and their forms.
+"""The OpenAPI 3.1 document, generated from the routes and their forms.
 
-Owns no facts of its own: what it says of a route is what the route's entry and forms say.
+Owns no facts: everything in the document comes from the entry of a route and its forms.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SCHEME = "key"
 
 
 def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
-    """Describe `routes`; `keys` tells whether they ask for API keys here."""
+    """Return the document of `routes`; `keys` says whether this gateway requires API keys."""
     types = [
         Problem,
         *(t for route in routes for t in (route.form, *route.answers.values()) if t is not None),
@@ -32,7 +32,7 @@ def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
         if keys:
-            _ask_for_keys(paths[route.path][route.method.lower()], route, schema_of)
+            _require_key(paths[route.path][route.method.lower()], route, schema_of)
     schemes = {"securitySchemes": {SCHEME: {"type": "http", "scheme": "bearer"}}} if keys else {}
     return {
         "openapi": "3.1.0",
@@ -73,12 +73,12 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     return operation
 
 
-def _ask_for_keys(operation: dict[str, Any], route: Route, schema_of: dict[str, Any]) -> None:
-    """Add what an operation asks of who calls it: the scope stands where OpenAPI 3.1 has roles."""
+def _require_key(operation: dict[str, Any], route: Route, schema_of: dict[str, Any]) -> None:
+    """Add the security requirement of an operation; the scope is written where OpenAPI 3.1 has roles."""
     operation["security"] = [] if route.needs == OPEN else [{SCHEME: [route.needs]}]
     if route.needs != OPEN:
-        refusals = {str(status): _problem(status, schema_of) for status in (401, 403, 429)}
-        operation["responses"] = {**refusals, **operation["responses"]}
+        rejections = {str(status): _problem(status, schema_of) for status in (401, 403, 429)}
+        operation["responses"] = {**rejections, **operation["responses"]}
 
 
 def _by_metadata(route: Route) -> bool:

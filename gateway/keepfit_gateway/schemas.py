@@ -1,8 +1,7 @@
-"""The forms of requests and answers, from which the OpenAPI document is made too.
+"""Forms of requests and answers; the OpenAPI document is generated from them.
 
-Owns shapes only: what a row may hold depends on the model's recipe and is checked by :mod:`keepfit.rows.shaping`.
-Invariant: a request that converts into one of these has the form asked for (else 400); its content may still be wrong
-(422).
+Owns shapes only: what a row may hold depends on the model's recipe, and :mod:`keepfit.rows.shaping` checks it.
+Invariant: a request that converts to its form has the right shape (else 400); its content may still be invalid (422).
 """
 
 from typing import Annotated, Any, TypeVar
@@ -15,15 +14,15 @@ from keepfit.errors import MalformedError
 Metadata = Annotated[
     dict[str, Any],
     Meta(
-        description="JSON object that names the model; holds a non-empty string `type`, and no `timestamp`.",
+        description="JSON object that names the model. It holds a non-empty string `type` and no `timestamp`.",
         examples=[{"type": "shoes", "brand": "nike"}],
     ),
 ]
 X = Annotated[
     list[list[Any] | dict[str, Any]],
-    # That there is one is checked with the content of the rows.
+    # The minimum of one row is checked together with the content of the rows.
     Meta(
-        description="Rows: lists of values in column order, or objects by column name.",
+        description="Rows: lists of values in column order, or objects with column names as keys.",
         extra_json_schema={"minItems": 1},
         examples=[[[1.0, 2.0], [3.0, 4.0]]],
     ),
@@ -31,7 +30,7 @@ X = Annotated[
 Y = Annotated[
     list[Any] | None,
     Meta(
-        description="One number or label per row, or a list of them; left out for estimators without target.",
+        description="One number or label per row, or a list of them; omit it for estimators without target.",
         examples=[[0.5, 1.5]],
     ),
 ]
@@ -42,25 +41,25 @@ class Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CreateModel(Form, kw_only=True):
-    """A model to make."""
+    """The model to create."""
 
     metadata: Metadata
     recipe: Annotated[
         dict[str, Any],
         Meta(
-            description="How to build the bundle: estimator, params, features, …",
+            description="How to build the model: estimator, params, features, …",
             examples=[{"estimator": "SGDRegressor", "params": {"alpha": 0.001}}],
         ),
     ]
 
 
 class PatchModel(Form, kw_only=True):
-    """Parameters to change."""
+    """The parameters to change."""
 
     params: Annotated[
         dict[str, Any],
         Meta(
-            description="Parameters of the estimator with their new values; the others stay as they are.",
+            description="Parameters of the estimator with their new values; all others keep theirs.",
             extra_json_schema={"minProperties": 1},
             examples=[{"alpha": 0.01}],
         ),
@@ -73,7 +72,7 @@ class PartialFit(Form, kw_only=True):
     X: X
     y: Y = None
     sample_weight: Annotated[
-        list[Any] | None, Meta(description="One number of 0 or more per row.", examples=[[1.0, 0.5]])
+        list[Any] | None, Meta(description="One non-negative number per row.", examples=[[1.0, 0.5]])
     ] = None
 
 
@@ -81,11 +80,11 @@ class Predict(Form, kw_only=True):
     """Rows to predict."""
 
     X: X
-    proba: Annotated[bool, Meta(description="Ask for probabilities too, or anomaly scores.")] = False
+    proba: Annotated[bool, Meta(description="Also return probabilities, or anomaly scores.")] = False
 
 
 class Score(Form, kw_only=True):
-    """Rows to score against their target."""
+    """Rows to score on, with their target."""
 
     X: X
     y: Y = None
@@ -104,15 +103,15 @@ class PredictByMetadata(Predict, kw_only=True):
 
 
 class ScoreByMetadata(Score, kw_only=True):
-    """Rows to score, for the model that `metadata` names."""
+    """Rows to score on, for the model that `metadata` names."""
 
     metadata: Metadata
 
 
 class ModelAnswer(msgspec.Struct, kw_only=True):
-    """A model and how far it has learned; `inbox` counts requests waiting to be learned.
+    """A model and its progress; `inbox` is the number of pending requests.
 
-    The `recipe` is the one in force: with the parameters that were changed since the model was made.
+    `recipe` is the one in force: with all changes of parameters since the model was created.
     """
 
     hash: str
@@ -126,16 +125,16 @@ class ModelAnswer(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """Models in order of their hash; `next` goes into `after` of the next call, null at the end."""
+    """Models in order of their hash; send `next` as `after` to get the next page, null on the last page."""
 
     models: list[ModelAnswer]
     next: str | None
 
 
 class AcceptedAnswer(msgspec.Struct, kw_only=True):
-    """The rows are in Redis and will be learned; `version` is the model's at that moment.
+    """The rows are accepted and will be learned; `version` is the current version of the model.
 
-    `sequence` counts the model's requests within a `generation`, which a restore from a snapshot begins anew.
+    `sequence` counts the model's requests within a `generation`; a restore from a snapshot begins a new generation.
     """
 
     hash: str
@@ -146,7 +145,7 @@ class AcceptedAnswer(msgspec.Struct, kw_only=True):
 
 
 class ChangeAnswer(msgspec.Struct, kw_only=True):
-    """The change is in Redis and will be made after all rows with a lower `sequence`, and before all with a higher."""
+    """The change is accepted; it applies after all rows with a lower `sequence` and before all with a higher one."""
 
     hash: str
     sequence: int
@@ -155,7 +154,7 @@ class ChangeAnswer(msgspec.Struct, kw_only=True):
 
 
 class LearnedAnswer(msgspec.Struct, kw_only=True):
-    """The rows are learned, and `version` is the first that holds them."""
+    """The rows are learned; `version` is the first that contains them."""
 
     hash: str
     accepted: int
@@ -164,26 +163,26 @@ class LearnedAnswer(msgspec.Struct, kw_only=True):
     rows_seen: int
 
 
-DeadId = Annotated[str, Meta(pattern="^[0-9]{1,15}-[0-9]{1,16}$", description="As GET …/dead lists it.")]
+DeadId = Annotated[str, Meta(pattern="^[0-9]{1,15}-[0-9]{1,16}$", description="Id of a dead letter, from GET …/dead.")]
 
 
 class RetryDead(Form, kw_only=True):
-    """Requests to retry, of those put aside; the oldest ones where no `ids` are named."""
+    """The dead letters to retry; without `ids` the oldest ones."""
 
     ids: Annotated[list[DeadId], Meta(max_length=128)] | None = None
 
 
 class DiscardDead(Form, kw_only=True):
-    """Requests to forget, of those put aside."""
+    """The dead letters to delete."""
 
     ids: Annotated[list[DeadId], Meta(min_length=1, max_length=128)]
 
 
 class DeadEntry(msgspec.Struct, kw_only=True):
-    """A request that was accepted and put aside at `timestamp` (seconds), for `reason`.
+    """A dead letter: a request that was accepted and, at `timestamp` (seconds), put aside for `reason`.
 
-    `rows` counts its rows (null where they are lost); they stand in `X`, `y` and `sample_weight`, but for large ones.
-    A change of parameters has none, and stands in `params`.
+    `rows` is the number of its rows, null if they are lost. `X`, `y` and `sample_weight` hold them, unless they are
+    large. A change of parameters has no rows; `params` holds it.
     """
 
     id: str
@@ -200,7 +199,7 @@ class DeadEntry(msgspec.Struct, kw_only=True):
 
 
 class DeadAnswer(msgspec.Struct, kw_only=True):
-    """Requests put aside, oldest first; `next` goes into `after` of the next call, null at the end."""
+    """Dead letters, oldest first; send `next` as `after` to get the next page, null on the last page."""
 
     hash: str
     version: int
@@ -209,14 +208,14 @@ class DeadAnswer(msgspec.Struct, kw_only=True):
 
 
 class RefusedRetry(msgspec.Struct, kw_only=True):
-    """A request that was not retried, and why."""
+    """A dead letter that was not retried, and the reason."""
 
     id: str
     reason: str
 
 
 class RetriedAnswer(msgspec.Struct, kw_only=True):
-    """So many requests wait in the inbox again, `sequence` the last of them; `left` are still put aside."""
+    """`accepted` dead letters are pending again, the last with `sequence`; `left` dead letters remain."""
 
     hash: str
     version: int
@@ -228,7 +227,7 @@ class RetriedAnswer(msgspec.Struct, kw_only=True):
 
 
 class DiscardedAnswer(msgspec.Struct, kw_only=True):
-    """So many requests were forgotten."""
+    """`discarded` dead letters were deleted."""
 
     hash: str
     version: int
@@ -236,14 +235,14 @@ class DiscardedAnswer(msgspec.Struct, kw_only=True):
 
 
 class RestoreModel(Form, kw_only=True):
-    """The snapshot to put back: the newest not later than `at`, of this `version`; of all, what Redis lost."""
+    """The snapshot to restore: the newest not later than `at`, of this `version`; without both, what Redis lost."""
 
-    at: Annotated[float | str | None, Meta(description="Seconds since 1970, or a time in ISO 8601.")] = None
+    at: Annotated[float | str | None, Meta(description="Seconds since 1970, or an ISO 8601 time.")] = None
     version: Annotated[int, Meta(ge=1, le=2**53 - 1, examples=[1])] | None = None
 
 
 class SnapshotAnswer(msgspec.Struct, kw_only=True):
-    """A snapshot's history document; `sequence` is the last request that the model had learned by then."""
+    """The history document of a snapshot; `sequence` is the last request that the snapshot contains."""
 
     type: str
     timestamp: float
@@ -261,7 +260,7 @@ class SnapshotAnswer(msgspec.Struct, kw_only=True):
 
 
 class SnapshotList(msgspec.Struct, kw_only=True):
-    """Snapshots, newest first; `next` goes into `after` of the next call, null at the end."""
+    """Snapshots, newest first; send `next` as `after` to get the next page, null on the last page."""
 
     hash: str
     version: int
@@ -270,11 +269,11 @@ class SnapshotList(msgspec.Struct, kw_only=True):
 
 
 class RestoredAnswer(msgspec.Struct, kw_only=True):
-    """The model as it is now; `sequence` is the last request that was learned in what was put back.
+    """The model after the restore; `sequence` is the last request that the restored bundle contains.
 
-    `restored` is false where it was just that already; `rows_forgotten` counts what a live model had learned more, and
-    `replayed` the rows that were learned again from the row log, `damaged` the snapshots that were passed over.
-    `snapshot` is null where a model without any began anew.
+    `restored` is false if the live bundle already was that one. `rows_forgotten` counts rows that the live model had
+    learned in addition, `replayed` rows that were learned again from the row log, `damaged` snapshots that were skipped
+    because they are damaged. `snapshot` is null if the model has no snapshot and began from scratch.
     """
 
     hash: str
@@ -290,7 +289,7 @@ class RestoredAnswer(msgspec.Struct, kw_only=True):
 
 
 class HistoryPoint(msgspec.Struct, kw_only=True):
-    """What documents had from `timestamp` (seconds) on for a span; `group` is the value of the key grouped by."""
+    """The aggregate of the documents in one time span from `timestamp` (seconds); `group` is the value grouped by."""
 
     timestamp: float
     value: float | None
@@ -298,17 +297,17 @@ class HistoryPoint(msgspec.Struct, kw_only=True):
 
 
 class HistoryAnswer(msgspec.Struct, kw_only=True):
-    """Documents, newest first; or, where `every` was given, points, by group and time."""
+    """Documents, newest first; or, if the query has `every`, points in order of group and time."""
 
     documents: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     points: list[HistoryPoint] | msgspec.UnsetType = msgspec.UNSET
 
 
 class PredictAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One prediction per row, by the bundle of `version`, in the form that suits the estimator.
+    """One prediction per row, by the bundle of `version`, in the form of the estimator.
 
-    `classes` are the columns of `probabilities`; with several outputs both have a list for each. `scores` are the
-    anomaly scores of an outlier detector: negative for outliers, the lower the more so.
+    `classes` names the columns of `probabilities`; with several outputs both have one list per output. `scores` are the
+    anomaly scores of an outlier detector: negative for outliers; lower means more abnormal.
     """
 
     hash: str
@@ -321,7 +320,7 @@ class PredictAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ScoreAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Score of the bundle of `version`; a metric that is not defined for these rows is null."""
+    """The scores of the bundle of `version`; a metric that is undefined for these rows is null."""
 
     hash: str
     version: int
@@ -335,7 +334,7 @@ class ScoreAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What went wrong (RFC 9457); `errors` says where."""
+    """A problem document (RFC 9457); `errors` lists the invalid values."""
 
     type: str
     title: str
@@ -345,7 +344,7 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ProblemError(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One wrong value: row (from 0) and column."""
+    """One invalid value: its row (from 0) and column."""
 
     detail: str
     row: int | None = None
@@ -353,16 +352,16 @@ class ProblemError(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Live(msgspec.Struct, kw_only=True):
-    """The process answers."""
+    """The process responds."""
 
     status: str
 
 
 class Ready(msgspec.Struct, kw_only=True):
-    """Whether the service can do its work, part by part.
+    """The state of the service and of each dependency.
 
-    `status` is `ok`; `degraded`, where it learns and predicts and something else is amiss; `unavailable`, with a 503.
-    Each part is `ok`, or why it is not; `row_log` is named where there is one.
+    `status` is `ok`; `degraded` if it learns and predicts but another dependency fails; or `unavailable`, with a 503.
+    Each dependency is `ok` or the reason of its failure; `row_log` is present if one is configured.
     """
 
     status: str
@@ -378,14 +377,14 @@ FormT = TypeVar("FormT", bound=Form)
 
 
 def convert(document: Any, form: type[FormT]) -> FormT:
-    """Read a parsed body as `form`.
+    """Convert parsed JSON to `form`.
 
     Raises
     ------
     MalformedError
-        With the place and the kind of what does not fit.
+        With the path and the type of the value that does not fit.
     """
     try:
         return msgspec.convert(document, form)
     except msgspec.ValidationError as error:
-        raise MalformedError(f"The body does not have the form asked for: {error}.") from None
+        raise MalformedError(f"The body does not have the required form: {error}.") from None

@@ -1,7 +1,7 @@
-"""What one gateway process has: connections, the cache of recipes, and the tasks that listen.
+"""The resources of one gateway process: connections, caches and background tasks.
 
-Owns their start and end. Never handles a request; handlers find the service in the application. Invariant: building the
-application connects to nothing; everything opened at start is closed at the end.
+Owns their start and end. Never handles a request; handlers find the service in the application. Invariants: building
+the application opens no connection; everything opened at start is closed at the end.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
 
 INDEX_PAUSE_S = 1.0
-# One question to the history may read a million documents.
-HISTORY_AT_ONCE = 4
+# A single history query may read a million documents.
+HISTORY_QUERIES_MAX = 4
 CANCEL_PAUSE_S = 0.1
 
 
 class Service:
-    """All that handlers work with."""
+    """Everything that handlers use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -47,7 +47,7 @@ class Service:
         self.store = Store(self._store_client)
         self.dead_letters = DeadLetters(self._store_client)
         self.history = Registry(settings.mongo_url.get_secret_value())
-        self.history_gate = asyncio.Semaphore(HISTORY_AT_ONCE)
+        self.history_gate = asyncio.Semaphore(HISTORY_QUERIES_MAX)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
@@ -58,18 +58,18 @@ class Service:
             self._store_client, self.store, self.models.invalidate, self.cache, settings.predict_staleness_s
         )
 
-    def listen(self) -> list[asyncio.Task[None]]:
+    def start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
-        work = (
+        coroutines = (
             self.worker_client.read_forever(),
             self.commit_feed.read_forever(),
             self._ensure_indexes(),
-            self._begin_log(),
+            self._probe_row_log(),
         )
-        return [asyncio.create_task(coroutine) for coroutine in work]
+        return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
     async def _ensure_indexes(self) -> None:
-        outage = Outage("mongo", "no indexes are made")
+        outage = Outage("mongo", "indexes are not created")
         while True:
             try:
                 await self.history.ensure_indexes()
@@ -80,8 +80,8 @@ class Service:
                 outage.end()
                 return
 
-    async def _begin_log(self) -> None:
-        """Begin the row log, so that whoever reads it can tell an empty one from none."""
+    async def _probe_row_log(self) -> None:
+        """Probe the row log, which creates it: a reader can distinguish an empty log from none."""
         if self.recorder is not None:
             with contextlib.suppress(UnavailableError):
                 await self.recorder.check()
@@ -102,19 +102,19 @@ SETTINGS = web.AppKey("settings", Settings)
 
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
-    """Open the service with the application, and close it with it."""
+    """Open the service when the application starts, and close it when it stops."""
     service = app[SERVICE] = Service(app[SETTINGS])
-    tasks = service.listen()
+    tasks = service.start()
     yield
-    await _ended(tasks)
+    await _cancel(tasks)
     await service.close()
 
 
-async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel tasks until they have ended.
 
-    Once is not always enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that
-    comes just as the send is done (python/cpython#86296).
+    One call is not always enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 loses a cancellation
+    that arrives when the send completes (python/cpython#86296).
     """
     pending = set(tasks)
     while pending:
@@ -124,5 +124,5 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 async def release_waiters(app: web.Application) -> None:
-    """Answer those who only wait for rows to be learned, so that stopping takes no longer than the work in hand."""
-    app[SERVICE].commit_feed.end()
+    """Answer the requests that only wait for their commit, so that shutdown does not wait for workers."""
+    app[SERVICE].commit_feed.close_watches()

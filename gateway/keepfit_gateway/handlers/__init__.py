@@ -1,1 +1,1 @@
-"""One module for each group of routes."""
+"""Handlers, one module for each group of routes."""

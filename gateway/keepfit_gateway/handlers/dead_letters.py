@@ -1,17 +1,17 @@
-"""Handlers of what was put aside: list it, retry it, discard it.
+"""Handlers of dead letters: list, retry, discard.
 
-Owns the translation between HTTP and :mod:`keepfit.store.dead_letters`, and nothing else. Invariant: what an answer
-says was retried stands in the inbox by then, and in the row log, and the learn room is told.
+Owns the translation between HTTP and :mod:`keepfit.store.dead_letters`, and nothing else. Invariant: a request that an
+answer reports as retried is in the inbox, and in the row log if there is one, and the learn queue is notified.
 """
 
 from aiohttp import web
 
-from keepfit.errors import MalformedError, UnavailableError
+from keepfit.errors import UnavailableError
 from keepfit.store import dead_letters
 from keepfit.store.dead_letters import Entry, RetryResult
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers.models import NUMBER, PAGE, PAGE_MAX, named_hash
+from keepfit_gateway.handlers.inputs import page_parameters, path_hash
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.bodies import read_json
@@ -23,22 +23,15 @@ IDS_BYTES_MAX = 64 * 1024
 
 
 async def list_dead(request: web.Request) -> web.Response:
-    """GET …/dead: list what was put aside, oldest first."""
-    service, query = request.app[SERVICE], dict(request.query)
-    limit, after = query.pop("limit", str(PAGE)), query.pop("after", "")
-    if query or len(request.query) > len(set(request.query)):
-        raise MalformedError("The query parameters are limit and after, once each.")
-    if not NUMBER.fullmatch(limit) or not 1 <= int(limit) <= PAGE_MAX:
-        raise MalformedError(f"limit must be a whole number from 1 to {PAGE_MAX}.")
-    if after and not dead_letters.ID.fullmatch(after):
-        raise MalformedError("after must be the id that the page before named as next.")
-    model = await service.models.describe(named_hash(request))
-    entries, following = await service.dead_letters.page(model.hash, int(limit), after)
+    """GET …/dead: list dead letters, oldest first."""
+    service, page = request.app[SERVICE], page_parameters(request, dead_letters.ID)
+    model = await service.models.describe(path_hash(request))
+    entries, following = await service.dead_letters.page(model.hash, page.limit, page.after)
     size_bytes = sum(len(entry.payload) for entry in entries)
-    return await run_in_thread_if_large(size_bytes, _listed, model, entries, following)
+    return await run_in_thread_if_large(size_bytes, _page_response, model, entries, following)
 
 
-def _listed(model: Model, entries: list[Entry], following: str | None) -> web.Response:
+def _page_response(model: Model, entries: list[Entry], following: str | None) -> web.Response:
     described = [
         schemas.DeadEntry(
             id=entry.id,
@@ -56,7 +49,7 @@ def _listed(model: Model, entries: list[Entry], following: str | None) -> web.Re
 
 
 async def retry_dead(request: web.Request) -> web.Response:
-    """POST …/dead/retry: move requests back to the inbox."""
+    """POST …/dead/retry: move dead letters back to the inbox."""
     service = request.app[SERVICE]
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.RetryDead)
 
@@ -66,9 +59,9 @@ async def retry_dead(request: web.Request) -> web.Response:
 
     if service.recorder is not None:
         await service.recorder.check()
-    model, retried = await service.models.run(named_hash(request), retry)
+    model, retried = await service.models.run(path_hash(request), retry)
     if retried.sequences:
-        service.acceptor.tell(model.hash)
+        service.acceptor.notify(model.hash)
         service.cache.observe_version(model.hash, model.generation, retried.version)
     if service.recorder is not None:
         await _record(service.recorder, retried)
@@ -89,14 +82,14 @@ async def _record(recorder: Recorder, retried: RetryResult) -> None:
         await recorder.record(retried.calls)
     except UnavailableError as error:
         raise UnavailableError(
-            f"{len(retried.sequences)} requests wait in the inbox again and will be learned. The row log did not take "
-            "them: they would be lost with Redis until a snapshot has them."
+            f"{len(retried.sequences)} requests are in the inbox again and will be learned. The row log did not store "
+            "them: if Redis loses its data before a snapshot contains them, they are lost."
         ) from error
 
 
 async def discard_dead(request: web.Request) -> web.Response:
-    """POST …/dead/discard: forget requests for good."""
-    service, model_hash = request.app[SERVICE], named_hash(request)
+    """POST …/dead/discard: delete dead letters."""
+    service, model_hash = request.app[SERVICE], path_hash(request)
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.DiscardDead)
     count, version = await service.dead_letters.discard(model_hash, form.ids)
     return json_response(schemas.DiscardedAnswer(hash=model_hash, version=version, discarded=count))

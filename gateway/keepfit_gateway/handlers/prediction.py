@@ -1,73 +1,117 @@
-"""How a prediction comes about: from what is kept, or by asking the workers.
+"""Handlers of prediction and score: answer from the cache, or ask the workers.
 
-Owns the order of the two, and that a model is watched from before it is asked. Invariant: see
-:mod:`keepfit_gateway.prediction.cache`.
+Owns :func:`predict_rows`, which the fast path calls too. Invariant: a model is watched before the workers are asked
+(:mod:`keepfit_gateway.prediction.cache` has the reason).
 """
 
+import asyncio
+from functools import partial
 from typing import NamedTuple
 
-import msgspec
+from aiohttp import web
 
-from keepfit.jobs.messages import Operation
+from keepfit.jobs.messages import Operation, WorkerReply
 from keepfit.rows.rows import Rows
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
+from keepfit_gateway.handlers.inputs import read_rows, timeout_parameter
 from keepfit_gateway.prediction import http_caching
-from keepfit_gateway.prediction.cache import Raw
-from keepfit_gateway.prediction.http_caching import CacheControl
-from keepfit_gateway.service import Service
-
-encode = msgspec.json.Encoder().encode
+from keepfit_gateway.prediction.cache import Raw, key_of
+from keepfit_gateway.prediction.http_caching import CacheControl, Headers
+from keepfit_gateway.schemas import PredictAnswer
+from keepfit_gateway.service import SERVICE, Service
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web.responses import encode_json, json_response
+from keepfit_gateway.web.rows_body import RowsBody
 
 
 class CachedReply(NamedTuple):
-    """An answer: its ETag and JSON, and for how many seconds it was kept, if it was."""
+    """A prediction: its ETag, its JSON (empty if the client has it), and its age in seconds if it was cached."""
 
     etag: str
     body: bytes
     age_s: float | None = None
 
 
-async def predicted(
+async def predict_rows(
     service: Service,
     model: Model,
-    operation: Operation,
-    rows: Rows,
-    key: bytes,
-    wanted: CacheControl,
-    raw: Raw | None,
+    rows: RowsBody,
+    headers: Headers,
+    control: CacheControl,
+    raw: Raw | None = None,
     timeout_s: float | None = None,
 ) -> CachedReply:
-    """Predict `rows`, shaped for `model`; `key` names the question, `raw` is the request by its very bytes.
+    """Check rows against the model's recipe and predict them, or return the cached prediction.
+
+    `raw` is the path and body of the request, by which the cache finds the same request again before it is parsed.
 
     Raises
     ------
+    InvalidError
+        If the rows do not fit the recipe.
     NotFoundError, StaleModelError
-        If the model is not (or no longer) the one that the rows were shaped for.
-    QueueFullError, DeadlineError, UnavailableError, ConflictError, InvalidError
-        As the workers, or their absence, have it.
+        If the model was deleted or has another generation by now.
+    QueueFullError, DeadlineError, UnavailableError, ConflictError
+        As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`.
     """
+    operation: Operation = "proba" if rows.proba else "predict"
+    if rows.size <= INLINE_BYTES_MAX:
+        shaped, key = _shape_and_key(model, rows, operation)
+    else:
+        shaped, key = await asyncio.to_thread(_shape_and_key, model, rows, operation)
     cache = service.cache
-    if wanted.use_cached:
-        kept = cache.find(key, model.generation, wanted.age_s_max)
-        if kept is not None:
+    if control.use_cached:
+        etag = http_caching.current_etag(cache, headers, control, model, key)
+        if etag is not None:
+            return CachedReply(etag, b"")
+        cached = cache.find(key, model.generation, control.age_s_max)
+        if cached is not None:
             if raw is not None:
-                cache.alias(kept, raw)
-            return CachedReply(kept.etag, kept.body, cache.age_s(kept))
+                cache.alias(cached, raw)
+            return CachedReply(cached.etag, cached.body, cache.age_s(cached))
     with cache.watch(model.hash) as watched:
-        found = await service.worker_client.ask(model.hash, operation, model.generation, rows, timeout_s)
-        if operation == "proba":
-            answer = schemas.PredictAnswer(
-                hash=model.hash, version=found.version, rows_seen=found.rows_seen, **found.result
-            )
-        else:
-            answer = schemas.PredictAnswer(
-                hash=model.hash, version=found.version, rows_seen=found.rows_seen, predictions=found.result
-            )
-        body = encode(answer)
-        etag = http_caching.etag_of(key, found.generation, found.version)
-        if wanted.store:
-            kept = cache.store(watched, (found.generation, found.version), key, body, etag)
-            if kept is not None and raw is not None:
-                cache.alias(kept, raw)
+        reply = await service.worker_client.ask(model.hash, operation, model.generation, shaped, timeout_s)
+        body = _encode(model.hash, operation, reply)
+        etag = http_caching.etag_of(key, reply.generation, reply.version)
+        if control.store:
+            cached = cache.store(watched, (reply.generation, reply.version), key, body, etag)
+            if cached is not None and raw is not None:
+                cache.alias(cached, raw)
     return CachedReply(etag, body)
+
+
+def _shape_and_key(model: Model, rows: RowsBody, operation: Operation) -> tuple[Rows, bytes]:
+    shaped = rows.shape(model.recipe, learning=False)
+    return shaped, key_of(model.hash, operation, shaped)
+
+
+def _encode(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:
+    version, rows_seen, result = reply.version, reply.rows_seen, reply.result
+    if operation == "proba":
+        return encode_json(PredictAnswer(hash=model_hash, version=version, rows_seen=rows_seen, **result))
+    return encode_json(PredictAnswer(hash=model_hash, version=version, rows_seen=rows_seen, predictions=result))
+
+
+async def predict(request: web.Request) -> web.Response:
+    """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
+    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata)
+    service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
+    control = http_caching.cache_control(headers)
+    run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
+    return http_caching.respond(headers, *await service.models.run(rows.model_hash, run))
+
+
+async def score(request: web.Request) -> web.Response:
+    """POST …/score: score the newest bundle on rows and their target."""
+    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata)
+    service, timeout_s = request.app[SERVICE], timeout_parameter(request)
+
+    async def ask(model: Model) -> WorkerReply:
+        shaped = await run_in_thread_if_large(rows.size, rows.shape, model.recipe, learning=True)
+        return await service.worker_client.ask(model.hash, "score", model.generation, shaped, timeout_s)
+
+    reply = await service.models.run(rows.model_hash, ask)
+    service.cache.observe_version(rows.model_hash, reply.generation, reply.version)
+    answer = schemas.ScoreAnswer(hash=rows.model_hash, version=reply.version, rows_seen=reply.rows_seen, **reply.result)
+    return json_response(answer)

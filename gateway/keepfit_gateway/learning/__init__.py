@@ -1,1 +1,1 @@
-"""Rows that come in: accepted, recorded, and their commits heard of."""
+"""Accepting rows: into inboxes and the row log, and the feed of their commits."""

@@ -1,8 +1,8 @@
-"""Accepting learning requests: all that come during one trip to Redis are accepted by the next.
+"""Accepting learning requests: all requests that arrive during one round trip to Redis go with the next one.
 
-Owns who waits for which outcome, and telling the learn room. Invariant: a request is answered only after Redis has it,
-and the row log where there is one (:mod:`keepfit_gateway.learning.recorder`); the learn room is told in nobody's time,
-because a hint that is lost is only late (the workers' sweep).
+Owns the futures of requests that are being accepted, and notifies the learn queue. Invariant: a request is answered
+only after it is in Redis, and in the row log if there is one (:mod:`keepfit_gateway.learning.recorder`). The run-queue
+push is asynchronous: no request waits for it, because a lost hint only delays work until the workers' next sweep.
 """
 
 import asyncio
@@ -32,28 +32,28 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Pending:
     request: Learn
-    outcome: asyncio.Future[Accepted]
+    future: asyncio.Future[Accepted]
 
 
-def _settle(waiting: _Waiting, outcome: inbox.Outcome) -> None:
-    if waiting.outcome.done():
+def _resolve(pending: _Pending, outcome: inbox.Outcome) -> None:
+    if pending.future.done():
         return
     if isinstance(outcome, Accepted):
-        waiting.outcome.set_result(outcome)
+        pending.future.set_result(outcome)
     else:
-        waiting.outcome.set_exception(outcome)
+        pending.future.set_exception(outcome)
 
 
-def _recorded(accepted: list[tuple[_Waiting, inbox.Outcome]], error: KeepfitError | None) -> None:
-    """Tell those whose requests one call accepted what came of it in the row log."""
-    for waiting, outcome in accepted:
-        _settle(waiting, error or outcome)
+def _resolve_recorded(accepted: list[tuple[_Pending, inbox.Outcome]], error: KeepfitError | None) -> None:
+    """Resolve the requests of one call after the row log stored it, or failed with `error`."""
+    for pending, outcome in accepted:
+        _resolve(pending, error or outcome)
 
 
 class Acceptor:
-    """One gateway's way into the inboxes; what it accepts goes to a `recorder` too, where there is one."""
+    """Writes the requests of one gateway into inboxes, and into the row log if there is a `recorder`."""
 
     def __init__(
         self,
@@ -64,113 +64,117 @@ class Acceptor:
         recorder: Recorder | None = None,
     ) -> None:
         self._store = store
-        self._store_line = ScriptConnection(store)
-        self._queue_line = ScriptConnection(queue)
+        self._store_connection = ScriptConnection(store)
+        self._queue_connection = ScriptConnection(queue)
         self._settings = settings
         self._enqueuer = enqueuer
         self._recorder = recorder
         self._requests = Batcher(self._accept)
-        self._hints = Batcher(self._tell)
+        self._hints = Batcher(self._push)
         self._lease = run_queue.new_lease()
-        self._outage = Outage("queue", "workers hear late of what there is to learn")
+        self._outage = Outage("queue", "workers are notified late of pending requests")
 
     async def accept(self, model_hash: str, generation: int, rows: Rows, key: str | None) -> Accepted:
-        """Accept rows, shaped for the model at `generation`, for good; `key` is the client's Idempotency-Key.
+        """Accept rows, shaped for the model at `generation`, durably; `key` is the client's Idempotency-Key.
 
         Raises
         ------
         NotFoundError, StaleModelError
-            If the model is not (or no longer) the one that the request was shaped for.
+            If the model was deleted or has another generation by now.
         IdempotencyError
-            If its key came before with other rows.
-        InboxFullError, InvalidError, UnavailableError
-            If too much waits, the rows have another width than the model's, Redis is away.
+            If the key was used before with other rows.
+        InboxFullError
+            If too many requests are pending.
+        InvalidError
+            If the rows have another width than the model's.
+        UnavailableError
+            If Redis or the row log is unavailable.
         """
-        # Before it takes its place among the others, who shall not wait for it.
+        # Large rows are staged first, so that the requests of the batch do not wait for them.
         request = inbox.small_request(model_hash, generation, rows, key)
         if request is None:
             logged = self._recorder is not None
             request = await inbox.request(self._store, model_hash, generation, rows, key, logged=logged)
         del rows
-        return await self._accepted(request)
+        return await self._put(request)
 
     async def accept_change(
         self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None
     ) -> Accepted:
-        """Accept a change of parameters, checked for the model at `generation`, for good; errors as in `accept`."""
-        return await self._accepted(inbox.change(model_hash, generation, params, key))
+        """Accept a change of parameters, checked for the model at `generation`, durably; raises as :meth:`accept`."""
+        return await self._put(inbox.change(model_hash, generation, params, key))
 
-    def _accepted(self, request: Learn) -> asyncio.Future[Accepted]:
-        outcome: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._requests.put(_Waiting(request, outcome))
-        return outcome
+    def _put(self, request: Learn) -> asyncio.Future[Accepted]:
+        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._requests.put(_Pending(request, future))
+        return future
 
-    def tell(self, model_hash: str) -> None:
-        """Tell the learn room that a model has mail which did not come this way."""
+    def notify(self, model_hash: str) -> None:
+        """Notify the learn queue that a model has pending requests that this acceptor did not accept."""
         self._hints.put(model_hash)
 
     @property
-    def waiting(self) -> int:
-        """Requests that came during the trip under way, and go with the next."""
+    def pending(self) -> int:
+        """Number of requests that arrived during the current round trip and go with the next one."""
         return len(self._requests)
 
-    async def _accept(self, batch: list[_Waiting]) -> None:
-        alone: list[str] = []
+    async def _accept(self, batch: list[_Pending]) -> None:
+        to_notify: list[str] = []
         logged: list[tuple[Call, list[int]]] = []
         outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]
-        requests = [waiting.request for waiting in batch]
+        requests = [pending.request for pending in batch]
         failpoints.reach("accept.begun")
         try:
             if self._recorder is None:
-                outcomes, alone = await inbox.put(self._store_line, self._settings, requests)
+                outcomes, to_notify = await inbox.put(self._store_connection, self._settings, requests)
             else:
-                # A client without a key that heard of no log and sent again and again would be learned as often.
+                # Check first: a client without a key that is refused by the log and sends again would be learned twice.
                 await self._recorder.check()
-                outcomes, alone, logged = await inbox.put_to_log(self._store_line, self._settings, requests)
-        except UnavailableError as away:
-            outcomes = [away] * len(batch)
+                outcomes, to_notify, logged = await inbox.put_to_log(self._store_connection, self._settings, requests)
+        except UnavailableError as unavailable:
+            outcomes = [unavailable] * len(batch)
         except Exception:
-            log.exception("accepting_crashed")
-            outcomes = [KeepfitError("The request could not be accepted; the gateway's log has the details.")] * len(
-                batch
-            )
+            log.exception("accept_failed")
+            error = KeepfitError("The request could not be accepted; the gateway's log has the details.")
+            outcomes = [error] * len(batch)
         failpoints.reach("accept.done")
         if self._recorder is not None:
             for call, positions in logged:
-                self._recorder.put(call, partial(_recorded, [(batch[i], outcomes[i]) for i in positions]))
+                self._recorder.put(call, partial(_resolve_recorded, [(batch[i], outcomes[i]) for i in positions]))
             later = {i for _, positions in logged for i in positions}
-            batch = [waiting for i, waiting in enumerate(batch) if i not in later]
+            batch = [pending for i, pending in enumerate(batch) if i not in later]
             outcomes = [outcome for i, outcome in enumerate(outcomes) if i not in later]
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            _settle(waiting, outcome)
-        for model_hash in alone:
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            _resolve(pending, outcome)
+        for model_hash in to_notify:
             self._hints.put(model_hash)
 
-    async def _tell(self, models: list[str]) -> None:
+    async def _push(self, models: list[str]) -> None:
+        """Push models into the learn queue, and enqueue a lease if none drains it."""
         failpoints.reach("hint.begun")
-        # The name of a lease is kept until it is rung for: one that was registered by a push whose answer was lost is
-        # found again by the next, and does not stand empty until its deadline.
+        # The name of the lease changes only after its job is enqueued. If the answer of a push that registered the
+        # lease is lost, the next push finds the same lease, and none stays registered without a job until its deadline.
         lease = self._lease
         try:
             push = run_queue.push(run_queue.LEARN, lease, self._settings.lease_ttl_s, dict.fromkeys(models))
-            ((rang, *_),) = await self._queue_line.run(push)
+            ((registered, *_),) = await self._queue_connection.run(push)
         except UnavailableError as error:
             self._outage.begin(error)
             return
         except Exception:
-            log.exception("telling_crashed")
+            log.exception("run_queue_push_failed")
             return
         self._outage.end()
-        if rang:
+        if registered:
             failpoints.reach("hint.pushed")
             self._lease = run_queue.new_lease()
             self._enqueuer.enqueue(run_queue.LEARN, lease)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Finish the current round trips and close the connections."""
         await self._requests.close()
         if self._recorder is not None:
             await self._recorder.close()
         await self._hints.close()
-        await self._store_line.close()
-        await self._queue_line.close()
+        await self._store_connection.close()
+        await self._queue_connection.close()

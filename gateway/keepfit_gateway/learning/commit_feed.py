@@ -1,9 +1,9 @@
-"""Hearing of commits: the script that makes a bundle live tells every gateway.
+"""The commit feed: a Redis subscription on which the commit script announces every commit to every gateway.
 
-Owns the subscription and the requests that wait for their rows to be learned (``Prefer: wait``); what is heard of
-versions goes to the cache of predictions first. Never polls while the subscription lives; after a break it looks once.
-Invariants: a waiter is told the first version heard of that holds its rows, or nothing; the cache hears of a version
-before any waiter does, and of a break of the subscription before anything else is done about it.
+Owns the subscription and the requests that wait for their rows to be learned (``Prefer: wait``). Never polls while the
+subscription lives; after an interruption it reads the state of the watched models once. Invariants: a waiter receives
+the first announced version that contains its rows, or nothing; the prediction cache observes a version before any
+waiter does, and an interruption of the subscription before anything else happens.
 """
 
 import asyncio
@@ -27,32 +27,33 @@ from keepfit.store.models import Store
 log = structlog.get_logger(__name__)
 
 RECONNECT_PAUSE_S = 0.2
-# A subscription whose ping was not answered for so long is given up; a Redis at its limits may be slow.
-DEAF_S = 10.0
-# Pings within the bound of staleness: one may come late, and the next is still in time.
+# A subscription is closed if a ping has no reply for this long; a Redis under full load may be slow.
+PING_TIMEOUT_S = 10.0
+# Pings within the staleness bound: if one is late, the next is still in time.
 PINGS = 4
 # Version of a deleted model: the last of its generation.
 DELETED = math.inf
 
 
 class VersionObserver(Protocol):
-    """Receiver of what the feed knows of versions: the prediction cache."""
+    """Receiver of versions and of interruptions: the prediction cache."""
 
     def observe_version(self, model_hash: str, generation: int, version: float) -> None:
         """Note that a model has this version."""
 
     def valid_until(self, until_s: float) -> None:
-        """Note that all commits were received that precede a moment; cached data is valid until `until_s`."""
+        """Note that the subscription is alive: what is cached is valid until `until_s` (`time.monotonic()`)."""
 
     def invalidate_all(self) -> None:
-        """Note that commits may have been missed."""
+        """Note that the subscription was interrupted: commits may have been missed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit of a model: all requests up to `learned` are in `version`, but for one put aside for `reason`.
+    """One commit of a model: `version` contains all requests up to the sequence `learned`.
 
-    A negative `version` tells that the model was deleted.
+    If `reason` is not empty, request `learned` was put aside for it. A negative `version` announces that the model was
+    deleted.
     """
 
     generation: int
@@ -63,32 +64,32 @@ class Commit:
 
     @property
     def order(self) -> tuple[int, float]:
-        """What tells an earlier commit of a model from a later one; its deletion is the last of a generation."""
+        """Sort key of the commits of a model; its deletion is the last of a generation."""
         return self.generation, self.version if self.version >= 0 else DELETED
 
 
 @dataclass(slots=True)
 class Watch:
-    """What is heard of one model while somebody waits for it."""
+    """The commits of one model that were observed while requests wait for it."""
 
     watchers: int = 0
     latest: Commit | None = None
     put_aside: dict[tuple[int, int], str] = field(default_factory=dict)
-    ended: bool = False
+    closed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, commit: Commit) -> None:
-        """Take in a commit and wake those who wait."""
-        # What was read of the model may reach us after the commit that came after it.
+    def observe(self, commit: Commit) -> None:
+        """Record a commit and wake the waiters."""
+        # A state that was read from Redis may arrive after the commit that followed it.
         if self.latest is None or commit.order >= self.latest.order:
             self.latest = commit
         if commit.reason:
             self.put_aside[commit.generation, commit.learned] = commit.reason
         self._wake()
 
-    def end(self) -> None:
-        """Tell those who wait that nothing more will be heard."""
-        self.ended = True
+    def close(self) -> None:
+        """Release the waiters: no more commits will be observed."""
+        self.closed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -97,174 +98,185 @@ class Watch:
 
 
 class CommitFeed:
-    """One gateway's ear; `forget` is called with the hash of a model that was deleted.
+    """The subscription of one gateway.
 
-    `staleness_s` is how long after its last sign of life the subscription vouches for what is in `cache`.
+    `on_deleted` is called with the hash of a deleted model. `staleness_s` is for how long after its last reply to a
+    ping the subscription guarantees that `observer` has all versions.
     """
 
     def __init__(
         self,
         client: redis.asyncio.Redis,
         store: Store,
-        forget: Callable[[str], None],
-        cache: VersionObserver,
+        on_deleted: Callable[[str], None],
+        observer: VersionObserver,
         staleness_s: float,
     ) -> None:
         self._client = client
         self._store = store
-        self._dead = DeadLetters(client)
-        self._forget = forget
-        self._cache = cache
+        self._dead_letters = DeadLetters(client)
+        self._on_deleted = on_deleted
+        self._observer = observer
         self._staleness_s = staleness_s
-        self._watched: dict[str, Watch] = defaultdict(Watch)
-        self._ended = False
-        self._outage = Outage("store", "commits are not heard, and predictions not kept")
+        self._watches: dict[str, Watch] = defaultdict(Watch)
+        self._closed = False
+        self._outage = Outage("store", "commits are not received, and predictions not cached")
 
     @contextmanager
     def watch(self, model_hash: str) -> Iterator[Watch]:
-        """Listen for commits of a model; begin before the rows are accepted, or their commit may be missed."""
-        watch = self._watched[model_hash]
+        """Observe the commits of a model; begin before its rows are accepted, or their commit may be missed."""
+        watch = self._watches[model_hash]
         watch.watchers += 1
-        watch.ended = self._ended
+        watch.closed = self._closed
         try:
             yield watch
         finally:
             watch.watchers -= 1
             if not watch.watchers:
-                self._watched.pop(model_hash, None)
+                self._watches.pop(model_hash, None)
+
+    async def wait(
+        self, watch: Watch, model_hash: str, generation: int, sequence: int, timeout_s: float, *, repeated: bool
+    ) -> Commit | None:
+        """Wait until the request `sequence` is learned; return None if that takes longer than `timeout_s` seconds.
+
+        `repeated` says that the request may repeat an earlier one with the same Idempotency-Key: that one may have
+        been learned long ago, and no commit will announce it again. Raises as :func:`wait_until_learned`.
+        """
+        commit = await self._find(model_hash, generation, sequence) if repeated else None
+        return commit or await wait_until_learned(watch, generation, sequence, timeout_s)
+
+    def close_watches(self) -> None:
+        """Release all waiters on shutdown; their rows are accepted and will be learned."""
+        self._closed = True
+        for watch in self._watches.values():
+            watch.close()
 
     async def read_forever(self) -> None:
-        """Listen until cancelled."""
+        """Subscribe, and subscribe again after each interruption, until cancelled."""
         while True:
             try:
                 with redis_scripts.unavailable():
-                    await self._listen()
+                    await self._subscribe()
             except UnavailableError as error:
                 self._outage.begin(error)
             except Exception:
-                # A gateway that lives and hears of no commit is worse than a dead one, so it listens on in any case.
+                # A gateway that runs and receives no commits is worse than a dead one, so it subscribes again.
                 log.exception("commits_unreadable")
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
-    def end(self) -> None:
-        """Send home all who wait, because the gateway stops; their rows are accepted and will be learned."""
-        self._ended = True
-        for watch in self._watched.values():
-            watch.end()
-
-    async def _listen(self) -> None:
+    async def _subscribe(self) -> None:
         pool = self._client.connection_pool
-        # Not redis-py's PubSub: that one connects again by itself, and says nothing of what it has missed.
+        # Not redis-py's PubSub: it reconnects silently, and does not report what it missed.
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.send_command("SUBSCRIBE", redis_keys.COMMITS)
-            await self._attend(connection)
+            await self._read(connection)
         finally:
-            self._cache.invalidate_all()
+            self._observer.invalidate_all()
             await connection.disconnect(nowait=True)
             await pool.release(connection)
 
-    async def _attend(self, connection: Any) -> None:
-        """Take in what comes, with a ping now and then, until the connection breaks.
+    async def _read(self, connection: Any) -> None:
+        """Read messages, with a ping at intervals, until the connection breaks.
 
-        An answered ping proves that all that was published before it was *sent* has been heard, so the bound of
-        staleness counts from there, and nothing is vouched for before the first.
+        The reply to a ping proves that every message published before the ping was *sent* has been received. So the
+        staleness bound counts from the moment of sending, and nothing is valid before the first reply.
         """
-        pinged_s, answered, heard_before = -math.inf, True, False
+        pinged_s, answered, caught_up = -math.inf, True, False
         while True:
             if answered and time.monotonic() >= pinged_s + self._staleness_s / PINGS:
                 pinged_s, answered = time.monotonic(), False
                 await connection.send_command("PING")
-            due_s = pinged_s + (self._staleness_s / PINGS if answered else DEAF_S)
+            due_s = pinged_s + (self._staleness_s / PINGS if answered else PING_TIMEOUT_S)
             message = await connection.read_response(timeout=max(due_s - time.monotonic(), 0), push_request=True)
             match message:
                 case [b"message", _, data]:
-                    self._hear(data)
+                    self._receive(data)
                 case b"PONG" | [b"pong", _]:
                     answered = True
                     self._outage.end()
-                    self._cache.valid_until(pinged_s + self._staleness_s)
-                    if not heard_before:
-                        heard_before = True
-                        await self.catch_up(list(self._watched))
+                    self._observer.valid_until(pinged_s + self._staleness_s)
+                    if not caught_up:
+                        caught_up = True
+                        await self.catch_up(list(self._watches))
                 case None if not answered and time.monotonic() >= due_s:
-                    raise UnavailableError(f"The subscription gave no sign of life for {DEAF_S:g} s.")
+                    raise UnavailableError(f"The subscription did not reply to a ping within {PING_TIMEOUT_S:g} s.")
 
     async def catch_up(self, hashes: list[str]) -> None:
-        """Learn what was committed while nobody listened, where it is sure.
+        """Observe the current state of models, for commits that were missed during an interruption.
 
-        Of a model that ever put requests aside, the counters alone do not tell whether one request was learned.
+        Models that ever put a request aside are left out: for them the counters alone do not prove that one particular
+        request was learned.
         """
         models = await self._store.describe_many(hashes)
-        # A stream that once held an entry is still there, empty.
-        put_aside = (
+        # A stream that ever had an entry still exists, if only empty.
+        ever_put_aside = (
             await redis_scripts.run_async(self._client, *(("EXISTS", redis_keys.dead(h)) for h in hashes))
             if hashes
             else []
         )
-        for model, ever in zip(models, put_aside, strict=True):
-            if model is not None and not ever and model.hash in self._watched:
+        for model, ever in zip(models, ever_put_aside, strict=True):
+            if model is not None and not ever and model.hash in self._watches:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
-                self._cache.observe_version(model.hash, *commit.order)
-                self._watched[model.hash].hear(commit)
+                self._observer.observe_version(model.hash, *commit.order)
+                self._watches[model.hash].observe(commit)
 
-    async def known(self, model_hash: str, generation: int, sequence: int) -> Commit | None:
-        """Tell what became of a request that was accepted some time ago; None where it waits or nothing is sure.
+    async def _find(self, model_hash: str, generation: int, sequence: int) -> Commit | None:
+        """Return the state of the model if it proves that a request was learned; None if the request may be pending.
 
         Raises
         ------
         LearningError
-            If it was put aside.
+            If the request was put aside.
         """
         model = await self._store.describe(model_hash)
         if model is None or model.generation != generation or model.learned < sequence:
             return None
-        reason, unsure = await self._dead.fate(model_hash, generation, sequence)
+        reason, unsure = await self._dead_letters.fate(model_hash, generation, sequence)
         if reason is not None:
-            raise refused(reason)
-        self._cache.observe_version(model_hash, generation, model.version)
+            raise _put_aside_error(reason)
+        self._observer.observe_version(model_hash, generation, model.version)
         return None if unsure else Commit(generation, model.version, model.learned, model.rows_seen)
 
-    def _hear(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         model_hash, generation, version, learned, rows_seen, put_aside, reason = data.decode().split(" ", 6)
-        why = reason if put_aside == "1" else ""
-        commit = Commit(int(generation), int(version), int(learned), int(rows_seen), why)
-        self._cache.observe_version(model_hash, *commit.order)
+        commit = Commit(int(generation), int(version), int(learned), int(rows_seen), reason if put_aside == "1" else "")
+        self._observer.observe_version(model_hash, *commit.order)
         if commit.version < 0:
-            self._forget(model_hash)
-        watch = self._watched.get(model_hash)
+            self._on_deleted(model_hash)
+        watch = self._watches.get(model_hash)
         if watch is not None:
-            watch.hear(commit)
+            watch.observe(commit)
 
 
-def refused(reason: str) -> LearningError:
-    """Make the error for a request that was put aside."""
-    return LearningError(f"The request was put aside, because it could not be learned: {reason.rstrip('.')}.")
+def _put_aside_error(reason: str) -> LearningError:
+    return LearningError(f"The request could not be learned and was put aside: {reason.rstrip('.')}.")
 
 
-async def learned(watch: Watch, generation: int, sequence: int, timeout_s: float) -> Commit | None:
-    """Wait until the request `sequence` is learned; None if that takes longer than `timeout_s` seconds.
+async def wait_until_learned(watch: Watch, generation: int, sequence: int, timeout_s: float) -> Commit | None:
+    """Wait until the request `sequence` is learned; return None if that takes longer than `timeout_s` seconds.
 
     Raises
     ------
     LearningError
-        If it was put aside instead.
+        If the request was put aside.
     NotFoundError
-        If the model was deleted instead.
+        If the model was deleted.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
         reason = watch.put_aside.get((generation, sequence))
         if reason is not None:
-            raise refused(reason)
+            raise _put_aside_error(reason)
         commit = watch.latest
         if commit is not None and commit.generation == generation:
             if commit.version < 0:
                 raise NotFoundError("The model was deleted before it had learned these rows.")
             if commit.learned >= sequence:
                 return commit
-        if watch.ended:
+        if watch.closed:
             return None
         changed = watch.changed
         try:

@@ -1,9 +1,9 @@
-"""Recording what was accepted: all calls that come while one object of the row log is written go into the next.
+"""Recording accepted calls in the row log: all calls that arrive during one write go into the next object.
 
-Owns who waits for the log, and what is known of whether it takes anything. Never accepts:
-:mod:`keepfit_gateway.learning.acceptor` does that before, and does not wait for a write to go on. Invariant: who waits
-is told of success only when the calls are in the log, and their models were still what they were accepted for after
-that; a restore that read the log before cannot have missed them (`docs/concepts/row-log.md`).
+Owns the calls that wait for the log, and whether the log was last known to work. Never accepts:
+:mod:`keepfit_gateway.learning.acceptor` does that first, and accepts on during a write. Invariant: success is reported
+only after the calls are in the log and their models are, after the write, still what the calls were accepted for: a
+restore that read the log earlier cannot have missed them (`docs/concepts/row-log.md`).
 """
 
 import asyncio
@@ -26,59 +26,59 @@ from keepfit.store import inbox
 
 log = structlog.get_logger(__name__)
 
-# As long as an object store may be silent. Whoever comes while one write takes longer is refused at once.
+# The time that an object store has to answer. Calls that arrive while a write takes longer are refused at once.
 WRITE_S_MAX = 20.0
-# What one object holds, unless a single call is larger; an object is in memory twice while it is written.
+# Size of one object, unless a single call is larger. An object is in memory twice while it is written.
 OBJECT_BYTES_MAX = 32 * 2**20
-AWAY = "The row log takes nothing just now, so nothing is accepted; send it again."
+LOG_UNAVAILABLE = "The row log is unavailable, so nothing is accepted; send it again."
 NOT_LOGGED = (
-    "Redis has accepted this, and the row log did not take it; send it again, with the same Idempotency-Key, or it may "
+    "Redis has accepted this, but the row log did not store it; send it again with the same Idempotency-Key, or it may "
     "be learned twice."
 )
 
-Told = Callable[[KeepfitError | None], None]
+OnRecorded = Callable[[KeepfitError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     call: Call
-    to_problem: Told
+    on_recorded: OnRecorded
 
 
 class Recorder:
-    """One gateway's way into the row log."""
+    """Writes the calls of one gateway into the row log."""
 
     def __init__(self, store: redis.asyncio.Redis, rows: RowLog) -> None:
         self._rows = rows
-        self._line = ScriptConnection(store)
+        self._connection = ScriptConnection(store)
         self._calls = Batcher(self._record)
         self._thread = ThreadPoolExecutor(1, "rowlog")
-        self._under_way: asyncio.Future[None] | None = None
+        self._abandoned: asyncio.Future[None] | None = None
         self._known_good = False
         self._outage = Outage("row log", "nothing is accepted")
 
     @property
-    def waiting(self) -> int:
-        """Calls that came during the write under way, and go with the next."""
+    def pending(self) -> int:
+        """Number of calls that arrived during the current write and go with the next one."""
         return len(self._calls)
 
     async def check(self) -> None:
-        """Raise UnavailableError where the log did not take what it was given last, and does not take a probe now."""
+        """Raise UnavailableError if the last write to the log failed and a probe fails now."""
         if not self._known_good:
             try:
                 await self._in_thread(self._rows.probe)
             except UnavailableError as error:
-                raise UnavailableError(AWAY) from error
+                raise UnavailableError(LOG_UNAVAILABLE) from error
 
-    def put(self, call: Call, to_problem: Told) -> None:
-        """Take a call to be written; `to_problem` is called with what was wrong, or None."""
-        self._calls.put(_Entry(call, to_problem))
+    def put(self, call: Call, on_recorded: OnRecorded) -> None:
+        """Record a call with the next write; `on_recorded` is called with the error, or None on success."""
+        self._calls.put(_Entry(call, on_recorded))
 
     async def record(self, calls: Sequence[Call]) -> None:
-        """Write calls, and wait for it; raises what is wrong with the first that is not there."""
+        """Record calls and wait for the write; raise the error of the first call that was not recorded."""
         outcomes = [asyncio.get_running_loop().create_future() for _ in calls]
         for call, outcome in zip(calls, outcomes, strict=True):
-            self.put(call, partial(_settle, outcome))
+            self.put(call, partial(_resolve, outcome))
         for error in await asyncio.gather(*outcomes):
             if error is not None:
                 raise error
@@ -88,17 +88,17 @@ class Recorder:
         failpoints.reach("rowlog.accepted")
         errors: Sequence[KeepfitError | None]
         try:
-            for some in _objects(calls):
-                await self._write(some)
+            for group in _objects(calls):
+                await self._write(group)
             failpoints.reach("rowlog.written")
-            errors = await inbox.changed_since(self._line, calls)
-        except UnavailableError as away:
-            errors = [away] * len(batch)
+            errors = await inbox.changed_since(self._connection, calls)
+        except UnavailableError as unavailable:
+            errors = [unavailable] * len(batch)
         except Exception:
-            log.exception("recording_crashed")
+            log.exception("record_failed")
             errors = [KeepfitError("The request could not be logged; the gateway's log has the details.")] * len(batch)
         for entry, error in zip(batch, errors, strict=True):
-            entry.to_problem(error)
+            entry.on_recorded(error)
 
     async def _write(self, calls: Sequence[Call]) -> None:
         try:
@@ -106,10 +106,10 @@ class Recorder:
         except UnavailableError as error:
             raise UnavailableError(NOT_LOGGED) from error
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        """Have something done that blocks; note whether the log took it."""
+    async def _in_thread(self, function: Callable[[], None]) -> None:
+        """Run a blocking call of the log in the thread, and note whether it succeeded."""
         try:
-            await self._bounded(work)
+            await self._run_with_timeout(function)
         except UnavailableError as error:
             self._known_good = False
             self._outage.begin(error)
@@ -117,46 +117,46 @@ class Recorder:
         self._known_good = True
         self._outage.end()
 
-    async def _bounded(self, work: Callable[[], None]) -> None:
-        """Have something done that blocks, and do not wait for it for ever."""
-        if self._under_way is not None and not self._under_way.done():
-            raise UnavailableError("The row log has not answered yet.")
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _run_with_timeout(self, function: Callable[[], None]) -> None:
+        """Run a blocking call in the thread; after a timeout it keeps the thread, and later calls are refused."""
+        if self._abandoned is not None and not self._abandoned.done():
+            raise UnavailableError("The row log has not answered the previous call yet.")
+        future = asyncio.get_running_loop().run_in_executor(self._thread, function)
         try:
             done, _ = await asyncio.wait([future], timeout=WRITE_S_MAX)
         finally:
             if not future.done():
-                self._under_way = future
-                future.add_done_callback(_forget)
+                self._abandoned = future
+                future.add_done_callback(_retrieve_exception)
         if not done:
-            raise UnavailableError(f"The row log gave no answer within {WRITE_S_MAX:g} s.")
+            raise UnavailableError(f"The row log did not answer within {WRITE_S_MAX:g} s.")
         future.result()
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Finish the current write and close the connection."""
         await self._calls.close()
-        await self._line.close()
+        await self._connection.close()
         self._thread.shutdown(wait=False)
 
 
 def _objects(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
-    """Divide calls into objects of some size."""
+    """Divide calls into groups, one for each object, by size."""
     begin = size = 0
     for end, call in enumerate(calls):
-        more = sum(map(len, call.payloads))
-        if end > begin and size + more > OBJECT_BYTES_MAX:
+        call_size = sum(map(len, call.payloads))
+        if end > begin and size + call_size > OBJECT_BYTES_MAX:
             yield calls[begin:end]
             begin, size = end, 0
-        size += more
+        size += call_size
     yield calls[begin:]
 
 
-def _settle(outcome: "asyncio.Future[Any]", error: KeepfitError | None) -> None:
+def _resolve(outcome: "asyncio.Future[Any]", error: KeepfitError | None) -> None:
     if not outcome.done():
         outcome.set_result(error)
 
 
-def _forget(future: "asyncio.Future[None]") -> None:
-    """Take note of what came of a write that nobody waits for any more."""
+def _retrieve_exception(future: "asyncio.Future[None]") -> None:
+    """Retrieve the exception of an abandoned call, so that asyncio does not log it as never retrieved."""
     if not future.cancelled():
         future.exception()

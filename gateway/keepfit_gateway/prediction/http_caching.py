@@ -13,12 +13,11 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from keepfit.store.models import Model
-from keepfit_gateway.prediction.cache import Cache, Raw
+from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.web.responses import compress
 
 Headers = CIMultiDictProxy[str]
 
-RAW: web.RequestKey[Raw] = web.RequestKey("raw", tuple)
 MAX_AGE = re.compile(r"max-age=\"?(\d{1,9})\"?")
 ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 # Vary also if the body is too short for compression: a 304 has the fields of its 200, and may not know the length.
@@ -83,14 +82,12 @@ def respond(headers: Headers, etag: str, body: bytes, age_s: float | None = None
     return web.Response(status=304, headers=fields)
 
 
-def not_modified(
-    cache: Cache, headers: Headers, control: CacheControl, model: Model, key: bytes
-) -> web.Response | None:
-    """Return a 304 if the client has the ETag of the newest version, even if the answer is not cached any more."""
+def current_etag(cache: Cache, headers: Headers, control: CacheControl, model: Model, key: bytes) -> str | None:
+    """Return the ETag of the newest version if the client has it, even if the answer is not cached any more."""
     if hdrs.IF_NONE_MATCH not in headers or headers[hdrs.IF_NONE_MATCH].strip() == "*":
         return None
     newest = cache.newest(model.hash)
     if newest is None or newest[0] != model.generation or not control.use_cached or control.age_s_max != math.inf:
         return None
     etag = etag_of(key, *newest)
-    return respond(headers, etag, b"") if matches(headers, etag) else None
+    return etag if matches(headers, etag) else None

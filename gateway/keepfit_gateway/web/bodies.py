@@ -1,8 +1,9 @@
-"""Request bodies: read, inflated, parsed; and answers written as JSON.
+"""Request bodies: media type, limits of size, time and memory, decompression.
 
-Owns limits of size and time. Never trusts a length that a client named, unless it is too large; never holds a body
-twice, nor more than a little of one that is not known to be within the limit. Invariant: a body is used only if it
-arrived whole: a truncated or damaged gzip stream is refused, although what came of it might parse.
+Owns those limits. Never parses a body, except in :func:`read_json`. Never trusts the length that a client announces,
+unless it is over the limit. Never holds a body twice, nor more than a few megabytes of a body whose final size is
+unknown. Invariant: a body is returned only if it arrived whole: a truncated or corrupt gzip stream is rejected even
+if the bytes inflated so far would parse. Data comes from aiohttp's stream and goes to the parser.
 """
 
 import asyncio
@@ -20,115 +21,111 @@ from keepfit.settings import Settings
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
 
 JSON = "application/json"
-BROKEN_OFF = "The body broke off, or its chunks are not framed as RFC 9112 has it."
+INCOMPLETE = "The body is incomplete, or its chunked framing violates RFC 9112."
 STEP_BYTES = 1 << 20
-# Of a body whose size is not known before its end so much waits in memory, the rest on disk.
-AWAITED_BYTES_MAX = 8 << 20
+# A body of unknown size is buffered: this much in memory, the rest on disk.
+BUFFERED_BYTES_MAX = 8 << 20
 
 
 class BodyMemoryLimit:
-    """Memory for bodies: how many bytes of them all requests of one gateway hold together.
+    """Limit for the bytes of request bodies that all requests of one gateway hold together.
 
-    A body counts from its first 64 KiB on, as it arrives and not as it is announced, until its request is answered.
+    A body counts when it exceeds 64 KiB, by the bytes that arrived, not by its announced length, until its request is
+    answered.
     """
 
-    __slots__ = ("_bytes_max", "_taken")
+    __slots__ = ("_bytes_max", "_reserved")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._taken = 0
+        self._reserved = 0
 
-    def take(self, request: web.Request, size: int) -> None:
-        """Count `size` more bytes for a request; one that is alone may have any number.
+    def reserve(self, request: web.Request, size: int) -> None:
+        """Count `size` more bytes for a request; a request that is the only one may reserve any number.
 
         Raises
         ------
         UnavailableError
-            If all together would be too many.
+            If the sum for all requests would exceed the limit.
         """
-        mine = request.get(TAKEN, 0)
-        if mine < self._taken and self._taken + size > self._bytes_max:
-            raise UnavailableError("The bodies of other requests take all the memory that there is for them.")
-        self._taken += size
-        request[TAKEN] = mine + size
+        own = request.get(RESERVED_BYTES, 0)
+        if own < self._reserved and self._reserved + size > self._bytes_max:
+            raise UnavailableError("The bodies of other requests use all the memory for bodies; send this again.")
+        self._reserved += size
+        request[RESERVED_BYTES] = own + size
 
-    def leave(self, request: web.Request) -> None:
-        """Count a request no more; once or more often is the same."""
-        self._taken -= request.pop(TAKEN, 0)
+    def release(self, request: web.Request) -> None:
+        """Release what a request reserved; repeated calls change nothing."""
+        self._reserved -= request.pop(RESERVED_BYTES, 0)
 
 
-ROOM = web.AppKey("room", BodyMemoryLimit)
-TAKEN = web.RequestKey("body_bytes_taken", int)
+BODY_MEMORY = web.AppKey("body_memory", BodyMemoryLimit)
+RESERVED_BYTES = web.RequestKey("reserved_body_bytes", int)
 
 
 @web.middleware
-async def leaves_room(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Let go of what a request's body took once it is answered."""
+async def release_body_memory(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    """Release the memory that a request's body reserved, once the request is answered."""
     try:
         response: web.StreamResponse = await handler(request)
         return response
     finally:
-        request.app[ROOM].leave(request)
+        request.app[BODY_MEMORY].release(request)
 
 
 async def read_json(request: web.Request, settings: Settings, bytes_max: int) -> Any:
-    """Read the request's JSON body, of `bytes_max` at most.
-
-    Raises
-    ------
-    MalformedError, InvalidError
-        If it is damaged or no usable JSON.
-    UnavailableError
-        If other bodies take all the memory for bodies.
-    web.HTTPException
-        408 if it drips in, 413 over the limit, 415 for another type or encoding.
-    """
-    check_type(request)
-    body = await read(request, settings, bytes_max)
+    """Read and parse a JSON body of at most `bytes_max` bytes; raises what :func:`read` and `parse_json` raise."""
+    body = await read(request, settings, bytes_max=bytes_max)
     return await run_in_thread_if_large(len(body), parse_json, body)
 
 
-async def read(request: web.Request, settings: Settings, bytes_max: int | None = None) -> bytes | bytearray:
-    """Read the request's body, whatever its type; raises what :func:`read_json` does for reading.
+async def read(
+    request: web.Request, settings: Settings, media_types: Collection[str] = (JSON,), bytes_max: int | None = None
+) -> bytes | bytearray:
+    """Return the inflated body, whose media type must be one of `media_types`.
 
-    Its limit is that of the settings, and `bytes_max` if that is less.
+    The limit of its size is `settings.body_bytes_max`, or `bytes_max` if that is lower.
+
+    Raises
+    ------
+    MalformedError
+        If the body is incomplete or its gzip stream is corrupt.
+    UnavailableError
+        If the bodies of other requests use all memory for bodies, or the disk buffer fails.
+    web.HTTPException
+        408 if the body does not arrive in time, 413 over the limit, 415 for another media type or encoding.
     """
+    _check_media_type(request, media_types)
     bytes_max = min(bytes_max or settings.body_bytes_max, settings.body_bytes_max)
-    # What says itself that it is too large need not be seen to be so.
+    # A body whose announced length is over the limit need not be read.
     _check_size(request.content_length or 0, bytes_max)
     content = request.content
     if content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
-        # A small body mostly comes with its head; nothing is to be waited for then.
+        # Most small bodies arrive together with their head: there is nothing to wait for.
         try:
-            whole = content.read_nowait()
+            body = content.read_nowait()
         except (ConnectionError, web.RequestPayloadError):
-            raise MalformedError(BROKEN_OFF) from None
-        _check_size(len(whole), bytes_max)
-        return whole
+            raise MalformedError(INCOMPLETE) from None
+        _check_size(len(body), bytes_max)
+        return body
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            return await _read(request, _Body(request, bytes_max))
+            return await _read_stream(request, _Body(request, bytes_max))
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
 
 
-def check_type(request: web.Request, others: Collection[str] = ()) -> str:
-    """Return the body's media type, which must be JSON or one of `others`."""
+def _check_media_type(request: web.Request, media_types: Collection[str]) -> None:
     if request.headers.get(hdrs.CONTENT_TYPE) == JSON:
-        return JSON
-    media_type = request.content_type
-    if media_type in others:
-        return media_type
-    if media_type != JSON:
-        wanted = " or ".join((JSON, *others))
-        raise web.HTTPUnsupportedMediaType(text=f"Send the body as Content-Type: {wanted}.")
-    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise web.HTTPUnsupportedMediaType(text=f"JSON is UTF-8, not {request.charset}.")
-    return JSON
+        return
+    if request.content_type not in media_types:
+        raise web.HTTPUnsupportedMediaType(text=f"Send the body as Content-Type: {' or '.join(media_types)}.")
+    if request.content_type == JSON and (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise web.HTTPUnsupportedMediaType(text=f"JSON must be UTF-8, not {request.charset}.")
 
 
 class _Body:
-    """A body as far as it has come, no larger than it may be."""
+    """The bytes of a body that arrived so far, checked against the limits of size and memory."""
 
     __slots__ = ("_request", "bytes_max", "data", "size")
 
@@ -138,85 +135,85 @@ class _Body:
         self.data = bytearray()
         self.size = 0
 
-    def keep(self, part: bytes) -> None:
-        """Add a part."""
+    def append(self, part: bytes) -> None:
+        """Add bytes."""
         self.count(len(part))
-        self._take(len(part))
+        self._reserve(len(part))
         self.data += part
 
-    def whole(self, size: int) -> bytearray:
-        """Return a place for a body of known size."""
+    def allocate(self, size: int) -> bytearray:
+        """Return a buffer for a body of known size."""
         self.count(size)
-        self._take(size)
+        self._reserve(size)
         return bytearray(size)
 
-    def _take(self, size: int) -> None:
-        # What every connection may hold anyway takes no room.
-        if self.size > INLINE_BYTES_MAX:
-            self._request.app[ROOM].take(self._request, size)
-
     def count(self, size: int) -> None:
-        """Count a part that is not kept."""
+        """Count bytes without storing them."""
         self.size += size
         _check_size(self.size, self.bytes_max)
 
+    def _reserve(self, size: int) -> None:
+        # Small bodies are not counted: every connection may hold as much anyway.
+        if self.size > INLINE_BYTES_MAX:
+            self._request.app[BODY_MEMORY].reserve(self._request, size)
 
-async def _read(request: web.Request, body: _Body) -> bytearray:
+
+async def _read_stream(request: web.Request, body: _Body) -> bytearray:
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     if encoding not in ("gzip", "identity"):
-        raise web.HTTPUnsupportedMediaType(text=f"Content-Encoding {encoding!r} is not known; use gzip or none.")
+        raise web.HTTPUnsupportedMediaType(text=f"Content-Encoding {encoding!r} is not supported; use gzip or none.")
     if encoding == "identity" and request.content_length is not None:
         async for chunk in _chunks(request):
-            body.keep(chunk)
+            body.append(chunk)
         return body.data
-    async with _waiting_place() as came:
+    async with _buffer() as buffer:
         try:
-            data, at = body.whole(await _measure(request, encoding, body.bytes_max, came)), 0
-            await run_in_thread_if_large(came.tell(), came.seek, 0)
+            data, end = body.allocate(await _fill_and_measure(request, encoding, body.bytes_max, buffer)), 0
+            await run_in_thread_if_large(buffer.tell(), buffer.seek, 0)
             inflater = zlib.decompressobj(wbits=31)
-            while chunk := await run_in_thread_if_large(len(data), came.read, STEP_BYTES):
-                async for part in _inflated(inflater, chunk, at) if encoding == "gzip" else _alone(chunk):
-                    data[at : at + len(part)] = part
-                    at += len(part)
+            while chunk := await run_in_thread_if_large(len(data), buffer.read, STEP_BYTES):
+                async for part in _inflate(inflater, chunk, end) if encoding == "gzip" else _single(chunk):
+                    data[end : end + len(part)] = part
+                    end += len(part)
         except OSError as error:
             raise UnavailableError(
-                f"A body whose size is not known before its end is kept on disk, which failed: {error.strerror}."
+                f"A body of unknown length is buffered on disk, which failed: {error.strerror}."
             ) from None
     return data
 
 
-async def _alone(chunk: bytes) -> AsyncIterator[bytes]:
+async def _single(chunk: bytes) -> AsyncIterator[bytes]:
     yield chunk
 
 
 @asynccontextmanager
-async def _waiting_place() -> AsyncIterator[IO[bytes]]:
-    came = SpooledTemporaryFile(AWAITED_BYTES_MAX)  # noqa: SIM115 - closed below
+async def _buffer() -> AsyncIterator[IO[bytes]]:
+    buffer = SpooledTemporaryFile(BUFFERED_BYTES_MAX)  # noqa: SIM115 - closed below
     try:
-        yield came
+        yield buffer
     finally:
-        # To give back the blocks of a large file takes its time.
-        await run_in_thread_if_large(came.tell(), came.close)
+        # Freeing the blocks of a large file takes long.
+        await run_in_thread_if_large(buffer.tell(), buffer.close)
 
 
-async def _measure(request: web.Request, encoding: str, bytes_max: int, came: IO[bytes]) -> int:
-    """Put a body into `came` as it comes, and return its size, once it is seen to be within the limit, and whole."""
-    sent, became = _Body(request, bytes_max), _Body(request, bytes_max)
+async def _fill_and_measure(request: web.Request, encoding: str, bytes_max: int, buffer: IO[bytes]) -> int:
+    """Write a body into `buffer` as it arrives; return its inflated size, once it is whole and within the limit."""
+    received, inflated = _Body(request, bytes_max), _Body(request, bytes_max)
     inflater = zlib.decompressobj(wbits=31)
     try:
         async for chunk in _chunks(request):
-            sent.count(len(chunk))
-            await run_in_thread_if_large(sent.size, came.write, chunk)
+            received.count(len(chunk))
+            await run_in_thread_if_large(received.size, buffer.write, chunk)
             if encoding == "gzip":
-                async for part in _inflated(inflater, chunk, became.size):
-                    became.count(len(part))
+                async for part in _inflate(inflater, chunk, inflated.size):
+                    inflated.count(len(part))
     except zlib.error as error:
-        raise MalformedError(f"The gzip stream is damaged: {error}.") from None
+        raise MalformedError(f"The gzip stream is corrupt: {error}.") from None
     if encoding != "gzip":
-        return sent.size
+        return received.size
     if not inflater.eof:
-        raise MalformedError("The gzip stream is cut short.")
-    return became.size
+        raise MalformedError("The gzip stream is truncated.")
+    return inflated.size
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
@@ -224,12 +221,12 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         async for chunk in request.content.iter_any():
             yield chunk
     except (ConnectionError, web.RequestPayloadError):
-        raise MalformedError(BROKEN_OFF) from None
+        raise MalformedError(INCOMPLETE) from None
 
 
-async def _inflated(inflater: "zlib._Decompress", chunk: bytes, before: int) -> AsyncIterator[bytes]:
-    """Inflate a chunk in steps, which are done elsewhere but for the first of a small body; `before` is its size."""
-    rest, size = chunk, before
+async def _inflate(inflater: "zlib._Decompress", chunk: bytes, size_before: int) -> AsyncIterator[bytes]:
+    """Inflate a chunk in steps, in a thread unless the body is small; `size_before` is what was inflated before."""
+    rest, size = chunk, size_before
     while rest and not inflater.eof:
         part = await run_in_thread_if_large(size + len(rest), inflater.decompress, rest, STEP_BYTES)
         rest = inflater.unconsumed_tail

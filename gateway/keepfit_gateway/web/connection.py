@@ -23,11 +23,11 @@ log = structlog.get_logger(__name__)
 
 
 class ProblemHandler(web.RequestHandler):
-    """aiohttp's connection handler, whose own errors (no HTTP, too long headers) are problem documents too.
+    """aiohttp's connection handler; protocol errors (invalid HTTP, too long headers) become problem documents.
 
-    It also does what aiohttp leaves to a proxy: a request's head that drips in is answered with 408 after
-    `head_timeout_s` seconds. A connection that is idle between two requests is left to aiohttp's own timer, and so is
-    the rare head whose first bytes came in one packet with the request before it.
+    It also answers 408 if the head of a request is incomplete after `head_timeout_s` seconds, which aiohttp leaves to a
+    proxy. Two cases keep aiohttp's own timer: a connection that is idle between two requests, and the rare head whose
+    first bytes arrive in one packet with the previous request.
     """
 
     __slots__ = ("_head_timeout_s", "_head_timer")
@@ -38,37 +38,37 @@ class ProblemHandler(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for the first head."""
+        """Start the timer for the first head."""
         super().connection_made(transport)
-        self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
+        self._head_timer = self._loop.call_later(self._head_timeout_s, self._on_head_timeout)
 
     def data_received(self, data: bytes) -> None:
-        """Take in data, and note whether it began a head or ended one."""
+        """Process data; start the timer if a head begins, stop it if a head ends."""
         between, requests = not self._request_in_progress, self._request_count
         super().data_received(data)
         if self._request_count != requests:
             self._cancel_head_timer()
-            self._break_off()
+            self._fail_broken_body()
         elif between and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
+            self._head_timer = self._loop.call_later(self._head_timeout_s, self._on_head_timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the timer."""
+        """Stop the timer."""
         self._cancel_head_timer()
         super().connection_lost(exc)
 
-    def _break_off(self) -> None:
-        """Tell a handler that the rest of its body is no HTTP; aiohttp would let it wait until its time is up."""
-        request, broken = self._current_request, self._messages[-1][0] if self._messages else None
-        if not isinstance(broken, _ErrInfo):
+    def _fail_broken_body(self) -> None:
+        """Raise in a handler whose body has invalid framing; aiohttp would let it wait until its timeout."""
+        request, error = self._current_request, self._messages[-1][0] if self._messages else None
+        if not isinstance(error, _ErrInfo):
             return
-        # A circle that holds what was received, up to 256 KiB, until the next collection of garbage, which is far off.
-        broken.exc.__traceback__ = None
+        # A reference cycle that would keep the received data, up to 256 KiB, until the next garbage collection.
+        error.exc.__traceback__ = None
         if request is not None and not request.content.is_eof():
-            # The request's own answer says it all, and is the last on this connection.
+            # The response to the request reports the error, and is the last on this connection.
             self._messages.pop()
             self.close()
-            request.content.set_exception(web.RequestPayloadError(broken.message))
+            request.content.set_exception(web.RequestPayloadError(error.message))
             request.content.feed_eof()
 
     def _cancel_head_timer(self) -> None:
@@ -76,15 +76,15 @@ class ProblemHandler(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _head_is_late(self) -> None:
+    def _on_head_timeout(self) -> None:
         self._head_timer = None
         if self._waiter is not None and not self._waiter.done():
-            late = TimeoutError()
-            self._messages.append((_ErrInfo(status=408, exc=late, message=""), EMPTY_PAYLOAD))
+            timeout = _ErrInfo(status=408, exc=TimeoutError(), message="")
+            self._messages.append((timeout, EMPTY_PAYLOAD))
             self._waiter.set_result(None)
 
     async def finish_response(self, request: BaseRequest, resp: Any, start_time: float | None) -> tuple[Any, bool]:
-        """Send an answer; those that aiohttp made before our middlewares ran become problem documents."""
+        """Send a response; errors that aiohttp raised before the middlewares become problem documents."""
         if isinstance(resp, SmallResponse):
             request._finish()
             return resp, not resp.write(request)
@@ -99,16 +99,16 @@ class ProblemHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a request that never reached a handler, and close its connection."""
+        """Answer a request that reached no handler, and close its connection."""
         name = request_id.mint()
         if isinstance(exc, LineTooLong):
             status, detail = 431, "A header or the request line is too long."
         elif status == http.HTTPStatus.REQUEST_TIMEOUT:
-            detail = "The request's head took too long to arrive."
+            detail = "The head of the request took too long to arrive."
         elif status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
-            detail = "The request is not HTTP as RFC 9112 has it."
+            detail = "The request is not valid HTTP (RFC 9112)."
         else:
-            detail = "Something went wrong on our side; the log has the details."
+            detail = "Internal error; the gateway's log has the details."
             log.error("connection_failed", request_id=name, reason=repr(exc))
         response = problem(status, HTTPStatus(status).phrase.lower().replace(" ", "-"), detail)
         response.headers["X-Request-ID"] = name

@@ -1,7 +1,7 @@
-"""Errors as answers: RFC 9457 problem documents for everything that goes wrong.
+"""Error responses: an RFC 9457 problem document for every error.
 
-Owns the one table from the error tree to status codes. Invariants: every class of :mod:`keepfit.errors` is in the table
-(a test walks the tree); no traceback, path or secret is ever in an answer, only in the log.
+Owns the only table from the error tree to status codes. Invariants: every class of :mod:`keepfit.errors` is in the
+table (a test walks the tree); no response holds a traceback, a path or a secret; those are in the log only.
 """
 
 import http
@@ -53,12 +53,12 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.KeepfitError: 500,
 }
 RETRY_AFTER_S = 1
-TOLD = LogThrottle(every_s=1.0)
+THROTTLE = LogThrottle(every_s=1.0)
 MEDIA_TYPE = "application/problem+json"
 
 
 def status_of(error: KeepfitError) -> int:
-    """Status code of the most specific class in the table."""
+    """Return the status code of the most specific class in the table."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
@@ -69,7 +69,7 @@ def problem(
     faults: list[ProblemError] | None = None,
     retry_after_s: int | None = None,
 ) -> web.Response:
-    """Make a problem document; `name` becomes its type, as ``urn:keepfit:problem:<name>``."""
+    """Return a problem document; its type is ``urn:keepfit:problem:<name>``."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     document = Problem(
         type=f"urn:keepfit:problem:{name}",
@@ -82,7 +82,7 @@ def problem(
 
 
 def problem_of(error: KeepfitError) -> web.Response:
-    """Answer to one of our own errors."""
+    """Return the problem document of an error of keepfit."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__.removesuffix("Error")).lower()
     faults = None
     if isinstance(error, InvalidError):
@@ -92,26 +92,26 @@ def problem_of(error: KeepfitError) -> web.Response:
         retry_after_s = error.retry_after_s
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
-    answer = problem(status_of(error), name, str(error), faults, retry_after_s)
+    response = problem(status_of(error), name, str(error), faults, retry_after_s)
     if isinstance(error, errors.UnauthorizedError):
-        answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 @web.middleware
 async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    """Turn every error of a handler into a problem document."""
+    """Convert every error of a handler to a problem document."""
     try:
         return await handler(request)
-    except Exception as error:  # noqa: BLE001 - each is told of
+    except Exception as error:  # noqa: BLE001 - converted to a response
         return to_problem(request, error)
 
 
 def to_problem(request: BaseRequest, error: Exception) -> web.Response:
-    """Make the answer to what a handler raised, and log what is our fault."""
+    """Convert an exception of a handler to a problem document; log errors of the server."""
     if isinstance(error, KeepfitError):
-        # While a part is away as many requests fail as come; one line a second tells of them.
-        more = TOLD.due(type(error).__name__) if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR else None
+        # While a dependency is unavailable every request fails: log one line a second with the number of the others.
+        more = THROTTLE.due(type(error).__name__) if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR else None
         if more is not None:
             name = type(error).__name__
             log.warning(
@@ -132,7 +132,7 @@ def to_problem(request: BaseRequest, error: Exception) -> web.Response:
         path=request.path,
         exc_info=error,
     )
-    return problem(500, "internal", "Something went wrong on our side; the log has the details.")
+    return problem(500, "internal", "Internal error; the gateway's log has the details.")
 
 
 def problem_of_http(request: BaseRequest, error: web.HTTPException) -> web.Response:
@@ -140,13 +140,13 @@ def problem_of_http(request: BaseRequest, error: web.HTTPException) -> web.Respo
     name = error.reason.lower().replace(" ", "-")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        response = problem(405, name, f"{request.method} is not possible here; use {allowed}.")
+        response = problem(405, name, f"{request.method} is not allowed here; use {allowed}.")
         response.headers["Allow"] = allowed
         return response
     if isinstance(error, web.HTTPNotFound):
-        return problem(404, name, f"There is nothing at {request.path}; /openapi.json lists what there is.")
+        return problem(404, name, f"Nothing exists at {request.path}; /openapi.json lists all paths.")
     response = problem(error.status, name, error.text or error.reason)
     if error.status in (408, 413):
-        # What is left of the body was not read, so the connection cannot be used for another request.
+        # The rest of the body was not read, so the connection cannot carry another request.
         response.force_close()
     return response

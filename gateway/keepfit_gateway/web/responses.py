@@ -14,6 +14,8 @@ ZERO_WEIGHT = re.compile(r"q\s*=\s*0(\.0*)?")
 # Smaller bodies fit one packet with their head; gzip saves nothing there.
 GZIP_BYTES_MIN = 1024
 
+encode_json = msgspec.json.Encoder().encode
+
 
 def json_response(
     answer: Any,
@@ -22,7 +24,7 @@ def json_response(
     headers: dict[str, str] | None = None,
 ) -> web.Response:
     """Return a response with `answer` (a form or plain JSON) as its body."""
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type=content_type, headers=headers)
+    return web.Response(body=encode_json(answer), status=status, content_type=content_type, headers=headers)
 
 
 @web.middleware

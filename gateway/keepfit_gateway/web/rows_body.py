@@ -1,210 +1,167 @@
-"""What a request about one model holds: rows, which become :class:`Rows` once the model's recipe is known.
+"""The body of a request about rows, which become :class:`Rows` once the model's recipe is known.
 
-Owns the choice between the ways to read them: small and large JSON, tables. Never knows the model. Invariant: whatever
-the way, rows are accepted or refused as the strict parser and :func:`keepfit.rows.shaping.shape` would have it. A large
-body is never in memory twice, nor as Python's lists, unless something in it is for the strict parser to judge.
+Owns the choice of the parser: small JSON, large JSON, tables. Never does I/O, and never knows the model. Invariant:
+with every parser the same rows are accepted and rejected as by the strict parser and
+:func:`keepfit.rows.shaping.shape`. A large body is never in memory twice, nor as lists of Python, unless it holds
+something that only the strict parser can judge. Data comes from :mod:`keepfit_gateway.web.bodies`.
 """
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from keepfit import identity
-from keepfit.errors import InvalidError, MalformedError, StaleModelError
+from keepfit.errors import InvalidError, StaleModelError
 from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows import arrow, shaping, tables
+from keepfit.rows import arrow, tables
 from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
-from keepfit.rows.tables import Table
-from keepfit.settings import Settings
 from keepfit_gateway import schemas
 from keepfit_gateway.schemas import Form
-from keepfit_gateway.web import bodies, fast_json
-from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web import fast_json
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX
+from keepfit_gateway.web.parsed_rows import ParsedRows
 
 NPY = "application/x-npy"
 ARROW = "application/vnd.apache.arrow.stream"
 TABLES = (NPY, ARROW)
-# A row with more columns than may be is longer than this.
+# A row with more than COLUMNS_MAX columns is longer than this.
 NARROW_BYTES_MAX = 2 * COLUMNS_MAX
-# Lists of Python take up to 24 times what the strict parser made them of.
+# Lists of Python use up to 24 times the bytes that the strict parser reads.
 STRICT_BYTES_MAX = 32 * 2**20
-PROBA = {"true": True, "false": False}
 
 
 class RowsBody(Protocol):
-    """A request's rows, of `size` bytes; `proba` tells whether probabilities are asked for."""
+    """A parsed body of `size` bytes, about the model `model_hash`; `proba` is true if probabilities are requested."""
 
     size: int
     proba: bool
+    model_hash: str
 
     def shape(self, recipe: Recipe, *, learning: bool) -> Rows:
         """Check the rows against `recipe` and return them; may be called again."""
 
 
-class ParsedRows:
-    """Rows as lists: a JSON request that is small, or that only the strict parser could read."""
-
-    __slots__ = ("X", "proba", "sample_weight", "size", "y")
-
-    def __init__(self, size: int, X: Any, y: Any, sample_weight: Any, proba: bool) -> None:
-        self.size = size
-        self.X = X
-        self.y = y
-        self.sample_weight = sample_weight
-        self.proba = proba
-
-    def shape(self, recipe: Recipe, *, learning: bool) -> Rows:
-        """Check the rows against `recipe` and return them."""
-        return shaping.shape(recipe, self.X, self.y, self.sample_weight, learning=learning)
-
-
 class LargeRows:
-    """Rows of which there is one form at a time: the body, used up and let go once they are shaped."""
+    """Rows held in one form at a time: the body is released when they are shaped."""
 
-    __slots__ = ("_make", "_recipe", "_shaped", "proba", "size")
+    __slots__ = ("_make", "_recipe", "_shaped", "model_hash", "proba", "size")
 
-    def __init__(self, size: int, proba: bool, make: Callable[..., Rows]) -> None:
+    def __init__(self, size: int, make: Callable[..., Rows], *, proba: bool, model_hash: str) -> None:
         self.size = size
         self.proba = proba
+        self.model_hash = model_hash
         self._make: Callable[..., Rows] | None = make
         self._recipe: Recipe | None = None
         self._shaped: Rows | None = None
 
     def shape(self, recipe: Recipe, *, learning: bool) -> Rows:
-        """Check the rows against `recipe` and return them, the same ones for each call.
+        """Check the rows against `recipe` and return them; each call returns the same object.
 
         Raises
         ------
         StaleModelError
-            If it was called with another recipe before: what the rows came as is gone.
+            If an earlier call had another recipe: the body is released by then.
         """
         if self._make is not None:
             make, self._make = self._make, None
             self._recipe, self._shaped = recipe, make(recipe, learning=learning)
         if self._shaped is None or recipe != self._recipe:
-            raise StaleModelError("The model was made again while these rows were read; send them again.")
+            raise StaleModelError("The model was created again while these rows were read; send them again.")
         return self._shaped
 
 
-async def read(
-    request: web.Request, settings: Settings, form: type[Form], model_hash: str | None = None
-) -> tuple[str, RowsBody]:
-    """Read a request: return the hash of the model it is about (the path's, else its metadata's), and its rows.
+def parse(body: bytes | bytearray, form: type[Form], model_hash: str | None = None) -> RowsBody:
+    """Parse a JSON body of `form`, about the model `model_hash` or, without it, the model that its metadata name.
 
     Raises
     ------
     MalformedError, InvalidError
-        If the body is damaged, not the form asked for, or its metadata name no model.
-    web.HTTPException
-        408 if it drips in, 413 over the limits of size and width, 415 for another type or encoding.
-    UnavailableError
-        If other bodies take all the memory for bodies.
+        If it is not usable JSON, does not have the form, or its metadata are invalid.
+    web.HTTPRequestEntityTooLarge
+        If a row has too many columns, or the body is too large for the strict parser and needs it.
     """
-    media_type = bodies.check_type(request, TABLES)
-    proba = model_hash is not None and form is schemas.Predict and _is_proba_asked(request)
-    if media_type != bodies.JSON:
-        return await _read_table(request, settings, form, media_type, model_hash, proba)
-    text = await bodies.read(request, settings)
-    size = len(text)
-    if size <= INLINE_BYTES_MAX:
-        found = fast_json.decode(text, form)
-        if found is not None:
-            if size > NARROW_BYTES_MAX:
-                _check_width(max(map(len, found.X), default=0))
-            sent = ParsedRows(size, found.X, found.y, found.sample_weight, found.proba or proba)
-            return model_hash or cast("str", found.hash), sent
-    else:
-        split = await asyncio.to_thread(fast_json.split, text, form)
-        if split is not None:
-            make = partial(_shape_parts, text, form, split)
-            return model_hash or cast("str", split.hash), LargeRows(size, split.proba or proba, make)
-    named, lists = await run_in_thread_if_large(size, _read_strictly, text, form)
-    lists.proba |= proba
-    return model_hash or cast("str", named), lists
+    if len(body) > INLINE_BYTES_MAX:
+        return _parse_large(body, form, model_hash)
+    rows = fast_json.decode(body, form, model_hash)
+    if rows is None:
+        return _parse_strictly(body, form, model_hash)
+    if rows.size > NARROW_BYTES_MAX:
+        _check_width(max(map(len, rows.X), default=0))
+    return rows
 
 
-def _read_strictly(text: bytes | bytearray, form: type[Form]) -> tuple[str | None, ParsedRows]:
-    """Read JSON by the strict parser; return the hash that metadata give, and the rows."""
-    if len(text) > STRICT_BYTES_MAX:
+def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str) -> RowsBody:
+    """Parse a table, a body of one of the media types :data:`TABLES`; raises as :func:`parse`.
+
+    Call it in a thread even for a small table: the first Arrow table imports pyarrow, which takes long.
+    """
+    data = bytearray(body) if isinstance(body, bytes) else body
+    table: tables.Table = (arrow.read_arrow if media_type == ARROW else tables.read_npy)(data)
+    learning = form is not schemas.Predict
+    _check_width(table.width - learning)
+    make = partial(table.shape, weighted=form is schemas.PartialFit)
+    return LargeRows(len(data), make, proba=False, model_hash=model_hash)
+
+
+def _parse_large(body: bytes | bytearray, form: type[Form], model_hash: str | None) -> RowsBody:
+    raw = fast_json.split(body, form, model_hash)
+    if raw is None:
+        return _parse_strictly(body, form, model_hash)
+    make = partial(_shape_chunks, body, form, raw)
+    return LargeRows(len(body), make, proba=raw.proba, model_hash=raw.model_hash)
+
+
+def _parse_strictly(body: bytes | bytearray, form: type[Form], model_hash: str | None) -> ParsedRows:
+    """Parse JSON with the strict parser."""
+    if len(body) > STRICT_BYTES_MAX:
         raise web.HTTPRequestEntityTooLarge(
             max_size=STRICT_BYTES_MAX,
-            actual_size=len(text),
-            text="A body this large must be plain rows: JSON without an error, without true or false in its rows, "
-            f'and without \\" in its strings. Others are read up to {STRICT_BYTES_MAX} bytes; send this in parts.',
+            actual_size=len(body),
+            text="A body of this size must be plain rows: valid JSON, without true or false in its rows, and without "
+            f'\\" in its strings. Other bodies may have up to {STRICT_BYTES_MAX} bytes; send this in several requests.',
         )
-    found: Any = schemas.convert(identity.parse_json(text), form)
-    _check_width(max(map(len, found.X), default=0))
-    named = identity.hash_of(identity.check_metadata(found.metadata)) if hasattr(found, "metadata") else None
-    y, weights = getattr(found, "y", None), getattr(found, "sample_weight", None)
-    return named, ParsedRows(len(text), found.X, y, weights, getattr(found, "proba", False))
+    request: Any = schemas.convert(identity.parse_json(body), form)
+    _check_width(max(map(len, request.X), default=0))
+    if model_hash is None:
+        model_hash = identity.hash_of(identity.check_metadata(request.metadata))
+    y, weights = getattr(request, "y", None), getattr(request, "sample_weight", None)
+    return ParsedRows(len(body), request.X, y, weights, getattr(request, "proba", False), model_hash)
 
 
-def _shape_parts(
-    text: bytes | bytearray, form: type[Form], split: fast_json.Found, recipe: Recipe, *, learning: bool
+def _shape_chunks(
+    body: bytes | bytearray, form: type[Form], raw: fast_json.RawBody, recipe: Recipe, *, learning: bool
 ) -> Rows:
-    """Shape the rows of large JSON, a part at a time where that is possible."""
+    """Shape the rows of large JSON chunk by chunk, or with the strict parser where that is not possible."""
     collector = Collector(recipe)
-    wrong: InvalidError | None = None
+    invalid: InvalidError | None = None
     try:
-        for part in fast_json.parts(split.X):
-            _check_width(max(map(len, part)))
+        for chunk in fast_json.row_chunks(raw.X):
+            _check_width(max(map(len, chunk)))
             try:
-                if wrong is None:
-                    collector.add(part)
+                if invalid is None:
+                    collector.add(chunk)
             except InvalidError as error:
-                # Told only once the rest is seen to be of the form asked for: what is not, is said first.
-                wrong = error
-        y = fast_json.values("y", split.y)
-        sample_weight = fast_json.values("sample_weight", split.sample_weight)
+                # Raised after the rest is parsed: an error of the form takes precedence over an error of a value.
+                invalid = error
+        y = fast_json.decode_values("y", raw.y)
+        sample_weight = fast_json.decode_values("sample_weight", raw.sample_weight)
     except fast_json.UnprovenError:
-        _, lists = _read_strictly(text, form)
-        return lists.shape(recipe, learning=learning)
-    if wrong is not None:
+        return _parse_strictly(body, form, raw.model_hash).shape(recipe, learning=learning)
+    if invalid is not None:
         try:
-            raise wrong
+            raise invalid
         finally:
-            # Error and frame would hold each other, and the body, until the next collection of garbage.
-            wrong = None
+            # Error and frame would reference each other, and keep the body until the next garbage collection.
+            invalid = None
     return collector.rows(y, sample_weight, learning=learning)
 
 
-async def _read_table(
-    request: web.Request, settings: Settings, form: type[Form], media_type: str, model_hash: str | None, proba: bool
-) -> tuple[str, RowsBody]:
-    if model_hash is None:
-        raise web.HTTPUnsupportedMediaType(
-            text=f"A table has no place for metadata: send {media_type} to /v1/models/{{hash}}/…, or JSON here."
-        )
-    if media_type == ARROW and not arrow.AVAILABLE:
-        raise web.HTTPUnsupportedMediaType(
-            text="This gateway has no Arrow: pip install 'keepfit[frames]' there, or send JSON or application/x-npy."
-        )
-    data = await bodies.read(request, settings)
-    if isinstance(data, bytes):
-        data = bytearray(data)
-    opened = arrow.read_arrow if media_type == ARROW else tables.read_npy
-    # In a thread although it may be small: the first time pyarrow is imported, which takes a while.
-    table: Table = await asyncio.to_thread(opened, data)
-    learning = form is not schemas.Predict
-    _check_width(table.width - learning)
-    return model_hash, LargeRows(len(data), proba, partial(table.shape, weighted=form is schemas.PartialFit))
-
-
-def _is_proba_asked(request: web.Request) -> bool:
-    """Tell whether the query asks for probabilities, as it has to where the rows are a table."""
-    asked = request.query.getall("proba", ["false"])
-    if len(asked) != 1 or asked[0] not in PROBA:
-        raise MalformedError("proba must be true or false, once.")
-    return PROBA[asked[0]]
-
-
 def _check_width(width: int) -> None:
-    """Refuse rows so wide that only looking at their values would take seconds."""
+    """Reject rows with so many columns that a scan of their values would take seconds."""
     if width > COLUMNS_MAX:
-        text = f"A row has {width} columns, more than {COLUMNS_MAX}."
+        text = f"A row has {width} columns; the limit is {COLUMNS_MAX}."
         raise web.HTTPRequestEntityTooLarge(max_size=COLUMNS_MAX, actual_size=width, text=text)

@@ -1,7 +1,7 @@
-"""Small answers, written in one go.
+"""Small responses, written to the connection in one call.
 
-Owns the bytes of an answer that needs nothing of what aiohttp can do for one: no stream, no cookie, no compression.
-Never used for an error. Invariant: on the wire it is what the same answer by :class:`aiohttp.web.Response` would be.
+Owns the bytes of a response without stream, cookies or compression. Never used for an error. Invariant: the bytes on
+the wire are those of the equal :class:`aiohttp.web.Response`.
 """
 
 from aiohttp.helpers import rfc822_formatted_time
@@ -12,7 +12,7 @@ PHRASES = {200: "OK", 202: "Accepted"}
 
 
 class SmallResponse:
-    """An answer with a JSON body; `fields` are further header lines, each ended by CR LF."""
+    """A response with a JSON body; `fields` are additional header lines, each terminated by CR LF."""
 
     __slots__ = ("body", "fields", "keep_alive", "status")
 
@@ -23,7 +23,7 @@ class SmallResponse:
         self.keep_alive = False
 
     def write(self, request: BaseRequest) -> bool:
-        """Write it as the answer to `request`; False if the client has gone."""
+        """Write the response to `request`; return False if the client has disconnected."""
         transport = request.transport
         if transport is None or transport.is_closing():
             return False

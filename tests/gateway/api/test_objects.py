@@ -148,7 +148,7 @@ async def test_what_is_not_signed_is_refused_unread(
     forgeries = {
         "not a keepfit envelope": evil,
         "Signature mismatch": foreign.seal(header, evil),
-        "it is damaged, forged": good[: -len(evil)] + evil,
+        "the data is corrupt, tampered": good[: -len(evil)] + evil,
     }
     for words, forged in forgeries.items():
         document = {"metadata": metadata, "recipe": {"object": b64encode(forged).decode()}}

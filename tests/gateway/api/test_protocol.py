@@ -23,7 +23,7 @@ async def test_a_method_that_a_path_lacks_names_those_it_has(api: Api, path: str
     allowed = methods | ({"HEAD"} if "GET" in methods else set())
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - methods:
         reply = await api.call(method, path.replace("{hash}", "0" * 64))
-        assert reply.problem(405)["detail"].startswith(f"{method} is not possible here")
+        assert reply.problem(405)["detail"].startswith(f"{method} is not allowed here")
         assert set(reply.headers["Allow"].split(", ")) == allowed
 
 

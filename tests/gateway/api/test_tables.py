@@ -1,5 +1,6 @@
 """Rows that come as tables: npy and Arrow over HTTP, up to large ones."""
 
+import asyncio
 import gzip
 import io
 import tracemalloc
@@ -17,8 +18,8 @@ from keepfit.rows import arrow as frames
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit_gateway import schemas
-from keepfit_gateway.web import rows_body
-from keepfit_gateway.web.bodies import ROOM, RunQueue
+from keepfit_gateway.web import bodies, rows_body
+from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
 from keepfit_gateway.web.offload import run_in_thread_if_large
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin
@@ -146,14 +147,16 @@ async def test_a_large_array_is_never_in_memory_twice(form: type[schemas.Form]) 
     recipe = parse({"estimator": "SGDRegressor"})
 
     async def handler(request: web.Request) -> web.Response:
-        _, sent = await rows_body.read(request, Settings(), form, "0" * 64)
+        body = await bodies.read(request, Settings(), rows_body.TABLES)
+        sent = await asyncio.to_thread(rows_body.parse_table, body, form, rows_body.NPY, "0" * 64)
+        del body
         learning = form is schemas.PartialFit
         shaped.append(await run_in_thread_if_large(sent.size, sent.shape, recipe, learning=learning))
         return web.Response()
 
     head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]
     app = web.Application()
-    app[ROOM] = RunQueue(1 << 20)
+    app[BODY_MEMORY] = BodyMemoryLimit(1 << 20)
     app.router.add_post("/", handler)
     runner = web.AppRunner(app, auto_decompress=False)
     await runner.setup()

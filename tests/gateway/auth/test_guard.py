@@ -400,7 +400,7 @@ async def test_a_log_line_has_the_request_id(
     settings: Settings, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failed request is logged with the id of the client, on both paths."""
-    monkeypatch.setattr(problems, "TOLD", LogThrottle(every_s=0.0))
+    monkeypatch.setattr(problems, "THROTTLE", LogThrottle(every_s=0.0))
     quick = settings.model_copy(update={"predict_timeout_s": 0.05})
     async with serving(quick) as api:
         path = await api.make(metadata, REGRESSOR)

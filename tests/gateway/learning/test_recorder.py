@@ -153,11 +153,11 @@ async def test_a_log_that_is_away_refuses_and_a_repeat_is_taken_once(
             for storage in (LocalStorage, S3Storage):
                 patch.setattr(storage, "put", refuse)
             first = (await fit(api, path, "mine")).problem(503)
-            assert "Redis has accepted this, and the row log did not take it" in first["detail"]
+            assert "Redis has accepted this, but the row log did not store it" in first["detail"]
             assert "nothing is accepted" in (await fit(api, path, "mine")).problem(503)["detail"]
             assert "nothing is accepted" in (await fit(api, path, "other")).problem(503)["detail"]
             ready = (await api.get("/readyz")).json()
-            assert "takes nothing" in ready["row_log"]
+            assert "is unavailable" in ready["row_log"]
             assert 'keepfit_dependency_up{dependency="row_log"} 0.0' in (await api.get("/metrics")).body.decode()
             assert await _accepted(logged, path, 1)
             assert found(logged, path) == []
@@ -178,7 +178,7 @@ async def test_a_log_that_hangs_holds_up_one_write(local: Settings, monkeypatch:
         path = await api.make(METADATA, RECIPE)
         with held(monkeypatch) as give_free:
             monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.2)
-            assert "did not take it" in (await fit(api, path, "mine")).problem(503)["detail"]
+            assert "did not store it" in (await fit(api, path, "mine")).problem(503)["detail"]
             assert "nothing is accepted" in (await fit(api, path, "mine")).problem(503)["detail"]
             monkeypatch.setattr(recorder, "WRITE_S_MAX", 30.0)
             give_free(2)

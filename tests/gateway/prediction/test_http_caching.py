@@ -347,7 +347,7 @@ async def test_a_subscription_without_pongs_is_replaced(
     stack: Stack, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A subscription that answers no ping counts as interrupted and is opened again."""
-    monkeypatch.setattr("keepfit_gateway.learning.commit_feed.DEAF_S", 0.2)
+    monkeypatch.setattr("keepfit_gateway.learning.commit_feed.PING_TIMEOUT_S", 0.2)
     async with beside(stack) as (api, proxy):
         await eventually(lambda: is_cached(api, path), "an answer from the cache")
         with structlog.testing.capture_logs() as logged:
@@ -355,7 +355,7 @@ async def test_a_subscription_without_pongs_is_replaced(
 
             async def replaced() -> bool:
                 return any(
-                    entry.get("reason", "").startswith("The subscription gave no sign of life") for entry in logged
+                    entry.get("reason", "").startswith("The subscription did not reply to a ping") for entry in logged
                 )
 
             await eventually(replaced, "the end of the subscription")

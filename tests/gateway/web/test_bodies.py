@@ -8,7 +8,6 @@ import json
 import random
 import weakref
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -18,7 +17,7 @@ from keepfit.errors import InvalidError
 from keepfit.recipe.recipe import parse
 from keepfit.settings import Settings
 from keepfit_gateway import schemas
-from keepfit_gateway.web import fast_json, rows_body
+from keepfit_gateway.web import rows_body
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventually, serving
 
@@ -102,10 +101,10 @@ async def test_a_body_that_grows_a_hundredfold_is_read(api: Api, metadata: dict[
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda packed: packed[:-1], "cut short"),
-        (lambda packed: packed[:-8] + bytes(8), "damaged"),
+        (lambda packed: packed[:-1], "truncated"),
+        (lambda packed: packed[:-8] + bytes(8), "corrupt"),
         (lambda packed: packed + b"x", "follow the end"),
-        (lambda packed: packed[:1000] + bytes(100) + packed[1100:], "damaged"),
+        (lambda packed: packed[:1000] + bytes(100) + packed[1100:], "corrupt"),
     ],
 )
 async def test_a_body_that_grows_a_hundredfold_must_be_whole(
@@ -175,15 +174,14 @@ def test_large_rows_that_are_wrong_are_let_go() -> None:
 
     text = Text(b'{"X":[[1,2],["a",2]],"y":[1,2]}')
     watch = weakref.ref(text)
-    split = fast_json.split(text, schemas.PartialFit)
-    assert split is not None
-    sent = rows_body.LargeRows(len(text), False, partial(rows_body._shape_parts, text, schemas.PartialFit, split))
+    sent = rows_body._parse_large(text, schemas.PartialFit, "a" * 64)
+    assert isinstance(sent, rows_body.LargeRows)
     gc.disable()
     try:
         with pytest.raises(InvalidError) as refused:
             sent.shape(parse(dict(REGRESSOR)), learning=True)
         assert refused.value.faults[0].row == 1
-        del text, split, sent, refused
+        del text, sent, refused
         assert watch() is None
     finally:
         gc.enable()

@@ -160,7 +160,7 @@ def test_what_is_decoded_fast_is_what_the_strict_parser_gives(request: tuple[typ
     form, body = request
     found = fast_json.decode(body, form)
     if found is not None:
-        assert written(found, found.hash) == strictly(body, form)
+        assert written(found, found.model_hash or None) == strictly(body, form)
 
 
 @pytest.mark.parametrize("body", EXAMPLES)
@@ -168,7 +168,7 @@ def test_what_is_decoded_fast_is_what_the_strict_parser_gives(request: tuple[typ
 def test_doubtful_texts(form: type[Form], body: bytes) -> None:
     """Repeated keys in all spellings, brackets in strings, what is no UTF-8: read as the strict parser does."""
     found = fast_json.decode(body, form)
-    assert found is None or written(found, found.hash) == strictly(body, form)
+    assert found is None or written(found, found.model_hash or None) == strictly(body, form)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_ordinary_requests_take_the_fast_way(form: type[Form], body: bytes) -> N
     for _ in range(2):
         found = fast_json.decode(body, form)
         assert found is not None
-        assert written(found, found.hash) == strictly(body, form)
+        assert written(found, found.model_hash or None) == strictly(body, form)
 
 
 def outcome(function: Any) -> Any:
@@ -221,7 +221,7 @@ def test_large_bodies_become_the_same_rows_part_by_part(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_json, "STEP_BYTES", step)
-        by_parts = outcome(lambda: rows_body._shape_parts(body, form, split, recipe, learning=learning))
+        by_parts = outcome(lambda: rows_body._shape_chunks(body, form, split, recipe, learning=learning))
     assert by_parts == outcome(as_a_whole)
 
 
@@ -230,7 +230,7 @@ def test_parts_are_many_and_hold_all_rows() -> None:
     rows_sent = [[float(i), i] for i in range(1000)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_json, "STEP_BYTES", 500)
-        parts = list(fast_json.parts(msgspec.Raw(json.dumps(rows_sent).encode())))
+        parts = list(fast_json.row_chunks(msgspec.Raw(json.dumps(rows_sent).encode())))
     assert len(parts) > 20
     assert [row for part in parts for row in part] == rows_sent
 
@@ -244,5 +244,5 @@ def test_a_wrong_row_far_in_is_named_by_its_place_in_the_request() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_json, "STEP_BYTES", 500)
         with pytest.raises(KeepfitError, match=r"column 0: 1e\+300 .* \(row 1000\)\.") as caught:
-            rows_body._shape_parts(body, schemas.Predict, split, RECIPES[0], learning=False)
+            rows_body._shape_chunks(body, schemas.Predict, split, RECIPES[0], learning=False)
     assert [(fault.row, fault.column) for fault in caught.value.faults] == [(1000, 0)]  # type: ignore[attr-defined]
