@@ -1,6 +1,6 @@
-"""What a process does that a fault point ends: the parts of keepfit, one act each, run in a child of its own.
+"""Actions of keepfit's services, each run in a child process that a failpoint may kill.
 
-Owns the acts and how a child is started for one. Never checks anything; the tests do, in the process that lives on.
+Owns the actions and how a child is started. Never checks results: the tests do, in the parent process.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from keepfit_gateway import app
 from keepfit_snapshotter.run import run_once
 from keepfit_workers import context, jobs, learning, sweep
 
-# Children are forked from a process that has all modules and no threads.
+# Children are forked from a server process that has all modules imported and no threads.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.acts"])
 
 
 @contextmanager
-def child(point: str, act: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
-    """Run an act in a child with a fault point armed ('' for none); what still runs at the end is killed."""
-    started = _context.Process(target=_play, args=(point, act, *args))
+def child(point: str, action: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
+    """Run an action in a child with a failpoint armed ('' for none); kill the child at the end if it still runs."""
+    started = _context.Process(target=_run, args=(point, action, *args))
     started.start()
     try:
         yield started
@@ -42,46 +42,46 @@ def child(point: str, act: Callable[..., None], *args: Any) -> Iterator[BaseProc
         started.join()
 
 
-def end_of(point: str, act: Callable[..., None], *args: Any) -> int | None:
-    """Run an act in a child and return its exit code: minus the signal's number where one ended it."""
-    with child(point, act, *args) as started:
+def exit_code_of(point: str, action: Callable[..., None], *args: Any) -> int | None:
+    """Run an action in a child and return its exit code, negative for a signal."""
+    with child(point, action, *args) as started:
         started.join(60)
         return started.exitcode
 
 
 def pipe() -> tuple[Connection, Connection]:
-    """Pipe for an act that has something to say: the end to read from, and its own."""
+    """Return a pipe for an action that sends a result: the end for the test, and the end for the action."""
     return _context.Pipe(duplex=False)
 
 
-def _play(point: str, act: Callable[..., None], *args: Any) -> None:
+def _run(point: str, action: Callable[..., None], *args: Any) -> None:
     if point:
         failpoints.arm(point)
-    act(*args)
+    action(*args)
 
 
 def learn(settings: Settings, lease: str) -> None:
-    """Work a lease on the learn room."""
+    """Execute a lease on the learn run queue."""
     here = context.start(settings, "first")
     jobs.partial_fit(lease)
     here.close()
 
 
 def stop_learning(settings: Settings, lease: str) -> None:
-    """Work a lease on the learn room, one request at a time, with a SIGTERM during the first."""
-    step = learning._step
+    """Execute a lease on the learn run queue, one request per commit, with a stop request during the first."""
+    fit = learning.Turn.fit
     commit.ENTRIES_MAX = 1
 
-    def stopped(here: context.WorkerContext, taken: commit.Claimed, lease: str) -> bool:
-        here.stopping = True
-        return step(here, taken, lease)
+    def stop_and_fit(turn: learning.Turn, claimed: commit.Claimed) -> tuple[bool, commit.Claimed | None]:
+        context.current().stopping = True
+        return fit(turn, claimed)
 
-    learning._step = stopped
+    learning.Turn.fit = stop_and_fit  # type: ignore[method-assign]
     learn(settings, lease)
 
 
 def learn_torn(settings: Settings, lease: str, sent: int) -> None:
-    """Work a lease, and die when of the first commit's commands only the first `sent` are on their way."""
+    """Execute a lease, and die when only the first `sent` commands of the first commit are sent."""
     trip = redis_scripts._trip
 
     def torn(client: Any, commands: Sequence[Command]) -> list[Any]:
@@ -95,36 +95,36 @@ def learn_torn(settings: Settings, lease: str, sent: int) -> None:
 
 
 def answer(settings: Settings, lease: str) -> None:
-    """Work a lease on the predict room."""
+    """Execute a lease on the predict run queue."""
     here = context.start(settings, "first")
     jobs.predict(lease)
     here.close()
 
 
 def reap(settings: Settings) -> None:
-    """End expired leases, again and again; for a child that does not live long."""
+    """Reap expired leases in a loop, until the child is killed."""
     store, queue = redis_clients.store_sync(settings), redis_clients.queue_sync(settings)
     while True:
         sweep.sweep(store, queue, settings.lease_ttl_s)
 
 
 def serve(settings: Settings, urls: Connection) -> None:
-    """Be a gateway; tell its URL."""
+    """Run a gateway and send its URL."""
     app.run(settings, urls.send)
 
 
 def save(settings: Settings) -> None:
-    """Make one pass of the snapshotter."""
+    """Run one pass of the snapshotter."""
     asyncio.run(run_once(settings))
 
 
 def restore(settings: Settings, model_hash: str) -> None:
-    """Put a model back from its snapshot."""
+    """Restore a model from its snapshot."""
     asyncio.run(restore_many(settings, ModelFilter(hash=model_hash)))
 
 
 def go_back(settings: Settings, model_hash: str) -> None:
-    """Put version 1 in the place of a live model."""
+    """Restore version 1 over a live model."""
     asyncio.run(
         restore_many(
             settings, ModelFilter(hash=model_hash), RestoreRequest(version=1), confirm=lambda plans: True, follow=True
@@ -132,19 +132,19 @@ def go_back(settings: Settings, model_hash: str) -> None:
     )
 
 
-def pass_by(name: str, times: int) -> None:
-    """Reach a point so often."""
+def reach(name: str, times: int) -> None:
+    """Reach a failpoint this many times."""
     for _ in range(times):
         failpoints.reach(name)
 
 
-def raise_a_family(name: str, codes: Connection) -> None:
-    """Have three forked children reach a point, one after the other; tell their exit codes."""
+def reach_in_forks(name: str, codes: Connection) -> None:
+    """Fork three children that reach a failpoint one after the other; send their exit codes."""
     forking = multiprocessing.get_context("fork")
-    ends = []
+    exit_codes = []
     for _ in range(3):
         one = forking.Process(target=failpoints.reach, args=(name,))
         one.start()
         one.join()
-        ends.append(one.exitcode)
-    codes.send(ends)
+        exit_codes.append(one.exitcode)
+    codes.send(exit_codes)

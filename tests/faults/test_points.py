@@ -1,4 +1,4 @@
-"""A process ends at each named point, others go on: nothing is lost and nothing is done twice."""
+"""A process dies at each failpoint and others continue: nothing is lost and nothing is done twice."""
 
 import ast
 import asyncio
@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[2]
 LEARNING = ["lease.claimed", "worker.claimed", "worker.fitted", "commit.sealed", "commit.done", "lease.releasing"]
 HANDING_OVER = ["worker.unlocking", "worker.unlocked", "lease.released"]
 ANSWERING = ["answers.computed"]
-BURYING = ["reap.unlocked"]
+REAPING = ["reap.unlocked"]
 ACCEPTING = ["accept.begun", "accept.done", "hint.begun", "hint.pushed"]
 WRITING_AHEAD = ["accept.written_ahead"]
 REGISTERING = ["model.registered", "model.unregistered"]
@@ -58,16 +58,16 @@ RESTORING = ["restore.fetched", "restore.replayed", "restore.numbered", "restore
 REPLAYING = ["restore.remembered"]
 RETURNING = ["restore.rewound"]
 RECORDING = ["rowlog.accepted", "rowlog.written"]
-TENDING = ["rowlog.merged", "rowlog.cleared"]
+COMPACTING = ["rowlog.merged", "rowlog.cleared"]
 TESTED = [
-    *LEARNING, *HANDING_OVER, *ANSWERING, *BURYING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
-    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *TENDING,
+    *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
+    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING,
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory, mongo_server: str) -> Iterator[Settings]:
-    """Settings of one deployment for all points, with leases that soon expire."""
+    """Run one deployment for all failpoints, with leases that expire soon; yield its settings."""
     folder = tmp_path_factory.mktemp("points")
     with servers.valkey(folder / "redis") as url:
         yield Settings(
@@ -82,48 +82,48 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, mongo_server: str) -> I
 
 @pytest.fixture
 async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
-    """Make models in the deployment."""
+    """Open a workshop on the deployment."""
     async with workshop(deployment) as opened:
         yield opened
 
 
 def recover(settings: Settings, done: Callable[[], bool]) -> None:
-    """Do what supervisor and another worker do, until all is `done`."""
-    here = context.start(settings, "second")
+    """Sweep and execute leases, as supervisor and another worker do, until `done` is true."""
+    worker = context.start(settings, "second")
     store = redis_clients.store_sync(settings)
 
-    def go_on() -> bool:
-        # Mail is looked for now, and not when five seconds have passed.
+    def sweep_and_work() -> bool:
+        # Sweep now, and not only five seconds after the last sweep.
         store.delete(redis_keys.SWEEP)
-        sweep.sweep(store, here.queue, settings.lease_ttl_s)
-        waiting = rq_jobs.queue_of(here.queue)
+        sweep.sweep(store, worker.queue, settings.lease_ttl_s)
+        waiting = rq_jobs.queue_of(worker.queue)
         for job_id in waiting.get_job_ids():
-            job = rq_jobs.LeaseJob.fetch(job_id, connection=here.queue, serializer=rq_jobs.SERIALIZER)
+            job = rq_jobs.LeaseJob.fetch(job_id, connection=worker.queue, serializer=rq_jobs.SERIALIZER)
             waiting.remove(job_id)
             (jobs.partial_fit if job.func_name == rq_jobs.PARTIAL_FIT else jobs.predict)(job_id)
         return done()
 
     try:
-        servers.wait_until(go_on, "the work going on")
+        servers.wait_until(sweep_and_work, "the recovery")
     finally:
         store.close()
-        here.close()
+        worker.close()
         context._current = None
 
 
 def learned(shop: Workshop, model_hash: str) -> bool:
-    """Tell whether a model has no mail."""
+    """Return whether a model has no pending requests."""
     accepted, done = shop.redis.hmget(redis_keys.state(model_hash), "accepted", "learned")  # type: ignore[misc]
     return bool(accepted == done)
 
 
 def push(shop: Workshop, room: run_queue.RunQueue, *entries: str | bytes) -> None:
-    """Have work wait in a room, and the lease for it sent for."""
+    """Push entries to a run queue and enqueue a lease for them."""
     redis_scripts.run(shop.redis, run_queue.push(room, LEASE, LEASE_TTL_S, entries, most=10))
 
 
 async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[list[Any], list[float]]]) -> None:
-    """Compare the live bundle with a plain loop over the requests."""
+    """Assert that the live bundle equals the result of a plain loop over the requests."""
     wanted = recipe.parse(SHOES_RECIPE)
     expected = Bundle.new(wanted)
     for X, y in requests:
@@ -136,8 +136,8 @@ async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[li
     assert not shop.redis.exists(redis_keys.dead(model_hash))
 
 
-async def with_mail(shop: Workshop) -> tuple[str, list[tuple[list[Any], list[float]]]]:
-    """Make a model with three requests in its inbox, each of one row."""
+async def with_pending_requests(shop: Workshop) -> tuple[str, list[tuple[list[Any], list[float]]]]:
+    """Make a model with three pending requests of one row each."""
     model_hash = await shop.make()
     requests = [([X], [y]) for X, y in zip(SHOES, SIZES, strict=True)]
     for X, y in requests:
@@ -146,39 +146,39 @@ async def with_mail(shop: Workshop) -> tuple[str, list[tuple[list[Any], list[flo
 
 
 @pytest.mark.parametrize("point", [*LEARNING, *HANDING_OVER])
-async def test_a_worker_may_die_at_any_step_of_learning(deployment: Settings, shop: Workshop, point: str) -> None:
-    """Whichever step a worker dies at, all rows are learned, once and in order."""
-    model_hash, requests = await with_mail(shop)
+async def test_a_worker_can_die_at_any_step_of_learning(deployment: Settings, shop: Workshop, point: str) -> None:
+    """After the death of a worker at any step, all rows are learned, once and in order."""
+    model_hash, requests = await with_pending_requests(shop)
     push(shop, run_queue.LEARN, model_hash)
     act = acts.stop_learning if point in HANDING_OVER else acts.learn
-    assert acts.end_of(f"{point}:1:kill", act, deployment, LEASE) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", act, deployment, LEASE) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
 
 
 @pytest.mark.parametrize("sent", [1, 2, 3])
-async def test_a_commit_may_break_off_anywhere(deployment: Settings, shop: Workshop, sent: int) -> None:
-    """A worker dies when the mark, the staged bundle or the commit itself is sent, and nothing after it."""
-    model_hash, requests = await with_mail(shop)
+async def test_a_commit_can_be_interrupted_anywhere(deployment: Settings, shop: Workshop, sent: int) -> None:
+    """A worker can die after it has sent the mark, the staged bundle or the commit, and nothing after it."""
+    model_hash, requests = await with_pending_requests(shop)
     push(shop, run_queue.LEARN, model_hash)
-    assert acts.end_of("", acts.learn_torn, deployment, LEASE, sent) == KILLED
+    assert acts.exit_code_of("", acts.learn_torn, deployment, LEASE, sent) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
 
 
 @pytest.mark.parametrize("point", ["worker.claimed", "worker.fitted", "commit.sealed"])
-async def test_a_sleeper_commits_nothing(deployment: Settings, shop: Workshop, point: str) -> None:
-    """A worker that sleeps with rows in hand while another learns them changes nothing when it wakes up."""
-    model_hash, requests = await with_mail(shop)
+async def test_a_paused_worker_commits_nothing(deployment: Settings, shop: Workshop, point: str) -> None:
+    """A worker that is paused with claimed rows while another one learns them changes nothing when it resumes."""
+    model_hash, requests = await with_pending_requests(shop)
     push(shop, run_queue.LEARN, model_hash)
-    with acts.child(f"{point}:1:stop", acts.learn, deployment, LEASE) as sleeper:
-        servers.wait_until(lambda: _state(sleeper.pid) == "T", "the worker falling asleep")
+    with acts.child(f"{point}:1:stop", acts.learn, deployment, LEASE) as paused:
+        servers.wait_until(lambda: _state(paused.pid) == "T", "the pause of the worker")
         recover(deployment, partial(learned, shop, model_hash))
         before = shop.data(model_hash)
-        assert sleeper.pid is not None
-        os.kill(sleeper.pid, signal.SIGCONT)
-        sleeper.join(60)
-        assert sleeper.exitcode == 0
+        assert paused.pid is not None
+        os.kill(paused.pid, signal.SIGCONT)
+        paused.join(60)
+        assert paused.exitcode == 0
     assert shop.data(model_hash) == before
     await check_learned(shop, model_hash, requests)
 
@@ -188,13 +188,13 @@ def _state(pid: int | None) -> str:
 
 
 @pytest.mark.parametrize("point", ANSWERING)
-async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings, shop: Workshop, point: str) -> None:
-    """A question whose worker dies is answered by another, with what the model predicts."""
+async def test_a_worker_can_die_before_it_sends_its_replies(deployment: Settings, shop: Workshop, point: str) -> None:
+    """If a worker dies with a request, another worker answers it with the predictions of the model."""
     model_hash = await shop.learned()
     asked = shaping.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
     question = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
     push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(question)))
-    assert acts.end_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
     assert not shop.redis.exists(redis_keys.replies("g"))
     recover(deployment, lambda: bool(shop.redis.exists(redis_keys.replies("g"))))
     (batch,) = shop.redis.lrange(redis_keys.replies("g"), 0, -1)  # type: ignore[misc]
@@ -203,13 +203,13 @@ async def test_a_worker_may_die_before_its_answers_are_sent(deployment: Settings
     assert (answer.id, answer.result) == (1, await shop.predict(model_hash))
 
 
-@pytest.mark.parametrize("point", BURYING)
-async def test_a_supervisor_may_die_while_it_buries(deployment: Settings, shop: Workshop, point: str) -> None:
-    """A worker's lease that is half ended is ended by the next who sweeps, and its rows are learned."""
-    model_hash, requests = await with_mail(shop)
+@pytest.mark.parametrize("point", REAPING)
+async def test_a_supervisor_can_die_while_it_reaps(deployment: Settings, shop: Workshop, point: str) -> None:
+    """The next sweep completes the reaping of a lease that was interrupted, and its rows are learned."""
+    model_hash, requests = await with_pending_requests(shop)
     push(shop, run_queue.LEARN, model_hash)
-    assert acts.end_of("worker.claimed:1:kill", acts.learn, deployment, LEASE) == KILLED
-    assert acts.end_of(f"{point}:1:kill", acts.reap, deployment) == KILLED
+    assert acts.exit_code_of("worker.claimed:1:kill", acts.learn, deployment, LEASE) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", acts.reap, deployment) == KILLED
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
 
@@ -219,27 +219,27 @@ async def test_a_supervisor_may_die_while_it_buries(deployment: Settings, shop: 
 
 @contextmanager
 def gateway(settings: Settings, point: str = "") -> Iterator[str]:
-    """Run a gateway in a child; gives its URL. One with a point armed must have died of it by the end."""
-    told, tell = acts.pipe()
-    with acts.child(point, acts.serve, settings, tell) as serving:
-        assert told.poll(60), "the gateway does not listen"
-        yield told.recv()
+    """Run a gateway in a child and yield its URL; assert that a failpoint, if armed, has killed it at the end."""
+    receiver, sender = acts.pipe()
+    with acts.child(point, acts.serve, settings, sender) as serving:
+        assert receiver.poll(60), "the gateway does not listen"
+        yield receiver.recv()
         if point:
             serving.join(30)
             assert serving.exitcode == KILLED
-    told.close()
-    tell.close()
+    receiver.close()
+    sender.close()
 
 
 @pytest.fixture(scope="module")
 def second(deployment: Settings) -> Iterator[str]:
-    """URL of a gateway that no point ends."""
+    """Run a gateway without a failpoint; yield its URL."""
     with gateway(deployment) as url:
         yield url
 
 
 async def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Make a call under the same Idempotency-Key each time; status 0 where the gateway died before it answered."""
+    """Make a call, always with the same Idempotency-Key; status 0 if the gateway dies before it answers."""
     try:
         async with (
             aiohttp.ClientSession(url) as http,
@@ -251,10 +251,10 @@ async def call(url: str, method: str, path: str, body: Any = None) -> tuple[int,
 
 
 @pytest.mark.parametrize("point", [*ACCEPTING, *WRITING_AHEAD])
-async def test_a_gateway_may_die_at_any_step_of_accepting(
+async def test_a_gateway_can_die_at_any_step_of_accepting(
     deployment: Settings, shop: Workshop, second: str, point: str
 ) -> None:
-    """A client that sends its rows again to another gateway has them learned once, whatever the first one did."""
+    """Rows that a client sends again to another gateway are learned once, wherever the first gateway died."""
     model_hash = await shop.make()
     times = 10_000 if point in WRITING_AHEAD else 1
     requests = [(SHOES * times, SIZES * times)]
@@ -262,7 +262,7 @@ async def test_a_gateway_may_die_at_any_step_of_accepting(
     path = f"/v1/models/{model_hash}/partial_fit"
     with gateway(deployment, f"{point}:1:kill") as first:
         status, told = await call(first, "POST", path, body)
-    # Only once a client has its answer is anybody told of the rows.
+    # The hint for the workers is sent after the answer to the client.
     assert status in ((0, 202) if point.startswith("hint.") else (0,))
     if status == 202:
         recover(deployment, partial(learned, shop, model_hash))
@@ -275,10 +275,10 @@ async def test_a_gateway_may_die_at_any_step_of_accepting(
 
 
 @pytest.mark.parametrize("point", RECORDING)
-async def test_a_gateway_may_die_at_any_step_of_logging(
+async def test_a_gateway_can_die_at_any_step_of_logging(
     deployment: Settings, shop: Workshop, tmp_path: Path, point: str
 ) -> None:
-    """A client that sends its rows again has them learned once; they are in the log before it has an answer."""
+    """Rows that a client sends again are learned once; they are in the row log before the client has its answer."""
     logged = deployment.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
     model_hash = await shop.make()
     path, body = f"/v1/models/{model_hash}/partial_fit", {"X": SHOES, "y": SIZES}
@@ -296,12 +296,12 @@ async def test_a_gateway_may_die_at_any_step_of_logging(
     await check_learned(shop, model_hash, [(SHOES, SIZES)])
 
 
-async def test_a_gateway_may_die_while_it_makes_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
-    """A model that is registered and nothing else is there when its client asks again, and learns."""
+async def test_a_gateway_can_die_while_it_creates_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
+    """A model that is only registered exists when its client sends the request again, and learns."""
     body = {"metadata": {"type": "shoes", "made": "twice"}, "recipe": SHOES_RECIPE}
     with gateway(deployment, "model.registered:1:kill") as first:
         assert await call(first, "POST", "/v1/models", body) == (0, None)
-    # It is in no Redis and has no snapshot: a worker is asked to restore it, and begins anew.
+    # It is not in Redis and has no snapshot: the gateway asks a worker to restore it, which creates it.
     asking = asyncio.create_task(call(second, "POST", "/v1/models", body))
     await asyncio.to_thread(recover, deployment, asking.done)
     status, model = asking.result()
@@ -311,8 +311,8 @@ async def test_a_gateway_may_die_while_it_makes_a_model(deployment: Settings, sh
     await check_learned(shop, model["hash"], [(SHOES, SIZES)])
 
 
-async def test_a_gateway_may_die_while_it_deletes_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
-    """A model that was half deleted is gone when its client asks again."""
+async def test_a_gateway_can_die_while_it_deletes_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
+    """A partly deleted model is deleted when its client sends the request again."""
     model_hash = await shop.learned()
     path = f"/v1/models/{model_hash}"
     with gateway(deployment, "model.unregistered:1:kill") as first:
@@ -325,12 +325,12 @@ async def test_a_gateway_may_die_while_it_deletes_a_model(deployment: Settings, 
 
 
 @pytest.mark.parametrize("point", SAVING)
-async def test_a_snapshotter_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
-    """Whichever step of a snapshot is the last, the next pass leaves one committed document with its blob."""
+async def test_a_snapshotter_can_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """After the death of a snapshotter at any step, the next pass leaves one committed document with its blob."""
     await run_once(deployment)
     model_hash = await shop.learned()
-    assert acts.end_of(f"{point}:1:kill", acts.save, deployment) == KILLED
-    # What is committed by then has its blob.
+    assert acts.exit_code_of(f"{point}:1:kill", acts.save, deployment) == KILLED
+    # Documents that are committed by then have their blobs.
     for document in await shop.registry.documents(None, model_hash, 10):
         assert envelope.digest_of(shop.storage.get(path_of(document)) or b"") == document["sha256"]
     report = await run_once(deployment)
@@ -344,28 +344,28 @@ async def test_a_snapshotter_may_die_at_any_step(deployment: Settings, shop: Wor
 
 
 @pytest.mark.parametrize("point", COLLECTING)
-async def test_a_collector_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
-    """Whichever step of a collection is the last, the newest snapshot is whole, and the next pass takes the others."""
-    harsh = deployment.model_copy(
+async def test_garbage_collection_can_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """After a death at any step, the newest snapshot is complete, and the next pass deletes the others."""
+    no_retention = deployment.model_copy(
         update={"retention_all_s": 0, "retention_hourly_s": 0, "retention_daily_s": 0, "garbage_grace_s": 0,
                 "garbage_entries_max": 10_000}
     )  # fmt: skip
     model_hash = await shop.learned()
     await run_once(deployment)
     await shop.learn(model_hash)
-    assert acts.end_of(f"{point}:1:kill", acts.save, harsh) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", acts.save, no_retention) == KILLED
     (document,) = await shop.registry.documents(None, model_hash, 10)
     assert shop.storage.get(path_of(document)) == shop.data(model_hash)
-    assert (await run_once(harsh)).cleanup_error == ""
+    assert (await run_once(no_retention)).cleanup_error == ""
     assert [entry.path for entry in shop.storage.list(model_hash[:-1], model_hash)] == [path_of(document)]
     assert await shop.registry.documents(None, model_hash, 10) == [document]
 
 
-@pytest.mark.parametrize("point", TENDING)
-async def test_who_merges_the_log_may_die_at_any_step(
+@pytest.mark.parametrize("point", COMPACTING)
+async def test_compaction_of_the_row_log_can_die_at_any_step(
     deployment: Settings, shop: Workshop, tmp_path: Path, point: str
 ) -> None:
-    """Whichever step of merging is the last, all calls are there, and what no snapshot covers is always read."""
+    """After a death at any step, all calls exist, and calls that no snapshot covers are always read."""
     logged = deployment.model_copy(update={"row_log_url": (tmp_path / "log").as_uri()})
     rows_log = open_log(logged.row_log_url)
     assert rows_log is not None
@@ -374,7 +374,7 @@ async def test_who_merges_the_log_may_die_at_any_step(
     calls = [Call(model_hash, 1, sequence, at, f"{sequence}", "", (b"rows",)) for sequence in (1, 2, 3)]
     for one in calls:
         rows_log.write([one])
-    assert acts.end_of(f"{point}:1:kill", acts.save, logged) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", acts.save, logged) == KILLED
     for _ in range(2):
         view = open_log(logged.row_log_url).view()  # type: ignore[union-attr]
         assert {one.sequence for one in view.calls(model_hash, None)} >= {2, 3}
@@ -384,13 +384,13 @@ async def test_who_merges_the_log_may_die_at_any_step(
 
 
 @pytest.mark.parametrize("point", RESTORING)
-async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
-    """Whichever step of a restore is the last, the next one brings the model back as it was, to go on learning."""
+async def test_a_restore_can_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """After a death at any step, the next restore restores the model as it was, and the model continues to learn."""
     model_hash = await shop.learned()
     await run_once(deployment)
     before, data = await shop.model(model_hash), shop.data(model_hash)
     shop.lose(model_hash)
-    assert acts.end_of(f"{point}:1:kill", acts.restore, deployment, model_hash) == KILLED
+    assert acts.exit_code_of(f"{point}:1:kill", acts.restore, deployment, model_hash) == KILLED
     await restore_many(deployment, ModelFilter(hash=model_hash))
     model = await shop.model(model_hash)
     assert (model.version, model.rows_seen, shop.data(model_hash)) == (before.version, before.rows_seen, data)
@@ -399,8 +399,8 @@ async def test_a_restore_may_die_at_any_step(deployment: Settings, shop: Worksho
 
 
 @pytest.mark.parametrize("point", [*RESTORING, *REPLAYING])
-async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop, tmp_path: Path, point: str) -> None:
-    """Whichever step is the last, the next restore learns the logged rows once, and their keys are known."""
+async def test_a_replay_can_die_at_any_step(deployment: Settings, shop: Workshop, tmp_path: Path, point: str) -> None:
+    """After a death at any step, the next restore learns the logged rows once and restores their idempotency keys."""
     settings = deployment.model_copy(update={"row_log_url": (tmp_path / "rows").as_uri()})
     async with workshop(settings) as logging:
         model_hash = await logging.learned()
@@ -416,7 +416,7 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
             requests.append(([X], [y]))
         await line.close()
         logging.lose(model_hash)
-        assert acts.end_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
+        assert acts.exit_code_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
         await restore_many(settings, ModelFilter(hash=model_hash))
         await check_learned(logging, model_hash, requests)
         assert (
@@ -425,20 +425,20 @@ async def test_a_replay_may_die_at_any_step(deployment: Settings, shop: Workshop
 
 
 @pytest.mark.parametrize("point", ["restore.fetched", "restore.numbered", *RETURNING])
-async def test_a_return_may_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
-    """Whichever step of going back is the last, the model is what it was or has gone back; then that is the newest."""
+async def test_a_rewind_can_die_at_any_step(deployment: Settings, shop: Workshop, point: str) -> None:
+    """After a death at any step, the model is unchanged or rewound; a rewound model is its newest snapshot then."""
     model_hash = await shop.learned()
     await run_once(deployment)
     predictions = await shop.predict(model_hash)
     await shop.learn(model_hash, SHOES, [9.0] * 3)
     await run_once(deployment)
     await shop.accept(model_hash)
-    assert acts.end_of(f"{point}:1:kill", acts.go_back, deployment, model_hash) == KILLED
-    has_gone = point in RETURNING
+    assert acts.exit_code_of(f"{point}:1:kill", acts.go_back, deployment, model_hash) == KILLED
+    is_rewound = point in RETURNING
     model = await shop.model(model_hash)
-    assert (model.version, model.rows_seen, model.inbox) == ((1, 3, 1) if has_gone else (2, 6, 1))
-    if has_gone:
-        # Marked before it went, so a pass saves it, whoever makes one.
+    assert (model.version, model.rows_seen, model.inbox) == ((1, 3, 1) if is_rewound else (2, 6, 1))
+    if is_rewound:
+        # It was marked as changed before the rewind, so the next pass of any snapshotter saves it.
         assert model_hash in await shop.store.changed()
         await run_once(deployment)
     else:
@@ -451,11 +451,11 @@ async def test_a_return_may_die_at_any_step(deployment: Settings, shop: Workshop
     assert await shop.predict(model_hash) == predictions
 
 
-# The points themselves.
+# The failpoints themselves.
 
 
-def test_every_point_is_tested_and_stands_in_one_place() -> None:
-    """The register names the points that are in the code, each once, and each ends a process in a test above."""
+def test_every_failpoint_is_tested_and_used_once() -> None:
+    """The list of failpoints equals those in the code, each used once, and a test above kills a process at each."""
     reached = []
     for package in ("keepfit", "gateway", "workers", "snapshotter"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -468,32 +468,32 @@ def test_every_point_is_tested_and_stands_in_one_place() -> None:
     assert sorted(TESTED) == sorted(failpoints.POINTS)
 
 
-def test_every_point_is_documented() -> None:
-    """docs/operations/reliability.md lists the points in the register's words."""
+def test_every_failpoint_is_documented() -> None:
+    """docs/operations/reliability.md lists the failpoints with their descriptions."""
     text = (ROOT / "docs/operations/reliability.md").read_text()
     assert dict(re.findall(r"^\| `([a-z_.]+)` \| (.+) \|$", text, re.MULTILINE)) == failpoints.POINTS
 
 
-def test_a_point_fires_at_its_number() -> None:
-    """The second time is not the third; another point counts for nothing; unarmed, nothing ever happens."""
-    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.claimed", 2) == 0
-    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.claimed", 3) == KILLED
-    assert acts.end_of("worker.claimed:3:kill", acts.pass_by, "worker.fitted", 5) == 0
-    assert acts.end_of("", acts.pass_by, "worker.claimed", 5) == 0
+def test_a_failpoint_fires_at_its_number() -> None:
+    """A failpoint fires at its n-th use, not before, not at another point, and never if it is not armed."""
+    assert acts.exit_code_of("worker.claimed:3:kill", acts.reach, "worker.claimed", 2) == 0
+    assert acts.exit_code_of("worker.claimed:3:kill", acts.reach, "worker.claimed", 3) == KILLED
+    assert acts.exit_code_of("worker.claimed:3:kill", acts.reach, "worker.fitted", 5) == 0
+    assert acts.exit_code_of("", acts.reach, "worker.claimed", 5) == 0
 
 
-def test_a_point_fires_once_in_a_family() -> None:
-    """Processes forked from one count together: a successor is not ended by its predecessor's fault."""
-    told, tell = acts.pipe()
-    assert acts.end_of("worker.claimed:2:kill", acts.raise_a_family, "worker.claimed", tell) == 0
-    assert told.recv() == [0, KILLED, 0]
-    told.close()
-    tell.close()
+def test_a_failpoint_fires_once_among_forked_processes() -> None:
+    """Forked processes share the count: a restarted process is not killed by the failpoint of its predecessor."""
+    receiver, sender = acts.pipe()
+    assert acts.exit_code_of("worker.claimed:2:kill", acts.reach_in_forks, "worker.claimed", sender) == 0
+    assert receiver.recv() == [0, KILLED, 0]
+    receiver.close()
+    sender.close()
 
 
 @pytest.mark.parametrize("text", ["worker.claimed", "no.such:1:kill", "worker.claimed:0:kill", "worker.claimed:1:sing"])
-def test_the_command_line_arms_points_and_refuses_what_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """KEEPFIT_FAULT_POINT is read by the command line, which says what would be right where it cannot be read."""
+def test_the_command_line_arms_failpoints_and_refuses_invalid_ones(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line reads KEEPFIT_FAULT_POINT; the error of an invalid value names the valid format."""
     monkeypatch.setenv("KEEPFIT_FAULT_POINT", text)
     with pytest.raises(SettingsError, match="name:nth:action"):
         main.configure(Path(".keepfit"))
