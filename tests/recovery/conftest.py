@@ -1,4 +1,4 @@
-"""Fixtures: a worker's context and the gateway's side of the store, as the workers' own tests have them."""
+"""Fixtures of the workers' tests: a worker's context, and the store as a gateway uses it."""
 
 from tests.workers.conftest import client, context, store
 

@@ -1,4 +1,4 @@
-"""A deployment whose parts can be stopped, held still and started again, each by its own process id.
+"""A deployment whose processes can be killed, paused and started again, each by its own process id.
 
 Owns servers (two Redis, MongoDB) and services (supervisor of workers, gateways, snapshotter) as processes of their own,
 without `keepfit up`, which would start a dead server again at once.
@@ -25,7 +25,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(slots=True)
 class Part:
-    """One process that may be stopped and started again with what it had on disk."""
+    """A process that can be stopped and started again with its data on disk."""
 
     command: list[str]
     log: Path
@@ -49,7 +49,7 @@ class Part:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         assert self.process is not None
         return self.process.pid
 
@@ -59,12 +59,12 @@ class Part:
         self.close()
 
     def close(self) -> None:
-        """End it as its parent would."""
+        """End it with SIGTERM, as a parent process does."""
         self._running.close()
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Be away for as long as the block runs: connections are refused."""
+        """Stop the process while the block runs: connections are refused."""
         self.kill()
         try:
             yield
@@ -73,7 +73,7 @@ class Part:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        """Stand still for as long as the block runs: connections are taken, and nothing is answered."""
+        """Pause the process while the block runs: connections are accepted, and nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield
@@ -81,19 +81,19 @@ class Part:
             os.kill(self.pid, signal.SIGCONT)
 
     def cpu_s(self) -> float:
-        """Processor time of it and its children so far, in seconds."""
+        """Return the processor time of it and its children so far, in seconds."""
         return sum(_cpu_s(pid) for pid in (self.pid, *self.children()))
 
     def children(self) -> list[int]:
-        """Process ids of its children."""
+        """Return the process ids of its children."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def lines(self) -> list[str]:
-        """What it has logged, line by line."""
+        """Return the lines that it has logged."""
         return self.log.read_text(errors="replace").splitlines()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """What it has logged under this name."""
+        """Return the log events of this name."""
         found = [json.loads(line) for line in self.lines() if line.startswith("{")]
         return [event for event in found if event["event"] == name]
 
@@ -105,7 +105,7 @@ def _cpu_s(pid: int) -> float:
 
 @dataclass(slots=True)
 class Deployment:
-    """All parts of one deployment."""
+    """All processes of one deployment."""
 
     folder: Path
     settings: Settings
@@ -118,17 +118,17 @@ class Deployment:
 
     @property
     def services(self) -> Sequence[Part]:
-        """Our own processes."""
+        """The processes of keepfit."""
         return (self.workers, *self.gateways, self.snapshotter)
 
     @property
     def urls(self) -> list[str]:
-        """Addresses of the gateways."""
+        """The URLs of the gateways."""
         return [f"http://127.0.0.1:{gateway.port}" for gateway in self.gateways]
 
 
 def service(folder: Path, name: str, arguments: Sequence[str], environment: dict[str, str], port: int = 0) -> Part:
-    """Make one of our own processes, not started yet."""
+    """Return a process of keepfit that is not started yet."""
     command = [sys.executable, "-m", "keepfit", "--data", str(folder), *arguments]
     own = {"KEEPFIT_PORT": str(port)} if port else {}
     ready = "/livez" if port else ""

@@ -1,8 +1,8 @@
-"""Everything killed at once, and Redis emptied: ``python -m tests.recovery.rowlog --rounds 20``.
+"""All processes killed at once and Redis emptied: ``python -m tests.recovery.rowlog --rounds 20``.
 
-Owns the rounds: load, ``kill -9`` of every process, Redis' data removed (MongoDB's, the storage's and the log's stay),
-start again, while clients repeat what was not answered. Then the check: every accepted request was learned once and in
-the order of what clients were answered. Never believes but a 202. Kills what it has started, by process id.
+Owns the rounds: load, ``kill -9`` of every process, deletion of Redis' data (those of MongoDB, the storage and the row
+log stay), start, while clients repeat unanswered requests. Then the check: every accepted request was learned once, in
+the order of the answers. Only a 202 counts as accepted. Kills only processes that it has started, by process id.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MODELS, CLIENTS = 3, 4
 
 @dataclass(slots=True)
 class Answered:
-    """What clients were told: the sequence of each row that was accepted, by model; and how often what was answered."""
+    """Answers to clients: the sequence of each accepted row, by model, and the number of answers per status."""
 
     sequences: list[dict[int, int]]
     statuses: Counter[str] = field(default_factory=Counter)
@@ -51,7 +51,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a run."""
+    """Result of a run."""
 
     rounds: int
     accepted: int
@@ -78,7 +78,7 @@ async def _send(
     answered: Answered,
     pause_s: float,
 ) -> None:
-    told = answered.sequences[learner.number]
+    sequences = answered.sequences[learner.number]
     for number in mine:
         X, y = learner.rows[number]
         path = f"/v1/models/{learner.hash}"
@@ -99,7 +99,7 @@ async def _send(
                 continue
             answered.statuses[str(status)] += 1
             if status == 202:
-                told[number] = int(answer["sequence"])
+                sequences[number] = int(answer["sequence"])
                 break
             if status not in (429, 503, 504):
                 answered.wrong.append(f"{status}: {answer}"[:300])
@@ -108,7 +108,7 @@ async def _send(
 
 
 def kill_everything(deployment: Deployment) -> None:
-    """``kill -9`` of every process, workers and their children first, all before any is waited for."""
+    """Kill every process with SIGKILL, workers and their children first, before waiting for any."""
     parts = [*deployment.services, deployment.store, deployment.queue, deployment.mongo]
     doomed = [pid for part in parts for pid in (*_descendants(part.pid), part.pid)]
     for pid in doomed:
@@ -126,8 +126,8 @@ def _descendants(pid: int) -> list[int]:
     return [one for child in children for one in (*_descendants(child), child)]
 
 
-def begin_again(deployment: Deployment) -> None:
-    """Remove what Redis has on disk, and start everything."""
+def restart_without_redis_data(deployment: Deployment) -> None:
+    """Delete Redis' data on disk, and start all processes."""
     for name in ("store", "queue"):
         shutil.rmtree(deployment.folder / name)
         (deployment.folder / name).mkdir()
@@ -137,7 +137,7 @@ def begin_again(deployment: Deployment) -> None:
 
 
 async def drain(store: redis.asyncio.Redis, learners: Sequence[TrackedModel]) -> None:
-    """Wait until nothing waits to be learned."""
+    """Wait until no request is pending."""
     deadline = time.monotonic() + STILL_S_MAX
     while True:
         states = [await store.hmget(redis_keys.state(learner.hash), "accepted", "learned") for learner in learners]
@@ -147,19 +147,19 @@ async def drain(store: redis.asyncio.Redis, learners: Sequence[TrackedModel]) ->
         await asyncio.sleep(0.05)
 
 
-async def examine(store: redis.asyncio.Redis, learner: TrackedModel, told: dict[int, int]) -> list[str]:
-    """Compare what a model has learned with what its clients were answered."""
+async def examine(store: redis.asyncio.Redis, learner: TrackedModel, sequences: dict[int, int]) -> list[str]:
+    """Compare what a model has learned with the answers to its clients."""
     faults = []
-    if sorted(told) != list(range(len(learner.rows))):
-        faults.append(f"{len(told)} of {len(learner.rows)} rows were accepted")
-    if sorted(told.values()) != list(range(1, len(learner.rows) + 1)):
+    if sorted(sequences) != list(range(len(learner.rows))):
+        faults.append(f"{len(sequences)} of {len(learner.rows)} rows were accepted")
+    if sorted(sequences.values()) != list(range(1, len(learner.rows) + 1)):
         faults.append("the sequences that were answered are not 1, 2, 3, …")
     recipe = parse(learner.recipe)
     _, found = unseal(
         await store.get(redis_keys.bundle(learner.hash)), Keyring.from_text(SIGNING_KEYS), recipe, learner.hash
     )
     expected = Bundle.new(recipe)
-    for number in sorted(told, key=lambda number: told[number]):
+    for number in sorted(sequences, key=lambda number: sequences[number]):
         X, y = learner.rows[number]
         if isinstance(X, dict):
             expected.change(X)
@@ -175,7 +175,7 @@ async def examine(store: redis.asyncio.Redis, learner: TrackedModel, told: dict[
 
 
 async def run(folder: Path, rounds: int, rows: int, seed: int, lasts_s: float = 4.0) -> Report:
-    """Make all rounds; `rows` are sent to each model in all."""
+    """Run all rounds; each model gets `rows` in total."""
     drawn = random.Random(seed)
     learners = [TrackedModel.of(number, rows) for number in range(MODELS)]
     answered = Answered([{} for _ in learners])
@@ -189,7 +189,7 @@ async def run(folder: Path, rounds: int, rows: int, seed: int, lasts_s: float = 
                 before = sum(map(len, answered.sequences))
                 await asyncio.sleep(drawn.uniform(0.5, 1.5) * lasts_s)
                 kill_everything(deployment)
-                begin_again(deployment)
+                restart_without_redis_data(deployment)
                 started, count = time.monotonic(), sum(map(len, answered.sequences))
                 deadline = started + STILL_S_MAX
                 while sum(map(len, answered.sequences)) == count and not sending.done():
@@ -222,7 +222,7 @@ async def _register(deployment: Deployment, learners: Sequence[TrackedModel]) ->
 
 
 def main() -> int:
-    """Make a run by hand; return 1 where something was wrong."""
+    """Run from the command line; return 1 if something was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.recovery.rowlog", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--rows", type=int, default=2000, help="rows of each model (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""A clock that jumps by an hour in the middle of everything: nothing expires early, nothing is kept too long."""
+"""A clock that jumps by an hour: nothing expires early, nothing is kept too long."""
 
 import asyncio
 import time
@@ -39,9 +39,9 @@ async def test_a_jump_of_the_clock_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     jump_s: float,
 ) -> None:
-    """A key is known, a question waits, a lease and a kept answer live on, by however much the clock was set."""
+    """An idempotency key, a worker request, a lease and a cached answer survive any jump of the clock."""
     true_time = time.time
-    # So that nobody thinks that there is no worker.
+    # So that the gateway sees a worker.
     client.sadd(redis_keys.RQ_WORKERS, "rq:worker:test")
     client.set("rq:worker:test", "")
     async with serving(settings) as api:
@@ -71,7 +71,7 @@ async def test_a_jump_of_the_clock_changes_nothing(
             reply = await again
             return "Age" in reply.headers and int(reply.headers["Age"]) < 60
 
-        # The first may have come before the subscription could vouch for it.
+        # The first answer may be from before the subscription was confirmed.
         await eventually(kept, "an answer from memory")
         monkeypatch.setattr(time, "time", true_time)
         assert await kept()

@@ -1,4 +1,4 @@
-"""MongoDB, storage, disk and memory missing: learning and predicting go on, and what stood still catches up."""
+"""Outages of MongoDB and storage, and a full disk: learning and predicting continue, and the rest catches up."""
 
 import os
 import resource
@@ -30,7 +30,7 @@ FILE_BYTES_MAX = 200_000
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Run one deployment for all tests of this module; each leaves it whole."""
+    """Run one deployment for all tests of this module; each test leaves it running."""
     with deployed(tmp_path_factory.mktemp("parts")) as running:
         yield running
 
@@ -44,7 +44,7 @@ async def api(deployment: Deployment) -> AsyncIterator[Api]:
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as open_shop:
         yield open_shop
 
@@ -56,10 +56,10 @@ async def snapshot_version(api: Api, path: str) -> int:
 
 
 @pytest.mark.parametrize("how", ["away", "hung"])
-async def test_without_mongodb_all_but_making_models_goes_on(
+async def test_without_mongodb_only_creating_models_fails(
     deployment: Deployment, api: Api, metadata: dict[str, Any], how: str
 ) -> None:
-    """While MongoDB is missing rows are learned and predicted, the state is degraded; later snapshots catch up."""
+    """While MongoDB is unavailable rows are learned and predicted, the state is degraded; later snapshots catch up."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, **LABELLED)
     missing = deployment.mongo.away() if how == "away" else deployment.mongo.hung()
@@ -91,19 +91,19 @@ async def test_without_mongodb_all_but_making_models_goes_on(
 
 
 def children() -> set[int]:
-    """Process ids of this process' children."""
+    """Return the process ids of this process' children."""
     return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
 
 
 def command_of(pid: int) -> list[str]:
-    """Command that a process was started with."""
+    """Return the command that a process was started with."""
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
 
 
-async def test_a_storage_that_is_missing_is_told_once_and_caught_up(
+async def test_an_unavailable_storage_is_reported_once_and_caught_up(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With S3 stopped a pass tries a few models, says what is away and loses none; with S3 back the next saves all."""
+    """With S3 stopped a pass tries a few models, reports S3 as unavailable and loses none; the next saves all."""
     import s3fs  # noqa: PLC0415 - only the tests of S3 need it
 
     before = children()
@@ -135,13 +135,13 @@ async def test_a_storage_that_is_missing_is_told_once_and_caught_up(
             assert (state.changed, state.failed, state.reason) == (0, 0, "")
 
 
-async def test_a_full_snapshot_folder_damages_nothing(shop: Workshop, tmp_path: Path) -> None:
-    """Where a blob does not fit, its model fails with one clear reason, smaller ones are saved, and nothing is left."""
+async def test_a_full_snapshot_folder_damages_no_snapshot(shop: Workshop, tmp_path: Path) -> None:
+    """A model whose blob does not fit fails with a clear reason, smaller ones are saved, no partial file stays."""
     small = await shop.learned()
     large = await shop.learned(
         {**SHOES_RECIPE, "estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [100, 100]}}
     )
-    # What does not fit on a disk is like what may not be written: the write ends in the middle.
+    # A full disk and a limit of the file size have the same effect: the write ends in the middle.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     assert len(shop.data(small)) < 20_000 < len(shop.data(large))
@@ -160,7 +160,7 @@ async def test_a_full_snapshot_folder_damages_nothing(shop: Workshop, tmp_path: 
 
 
 def limited(command: list[str]) -> list[str]:
-    """Command that runs `command` where no file may grow beyond FILE_BYTES_MAX: a disk that is full there."""
+    """Return a command that runs `command` with a maximum file size of FILE_BYTES_MAX, as on a full disk."""
     program = (
         "import os, resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -170,10 +170,10 @@ def limited(command: list[str]) -> list[str]:
     return [sys.executable, "-c", program, *command]
 
 
-async def test_no_202_is_given_for_rows_that_a_full_disk_did_not_take(
+async def test_rows_that_a_full_disk_did_not_store_get_no_202(
     settings: Settings, tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
-    """When the disk under the append-only file fills up, what was answered 202 is there after a restart, all of it."""
+    """When the disk of the append-only file fills up, every row that was answered 202 is there after a restart."""
     port, folder = free_port(), tmp_path / "full"
     command, log = redis_command(port, folder), tmp_path / "full.log"
     full = settings.model_copy(update={"store_url": SecretStr(f"redis://127.0.0.1:{port}/0")})
@@ -189,7 +189,7 @@ async def test_no_202_is_given_for_rows_that_a_full_disk_did_not_take(
             reply.problem(503)
             assert int(reply.headers["Retry-After"]) >= 1
             assert promised > 10
-            # With `appendfsync always` a server that cannot write what it promised ends.
+            # With `appendfsync always` a server that cannot write its append-only file exits.
             assert server.wait(30) != 0
         with servers.running(command, log, lambda: accepts(port)):
 

@@ -1,4 +1,4 @@
-"""Redis away, hung, or there and refusing: what is answered meanwhile, and how soon all goes on by itself."""
+"""Redis stopped, hung, or refusing commands: the answers meanwhile, and the time until everything works again."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ from tests.recovery.deployment import Deployment, Part, deployed
 
 log = structlog.get_logger(__name__)
 
-# The 30 s of the promise take half a minute each: by hand, with the variable set.
+# Outages of 30 s take half a minute each; they run only if the variable is set.
 AWAY_S = float(os.environ.get("RECOVERY_AWAY_S", "3"))
 LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
 ROWS = {"X": [[1.0, 2.0]]}
 COMPUTED = {"Cache-Control": "no-cache"}
-# The promise is 2 s; a machine that runs other tests beside may need longer.
+# The documented bound is 2 s; a machine that runs other tests at the same time may need longer.
 FIRST_ANSWER_S = float(os.environ.get("RECOVERY_FIRST_S", "10"))
-# Two time limits of 5 s: one request is under way when Redis falls silent, and one comes behind it.
+# Two timeouts of 5 s: one request is in progress when Redis hangs, and another follows.
 SAID_S = 14.0
 LINES_PER_S = 3.0
 CPU_SHARE = 0.5
@@ -38,7 +38,7 @@ CPU_SHARE = 0.5
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Run one deployment for all tests of this module; each leaves it whole."""
+    """Run one deployment for all tests of this module; each test leaves it running."""
     with deployed(tmp_path_factory.mktemp("redis")) as running:
         yield running
 
@@ -50,28 +50,28 @@ async def apis(deployment: Deployment) -> AsyncIterator[list[Api]]:
         yield [Api(await stack.enter_async_context(aiohttp.ClientSession(url))) for url in deployment.urls]
 
 
-def told(reply: Reply, started: float) -> None:
-    """Check that an answer says in good time that trying again later is right."""
+def check_unavailable(reply: Reply, started: float) -> None:
+    """Check that an answer came in time and asks to try again later."""
     reply.problem(503)
     assert int(reply.headers["Retry-After"]) >= 1
     assert time.monotonic() - started < SAID_S
 
 
-async def ask_while_away(apis: list[Api], path: str, part: str) -> int:
-    """Make all calls while `part` is away; return how many rows were accepted all the same."""
+async def call_during_outage(apis: list[Api], path: str, part: str) -> int:
+    """Send all kinds of requests while `part` is unavailable; return how many rows were accepted."""
     started, accepted = time.monotonic(), 0
     fit = [api.post(f"{path}/partial_fit", LABELLED) for api in apis]
     predict = [api.post(f"{path}/predict", ROWS, COMPUTED) for api in apis]
     replies = await asyncio.gather(*fit, *predict)
     for reply in replies[: len(apis)]:
         if part == "queue":
-            # What is promised is in the store; the queue is only told of it.
+            # Accepted rows are in the store; the queue only gets hints.
             reply.of(202)
             accepted += 1
         else:
-            told(reply, started)
+            check_unavailable(reply, started)
     for reply in replies[len(apis) :]:
-        told(reply, started)
+        check_unavailable(reply, started)
     ready = (await apis[0].get("/readyz")).of(503)
     assert (ready["status"], ready["mongo"]) == ("unavailable", "ok")
     assert {name for name in ("redis", "queue") if ready[name] != "ok"} == {"redis" if part == "store" else "queue"}
@@ -82,7 +82,7 @@ async def ask_while_away(apis: list[Api], path: str, part: str) -> int:
 
 
 async def first_answers(apis: list[Api], path: str) -> float:
-    """Ask every gateway to learn and to predict, again until it does; return the seconds until the last had done both.
+    """Send learn and predict requests to every gateway until both succeed; return the seconds until the last success.
 
     A client's own key makes the repeats of a learning request one request.
     """
@@ -105,10 +105,10 @@ async def first_answers(apis: list[Api], path: str) -> float:
 
 @pytest.mark.parametrize("how", ["away", "hung"])
 @pytest.mark.parametrize("part", ["store", "queue"])
-async def test_a_redis_that_is_missing_is_said_and_waited_for(
+async def test_an_unavailable_redis_is_reported_and_recovered_from(
     deployment: Deployment, apis: list[Api], metadata: dict[str, Any], part: str, how: str
 ) -> None:
-    """Killed or hung, a Redis makes gateways say so soon, and workers wait; back, all goes on and no row is lost."""
+    """With Redis killed or hung gateways answer 503 soon and workers wait; when it is back no row is lost."""
     path = await apis[0].make(metadata, REGRESSOR)
     for api in apis:
         await api.learn(path, **LABELLED)
@@ -119,11 +119,11 @@ async def test_a_redis_that_is_missing_is_said_and_waited_for(
     lines = [len(service.lines()) for service in deployment.services]
     cpu = [service.cpu_s() for service in deployment.services]
     accepted = 2
-    # In this thread: a server ends with the thread that started it.
+    # In this thread: a server ends when the thread that started it ends.
     missing.__enter__()
     try:
         started = time.monotonic()
-        accepted += await ask_while_away(apis, path, part)
+        accepted += await call_during_outage(apis, path, part)
         await asyncio.sleep(max(AWAY_S - (time.monotonic() - started), 0))
         away_s = time.monotonic() - started
         for service, line, used in zip(deployment.services, lines, cpu, strict=True):
@@ -141,7 +141,7 @@ async def test_a_redis_that_is_missing_is_said_and_waited_for(
 
     await eventually(all_learned, "learning what was accepted")
     seen = (await apis[0].model(path))["rows_seen"]
-    # A request that was answered with a 503 by a store that hung may have been accepted all the same.
+    # A request that got a 503 from a hung store may have been accepted nevertheless.
     unsure = 2 if (part, how) == ("store", "hung") else 0
     assert accepted + 2 <= seen <= accepted + 2 + unsure
     assert deployment.workers.children() == workers
@@ -150,14 +150,14 @@ async def test_a_redis_that_is_missing_is_said_and_waited_for(
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[redis.Redis]:
-    """Return a plain connection to the test's Redis."""
+    """Return a connection to the Redis of the test."""
     opened = redis_clients.store_sync(settings)
     yield opened
     opened.close()
 
 
 def held(client: redis.Redis) -> dict[bytes, Any]:
-    """Return all that Redis holds of models, but for the keys by which repeats are known, which expire."""
+    """Return all data of models in Redis, except idempotency keys, which expire."""
     found: dict[bytes, Any] = {}
     for key in client.scan_iter("kf:{*"):
         if b":idem:" not in key:
@@ -179,7 +179,7 @@ def held(client: redis.Redis) -> dict[bytes, Any]:
         ),
     ],
 )
-async def test_a_redis_that_refuses_accepts_nothing_by_halves(
+async def test_a_redis_that_refuses_commands_accepts_no_partial_request(
     settings: Settings,
     client: redis.Redis,
     metadata: dict[str, Any],
@@ -187,7 +187,7 @@ async def test_a_redis_that_refuses_accepts_nothing_by_halves(
     mend_it: tuple[str, ...],
     said: str,
 ) -> None:
-    """Out of memory, demoted or closed to us, Redis is a 503 that names the reason, and no row is half accepted."""
+    """If Redis is out of memory, a replica or denies access, the answer is a 503 with the reason; nothing is stored."""
     async with serving(settings) as api:
         path = await api.make(metadata, REGRESSOR)
         (await api.post(f"{path}/partial_fit", LABELLED)).of(202)
@@ -198,7 +198,7 @@ async def test_a_redis_that_refuses_accepts_nothing_by_halves(
             for document in (LABELLED, large):
                 started = time.monotonic()
                 reply = await api.post(f"{path}/partial_fit", document)
-                told(reply, started)
+                check_unavailable(reply, started)
                 assert said in reply.json()["detail"]
         finally:
             client.execute_command(*mend_it)
@@ -207,10 +207,8 @@ async def test_a_redis_that_refuses_accepts_nothing_by_halves(
         assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == 2
 
 
-async def test_a_redis_that_loads_its_file_is_away(
-    settings: Settings, tmp_path: Path, metadata: dict[str, Any]
-) -> None:
-    """While Redis reads its file after a start every call says so, and is answered when it has done."""
+async def test_a_loading_redis_is_unavailable(settings: Settings, tmp_path: Path, metadata: dict[str, Any]) -> None:
+    """While Redis loads its data after a start every request gets a 503 that says so; afterwards it succeeds."""
     port, folder = free_port(), tmp_path / "loads"
     command, log = redis_command(port, folder), tmp_path / "loads.log"
     url = SecretStr(f"redis://127.0.0.1:{port}/0")
@@ -239,8 +237,8 @@ async def test_a_redis_that_loads_its_file_is_away(
             await eventually(back, "the return")
 
 
-async def test_a_wrong_password_is_said_and_not_shown(settings: Settings, client: redis.Redis) -> None:
-    """With a password that Redis does not take, calls are 503 that tell why, and the password is in no answer."""
+async def test_a_wrong_password_is_reported_and_not_shown(settings: Settings, client: redis.Redis) -> None:
+    """With a wrong password requests get a 503 with the reason, and no answer contains the password."""
     client.config_set("requirepass", "right-one")
     try:
         url = settings.store_url.get_secret_value().replace("redis://", "redis://:wrong-one@")
@@ -248,7 +246,7 @@ async def test_a_wrong_password_is_said_and_not_shown(settings: Settings, client
         async with serving(wrong, secrets=("wrong-one", "right-one")) as api:
             started = time.monotonic()
             reply = await api.get(f"/v1/models/{'0' * 64}")
-            told(reply, started)
+            check_unavailable(reply, started)
             assert "does not let keepfit in" in reply.json()["detail"]
             assert (await api.get("/readyz")).of(503)["redis"] != "ok"
     finally:

@@ -1,4 +1,4 @@
-"""Workers short of memory, or without the store in the middle of a turn: nothing is learned twice or put aside."""
+"""Workers without memory, or without the store during a turn: nothing is learned twice or put aside."""
 
 import os
 import signal
@@ -24,10 +24,10 @@ from tests.workers.test_predicting import answers, question, rows_of, taught
 SLOPE = {"estimator": "SGDRegressor"}
 
 
-async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twice(
+async def test_a_memory_error_during_a_batch_learns_nothing_twice(
     store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bundle that a MemoryError left half changed is thrown away: the next turn learns each request once."""
+    """A bundle that a MemoryError left half changed is discarded: the next turn learns each request once."""
     model = await make(store, SLOPE)
     for value in (1.0, 2.0, 3.0):
         await send(store, model, [[value]], [value])
@@ -41,7 +41,7 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
         once(bundle, rows)
 
     monkeypatch.setattr(Bundle, "learn", short)
-    # However slow the machine, all three are one batch.
+    # All three are one batch, however slow the machine is.
     monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
     assert not learn(context, model.hash, "lease")
     assert (await described(store, model)).inbox == 3
@@ -52,10 +52,10 @@ async def test_memory_that_runs_out_in_the_middle_of_a_batch_learns_nothing_twic
     assert (after.rows_seen, after.inbox) == (3, 0)
 
 
-async def test_a_held_bundle_is_not_trusted_after_a_failure(
+async def test_a_cached_bundle_is_not_used_after_a_failure(
     store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle that was held from before, and changed by a turn that failed, is read anew by the next."""
+    """The next turn reads a cached bundle again if a failed turn has changed it."""
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
     learn(context, model.hash, "first")
@@ -74,10 +74,10 @@ async def test_a_held_bundle_is_not_trusted_after_a_failure(
     assert (after.rows_seen, after.version, after.inbox) == (2, 2, 0)
 
 
-async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
+async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that fails at every commit counts no attempt against the request; settled, its lock is let go of."""
+    """A store that fails at every commit counts no attempt for the request; the deferred unlock releases its lock."""
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
     commit = context.consumer.commit
@@ -98,10 +98,10 @@ async def test_a_turn_that_the_store_broke_off_costs_no_attempt_and_no_time(
     assert (after.rows_seen, after.inbox, client.xlen(redis_keys.dead(model.hash))) == (1, 0, 0)
 
 
-async def test_too_little_memory_for_one_is_told_to_that_one(
+async def test_a_memory_error_fails_one_worker_request_only(
     store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of questions that wait together, the one whose rows do not fit is told so; the others have their predictions."""
+    """Of worker requests that are answered together only the one whose rows do not fit fails."""
     model = await taught(store, context, 1)
     once = Bundle.predict
 
@@ -123,7 +123,7 @@ async def test_too_little_memory_for_one_is_told_to_that_one(
 
 
 async def test_killed_and_grown_workers_are_replaced(tmp_path: Any, metadata: dict[str, Any]) -> None:
-    """A worker that the system kills is replaced, and so is one that ends because it grew beyond its bound."""
+    """A worker that the system kills is replaced, and so is one that exits because it exceeds its memory limit."""
     with deployed(tmp_path / "data", worker_memory_bytes_max="1") as deployment:
         before = set(deployment.workers.children())
         async with aiohttp.ClientSession(deployment.urls[0]) as http:

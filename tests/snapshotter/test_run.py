@@ -1,4 +1,4 @@
-"""Passes over the changed bundles: in this process for what they do, as real processes for how they live and die."""
+"""Passes of the snapshotter: in this process for their results, as real processes for signals and kills."""
 
 import asyncio
 import hashlib
@@ -34,13 +34,13 @@ FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as open_shop:
         yield open_shop
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of a process with these settings."""
+    """Return the environment of a process with these settings."""
     return {
         **os.environ,
         "KEEPFIT_STORE_URL": settings.store_url.get_secret_value(),
@@ -52,7 +52,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def snapshotter(settings: Settings, log: Path, every: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `keepfit snapshot --every …`; it is killed at the end where it still runs."""
+    """Run `keepfit snapshot --every …`; kill it at the end if it still runs."""
     command = [sys.executable, "-m", "keepfit", "--data", str(log.parent), "snapshot", "--every", every]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment(settings))
@@ -64,13 +64,13 @@ def snapshotter(settings: Settings, log: Path, every: str) -> Iterator["subproce
 
 
 def committed(settings: Settings) -> list[Document]:
-    """All committed documents, read past keepfit."""
+    """Return all committed documents, read without keepfit."""
     with pymongo.MongoClient[Document](settings.mongo_url.get_secret_value()) as client:
         return list(client.get_default_database().history.find({"status": "committed"}))
 
 
 def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
-    """Addresses of snapshots whose blob is missing or another one."""
+    """Return the URIs of snapshots whose blob is missing or different."""
     found = []
     for document in documents:
         data = shop.storage.get(save.path_of(document))
@@ -79,10 +79,8 @@ def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
     return found
 
 
-async def test_a_pass_saves_what_changed_and_touches_nothing_else(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a hundred models the five that learned since the last pass are read and saved; a third pass reads none."""
+async def test_a_pass_saves_only_changed_models(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred models only the five that learned since the last pass are saved; a third pass reads none."""
     hashes = [await shop.learned() for _ in range(100)]
     first = await shop.snapshotter.run_pass()
     assert sorted(document["hash"] for document in first.saved) == sorted(hashes)
@@ -113,27 +111,27 @@ async def test_a_pass_saves_what_changed_and_touches_nothing_else(
     assert len(await shop.registry.documents(limit=1000)) == 105
 
 
-async def test_a_pass_tells_how_far_it_is(shop: Workshop) -> None:
-    """Progress counts every model up to their number, whether it was saved, unchanged or failed."""
+async def test_a_pass_reports_its_progress(shop: Workshop) -> None:
+    """Progress counts every model, whether it was saved, unchanged or failed."""
     forged, *_ = [await shop.learned() for _ in range(5)]
     shop.redis.set(redis_keys.bundle(forged), b"forged")
     idle = await shop.make()
     shop.redis.zadd(redis_keys.CHANGED, {idle: 1})
-    told: list[tuple[int, int]] = []
-    report = await shop.snapshotter.run_pass(lambda done, total: told.append((done, total)))
-    assert told == [(done, 6) for done in range(1, 7)]
+    reported: list[tuple[int, int]] = []
+    report = await shop.snapshotter.run_pass(lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 6) for done in range(1, 7)]
     assert (len(report.saved), len(report.failed), report.unchanged) == (4, 1, 1)
     assert report.seconds > 0
 
 
-async def test_a_pass_over_nothing_is_a_pass(shop: Workshop) -> None:
-    """Where nothing changed there is nothing to tell of."""
+async def test_a_pass_without_changes_saves_nothing(shop: Workshop) -> None:
+    """Without changed models a pass saves nothing and reports no progress."""
     report = await shop.snapshotter.run_pass(lambda done, total: pytest.fail("progress over nothing"))
     assert (report.saved, report.failed, report.unchanged) == ([], {}, 0)
 
 
-async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -> None:
-    """Forged bytes, a foreign key and a broken state fail each by itself, are told by name, and are looked at again."""
+async def test_a_failure_of_one_model_does_not_stop_the_others(shop: Workshop) -> None:
+    """A forged bundle, an unknown key and a damaged state each fail alone, are reported, and tried again."""
     hashes = [await shop.learned() for _ in range(16)]
     forged, foreign, broken, wrong = hashes[:4]
     good = shop.data(forged)
@@ -154,8 +152,8 @@ async def test_trouble_with_one_model_does_not_stop_the_others(shop: Workshop) -
     assert [document["hash"] for document in again.saved] == [forged]
 
 
-async def test_two_snapshotters_at_once_save_each_version_once(shop: Workshop, settings: Settings) -> None:
-    """Passes that overlap make one document per version, and together say of each model once that it was saved."""
+async def test_concurrent_snapshotters_save_each_version_once(shop: Workshop, settings: Settings) -> None:
+    """Overlapping passes write one document per version, and one of them reports it as saved."""
     hashes = [await shop.learned() for _ in range(40)]
     async with open_resources(settings) as other:
         reports = await asyncio.gather(shop.snapshotter.run_pass(), Snapshotter(other).run_pass())
@@ -167,8 +165,8 @@ async def test_two_snapshotters_at_once_save_each_version_once(shop: Workshop, s
     assert await shop.store.changed() == []
 
 
-async def test_passes_go_on_while_workers_learn(shop: Workshop, settings: Settings) -> None:
-    """Saved while they learn, models have good snapshots only; a pass after the last commit has saved them all."""
+async def test_passes_run_while_workers_learn(shop: Workshop, settings: Settings) -> None:
+    """Models that learn during passes have only good snapshots; a pass after the last commit saves all."""
     hashes = [await shop.make() for _ in range(4)]
     learned = threading.Event()
 
@@ -194,15 +192,15 @@ async def test_passes_go_on_while_workers_learn(shop: Workshop, settings: Settin
         assert (newest["version"], newest["sha256"]) == (10, envelope.digest_of(shop.data(model_hash)))
 
 
-async def test_one_pass_by_settings_makes_the_indexes(settings: Settings, shop: Workshop) -> None:
-    """A single pass, as a CronJob makes it, needs nothing but the settings."""
+async def test_a_single_pass_creates_the_indexes(settings: Settings, shop: Workshop) -> None:
+    """A single pass, as a CronJob runs it, needs only the settings."""
     model_hash = await shop.learned()
     report = await run_once(settings)
     assert [document["hash"] for document in report.saved] == [model_hash]
 
 
-async def test_sigterm_ends_the_loop_after_the_pass_in_hand(shop: Workshop, settings: Settings, tmp_path: Path) -> None:
-    """Told to stop in the middle of a pass, the snapshotter saves what it began with and leaves with exit code 0."""
+async def test_sigterm_ends_the_loop_after_the_current_pass(shop: Workshop, settings: Settings, tmp_path: Path) -> None:
+    """On SIGTERM during a pass the snapshotter finishes the pass and exits with code 0."""
     for _ in range(80):
         await shop.learned()
     log = tmp_path / "snapshotter.log"
@@ -214,13 +212,13 @@ async def test_sigterm_ends_the_loop_after_the_pass_in_hand(shop: Workshop, sett
     assert '"saved": 80' in log.read_text()
 
 
-async def test_the_loop_outlives_servers_that_are_away(settings: Settings, tmp_path: Path) -> None:
-    """Started before Redis, the snapshotter says so, goes on, and saves once Redis is there."""
+async def test_the_loop_survives_unavailable_servers(settings: Settings, tmp_path: Path) -> None:
+    """Started before Redis, the snapshotter logs that, continues, and saves when Redis is there."""
     port = free_port()
     late = settings.model_copy(update={"store_url": type(settings.store_url)(f"redis://127.0.0.1:{port}/0")})
     log = tmp_path / "snapshotter.log"
     with snapshotter(late, log, "0.1s") as process:
-        servers.wait_until(lambda: log.exists() and b"Redis is away" in log.read_bytes(), "the complaint")
+        servers.wait_until(lambda: log.exists() and b"Redis is away" in log.read_bytes(), "the log line")
         with servers.valkey(tmp_path / "late", port):
             async with workshop(late) as shop:
                 model_hash = await shop.learned()
@@ -231,10 +229,10 @@ async def test_the_loop_outlives_servers_that_are_away(settings: Settings, tmp_p
     assert "Traceback" not in log.read_text()
 
 
-async def test_a_killed_snapshotter_leaves_no_dangling_document(
+async def test_a_killed_snapshotter_leaves_no_document_without_a_blob(
     shop: Workshop, settings: Settings, tmp_path: Path
 ) -> None:
-    """After kill -9 in the middle of a pass every committed document has its blob, and the next pass saves the rest."""
+    """After kill -9 during a pass every committed document has its blob, and the next pass saves the rest."""
     hashes = [await shop.learned() for _ in range(80)]
     with snapshotter(settings, tmp_path / "snapshotter.log", "1s") as process:
         servers.wait_until(lambda: bool(committed(settings)), "the first snapshot")
@@ -248,8 +246,8 @@ async def test_a_killed_snapshotter_leaves_no_dangling_document(
     assert await shop.store.changed() == []
 
 
-async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str) -> None:
-    """Saved to a real S3 and lost from Redis, models come back from there with the same predictions."""
+async def test_models_are_restored_from_s3(settings: Settings, s3_url: str) -> None:
+    """Models saved to a real S3 and lost from Redis are restored with the same predictions."""
     in_s3 = settings.model_copy(update={"snapshot_url": s3_url})
     async with workshop(in_s3) as shop:
         hashes = [await shop.learned() for _ in range(3)]
@@ -263,11 +261,11 @@ async def test_snapshots_in_s3_bring_models_back(settings: Settings, s3_url: str
         assert {model_hash: await shop.predict(model_hash) for model_hash in hashes} == predictions
 
 
-# Many models, and what is cleared up after them.
+# Many models, and their garbage.
 
 
-async def stand_ins(shop: Workshop, count: int) -> None:
-    """Register models and put them into Redis, as live as any that learned once and is saved: copies of one."""
+async def make_copies(shop: Workshop, count: int) -> None:
+    """Register models and write them to Redis as copies of one saved model."""
     model_hash = await shop.learned()
     await shop.snapshotter.run_pass()
     state, bundle = shop.redis.dump(redis_keys.state(model_hash)), shop.redis.dump(redis_keys.bundle(model_hash))
@@ -283,15 +281,15 @@ async def stand_ins(shop: Workshop, count: int) -> None:
         models = client.get_default_database().models
         entry = models.find_one()
         assert entry is not None
-        # More than one pass clears up after; all of them would take this server half of the test's time.
+        # More than one pass collects garbage of; registering all would take half of the test's time.
         models.insert_many([{**entry, "_id": one} for one in hashes[:500]])
 
 
-async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
+async def test_a_pass_over_ten_thousand_models_reads_only_changed_ones(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 10,000 models 100 have changed: 100 bundles are read, 100 blobs and documents written, 200 looked after."""
-    await stand_ins(shop, 9_900)
+    """Of 10,000 models 100 changed: 100 bundles are read, 100 blobs and documents written, garbage of 200 collected."""
+    await make_copies(shop, 9_900)
     changed = [await shop.learned() for _ in range(100)]
     counted = Counter[str]()
 
@@ -309,11 +307,11 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
         (shop.storage, "put"), (shop.storage, "get"), (shop.store, "note_snapshots"),
     ):  # fmt: skip
         count(owner, name)
-    looked_after = []
+    collected_hashes = []
     lifetimes = snapshot_upkeep.list_lifetimes
 
     async def counted_lives(*args: Any) -> list[snapshot_upkeep.ModelLifetime]:
-        looked_after.extend(found := await lifetimes(*args))
+        collected_hashes.extend(found := await lifetimes(*args))
         return found
 
     monkeypatch.setattr(snapshot_upkeep, "list_lifetimes", counted_lives)
@@ -323,20 +321,20 @@ async def test_a_pass_over_ten_thousand_models_touches_those_that_changed(
     assert sorted(document["hash"] for document in report.saved) == sorted(changed)
     assert asked["get"] == asked["strlen"] == 100
     assert asked["hmget"] <= 300
-    # The name of the history in the storage was looked at, or not, as there were blobs in this slice.
+    # The blob that names the history is read only if this slice has blobs.
     assert counted.pop("get", 0) <= 1
     assert counted == dict.fromkeys(("write_intents", "commit_many", "put", "note_snapshots"), 100)
-    assert len(looked_after) == shop.settings.garbage_entries_max
+    assert len(collected_hashes) == shop.settings.garbage_entries_max
 
 
 def commands(shop: Workshop) -> Counter[str]:
-    """Commands that Redis has carried out, by name."""
+    """Return the number of commands that Redis has executed, by name."""
     stats: Any = shop.redis.info("commandstats")
     return Counter({name.removeprefix("cmdstat_"): found["calls"] for name, found in stats.items()})
 
 
-async def test_every_model_has_its_turn_to_be_cleared_up_after(settings: Settings) -> None:
-    """Passes go on where the one before ended, deleted models included, and begin again after the last one."""
+async def test_garbage_of_every_model_is_collected_in_turn(settings: Settings) -> None:
+    """Each pass continues after the last, includes deleted models, and starts again after the last model."""
     few = settings.model_copy(update={"garbage_entries_max": 2, "garbage_grace_s": 0, "retention_all_s": 0})
     async with workshop(few) as shop:
         hashes = [await shop.make() for _ in range(5)]
@@ -351,8 +349,8 @@ async def test_every_model_has_its_turn_to_be_cleared_up_after(settings: Setting
         assert list(shop.storage.list("", "g")) == []
 
 
-async def test_what_cannot_be_cleared_up_is_told_and_hinders_nothing(shop: Workshop) -> None:
-    """A pass whose collection fails has saved what changed; the state of the snapshots says why, until one succeeds."""
+async def test_a_failed_collection_is_reported_and_affects_nothing_else(shop: Workshop) -> None:
+    """A pass whose collection fails saves changed models; the snapshot state says why, until one succeeds."""
     first = await shop.learned()
     await shop.snapshotter.run_pass()
     owner = shop.storage.get("keepfit-history")
@@ -370,8 +368,10 @@ async def test_what_cannot_be_cleared_up_is_told_and_hinders_nothing(shop: Works
     assert (await shop.store.snapshot_state()).uncollected == ""
 
 
-async def test_bundles_in_memory_and_writers_are_bounded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many models changed, no more bytes are read at once, and no more blobs written at once, than is set."""
+async def test_bundles_in_memory_and_concurrent_writes_are_bounded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many models changed, the settings bound the bytes in memory and the blobs written at once."""
     bounded = settings.model_copy(update={"snapshot_entries_max": 2, "snapshot_bytes_max": 10_000})
     async with workshop(bounded) as shop:
         hashes = [await shop.learned() for _ in range(12)]

@@ -1,4 +1,4 @@
-"""Garbage collection: what goes, what stays, and that nobody's sleep or death makes it take what is good."""
+"""Garbage collection: what is deleted, what stays, and that no paused or killed process makes it delete a good blob."""
 
 import asyncio
 import itertools
@@ -30,14 +30,14 @@ from keepfit.snapshots.save import path_of
 from tests.factories import Workshop, workshop
 from tests.faults import acts
 
-# Everything that is unfinished counts as abandoned, at once.
+# Everything unfinished counts as abandoned at once.
 HARSH = Rules(grace_s=-1)
 
 SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
 
 
 class Killed(BaseException):
-    """The process dies here."""
+    """The process is killed here."""
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -51,23 +51,23 @@ async def shop(request: pytest.FixtureRequest, settings: Settings) -> AsyncItera
 
 @pytest.fixture
 async def local(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop with a local folder, where the kind of storage makes no difference."""
+    """Open a workshop with a local folder, for tests that do not depend on the kind of storage."""
     async with workshop(settings) as opened:
         yield opened
 
 
 async def collect(shop: Workshop, rules: Rules = HARSH, now_s: float | None = None) -> Collected:
-    """Clear up after all models."""
+    """Collect the garbage of all models."""
     return await garbage.collect(shop.registry, shop.storage, "", HASH_END, rules, now_s or time.time())
 
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
-    """Save a model, once."""
+    """Save a model."""
     return await saving.save(shop.resources, model_hash)
 
 
 async def aged(shop: Workshop, database: Database[Document], model_hash: str, *ages_days: float) -> list[Document]:
-    """Have a model learn and be saved so often, each snapshot made to be so many days old."""
+    """Let a model learn and save it once per age (days); set the age of each snapshot."""
     documents = []
     for age_days in ages_days:
         await shop.learn(model_hash)
@@ -80,25 +80,25 @@ async def aged(shop: Workshop, database: Database[Document], model_hash: str, *a
 
 
 def die(*args: Any) -> None:
-    """Be the step at which a process dies."""
+    """Kill the process at this step."""
     raise Killed
 
 
 def blobs(shop: Workshop) -> set[str]:
-    """Paths of all blobs in the storage."""
+    """Return the paths of all blobs in the storage."""
     return {entry.path for entry in shop.storage.list("", HASH_END)}
 
 
-async def check_whole(shop: Workshop, model_hash: str | None = None) -> None:
-    """See that each committed document (of a model) has its blob."""
+async def check_blobs(shop: Workshop, model_hash: str | None = None) -> None:
+    """Check that each committed document (of a model) has its blob."""
     for document in await shop.registry.documents(None, model_hash, 10_000):
         assert envelope.digest_of(shop.storage.get(path_of(document)) or b"") == document["sha256"]
 
 
-async def test_an_abandoned_intent_goes_with_its_blob(
+async def test_an_abandoned_intent_is_deleted_with_its_blob(
     shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a snapshotter left between intent and commit is there until the grace is over, and then nothing of it is."""
+    """The intent and blob of a killed snapshotter stay until the grace period is over, then both are deleted."""
     model_hash = await shop.learned()
     with monkeypatch.context() as patch:
         patch.setattr(shop.registry, "commit_many", die)
@@ -115,8 +115,8 @@ async def test_an_abandoned_intent_goes_with_its_blob(
     assert await collect(shop) == Collected()
 
 
-async def test_a_blob_that_no_document_names_goes(shop: Workshop, database: Database[Document]) -> None:
-    """A blob whose intent another took over goes after the grace; those of models that nobody registered stay."""
+async def test_a_blob_without_a_document_is_deleted(shop: Workshop, database: Database[Document]) -> None:
+    """A blob whose intent another snapshotter took over is deleted after the grace period; others stay."""
     model_hash = await shop.learned()
     document = await save(shop, model_hash)
     assert document is not None
@@ -129,8 +129,8 @@ async def test_a_blob_that_no_document_names_goes(shop: Workshop, database: Data
     assert blobs(shop) == {path_of(document), foreign}
 
 
-async def test_blobs_of_another_history_are_no_garbage(shop: Workshop, mongo_url: str) -> None:
-    """With a wrong or empty MongoDB nothing is deleted for being unknown to it, and it is said how to go on."""
+async def test_blobs_of_another_history_are_not_deleted(shop: Workshop, mongo_url: str) -> None:
+    """With a wrong or empty MongoDB no blob counts as unknown, and the error says what to do."""
     model_hash = await shop.learned()
     document = await save(shop, model_hash)
     assert document is not None
@@ -142,8 +142,8 @@ async def test_blobs_of_another_history_are_no_garbage(shop: Workshop, mongo_url
     assert blobs(shop) == {path_of(document)}
 
 
-async def test_what_was_never_written_to_its_end_goes(shop: Workshop) -> None:
-    """Temporary files of killed writers and uploads that were begun go after the grace."""
+async def test_unfinished_files_are_deleted(shop: Workshop) -> None:
+    """Temporary files of killed writers and unfinished uploads are deleted after the grace period."""
     model_hash = await shop.learned()
     document = await save(shop, model_hash)
     assert document is not None
@@ -160,8 +160,8 @@ async def test_what_was_never_written_to_its_end_goes(shop: Workshop) -> None:
     assert blobs(shop) == {path_of(document)}
 
 
-async def test_retention_takes_documents_and_blobs(shop: Workshop, database: Database[Document]) -> None:
-    """Snapshots past their time go from history and storage; the newest stays, and is what a restore takes."""
+async def test_expired_snapshots_are_deleted(shop: Workshop, database: Database[Document]) -> None:
+    """Expired snapshots are deleted from history and storage; the newest stays and can be restored."""
     model_hash = await shop.make()
     documents = await aged(shop, database, model_hash, 90, 80, 3.02, 3.01, 0)
     rules = Rules(grace_s=-1, all_s=60)
@@ -177,10 +177,8 @@ async def test_retention_takes_documents_and_blobs(shop: Workshop, database: Dat
     assert restored.document == documents[-1]
 
 
-async def test_a_models_last_snapshot_is_looked_at_before_it_is_left_alone(
-    shop: Workshop, database: Database[Document]
-) -> None:
-    """Where the newest turns out to be damaged it is marked and said, and the one before it stays."""
+async def test_the_only_remaining_snapshot_is_verified_first(shop: Workshop, database: Database[Document]) -> None:
+    """If the newest snapshot is damaged it is marked and logged, and the one before it stays."""
     model_hash = await shop.make()
     first, second, third = await aged(shop, database, model_hash, 90, 80, 70)
     data = bytearray(shop.storage.get(path_of(third)) or b"")
@@ -189,14 +187,14 @@ async def test_a_models_last_snapshot_is_looked_at_before_it_is_left_alone(
     with capture_logs() as logs:
         assert await collect(shop) == Collected()
     assert [(one["event"], one["version"]) for one in logs] == [("snapshot_corrupt", 3)]
-    # By now the second is the newest good one, and the damaged one is past its time.
+    # Now the second is the newest good one, and the damaged one is expired.
     assert await collect(shop) == Collected(expired=2)
     assert await shop.registry.documents() == [second]
     assert first != second
 
 
-async def test_a_deleted_models_snapshots_stay_as_retention_says(local: Workshop, database: Database[Document]) -> None:
-    """Deletion takes no snapshot along; a month later the last one goes."""
+async def test_snapshots_of_a_deleted_model_expire_by_the_rules(local: Workshop, database: Database[Document]) -> None:
+    """A deletion deletes no snapshot; the last one expires a month later."""
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 80)
     await local.registry.unregister(model_hash)
@@ -207,10 +205,10 @@ async def test_a_deleted_models_snapshots_stay_as_retention_says(local: Workshop
     assert (await local.registry.documents(), blobs(local)) == ([], set())
 
 
-async def test_no_pass_deletes_too_much_at_once(
+async def test_a_pass_deletes_a_bounded_number_of_documents(
     local: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where more has to go than one pass does, the next passes stay with the same models until all is gone."""
+    """If there is more garbage than one pass deletes, the next passes continue with the same models."""
     monkeypatch.setattr(garbage, "GARBAGE_MAX", 2)
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 89, 88, 87, 86, 85)
@@ -222,8 +220,10 @@ async def test_no_pass_deletes_too_much_at_once(
     assert blobs(local) == {path_of(documents[-1])}
 
 
-async def test_storage_away_deletes_no_document(local: Workshop, database: Database[Document], tmp_path: Path) -> None:
-    """Where blobs cannot be deleted their documents stay, out of sight, and both go once the storage is back."""
+async def test_without_storage_no_document_is_deleted(
+    local: Workshop, database: Database[Document], tmp_path: Path
+) -> None:
+    """If blobs cannot be deleted their documents stay, hidden, and both are deleted when the storage is back."""
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 80, 2, 0)
     (tmp_path / "snapshots").rename(tmp_path / "away")
@@ -237,20 +237,20 @@ async def test_storage_away_deletes_no_document(local: Workshop, database: Datab
     assert blobs(local) == set(map(path_of, documents[2:]))
 
 
-async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
+async def test_a_snapshot_that_expires_while_it_is_read_is_not_marked_corrupt(
     local: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restore whose snapshot retention takes in this very moment says that it is to be tried again."""
+    """A restore whose snapshot expires at that moment asks to be tried again."""
     model_hash = await local.learned()
     await save(local, model_hash)
     local.lose(model_hash)
     loop, get = asyncio.get_running_loop(), local.storage.get
 
-    async def let_go() -> None:
+    async def expire() -> None:
         await snapshot_upkeep.abort(local.registry, await snapshot_upkeep.list_documents(local.registry, "", HASH_END))
 
     def get_late(path: str) -> bytes | None:
-        asyncio.run_coroutine_threadsafe(let_go(), loop).result()
+        asyncio.run_coroutine_threadsafe(expire(), loop).result()
         local.storage.delete([Entry(path)])
         return get(path)
 
@@ -265,10 +265,8 @@ async def test_a_snapshot_that_is_let_go_while_it_is_read_is_not_called_damaged(
 
 @pytest.mark.parametrize("action", ["kill", "stop"])
 @pytest.mark.parametrize("point", SAVING)
-async def test_a_snapshotter_may_die_or_sleep_at_any_step_while_garbage_is_collected(
-    local: Workshop, point: str, action: str
-) -> None:
-    """Collected all the while, as abandoned at once, what a snapshotter does leaves no dangling document, ever."""
+async def test_a_snapshotter_may_be_killed_or_paused_at_any_step(local: Workshop, point: str, action: str) -> None:
+    """With concurrent collection that treats intents as abandoned at once, no document is ever without its blob."""
     model_hash = await local.learned()
     first = await save(local, model_hash)
     assert first is not None
@@ -276,15 +274,15 @@ async def test_a_snapshotter_may_die_or_sleep_at_any_step_while_garbage_is_colle
     with acts.child(f"{point}:1:{action}", acts.save, local.settings) as saving_one:
         while saving_one.is_alive() and state(saving_one.pid) != "T":
             await collect(local)
-            await check_whole(local)
+            await check_blobs(local)
         await collect(local)
         if action == "stop":
             assert saving_one.pid is not None
             os.kill(saving_one.pid, signal.SIGCONT)
             await asyncio.to_thread(saving_one.join, 60)
         assert saving_one.exitcode == (0 if action == "stop" else -signal.SIGKILL)
-    # What there was is there, and what was to be saved is saved by whoever comes next.
-    await check_whole(local)
+    # Earlier snapshots are there, and the next pass saves the rest.
+    await check_blobs(local)
     assert first in await local.registry.documents()
     await save(local, model_hash)
     newest, before = await local.registry.documents()
@@ -294,7 +292,7 @@ async def test_a_snapshotter_may_die_or_sleep_at_any_step_while_garbage_is_colle
 
 
 def state(pid: int | None) -> str:
-    """State of a process as the kernel tells it: T where it is stopped."""
+    """Return the state of a process from the kernel: T if it is stopped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -302,16 +300,16 @@ def state(pid: int | None) -> str:
 
 
 async def test_many_snapshotters_at_once_do_no_harm(local: Workshop) -> None:
-    """Real processes, each of which takes what the others have begun for abandoned, save every model."""
+    """Real processes, each of which treats the intents of the others as abandoned, save every model."""
     hashes = [await local.learned() for _ in range(40)]
     harsh = local.settings.model_copy(update={"garbage_grace_s": 0, "retention_all_s": 0})
     with ExitStack() as running:
         children = [running.enter_context(acts.child("", acts.save, harsh)) for _ in range(3)]
         while any(one.is_alive() for one in children):
-            await check_whole(local)
+            await check_blobs(local)
         assert [one.exitcode for one in children] == [0, 0, 0]
     await local.snapshotter.run_pass()
-    await check_whole(local)
+    await check_blobs(local)
     documents = {document["hash"]: document for document in await local.registry.documents(limit=1000)}
     assert documents.keys() == set(hashes)
     assert all(documents[one]["sha256"] == envelope.digest_of(local.data(one)) for one in hashes)
@@ -322,12 +320,12 @@ async def test_many_snapshotters_at_once_do_no_harm(local: Workshop) -> None:
 
 
 class Turns:
-    """Lets named actors take their steps in a given order; those that have none left go on as they like."""
+    """Lets named actors take their steps in a given order; actors without steps in the order are not held."""
 
     def __init__(self, order: tuple[str, ...]) -> None:
         self._order = list(order)
         self._changed = asyncio.Condition()
-        self._over: set[str] = set()
+        self._finished: set[str] = set()
 
     async def step(self, actor: str) -> None:
         """Wait until it is `actor`'s turn."""
@@ -338,26 +336,26 @@ class Turns:
                 self._skip()
                 self._changed.notify_all()
 
-    async def over(self, actor: str) -> None:
-        """Take an actor, who has come to its end, out of the order."""
+    async def finish(self, actor: str) -> None:
+        """Remove a finished actor from the order."""
         async with self._changed:
-            self._over.add(actor)
+            self._finished.add(actor)
             self._skip()
             self._changed.notify_all()
 
     def _skip(self) -> None:
-        while self._order and self._order[0] in self._over:
+        while self._order and self._order[0] in self._finished:
             self._order.pop(0)
 
 
 class Stepping:
-    """A history or a storage each of whose calls is a step of an actor."""
+    """A registry or storage, each call of which is a step of an actor."""
 
     def __init__(self, inner: object, turns: Turns, actor: str, loop: asyncio.AbstractEventLoop) -> None:
         self._inner, self._turns, self._actor, self._loop = inner, turns, actor, loop
 
     def __getattr__(self, name: str) -> Any:
-        """Return a call that waits for its turn, in a coroutine or in a thread; plain values as they are."""
+        """Return a call that waits for its turn, in a coroutine or a thread; return plain values unchanged."""
         found = getattr(self._inner, name)
         if name in ("uri", "url", "collection"):
             return found
@@ -376,20 +374,20 @@ class Stepping:
         return in_thread
 
 
-async def played(turns: Turns, actor: str, act: Awaitable[object]) -> None:
-    """Have an actor do what it does."""
+async def run_actor(turns: Turns, actor: str, act: Awaitable[object]) -> None:
+    """Run an actor."""
     try:
         await act
     except UnavailableError:
-        # Its blob was gone before it was looked at.
+        # Its blob was deleted before it was verified.
         pass
     finally:
-        await turns.over(actor)
+        await turns.finish(actor)
 
 
 @pytest.fixture
 def stepping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make what a collector does with a history steps of its own, where the history is one with turns."""
+    """Make the collector's calls with a stepping registry steps of their own."""
 
     def stepped(real: Callable[..., Any]) -> Callable[..., Any]:
         async def later(history: Any, *args: Any) -> Any:
@@ -404,7 +402,7 @@ def stepping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def play(shop: Workshop, model_hash: str, order: tuple[str, ...]) -> None:
-    """Have savers and collectors of one model take their steps in an order."""
+    """Run savers and collectors of one model with their steps in an order."""
     turns, loop = Turns(order), asyncio.get_running_loop()
 
     def act(actor: str) -> Awaitable[object]:
@@ -415,11 +413,11 @@ async def play(shop: Workshop, model_hash: str, order: tuple[str, ...]) -> None:
         return saving.save(replace(shop.resources, registry=registry, storage=storage), model_hash)
 
     async with asyncio.timeout(60):
-        await asyncio.gather(*(played(turns, actor, act(actor)) for actor in sorted(set(order))))
+        await asyncio.gather(*(run_actor(turns, actor, act(actor)) for actor in sorted(set(order))))
 
 
 def orders() -> list[tuple[str, ...]]:
-    """All orders of one saver and one collector; some of two savers, and of two collectors, by chance."""
+    """Return all orders of one saver and one collector, and a sample of two savers and of two collectors."""
     save_steps, collect_steps = ["save"] * 3, ["collect"] * 6
     places = itertools.combinations(range(9), 3)
     both = [tuple("save" if at in chosen else "collect" for at in range(9)) for chosen in places]
@@ -433,12 +431,12 @@ def orders() -> list[tuple[str, ...]]:
     return both + more
 
 
-async def test_in_every_order_of_steps_nothing_dangles_and_nothing_is_lost(local: Workshop, stepping: None) -> None:
-    """However the steps of savers and collectors fall: what is committed is whole, and the next save is good."""
+async def test_no_order_of_steps_loses_a_blob(local: Workshop, stepping: None) -> None:
+    """In every order of steps each committed document has its blob, and the next save succeeds."""
     for order in orders():
         model_hash = await local.learned()
         await play(local, model_hash, order)
-        await check_whole(local, model_hash)
+        await check_blobs(local, model_hash)
         if model_hash in await local.store.changed():
             await save(local, model_hash)
         document = await local.registry.newest(model_hash, 1)

@@ -1,4 +1,4 @@
-"""One bundle saved, one bundle restored: on a real Valkey, a real MongoDB-wire server and a real folder."""
+"""Saving and restoring one bundle, with a real Valkey, a real MongoDB-wire server and a real folder."""
 
 import asyncio
 import hashlib
@@ -42,12 +42,12 @@ FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)
 
 
 class Killed(BaseException):
-    """The process dies here."""
+    """The process is killed here."""
 
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
@@ -62,7 +62,7 @@ async def each_shop(request: pytest.FixtureRequest, settings: Settings) -> Async
 
 
 async def save(shop: Workshop, model_hash: str) -> Document | None:
-    """Save a model, once."""
+    """Save a model."""
     return await saving.save(shop.resources, model_hash)
 
 
@@ -79,7 +79,7 @@ async def restore(shop: Workshop, model_hash: str, at: float | None = None) -> R
 
 
 async def dangling(shop: Workshop) -> list[str]:
-    """Addresses of committed snapshots whose blob is missing or another one."""
+    """Return the URIs of committed snapshots whose blob is missing or different."""
     found = []
     for document in await shop.registry.documents(limit=1000):
         data = shop.storage.get(saving.path_of(document))
@@ -89,12 +89,12 @@ async def dangling(shop: Workshop) -> list[str]:
 
 
 def statuses(database: Database[Document]) -> dict[int, str]:
-    """Status of each document by its version."""
+    """Return the status of each document by its version."""
     return {document["version"]: document["status"] for document in database.history.find()}
 
 
 def alter(shop: Workshop, document: Document, data: bytes) -> None:
-    """Put other bytes in the place of a snapshot's blob."""
+    """Replace a snapshot's blob by other bytes."""
     shop.storage.put(saving.path_of(document), data)
 
 
@@ -106,7 +106,7 @@ def read(shop: Workshop, document: Document) -> bytes:
 
 
 def replace_blob(shop: Workshop, database: Database[Document], document: Document, data: bytes) -> None:
-    """Put other bytes in a snapshot's place, with a document that agrees with them."""
+    """Replace a snapshot's blob by other bytes, and change its document accordingly."""
     digest = hashlib.sha256(data).hexdigest()
     changed = {**document, "sha256": digest, "size_bytes": len(data)}
     changed["uri"] = shop.storage.uri(saving.path_of(changed))
@@ -116,8 +116,8 @@ def replace_blob(shop: Workshop, database: Database[Document], document: Documen
     assert database.history.update_one(key, {"$set": kept}).matched_count == 1
 
 
-async def test_the_document_has_the_fields_of_the_contract(shop: Workshop) -> None:
-    """A history document has exactly the promised fields, and they tell of the bundle that is live."""
+async def test_the_document_has_exactly_the_documented_fields(shop: Workshop) -> None:
+    """A history document has exactly the documented fields, and they describe the live bundle."""
     model_hash = await shop.learned(brand="nike", session="fields")
     await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
     document = await saved(shop, model_hash)
@@ -137,8 +137,8 @@ async def test_the_document_has_the_fields_of_the_contract(shop: Workshop) -> No
     assert await shop.registry.documents() == [document]
 
 
-async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) -> None:
-    """What lies at the document's address is what Redis has, and size and SHA-256 are those of the document."""
+async def test_the_blob_is_the_live_bundle(each_shop: Workshop) -> None:
+    """The blob at the document's URI is the bundle in Redis, with the document's size and SHA-256."""
     model_hash = await each_shop.learned()
     document = await saved(each_shop, model_hash)
     data = read(each_shop, document)
@@ -147,8 +147,8 @@ async def test_the_blob_is_the_live_bundle_to_the_last_bit(each_shop: Workshop) 
     assert (document["sha256"], document["size_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
-async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
-    """After a save the live model names the snapshot, and is no longer among the changed ones."""
+async def test_the_snapshot_is_noted_in_the_model(shop: Workshop) -> None:
+    """After a save the live model names the snapshot and is no longer marked as changed."""
     model_hash = await shop.learned()
     assert await shop.store.changed() == [model_hash]
     document = await saved(shop, model_hash)
@@ -157,7 +157,7 @@ async def test_the_model_is_told_of_its_snapshot(shop: Workshop) -> None:
 
 
 async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bundle that is saved already is not written again, and its history keeps one document."""
+    """A saved bundle is not written again, and has one document."""
     model_hash = await each_shop.learned()
     document = await saved(each_shop, model_hash)
 
@@ -170,14 +170,14 @@ async def test_nothing_is_saved_twice(each_shop: Workshop, monkeypatch: pytest.M
     assert (await each_shop.model(model_hash)).snapshot == {name: document[name] for name in SUMMARY_FIELDS}
 
 
-async def test_a_model_that_learned_nothing_has_nothing_to_save(shop: Workshop) -> None:
-    """Version 0 is the recipe, which the register has."""
+async def test_a_model_that_has_learned_nothing_is_not_saved(shop: Workshop) -> None:
+    """Version 0 is the recipe, which the registry has."""
     assert await save(shop, await shop.make()) is None
     assert await shop.registry.documents() == []
 
 
-async def test_a_mark_that_is_ahead_of_its_commit_stays(shop: Workshop) -> None:
-    """A worker marks a model before it commits; a save in between finds nothing and must leave the mark."""
+async def test_a_mark_before_its_commit_stays(shop: Workshop) -> None:
+    """A worker marks a model as changed before it commits; a save in between must not remove the mark."""
     model_hash = await shop.make()
     shop.redis.zadd(redis_keys.CHANGED, {model_hash: 1})
     assert await save(shop, model_hash) is None
@@ -186,8 +186,8 @@ async def test_a_mark_that_is_ahead_of_its_commit_stays(shop: Workshop) -> None:
     assert (await saved(shop, model_hash))["version"] == 1
 
 
-async def test_the_mark_of_a_deleted_model_goes(shop: Workshop) -> None:
-    """A mark that a refused commit left on a deleted model is taken off by the next pass."""
+async def test_the_mark_of_a_deleted_model_is_removed(shop: Workshop) -> None:
+    """The next pass removes a mark that a refused commit left for a deleted model."""
     model_hash = await shop.learned()
     await shop.registry.unregister(model_hash)
     await shop.store.delete(model_hash)
@@ -196,8 +196,8 @@ async def test_the_mark_of_a_deleted_model_goes(shop: Workshop) -> None:
     assert await shop.store.changed() == []
 
 
-async def test_a_change_during_the_save_is_saved_next(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit between reading the bundle and noting its snapshot keeps the model among the changed ones."""
+async def test_a_commit_during_the_save_is_saved_next(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit between reading the bundle and noting its snapshot leaves the model marked as changed."""
     model_hash = await shop.learned()
     await shop.accept(model_hash, OTHER_SHOES, OTHER_SIZES)
     put = shop.storage.put
@@ -214,10 +214,8 @@ async def test_a_change_during_the_save_is_saved_next(shop: Workshop, monkeypatc
     assert await shop.store.changed() == []
 
 
-async def test_a_bundle_that_was_forged_in_redis_is_not_saved(
-    shop: Workshop, database: Database[Document], tmp_path: Path
-) -> None:
-    """Bytes that none of our keys signed are refused before anything is written, and the mark stays."""
+async def test_a_forged_bundle_is_not_saved(shop: Workshop, database: Database[Document], tmp_path: Path) -> None:
+    """A bundle that no signing key signed is refused before anything is written, and the mark stays."""
     model_hash = await shop.learned()
     shop.redis.set(redis_keys.bundle(model_hash), resigned(shop.data(model_hash), shop.keyring, FOREIGN))
     with pytest.raises(EnvelopeError, match="signed with a key that KEEPFIT_SIGNING_KEYS does not hold"):
@@ -227,8 +225,8 @@ async def test_a_bundle_that_was_forged_in_redis_is_not_saved(
     assert await shop.store.changed() == [model_hash]
 
 
-async def test_of_two_saves_at_once_one_makes_the_document(each_shop: Workshop, database: Database[Document]) -> None:
-    """Several snapshotters on the same version make one document, and only one of them says that it saved it."""
+async def test_concurrent_saves_write_one_document(each_shop: Workshop, database: Database[Document]) -> None:
+    """Several snapshotters of the same version write one document, and one of them reports it as saved."""
     model_hash = await each_shop.learned()
     answers = await asyncio.gather(*(save(each_shop, model_hash) for _ in range(4)))
     (document,) = [answer for answer in answers if answer is not None]
@@ -238,8 +236,8 @@ async def test_of_two_saves_at_once_one_makes_the_document(each_shop: Workshop, 
     assert await each_shop.store.changed() == []
 
 
-async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> None:
-    """Where Redis lost a tail and learned other rows, the saved version is kept, and the next one is saved."""
+async def test_another_bundle_of_the_same_version_is_a_conflict(shop: Workshop) -> None:
+    """If Redis lost its last writes and learned other rows, the saved version stays, and the next one is saved."""
     model_hash = await shop.learned()
     before = {key: shop.redis.dump(key) for key in shop.redis.scan_iter(match=f"kf:{{{model_hash}}}:*")}
     await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
@@ -259,10 +257,10 @@ async def test_another_bundle_under_the_same_version_is_said(shop: Workshop) -> 
 
 
 @pytest.mark.parametrize("step", ["write_intents", "put", "commit_many", "note_snapshots"])
-async def test_a_snapshotter_may_die_after_each_step(
+async def test_a_snapshotter_may_be_killed_after_each_step(
     each_shop: Workshop, database: Database[Document], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Whatever step a snapshotter dies after, no committed document lacks its blob, and the next pass completes."""
+    """After a kill at any step every committed document has its blob, and the next pass completes."""
     model_hash = await each_shop.learned()
     owner: object = {"put": each_shop.storage, "note_snapshots": each_shop.store}.get(step, each_shop.registry)
     real: Callable[..., Any] = getattr(owner, step)
@@ -292,7 +290,7 @@ async def test_a_snapshotter_may_die_after_each_step(
 
 
 async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> None:
-    """Where the storage is away the save is UnavailableError, and the model is saved once it is back."""
+    """If the storage is unavailable the save is an UnavailableError, and succeeds when it is back."""
     model_hash = await shop.learned()
     (tmp_path / "snapshots").write_text("no folder")
     with pytest.raises(UnavailableError, match="snapshots cannot be written"):
@@ -303,8 +301,8 @@ async def test_a_failed_save_leaves_the_mark(shop: Workshop, tmp_path: Path) -> 
     assert (await saved(shop, model_hash))["version"] == 1
 
 
-async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> None:
-    """Restored into an empty Redis, a model has version, rows, metrics and predictions of its snapshot."""
+async def test_a_lost_model_is_restored_as_it_was_saved(each_shop: Workshop) -> None:
+    """Restored to an empty Redis, a model has version, rows, metrics and predictions of its snapshot."""
     model_hash = await each_shop.learned()
     await each_shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
     document = await saved(each_shop, model_hash)
@@ -321,8 +319,8 @@ async def test_a_lost_model_comes_back_as_it_was_saved(each_shop: Workshop) -> N
     assert await each_shop.store.changed() == []
 
 
-async def test_learning_goes_on_from_the_snapshot_as_if_nothing_had_been(shop: Workshop) -> None:
-    """After a restore, sequences, their chain and versions go on, and the model predicts as one that was never lost."""
+async def test_learning_continues_from_the_snapshot(shop: Workshop) -> None:
+    """After a restore sequences, request digest and versions continue; predictions are those of a never lost model."""
     lost, kept = await shop.learned(), await shop.learned()
     await saved(shop, lost)
     shop.lose(lost)
@@ -337,7 +335,7 @@ async def test_learning_goes_on_from_the_snapshot_as_if_nothing_had_been(shop: W
 
 
 async def test_a_restored_model_is_not_saved_again_before_it_learns(shop: Workshop) -> None:
-    """A restored bundle is in storage already: saving it makes no second document and no second blob."""
+    """A restored bundle is in the storage already: a save writes no second document or blob."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -361,8 +359,8 @@ async def test_a_restored_model_is_not_saved_again_before_it_learns(shop: Worksh
     ],
     ids=lambda recipe: recipe["estimator"],
 )
-async def test_models_of_every_kind_come_back(shop: Workshop, recipe: dict[str, Any]) -> None:
-    """Regressors, classifiers and clusterers, in every encoding, pass the checks of a restore and predict the same."""
+async def test_models_of_every_kind_are_restored(shop: Workshop, recipe: dict[str, Any]) -> None:
+    """Regressors, classifiers and clusterers in every encoding are verified, restored and predict the same."""
     model_hash = await shop.make(recipe)
     await shop.learn(model_hash, SHOES, None if recipe["estimator"] == "MiniBatchKMeans" else [1, 2, 3])
     await saved(shop, model_hash)
@@ -373,7 +371,7 @@ async def test_models_of_every_kind_come_back(shop: Workshop, recipe: dict[str, 
 
 
 async def test_a_live_model_is_never_overwritten(shop: Workshop) -> None:
-    """A restore of a live model changes nothing, be the snapshot older or newer than what is live."""
+    """A restore of a live model changes nothing, whether the snapshot is older or newer."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     await shop.learn(model_hash, OTHER_SHOES, OTHER_SIZES)
@@ -382,8 +380,8 @@ async def test_a_live_model_is_never_overwritten(shop: Workshop) -> None:
     assert await shop.model(model_hash) == before
 
 
-async def test_a_model_without_snapshot_begins_anew(shop: Workshop) -> None:
-    """A registered model that was never saved is made from its recipe, in a generation of its own."""
+async def test_a_model_without_a_snapshot_is_recreated_from_its_recipe(shop: Workshop) -> None:
+    """A registered model that was never saved is created from its recipe, in a new generation."""
     model_hash = await shop.learned()
     shop.lose(model_hash)
     assert await restore(shop, model_hash) == RestoreResult(model_hash, None, live=False, corrupt=0)
@@ -393,7 +391,7 @@ async def test_a_model_without_snapshot_begins_anew(shop: Workshop) -> None:
 
 
 async def flipped(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Change one bit in the middle of the blob."""
+    """Flip one bit in the middle of the blob."""
     data = bytearray(read(shop, document))
     data[len(data) // 2] ^= 1
     alter(shop, document, bytes(data))
@@ -405,36 +403,36 @@ async def truncated(shop: Workshop, database: Database[Document], document: Docu
 
 
 async def emptied(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Leave nothing of the blob but its name."""
+    """Truncate the blob to zero bytes."""
     alter(shop, document, b"")
 
 
 async def missing(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Take the blob away."""
+    """Delete the blob."""
     shop.storage.delete([Entry(saving.path_of(document))])
 
 
 async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Sign the blob with a key that has the name of ours and is not ours."""
+    """Sign the blob with another key under the same id."""
     data = read(shop, document)
     ((name, _),) = shop.keyring.keys
     replace_blob(shop, database, document, resigned(data, shop.keyring, Keyring(((name, b"x" * 32),))))
 
 
 async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Put a bundle of another model in its place."""
+    """Replace it by a bundle of another model."""
     data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.keyring, shop.keyring, hash="0" * 64))
 
 
 async def of_other_rows(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Put a bundle in its place that we signed for the same version, of another content."""
+    """Replace it by a correctly signed bundle of the same version with other content."""
     data = read(shop, document)
     alter(shop, document, resigned(data, shop.keyring, shop.keyring, chain="f" * 40))
 
 
 async def of_an_older_version(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Put an older bundle of the same model in its place, rightly signed."""
+    """Replace it by an older, correctly signed bundle of the same model."""
     data = read(shop, document)
     replace_blob(shop, database, document, resigned(data, shop.keyring, shop.keyring, version=1))
 
@@ -446,10 +444,8 @@ Damage = Callable[[Workshop, Database[Document], Document], Awaitable[None]]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-async def test_a_damaged_snapshot_is_passed_over(
-    each_shop: Workshop, database: Database[Document], damage: Damage
-) -> None:
-    """A blob that is not what was saved is marked corrupt and said, and the snapshot before it is restored."""
+async def test_a_damaged_snapshot_is_skipped(each_shop: Workshop, database: Database[Document], damage: Damage) -> None:
+    """A blob that differs from the saved one is marked corrupt and logged, and the snapshot before is restored."""
     model_hash = await each_shop.learned()
     good = await saved(each_shop, model_hash)
     predictions = await each_shop.predict(model_hash)
@@ -460,13 +456,13 @@ async def test_a_damaged_snapshot_is_passed_over(
         assert await restore(each_shop, model_hash) == RestoreResult(model_hash, good, live=False, corrupt=1)
     assert statuses(database) == {1: "committed", 2: "corrupt"}
     assert await each_shop.predict(model_hash) == predictions
-    (said,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
-    assert (said["log_level"], said["hash"], said["version"]) == ("warning", model_hash, 2)
-    assert said["reason"]
+    (logged,) = [entry for entry in logs if entry["event"] == "snapshot_corrupt"]
+    assert (logged["log_level"], logged["hash"], logged["version"]) == ("warning", model_hash, 2)
+    assert logged["reason"]
 
 
-async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, database: Database[Document]) -> None:
-    """A snapshot signed with a key that this process lacks is not restored here, and stays good for others."""
+async def test_an_unknown_key_does_not_mark_a_snapshot_corrupt(shop: Workshop, database: Database[Document]) -> None:
+    """A snapshot signed with a key that this process lacks is not restored, and not marked either."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     data = read(shop, document)
@@ -478,7 +474,7 @@ async def test_a_key_that_is_not_set_here_spoils_no_snapshot(shop: Workshop, dat
 
 
 async def test_a_restored_model_keeps_the_width_of_its_rows(shop: Workshop) -> None:
-    """A model of plain rows that comes back refuses rows of another width, and takes those of its own."""
+    """A restored model of plain rows refuses rows of another width."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     await shop.learn(model_hash, [[1.0, 2.0, 3.0]], [1.0])
     await saved(shop, model_hash)
@@ -489,8 +485,8 @@ async def test_a_restored_model_keeps_the_width_of_its_rows(shop: Workshop) -> N
     assert await shop.learn(model_hash, [[4.0, 5.0, 6.0]], [2.0]) == 2
 
 
-async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(shop: Workshop) -> None:
-    """While a snapshot was under way its model was deleted, made again and taught: the new one is still to be saved."""
+async def test_a_snapshot_of_a_predecessor_does_not_remove_the_mark(shop: Workshop) -> None:
+    """A model that was deleted, created again and learned during a save is still marked as changed."""
     model_hash = await shop.make(session="again")
     for _ in range(5):
         await shop.learn(model_hash)
@@ -506,8 +502,8 @@ async def test_a_mark_of_a_model_made_again_outlives_its_predecessors_snapshot(s
     assert (await saved(shop, model_hash))["generation"] > before.generation
 
 
-async def test_what_is_left_of_a_half_deleted_model_does_not_come_back(shop: Workshop) -> None:
-    """A deletion cut short between register and Redis: the model made again begins anew, not where the old one was."""
+async def test_the_rest_of_a_half_deleted_model_is_not_restored(shop: Workshop) -> None:
+    """After a deletion that was interrupted between registry and Redis, the recreated model starts from its recipe."""
     model_hash = await shop.make(session="half")
     await shop.learn(model_hash)
     await shop.registry.unregister(model_hash)
@@ -516,8 +512,8 @@ async def test_what_is_left_of_a_half_deleted_model_does_not_come_back(shop: Wor
     assert (model.version, model.rows_seen, model.generation) == (0, 0, 2)
 
 
-async def test_where_no_snapshot_is_good_nothing_is_installed(shop: Workshop, database: Database[Document]) -> None:
-    """A model all of whose snapshots are damaged is UnavailableError, with their number, and does not begin anew."""
+async def test_without_a_good_snapshot_nothing_is_installed(shop: Workshop, database: Database[Document]) -> None:
+    """If all snapshots are damaged the restore is an UnavailableError with their number; nothing is recreated."""
     model_hash = await shop.make()
     for _ in range(3):
         await shop.learn(model_hash)
@@ -530,10 +526,10 @@ async def test_where_no_snapshot_is_good_nothing_is_installed(shop: Workshop, da
 
 
 @pytest.mark.parametrize("how", ["a file in its place", "not mounted"])
-async def test_a_storage_that_is_away_damages_nothing(
+async def test_an_unavailable_storage_marks_nothing(
     shop: Workshop, database: Database[Document], tmp_path: Path, how: str
 ) -> None:
-    """Where the storage cannot be read a restore is UnavailableError, marks nothing, and succeeds once it is back."""
+    """If the storage cannot be read a restore is an UnavailableError, marks nothing, and succeeds when it is back."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -549,10 +545,10 @@ async def test_a_storage_that_is_away_damages_nothing(
     assert (await restore(shop, model_hash)).document == document
 
 
-async def test_a_storage_at_another_address_damages_nothing(
+async def test_a_storage_at_another_address_marks_nothing(
     shop: Workshop, database: Database[Document], tmp_path: Path
 ) -> None:
-    """With a wrong KEEPFIT_SNAPSHOT_URL a restore says where the snapshot is, and marks nothing."""
+    """With a wrong KEEPFIT_SNAPSHOT_URL the error says where the snapshot is, and nothing is marked."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -563,8 +559,8 @@ async def test_a_storage_at_another_address_damages_nothing(
     assert statuses(database) == {1: "committed"}
 
 
-async def test_a_storage_that_moved_with_its_blobs_is_read(shop: Workshop, tmp_path: Path) -> None:
-    """Blobs that were copied to another address are found there, although their documents name the old one."""
+async def test_a_moved_storage_is_read(shop: Workshop, tmp_path: Path) -> None:
+    """Blobs that were copied to another address are found there, although their documents name the old address."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -575,7 +571,7 @@ async def test_a_storage_that_moved_with_its_blobs_is_read(shop: Workshop, tmp_p
 
 
 async def test_a_bundle_of_another_runtime_is_not_loaded(shop: Workshop, database: Database[Document]) -> None:
-    """A snapshot that other versions wrote is RuntimeMismatchError: it is not marked, and no older one is taken."""
+    """A snapshot of other versions is a RuntimeMismatchError: it is not marked, and no older one is used."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     await shop.learn(model_hash)
@@ -591,7 +587,7 @@ async def test_a_bundle_of_another_runtime_is_not_loaded(shop: Workshop, databas
 
 
 async def test_a_deleted_model_stays_deleted(shop: Workshop) -> None:
-    """Neither a deleted model nor one that never was is restored, whatever snapshots there are."""
+    """Neither a deleted nor an unknown model is restored, whatever snapshots exist."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     await shop.registry.unregister(model_hash)
@@ -602,8 +598,8 @@ async def test_a_deleted_model_stays_deleted(shop: Workshop) -> None:
     assert await shop.store.describe(model_hash) is None
 
 
-async def test_a_model_made_again_does_not_inherit(shop: Workshop) -> None:
-    """Snapshots from before a model was deleted are not those of the one made after it under the same metadata."""
+async def test_a_recreated_model_does_not_inherit_snapshots(shop: Workshop) -> None:
+    """Snapshots of a deleted model do not belong to a model created later with the same metadata."""
     model_hash = await shop.learned(session="again")
     await saved(shop, model_hash)
     await shop.registry.unregister(model_hash)
@@ -614,10 +610,10 @@ async def test_a_model_made_again_does_not_inherit(shop: Workshop) -> None:
     assert (await shop.model(model_hash)).version == 0
 
 
-async def test_a_model_made_again_during_a_restore_does_not_inherit(
+async def test_a_model_recreated_during_a_restore_does_not_inherit(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restore that began before the model was deleted and made again installs nothing of the old one."""
+    """A restore that began before the model was deleted and created again installs nothing of the old one."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -634,13 +630,13 @@ async def test_a_model_made_again_during_a_restore_does_not_inherit(
         return get(path)
 
     monkeypatch.setattr(shop.storage, "get", get_meanwhile)
-    with pytest.raises(NotFoundError, match="deleted meanwhile"):
+    with pytest.raises(NotFoundError, match="deleted in the meantime"):
         await restore(shop, model_hash)
     assert await shop.store.describe(model_hash) is None
 
 
-async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
-    """With `at` the newest snapshot not later than that is taken, and saved as the newest; others stay."""
+async def test_a_model_is_restored_to_a_time(each_shop: Workshop) -> None:
+    """With `at` the newest snapshot not later is restored and saved as the newest; the others stay."""
     model_hash = await each_shop.make()
     documents = []
     for _ in range(3):
@@ -654,7 +650,7 @@ async def test_a_model_comes_back_as_of_a_time(each_shop: Workshop) -> None:
 
 
 async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> None:
-    """Where no snapshot is that old a restore is NotFoundError: beginning anew would hide those that there are."""
+    """Without a snapshot that old the restore is a NotFoundError: a recreated model would hide the others."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
@@ -663,8 +659,8 @@ async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> N
     assert await shop.store.describe(model_hash) is None
 
 
-async def test_of_many_restores_at_once_one_installs(shop: Workshop) -> None:
-    """Workers that miss the same model at once restore it once, and all find it."""
+async def test_concurrent_restores_install_once(shop: Workshop) -> None:
+    """Workers that need the same lost model at once restore it once, and all find it."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     predictions = await shop.predict(model_hash)
@@ -676,8 +672,8 @@ async def test_of_many_restores_at_once_one_installs(shop: Workshop) -> None:
     assert await shop.accept(model_hash) == 2
 
 
-async def test_redis_away_is_said_by_save_and_restore(shop: Workshop) -> None:
-    """Where Redis does not answer, saving and restoring are UnavailableError and change nothing."""
+async def test_an_unavailable_redis_is_an_error_of_save_and_restore(shop: Workshop) -> None:
+    """If Redis does not answer, save and restore raise UnavailableError and change nothing."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.redis.shutdown(nosave=True)
@@ -688,8 +684,8 @@ async def test_redis_away_is_said_by_save_and_restore(shop: Workshop) -> None:
     assert await shop.registry.documents() == [document]
 
 
-async def test_snapshots_outlive_a_change_of_keys(shop: Workshop) -> None:
-    """A snapshot signed with an older key is restored while that key is still on the ring, whatever key is newest."""
+async def test_snapshots_survive_a_change_of_keys(shop: Workshop) -> None:
+    """A snapshot signed with an older key is restored as long as that key is in the keyring."""
     model_hash = await shop.learned()
     await saved(shop, model_hash)
     shop.lose(model_hash)
