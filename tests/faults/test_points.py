@@ -124,11 +124,11 @@ def push(shop: Workshop, room: run_queue.RunQueue, *entries: str | bytes) -> Non
 
 async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[list[Any], list[float]]]) -> None:
     """Assert that the live bundle equals the result of a plain loop over the requests."""
-    wanted = recipe.parse(SHOES_RECIPE)
-    expected = Bundle.new(wanted)
+    shoes_recipe = recipe.parse(SHOES_RECIPE)
+    expected = Bundle.new(shoes_recipe)
     for X, y in requests:
-        expected.partial_fit(shaping.shape(wanted, X, y, learning=True))
-    _, bundle = unseal(shop.data(model_hash), shop.keyring, wanted, model_hash)
+        expected.partial_fit(shaping.shape(shoes_recipe, X, y, learning=True))
+    _, bundle = unseal(shop.data(model_hash), shop.keyring, shoes_recipe, model_hash)
     assert differences(bundle, expected) == []
     model = await shop.model(model_hash)
     total = sum(len(y) for _, y in requests)
@@ -191,9 +191,9 @@ def _state(pid: int | None) -> str:
 async def test_a_worker_can_die_before_it_sends_its_replies(deployment: Settings, shop: Workshop, point: str) -> None:
     """If a worker dies with a request, another worker answers it with the predictions of the model."""
     model_hash = await shop.learned()
-    asked = shaping.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
-    question = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, asked)
-    push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(question)))
+    rows = shaping.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
+    request = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, rows)
+    push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(request)))
     assert acts.exit_code_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
     assert not shop.redis.exists(redis_keys.replies("g"))
     recover(deployment, lambda: bool(shop.redis.exists(redis_keys.replies("g"))))
@@ -261,7 +261,7 @@ async def test_a_gateway_can_die_at_any_step_of_accepting(
     body = {"X": requests[0][0], "y": requests[0][1]}
     path = f"/v1/models/{model_hash}/partial_fit"
     with gateway(deployment, f"{point}:1:kill") as first:
-        status, told = await call(first, "POST", path, body)
+        status, answer = await call(first, "POST", path, body)
     # The hint for the workers is sent after the answer to the client.
     assert status in ((0, 202) if point.startswith("hint.") else (0,))
     if status == 202:
@@ -269,7 +269,7 @@ async def test_a_gateway_can_die_at_any_step_of_accepting(
     again = await call(second, "POST", path, body)
     assert again[0] == 202
     assert again[1]["sequence"] == 1
-    assert told is None or told["sequence"] == 1
+    assert answer is None or answer["sequence"] == 1
     recover(deployment, partial(learned, shop, model_hash))
     await check_learned(shop, model_hash, requests)
 
@@ -288,8 +288,8 @@ async def test_a_gateway_can_die_at_any_step_of_logging(
     assert rows_log is not None
     assert len(rows_log.view().calls(model_hash, None)) == (point == "rowlog.written")
     with gateway(logged) as other:
-        status, told = await call(other, "POST", path, body)
-        assert (status, told["sequence"]) == (202, 1)
+        status, answer = await call(other, "POST", path, body)
+        assert (status, answer["sequence"]) == (202, 1)
         found = rows_log.view().calls(model_hash, None)
     assert {(one.origin, one.sequence, one.name) for one in found} == {(1, 1, "c:once")}
     recover(deployment, partial(learned, shop, model_hash))
