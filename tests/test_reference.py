@@ -203,6 +203,12 @@ def events() -> dict[str, tuple[set[str], set[str]]]:
     return found
 
 
+def test_the_page_lists_every_log_event() -> None:
+    """Event, level and fields of each log call are on the page, and the page lists no others."""
+    listed = {codes(row[0])[0]: ({row[1]}, set(codes(row[2]))) for row in rows_of("log-events.md")}
+    assert listed == events()
+
+
 # Metrics.
 
 
