@@ -1,6 +1,6 @@
 """A deployment whose processes can be killed, paused and started again, each by its own process id.
 
-Owns servers (two Redis, MongoDB) and services (supervisor of workers, gateways, snapshotter) as processes of their own,
+Owns servers (two Redis, MongoDB) and services (supervisor of workers, gateways, snapshotter) as separate processes,
 without `keepfit up`, which would start a dead server again at once.
 """
 
@@ -24,7 +24,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
-class Part:
+class ManagedProcess:
     """A process that can be stopped and started again with its data on disk."""
 
     command: list[str]
@@ -63,7 +63,7 @@ class Part:
         self._running.close()
 
     @contextmanager
-    def away(self) -> Iterator[None]:
+    def stopped(self) -> Iterator[None]:
         """Stop the process while the block runs: connections are refused."""
         self.kill()
         try:
@@ -109,15 +109,15 @@ class Deployment:
 
     folder: Path
     settings: Settings
-    store: Part
-    queue: Part
-    mongo: Part
-    workers: Part
-    gateways: Sequence[Part]
-    snapshotter: Part
+    store: ManagedProcess
+    queue: ManagedProcess
+    mongo: ManagedProcess
+    workers: ManagedProcess
+    gateways: Sequence[ManagedProcess]
+    snapshotter: ManagedProcess
 
     @property
-    def services(self) -> Sequence[Part]:
+    def services(self) -> Sequence[ManagedProcess]:
         """The processes of keepfit."""
         return (self.workers, *self.gateways, self.snapshotter)
 
@@ -127,12 +127,14 @@ class Deployment:
         return [f"http://127.0.0.1:{gateway.port}" for gateway in self.gateways]
 
 
-def service(folder: Path, name: str, arguments: Sequence[str], environment: dict[str, str], port: int = 0) -> Part:
+def service(
+    folder: Path, name: str, arguments: Sequence[str], environment: dict[str, str], port: int = 0
+) -> ManagedProcess:
     """Return a process of keepfit that is not started yet."""
     command = [sys.executable, "-m", "keepfit", "--data", str(folder), *arguments]
     own = {"KEEPFIT_PORT": str(port)} if port else {}
     ready = "/livez" if port else ""
-    return Part(command, folder / f"{name}.log", port, {**os.environ, **environment, **own}, ready)
+    return ManagedProcess(command, folder / f"{name}.log", port, {**os.environ, **environment, **own}, ready)
 
 
 @contextmanager
@@ -140,9 +142,11 @@ def deployed(folder: Path, **settings: str) -> Iterator[Deployment]:
     """Run a deployment with two workers and two gateways."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = {name: free_port() for name in ("store", "queue", "mongo")}
-    store = Part(redis_command(ports["store"], folder / "store"), folder / "store.log", ports["store"])
-    queue = Part(redis_command(ports["queue"], folder / "queue", durable=False), folder / "queue.log", ports["queue"])
-    mongo = Part(mongo_command(ports["mongo"], folder / "mongo"), folder / "mongo.log", ports["mongo"])
+    store = ManagedProcess(redis_command(ports["store"], folder / "store"), folder / "store.log", ports["store"])
+    queue = ManagedProcess(
+        redis_command(ports["queue"], folder / "queue", durable=False), folder / "queue.log", ports["queue"]
+    )
+    mongo = ManagedProcess(mongo_command(ports["mongo"], folder / "mongo"), folder / "mongo.log", ports["mongo"])
     named = {
         "store_url": f"redis://127.0.0.1:{ports['store']}/0",
         "queue_url": f"redis://127.0.0.1:{ports['queue']}/0",

@@ -19,7 +19,7 @@ from keepfit.local.servers import accepts, free_port, redis_command
 from keepfit.settings import Settings
 from tests import servers
 from tests.gateway.api_client import CRASHES, REGRESSOR, Api, Reply, eventually, serving
-from tests.recovery.deployment import Deployment, Part, deployed
+from tests.recovery.deployment import Deployment, ManagedProcess, deployed
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ COMPUTED = {"Cache-Control": "no-cache"}
 # The documented bound is 2 s; a machine that runs other tests at the same time may need longer.
 FIRST_ANSWER_S = float(os.environ.get("RECOVERY_FIRST_S", "10"))
 # Two timeouts of 5 s: one request is in progress when Redis hangs, and another follows.
-SAID_S = 14.0
+ANSWER_S_MAX = 14.0
 LINES_PER_S = 3.0
 CPU_SHARE = 0.5
 
@@ -54,17 +54,17 @@ def check_unavailable(reply: Reply, started: float) -> None:
     """Check that an answer came in time and asks to try again later."""
     reply.problem(503)
     assert int(reply.headers["Retry-After"]) >= 1
-    assert time.monotonic() - started < SAID_S
+    assert time.monotonic() - started < ANSWER_S_MAX
 
 
-async def call_during_outage(apis: list[Api], path: str, part: str) -> int:
-    """Send all kinds of requests while `part` is unavailable; return how many rows were accepted."""
+async def call_during_outage(apis: list[Api], path: str, dependency: str) -> int:
+    """Send all kinds of requests while `dependency` is unavailable; return how many rows were accepted."""
     started, accepted = time.monotonic(), 0
     fit = [api.post(f"{path}/partial_fit", LABELLED) for api in apis]
     predict = [api.post(f"{path}/predict", ROWS, COMPUTED) for api in apis]
     replies = await asyncio.gather(*fit, *predict)
     for reply in replies[: len(apis)]:
-        if part == "queue":
+        if dependency == "queue":
             # Accepted rows are in the store; the queue only gets hints.
             reply.of(202)
             accepted += 1
@@ -74,10 +74,12 @@ async def call_during_outage(apis: list[Api], path: str, part: str) -> int:
         check_unavailable(reply, started)
     ready = (await apis[0].get("/readyz")).of(503)
     assert (ready["status"], ready["mongo"]) == ("unavailable", "ok")
-    assert {name for name in ("redis", "queue") if ready[name] != "ok"} == {"redis" if part == "store" else "queue"}
+    assert {name for name in ("redis", "queue") if ready[name] != "ok"} == {
+        "redis" if dependency == "store" else "queue"
+    }
     assert (await apis[0].get("/livez")).status == 200
     scraped = (await apis[0].get("/metrics")).body.decode()
-    assert f'keepfit_dependency_up{{dependency="{part}"}} 0.0' in scraped
+    assert f'keepfit_dependency_up{{dependency="{dependency}"}} 0.0' in scraped
     return accepted
 
 
@@ -103,18 +105,18 @@ async def first_answers(apis: list[Api], path: str) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("how", ["away", "hung"])
-@pytest.mark.parametrize("part", ["store", "queue"])
+@pytest.mark.parametrize("how", ["stopped", "hung"])
+@pytest.mark.parametrize("dependency", ["store", "queue"])
 async def test_an_unavailable_redis_is_reported_and_recovered_from(
-    deployment: Deployment, apis: list[Api], metadata: dict[str, Any], part: str, how: str
+    deployment: Deployment, apis: list[Api], metadata: dict[str, Any], dependency: str, how: str
 ) -> None:
     """With Redis killed or hung gateways answer 503 soon and workers wait; when it is back no row is lost."""
     path = await apis[0].make(metadata, REGRESSOR)
     for api in apis:
         await api.learn(path, **LABELLED)
         await api.predict(path, **ROWS)
-    server: Part = getattr(deployment, part)
-    missing: AbstractContextManager[None] = server.away() if how == "away" else server.hung()
+    server: ManagedProcess = getattr(deployment, dependency)
+    missing: AbstractContextManager[None] = server.stopped() if how == "stopped" else server.hung()
     workers = deployment.workers.children()
     lines = [len(service.lines()) for service in deployment.services]
     cpu = [service.cpu_s() for service in deployment.services]
@@ -123,7 +125,7 @@ async def test_an_unavailable_redis_is_reported_and_recovered_from(
     missing.__enter__()
     try:
         started = time.monotonic()
-        accepted += await call_during_outage(apis, path, part)
+        accepted += await call_during_outage(apis, path, dependency)
         await asyncio.sleep(max(AWAY_S - (time.monotonic() - started), 0))
         away_s = time.monotonic() - started
         for service, line, used in zip(deployment.services, lines, cpu, strict=True):
@@ -133,7 +135,7 @@ async def test_an_unavailable_redis_is_reported_and_recovered_from(
     finally:
         missing.__exit__(None, None, None)
     first_s = await first_answers(apis, path)
-    log.info("first_answers", part=part, how=how, away_s=away_s, seconds=first_s)
+    log.info("first_answers", dependency=dependency, how=how, away_s=away_s, seconds=first_s)
     assert first_s < FIRST_ANSWER_S
 
     async def all_learned() -> bool:
@@ -142,7 +144,7 @@ async def test_an_unavailable_redis_is_reported_and_recovered_from(
     await eventually(all_learned, "learning what was accepted")
     seen = (await apis[0].model(path))["rows_seen"]
     # A request that got a 503 from a hung store may have been accepted nevertheless.
-    unsure = 2 if (part, how) == ("store", "hung") else 0
+    unsure = 2 if (dependency, how) == ("store", "hung") else 0
     assert accepted + 2 <= seen <= accepted + 2 + unsure
     assert deployment.workers.children() == workers
     assert not [line for service in deployment.services for line in service.lines() if CRASHES.search(line)]

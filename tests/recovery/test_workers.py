@@ -82,10 +82,10 @@ async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     await send(store, model, [[1.0]], [1.0])
     commit = context.consumer.commit
 
-    def away(*args: Any) -> Any:
+    def unavailable(*args: Any) -> Any:
         raise UnavailableError("Redis is away")
 
-    monkeypatch.setattr(context.consumer, "commit", away)
+    monkeypatch.setattr(context.consumer, "commit", unavailable)
     for turn in range(learning.ATTEMPTS_MAX + 2):
         with pytest.raises(UnavailableError):
             learn(context, model.hash, f"turn{turn}")

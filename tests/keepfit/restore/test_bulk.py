@@ -359,16 +359,19 @@ async def test_an_unavailable_dependency_is_not_tried_for_every_model(
     shop.redis.flushall()
     tried: list[str] = []
 
-    def away(self: Any, path: str) -> bytes:
+    def unavailable(self: Any, path: str) -> bytes:
         tried.append(path)
-        raise UnavailableError("The storage is away.")
+        raise UnavailableError("The storage is unavailable.")
 
-    monkeypatch.setattr("keepfit.backends.blobs.LocalStorage.get", away)
+    monkeypatch.setattr("keepfit.backends.blobs.LocalStorage.get", unavailable)
     outcomes = await restored(shop)
     # One more may be in progress by then.
     assert len(tried) in (2, 3)
     counts = Counter(outcome.outcome for outcome in outcomes.values())
-    assert counts == {"The storage is away.": len(tried), "not tried: The storage is away.": 5 - len(tried)}
+    assert counts == {
+        "The storage is unavailable.": len(tried),
+        "not tried: The storage is unavailable.": 5 - len(tried),
+    }
     assert all(outcome.failed for outcome in outcomes.values())
 
 

@@ -45,11 +45,11 @@ async def test_an_unavailable_registry_fails_all_callers(registry: Registry, mon
     one, _ = await registry.register("0" * 64, '{"type": "a"}', "{}")
     generations = Generations(registry)
 
-    async def away(*models: object) -> bool:
-        raise UnavailableError("MongoDB is away.")
+    async def unavailable(*models: object) -> bool:
+        raise UnavailableError("MongoDB is unavailable.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "advance_generations", away)
+        patch.setattr(registry, "advance_generations", unavailable)
         errors = await asyncio.gather(*(generations.allocate(one) for _ in range(3)), return_exceptions=True)
     assert [type(error) for error in errors] == [UnavailableError] * 3
     assert await generations.allocate(one) == 2

@@ -230,12 +230,12 @@ async def test_losses_in_a_row_without_a_snapshot_in_between(
     shop.work(model_hash)
     await save(shop, model_hash)
 
-    async def away(*_: Any) -> None:
-        raise UnavailableError("The storage is away.")
+    async def unavailable(*_: Any) -> None:
+        raise UnavailableError("The storage is unavailable.")
 
     assert await send(shop, model_hash, row(2), key="two") == [2]
     with monkeypatch.context() as patch:
-        patch.setattr("keepfit.restore.restorer.save", away)
+        patch.setattr("keepfit.restore.restorer.save", unavailable)
         for loss in range(1, 4):
             restored = await lose_and_restore(shop, restorer, model_hash)
             assert (restored.saved, restored.replayed) == (False, loss)

@@ -90,9 +90,9 @@ async def test_models_are_imported_with_their_history(old: Workshop, new: Worksh
     assert (after.metadata, after.recipe) == (before.metadata, before.recipe)
     assert await new.predict(model_hash) == await old.predict(model_hash)
     new.keyring.open(new.data(model_hash), envelope.BUNDLE)
-    told = ("timestamp", "version", "rows_seen", "metrics", "sequence", "runtime")
+    copied = ("timestamp", "version", "rows_seen", "metrics", "sequence", "runtime")
     there, here = [await shop.registry.documents(model_hash=model_hash) for shop in (old, new)]
-    assert [[d[name] for name in told] for d in here] == [[d[name] for name in told] for d in there]
+    assert [[d[name] for name in copied] for d in here] == [[d[name] for name in copied] for d in there]
     assert len({document["generation"] for document in here}) == 2
     await old.learn(model_hash, SHOES, [9.0, 8.0, 7.0])
     await new.learn(model_hash, SHOES, [9.0, 8.0, 7.0])

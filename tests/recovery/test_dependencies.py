@@ -55,14 +55,14 @@ async def snapshot_version(api: Api, path: str) -> int:
     return -1 if noted is None else int(noted["version"])
 
 
-@pytest.mark.parametrize("how", ["away", "hung"])
+@pytest.mark.parametrize("how", ["stopped", "hung"])
 async def test_without_mongodb_only_creating_models_fails(
     deployment: Deployment, api: Api, metadata: dict[str, Any], how: str
 ) -> None:
     """While MongoDB is unavailable rows are learned and predicted, the state is degraded; later snapshots catch up."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, **LABELLED)
-    missing = deployment.mongo.away() if how == "away" else deployment.mongo.hung()
+    missing = deployment.mongo.stopped() if how == "stopped" else deployment.mongo.hung()
     with missing:
         learned = await api.learn(path, **LABELLED)
         predicted = await api.predict(path, **ROWS)
@@ -75,10 +75,10 @@ async def test_without_mongodb_only_creating_models_fails(
         assert ready["mongo"] != "ok"
         assert 'keepfit_dependency_up{dependency="mongo"} 0.0' in (await api.get("/metrics")).body.decode()
 
-        async def told() -> bool:
+        async def is_reported() -> bool:
             return (await api.get("/readyz")).of(200)["snapshots"] != "ok"
 
-        await eventually(told, "the snapshotter's complaint")
+        await eventually(is_reported, "the report of the snapshotter")
 
     async def whole() -> bool:
         saved = await snapshot_version(api, path)
