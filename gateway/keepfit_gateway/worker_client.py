@@ -119,7 +119,7 @@ class WorkerClient:
         loop = asyncio.get_running_loop()
         timeout_s = self._settings.predict_timeout_s if timeout_s is None else timeout_s
         large = rows is not None and not rows.fits(INLINE_ROWS_MAX)
-        key = redis_keys.asked_rows(uuid.uuid4().hex) if large else ""
+        key = redis_keys.request_rows(uuid.uuid4().hex) if large else ""
         inline, sent = None if large else rows, request_id.sent.get()
         request = WorkerRequest(
             next(self._ids), self._name, model_hash, operation, generation, inline, key, sent, restore

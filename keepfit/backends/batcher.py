@@ -1,7 +1,7 @@
-"""Natural batching: what comes while a trip to Redis is under way goes together with the next.
+"""Natural batching: items that arrive during a round trip to Redis are sent together with the next one.
 
-Owns when a batch is sent. Never waits for more: a lone item goes at once, and under load batches grow by themselves.
-Invariant: one trip at a time, so that items are sent in the order in which they came.
+Owns when a batch is sent. Never waits for more items: a single item is sent at once, and under load batches grow by
+themselves. Invariant: one round trip at a time, so that items are sent in the order of their arrival.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# More than this at once would keep Redis from others for longer than a few milliseconds.
+# A larger batch would block Redis for other clients for longer than a few milliseconds.
 BATCH_MAX = 1024
 
 
 class Batcher(Generic[T]):
-    """Sends items in batches; `send` tells each item's owner what came of it, and raises nothing."""
+    """Sends items in batches. `send` delivers the result of each item to its owner, and raises nothing."""
 
     def __init__(self, send: Callable[[list[T]], Awaitable[None]], batch_max: int = BATCH_MAX) -> None:
         self._send = send
@@ -27,7 +27,7 @@ class Batcher(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Take an item to be sent."""
+        """Add an item to the next batch."""
         self._items.append(item)
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_all())
@@ -41,6 +41,6 @@ class Batcher(Generic[T]):
             self._sending = None
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the batches that are being sent."""
         if self._sending is not None:
             await asyncio.wait([self._sending])

@@ -1,9 +1,9 @@
-"""Where snapshots and the row log are kept: a local folder or S3, by URL.
+"""Storage of snapshots and the row log: a local folder or S3, by URL.
 
-Owns writing a blob so that it is there whole or not at all, reading it back, listing and deleting. Never decides what
-a blob means, or which one has to go.
+Owns writing a blob as a whole or not at all, reading, listing and deleting. Never decides what a blob means, or which
+blob is deleted.
 Invariant: when :meth:`Storage.put` returns, the blob survives a power cut of this machine (local) or is acknowledged by
-the object store (S3). Paths are built by keepfit from hashes and numbers; no address from outside is opened.
+the object store (S3). Paths are built by keepfit from hashes and numbers; no address from a client is opened.
 """
 
 import errno
@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from keepfit.errors import SettingsError, UnavailableError
 
-# The SDK's own limits add up to minutes; who waits here is a pass over many models or a prediction.
+# The SDK's own limits add up to minutes; here, a pass over many models or a prediction waits for the result.
 S3_LIMITS: Mapping[str, Any] = {
     "connect_timeout": 3,
     "read_timeout": 20,
@@ -31,17 +31,18 @@ S3_LIMITS: Mapping[str, Any] = {
 }
 
 
-# What S3 takes in one call.
-DELETED_AT_ONCE = 1000
+# Objects that S3 deletes in one call.
+DELETE_BATCH_MAX = 1000
 TEMPORARY = "tmp"
-FOLDER_TRIES = 10
+FOLDER_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A blob, or what a killed writer left of one.
+    """A blob, or the leftover of a killed writer.
 
-    `modified_s` is the storage's own time (seconds) of its last change; `unfinished` names an upload or says "file".
+    `modified_s` is the time of the last change by the clock of the storage (seconds); `unfinished` is an upload's id or
+    "file".
     """
 
     path: str
@@ -56,27 +57,27 @@ class Storage(ABC):
         self.url = url.rstrip("/")
 
     def uri(self, path: str) -> str:
-        """Full address of a blob, for people and documents."""
+        """Return the full address of a blob, for messages and documents."""
         return f"{self.url}/{path}"
 
     @abstractmethod
     def put(self, path: str, data: bytes) -> None:
-        """Write a blob whole, and check that it is there; UnavailableError if that fails."""
+        """Write a blob as a whole, and check that it exists; UnavailableError if that fails."""
 
     @abstractmethod
     def get(self, path: str) -> bytes | None:
-        """Read a blob; None where there is none, UnavailableError where the storage as a whole is not there."""
+        """Read a blob; None if it does not exist, UnavailableError if the storage itself does not exist."""
 
     @abstractmethod
     def list(self, after: str, until: str) -> Iterator[Entry]:
-        """Find all that is in folders (first parts of paths) with ``after < name <= until``.
+        """List everything in the folders (first parts of paths) with ``after < name <= until``.
 
-        Nothing is where there was never a blob; UnavailableError where the storage cannot be read.
+        The list is empty if no blob was ever written; UnavailableError if the storage cannot be read.
         """
 
     @abstractmethod
     def delete(self, entries: Sequence[Entry]) -> None:
-        """Delete what is there of `entries`; UnavailableError if that fails, or the storage as a whole is not there."""
+        """Delete those of `entries` that exist; UnavailableError if that fails or the storage itself does not exist."""
 
 
 class LocalStorage(Storage):
@@ -87,7 +88,7 @@ class LocalStorage(Storage):
         self._root = Path(unquote(urlsplit(url).path))
 
     def put(self, path: str, data: bytes) -> None:
-        """Write to a temporary file, sync it, rename it, sync the folder: whole or not at all."""
+        """Write to a temporary file, sync it, rename it, sync the folder: the blob exists as a whole or not at all."""
         target = self._root / path
         try:
             with self._temporary(target.parent) as file:
@@ -105,13 +106,13 @@ class LocalStorage(Storage):
             raise UnavailableError(f"The folder {self._root} cannot be written: {error}") from error
 
     def _temporary(self, folder: Path) -> "tempfile._TemporaryFileWrapper[bytes]":
-        """Open a temporary file in a folder, which is made where it is not there."""
-        for _ in range(FOLDER_TRIES):
-            # Whoever deletes the last blob in a folder takes the folder along.
+        """Open a temporary file in a folder, and create the folder if needed."""
+        for _ in range(FOLDER_ATTEMPTS):
+            # The process that deletes the last blob of a folder deletes the folder too.
             with suppress(FileNotFoundError):
                 folder.mkdir(parents=True, exist_ok=True)
                 return tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY, delete=False)
-        raise FileNotFoundError(errno.ENOENT, "The folder goes whenever it is made", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "The folder was deleted each time it was created", str(folder))
 
     def get(self, path: str) -> bytes | None:
         """Read a file."""
@@ -119,14 +120,14 @@ class LocalStorage(Storage):
             return (self._root / path).read_bytes()
         except FileNotFoundError:
             if not self._root.is_dir():
-                # Not mounted, or another address than before: that says nothing of a blob.
-                raise UnavailableError(f"The folder {self._root} is not there.") from None
+                # Not mounted, or another address than before: this does not mean that the blob is missing.
+                raise UnavailableError(f"The folder {self._root} does not exist.") from None
             return None
         except OSError as error:
             raise UnavailableError(f"The folder {self._root} cannot be read: {error}") from error
 
     def list(self, after: str, until: str) -> Iterator[Entry]:
-        """Walk through the folders in order."""
+        """Walk through the folders in order of their names."""
         try:
             names = sorted(path.name for path in self._root.iterdir()) if self._root.is_dir() else []
             for name in names:
@@ -140,18 +141,18 @@ class LocalStorage(Storage):
     def _entries(self, folder: str, names: Sequence[str]) -> Iterator[Entry]:
         for name in names:
             path = Path(folder, name)
-            # Temporary files come and go.
+            # Temporary files may disappear at any time.
             with suppress(FileNotFoundError):
                 modified_s = path.stat().st_mtime
                 unfinished = "file" if name.startswith(TEMPORARY) else ""
                 yield Entry(str(path.relative_to(self._root)), modified_s, unfinished)
 
     def delete(self, entries: Sequence[Entry]) -> None:
-        """Unlink the files, then their folders where these are empty."""
+        """Delete the files, then their folders if these are empty."""
         if not entries:
             return
         if not self._root.is_dir():
-            raise UnavailableError(f"The folder {self._root} is not there.")
+            raise UnavailableError(f"The folder {self._root} does not exist.")
         try:
             for entry in entries:
                 path = self._root / entry.path
@@ -172,7 +173,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class S3Storage(Storage):
-    """Blobs as objects; credentials, region and endpoint are the AWS SDK's own settings (AWS_ENDPOINT_URL, …)."""
+    """Blobs as objects; credentials, region and endpoint come from the AWS SDK's own settings (AWS_ENDPOINT_URL, …)."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -182,7 +183,7 @@ class S3Storage(Storage):
         self._prefix = f"{folder}/" if folder else ""
 
     def put(self, path: str, data: bytes) -> None:
-        """Upload, then ask for the object's size."""
+        """Upload the object, then compare its stored size."""
         target = f"{self._root}/{path}"
         try:
             self._fs.pipe_file(target, data)
@@ -190,7 +191,7 @@ class S3Storage(Storage):
         except (OSError, BotoCoreError, ClientError) as error:
             raise UnavailableError(f"{self.url} cannot be written: {error}") from error
         if size != len(data):
-            raise UnavailableError(f"{self.url} kept {size} of {len(data)} bytes of {path}.")
+            raise UnavailableError(f"{self.url} stored {size} of {len(data)} bytes of {path}.")
 
     def get(self, path: str) -> bytes | None:
         """Download an object."""
@@ -205,7 +206,7 @@ class S3Storage(Storage):
         return data
 
     def list(self, after: str, until: str) -> Iterator[Entry]:
-        """Ask for objects and for uploads that were begun, a thousand of each at a time."""
+        """List objects and unfinished uploads, a thousand of each per call."""
         try:
             yield from takewhile(lambda entry: entry.path.partition("/")[0] <= until, self._objects(after))
             yield from (entry for entry in self._uploads() if after < entry.path.partition("/")[0] <= until)
@@ -213,7 +214,7 @@ class S3Storage(Storage):
             raise UnavailableError(f"{self.url} cannot be read: {error}") from error
 
     def _objects(self, after: str) -> Iterator[Entry]:
-        # "0" is what comes next after "/": behind all of that folder.
+        # "0" is the character after "/": the list starts after all objects of that folder.
         where: dict[str, Any] = {"StartAfter": f"{self._prefix}{after}0"} if after else {}
         while True:
             page = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, **where)
@@ -235,11 +236,11 @@ class S3Storage(Storage):
             where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def delete(self, entries: Sequence[Entry]) -> None:
-        """Delete objects, a thousand a call, and abort uploads."""
+        """Delete objects, a thousand per call, and abort uploads."""
         blobs = [{"Key": f"{self._prefix}{entry.path}"} for entry in entries if not entry.unfinished]
         try:
-            for begin in range(0, len(blobs), DELETED_AT_ONCE):
-                some = {"Objects": blobs[begin : begin + DELETED_AT_ONCE], "Quiet": True}
+            for begin in range(0, len(blobs), DELETE_BATCH_MAX):
+                some = {"Objects": blobs[begin : begin + DELETE_BATCH_MAX], "Quiet": True}
                 failed = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=some).get("Errors")
                 if failed:
                     raise UnavailableError(f"{self.url} cannot be written: {failed[0].get('Message')}")
@@ -250,7 +251,7 @@ class S3Storage(Storage):
             raise UnavailableError(f"{self.url} cannot be written: {error}") from error
 
     def _abort(self, entry: Entry) -> None:
-        # One that is gone was aborted or completed by another.
+        # A missing upload was aborted or completed by another process.
         with suppress(FileNotFoundError):
             key = f"{self._prefix}{entry.path}"
             self._fs.call_s3("abort_multipart_upload", Bucket=self._bucket, Key=key, UploadId=entry.unfinished)
@@ -266,7 +267,7 @@ def open_storage(url: str, setting: str = "KEEPFIT_SNAPSHOT_URL") -> Storage:
     Raises
     ------
     SettingsError
-        For any other address; names the `setting` that it comes from.
+        For any other address; the message names the `setting`.
     """
     try:
         parts = urlsplit(url)

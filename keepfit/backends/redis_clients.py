@@ -1,8 +1,8 @@
-"""Clients of Redis, made from the settings in one place.
+"""Redis clients, made from the settings in one place.
 
-Owns time limits and retries. Invariant: workers never retry a command by themselves (a claim sent twice would lose what
-the first one claimed; the lease is given up instead), gateways retry once where a connection broke, and not where no
-answer came (each of their scripts may be repeated).
+Owns timeouts and retries. Invariant: workers never retry a command (a claim that is sent twice would lose the entries
+of the first one; the lease is aborted instead). Gateways retry once after a broken connection, and not after a timeout
+(each of their scripts may be repeated).
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
 CONNECT_TIMEOUT_S = 5.0
-# Whoever moves whole bundles waits for as long as a slow disk may take to sync one.
+# For processes that transfer whole bundles: as long as a slow disk may take to sync one.
 ANSWER_TIMEOUT_S = 10.0
-# Behind a gateway somebody waits: a Redis that hangs is told of, and the client comes again. Not sooner, because one
-# that syncs a bundle of a hundred megabytes on a slow disk is silent for seconds and not away.
-PROMPT_S = 5.0
+# For gateways: after this time the client gets an error and may retry. Not less, because a Redis that syncs a bundle of
+# a hundred megabytes to a slow disk does not answer for seconds and is still available.
+GATEWAY_TIMEOUT_S = 5.0
 POOL_CONNECTIONS_MAX = 64
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Name the settings where an address cannot be read; never repeat it, because it may hold a password."""
+    """Raise an error that names the settings if an address is invalid; never quote it, as it may hold a password."""
     try:
         yield
     except (ValueError, TypeError, redis.RedisError):
@@ -40,7 +40,7 @@ def _readable() -> Iterator[None]:
 
 
 def _check_options(pool: Any) -> None:
-    """Make a connection, and open none: an option that is misspelled in the address is found out now, not at work."""
+    """Create a connection object without connecting, so that a misspelled option in the address is reported now."""
     pool.connection_class(**pool.connection_kwargs)
 
 
@@ -58,12 +58,12 @@ def _sync(url: str) -> redis.Redis:
 
 
 def store_sync(settings: Settings) -> redis.Redis:
-    """Client of the store, for workers."""
+    """Return a client of the store, for workers."""
     return _sync(settings.store_url.get_secret_value())
 
 
 def queue_sync(settings: Settings) -> redis.Redis:
-    """Client of the queue, for workers and for enqueueing RQ jobs."""
+    """Return a client of the queue's Redis, for workers and for enqueueing RQ jobs."""
     return _sync(settings.queue_url_or_store)
 
 
@@ -72,22 +72,21 @@ def _async(url: str, *, prompt: bool) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         max_connections=POOL_CONNECTIONS_MAX,
-        timeout=PROMPT_S if prompt else CONNECT_TIMEOUT_S,
-        # A trip of a gateway is made again by `keepfit.backends.redis_scripts`; retries here would add their time to
-        # it.
+        timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
+        # `keepfit.backends.redis_scripts` repeats the round trips of gateways; retries here would add their time.
         retry=AsyncRetry(NoBackoff(), 0) if prompt else AsyncRetry(ConstantBackoff(0.05), 1),
-        socket_connect_timeout=PROMPT_S if prompt else CONNECT_TIMEOUT_S,
-        socket_timeout=PROMPT_S if prompt else ANSWER_TIMEOUT_S,
+        socket_connect_timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
+        socket_timeout=GATEWAY_TIMEOUT_S if prompt else ANSWER_TIMEOUT_S,
     )
     _check_options(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 
 def store_async(settings: Settings, *, prompt: bool = False) -> redis.asyncio.Redis:
-    """Client of the store: for the gateway a `prompt` one, for the snapshotter and restores one that waits longer."""
+    """Return a client of the store: with short timeouts (`prompt`) for gateways, with longer ones for the others."""
     return _async(settings.store_url.get_secret_value(), prompt=prompt)
 
 
 def queue_async(settings: Settings) -> redis.asyncio.Redis:
-    """Client of the queue, for the gateway."""
+    """Return a client of the queue's Redis, for gateways."""
     return _async(settings.queue_url_or_store, prompt=True)

@@ -1,4 +1,4 @@
-"""Names of everything in Redis, built here and nowhere else.
+"""Redis keys, built in this module only.
 
 Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, so that its keys share a Cluster slot:
 
@@ -7,12 +7,12 @@ key                  type    TTL         written by                            r
 ===================  ======  ==========  ====================================  =================================
 kf:{h}:st            hash    none        install, rewind, accept, commit       gateway, workers, snapshotter
 kf:{h}:b             string  none        install, rewind, commit (by RENAME)   workers, snapshotter
-kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take, repairs (those that are kept)
+kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take, repairs (retained requests)
 kf:{h}:lk            string  lease       take, renew, unlock, remember         take, remember, install
 kf:{h}:stg:<random>  string  60 s        workers, before one of these three    commit, install, rewind
 kf:{h}:idem:<key>    string  a day       accept, retry, remember               accept, retry
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
-kf:{h}:dead          stream  none        commit (rows put aside), retry        peek, retry, discard
+kf:{h}:dead          stream  none        commit (dead letters), retry        peek, retry, discard
 kf:changed           zset    none        before commit, rewind; snapshotter    snapshotter (score: generation, version)
 kf:snapshots         hash    none        snapshotter, after a pass             gateways
 kf:commits           pubsub  none        commit, install, rewind, delete       gateways
@@ -20,23 +20,23 @@ kf:commits           pubsub  none        commit, install, rewind, delete       g
 
 Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
 
-===========================  ======  ========  ================================  ==============================
-key                          type    TTL       written by                        read by
-===========================  ======  ========  ================================  ==============================
-kf:room:<room>:in            list    none      push, claim, abandon              claim (models with work)
-kf:room:<room>:known         set     none      push, claim, abandon              push
-kf:room:<room>:questions     hash    none      push, claim, abandon              claim (predict only)
-kf:room:<room>:since         string  none      push, claim                       push
-kf:room:<room>:leases        zset    none      push, claim, release              claim, sweep (score: deadline ms)
-kf:room:<room>:holders       hash    none      claim, release, abandon           claim
-kf:room:<room>:turns         hash    an hour   workers (slow models only)        claim
-kf:room:<room>:work:<lease>  list    1 h       claim                             abandon
-kf:room:<room>:poison        list    none      abandon                           supervisors, who answer it
-kf:room:<room>:dead          list    a day     supervisors                       operators (what was put aside)
-kf:big:<random>              string  minutes   gateway (rows of a large one)     workers
-kf:replies:<gateway>         list    60 s      workers                           one gateway
-kf:sweep                     string  seconds   supervisors                       supervisors (one sweeps at a time)
-===========================  ======  ========  ================================  ==============================
+============================  ======  ========  ================================  ==============================
+key                           type    TTL       written by                        read by
+============================  ======  ========  ================================  ==============================
+kf:room:<queue>:in            list    none      push, claim, abandon              claim (models with work)
+kf:room:<queue>:known         set     none      push, claim, abandon              push
+kf:room:<queue>:questions     hash    none      push, claim, abandon              claim (predict only)
+kf:room:<queue>:since         string  none      push, claim                       push
+kf:room:<queue>:leases        zset    none      push, claim, release              claim, sweep (score: deadline ms)
+kf:room:<queue>:holders       hash    none      claim, release, abandon           claim
+kf:room:<queue>:turns         hash    an hour   workers (slow models only)        claim
+kf:room:<queue>:work:<lease>  list    1 h       claim                             abandon
+kf:room:<queue>:poison        list    none      abandon                           supervisors (they reply)
+kf:room:<queue>:dead          list    a day     supervisors                       operators (requests put aside)
+kf:big:<random>               string  minutes   gateway (large rows)              workers
+kf:replies:<gateway>          list    60 s      workers                           one gateway
+kf:sweep                      string  seconds   supervisors                       supervisors (one sweeps at a time)
+============================  ======  ========  ================================  ==============================
 """
 
 CHANGED = "kf:changed"
@@ -52,12 +52,12 @@ STATE_PATTERN = "kf:{*}:st"
 
 
 def state(model_hash: str) -> str:
-    """State of a model: counters, recipe, what was changed of it, metadata, metrics (a hash)."""
+    """Return the key of a model's state: counters, recipe, changed parameters, metadata, metrics (a hash)."""
     return f"kf:{{{model_hash}}}:st"
 
 
 def hash_of_state(key: str) -> str:
-    """Hash of the model whose :func:`state` key this is.
+    """Return the hash of the model of a :func:`state` key.
 
     >>> hash_of_state(state("ab12"))
     'ab12'
@@ -66,7 +66,7 @@ def hash_of_state(key: str) -> str:
 
 
 def change(generation: int, version: int) -> int:
-    """Score of a model in :data:`CHANGED`: a later generation outweighs every version (exact in a double, below 2^53).
+    """Return the score of a model in :data:`CHANGED`: generation first, then version (exact in a double, below 2^53).
 
     >>> change(1, 99) < change(2, 0) < change(2, 1)
     True
@@ -75,95 +75,95 @@ def change(generation: int, version: int) -> int:
 
 
 def bundle(model_hash: str) -> str:
-    """Live bundle of a model: a signed envelope (a string)."""
+    """Return the key of a model's live bundle: a signed envelope (a string)."""
     return f"kf:{{{model_hash}}}:b"
 
 
 def inbox(model_hash: str) -> str:
-    """Accepted, not yet learned requests of a model, rows and changes of parameters (a stream)."""
+    """Return the key of a model's inbox: pending and retained requests, rows and parameter changes (a stream)."""
     return f"kf:{{{model_hash}}}:in"
 
 
 def lock(model_hash: str) -> str:
-    """Who learns this model just now (a string); saves work, proves nothing."""
+    """Return the key of a model's lock: the lease that learns it (a string). It saves work and guarantees nothing."""
     return f"kf:{{{model_hash}}}:lk"
 
 
 def staged(model_hash: str, token: str) -> str:
-    """Bundle written ahead of the script that makes it live (a string)."""
+    """Return the key of a staged bundle, written before the script that makes it live (a string)."""
     return f"kf:{{{model_hash}}}:stg:{token}"
 
 
 def idempotency(model_hash: str, key: str) -> str:
-    """First answer to a learning call with this key (a string)."""
+    """Return the key of the first answer to a learning call with this idempotency key (a string)."""
     return f"kf:{{{model_hash}}}:idem:{key}"
 
 
 def big(model_hash: str, token: str) -> str:
-    """Rows of one large learning request (a string)."""
+    """Return the key of the rows of one large learning request (a string)."""
     return f"kf:{{{model_hash}}}:big:{token}"
 
 
 def dead(model_hash: str) -> str:
-    """Requests that could not be learned, with the reason (a stream)."""
+    """Return the key of a model's dead letters, with their reasons (a stream)."""
     return f"kf:{{{model_hash}}}:dead"
 
 
-def waiting(room: str) -> str:
-    """Hashes of models with work in a room (a list)."""
-    return f"kf:room:{room}:in"
+def waiting(queue: str) -> str:
+    """Return the key of the hashes of models with work in a run queue (a list)."""
+    return f"kf:room:{queue}:in"
 
 
-def known(room: str) -> str:
-    """Hashes that stand in :func:`waiting` (a set)."""
-    return f"kf:room:{room}:known"
+def known(queue: str) -> str:
+    """Return the key of the set of the hashes in :func:`waiting`."""
+    return f"kf:room:{queue}:known"
 
 
-def leases(room: str) -> str:
-    """Leases on a room with their deadlines (a sorted set)."""
-    return f"kf:room:{room}:leases"
+def leases(queue: str) -> str:
+    """Return the key of the leases on a run queue with their deadlines (a sorted set)."""
+    return f"kf:room:{queue}:leases"
 
 
-def worker_requests(room: str) -> str:
-    """Questions that wait in a room, by model and number (a hash)."""
-    return f"kf:room:{room}:questions"
+def worker_requests(queue: str) -> str:
+    """Return the key of the worker requests in a run queue, by model and number (a hash)."""
+    return f"kf:room:{queue}:questions"
 
 
-def since(room: str) -> str:
-    """When what waits in a room began to wait for the next claim, in milliseconds (a string)."""
-    return f"kf:room:{room}:since"
+def since(queue: str) -> str:
+    """Return the key of the time since which entries wait for the next claim, in milliseconds (a string)."""
+    return f"kf:room:{queue}:since"
 
 
-def holders(room: str) -> str:
-    """Workers behind the leases on a room, and when each claimed last (a hash)."""
-    return f"kf:room:{room}:holders"
+def holders(queue: str) -> str:
+    """Return the key of the workers of the leases on a run queue, and the time of their last claim (a hash)."""
+    return f"kf:room:{queue}:holders"
 
 
-def turns(room: str) -> str:
-    """Questions that one claim may take of a slow model (a hash)."""
-    return f"kf:room:{room}:turns"
+def request_limits(queue: str) -> str:
+    """Return the key of the number of requests that one claim may take of each slow model (a hash)."""
+    return f"kf:room:{queue}:turns"
 
 
-def poison(room: str) -> str:
-    """Questions that took too many workers along, not answered yet (a list)."""
-    return f"kf:room:{room}:poison"
+def poison(queue: str) -> str:
+    """Return the key of the poison requests that are not answered yet (a list)."""
+    return f"kf:room:{queue}:poison"
 
 
-def put_aside(room: str) -> str:
-    """Last questions that were put aside (a list)."""
-    return f"kf:room:{room}:dead"
+def put_aside(queue: str) -> str:
+    """Return the key of the last worker requests that were put aside (a list)."""
+    return f"kf:room:{queue}:dead"
 
 
-def claimed(room: str, lease: str) -> str:
-    """Entries that a lease has in hand (a list)."""
-    return f"kf:room:{room}:work:{lease}"
+def claimed(queue: str, lease: str) -> str:
+    """Return the key of the entries that a lease has claimed (a list)."""
+    return f"kf:room:{queue}:work:{lease}"
 
 
-def asked_rows(token: str) -> str:
-    """Rows of one large question (a string)."""
+def request_rows(token: str) -> str:
+    """Return the key of the rows of one large worker request (a string)."""
     return f"kf:big:{token}"
 
 
 def replies(gateway: str) -> str:
-    """Answers on their way to one gateway (a list)."""
+    """Return the key of the replies to one gateway (a list)."""
     return f"kf:replies:{gateway}"

@@ -1,8 +1,8 @@
 """The Lua scripts, and how clients run them.
 
-Owns loading ``*/lua/*.lua`` and sending commands in one trip. Never knows what a script means; its header does.
-Invariant: sync workers and the async gateway run the very same text, named by its SHA-1; a server that has lost its
-scripts (a restart) is given them again and the trip is made once more, which every script here allows.
+Owns loading ``*/lua/*.lua`` and sending commands in one round trip. Never knows what a script means; its header says
+it. Invariant: synchronous workers and the asynchronous gateway run the same text, named by its SHA-1. A server that has
+lost its scripts (a restart) gets them again, and the round trip is repeated, which every script here allows.
 """
 
 import hashlib
@@ -37,29 +37,29 @@ SHA1 = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for
 
 LOAD_ALL: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", text) for text in TEXTS.values())
 
-# Answers of a server that is there and does not do what it should: out of memory, disk full or broken, a replica, held
-# up by a script, a cluster in pieces; or who asks may not.
+# Errors of a server that is reachable and cannot execute the command: out of memory, disk full or broken, a replica,
+# busy with a script, an incomplete cluster, or missing permission.
 REFUSALS = frozenset(
     {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "NOPERM", "NOAUTH"}
 )
 
 
 def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ()) -> Command:
-    """Command that runs the script `name`."""
+    """Return the command that runs the script `name`."""
     return ("EVALSHA", SHA1[name], len(keys), *keys, *args)
 
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turn the errors of a Redis that is away, or there and refuses, into UnavailableError."""
+    """Convert the errors of a Redis that is unreachable, or refuses commands, to UnavailableError."""
     try:
         yield
     except AuthenticationError as error:
-        raise UnavailableError(f"Redis does not let keepfit in: {error}") from error
+        raise UnavailableError(f"Redis rejects the credentials of keepfit: {error}") from error
     except (ConnectionError, TimeoutError, BusyLoadingError) as error:
-        raise UnavailableError(f"Redis is away: {error}") from error
+        raise UnavailableError(f"Redis is unavailable: {error}") from error
     except ResponseError as error:
-        # redis-py takes the code off the text of the errors that it has a class for.
+        # redis-py removes the code from the text of the errors that it has a class for.
         code = error.status_code or str(error).partition(" ")[0]
         if code in REFUSALS:
             raise UnavailableError(f"Redis refuses ({code}): {str(error).removeprefix(code).strip()}") from error
@@ -67,30 +67,30 @@ def unavailable() -> Iterator[None]:
 
 
 def run(client: Redis, *commands: Command) -> list[Any]:
-    """Send `commands` in one trip, in order, and return their answers.
+    """Send `commands` in one round trip, in order, and return their answers.
 
     Raises
     ------
     UnavailableError
-        If Redis is away; then any of the commands may or may not have been carried out.
+        If Redis is unavailable; any of the commands may or may not have been executed.
     """
     with unavailable():
-        answers = _trip(client, commands)
+        answers = _round_trip(client, commands)
         if any(isinstance(answer, NoScriptError) for answer in answers):
-            _trip(client, LOAD_ALL)
-            answers = _trip(client, commands)
+            _round_trip(client, LOAD_ALL)
+            answers = _round_trip(client, commands)
         return _checked(answers)
 
 
-def _trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
-    """Send and read on a connection of the pool: redis-py's pipeline does the same for twice the time."""
+def _round_trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
+    """Send and read on a connection of the pool; redis-py's pipeline does the same in twice the time."""
     pool = client.connection_pool
     connection: Any = pool.get_connection()
     try:
         connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
         return [_answer(connection) for _ in commands]
     except BaseException:
-        # What is still on its way would be taken for the answer to somebody else's question.
+        # The next user of the connection would read the answers that are still being sent as its own.
         connection.disconnect()
         raise
     finally:
@@ -105,7 +105,7 @@ def _answer(connection: Any) -> Any:
 
 
 async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any]:
-    """Do what :func:`run` does, without blocking the event loop; once more where the connection broke."""
+    """Do what :func:`run` does without blocking the event loop; repeat it once if the connection broke."""
     pool: Any = client.connection_pool
     with unavailable():
         connection = await pool.get_connection()
@@ -116,43 +116,43 @@ async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any
 
 
 class ScriptConnection:
-    """A connection for one who makes a trip after another: taking one from the pool costs as much as a trip."""
+    """A connection for consecutive round trips: taking one from the pool takes as long as a round trip."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._pool: Any = client.connection_pool
         self._connection: Any = None
 
     async def run(self, *commands: Command) -> list[Any]:
-        """Do what :func:`run_async` does; never called again before it has returned."""
+        """Do what :func:`run_async` does; must not be called again before it has returned."""
         with unavailable():
             if self._connection is None:
                 self._connection = await self._pool.get_connection()
             return await _run_on(self._connection, commands)
 
     async def close(self) -> None:
-        """Give the connection back."""
+        """Return the connection to the pool."""
         if self._connection is not None:
             await self._pool.release(self._connection)
             self._connection = None
 
 
 async def _run_on(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    answers = await _trip_again(connection, commands)
+    answers = await _retry_round_round_trip(connection, commands)
     if any(isinstance(answer, NoScriptError) for answer in answers):
-        await _trip_again(connection, LOAD_ALL)
-        answers = await _trip_again(connection, commands)
+        await _retry_round_round_trip(connection, LOAD_ALL)
+        answers = await _retry_round_round_trip(connection, commands)
     return _checked(answers)
 
 
-async def _trip_again(connection: Any, commands: Sequence[Command]) -> list[Any]:
+async def _retry_round_round_trip(connection: Any, commands: Sequence[Command]) -> list[Any]:
     try:
-        return await _trip_async(connection, commands)
+        return await _round_trip_async(connection, commands)
     except ConnectionError:
-        # A server that was restarted has closed the connections of the pool; they open again by themselves.
-        return await _trip_async(connection, commands)
+        # A restarted server has closed the connections of the pool; they reopen by themselves.
+        return await _round_trip_async(connection, commands)
 
 
-async def _trip_async(connection: Any, commands: Sequence[Command]) -> list[Any]:
+async def _round_trip_async(connection: Any, commands: Sequence[Command]) -> list[Any]:
     try:
         await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
         return [await _answer_async(connection) for _ in commands]

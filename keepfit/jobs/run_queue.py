@@ -107,7 +107,7 @@ def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool
             redis_keys.since(queue.name),
             redis_keys.holders(queue.name),
             redis_keys.worker_requests(queue.name),
-            redis_keys.turns(queue.name),
+            redis_keys.request_limits(queue.name),
         ],
         [
             lease,

@@ -112,7 +112,7 @@ async def request(
     Raises
     ------
     UnavailableError
-        If they should be, and Redis is away.
+        If they should be, and Redis is unavailable.
     """
     small = small_request(model_hash, generation, rows, key)
     if small is not None:
@@ -177,7 +177,7 @@ async def put(
     Raises
     ------
     UnavailableError
-        If Redis is away; then any of the requests may or may not have been accepted.
+        If Redis is unavailable; then any of the requests may or may not have been accepted.
     """
     calls = _calls(requests)
     answers = await store.run(*(_command(settings, [requests[i] for i in call]) for call in calls))

@@ -82,7 +82,7 @@ def stop_learning(settings: Settings, lease: str) -> None:
 
 def learn_torn(settings: Settings, lease: str, sent: int) -> None:
     """Execute a lease, and die when only the first `sent` commands of the first commit are sent."""
-    trip = redis_scripts._trip
+    trip = redis_scripts._round_trip
 
     def torn(client: Any, commands: Sequence[Command]) -> list[Any]:
         if any(command[:2] == ("EVALSHA", redis_scripts.SHA1["commit"]) for command in commands):
@@ -90,7 +90,7 @@ def learn_torn(settings: Settings, lease: str, sent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return trip(client, commands)
 
-    redis_scripts._trip = torn
+    redis_scripts._round_trip = torn
     learn(settings, lease)
 
 

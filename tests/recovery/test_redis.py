@@ -249,7 +249,7 @@ async def test_a_wrong_password_is_reported_and_not_shown(settings: Settings, cl
             started = time.monotonic()
             reply = await api.get(f"/v1/models/{'0' * 64}")
             check_unavailable(reply, started)
-            assert "does not let keepfit in" in reply.json()["detail"]
+            assert "rejects the credentials of keepfit" in reply.json()["detail"]
             assert (await api.get("/readyz")).of(503)["redis"] != "ok"
     finally:
         client.auth("right-one")

@@ -83,7 +83,7 @@ async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     commit = context.consumer.commit
 
     def unavailable(*args: Any) -> Any:
-        raise UnavailableError("Redis is away")
+        raise UnavailableError("Redis is unavailable")
 
     monkeypatch.setattr(context.consumer, "commit", unavailable)
     for turn in range(learning.ATTEMPTS_MAX + 2):

@@ -173,9 +173,9 @@ class Rooms(RuleBasedStateMachine):
         turns.pop(model, None)
         if turn:
             turns[model] = turn
-            self.client.hset(redis_keys.turns(PREDICT.name), model, turn)
+            self.client.hset(redis_keys.request_limits(PREDICT.name), model, turn)
         else:
-            self.client.hdel(redis_keys.turns(PREDICT.name), model)
+            self.client.hdel(redis_keys.request_limits(PREDICT.name), model)
 
     # Time passes.
 
@@ -258,7 +258,7 @@ class Rooms(RuleBasedStateMachine):
             ("HGETALL", redis_keys.worker_requests(room)),
             ("ZRANGE", redis_keys.leases(room), 0, -1, "WITHSCORES"),
             ("HGETALL", redis_keys.holders(room)),
-            ("HGETALL", redis_keys.turns(room)),
+            ("HGETALL", redis_keys.request_limits(room)),
             ("LRANGE", redis_keys.poison(room), 0, -1),
             ("GET", redis_keys.since(room)),
             *(("LRANGE", redis_keys.claimed(room, lease), 0, -1) for lease in LEASES),

@@ -218,7 +218,7 @@ async def test_the_loop_survives_unavailable_servers(settings: Settings, tmp_pat
     late = settings.model_copy(update={"store_url": type(settings.store_url)(f"redis://127.0.0.1:{port}/0")})
     log = tmp_path / "snapshotter.log"
     with snapshotter(late, log, "0.1s") as process:
-        servers.wait_until(lambda: log.exists() and b"Redis is away" in log.read_bytes(), "the log line")
+        servers.wait_until(lambda: log.exists() and b"Redis is unavailable" in log.read_bytes(), "the log line")
         with servers.valkey(tmp_path / "late", port):
             async with workshop(late) as shop:
                 model_hash = await shop.learned()

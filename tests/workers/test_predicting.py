@@ -108,15 +108,15 @@ async def test_one_bad_question_spoils_no_other(store: Store, context: WorkerCon
     """Rows of another width, a stale generation, an unknown model and rows that are gone fail by themselves."""
     model = await taught(store, context, 1)
     wide = shape(RECIPE, [[1.0, 2.0]], learning=False)
-    context.queue.set(redis_keys.asked_rows("cut"), b"\x95\x01")
+    context.queue.set(redis_keys.request_rows("cut"), b"\x95\x01")
     found = answers(
         context,
         question(1, model, rows_of(1.0)),
         question(2, model, wide),
         messages.encode(WorkerRequest(3, "g", model.hash, "predict", 7, rows_of(1.0))),
         messages.encode(WorkerRequest(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
-        question(5, model, None, rows_key=redis_keys.asked_rows("gone")),
-        question(6, model, None, rows_key=redis_keys.asked_rows("cut")),
+        question(5, model, None, rows_key=redis_keys.request_rows("gone")),
+        question(6, model, None, rows_key=redis_keys.request_rows("cut")),
         b"garbage",
         question(7, model, rows_of(1.0)),
     )
@@ -137,7 +137,7 @@ async def test_large_rows_are_read_from_beside_and_then_gone(
 ) -> None:
     """A question whose rows lie beside it is answered like any other, and its rows go with the answer."""
     model = await taught(store, context, 1)
-    key = redis_keys.asked_rows("rows")
+    key = redis_keys.request_rows("rows")
     await inbox.write_in_pieces(store._store, key, rows_of(1.0, 2.0), 60_000)
     (answer,) = answers(context, question(1, model, None, rows_key=key)).values()
     assert answer.result == expected(client, context, model, 1.0, 2.0)
@@ -167,7 +167,7 @@ async def test_a_slow_model_gets_short_turns_and_loses_them_when_it_is_quick(
 ) -> None:
     """What a claim may take of a model follows what it costs, in any worker, and nothing is left of it in the end."""
     model = await taught(store, context, 1)
-    turns = redis_keys.turns(ROOM)
+    turns = redis_keys.request_limits(ROOM)
     monkeypatch.setattr(predicting, "TURN_S", 0.0)
     answers(context, *(question(number, model, rows_of(1.0)) for number in range(8)))
     assert context.queue.hget(turns, model.hash) == b"1"

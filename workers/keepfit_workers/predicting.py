@@ -194,7 +194,7 @@ def _limit_requests(current: int | None, model_hash: str, count: int, seconds: f
         limit = current * 2
     else:
         return []
-    key = redis_keys.turns(run_queue.PREDICT.name)
+    key = redis_keys.request_limits(run_queue.PREDICT.name)
     if limit >= run_queue.PREDICT.requests:
         return [("HDEL", key, model_hash)]
     return [("HSET", key, model_hash, limit), ("EXPIRE", key, LIMITS_TTL_S)]

@@ -122,7 +122,7 @@ def test_a_storage_that_was_never_used_holds_nothing(storage: Storage) -> None:
 
 def test_more_than_one_page_is_listed_and_deleted(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 gives a thousand at a time, or fewer, and takes a thousand: all pages are gone through."""
-    monkeypatch.setattr("keepfit.backends.blobs.DELETED_AT_ONCE", 2)
+    monkeypatch.setattr("keepfit.backends.blobs.DELETE_BATCH_MAX", 2)
     storage = S3Storage(s3_url)
     paths = [f"ab/1/{number}-c0ffee" for number in range(7)]
     for path in paths:
@@ -313,9 +313,9 @@ def test_a_folder_that_is_gone_is_not_a_missing_blob(local: LocalStorage, tmp_pa
     """A folder that is not mounted is UnavailableError, so that no snapshot is taken for damaged because of it."""
     local.put(PATH, b"x")
     (tmp_path / "snapshots").rename(tmp_path / "unmounted")
-    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots does not exist"):
         local.get(PATH)
-    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots is not there"):
+    with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots does not exist"):
         local.delete([Entry(PATH)])
 
 
@@ -352,12 +352,12 @@ def test_wrong_s3_credentials_are_not_a_missing_blob(s3_url: str, monkeypatch: p
 
 
 def test_an_upload_of_another_size_is_not_believed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A put looks at what S3 kept, and is UnavailableError where that is not all."""
+    """`put` checks the size that S3 has stored, and raises UnavailableError if it differs."""
     real = s3fs.S3FileSystem._info
 
     async def short(self: Any, path: str, **kwargs: Any) -> dict[str, Any]:
         return {**await real(self, path, **kwargs), "size": 3}
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_info", short)
-    with pytest.raises(UnavailableError, match="kept 3 of 5 bytes"):
+    with pytest.raises(UnavailableError, match="stored 3 of 5 bytes"):
         open_storage(s3_url).put(PATH, b"12345")

@@ -17,14 +17,14 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.lock,
     redis_keys.dead,
 ]
-OF_A_ROOM: list[Callable[[str], str]] = [
+OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.waiting,
     redis_keys.known,
     redis_keys.worker_requests,
     redis_keys.since,
     redis_keys.leases,
     redis_keys.holders,
-    redis_keys.turns,
+    redis_keys.request_limits,
     redis_keys.poison,
     redis_keys.put_aside,
 ]
@@ -35,9 +35,9 @@ ALL = [
     redis_keys.idempotency(HASH, "c:key"),
     redis_keys.CHANGED,
     redis_keys.COMMITS,
-    *(key(room) for key in OF_A_ROOM for room in ("learn", "predict")),
+    *(key(room) for key in OF_A_QUEUE for room in ("learn", "predict")),
     redis_keys.claimed("learn", "lease"),
-    redis_keys.asked_rows("token"),
+    redis_keys.request_rows("token"),
     redis_keys.replies("gateway"),
     redis_keys.SWEEP,
     redis_keys.SNAPSHOTS,
@@ -86,14 +86,14 @@ def names(value: Any) -> set[str]:
     return set(re.findall(r"^(kf:\S+)", value or "", re.MULTILINE))
 
 
-def test_the_table_tells_of_every_key() -> None:
+def test_the_table_lists_every_key() -> None:
     """The table above the functions has exactly the keys that they build."""
     built = {redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
-    built |= {key("h") for key in OF_A_MODEL} | {key("<room>") for key in OF_A_ROOM}
+    built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {redis_keys.staged("h", "<random>"), redis_keys.big("h", "<random>"), redis_keys.idempotency("h", "<key>")}
     built |= {
-        redis_keys.claimed("<room>", "<lease>"),
-        redis_keys.asked_rows("<random>"),
+        redis_keys.claimed("<queue>", "<lease>"),
+        redis_keys.request_rows("<random>"),
         redis_keys.replies("<gateway>"),
     }
     assert names(redis_keys.__doc__) == built

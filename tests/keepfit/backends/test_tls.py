@@ -24,13 +24,13 @@ from tests.tls import Authority
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """The authority that clients are told to trust."""
+    """Return the certificate authority that clients trust."""
     return Authority.make(tmp_path_factory.mktemp("ca") / "ours.pem")
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that nobody trusts."""
+    """Return a certificate authority that no client trusts."""
     return Authority.make(tmp_path_factory.mktemp("ca") / "other.pem")
 
 
@@ -129,7 +129,7 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
 
 
 async def test_a_missing_authority_file_is_told(tmp_path: Path, redis_url: str, mongo_url: str) -> None:
-    """An address that names a file which is not there is told as one clear error, not as a crash."""
+    """An address that names a missing file gives one clear error instead of a crash."""
     settings = Settings(store_url=f"{redis_url.replace('redis', 'rediss', 1)}?ssl_ca_certs={tmp_path}/none.pem")
     with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
         await asyncio.to_thread(redis_scripts.run, client, ("PING",))

@@ -206,7 +206,7 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
     "import none.zip": ({}, "There is no file none.zip."),
     "snapshot --json": (
         {"KEEPFIT_STORE_URL": f"redis://:hunter2@127.0.0.1:{UNUSED_PORT}/0"},
-        f"Redis is away: Error 111 connecting to 127.0.0.1:{UNUSED_PORT}",
+        f"Redis is unavailable: Error 111 connecting to 127.0.0.1:{UNUSED_PORT}",
     ),
     "history --json": (
         {"KEEPFIT_MONGO_URL": f"mongodb://u:hunter2@127.0.0.1:{UNUSED_PORT}/x"},

@@ -85,7 +85,7 @@ def test_a_push_made_again_sends_for_its_lease_again(client: redis.Redis) -> Non
 
 def test_a_claim_names_what_bounded_it(client: redis.Redis) -> None:
     """With the entries come the slow models among them, so that whoever finds one quick again can say so."""
-    client.hset(redis_keys.turns(PREDICT.name), A, 2)
+    client.hset(redis_keys.request_limits(PREDICT.name), A, 2)
     ask(client, "l1", A, "a")
     ask(client, "l1", B, "b")
     (answer,) = redis_scripts.run(client, run_queue.claim(PREDICT, "l1", TTL_S, "one"))
@@ -132,7 +132,7 @@ def test_a_lease_too_many_may_end_and_the_last_may_not(client: redis.Redis) -> N
 
 def test_models_are_served_in_turn(client: redis.Redis) -> None:
     """What one claim may take of a slow model is bounded; the rest waits behind the other models' questions."""
-    client.hset(redis_keys.turns(PREDICT.name), A, 2)
+    client.hset(redis_keys.request_limits(PREDICT.name), A, 2)
     ask(client, "l1", A, *(f"slow {i}" for i in range(5)))
     ask(client, "l1", B, "quick 1", "quick 2")
     assert claim(client, PREDICT, "l1") == ["slow 0", "slow 1", "quick 1", "quick 2"]

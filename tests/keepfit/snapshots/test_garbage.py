@@ -227,7 +227,7 @@ async def test_without_storage_no_document_is_deleted(
     model_hash = await local.make()
     documents = await aged(local, database, model_hash, 90, 80, 2, 0)
     (tmp_path / "snapshots").rename(tmp_path / "away")
-    with pytest.raises(UnavailableError, match="snapshots is not there"):
+    with pytest.raises(UnavailableError, match="snapshots does not exist"):
         await collect(local)
     assert await local.registry.documents() == documents[:1:-1]
     assert database.history.count_documents({"status": "aborted"}) == 2

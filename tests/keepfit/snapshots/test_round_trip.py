@@ -677,9 +677,9 @@ async def test_an_unavailable_redis_is_an_error_of_save_and_restore(shop: Worksh
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.redis.shutdown(nosave=True)
-    with pytest.raises(UnavailableError, match="Redis is away"):
+    with pytest.raises(UnavailableError, match="Redis is unavailable"):
         await save(shop, model_hash)
-    with pytest.raises(UnavailableError, match="Redis is away"):
+    with pytest.raises(UnavailableError, match="Redis is unavailable"):
         await restore(shop, model_hash)
     assert await shop.registry.documents() == [document]
 
