@@ -185,7 +185,7 @@ class Models(RuleBasedStateMachine):
             for name, left in ((key, hours), ("over", 0))
         }
         answers = {redis_keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
-        done = self.bench.run(idempotency.remember(self.store.client, registered, generation, calls, 0, 0))
+        done = self.bench.run(idempotency.restore_answers(self.store.client, registered, generation, calls, 0, 0))
         assert done == self.plain.remember(h, generation, self.born[h], answers)
 
     def _restore(
@@ -249,7 +249,7 @@ class Models(RuleBasedStateMachine):
             self._delete(h, made_again=False)
         header, payload = KEYRING.open(snapshot.data, envelope.BUNDLE)
         fetched = SnapshotBundle(snapshot.document, header, snapshot.data, payload, 2, dict(snapshot.bundle.changed))
-        signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
+        signed = fetched.sign(KEYRING, generation, len(history), plain.chain_of(history))
         digest, metrics = sha256(signed.data).hexdigest(), b'{"rows":%d}' % generation
         bundle = replace(snapshot.bundle, digest=digest, history=history, metrics=metrics)
         to = Rewind(
@@ -274,7 +274,7 @@ class Models(RuleBasedStateMachine):
         header, payload = KEYRING.open(data, envelope.BUNDLE)
         generation, history = self._next_generation(h), model.bundle.history
         fetched = SnapshotBundle({}, header, data, payload, 2, dict(model.bundle.changed))
-        signed = fetched.signed(KEYRING, generation, len(history), plain.chain_of(history))
+        signed = fetched.sign(KEYRING, generation, len(history), plain.chain_of(history))
         bundle = replace(model.bundle, digest=sha256(signed.data).hexdigest())
         to = Rewind(
             h, generation, live.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
@@ -296,7 +296,7 @@ class Models(RuleBasedStateMachine):
             dumped = self.client.dump(name)
             self.client.delete(name)
             with pytest.raises(MissingRequestsError):
-                self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
+                self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.kept))
             self.client.restore(name, 0, dumped)  # type: ignore[arg-type]
 
     def _read_kept(self, h: str) -> None:
@@ -304,10 +304,10 @@ class Models(RuleBasedStateMachine):
         if live is None or model is None:
             return
         try:
-            base, requests = self.bench.run(repair.read(self.bench.store, h, live.learned, live.kept))
+            base, requests = self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.kept))
         except MissingRequestsError as error:
             lost, told = model.base[1] is None or model.lacks[-1], str(error)
-            assert lost is True or f"{lost} were" in told or f"{lost} was" in told
+            assert lost is True or f"{lost} are not retained" in told or f"{lost} is not retained" in told
         else:
             assert not model.lacks
             rows = [self.plain.big[r.big][0] if r.big else r.payload for r in model.kept]
