@@ -139,8 +139,8 @@ def _install(context: WorkerContext, model_hash: str, recipe: Recipe, encoded: l
         client = redis_clients.store_async(context.settings)
         connection = ScriptConnection(client)
         await Store(client).install(Install(model_hash, "{}", recipe.text(), 1))
-        requests = [inbox.small_request(model_hash, 1, Rows.decode(data)) for data in encoded]
-        await inbox.put(connection, context.settings, [request for request in requests if request is not None])
+        requests = [inbox.make_small_request(model_hash, 1, Rows.decode(data)) for data in encoded]
+        await inbox.accept(connection, context.settings, [request for request in requests if request is not None])
         await connection.close()
         await client.aclose()
 

@@ -157,9 +157,9 @@ class Workshop:
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
     """Accept one request under settings of its own, or raise what it was refused for."""
     settings = Settings().model_copy(update=limits)
-    request = await inbox.request(store._store, model.hash, model.generation, shaped, key)
+    request = await inbox.make_request(store._store, model.hash, model.generation, shaped, key)
     line = ScriptConnection(store._store)
-    outcomes, _ = await inbox.put(line, settings, [request])
+    outcomes, _ = await inbox.accept(line, settings, [request])
     await line.close()
     (outcome,) = outcomes
     if not isinstance(outcome, Accepted):

@@ -45,7 +45,7 @@ def dead(
 
 async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
     from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
-    from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
+    from keepfit.store.dead_letters import CALL_ENTRIES_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
     client = redis_clients.store_async(settings)
@@ -55,7 +55,7 @@ async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         after: str | None = ""
         while after is not None:
-            entries, after = await DeadLetters(client).page(model_hash, CALL_MAX, after)
+            entries, after = await DeadLetters(client).page(model_hash, CALL_ENTRIES_MAX, after)
             found += [
                 {
                     "id": entry.id,
@@ -78,7 +78,7 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
     from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
     from keepfit.jobs import run_queue  # noqa: PLC0415
     from keepfit.rowlog.row_log import open_log  # noqa: PLC0415
-    from keepfit.store.dead_letters import CALL_MAX, DeadLetters  # noqa: PLC0415
+    from keepfit.store.dead_letters import CALL_ENTRIES_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
     client, row_log = redis_clients.store_async(settings), open_log(settings.row_log_url)
@@ -90,7 +90,7 @@ async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
             raise NotFoundError(f"There is no model {model_hash} in Redis.")
         moved = 0
         # As many as there were at the start: a worker may put one aside again before the last one is moved.
-        for _ in range(0, await DeadLetters(client).count(model_hash), CALL_MAX):
+        for _ in range(0, await DeadLetters(client).count(model_hash), CALL_ENTRIES_MAX):
             retried = await DeadLetters(client).retry(model, settings, None, logged=row_log is not None)
             moved += len(retried.sequences)
             if row_log is not None and retried.calls:

@@ -17,7 +17,7 @@ from keepfit.history import RegistryEntry
 from keepfit.rowlog.row_log import Call
 from keepfit.settings import Settings
 from keepfit.store import inbox
-from keepfit.store.inbox import BIG_TTL_MS, CALL_BYTES_MAX, NO_WIDTH, Learn
+from keepfit.store.inbox import CALL_BYTES_MAX, NO_WIDTH, STAGED_TTL_MS, LearnRequest
 
 KEYS_PER_CALL = 500
 CHUNK_BYTES = 1 << 20
@@ -71,18 +71,18 @@ async def enqueue(client: redis.asyncio.Redis, model_hash: str, generation: int,
     connection = ScriptConnection(client)
     try:
         for payload in payloads:
-            await inbox.put(connection, settings, [await _request(client, model_hash, generation, payload)])
+            await inbox.accept(connection, settings, [await _request(client, model_hash, generation, payload)])
     finally:
         await connection.close()
 
 
-async def _request(client: redis.asyncio.Redis, model_hash: str, generation: int, payload: bytes) -> Learn:
+async def _request(client: redis.asyncio.Redis, model_hash: str, generation: int, payload: bytes) -> LearnRequest:
     """Build a request from an accepted payload; its width is not checked here, the worker reports what is wrong."""
     if len(payload) <= CALL_BYTES_MAX:
-        return Learn(model_hash, generation, NO_WIDTH, payload)
+        return LearnRequest(model_hash, generation, NO_WIDTH, payload)
     big = redis_keys.big(model_hash, uuid.uuid4().hex)
     for offset in range(0, len(payload), CHUNK_BYTES):
         chunk = payload[offset : offset + CHUNK_BYTES]
-        await redis_scripts.run_async(client, ("SETRANGE", big, offset, chunk), ("PEXPIRE", big, BIG_TTL_MS))
+        await redis_scripts.run_async(client, ("SETRANGE", big, offset, chunk), ("PEXPIRE", big, STAGED_TTL_MS))
     digest = hashlib.sha256(payload).hexdigest().encode()
-    return Learn(model_hash, generation, NO_WIDTH, digest, None, big, len(payload))
+    return LearnRequest(model_hash, generation, NO_WIDTH, digest, None, big, len(payload))

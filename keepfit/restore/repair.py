@@ -35,7 +35,7 @@ from keepfit.restore.snapshot_bundle import SnapshotBundle, to_rewind
 from keepfit.security import envelope
 from keepfit.store.commit import Entry
 from keepfit.store.models import Model
-from keepfit.store.retained import PLACE_BYTES, ReplayBase, RetainedRequests
+from keepfit.store.retained import ENTRY_BYTES, ReplayBase, RetainedRequests
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +102,7 @@ async def repair(restorer: Restorer, model_hash: str) -> RepairResult | None:
 
 
 def _state_of(model: Model) -> tuple[object, ...]:
-    return model.generation, model.digest, model.kept
+    return model.generation, model.digest, model.retained
 
 
 def _not_repairable(model_hash: str, error: MissingRequestsError, *, has_row_log: bool) -> MissingRequestsError:
@@ -117,7 +117,7 @@ def _not_repairable(model_hash: str, error: MissingRequestsError, *, has_row_log
 async def _repair(restorer: Restorer, registered: RegistryEntry, live: Model) -> RepairResult | None:
     """Rebuild the bundle and install it; return None if the model has changed in the meantime."""
     resources = restorer.resources
-    base, entries = await read_retained(resources.store.client, live.hash, live.learned, live.kept)
+    base, entries = await read_retained(resources.store.client, live.hash, live.learned, live.retained)
     document = await _find_base(restorer, registered, base)
     bundle = await _relearn(restorer, registered, live, document, entries)
     if bundle.header.rows_seen != live.rows_seen:
@@ -162,7 +162,7 @@ async def _relearn(
     except (RuntimeMismatchError, UnknownKeyError):
         raise
     except EnvelopeError as error:
-        version = live.kept.base and live.kept.base.place and live.kept.base.place[1]
+        version = live.retained.base and live.retained.base.place and live.retained.base.place[1]
         raise MissingRequestsError(f"the snapshot of version {version} is damaged too ({error})") from error
     requests = [LoggedRequest(live.generation, live.origin, entry.sequence, 0.0, entry.payload) for entry in entries]
     replayed = await restorer.replayer.learn(registered, base, position_of(registered, document), requests)
@@ -203,7 +203,7 @@ async def read_retained(
         if len(page) < READ_ENTRIES_MAX:
             break
         after = found[-1].sequence
-    if sum(len(entry.payload) + PLACE_BYTES for entry in found) != kept.bytes_learned - kept.cut_bytes:
+    if sum(len(entry.payload) + ENTRY_BYTES for entry in found) != kept.bytes_learned - kept.cut_bytes:
         raise MissingRequestsError(f"some of the requests retained since request {kept.cut} are gone")
     return kept.base, found
 

@@ -21,7 +21,7 @@ from keepfit.restore.replay_wire import READY, ReplayReply, ReplayTask, decode_t
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
-from keepfit.store.inbox import change_of
+from keepfit.store.inbox import params_of
 
 # The sender bounds a task; the child has no time limit of its own.
 SECONDS = float("inf")
@@ -36,7 +36,7 @@ class Payload:
     @property
     def change(self) -> dict[str, Any] | None:
         """The parameters that it changes; None if it holds rows."""
-        return change_of(self.data)
+        return params_of(self.data)
 
     def rows(self) -> Rows:
         """Decode its rows."""

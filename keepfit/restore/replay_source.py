@@ -23,7 +23,7 @@ from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import path_of
-from keepfit.store.inbox import change_of
+from keepfit.store.inbox import params_of
 from keepfit.store.models import Model
 
 # Covered calls are read from this many seconds before now, or before an older snapshot: for their idempotency keys, and
@@ -45,7 +45,7 @@ class LoggedRequest:
     def rows(self) -> int:
         """Number of rows; 0 for a change of parameters, or if the payload cannot be read."""
         try:
-            return 0 if change_of(self.payload) is not None else Rows.decode(self.payload).n
+            return 0 if params_of(self.payload) is not None else Rows.decode(self.payload).n
         except (msgspec.MsgspecError, LookupError, TypeError):
             return 0
 

@@ -124,7 +124,7 @@ class Restorer:
                 self.resources.keyring, generation, replayed.position.sequence, replayed.request_digest
             )
             replayed = replace(replayed, bundle=signed)
-            await store.mark(registered.hash, 0, 1)
+            await store.mark_changed(registered.hash, 0, 1)
         if has_row_log:
             if generation != registered.generation + 1:
                 raise StaleModelError("Another process took a generation since the row log was listed.")

@@ -116,7 +116,7 @@ async def _read(batch: _Batch, resources: Resources, hashes: Sequence[str]) -> N
         elif found is None:
             # The mark of a change is written before its commit, so it stays while a commit may be under way.
             if await resources.registry.find(model_hash) is None:
-                await resources.store.forget_change(model_hash)
+                await resources.store.unmark_changed(model_hash)
             batch.outcomes[model_hash] = None
         else:
             try:
@@ -235,7 +235,7 @@ async def _note(batch: _Batch, resources: Resources, saved: Sequence[Document]) 
                 model.generation,
                 model.learned,
                 model.digest,
-                model.kept,
+                model.retained,
                 batch.chain[model.hash],
                 (document["generation"], document["version"]),
                 {name: document[name] for name in SUMMARY_FIELDS},

@@ -24,8 +24,8 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.observability import failpoints
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.store.inbox import change_of
-from keepfit.store.retained import large_of, places
+from keepfit.store.inbox import params_of
+from keepfit.store.retained import join_sequences, parse_large
 
 STAGED_TTL_MS = 60_000
 ENTRIES_MAX = 1024
@@ -53,7 +53,7 @@ class Entry:
     @property
     def change(self) -> dict[str, Any] | None:
         """Parameters that the request changes; None if it holds rows."""
-        return None if self.large_key else change_of(self.payload)
+        return None if self.large_key else params_of(self.payload)
 
     def rows(self) -> Rows:
         """Return the rows of the request."""
@@ -162,7 +162,7 @@ class InboxConsumer:
             data=data,
             entries=[self._entry(*fields) for fields in entries],
             claimed_s=time.monotonic(),
-            large=large_of(large),
+            large=parse_large(large),
         )
 
     def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> Entry:
@@ -218,7 +218,7 @@ class InboxConsumer:
                     round(count / max(time.monotonic() - claimed.claimed_s, 1e-3)),
                     msgspec.json.encode(sealed.changed) if sealed.changed else "",
                     self._replay_bytes_max,
-                    places(large),
+                    join_sequences(large),
                 ],
             ),
             self._claim(claimed.hash, token, digest) if more else self._unlock(claimed.hash, token, force=False),

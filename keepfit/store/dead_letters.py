@@ -1,8 +1,9 @@
-"""Requests that were put aside: accepted, and not learned because an estimator refused them or workers died of them.
+"""Dead letters: accepted requests that were not learned, because an estimator rejected them or workers died of them.
 
-Owns looking at them, moving them back to the inbox and forgetting them (async). Never learns and never drops one by
-itself: they were accepted, so they stay until somebody decides. Invariant: what moves or goes is one script, so that a
-request is put aside or waits, never both and never neither. Workers put them aside (:mod:`keepfit.store.commit`).
+Owns reading them, moving them back to the inbox and discarding them (async). Never learns one and never deletes one by
+itself: they were accepted, so they stay until an operator or a client decides. Invariant: a script moves or deletes each
+one atomically, so that a request is either pending or a dead letter, never both and never neither. Workers create them
+(:mod:`keepfit.store.commit`).
 """
 
 import hashlib
@@ -24,28 +25,28 @@ from keepfit.store import inbox
 from keepfit.store.models import Model
 
 ID = re.compile(r"[0-9]{1,15}-[0-9]{1,16}")
-# What one call may move or forget, because Redis serves nobody else meanwhile.
-CALL_MAX = 128
-# Rows longer than this are told of by their number; all that a page shows is bounded too.
+# Dead letters that one call moves or deletes at most, because Redis serves no other client meanwhile.
+CALL_ENTRIES_MAX = 128
+# Rows larger than this are shown by their number only. The rows of a page are bounded as well.
 SHOWN_BYTES_MAX = 64 * 1024
 PAGE_BYTES_MAX = 1 << 20
 REPEAT_TTL_S = 20
 HEAD_BYTES = 16
 
 REASONS = {
-    "gone": "It is not there: it was retried or discarded meanwhile, or named twice.",
-    "other": "It belongs to another generation of the model, whose rows may mean something else now; discard it.",
+    "gone": "There is no such dead letter: it was retried or discarded meanwhile, or named twice.",
+    "other": "It belongs to an earlier model with this hash, so its rows may have another meaning; discard it.",
     "lost": "Redis has lost its rows.",
-    "full": "The inbox is full; retry it when some of it is learned.",
+    "full": "The inbox is full; retry it when some pending requests are learned.",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One request that was put aside.
+class DeadLetter:
+    """One dead letter.
 
-    `rows` counts its rows, None where Redis lost them, 0 of a change of parameters; `payload` is their msgpack, empty
-    where they are large; `big` names the key that holds those.
+    `rows` is the number of its rows, None if Redis lost them, 0 for a change of parameters. `payload` is their msgpack,
+    empty if they are large; then `large_key` names the key that holds them.
     """
 
     id: str
@@ -56,14 +57,14 @@ class Entry:
     size_bytes: int
     rows: int | None
     payload: bytes
-    big: str
+    large_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class RetryResult:
-    """What came of a call to retry: new sequences in order, why others were not moved, and how many are left.
+    """Result of a retry: new sequences in order, reasons why others were not moved, and how many dead letters are left.
 
-    `calls` are what was moved as the row log holds it, where that was asked for.
+    `calls` are the moved requests as calls for the row log, if that was requested.
     """
 
     version: int
@@ -74,15 +75,15 @@ class RetryResult:
 
 
 class DeadLetters:
-    """Access to what was put aside of any model."""
+    """Access to the dead letters of all models."""
 
     def __init__(self, store: redis.asyncio.Redis) -> None:
         self._store = store
 
-    async def page(self, model_hash: str, limit: int, after: str = "") -> tuple[list[Entry], str | None]:
-        """Read up to `limit` entries, oldest first, and the id to go on after (None at the end).
+    async def page(self, model_hash: str, limit: int, after: str = "") -> tuple[list[DeadLetter], str | None]:
+        """Read up to `limit` dead letters, oldest first, and the id to continue after (None at the end).
 
-        A page ends early where its rows would be more than :data:`PAGE_BYTES_MAX`.
+        A page ends early if its rows would exceed :data:`PAGE_BYTES_MAX`.
         """
         from_ = f"({after}" if after else "-"
         found = await self._read(model_hash, [(from_, "+")], limit, SHOWN_BYTES_MAX)
@@ -94,22 +95,22 @@ class DeadLetters:
     async def retry(
         self, model: Model, settings: Settings, ids: Sequence[str] | None, *, logged: bool = False
     ) -> RetryResult:
-        """Move entries to the end of the model's inbox, each under a new sequence; the oldest ones where `ids` is None.
+        """Move dead letters to the end of the model's inbox, each under a new sequence; the oldest if `ids` is None.
 
-        Where that is to be `logged`, return what the row log is to hold of it.
+        If `logged`, the result has the calls to write to the row log.
 
         Raises
         ------
         NotFoundError, StaleModelError
-            If the model is not (or no longer) there.
+            If the model does not exist (any more).
         InboxFullError
-            If the inbox has no room for any of them.
+            If the inbox is too full for all of them.
         """
         refused: dict[str, str] = {}
         if ids is None:
-            # Those from before the model's sequences began could not be moved, and shall not stand in the way.
+            # Dead letters of an earlier model with this hash cannot be moved, and must not block the others.
             bounds = (f"{model.origin}-0", f"{model.generation}")
-            entries = await self._read(model.hash, [bounds], CALL_MAX, 0)
+            entries = await self._read(model.hash, [bounds], CALL_ENTRIES_MAX, 0)
         else:
             entries, refused = await self._named(model.hash, ids)
         if not entries:
@@ -121,7 +122,7 @@ class DeadLetters:
                 redis_keys.inbox(model.hash),
                 redis_keys.dead(model.hash),
                 redis_keys.idempotency(model.hash, f"r:{uuid.uuid4().hex}"),
-                *(entry.big or redis_keys.dead(model.hash) for entry in entries),
+                *(entry.large_key or redis_keys.dead(model.hash) for entry in entries),
             ],
             [
                 model.generation,
@@ -131,7 +132,7 @@ class DeadLetters:
                 *(entry.id for entry in entries),
             ],
         )
-        # Read before they are moved: workers may have learned them right after.
+        # Read before they are moved, because workers may learn them right after.
         payloads = await self._payloads(model.hash, entries) if logged else {}
         answer, left, (seconds, micros) = await redis_scripts.run_async(
             self._store, call, ("XLEN", redis_keys.dead(model.hash)), ("TIME",)
@@ -140,12 +141,12 @@ class DeadLetters:
             case [b"missing"]:
                 raise NotFoundError(f"There is no model {model.hash}.")
             case [b"stale"]:
-                raise StaleModelError(f"The model {model.hash} was made again meanwhile.")
-        _, version, told, waiting, pace = answer
-        outcomes = dict(zip([entry.id for entry in entries], told.decode().split(" "), strict=True))
+                raise StaleModelError(f"The model {model.hash} was created again meanwhile.")
+        _, version, words, pending, pace = answer
+        outcomes = dict(zip([entry.id for entry in entries], words.decode().split(" "), strict=True))
         sequences = [int(word) for word in outcomes.values() if word.isdecimal()]
         if not sequences and "full" in outcomes.values():
-            raise inbox.full(waiting, pace)
+            raise inbox.inbox_full(pending, pace)
         refused |= {name: REASONS[word] for name, word in outcomes.items() if not word.isdecimal()}
         at = int(seconds) + int(micros) / 1e6
         calls = tuple(
@@ -156,7 +157,7 @@ class DeadLetters:
         return RetryResult(version, sequences, refused, left, calls)
 
     async def discard(self, model_hash: str, ids: Sequence[str]) -> tuple[int, int]:
-        """Forget entries for good; return how many there were and the model's version.
+        """Delete dead letters permanently; return their number and the model's version.
 
         Raises
         ------
@@ -169,7 +170,7 @@ class DeadLetters:
             [
                 redis_keys.state(model_hash),
                 redis_keys.dead(model_hash),
-                *(entry.big or redis_keys.dead(model_hash) for entry in entries),
+                *(entry.large_key or redis_keys.dead(model_hash) for entry in entries),
             ],
             [*(entry.id for entry in entries)],
         )
@@ -179,47 +180,49 @@ class DeadLetters:
         count, version = answer
         return count, version
 
-    async def fate(self, model_hash: str, generation: int, sequence: int) -> tuple[str | None, bool]:
-        """Tell why a request of the past was put aside, None if it is not there; and whether any ever left from there.
+    async def find_reason(self, model_hash: str, generation: int, sequence: int) -> tuple[str | None, bool]:
+        """Return the reason of a dead letter (None: there is none), and whether any dead letter was ever removed.
 
-        Only where none did, a request that is not there and not in the inbox was learned for sure.
+        Only if none was removed, a request that is neither pending nor a dead letter was certainly learned.
         """
         name = f"{generation}-{sequence}"
         entries = await self._read(model_hash, [(name, name)], 1, 0)
-        (left,) = await redis_scripts.run_async(self._store, ("HGET", redis_keys.state(model_hash), "removed"))
-        return (entries[0].reason if entries else None), left is not None
+        (removed,) = await redis_scripts.run_async(self._store, ("HGET", redis_keys.state(model_hash), "removed"))
+        return (entries[0].reason if entries else None), removed is not None
 
     async def count(self, model_hash: str) -> int:
-        """Count what is put aside of a model."""
+        """Return the number of dead letters of a model."""
         (count,) = await redis_scripts.run_async(self._store, ("XLEN", redis_keys.dead(model_hash)))
         return int(count)
 
-    async def _payloads(self, model_hash: str, entries: Sequence[Entry]) -> dict[str, bytes]:
-        """Whole payloads of entries, by their ids."""
+    async def _payloads(self, model_hash: str, entries: Sequence[DeadLetter]) -> dict[str, bytes]:
+        """Return the complete payloads of dead letters, by their ids."""
         reads = [
-            ("GET", entry.big) if entry.big else ("XRANGE", redis_keys.dead(model_hash), entry.id, entry.id)
+            ("GET", entry.large_key) if entry.large_key else ("XRANGE", redis_keys.dead(model_hash), entry.id, entry.id)
             for entry in entries
         ]
         found: dict[str, bytes] = {}
         for entry, answer in zip(entries, await redis_scripts.run_async(self._store, *reads), strict=True):
-            # What is gone by now will not be moved.
-            if answer and entry.big:
+            # A dead letter that is missing by now is not moved.
+            if answer and entry.large_key:
                 found[entry.id] = answer
             elif answer:
                 ((_, fields),) = answer
                 found[entry.id] = dict(zip(fields[::2], fields[1::2], strict=True))[b"rows"]
         return found
 
-    async def _named(self, model_hash: str, ids: Sequence[str]) -> tuple[list[Entry], dict[str, str]]:
-        """Find entries by their ids, and say of the others that they are gone."""
-        wanted = list(dict.fromkeys(ids))
-        read = await self._read(model_hash, [(name, name) for name in wanted], 1, 0)
-        # Redis finds "1-2" under "1-02" as well; what is called gone must not be moved.
-        found = {entry.id: entry for entry in read if entry.id in wanted}
-        return list(found.values()), {name: REASONS["gone"] for name in wanted if name not in found}
+    async def _named(self, model_hash: str, ids: Sequence[str]) -> tuple[list[DeadLetter], dict[str, str]]:
+        """Return the dead letters with these ids, and a reason for each id that is missing."""
+        unique = list(dict.fromkeys(ids))
+        read = await self._read(model_hash, [(name, name) for name in unique], 1, 0)
+        # Redis also finds "1-2" under "1-02"; a dead letter that is reported as missing must not be moved.
+        found = {entry.id: entry for entry in read if entry.id in unique}
+        return list(found.values()), {name: REASONS["gone"] for name in unique if name not in found}
 
-    async def _read(self, model_hash: str, ranges: Sequence[tuple[str, str]], limit: int, rows_max: int) -> list[Entry]:
-        """Read entries of some ranges of ids, up to `limit` of each."""
+    async def _read(
+        self, model_hash: str, ranges: Sequence[tuple[str, str]], limit: int, rows_max: int
+    ) -> list[DeadLetter]:
+        """Read the dead letters in ranges of ids, up to `limit` of each range."""
         if not ranges:
             return []
         peeks = [
@@ -229,7 +232,7 @@ class DeadLetters:
         found = [fields for answer in await redis_scripts.run_async(self._store, *peeks) for fields in answer]
         heads = {fields[5]: b"" for fields in found if fields[5]}
         if heads:
-            read = await redis_scripts.run_async(self._store, *(("GETRANGE", big, 0, HEAD_BYTES - 1) for big in heads))
+            read = await redis_scripts.run_async(self._store, *(("GETRANGE", key, 0, HEAD_BYTES - 1) for key in heads))
             heads = dict(zip(heads, read, strict=True))
         return [_entry(*fields, head=heads.get(fields[5], fields[7])) for fields in found]
 
@@ -240,14 +243,14 @@ def _entry(
     sequence: bytes,
     reason: bytes,
     at_ms: bytes,
-    big: bytes,
+    large_key: bytes,
     size: bytes,
     _: bytes,
     payload: bytes,
     *,
     head: bytes,
-) -> Entry:
-    return Entry(
+) -> DeadLetter:
+    return DeadLetter(
         id=name.decode(),
         generation=int(generation),
         sequence=int(sequence),
@@ -256,16 +259,16 @@ def _entry(
         size_bytes=int(size),
         rows=_count(head),
         payload=payload,
-        big=big.decode(),
+        large_key=large_key.decode(),
     )
 
 
 def _count(head: bytes) -> int | None:
-    """Number of rows in the first bytes of their msgpack, which is an array that begins with it; a change is a map.
+    """Return the number of rows by the first bytes of their msgpack, an array that begins with it; 0 for a change, a map.
 
     >>> _count(Rows(3, bytes(24), []).encode()), _count(Rows(70_000, b"", []).encode()[:16]), _count(b"")
     (3, 70000, None)
-    >>> _count(inbox.change("", 1, {"alpha": 1}).payload)
+    >>> _count(inbox.make_change("", 1, {"alpha": 1}).payload)
     0
     """
     if len(head) < 2:
@@ -276,16 +279,16 @@ def _count(head: bytes) -> int | None:
     return int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
 
 
-def shown(recipe: Recipe, payload: bytes) -> dict[str, Any]:
-    """Decode rows as they came in: `X` as lists in column order, `y` and `sample_weight` where there are any.
+def decode_payload(recipe: Recipe, payload: bytes) -> dict[str, Any]:
+    """Decode rows as the client sent them: `X` as lists in column order, and `y` and `sample_weight` if present.
 
     A change of parameters is decoded as `params`.
     """
-    params = inbox.change_of(payload)
+    params = inbox.params_of(payload)
     if params is not None:
         return {"params": params}
     rows = Rows.decode(payload)
-    # A missing number is the only one that is not itself.
+    # A missing number is NaN, the only number that does not equal itself.
     X: list[list[Any]] = [[None if x != x else x for x in row] for row in rows.number_matrix().tolist()]  # noqa: PLR0124
     for column, words in zip(recipe.layout.non_numeric, rows.categories, strict=True):
         for row, word in zip(X, words, strict=True):

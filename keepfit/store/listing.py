@@ -1,6 +1,6 @@
-"""Models as documents for people and clients, live ones and those that only a snapshot has.
+"""Models as JSON documents: live ones, and those that only have a snapshot.
 
-Owns the shape of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the register; changes nothing.
+Owns the fields of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the registry; changes nothing.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from keepfit.store.models import Model, Store
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Describe a live model."""
+    """Return the document of a live model."""
     return {
         "hash": model.hash,
         "metadata": model.metadata,
@@ -29,8 +29,8 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-async def _asleep(history: Registry, registered: RegistryEntry) -> dict[str, Any]:
-    """Describe a model that is in no Redis, from its newest snapshot."""
+async def _describe_saved(history: Registry, registered: RegistryEntry) -> dict[str, Any]:
+    """Return the document of a model that is not live, from its newest snapshot."""
     newest = await history.newest(registered.hash, registered.born)
     changed = msgspec.json.decode(newest["changed"]) if newest and "changed" in newest else {}
     return {
@@ -48,13 +48,15 @@ async def _asleep(history: Registry, registered: RegistryEntry) -> dict[str, Any
 async def page(
     store: Store, history: Registry, filters: Mapping[str, str], limit: int, after: str = ""
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """List up to `limit` models by hash, and the hash to go on after (None at the end); of objects their digests."""
-    # Objects are up to a megabyte each; who looks at one model gets its own.
+    """Return up to `limit` models by hash, and the hash to continue after (None at the end).
+
+    An uploaded object is replaced by its digest: it has up to a megabyte, and the document of a single model has it.
+    """
     found = await history.models(filters, limit + 1, after)
     shown = found[:limit]
     live = await store.describe_many([registered.hash for registered in shown])
     models = [
-        describe(model) if model is not None else await _asleep(history, registered)
+        describe(model) if model is not None else await _describe_saved(history, registered)
         for registered, model in zip(shown, live, strict=True)
     ]
     for model in models:

@@ -1,9 +1,9 @@
-"""Models in the hash table, as the gateway, the snapshotter and restores see them (async).
+"""Models in the store, as gateways, the snapshotter and restores use them (async).
 
-Owns describing, installing and forgetting a model. Never unpickles; what learns is in :mod:`keepfit.store.commit`, what
-is to be learned in :mod:`keepfit.store.inbox`.
-Invariant: whatever changes a model is one script that compares before it sets. Data comes from requests, MongoDB and
-snapshots, and goes to Redis.
+Owns describing, installing, rewinding and deleting a model, and the set of changed models. Never unpickles; workers learn
+through :mod:`keepfit.store.commit`, requests are accepted by :mod:`keepfit.store.inbox`.
+Invariant: a script changes a model, and compares before it writes. Data comes from requests, MongoDB and snapshots, and
+goes to Redis.
 """
 
 import uuid
@@ -26,9 +26,9 @@ REASON_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """State of a live model, read in one moment; `origin` is the generation in which its sequences began.
+    """State of a live model at one moment; `origin` is the generation in which its sequences began.
 
-    `recipe` is as it was posted; `changed` are the parameters changed since (:mod:`keepfit.model.parameters`).
+    `recipe` is as it was posted; `changed` are the parameters that were changed since (:mod:`keepfit.model.parameters`).
     """
 
     hash: str
@@ -44,15 +44,15 @@ class Model:
     digest: str
     changed: dict[str, Any]
     origin: int
-    kept: RetainedRequests
+    retained: RetainedRequests
 
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """What a model begins with: nothing but its recipe, or a bundle from a snapshot.
+    """The initial state of a model: only its recipe, or a bundle from a snapshot.
 
-    A live model of a generation before `born` is what is left of a deleted predecessor, and is replaced. `base` is the
-    text of a :class:`keepfit.store.retained.ReplayBase`, '' where it is none.
+    A live model of a generation before `born` is the remains of a deleted predecessor, and is replaced. `base` is the
+    text of a :class:`keepfit.store.retained.ReplayBase`, '' if there is none.
     """
 
     hash: str
@@ -75,9 +75,10 @@ class Install:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """What a live model goes back to; `bundle` says that it has learned what the live one has (`keepfit.restore`).
+    """The state that replaces the state of a live model.
 
-    `base` is as in :class:`Install`, or '=' where it has learned just that.
+    The header of `bundle` names the last sequence of the live bundle as its own (:mod:`keepfit.restore`). `base` is as
+    in :class:`Install`, or '=' if the bundle has learned the same requests as the live one.
     """
 
     hash: str
@@ -94,10 +95,10 @@ class Rewind:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """How far snapshots are behind: models `changed` since theirs, and the last pass.
+    """State of the snapshots: number of models `changed` since their last snapshot, and the last pass.
 
-    `age_s` is None where no pass was ever made; by Redis' clock, as all ages that more than one machine looks at.
-    `uncollected` is why the last garbage collection failed, '' if it did not.
+    `age_s` is the age of the last pass by the clock of Redis, which all machines share; None if there was no pass.
+    `uncollected` is the reason why the last garbage collection failed, '' if it did not.
     """
 
     changed: int
@@ -115,19 +116,19 @@ class Store:
 
     @property
     def client(self) -> redis.asyncio.Redis:
-        """The connections, for what belongs to a model and is not its state."""
+        """Client of the store, for data of a model other than its state."""
         return self._store
 
     async def ping(self) -> None:
-        """Raise UnavailableError unless Redis answers."""
+        """Raise UnavailableError if Redis does not answer."""
         await redis_scripts.run_async(self._store, ("PING",))
 
     async def describe(self, model_hash: str) -> Model | None:
-        """Read a model's state; None where it is not live."""
+        """Return a model's state; None if it is not live."""
         return (await self.describe_many([model_hash]))[0]
 
     async def describe_many(self, hashes: list[str]) -> list[Model | None]:
-        """Read many models' states in one trip."""
+        """Return the states of many models, read in one round trip."""
         if not hashes:
             return []
         states = (("HMGET", redis_keys.state(h), *_FIELDS) for h in hashes)
@@ -135,12 +136,12 @@ class Store:
         return [_model(h, fields) for h, fields in zip(hashes, answers, strict=True)]
 
     async def install(self, new: Install) -> bool:
-        """Put a model in, if none is live under its hash; tell whether it was put in."""
+        """Install a model if none is live under its hash; return whether it was installed."""
         token = uuid.uuid4().hex
         staged = redis_keys.staged(new.hash, token)
-        big, newest = await self._big(new.hash)
+        large_keys, newest = await self._large_keys(new.hash)
         commands = [("SET", staged, new.bundle, "PX", STAGED_TTL_MS)] if new.digest else []
-        *_, (installed, *late) = await redis_scripts.run_async(
+        *_, (installed, *late_keys) = await redis_scripts.run_async(
             self._store,
             *commands,
             redis_scripts.call(
@@ -152,7 +153,7 @@ class Store:
                     redis_keys.inbox(new.hash),
                     redis_keys.lock(new.hash),
                     redis_keys.dead(new.hash),
-                    *big,
+                    *large_keys,
                 ],
                 [
                     new.metadata_text,
@@ -175,23 +176,23 @@ class Store:
                 ],
             ),
         )
-        await self._remove(late)
+        await self._unlink(late_keys)
         if installed == -1:
-            raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
+            raise UnavailableError("Redis has lost a bundle that was just written; it may be out of memory.")
         if installed == -2:
-            raise StaleModelError(f"Somebody else has begun to restore {new.hash} since.")
+            raise StaleModelError(f"A later restore of {new.hash} has begun.")
         return bool(installed == 1)
 
     async def rewind(self, live: Model, to: Rewind) -> bool:
-        """Put another bundle in a live model's place, if it is still what it was in `live`; tell whether it was put in.
+        """Replace the bundle of a live model, if its state is still `live`; return whether it was replaced.
 
-        Requests that wait stay, and are learned on top of it.
+        Pending requests stay, and are learned on top of the new bundle.
         """
         staged = redis_keys.staged(to.hash, uuid.uuid4().hex)
         *_, done = await redis_scripts.run_async(
             self._store,
-            # Marked before it is done, as before a commit, and like the commit that would come next: a pass that saves
-            # what is live now leaves the mark, and one that saves what comes of it, or is in its way, takes it off.
+            # Marked as changed before the change, as before a commit, and with the next commit's score: a snapshot of the
+            # present bundle does not remove the mark, a snapshot of the new bundle or of a competing commit does.
             ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(live.generation, live.version + 1), to.hash),
             ("SET", staged, to.bundle, "PX", STAGED_TTL_MS),
             redis_scripts.call(
@@ -201,7 +202,7 @@ class Store:
                     redis_keys.bundle(to.hash),
                     staged,
                     redis_keys.inbox(to.hash),
-                    *(name for _, name in live.kept.large),
+                    *(name for _, name in live.retained.large),
                 ],
                 [
                     live.generation,
@@ -220,19 +221,19 @@ class Store:
             ),
         )
         if done == -1:
-            raise UnavailableError("Redis lost a bundle that was just written; is it out of memory?")
+            raise UnavailableError("Redis has lost a bundle that was just written; it may be out of memory.")
         return bool(done == 1)
 
-    async def mark(self, model_hash: str, generation: int, version: int) -> None:
-        """Note that a model is to be saved at this version."""
+    async def mark_changed(self, model_hash: str, generation: int, version: int) -> None:
+        """Mark a model as changed at this version, so that the snapshotter saves it."""
         await redis_scripts.run_async(
             self._store, ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(generation, version), model_hash)
         )
 
     async def delete(self, model_hash: str) -> bool:
-        """Forget a model; tell whether there was one."""
-        big, newest = await self._big(model_hash)
-        (deleted, *late), _ = await redis_scripts.run_async(
+        """Delete a model; return whether there was one."""
+        large_keys, newest = await self._large_keys(model_hash)
+        (deleted, *late_keys), _ = await redis_scripts.run_async(
             self._store,
             redis_scripts.call(
                 "delete",
@@ -242,22 +243,22 @@ class Store:
                     redis_keys.inbox(model_hash),
                     redis_keys.lock(model_hash),
                     redis_keys.dead(model_hash),
-                    *big,
+                    *large_keys,
                 ],
                 [redis_keys.COMMITS, model_hash, newest],
             ),
             ("ZREM", redis_keys.CHANGED, model_hash),
         )
-        await self._remove(late)
+        await self._unlink(late_keys)
         return bool(deleted)
 
-    async def _remove(self, late: list[bytes]) -> None:
-        """Remove large rows that came in while their model went."""
-        if late:
-            await redis_scripts.run_async(self._store, ("UNLINK", *late))
+    async def _unlink(self, late_keys: list[bytes]) -> None:
+        """Delete the rows of large requests that arrived while their model was deleted."""
+        if late_keys:
+            await redis_scripts.run_async(self._store, ("UNLINK", *late_keys))
 
-    async def _big(self, model_hash: str) -> tuple[list[str], str]:
-        """Keys of the rows of large requests that wait or were put aside, and the id of the newest that waits."""
+    async def _large_keys(self, model_hash: str) -> tuple[list[str], str]:
+        """Return the keys of large requests (pending and dead letters), and the id of the newest pending request."""
         streams = await redis_scripts.run_async(
             self._store,
             *(("XRANGE", name, "-", "+") for name in (redis_keys.inbox(model_hash), redis_keys.dead(model_hash))),
@@ -270,12 +271,12 @@ class Store:
         return found, streams[0][-1][0].decode() if streams[0] else "0-0"
 
     async def changed(self) -> list[str]:
-        """Hashes of the models that changed since their last snapshot."""
+        """Return the hashes of the models that changed since their last snapshot."""
         (hashes,) = await redis_scripts.run_async(self._store, ("ZRANGE", redis_keys.CHANGED, 0, -1))
         return [h.decode() for h in hashes]
 
     async def bundle(self, model_hash: str) -> tuple[Model, bytes] | None:
-        """Read a model's state and its signed bundle in one moment; None where it is not live or has not learned."""
+        """Return a model's state and signed bundle at one moment; None if it is not live or has learned nothing."""
         async with self._store.pipeline(transaction=True) as pipe:
             with redis_scripts.unavailable():
                 pipe.hmget(redis_keys.state(model_hash), list(_FIELDS))
@@ -285,22 +286,22 @@ class Store:
         return None if model is None or data is None else (model, data)
 
     async def bundle_sizes(self, hashes: Sequence[str]) -> list[int]:
-        """Bytes of many models' bundles; 0 where there is none."""
+        """Return the sizes of many models' bundles in bytes; 0 for a model without a bundle."""
         answers = await self._each([("STRLEN", redis_keys.bundle(h)) for h in hashes])
         return [0 if isinstance(answer, Exception) else answer for answer in answers]
 
     async def bundles(self, hashes: Sequence[str]) -> list[tuple[Model, bytes] | Exception | None]:
-        """Do what :meth:`bundle` does for each of many; what is wrong with one of them stands in its place."""
+        """Return what :meth:`bundle` returns, for many models; the error of a model takes the place of its result."""
         states = [("HMGET", redis_keys.state(h), *_FIELDS) for h in hashes]
         answers = await self._each([*states, *(("GET", redis_keys.bundle(h)) for h in hashes)])
         return [
-            await self._whole(*one) for one in zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
+            await self._match(*one) for one in zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
         ]
 
-    async def _whole(
+    async def _match(
         self, model_hash: str, fields: list[bytes | None] | Exception, data: bytes | Exception | None
     ) -> tuple[Model, bytes] | Exception | None:
-        """Put a state and a bundle together that were read one after the other; once more if they do not fit."""
+        """Join a state and a bundle that were read one after the other; read both again if they do not match."""
         try:
             if isinstance(fields, Exception):
                 return fields
@@ -310,11 +311,11 @@ class Store:
             if model is not None and data is not None and model.digest == envelope.digest_of(data):
                 return model, data
             return None if model is None else await self.bundle(model_hash)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one model is not with the others
+        except Exception as error:  # noqa: BLE001 - an error of one model must not affect the others
             return error
 
     async def _each(self, commands: Sequence[redis_scripts.Command]) -> list[Any]:
-        """Send commands in one trip; an answer that is an error stands in its place."""
+        """Send commands in one round trip; the error of a command takes the place of its answer."""
         async with self._store.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
@@ -322,14 +323,14 @@ class Store:
                 return await pipe.execute(raise_on_error=False)
 
     async def note_snapshots(self, noted: Sequence[RetentionNote]) -> None:
-        """Tell models of their snapshots and take them off the list of changed ones, unless they changed again."""
+        """Store models' newest snapshots, and unmark them as changed, unless they changed again."""
         if noted:
             commands = [each.commands() for each in noted]
-            both = (*(told for told, _ in commands), *(settled for _, settled in commands))
-            await redis_scripts.run_async(self._store, *both)
+            ordered = (*(note for note, _ in commands), *(unmark for _, unmark in commands))
+            await redis_scripts.run_async(self._store, *ordered)
 
     async def note_pass(self, failed: int, reason: str) -> None:
-        """Note that a snapshotter has been over the changed models, how many it could not save and why."""
+        """Store that a snapshot pass has ended, how many models it failed to save, and why."""
         ((seconds, _),) = await redis_scripts.run_async(self._store, ("TIME",))
         await redis_scripts.run_async(
             self._store,
@@ -337,20 +338,20 @@ class Store:
         )
 
     async def collection(self) -> tuple[str, float]:
-        """Return the hash behind which the next garbage collection begins, and the time by Redis' clock (seconds)."""
+        """Return the hash after which the next garbage collection begins, and the time by the clock of Redis (seconds)."""
         after, (seconds, micros) = await redis_scripts.run_async(
             self._store, ("HGET", redis_keys.SNAPSHOTS, "collected"), ("TIME",)
         )
         return (after or b"").decode(), int(seconds) + int(micros) / 1e6
 
     async def note_collection(self, after: str, reason: str) -> None:
-        """Note where the next garbage collection begins, and why this one failed ('' if it did not)."""
+        """Store where the next garbage collection begins, and why this one failed ('' if it did not)."""
         await redis_scripts.run_async(
             self._store, ("HSET", redis_keys.SNAPSHOTS, "collected", after, "uncollected", reason[:REASON_MAX])
         )
 
     async def snapshot_state(self) -> SnapshotState:
-        """Read how far snapshots are behind."""
+        """Return the state of the snapshots."""
         changed, noted, (seconds, _) = await redis_scripts.run_async(
             self._store,
             ("ZCARD", redis_keys.CHANGED),
@@ -364,8 +365,8 @@ class Store:
             changed, int(seconds) - int(at), int(failed), reason.decode(), (uncollected or b"").decode()
         )
 
-    async def forget_change(self, model_hash: str) -> None:
-        """Take a model that is gone off the list of changed ones."""
+    async def unmark_changed(self, model_hash: str) -> None:
+        """Unmark a deleted model as changed."""
         await redis_scripts.run_async(self._store, ("ZREM", redis_keys.CHANGED, model_hash))
 
 
@@ -381,7 +382,7 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
     metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, *rest = (
         field or b"" for field in fields
     )
-    digest, changed, origin, *kept = rest
+    digest, changed, origin, *retained = rest
     return Model(
         hash=model_hash,
         metadata=msgspec.json.decode(metadata),
@@ -396,5 +397,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         digest=digest.decode(),
         changed=msgspec.json.decode(changed) if changed else {},
         origin=int(origin or generation),
-        kept=RetainedRequests.of(*kept),
+        retained=RetainedRequests.of(*retained),
     )

@@ -55,7 +55,7 @@ async def verify(store: redis.asyncio.Redis, model: TrackedModel) -> Verdict:
     expected = Bundle.new(recipe)
     for X, y in model.in_order():
         if isinstance(X, dict):
-            payload = inbox.change(model.hash, header.generation, X).payload
+            payload = inbox.make_change(model.hash, header.generation, X).payload
             expected.change(X)
         else:
             rows = shape(recipe, [X], [y], learning=True)

@@ -409,8 +409,8 @@ async def test_a_replay_can_die_at_any_step(deployment: Settings, shop: Workshop
         requests = [(SHOES, SIZES)]
         for number, (X, y) in enumerate(zip(SHOES, SIZES, strict=True)):
             shaped = shaping.shape(model.recipe, [X], [y], learning=True)
-            learn = await inbox.request(logging.store.client, model_hash, 1, shaped, f"key-{number}", logged=True)
-            _, _, logged = await inbox.put_to_log(line, settings, [learn])
+            learn = await inbox.make_request(logging.store.client, model_hash, 1, shaped, f"key-{number}", logged=True)
+            _, _, logged = await inbox.accept_logged(line, settings, [learn])
             assert logging.resources.row_log is not None
             logging.resources.row_log.write([call for call, _ in logged])
             requests.append(([X], [y]))

@@ -27,7 +27,7 @@ from keepfit.model.serialization import unseal
 from keepfit.store import commit as commits
 from keepfit.store import inbox
 from keepfit.store.commit import Claimed, InboxConsumer
-from keepfit.store.inbox import Learn
+from keepfit.store.inbox import LearnRequest
 from keepfit.store.models import Install, Store
 from keepfit.store.retained import PLACE_BYTES
 from tests.factories import commit_bundle
@@ -77,7 +77,9 @@ class Clerk:
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
-        return self.bench.run(inbox.put(self.bench.line, self.bench.settings, [Learn(A, 1, 2, rows, key)]))[0][0]
+        return self.bench.run(inbox.accept(self.bench.line, self.bench.settings, [LearnRequest(A, 1, 2, rows, key)]))[
+            0
+        ][0]
 
     def take(self, token: str) -> Claimed:
         """Take the model, whoever had it."""
@@ -217,6 +219,6 @@ def check_whole(held: dict[str, Any]) -> None:
     assert [name for name, _ in there] == [b"%d-0" % number for number in range(cut + 1, accepted + 1)]
     kept, waiting = there[: learned - cut], there[learned - cut :]
     assert cut <= half <= learned
-    assert sum(len(fields[b"rows"]) + PLACE_BYTES for _, fields in kept) == total - cut_bytes <= KEPT_MAX
+    assert sum(len(fields[b"rows"]) + ENTRY_BYTES for _, fields in kept) == total - cut_bytes <= KEPT_MAX
     assert int(state[b"bytes"]) == sum(len(fields[b"rows"]) for _, fields in waiting)
     assert state[b"chain"] == (waiting[-1][1][b"chain"] if waiting else header.chain.encode())

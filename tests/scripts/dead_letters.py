@@ -17,7 +17,7 @@ from hypothesis.stateful import rule
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import InboxFullError, KeepfitError, NotFoundError, StaleModelError
 from keepfit.store import dead_letters as deads
-from keepfit.store.dead_letters import REASONS, Entry, RetryResult
+from keepfit.store.dead_letters import REASONS, DeadLetter, RetryResult
 from tests.scripts import plain
 from tests.scripts.bench import HOUR_MS
 from tests.scripts.models import ROWS, WORKERS, Models, hashes, rarely, workers
@@ -135,17 +135,17 @@ class Aside(Models):
         last = expected[-1][0].id if expected else None
         assert following == (last if last and last != there[-1].id else None)
         model = self.plain.models.get(h)
-        assert self.bench.run(self.dead.fate(h, 0, 0))[0] is None
+        assert self.bench.run(self.dead.find_reason(h, 0, 0))[0] is None
         for dead in there[:2]:
-            fate = self.bench.run(self.dead.fate(h, dead.generation, dead.request.sequence))
+            fate = self.bench.run(self.dead.find_reason(h, dead.generation, dead.request.sequence))
             assert fate == (dead.reason, bool(model and model.removed))
 
-    def _entry(self, dead: DeadLetters, rows: bytes) -> Entry:
+    def _entry(self, dead: DeadLetters, rows: bytes) -> DeadLetter:
         request = dead.request
         head = self.plain.big.get(request.big, (b"", 0))[0] if request.big else request.payload
         # All that matters of these rows is that they are no msgpack of more than 127 rows.
         count = head[1] if len(head) > 1 else None
-        return Entry(
+        return DeadLetter(
             dead.id, dead.generation, request.sequence, dead.reason, 0, request.size, count, rows, request.big
         )  # fmt: skip
 

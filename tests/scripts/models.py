@@ -36,7 +36,7 @@ from keepfit.store import commit as commits
 from keepfit.store import inbox
 from keepfit.store import models as stores
 from keepfit.store.commit import Claimed, InboxConsumer
-from keepfit.store.inbox import Accepted, Learn
+from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit.store.models import Install, Model, Rewind, Store
 from keepfit.store.retained import ReplayBase, RetentionNote
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
@@ -296,7 +296,7 @@ class Models(RuleBasedStateMachine):
             dumped = self.client.dump(name)
             self.client.delete(name)
             with pytest.raises(MissingRequestsError):
-                self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.kept))
+                self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.retained))
             self.client.restore(name, 0, dumped)  # type: ignore[arg-type]
 
     def _read_kept(self, h: str) -> None:
@@ -304,7 +304,7 @@ class Models(RuleBasedStateMachine):
         if live is None or model is None:
             return
         try:
-            base, requests = self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.kept))
+            base, requests = self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.retained))
         except MissingRequestsError as error:
             lost, told = model.base[1] is None or model.lacks[-1], str(error)
             assert lost is True or f"{lost} are not retained" in told or f"{lost} is not retained" in told
@@ -418,7 +418,7 @@ class Models(RuleBasedStateMachine):
         model = self.plain.models.get(h)
         if generation is None:
             generation = (model.generation if model else self.generations[h]) + stale
-        requests = [Learn(h, generation, width, payload, key, big, big_size) for payload in payloads]
+        requests = [LearnRequest(h, generation, width, payload, key, big, big_size) for payload in payloads]
         settings = self.bench.settings.model_copy(
             update={
                 "inbox_entries_max": limit[0],
@@ -428,7 +428,7 @@ class Models(RuleBasedStateMachine):
         )
         line = self.bench.line
         line.loses_answer, line.trips = repeated, []
-        outcomes, told = self.bench.run(inbox.put(line, settings, requests))
+        outcomes, told = self.bench.run(inbox.accept(line, settings, requests))
         hours = plain.MINTED_H if key is None else plain.CLIENTS_KEY_H
         for (command,), (answer,) in line.trips:
             call = Call(h, generation, width, tuple(payloads), command[5], hours, *limit, big, big_size)
@@ -702,7 +702,7 @@ class Models(RuleBasedStateMachine):
         chain = plain.chain_of(snapshot.bundle.history)
         state = snapshot.state
         noted = RetentionNote(
-            h, state.generation, state.learned, state.digest, state.kept, chain, snapshot.place, snapshot.document
+            h, state.generation, state.learned, state.digest, state.retained, chain, snapshot.place, snapshot.document
         )
         self.bench.run(self.store.note_snapshots([noted]))
         document = msgspec.json.encode(snapshot.document)

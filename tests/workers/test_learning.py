@@ -44,7 +44,7 @@ async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | 
 async def change(store: Store, model: Model, params: dict[str, Any]) -> None:
     """Have a change of parameters accepted."""
     line = ScriptConnection(store._store)
-    (outcome,), _ = await inbox.put(line, Settings(), [inbox.change(model.hash, model.generation, params)])
+    (outcome,), _ = await inbox.accept(line, Settings(), [inbox.make_change(model.hash, model.generation, params)])
     await line.close()
     assert isinstance(outcome, Accepted)
 

@@ -19,7 +19,7 @@ from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.store.commit import REFUSALS, Claimed, InboxConsumer, SealedBundle
-from keepfit.store.inbox import request_of
+from keepfit.store.inbox import request_id_of
 from keepfit_workers import restoring
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.context import WorkerContext
@@ -170,6 +170,6 @@ def _log_dead_letter(claimed: Claimed, reason: str) -> None:
     row; the log gets the class of the error only.
     """
     first = claimed.entries[0]
-    request_id = request_of(first.payload) or None
+    request_id = request_id_of(first.payload) or None
     kind = reason.partition(":")[0]
     log.warning("request_put_aside", hash=claimed.hash, sequence=first.sequence, request_id=request_id, reason=kind)

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from keepfit.errors import UnavailableError
 from keepfit.store import dead_letters
-from keepfit.store.dead_letters import Entry, RetryResult
+from keepfit.store.dead_letters import DeadLetter, RetryResult
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import page_parameters, path_hash
@@ -31,7 +31,7 @@ async def list_dead(request: web.Request) -> web.Response:
     return await run_in_thread_if_large(size_bytes, _page_response, model, entries, following)
 
 
-def _page_response(model: Model, entries: list[Entry], following: str | None) -> web.Response:
+def _page_response(model: Model, entries: list[DeadLetter], following: str | None) -> web.Response:
     described = [
         schemas.DeadEntry(
             id=entry.id,
@@ -41,7 +41,7 @@ def _page_response(model: Model, entries: list[Entry], following: str | None) ->
             reason=entry.reason,
             rows=entry.rows,
             size_bytes=entry.size_bytes,
-            **(dead_letters.shown(model.recipe, entry.payload) if entry.payload else {}),
+            **(dead_letters.decode_payload(model.recipe, entry.payload) if entry.payload else {}),
         )
         for entry in entries
     ]

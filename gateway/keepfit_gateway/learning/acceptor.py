@@ -24,7 +24,7 @@ from keepfit.rowlog.row_log import Call
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
-from keepfit.store.inbox import Accepted, Learn
+from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.recorder import Recorder
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    request: Learn
+    request: LearnRequest
     future: asyncio.Future[Accepted]
 
 
@@ -91,10 +91,10 @@ class Acceptor:
             If Redis or the row log is unavailable.
         """
         # Large rows are staged first, so that the requests of the batch do not wait for them.
-        request = inbox.small_request(model_hash, generation, rows, key)
+        request = inbox.make_small_request(model_hash, generation, rows, key)
         if request is None:
             logged = self._recorder is not None
-            request = await inbox.request(self._store, model_hash, generation, rows, key, logged=logged)
+            request = await inbox.make_request(self._store, model_hash, generation, rows, key, logged=logged)
         del rows
         return await self._put(request)
 
@@ -102,9 +102,9 @@ class Acceptor:
         self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None
     ) -> Accepted:
         """Accept a change of parameters, checked for the model at `generation`, durably; raises as :meth:`accept`."""
-        return await self._put(inbox.change(model_hash, generation, params, key))
+        return await self._put(inbox.make_change(model_hash, generation, params, key))
 
-    def _put(self, request: Learn) -> asyncio.Future[Accepted]:
+    def _put(self, request: LearnRequest) -> asyncio.Future[Accepted]:
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._requests.put(_Pending(request, future))
         return future
@@ -126,11 +126,11 @@ class Acceptor:
         failpoints.reach("accept.begun")
         try:
             if self._recorder is None:
-                outcomes, to_notify = await inbox.put(self._store_connection, self._settings, requests)
+                outcomes, to_notify = await inbox.accept(self._store_connection, self._settings, requests)
             else:
                 # Check first: a client without a key that is refused by the log and sends again would be learned twice.
                 await self._recorder.check()
-                outcomes, to_notify, logged = await inbox.put_to_log(self._store_connection, self._settings, requests)
+                outcomes, to_notify, logged = await inbox.accept_logged(self._store_connection, self._settings, requests)
         except UnavailableError as unavailable:
             outcomes = [unavailable] * len(batch)
         except Exception:

@@ -233,7 +233,7 @@ class CommitFeed:
         model = await self._store.describe(model_hash)
         if model is None or model.generation != generation or model.learned < sequence:
             return None
-        reason, unsure = await self._dead_letters.fate(model_hash, generation, sequence)
+        reason, unsure = await self._dead_letters.find_reason(model_hash, generation, sequence)
         if reason is not None:
             raise _put_aside_error(reason)
         self._observer.observe_version(model_hash, generation, model.version)

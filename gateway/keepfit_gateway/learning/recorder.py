@@ -91,7 +91,7 @@ class Recorder:
             for group in _objects(calls):
                 await self._write(group)
             failpoints.reach("rowlog.written")
-            errors = await inbox.changed_since(self._connection, calls)
+            errors = await inbox.verify_accepted(self._connection, calls)
         except UnavailableError as unavailable:
             errors = [unavailable] * len(batch)
         except Exception:

@@ -126,7 +126,7 @@ async def test_what_comes_during_a_write_goes_with_the_next(local: Settings, mon
     assert log is not None
     calls = found(local, path)
     assert [call.sequence for call in calls] == list(range(1, 43))
-    assert inbox.change_of(calls[-1].payloads[0]) == {"alpha": 0.5}
+    assert inbox.params_of(calls[-1].payloads[0]) == {"alpha": 0.5}
     assert len(log.paths("n", "n~")) == 2
 
 
@@ -210,7 +210,7 @@ async def test_a_model_that_changes_while_the_log_is_written_is_not_answered_for
                 await _restore(shop, model_hash)
             give_free(1)
             problem = (await sent).problem(503)
-            assert "restored, deleted or made again" in problem["detail"]
+            assert "restored, deleted or created again" in problem["detail"]
             if event == "deleted":
                 await _restore(shop, model_hash)
             give_free(1)

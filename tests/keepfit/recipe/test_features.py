@@ -23,7 +23,7 @@ from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.rows.values import TEXT_LENGTH_MAX, TIME_END, TIME_MIN
-from keepfit.store.dead_letters import shown
+from keepfit.store.dead_letters import decode_payload
 
 SGD = {"estimator": "SGDRegressor"}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -181,7 +181,7 @@ def test_any_columns_are_what_they_are_by_hand(stream: tuple[Any, Any, Any]) -> 
             assert matrix.flags.c_contiguous
             assert matrix.tobytes() == by_hand.matrix(X).tobytes()
             assert pickle.dumps(columns) == before
-            assert shown(recipe, rows.encode())["X"] == X
+            assert decode_payload(recipe, rows.encode())["X"] == X
     assert len(columns.names(recipe)) == recipe.layout.width == matrix.shape[1]
 
 

@@ -111,7 +111,7 @@ async def change(shop: Workshop, model_hash: str, **params: Any) -> None:
     """Accept a change of parameters."""
     connection = ScriptConnection(shop.store._store)
     generation = (await shop.model(model_hash)).generation
-    (outcome,), _ = await inbox.put(connection, shop.settings, [inbox.change(model_hash, generation, params)])
+    (outcome,), _ = await inbox.accept(connection, shop.settings, [inbox.make_change(model_hash, generation, params)])
     await connection.close()
     assert isinstance(outcome, Accepted)
 
@@ -145,7 +145,7 @@ async def test_a_damaged_bundle_is_repaired(shop: Workshop, restorer: Restorer) 
     assert after.generation > before.generation
     assert shop.redis.xlen(redis_keys.dead(model_hash)) == 1
     # Saved at once: no request is retained any more.
-    assert (after.kept.cut, after.kept.large) == (after.learned, ())
+    assert (after.retained.cut, after.retained.large) == (after.learned, ())
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == before.rows_seen + 1
 
@@ -223,8 +223,8 @@ async def test_the_row_log_continues_after_a_repair(settings: Settings, tmp_path
         async def send(size: float) -> None:
             model, connection = await shop.model(model_hash), ScriptConnection(shop.store.client)
             rows = shape(model.recipe, [["nike", 2000]], [size], learning=True)
-            asked = await inbox.request(shop.store.client, model_hash, model.generation, rows, logged=True)
-            _, _, calls = await inbox.put_to_log(connection, logged, [asked])
+            asked = await inbox.make_request(shop.store.client, model_hash, model.generation, rows, logged=True)
+            _, _, calls = await inbox.accept_logged(connection, logged, [asked])
             await connection.close()
             assert row_log is not None
             row_log.write([call for call, _ in calls])
@@ -337,7 +337,7 @@ async def test_deleted_retained_requests_are_detected(shop: Workshop, restorer: 
     model_hash = await learned_since_snapshot(shop)
     harm(shop, model_hash, HARMS["gone"])
     stream = shop.redis.dump(redis_keys.inbox(model_hash))
-    ((_, big),) = (await shop.model(model_hash)).kept.large
+    ((_, big),) = (await shop.model(model_hash)).retained.large
     shop.redis.delete(redis_keys.inbox(model_hash))
     with pytest.raises(MissingRequestsError, match=r"some of the requests retained since request .* are gone"):
         await repair(restorer, model_hash)

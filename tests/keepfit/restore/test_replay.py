@@ -86,13 +86,13 @@ async def send(shop: Workshop, model_hash: str, *requests: Request, key: str | N
     learns = []
     for request in requests:
         if isinstance(request, dict):
-            learns.append(inbox.change(model_hash, model.generation, request, key))
+            learns.append(inbox.make_change(model_hash, model.generation, request, key))
         else:
             shaped = shaping.shape(model.recipe, *request, learning=True)
             learns.append(
-                await inbox.request(shop.store.client, model_hash, model.generation, shaped, key, logged=True)
+                await inbox.make_request(shop.store.client, model_hash, model.generation, shaped, key, logged=True)
             )
-    outcomes, _, logged = await inbox.put_to_log(connection, shop.settings, learns)
+    outcomes, _, logged = await inbox.accept_logged(connection, shop.settings, learns)
     await connection.close()
     if logged:
         log_of(shop).write([call for call, _ in logged])
@@ -255,8 +255,8 @@ async def test_a_call_logged_after_the_restore_listed_the_log_is_not_learned(
     await send(shop, model_hash, row(1))
     model, connection = await shop.model(model_hash), ScriptConnection(shop.store.client)
     shaped = shaping.shape(model.recipe, *row(2), learning=True)
-    learn = await inbox.request(shop.store.client, model_hash, 1, shaped, "late", logged=True)
-    _, _, logged = await inbox.put_to_log(connection, shop.settings, [learn])
+    learn = await inbox.make_request(shop.store.client, model_hash, 1, shaped, "late", logged=True)
+    _, _, logged = await inbox.accept_logged(connection, shop.settings, [learn])
     await connection.close()
     assert (await lose_and_restore(shop, restorer, model_hash)).replayed == 1
     log_of(shop).write([call for call, _ in logged])

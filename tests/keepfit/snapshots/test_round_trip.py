@@ -496,7 +496,7 @@ async def test_a_snapshot_of_a_predecessor_does_not_remove_the_mark(shop: Worksh
     assert await shop.make(session="again") == model_hash
     await shop.learn(model_hash)
     place = (before.generation, before.version)
-    late = RetentionNote(model_hash, before.generation, before.learned, before.digest, before.kept, "", place, {})
+    late = RetentionNote(model_hash, before.generation, before.learned, before.digest, before.retained, "", place, {})
     await shop.store.note_snapshots([late])
     assert await shop.store.changed() == [model_hash]
     assert (await saved(shop, model_hash))["generation"] > before.generation

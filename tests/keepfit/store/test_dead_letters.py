@@ -12,7 +12,7 @@ from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store import dead_letters
-from keepfit.store.dead_letters import CALL_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, DeadLetters, shown
+from keepfit.store.dead_letters import CALL_ENTRIES_MAX, PAGE_BYTES_MAX, SHOWN_BYTES_MAX, DeadLetters, decode_payload
 from tests.factories import SHOES, SIZES, Workshop, commit_bundle, workshop
 
 REASON = "ValueError: no"
@@ -63,7 +63,7 @@ async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: De
     assert (entry.id, entry.generation, entry.reason, entry.rows) == (f"{generation}-1", generation, REASON, 3)
     assert entry.size_bytes == len(entry.payload)
     recipe = (await shop.model(model_hash)).recipe
-    assert shown(recipe, entry.payload) == {"X": SHOES, "y": SIZES}
+    assert decode_payload(recipe, entry.payload) == {"X": SHOES, "y": SIZES}
 
 
 async def test_rows_are_shown_as_they_came() -> None:
@@ -73,18 +73,18 @@ async def test_rows_are_shown_as_they_came() -> None:
         "features": {"x": "number", "make": "category", "z": "number", "size": "category"},
     })  # fmt: skip
     X, y = [[1.5, "nike", 2.0, "small"], [3.0, "puma", 4.0, 7]], ["a", "b"]
-    assert shown(recipe, shape(recipe, X, y, [1.0, 2.0], learning=True).encode()) == {
+    assert decode_payload(recipe, shape(recipe, X, y, [1.0, 2.0], learning=True).encode()) == {
         "X": X,
         "y": y,
         "sample_weight": [1.0, 2.0],
     }
     only = parse({"estimator": "SGDRegressor", "features": {"a": "category"}})
-    assert shown(only, shape(only, [["x"], ["y"]], [1, 2], learning=True).encode()) == {
+    assert decode_payload(only, shape(only, [["x"], ["y"]], [1, 2], learning=True).encode()) == {
         "X": [["x"], ["y"]],
         "y": [1.0, 2.0],
     }
     plain = parse({"estimator": "MiniBatchKMeans"})
-    assert shown(plain, shape(plain, [[1, 2]], learning=True).encode()) == {"X": [[1.0, 2.0]]}
+    assert decode_payload(plain, shape(plain, [[1, 2]], learning=True).encode()) == {"X": [[1.0, 2.0]]}
 
 
 async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: DeadLetters) -> None:
@@ -95,10 +95,10 @@ async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: DeadLette
         await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
     put_aside(shop, model_hash, 2)
     inside, beside = (await aside.page(model_hash, 10))[0]
-    assert (inside.rows, inside.payload, inside.big) == (SHOWN_BYTES_MAX // 8, b"", "")
-    assert (beside.rows, beside.payload, bool(beside.big)) == (40_000, b"", True)
+    assert (inside.rows, inside.payload, inside.large_key) == (SHOWN_BYTES_MAX // 8, b"", "")
+    assert (beside.rows, beside.payload, bool(beside.large_key)) == (40_000, b"", True)
     assert beside.size_bytes > 256 * 1024
-    shop.redis.delete(beside.big)
+    shop.redis.delete(beside.large_key)
     assert (await aside.page(model_hash, 10))[0][1].rows is None
 
 
@@ -160,7 +160,7 @@ async def test_one_that_fails_again_is_put_aside_under_a_new_id(shop: Workshop, 
     put_aside(shop, model_hash)
     (entry,), _ = await aside.page(model_hash, 10)
     assert entry.id == f"{model.generation}-2"
-    assert shown(model.recipe, entry.payload)["X"] == SHOES
+    assert decode_payload(model.recipe, entry.payload)["X"] == SHOES
 
 
 async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: str) -> None:
@@ -190,18 +190,18 @@ async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, a
     await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
     put_aside(shop, model_hash)
     (entry,), _ = await aside.page(model_hash, 1)
-    assert shop.redis.ttl(entry.big) == -1
+    assert shop.redis.ttl(entry.large_key) == -1
     model = await shop.model(model_hash)
     assert (await aside.retry(model, shop.settings, None)).sequences == [2]
     assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == str(entry.size_bytes).encode()
     # Whoever read the list before the retry can take nothing from it any more.
     assert (await aside.discard(model_hash, [entry.id]))[0] == 0
-    assert shop.redis.ttl(entry.big) == -1
+    assert shop.redis.ttl(entry.large_key) == -1
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == n
-    assert shop.redis.ttl(entry.big) == -1
+    assert shop.redis.ttl(entry.large_key) == -1
     await shop.snapshotter.run_pass()
-    assert not shop.redis.exists(entry.big)
+    assert not shop.redis.exists(entry.large_key)
 
 
 async def test_lost_rows_are_not_retried(shop: Workshop, aside: DeadLetters) -> None:
@@ -210,7 +210,7 @@ async def test_lost_rows_are_not_retried(shop: Workshop, aside: DeadLetters) -> 
     await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
     put_aside(shop, model_hash)
     (entry,), _ = await aside.page(model_hash, 1)
-    shop.redis.delete(entry.big)
+    shop.redis.delete(entry.large_key)
     retried = await aside.retry(await shop.model(model_hash), shop.settings, [entry.id])
     assert (retried.sequences, retried.left) == ([], 1)
     assert "lost" in retried.refused[entry.id]
@@ -256,7 +256,7 @@ async def test_discarded_requests_are_gone(shop: Workshop, aside: DeadLetters) -
     put_aside(shop, model_hash, 2)
     (first, second), _ = await aside.page(model_hash, 2)
     assert await aside.discard(model_hash, [first.id, first.id, "9-9"]) == (1, 2)
-    assert not shop.redis.exists(first.big)
+    assert not shop.redis.exists(first.large_key)
     assert [entry.id for entry in (await aside.page(model_hash, 2))[0]] == [second.id]
 
 
@@ -274,7 +274,7 @@ async def test_of_no_model_nothing_is_done(shop: Workshop, aside: DeadLetters) -
 
 async def test_many_are_moved_call_by_call(shop: Workshop, aside: DeadLetters) -> None:
     """One call moves a bounded number; concurrent calls move each entry once."""
-    count = CALL_MAX + 10
+    count = CALL_ENTRIES_MAX + 10
     model_hash = await shop.make()
     for _ in range(count):
         await shop.accept(model_hash)
@@ -290,7 +290,7 @@ async def test_many_are_moved_call_by_call(shop: Workshop, aside: DeadLetters) -
     state.hset(redis_keys.state(model_hash), mapping={"learned": count, "bytes": 0})
     calls = await asyncio.gather(*(aside.retry(model, shop.settings, None) for _ in range(3)))
     moved = [sequence for call in calls for sequence in call.sequences]
-    assert len(calls[0].sequences) <= CALL_MAX
+    assert len(calls[0].sequences) <= CALL_ENTRIES_MAX
     while (rest := await aside.retry(model, shop.settings, None)).sequences:
         moved += rest.sequences
     assert sorted(moved) == list(range(count + 1, 2 * count + 1))
@@ -302,10 +302,10 @@ async def test_the_fate_of_a_request_is_told_where_it_is_sure(shop: Workshop, as
     """Who asks for a request of the past hears why it was put aside, and whether any ever left from there."""
     model_hash = await refused(shop, 2)
     model = await shop.model(model_hash)
-    assert await aside.fate(model_hash, model.generation, 1) == (REASON, False)
-    assert await aside.fate(model_hash, model.generation, 3) == (None, False)
+    assert await aside.find_reason(model_hash, model.generation, 1) == (REASON, False)
+    assert await aside.find_reason(model_hash, model.generation, 3) == (None, False)
     await aside.retry(model, shop.settings, [f"{model.generation}-1"])
-    assert await aside.fate(model_hash, model.generation, 1) == (None, True)
+    assert await aside.find_reason(model_hash, model.generation, 1) == (None, True)
 
 
 @pytest.mark.parametrize("name", ["1-1", "123-9007199254740991"])

@@ -66,9 +66,9 @@ async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
     """The recipe in force is that of the snapshot, where Redis has lost the model and after it was restored."""
     model_hash = await shop.learned(session="changed")
     model = await shop.model(model_hash)
-    change = inbox.change(model_hash, model.generation, {"C": 0.125})
+    change = inbox.make_change(model_hash, model.generation, {"C": 0.125})
     line = ScriptConnection(shop.store._store)
-    await inbox.put(line, shop.settings, [change])
+    await inbox.accept(line, shop.settings, [change])
     await line.close()
     assert shop.work(model_hash).version == 2
     (before,) = await listed(shop, session="changed")
