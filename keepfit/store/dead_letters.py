@@ -1,9 +1,9 @@
 """Dead letters: accepted requests that were not learned, because an estimator rejected them or workers died of them.
 
 Owns reading them, moving them back to the inbox and discarding them (async). Never learns one and never deletes one by
-itself: they were accepted, so they stay until an operator or a client decides. Invariant: a script moves or deletes each
-one atomically, so that a request is either pending or a dead letter, never both and never neither. Workers create them
-(:mod:`keepfit.store.commit`).
+itself: they were accepted, so they stay until an operator or a client decides. Invariant: a script moves or deletes
+each one atomically, so that a request is either pending or a dead letter, never both and never neither. Workers create
+them (:mod:`keepfit.store.commit`).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ HEAD_BYTES = 16
 
 REASONS = {
     "gone": "There is no such dead letter: it was retried or discarded meanwhile, or named twice.",
-    "other": "It belongs to an earlier model with this hash, so its rows may have another meaning; discard it.",
+    "other": "It belongs to another generation of the model, so its rows may have another meaning; discard it.",
     "lost": "Redis has lost its rows.",
     "full": "The inbox is full; retry it when some pending requests are learned.",
 }
@@ -264,7 +264,7 @@ def _entry(
 
 
 def _count(head: bytes) -> int | None:
-    """Return the number of rows by the first bytes of their msgpack, an array that begins with it; 0 for a change, a map.
+    """Return the number of rows, with which their msgpack array begins; 0 for a change, which is a map.
 
     >>> _count(Rows(3, bytes(24), []).encode()), _count(Rows(70_000, b"", []).encode()[:16]), _count(b"")
     (3, 70000, None)

@@ -2,8 +2,8 @@
 
 Owns accepting requests, many of them in one round trip: rows, and changes of parameters at their place between rows.
 Never checks their content; :mod:`keepfit.rows.shaping` and :mod:`keepfit.model.parameters` have checked it.
-Invariant: a request that is answered with a sequence is in Redis and is learned once, in the order of its sequence, even
-if the round trip had to be repeated. Requests come from the gateway; :mod:`keepfit.store.commit` claims them.
+Invariant: a request that is answered with a sequence is in Redis and is learned once, in the order of its sequence,
+even if the round trip had to be repeated. Requests come from the gateway; :mod:`keepfit.store.commit` claims them.
 """
 
 import asyncio
@@ -166,7 +166,7 @@ def is_change(payload: bytes) -> bool:
 
 
 async def write_in_pieces(client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int) -> str:
-    """Write the msgpack of `rows` to `key` in pieces, so that Redis serves others in between; return its SHA-256 (hex)."""
+    """Write the msgpack of `rows` to `key`, and let Redis serve others between the pieces; return its SHA-256 (hex)."""
     digest, offset = hashlib.sha256(), 0
     for piece in rows.pieces():
         digest.update(piece)

@@ -1,9 +1,9 @@
 """Models in the store, as gateways, the snapshotter and restores use them (async).
 
-Owns describing, installing, rewinding and deleting a model, and the set of changed models. Never unpickles; workers learn
-through :mod:`keepfit.store.commit`, requests are accepted by :mod:`keepfit.store.inbox`.
-Invariant: a script changes a model, and compares before it writes. Data comes from requests, MongoDB and snapshots, and
-goes to Redis.
+Owns describing, installing, rewinding and deleting a model, and the set of changed models. Never unpickles; workers
+learn through :mod:`keepfit.store.commit`, requests are accepted by :mod:`keepfit.store.inbox`.
+Invariant: each change of a model is one script, which compares before it writes. Data comes from requests, MongoDB and
+snapshots, and goes to Redis.
 """
 
 import uuid
@@ -28,7 +28,7 @@ REASON_MAX = 500
 class Model:
     """State of a live model at one moment; `origin` is the generation in which its sequences began.
 
-    `recipe` is as it was posted; `changed` are the parameters that were changed since (:mod:`keepfit.model.parameters`).
+    `recipe` is as it was posted; `changed` are the parameters changed since (:mod:`keepfit.model.parameters`).
     """
 
     hash: str
@@ -191,8 +191,8 @@ class Store:
         staged = redis_keys.staged(to.hash, uuid.uuid4().hex)
         *_, done = await redis_scripts.run_async(
             self._store,
-            # Marked as changed before the change, as before a commit, and with the next commit's score: a snapshot of the
-            # present bundle does not remove the mark, a snapshot of the new bundle or of a competing commit does.
+            # Marked before the change, as before a commit, and with the score of the next commit: a pass that saves the
+            # present bundle leaves the mark, a pass that saves the new bundle or a competing commit removes it.
             ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(live.generation, live.version + 1), to.hash),
             ("SET", staged, to.bundle, "PX", STAGED_TTL_MS),
             redis_scripts.call(
@@ -338,7 +338,7 @@ class Store:
         )
 
     async def collection(self) -> tuple[str, float]:
-        """Return the hash after which the next garbage collection begins, and the time by the clock of Redis (seconds)."""
+        """Return the hash after which the next garbage collection begins, and the time of Redis (seconds)."""
         after, (seconds, micros) = await redis_scripts.run_async(
             self._store, ("HGET", redis_keys.SNAPSHOTS, "collected"), ("TIME",)
         )

@@ -22,8 +22,8 @@ ENTRY_BYTES = 64
 class ReplayBase:
     """The bundle that retained requests are learned on top of: a snapshot, or a new bundle of the recipe.
 
-    `sequence` is the last request that it has learned, in the model's sequences. `place` is the (generation, version) of
-    the snapshot's document, None for the recipe.
+    `sequence` is the last request that it has learned, in the model's sequences. `place` is the (generation, version)
+    of the snapshot's document, None for the recipe.
     """
 
     sequence: int

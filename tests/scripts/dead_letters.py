@@ -181,7 +181,7 @@ class Aside(Models):
         if names is None:
             first = self.plain.models[h].first_generation
             own = [dead.id for dead in self.plain.dead.get(h, []) if first <= dead.generation <= model.generation]
-            named = tuple((name, there[name]) for name in own[: deads.CALL_MAX])
+            named = tuple((name, there[name]) for name in own[: deads.CALL_ENTRIES_MAX])
         else:
             found = dict.fromkeys(name for name in names if name in there)
             named = tuple((name, there[name]) for name in found)

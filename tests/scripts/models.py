@@ -83,7 +83,7 @@ class Models(RuleBasedStateMachine):
         self.patches: list[Any] = [
             mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
             mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
-            mock.patch.object(inbox, "MINTED_KEY_TTL_S", 3600 * plain.MINTED_H),
+            mock.patch.object(inbox, "GENERATED_KEY_TTL_S", 3600 * plain.MINTED_H),
             mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
         ]
         for patch in self.patches:
