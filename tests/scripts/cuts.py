@@ -29,7 +29,7 @@ from keepfit.store import inbox
 from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import LearnRequest
 from keepfit.store.models import Install, Store
-from keepfit.store.retained import PLACE_BYTES
+from keepfit.store.retained import ENTRY_BYTES
 from tests.factories import commit_bundle
 from tests.scripts.bench import HOUR_MS, Bench
 from tests.scripts.models import KEYRING, METADATA, RECIPE, A

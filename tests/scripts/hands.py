@@ -50,7 +50,7 @@ def spoiled(hand: Hand, count: int, wrong: str) -> Hand:
         held = replace(held, bundle=replace(held.bundle, history=(*held.bundle.history, b"?")))
     elif wrong == "chain":
         entries, requests = list(taken.entries), list(held.requests)
-        entries[count - 1] = replace(entries[count - 1], chain="0" * 40)
+        entries[count - 1] = replace(entries[count - 1], request_digest="0" * 40)
         requests[count - 1] = replace(requests[count - 1], past=(b"?", *requests[count - 1].past))
         taken, held = replace(taken, entries=entries), replace(held, requests=tuple(requests))
     return Hand(taken, held, hand.token)

@@ -81,12 +81,12 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return super().load()
 
     # Made when the module was imported, so that a watch on its parent does not see it.
-    class WatchedStored(pickling._Stored):
+    class WatchedFormat2(pickling._Format2Unpickler):
         def load(self) -> Any:
             seen.append(self)
             return super().load()
 
-    monkeypatch.setattr(pickling, "_Stored", WatchedStored)
+    monkeypatch.setattr(pickling, "_Format2Unpickler", WatchedFormat2)
     monkeypatch.setattr(pickle, "loads", watched)
     monkeypatch.setattr(pickle, "Unpickler", Watched)
     return seen

@@ -34,7 +34,7 @@ async def test_more_questions_than_may_wait_get_429(settings: Settings, metadata
 
         await eventually(all_wait, "the questions' arrival")
         refused = await api.post(f"{path}/predict", ROWS)
-        assert "2 requests are pending" in refused.problem(429)["detail"]
+        assert "2 requests wait" in refused.problem(429)["detail"]
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
         assert not any(task.done() for task in patient)
         for reply in await asyncio.gather(*patient):
