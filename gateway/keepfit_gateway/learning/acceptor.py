@@ -130,7 +130,9 @@ class Acceptor:
             else:
                 # Check first: a client without a key that is refused by the log and sends again would be learned twice.
                 await self._recorder.check()
-                outcomes, to_notify, logged = await inbox.accept_logged(self._store_connection, self._settings, requests)
+                outcomes, to_notify, logged = await inbox.accept_logged(
+                    self._store_connection, self._settings, requests
+                )
         except UnavailableError as unavailable:
             outcomes = [unavailable] * len(batch)
         except Exception:
