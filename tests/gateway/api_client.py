@@ -1,4 +1,4 @@
-"""The gateway's API as tests call it: one object with the few calls that most tests make, and checks of all answers."""
+"""A client of the gateway's API for tests; it checks every answer."""
 
 import asyncio
 import json
@@ -24,8 +24,8 @@ DEADLINE_S = 30.0
 WAIT = {"Prefer": "wait=10"}
 # Log events of errors that no code foresaw; no test of a running service may cause one.
 CRASHES = re.compile(r"\w+_crashed|accept_failed|ask_failed|answer_failed|record_failed|run_queue_push_failed")
-# Parts of tracebacks and of paths on this machine.
-INSIDES = ("Traceback", 'File "', ".py", "site-packages", "/tmp/", "/work/", "0x7f")
+# Fragments of tracebacks and of paths on this machine.
+INTERNALS = ("Traceback", 'File "', ".py", "site-packages", "/tmp/", "/work/", "0x7f")
 
 REGRESSOR: Mapping[str, Any] = {"estimator": "SGDRegressor"}
 CLASSIFIER: Mapping[str, Any] = {"estimator": "SGDClassifier", "classes": ["no", "yes"]}
@@ -33,7 +33,7 @@ CLASSIFIER: Mapping[str, Any] = {"estimator": "SGDClassifier", "classes": ["no",
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer, read to its end."""
+    """A complete answer."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -41,7 +41,7 @@ class Reply:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read an answer as it came over the wire, whose body is all that follows its head."""
+        """Parse the bytes of an answer; its body is everything after its head."""
         head, _, body = data.partition(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").split("\r\n")
         fields = (line.partition(":") for line in lines)
@@ -53,13 +53,13 @@ class Reply:
         return json.loads(self.body)
 
     def of(self, status: int) -> Any:
-        """Return the body as JSON of an answer that must have this status."""
+        """Check the status and return the body as JSON."""
         assert self.status == status, (self.status, self.body[:1000])
         assert self.headers["Content-Type"].startswith("application/json")
         return self.json()
 
     def problem(self, status: int) -> dict[str, Any]:
-        """Return the problem document of an answer that must be one and have this status."""
+        """Check the status and that the body is a valid problem document, and return it."""
         assert self.status == status, (self.status, self.body[:1000])
         assert self.headers["Content-Type"] == "application/problem+json"
         document: dict[str, Any] = self.json()
@@ -69,12 +69,12 @@ class Reply:
         assert document["status"] == status
         assert document["detail"]
         text = self.body.decode()
-        assert not [inside for inside in INSIDES if inside in text]
+        assert not [fragment for fragment in INTERNALS if fragment in text]
         return document
 
 
 class Api:
-    """Calls of a gateway; no answer may hold one of `secrets`."""
+    """Calls of a gateway; no answer may contain one of `secrets`."""
 
     def __init__(self, http: aiohttp.ClientSession, secrets: tuple[str, ...] = ()) -> None:
         self._http = http
@@ -95,7 +95,7 @@ class Api:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Make one call, with `document` as its JSON body or `data` as its body in bytes."""
+        """Send one request, with `document` as its JSON body or `data` as its bytes."""
         if data is not None:
             headers = {"Content-Type": "application/json", **(headers or {})}
         async with self._http.request(
@@ -115,7 +115,7 @@ class Api:
         return await self.call("POST", path, document, headers=headers)
 
     async def make(self, metadata: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-        """Make a model; return its path."""
+        """Create a model; return its path."""
         reply = await self.post("/v1/models", {"metadata": metadata, "recipe": recipe})
         model: dict[str, Any] = reply.of(201)
         return f"/v1/models/{model['hash']}"
@@ -126,7 +126,7 @@ class Api:
         return described
 
     async def learn(self, path: str, X: Any, y: Any = None, **more: Any) -> dict[str, Any]:
-        """Have a model learn rows, and wait until it has."""
+        """Send rows and wait until they are learned."""
         document = {"X": X, **more} if y is None else {"X": X, "y": y, **more}
         learned: dict[str, Any] = (await self.post(f"{path}/partial_fit", document, WAIT)).of(200)
         return learned
@@ -138,14 +138,14 @@ class Api:
 
 
 class Twin:
-    """A model in this process that learns by the library's own calls: what a model behind the gateway must equal."""
+    """A model in this process that learns by the library's own calls; the model behind the gateway must equal it."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.recipe = recipes.parse(dict(document))
         self.bundle = Bundle.new(self.recipe)
 
     def learn(self, X: Any, y: Any = None, sample_weight: Any = None) -> None:
-        """Learn one request's rows."""
+        """Learn the rows of one request."""
         self.bundle.partial_fit(shaping.shape(self.recipe, X, y, sample_weight, learning=True))
 
     def predict(self, X: Any) -> list[Any]:
@@ -168,7 +168,7 @@ async def serving(settings: Settings, secrets: tuple[str, ...] = ()) -> AsyncIte
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE_S) -> None:
-    """Wait until `condition` holds, looking often; fail with `what` when `seconds` have passed."""
+    """Wait until `condition` is true; fail with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not await condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
@@ -177,7 +177,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, second
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open a connection to a gateway, for what no HTTP client would send."""
+    """Open a connection to a gateway, to send what no HTTP client sends."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -187,7 +187,7 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 async def exchange(url: str, data: bytes) -> bytes:
-    """Send bytes and return all that comes back until the gateway closes the connection."""
+    """Send bytes and return everything received until the gateway closes the connection."""
     async with connected(url) as (reader, writer), asyncio.timeout(DEADLINE_S):
         writer.write(data)
         return await reader.read()

@@ -1,4 +1,4 @@
-"""Fixtures of the gateway's tests: its API on the shared stack, and gateways in this process."""
+"""Fixtures of the gateway's tests: the API of the shared stack, and of gateways in this process."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ from tests.gateway.api_client import CRASHES, Api, serving
 
 @pytest.fixture
 async def api(stack: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Api]:
-    """Return the API of the shared stack; no test may make its gateway crash, or bring a secret out of it."""
+    """Return the API of the shared stack; check that the test causes no crash and no answer contains a secret."""
     before = stack.log("gateway")
     yield Api(http, secrets=(stack.environment()["KEEPFIT_SIGNING_KEYS"].partition(":")[2],))
     logged = stack.log("gateway")[len(before) :]
@@ -21,7 +21,7 @@ async def api(stack: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-async def lonely(settings: Settings) -> AsyncIterator[Api]:
+async def workerless(settings: Settings) -> AsyncIterator[Api]:
     """Return the API of a gateway in this process, with Redis and MongoDB and no worker."""
     async with serving(settings) as api:
         yield api

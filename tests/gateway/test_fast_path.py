@@ -1,4 +1,4 @@
-"""Small requests go a short way: what comes of it is what the long way gives."""
+"""The fast path of small requests: its answers equal those of the regular path."""
 
 import json
 from typing import Any
@@ -10,9 +10,9 @@ from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, exchange
 
 LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
 ROWS = {"X": [[1.0, 2.0]]}
-SHORT = {"Content-Type": "application/json"}
-# The same to a reader, and not what the short way looks for.
-LONG = {"Content-Type": "application/json; charset=utf-8"}
+FAST = {"Content-Type": "application/json"}
+# The same media type, in a spelling that the fast path does not accept.
+REGULAR = {"Content-Type": "application/json; charset=utf-8"}
 
 
 @pytest.fixture
@@ -24,38 +24,38 @@ async def path(api: Api, metadata: dict[str, Any]) -> str:
 
 
 async def both(api: Api, path: str, document: Any, **headers: str) -> tuple[Reply, Reply]:
-    """Send the same body the short and the long way; return both answers."""
+    """Send the same body on the fast and on the regular path; return both answers."""
     body = json.dumps(document).encode()
-    short = await api.call("POST", path, data=body, headers={**SHORT, **headers})
-    return short, await api.call("POST", path, data=body, headers={**LONG, **headers})
+    fast = await api.call("POST", path, data=body, headers={**FAST, **headers})
+    return fast, await api.call("POST", path, data=body, headers={**REGULAR, **headers})
 
 
 def fields(reply: Reply) -> dict[str, str]:
-    """Return the header fields, but for the time and the request's own name."""
+    """Return the header fields except time, age and request id."""
     own = ("Date", "Age", "X-Request-Id")
     return {name.title(): value for name, value in reply.headers.items() if name.title() not in own}
 
 
 @pytest.mark.parametrize("by_metadata", [False, True])
-async def test_predictions_are_the_same_both_ways(
+async def test_predictions_are_the_same_on_both_paths(
     api: Api, path: str, metadata: dict[str, Any], by_metadata: bool
 ) -> None:
-    """Status, header fields and body are equal, computed or given again."""
+    """Status, header fields and body are equal, whether computed or from the cache."""
     where, document = ("/v1/predict", {**ROWS, "metadata": metadata}) if by_metadata else (f"{path}/predict", ROWS)
     for headers in ({"Cache-Control": "no-cache"}, {}, {}):
-        short, long = await both(api, where, document, **headers)
-        assert (short.status, fields(short), short.body) == (long.status, fields(long), long.body)
-        assert ("Age" in short.headers) == ("Age" in long.headers) == (not headers)
+        fast, regular = await both(api, where, document, **headers)
+        assert (fast.status, fields(fast), fast.body) == (regular.status, fields(regular), regular.body)
+        assert ("Age" in fast.headers) == ("Age" in regular.headers) == (not headers)
 
 
-async def test_accepting_is_the_same_both_ways(api: Api, path: str) -> None:
-    """Rows are accepted with the same answer, but for their sequence."""
-    short, long = await both(api, f"{path}/partial_fit", LABELLED)
-    first, second = short.of(202), long.of(202)
+async def test_accepted_answers_are_the_same_on_both_paths(api: Api, path: str) -> None:
+    """Rows are accepted with the same answer, except for their sequence."""
+    fast, regular = await both(api, f"{path}/partial_fit", LABELLED)
+    first, second = fast.of(202), regular.of(202)
     assert second.pop("sequence") == first.pop("sequence") + 1
     first.pop("version")
     second.pop("version")
-    assert (first, fields(short)) == (second, fields(long))
+    assert (first, fields(fast)) == (second, fields(regular))
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,21 @@ async def test_accepting_is_the_same_both_ways(api: Api, path: str) -> None:
         ("partial_fit", {"X": [[1.0, 2.0, 3.0]], "y": [1.0]}, 422),
     ],
 )
-async def test_errors_are_the_same_both_ways(api: Api, path: str, call: str, document: Any, status: int) -> None:
-    """What is wrong is said in the same words."""
-    short, long = await both(api, f"{path}/{call}", document)
-    assert short.problem(status) == long.problem(status)
-    assert fields(short) == fields(long)
+async def test_errors_are_the_same_on_both_paths(api: Api, path: str, call: str, document: Any, status: int) -> None:
+    """Problem documents are equal."""
+    fast, regular = await both(api, f"{path}/{call}", document)
+    assert fast.problem(status) == regular.problem(status)
+    assert fields(fast) == fields(regular)
 
 
 @pytest.mark.parametrize(
     ("version", "connection", "stays"),
     [("1.1", None, True), ("1.1", "close", False), ("1.0", None, False), ("1.0", "keep-alive", True)],
 )
-async def test_connections_end_as_http_has_it(
+async def test_connections_are_kept_or_closed_as_http_requires(
     api: Api, path: str, version: str, connection: str | None, stays: bool
 ) -> None:
-    """The short way keeps a connection, or closes it and says so, as RFC 9112 has it for each version."""
+    """The fast path keeps or closes a connection as RFC 9112 requires for each HTTP version."""
     body = json.dumps(ROWS).encode()
     head = f"POST {path}/predict HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += f"Connection: {connection}\r\n" if connection else ""
@@ -99,8 +99,8 @@ async def test_connections_end_as_http_has_it(
         assert b"Connection: keep-alive" in first
 
 
-async def test_a_client_that_leaves_at_once_harms_nobody(api: Api, path: str) -> None:
-    """An answer to a connection that is closed meanwhile is dropped without a word in the log."""
+async def test_a_client_that_disconnects_at_once_causes_no_error(api: Api, path: str) -> None:
+    """A response to a connection that the client has closed is dropped without a log line."""
     body = json.dumps(ROWS).encode()
     head = f"POST {path}/predict HTTP/1.1\r\nHost: {urlsplit(api.url).netloc}\r\nContent-Type: application/json\r\n"
     head += f"Cache-Control: no-cache\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -31,18 +31,18 @@ async def scraped(api: Api) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_requests_are_counted_by_route_on_both_paths(lonely: Api, metadata: dict[str, Any]) -> None:
+async def test_requests_are_counted_by_route_on_both_paths(workerless: Api, metadata: dict[str, Any]) -> None:
     """Fast and regular path count by route template, method and status; unrouted requests share one label."""
-    path = await lonely.make(metadata, REGRESSOR)
+    path = await workerless.make(metadata, REGRESSOR)
     for _ in range(3):
-        (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
-    (await lonely.post(f"{path}/partial_fit", LABELLED, {"Idempotency-Key": "k"})).of(202)
-    (await lonely.post("/v1/partial_fit", {"metadata": metadata, **LABELLED})).of(202)
-    (await lonely.post(f"{path}/partial_fit", {"X": [["a"]], "y": [1.0]})).problem(422)
+        (await workerless.post(f"{path}/partial_fit", LABELLED)).of(202)
+    (await workerless.post(f"{path}/partial_fit", LABELLED, {"Idempotency-Key": "k"})).of(202)
+    (await workerless.post("/v1/partial_fit", {"metadata": metadata, **LABELLED})).of(202)
+    (await workerless.post(f"{path}/partial_fit", {"X": [["a"]], "y": [1.0]})).problem(422)
     for _ in range(2):
-        (await lonely.get(f"/{uuid.uuid4().hex}")).problem(404)
-        (await lonely.call("PUT", path)).problem(405)
-    found = await scraped(lonely)
+        (await workerless.get(f"/{uuid.uuid4().hex}")).problem(404)
+        (await workerless.call("PUT", path)).problem(405)
+    found = await scraped(workerless)
     name = "keepfit_requests_total"
     assert found[name, "POST", f"{BY_HASH}partial_fit", "202"] == 4
     assert found[name, "POST", f"{BY_HASH}partial_fit", "422"] == 1
@@ -54,11 +54,11 @@ async def test_requests_are_counted_by_route_on_both_paths(lonely: Api, metadata
     assert not [key for key in found if any(len(label) > 40 for label in key)]
 
 
-async def test_dependencies_and_backlog_are_exposed(lonely: Api, metadata: dict[str, Any]) -> None:
+async def test_dependencies_and_backlog_are_exposed(workerless: Api, metadata: dict[str, Any]) -> None:
     """The state of each dependency, the backlog and the memory of the process are exposed."""
-    path = await lonely.make(metadata, REGRESSOR)
-    (await lonely.post(f"{path}/partial_fit", LABELLED)).of(202)
-    found = await scraped(lonely)
+    path = await workerless.make(metadata, REGRESSOR)
+    (await workerless.post(f"{path}/partial_fit", LABELLED)).of(202)
+    found = await scraped(workerless)
     names = ("store", "queue", "mongo", "workers", "snapshots")
     up = {name: found["keepfit_dependency_up", name] for name in names}
     assert up == {"store": 1, "queue": 1, "mongo": 1, "workers": 0, "snapshots": 1}
@@ -103,24 +103,24 @@ def test_a_duration_is_counted_in_its_bucket(seconds: float, bucket: int) -> Non
     assert total == seconds
 
 
-async def test_no_family_has_a_creation_time(lonely: Api) -> None:
+async def test_no_family_has_a_creation_time(workerless: Api) -> None:
     """The exposition holds no `_created` series, which prometheus_client adds to counters and histograms by default."""
-    await lonely.get("/livez")
-    found = await scraped(lonely)
+    await workerless.get("/livez")
+    found = await scraped(workerless)
     assert ("keepfit_requests_total", "GET", "/livez", "200") in found
     assert not [key for key in found if key[0].endswith("_created")]
 
 
-async def test_a_failed_collection_is_exposed(lonely: Api, settings: Settings) -> None:
+async def test_a_failed_collection_is_exposed(workerless: Api, settings: Settings) -> None:
     """A failed garbage collection sets its own metric and leaves the state of the snapshots at 1."""
     client = redis_clients.store_async(settings)
     try:
         store = Store(client)
         await store.note_pass(0, "")
         await store.note_collection("", "The storage is another's.")
-        found = await scraped(lonely)
+        found = await scraped(workerless)
         assert (found[("keepfit_collection_failed",)], found["keepfit_dependency_up", "snapshots"]) == (1, 1)
         await store.note_collection("", "")
-        assert (await scraped(lonely))[("keepfit_collection_failed",)] == 0
+        assert (await scraped(workerless))[("keepfit_collection_failed",)] == 0
     finally:
         await client.aclose()

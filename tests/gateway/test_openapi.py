@@ -1,4 +1,4 @@
-"""The OpenAPI document: a valid one, complete, and true."""
+"""The OpenAPI document: valid, complete and correct."""
 
 import re
 from typing import Any
@@ -39,8 +39,8 @@ async def test_the_document_is_served(api: Api) -> None:
     assert (await api.get("/openapi.json")).of(200) == DOCUMENT
 
 
-def test_the_document_has_the_form_of_openapi_3_1() -> None:
-    """The document has the fields that OpenAPI 3.1 requires, and no path item holds anything but methods."""
+def test_the_document_is_openapi_3_1() -> None:
+    """The document has the fields that OpenAPI 3.1 requires, and path items hold methods only."""
     assert re.fullmatch(r"3\.1\.\d+", DOCUMENT["openapi"])
     assert DOCUMENT["info"]["title"] == "keepfit"
     assert DOCUMENT["info"]["version"]
@@ -48,8 +48,8 @@ def test_the_document_has_the_form_of_openapi_3_1() -> None:
     assert {method for _, method in OPERATIONS} <= METHODS
 
 
-def test_every_route_is_documented_and_nothing_else() -> None:
-    """The document's operations are the application's routes, but for the HEAD of each GET."""
+def test_exactly_the_routes_are_documented() -> None:
+    """The operations of the document are the routes of the application, except HEAD."""
     app = build_app(Settings(signing_keys=SIGNING_KEYS))
     routes = {
         (route.resource.canonical, route.method.lower())
@@ -61,14 +61,14 @@ def test_every_route_is_documented_and_nothing_else() -> None:
 
 
 def test_operation_ids_are_unique() -> None:
-    """Each operation has a name of its own, fit for a function of a generated client."""
+    """Each operation has a unique id that is a valid function name for a generated client."""
     names = [DOCUMENT["paths"][path][method]["operationId"] for path, method in OPERATIONS]
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
 
 
 def test_every_reference_resolves() -> None:
-    """Each `$ref` names a schema that is there, and each schema that is there is a valid one."""
+    """Each `$ref` names an existing schema, and each schema is valid."""
     schemas = DOCUMENT["components"]["schemas"]
     found = references(DOCUMENT)
     assert found
@@ -78,8 +78,8 @@ def test_every_reference_resolves() -> None:
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_an_operation_is_fully_described(path: str, method: str) -> None:
-    """An operation has a summary, every parameter of its path, a body where it takes one, and all its answers."""
+def test_an_operation_is_complete(path: str, method: str) -> None:
+    """An operation has a summary, every parameter of its path, its request body, and all its responses."""
     operation = DOCUMENT["paths"][path][method]
     assert operation["summary"]
     placeholders = set(re.findall(r"{(\w+)}", path))
@@ -90,7 +90,7 @@ def test_an_operation_is_fully_described(path: str, method: str) -> None:
         assert parameter["description"]
         Draft202012Validator.check_schema(parameter["schema"])
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
-    # There is nothing to say about a snapshot of now.
+    # Creating a snapshot takes no body.
     assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("/snapshot"))
     statuses = operation["responses"].keys()
     assert "default" in statuses
@@ -106,8 +106,8 @@ def test_an_operation_is_fully_described(path: str, method: str) -> None:
             assert media == {"text/plain" if path == "/metrics" else "application/json"}
 
 
-def test_bodies_have_the_media_types_that_are_taken() -> None:
-    """The calls by hash about rows take tables too; all others, and those by metadata, take JSON only."""
+def test_request_bodies_list_the_accepted_media_types() -> None:
+    """Calls about rows by hash also accept tables; all other calls accept JSON only."""
     for path, method in OPERATIONS:
         body = DOCUMENT["paths"][path][method].get("requestBody")
         if body is not None:
@@ -119,8 +119,8 @@ def test_bodies_have_the_media_types_that_are_taken() -> None:
             assert set(body["content"]) == {"application/json", *(TABLES if takes_tables else ())}
 
 
-async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, Any]) -> None:
-    """Real answers of every operation, good and bad, are documented and fit their schemas."""
+async def test_real_answers_match_the_document(api: Api, metadata: dict[str, Any]) -> None:
+    """Real responses of every operation, successes and errors, match their documented schemas."""
     seen: set[tuple[str, str]] = set()
 
     async def check(
@@ -185,7 +185,7 @@ async def test_answers_are_what_the_document_says(api: Api, metadata: dict[str, 
         ("/v1/partial_fit", {"X": [[1]], "y": [1], "metadata": {"type": "a"}}, True),
     ],
 )
-def test_the_forms_of_requests_are_those_of_the_document(path: str, document: dict[str, Any], valid: bool) -> None:
-    """The document's schema of a request takes what the gateway takes, and refuses what it refuses."""
+def test_request_schemas_accept_what_the_gateway_accepts(path: str, document: dict[str, Any], valid: bool) -> None:
+    """The request schema of the document accepts what the gateway accepts and rejects what it rejects."""
     schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert validator(schema).is_valid(document) is valid

@@ -52,10 +52,10 @@ def worker(settings: Settings) -> Iterator[Worker]:
 
 
 @pytest.fixture
-async def prediction(lonely: Api, metadata: dict[str, Any]) -> "asyncio.Task[Reply]":
+async def prediction(workerless: Api, metadata: dict[str, Any]) -> "asyncio.Task[Reply]":
     """Return a running call that predicts."""
-    path = await lonely.make(metadata, REGRESSOR)
-    return asyncio.create_task(lonely.post(f"{path}/predict", {"X": [[1.0, 2.0]]}))
+    path = await workerless.make(metadata, REGRESSOR)
+    return asyncio.create_task(workerless.post(f"{path}/predict", {"X": [[1.0, 2.0]]}))
 
 
 async def test_a_reply_reaches_its_caller(prediction: "asyncio.Task[Reply]", worker: Worker) -> None:

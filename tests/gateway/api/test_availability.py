@@ -1,4 +1,4 @@
-"""What the gateway answers while a part is away, and that it goes on by itself when the part is back."""
+"""What the gateway answers while a dependency is unavailable, and that it recovers by itself."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ ROWS = {"X": [[1.0, 2.0]]}
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Run a stack of this module's own, whose parts are stopped and killed."""
+    """Run a stack for this module, whose processes are stopped and killed."""
     running = start_stack(tmp_path_factory.mktemp("fragile") / "data", environment={"KEEPFIT_PREDICT_TIMEOUT_S": "2"})
     yield running
     assert stop_stack(running) == 0
@@ -38,25 +38,25 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 async def frail(fragile: Stack) -> AsyncIterator[Api]:
-    """Return the API of the stack whose parts are stopped and killed."""
+    """Return the API of the stack whose processes are stopped and killed."""
     async with aiohttp.ClientSession(fragile.url) as http:
         yield Api(http)
 
 
-def stands_still(pid: int) -> bool:
-    """Whether all threads of a process are stopped."""
+def is_stopped(pid: int) -> bool:
+    """Return whether all threads of a process are stopped."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return {(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads} == {"T"}
 
 
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    """Stop processes for as long as the block runs."""
+    """Stop processes while the block runs."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    # The signal stops one thread after the other; until the last has stopped, it may answer.
+    # The signal stops threads one after the other; the process may answer until the last one has stopped.
     deadline = time.monotonic() + 30
-    while not all(map(stands_still, pids)):
+    while not all(map(is_stopped, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     try:
@@ -66,15 +66,15 @@ def frozen(pids: list[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def to_be_tried_again(reply: Reply) -> dict[str, Any]:
-    """Return the problem of an answer that must say that trying again later is right."""
+def check_unavailable(reply: Reply) -> dict[str, Any]:
+    """Check that the answer is a 503 with Retry-After, and return its problem document."""
     problem = reply.problem(503)
     assert int(reply.headers["Retry-After"]) >= 1
     return problem
 
 
-async def test_a_wait_that_runs_out_is_a_plain_202(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
-    """While workers stand still, who waits gets the plain 202 and predictions 504; later all of it is learned."""
+async def test_a_wait_that_times_out_answers_202(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """While workers are stopped, a wait ends with a 202 and predictions with 504; the rows are learned later."""
     path = await frail.make(metadata, REGRESSOR)
     await frail.learn(path, **LABELLED)
     with frozen(fragile.workers()):
@@ -93,7 +93,7 @@ async def test_a_wait_that_runs_out_is_a_plain_202(fragile: Stack, frail: Api, m
     async def learned() -> bool:
         return bool((await frail.model(path))["rows_seen"] == 2)
 
-    await eventually(learned, "learning what was accepted while the workers stood still")
+    await eventually(learned, "learning what was accepted while the workers were stopped")
     assert (await frail.predict(path, **ROWS))["rows_seen"] == 2
 
 
@@ -101,9 +101,9 @@ async def test_a_wait_that_runs_out_is_a_plain_202(fragile: Stack, frail: Api, m
 async def test_a_killed_redis_loses_and_repeats_nothing(
     fragile: Stack, frail: Api, metadata: dict[str, Any], part: str, variable: str
 ) -> None:
-    """Clients that try again with their keys, through Redis' death and return, have each request learned once.
+    """Requests that are repeated with their keys while Redis is killed and restarted are each learned once.
 
-    The queue's Redis comes back empty: what was in it is asked and told again.
+    The queue's Redis restarts empty: worker requests and hints are sent again.
     """
     path = await frail.make(metadata, REGRESSOR)
 
@@ -111,47 +111,45 @@ async def test_a_killed_redis_loses_and_repeats_nothing(
         headers = {"Idempotency-Key": str(key), **WAIT}
         while (reply := await frail.post(f"{path}/partial_fit", LABELLED, headers)).status != 200:
             if reply.status != 202:
-                to_be_tried_again(reply)
+                check_unavailable(reply)
             await asyncio.sleep(0.05)
 
     pid, port = fragile.pids()[part], urlsplit(fragile.environment()[variable]).port
     assert port is not None
     async with asyncio.timeout(60):
-        under_way = [asyncio.create_task(send(key)) for key in range(20)]
-        await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        tasks = [asyncio.create_task(send(key)) for key in range(20)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: fragile.pids()[part] != pid, "Redis' return")
-        await asyncio.gather(*under_way, *(send(key) for key in range(10, 30)))
+        servers.wait_until(lambda: fragile.pids()[part] != pid, "the restart of Redis")
+        await asyncio.gather(*tasks, *(send(key) for key in range(10, 30)))
     model = await frail.model(path)
     assert (model["rows_seen"], model["inbox"]) == (30, 0)
 
     async def answered() -> bool:
         return (await frail.post(f"{path}/predict", ROWS)).status == 200
 
-    await eventually(answered, "predicting after Redis came back")
+    await eventually(answered, "predicting after the restart")
 
 
-async def test_what_waits_is_asked_again(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
-    """A question that the queue's Redis took along in its death is asked again when it is back, and answered."""
+async def test_pending_worker_requests_are_sent_again(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """A worker request that was lost with the queue's Redis is sent again after its restart, and answered."""
     path = await frail.make(metadata, REGRESSOR)
     await frail.learn(path, **LABELLED)
     with frozen(fragile.workers()), redis_clients.queue_sync(fragile.settings()) as client:
         asked = asyncio.create_task(frail.post(f"{path}/predict?timeout=60", ROWS))
 
-        async def waits() -> bool:
+        async def is_pending() -> bool:
             return bool(client.exists(redis_keys.worker_requests(run_queue.PREDICT.name)))
 
-        await eventually(waits, "the question's arrival")
+        await eventually(is_pending, "the arrival of the worker request")
         pid = fragile.pids()["queue"]
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: fragile.pids()["queue"] != pid, "the queue's return")
+        servers.wait_until(lambda: fragile.pids()["queue"] != pid, "the restart of the queue's Redis")
     assert (await asked).of(200)["rows_seen"] == 1
 
 
-async def test_a_listener_that_redis_throws_out_listens_again(
-    fragile: Stack, frail: Api, metadata: dict[str, Any]
-) -> None:
-    """An error in the middle of listening for answers or commits, as a failover makes it, leaves no gateway deaf."""
+async def test_a_disconnected_listener_reconnects(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """After an error in a read of replies or commits, as in a failover, the gateway receives them again."""
     path = await frail.make(metadata, REGRESSOR)
     await frail.learn(path, **LABELLED)
     with redis_clients.queue_sync(fragile.settings()) as client:
@@ -166,10 +164,10 @@ async def test_a_listener_that_redis_throws_out_listens_again(
         assert (await frail.learn(path, **LABELLED))["rows_seen"] == 2
 
 
-async def test_while_redis_is_away_every_call_says_so(
+async def test_every_call_answers_503_while_redis_is_unavailable(
     settings: Settings, tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
-    """Without Redis each call answers 503 with Retry-After; when it is back, with what it had, so is the service."""
+    """Without Redis each call answers 503 with Retry-After; after its restart everything works, with the same data."""
     port, folder = free_port(), tmp_path / "own-redis"
     with ExitStack() as running:
         url = SecretStr(running.enter_context(servers.valkey(folder, port)))
@@ -186,61 +184,61 @@ async def test_while_redis_is_away_every_call_says_so(
                 ("POST", f"{path}/predict", ROWS),
                 ("POST", f"{path}/score", LABELLED),
             ):
-                to_be_tried_again(await api.call(method, where, document))
+                check_unavailable(await api.call(method, where, document))
             assert (await api.get("/readyz")).of(503)["redis"] != "ok"
             assert (await api.get("/livez")).status == 200
             with servers.valkey(folder, port):
 
-                async def back() -> bool:
+                async def recovered() -> bool:
                     return (await api.get(path)).status == 200
 
-                await eventually(back, "the gateway's return")
+                await eventually(recovered, "the recovery of the gateway")
                 assert (await api.model(path))["inbox"] == 1
                 assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == 2
                 assert (await api.get("/readyz")).of(503)["redis"] == "ok"
 
 
-async def test_a_delete_cut_in_two_is_finished_by_the_next(
+async def test_an_interrupted_delete_is_completed_by_the_next(
     settings: Settings, tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
-    """A DELETE that met no Redis answers 503; made again, it deletes what is left."""
+    """A DELETE while Redis is unavailable answers 503; a repeat deletes the rest."""
     port, folder = free_port(), tmp_path / "own-redis"
     with ExitStack() as running:
         url = SecretStr(running.enter_context(servers.valkey(folder, port)))
         async with serving(settings.model_copy(update={"store_url": url})) as api:
             path = await api.make(metadata, REGRESSOR)
             running.close()
-            to_be_tried_again(await api.call("DELETE", path))
+            check_unavailable(await api.call("DELETE", path))
             with servers.valkey(folder, port):
                 assert (await api.call("DELETE", path)).status == 204
                 (await api.get(path)).problem(404)
 
 
-async def test_without_mongodb_known_models_go_on(settings: Settings, metadata: dict[str, Any]) -> None:
-    """Without MongoDB nothing new is made, and models that are live take rows as before."""
+async def test_live_models_work_without_mongodb(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Without MongoDB no model is created, and live models accept rows as before."""
     with socket.socket() as silent:
-        # Bound, so that nobody else gets the port, and not listening.
+        # Bound, so that no other process gets the port, and not listening.
         silent.bind(("127.0.0.1", 0))
         url = SecretStr(f"mongodb://127.0.0.1:{silent.getsockname()[1]}/keepfit")
         async with serving(settings) as with_mongodb, serving(settings.model_copy(update={"mongo_url": url})) as api:
             path = await with_mongodb.make(metadata, REGRESSOR)
-            made, ready, listed, unknown, accepted = await asyncio.gather(
+            created, ready, listed, unknown, accepted = await asyncio.gather(
                 api.post("/v1/models", {"metadata": {**metadata, "new": True}, "recipe": REGRESSOR}),
                 api.get("/readyz"),
                 api.get("/v1/models"),
                 api.get(f"/v1/models/{'0' * 64}"),
                 api.post(f"{path}/partial_fit", LABELLED),
             )
-            for reply in (made, listed, unknown):
-                to_be_tried_again(reply)
+            for reply in (created, listed, unknown):
+                check_unavailable(reply)
             assert ready.json()["mongo"] != "ok"
             assert ready.json()["redis"] == "ok"
             assert accepted.of(202)["sequence"] == 1
             assert (await api.model(path))["inbox"] == 1
 
 
-async def test_a_mongodb_that_hangs_holds_up_no_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
-    """With a MongoDB that answers nothing the gateway is ready, and says what is wrong; known models learn on."""
+async def test_a_hanging_mongodb_does_not_delay_the_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+    """While MongoDB hangs, the gateway is ready and reports it; live models learn and predict."""
     path = await frail.make(metadata, REGRESSOR)
     with frozen([fragile.pids()["mongo"]]):
         async with asyncio.timeout(5):
@@ -251,17 +249,17 @@ async def test_a_mongodb_that_hangs_holds_up_no_probe(fragile: Stack, frail: Api
             await frail.predict(path, **ROWS)
 
 
-async def test_without_workers_predicting_is_unavailable(settings: Settings, metadata: dict[str, Any]) -> None:
-    """Where no worker is alive a prediction answers 503 and what to do, and rows are accepted all the same."""
+async def test_predictions_without_workers_answer_503(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Without a live worker a prediction answers 503 with instructions, and rows are accepted."""
     async with serving(settings.model_copy(update={"predict_timeout_s": 0.2})) as api:
         path = await api.make(metadata, REGRESSOR)
         (await api.post(f"{path}/partial_fit", LABELLED)).of(202)
-        problem = to_be_tried_again(await api.post(f"{path}/predict", ROWS))
+        problem = check_unavailable(await api.post(f"{path}/predict", ROWS))
         assert "keepfit worker" in problem["detail"]
 
 
-async def test_a_gateway_that_stops_sends_its_waiters_home(settings: Settings, metadata: dict[str, Any]) -> None:
-    """Who waits for rows to be learned gets the plain 202 when the gateway stops, and stopping does not wait for it."""
+async def test_shutdown_releases_waiting_clients(settings: Settings, metadata: dict[str, Any]) -> None:
+    """On shutdown clients that wait for a commit get a 202, and the shutdown does not wait for the commit."""
     async with asyncio.timeout(20), AsyncExitStack() as gateway:
         url = await gateway.enter_async_context(app.serving(settings.model_copy(update={"port": 0})))
         async with aiohttp.ClientSession(url) as http:
@@ -272,13 +270,13 @@ async def test_a_gateway_that_stops_sends_its_waiters_home(settings: Settings, m
             async def accepted() -> bool:
                 return bool((await api.model(path))["inbox"] == 1)
 
-            await eventually(accepted, "the rows' acceptance")
+            await eventually(accepted, "the acceptance of the rows")
             await gateway.aclose()
             assert (await waiting).of(202)["sequence"] == 1
 
 
-async def test_a_gateway_may_be_stopped_as_soon_as_it_is_started(settings: Settings) -> None:
-    """Stopping ends all that listens, also in the middle of connecting."""
+async def test_a_gateway_can_be_stopped_right_after_its_start(settings: Settings) -> None:
+    """Shutdown ends all background tasks, also while they connect."""
     for turns in range(0, 60, 6):
         async with asyncio.timeout(4), app.serving(settings.model_copy(update={"port": 0})):
             for _ in range(turns):

@@ -1,4 +1,4 @@
-"""Bad input: the table of `docs/operations/reliability.md`, row by row. Nothing of it is accepted, nothing crashes."""
+"""Bad input, row by row of the table in `docs/reference/validation.md`: it is rejected and causes no crash."""
 
 import gzip
 import io
@@ -25,23 +25,23 @@ KINDS: dict[str, Any] = {
         "at": {"type": "timestamp", "expand": ["hour"]},
     },
 }
-# More than the event loop parses itself.
+# More than the event loop parses without a thread.
 PADDING = b" " * INLINE_BYTES_MAX
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
-    """Yield a body in two pieces, so that nobody knows its length before its end."""
+    """Yield a body in two pieces, so that its length is unknown before its end."""
     yield data[:3]
     yield data[3:]
 
 
-async def refused_each_way(
+async def rejected_in_every_format(
     api: Api, path: str, metadata: Mapping[str, Any], status: int, data: bytes
 ) -> list[dict[str, Any]]:
-    """Send a body to be learned in every way there is; return the problems they are answered with.
+    """Send a body to partial_fit in every format; return the problem documents.
 
-    They are: small (the short way), whole but not small, with a key (the long way), in chunks, compressed, and by
-    metadata where the body is an object.
+    The formats are: small (the fast path), with a key (the regular path), large, in chunks, compressed, and by metadata
+    if the body is an object.
     """
     call = f"{path}/partial_fit"
     problems = [
@@ -64,7 +64,7 @@ async def refused_each_way(
     return problems
 
 
-async def refused(
+async def rejected(
     api: Api,
     metadata: Mapping[str, Any],
     status: int,
@@ -72,21 +72,21 @@ async def refused(
     headers: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] = REGRESSOR,
 ) -> dict[str, Any]:
-    """Send a body to be learned; return the problem it is answered with, and check that it left no trace.
+    """Send a body to partial_fit; return the problem document, and check that the model is unchanged.
 
-    Without `headers` of its own it is sent in every way, and the problem has to be the same.
+    Without `headers` the body is sent in every format, and all problem documents must be equal.
     """
     path = await api.make(metadata, recipe)
     before = await api.model(path)
     if headers is None:
-        problem, *others = await refused_each_way(api, path, metadata, status, data)
-        # Only the place is another one, where something stands before or after the body.
+        problem, *others = await rejected_in_every_format(api, path, metadata, status, data)
+        # Only the position differs in formats with text before or after the body.
         alike = {re.sub(r"character \d+", "character …", json.dumps(each)) for each in (problem, *others)}
         assert len(alike) == 1, alike
     else:
         problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(status)
     assert await api.model(path) == before
-    # The same model still learns.
+    # The model still learns.
     row = ["nike", 1] if recipe is SHOES_RECIPE else [None, None, "", 0] if recipe is KINDS else [1, 2]
     good = {"X": [row], "y": ["no" if recipe is CLASSIFIER else 1]}
     assert (await api.learn(path, **good))["sequence"] == 1
@@ -121,9 +121,9 @@ async def refused(
         pytest.param(b'{"metadata":{"type":"x"},"X":[[1,2]],"y":[1]}', "`metadata`", id="hash and metadata"),
     ],
 )
-async def test_what_is_not_the_form_asked_for(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
-    """A body that is not JSON, not unambiguous, or not the form of the call answers 400 and why."""
-    assert reason in (await refused(api, metadata, 400, body))["detail"]
+async def test_invalid_json_and_forms(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
+    """A body that is not JSON, is ambiguous, or does not have the form of the call answers 400 with the reason."""
+    assert reason in (await rejected(api, metadata, 400, body))["detail"]
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,11 @@ async def test_what_is_not_the_form_asked_for(api: Api, metadata: dict[str, Any]
         {"Content-Encoding": "klingon"},
     ],
 )
-async def test_a_type_or_encoding_that_is_not_ours(api: Api, metadata: dict[str, Any], headers: dict[str, str]) -> None:
-    """Another Content-Type, charset or Content-Encoding answers 415, although the body may be JSON."""
-    await refused(api, metadata, 415, GOOD, headers)
+async def test_unsupported_media_types_and_encodings(
+    api: Api, metadata: dict[str, Any], headers: dict[str, str]
+) -> None:
+    """Another Content-Type, charset or Content-Encoding answers 415, even if the body is JSON."""
+    await rejected(api, metadata, 415, GOOD, headers)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +162,12 @@ async def test_a_type_or_encoding_that_is_not_ours(api: Api, metadata: dict[str,
         pytest.param(PACKED + PACKED, "follow the end", id="a second stream"),
     ],
 )
-async def test_a_gzip_stream_that_is_not_whole(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
-    """A gzip body that is broken, cut short or followed by anything answers 400, although its JSON may be whole."""
-    assert reason in (await refused(api, metadata, 400, body, GZIP))["detail"]
+async def test_invalid_gzip_streams(api: Api, metadata: dict[str, Any], body: bytes, reason: str) -> None:
+    """A gzip body that is corrupt, truncated or followed by data answers 400, even if its JSON is complete."""
+    assert reason in (await rejected(api, metadata, 400, body, GZIP))["detail"]
 
 
-async def test_a_gzip_stream_that_is_whole(api: Api, metadata: dict[str, Any]) -> None:
+async def test_a_valid_gzip_stream(api: Api, metadata: dict[str, Any]) -> None:
     """A gzip body is learned like a plain one."""
     path = await api.make(metadata, REGRESSOR)
     headers = {**GZIP, "Content-Type": "application/json; charset=UTF-8", "Prefer": "wait=10"}
@@ -189,11 +191,11 @@ NUMBERS = {
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("where", ["X", "y", "sample_weight"])
-async def test_what_is_no_number_to_learn_from(api: Api, metadata: dict[str, Any], where: str, number: str) -> None:
-    """NaN, infinities, numbers too large, and what only looks like a number answer 422 and say which it was."""
+async def test_invalid_numbers(api: Api, metadata: dict[str, Any], where: str, number: str) -> None:
+    """NaN, infinities, too large numbers and values that are no numbers answer 422 with the value."""
     values = {"X": "2", "y": "1", "sample_weight": "1", where: number}
     body = '{"X":[[1,%(X)s]],"y":[%(y)s],"sample_weight":[%(sample_weight)s]}' % values  # noqa: UP031
-    problem = await refused(api, metadata, 422, body.encode())
+    problem = await rejected(api, metadata, 422, body.encode())
     assert NUMBERS[number] in problem["detail"]
     if "Inf" not in number and number != "NaN":
         assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(0, 1 if where == "X" else where)]
@@ -214,13 +216,15 @@ async def test_what_is_no_number_to_learn_from(api: Api, metadata: dict[str, Any
         ('{"X":[[1,2]],"y":[1],"sample_weight":[-1]}', "-1 is negative"),
     ],
 )
-async def test_rows_that_do_not_fit_together(api: Api, metadata: dict[str, Any], body: str, reason: str) -> None:
-    """Empty batches, ragged rows, targets and weights of another length answer 422 and why."""
-    assert reason in (await refused(api, metadata, 422, body.encode()))["detail"]
+async def test_inconsistent_rows_targets_and_weights(
+    api: Api, metadata: dict[str, Any], body: str, reason: str
+) -> None:
+    """Empty batches, ragged rows, targets and weights of another length answer 422 with the reason."""
+    assert reason in (await rejected(api, metadata, 422, body.encode()))["detail"]
 
 
-async def test_rows_of_another_width_than_the_models(api: Api, metadata: dict[str, Any]) -> None:
-    """Once a model's width is known, rows of another answer 422, even before the first is learned."""
+async def test_rows_of_another_width_than_the_model(api: Api, metadata: dict[str, Any]) -> None:
+    """When the width of a model is known, rows of another width answer 422, even before the first row is learned."""
     path = await api.make(metadata, REGRESSOR)
     (await api.post(f"{path}/partial_fit", {"X": [[1, 2]], "y": [1]})).of(202)
     wider = await api.post(f"{path}/partial_fit", {"X": [[1, 2, 3]], "y": [1]})
@@ -241,12 +245,14 @@ async def test_rows_of_another_width_than_the_models(api: Api, metadata: dict[st
         ("[[9007199254740992,1]]", 0, "make"),
     ],
 )
-async def test_rows_that_are_not_those_of_the_recipe(
+async def test_rows_that_do_not_fit_the_recipe(
     api: Api, metadata: dict[str, Any], X: str, row: int, column: str | None
 ) -> None:
-    """Missing and unknown columns, and values that are not of the column's kind, answer 422 with row and column."""
+    """Missing and unknown columns, and values of the wrong type, answer 422 with row and column."""
     y = [1] * len(json.loads(X))
-    problem = await refused(api, metadata, 422, b'{"X":%s,"y":%s}' % (X.encode(), repr(y).encode()), None, SHOES_RECIPE)
+    problem = await rejected(
+        api, metadata, 422, b'{"X":%s,"y":%s}' % (X.encode(), repr(y).encode()), None, SHOES_RECIPE
+    )
     assert [(fault.get("row"), fault.get("column")) for fault in problem["errors"]] == [(row, column)]
 
 
@@ -268,19 +274,19 @@ async def test_rows_that_are_not_those_of_the_recipe(
     ],
     ids=lambda value: str(value)[:30],
 )
-async def test_values_that_are_not_of_their_columns_kind(
+async def test_values_of_the_wrong_type_for_their_column(
     api: Api, metadata: dict[str, Any], row: str, reason: str, column: str | None
 ) -> None:
-    """Values that their column does not take, and missing ones that may not be, answer 422 with row and column."""
+    """Values of the wrong type, and missing values in columns that allow none, answer 422 with row and column."""
     body = '{"X":[{"note":"","at":0},%s],"y":[1,2]}' % row  # noqa: UP031
-    problem = await refused(api, metadata, 422, body.encode(), None, KINDS)
+    problem = await rejected(api, metadata, 422, body.encode(), None, KINDS)
     assert reason in problem["detail"]
     if column is not None:
         assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(1, column)]
 
 
-async def test_rows_that_would_not_fit_into_memory(api: Api, metadata: dict[str, Any]) -> None:
-    """Rows whose matrix no worker could hold answer 422 before they are accepted, in whatever way they are sent."""
+async def test_rows_too_large_for_a_workers_memory(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows whose matrix does not fit into a worker's memory answer 422 in every format, and are not accepted."""
     wide = {**REGRESSOR, "features": {"note": {"type": "text", "n_features": 1_000_000}}}
     path = await api.make(metadata, wide)
     body = json.dumps({"X": [["a"]] * 200, "y": [1] * 200}).encode()
@@ -292,16 +298,16 @@ async def test_rows_that_would_not_fit_into_memory(api: Api, metadata: dict[str,
 
 
 @pytest.mark.parametrize("label", ['"may\\u0000be"', "1", "true", "null", '["no"]', "{}", "1.5"])
-async def test_labels_that_are_none(api: Api, metadata: dict[str, Any], label: str) -> None:
-    """A label that is none, or not of the kind of the recipe's classes, answers 422 with its row."""
+async def test_invalid_labels(api: Api, metadata: dict[str, Any], label: str) -> None:
+    """An invalid label, or one of another type than the recipe's classes, answers 422 with its row."""
     body = b'{"X":[[1,2],[3,4]],"y":["no",%s]}' % label.encode()
-    problem = await refused(api, metadata, 422, body, None, CLASSIFIER)
+    problem = await rejected(api, metadata, 422, body, None, CLASSIFIER)
     assert [(fault["row"], fault["column"]) for fault in problem["errors"]] == [(1, "y")]
 
 
-async def test_many_faults_are_named_up_to_a_number(api: Api, metadata: dict[str, Any]) -> None:
-    """A problem names the first faults only, so that no answer grows with its request."""
-    problem = await refused(api, metadata, 422, json.dumps({"X": [["a", "b"]] * 5000, "y": [1] * 5000}).encode())
+async def test_the_number_of_reported_faults_is_limited(api: Api, metadata: dict[str, Any]) -> None:
+    """A problem document lists the first faults only, so that its size is bounded."""
+    problem = await rejected(api, metadata, 422, json.dumps({"X": [["a", "b"]] * 5000, "y": [1] * 5000}).encode())
     assert 1 < len(problem["errors"]) <= 20
     assert [fault["row"] for fault in problem["errors"]] == list(range(len(problem["errors"])))
 
@@ -318,8 +324,8 @@ ONES = b"1," * 999_999
     ],
 )
 @pytest.mark.parametrize("call", ["partial_fit", "predict", "score", "by metadata"])
-async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any], call: str, row: bytes) -> None:
-    """Far too many columns answer 413, however they are written and sent, before any value is looked at."""
+async def test_rows_with_too_many_columns(api: Api, metadata: dict[str, Any], call: str, row: bytes) -> None:
+    """Rows with too many columns answer 413 in every format, before any value is checked."""
     path = await api.make(metadata, REGRESSOR)
     target = b"" if call == "predict" else b',"y":[1]'
     body = b'{"X":[%s]%s}' % (row, target)
@@ -328,8 +334,8 @@ async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any],
     else:
         address = f"{path}/{call}"
     for data, headers in ((body, {}), (gzip.compress(body, 1), GZIP)):
-        refused = await api.call("POST", address, data=io.BytesIO(data), headers=headers)
-        assert "00000 columns" in refused.problem(413)["detail"]
+        reply = await api.call("POST", address, data=io.BytesIO(data), headers=headers)
+        assert "00000 columns" in reply.problem(413)["detail"]
     assert (await api.learn(path, [[1, 2]], [1]))["sequence"] == 1
 
 
@@ -353,8 +359,8 @@ async def test_rows_too_wide_to_be_looked_at(api: Api, metadata: dict[str, Any],
         pytest.param(400, b'"make":%s1%s' % (b"[" * 100_000, b"]" * 100_000), "nested too deeply", id="deep"),
     ],
 )
-async def test_metadata_that_no_store_could_hold(api: Api, status: int, member: bytes, reason: str) -> None:
-    """Metadata that are ambiguous, too large, or no keys for MongoDB are refused alike by every call."""
+async def test_invalid_metadata(api: Api, status: int, member: bytes, reason: str) -> None:
+    """Metadata that are ambiguous, too large or invalid for MongoDB are rejected alike by every call."""
     metadata = b'{"type":"shoes",%s}' % member
     rows = b'{"metadata":%s,"X":[[1]],"y":[1]}' % metadata
     details = set()
@@ -385,10 +391,8 @@ async def test_metadata_that_no_store_could_hold(api: Api, status: int, member: 
         pytest.param(413, b'{"estimator":"%s"}' % (b"x" * 2**23), "larger than 8388608 bytes", id="huge"),
     ],
 )
-async def test_recipes_that_are_none(
-    api: Api, metadata: dict[str, Any], status: int, recipe: bytes, reason: str
-) -> None:
-    """A recipe that nothing can be built of is refused with the reason, and no model is made."""
+async def test_invalid_recipes(api: Api, metadata: dict[str, Any], status: int, recipe: bytes, reason: str) -> None:
+    """An invalid recipe is rejected with the reason, and no model is created."""
     body = b'{"metadata":%s,"recipe":%s}' % (json.dumps(metadata).encode(), recipe)
     for data, headers in ((io.BytesIO(body), {}), (chunks(body), {}), (gzip.compress(body), GZIP)):
         assert reason in (await api.call("POST", "/v1/models", data=data, headers=headers)).problem(status)["detail"]
@@ -417,8 +421,8 @@ SIZE = len(GOOD)
         pytest.param(b"Transfer-Encoding: chunked", id="no chunk size"),
     ],
 )
-async def test_a_length_that_is_none(api: Api, metadata: dict[str, Any], lengths: bytes) -> None:
-    """A body whose end two readers could see in two places answers 400; nothing of it is learned."""
+async def test_invalid_body_lengths(api: Api, metadata: dict[str, Any], lengths: bytes) -> None:
+    """A body whose end is ambiguous (request smuggling) answers 400, and none of its rows is learned."""
     path = await api.make(metadata, REGRESSOR)
     before = await api.model(path)
     answer = await exchange(api.url, HEAD % path.encode() + lengths + b"\r\n\r\n" + GOOD)
@@ -428,8 +432,8 @@ async def test_a_length_that_is_none(api: Api, metadata: dict[str, Any], lengths
     assert (await api.learn(path, [[1, 2]], [1]))["sequence"] == 1
 
 
-async def test_a_body_longer_than_it_says(api: Api, metadata: dict[str, Any]) -> None:
-    """Only as many bytes as were said are the body; what follows is another request, and here none."""
+async def test_a_body_longer_than_its_content_length(api: Api, metadata: dict[str, Any]) -> None:
+    """Only Content-Length bytes are the body; the bytes after it are read as the next request, here an invalid one."""
     path = await api.make(metadata, REGRESSOR)
     head = HEAD % path.encode() + b"Content-Length: %d\r\n\r\n" % (SIZE - 1)
     answers = (await exchange(api.url, head + GOOD + b"\r\n\r\n")).split(b"HTTP/1.")[1:]
@@ -453,19 +457,19 @@ async def test_a_body_longer_than_it_says(api: Api, metadata: dict[str, Any]) ->
         pytest.param(431, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="20 KB path"),
     ],
 )
-async def test_what_is_not_http(api: Api, status: int, data: bytes) -> None:
-    """What no HTTP client would send is answered with a problem, the connection closed, and others served on."""
+async def test_invalid_http(api: Api, status: int, data: bytes) -> None:
+    """Invalid HTTP gets a problem document and closes the connection; the gateway still serves."""
     Reply.parse(await exchange(api.url, data)).problem(status)
     assert (await api.get("/livez")).status == 200
 
 
-async def test_chunks_that_break_on_their_way(api: Api, metadata: dict[str, Any]) -> None:
-    """A body whose framing turns bad while it is read answers 400; nothing of it is learned."""
+async def test_chunked_framing_that_breaks_midway(api: Api, metadata: dict[str, Any]) -> None:
+    """A body whose framing becomes invalid while it is read answers 400, and none of its rows is learned."""
     path = await api.make(metadata, REGRESSOR)
     head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     async with connected(api.url) as (reader, writer):
         writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
-        # The handler has begun to read once it asks for the body.
+        # After the 100 Continue the handler is reading the body.
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"%x\r\n%s\r\nzz\r\n" % (len(GOOD), GOOD))
         Reply.parse(await reader.read()).problem(400)
@@ -473,7 +477,7 @@ async def test_chunks_that_break_on_their_way(api: Api, metadata: dict[str, Any]
 
 
 async def test_a_body_that_ends_early(api: Api, metadata: dict[str, Any]) -> None:
-    """A client that hangs up inside its body, even where that is JSON so far, has nothing accepted."""
+    """If a client disconnects within its body, nothing is accepted, even if the bytes so far are valid JSON."""
     path = await api.make(metadata, REGRESSOR)
     head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     async with connected(api.url) as (reader, writer):

@@ -1,4 +1,4 @@
-"""Classes that turn up late, over HTTP: learned by real workers, and said again as they came in."""
+"""Late classes over HTTP: real workers learn them, and answers return them with their original type."""
 
 import json
 from typing import Any
@@ -15,8 +15,8 @@ REQUESTS: list[tuple[list[list[float]], list[Any]]] = [
 ]
 
 
-async def test_late_labels_come_back_from_the_service_as_they_came_in(api: Api, metadata: dict[str, Any]) -> None:
-    """A text, a boolean and a number that no recipe named are learned, predicted and scored over HTTP."""
+async def test_late_classes_are_returned_with_their_original_type(api: Api, metadata: dict[str, Any]) -> None:
+    """A string, a boolean and a number that the recipe does not name are learned, predicted and scored."""
     path, twin = await api.make(metadata, RECIPE), Twin(RECIPE)
     for version, (X, y) in enumerate(REQUESTS, start=1):
         learned = await api.learn(path, X, y)
@@ -27,7 +27,7 @@ async def test_late_labels_come_back_from_the_service_as_they_came_in(api: Api, 
         assert [json.dumps(label) for label in answer["classes"]] == known
         assert json.dumps(answer["predictions"]) == json.dumps(twin.predict(X))
         assert answer["probabilities"] == twin.predict_proba(X)
-    # Nothing was put aside on the way, and a label of another model's is no error of this one.
+    # Nothing was put aside, and an unknown label in a score is not an error.
     assert (await api.model(path))["rows_seen"] == sum(len(y) for _, y in REQUESTS)
     X, y = REQUESTS[-1]
     score = (await api.post(f"{path}/score", {"X": X, "y": [*y[:-1], "never seen"]})).of(200)

@@ -1,4 +1,4 @@
-"""The event loop: nothing that the gateway does in it may block."""
+"""The gateway never blocks its event loop."""
 
 import asyncio
 import gzip
@@ -14,29 +14,29 @@ from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import Api
 
 
-async def test_nothing_blocks_the_event_loop(lonely: Api, metadata: dict[str, Any]) -> None:
-    """Making, describing, listing, teaching (small and large, plain and gzip), refusing and deleting never block."""
+async def test_nothing_blocks_the_event_loop(workerless: Api, metadata: dict[str, Any]) -> None:
+    """Creating, describing, listing, learning (small, large, gzip), rejecting and deleting never block."""
     small = {"X": [["nike", 2001]], "y": [4.0]}
     large = {"X": [["nike", 2001]] * 20_000, "y": [4.0] * 20_000}
     packed = gzip.compress(json.dumps(large).encode())
     with structlog.testing.capture_logs() as logged, blockbuster_ctx() as blockbuster:
         for function in blockbuster.functions.values():
-            # redis-py reads its own version from disk for each new connection.
+            # redis-py reads its version from disk for each new connection.
             function.can_block_in("redis/utils.py", "get_lib_version")
         with pytest.raises(BlockingError):
-            time.sleep(0.001)  # noqa: ASYNC251 - what must not be done, to see that it would be noticed
-        path = await lonely.make(metadata, SHOES_RECIPE)
-        (await lonely.post(f"{path}/partial_fit", small)).of(202)
-        (await lonely.post(f"{path}/partial_fit", small, {"Idempotency-Key": "a", "Prefer": "wait=1"})).of(202)
-        (await lonely.post(f"{path}/partial_fit", large)).of(202)
-        sent = await lonely.call("POST", f"{path}/partial_fit", data=packed, headers={"Content-Encoding": "gzip"})
+            time.sleep(0.001)  # noqa: ASYNC251 - proves that blocking calls are detected
+        path = await workerless.make(metadata, SHOES_RECIPE)
+        (await workerless.post(f"{path}/partial_fit", small)).of(202)
+        (await workerless.post(f"{path}/partial_fit", small, {"Idempotency-Key": "a", "Prefer": "wait=1"})).of(202)
+        (await workerless.post(f"{path}/partial_fit", large)).of(202)
+        sent = await workerless.call("POST", f"{path}/partial_fit", data=packed, headers={"Content-Encoding": "gzip"})
         assert sent.of(202)["sequence"] == 4
-        (await lonely.post(f"{path}/partial_fit", {"X": [["nike", "new"]] * 5000, "y": [4.0] * 5000})).problem(422)
-        (await lonely.post("/v1/partial_fit", {"metadata": metadata, **small})).of(202)
-        (await lonely.get("/v1/models", type="shoes")).of(200)
-        (await lonely.get("/openapi.json")).of(200)
-        (await lonely.get("/readyz")).of(503)
-        assert (await lonely.model(path))["inbox"] == 5
-        assert (await lonely.call("DELETE", path)).status == 204
+        (await workerless.post(f"{path}/partial_fit", {"X": [["nike", "new"]] * 5000, "y": [4.0] * 5000})).problem(422)
+        (await workerless.post("/v1/partial_fit", {"metadata": metadata, **small})).of(202)
+        (await workerless.get("/v1/models", type="shoes")).of(200)
+        (await workerless.get("/openapi.json")).of(200)
+        (await workerless.get("/readyz")).of(503)
+        assert (await workerless.model(path))["inbox"] == 5
+        assert (await workerless.call("DELETE", path)).status == 204
         await asyncio.sleep(0)
     assert [entry for entry in logged if entry["log_level"] in ("error", "warning")] == []

@@ -1,4 +1,4 @@
-"""Idempotency keys: a learning call that is made again gives the first answer and learns nothing twice."""
+"""Idempotency keys: a repeated learning request gets the first answer and learns nothing twice."""
 
 import asyncio
 from typing import Any
@@ -11,8 +11,8 @@ ROWS = {"X": [[1.0]], "y": [1.0]}
 OTHER_ROWS = {"X": [[1.0]], "y": [2.0]}
 
 
-async def test_the_same_call_again_gives_the_first_answer(api: Api, metadata: dict[str, Any]) -> None:
-    """The same key with the same rows, by hash or by metadata, gives the same sequence; the rows are learned once."""
+async def test_a_repeat_gets_the_first_answer(api: Api, metadata: dict[str, Any]) -> None:
+    """The same key with the same rows, by hash or by metadata, gets the same sequence; the rows are learned once."""
     path = await api.make(metadata, REGRESSOR)
     key = {"Idempotency-Key": "a" * 128}
     first = (await api.post(f"{path}/partial_fit", ROWS, key)).of(202)
@@ -25,7 +25,7 @@ async def test_the_same_call_again_gives_the_first_answer(api: Api, metadata: di
     assert (last["sequence"], last["rows_seen"]) == (2, 2)
 
 
-async def test_calls_with_one_key_at_once_are_one(api: Api, metadata: dict[str, Any]) -> None:
+async def test_concurrent_repeats_are_accepted_once(api: Api, metadata: dict[str, Any]) -> None:
     """Concurrent repeats are accepted once."""
     path = await api.make(metadata, REGRESSOR)
     headers = {"Idempotency-Key": "once", **WAIT}
@@ -34,8 +34,8 @@ async def test_calls_with_one_key_at_once_are_one(api: Api, metadata: dict[str, 
     assert (await api.model(path))["rows_seen"] == 1
 
 
-async def test_who_asks_again_for_rows_long_learned_does_not_wait(api: Api, metadata: dict[str, Any]) -> None:
-    """A repeat that waits is answered at once where the rows are learned already, though no commit tells of them."""
+async def test_a_repeat_of_learned_rows_does_not_wait(api: Api, metadata: dict[str, Any]) -> None:
+    """A waiting repeat of rows that are already learned is answered at once, although no commit announces them."""
     path = await api.make(metadata, REGRESSOR)
     key = {"Idempotency-Key": "lost-answer"}
     first = (await api.post(f"{path}/partial_fit", ROWS, {**key, **WAIT})).of(200)
@@ -47,18 +47,18 @@ async def test_who_asks_again_for_rows_long_learned_does_not_wait(api: Api, meta
     assert again["version"] >= first["version"]
 
 
-async def test_a_repeat_of_refused_rows_is_never_called_learned(api: Api, metadata: dict[str, Any]) -> None:
-    """Rows that were put aside are not said to be learned, however often they are sent again."""
+async def test_a_repeat_of_rows_put_aside_is_never_reported_as_learned(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows that were put aside are never reported as learned, however often they are sent again."""
     path = await api.make(metadata, {"estimator": "MultinomialNB", "classes": ["no", "yes"]})
-    rows, key = {"X": [[-1.0]], "y": ["no"]}, {"Idempotency-Key": "refused"}
+    rows, key = {"X": [[-1.0]], "y": ["no"]}, {"Idempotency-Key": "rejected"}
     (await api.post(f"{path}/partial_fit", rows, {**key, **WAIT})).problem(422)
     again = await api.post(f"{path}/partial_fit", rows, {**key, **WAIT})
     again.problem(422)
     assert (await api.model(path))["rows_seen"] == 0
 
 
-async def test_the_same_key_with_other_rows_is_refused(api: Api, metadata: dict[str, Any]) -> None:
-    """A key that came before with another body answers 422, and the other rows are not learned."""
+async def test_the_same_key_with_other_rows_is_rejected(api: Api, metadata: dict[str, Any]) -> None:
+    """A key that was used with another body answers 422, and the other rows are not learned."""
     path = await api.make(metadata, REGRESSOR)
     headers = {"Idempotency-Key": "reused", **WAIT}
     (await api.post(f"{path}/partial_fit", ROWS, headers)).of(200)
@@ -68,15 +68,15 @@ async def test_the_same_key_with_other_rows_is_refused(api: Api, metadata: dict[
 
 
 async def test_a_key_belongs_to_one_model(api: Api, metadata: dict[str, Any]) -> None:
-    """The same key on another model is another call."""
+    """The same key for another model is another request."""
     headers = {"Idempotency-Key": "shared", **WAIT}
     for name in ("one", "two"):
         path = await api.make({**metadata, "name": name}, REGRESSOR)
         assert (await api.post(f"{path}/partial_fit", ROWS, headers)).of(200)["rows_seen"] == 1
 
 
-async def test_a_refused_call_does_not_use_up_its_key(api: Api, metadata: dict[str, Any]) -> None:
-    """A key whose call was refused before its rows were accepted is free for the corrected call."""
+async def test_a_rejected_request_does_not_use_its_key(api: Api, metadata: dict[str, Any]) -> None:
+    """The key of a rejected request can be used for the corrected request."""
     path = await api.make(metadata, REGRESSOR)
     headers = {"Idempotency-Key": "corrected", **WAIT}
     (await api.post(f"{path}/partial_fit", {"X": [["1"]], "y": [1.0]}, headers)).problem(422)
@@ -85,15 +85,15 @@ async def test_a_refused_call_does_not_use_up_its_key(api: Api, metadata: dict[s
 
 @pytest.mark.parametrize("key", ["", "a" * 129, "two words", "clé", "tab\tbed"])
 async def test_a_key_is_1_to_128_visible_ascii_characters(api: Api, metadata: dict[str, Any], key: str) -> None:
-    """Any other key answers 400, before the rows are accepted."""
+    """Any other key answers 400, and the rows are not accepted."""
     path = await api.make(metadata, REGRESSOR)
     reply = await api.post(f"{path}/partial_fit", ROWS, {"Idempotency-Key": key})
     assert "Idempotency-Key" in reply.problem(400)["detail"]
     assert (await api.model(path))["inbox"] == 0
 
 
-async def test_a_model_made_again_knows_no_keys(api: Api, metadata: dict[str, Any]) -> None:
-    """A key of a deleted model is unknown to the model made again under its metadata."""
+async def test_a_recreated_model_has_no_keys(api: Api, metadata: dict[str, Any]) -> None:
+    """A key of a deleted model is unknown to a model created again with the same metadata."""
     path = await api.make(metadata, REGRESSOR)
     headers = {"Idempotency-Key": "before", **WAIT}
     (await api.post(f"{path}/partial_fit", ROWS, headers)).of(200)

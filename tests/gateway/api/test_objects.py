@@ -1,4 +1,4 @@
-"""Objects of one's own over HTTP, learned by real workers: what is taken, what is refused, what they may not break."""
+"""Uploaded objects over HTTP with real workers: accepted objects, rejected objects, and objects that misbehave."""
 
 import json
 import pickle
@@ -20,12 +20,12 @@ from tests.gateway.api_client import Api
 
 @pytest.fixture(scope="session")
 def keys(stack: Stack) -> str:
-    """Upload keys of the stack."""
+    """Return the upload keys of the stack."""
     return stack.environment()[UPLOAD_KEYS]
 
 
 def difficult() -> Any:
-    """Make an object that learns, and does what it is told to by the row: print, warn, exit, hold a lock."""
+    """Create an object that misbehaves depending on the row: it prints, warns, exits or holds a lock."""
 
     class Difficult:
         def __init__(self) -> None:
@@ -43,8 +43,8 @@ def difficult() -> Any:
 
                     self.lock = threading.Lock()
                 if value == 16.0:
-                    print("a word to nobody")  # noqa: T201
-                    warnings.warn("a warning to nobody", stacklevel=1)
+                    print("a line of text")  # noqa: T201
+                    warnings.warn("a warning", stacklevel=1)
 
         def predict(self, X: Any) -> Any:
             self.seen.append(-1.0)
@@ -56,12 +56,12 @@ def difficult() -> Any:
 
 
 async def make(api: Api, metadata: dict[str, Any], text: str, **recipe: Any) -> str:
-    """Make a model of an object; return its path."""
+    """Create a model of an object; return its path."""
     return await api.make(metadata, {"object": text, **recipe})
 
 
-async def test_an_object_learns_and_answers(api: Api, metadata: dict[str, Any], keys: str) -> None:
-    """A posted estimator learns by partial_fit and predicts what it predicts here; posted again, it is found."""
+async def test_an_uploaded_object_learns_and_predicts(api: Api, metadata: dict[str, Any], keys: str) -> None:
+    """An uploaded estimator learns and predicts as in this process; the same upload again returns the model."""
     learner = SGDRegressor(shuffle=False)
     text = dump(learner, keys)
     path = await make(api, metadata, text, features={"a": "number", "b": "number"})
@@ -80,10 +80,8 @@ async def test_an_object_learns_and_answers(api: Api, metadata: dict[str, Any], 
     (await api.post("/v1/models", again)).problem(409)
 
 
-async def test_code_that_no_worker_has_cannot_end_one(
-    api: Api, stack: Stack, metadata: dict[str, Any], keys: str
-) -> None:
-    """What exits, interrupts or cannot be stored is put aside with the reason; workers live, the rest is learned."""
+async def test_uploaded_code_cannot_end_a_worker(api: Api, stack: Stack, metadata: dict[str, Any], keys: str) -> None:
+    """Rows whose learning exits, interrupts or cannot be stored are put aside; workers survive, the rest is learned."""
     path = await make(api, metadata, dump(difficult(), keys, kind="regressor"))
     workers = stack.workers()
     targets = [1.0, 13.0, 2.0, 14.0, 15.0, 16.0, 3.0]
@@ -97,7 +95,7 @@ async def test_code_that_no_worker_has_cannot_end_one(
     assert "SystemExit: bye" in reasons[0]
     assert "KeyboardInterrupt" in reasons[1]
     assert "cannot be stored: TypeError: cannot pickle" in reasons[2]
-    # Asked again and again it is the same, although each question changes the copy that is asked.
+    # Repeated predictions are equal, although each one changes the copy that predicts.
     for _ in range(3):
         assert (await api.predict(path, [[1.0]]))["predictions"] == [4]
     problem = (await api.post(f"{path}/predict", {"X": [[13.0]]})).problem(422)
@@ -108,7 +106,7 @@ async def test_code_that_no_worker_has_cannot_end_one(
 
 
 async def test_a_river_model_learns_over_http(api: Api, metadata: dict[str, Any], keys: str) -> None:
-    """A River classifier gets raw rows and gives labels and probabilities, in the same process as everything else."""
+    """A River classifier learns raw rows and predicts labels and probabilities."""
     pytest.importorskip("river", reason="the extra `river` is not installed")
     from river import tree  # noqa: PLC0415
 
@@ -127,7 +125,7 @@ async def test_a_river_model_learns_over_http(api: Api, metadata: dict[str, Any]
 
 
 class Canary:
-    """What leaves a mark when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -136,19 +134,19 @@ class Canary:
         return (Path.touch, (self.mark,))
 
 
-async def test_what_is_not_signed_is_refused_unread(
+async def test_unsigned_objects_are_rejected_without_unpickling(
     api: Api, stack: Stack, metadata: dict[str, Any], keys: str, tmp_path: Path
 ) -> None:
-    """A plain pickle, a foreign key's object and one spliced of two are 422; no process runs any of them."""
+    """A plain pickle, an object with a foreign key and a spliced one answer 422; no process unpickles them."""
     mark = tmp_path / "ran"
-    evil = pickle.dumps(Canary(mark))
+    malicious = pickle.dumps(Canary(mark))
     good = uploads.decode(dump(SGDRegressor(), keys))
     foreign = Keyring.from_text("local:" + "ab" * 32, UPLOAD_KEYS)
     header = uploads.header_of(b64encode(good).decode())
     forgeries = {
-        "not a keepfit envelope": evil,
-        "Signature mismatch": foreign.seal(header, evil),
-        "the data is corrupt, tampered": good[: -len(evil)] + evil,
+        "not a keepfit envelope": malicious,
+        "Signature mismatch": foreign.seal(header, malicious),
+        "the data is corrupt, tampered": good[: -len(malicious)] + malicious,
     }
     for words, forged in forgeries.items():
         document = {"metadata": metadata, "recipe": {"object": b64encode(forged).decode()}}
@@ -165,9 +163,9 @@ async def test_what_is_not_signed_is_refused_unread(
         assert secret not in stack.log(part)
 
 
-async def test_a_gateway_without_upload_keys_takes_no_object(lonely: Api, metadata: dict[str, Any]) -> None:
-    """Where the setting is not set, the answer says which it is."""
+async def test_a_gateway_without_upload_keys_rejects_objects(workerless: Api, metadata: dict[str, Any]) -> None:
+    """Without upload keys the answer names the setting."""
     text = dump(SGDRegressor(), "u1:" + "ab" * 32)
-    problem = (await lonely.post("/v1/models", {"metadata": metadata, "recipe": {"object": text}})).problem(422)
+    problem = (await workerless.post("/v1/models", {"metadata": metadata, "recipe": {"object": text}})).problem(422)
     assert "KEEPFIT_UPLOAD_KEYS" in problem["detail"]
     assert json.dumps(problem).count("keepfit key upload") == 1

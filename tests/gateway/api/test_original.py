@@ -1,4 +1,4 @@
-"""The example of the original system: votes on sneakers, by HTTP alone."""
+"""The example of the original system: votes on sneakers, over HTTP only."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import aiohttp
 from tests.conftest import SHOES_RECIPE
 
 
-async def test_votes_are_learned_and_pairs_predicted(http: aiohttp.ClientSession, metadata: dict[str, Any]) -> None:
-    """Votes are learned, a pair is predicted, an unseen make is predicted, learned and predicted anew."""
+async def test_votes_are_learned_and_predicted(http: aiohttp.ClientSession, metadata: dict[str, Any]) -> None:
+    """Votes are learned and a pair predicted; an unseen make is predicted, learned and predicted again."""
     async with http.post("/v1/models", json={"metadata": metadata, "recipe": SHOES_RECIPE}) as response:
         assert response.status == 201
         model = await response.json()

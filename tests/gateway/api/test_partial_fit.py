@@ -1,4 +1,4 @@
-"""Learning by HTTP: what is accepted is counted, learned once, in order, and put aside where it cannot be learned."""
+"""Learning over HTTP: accepted rows are numbered, learned once and in order, or put aside if they cannot be."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ NAIVE: dict[str, Any] = {"estimator": "MultinomialNB", "classes": ["no", "yes"]}
 
 
 async def learned(api: Api, path: str, rows: int) -> None:
-    """Wait until the model has learned so many rows."""
+    """Wait until the model has learned `rows` rows."""
 
     async def seen() -> bool:
         return bool((await api.model(path))["rows_seen"] == rows)
@@ -23,7 +23,7 @@ async def learned(api: Api, path: str, rows: int) -> None:
 
 
 async def test_rows_are_accepted_and_numbered(api: Api, metadata: dict[str, Any]) -> None:
-    """Each learning call answers 202 with the next sequence, and all that was accepted is learned."""
+    """Each request answers 202 with the next sequence, and all accepted rows are learned."""
     path = await api.make(metadata, REGRESSOR)
     for sequence in range(1, 6):
         document = {"X": [[float(sequence)]] * sequence, "y": [1.0] * sequence}
@@ -42,8 +42,8 @@ async def test_rows_are_accepted_and_numbered(api: Api, metadata: dict[str, Any]
 @pytest.mark.parametrize(
     "prefer", ["wait=10", 'wait="10"', "Wait = 10", "respond-async, wait=10", "respond-async; wait=10"]
 )
-async def test_a_client_may_wait_until_its_rows_are_learned(api: Api, metadata: dict[str, Any], prefer: str) -> None:
-    """With `Prefer: wait` the answer is 200 with the version that holds the rows, and says that it was applied."""
+async def test_a_client_can_wait_until_its_rows_are_learned(api: Api, metadata: dict[str, Any], prefer: str) -> None:
+    """With `Prefer: wait` the answer is 200 with the version that contains the rows, and Preference-Applied."""
     path = await api.make(metadata, REGRESSOR)
     reply = await api.post(f"{path}/partial_fit", {"X": [[1.0], [2.0]], "y": [1.0, 2.0]}, {"Prefer": prefer})
     answer = reply.of(200)
@@ -53,8 +53,8 @@ async def test_a_client_may_wait_until_its_rows_are_learned(api: Api, metadata: 
 
 
 @pytest.mark.parametrize("prefer", ["wait=0", "wait", "wait=soon", "wait=-5", "await=10", "return=minimal"])
-async def test_another_preference_is_not_waited_for(api: Api, metadata: dict[str, Any], prefer: str) -> None:
-    """A preference that names no time is ignored, as RFC 7240 has it: the answer is the plain 202."""
+async def test_other_preferences_are_ignored(api: Api, metadata: dict[str, Any], prefer: str) -> None:
+    """A preference without a valid time is ignored, as RFC 7240 requires: the answer is 202."""
     path = await api.make(metadata, REGRESSOR)
     reply = await api.post(f"{path}/partial_fit", {"X": [[1.0]], "y": [1.0]}, {"Prefer": prefer})
     reply.of(202)
@@ -62,7 +62,7 @@ async def test_another_preference_is_not_waited_for(api: Api, metadata: dict[str
 
 
 async def test_hash_and_metadata_name_the_same_model(api: Api, metadata: dict[str, Any]) -> None:
-    """Rows sent by metadata and by hash go to one model, in one sequence."""
+    """Rows by metadata and by hash go to the same model, with the same counter of sequences."""
     path = await api.make(metadata, REGRESSOR)
     rows = {"X": [[1.0]], "y": [1.0]}
     by_hash = (await api.post(f"{path}/partial_fit", rows, WAIT)).of(200)
@@ -72,7 +72,7 @@ async def test_hash_and_metadata_name_the_same_model(api: Api, metadata: dict[st
     assert by_metadata["rows_seen"] == 2
 
 
-async def test_rows_come_as_lists_or_as_objects(api: Api, metadata: dict[str, Any]) -> None:
+async def test_rows_are_lists_or_objects(api: Api, metadata: dict[str, Any]) -> None:
     """A list of values in column order and an object in any order are the same row."""
     lists = await api.make({**metadata, "rows": "lists"}, SHOES_RECIPE)
     objects = await api.make({**metadata, "rows": "objects"}, SHOES_RECIPE)
@@ -82,8 +82,8 @@ async def test_rows_come_as_lists_or_as_objects(api: Api, metadata: dict[str, An
     assert asked["predictions"] == (await api.predict(objects, [["nike", 2005], ["puma", 2007]]))["predictions"]
 
 
-async def test_sample_weights_count(api: Api, metadata: dict[str, Any]) -> None:
-    """Weighted rows are learned with their weights, as scikit-learn does."""
+async def test_sample_weights_are_used(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows are learned with their weights, as in scikit-learn."""
     X, y, weights = [[1.0, 0.0], [0.0, 1.0]], [1.0, 5.0], [0.5, 2.0]
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, X, y, sample_weight=weights)
@@ -95,8 +95,8 @@ async def test_sample_weights_count(api: Api, metadata: dict[str, Any]) -> None:
     assert predicted != plain.predict(X)
 
 
-async def test_requests_at_once_are_learned_in_the_order_of_their_sequences(api: Api, metadata: dict[str, Any]) -> None:
-    """Of concurrent requests each gets its own number from 1 on, and the model is what that order gives."""
+async def test_concurrent_requests_are_learned_in_order_of_sequence(api: Api, metadata: dict[str, Any]) -> None:
+    """Concurrent requests get unique sequences from 1 on, and are learned in that order."""
     path = await api.make(metadata, REGRESSOR)
     rng = np.random.default_rng(0)
     requests = [(rng.normal(size=(2, 3)).tolist(), rng.normal(size=2).tolist()) for _ in range(60)]
@@ -113,11 +113,11 @@ async def test_requests_at_once_are_learned_in_the_order_of_their_sequences(api:
     assert (await api.predict(path, X))["predictions"] == twin.predict(X)
 
 
-async def test_what_the_estimator_refuses_is_put_aside(api: Api, metadata: dict[str, Any]) -> None:
-    """Rows refused only while they are learned answer a waiting client 422 and why; rows after them are learned."""
+async def test_rows_that_the_estimator_rejects_are_put_aside(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows that the estimator rejects answer 422 with the reason to a waiting client; later rows are learned."""
     path = await api.make(metadata, NAIVE)
-    refused = await api.post(f"{path}/partial_fit", {"X": [[-1.0, 1.0]], "y": ["no"]}, WAIT)
-    detail = refused.problem(422)["detail"]
+    rejected = await api.post(f"{path}/partial_fit", {"X": [[-1.0, 1.0]], "y": ["no"]}, WAIT)
+    detail = rejected.problem(422)["detail"]
     assert "put aside" in detail
     assert "Negative values" in detail
     assert not detail.endswith("..")
@@ -129,8 +129,8 @@ async def test_what_the_estimator_refuses_is_put_aside(api: Api, metadata: dict[
     assert (await api.predict(path, X))["predictions"] == twin.predict(X)
 
 
-async def test_what_is_put_aside_holds_up_nobody(api: Api, metadata: dict[str, Any]) -> None:
-    """Refused rows between good ones, with nobody waiting, leave the model as the good ones alone make it."""
+async def test_dead_letters_do_not_block_other_requests(api: Api, metadata: dict[str, Any]) -> None:
+    """Rejected rows between valid ones, without a waiting client, do not change the model."""
     path = await api.make(metadata, NAIVE)
     good = [([[1.0, 0.0]], ["no"]), ([[0.0, 2.0]], ["yes"]), ([[0.0, 1.0]], ["no"])]
     twin = Twin(NAIVE)
@@ -140,16 +140,16 @@ async def test_what_is_put_aside_holds_up_nobody(api: Api, metadata: dict[str, A
         (await api.post(f"{path}/partial_fit", {"X": [[-1.0, -1.0]], "y": ["yes"]})).of(202)
     await learned(api, path, 3)
 
-    async def emptied() -> bool:
+    async def is_empty() -> bool:
         return bool((await api.model(path))["inbox"] == 0)
 
-    await eventually(emptied, "emptying the inbox")
+    await eventually(is_empty, "the inbox being empty")
     X = [[1.0, 1.0], [0.0, 5.0]]
     assert (await api.predict(path, X, proba=True))["probabilities"] == twin.predict_proba(X)
 
 
-async def test_a_full_inbox_asks_to_come_back_later(settings: Settings, metadata: dict[str, Any]) -> None:
-    """More requests than may wait answer 429 with Retry-After and are not accepted."""
+async def test_a_full_inbox_answers_retry_after(settings: Settings, metadata: dict[str, Any]) -> None:
+    """Requests above the limit of the inbox answer 429 with Retry-After and are not accepted."""
     async with serving(settings.model_copy(update={"inbox_entries_max": 2})) as api:
         path = await api.make(metadata, REGRESSOR)
         rows = {"X": [[1.0]], "y": [1.0]}
@@ -161,16 +161,16 @@ async def test_a_full_inbox_asks_to_come_back_later(settings: Settings, metadata
         assert (await api.model(path))["inbox"] == 2
 
 
-async def test_who_waits_for_a_model_that_is_deleted_hears_of_it(lonely: Api, metadata: dict[str, Any]) -> None:
-    """A DELETE ends the wait of those whose rows the model had not learned: they get 404, at once."""
-    path = await lonely.make(metadata, REGRESSOR)
+async def test_a_delete_ends_the_wait_for_its_model(workerless: Api, metadata: dict[str, Any]) -> None:
+    """A DELETE ends the wait of clients whose rows are not learned: they get a 404 at once."""
+    path = await workerless.make(metadata, REGRESSOR)
     document = {"X": [[1.0]], "y": [1.0]}
     async with asyncio.timeout(30):
-        waiting = asyncio.create_task(lonely.post(f"{path}/partial_fit", document, {"Prefer": "wait=60"}))
+        waiting = asyncio.create_task(workerless.post(f"{path}/partial_fit", document, {"Prefer": "wait=60"}))
 
         async def accepted() -> bool:
-            return bool((await lonely.model(path))["inbox"] == 1)
+            return bool((await workerless.model(path))["inbox"] == 1)
 
-        await eventually(accepted, "the rows' acceptance")
-        assert (await lonely.call("DELETE", path)).status == 204
+        await eventually(accepted, "the acceptance of the rows")
+        assert (await workerless.call("DELETE", path)).status == 204
         (await waiting).problem(404)

@@ -1,4 +1,4 @@
-"""Predicting by HTTP: one prediction per row, exactly the bundle's, by the newest bundle, changing nothing."""
+"""Predictions over HTTP: one per row, equal to the newest bundle's, without side effects."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ NUMBERS: list[float] = RNG.normal(size=40).tolist()
 SIGNS = [sum(row) > 0 for row in MATRIX]
 SHOES = [[("nike", "adidas", "puma")[i % 3], 2000 + i] for i in range(40)]
 
-# Every kind of estimator and of target: recipe, rows, targets.
+# Each type of estimator and target: recipe, rows, targets.
 CASES: dict[str, tuple[dict[str, Any], list[Any], list[Any] | None]] = {
     "regressor": ({"estimator": "SGDRegressor", "scaler": "StandardScaler"}, MATRIX, NUMBERS),
     "neural regressor": ({"estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [5]}}, MATRIX, NUMBERS),
@@ -38,8 +38,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], list[Any] | None]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_predictions_are_the_bundles_own(api: Api, metadata: dict[str, Any], case: str) -> None:
-    """Each row gets its prediction, equal in every digit and in type to a bundle that learned in one process."""
+async def test_predictions_equal_those_of_the_bundle(api: Api, metadata: dict[str, Any], case: str) -> None:
+    """Each prediction equals that of a bundle that learned in one process, in every digit and in type."""
     recipe, X, y = CASES[case]
     path, twin = await api.make(metadata, recipe), Twin(recipe)
     learned: dict[str, Any] = {}
@@ -58,8 +58,8 @@ async def test_predictions_are_the_bundles_own(api: Api, metadata: dict[str, Any
         assert set(map(type, answer["predictions"])) == {type(y[0])}
 
 
-async def test_a_model_is_asked_by_its_metadata_too(api: Api, metadata: dict[str, Any]) -> None:
-    """Hash and metadata name the same model."""
+async def test_predict_by_metadata(api: Api, metadata: dict[str, Any]) -> None:
+    """A hash and its metadata name the same model."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, MATRIX, NUMBERS)
     by_metadata = (await api.post("/v1/predict", {"metadata": metadata, "X": MATRIX})).of(200)
@@ -67,8 +67,8 @@ async def test_a_model_is_asked_by_its_metadata_too(api: Api, metadata: dict[str
 
 
 @pytest.mark.parametrize("classes", [["no", "yes"], [1, 0], [True, False]])
-async def test_probabilities_come_with_their_classes(api: Api, metadata: dict[str, Any], classes: list[Any]) -> None:
-    """`proba` adds one probability per class and row, and names the classes in the order of the columns."""
+async def test_probabilities_have_their_classes(api: Api, metadata: dict[str, Any], classes: list[Any]) -> None:
+    """`proba` adds one probability per class and row, and the classes in the order of the columns."""
     recipe = {"estimator": "GaussianNB", "classes": classes}
     y = [classes[sign] for sign in SIGNS]
     path, twin = await api.make(metadata, recipe), Twin(recipe)
@@ -83,10 +83,10 @@ async def test_probabilities_come_with_their_classes(api: Api, metadata: dict[st
 
 
 @pytest.mark.parametrize("recipe", [CLASSIFIER, REGRESSOR, {"estimator": "MiniBatchKMeans"}])
-async def test_probabilities_where_there_are_none_are_refused(
+async def test_proba_without_probabilities_answers_422(
     api: Api, metadata: dict[str, Any], recipe: dict[str, Any]
 ) -> None:
-    """`proba` of an estimator that gives no probabilities answers 422."""
+    """`proba` for an estimator without probabilities answers 422."""
     path = await api.make(metadata, recipe)
     y = {"SGDClassifier": ["no", "yes"] * 20, "SGDRegressor": NUMBERS}.get(recipe["estimator"])
     await api.learn(path, MATRIX, y)
@@ -95,13 +95,13 @@ async def test_probabilities_where_there_are_none_are_refused(
 
 
 async def test_a_model_without_rows_cannot_predict(api: Api, metadata: dict[str, Any]) -> None:
-    """Before the first learned row a predict answers 409 and says what to do."""
+    """Before the first learned row a prediction answers 409 with instructions."""
     path = await api.make(metadata, REGRESSOR)
     assert "partial_fit" in (await api.post(f"{path}/predict", {"X": [[1.0]]})).problem(409)["detail"]
 
 
-async def test_rows_of_another_width_are_refused(api: Api, metadata: dict[str, Any]) -> None:
-    """Rows wider or narrower than those learned answer 422, and do no harm to others asked at the same time."""
+async def test_rows_of_another_width_are_rejected(api: Api, metadata: dict[str, Any]) -> None:
+    """Rows of another width than the learned ones answer 422, and do not affect concurrent predictions."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, MATRIX, NUMBERS)
     expected = (await api.predict(path, MATRIX))["predictions"]
@@ -112,8 +112,8 @@ async def test_rows_of_another_width_are_refused(api: Api, metadata: dict[str, A
     assert all(reply.of(200)["predictions"] == expected for reply in replies[10:])
 
 
-async def test_who_has_waited_reads_its_own_writes(api: Api, metadata: dict[str, Any]) -> None:
-    """A predict after a waited-for partial_fit is made by a bundle that holds those rows."""
+async def test_a_client_that_waited_reads_its_own_writes(api: Api, metadata: dict[str, Any]) -> None:
+    """A prediction after a partial_fit with wait is made by a bundle that contains those rows."""
     path, twin = await api.make(metadata, REGRESSOR), Twin(REGRESSOR)
     for X, y in zip(MATRIX, NUMBERS, strict=True):
         learned = await api.learn(path, [X], [y])
@@ -123,8 +123,8 @@ async def test_who_has_waited_reads_its_own_writes(api: Api, metadata: dict[str,
         assert answer["predictions"] == twin.predict([X])
 
 
-async def test_unseen_labels_are_all_unknown_alike(api: Api, metadata: dict[str, Any]) -> None:
-    """Labels that were never learned are predicted alike, whatever was asked before."""
+async def test_unseen_labels_are_predicted_alike(api: Api, metadata: dict[str, Any]) -> None:
+    """Labels that were never learned get the same prediction, independent of earlier requests."""
     path = await api.make(metadata, SHOES_RECIPE)
     await api.learn(path, SHOES, NUMBERS)
     answer = await api.predict(path, [["reebok", 2005], ["asics", 2005], ["nike", 2005]])
@@ -132,8 +132,8 @@ async def test_unseen_labels_are_all_unknown_alike(api: Api, metadata: dict[str,
     assert reebok == asics != nike
 
 
-async def test_asking_changes_nothing(stack: Stack, api: Api, metadata: dict[str, Any]) -> None:
-    """Predicting, scoring and asking for probabilities leave every byte of the model in Redis as it was."""
+async def test_predictions_do_not_change_the_model(stack: Stack, api: Api, metadata: dict[str, Any]) -> None:
+    """Predict, proba and score do not change a byte of the model in Redis."""
     recipe = {**SHOES_RECIPE, "estimator": "GaussianNB", "params": {}, "classes": [0, 1]}
     path, y = await api.make(metadata, recipe), [int(sign) for sign in SIGNS]
     await api.learn(path, SHOES, y)
@@ -151,8 +151,8 @@ async def test_asking_changes_nothing(stack: Stack, api: Api, metadata: dict[str
         assert stored(client) == before
 
 
-async def test_a_hundred_questions_at_once_are_all_answered_right(api: Api, metadata: dict[str, Any]) -> None:
-    """Concurrent predicts on several models, of other lengths and widths, each get the answer to their own rows."""
+async def test_concurrent_predictions_are_all_correct(api: Api, metadata: dict[str, Any]) -> None:
+    """Concurrent predictions on several models, with different numbers of rows, each get their own answer."""
     names = ("regressor", "ordinal", "strings", "booleans", "clusterer")
     paths, twins = {}, {}
     for name in names:
@@ -161,10 +161,10 @@ async def test_a_hundred_questions_at_once_are_all_answered_right(api: Api, meta
         await api.learn(paths[name], X, y)
         twins[name].learn(X, y)
     draw = random.Random(3)
-    asked = [(name, draw.choices(CASES[name][1], k=draw.randint(1, 5))) for name in names * 20]
-    answers = await asyncio.gather(*(api.predict(paths[name], X) for name, X in asked))
-    for (name, X), answer in zip(asked, answers, strict=True):
+    requests = [(name, draw.choices(CASES[name][1], k=draw.randint(1, 5))) for name in names * 20]
+    answers = await asyncio.gather(*(api.predict(paths[name], X) for name, X in requests))
+    for (name, X), answer in zip(requests, answers, strict=True):
         expected = twins[name].predict(X)
-        # Asked together they are predicted in one call, where a sum's terms may be added in another order.
+        # Concurrent requests are predicted in one call, which may add the terms of a sum in another order.
         numbers = isinstance(expected[0], float)
         assert answer["predictions"] == (pytest.approx(expected, rel=1e-12) if numbers else expected)

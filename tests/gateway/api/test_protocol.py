@@ -1,4 +1,4 @@
-"""HTTP as such: methods, paths, pipelines, expectations."""
+"""The HTTP protocol: methods, paths, pipelining, expectations."""
 
 import asyncio
 
@@ -12,13 +12,13 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nHost: keepfit\r\n\r\n"
 
 @pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/models/", "/v2", "/v1/../etc/passwd", "/livez%00"])
 async def test_an_unknown_path_is_not_found(api: Api, path: str) -> None:
-    """Where there is nothing, 404 says where to look."""
+    """An unknown path answers 404 with a reference to the OpenAPI document."""
     assert "/openapi.json" in (await api.get(path)).problem(404)["detail"]
 
 
 @pytest.mark.parametrize("path", sorted({route.path for route in ROUTES}))
-async def test_a_method_that_a_path_lacks_names_those_it_has(api: Api, path: str) -> None:
-    """Any other method answers 405, and Allow holds exactly the methods that work."""
+async def test_an_unsupported_method_lists_the_allowed_ones(api: Api, path: str) -> None:
+    """An unsupported method answers 405, and Allow lists exactly the supported ones."""
     methods = {route.method for route in ROUTES if route.path == path}
     allowed = methods | ({"HEAD"} if "GET" in methods else set())
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - methods:
@@ -29,7 +29,7 @@ async def test_a_method_that_a_path_lacks_names_those_it_has(api: Api, path: str
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/v1/models?session=none", "/v1/models/0"])
 async def test_head_is_get_without_a_body(api: Api, path: str) -> None:
-    """HEAD answers what GET does, length and all, but for the body."""
+    """HEAD answers like GET, including the length, without the body."""
     got, headed = await api.get(path), await api.call("HEAD", path)
     assert headed.status == got.status
     assert headed.body == b""
@@ -37,8 +37,8 @@ async def test_head_is_get_without_a_body(api: Api, path: str) -> None:
         assert headed.headers.get(name) == got.headers.get(name)
 
 
-async def test_requests_may_be_sent_ahead(api: Api) -> None:
-    """Pipelined requests are answered one by one, in their order."""
+async def test_requests_can_be_pipelined(api: Api) -> None:
+    """Pipelined requests are answered in their order."""
     data = (
         LIVEZ + b"GET /nope HTTP/1.1\r\nHost: a\r\n\r\n" + LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     )
@@ -47,7 +47,7 @@ async def test_requests_may_be_sent_ahead(api: Api) -> None:
 
 
 async def test_garbage_after_a_request_ends_only_its_connection(api: Api) -> None:
-    """Garbage behind an answered request is answered with 400 and the end of that connection, and no other."""
+    """Garbage after an answered request gets a 400 and closes that connection only."""
     async with connected(api.url) as (reader, writer), connected(api.url) as (other_reader, other_writer):
         async with asyncio.timeout(20):
             for each in (writer, other_writer):
@@ -61,14 +61,14 @@ async def test_garbage_after_a_request_ends_only_its_connection(api: Api) -> Non
 
 
 async def test_garbage_in_the_same_packet_as_a_request_does_not_crash(api: Api) -> None:
-    """A request with garbage right behind it ends in 400; the service serves on."""
+    """A request with garbage in the same packet gets a 400; the gateway still serves."""
     answer = await exchange(api.url, LIVEZ + b"\x00garbage\r\n\r\n")
     Reply.parse(answer[answer.rindex(b"HTTP/1.") :]).problem(400)
     assert (await api.get("/livez")).status == 200
 
 
-async def test_an_expectation_of_100_continue_is_met(api: Api) -> None:
-    """A client that asks first is told to go on, and then answered."""
+async def test_100_continue_is_supported(api: Api) -> None:
+    """A client that expects 100-continue gets it, and then its answer."""
     head = b"POST /v1/models HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
     async with connected(api.url) as (reader, writer), asyncio.timeout(20):
         writer.write(head + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
@@ -78,14 +78,14 @@ async def test_an_expectation_of_100_continue_is_met(api: Api) -> None:
 
 
 @pytest.mark.parametrize("path", [b"/v1/models", b"/nope"])
-async def test_any_other_expectation_fails(api: Api, path: bytes) -> None:
-    """An expectation that HTTP does not know answers 417, as a problem too."""
+async def test_other_expectations_answer_417(api: Api, path: bytes) -> None:
+    """An unknown expectation answers 417 with a problem document."""
     head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nExpect: tea\r\nConnection: close\r\n\r\n" % path
     Reply.parse(await exchange(api.url, head)).problem(417)
 
 
-async def test_an_upgrade_that_nobody_offers_is_ignored(api: Api) -> None:
-    """A request to upgrade to a web socket is answered as plain HTTP."""
+async def test_an_unsupported_upgrade_is_ignored(api: Api) -> None:
+    """A request for an upgrade to WebSocket is answered as plain HTTP."""
     head = LIVEZ[:-2] + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
     async with connected(api.url) as (reader, writer), asyncio.timeout(20):
         writer.write(head)

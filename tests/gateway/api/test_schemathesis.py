@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises, held against a running gateway by data that somebody else makes up."""
+"""A running gateway conforms to its OpenAPI document, tested by schemathesis."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-# The one that deletes has a model of its own, or the others would have none.
+# DELETE has its own model, or the other operations would have none.
 CONFIGURATION = """
 [parameters]
 "path.hash" = "{kept}"
@@ -33,13 +33,13 @@ parameters = {{ "path.hash" = "{deleted}" }}
 EXAMPLES = 12
 
 
-async def test_the_document_is_kept_to(api: Api, metadata: dict[str, Any], tmp_path: Path) -> None:
-    """Examples, values at every bound, and random data right and wrong find no answer that the document lacks."""
+async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any], tmp_path: Path) -> None:
+    """Examples, boundary values and random data, valid and invalid, get documented answers only."""
     kept = await api.make(metadata, REGRESSOR)
     deleted = await api.make({**metadata, "type": "boots"}, REGRESSOR)
-    # Of the width of the document's examples: what is asked shall not depend on how soon a worker has learned those.
+    # The rows have the width of the document's examples, so that no answer depends on when those are learned.
     await api.learn(kept, [[1.0, 2.0], [3.0, 4.0]], [0.5, 1.5])
-    # The document's example goes back to the first version.
+    # The document's example restores version 1.
     (await api.call("POST", f"{kept}/snapshot")).of(201)
     names = {name: path.rpartition("/")[2] for name, path in (("kept", kept), ("deleted", deleted))}
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names))
@@ -50,17 +50,19 @@ async def test_the_document_is_kept_to(api: Api, metadata: dict[str, Any], tmp_p
         "run", f"{api.url}/openapi.json", "--phases", "examples,coverage,fuzzing", "--workers", "1",
         "--max-examples", str(EXAMPLES), "--generation-deterministic",
         "--checks", ",".join(CHECKS), "--warnings", "off", "--report-json-path", str(report),
-        # Not where the tests were started: it would leave its files there.
+        # In the temporary folder, because it writes files.
         cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
-    told = json.loads(report.read_text())
-    # None was left out, and each was found to do its work, too, or all that is proven is that it refuses.
-    rates = {name: sum(phase["accepted"] for phase in phases.values()) for name, phases in told["valid_rates"].items()}
+    results = json.loads(report.read_text())
+    # Every operation was tested, and each succeeded at least once: else only its rejections would be proven.
+    rates = {
+        name: sum(phase["accepted"] for phase in phases.values()) for name, phases in results["valid_rates"].items()
+    }
     assert rates.keys() == {f"{route.method} {route.path}" for route in ROUTES if route.path != "/openapi.json"}
-    # A model is deleted once and then not there: what shows it is that it is gone.
+    # A model can be deleted once only; that it is gone proves the success.
     (await api.get(deleted)).problem(404)
     del rates["DELETE /v1/models/{hash}"]
     assert all(rates.values()), rates

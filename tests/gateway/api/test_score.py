@@ -1,4 +1,4 @@
-"""Scoring by HTTP: scikit-learn's metrics of the predictions that the same bundle gives."""
+"""Scores over HTTP: scikit-learn's metrics for the predictions of the same bundle."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ RNG = np.random.default_rng(11)
 X: list[list[float]] = RNG.normal(size=(30, 2)).tolist()
 NUMBERS = [2 * a - b for a, b in X]
 LABELS = ["yes" if a > b else "no" for a, b in X]
-# Targets that a good model misses now and then.
+# Targets that a good model sometimes misses.
 OTHER_LABELS = LABELS[:20] + ["yes"] * 10
 
 
 async def test_a_regressor_is_scored(api: Api, metadata: dict[str, Any]) -> None:
-    """`max_error`, `mean_absolute_error` and `r2` are scikit-learn's, beside hash, version and rows."""
+    """`max_error`, `mean_absolute_error` and `r2` equal scikit-learn's; hash, version and rows_seen are returned."""
     path = await api.make(metadata, REGRESSOR)
     learned = await api.learn(path, X, NUMBERS)
     predicted = (await api.predict(path, X))["predictions"]
@@ -35,7 +35,7 @@ async def test_a_regressor_is_scored(api: Api, metadata: dict[str, Any]) -> None
 
 
 async def test_one_row_has_no_r2(api: Api, metadata: dict[str, Any]) -> None:
-    """A metric that is not defined for the rows is null."""
+    """A metric that is undefined for the rows is null."""
     path = await api.make(metadata, REGRESSOR)
     await api.learn(path, X, NUMBERS)
     score = (await api.post(f"{path}/score", {"X": X[:1], "y": NUMBERS[:1]})).of(200)
@@ -44,7 +44,7 @@ async def test_one_row_has_no_r2(api: Api, metadata: dict[str, Any]) -> None:
 
 
 async def test_a_classifier_is_scored(api: Api, metadata: dict[str, Any]) -> None:
-    """`accuracy`, `f1` (macro) and `log_loss` are scikit-learn's."""
+    """`accuracy`, `f1` (macro) and `log_loss` equal scikit-learn's."""
     path = await api.make(metadata, {"estimator": "GaussianNB", "classes": ["yes", "no"]})
     learned = await api.learn(path, X, LABELS)
     predicted = await api.predict(path, X, proba=True)
@@ -61,7 +61,7 @@ async def test_a_classifier_is_scored(api: Api, metadata: dict[str, Any]) -> Non
 
 
 async def test_a_classifier_without_probabilities_has_no_log_loss(api: Api, metadata: dict[str, Any]) -> None:
-    """Where the estimator gives no probabilities, `log_loss` is null and the others are there."""
+    """For an estimator without probabilities `log_loss` is null and the other metrics are present."""
     path = await api.make(metadata, CLASSIFIER)
     await api.learn(path, X, LABELS)
     score = (await api.post(f"{path}/score", {"X": X, "y": LABELS})).of(200)
@@ -82,7 +82,7 @@ async def test_a_classifier_without_probabilities_has_no_log_loss(api: Api, meta
 async def test_a_score_needs_the_target_of_the_estimator(
     api: Api, metadata: dict[str, Any], recipe: dict[str, Any], document: dict[str, Any], reason: str
 ) -> None:
-    """Rows without the target that the estimator learns from answer 422 and why."""
+    """Rows without the target that the estimator needs answer 422 with the reason."""
     path = await api.make(metadata, recipe)
     y = {"SGDRegressor": NUMBERS, "SGDClassifier": LABELS}.get(recipe["estimator"])
     await api.learn(path, X, y)

@@ -1,4 +1,4 @@
-"""Rows that come as tables: npy and Arrow over HTTP, up to large ones."""
+"""Rows as tables: npy and Arrow over HTTP, small and large."""
 
 import asyncio
 import gzip
@@ -30,14 +30,14 @@ GZIP = {"Content-Encoding": "gzip"}
 
 
 def npy(values: Any) -> bytes:
-    """An array as numpy saves it."""
+    """Return an array in numpy's format."""
     file = io.BytesIO()
     np.save(file, np.asarray(values))
     return file.getvalue()
 
 
 def arrow(**columns: Any) -> bytes:
-    """Columns as pyarrow writes a stream of them."""
+    """Return columns as an Arrow stream."""
     table = pa.table(columns)
     file = io.BytesIO()
     with pa.ipc.new_stream(file, table.schema) as writer:
@@ -45,8 +45,8 @@ def arrow(**columns: Any) -> bytes:
     return file.getvalue()
 
 
-async def test_arrays_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
-    """npy bodies, plain and gzip, do what the same rows do as lists, and probabilities come by query parameter."""
+async def test_npy_arrays_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
+    """npy bodies, plain and gzip, equal the same rows as lists; a query parameter requests probabilities."""
     recipe = {**CLASSIFIER, "params": {"loss": "log_loss"}, "classes": [0, 1]}
     path, twin = await api.make(metadata, recipe), Twin(recipe)
     X, y = [[0.5, 1.0], [2.0, 3.0], [4.0, 0.0]], [0, 1, 1]
@@ -65,8 +65,8 @@ async def test_arrays_are_learned_predicted_and_scored(api: Api, metadata: dict[
     assert scored == (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
 
 
-async def test_streams_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
-    """Arrow bodies do what the same rows do as lists."""
+async def test_arrow_streams_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
+    """Arrow bodies equal the same rows as lists."""
     path, twin = await api.make(metadata, SHOES_RECIPE), Twin(SHOES_RECIPE)
     columns = {"year": [2001, 2002], "make": pa.array(["nike", "puma"]).dictionary_encode()}
     X, y = [["nike", 2001], ["puma", 2002]], [4.0, 5.0]
@@ -103,30 +103,30 @@ async def test_streams_are_learned_predicted_and_scored(api: Api, metadata: dict
         (422, "partial_fit", arrow(a=[1, None], y=[1, 2]), ARROW),
     ],
 )
-async def test_tables_that_are_refused(
+async def test_invalid_tables(
     api: Api, metadata: dict[str, Any], status: int, call: str, data: bytes, headers: dict[str, str]
 ) -> None:
-    """Damaged, too wide and wrong tables are answered like wrong JSON, and nothing of them is learned."""
+    """Damaged, too wide and invalid tables are answered like invalid JSON, and none of their rows is learned."""
     path = await api.make(metadata, REGRESSOR)
     (await api.call("POST", f"{path}/{call}", data=io.BytesIO(data), headers=headers)).problem(status)
     assert (await api.model(path))["inbox"] == 0
 
 
-async def test_a_table_has_no_place_for_metadata(api: Api) -> None:
-    """The calls by metadata answer 415 to a table, and where to send it."""
+async def test_tables_by_metadata_answer_415(api: Api) -> None:
+    """A table sent by metadata answers 415 with the right path."""
     for call in ("partial_fit", "predict", "score"):
         problem = (await api.call("POST", f"/v1/{call}", data=npy([[1.0, 2.0]]), headers=NPY)).problem(415)
         assert "/v1/models/{hash}/" in problem["detail"]
 
 
-async def test_a_gateway_without_arrow_says_what_to_install(
-    lonely: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+async def test_a_gateway_without_pyarrow_names_the_extra(
+    workerless: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where pyarrow is not installed, Arrow bodies answer 415 and name the extra."""
+    """Without pyarrow an Arrow body answers 415 and names the extra to install."""
     monkeypatch.setattr(frames, "AVAILABLE", False)
-    path = await lonely.make(metadata, REGRESSOR)
-    refused = await lonely.call("POST", f"{path}/partial_fit", data=arrow(a=[1], y=[1]), headers=ARROW)
-    assert "keepfit[frames]" in refused.problem(415)["detail"]
+    path = await workerless.make(metadata, REGRESSOR)
+    rejected = await workerless.call("POST", f"{path}/partial_fit", data=arrow(a=[1], y=[1]), headers=ARROW)
+    assert "keepfit[frames]" in rejected.problem(415)["detail"]
 
 
 BLOCK = np.linspace(-1, 1, 1 << 17).tobytes()
@@ -134,7 +134,7 @@ BLOCKS = 30
 
 
 async def blocks(head: bytes) -> AsyncIterator[bytes]:
-    """Yield a body of 30 MiB, of which the sender never has more than one."""
+    """Yield a body of 30 MiB, of which the sender holds one MiB at a time."""
     yield head
     for _ in range(BLOCKS):
         yield BLOCK
@@ -142,16 +142,16 @@ async def blocks(head: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("form", [schemas.PartialFit, schemas.Predict])
 async def test_a_large_array_is_never_in_memory_twice(form: type[schemas.Form]) -> None:
-    """From the socket to rows, 30 MiB of float64 take little more than themselves."""
+    """From the socket to shaped rows, 30 MiB of float64 use less than 1.5 times their size."""
     shaped: list[Rows] = []
     recipe = parse({"estimator": "SGDRegressor"})
 
     async def handler(request: web.Request) -> web.Response:
         body = await bodies.read(request, Settings(), rows_body.TABLES)
-        sent = await asyncio.to_thread(rows_body.parse_table, body, form, rows_body.NPY, "0" * 64)
+        rows = await asyncio.to_thread(rows_body.parse_table, body, form, rows_body.NPY, "0" * 64)
         del body
         learning = form is schemas.PartialFit
-        shaped.append(await run_in_thread_if_large(sent.size, sent.shape, recipe, learning=learning))
+        shaped.append(await run_in_thread_if_large(rows.size, rows.shape, recipe, learning=learning))
         return web.Response()
 
     head = npy(np.empty((1, 8))).replace(b"(1, 8), }     ", b"(%d, 8), }" % (BLOCKS * len(BLOCK) // 64))[:128]

@@ -130,7 +130,7 @@ async def test_invalid_http_needs_no_key(guarded: Api) -> None:
     Reply.parse(answer).problem(400)
 
 
-async def test_the_openapi_document_names_the_scopes(guarded: Api, lonely: Api) -> None:
+async def test_the_openapi_document_names_the_scopes(guarded: Api, workerless: Api) -> None:
     """The OpenAPI document of a gateway with keys names the scope of each operation; without keys it names none."""
     document = (await guarded.get("/openapi.json")).of(200)
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
@@ -138,7 +138,7 @@ async def test_the_openapi_document_names_the_scopes(guarded: Api, lonely: Api) 
         operation = document["paths"][route.path][route.method.lower()]
         assert operation["security"] == ([] if route.needs == OPEN else [{"key": [route.needs]}])
         assert ({"401", "403", "429"} <= operation["responses"].keys()) is (route.needs != OPEN)
-    plain = (await lonely.get("/openapi.json")).of(200)
+    plain = (await workerless.get("/openapi.json")).of(200)
     assert "security" not in str(plain)
 
 
@@ -383,15 +383,15 @@ async def test_a_response_has_the_request_id_of_the_client(
     ("method", "where", "status"),
     [("GET", "/livez", 200), ("GET", "/nowhere", 404), ("PUT", "/livez", 405), ("GET", "/v1/models/x", 400)],
 )
-async def test_every_kind_of_response_has_an_id(lonely: Api, method: str, where: str, status: int) -> None:
+async def test_every_kind_of_response_has_an_id(workerless: Api, method: str, where: str, status: int) -> None:
     """Successes, unknown routes, wrong methods and errors carry the request id."""
-    reply = await lonely.call(method, where, headers={"X-Request-ID": "mine"})
+    reply = await workerless.call(method, where, headers={"X-Request-ID": "mine"})
     assert (reply.status, reply.headers["X-Request-ID"]) == (status, "mine")
 
 
-async def test_a_response_to_invalid_http_has_an_id(lonely: Api) -> None:
+async def test_a_response_to_invalid_http_has_an_id(workerless: Api) -> None:
     """The response to invalid HTTP has an id that the gateway minted."""
-    reply = Reply.parse(await exchange(lonely.url, b"nonsense\r\n\r\n"))
+    reply = Reply.parse(await exchange(workerless.url, b"nonsense\r\n\r\n"))
     reply.problem(400)
     assert reply.headers["X-Request-ID"]
 
@@ -413,9 +413,9 @@ async def test_a_log_line_has_the_request_id(
     assert failed == [f"from-{len(path_headers['Content-Type'])}" for path_headers in (FAST, REGULAR)]
 
 
-async def test_request_ids_of_one_connection_are_independent(lonely: Api) -> None:
+async def test_request_ids_of_one_connection_are_independent(workerless: Api) -> None:
     """A request without an id, after one with an id on the same connection, gets an id of its own."""
-    async with connected(lonely.url) as (reader, writer), asyncio.timeout(30):
+    async with connected(workerless.url) as (reader, writer), asyncio.timeout(30):
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: first\r\n\r\n")
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         data = await reader.read()

@@ -1,4 +1,4 @@
-"""GET /v1/history: documents by time, points of their numbers, and what is refused."""
+"""GET /v1/history: documents by time, aggregated points, and invalid queries."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ COUNT = 6
 
 @pytest.fixture
 async def timeline(settings: Settings) -> AsyncIterator[Timeline]:
-    """Open the timeline of the lonely gateway, with some documents a minute apart."""
+    """Open the timeline of the gateway in this process, with documents one minute apart."""
     async with Timeline.open(settings.mongo_url.get_secret_value()) as opened:
         await opened.bulk_upsert(
             {"type": "vote", "timestamp": NOON + 60 * n, "n": n, "brand": ("nike", "puma")[n % 2], "limit": "x"}
@@ -26,11 +26,11 @@ async def timeline(settings: Settings) -> AsyncIterator[Timeline]:
 
 
 @pytest.mark.usefixtures("timeline")
-async def test_documents_are_asked_for_by_time(lonely: Api) -> None:
-    """Each parameter does what its name says; any other is a key of metadata, whose text may mean a number."""
+async def test_documents_are_queried_by_time(workerless: Api) -> None:
+    """Each parameter filters as documented; any other is a metadata key, whose value may be a number."""
 
     async def numbers(**query: str) -> list[int]:
-        answer = (await lonely.get("/v1/history", type="vote", **query)).of(200)
+        answer = (await workerless.get("/v1/history", type="vote", **query)).of(200)
         assert answer.keys() == {"documents"}
         return [document["n"] for document in answer["documents"]]
 
@@ -43,16 +43,16 @@ async def test_documents_are_asked_for_by_time(lonely: Api) -> None:
     assert await numbers(brand="puma", n="3") == [3]
     assert await numbers(n='{"$gt": 0}') == await numbers(**{"$where": "true"}) == []
     assert await numbers(hash="0" * 64) == []
-    first = (await lonely.get("/v1/history", n="0")).of(200)["documents"]
+    first = (await workerless.get("/v1/history", n="0")).of(200)["documents"]
     assert first == [{"type": "vote", "timestamp": NOON, "n": 0, "brand": "nike", "limit": "x"}]
 
 
 @pytest.mark.usefixtures("timeline")
-async def test_points_are_asked_for_with_every(lonely: Api) -> None:
-    """With `every` there are points: time and value, and the group's value where they are grouped."""
+async def test_points_are_queried_with_every(workerless: Api) -> None:
+    """With `every` the answer has points: time and value, and the group if they are grouped."""
 
     async def points(**query: str) -> list[dict[str, Any]]:
-        answer = (await lonely.get("/v1/history", type="vote", **query)).of(200)
+        answer = (await workerless.get("/v1/history", type="vote", **query)).of(200)
         assert answer.keys() == {"points"}
         return list(answer["points"])
 
@@ -84,15 +84,15 @@ async def test_points_are_asked_for_with_every(lonely: Api) -> None:
         ("limit=1000&page=101", 422),
     ],
 )  # fmt: skip
-async def test_what_is_no_question_is_refused(api: Api, query: str, status: int) -> None:
-    """Parameters without their form are 400, those that ask for too much or nothing 422, before MongoDB is asked."""
+async def test_invalid_queries_are_rejected(api: Api, query: str, status: int) -> None:
+    """Malformed parameters answer 400, queries for too much or for nothing 422, before MongoDB is queried."""
     (await api.call("GET", f"/v1/history?{query}")).problem(status)
 
 
-async def test_mongo_away_is_503(settings: Settings) -> None:
-    """Without MongoDB the answer is a 503 that says so and when to come again."""
-    away = settings.model_copy(update={"mongo_url": type(settings.mongo_url)("mongodb://127.0.0.1:1/keepfit")})
-    async with serving(away) as api:
+async def test_unavailable_mongodb_answers_503(settings: Settings) -> None:
+    """While MongoDB is unavailable the answer is a 503 with Retry-After."""
+    unreachable = settings.model_copy(update={"mongo_url": type(settings.mongo_url)("mongodb://127.0.0.1:1/keepfit")})
+    async with serving(unreachable) as api:
         answer = await api.get("/v1/history", type="vote")
         assert "MongoDB is unavailable" in answer.problem(503)["detail"]
         assert answer.headers["Retry-After"] == "1"

@@ -1,4 +1,4 @@
-"""Changing parameters by HTTP: checked before, made in order with the rows, kept, and told of."""
+"""Changing parameters over HTTP: checked first, applied in order with the rows, and stored."""
 
 import asyncio
 from typing import Any
@@ -9,16 +9,16 @@ from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin, eve
 
 ROWS = [[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]]
 SIZES = [1.0, -2.0, 3.0]
-NOT_NOW = {"Prefer": "wait=0"}
+NO_WAIT = {"Prefer": "wait=0"}
 
 
 async def patch(api: Api, path: str, params: Any, **headers: str) -> Any:
-    """Change parameters, and wait until it is done."""
+    """Change parameters and wait for the commit."""
     return (await api.call("PATCH", path, {"params": params}, headers={**WAIT, **headers})).of(200)
 
 
-async def test_a_change_counts_from_its_place_on(api: Api, metadata: dict[str, Any]) -> None:
-    """The answer is the model with the recipe in force; what is learned after it is learned by the new values."""
+async def test_a_change_applies_from_its_sequence_on(api: Api, metadata: dict[str, Any]) -> None:
+    """The answer has the recipe in force; rows after the change are learned with the new values."""
     path, twin = await api.make(metadata, REGRESSOR), Twin(REGRESSOR)
     await api.learn(path, ROWS, SIZES)
     twin.learn(ROWS, SIZES)
@@ -39,7 +39,7 @@ async def test_a_change_counts_from_its_place_on(api: Api, metadata: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("params", "words"),
+    ("params", "reason"),
     [
         ({}, "names no parameter"),
         ({"alfa": 1}, "there is no 'alfa'"),
@@ -53,35 +53,35 @@ async def test_a_change_counts_from_its_place_on(api: Api, metadata: dict[str, A
         ({"estimator__alpha": 1}, "there is no 'estimator__alpha'"),
     ],
 )  # fmt: skip
-async def test_what_is_wrong_is_said_and_changes_nothing(lonely: Api, params: Any, words: str) -> None:
-    """A change that the recipe could not have been posted with, or that comes to nothing, is refused with a 422."""
-    path = (await lonely.post("/v1/models", {"metadata": {"type": "wrong"}, "recipe": CLASSIFIER})).json()["hash"]
+async def test_an_invalid_change_is_rejected(workerless: Api, params: Any, reason: str) -> None:
+    """A change that would make the recipe invalid, or has no effect, answers 422 and changes nothing."""
+    path = (await workerless.post("/v1/models", {"metadata": {"type": "wrong"}, "recipe": CLASSIFIER})).json()["hash"]
     path = f"/v1/models/{path}"
-    before = await lonely.model(path)
-    assert words in (await lonely.call("PATCH", path, {"params": params})).problem(422)["detail"]
-    assert await lonely.model(path) == before
+    before = await workerless.model(path)
+    assert reason in (await workerless.call("PATCH", path, {"params": params})).problem(422)["detail"]
+    assert await workerless.model(path) == before
 
 
-async def test_a_change_that_waits_is_accepted_once(lonely: Api, metadata: dict[str, Any]) -> None:
-    """Without a worker the answer is 202 with its sequence; a repeat by key gets it again, another body a 422."""
-    path = await lonely.make(metadata, REGRESSOR)
-    headers = {**NOT_NOW, "Idempotency-Key": "once"}
+async def test_a_pending_change_is_accepted_once(workerless: Api, metadata: dict[str, Any]) -> None:
+    """Without a worker the answer is 202 with the sequence; a repeat by key gets the same, another body a 422."""
+    path = await workerless.make(metadata, REGRESSOR)
+    headers = {**NO_WAIT, "Idempotency-Key": "once"}
     for _ in range(2):
-        accepted = (await lonely.call("PATCH", path, {"params": {"alpha": 1}}, headers=headers)).of(202)
+        accepted = (await workerless.call("PATCH", path, {"params": {"alpha": 1}}, headers=headers)).of(202)
         assert accepted == {"hash": path.rpartition("/")[2], "sequence": 1, "generation": 1, "version": 0}
-    other = await lonely.call("PATCH", path, {"params": {"alpha": 2}}, headers=headers)
+    other = await workerless.call("PATCH", path, {"params": {"alpha": 2}}, headers=headers)
     assert other.problem(422)["type"].endswith(":idempotency")
-    # It is no row, so any width may follow; and it is not in force before it is made.
-    assert (await lonely.post(f"{path}/partial_fit", {"X": [[1.0, 2.0]], "y": [1.0]})).of(202)["sequence"] == 2
-    assert (await lonely.call("PATCH", path, {"params": {"alpha": 3}}, headers=NOT_NOW)).of(202)["sequence"] == 3
-    model = await lonely.model(path)
+    # A change fixes no width, and it is not in force before its commit.
+    assert (await workerless.post(f"{path}/partial_fit", {"X": [[1.0, 2.0]], "y": [1.0]})).of(202)["sequence"] == 2
+    assert (await workerless.call("PATCH", path, {"params": {"alpha": 3}}, headers=NO_WAIT)).of(202)["sequence"] == 3
+    model = await workerless.model(path)
     assert (model["inbox"], model["recipe"]["params"]) == (3, {})
-    assert (await lonely.call("PATCH", path, {"alpha": 1})).problem(400)
-    assert (await lonely.call("PATCH", "/v1/models/" + "0" * 64, {"params": {"alpha": 1}})).problem(404)
+    assert (await workerless.call("PATCH", path, {"alpha": 1})).problem(400)
+    assert (await workerless.call("PATCH", "/v1/models/" + "0" * 64, {"params": {"alpha": 1}})).problem(404)
 
 
-async def test_a_model_never_taught_can_be_changed(api: Api, metadata: dict[str, Any]) -> None:
-    """A change before the first row is kept, and the first rows are learned by it."""
+async def test_a_model_without_rows_can_be_changed(api: Api, metadata: dict[str, Any]) -> None:
+    """A change before the first row is stored, and the first rows are learned with it."""
     path, twin = await api.make(metadata, REGRESSOR), Twin({**REGRESSOR, "params": {"eta0": 0.5}})
     assert (await patch(api, path, {"eta0": 0.5}))["rows_seen"] == 0
     assert (await api.post(f"{path}/predict", {"X": ROWS})).problem(409)
@@ -90,8 +90,8 @@ async def test_a_model_never_taught_can_be_changed(api: Api, metadata: dict[str,
     assert (await api.predict(path, ROWS))["predictions"] == twin.predict(ROWS)
 
 
-async def test_a_change_that_cannot_be_made_is_put_aside(api: Api, metadata: dict[str, Any]) -> None:
-    """Weights of a label that has not come yet: 422 with the reason, kept aside, and made when it is retried."""
+async def test_a_change_that_fails_is_put_aside(api: Api, metadata: dict[str, Any]) -> None:
+    """Weights of a label that is not known yet answer 422; the change is put aside and succeeds when retried."""
     recipe = {"estimator": "SGDClassifier", "classes": ["yes"]}
     path, weights = await api.make(metadata, recipe), {"class_weight": {"yes": 2, "maybe": 0}}
     await api.learn(path, ROWS, ["yes", "yes", "yes"])
@@ -103,14 +103,14 @@ async def test_a_change_that_cannot_be_made_is_put_aside(api: Api, metadata: dic
     await api.learn(path, ROWS, ["yes", "maybe", "maybe"])
     (await api.post(f"{path}/dead/retry", {})).of(202)
 
-    async def made() -> bool:
+    async def changed() -> bool:
         return bool((await api.model(path))["recipe"]["params"] == weights)
 
-    await eventually(made, "the change")
+    await eventually(changed, "the change")
 
 
-async def test_a_recipe_may_be_posted_again_as_it_was_and_as_it_is(api: Api, metadata: dict[str, Any]) -> None:
-    """A service that posts its recipe at every start gets its model, changed or not; another recipe is a conflict."""
+async def test_a_recipe_can_be_posted_again_as_created_or_as_changed(api: Api, metadata: dict[str, Any]) -> None:
+    """A recipe as created or as changed returns the model; another recipe answers 409."""
     path = await api.make(metadata, {**REGRESSOR, "params": {"alpha": 1}})
     await patch(api, path, {"alpha": 2})
     for alpha, status in ((1, 200), (2, 200), (2.0, 200)):
@@ -120,8 +120,8 @@ async def test_a_recipe_may_be_posted_again_as_it_was_and_as_it_is(api: Api, met
     assert (await api.post("/v1/models", other)).problem(409)
 
 
-async def test_no_prediction_from_before_is_given_after(api: Api, metadata: dict[str, Any]) -> None:
-    """A change is a version: what was kept of an earlier one is not given out, by cache or by ETag."""
+async def test_predictions_from_before_a_change_are_not_reused(api: Api, metadata: dict[str, Any]) -> None:
+    """A change is a new version: predictions of earlier versions are not reused by cache or ETag."""
     path = await api.make(metadata, {"estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [4]}})
     await api.learn(path, ROWS, SIZES)
     question = {"X": ROWS}
@@ -134,10 +134,8 @@ async def test_no_prediction_from_before_is_given_after(api: Api, metadata: dict
 
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
-async def test_changes_and_rows_of_one_client_keep_their_order(
-    api: Api, metadata: dict[str, Any], updates: str
-) -> None:
-    """Rows and changes that wait together are learned and made in the order of their sequence."""
+async def test_changes_and_rows_keep_their_order(api: Api, metadata: dict[str, Any], updates: str) -> None:
+    """Rows and changes that are pending together are applied in order of their sequence."""
     recipe = {**REGRESSOR, "updates": updates}
     path, twin = await api.make(metadata, recipe), Twin(recipe)
     sent: list[Any] = []
@@ -145,7 +143,7 @@ async def test_changes_and_rows_of_one_client_keep_their_order(
     async def send(number: int) -> None:
         if number % 5 == 4:
             params = {"alpha": number / 100, "fit_intercept": bool(number % 2)}
-            reply = await api.call("PATCH", path, {"params": params}, headers=NOT_NOW)
+            reply = await api.call("PATCH", path, {"params": params}, headers=NO_WAIT)
             sent.append((reply.of(202)["sequence"], params))
         else:
             rows = {"X": ROWS[number % 3 :], "y": SIZES[number % 3 :]}

@@ -1,4 +1,4 @@
-"""A model's snapshots over REST: made now, listed, put back."""
+"""Snapshots over HTTP: create, list, restore."""
 
 import asyncio
 import uuid
@@ -19,8 +19,8 @@ HISTORY = {
 
 
 @pytest.fixture
-async def taught(api: Api) -> tuple[str, list[Any]]:
-    """Make a model that is saved after each of three versions; return its path and what it predicted at each."""
+async def saved(api: Api) -> tuple[str, list[Any]]:
+    """Create a model with a snapshot of each of three versions; return its path and the predictions of each."""
     path = await api.make({"type": "shoes", "session": uuid.uuid4().hex}, SHOES_RECIPE)
     predictions = []
     for number in range(1, 4):
@@ -32,9 +32,9 @@ async def taught(api: Api) -> tuple[str, list[Any]]:
     return path, predictions
 
 
-async def test_a_snapshot_is_made_now_and_listed(api: Api, taught: tuple[str, list[Any]]) -> None:
-    """A snapshot call answers with the history document, also where that version is saved already; all are listed."""
-    path, _ = taught
+async def test_a_snapshot_is_created_and_listed(api: Api, saved: tuple[str, list[Any]]) -> None:
+    """A snapshot answers with its history document, also if that version is already saved; all are listed."""
+    path, _ = saved
     again = (await api.call("POST", f"{path}/snapshot")).of(201)
     listed = (await api.get(f"{path}/snapshots")).of(200)
     assert [one["version"] for one in listed["snapshots"]] == [3, 2, 1]
@@ -47,9 +47,9 @@ async def test_a_snapshot_is_made_now_and_listed(api: Api, taught: tuple[str, li
     assert rest["next"] is None
 
 
-async def test_an_older_version_is_put_back(api: Api, taught: tuple[str, list[Any]]) -> None:
-    """A live model goes back to the version that is named: its state, its predictions; then it learns on from there."""
-    path, predictions = taught
+async def test_an_older_version_is_restored(api: Api, saved: tuple[str, list[Any]]) -> None:
+    """A live model is rewound to the named version, with its state and predictions, and learns on from there."""
+    path, predictions = saved
     answer = (await api.post(f"{path}/restore", {"version": 1})).of(200)
     assert (answer["version"], answer["rows_seen"], answer["sequence"], answer["rows_forgotten"]) == (1, 2, 1, 4)
     assert (answer["restored"], answer["damaged"], answer["snapshot"]["version"]) == (True, 0, 1)
@@ -62,13 +62,13 @@ async def test_an_older_version_is_put_back(api: Api, taught: tuple[str, list[An
     assert (again["restored"], again["generation"]) == (False, answer["generation"])
     learned = await api.learn(path, SHOES, [2.0, 2.0])
     assert (learned["version"], learned["rows_seen"], learned["sequence"]) == (2, 4, 4)
-    # The same rows in the same order: it is as if the later versions had never been.
+    # With the same rows in the same order the result is the same as before the rewind.
     assert (await api.predict(path, SHOES))["predictions"] == predictions[1]
 
 
-async def test_a_time_is_put_back(api: Api, taught: tuple[str, list[Any]]) -> None:
-    """The newest snapshot not later than a time is put back, in seconds or ISO 8601; before all there is none."""
-    path, predictions = taught
+async def test_a_snapshot_is_restored_by_time(api: Api, saved: tuple[str, list[Any]]) -> None:
+    """The newest snapshot not later than a time is restored; a time before all snapshots answers 404."""
+    path, predictions = saved
     times = [one["timestamp"] for one in (await api.get(f"{path}/snapshots")).of(200)["snapshots"]]
     answer = (await api.post(f"{path}/restore", {"at": times[1]})).of(200)
     assert answer["version"] == 2
@@ -78,9 +78,9 @@ async def test_a_time_is_put_back(api: Api, taught: tuple[str, list[Any]]) -> No
     assert (await api.model(path))["version"] == 2
 
 
-async def test_newer_learning_is_kept_where_nothing_is_named(api: Api, taught: tuple[str, list[Any]]) -> None:
-    """A restore that names nothing leaves a live model as it is: a 409 where it has learned since its snapshot."""
-    path, _ = taught
+async def test_a_restore_without_a_version_keeps_newer_rows(api: Api, saved: tuple[str, list[Any]]) -> None:
+    """A restore without version or time keeps a live model, and answers 409 if it has learned since its snapshot."""
+    path, _ = saved
     same = (await api.call("POST", f"{path}/restore")).of(200)
     assert (same["restored"], same["version"]) == (False, 3)
     await api.learn(path, SHOES, [9.0, 9.0])
@@ -89,9 +89,9 @@ async def test_newer_learning_is_kept_where_nothing_is_named(api: Api, taught: t
     assert (await api.model(path))["version"] == 4
 
 
-async def test_rows_accepted_while_a_model_goes_back_are_learned_once(api: Api, taught: tuple[str, list[Any]]) -> None:
-    """Every 202 given around a return is learned, before it or on top of it; a repeated key learns nothing twice."""
-    path, _ = taught
+async def test_rows_accepted_during_a_rewind_are_learned_once(api: Api, saved: tuple[str, list[Any]]) -> None:
+    """Every request accepted around a rewind is learned before or after it; a repeated key learns nothing twice."""
+    path, _ = saved
     key = {"Idempotency-Key": uuid.uuid4().hex}
     body = {"X": SHOES, "y": [1.0, 2.0]}
     first = (await api.post(f"{path}/partial_fit", body, key)).of(202)
@@ -118,13 +118,13 @@ async def test_rows_accepted_while_a_model_goes_back_are_learned_once(api: Api, 
     [({"version": 0}, 400), ({"version": "1"}, 400), ({"at": "yesterday, perhaps"}, 400), ({"when": 1}, 400)],
     ids=["zero", "text", "no time", "unknown"],
 )
-async def test_what_is_no_wish_is_refused(api: Api, body: Any, status: int) -> None:
-    """A form that names no version or time is a 400, before any model is looked for."""
+async def test_invalid_restore_forms_are_rejected(api: Api, body: Any, status: int) -> None:
+    """An invalid version or time answers 400, before the model is looked up."""
     (await api.post(f"/v1/models/{'0' * 64}/restore", body)).problem(status)
 
 
-async def test_unknown_models_and_pages(api: Api) -> None:
-    """Where there is no such model each call is a 404; a model that never learned has nothing to save."""
+async def test_unknown_models_and_invalid_pages(api: Api) -> None:
+    """A missing model answers 404, and a model without rows 409 for a snapshot."""
     for method, call in (("POST", "snapshot"), ("GET", "snapshots"), ("POST", "restore")):
         (await api.call(method, f"/v1/models/{'0' * 64}/{call}")).problem(404)
     path = await api.make({"type": "shoes", "session": uuid.uuid4().hex}, SHOES_RECIPE)
@@ -134,8 +134,8 @@ async def test_unknown_models_and_pages(api: Api) -> None:
         (await api.get(f"{path}/snapshots", **wrong)).problem(400)
 
 
-def test_they_need_what_other_calls_of_operators_need() -> None:
-    """Making and putting back take the scope of operators, listing that of readers."""
+def test_scopes_of_snapshot_routes() -> None:
+    """Creating and restoring need the scope `admin`, listing needs `read`."""
     scopes = {
         (r.method, r.path.rpartition("/")[2]): r.needs for r in ROUTES if "snapshot" in r.path or "restore" in r.path
     }

@@ -1,4 +1,4 @@
-"""Waiting for a commit: whatever is heard in whatever order, a waiter is told of its rows."""
+"""Waiting for a commit: messages in any order give the waiter the right result."""
 
 import asyncio
 
@@ -9,11 +9,11 @@ from keepfit_gateway.learning.commit_feed import Commit, Watch, wait_until_learn
 
 BEFORE, AFTER = Commit(1, 4, 10, 40), Commit(1, 5, 11, 44)
 DELETED = Commit(1, -1, 0, 0)
-NOT_AT_ALL_S, LONG_S = 0.0, 30.0
+NO_WAIT_S, LONG_S = 0.0, 30.0
 
 
-async def test_a_waiter_hears_of_the_commit_that_holds_its_rows() -> None:
-    """A commit up to another sequence goes by; the one that reaches the waiter's is the answer."""
+async def test_a_waiter_receives_the_commit_that_contains_its_rows() -> None:
+    """A commit below the sequence of the request is ignored; the first one that reaches it is the result."""
     watch = Watch()
     waiting = asyncio.create_task(wait_until_learned(watch, 1, 11, LONG_S))
     for commit in (BEFORE, AFTER):
@@ -23,37 +23,37 @@ async def test_a_waiter_hears_of_the_commit_that_holds_its_rows() -> None:
     assert await waiting == AFTER
 
 
-async def test_what_is_heard_late_does_not_undo_what_was_heard() -> None:
-    """A state that was read before a commit, and arrives after it, hides nothing."""
+async def test_a_late_older_state_is_ignored() -> None:
+    """A state that was read before a commit and arrives after it does not replace it."""
     watch = Watch()
     watch.observe(AFTER)
     watch.observe(BEFORE)
-    assert await wait_until_learned(watch, 1, 11, NOT_AT_ALL_S) == AFTER
+    assert await wait_until_learned(watch, 1, 11, NO_WAIT_S) == AFTER
     watch.observe(DELETED)
     watch.observe(BEFORE)
     with pytest.raises(NotFoundError):
-        await wait_until_learned(watch, 1, 12, NOT_AT_ALL_S)
+        await wait_until_learned(watch, 1, 12, NO_WAIT_S)
 
 
-async def test_a_commit_of_another_generation_is_no_answer() -> None:
-    """Sequences of a model that was made again are not those of its predecessor."""
+async def test_a_commit_of_another_generation_is_ignored() -> None:
+    """Sequences of a new generation say nothing about requests of the old one."""
     watch = Watch()
     watch.observe(Commit(2, 9, 99, 400))
-    assert await wait_until_learned(watch, 1, 11, NOT_AT_ALL_S) is None
+    assert await wait_until_learned(watch, 1, 11, NO_WAIT_S) is None
 
 
-async def test_rows_put_aside_are_told_even_after_later_commits() -> None:
-    """The reason outlasts the commits after it, until nobody waits any more."""
+async def test_a_dead_letter_is_reported_after_later_commits() -> None:
+    """The reason of a dead letter is available after later commits, while the model is watched."""
     watch = Watch()
     watch.observe(Commit(1, 5, 11, 44, "ValueError: no"))
     watch.observe(Commit(1, 6, 12, 48))
     with pytest.raises(LearningError, match="ValueError: no"):
-        await wait_until_learned(watch, 1, 11, NOT_AT_ALL_S)
-    assert await wait_until_learned(watch, 1, 12, NOT_AT_ALL_S) == Commit(1, 6, 12, 48)
+        await wait_until_learned(watch, 1, 11, NO_WAIT_S)
+    assert await wait_until_learned(watch, 1, 12, NO_WAIT_S) == Commit(1, 6, 12, 48)
 
 
-async def test_the_end_of_the_gateway_ends_the_wait() -> None:
-    """A waiter is sent home, unless its rows are learned by then."""
+async def test_shutdown_ends_the_wait() -> None:
+    """A waiter is released on shutdown, with the commit if its rows are learned by then."""
     watch = Watch()
     waiting = asyncio.create_task(wait_until_learned(watch, 1, 11, LONG_S))
     await asyncio.sleep(0)

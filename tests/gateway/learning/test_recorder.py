@@ -1,4 +1,4 @@
-"""The row log as gateways write it: nothing is answered before it is there, and what was refused can be sent again."""
+"""The row log as gateways write it: no answer before a request is logged; rejected requests can be repeated."""
 
 import asyncio
 import threading
@@ -48,8 +48,8 @@ def fit(api: Api, path: str, key: str = "", **document: Any) -> "asyncio.Task[Re
     return asyncio.create_task(api.post(f"{path}/partial_fit", document or ROWS, headers))
 
 
-def found(settings: Settings, path: str) -> list[Call]:
-    """All calls of a model that are in the log, in order."""
+def logged_calls(settings: Settings, path: str) -> list[Call]:
+    """Return all calls of a model in the log, in order."""
     log = open_log(settings.row_log_url)
     assert log is not None
     calls = log.view().calls(path.rpartition("/")[2], None)
@@ -57,8 +57,8 @@ def found(settings: Settings, path: str) -> list[Call]:
 
 
 @contextmanager
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Hold up writes to the log until the block gives so many of them free."""
+def blocked_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Block writes to the log; the yielded function releases a number of them."""
     gate, write = threading.Semaphore(0), RowLog.write
 
     def wait(log: RowLog, calls: Any) -> None:
@@ -71,25 +71,25 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
         gate.release(1000)
 
 
-async def test_what_is_answered_with_202_is_in_the_log_whole(logged: Settings) -> None:
-    """Rows with and without keys, and such that Redis has in keys of their own: as they stand in Redis."""
-    wanted, count = parse(RECIPE), inbox.CALL_BYTES_MAX // 16
+async def test_accepted_requests_are_in_the_log(logged: Settings) -> None:
+    """Rows with and without idempotency keys, and large ones, are logged as they are in Redis."""
+    recipe, count = parse(RECIPE), inbox.CALL_BYTES_MAX // 16
     many = {"X": [[float(i), 0.5] for i in range(count)], "y": [float(i) for i in range(count)]}
     async with serving(logged) as api:
         path = await api.make(METADATA, RECIPE)
         (await fit(api, path)).of(202)
         (await fit(api, path, "mine")).of(202)
         (await fit(api, path, "large", **many)).of(202)
-        first, keyed, large = found(logged, path)
+        first, keyed, large = logged_calls(logged, path)
     for call, document in ((first, ROWS), (keyed, ROWS), (large, many)):
         (payload,) = call.payloads
-        assert Rows.decode(payload) == shaping.shape(wanted, document["X"], document["y"], learning=True)
+        assert Rows.decode(payload) == shaping.shape(recipe, document["X"], document["y"], learning=True)
     assert [(c.origin, c.sequence, c.name) for c in (first, keyed, large)] == [
         (1, 1, ""), (1, 2, "c:mine"), (1, 3, "c:large"),
     ]  # fmt: skip
     client = redis_clients.store_sync(logged)
     try:
-        # What tells a repeat is what Redis compares.
+        # The digest that identifies a repeat is the one that Redis compares.
         seen = client.get(redis_keys.idempotency(first.hash, "c:mine"))
         assert isinstance(seen, bytes)
         assert seen.decode().split(" ")[0] == keyed.digest
@@ -103,11 +103,11 @@ async def test_what_is_answered_with_202_is_in_the_log_whole(logged: Settings) -
         client.close()
 
 
-async def test_what_comes_during_a_write_goes_with_the_next(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows and changes are accepted while the log is written, and wait for their answers; one object takes them all."""
+async def test_requests_during_a_write_share_the_next_object(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and changes are accepted during a write and wait for their answers; one object stores them all."""
     async with serving(local) as api:
         path = await api.make(METADATA, RECIPE)
-        with held(monkeypatch) as give_free:
+        with blocked_writes(monkeypatch) as release:
             sent = [fit(api, path)]
             await eventually(lambda: _accepted(local, path, 1), "the first request being accepted")
             sent += [fit(api, path, f"k{i}") for i in range(40)]
@@ -116,15 +116,15 @@ async def test_what_comes_during_a_write_goes_with_the_next(local: Settings, mon
             sent.append(asyncio.create_task(change))
             await eventually(lambda: _accepted(local, path, 42), "the change being accepted")
             assert not [task for task in sent if task.done()]
-            give_free(1)
+            release(1)
             assert (await sent[0]).of(202)["sequence"] == 1
             assert not [task for task in sent[1:] if task.done()]
-            give_free(1)
+            release(1)
             answers = [(await task).of(202) for task in sent[1:]]
         assert sorted(answer["sequence"] for answer in answers) == list(range(2, 43))
     log = open_log(local.row_log_url)
     assert log is not None
-    calls = found(local, path)
+    calls = logged_calls(local, path)
     assert [call.sequence for call in calls] == list(range(1, 43))
     assert inbox.params_of(calls[-1].payloads[0]) == {"alpha": 0.5}
     assert len(log.paths("n", "n~")) == 2
@@ -138,10 +138,10 @@ async def _accepted(settings: Settings, path: str, count: int) -> bool:
         await client.aclose()
 
 
-async def test_a_log_that_is_away_refuses_and_a_repeat_is_taken_once(
+async def test_an_unavailable_log_rejects_and_a_repeat_is_accepted_once(
     logged: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first to meet it hears that Redis has the rows, the next that nothing is accepted; a repeat counts once."""
+    """The first request answers that Redis has the rows, the next that nothing is accepted; a repeat counts once."""
 
     def refuse(*_: Any) -> None:
         raise UnavailableError("No space left on device")
@@ -160,45 +160,45 @@ async def test_a_log_that_is_away_refuses_and_a_repeat_is_taken_once(
             assert "is unavailable" in ready["row_log"]
             assert 'keepfit_dependency_up{dependency="row_log"} 0.0' in (await api.get("/metrics")).body.decode()
             assert await _accepted(logged, path, 1)
-            assert found(logged, path) == []
+            assert logged_calls(logged, path) == []
         for _ in range(2):
             assert (await fit(api, path, "mine")).of(202)["sequence"] == 1
         assert (await fit(api, path, "other")).of(202)["sequence"] == 2
         assert (await api.get("/readyz")).json()["row_log"] == "ok"
         assert 'keepfit_dependency_up{dependency="row_log"} 1.0' in (await api.get("/metrics")).body.decode()
         assert await _accepted(logged, path, 2)
-    assert {(call.origin, call.sequence, call.name) for call in found(logged, path)} == {
+    assert {(call.origin, call.sequence, call.name) for call in logged_calls(logged, path)} == {
         (1, 1, "c:mine"), (1, 2, "c:other"),
     }  # fmt: skip
 
 
-async def test_a_log_that_hangs_holds_up_one_write(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a write hears of it in time, who comes after it at once; when it wakes up all goes on."""
+async def test_a_hanging_log_blocks_one_write(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging write answers 503 after the timeout, later requests at once; afterwards everything works again."""
     async with serving(local) as api:
         path = await api.make(METADATA, RECIPE)
-        with held(monkeypatch) as give_free:
+        with blocked_writes(monkeypatch) as release:
             monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.2)
             assert "did not store it" in (await fit(api, path, "mine")).problem(503)["detail"]
             assert "nothing is accepted" in (await fit(api, path, "mine")).problem(503)["detail"]
             monkeypatch.setattr(recorder, "WRITE_S_MAX", 30.0)
-            give_free(2)
+            release(2)
 
-            async def taken() -> bool:
+            async def accepted() -> bool:
                 return (await fit(api, path, "mine")).status == 202
 
-            await eventually(taken, "the log waking up")
-    assert {(call.origin, call.sequence, call.name) for call in found(local, path)} == {(1, 1, "c:mine")}
+            await eventually(accepted, "the recovery of the log")
+    assert {(call.origin, call.sequence, call.name) for call in logged_calls(local, path)} == {(1, 1, "c:mine")}
 
 
 @pytest.mark.parametrize("event", ["deleted", "restored", "lost a tail"])
-async def test_a_model_that_changes_while_the_log_is_written_is_not_answered_for(
+async def test_a_model_that_changes_during_a_write_answers_503(
     local: Settings, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
-    """Whoever restored it may have read the log before: a 503, and what is sent again is accepted for what is there."""
+    """A restore may have read the log before the write: it answers 503, and a repeat is accepted for the new model."""
     async with serving(local) as api, workshop(local) as shop:
         path = await api.make(METADATA, RECIPE)
         model_hash = hash_of(METADATA)
-        with held(monkeypatch) as give_free:
+        with blocked_writes(monkeypatch) as release:
             sent = fit(api, path, "mine")
             await eventually(lambda: _accepted(local, path, 1), "the request being accepted")
             if event == "lost a tail":
@@ -208,19 +208,19 @@ async def test_a_model_that_changes_while_the_log_is_written_is_not_answered_for
                 shop.lose(model_hash)
             if event == "restored":
                 await _restore(shop, model_hash)
-            give_free(1)
+            release(1)
             problem = (await sent).problem(503)
             assert "restored, deleted or created again" in problem["detail"]
             if event == "deleted":
                 await _restore(shop, model_hash)
-            give_free(1)
+            release(1)
             assert (await fit(api, path, "mine")).of(202)["sequence"] == 1
     expected = [(1, 1), (1, 1)] if event == "lost a tail" else [(1, 1), (2, 1)]
-    assert [(call.origin, call.sequence) for call in found(local, path)] == expected
+    assert [(call.origin, call.sequence) for call in logged_calls(local, path)] == expected
 
 
 async def _restore(shop: Workshop, model_hash: str) -> None:
-    """Bring a model back as it was made, as a worker does that finds nothing in the log."""
+    """Restore a model as it was created, as a worker does if the log is empty."""
     registered = await shop.registry.find(model_hash)
     assert registered is not None
     generation = await shop.registry.next_generation(model_hash, registered.born)
@@ -229,8 +229,8 @@ async def _restore(shop: Workshop, model_hash: str) -> None:
     assert await shop.store.install(Install(model_hash, *texts, generation, born=registered.born))
 
 
-async def test_what_is_retried_is_logged_under_its_new_sequence(logged: Settings) -> None:
-    """Requests that were put aside, large ones too, are in the log like new ones; while it is away they stay."""
+async def test_retried_requests_are_logged_with_their_new_sequence(logged: Settings) -> None:
+    """Retried dead letters, including large ones, are logged like new requests."""
     large = {"X": [[1.0, 2.0]] * 40_000, "y": [1.0] * 40_000}
     async with serving(logged) as api, workshop(logged) as shop:
         path = await api.make(METADATA, RECIPE)
@@ -245,6 +245,6 @@ async def test_what_is_retried_is_logged_under_its_new_sequence(logged: Settings
         assert (await api.model(path))["inbox"] == 0
         answer = (await api.post(f"{path}/dead/retry", {})).of(202)
         assert (answer["accepted"], answer["sequence"], answer["left"]) == (2, 4, 0)
-    calls = found(logged, path)
+    calls = logged_calls(logged, path)
     assert [(call.origin, call.sequence, call.name) for call in calls] == [(1, n, "") for n in range(1, 5)]
     assert [call.payloads for call in calls[2:]] == [call.payloads for call in calls[:2]]

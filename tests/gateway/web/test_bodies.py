@@ -1,4 +1,4 @@
-"""Limits of size and time of what comes in, and compression of what goes out."""
+"""Limits of size, time and memory of request bodies, and compression of responses."""
 
 import asyncio
 import gc
@@ -29,25 +29,25 @@ HEAD = b"POST /v1/models HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/
 
 @pytest.fixture
 async def strict(settings: Settings) -> AsyncIterator[Api]:
-    """Return the API of a gateway with little patience."""
+    """Return the API of a gateway with low limits."""
     limits = {"body_bytes_max": BYTES_MAX, "body_timeout_s": TIMEOUT_S}
     async with serving(settings.model_copy(update=limits)) as api:
         yield api
 
 
 def body_of(size: int) -> bytes:
-    """Return JSON of so many bytes that is no request."""
+    """Return JSON of `size` bytes that is not a valid request."""
     return b'"' + b"x" * (size - 2) + b'"'
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
-    """Yield a body in pieces, so that nobody knows its length before its end."""
+    """Yield a body in pieces, so that its length is unknown before its end."""
     for start in range(0, len(data), 10_000):
         yield data[start : start + 10_000]
 
 
-async def test_a_body_may_be_as_large_as_the_limit_and_no_larger(strict: Api) -> None:
-    """The limit counts the body's bytes: one more answers 413, whether its length was told or not."""
+async def test_a_body_larger_than_the_limit_is_rejected(strict: Api) -> None:
+    """A body of the limit's size is read, one byte more answers 413, with and without Content-Length."""
     (await strict.call("POST", "/v1/models", data=body_of(BYTES_MAX))).problem(400)
     for data in (body_of(BYTES_MAX + 1), chunks(body_of(BYTES_MAX + 1))):
         problem = (await strict.call("POST", "/v1/models", data=data)).problem(413)
@@ -56,7 +56,7 @@ async def test_a_body_may_be_as_large_as_the_limit_and_no_larger(strict: Api) ->
 
 @pytest.mark.parametrize("size", [BYTES_MAX + 1, 200_000_000])
 async def test_a_gzip_bomb_is_not_inflated_beyond_the_limit(strict: Api, size: int) -> None:
-    """The limit counts what a body inflates to."""
+    """The limit applies to the inflated size."""
     packed = gzip.compress(bytes(size), compresslevel=1)
     (await strict.call("POST", "/v1/models", data=packed, headers={"Content-Encoding": "gzip"})).problem(413)
     whole = gzip.compress(body_of(BYTES_MAX))
@@ -64,8 +64,8 @@ async def test_a_gzip_bomb_is_not_inflated_beyond_the_limit(strict: Api, size: i
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-async def test_a_body_that_says_it_is_too_large_is_not_waited_for(strict: Api, encoding: str) -> None:
-    """A length over the limit answers 413 before a byte of the body has come."""
+async def test_a_body_announced_as_too_large_is_rejected_at_once(strict: Api, encoding: str) -> None:
+    """A Content-Length over the limit answers 413 before a byte of the body has arrived."""
     head = HEAD + b"Content-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (encoding.encode(), BYTES_MAX + 1)
     async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
         writer.write(head)
@@ -74,8 +74,8 @@ async def test_a_body_that_says_it_is_too_large_is_not_waited_for(strict: Api, e
         assert reply.headers["Connection"] == "close"
 
 
-async def test_rows_for_no_model_are_not_waited_for(strict: Api) -> None:
-    """Rows that are many, or of unknown number, for a model that is not there answer 404 before they have come."""
+async def test_rows_for_a_missing_model_are_rejected_before_they_arrive(strict: Api) -> None:
+    """Large bodies, and bodies of unknown size, for a missing model answer 404 before they have arrived."""
     for length in (b"Content-Length: 99999", b"Transfer-Encoding: chunked"):
         head = b"POST /v1/models/%s/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" % (b"0" * 64)
         async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
@@ -84,12 +84,12 @@ async def test_rows_for_no_model_are_not_waited_for(strict: Api) -> None:
 
 
 def gzip_of(size: int) -> bytes:
-    """Return rows that gzip makes a hundred times smaller, compressed, of about `size` bytes."""
+    """Return gzip of about `size` bytes of rows; gzip makes them a hundred times smaller."""
     return gzip.compress(b'{"X":[%s[1,2]],"y":[%s1]}' % (b"[0,0]," * (size // 8), b"0," * (size // 8)))
 
 
-async def test_a_body_that_grows_a_hundredfold_is_read(api: Api, metadata: dict[str, Any]) -> None:
-    """A gzip body that becomes very much larger, and stays within the limit, is learned whole."""
+async def test_a_body_that_inflates_a_hundredfold_is_read(api: Api, metadata: dict[str, Any]) -> None:
+    """A gzip body that inflates a hundredfold, within the limit, is learned completely."""
     path = await api.make(metadata, REGRESSOR)
     packed = gzip_of(5_000_000)
     assert len(packed) < 50_000
@@ -107,10 +107,10 @@ async def test_a_body_that_grows_a_hundredfold_is_read(api: Api, metadata: dict[
         (lambda packed: packed[:1000] + bytes(100) + packed[1100:], "corrupt"),
     ],
 )
-async def test_a_body_that_grows_a_hundredfold_must_be_whole(
+async def test_a_body_that_inflates_a_hundredfold_must_be_whole(
     api: Api, metadata: dict[str, Any], damage: Callable[[bytes], bytes], reason: str
 ) -> None:
-    """What is measured before it is kept is checked like any other gzip body."""
+    """A body that is measured before it is stored is checked like any other gzip body."""
     path = await api.make(metadata, REGRESSOR)
     packed = damage(gzip_of(5_000_000))
     for data in (packed, chunks(packed)):
@@ -119,8 +119,8 @@ async def test_a_body_that_grows_a_hundredfold_must_be_whole(
     assert (await api.model(path))["inbox"] == 0
 
 
-async def test_bodies_share_what_memory_there_is_for_them(settings: Settings, metadata: dict[str, Any]) -> None:
-    """While bodies of others take the room, one more answers 503 and when to come back; a lone one is always read."""
+async def test_bodies_share_a_memory_limit(settings: Settings, metadata: dict[str, Any]) -> None:
+    """While other bodies use the memory, one more answers 503 with Retry-After; a single body is always read."""
     rows = b'{"X":[%s[1,2]],"y":[%s1]}' % (b"[0,0]," * 20_000, b"0," * 20_000)
     async with serving(settings.model_copy(update={"bodies_bytes_max": 200_000})) as api:
         path = await api.make(metadata, REGRESSOR)
@@ -140,37 +140,39 @@ async def test_bodies_share_what_memory_there_is_for_them(settings: Settings, me
         assert not await is_full()
         async with connected(api.url) as (reader, writer), asyncio.timeout(30):
             writer.write(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows[:-1])
-            await eventually(is_full, "room being taken")
-            # Small ones need none.
+            await eventually(is_full, "the memory being used")
+            # Small bodies are not counted.
             (await api.post(f"{path}/partial_fit", {"X": [[1, 2]], "y": [1]})).of(202)
             writer.write(rows[-1:])
             assert Reply.parse(await reader.readuntil(b"}")).of(202)["accepted"] == 20_001
             assert not await is_full()
-        # One that is given up leaves its room, too.
+        # An aborted request releases its memory, too.
         async with connected(api.url) as (_, writer):
             writer.write(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows[:-1])
-            await eventually(is_full, "room being taken")
-        await eventually(is_free, "room being left")
+            await eventually(is_full, "the memory being used")
+        await eventually(is_free, "the memory being released")
 
 
 async def test_large_bodies_must_be_plain_rows(
-    lonely: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    workerless: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What only the strict parser can judge is read up to a size, since it becomes many times larger in memory."""
+    """A body that needs the strict parser has a lower limit, because its lists are many times larger in memory."""
     monkeypatch.setattr(rows_body, "STRICT_BYTES_MAX", 100_000)
-    path = await lonely.make(metadata, REGRESSOR)
+    path = await workerless.make(metadata, REGRESSOR)
     start, end = b'{"X":[' + b"[0,0]," * 20_000, b']],"y":[%s1]}' % (b"0," * 20_000)
     for row in (b"[1,true", b'[1,"\\"', b"[1,[]", b"[1,,"):
-        problem = (await lonely.call("POST", f"{path}/partial_fit", data=start + row + end)).problem(413)
+        problem = (await workerless.call("POST", f"{path}/partial_fit", data=start + row + end)).problem(413)
         assert "plain rows" in problem["detail"]
-    assert (await lonely.call("POST", f"{path}/partial_fit", data=start + b"[1,2" + end)).of(202)["accepted"] == 20_001
+    assert (await workerless.call("POST", f"{path}/partial_fit", data=start + b"[1,2" + end)).of(202)[
+        "accepted"
+    ] == 20_001
 
 
-def test_large_rows_that_are_wrong_are_let_go() -> None:
-    """Once they are refused nothing holds large rows, not even garbage that waits to be collected."""
+def test_large_invalid_rows_are_freed() -> None:
+    """After the rejection nothing references large rows, not even uncollected garbage."""
 
     class Text(bytearray):
-        """A body that may be watched."""
+        """A body that supports weak references."""
 
     text = Text(b'{"X":[[1,2],["a",2]],"y":[1,2]}')
     watch = weakref.ref(text)
@@ -201,8 +203,8 @@ def test_large_rows_that_are_wrong_are_let_go() -> None:
         ),
     ],
 )
-async def test_a_request_that_drips_in_is_ended(strict: Api, begin: bytes, drops: list[bytes]) -> None:
-    """A request that has not arrived when its time is up answers 408, however it drips, and the connection ends."""
+async def test_a_slow_request_times_out(strict: Api, begin: bytes, drops: list[bytes]) -> None:
+    """A request that does not arrive in time answers 408, wherever it is slow, and its connection is closed."""
     async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
         writer.write(begin)
         answer = asyncio.create_task(reader.readuntil(b"}"))
@@ -216,8 +218,8 @@ async def test_a_request_that_drips_in_is_ended(strict: Api, begin: bytes, drops
     assert (await strict.get("/livez")).status == 200
 
 
-async def test_a_connection_may_idle_between_requests(strict: Api) -> None:
-    """The time for a head begins with its first byte: a kept connection outlasts it and serves on."""
+async def test_a_connection_may_be_idle_between_requests(strict: Api) -> None:
+    """The time limit of a head begins with its first byte: an idle connection stays open longer than that."""
     request = b"GET /livez HTTP/1.1\r\nHost: keepfit\r\n\r\n"
     async with (
         connected(strict.url) as (reader, writer),
@@ -226,19 +228,21 @@ async def test_a_connection_may_idle_between_requests(strict: Api) -> None:
     ):
         writer.write(request)
         first = await reader.readuntil(b"}")
-        # A head begun after this answer runs out of time: by then the idle connection has waited longer than that.
+        # A head that begins after this answer times out: by then the idle connection has been idle for longer.
         late_writer.write(b"GET")
         Reply.parse(await late_reader.read()).problem(408)
         writer.write(request[:20])
         writer.write(request[20:])
         assert Reply.parse(await reader.readuntil(b"}")).body == Reply.parse(first).body
-        # The second wait between requests is as patient as the first, and the second head as little as the first.
+        # The limits are the same for the second idle time and the second head.
         writer.write(b"GET")
         Reply.parse(await reader.read()).problem(408)
 
 
-async def test_a_large_answer_is_compressed_for_who_asks(stack: Stack, api: Api, metadata: dict[str, Any]) -> None:
-    """Accept-Encoding: gzip gets a gzip answer that inflates to the plain one; small answers stay as they are."""
+async def test_a_large_response_is_compressed_if_the_client_accepts_gzip(
+    stack: Stack, api: Api, metadata: dict[str, Any]
+) -> None:
+    """With Accept-Encoding: gzip a large response is compressed, a small one is not."""
     path = await api.make(metadata, REGRESSOR)
     X = [[float(i)] for i in range(2000)]
     await api.learn(path, X, [1.0] * 2000)

@@ -1,4 +1,4 @@
-"""Fast decoding: it gives what the strict parser gives, or leaves the request to it."""
+"""Fast decoding: it returns what the strict parser returns, or leaves the request to it."""
 
 import json
 from typing import Any
@@ -53,12 +53,12 @@ spaces = st.sampled_from(["", "", "", " ", "\n", "\t", "\f"])
 
 
 def listed(items: Any, begin: str = "[", end: str = "]") -> Any:
-    """Texts with commas between them and space around them."""
+    """Generate JSON lists of the items, with white space."""
     return st.tuples(st.lists(items, max_size=4), spaces).map(lambda p: begin + f"{p[1]},".join(p[0]) + p[1] + end)
 
 
 def objects(keys: Any, values: Any) -> Any:
-    """Texts of objects whose keys may repeat."""
+    """Generate JSON objects whose keys may repeat."""
     return listed(st.tuples(keys, spaces, values).map(lambda pair: f"{pair[0]}:{pair[1]}{pair[2]}"), "{", "}")
 
 
@@ -74,7 +74,7 @@ fields = st.one_of(
     metadata.map('"metadata":{}'.format),
     st.tuples(strings, anything).map(":".join),
 )
-# Most requests are good ones but for a thing or two, or they would not get past their first field.
+# Most requests are valid except for one or two values: otherwise decoding would end at their first field.
 usual = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(json.dumps),
     st.floats(-1e30, 1e30).map(json.dumps),
@@ -100,18 +100,18 @@ USUAL_FIELDS = {
 
 
 def usual_bodies(form: type[Form]) -> Any:
-    """Texts with the fields of a form, now and then one more."""
-    wanted = [USUAL_FIELDS[name] for name in form.__struct_fields__]
+    """Generate requests with the fields of a form, sometimes with one field more."""
+    members = [USUAL_FIELDS[name] for name in form.__struct_fields__]
     more = st.lists(fields, max_size=1) | st.just([])
     return (
-        st.tuples(st.tuples(*wanted).map(list), more)
+        st.tuples(st.tuples(*members).map(list), more)
         .flatmap(lambda pair: st.permutations(pair[0] + pair[1]))
         .map(lambda parts: "{" + ",".join(parts) + "}")
     )
 
 
 def requests(forms_taken: list[type[Form]]) -> Any:
-    """A form, and bytes that may be a request of it."""
+    """Generate pairs of a form and bytes that may be a request of that form."""
     return st.sampled_from(forms_taken).flatmap(
         lambda form: st.tuples(
             st.just(form),
@@ -138,7 +138,7 @@ EXAMPLES = [
 
 
 def strictly(body: bytes, form: type[Form]) -> Any:
-    """What the strict parser gives: everything of the request, or the class of its error."""
+    """Return the request as read by the strict parser, or the class of its error."""
     try:
         found = schemas.convert(identity.parse_json(body), form)
         named = identity.hash_of(identity.check_metadata(found.metadata)) if hasattr(found, "metadata") else None
@@ -148,15 +148,15 @@ def strictly(body: bytes, form: type[Form]) -> Any:
 
 
 def written(found: Any, named: str | None) -> str:
-    """Everything of a request as text, which tells 1 from 1.0, 0.0 from -0.0, and the order of keys."""
+    """Return a request as text, which distinguishes 1 from 1.0, 0.0 from -0.0, and the order of keys."""
     optional = [getattr(found, name, default) for name, default in (("y", None), ("sample_weight", None))]
     return repr((found.X, *optional, getattr(found, "proba", False), named))
 
 
 @settings(deadline=None, max_examples=200)
 @given(requests(FORMS))
-def test_what_is_decoded_fast_is_what_the_strict_parser_gives(request: tuple[type[Form], bytes]) -> None:
-    """Whatever the text, the fast way gives the strict parser's values and hash, or nothing."""
+def test_fast_decoding_equals_the_strict_parser(request: tuple[type[Form], bytes]) -> None:
+    """For any text, fast decoding returns the values and the hash of the strict parser, or None."""
     form, body = request
     found = fast_json.decode(body, form)
     if found is not None:
@@ -165,8 +165,8 @@ def test_what_is_decoded_fast_is_what_the_strict_parser_gives(request: tuple[typ
 
 @pytest.mark.parametrize("body", EXAMPLES)
 @pytest.mark.parametrize("form", FORMS)
-def test_doubtful_texts(form: type[Form], body: bytes) -> None:
-    """Repeated keys in all spellings, brackets in strings, what is no UTF-8: read as the strict parser does."""
+def test_ambiguous_texts(form: type[Form], body: bytes) -> None:
+    """Repeated keys in any spelling, brackets in strings and invalid UTF-8 are read as by the strict parser."""
     found = fast_json.decode(body, form)
     assert found is None or written(found, found.model_hash or None) == strictly(body, form)
 
@@ -181,8 +181,8 @@ def test_doubtful_texts(form: type[Form], body: bytes) -> None:
         (schemas.PredictByMetadata, b'{"X":[[1]],"metadata":{"type":"shoes","sizes":[1,{"a":null}]},"proba":true}'),
     ],
 )
-def test_ordinary_requests_take_the_fast_way(form: type[Form], body: bytes) -> None:
-    """Requests as clients write them need no strict parser."""
+def test_typical_requests_are_decoded_fast(form: type[Form], body: bytes) -> None:
+    """Requests as clients write them do not need the strict parser."""
     for _ in range(2):
         found = fast_json.decode(body, form)
         assert found is not None
@@ -190,7 +190,7 @@ def test_ordinary_requests_take_the_fast_way(form: type[Form], body: bytes) -> N
 
 
 def outcome(function: Any) -> Any:
-    """What a function returns, or the class of the error it raises."""
+    """Return the result of a function, or the class of the error that it raises."""
     try:
         return function()
     except KeepfitError as error:
@@ -204,39 +204,37 @@ def outcome(function: Any) -> Any:
 @example((schemas.Score, b'{"X":[[1], [1,2,3]\n,[4]],"y":[1,2,3]}'), RECIPES[0], 1)
 @example((schemas.Score, b'{"X":[{"a":null,"X":1},[null,null],{}],"y":[1,2,3]}'), RECIPES[3], 8)
 @example((schemas.Predict, b'{"X":[{"a":"x","X":1},{"X":2,"a":"y"},{"a":"x","X":3,"X":4}]}'), RECIPES[1], 20)
-def test_large_bodies_become_the_same_rows_part_by_part(
-    request: tuple[type[Form], bytes], recipe: Any, step: int
-) -> None:
-    """Split and cut anywhere, a body gives the rows, or the kind of error, that it gives as a whole."""
+def test_large_bodies_give_the_same_rows_in_chunks(request: tuple[type[Form], bytes], recipe: Any, step: int) -> None:
+    """A body that is split into chunks anywhere gives the rows, or the class of error, of the whole body."""
     form, body = request
     split = fast_json.split(bytearray(body), form)
     if split is None:
         return
     learning = form is not schemas.Predict
 
-    def as_a_whole() -> Any:
+    def parse_whole() -> Any:
         found: Any = schemas.convert(identity.parse_json(body), form)
         optional = [getattr(found, name, None) for name in ("y", "sample_weight")]
         return shape(recipe, found.X, *optional, learning=learning)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_json, "STEP_BYTES", step)
-        by_parts = outcome(lambda: rows_body._shape_chunks(body, form, split, recipe, learning=learning))
-    assert by_parts == outcome(as_a_whole)
+        by_chunks = outcome(lambda: rows_body._shape_chunks(body, form, split, recipe, learning=learning))
+    assert by_chunks == outcome(parse_whole)
 
 
-def test_parts_are_many_and_hold_all_rows() -> None:
-    """Rows come in parts of about the step's size, none lost."""
+def test_chunks_contain_all_rows() -> None:
+    """Chunks have about the size of a step, and no row is lost."""
     rows_sent = [[float(i), i] for i in range(1000)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_json, "STEP_BYTES", 500)
-        parts = list(fast_json.row_chunks(msgspec.Raw(json.dumps(rows_sent).encode())))
-    assert len(parts) > 20
-    assert [row for part in parts for row in part] == rows_sent
+        chunks = list(fast_json.row_chunks(msgspec.Raw(json.dumps(rows_sent).encode())))
+    assert len(chunks) > 20
+    assert [row for chunk in chunks for row in chunk] == rows_sent
 
 
-def test_a_wrong_row_far_in_is_named_by_its_place_in_the_request() -> None:
-    """Faults of a later part carry the row counted from the request's first."""
+def test_a_fault_in_a_later_chunk_has_the_row_number_of_the_request() -> None:
+    """Faults in a later chunk have the row number counted from the first row of the request."""
     X = [[float(i)] for i in range(1000)] + [[1e300]]
     body = bytearray(json.dumps({"X": X}).encode())
     split = fast_json.split(body, schemas.Predict)

@@ -1,4 +1,4 @@
-"""The table from our errors to status codes: complete, and the same for all of a kind."""
+"""The table from error classes to status codes."""
 
 from http import HTTPStatus
 
@@ -10,13 +10,13 @@ from keepfit_gateway.web.problems import RETRY_AFTER_S, STATUS, problem_of, stat
 
 
 def tree(cls: type[KeepfitError]) -> list[type[KeepfitError]]:
-    """Return a class and all below it."""
+    """Return a class and all its subclasses."""
     return [cls, *(found for sub in cls.__subclasses__() for found in tree(sub))]
 
 
 @pytest.mark.parametrize("cls", tree(KeepfitError))
-def test_every_error_has_its_answer(cls: type[KeepfitError]) -> None:
-    """Each class of the tree stands in the table itself, and its answer is a problem named after it."""
+def test_every_error_class_has_a_status(cls: type[KeepfitError]) -> None:
+    """Each class of the tree is in the table, and its problem document is named after it."""
     assert cls in STATUS
     error = cls("It went wrong.")
     answer = problem_of(error)
@@ -30,8 +30,8 @@ def test_every_error_has_its_answer(cls: type[KeepfitError]) -> None:
     )
 
 
-def test_an_error_not_in_the_table_is_answered_like_its_nearest_kind() -> None:
-    """A class made later is answered like the one that it derives from."""
+def test_an_unlisted_subclass_has_the_status_of_its_base() -> None:
+    """A class that is not in the table has the status of its base class."""
 
     class NarrowError(UnavailableError):
         pass
@@ -39,15 +39,15 @@ def test_an_error_not_in_the_table_is_answered_like_its_nearest_kind() -> None:
     assert status_of(NarrowError("")) == 503
 
 
-def test_where_it_helps_an_answer_says_when_to_come_back() -> None:
-    """What passes by itself has Retry-After: the error's own, or a second."""
+def test_temporary_errors_have_retry_after() -> None:
+    """Temporary errors have Retry-After: the value of the error, or one second."""
     assert problem_of(InboxFullError("", retry_after_s=7)).headers["Retry-After"] == "7"
     assert problem_of(UnavailableError("")).headers["Retry-After"] == str(RETRY_AFTER_S)
     assert "Retry-After" not in problem_of(InvalidError("")).headers
 
 
-def test_faults_are_listed_with_what_is_known_of_them() -> None:
-    """A fault's row and column are there where they are known, row 0 too."""
+def test_faults_are_listed_with_row_and_column() -> None:
+    """A fault has its row and column if they are known, including row 0."""
     answer = problem_of(InvalidError("Wrong.", [Fault("bad", 0, "year"), Fault("worse")]))
     assert isinstance(answer.body, bytes)
     assert msgspec.json.decode(answer.body)["errors"] == [
