@@ -19,14 +19,14 @@ METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 OPERATIONS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
 
 
-def references(part: Any) -> set[str]:
-    """Return every `$ref` in a part of the document."""
-    if isinstance(part, list):
-        return {found for item in part for found in references(item)}
-    if not isinstance(part, dict):
+def references(node: Any) -> set[str]:
+    """Return every `$ref` below a node of the document."""
+    if isinstance(node, list):
+        return {found for item in node for found in references(item)}
+    if not isinstance(node, dict):
         return set()
-    own = {part["$ref"]} if "$ref" in part else set()
-    return own | {found for item in part.values() for found in references(item)}
+    own = {node["$ref"]} if "$ref" in node else set()
+    return own | {found for item in node.values() for found in references(item)}
 
 
 def validator(schema: dict[str, Any]) -> Draft202012Validator:

@@ -97,9 +97,9 @@ async def test_a_wait_that_times_out_answers_202(fragile: Stack, frail: Api, met
     assert (await frail.predict(path, **ROWS))["rows_seen"] == 2
 
 
-@pytest.mark.parametrize(("part", "variable"), [("redis", "KEEPFIT_STORE_URL"), ("queue", "KEEPFIT_QUEUE_URL")])
+@pytest.mark.parametrize(("server", "variable"), [("redis", "KEEPFIT_STORE_URL"), ("queue", "KEEPFIT_QUEUE_URL")])
 async def test_a_killed_redis_loses_and_repeats_nothing(
-    fragile: Stack, frail: Api, metadata: dict[str, Any], part: str, variable: str
+    fragile: Stack, frail: Api, metadata: dict[str, Any], server: str, variable: str
 ) -> None:
     """Requests that are repeated with their keys while Redis is killed and restarted are each learned once.
 
@@ -114,13 +114,13 @@ async def test_a_killed_redis_loses_and_repeats_nothing(
                 check_unavailable(reply)
             await asyncio.sleep(0.05)
 
-    pid, port = fragile.pids()[part], urlsplit(fragile.environment()[variable]).port
+    pid, port = fragile.pids()[server], urlsplit(fragile.environment()[variable]).port
     assert port is not None
     async with asyncio.timeout(60):
         tasks = [asyncio.create_task(send(key)) for key in range(20)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         os.kill(pid, signal.SIGKILL)
-        servers.wait_until(lambda: fragile.pids()[part] != pid, "the restart of Redis")
+        servers.wait_until(lambda: fragile.pids()[server] != pid, "the restart of Redis")
         await asyncio.gather(*tasks, *(send(key) for key in range(10, 30)))
     model = await frail.model(path)
     assert (model["rows_seen"], model["inbox"]) == (30, 0)

@@ -15,7 +15,7 @@ ROWS = {"X": [[1.0, 2.0]]}
 
 
 def pending(settings: Settings) -> int:
-    """Count the fields of the predict room's questions."""
+    """Count the pending worker requests in the predict queue."""
     with redis_clients.queue_sync(settings) as client:
         found = client.hlen(redis_keys.worker_requests(run_queue.PREDICT.name))
         assert isinstance(found, int)

@@ -159,8 +159,8 @@ async def test_unsigned_objects_are_rejected_without_unpickling(
     )
     assert not mark.exists()
     secret = keys.partition(":")[2]
-    for part in ("gateway", "workers"):
-        assert secret not in stack.log(part)
+    for service in ("gateway", "workers"):
+        assert secret not in stack.log(service)
 
 
 async def test_a_gateway_without_upload_keys_rejects_objects(workerless: Api, metadata: dict[str, Any]) -> None:

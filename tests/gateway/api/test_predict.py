@@ -43,10 +43,10 @@ async def test_predictions_equal_those_of_the_bundle(api: Api, metadata: dict[st
     recipe, X, y = CASES[case]
     path, twin = await api.make(metadata, recipe), Twin(recipe)
     learned: dict[str, Any] = {}
-    for part in (slice(0, 15), slice(15, 40)):
-        targets = None if y is None else y[part]
-        learned = await api.learn(path, X[part], targets)
-        twin.learn(X[part], targets)
+    for rows in (slice(0, 15), slice(15, 40)):
+        targets = None if y is None else y[rows]
+        learned = await api.learn(path, X[rows], targets)
+        twin.learn(X[rows], targets)
     answer = await api.predict(path, X)
     assert answer.keys() == {"hash", "version", "rows_seen", "predictions"}
     assert answer["hash"] == learned["hash"]

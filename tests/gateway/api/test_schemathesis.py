@@ -24,7 +24,7 @@ CHECKS = (
 # DELETE has its own model, or the other operations would have none.
 CONFIGURATION = """
 [parameters]
-"path.hash" = "{kept}"
+"path.hash" = "{taught}"
 
 [[operations]]
 include-method = "DELETE"
@@ -35,13 +35,13 @@ EXAMPLES = 12
 
 async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any], tmp_path: Path) -> None:
     """Examples, boundary values and random data, valid and invalid, get documented answers only."""
-    kept = await api.make(metadata, REGRESSOR)
+    taught = await api.make(metadata, REGRESSOR)
     deleted = await api.make({**metadata, "type": "boots"}, REGRESSOR)
     # The rows have the width of the document's examples, so that no answer depends on when those are learned.
-    await api.learn(kept, [[1.0, 2.0], [3.0, 4.0]], [0.5, 1.5])
+    await api.learn(taught, [[1.0, 2.0], [3.0, 4.0]], [0.5, 1.5])
     # The document's example restores version 1.
-    (await api.call("POST", f"{kept}/snapshot")).of(201)
-    names = {name: path.rpartition("/")[2] for name, path in (("kept", kept), ("deleted", deleted))}
+    (await api.call("POST", f"{taught}/snapshot")).of(201)
+    names = {name: path.rpartition("/")[2] for name, path in (("taught", taught), ("deleted", deleted))}
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names))
     report = tmp_path / "report.json"
     process = await asyncio.create_subprocess_exec(
@@ -66,4 +66,4 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     (await api.get(deleted)).problem(404)
     del rates["DELETE /v1/models/{hash}"]
     assert all(rates.values()), rates
-    assert len((await api.predict(kept, [[1.0, 2.0]]))["predictions"]) == 1
+    assert len((await api.predict(taught, [[1.0, 2.0]]))["predictions"]) == 1

@@ -238,10 +238,10 @@ async def test_retried_requests_are_logged_with_their_new_sequence(logged: Setti
         for document in (ROWS, large):
             (await fit(api, path, **document)).of(202)
         for _ in range(2):
-            taken = shop.consumer.claim(model_hash, "t", "")
-            assert taken is not None
-            bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
-            commit_bundle(shop.consumer, shop.keyring, taken, bundle, 1, "t", "refused")
+            claimed = shop.consumer.claim(model_hash, "t", "")
+            assert claimed is not None
+            bundle = shop._unsealed(model_hash, claimed.recipe_text, claimed.data)
+            commit_bundle(shop.consumer, shop.keyring, claimed, bundle, 1, "t", "refused")
         assert (await api.model(path))["inbox"] == 0
         answer = (await api.post(f"{path}/dead/retry", {})).of(202)
         assert (answer["accepted"], answer["sequence"], answer["left"]) == (2, 4, 0)
