@@ -230,7 +230,7 @@ async def test_a_recreated_model_starts_empty(api: Api, metadata: dict[str, Any]
         ({"estimator": "SGDRegressor", "features": {"a": "category"}, "scaler": "StandardScaler"}, "number columns"),
         ({"estimator": "SGDRegressor", "encoding": "binary"}, "$.encoding"),
         ({"estimator": "SGDRegressor", "updates": "never"}, "$.updates"),
-        ({"estimator": "SGDRegressor", "classes": ["a", "b"]}, "no classifier"),
+        ({"estimator": "SGDRegressor", "classes": ["a", "b"]}, "not a classifier"),
         ({"estimator": "SGDClassifier", "classes": []}, "between 1 and"),
         ({"estimator": "SGDClassifier", "classes": ["a", "a"]}, "twice"),
         ({"estimator": "SGDClassifier", "classes": ["a", 1]}, "all strings, all integers or all booleans"),

@@ -41,7 +41,7 @@ async def test_a_change_applies_from_its_sequence_on(api: Api, metadata: dict[st
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({}, "names no parameter"),
+        ({}, "params is empty: name the parameters"),
         ({"alfa": 1}, "there is no 'alfa'"),
         ({"alpha": -1}, "'alpha' parameter of SGDClassifier must be a float in the range"),
         ({"alpha": 2**60}, "exceeds safe integer"),
@@ -96,7 +96,7 @@ async def test_a_change_that_fails_is_put_aside(api: Api, metadata: dict[str, An
     path, weights = await api.make(metadata, recipe), {"class_weight": {"yes": 2, "maybe": 0}}
     await api.learn(path, ROWS, ["yes", "yes", "yes"])
     reply = await api.call("PATCH", path, {"params": weights}, headers=WAIT)
-    assert "'maybe', a label that has not come yet" in reply.problem(422)["detail"]
+    assert "names 'maybe', a label that was not learned yet" in reply.problem(422)["detail"]
     ((entry),) = (await api.get(f"{path}/dead")).of(200)["dead"]
     assert (entry["rows"], entry["params"], "X" in entry) == (0, weights, False)
     assert (await api.model(path))["recipe"]["params"] == {}
