@@ -86,7 +86,7 @@ def dump(
         takes_sample_weight=_takes_weights(learner, calls),
         runtime=envelope.runtime("cloudpickle", *river, *packages),
     )
-    payload = pickling.dump_foreign(learner, header.subject, modules)
+    payload = pickling.dump_by_value(learner, header.subject, modules)
     text = b64encode(_keyring(keys).seal(header, payload)).decode()
     uploads.decode(text)
     return text

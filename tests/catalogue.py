@@ -1,6 +1,6 @@
-"""All estimators of the catalogue as tests use them: a recipe, rows that suit it, and the same made by hand.
+"""All estimators of the catalogue for tests: a recipe, rows that fit it, and the same object of scikit-learn.
 
-Owns no expectation of keepfit's: :class:`ByHand` is a loop over scikit-learn's own objects that knows nothing of it.
+Uses nothing of keepfit for expectations: :class:`ByHand` is a loop over scikit-learn's own objects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +110,7 @@ NAMES = sorted(MADE)
 
 
 def document(name: str) -> dict[str, Any]:
-    """Recipe of an estimator, as it is posted."""
+    """Return the recipe of an estimator as it is posted."""
     posted: dict[str, Any] = {"estimator": name, "params": MADE[name][0]}
     if name == "HashingVectorizer":
         posted["features"] = {"note": "text"}
@@ -122,7 +122,7 @@ def document(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> Recipe:
-    """Recipe of an estimator."""
+    """Return the recipe of an estimator."""
     return parse(document(name))
 
 
@@ -139,16 +139,16 @@ class Batch:
     y: list[Any] | None
 
     def learned(self, recipe: Recipe) -> Rows:
-        """Rows to learn."""
+        """Return the rows to learn."""
         return shaping.shape(recipe, self.X, self.y, learning=True)
 
     def asked(self, recipe: Recipe) -> Rows:
-        """Rows to predict."""
+        """Return the rows to predict."""
         return shaping.shape(recipe, self.X, learning=False)
 
 
 def batch(name: str, n: int, seed: int = 0) -> Batch:
-    """`n` rows that suit an estimator; all labels come among the first three."""
+    """Return `n` rows that fit an estimator; all labels are among the first three."""
     random = np.random.default_rng([seed, n])
     values = random.integers(0, 5, (n, WIDTH)) if name in COUNTS else random.normal(0, 2, (n, WIDTH))
     X: list[list[Any]] = values.tolist()
@@ -169,7 +169,7 @@ def batch(name: str, n: int, seed: int = 0) -> Batch:
 
 
 class ByHand:
-    """scikit-learn's own object in a loop; labels are the positions in the sorted list of all of them."""
+    """scikit-learn's own object in a loop; labels are positions in the sorted list of all labels."""
 
     def __init__(self, name: str) -> None:
         self.name, self.model = name, MADE[name][1]()
@@ -188,7 +188,7 @@ class ByHand:
         self._begun = True
 
     def answer(self, given: Batch) -> list[Any]:
-        """Values, labels or transformed rows."""
+        """Return values, labels or transformed rows."""
         X = self._matrix(given)
         # A vectorizer notes where in memory its stop words are.
         model = clone(self.model) if self.name == "HashingVectorizer" else self.model
@@ -208,7 +208,7 @@ class ByHand:
 
 
 def state(thing: Any) -> list[Any]:
-    """All that an object holds, bit for bit and in order, down to every array of every object in it."""
+    """Return all that an object holds, bit for bit and in order, down to every array of every nested object."""
     found: list[Any] = []
     seen: dict[int, Any] = {}
 
@@ -233,7 +233,7 @@ def state(thing: Any) -> list[Any]:
             if children is None:
                 children = value.__reduce_ex__(5)
             found.append((type(value).__name__, len(children)))
-            # Kept, because what is walked is told apart by its id.
+            # Held, because visited objects are identified by their id.
             seen[id(children)] = children
             for child in children:
                 walk(child)

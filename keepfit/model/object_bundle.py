@@ -61,7 +61,7 @@ def only_exceptions() -> Iterator[None]:
         yield
     except Exception:
         raise
-    except BaseException as error:  # noqa: BLE001 - an object may raise anything
+    except BaseException as error:  # noqa: BLE001 - an object may raise any exception
         raise LearningError(f"it raised {describe_error(error)}") from None
 
 
@@ -197,7 +197,7 @@ class ObjectBundle(Bundle):
                 return call(self._copy)  # type: ignore[arg-type]
         except (MemoryError, InvalidError, ConflictError):
             raise
-        except Exception as error:  # noqa: BLE001 - an object may raise anything
+        except Exception as error:  # noqa: BLE001 - an object may raise any exception
             reason = str(error) if isinstance(error, KeepfitError) else describe_error(error)
             raise InvalidError(f"{self.recipe.name} cannot predict these rows: {reason}") from None
 

@@ -1,12 +1,12 @@
-"""Pickles: the one place where bytes become objects, and where objects become bytes.
+"""Pickling and unpickling: the only module that imports ``pickle`` and cloudpickle.
 
-Owns ``pickle`` and cloudpickle; no other module imports either. Never loads what is not signed. Invariant: the only
-``Unpickler`` of the project stands behind the check of the signature, of whom it is for, and of the versions, in
-:func:`load`. What learned goes to envelopes, and comes back from Redis, snapshots and recipes.
+Never loads unsigned bytes. Invariant: :func:`load` unpickles only after it has checked the signature, the model and the
+versions of the libraries. Bundles go to envelopes, and come back from Redis and snapshots; uploaded objects come from
+recipes.
 """
 
 import io
-import pickle  # the only module that may; a test sees to that  # nosec B403
+import pickle  # in no other module, which a test checks  # nosec B403
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +21,7 @@ from keepfit.model import format2
 from keepfit.security import envelope
 from keepfit.security.envelope import AnyHeader, Keyring
 
-# With 5, each small array would come back as a view of a view of a buffer: 4.5 kB of memory a small bundle, not 2.1.
+# With protocol 5 each small array is read as a view of a view of a buffer: a small bundle takes 4.5 kB, not 2.1 kB.
 PROTOCOL = 4
 
 
@@ -37,13 +37,13 @@ class _Format2Unpickler(pickle.Unpickler):
 def load(
     data: bytes, keyring: Keyring, form: type[AnyHeader], purpose: str, check: Callable[[AnyHeader], None]
 ) -> tuple[AnyHeader, Any]:
-    """Verify `data`, have `check` look at its header, then unpickle it.
+    """Verify `data`, call `check` with its header, then unpickle it.
 
     Raises
     ------
     EnvelopeError
-        If it is not what one of our keys signed for this purpose, or what `check` raises; RuntimeMismatchError if this
-        process cannot load it.
+        If it is not signed with a key of `keyring` for this purpose, or what `check` raises; RuntimeMismatchError if
+        this process cannot load it.
     """
     header, payload = keyring.open_as(form, data, purpose)
     check(header)
@@ -55,39 +55,39 @@ def load(
             return header, pickle.loads(payload)  # noqa: S301 - the signature is verified above # nosec B301
     except MemoryError:
         raise
-    except BaseException as error:  # noqa: BLE001 - an object may raise anything
-        # What was signed is whole, so it is this process that lacks something.
+    except BaseException as error:  # noqa: BLE001 - an object may raise any exception
+        # The signature proves that the bytes are intact, so this process lacks something.
         raise RuntimeMismatchError(f"{header.subject} cannot be loaded here: {describe_error(error)}") from None
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Let scikit-learn not warn of patch releases as of all others; who loads says it in the log."""
+    """Suppress the warning of scikit-learn about patch releases; the caller logs the difference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InconsistentVersionWarning)
         yield
 
 
-def dump(learned: Any) -> bytes:
-    """Pickle what consists of classes that every worker can import."""
-    return pickle.dumps(learned, protocol=PROTOCOL)
+def dump(state: Any) -> bytes:
+    """Return the pickle of a state whose classes every worker can import."""
+    return pickle.dumps(state, protocol=PROTOCOL)
 
 
-def dump_foreign(learned: Any, subject: str, modules: Sequence[ModuleType] = ()) -> bytes:
-    """Pickle with classes and functions that no worker can import, those of `modules` too: these go along by value.
+def dump_by_value(state: Any, subject: str, modules: Sequence[ModuleType] = ()) -> bytes:
+    """Return a pickle that contains the classes and functions that workers cannot import, and all those of `modules`.
 
     Raises
     ------
     UnstorableError
-        If `learned` holds what has no pickle: an open file, a lock, a running thread.
+        If `state` holds something that cannot be pickled: an open file, a lock, a running thread.
     """
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
-        pickled: bytes = cloudpickle.dumps(learned, protocol=PROTOCOL)
+        pickled: bytes = cloudpickle.dumps(state, protocol=PROTOCOL)
     except MemoryError:
         raise
-    except BaseException as error:  # noqa: BLE001 - an object may raise anything
+    except BaseException as error:  # noqa: BLE001 - an object may raise any exception
         raise UnstorableError(f"{subject} cannot be stored: {describe_error(error)}") from None
     finally:
         for module in modules:

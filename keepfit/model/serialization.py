@@ -46,7 +46,7 @@ def seal(bundle: Bundle, keyring: Keyring, header: Header) -> bytes:
         If its estimator is an uploaded object that cannot be pickled.
     """
     if bundle.recipe.object is not None:
-        return keyring.seal(header, pickling.dump_foreign(_state(bundle, NO_LINKS), header.subject))
+        return keyring.seal(header, pickling.dump_by_value(_state(bundle, NO_LINKS), header.subject))
     links = pipeline.detach_links(bundle.estimator)
     try:
         return keyring.seal(header, pickling.dump(_state(bundle, links)))
@@ -126,26 +126,26 @@ def _bundle(
 
 
 def try_predict(bundle: Bundle) -> None:
-    """Encode one row and predict, as a last check of a bundle that comes from storage.
+    """Predict one row, as the last check of a bundle from storage.
 
     Raises
     ------
     EnvelopeError
         If the bundle cannot predict although it has learned.
     """
-    # What an object takes is its own business.
+    # The rows that an uploaded object accepts are not known.
     if not bundle.is_fitted or bundle.recipe.object is not None:
         return
-    words: list[list[NonNumeric]] = [[""] for _ in bundle.recipe.layout.non_numeric]
+    non_numeric: list[list[NonNumeric]] = [[""] for _ in bundle.recipe.layout.non_numeric]
     numbers = len(bundle.recipe.numbers)
     if bundle.recipe.features is None:
         numbers = bundle.width or 0
     try:
-        X = bundle.columns.transform(bundle.recipe, Rows(1, bytes(8 * numbers), words))
-        # Of zeros: an unknown label's -1, or a zero after scaling, is more than some estimators take.
+        X = bundle.columns.transform(bundle.recipe, Rows(1, bytes(8 * numbers), non_numeric))
+        # Zeros, because some estimators reject the code -1 of an unknown label, or a scaled zero.
         bundle._predict_matrix(X if bundle.recipe.reads_text else np.zeros_like(X))
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         if isinstance(error, NotFittedError) and hasattr(pipeline.final_of(bundle.estimator), "estimators_"):
-            # One of several estimators in it, whose classes have not come.
+            # An inner estimator whose classes have no rows yet.
             return
         raise EnvelopeError(f"The bundle loads but cannot predict: {error}") from error

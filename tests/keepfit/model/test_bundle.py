@@ -1,4 +1,4 @@
-"""The bundle's whole life: learn, predict, score, seal, unseal and go on."""
+"""The life of a bundle: learn, predict, score, seal, unseal and learn on."""
 
 import pickle
 import tracemalloc
@@ -61,14 +61,14 @@ each_form = pytest.mark.parametrize(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A recipe and requests that suit it."""
+    """A recipe and requests that fit it."""
 
     recipe: Recipe
     requests: Sequence[Rows]
     unseen: Rows
 
     def learned(self, count: int) -> Bundle:
-        """Bundle that has learned the first `count` requests."""
+        """Return a bundle that has learned the first `count` requests."""
         bundle = Bundle.new(self.recipe)
         for rows in self.requests[:count]:
             bundle.partial_fit(rows)
@@ -76,7 +76,7 @@ class Sample:
 
 
 def sample(name: str, form: str = "plain", requests: int = 4) -> Sample:
-    """Requests of twelve rows each for any estimator; a new label turns up in every one of them."""
+    """Return requests of twelve rows each for any estimator; every one has a new label."""
     entry, counts = CATALOGUE[name], name in COUNTS_ONLY
     document: dict[str, Any] = {"estimator": name, "params": PARAMS.get(name, {})}
     if entry.kind == "classifier":
@@ -109,13 +109,13 @@ def sample(name: str, form: str = "plain", requests: int = 4) -> Sample:
 
 
 def state(bundle: Bundle) -> list[Any]:
-    """All that a bundle has learned, bit for bit."""
+    """Return all that a bundle has learned, bit for bit."""
     return catalogue.state([bundle.columns, bundle.estimator, bundle.prequential, bundle.rows_seen])
 
 
 @each_form
 def test_predicting_changes_nothing(name: str, form: str) -> None:
-    """predict, predict_proba and score leave every byte of the pickled bundle as it was."""
+    """predict, predict_proba and score leave every byte of the pickled bundle unchanged."""
     example = sample(name, form)
     bundle = example.learned(3)
     before = seal(bundle, RING, HEADER)
@@ -132,8 +132,8 @@ def test_predicting_changes_nothing(name: str, form: str) -> None:
 
 
 @each_form
-def test_a_bundle_sealed_and_unsealed_goes_on_as_if_never_stopped(name: str, form: str) -> None:
-    """fit → seal → unseal → fit, after every request, gives the bundle of one uninterrupted run."""
+def test_a_sealed_and_unsealed_bundle_learns_on_unchanged(name: str, form: str) -> None:
+    """fit, seal, unseal, fit after every request gives the bundle of one uninterrupted run."""
     example = sample(name, form)
     whole, cut = Bundle.new(example.recipe), Bundle.new(example.recipe)
     for rows in example.requests:
@@ -177,7 +177,7 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
 
 
 def arrays(fitted: Any) -> dict[str, list[bytes]]:
-    """Every array and number that an object has learned, as bytes."""
+    """Return every learned array and number of an object as bytes."""
     found = {}
     for key, value in vars(fitted).items():
         if key.endswith("_") and not key.startswith("_"):
@@ -188,7 +188,7 @@ def arrays(fitted: Any) -> dict[str, list[bytes]]:
 
 
 class PlainLoop:
-    """StandardScaler, label codes and estimator in ten lines; knows nothing of keepfit."""
+    """StandardScaler, label codes and estimator in ten lines, without keepfit."""
 
     def __init__(self, estimator: Any, encoding: str, width: int, classes: list[str] | None) -> None:
         self.scaler, self.codes, self.estimator = StandardScaler(), dict[str, int](), estimator
@@ -196,7 +196,7 @@ class PlainLoop:
         self.error, self.evaluated = 0.0, 0
 
     def matrix(self, year: float, make: str) -> Any:
-        """One row as the estimator sees it."""
+        """Return one row as the estimator gets it."""
         code = self.codes.get(make, -1)
         onehot = [float(position == code) for position in range(self.width)]
         scaled = self.scaler.transform([[year]])[0].tolist()
@@ -216,7 +216,7 @@ class PlainLoop:
 
 
 def both(name: str, encoding: str, data: list[tuple[float, str, Any]]) -> tuple[Bundle, PlainLoop]:
-    """Teach the same single rows to a bundle and to a plain loop."""
+    """Let a bundle and a plain loop learn the same single rows."""
     params, estimator = PLAIN[name]
     classes = LABELS if CATALOGUE[name].kind == "classifier" else None
     recipe = parse(
@@ -238,7 +238,7 @@ def both(name: str, encoding: str, data: list[tuple[float, str, Any]]) -> tuple[
 
 
 def assert_same(bundle: Bundle, loop: PlainLoop) -> None:
-    """Every array, label code and metric of the bundle is the loop's."""
+    """Check that every array, label code and metric of the bundle equals the loop's."""
     learned = arrays(loop.estimator)
     assert {"coef_", "coefs_", "theta_"} & learned.keys()
     assert arrays(bundle.estimator) == learned
@@ -254,8 +254,8 @@ def assert_same(bundle: Bundle, loop: PlainLoop) -> None:
 
 @pytest.mark.parametrize("encoding", ["ordinal", "onehot"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_exact_means_exact(name: str, encoding: str) -> None:
-    """Over single rows a bundle equals, in every array and metric, a plain scikit-learn test-then-train loop."""
+def test_exact_updates_equal_a_plain_loop(name: str, encoding: str) -> None:
+    """Over single rows a bundle equals a plain scikit-learn test-then-train loop in every array and metric."""
     random = np.random.default_rng(5)
     makes = [f"make{int(i)}" for i in np.minimum(random.geometric(0.3, 120), 6)]
     targets = random.choice(LABELS, 120) if CATALOGUE[name].kind == "classifier" else random.normal(40, 3, 120)
@@ -289,8 +289,10 @@ def test_exact_means_exact(name: str, encoding: str) -> None:
         max_size=12,
     ),
 )
-def test_exact_means_exact_for_any_rows(name: str, encoding: str, data: list[tuple[float, str, float]]) -> None:
-    """For any rows a bundle equals the plain loop, or both fail on the same row."""
+def test_exact_updates_equal_a_plain_loop_for_any_rows(
+    name: str, encoding: str, data: list[tuple[float, str, float]]
+) -> None:
+    """For any rows a bundle equals the plain loop, or both fail at the same row."""
     try:
         bundle, loop = both(name, encoding, data)
     except ValueError as error:
@@ -300,7 +302,7 @@ def test_exact_means_exact_for_any_rows(name: str, encoding: str, data: list[tup
 
 
 def test_one_request_is_one_call() -> None:
-    """Rows of one request are learned in one partial_fit call, and evaluated together before it."""
+    """The rows of a request are predicted together, then learned in one partial_fit call."""
     recipe = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
     bundle, estimator, scaler = Bundle.new(recipe), SGDRegressor(shuffle=False, random_state=0), StandardScaler()
     random, total, evaluated = np.random.default_rng(3), 0.0, 0
@@ -318,8 +320,8 @@ def test_one_request_is_one_call() -> None:
     assert (found["mean_absolute_error"], found["rows"]) == (pytest.approx(total / evaluated), evaluated)
 
 
-def test_sample_weight_counts() -> None:
-    """A weight of 2 is not a weight of 1."""
+def test_sample_weight_has_effect() -> None:
+    """A weight of 2 gives another result than a weight of 1."""
     recipe = parse({"estimator": "SGDRegressor"})
     bundles_by_weight = [Bundle.new(recipe) for _ in range(2)]
     for weight, bundle in enumerate(bundles_by_weight, start=1):
@@ -329,7 +331,7 @@ def test_sample_weight_counts() -> None:
 
 @pytest.mark.parametrize("encoding", ["ordinal", "onehot", "hash"])
 def test_unseen_labels_are_unknown_until_learned(encoding: str) -> None:
-    """An unseen label is predicted like any other unseen one, and by itself once it was learned."""
+    """All unseen labels have the same prediction; a learned one has its own."""
     recipe = parse({"estimator": "SGDRegressor", "features": {"make": "category"}, "encoding": encoding})
 
     def predict(make: str) -> float:
@@ -346,8 +348,8 @@ def test_unseen_labels_are_unknown_until_learned(encoding: str) -> None:
     assert predict("puma") not in (unseen, predict("reebok"))
 
 
-def test_a_new_category_is_learned_where_it_cannot_be_predicted() -> None:
-    """CategoricalNB predicts no category before it has learned it; such rows are learned, and not evaluated."""
+def test_a_category_that_cannot_be_predicted_is_learned() -> None:
+    """CategoricalNB cannot predict unseen categories; such rows are learned and not evaluated."""
     for features, first, later in (
         ({"make": "category"}, [["nike"], ["puma"]], [["asics"]]),
         ({"size": "number"}, [[0], [1]], [[5]]),
@@ -363,7 +365,7 @@ def test_a_new_category_is_learned_where_it_cannot_be_predicted() -> None:
         try_predict(bundle)
 
 
-def test_evaluating_does_not_hide_what_is_wrong() -> None:
+def test_evaluation_hides_no_error() -> None:
     """Rows that can be neither predicted nor learned raise the estimator's own error."""
     recipe = parse({"estimator": "SGDRegressor"})
     bundle = Bundle.new(recipe)
@@ -373,8 +375,8 @@ def test_evaluating_does_not_hide_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("classes", [["b", "a"], [3, -1, 2], [True, False]], ids=str)
-def test_labels_come_back_as_they_came_in(classes: list[Any]) -> None:
-    """Strings, integers and booleans are predicted as such; classes are in the order of the probabilities."""
+def test_labels_keep_their_type(classes: list[Any]) -> None:
+    """Strings, integers and booleans are predicted as such; classes have the order of the probabilities."""
     recipe = parse({"estimator": "GaussianNB", "classes": classes})
     bundle = Bundle.new(recipe)
     X = [[float(i), float(i % 2)] for i in range(12)]
@@ -389,8 +391,8 @@ def test_labels_come_back_as_they_came_in(classes: list[Any]) -> None:
     assert [bundle.classes[i] for i in best] == predictions
 
 
-def test_a_class_that_has_not_come_yet_is_known() -> None:
-    """The first request names all classes to the estimator, so a label may first turn up later."""
+def test_a_class_without_rows_is_known() -> None:
+    """The first call names all classes to the estimator, so that a label may appear later."""
     recipe = parse({"estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "classes": LABELS})
     bundle = Bundle.new(recipe)
     bundle.partial_fit(shape(recipe, [[0.0]], ["no"], learning=True))
@@ -399,8 +401,8 @@ def test_a_class_that_has_not_come_yet_is_known() -> None:
     assert np.shape(bundle.predict_proba(shape(recipe, [[1.0]], learning=False))) == (1, 3)
 
 
-def test_regression_score_is_scikit_learns() -> None:
-    """score() of a regressor gives max_error, mean_absolute_error and r2 as scikit-learn computes them."""
+def test_regression_score_equals_scikit_learns() -> None:
+    """score() of a regressor has max_error, mean_absolute_error and r2 as scikit-learn computes them."""
     example = sample("SGDRegressor", "onehot")
     bundle, rows = example.learned(3), example.requests[3]
     y, predicted = rows.target(), bundle.predict(rows)
@@ -412,8 +414,8 @@ def test_regression_score_is_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("name", ["GaussianNB", "Perceptron"])
-def test_classification_score_is_scikit_learns(name: str) -> None:
-    """score() of a classifier gives accuracy, macro f1, and log_loss where there are probabilities."""
+def test_classification_score_equals_scikit_learns(name: str) -> None:
+    """score() of a classifier has accuracy, macro f1, and log_loss if there are probabilities."""
     example = sample(name)
     bundle, rows = example.learned(3), example.requests[3]
     y, predicted = rows.target(), bundle.predict(rows)
@@ -426,8 +428,8 @@ def test_classification_score_is_scikit_learns(name: str) -> None:
         assert score["log_loss"] is None
 
 
-def test_another_width_is_refused() -> None:
-    """Rows of another width than those learned are InvalidError, with both widths."""
+def test_another_width_is_rejected() -> None:
+    """Rows of another width than the learned ones raise InvalidError with both widths."""
     recipe = parse({"estimator": "SGDRegressor"})
     bundle = Bundle.new(recipe)
     bundle.partial_fit(shape(recipe, [[1, 2]], [1], learning=True))
@@ -436,8 +438,8 @@ def test_another_width_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["SGDRegressor", "Perceptron", "SGDClassifier", "MiniBatchKMeans"])
-def test_no_probabilities_is_said(name: str) -> None:
-    """An estimator without predict_proba, with the params it has, is InvalidError (422)."""
+def test_missing_probabilities_are_reported(name: str) -> None:
+    """An estimator that has no predict_proba with its params raises InvalidError (422)."""
     example = sample(name)
     with pytest.raises(InvalidError, match=f"{name} with these params has no probabilities: leave out proba"):
         example.learned(1).predict_proba(example.unseen)
@@ -445,7 +447,7 @@ def test_no_probabilities_is_said(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["MiniBatchKMeans", "Birch", "SGDOneClassSVM"])
 def test_without_a_target_there_is_no_score(name: str) -> None:
-    """Estimators that take no y have no metrics, and scoring them is InvalidError."""
+    """Estimators that take no y have no metrics, and score raises InvalidError."""
     example = sample(name)
     bundle = example.learned(2)
     assert bundle.metrics() == {}
@@ -454,20 +456,20 @@ def test_without_a_target_there_is_no_score(name: str) -> None:
 
 
 class Exploding:
-    """An estimator whose parameters stop being finite."""
+    """An estimator whose learned attributes become infinite or NaN."""
 
     def __init__(self, **learned: Any) -> None:
         self.learned = learned
 
     def partial_fit(self, X: Any, y: Any) -> None:
-        """Set the parameters."""
+        """Set the attributes."""
         vars(self).update(self.learned)
 
 
 @pytest.mark.parametrize("name", ["coef_", "coefs_", "intercepts_", "cluster_centers_", "_average_coef", "_counts"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_parameters_that_are_not_finite_are_an_error(name: str, value: float) -> None:
-    """A bundle whose parameters are no longer finite raises ArithmeticError instead of being committed."""
+def test_non_finite_attributes_are_an_error(name: str, value: float) -> None:
+    """A bundle whose attributes are no longer finite raises ArithmeticError and is not committed."""
     recipe = parse({"estimator": "SGDRegressor"})
     array = np.array([1.0, value])
     learned = {name: [np.ones(2), array] if name in ("coefs_", "intercepts_") else array}
@@ -476,16 +478,16 @@ def test_parameters_that_are_not_finite_are_an_error(name: str, value: float) ->
         bundle.partial_fit(shape(recipe, [[1.0]], [1.0], learning=True))
 
 
-def test_large_numbers_explode_loudly() -> None:
-    """Numbers at the bound that make an estimator overflow end in an error, not in a quiet infinity."""
+def test_overflow_raises() -> None:
+    """Numbers at the bound that make an estimator overflow raise an error."""
     recipe = parse({"estimator": "SGDRegressor", "params": {"eta0": 1e300}})
     rows = shape(recipe, [[1e38], [-1e38]], [1e38, 1e38], learning=True)
     with pytest.raises((ValueError, ArithmeticError), match=r"overflow|finite"):
         Bundle.new(recipe).partial_fit(rows)
 
 
-def test_unseal_refuses_another_models_bundle() -> None:
-    """A bundle that we signed for one model does not pass for another."""
+def test_unseal_rejects_another_models_bundle() -> None:
+    """A bundle that was signed for one model is rejected for another."""
     example = sample("SGDRegressor")
     data = seal(example.learned(1), RING, HEADER)
     with pytest.raises(EnvelopeError, match=f"belongs to the model {HASH[:12]}, not to cdcdcdcdcdcd"):
@@ -493,7 +495,7 @@ def test_unseal_refuses_another_models_bundle() -> None:
 
 
 class Trap:
-    """Unpickling this makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -503,7 +505,7 @@ class Trap:
 
 
 def test_nothing_is_unpickled_before_every_check(tmp_path: Path) -> None:
-    """A pickle runs only if signature, purpose, model and runtime are right: each wrong one alone stops it."""
+    """A pickle runs only if signature, purpose, model and runtime are right; each wrong one alone prevents it."""
     recipe, sprung = parse({"estimator": "SGDRegressor"}), tmp_path / "sprung"
     payload = pickle.dumps(Trap(sprung))
     other_key = Keyring.from_text("k1:" + "aa" * 32)
@@ -528,7 +530,7 @@ def test_nothing_is_unpickled_before_every_check(tmp_path: Path) -> None:
 
 
 class Broken:
-    """An estimator that was pickled and cannot predict any more."""
+    """An estimator that unpickles and cannot predict."""
 
     n_features_in_ = 2
 
@@ -545,15 +547,15 @@ class Broken:
     [ValueError("x"), TypeError("x"), AttributeError("x"), IndexError("x"), KeyError("x"), NotFittedError("x")],
     ids=repr,
 )
-def test_a_bundle_that_cannot_predict_is_damaged(error: Exception) -> None:
-    """The last check of a restore turns whatever keeps a bundle from predicting into EnvelopeError."""
+def test_a_bundle_that_cannot_predict_is_rejected(error: Exception) -> None:
+    """The last check of a restore turns any error of predict into EnvelopeError."""
     recipe = parse({"estimator": "SGDRegressor"})
     with pytest.raises(EnvelopeError, match="loads but cannot predict"):
         try_predict(Bundle(recipe, Columns.new(recipe), None, Broken(error), [], rows_seen=1))
 
 
 def leaves(estimator: Any) -> list[Any]:
-    """Leaves of a Birch tree, by its chain."""
+    """Return the leaves of a Birch tree in their linked order."""
     found, leaf = [], estimator.dummy_leaf_
     while leaf is not None:
         found.append(leaf)
@@ -561,8 +563,8 @@ def leaves(estimator: Any) -> list[Any]:
     return found
 
 
-def test_a_large_birch_tree_can_be_kept() -> None:
-    """A chain of a thousand leaves, at which pickle alone gives up, is sealed, unsealed and learned further."""
+def test_a_large_birch_tree_can_be_stored() -> None:
+    """A linked list of a thousand leaves, which pickle alone cannot store, is sealed, unsealed and learned further."""
     recipe = parse(
         {"estimator": "Birch", "params": {"threshold": 1e-4, "branching_factor": 3, "n_clusters": None}},
     )
@@ -585,7 +587,7 @@ def test_a_large_birch_tree_can_be_kept() -> None:
     assert again.predict(asked) == bundle.predict(asked)
 
 
-def test_ten_thousand_small_bundles_are_small() -> None:
+def test_small_bundles_take_little_memory() -> None:
     """A scaler and a linear model of four numbers take 2 kB in Redis and less than 3 kB of a worker's memory."""
     recipe = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
     bundle = Bundle.new(recipe)
@@ -602,8 +604,8 @@ def test_ten_thousand_small_bundles_are_small() -> None:
     assert taken < 3000 * len(held)
 
 
-def test_a_failed_seal_leaves_the_bundle_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pickling fails, the tree is put together again and the bundle can be used."""
+def test_a_failed_seal_leaves_the_bundle_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If pickling fails, the links of the tree are restored and the bundle can be used."""
     example = sample("Birch")
     bundle = example.learned(2)
     chain = len(leaves(bundle.estimator))

@@ -35,15 +35,15 @@ ROWS = 80
         "Pipeline",
     ],
 )
-def test_other_names_are_refused(name: str) -> None:
-    """Import paths, other spellings and estimators that cannot learn and predict row by row build nothing."""
+def test_other_names_are_rejected(name: str) -> None:
+    """Import paths, other spellings and estimators without partial_fit and predict build nothing."""
     with pytest.raises(InvalidError, match="is not an estimator with partial_fit; known: "):
         build(name, {})
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_every_name_builds_without_a_warning(name: str) -> None:
-    """Each name builds a fresh, unfitted object of its class; a deprecation would fail here."""
+    """Each name builds a new unfitted object of its class, without a deprecation warning."""
     first, second = made(name), made(name)
     assert type(first) is class_of(entry_of(name))
     assert first is not second
@@ -52,8 +52,8 @@ def test_every_name_builds_without_a_warning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
-def test_streams_are_learned_in_order_and_repeatably(name: str) -> None:
-    """Nothing is shuffled and every random state is fixed, unless the recipe asks for something else."""
+def test_learning_is_ordered_and_repeatable(name: str) -> None:
+    """Nothing is shuffled and every random state is fixed, unless the recipe sets it otherwise."""
     assert STREAM_DEFAULTS == {"shuffle": False, "random_state": 0}
     built = made(name).get_params()
     plain = type(made(name))(made(name).estimator) if entry_of(name).wraps else class_of(entry_of(name))()
@@ -67,8 +67,8 @@ def test_streams_are_learned_in_order_and_repeatably(name: str) -> None:
         assert changed <= {*STREAM_DEFAULTS, *(["n_features"] if name == "HashingVectorizer" else [])}
 
 
-def test_a_recipe_may_ask_for_shuffling() -> None:
-    """What the recipe says wins over the defaults of streams."""
+def test_a_recipe_may_set_shuffling() -> None:
+    """The recipe overrides the defaults for streams."""
     built = build("SGDRegressor", {"shuffle": True, "random_state": 7, "eta0": 0.25})
     assert (built.shuffle, built.random_state, built.eta0) == (True, 7, 0.25)
 
@@ -107,15 +107,15 @@ def test_a_recipe_may_ask_for_shuffling() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_params_are_refused_with_what_is_right(name: str, params: dict[str, Any], words: str) -> None:
-    """A parameter that is unknown, of a wrong value, or of no use with partial_fit is refused when it is posted."""
+def test_invalid_params_are_rejected_with_the_valid_ones(name: str, params: dict[str, Any], words: str) -> None:
+    """A parameter that is unknown, invalid, or does not work with partial_fit is rejected when it is posted."""
     with pytest.raises(InvalidError, match=words) as caught:
         build(name, params)
     assert str(caught.value).startswith(f"params of {name}: ")
 
 
-def test_messages_stay_short() -> None:
-    """A parameter's value or name as long as a body is not sent back whole; too deep a one is no crash."""
+def test_messages_are_short() -> None:
+    """A value or name as long as a body is cut in the message, and deep nesting is an InvalidError."""
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
@@ -126,15 +126,15 @@ def test_messages_stay_short() -> None:
 
 
 def old_class(name: str, **params: Any) -> Any:
-    """One of scikit-learn's own deprecated PassiveAggressive classes."""
+    """Build scikit-learn's deprecated PassiveAggressive class."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return getattr(linear_model, name)(shuffle=False, random_state=0, **params)
 
 
 @pytest.mark.parametrize("name", sorted(PASSIVE_AGGRESSIVE))
-def test_defaults_of_passive_aggressive_are_the_old_ones(name: str) -> None:
-    """What both classes have, and C under its new name, has the old class's default."""
+def test_defaults_of_passive_aggressive_are_unchanged(name: str) -> None:
+    """Parameters that both classes have, and C under its new name, have the default of the deprecated class."""
     ours, theirs = build(name, {}).get_params(), old_class(name).get_params()
     assert ours["eta0"] == theirs.pop("C") == 1.0
     assert {key: ours[key] for key in theirs} == theirs
@@ -143,8 +143,8 @@ def test_defaults_of_passive_aggressive_are_the_old_ones(name: str) -> None:
 @pytest.mark.parametrize("C", [0.01, 0.5, 1.0, 100.0])
 @pytest.mark.parametrize("loss", ["epsilon_insensitive", "squared_epsilon_insensitive"])
 @pytest.mark.parametrize("average", [False, True])
-def test_passive_aggressive_regressor_gives_the_same_bits(C: float, loss: str, average: bool) -> None:
-    """Fed row by row, our PassiveAggressiveRegressor equals scikit-learn's deprecated class in every bit."""
+def test_passive_aggressive_regressor_equals_the_deprecated_class(C: float, loss: str, average: bool) -> None:
+    """Row by row PassiveAggressiveRegressor equals scikit-learn's deprecated class bit for bit."""
     random = np.random.default_rng(7)
     X, y = random.normal(size=(ROWS, 5)), random.normal(size=ROWS)
     ours = build("PassiveAggressiveRegressor", {"C": C, "loss": loss, "average": average})
@@ -166,8 +166,8 @@ def test_passive_aggressive_regressor_gives_the_same_bits(C: float, loss: str, a
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("loss", ["hinge", "squared_hinge"])
 @pytest.mark.parametrize("classes", [["no", "yes"], ["a", "b", "c"]])
-def test_passive_aggressive_classifier_gives_the_same_bits(C: float, loss: str, classes: list[str]) -> None:
-    """Fed row by row, our PassiveAggressiveClassifier equals scikit-learn's deprecated class in every bit."""
+def test_passive_aggressive_classifier_equals_the_deprecated_class(C: float, loss: str, classes: list[str]) -> None:
+    """Row by row PassiveAggressiveClassifier equals scikit-learn's deprecated class bit for bit."""
     random = np.random.default_rng(8)
     X, y = random.normal(size=(ROWS, 4)), random.choice(classes, size=ROWS)
     ours = build("PassiveAggressiveClassifier", {"C": C, "loss": loss})
@@ -213,14 +213,14 @@ def test_passive_aggressive_equals_the_old_class_on_any_rows(
 
 @pytest.mark.parametrize("name", SCALERS)
 def test_scalers_are_scikit_learns(name: str) -> None:
-    """Each scaler's name builds scikit-learn's class, which can learn row by row."""
+    """Each scaler name builds scikit-learn's class, which has partial_fit."""
     scaler = build_scaler(name)
     assert type(scaler) is getattr(preprocessing, name)
     assert callable(scaler.partial_fit)
 
 
 @pytest.mark.parametrize("name", ["RobustScaler", "sklearn.preprocessing.StandardScaler", "Normalizer", ""])
-def test_other_scalers_are_refused(name: str) -> None:
-    """A scaler that cannot learn row by row, or is none, is refused with those there are."""
+def test_other_scalers_are_rejected(name: str) -> None:
+    """A name that is not a scaler with partial_fit is rejected with the valid names."""
     with pytest.raises(InvalidError, match="is not one of StandardScaler, MinMaxScaler, MaxAbsScaler"):
         build_scaler(name)

@@ -1,4 +1,4 @@
-"""Every estimator of the catalogue, alone, in steps and through a running service: as scikit-learn itself has it."""
+"""Every estimator of the catalogue, alone, in steps and through a running service, against scikit-learn itself."""
 
 import asyncio
 import uuid
@@ -43,47 +43,47 @@ each_name = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(autouse=True)
 def _as_in_a_worker() -> Iterator[None]:
-    """Nobody there turns a warning into an error: of clusters not found yet, say, or of no column selected."""
+    """Do not turn warnings into errors, as in workers: for example about missing clusters or no selected column."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
 
 def batches(name: str) -> list[Batch]:
-    """Requests to learn, one after the other."""
+    """Return requests to learn in order."""
     return [batch(name, n, seed) for seed, n in enumerate(SIZES)]
 
 
 def reopened(bundle: Bundle, of: Recipe) -> Bundle:
-    """The bundle as another process gets it."""
+    """Return the bundle as another process reads it."""
     return unseal(seal(bundle, RING, HEADER), RING, of, HASH)[1]
 
 
 def learned(of: Recipe, X: list[Any], y: list[Any] | None = None) -> Rows:
-    """Rows to learn."""
+    """Return rows to learn."""
     return shape(of, X, y, learning=True)
 
 
 def asked(of: Recipe, X: list[Any]) -> Rows:
-    """Rows to predict."""
+    """Return rows to predict."""
     return shape(of, X, learning=False)
 
 
 def everything(bundle: Bundle) -> list[Any]:
-    """All that a bundle has learned."""
+    """Return all that a bundle has learned."""
     return state(
         [bundle.columns, bundle.labels, bundle.estimator, bundle.prequential, bundle.rows_seen, bundle.waiting]
     )
 
 
-def test_every_name_of_the_catalogue_is_tried() -> None:
-    """The samples of this suite are of all estimators there are."""
+def test_every_name_of_the_catalogue_is_tested() -> None:
+    """The samples of this suite cover all estimators."""
     assert set(NAMES) == set(CATALOGUE)
 
 
 @each_name
 def test_a_recipe_survives_its_text(name: str) -> None:
-    """Each name makes a recipe, with the estimator in it where it is a wrapper, that is read back as it was."""
+    """Each name makes a recipe, with an inner estimator if it is a wrapper, that reads back unchanged."""
     parsed = recipe(name)
     assert from_text(parsed.text()) == parsed
     assert parsed.entry.kind == CATALOGUE[name].kind
@@ -91,8 +91,8 @@ def test_a_recipe_survives_its_text(name: str) -> None:
 
 
 @each_name
-def test_a_bundle_learns_what_a_loop_by_hand_learns(name: str) -> None:
-    """Cut after every request, sealed and unsealed, it equals scikit-learn's object in every bit, answers included."""
+def test_a_bundle_equals_a_plain_loop(name: str) -> None:
+    """Sealed and unsealed after every request, it equals scikit-learn's object bit for bit, predictions included."""
     of, hand, unseen = recipe(name), ByHand(name), batch(name, 6, 99)
     whole, cut = Bundle.new(of), Bundle.new(of)
     for given in batches(name):
@@ -110,8 +110,8 @@ def test_a_bundle_learns_what_a_loop_by_hand_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, None])
-def test_the_order_in_memory_survives(components: int | None) -> None:
-    """What IncrementalPCA answers has the same bits in the process that learned and in one that read the bundle."""
+def test_the_memory_layout_survives_sealing(components: int | None) -> None:
+    """IncrementalPCA predicts the same bits in the process that learned and in one that read the bundle."""
     of, hand = (
         parse({"estimator": "IncrementalPCA", "params": {"n_components": components}}),
         IncrementalPCA(components),
@@ -129,8 +129,8 @@ def test_the_order_in_memory_survives(components: int | None) -> None:
 
 
 @each_name
-def test_asking_changes_nothing(name: str) -> None:
-    """predict, proba and score leave every byte of the sealed bundle as it was, and answer the same once more."""
+def test_predictions_change_nothing(name: str) -> None:
+    """predict, proba and score leave every byte of the sealed bundle unchanged, and repeat their results."""
     of = recipe(name)
     bundle = Bundle.new(of)
     with pytest.raises(ConflictError, match="has not learned any row yet"):
@@ -147,8 +147,8 @@ def test_asking_changes_nothing(name: str) -> None:
 
 
 @each_name
-def test_requests_that_are_joined_do_not_touch_each_other(name: str) -> None:
-    """What a row is answered does not depend on the rows that others ask about in the same call."""
+def test_joint_predictions_do_not_affect_each_other(name: str) -> None:
+    """The prediction of a row does not depend on rows of other requests in the same call."""
     of = recipe(name)
     bundle = Bundle.new(of)
     bundle.partial_fit(batch(name, 12).learned(of))
@@ -165,8 +165,8 @@ def test_requests_that_are_joined_do_not_touch_each_other(name: str) -> None:
         assert not np.allclose(together, apart, rtol=1e-6)
 
 
-async def test_http_gives_what_a_loop_by_hand_gives(http: aiohttp.ClientSession) -> None:
-    """All estimators, each learned through gateway and workers, answer in the bits of scikit-learn's own objects."""
+async def test_http_equals_a_plain_loop(http: aiohttp.ClientSession) -> None:
+    """All estimators, learned through gateway and workers, predict the bits of scikit-learn's own objects."""
 
     async def check(name: str) -> None:
         metadata = {"type": "every", "name": name, "session": uuid.uuid4().hex}
@@ -190,8 +190,8 @@ async def test_http_gives_what_a_loop_by_hand_gives(http: aiohttp.ClientSession)
         await asyncio.gather(*map(check, NAMES))
 
 
-async def test_http_tells_of_scores_outputs_and_rows_that_wait(http: aiohttp.ClientSession) -> None:
-    """Scores and probabilities of each output cross the wire; a model that waits for rows is 409, and then learns."""
+async def test_http_has_scores_outputs_and_waiting_rows(http: aiohttp.ClientSession) -> None:
+    """Responses have scores and probabilities of each output; a model that waits for rows is 409, and then learns."""
 
     async def make(posted: dict[str, Any]) -> str:
         metadata = {"type": "every", "session": uuid.uuid4().hex}
@@ -224,7 +224,7 @@ async def test_http_tells_of_scores_outputs_and_rows_that_wait(http: aiohttp.Cli
     assert (await send(f"{path}/predict", X=[[1.0], [5.0]]))[0] == 200
 
 
-def test_the_document_tells_of_each() -> None:
+def test_the_document_lists_every_estimator() -> None:
     """docs/reference/estimators.md has a row for every estimator, with its kind and whether it takes y and weights."""
     lines = (Path(__file__).parents[3] / "docs/reference/estimators.md").read_text().splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
@@ -243,8 +243,8 @@ def test_the_document_tells_of_each() -> None:
 # What comes with predictions where more is asked for.
 
 
-def test_an_outlier_detector_gives_its_scores() -> None:
-    """Predictions are 1 and -1, and with proba come the values of the decision function, negative for outliers."""
+def test_an_outlier_detector_has_scores() -> None:
+    """Predictions are 1 and -1, and proba adds the values of the decision function, negative for outliers."""
     of, hand = recipe("SGDOneClassSVM"), SGDOneClassSVM(**ORDER)
     bundle, given = Bundle.new(of), batch("SGDOneClassSVM", 12)
     bundle.partial_fit(given.learned(of))
@@ -255,8 +255,8 @@ def test_an_outlier_detector_gives_its_scores() -> None:
     assert len(set(bundle.predict(given.asked(of)))) == 2
 
 
-def test_several_outputs_have_probabilities_each() -> None:
-    """A row's probabilities are a list for each output, in the order of that output's classes."""
+def test_each_output_has_probabilities() -> None:
+    """The probabilities of a row are a list for each output, in the order of its classes."""
     of, given = recipe("MultiOutputClassifier"), batch("MultiOutputClassifier", 12)
     bundle, hand = Bundle.new(of), ByHand("MultiOutputClassifier")
     bundle.partial_fit(given.learned(of))
@@ -274,8 +274,8 @@ def test_several_outputs_have_probabilities_each() -> None:
     assert score["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
-def test_labels_of_outputs_may_be_of_several_kinds() -> None:
-    """Without classes in the recipe the first rows tell how many outputs there are; labels come back as they came."""
+def test_outputs_may_have_labels_of_different_types() -> None:
+    """Without classes the first rows define the number of outputs; labels keep their types."""
     of = parse({"estimator": "MultiOutputClassifier", "params": {"estimator": {"GaussianNB": {}}}})
     bundle = Bundle.new(of)
     X, y = [[0.0], [0.1], [5.0], [5.1]], [["b", True], ["b", True], ["a", False], ["a", False]]
@@ -285,8 +285,8 @@ def test_labels_of_outputs_may_be_of_several_kinds() -> None:
 
 
 @pytest.mark.parametrize("name", ["MultiOutputClassifier", "MultiOutputRegressor"])
-def test_outputs_that_do_not_fit_are_refused(name: str) -> None:
-    """A row of y that is no list, or has another number of values than others or than was learned, is named."""
+def test_a_wrong_number_of_outputs_is_rejected(name: str) -> None:
+    """A row of y that is not a list, or has another number of values than other or learned rows, is named."""
     of, given = recipe(name), batch(name, 12)
     first = (given.y or [])[0]
     for wrong, words in (
@@ -306,8 +306,8 @@ def test_outputs_that_do_not_fit_are_refused(name: str) -> None:
             call(another)
 
 
-def test_one_against_one_answers_before_all_classes_have_come() -> None:
-    """Pairs of classes of which no row has come have no say, and a bundle with such pairs survives a restore."""
+def test_one_vs_one_predicts_before_all_classes_appear() -> None:
+    """Pairs of classes without rows do not vote, and a bundle with such pairs survives a restore."""
     of = parse({**document("OneVsOneClassifier")})
     bundle = Bundle.new(of)
     bundle.partial_fit(learned(of, [[1.0]], ["no"]))
@@ -322,7 +322,7 @@ def test_one_against_one_answers_before_all_classes_have_come() -> None:
 
 
 def test_steps_learn_in_order() -> None:
-    """Each step learns, then transforms; the last learns that: in every bit what a loop by hand does, through cuts."""
+    """Each step learns, then transforms for the next: bit for bit as in a plain loop, with sealing in between."""
     of = parse({
         "steps": [
             {"StandardScaler": {}},
@@ -353,7 +353,7 @@ def test_steps_learn_in_order() -> None:
 
 
 def test_texts_are_hashed_and_learned() -> None:
-    """HashingVectorizer reads the one text column, has 1,024 columns unless told, and another step learns from it."""
+    """HashingVectorizer reads the text column and has 1,024 columns by default; the next step learns from them."""
     of = parse({
         "steps": [{"HashingVectorizer": {}}, {"SGDClassifier": {}}],
         "features": {"note": "text"},
@@ -370,7 +370,7 @@ def test_texts_are_hashed_and_learned() -> None:
 
 
 def test_distances_to_clusters_feed_a_regressor() -> None:
-    """A clusterer before the last step gives distances, and several outputs can stand at the end."""
+    """A clusterer before the last step gives distances, and the last step may have several outputs."""
     of = parse({
         "steps": [{"MiniBatchKMeans": {"n_clusters": 3}}, {"MultiOutputRegressor": {"estimator": {"SGDRegressor": {}}}}]
     })  # fmt: skip
@@ -385,8 +385,8 @@ def test_distances_to_clusters_feed_a_regressor() -> None:
     assert score["max_error"] >= score["mean_absolute_error"] > 0  # type: ignore[operator]
 
 
-def test_a_large_tree_at_the_end_of_steps_can_be_kept() -> None:
-    """A Birch of a thousand leaves behind a scaler is sealed, unsealed and learned further."""
+def test_a_large_tree_in_a_pipeline_can_be_stored() -> None:
+    """A Birch of a thousand leaves after a scaler is sealed, unsealed and learns further."""
     params = {"threshold": 1e-3, "branching_factor": 3, "n_clusters": None}
     of = parse({"steps": [{"StandardScaler": {}}, {"Birch": params}]})
     X = np.random.default_rng(4).normal(size=(800, 2)).tolist()
@@ -400,8 +400,8 @@ def test_a_large_tree_at_the_end_of_steps_can_be_kept() -> None:
     assert again.predict(asked(of, X[:9])) == bundle.predict(asked(of, X[:9]))
 
 
-def test_what_is_not_finite_is_found_in_every_part() -> None:
-    """A step, and an estimator in a wrapper, that has learned a NaN stops the commit, by name."""
+def test_non_finite_values_are_found_in_every_step() -> None:
+    """A NaN in a step, or in the inner estimator of a wrapper, stops the commit with its name."""
     of = parse({"steps": [{"StandardScaler": {}}, {"MultiOutputRegressor": {"estimator": {"SGDRegressor": {}}}}]})
     bundle, given = Bundle.new(of), batch("MultiOutputRegressor", 5)
     bundle.partial_fit(given.learned(of))
@@ -434,7 +434,7 @@ FIRST: list[tuple[dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("wanted", "needed"), FIRST, ids=[f"{list(doc.values())} {n}"[:70] for doc, n in FIRST])
 def test_single_rows_wait_for_the_first_call(wanted: dict[str, Any], needed: int) -> None:
-    """Rows wait in the bundle until there are enough, then one call learns them; none is lost in a restore."""
+    """Rows wait in the bundle until there are enough, then one call learns them; a restore loses none."""
     of = parse(wanted)
     X = np.random.default_rng(3).integers(0, 9, (12, 4)).astype(float).tolist()
     bundle = Bundle.new(of)
@@ -457,8 +457,8 @@ def test_single_rows_wait_for_the_first_call(wanted: dict[str, Any], needed: int
     assert bundle.predict(asked(of, X)) == at_once.predict(asked(of, X))
 
 
-def test_a_row_that_could_not_be_learned_does_not_wait() -> None:
-    """What a later step would refuse is refused with the request that brings it, not with those that wait with it."""
+def test_a_row_that_cannot_be_learned_does_not_wait() -> None:
+    """A row that a later step would reject is rejected with its own request, not with those that wait."""
     of = parse({"estimator": "MiniBatchNMF", "params": {"n_components": 3, "init": "nndsvd"}})
     bundle = Bundle.new(of)
     bundle.partial_fit(learned(of, [[1, 2, 3, 4]]))
@@ -474,8 +474,8 @@ def test_a_row_that_could_not_be_learned_does_not_wait() -> None:
     assert bundle.is_fitted
 
 
-def test_weights_wait_too() -> None:
-    """Rows with and without weights that wait together are learned with theirs, and with 1."""
+def test_weights_wait_with_their_rows() -> None:
+    """Waiting rows with weights are learned with these, those without with weight 1."""
     of = parse({"estimator": "MiniBatchKMeans", "params": {"n_clusters": 3}})
     bundle, hand = Bundle.new(of), MiniBatchKMeans(n_clusters=3, random_state=0)
     X = [[0.0], [9.0], [5.0]]
@@ -589,15 +589,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "words"), REFUSED, ids=[f"{i}-{words[:40]}" for i, (_, words) in enumerate(REFUSED)])
-def test_what_no_row_could_be_learned_with_is_refused_when_posted(wrong: dict[str, Any], words: str) -> None:
-    """Parameters are checked before the first row, in the estimator's own words where it has some."""
+def test_params_without_learnable_rows_are_rejected_when_posted(wrong: dict[str, Any], words: str) -> None:
+    """Parameters are checked before the first row, with the estimator's own message if it has one."""
     with pytest.raises(InvalidError, match=words) as refused:
         recipe_check.check(wrong)
     assert len(str(refused.value)) < 700
 
 
-def test_the_gap_between_joined_and_single_calls_is_real() -> None:
-    """Control: the requests of this suite have sizes that a bundle joining or splitting calls would not learn alike."""
+def test_joined_and_single_calls_differ() -> None:
+    """Control: a bundle that joined or split the calls of this suite would learn something else."""
     name, of = "SGDRegressor", recipe("SGDRegressor")
     whole, split = Bundle.new(of), Bundle.new(of)
     for given in batches(name):

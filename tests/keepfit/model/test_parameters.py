@@ -1,4 +1,4 @@
-"""Changes of parameters: what a bundle learns after one is what a plain loop learns after ``set_params``."""
+"""Changes of parameters: after one a bundle learns what a plain loop learns after ``set_params``."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -182,7 +182,7 @@ SUCCESSORS: Mapping[str, Params] = {
 
 
 def requests(name: str) -> Iterator[tuple[Any, Any]]:
-    """Eight requests of a few rows of counts, and their target."""
+    """Yield eight requests of a few rows of counts, and their target."""
     random = np.random.default_rng(5)
     for size in [5, 1, 1, 3] * 2:
         X = random.integers(0, 6, size=(size, 3)) - (2.5 if name == "SGDOneClassSVM" else 0.0)
@@ -192,7 +192,7 @@ def requests(name: str) -> Iterator[tuple[Any, Any]]:
 
 
 class Loop:
-    """A plain loop over ``partial_fit``, written by hand."""
+    """A plain loop over ``partial_fit``."""
 
     def __init__(self, name: str, params: Params) -> None:
         self.name, self.estimator, self.begun = name, build(name, params), False
@@ -238,7 +238,7 @@ class Loop:
 
 
 def bundle_of(name: str, params: Params) -> Bundle:
-    """A bundle that has learned nothing."""
+    """Build a bundle that has learned nothing."""
     document: dict[str, Any] = {"estimator": name, "params": dict(params)}
     if entry_of(name).target == "labels":
         document["classes"] = [[0, 1, 2], [0, 1, 2]] if entry_of(name).multi_output else [0, 1, 2]
@@ -252,18 +252,18 @@ def learn(bundle: Bundle, X: Any, y: Any) -> None:
 
 
 def learned(estimator: Any) -> dict[str, Any]:
-    """Attributes of an estimator as digests, those that have no state of their own left out."""
+    """Return attributes of an estimator as digests, without those that have no state."""
     found = {k: v for k, v in vars(estimator).items() if k not in ("_loss_function_", "_random_state", "class_weight")}
     return {key: joblib.hash(value) for key, value in found.items()}
 
 
 def fitted(estimator: Any) -> dict[str, Any]:
-    """What it has learned: attributes that are no parameters."""
+    """Return the learned attributes, which are not parameters."""
     return {key: value for key, value in learned(estimator).items() if key not in estimator.get_params()}
 
 
 def answers(estimator: Any) -> Any:
-    """What it answers to some rows; what only transforms them gets larger ones than it has learned."""
+    """Return predictions of some rows; a transformer gets larger rows than it has learned."""
     rows = np.arange(12.0).reshape(4, 3)
     return (estimator.predict(rows % 6) if hasattr(estimator, "predict") else estimator.transform(rows)).tolist()
 
@@ -277,8 +277,8 @@ def answers(estimator: Any) -> Any:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-def test_a_changed_bundle_learns_what_a_plain_loop_learns(name: str, params: Params, change: Params) -> None:
-    """After a change in mid-stream each attribute is the plain loop's to the bit, and another than without it."""
+def test_a_changed_bundle_equals_a_plain_loop(name: str, params: Params, change: Params) -> None:
+    """After a change each attribute equals the plain loop's bit for bit, and differs from one without the change."""
     bundle, loop, other = bundle_of(name, params), Loop(name, params), Loop(name, params)
     keyring = Keyring.from_text(SIGNING_KEYS)
     header = Header(envelope.BUNDLE, "a", 1, 1, 1, 1, "", envelope.runtime())
@@ -300,7 +300,7 @@ def test_a_changed_bundle_learns_what_a_plain_loop_learns(name: str, params: Par
 
 
 def changeable(name: str) -> set[str]:
-    """Names of the parameters of an estimator that can be changed under one of the settings of its cases."""
+    """Return the names of the parameters of an estimator that can be changed with one of its settings."""
     found: set[str] = set()
     for solver in OPTIMIZER_ATTRIBUTES if name.startswith("MLP") else (None,):
         owner = build(name, {} if solver is None else {"solver": solver})
@@ -309,8 +309,8 @@ def changeable(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE.keys() - WRAPPED.keys()))
-def test_all_that_can_be_changed_is_tried(name: str) -> None:
-    """The changes tried above are of all parameters that the table lets through."""
+def test_every_changeable_parameter_is_tested(name: str) -> None:
+    """The changes tested above cover all parameters that the table allows."""
     tried = {key for _, change in CASES[name] for key in change}
     if name.startswith("PassiveAggressive"):
         # Its hinge has no epsilon.
@@ -330,8 +330,8 @@ IDLE_VALUES: Params = {
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE.keys() - WRAPPED.keys() - {"HashingVectorizer"}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_is_called_idle_is(name: str) -> None:
-    """Parameters that the table calls of no effect have none on what is learned row by row."""
+def test_unread_parameters_have_no_effect(name: str) -> None:
+    """Parameters that the table calls of no effect do not change what partial_fit learns."""
     table = IMMUTABLE[type(build(name, {})).__name__]
     idle = " ".join(table.get(reason, "") for reason in (UNREAD, COMPUTATION)).split()
     params = CASES[name][0][0] if CASES[name] else {}
@@ -353,8 +353,8 @@ WORDS = {
 }
 
 
-def test_the_table_is_of_scikit_learns_parameters() -> None:
-    """It has every class with ``partial_fit``, and names only parameters that the class has."""
+def test_the_table_has_scikit_learns_parameters() -> None:
+    """The table has every class with ``partial_fit``, and names only parameters of the class."""
     classes = {name: cls for name, cls in all_estimators() if hasattr(cls, "partial_fit")}
     assert set(IMMUTABLE) == classes.keys() - SUCCEEDED.keys()
     for name, reasons in IMMUTABLE.items():
@@ -367,7 +367,7 @@ def test_the_table_is_of_scikit_learns_parameters() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/guides/changing-parameters.md says of each estimator what cannot be changed, and why."""
+    """docs/guides/changing-parameters.md lists for each estimator what cannot be changed, and why."""
     rows = ["| estimator | cannot be changed |", "|---|---|"]
     for name, reasons in sorted(IMMUTABLE.items()):
         told = [f"{WORDS[why]}: {', '.join(f'`{each}`' for each in names.split())}" for why, names in reasons.items()]
@@ -381,8 +381,8 @@ CHAIN: dict[str, Any] = {
 }
 
 
-def test_names_lead_into_steps_and_wrappers() -> None:
-    """The recipe in force has a nested parameter where the recipe has it; a name that leads nowhere is refused."""
+def test_names_address_steps_and_wrappers() -> None:
+    """The current recipe has a changed parameter at its nested place; an unknown name is rejected."""
     recipe = Recipe(**CHAIN)
     deep = "OneVsRestClassifier__estimator__alpha"
     forced = with_changes(recipe, {deep: 2, "StandardScaler__copy": False})
@@ -399,8 +399,8 @@ def test_names_lead_into_steps_and_wrappers() -> None:
         with_changes(twice, {"StandardScaler__copy": False})
 
 
-def test_a_step_is_changed_where_it_stands() -> None:
-    """In a chain a step's parameter is that of a plain loop over its steps; weights are by label there, too."""
+def test_a_step_of_a_pipeline_is_changed() -> None:
+    """In a pipeline the change equals that in a plain loop over its steps; class weights are by label there too."""
     steps = [{"MinMaxScaler": {}}, {"SGDClassifier": {}}]
     bundle = Bundle.new(parse({"steps": steps, "classes": ["a", "b", "c"]}))
     scaler, last = build("MinMaxScaler", {}), build("SGDClassifier", {})
@@ -416,8 +416,8 @@ def test_a_step_is_changed_where_it_stands() -> None:
     assert learned(bundle.estimator.transformers[0]) == learned(scaler)
 
 
-def test_a_change_after_which_no_row_could_be_learned_is_refused() -> None:
-    """Priors of another number than there are classes: scikit-learn's own words, and the bundle learns on as before."""
+def test_a_change_that_prevents_learning_is_rejected() -> None:
+    """Priors of a wrong length are rejected with scikit-learn's message, and the bundle learns on as before."""
     bundle = bundle_of("MultinomialNB", {})
     for X, y in requests("MultinomialNB"):
         learn(bundle, X, y)
@@ -427,7 +427,7 @@ def test_a_change_after_which_no_row_could_be_learned_is_refused() -> None:
     learn(bundle, X, y)
 
 
-def test_an_object_keeps_its_parameters() -> None:
-    """What was sent as an object has no recipe to change."""
+def test_parameters_of_an_object_cannot_be_changed() -> None:
+    """The parameters of an uploaded object cannot be changed."""
     with pytest.raises(InvalidError, match="an object cannot be changed"):
         check(Recipe(object="YQ=="), {}, {"alpha": 1})

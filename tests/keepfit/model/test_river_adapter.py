@@ -1,4 +1,4 @@
-"""River's models as objects: rows as dicts with the values that came in, labels as they were sent."""
+"""River's models as uploaded objects: rows are dicts of unencoded values, labels are unchanged."""
 
 from typing import Any
 
@@ -29,8 +29,8 @@ PHISHING = list(datasets.Phishing().take(200))
 NAMES = list(PHISHING[0][0])
 
 
-def test_a_pipeline_learns_real_rows_as_river_alone() -> None:
-    """River's phishing pages, one request a row, stored on the way: each prediction is that of a plain River loop."""
+def test_a_pipeline_equals_river_on_real_rows() -> None:
+    """On River's phishing pages, stored between single rows, each prediction equals that of a plain River loop."""
     model = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
     bundle: Any = new_bundle(recipe_of(model.clone(), features=dict.fromkeys(NAMES, "number")), UPLOADS)
     right = metrics.Accuracy()
@@ -49,37 +49,39 @@ def test_a_pipeline_learns_real_rows_as_river_alone() -> None:
     assert chances == model.predict_proba_one(PHISHING[0][0])
 
 
-def test_values_arrive_as_they_came() -> None:
-    """Columns keep their names and kinds: numbers as floats, text as text; without features keys count from 0."""
-    bundle = new_bundle(recipe_of(Keeper(), kind="regressor", features={"make": "category", "year": "number"}), UPLOADS)
+def test_values_are_not_encoded() -> None:
+    """Columns keep names and types: numbers as floats, text as text; without features keys count from 0."""
+    bundle = new_bundle(
+        recipe_of(RowRecorder(), kind="regressor", features={"make": "category", "year": "number"}), UPLOADS
+    )
     learned(bundle, [{"year": 2001, "make": "nike"}, ["puma", 2003.5]], [1, 2])
     assert bundle.estimator.rows == [({"make": "nike", "year": 2001.0}, 1.0), ({"make": "puma", "year": 2003.5}, 2.0)]
-    plain = new_bundle(recipe_of(Keeper(), kind="regressor"), UPLOADS)
+    plain = new_bundle(recipe_of(RowRecorder(), kind="regressor"), UPLOADS)
     learned(plain, [[7, 8]], [1], [0.5])
     assert plain.estimator.rows == [({0: 7.0, 1: 8.0}, 1.0)]
     assert plain.estimator.weights == [0.5]
 
 
-class Keeper:
-    """What keeps what it is told, and predicts nothing before the third row."""
+class RowRecorder:
+    """Records its rows, and predicts nothing before the third."""
 
     def __init__(self) -> None:
         self.rows: list[Any] = []
         self.weights: list[float] = []
 
     def learn_one(self, x: dict[Any, Any], y: float, w: float = 1.0) -> None:
-        """Keep a row."""
+        """Record a row."""
         self.rows.append((x, y))
         self.weights.append(w)
 
     def predict_one(self, x: dict[Any, Any]) -> float | None:
-        """Return the last target, once there were three."""
+        """Return the last target, after three rows."""
         return self.rows[-1][1] if len(self.rows) >= 3 else None
 
 
-def test_a_prediction_that_is_none_is_null_and_not_evaluated() -> None:
-    """Before a model has something to say it answers null; running metrics begin with its first number."""
-    bundle = new_bundle(recipe_of(Keeper(), kind="regressor"), UPLOADS)
+def test_a_missing_prediction_is_null_and_not_evaluated() -> None:
+    """A model without a prediction answers null; prequential metrics begin with its first prediction."""
+    bundle = new_bundle(recipe_of(RowRecorder(), kind="regressor"), UPLOADS)
     for i in range(5):
         learned(bundle, [[i]], [i])
         assert predicted(bundle, [[9]]) == [float(i) if i >= 2 else None]
@@ -87,8 +89,8 @@ def test_a_prediction_that_is_none_is_null_and_not_evaluated() -> None:
 
 
 @pytest.mark.parametrize(("no", "yes"), [(0, 1), (False, True), ("ham", "spam")], ids=["int", "bool", "str"])
-def test_labels_come_back_as_they_came_in(no: Any, yes: Any) -> None:
-    """Integers stay integers where River's binary classifiers answer booleans, and text stays text."""
+def test_labels_keep_their_type(no: Any, yes: Any) -> None:
+    """Integers stay integers where River's binary classifiers predict booleans, and text stays text."""
     model = naive_bayes.GaussianNB() if isinstance(yes, str) else linear_model.LogisticRegression()
     bundle = new_bundle(recipe_of(model), UPLOADS)
     for i in range(40):
@@ -102,8 +104,8 @@ def test_labels_come_back_as_they_came_in(no: Any, yes: Any) -> None:
     assert bundle.score(shape(bundle.recipe, [[-1.0], [1.0]], [no, yes], learning=True))["accuracy"] == 1.0
 
 
-def test_kinds_are_found_by_rivers_classes() -> None:
-    """A model, or the last step of a pipeline, tells by its class what it answers."""
+def test_kinds_follow_rivers_classes() -> None:
+    """The class of a model, or of the last step of a pipeline, defines its kind."""
     kinds = {
         "regressor": tree.HoeffdingTreeRegressor(),
         "classifier": preprocessing.StandardScaler() | tree.HoeffdingTreeClassifier(),
@@ -126,8 +128,8 @@ def test_kinds_are_found_by_rivers_classes() -> None:
         assert bundle.runtime.keys() == {"python", "scikit-learn", "numpy", "cloudpickle", "river"}
 
 
-def test_a_frame_is_made_for_what_learns_many() -> None:
-    """What has only learn_many gets a data frame of the request, and answers it with predict_many."""
+def test_a_model_with_learn_many_gets_a_frame() -> None:
+    """A model that has only learn_many gets a data frame of the request, and predicts with predict_many."""
     pytest.importorskip("pandas", reason="the extra `frames` is not installed")
 
     class Many:
@@ -146,20 +148,20 @@ def test_a_frame_is_made_for_what_learns_many() -> None:
 
 
 @pytest.mark.parametrize("more", [{"scaler": "StandardScaler"}, {"encoding": "onehot"}], ids=["scaler", "encoding"])
-def test_nothing_of_ours_stands_before_river(more: dict[str, Any]) -> None:
-    """A scaler or an encoding has no place before a model that takes rows as they come."""
+def test_scaler_and_encoding_are_rejected(more: dict[str, Any]) -> None:
+    """A model that receives rows unchanged takes neither scaler nor encoding."""
     with pytest.raises(InvalidError, match="LinearRegression receives rows unchanged: leave out scaler and encoding"):
         recipe_of(linear_model.LinearRegression(), features={"a": "number"}, **more)
 
 
-def test_models_without_a_single_target_are_refused() -> None:
-    """What wants several targets is refused where it is made, saying so."""
+def test_models_with_several_targets_are_rejected() -> None:
+    """A model with several targets is rejected when it is dumped, with the reason."""
     model = multioutput.RegressorChain(linear_model.LinearRegression(), order=[0, 1])
     with pytest.raises(InvalidError, match="RegressorChain is River's MultiTargetRegressor"):
         dump(model, KEYS)
 
 
-def test_a_model_is_no_bundle_of_ours() -> None:
-    """The bundle of an object is of the class that contains its failures."""
+def test_a_river_model_makes_an_object_bundle() -> None:
+    """The bundle of a River model is an ObjectBundle, which contains its failures."""
     recipe = parse({"object": dump(linear_model.LinearRegression(), KEYS)}, UPLOADS)
     assert type(new_bundle(recipe, UPLOADS)) is ObjectBundle

@@ -1,4 +1,4 @@
-"""The catalogue of estimators: its table is scikit-learn's own."""
+"""The catalogue of estimators against scikit-learn's registry."""
 
 import inspect
 import warnings
@@ -12,8 +12,8 @@ from keepfit.recipe.catalogue import CATALOGUE, entry_of, entry_with_inner
 from tests.catalogue import made
 
 
-def test_the_catalogue_is_scikit_learns_register() -> None:
-    """It holds exactly what scikit-learn lists with partial_fit."""
+def test_the_catalogue_equals_scikit_learns_registry() -> None:
+    """The catalogue holds exactly the estimators of scikit-learn that have partial_fit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the PassiveAggressive classes, as they are made
         wanted = {name for name, cls in all_estimators() if hasattr(cls, "partial_fit")}
@@ -21,8 +21,8 @@ def test_the_catalogue_is_scikit_learns_register() -> None:
     assert len(wanted) == 29
 
 
-def test_kinds_are_scikit_learns() -> None:
-    """Each entry's kind is the one its class declares; labels and numbers are asked for by what learns from them."""
+def test_kinds_equal_scikit_learns() -> None:
+    """Each entry has the kind that its class declares, and the type of target that the class learns."""
     for name, entry in CATALOGUE.items():
         if name in PASSIVE_AGGRESSIVE:
             continue
@@ -44,15 +44,15 @@ def test_kinds_are_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
-def test_sample_weight_is_taken_where_partial_fit_has_it(name: str) -> None:
-    """An entry says that it takes sample_weight exactly where the built object's partial_fit has the parameter."""
+def test_sample_weight_is_accepted_where_partial_fit_has_it(name: str) -> None:
+    """An entry accepts sample_weight exactly if the partial_fit of the built object has the parameter."""
     parameters = inspect.signature(made(name).partial_fit).parameters
     passes_on = name == "SelectFromModel" and "partial_fit_params" in parameters
     assert entry_of(name).takes_sample_weight == ("sample_weight" in parameters or passes_on)
 
 
-def test_a_typing_error_is_answered_with_the_nearest_name() -> None:
-    """The message names what was probably meant, and not the whole of a name as long as a body."""
+def test_an_unknown_name_is_answered_with_the_closest_names() -> None:
+    """The message suggests the closest names, and cuts a name that is as long as a body."""
     with pytest.raises(InvalidError, match=r"'SGDRegresor' is not .* known: SGDRegressor, "):
         entry_of("SGDRegresor")
     with pytest.raises(InvalidError) as caught:

@@ -1,4 +1,4 @@
-"""Kinds of columns, missing values and expanded times, against what they are by hand with pandas and scikit-learn."""
+"""Kinds of columns, missing values and expanded timestamps, against pandas and scikit-learn."""
 
 import json
 import math
@@ -56,7 +56,7 @@ present = {
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[dict[str, Any], list[list[list[Any]]], list[list[Any]]]:
-    """A recipe, batches of rows to learn, and rows to predict, which may hold labels not learned yet."""
+    """Draw a recipe, batches of rows to learn, and rows to predict, which may have labels that were not learned."""
     features = draw(st.dictionaries(st.sampled_from(["a", "b", "at", "X", "ü"]), feature, min_size=1, max_size=5))
     numeric = any(options["type"] in ("number", "timestamp") for options in features.values())
     document = {
@@ -73,7 +73,7 @@ def streams(draw: st.DrawFn) -> tuple[dict[str, Any], list[list[list[Any]]], lis
 
 
 class ByHand:
-    """The same columns by pandas and scikit-learn, one frame of all that was learned."""
+    """The same columns computed by pandas and scikit-learn from one frame of all learned rows."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -83,18 +83,18 @@ class ByHand:
         self.learned = pd.DataFrame(columns=list(self.features), dtype=object)
 
     def frame(self, X: list[list[Any]]) -> pd.DataFrame:
-        """Rows as a frame that knows None from NaN."""
+        """Return rows as a frame that distinguishes None from NaN."""
         return pd.DataFrame(X, columns=list(self.features), dtype=object)
 
     def learn(self, X: list[list[Any]]) -> None:
-        """Remember rows, and have the scaler learn them."""
+        """Store rows, and let the scaler learn them."""
         frame = self.frame(X)
         self.learned = pd.concat([self.learned, frame], ignore_index=True) if len(self.learned) else frame
         if self.scaler is not None:
             self.scaler.partial_fit(self.numbers(frame).to_numpy())
 
     def numbers(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Numbers and times, expanded, then filled."""
+        """Return numbers and timestamps, expanded, then imputed."""
         columns = {}
         for name, options in self.features.items():
             if options["type"] in ("number", "timestamp"):
@@ -108,7 +108,7 @@ class ByHand:
         return pd.DataFrame(columns, dtype=float)
 
     def matrix(self, X: list[list[Any]]) -> Any:
-        """What an estimator gets, shape (n, width)."""
+        """Return the matrix of the estimator, shape (n, width)."""
         frame = self.frame(X)
         numbers = self.numbers(frame)
         if self.scaler is not None:
@@ -134,12 +134,12 @@ class ByHand:
         return np.ascontiguousarray(np.hstack(blocks))
 
     def words(self, row: dict[str, Any]) -> list[str]:
-        """What is hashed of a row."""
+        """Return the strings of a row that are hashed."""
         own = {name for name in row if self.features[name].get("missing") == "indicator"}
         return [n if v is None else f"{n}={v}" for n, v in row.items() if v is not None or n in own]
 
     def category(self, name: str, values: list[Any]) -> Any:
-        """Codes of labels, or a 1 in the column of each."""
+        """Return the codes of labels, or a 1 in the column of each."""
         known = [v for v in self.learned[name] if v is not None or self.features[name]["missing"] == "indicator"]
         known = list(dict.fromkeys(known))
         codes = [known.index(value) if value in known else -1 for value in values]
@@ -152,7 +152,7 @@ class ByHand:
 
 
 def by_datetime(value: float, part: str) -> float:
-    """Part of a time, by Python's own calendar."""
+    """Return a part of a time, computed by Python's datetime."""
     if part == "seconds":
         return float(value)
     at = EPOCH + timedelta(seconds=math.floor(value))
@@ -160,14 +160,14 @@ def by_datetime(value: float, part: str) -> float:
 
 
 def sent(recipe: Recipe, X: list[Any]) -> Rows:
-    """Rows as a worker gets them."""
+    """Return rows as a worker gets them."""
     return Rows.decode(shape(recipe, json.loads(json.dumps(X)), learning=False).encode())
 
 
 @settings(deadline=None, max_examples=80)
 @given(streams())
-def test_any_columns_are_what_they_are_by_hand(stream: tuple[Any, Any, Any]) -> None:
-    """Whatever the columns and what is missing, the matrix is that of pandas and scikit-learn, to the bit."""
+def test_any_columns_equal_pandas_and_scikit_learn(stream: tuple[Any, Any, Any]) -> None:
+    """For any columns and missing values the matrix equals that of pandas and scikit-learn bit for bit."""
     document, batches, asked = stream
     recipe, by_hand = parse(document), ByHand(document)
     columns = Columns.new(recipe)
@@ -187,8 +187,8 @@ def test_any_columns_are_what_they_are_by_hand(stream: tuple[Any, Any, Any]) -> 
 
 @settings(deadline=None, max_examples=40)
 @given(streams(), st.integers(1, 3))
-def test_rows_by_name_and_in_parts_are_the_same_rows(stream: tuple[Any, Any, Any], step: int) -> None:
-    """Objects without their missing columns, and parts of a large body, give the rows that lists with null give."""
+def test_rows_by_name_and_in_chunks_are_the_same_rows(stream: tuple[Any, Any, Any], step: int) -> None:
+    """Objects without their missing columns, and chunks of a large body, give the same rows as lists with null."""
     document, (batch, *_), _ = stream
     recipe = parse(document)
     names = list(document["features"])
@@ -203,14 +203,14 @@ def test_rows_by_name_and_in_parts_are_the_same_rows(stream: tuple[Any, Any, Any
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(TIME_MIN, TIME_END, exclude_max=True) | st.integers(TIME_MIN, TIME_END - 1))
-def test_parts_of_a_time_are_those_of_datetime(seconds: float) -> None:
-    """Hour, weekday and month are Python's, in any year from 1 to 9999, for any fraction of a second."""
+def test_time_parts_equal_datetime(seconds: float) -> None:
+    """Hour, weekday and month equal Python's in any year from 1 to 9999, for any fraction of a second."""
     for part in ("hour", "weekday", "month"):
         assert timestamps.extract_part(np.array([float(seconds)]), part)[0] == by_datetime(float(seconds), part)
 
 
-def test_parts_of_a_time_at_the_edges() -> None:
-    """Leap days, turns of hours, years and eras, the last instant before each, and times before 1970."""
+def test_time_parts_at_boundaries() -> None:
+    """Leap days, boundaries of hours and years, the last instant before each, and times before 1970 are right."""
     days = [(1, 1, 1), (1600, 2, 29), (1900, 2, 28), (1900, 3, 1), (1969, 12, 31), (1970, 1, 1), (2000, 2, 29)]
     days += [(2024, 2, 29), (2024, 12, 31), (2100, 2, 28), (2100, 3, 1), (9999, 12, 31)]
     starts = [(datetime(*day, tzinfo=UTC) - EPOCH).total_seconds() for day in days]
@@ -223,7 +223,7 @@ def test_parts_of_a_time_at_the_edges() -> None:
 
 
 def test_the_columns_of_the_matrix_have_names() -> None:
-    """Columns stand in the recipe's order, each in one piece, its indicator last; labels are named once learned."""
+    """Columns have the order of the recipe, each followed by its indicator; a label has a name once it is learned."""
     features = {
         "make": {"type": "category", "missing": "indicator"},
         "year": {"type": "number", "missing": "indicator"},
@@ -247,8 +247,8 @@ def test_the_columns_of_the_matrix_have_names() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["SGDRegressor", "HashingVectorizer"])
-def test_texts_for_who_counts_the_words_itself(estimator: str) -> None:
-    """An estimator that is made for texts gets them as they came, shape (n,), a missing one empty."""
+def test_a_text_estimator_receives_texts(estimator: str) -> None:
+    """A text estimator receives the texts unchanged, shape (n,), a missing one empty."""
     recipe = Recipe(estimator=estimator, features={"title": from_text(TITLES).features["title"]})  # type: ignore[index]
     texts = Columns.new(recipe).transform(recipe, sent(recipe, [["Red shoes"], [None]]))
     if estimator == "SGDRegressor":
@@ -276,8 +276,8 @@ TITLES = '{"estimator":"SGDRegressor","features":{"title":{"type":"text","missin
         ({"type": "timestamp", "expand": ["month", "hour"]}, {"type": "timestamp", "expand": ["month", "hour"]}),
     ],
 )
-def test_a_column_has_one_text(spelled: Any, stored: Any) -> None:
-    """However a column is written, the recipe's text holds its shortest form, and reads back as the same recipe."""
+def test_a_column_has_one_canonical_form(spelled: Any, stored: Any) -> None:
+    """For every spelling of a column the recipe stores its canonical form, which reads back as the same recipe."""
     recipe = parse({**SGD, "features": {"a": spelled}})
     assert json.loads(recipe.text())["features"] == {"a": stored}
     assert recipe.text() == parse({**SGD, "features": {"a": stored}}).text()
@@ -304,23 +304,23 @@ def test_a_column_has_one_text(spelled: Any, stored: Any) -> None:
         ({"type": "text", "n_features": 1_000_001}, "n_features must be between 1 and 1000000"),
     ],
 )
-def test_a_column_that_cannot_be_is_refused_by_its_name(feature: Any, reason: str) -> None:
-    """What is wrong with a column is said when the recipe is posted, with the column's name."""
+def test_an_invalid_column_is_rejected_by_name(feature: Any, reason: str) -> None:
+    """An invalid column is rejected when the recipe is posted, with its name."""
     with pytest.raises(InvalidError) as caught:
         parse({**SGD, "features": {"a": "number", "b": feature}})
     assert reason in str(caught.value)
 
 
-def test_a_matrix_larger_than_memory_is_refused() -> None:
-    """Rows that would become a matrix of more than a gigabyte are refused before they are accepted, saying how many."""
+def test_a_too_large_matrix_is_rejected() -> None:
+    """Rows whose matrix would exceed a gigabyte are rejected before they are accepted, with the allowed number."""
     recipe = parse({**SGD, "features": {"a": {"type": "text", "n_features": 1_000_000}}})
     assert shape(recipe, [["a"]] * 134, learning=False).n == 134
     with pytest.raises(InvalidError, match="135 rows make a matrix of 1000000 columns: send at most 134 rows"):
         shape(recipe, [["a"]] * 135, learning=False)
 
 
-def test_a_long_text_is_not_taken_for_a_small_request() -> None:
-    """A request's size counts its texts, however few they are."""
+def test_long_texts_count_for_the_size_of_a_request() -> None:
+    """The size of a request includes its texts, even if there are few."""
     recipe = from_text(TITLES)
     rows = shape(recipe, [["é" * TEXT_LENGTH_MAX]], learning=False)
     assert len(rows.encode()) > 2 * TEXT_LENGTH_MAX
@@ -329,8 +329,8 @@ def test_a_long_text_is_not_taken_for_a_small_request() -> None:
     assert b"".join(rows.pieces()) == rows.encode()
 
 
-def test_means_do_not_depend_on_how_rows_were_grouped() -> None:
-    """The running means of one call are those of as many calls as there are rows."""
+def test_means_do_not_depend_on_batch_sizes() -> None:
+    """The running means of one call equal those of one call per row."""
     recipe = parse({**SGD, "features": {name: {"type": "number", "missing": "mean"} for name in "abc"}})
     random = np.random.default_rng(5)
     X = [[None if random.random() < 0.3 else random.normal(0, 10.0**i) for i in range(3)] for _ in range(500)]

@@ -1,4 +1,4 @@
-"""Recipes: what is wrong with one is said when it is posted; what is right has one text."""
+"""Recipes: invalid ones are rejected when they are posted, valid ones have one canonical text."""
 
 import json
 from typing import Any
@@ -89,8 +89,8 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:60],
 )
-def test_wrong_recipes_are_refused(document: Any, words: str) -> None:
-    """Each wrong recipe is InvalidError, in one short sentence that says what is wrong or what would be right."""
+def test_invalid_recipes_are_rejected(document: Any, words: str) -> None:
+    """Each invalid recipe raises InvalidError with one short sentence: what is wrong or what would be right."""
     with pytest.raises(InvalidError, match=words) as caught:
         recipe_check.check(document)
     assert len(str(caught.value)) < 700
@@ -118,13 +118,13 @@ def test_wrong_recipes_are_refused(document: Any, words: str) -> None:
     ],
     ids=lambda document: str(document)[:60],
 )
-def test_right_recipes_can_be_built(document: Any) -> None:
-    """A recipe at a limit passes, and a bundle can be made of it."""
+def test_valid_recipes_can_be_built(document: Any) -> None:
+    """A recipe at a limit is valid, and a bundle can be built from it."""
     assert Bundle.new(recipe_check.check(document)).rows_seen == 0
 
 
-def test_the_text_is_pinned() -> None:
-    """The text is what is stored and compared: fields in this order, params in canonical form."""
+def test_the_text_is_fixed() -> None:
+    """The text that is stored and compared has these fields in this order, and params in canonical form."""
     document = {**SGD, "params": {"eta0": 1.0, "alpha": 1e-7}, "features": {"b": "number", "a": "category"}}
     assert parse(document).text() == (
         '{"estimator":"SGDRegressor","params":{"alpha":1e-7,"eta0":1},"steps":null,"object":null,"features":{"b":"number","a":"category"},'
@@ -133,8 +133,8 @@ def test_the_text_is_pinned() -> None:
     )
 
 
-def test_defaults_spelled_out_are_the_same_recipe() -> None:
-    """Naming a default, or ordering fields otherwise, gives the same text."""
+def test_explicit_defaults_are_the_same_recipe() -> None:
+    """An explicit default or another order of fields gives the same text."""
     spelled: dict[str, Any] = {
         "updates": "exact",
         "classes": None,
@@ -149,8 +149,8 @@ def test_defaults_spelled_out_are_the_same_recipe() -> None:
     assert parse(SGD).text() == parse(spelled).text()
 
 
-def test_params_are_the_same_in_every_order_and_language() -> None:
-    """The order of params, at any depth, and 1 for 1.0, as JavaScript writes it, make no other recipe."""
+def test_params_have_a_canonical_form() -> None:
+    """The order of params at any depth, and 1 for 1.0 as JavaScript writes it, give the same recipe."""
     one = {**CLASSIFIER, "params": {"eta0": 1.0, "class_weight": {"no": 1.0, "yes": 2}, "alpha": 0.5}}
     two = {**CLASSIFIER, "params": {"alpha": 0.5, "class_weight": {"yes": 2.0, "no": 1}, "eta0": 1}}
     assert parse(one).text() == parse(two).text()
@@ -172,8 +172,8 @@ def test_params_are_the_same_in_every_order_and_language() -> None:
     ],
     ids=str,
 )
-def test_every_field_makes_another_recipe(change: dict[str, Any]) -> None:
-    """A change of any field, the order of features among them, changes the text."""
+def test_every_field_changes_the_text(change: dict[str, Any]) -> None:
+    """A change of any field, including the order of features, changes the text."""
     document = {**SGD, **CATEGORIES}
     assert parse({**document, **change}).text() != parse(document).text()
 
@@ -186,7 +186,7 @@ def test_every_field_makes_another_recipe(change: dict[str, Any]) -> None:
     st.sampled_from(["exact", "merged"]),
 )
 def test_a_recipe_survives_its_text(features: dict[str, str], alpha: float, encoding: str, updates: str) -> None:
-    """from_text(text()) is the same recipe with the same order of features; its text is the same again."""
+    """from_text(text()) is the same recipe with the same order of features, and has the same text."""
     document = {**SGD, "params": {"alpha": alpha}, "features": features, "encoding": encoding, "updates": updates}
     recipe = parse(parse_json(json.dumps(document).encode()))
     again = from_text(recipe.text())
@@ -199,13 +199,13 @@ def test_a_recipe_survives_its_text(features: dict[str, str], alpha: float, enco
 
 @pytest.mark.parametrize("classes", [["b", "a"], [3, 1, 2], [True, False]], ids=str)
 def test_labels_keep_type_and_order(classes: list[Any]) -> None:
-    """Labels come back from the text with their own types, in the order in which they were named."""
+    """Labels read from the text have their types and their order in the recipe."""
     again = from_text(parse({**CLASSIFIER, "classes": classes}).text())
     assert again.classes == classes
     assert [type(label) for label in again.classes or []] == [type(label) for label in classes]
 
 
 def test_without_features_there_are_no_names() -> None:
-    """A recipe for plain numeric rows names no columns at all."""
+    """A recipe without features names no columns."""
     recipe = parse(SGD)
     assert (recipe.features, recipe.numbers, recipe.categories) == (None, [], [])
