@@ -95,7 +95,7 @@ SIGNATURES: list[tuple[Any, str, str, str]] = [
     (aiohttp.streams.StreamReader, "feed_eof", "self", CONNECTION),
     (aiohttp.streams.StreamReader, "wait_eof", "self", FAST_PATH),
     (aiohttp.streams.StreamReader, "exception", "self", FAST_PATH),
-    # RQ: what LeaseJob, LeasesBegun, LeaseQueue and LeaseWorker override.
+    # RQ: what LeaseJob, DequeuedLeases, LeaseQueue and LeaseWorker override.
     (rq.job.Job, "refresh", "self", RQ_JOBS),
     (rq.job.Job, "restore", "self, raw_data", RQ_JOBS),
     (rq.job.Job, "_deserialize_data", "self", RQ_JOBS),

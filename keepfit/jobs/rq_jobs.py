@@ -1,9 +1,9 @@
-"""RQ as keepfit uses it: one queue, JSON, and jobs that can only be keepfit's own.
+"""RQ as keepfit uses it: one queue, JSON, and no jobs but keepfit's own.
 
-Owns the names of the jobs, so that gateways enqueue without any worker code, and what is believed of a job's record:
-the function's name and its lease, both checked by form, and nothing else. Invariant: whoever writes into the queue can
-make a worker run nothing but the functions in :data:`FUNCTIONS`: no other callable, callback, webhook or dependent, no
-pickle; and what is refused neither stops a worker nor stands in the way of a lease (`docs/operations/rq.md`).
+Owns the names of the jobs, so that gateways enqueue them without any worker code, and the parts of a job's record that
+workers use: the name of the function and the lease, both checked. Invariant: a client that writes into the queue can
+make a worker run nothing but :data:`FUNCTIONS`: no other callable, callback, webhook or dependent job, no pickle. A
+refused job neither stops a worker nor blocks a lease (`docs/operations/rq.md`).
 """
 
 import json
@@ -28,25 +28,25 @@ from keepfit.backends import redis_keys
 
 log = structlog.get_logger(__name__)
 
-PARTIAL_FIT = "workers.jobs.partial_fit"
-PREDICT = "workers.jobs.predict"
-# Where they are. The names above are written in Redis and stay, so that old and new workers know each other's jobs.
-CODE = {PARTIAL_FIT: "keepfit_workers.jobs.partial_fit", PREDICT: "keepfit_workers.jobs.predict"}
-FUNCTIONS = frozenset(CODE)
-# Id of a lease and of its job.
+PARTIAL_FIT = "keepfit_workers.jobs.partial_fit"
+PREDICT = "keepfit_workers.jobs.predict"
+# Names that gateways of 0.1 enqueue; workers accept them for one release.
+FORMER_NAMES = {"workers.jobs.partial_fit": PARTIAL_FIT, "workers.jobs.predict": PREDICT}
+FUNCTIONS = {PARTIAL_FIT: PARTIAL_FIT, PREDICT: PREDICT, **FORMER_NAMES}
+# The id of a lease and of its job.
 LEASE = re.compile(r"[0-9a-f]{32}")
-# Ids that RQ can give to a job; its worker stops at others.
+# Ids that RQ accepts for a job; its worker would stop at any other.
 NAME = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 
 SERIALIZER = JSONSerializer
-# A lease drains for seconds; one call of an estimator may take long. After this RQ stops the job.
+# A lease drains for seconds, but one call of an estimator may take long. After this time RQ stops the job.
 JOB_TIMEOUT_S = 900
-# Long enough to be seen in `rq info` and dashboards, short enough not to pile up.
+# Long enough to be visible in `rq info` and dashboards, short enough not to accumulate.
 RESULT_TTL_S = 10
 FAILURE_TTL_S = 3600
-# A lease's record has a hundred bytes; more are not even read.
+# The record of a lease has a hundred bytes; a larger one is not read.
 RECORD_BYTES_MAX = 1024
-SHOWN_MAX = 80
+LOGGED_LENGTH_MAX = 80
 
 
 class RefusedJobError(DeserializationError):
@@ -54,60 +54,60 @@ class RefusedJobError(DeserializationError):
 
 
 class LeaseJob(Job):
-    """A job that runs one of :data:`FUNCTIONS` with its lease and nothing else, whatever its record in Redis says."""
+    """A job that runs one of :data:`FUNCTIONS` with its lease, and ignores everything else in its record."""
 
     def refresh(self) -> None:
-        """Read the one field of the record that counts, if it is as short as a lease's."""
+        """Read the only field of the record that is used, if it is short enough for a lease."""
         try:
             size = self.connection.hstrlen(self.key, "data")
         except ResponseError:
-            # Something else stands under the record's key.
+            # The key of the record holds another type.
             size = 0
         data = self.connection.hget(self.key, "data") if 0 < size <= RECORD_BYTES_MAX else b""
         if not size or data is None:
-            raise NoSuchJobError(f"There is no job {_shown(self.id)}.")
+            raise NoSuchJobError(f"There is no job {_format(self.id)}.")
         self.restore({b"data": data})
 
     def restore(self, raw_data: Any) -> None:
-        """Take the function and its arguments out of a record; all else is as :func:`enqueue` would have it."""
+        """Read function and arguments from a record; everything else has the values that :func:`enqueue` sets."""
         data = raw_data.get(b"data", b"")
-        super().restore({b"data": _inflated(data)})
+        super().restore({b"data": _inflate(data)})
         self.origin = redis_keys.QUEUE
         self.timeout, self.result_ttl, self.failure_ttl = JOB_TIMEOUT_S, RESULT_TTL_S, FAILURE_TTL_S
 
     def check(self) -> None:
         """Raise RefusedJobError unless this is a lease."""
         if self.func_name not in tuple(FUNCTIONS) or self.instance is not None:
-            name = _shown(self.func_name)
-            raise RefusedJobError(f"Job {_shown(self.id)} names {name}, which keepfit does not run.")
+            name = _format(self.func_name)
+            raise RefusedJobError(f"Job {_format(self.id)} names {name}, which keepfit does not run.")
         if not LEASE.fullmatch(self.id):
-            raise RefusedJobError(f"Job {_shown(self.id)} is not named like a lease.")
+            raise RefusedJobError(f"Job {_format(self.id)} does not have the id of a lease.")
         if self.args not in ([self.id], (self.id,)) or self.kwargs != {}:
-            raise RefusedJobError(f"Job {self.id} has other arguments than its lease.")
+            raise RefusedJobError(f"Job {self.id} has arguments other than its lease.")
 
     def _deserialize_data(self) -> None:
-        """Read the record's JSON, which must have RQ's form."""
+        """Parse the JSON of the record, which must have the structure that RQ writes."""
         try:
             name, instance, args, kwargs = json.loads(self.data)
         except (ValueError, TypeError, RecursionError) as error:
-            raise RefusedJobError(f"The record of job {_shown(self.id)} is not a lease's.") from error
+            raise RefusedJobError(f"The record of job {_format(self.id)} is not that of a lease.") from error
         self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
 
     @property
     def func(self) -> Callable[..., Any]:
-        """The job's function, if it is one of ours."""
+        """The function of the job, if it is one of :data:`FUNCTIONS`."""
         self.check()
-        function: Callable[..., Any] = import_attribute(CODE[str(self.func_name)])
+        function: Callable[..., Any] = import_attribute(FUNCTIONS[str(self.func_name)])
         return function
 
     success_callback = failure_callback = stopped_callback = property(lambda self: None)
 
     def send_webhooks(self, *args: Any, **kwargs: Any) -> None:
-        """Send nothing: addresses in a job's record are nobody's order."""
+        """Send nothing: any client can write addresses into the record of a job."""
 
 
-def _inflated(data: bytes) -> bytes:
-    """Inflate a record's data, unless it is more than a lease's; what is not compressed stays as it is."""
+def _inflate(data: bytes) -> bytes:
+    """Decompress the data of a record, up to the size of a lease; data that is not compressed is returned unchanged."""
     inflater = zlib.decompressobj()
     try:
         inflated = inflater.decompress(data, RECORD_BYTES_MAX)
@@ -116,17 +116,17 @@ def _inflated(data: bytes) -> bytes:
     return inflated if inflater.eof else b""
 
 
-def _shown(value: Any) -> str:
-    """What somebody else wrote, for a log: without line breaks, and not all of it."""
+def _format(value: Any) -> str:
+    """Format a foreign value for the log: without line breaks, and shortened."""
     text = repr(value)
-    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"
+    return text if len(text) <= LOGGED_LENGTH_MAX else f"{text[:LOGGED_LENGTH_MAX]}…"
 
 
-class LeasesBegun(IntermediateQueue):
-    """Ids between queue and worker."""
+class DequeuedLeases(IntermediateQueue):
+    """Ids that were dequeued and whose jobs have not started."""
 
     def get_job_ids(self) -> list[str]:
-        """Ids that RQ can give; others are taken off."""
+        """Return the ids that RQ accepts, and remove all others."""
         found: list[Any] = self.connection.lrange(self.key, 0, -1)
         for name in found:
             if not NAME.fullmatch(name):
@@ -135,64 +135,64 @@ class LeasesBegun(IntermediateQueue):
 
 
 class LeaseQueue(Queue):
-    """The queue, from which nothing but leases comes, and in which no job waits for another."""
+    """The queue. It returns leases only, and no job depends on another."""
 
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
-        """Take the next id; refuse what is no lease's, and say that nothing came."""
+        """Dequeue the next id; refuse one that is not a lease's, and report a timeout instead."""
         moved = super().lmove(connection, queue_key, timeout)
         if moved is None or NAME.fullmatch(moved[1]):
             return moved
-        log.warning("job_refused", job=_shown(moved[1]), reason="RQ names no job so.")
+        log.warning("job_refused", job=_format(moved[1]), reason="RQ accepts no such id.")
         connection.expire(Job.redis_job_namespace_prefix.encode() + moved[1], FAILURE_TTL_S)
-        raise _nothing(connection, queue_key, moved[1])
+        raise _timeout(connection, queue_key, moved[1])
 
     @classmethod
     def _fetch_dequeued_job(  # type: ignore[override]
         cls, connection: Redis, queue_key: str, job_id: str, **kwargs: Any
     ) -> tuple[Job, Queue]:
-        """Read the record of an id that was taken; refuse what is no lease, and say that nothing came."""
+        """Read the record of a dequeued id; refuse one that is not a lease, and report a timeout instead."""
         found = super()._fetch_dequeued_job(connection, queue_key, job_id, **kwargs)
         if found is not None:
             try:
                 found[0].check()  # type: ignore[attr-defined]
             except RefusedJobError as error:
                 log.warning("job_refused", job=job_id, reason=str(error))
-                _note_failure(found[0], str(error))
+                _record_failure(found[0], str(error))
             else:
                 return found
-        raise _nothing(connection, queue_key, job_id)
+        raise _timeout(connection, queue_key, job_id)
 
     @property
     def intermediate_queue(self) -> IntermediateQueue:
-        """What was taken from the queue and not begun."""
-        return LeasesBegun(self.key, self.connection)
+        """The ids that were dequeued and whose jobs have not started."""
+        return DequeuedLeases(self.key, self.connection)
 
     def move_dependents_to_ready(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """Move nothing: no job of ours waits for another."""
+        """Do nothing: no job of keepfit depends on another."""
         return {}
 
 
-def _note_failure(job: Job, reason: str) -> None:
-    """Let `rq info` and dashboards show a job that was refused, for a while."""
+def _record_failure(job: Job, reason: str) -> None:
+    """Record a refused job as failed, so that `rq info` and dashboards show it for a while."""
     with suppress(ResponseError), job.connection.pipeline() as pipeline:
         record_job_failure(job, reason, pipeline)
         pipeline.execute()
 
 
-def _nothing(connection: Redis, queue_key: str, name: str | bytes) -> DequeueTimeout:
-    """Take an id off for good; a worker that is told of a timeout looks whether to stop, and goes on to the next."""
+def _timeout(connection: Redis, queue_key: str, name: str | bytes) -> DequeueTimeout:
+    """Remove an id for good. A timeout makes the worker check whether to stop, and continue with the next id."""
     connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue_key), 1, name)  # type: ignore[arg-type]
     return DequeueTimeout(0, queue_key)
 
 
 def queue_of(connection: Redis) -> Queue:
-    """Make the one queue, on `connection`."""
+    """Return keepfit's RQ queue on `connection`."""
     return LeaseQueue(redis_keys.QUEUE, connection=connection, serializer=SERIALIZER, job_class=LeaseJob)
 
 
 def enqueue(connection: Redis, function: str, lease: str) -> None:
-    """Enqueue the RQ job that works the lease; the job's id is the lease's."""
+    """Enqueue the RQ job that executes the lease; its id is the id of the lease."""
     queue_of(connection).enqueue_call(
         function,
         args=(lease,),

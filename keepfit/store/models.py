@@ -1,9 +1,8 @@
 """Models in the store, as gateways, the snapshotter and restores use them (async).
 
 Owns describing, installing, rewinding and deleting a model, and the set of changed models. Never unpickles; workers
-learn through :mod:`keepfit.store.commit`, requests are accepted by :mod:`keepfit.store.inbox`.
-Invariant: each change of a model is one script, which compares before it writes. Data comes from requests, MongoDB and
-snapshots, and goes to Redis.
+learn through :mod:`keepfit.store.commit`, requests are accepted by :mod:`keepfit.store.inbox`. Invariant: each change
+of a model is one script, which compares before it writes. Data comes from requests, MongoDB and snapshots.
 """
 
 import uuid

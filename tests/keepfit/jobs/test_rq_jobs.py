@@ -1,4 +1,4 @@
-"""RQ as keepfit uses it: whatever stands in the queue, a worker runs nothing but the two jobs."""
+"""RQ as keepfit uses it: whatever the queue holds, a worker runs only the two jobs."""
 
 import importlib
 import inspect
@@ -18,10 +18,10 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
 from rq.webhook import Webhook
 
-from keepfit.backends import redis_keys
+from keepfit.backends import redis_clients, redis_keys
 from keepfit.jobs import rq_jobs, run_queue
 from keepfit.jobs.rq_jobs import (
-    CODE,
+    FORMER_NAMES,
     FUNCTIONS,
     PARTIAL_FIT,
     PREDICT,
@@ -30,6 +30,7 @@ from keepfit.jobs.rq_jobs import (
     LeaseQueue,
     RefusedJobError,
 )
+from keepfit.settings import Settings
 
 # Never connected to: jobs are made and read here, not enqueued.
 NOWHERE = Redis("127.0.0.1", 1)
@@ -40,12 +41,12 @@ ran: list[str] = []
 
 
 def mark(*_: Any, **__: Any) -> None:
-    """Note that something ran which must not run."""
+    """Record a call that must not happen."""
     ran.append("ran")
 
 
 def restored(data: Any, **fields: bytes) -> LeaseJob:
-    """Job as a worker reads it from Redis, whatever somebody wrote there."""
+    """Return the job that a worker reads from Redis, with any record that a client may have written."""
     job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     job.restore({b"data": zlib.compress(raw), **{name.encode(): value for name, value in fields.items()}})
@@ -55,9 +56,9 @@ def restored(data: Any, **fields: bytes) -> LeaseJob:
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_names_are_real_jobs(name: str) -> None:
     """Each name that a gateway may enqueue is a function of keepfit_workers.jobs that takes a lease."""
-    module, _, function = CODE[name].rpartition(".")
+    module, _, function = FUNCTIONS[name].rpartition(".")
     assert module == "keepfit_workers.jobs"
-    assert name == f"workers.jobs.{function}"
+    assert name.removeprefix("keepfit_") == f"workers.jobs.{function}"
     found = getattr(importlib.import_module(module), function)
     assert inspect.isfunction(found)
     assert found.__module__ == "keepfit_workers.jobs"
@@ -65,10 +66,26 @@ def test_names_are_real_jobs(name: str) -> None:
     assert restored([name, None, [LEASE_ID], {}]).func is found
 
 
-def test_every_room_has_its_job() -> None:
-    """The two waiting rooms use one of the two jobs each, under the names that `rq info` shows."""
-    assert {room.function for room in run_queue.RUN_QUEUES} == {PARTIAL_FIT, PREDICT}
-    assert {PARTIAL_FIT, PREDICT} == FUNCTIONS == {"workers.jobs.partial_fit", "workers.jobs.predict"}
+def test_each_run_queue_has_its_job() -> None:
+    """Each of the two run queues uses one of the two jobs, under the name that `rq info` shows."""
+    assert {queue.function for queue in run_queue.RUN_QUEUES} == {PARTIAL_FIT, PREDICT}
+    assert {PARTIAL_FIT, PREDICT} == {"keepfit_workers.jobs.partial_fit", "keepfit_workers.jobs.predict"}
+    assert set(FUNCTIONS) == {PARTIAL_FIT, PREDICT, "workers.jobs.partial_fit", "workers.jobs.predict"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMER_NAMES))
+def test_a_job_of_a_gateway_of_0_1_is_accepted(settings: Settings, name: str) -> None:
+    """A lease under the job's former name is dequeued and runs the same function as one under today's name."""
+    connection = redis_clients.queue_sync(settings)
+    rq_jobs.enqueue(connection, name, LEASE_ID)
+    queue = rq_jobs.queue_of(connection)
+    found = rq_jobs.LeaseQueue.dequeue_any(
+        [queue], None, connection=connection, job_class=rq_jobs.LeaseJob, serializer=rq_jobs.SERIALIZER
+    )
+    assert found is not None
+    job = found[0]
+    assert (job.id, job.func_name, job.args) == (LEASE_ID, name, [LEASE_ID])
+    assert job.func is restored([FORMER_NAMES[name], None, [LEASE_ID], {}]).func
 
 
 @pytest.mark.parametrize(
@@ -78,7 +95,7 @@ def test_every_room_has_its_job() -> None:
         "subprocess.run",
         "builtins.eval",
         "workers.jobs.process.start",
-        "workers.jobs.rooms",
+        "workers.jobs.queues",
         "keepfit_workers.learning.learn",
         "workers.jobs.partial_fit ",
         "workers.jobs.partial_fit\0",
@@ -204,11 +221,11 @@ def test_a_job_gets_its_own_lease_and_nothing_else(args: Any, kwargs: Any) -> No
 
 
 @pytest.mark.parametrize("name", ["lease", "A" * 32, "0" * 31, "0" * 33, "g" * 32])
-def test_a_job_is_named_like_a_lease(name: str) -> None:
+def test_a_job_must_have_the_id_of_a_lease(name: str) -> None:
     """An id of any other form is refused, whatever the record says."""
     job = LeaseJob(name, connection=NOWHERE, serializer=SERIALIZER)
     job.restore({b"data": json.dumps([PREDICT, None, [name], {}]).encode()})
-    with pytest.raises(RefusedJobError, match="not named like a lease"):
+    with pytest.raises(RefusedJobError, match="does not have the id of a lease"):
         job.check()
 
 
