@@ -117,9 +117,9 @@ def learned(shop: Workshop, model_hash: str) -> bool:
     return bool(accepted == done)
 
 
-def push(shop: Workshop, room: run_queue.RunQueue, *entries: str | bytes) -> None:
+def push(shop: Workshop, queue: run_queue.RunQueue, *entries: str | bytes) -> None:
     """Push entries to a run queue and enqueue a lease for them."""
-    redis_scripts.run(shop.redis, run_queue.push(room, LEASE, LEASE_TTL_S, entries, most=10))
+    redis_scripts.run(shop.redis, run_queue.push(queue, LEASE, LEASE_TTL_S, entries, most=10))
 
 
 async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[list[Any], list[float]]]) -> None:

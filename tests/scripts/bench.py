@@ -1,6 +1,6 @@
-"""A Valkey to try scripts on, with all ways to it, and the look at everything it holds.
+"""A Valkey for the script tests, with its clients and functions that read its whole content.
 
-Owns the clients. It keeps nothing on disk: what is tried on it is in its memory only.
+Owns the clients. The server stores nothing on disk.
 """
 
 import asyncio
@@ -26,58 +26,58 @@ T = TypeVar("T")
 
 
 class Bench:
-    """Clients of one server: workers' (sync), gateways' (async), and an ear for what is published."""
+    """Clients of one server: sync (workers), async (gateways), and a subscription to published messages."""
 
     def __init__(self, url: str) -> None:
         self.settings = Settings(store_url=url)
         self.client = redis_clients.store_sync(self.settings)
         self._runner = asyncio.Runner()
         self.store = redis_clients.store_async(self.settings)
-        self.line = Recorder(self)
+        self.recorder = Recorder(self)
         self.after_next_trip: Callable[[], None] | None = None
         self.examples = self.steps = 0
-        self._listening = redis.Redis.from_url(url, protocol=2)
-        self._ear: Any = self._listening.connection_pool.get_connection()
-        self._ear.send_command("SUBSCRIBE", redis_keys.COMMITS)
-        self._ear.read_response()
+        self._subscriber = redis.Redis.from_url(url, protocol=2)
+        self._subscription: Any = self._subscriber.connection_pool.get_connection()
+        self._subscription.send_command("SUBSCRIBE", redis_keys.COMMITS)
+        self._subscription.read_response()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run one coroutine to its end; it makes its trips by :meth:`run_async`, and so never waits."""
+        """Run one coroutine to its end; it makes its trips with :meth:`run_async` and never waits."""
         try:
             coroutine.send(None)
         except StopIteration as done:
             value: T = done.value
             return value
-        raise AssertionError("it waits for something else than a trip")
+        raise AssertionError("the coroutine waits for something other than a trip")
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run one coroutine to its end, whatever it waits for."""
+        """Run one coroutine to its end, waits included."""
         return self._runner.run(coroutine)
 
     async def run_async(self, _client: object, *commands: Command) -> list[Any]:
-        """Make gateways' trips by the sync client, in half the time; then what was to happen after the next one."""
-        answers, happens = trip(self.client, *commands), self.after_next_trip
+        """Make gateways' trips with the sync client, in half the time; then call the callback."""
+        answers, callback = trip(self.client, *commands), self.after_next_trip
         self.after_next_trip = None
-        if happens is not None:
-            happens()
+        if callback is not None:
+            callback()
         return answers
 
     def empty(self) -> None:
-        """Begin a new example."""
+        """Start a new example with an empty server."""
         self.examples += 1
         self.client.flushall()
-        self.heard()
+        self.published()
 
-    def heard(self) -> list[str]:
-        """What was published since the last look: all of it, because the answer to the ping comes behind it."""
-        self._ear.send_command("PING")
+    def published(self) -> list[str]:
+        """Return the messages published since the last call. They are complete: the reply to PING follows them."""
+        self._subscription.send_command("PING")
         messages = []
-        while (message := self._ear.read_response())[0] != b"pong":
+        while (message := self._subscription.read_response())[0] != b"pong":
             messages.append(message[2].decode())
         return messages
 
     def keys(self) -> dict[str, tuple[Any, int]]:
-        """Everything there is: value, and hours to live (0 for ever), by key."""
+        """Return all keys: value, and hours to live (0: no expiry)."""
         names: list[Any] = self.client.keys("kf:*")
         commands = [command for name in names for command in (_reading(name.decode()), ("PTTL", name))]
         answers = trip(self.client, *commands)
@@ -87,27 +87,27 @@ class Bench:
         }
 
     def dump(self) -> list[tuple[bytes, bytes, int]]:
-        """Everything there is, as the server can take it back: name, value, milliseconds to live (0 for ever)."""
+        """Return all keys in the form of DUMP: name, value, milliseconds to live (0: no expiry)."""
         names: list[Any] = self.client.keys("kf:*")
         answers = trip(self.client, *(c for name in names for c in (("DUMP", name), ("PTTL", name))))
         return [(n, v, max(t, 0)) for n, v, t in zip(names, answers[::2], answers[1::2], strict=True)]
 
     def put_back(self, dumped: list[tuple[bytes, bytes, int]]) -> None:
-        """Hold what was dumped, and nothing else."""
+        """Replace the content of the server by a dump."""
         self.client.flushall()
         trip(self.client, *(("RESTORE", name, ttl, value) for name, value, ttl in dumped))
 
     def close(self) -> None:
-        """Let go of the server."""
-        self._listening.connection_pool.release(self._ear)
-        self._listening.close()
+        """Close all connections."""
+        self._subscriber.connection_pool.release(self._subscription)
+        self._subscriber.close()
         self.client.close()
         self.wait(self.store.aclose())
         self._runner.close()
 
 
 class Recorder(ScriptConnection):
-    """The gateway's connection for accepting, which remembers answers and can lose the first of them."""
+    """The gateway's connection for accepting; it records replies and can lose the first one."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench.store)
@@ -116,7 +116,7 @@ class Recorder(ScriptConnection):
         self.loses_answer = False
 
     async def run(self, *commands: Command) -> list[Any]:
-        """Make the trip; twice where the first answer is lost."""
+        """Make the trip, twice if the first reply is lost."""
         for _ in range(1 + self.loses_answer):
             answers = await self._bench.run_async(self, *commands)
             self.trips.append((commands, answers))
@@ -135,7 +135,7 @@ def _reading(name: str) -> Command:
 
 
 def _plain(value: Any) -> Any:
-    """Streams as lists of (id, fields), sorted sets as scores by member, the rest as it is."""
+    """Convert streams to lists of (id, fields), sorted sets to scores by member; leave the rest."""
     if not isinstance(value, list):
         return value
     if value and isinstance(value[0][1], float):
@@ -145,7 +145,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def bench(folder: Path) -> Iterator[Bench]:
-    """Run a server of its own, and clients of it, until the block ends."""
+    """Run a server and its clients until the block ends."""
     port = free_port()
     command = redis_command(port, folder, durable=False)
     with running(command, folder.with_suffix(".log"), lambda: accepts(port)):
@@ -158,7 +158,7 @@ def bench(folder: Path) -> Iterator[Bench]:
 
 
 def without_staging(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """Make trips whose SET is lost, as it is where its time to live has passed before the script."""
+    """Make trips whose SET is lost, as if its key had expired before the script."""
 
     def trip(client: Any, *commands: Command) -> list[Any]:
         answers = iter(run(client, *(command for command in commands if command[0] != "SET")))
@@ -168,7 +168,7 @@ def without_staging(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 
 
 def without_staging_async(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what :func:`without_staging` does, for gateways."""
+    """Do the same as :func:`without_staging` for gateways."""
 
     async def trip(client: Any, *commands: Command) -> list[Any]:
         kept = [command for command in commands if command[0] != "SET"]

@@ -1,4 +1,4 @@
-"""Fixtures: a server to try scripts on."""
+"""Fixtures: a server for the script tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.scripts.models", "tests.scripts.dead_letters", "tests.scripts.run_queue", "tests.scripts.cuts"
+    "tests.scripts.store_machine",
+    "tests.scripts.dead_letter_machine",
+    "tests.scripts.run_queue_machine",
+    "tests.scripts.truncated_log",
 )
 
-from tests.scripts.bench import Bench, bench  # noqa: E402 - their assertions are told in full from here on
+from tests.scripts.bench import Bench, bench  # noqa: E402 - pytest rewrites their assertions from here on
 
 
 @pytest.fixture(scope="session")
 def scripts_bench(servers_folder: Path) -> Iterator[Bench]:
-    """Clients of a server that only these tests use; each example empties it."""
+    """Open clients of a server of these tests; each example empties it."""
     with bench(servers_folder / "scripts") as opened:
         yield opened

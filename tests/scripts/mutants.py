@@ -1,6 +1,6 @@
-"""Mutants: the scripts with one thing wrong each, which the machines must notice.
+"""Mutants: scripts with one mistake each, which the machines must detect.
 
-Owns the list, and how one takes its script's place: in memory, for all calls of this process; nothing on disk changes.
+Owns the list and the replacement of a script: in memory, for all calls of this process; nothing on disk changes.
 """
 
 import hashlib
@@ -11,14 +11,14 @@ from typing import Literal
 from unittest import mock
 
 from keepfit.backends import redis_scripts
-from tests.scripts.mutations_of_aside import DISCARD, PEEK, RETRY
-from tests.scripts.mutations_of_models import ACCEPT, CLAIM_INBOX, COMMIT, INSTALL, OTHERS, RESTORE_IDEMPOTENCY, REWIND
-from tests.scripts.mutations_of_rooms import ABANDON, CLAIM, PUSH, RELEASE
+from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
+from tests.scripts.run_queue_mutants import ABANDON, CLAIM, PUSH, RELEASE
+from tests.scripts.store_mutants import ACCEPT, CLAIM_INBOX, COMMIT, INSTALL, OTHERS, RESTORE_IDEMPOTENCY, REWIND
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change of one script: `old`, which stands there once, becomes `new`."""
+    """One change of one script: `old`, which occurs there once, becomes `new`."""
 
     script: str
     name: str
@@ -27,22 +27,22 @@ class Mutant:
 
     @property
     def id(self) -> str:
-        """Script and name."""
+        """Return script and name."""
         return f"{self.script}: {self.name}"
 
     @property
-    def machine(self) -> Literal["models", "rooms"]:
-        """Which machine drives the script."""
-        return "rooms" if self.script in ROOM_SCRIPTS else "models"
+    def machine(self) -> Literal["models", "run queue"]:
+        """Return the machine that drives the script."""
+        return "run queue" if self.script in RUN_QUEUE_SCRIPTS else "models"
 
     def text(self) -> str:
-        """The script with the change."""
+        """Return the script with the change."""
         return redis_scripts.TEXTS[self.script].replace(self.old, self.new)
 
 
-# All of them take minutes; `python -m tests.scripts` takes them.
+# All of them take minutes: `python -m tests.scripts` runs them.
 SHARES = 10
-ROOM_SCRIPTS = {"push", "claim", "release", "abandon"}
+RUN_QUEUE_SCRIPTS = {"push", "claim", "release", "abandon"}
 
 MUTANTS = (
     *(Mutant("accept", *mutant) for mutant in ACCEPT),
@@ -63,13 +63,13 @@ MUTANTS = (
 
 
 def share(day: int) -> tuple[Mutant, ...]:
-    """Mutants to try on a day, some of each larger script: all of them in :data:`SHARES` days."""
+    """Return the mutants of a day, some of each larger script; all of them run in :data:`SHARES` days."""
     return MUTANTS[day % SHARES :: SHARES]
 
 
 @contextmanager
 def in_place(mutant: Mutant) -> Iterator[None]:
-    """Let every call of the mutant's script run the mutant, until the block ends."""
+    """Run the mutant in place of its script until the block ends."""
     text = mutant.text()
     sha1 = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     with (

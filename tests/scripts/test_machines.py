@@ -1,4 +1,4 @@
-"""The scripts beside plain models of them, in the same examples in every run, of up to fifty steps each."""
+"""The scripts equal their plain models, in the same examples of up to fifty steps in every run."""
 
 from typing import Any
 
@@ -6,25 +6,25 @@ import pytest
 
 from keepfit.backends import redis_keys
 from tests.scripts.bench import Bench
-from tests.scripts.driving import MACHINES, drive
-from tests.scripts.models import A, Models
+from tests.scripts.runner import MACHINES, drive
+from tests.scripts.store_machine import A, StoreMachine
 
 EXAMPLES = 30
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_scripts_do_what_the_plain_model_does(scripts_bench: Bench, name: str) -> None:
-    """Whatever clients, workers and time do in whatever order, Redis holds what the plain model holds."""
+def test_scripts_equal_the_plain_model(scripts_bench: Bench, name: str) -> None:
+    """After any sequence of calls, deaths and expirations, Redis holds what the plain model holds."""
     drive(MACHINES[name], scripts_bench, EXAMPLES)
     assert scripts_bench.examples >= EXAMPLES
 
 
-def test_large_rows_go_with_a_model_that_is_deleted_while_they_come_in(scripts_bench: Bench) -> None:
-    """Rows accepted after the look for what a model has, and before it is deleted or replaced, do not stay behind."""
-    bound: Any = type("Bound", (Models,), {"bench": scripts_bench})
+def test_large_rows_accepted_during_a_deletion_are_deleted(scripts_bench: Bench) -> None:
+    """Rows accepted after the look-up of a model's keys, before its deletion or replacement, are deleted."""
+    bound: Any = type("Bound", (StoreMachine,), {"bench": scripts_bench})
     machine = bound()
-    machine._make(A, again=True)
-    machine._make(A, again=True, late=True)
-    machine._delete(A, made_again=False, late=True)
+    machine._install(A, again=True)
+    machine._install(A, again=True, late=True)
+    machine._delete(A, recreated=False, late=True)
     machine.teardown()
     assert [name for name in scripts_bench.keys() if name.startswith(redis_keys.big(A, ""))] == []  # noqa: SIM118

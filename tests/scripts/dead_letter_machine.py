@@ -1,7 +1,7 @@
-"""The state machine over models, with what was put aside: looked at, retried, discarded.
+"""The state machine over models, with dead letters: listed, retried, discarded.
 
-Adds to :class:`tests.scripts.models.Models` the calls of :mod:`keepfit.store.dead_letters`, and the scripts' own calls
-where that would never make them. Invariant: that of the machine that it adds to.
+Adds to :class:`tests.scripts.store_machine.StoreMachine` the calls of :mod:`keepfit.store.dead_letters`, and direct
+calls of the scripts with arguments that it would never pass. Invariant: that of the extended machine.
 """
 
 import time
@@ -18,27 +18,27 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import InboxFullError, KeepfitError, NotFoundError, StaleModelError
 from keepfit.store import dead_letters as deads
 from keepfit.store.dead_letters import REASONS, DeadLetter, RetryResult
-from tests.scripts import plain
+from tests.scripts import store_model
 from tests.scripts.bench import HOUR_MS
-from tests.scripts.models import ROWS, WORKERS, Models, hashes, rarely, workers
-from tests.scripts.plain import DeadLetters, Request, Retry
+from tests.scripts.store_machine import ROWS, WORKERS, StoreMachine, hashes, rarely, workers
+from tests.scripts.store_model import DeadLetters, Request, Retry
 
-# What happens between the look for what is there and the script, or between a call and its repeat.
-MEANWHILE = ("retry", "discard", "delete", "make again", "lose rows", "learn", "expire")
+# Events between the look-up of dead letters and the script, or between a call and its repeat.
+MEANWHILE = ("retry", "discard", "delete", "create again", "lose rows", "learn", "expire")
 Named = tuple[tuple[str, str], ...]
 
-# Requests and bytes for which there is room still.
-rooms = st.sampled_from(((100, 1000), (100, 1000), (1, 1000), (2, 1000), (100, 1), (100, 5)))
+# Free space: requests and bytes.
+spaces = st.sampled_from(((100, 1000), (100, 1000), (1, 1000), (2, 1000), (100, 1), (100, 5)))
 firsts = st.sampled_from(("", "pile", "large", "large", "alone"))
 piles = st.sampled_from(([b"x"], [b"yyyy"], [b"x", b"yyyy"], [b"yyyy", b"x", b"x"], [b"x"] * 18))
 
 
-class Aside(Models):
-    """Two models, and everything that can become of what was put aside."""
+class DeadLetterMachine(StoreMachine):
+    """Two models and their dead letters."""
 
     def __init__(self) -> None:
         super().__init__()
-        patch = mock.patch.object(deads, "REPEAT_TTL_S", 3600 * plain.RETRIED_H)
+        patch = mock.patch.object(deads, "REPEAT_TTL_S", 3600 * store_model.RETRIED_H)
         self.patches.append(patch)
         patch.start()
         self.dead = deads.DeadLetters(self.bench.store)
@@ -47,33 +47,33 @@ class Aside(Models):
         return tuple((dead.id, dead.request.big) for dead in self.plain.dead.get(h, []))
 
     @rule(h=hashes, token=workers, payloads=piles, big=st.booleans(), then=st.sampled_from(("", "", *MEANWHILE)))
-    def pile_up(self, h: str, token: str, payloads: list[bytes], big: bool, then: str) -> None:
-        """Put rows aside one after another, perhaps large ones first."""
-        self._pile_up(h, token, payloads, big=big)
-        self._meanwhile(h, then)
+    def create_dead_letters(self, h: str, token: str, payloads: list[bytes], big: bool, then: str) -> None:
+        """Create dead letters one after another, with or without a large one first."""
+        self._create_dead_letters(h, token, payloads, big=big)
+        self._intervene(h, then)
 
-    def _pile_up(self, h: str, token: str, payloads: list[bytes], *, big: bool = False) -> None:
-        self._let_go(h)
+    def _create_dead_letters(self, h: str, token: str, payloads: list[bytes], *, big: bool = False) -> None:
+        self._release_locks(h)
         if big:
-            self._accept_big(h, (100, 1000))
+            self._accept_large(h, (100, 1000))
         self._accept(h, payloads, (100, 1000))
         for _ in range(len(payloads) + big):
-            self._take(h, token, known=True, entries_max=1)
-            if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
-                self._commit(self.hands.pop(), 1, "ValueError: no", staged=True)
+            self._claim(h, token, known=True, entries_max=1)
+            if self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests:
+                self._commit(self.claims.pop(), 1, "ValueError: no", staged=True)
 
-    def _prepare(self, h: str, first: str, room: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-        """Put some rows aside, `alone` where nothing waits; return the limits that leave so much room."""
+    def _prepare(self, h: str, first: str, space: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """Create some dead letters (`alone`: with an empty inbox); return the limits that leave this space."""
         if first:
-            self._pile_up(h, WORKERS[0], [b"yyyy", b"x"], big=first == "large")
+            self._create_dead_letters(h, WORKERS[0], [b"yyyy", b"x"], big=first == "large")
         if first == "alone":
-            self._meanwhile(h, "learn")
+            self._intervene(h, "learn")
         model = self.plain.models.get(h)
-        return (room[0] + len(model.inbox), room[1] + model.size) if model else room
+        return (space[0] + len(model.inbox), space[1] + model.size) if model else space
 
     @rule(h=hashes, payload=st.sampled_from(ROWS))
-    def leave_over(self, h: str, payload: bytes) -> None:
-        """Something of another generation is there, as no script leaves it."""
+    def insert_stale_dead_letter(self, h: str, payload: bytes) -> None:
+        """Insert a dead letter of another generation, which no script creates."""
         if h in self.plain.models and not self.client.exists(redis_keys.dead(h)):
             left = DeadLetters(
                 self.plain.models[h].generation - 1, Request(1, payload, "", len(payload), ()), "KeyError: no"
@@ -82,11 +82,11 @@ class Aside(Models):
             self.plain.dead[h] = [left]
 
     @rule(h=hashes, part=st.booleans())
-    def lose_rows(self, h: str, part: bool) -> None:
-        """Redis loses large rows that were put aside, or a part of them."""
-        self._lose_rows(h, part=part)
+    def lose_dead_letter_rows(self, h: str, part: bool) -> None:
+        """Redis loses large rows of dead letters, in whole or in part."""
+        self._lose_dead_letter_rows(h, part=part)
 
-    def _lose_rows(self, h: str, *, part: bool) -> None:
+    def _lose_dead_letter_rows(self, h: str, *, part: bool) -> None:
         for _, big in self._named(h):
             if big in self.plain.big:
                 self.client.delete(big)
@@ -95,30 +95,30 @@ class Aside(Models):
                     self.client.set(big, b"a la")
                     self.plain.big[big] = (b"a la", 0)
 
-    def _meanwhile(self, h: str, event: str) -> None:
+    def _intervene(self, h: str, event: str) -> None:
         if event == "retry":
             self._retry(h, None, (100, 1000))
         elif event == "discard":
             self._discard(h, [name for name, _ in self._named(h)][-2:])
         elif event == "lose rows":
-            self._lose_rows(h, part=True)
+            self._lose_dead_letter_rows(h, part=True)
         elif event == "learn":
-            self._let_go(h)
-            self._take(h, WORKERS[0], known=True)
-            if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
-                hand = self.hands.pop()
-                self._commit(hand, len(hand.held.requests), "", staged=True)
+            self._release_locks(h)
+            self._claim(h, WORKERS[0], known=True)
+            if self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests:
+                claim = self.claims.pop()
+                self._commit(claim, len(claim.expected.requests), "", staged=True)
         elif event == "expire":
-            self.keys_expire()
+            self.expire_keys()
         else:
-            self._happen(h, event)
+            self._apply(h, event)
 
-    # Looking.
+    # Listing.
 
     @rule(h=hashes, skip=st.sampled_from((0, 0, 1, 2)), limit=st.sampled_from((1, 2, 17, 100)),
           shown=st.sampled_from((3, 100)), page=st.sampled_from((2, 5, 1000)), first=firsts)  # fmt: skip
-    def look(self, h: str, skip: int, limit: int, shown: int, page: int, first: str) -> None:
-        """Read a page, and ask what became of each request that there was."""
+    def list_dead_letters(self, h: str, skip: int, limit: int, shown: int, page: int, first: str) -> None:
+        """Read a page, and the reason of each dead letter."""
         self._prepare(h, first)
         there = self.plain.dead.get(h, [])
         after = there[skip - 1].id if 0 < skip <= len(there) else ""
@@ -143,7 +143,7 @@ class Aside(Models):
     def _entry(self, dead: DeadLetters, rows: bytes) -> DeadLetter:
         request = dead.request
         head = self.plain.big.get(request.big, (b"", 0))[0] if request.big else request.payload
-        # All that matters of these rows is that they are no msgpack of more than 127 rows.
+        # These rows must not be msgpack of more than 127 rows.
         count = head[1] if len(head) > 1 else None
         return DeadLetter(
             dead.id, dead.generation, request.sequence, dead.reason, 0, request.size, count, rows, request.big
@@ -151,22 +151,22 @@ class Aside(Models):
 
     # Retrying and discarding.
 
-    def _some(self, h: str, which: str) -> list[str]:
+    def _select(self, h: str, which: str) -> list[str]:
         names = [name for name, _ in self._named(h)]
-        some = {"first": names[:1], "last": names[-1:], "turned round": names[::-1], "all": names}.get(which, [])
+        some = {"first": names[:1], "last": names[-1:], "reversed": names[::-1], "all": names}.get(which, [])
         if which == "odd":
             some = [*names[:2], "9-9", *names[:1], *(name.replace("-", "-0") for name in names[1:3])]
         return some
 
-    @rule(h=hashes, which=st.sampled_from(("", "first", "last", "turned round", "all", "odd")), room=rooms,
+    @rule(h=hashes, which=st.sampled_from(("", "first", "last", "reversed", "all", "odd")), space=spaces,
           first=firsts, stale=rarely(True, False), meanwhile=st.sampled_from(("",) * 4 + MEANWHILE),
           repeated=st.sampled_from(("", "", "at once", *MEANWHILE)))  # fmt: skip
     def retry(
-        self, h: str, which: str, room: tuple[int, int], first: str, stale: bool, meanwhile: str, repeated: str
+        self, h: str, which: str, space: tuple[int, int], first: str, stale: bool, meanwhile: str, repeated: str
     ) -> None:
-        """Move what is named, or the oldest, to the inbox; the answer may be lost, then the script runs again."""
-        limit = self._prepare(h, first, room)
-        names = self._some(h, which) if which else None
+        """Retry named dead letters, or the oldest; if the reply is lost, the script runs again."""
+        limit = self._prepare(h, first, space)
+        names = self._select(h, which) if which else None
         self._retry(h, names, limit, stale=stale, meanwhile=meanwhile, repeated=repeated)
 
     def _retry(
@@ -220,12 +220,12 @@ class Aside(Models):
             if commands[0][1] != redis_scripts.SHA1[script]:
                 return await self.bench.run_async(None, *commands)
             with mock.patch.object(redis_scripts, "run_async", self.bench.run_async):
-                self._meanwhile(h, meanwhile)
+                self._intervene(h, meanwhile)
                 call(commands[0])
                 found = await self.bench.run_async(None, *commands)
                 assert found[0] == answers[-1]
                 if repeated:
-                    self._meanwhile(h, repeated)
+                    self._intervene(h, repeated)
                     call(commands[0])
                     found = await self.bench.run_async(None, *commands)
                     assert found[0] == answers[-1]
@@ -233,10 +233,10 @@ class Aside(Models):
 
         return mock.patch.object(redis_scripts, "run_async", run)
 
-    @rule(h=hashes, room=rooms, first=firsts, strange=st.sampled_from(("", "twice", "other rows")))
-    def retry_by_hand(self, h: str, room: tuple[int, int], first: str, strange: str) -> None:
-        """Run the script itself, with a request named twice, or with another key than that of its rows."""
-        limit = self._prepare(h, first, room)
+    @rule(h=hashes, space=spaces, first=firsts, strange=st.sampled_from(("", "twice", "other rows")))
+    def retry_directly(self, h: str, space: tuple[int, int], first: str, strange: str) -> None:
+        """Run the script directly, with an id named twice, or with a wrong key for its rows."""
+        limit = self._prepare(h, first, space)
         named = self._named(h)
         if not named:
             return
@@ -255,7 +255,7 @@ class Aside(Models):
                 seen,
                 *(big or redis_keys.dead(h) for _, big in named),
             ],
-            [call.generation, plain.RETRIED_H * HOUR_MS, *limit, *(name for name, _ in named)],
+            [call.generation, store_model.RETRIED_H * HOUR_MS, *limit, *(name for name, _ in named)],
         )
         for _ in range(2):
             expected = self.plain.retry(call)
@@ -263,8 +263,8 @@ class Aside(Models):
 
     def _other_rows(self, h: str) -> str:
         name = redis_keys.big(h, uuid.uuid4().hex)
-        self.client.set(name, b"a large request", px=plain.BIG_H * HOUR_MS)
-        self.plain.big[name] = (b"a large request", plain.BIG_H)
+        self.client.set(name, b"a large request", px=store_model.BIG_H * HOUR_MS)
+        self.plain.big[name] = (b"a large request", store_model.BIG_H)
         return name
 
     @rule(h=hashes, which=st.sampled_from(("first", "last", "all", "odd")),
@@ -272,7 +272,7 @@ class Aside(Models):
           repeated=st.sampled_from(("", "", "at once", *MEANWHILE)),
           other_rows=rarely(True, False), first=firsts)  # fmt: skip
     def discard(self, h: str, which: str, meanwhile: str, repeated: str, other_rows: bool, first: str) -> None:
-        """Forget what is named; it may be gone or wait again by then, and the call may come twice."""
+        """Discard named dead letters, which may be missing or pending again; the call may be repeated."""
         self._prepare(h, first)
         if other_rows and h in self.plain.models and self._named(h):
             ((name, big),) = self._named(h)[:1]
@@ -282,7 +282,7 @@ class Aside(Models):
             )
             assert redis_scripts.run(self.client, command) == [self.plain.discard(h, named)]
         else:
-            self._discard(h, self._some(h, which), meanwhile, repeated)
+            self._discard(h, self._select(h, which), meanwhile, repeated)
 
     def _discard(self, h: str, names: list[str], meanwhile: str = "", repeated: str = "") -> None:
         there = dict(self._named(h))

@@ -1,9 +1,8 @@
-"""The append-only file cut at its tail: what a power cut leaves, byte by byte.
+"""The append-only file truncated at each byte of its tail, as after a power failure.
 
-Records a run of accepts and commits with every write synced, then lets servers load the file cut at each of many
-bytes. Invariant: what is there then is what was there after some whole script, never half of one; nothing that was
-answered before the cut is missing; and once clients and workers have done again what nobody answered, each row is
-learned once.
+Records accepts and commits with every write synced, then lets servers load the file truncated at each of many bytes.
+Invariant: the result is the state after a whole script, never half of one; nothing acknowledged before the cut is
+missing; and after clients and workers have repeated what was not acknowledged, each row was learned once.
 """
 
 import os
@@ -32,73 +31,71 @@ from keepfit.store.models import Install, Store
 from keepfit.store.retained import ENTRY_BYTES
 from tests.factories import commit_bundle
 from tests.scripts.bench import HOUR_MS, Bench
-from tests.scripts.models import KEYRING, METADATA, RECIPE, A
+from tests.scripts.store_machine import KEYRING, METADATA, RECIPE, A
 from tests.servers import running, valkey
 
 LOG = "appendonlydir/appendonly.aof.1.incr.aof"
-# The key and the rows of each call; the tail are the last two and the commit between them.
+# Key and rows of each call. The tail consists of the last two calls and the commit between them.
 CALLS = (("k1", b"one"), ("k2", b"two"), ("k3", b"three"), ("k4", b"four"), ("k5", b"five"))
 ROWS = [rows for _, rows in CALLS]
-# Of the first three rows the older half goes with the second commit.
-KEPT_MAX = 230
+# The second commit removes the older half of the first three rows.
+RETAINED_BYTES_MAX = 230
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An append-only file, what Redis held at each offset where a command had ended, and a worker's last take."""
+    """An append-only file, the content of Redis after each command, and the last claim of a worker."""
 
     log: bytes
-    held: Sequence[tuple[int, dict[str, Any]]]
+    contents: Sequence[tuple[int, dict[str, Any]]]
     tail: int
-    taken: Claimed
+    claimed: Claimed
 
     @property
     def ends(self) -> list[int]:
-        """Offsets in the tail where a whole command had ended."""
-        return [offset for offset, _ in self.held if offset >= self.tail]
+        """Offsets in the tail at which a command ends."""
+        return [offset for offset, _ in self.contents if offset >= self.tail]
 
     def expected(self, cut: int) -> dict[str, Any]:
-        """What Redis must hold where the file ends at `cut`."""
-        return next(held for offset, held in reversed(self.held) if offset <= cut)
+        """Return the content of Redis for a file that ends at `cut`."""
+        return next(contents for offset, contents in reversed(self.contents) if offset <= cut)
 
     def points(self, every: int) -> list[int]:
-        """Bytes to cut at: each `every`-th of the tail, and those around the end of each command."""
+        """Return offsets to cut at: each `every`-th of the tail, and those around the end of each command."""
         near = {end + step for end in self.ends for step in (-1, 0, 1)}
         chosen = near | set(range(self.tail, len(self.log) + 1, every))
         return sorted(point for point in chosen if self.tail <= point <= len(self.log))
 
 
-class Clerk:
-    """A client and a worker of one model, whose calls may be looked at one by one."""
+class ClientAndWorker:
+    """A client and a worker of one model, with single calls."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.consumer = InboxConsumer(bench.client, lock_ttl_s=7200, replay_bytes_max=KEPT_MAX)
+        self.consumer = InboxConsumer(bench.client, lock_ttl_s=7200, replay_bytes_max=RETAINED_BYTES_MAX)
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
-        return self.bench.run(inbox.accept(self.bench.line, self.bench.settings, [LearnRequest(A, 1, 2, rows, key)]))[
-            0
-        ][0]
+        return self.bench.run(inbox.accept(self.bench.recorder, self.bench.settings, [LearnRequest(A, 1, 2, rows, key)]))[0][0]
 
-    def take(self, token: str) -> Claimed:
-        """Take the model, whoever had it."""
+    def claim(self, token: str) -> Claimed:
+        """Claim the model, even if it is locked."""
         self.bench.client.delete(redis_keys.lock(A))
-        taken = self.consumer.claim(A, token, "")
-        assert taken is not None
-        return taken
+        claimed = self.consumer.claim(A, token, "")
+        assert claimed is not None
+        return claimed
 
-    def learn(self, taken: Claimed, token: str) -> int:
-        """Commit all that was taken; the bundle says which rows it has learned."""
-        learned = unseal(taken.data, KEYRING, RECIPE, A)[1].estimator if taken.data else []
-        taught = [*learned, *(entry.payload for entry in taken.entries)]
+    def learn(self, claimed: Claimed, token: str) -> int:
+        """Commit the whole claim; the bundle lists its learned rows."""
+        learned = unseal(claimed.data, KEYRING, RECIPE, A)[1].estimator if claimed.data else []
+        taught = [*learned, *(entry.payload for entry in claimed.entries)]
         bundle = Bundle(RECIPE, Columns.new(RECIPE), None, taught, [], len(taught))
-        return commit_bundle(self.consumer, KEYRING, taken, bundle, len(taken.entries), token).version
+        return commit_bundle(self.consumer, KEYRING, claimed, bundle, len(claimed.entries), token).version
 
 
 def record(folder: Path) -> Recording:
-    """Run the calls on a server that syncs every write, and note what it holds after each command."""
-    held: list[tuple[int, dict[str, Any]]] = []
+    """Run the calls on a server that syncs every write; record its content after each command."""
+    contents: list[tuple[int, dict[str, Any]]] = []
     with valkey(folder) as url, _opened(url) as bench:
         run, log = redis_scripts.run, folder / LOG
 
@@ -106,26 +103,26 @@ def record(folder: Path) -> Recording:
             answers = []
             for command in commands:
                 answers += run(client, command)
-                held.append((os.stat(log).st_size, bench.keys()))
+                contents.append((os.stat(log).st_size, bench.keys()))
             return answers
 
-        clerk = Clerk(bench)
+        client = ClientAndWorker(bench)
         run(bench.client, *redis_scripts.LOAD_ALL)
         bench.wait(Store(bench.store).install(Install(A, METADATA[A], RECIPE.text(), 1)))
         bench.run_async = lambda _, *commands: _done(one_by_one(bench.client, *commands))  # type: ignore[method-assign]
         with mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS):
             for key, rows in CALLS[:3]:
-                clerk.accept(key, rows)
-            clerk.learn(clerk.take("first"), "first")
+                client.accept(key, rows)
+            client.learn(client.claim("first"), "first")
             tail = os.stat(log).st_size
-            held.append((tail, bench.keys()))
-            clerk.accept(*CALLS[3])
-            taken = clerk.take("second")
-            held.append((os.stat(log).st_size, bench.keys()))
+            contents.append((tail, bench.keys()))
+            client.accept(*CALLS[3])
+            claimed = client.claim("second")
+            contents.append((os.stat(log).st_size, bench.keys()))
             with mock.patch.object(redis_scripts, "run", one_by_one):
-                assert clerk.learn(taken, "second") == 2
-            clerk.accept(*CALLS[4])
-        return Recording(log.read_bytes(), held, tail, taken)
+                assert client.learn(claimed, "second") == 2
+            client.accept(*CALLS[4])
+        return Recording(log.read_bytes(), contents, tail, claimed)
 
 
 async def _done(answers: list[Any]) -> list[Any]:
@@ -151,7 +148,7 @@ def reloaded(folder: Path, log: bytes, points: Sequence[int]) -> Iterator[tuple[
     with running(command, folder.with_suffix(".log"), lambda: accepts(port)), _opened(_url(port)) as bench:
         for point in points:
             _write(folder / LOG, log[:point])
-            # It says that the file's end was missing, once it has loaded what is whole.
+            # It reports the truncated end as an error after it has loaded the rest.
             with suppress(ResponseError):
                 bench.client.execute_command("DEBUG", "LOADAOF")
             yield point, bench
@@ -172,7 +169,7 @@ def _url(port: int) -> str:
 
 
 def unframed(recording: Recording) -> tuple[bytes, list[int]]:
-    """Return the file as it would be if a script's effects were no transaction, and where its commands end."""
+    """Return the file with a script's effects outside of a transaction, and the offsets where commands end."""
     tail = recording.log[recording.tail :]
     for word in (b"MULTI", b"EXEC"):
         tail = tail.replace(b"*1\r\n$%d\r\n%s\r\n" % (len(word), word), b"")
@@ -188,37 +185,37 @@ def _write(log: Path, data: bytes) -> None:
 
 
 def check(bench: Bench, recording: Recording, cut: int) -> None:
-    """Look at what a server has loaded, then let clients and workers go on until each row is learned once."""
-    held = bench.keys()
-    assert held == recording.expected(cut), f"cut at byte {cut}"
-    check_whole(held)
-    clerk = Clerk(bench)
-    # The worker of before the cut comes first, with what it read then; then clients who were not answered come again.
-    committed = clerk.learn(recording.taken, "second")
+    """Check the loaded content, then let clients and workers continue until each row is learned once."""
+    contents = bench.keys()
+    assert contents == recording.expected(cut), f"cut at byte {cut}"
+    check_whole(contents)
+    client = ClientAndWorker(bench)
+    # First the worker from before the cut commits its claim; then the clients repeat their calls.
+    committed = client.learn(recording.claimed, "second")
     assert committed in (2, commits.BEATEN, commits.OTHER_ROWS)
     for key, rows in CALLS:
-        clerk.accept(key, rows)
-    taken = clerk.take("third")
-    if taken.entries:
-        assert clerk.learn(taken, "third") == taken.version + 1
+        client.accept(key, rows)
+    claimed = client.claim("third")
+    if claimed.entries:
+        assert client.learn(claimed, "third") == claimed.version + 1
     after = bench.keys()
     check_whole(after)
     learned = unseal(after[redis_keys.bundle(A)][0], KEYRING, RECIPE, A)[1].estimator
     assert learned == ROWS, f"cut at byte {cut}"
 
 
-def check_whole(held: dict[str, Any]) -> None:
-    """State, bundle and inbox speak of the same moment."""
-    state, bundle = held[redis_keys.state(A)][0], held[redis_keys.bundle(A)][0]
+def check_whole(contents: dict[str, Any]) -> None:
+    """Check that state, bundle and inbox are of the same moment."""
+    state, bundle = contents[redis_keys.state(A)][0], contents[redis_keys.bundle(A)][0]
     header, _ = unseal(bundle, KEYRING, RECIPE, A)
     version, learned, accepted = (int(state[name]) for name in (b"version", b"learned", b"accepted"))
     assert state[b"digest"] == sha256(bundle).hexdigest().encode()
     assert (header.version, header.sequence, header.rows_seen) == (version, learned, int(state[b"rows_seen"]))
     cut, cut_bytes, half, _, total = map(int, state[b"kept"].split())
-    there = held.get(redis_keys.inbox(A), ([], 0))[0]
+    there = contents.get(redis_keys.inbox(A), ([], 0))[0]
     assert [name for name, _ in there] == [b"%d-0" % number for number in range(cut + 1, accepted + 1)]
     kept, waiting = there[: learned - cut], there[learned - cut :]
     assert cut <= half <= learned
-    assert sum(len(fields[b"rows"]) + ENTRY_BYTES for _, fields in kept) == total - cut_bytes <= KEPT_MAX
+    assert sum(len(fields[b"rows"]) + ENTRY_BYTES for _, fields in kept) == total - cut_bytes <= RETAINED_BYTES_MAX
     assert int(state[b"bytes"]) == sum(len(fields[b"rows"]) for _, fields in waiting)
     assert state[b"chain"] == (waiting[-1][1][b"chain"] if waiting else header.chain.encode())

@@ -1,4 +1,4 @@
-"""Running a machine: always the same examples, so that what fails once fails again."""
+"""Run a machine, always on the same examples, so that every failure repeats."""
 
 import traceback
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from redis.exceptions import NoScriptError, ResponseError
 
 from tests.scripts.bench import Bench
-from tests.scripts.dead_letters import Aside
+from tests.scripts.dead_letter_machine import DeadLetterMachine
 from tests.scripts.mutants import Mutant, in_place
-from tests.scripts.run_queue import Rooms
+from tests.scripts.run_queue_machine import RunQueueMachine
 
-MACHINES: dict[str, type[RuleBasedStateMachine]] = {"models": Aside, "rooms": Rooms}
+MACHINES: dict[str, type[RuleBasedStateMachine]] = {"models": DeadLetterMachine, "run queue": RunQueueMachine}
 STEPS = 50
-# The slowest to be noticed take some hundred.
+# The mutants that are hardest to detect take some hundred examples.
 MUTANT_EXAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Caught:
-    """What noticed a mutant: the rule, or what must hold after every step; in which example."""
+class Detection:
+    """The rule or invariant that detected a mutant, and the number of the example."""
 
     by: str
     example: int
 
 
 def drive(machine: type[RuleBasedStateMachine], bench: Bench, examples: int, *, shrink: bool = True) -> None:
-    """Run examples of up to :data:`STEPS` steps on `bench`; what fails is shrunk, where that is asked for."""
+    """Run examples of up to :data:`STEPS` steps on `bench`; with `shrink`, shrink a failing one."""
     bound: Any = type(machine.__name__, (machine,), {"bench": bench})
     run_state_machine_as_test(
         bound,
@@ -46,14 +46,14 @@ def drive(machine: type[RuleBasedStateMachine], bench: Bench, examples: int, *, 
     )
 
 
-def hunt(mutant: Mutant, bench: Bench) -> Caught | None:
-    """Run the machine on a mutant; None where it notices nothing.
+def find_failure(mutant: Mutant, bench: Bench) -> Detection | None:
+    """Run the machine on a mutant; return None if it detects nothing.
 
     A script that fails at a command, as RENAME of a key that is gone, is noticed as well.
     """
     machine = MACHINES[mutant.machine]
     bench.examples = 0
-    # A trip that misses one script alone is made twice, which no server that forgets brings about: it forgets them all.
+    # Load it first: a trip that misses only this script would be made twice. A real server loses all scripts at once.
     bench.client.script_load(mutant.text())
     try:
         with in_place(mutant):
@@ -61,9 +61,9 @@ def hunt(mutant: Mutant, bench: Bench) -> Caught | None:
     except NoScriptError:
         raise
     except (AssertionError, LookupError, ResponseError) as error:
-        # Rules, and what must hold, are a machine's only public methods.
+        # Only rules and invariants are public methods of a machine.
         own = [kind for kind in machine.__mro__ if kind.__module__.startswith(__package__)]
         names = {name for kind in own for name in vars(kind) if not name.startswith("_")}
         frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        return Caught(next(name for name in frames if name in names), bench.examples)
+        return Detection(next(name for name in frames if name in names), bench.examples)
     return None

@@ -1,8 +1,8 @@
-"""The state machine over the scripts that keep models: accept, take, commit and what belongs to them.
+"""The state machine over the scripts that change models: accept, claim_inbox, commit and the related ones.
 
-Drives them through the calls that gateways, workers and snapshotters make, on a real Valkey, beside the plain model of
-:mod:`tests.scripts.plain`. Invariant, looked at after every step: Redis holds what the plain store holds, key by key,
-field by field, and has told what the plain store told.
+Drives them through the calls of gateways, workers and snapshotters, on a real Valkey, beside the plain model of
+:mod:`tests.scripts.store_model`. Invariant, checked after every step: Redis holds what the plain store holds, key by
+key, field by field, and has published what the plain store published.
 """
 
 import copy
@@ -41,19 +41,19 @@ from keepfit.store.models import Install, Model, Rewind, Store
 from keepfit.store.retained import ReplayBase, RetentionNote
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import commit_bundle
-from tests.scripts import plain
+from tests.scripts import store_model
 from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
-from tests.scripts.hands import WRONG, Hand, Snapshot, spoiled
-from tests.scripts.plain import NEW, Bundled, Call, Held
+from tests.scripts.claims import MISMATCHES, Claim, Snapshot, mismatched
+from tests.scripts.store_model import NEW, BundleModel, Call, ClaimModel
 
 KEYRING = Keyring.from_text(SIGNING_KEYS)
 RECIPE = parse(SHOES_RECIPE)
 METADATA = {identity.hash_of(m): identity.canonical(m).decode() for m in ({"type": "a"}, {"type": "b"})}
 A, B = METADATA
 WORKERS = ("one", "two")
-# So few that rows, keys and sizes often come again: what must be told apart then is what goes wrong.
+# Few values, so that rows, keys and sizes repeat often: the scripts must distinguish them by other means.
 ROWS = (b"x", b"yyyy")
-# After these, a bundle's parameters are others.
+# This request changes the parameters of the bundle.
 CHANGE = b"yyyy"
 
 hashes = st.sampled_from((A, A, A, B))
@@ -63,9 +63,9 @@ some_rows = st.one_of(
     st.just([b"x"] * 20),
 )
 limits = st.sampled_from(((100, 1000), (3, 1000), (3, 1000), (100, 5)))
-# What happens while a worker has a model in hand.
-EVENTS = ("accept", "sleep", "let go", "delete", "make again", "replace", "go back")
-LATER = ("delete", "make again", "replace", "snapshot", "note", "restore", "go back")
+# Events while a worker has claimed a model.
+EVENTS = ("accept", "lock expires", "release", "delete", "create again", "replace", "rewind")
+LATER = ("delete", "create again", "replace", "snapshot", "note", "restore", "rewind")
 
 
 def rarely(value: Any, otherwise: Any) -> Any:
@@ -73,39 +73,39 @@ def rarely(value: Any, otherwise: Any) -> Any:
     return st.sampled_from((otherwise,) * 4 + (value,))
 
 
-class Models(RuleBasedStateMachine):
-    """Two models, two workers, gateways, snapshots, and a Redis that may lose its tail."""
+class StoreMachine(RuleBasedStateMachine):
+    """Two models, two workers, gateways, snapshots, and a Redis that may lose its last writes."""
 
     bench: ClassVar[Bench]
 
     def __init__(self) -> None:
         super().__init__()
         self.patches: list[Any] = [
-            mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
-            mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * plain.STAGED_H),
-            mock.patch.object(inbox, "GENERATED_KEY_TTL_S", 3600 * plain.MINTED_H),
+            mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
+            mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
+            mock.patch.object(inbox, "GENERATED_KEY_TTL_S", 3600 * store_model.MINTED_H),
             mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
         ]
         for patch in self.patches:
             patch.start()
         self.bench.empty()
         self.client = self.bench.client
-        self.consumer = InboxConsumer(self.client, plain.LOCK_H * 3600, plain.REPLAY_MAX)
+        self.consumer = InboxConsumer(self.client, store_model.LOCK_H * 3600, store_model.REPLAY_MAX)
         self.store = Store(self.bench.store)
-        self.plain = plain.Store()
+        self.plain = store_model.Store()
         self.generations = dict.fromkeys(METADATA, 0)
         self.born = dict.fromkeys(METADATA, 0)
-        self.hands: list[Hand] = []
+        self.claims: list[Claim] = []
         self.snapshots: dict[str, list[Snapshot]] = {h: [] for h in METADATA}
-        self.remembered: list[Any] = []
-        self.opened: dict[str, Bundled] = {}
+        self.redis_copies: list[Any] = []
+        self.opened: dict[str, BundleModel] = {}
 
     def teardown(self) -> None:
-        """Give keepfit its times back."""
+        """Restore the durations of keepfit."""
         for patch in self.patches:
             patch.stop()
 
-    # Models come and go.
+    # Models are created and deleted.
 
     def _next_generation(self, h: str) -> int:
         self.generations[h] += 1
@@ -113,22 +113,22 @@ class Models(RuleBasedStateMachine):
 
     @initialize()
     def first(self) -> None:
-        """There are models to begin with."""
-        self._make(A, again=True)
-        self._make(B, again=True)
+        """Create the models."""
+        self._install(A, again=True)
+        self._install(B, again=True)
 
     @rule(h=hashes, again=rarely(True, False), late=rarely(True, False))
-    def make(self, h: str, again: bool, late: bool) -> None:
-        """Make a model; `again` after its register was told that the one before is deleted."""
-        self._make(h, again=again, late=late)
+    def install(self, h: str, again: bool, late: bool) -> None:
+        """Create a model; with `again`, after its deletion was registered."""
+        self._install(h, again=again, late=late)
 
-    def _make(self, h: str, *, again: bool, late: bool = False) -> None:
+    def _install(self, h: str, *, again: bool, late: bool = False) -> None:
         generation = self._next_generation(h)
         if again or not self.born[h]:
             self.born[h] = generation
-        new = plain.Model(METADATA[h], RECIPE.text(), generation, 0, NEW, b"", -1, None)
+        new = store_model.Model(METADATA[h], RECIPE.text(), generation, 0, NEW, b"", -1, None)
         asked = Install(h, METADATA[h], RECIPE.text(), generation, born=self.born[h])
-        self._be_late(h, late=late)
+        self._accept_late(h, late=late)
         installed = self.bench.run(self.store.install(asked))
         assert installed == bool(self.plain.install(h, new, self.born[h], staged=False))
 
@@ -136,11 +136,11 @@ class Models(RuleBasedStateMachine):
     @rule(data=st.data(), lost=rarely(True, False), again=rarely(True, False), gone=st.booleans(),
           known=st.booleans())  # fmt: skip
     def restore(self, data: st.DataObject, lost: bool, again: bool, gone: bool, known: bool) -> None:
-        """Put a snapshot back, where the model is gone or perhaps is not; the bundle written ahead may be lost."""
+        """Restore a snapshot, with or without a live model; the staged bundle may be missing."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         snapshot = data.draw(st.sampled_from(self.snapshots[h]))
         if gone:
-            self._delete(h, made_again=False)
+            self._delete(h, recreated=False)
         self._restore(h, snapshot, lost=lost, again=again, known=known)
 
     @precondition(lambda self: any(self.snapshots.values()))
@@ -149,25 +149,25 @@ class Models(RuleBasedStateMachine):
         key=st.sampled_from(("k", "l")), first=st.integers(1, 3), other=st.booleans(),
         overtaken=st.sampled_from(("", "", "claim", "died", "live")),
     )  # fmt: skip
-    def come_back(
+    def idempotent_restore(
         self, data: st.DataObject, gone: bool, again: bool, payload: bytes, key: str, first: int, overtaken: str,
         other: bool,
     ) -> None:  # fmt: skip
-        """Bring a model back with what its calls were answered; a later restore may come before its end."""
+        """Restore a model with the answers to its calls; a later restore may start before this one ends."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         snapshot = data.draw(st.sampled_from(self.snapshots[h]))
         if gone:
-            self._delete(h, made_again=False)
+            self._delete(h, recreated=False)
         generation = self._next_generation(h)
         if again:
             self.born[h] = generation
-        self._remember(h, generation, key, payload, first)
+        self._store_answers(h, generation, key, payload, first)
         if overtaken:
             later = self._next_generation(h)
-            self._remember(h, later, key, payload, first + 1)
+            self._store_answers(h, later, key, payload, first + 1)
             if overtaken == "live":
                 self._restore(h, snapshot, generation=later)
-            self._remember(h, generation, key, payload, first)
+            self._store_answers(h, generation, key, payload, first)
             self._restore(h, snapshot, generation=generation)
             if overtaken == "died":
                 return
@@ -176,17 +176,17 @@ class Models(RuleBasedStateMachine):
             self._restore(h, snapshot, generation=generation)
         self._accept(h, [b"other" if other else payload], (100, 1000), key=key)
 
-    def _remember(self, h: str, generation: int, key: str, payload: bytes, first: int) -> None:
+    def _store_answers(self, h: str, generation: int, key: str, payload: bytes, first: int) -> None:
         registered = RegistryEntry(h, METADATA[h], RECIPE.text(), generation, self.born[h])
-        # Of the day for which it is known, two hours are left; of another call's nothing is.
-        hours = plain.LOCK_H
+        # The key of this call is recognized for two more hours; the key of the other call has expired.
+        hours = store_model.LOCK_H
         calls = {
             f"c:{name}": LoggedRequest(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
             for name, left in ((key, hours), ("over", 0))
         }
-        answers = {redis_keys.idempotency(h, f"c:{key}"): plain.Seen((payload,), first, 1, generation, hours)}
+        answers = {redis_keys.idempotency(h, f"c:{key}"): store_model.Seen((payload,), first, 1, generation, hours)}
         done = self.bench.run(idempotency.restore_answers(self.store.client, registered, generation, calls, 0, 0))
-        assert done == self.plain.remember(h, generation, self.born[h], answers)
+        assert done == self.plain.store_answers(h, generation, self.born[h], answers)
 
     def _restore(
         self, h: str, snapshot: Snapshot, *, lost: bool = False, again: bool = False, generation: int = 0,
@@ -197,12 +197,14 @@ class Models(RuleBasedStateMachine):
             self.born[h] = generation
         noted = msgspec.json.encode(snapshot.document)
         bundle = snapshot.bundle
-        new = plain.Model(METADATA[h], RECIPE.text(), generation, snapshot.version, bundle, noted, snapshot.version, 2)
+        new = store_model.Model(
+            METADATA[h], RECIPE.text(), generation, snapshot.version, bundle, noted, snapshot.version, 2
+        )
         new.base = (new.learned, snapshot.place if known else None)
         asked = Install(
-            h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.taught), len(bundle.history),
-            plain.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data, 2,
-            self.born[h], dict(bundle.changed), ReplayBase(new.learned, snapshot.place).text() if known else "",
+            h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.learned_rows), len(bundle.history),
+            store_model.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data,
+            2, self.born[h], dict(bundle.changed), ReplayBase(new.learned, snapshot.place).text() if known else "",
         )  # fmt: skip
         expected = self.plain.install(h, new, self.born[h], staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
@@ -226,11 +228,11 @@ class Models(RuleBasedStateMachine):
         known=st.booleans(),
     )
     def rewind(self, data: st.DataObject, seen: str, lost: bool, fresh: bool, repeated: str, known: bool) -> None:
-        """Let a live model go back to a snapshot; it may be another by then, or the call may be made twice."""
+        """Rewind a live model to a snapshot; the model may have changed by then, and the call may be repeated."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         snapshot = data.draw(st.sampled_from(self.snapshots[h]))
         if fresh:
-            self._delete(h, made_again=True)
+            self._delete(h, recreated=True)
         self._rewind(h, snapshot, seen=seen, lost=lost, repeated=repeated, known=known)
 
     def _rewind(
@@ -246,10 +248,10 @@ class Models(RuleBasedStateMachine):
         elif seen == "other generation":
             live = replace(live, generation=live.generation - 1)
         elif seen == "gone":
-            self._delete(h, made_again=False)
+            self._delete(h, recreated=False)
         header, payload = KEYRING.open(snapshot.data, envelope.BUNDLE)
         fetched = SnapshotBundle(snapshot.document, header, snapshot.data, payload, 2, dict(snapshot.bundle.changed))
-        signed = fetched.sign(KEYRING, generation, len(history), plain.chain_of(history))
+        signed = fetched.sign(KEYRING, generation, len(history), store_model.chain_of(history))
         digest, metrics = sha256(signed.data).hexdigest(), b'{"rows":%d}' % generation
         bundle = replace(snapshot.bundle, digest=digest, history=history, metrics=metrics)
         to = Rewind(
@@ -257,16 +259,18 @@ class Models(RuleBasedStateMachine):
             dict(bundle.changed), ReplayBase(len(history), snapshot.place).text() if known else "",
         )  # fmt: skip
         place = snapshot.place if known else None
-        back = plain.Back(h, live.generation, live.version, live.digest, generation, snapshot.version, bundle, place)
-        self._rewind_once(live, to, back, lost=lost)
+        rewound = store_model.RewindModel(
+            h, live.generation, live.version, live.digest, generation, snapshot.version, bundle, place
+        )
+        self._rewind_once(live, to, rewound, lost=lost)
         if repeated == "later":
             self._accept(h, [b"x"], (100, 1000))
         if repeated:
-            self._rewind_once(live, to, back, lost=lost)
+            self._rewind_once(live, to, rewound, lost=lost)
 
     @rule(h=hashes, lost=rarely(True, False), seen=st.sampled_from(("now", "now", "other bundle")))
     def repair(self, h: str, lost: bool, seen: str) -> None:
-        """Put a bundle in a live one's place that has learned the same; what is kept is kept on."""
+        """Replace a live bundle by one that has learned the same requests; retained requests stay."""
         live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
         if live is None or model is None or not live.digest:
             return
@@ -274,7 +278,7 @@ class Models(RuleBasedStateMachine):
         header, payload = KEYRING.open(data, envelope.BUNDLE)
         generation, history = self._next_generation(h), model.bundle.history
         fetched = SnapshotBundle({}, header, data, payload, 2, dict(model.bundle.changed))
-        signed = fetched.sign(KEYRING, generation, len(history), plain.chain_of(history))
+        signed = fetched.sign(KEYRING, generation, len(history), store_model.chain_of(history))
         bundle = replace(model.bundle, digest=sha256(signed.data).hexdigest())
         to = Rewind(
             h, generation, live.version, header.rows_seen, bundle.digest, bundle.metrics.decode(), signed.data, 2,
@@ -282,15 +286,17 @@ class Models(RuleBasedStateMachine):
         )  # fmt: skip
         if seen == "other bundle":
             live = replace(live, digest="f" * 64)
-        back = plain.Back(h, live.generation, live.version, live.digest, generation, live.version, bundle, plain.SAME)
-        self._rewind_once(live, to, back, lost=lost)
+        rewound = store_model.RewindModel(
+            h, live.generation, live.version, live.digest, generation, live.version, bundle, store_model.SAME
+        )
+        self._rewind_once(live, to, rewound, lost=lost)
 
     @rule(h=hashes, gone=rarely(True, False))
-    def read_kept(self, h: str, gone: bool) -> None:
-        """What is read of kept requests is what was learned on top of the snapshot; or it is said what is missing."""
-        self._read_kept(h)
+    def read_retained(self, h: str, gone: bool) -> None:
+        """Retained requests are those learned after the replay base; otherwise the error names the missing ones."""
+        self._read_retained(h)
         live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
-        if gone and live is not None and model is not None and model.kept and not model.lacks:
+        if gone and live is not None and model is not None and model.kept and not model.missing:
             lost = model.kept[-1]
             name = lost.big or redis_keys.inbox(h)
             dumped = self.client.dump(name)
@@ -299,24 +305,24 @@ class Models(RuleBasedStateMachine):
                 self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.retained))
             self.client.restore(name, 0, dumped)  # type: ignore[arg-type]
 
-    def _read_kept(self, h: str) -> None:
+    def _read_retained(self, h: str) -> None:
         live, model = self.bench.run(self.store.describe(h)), self.plain.models.get(h)
         if live is None or model is None:
             return
         try:
             base, requests = self.bench.run(repair.read_retained(self.bench.store, h, live.learned, live.retained))
         except MissingRequestsError as error:
-            lost, told = model.base[1] is None or model.lacks[-1], str(error)
-            assert lost is True or f"{lost} are not retained" in told or f"{lost} is not retained" in told
+            lost, message = model.base[1] is None or model.missing[-1], str(error)
+            assert lost is True or f"{lost} are not retained" in message or f"{lost} is not retained" in message
         else:
-            assert not model.lacks
+            assert not model.missing
             rows = [self.plain.big[r.big][0] if r.big else r.payload for r in model.kept]
             assert [request.payload for request in requests] == rows
             assert (base.sequence, base.place or ()) == model.base
-            assert model.based + tuple(r.payload for r in model.kept) == model.bundle.taught
+            assert model.based + tuple(r.payload for r in model.kept) == model.bundle.learned_rows
 
-    def _rewind_once(self, live: Model, to: Rewind, back: plain.Back, *, lost: bool) -> None:
-        expected = self.plain.rewind(back, staged=not lost)
+    def _rewind_once(self, live: Model, to: Rewind, rewound: store_model.RewindModel, *, lost: bool) -> None:
+        expected = self.plain.rewind(rewound, staged=not lost)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
         with mock.patch.object(redis_scripts, "run_async", run):
             try:
@@ -325,25 +331,25 @@ class Models(RuleBasedStateMachine):
                 answer = -1
         assert answer == expected
 
-    @rule(h=hashes, made_again=rarely(False, True), late=rarely(True, False))
-    def delete(self, h: str, made_again: bool, late: bool) -> None:
-        """Delete a model, which as a rule is made again at once."""
-        self._delete(h, made_again=made_again, late=late)
+    @rule(h=hashes, recreated=rarely(False, True), late=rarely(True, False))
+    def delete(self, h: str, recreated: bool, late: bool) -> None:
+        """Delete a model; usually it is created again at once."""
+        self._delete(h, recreated=recreated, late=late)
 
-    def _be_late(self, h: str, *, late: bool) -> None:
-        """Let a large request come in between the look for what there is and the script that removes it."""
+    def _accept_late(self, h: str, *, late: bool) -> None:
+        """Accept a large request between the look-up of existing keys and the script that deletes them."""
         if late:
-            self.bench.after_next_trip = lambda: self._accept_big(h, (100, 1000))
+            self.bench.after_next_trip = lambda: self._accept_large(h, (100, 1000))
 
-    def _delete(self, h: str, *, made_again: bool, late: bool = False) -> None:
-        self._be_late(h, late=late)
+    def _delete(self, h: str, *, recreated: bool, late: bool = False) -> None:
+        self._accept_late(h, late=late)
         assert self.bench.run(self.store.delete(h)) == self.plain.delete(h)
-        if made_again:
-            self._make(h, again=True)
+        if recreated:
+            self._install(h, again=True)
 
     @rule(h=hashes, known=st.booleans())
     def load(self, h: str, known: bool) -> None:
-        """Read a model for predicting, with its bundle in hand already or not."""
+        """Read a model for predicting, with or without its bundle in memory."""
         self._load(h, known=known)
 
     def _load(self, h: str, *, known: bool) -> None:
@@ -355,7 +361,7 @@ class Models(RuleBasedStateMachine):
             assert (loaded, described) == ({}, None)
             return
         found = loaded[h]
-        expected = (model.generation, model.version, len(model.bundle.taught), model.bundle.digest)
+        expected = (model.generation, model.version, len(model.bundle.learned_rows), model.bundle.digest)
         assert (found.generation, found.version, found.rows_seen, found.digest) == expected
         if not digest:
             assert found.recipe_text == RECIPE.text().encode()
@@ -363,33 +369,33 @@ class Models(RuleBasedStateMachine):
         assert described is not None
         assert (described.inbox, described.learned) == (len(model.inbox), model.learned)
 
-    # Rows come in.
+    # Rows are accepted.
 
     @rule(h=hashes, payloads=some_rows, limit=limits, stale=rarely(True, False),
           wide=st.sampled_from((2, 2, 2, 2, 3, inbox.NO_WIDTH)), repeated=st.booleans())  # fmt: skip
     def accept(
         self, h: str, payloads: list[bytes], limit: tuple[int, int], stale: bool, wide: int, repeated: bool
     ) -> None:
-        """Accept what came during a trip; the answer may be lost, then the trip is made twice."""
+        """Accept the requests of one round trip; if the reply is lost, the trip is repeated."""
         self._accept(h, payloads, limit, stale=stale, width=wide, repeated=repeated)
 
     @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from("kl"), limit=limits,
-          again=st.sampled_from(("", "", "same", "other", "made again", "gone back")), unaware=st.booleans(),
+          again=st.sampled_from(("", "", "same", "other", "created again", "rewound")), unaware=st.booleans(),
           other=st.booleans())  # fmt: skip
     def accept_with_key(
         self, h: str, payload: bytes, key: str, limit: tuple[int, int], again: str, unaware: bool, other: bool
     ) -> None:
-        """Accept a request with a client's key, which may come again: with its body, another, or to another model.
+        """Accept a request with a client's key; it may repeat, with the same or another body, or for another model.
 
-        The model may have gone back meanwhile, which the caller may not know.
+        The model may be rewound in between, with or without the caller's knowledge.
         """
-        if again == "gone back":
-            self._teach(h)
+        if again == "rewound":
+            self._learn_row(h)
         self._accept(h, [payload], limit, key=key)
         before = self.plain.models[h].generation if h in self.plain.models else None
-        if again == "made again":
-            self._delete(h, made_again=True)
-        elif again == "gone back" and self.snapshots[h]:
+        if again == "created again":
+            self._delete(h, recreated=True)
+        elif again == "rewound" and self.snapshots[h]:
             self._rewind(h, self.snapshots[h][-1])
         if again:
             body = b"other" if other or again == "other" else payload
@@ -397,16 +403,16 @@ class Models(RuleBasedStateMachine):
 
     @rule(h=hashes, written=st.sampled_from(("all", "all", "all", "part", "none")), limit=limits,
           repeated=st.booleans())  # fmt: skip
-    def accept_big(self, h: str, written: str, limit: tuple[int, int], repeated: bool) -> None:
-        """Accept a large request, whose rows were written ahead, or were lost in whole or in part."""
-        self._accept_big(h, limit, written=written, repeated=repeated)
+    def accept_large(self, h: str, written: str, limit: tuple[int, int], repeated: bool) -> None:
+        """Accept a large request; its staged rows may be lost in whole or in part."""
+        self._accept_large(h, limit, written=written, repeated=repeated)
 
-    def _accept_big(self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False) -> None:
+    def _accept_large(self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False) -> None:
         name, rows = redis_keys.big(h, uuid.uuid4().hex), b"a large request"
         if written != "none":
             part = rows if written == "all" else rows[:5]
-            self.client.set(name, part, px=plain.BIG_H * HOUR_MS)
-            self.plain.big[name] = (part, plain.BIG_H)
+            self.client.set(name, part, px=store_model.BIG_H * HOUR_MS)
+            self.plain.big[name] = (part, store_model.BIG_H)
         digest = sha256(rows).hexdigest().encode()
         self._accept(h, [digest], limit, big=name, big_size=len(rows), repeated=repeated)
 
@@ -423,18 +429,18 @@ class Models(RuleBasedStateMachine):
             update={
                 "inbox_entries_max": limit[0],
                 "inbox_bytes_max": limit[1],
-                "idempotency_ttl_s": 3600 * plain.CLIENTS_KEY_H,
+                "idempotency_ttl_s": 3600 * store_model.CLIENTS_KEY_H,
             }
         )
-        line = self.bench.line
-        line.loses_answer, line.trips = repeated, []
-        outcomes, told = self.bench.run(inbox.accept(line, settings, requests))
-        hours = plain.MINTED_H if key is None else plain.CLIENTS_KEY_H
-        for (command,), (answer,) in line.trips:
+        recorder = self.bench.recorder
+        recorder.loses_answer, recorder.trips = repeated, []
+        outcomes, published = self.bench.run(inbox.accept(recorder, settings, requests))
+        hours = store_model.MINTED_H if key is None else store_model.CLIENTS_KEY_H
+        for (command,), (answer,) in recorder.trips:
             call = Call(h, generation, width, tuple(payloads), command[5], hours, *limit, big, big_size)
             expected = self.plain.accept(call)
             assert answer == expected
-        assert told == ([h] if expected[0] == b"ok" and expected[4] else [])
+        assert published == ([h] if expected[0] == b"ok" and expected[4] else [])
         if expected[0] == b"ok":
             _, first, count, version, _, waiting, pace, _ = expected
             assert outcomes[:count] == [Accepted(first + i, version) for i in range(count)]
@@ -444,197 +450,213 @@ class Models(RuleBasedStateMachine):
         else:
             assert all(isinstance(outcome, KeepfitError) for outcome in outcomes)
 
-    # Workers learn.
+    # Workers claim and commit.
 
     @rule(h=hashes, token=workers, known=st.booleans(), entries_max=st.sampled_from((1, 2, 18, 512)),
           bytes_max=st.sampled_from((3, 1000, 1000)))  # fmt: skip
-    def take(self, h: str, token: str, known: bool, entries_max: int, bytes_max: int) -> None:
-        """Take a model, which may be free, the worker's own, or another's."""
-        self._take(h, token, known=known, entries_max=entries_max, bytes_max=bytes_max)
+    def worker_claims(self, h: str, token: str, known: bool, entries_max: int, bytes_max: int) -> None:
+        """Claim a model, which may be unlocked, locked by the worker itself, or by another one."""
+        self._claim(h, token, known=known, entries_max=entries_max, bytes_max=bytes_max)
 
-    def _take(self, h: str, token: str, *, known: bool, entries_max: int = 512, bytes_max: int = 1000) -> None:
+    def _claim(self, h: str, token: str, *, known: bool, entries_max: int = 512, bytes_max: int = 1000) -> None:
         model = self.plain.models.get(h)
         digest = model.bundle.digest if model and known else ""
-        held = self.plain.take(h, token, entries_max, bytes_max)
+        claimed = self.plain.claim(h, token, entries_max, bytes_max)
         with (
             mock.patch.object(commits, "ENTRIES_MAX", entries_max),
             mock.patch.object(commits, "BYTES_MAX", bytes_max),
         ):
-            taken = self.consumer.claim(h, token, digest)
-        self._taken(h, token, taken, held, digest)
+            received = self.consumer.claim(h, token, digest)
+        self._check_claim(h, token, received, claimed, digest)
 
-    def _taken(self, h: str, token: str, taken: Claimed | None, held: Held | None, known: str) -> None:
-        """See that what was taken is what the plain model gave, and have it in hand."""
+    def _check_claim(
+        self, h: str, token: str, received: Claimed | None, claimed: ClaimModel | None, known: str
+    ) -> None:
+        """Compare a claim with that of the plain model, and keep it."""
         model = self.plain.models.get(h)
-        if taken is None or held is None or model is None:
-            assert (taken, held) == (None, None)
+        if received is None or claimed is None or model is None:
+            assert (received, claimed) == (None, None)
             return
         bundle = model.bundle
-        found = (taken.generation, taken.version, taken.rows_seen, taken.learned, taken.digest, taken.attempts)
+        found = (
+            received.generation,
+            received.version,
+            received.rows_seen,
+            received.learned,
+            received.digest,
+            received.attempts,
+        )
         assert found == (
-            model.generation, model.version, len(bundle.taught), model.learned, bundle.digest, model.attempts
+            model.generation, model.version, len(bundle.learned_rows), model.learned, bundle.digest, model.attempts
         )  # fmt: skip
-        assert taken.recipe_text == RECIPE.text().encode()
-        assert (sha256(taken.data).hexdigest() if taken.data else "") == (
+        assert received.recipe_text == RECIPE.text().encode()
+        assert (sha256(received.data).hexdigest() if received.data else "") == (
             "" if known == bundle.digest else bundle.digest
         )
-        assert [(e.sequence, e.request_digest, e.payload, e.large_key, e.size_bytes) for e in taken.entries] == [
+        assert [(e.sequence, e.request_digest, e.payload, e.large_key, e.size_bytes) for e in received.entries] == [
             (r.sequence, r.chain, self.plain.big.get(r.big, (b"", 0))[0] if r.big else r.payload, r.big, r.size)
-            for r in held.requests
+            for r in claimed.requests
         ]
-        self.hands = [*self.hands[-3:], Hand(taken, held, token)]
+        self.claims = [*self.claims[-3:], Claim(received, claimed, token)]
 
-    @precondition(lambda self: any(hand.held.requests for hand in self.hands))
+    @precondition(lambda self: any(claim.expected.requests for claim in self.claims))
     @rule(data=st.data(), put_aside=rarely("ValueError: no", ""), repeated=rarely(True, False), keep=st.booleans(),
-          wrong=st.sampled_from(("",) * 5 + WRONG))  # fmt: skip
-    def commit(self, data: st.DataObject, put_aside: str, repeated: bool, keep: bool, wrong: str) -> None:
-        """Commit what a worker has in hand, however long ago it was taken, in whole or in part, rightly or wrongly."""
-        hand = data.draw(st.sampled_from([hand for hand in self.hands if hand.held.requests]))
-        count = data.draw(st.sampled_from((len(hand.held.requests), 1)))
+          wrong_field=st.sampled_from(("",) * 5 + MISMATCHES))  # fmt: skip
+    def commit(self, data: st.DataObject, put_aside: str, repeated: bool, keep: bool, wrong_field: str) -> None:
+        """Commit a recent or old claim, in whole or in part, with or without a mismatch."""
+        claim = data.draw(st.sampled_from([claim for claim in self.claims if claim.expected.requests]))
+        count = data.draw(st.sampled_from((len(claim.expected.requests), 1)))
         if not keep:
-            self.hands.remove(hand)
-        self._commit(spoiled(hand, count, wrong), count, put_aside, staged=wrong != "stage")
+            self.claims.remove(claim)
+        self._commit(mismatched(claim, count, wrong_field), count, put_aside, staged=wrong_field != "stage")
         if repeated:
-            self._commit(spoiled(hand, count, wrong), count, put_aside, staged=wrong != "stage")
+            self._commit(mismatched(claim, count, wrong_field), count, put_aside, staged=wrong_field != "stage")
 
-    def _commit(self, hand: Hand, count: int, put_aside: str, *, staged: bool) -> None:
-        h, held = hand.taken.hash, hand.held
-        done = held.requests[:count]
+    def _commit(self, claim: Claim, count: int, put_aside: str, *, staged: bool) -> None:
+        h, claimed = claim.received.hash, claim.expected
+        done = claimed.requests[:count]
         learned = tuple(r.payload for r in (done[:-1] if put_aside else done))
-        taught = held.bundle.taught + learned
-        changed = {**dict(held.bundle.changed), "C": len(taught)} if CHANGE in learned else dict(held.bundle.changed)
-        bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(taught), [], len(taught), changed=changed)
-        # Taken in a moment to come, so that the pace is that of the shortest time.
-        taken = replace(hand.taken, claimed_s=math.inf)
+        learned_rows = claimed.bundle.learned_rows + learned
+        changed = (
+            {**dict(claimed.bundle.changed), "C": len(learned_rows)}
+            if CHANGE in learned
+            else dict(claimed.bundle.changed)
+        )
+        bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(learned_rows), [], len(learned_rows), changed=changed)
+        # The claim lies in the future, so that the pace is that of the shortest time.
+        received = replace(claim.received, claimed_s=math.inf)
         with mock.patch.object(
             redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
         ):
-            committed = commit_bundle(self.consumer, KEYRING, taken, bundle, count, hand.token, put_aside)
-        score = redis_keys.change(taken.generation, taken.version + 1)
+            committed = commit_bundle(self.consumer, KEYRING, received, bundle, count, claim.token, put_aside)
+        score = redis_keys.change(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
-        after = Bundled(
-            committed.digest, taught, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
+        after = BundleModel(
+            committed.digest, learned_rows, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
         )
-        version = self.plain.commit(held, count, after, 1000 * count, put_aside=put_aside, staged=staged)
+        version = self.plain.commit(claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged)
         assert committed.version == version
-        if count == len(held.requests):
-            assert committed.has_pending == (self.plain.unlock(h, hand.token, force=False) == 1)
+        if count == len(claimed.requests):
+            assert committed.has_pending == (self.plain.unlock(h, claim.token, force=False) == 1)
             assert committed.claimed is None
         else:
-            # The rest is taken in the same trip.
+            # The rest is claimed in the same trip.
             assert committed.has_pending
-            next_held = self.plain.take(h, hand.token, commits.ENTRIES_MAX, commits.BYTES_MAX)
-            self._taken(h, hand.token, committed.claimed, next_held, committed.digest)
+            next_claim = self.plain.claim(h, claim.token, commits.ENTRIES_MAX, commits.BYTES_MAX)
+            self._check_claim(h, claim.token, committed.claimed, next_claim, committed.digest)
 
     @rule(h=hashes, token=workers, payloads=some_rows, big=rarely(True, False),
           put_aside=st.sampled_from(("", "", "TypeError: no")), part=rarely(True, False),
-          meanwhile=st.sampled_from(("",) * 3 + EVENTS + WRONG), later=st.sampled_from(("",) * 3 + LATER))  # fmt: skip
+          meanwhile=st.sampled_from(("",) * 3 + EVENTS + MISMATCHES),
+          later=st.sampled_from(("",) * 3 + LATER))  # fmt: skip
     def learn(
         self, h: str, token: str, payloads: list[bytes], big: bool, put_aside: str, part: bool, meanwhile: str,
         later: str,
     ) -> None:  # fmt: skip
-        """Do a worker's round: rows come in, are taken and committed; much may happen, or go wrong, in between."""
+        """Accept, claim and commit requests; another event or a mismatch may occur in between."""
         self._accept(h, payloads, (100, 1000))
         if big:
-            self._accept_big(h, (100, 1000))
-        self._take(h, token, known=True)
-        hand = self.hands[-1] if self.hands else None
-        if hand is None or hand.taken.hash != h or hand.token != token or not hand.held.requests:
+            self._accept_large(h, (100, 1000))
+        self._claim(h, token, known=True)
+        claim = self.claims[-1] if self.claims else None
+        if claim is None or claim.received.hash != h or claim.token != token or not claim.expected.requests:
             return
-        self._happen(h, meanwhile)
-        if meanwhile != "sleep":
-            self.hands.remove(hand)
-            count = 1 if part else len(hand.held.requests)
-            self._commit(spoiled(hand, count, meanwhile), count, put_aside, staged=meanwhile != "stage")
+        self._apply(h, meanwhile)
+        if meanwhile != "lock expires":
+            self.claims.remove(claim)
+            count = 1 if part else len(claim.expected.requests)
+            self._commit(mismatched(claim, count, meanwhile), count, put_aside, staged=meanwhile != "stage")
             self._load(h, known=part)
-            self._happen(h, later)
+            self._apply(h, later)
 
     @rule(h=hashes, rounds=st.lists(st.sampled_from(("x", "xx", "xxx", "xy", "yyy", "L", "xL", "x!", "L!", "snapshot",
           "snapshot", "note", "late note", "saved late", "saved late")), min_size=2, max_size=7))  # fmt: skip
-    def go_on(self, h: str, rounds: list[str]) -> None:
-        """Learn a few requests at a time, large ones (L) and some that are put aside (!), with snapshots in between."""
-        self._let_go(h)
+    def commit_rounds(self, h: str, rounds: list[str]) -> None:
+        """Learn a few requests at a time, large ones (L) and dead letters (!), with snapshots in between."""
+        self._release_locks(h)
         for what in rounds:
             if what in ("snapshot", "note"):
-                self._happen(h, what)
+                self._apply(h, what)
             elif what == "saved late":
-                self._go_on(h, "L")
-                self._happen(h, "snapshot")
-                self._go_on(h, "L")
-                self._happen(h, "note")
+                self._commit_round(h, "L")
+                self._apply(h, "snapshot")
+                self._commit_round(h, "L")
+                self._apply(h, "note")
             elif what == "late note":
                 for snapshot in self.snapshots[h][-2:-1]:
-                    self._note(h, snapshot)
+                    self._note_snapshot(h, snapshot)
             else:
-                self._go_on(h, what)
-            self._read_kept(h)
+                self._commit_round(h, what)
+            self._read_retained(h)
 
-    def _go_on(self, h: str, what: str) -> None:
+    def _commit_round(self, h: str, what: str) -> None:
         for kind in what.removesuffix("!"):
             if kind == "L":
-                self._accept_big(h, (100, 1000))
+                self._accept_large(h, (100, 1000))
             else:
                 self._accept(h, [{"x": b"x", "y": b"yyyy"}[kind]], (100, 1000))
-        self._take(h, WORKERS[0], known=True)
-        if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
-            hand = self.hands.pop()
+        self._claim(h, WORKERS[0], known=True)
+        if self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests:
+            claim = self.claims.pop()
             aside = "ValueError: no" if what.endswith("!") else ""
-            self._commit(hand, len(hand.held.requests), aside, staged=True)
+            self._commit(claim, len(claim.expected.requests), aside, staged=True)
 
-    def _happen(self, h: str, event: str) -> None:
+    def _apply(self, h: str, event: str) -> None:
         if event == "accept":
             self._accept(h, [b"x"], (100, 1000))
-        elif event == "sleep":
+        elif event == "lock expires":
             self._lock_expires(h)
         elif event == "replace":
-            self._make(h, again=True)
-        elif event in ("delete", "make again"):
-            self._delete(h, made_again=event == "make again")
-        elif event == "let go":
-            self._let_go(h)
+            self._install(h, again=True)
+        elif event in ("delete", "create again"):
+            self._delete(h, recreated=event == "create again")
+        elif event == "release":
+            self._release_locks(h)
         elif event == "snapshot":
             self._snapshot(h)
         elif event == "restore":
             self._snapshot(h)
-            self._delete(h, made_again=False)
+            self._delete(h, recreated=False)
             if self.snapshots[h]:
                 self._restore(h, self.snapshots[h][-1])
-        elif event == "go back" and self.snapshots[h]:
+        elif event == "rewind" and self.snapshots[h]:
             self._rewind(h, self.snapshots[h][0])
         elif event == "note" and self.snapshots[h]:
-            self._note(h, self.snapshots[h][-1])
+            self._note_snapshot(h, self.snapshots[h][-1])
 
     @rule(h=hashes, token=workers, payloads=some_rows, times=st.sampled_from((1, 2, 2, 3, 7)), late=st.booleans(),
-          then=st.sampled_from(("", "", "give back", "learn", "go back")))  # fmt: skip
-    def die(self, h: str, token: str, payloads: list[bytes], times: int, late: bool, then: str) -> None:
-        """Workers die in turn of what they read, while more comes in; the last one may live, and learn or not."""
-        if then == "go back":
-            self._teach(h)
+          then=st.sampled_from(("", "", "unlock", "learn", "rewind")))  # fmt: skip
+    def crash_workers(self, h: str, token: str, payloads: list[bytes], times: int, late: bool, then: str) -> None:
+        """Workers die in turn after a claim, while more is accepted; the last one may survive, and may commit."""
+        if then == "rewind":
+            self._learn_row(h)
         self._accept(h, payloads, (100, 1000))
         for _ in range(times):
-            self._let_go(h)
-            self._take(h, token, known=True)
+            self._release_locks(h)
+            self._claim(h, token, known=True)
             self._unlock(h, token, force=True, harmed=True)
             if late:
                 self._accept(h, [b"x"], (100, 1000))
-        self._take(h, token, known=True)
-        if then == "give back":
+        self._claim(h, token, known=True)
+        if then == "unlock":
             self._unlock(h, token, force=False)
-        elif then == "go back":
-            self._happen(h, "go back")
-        elif then == "learn" and self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
-            hand = self.hands.pop()
-            self._commit(hand, len(hand.held.requests), "", staged=True)
-            self._take(h, token, known=True)
+        elif then == "rewind":
+            self._apply(h, "rewind")
+        elif (
+            then == "learn" and self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests
+        ):
+            claim = self.claims.pop()
+            self._commit(claim, len(claim.expected.requests), "", staged=True)
+            self._claim(h, token, known=True)
 
     @rule(h=hashes, token=workers, own=st.booleans(),
-          what=st.sampled_from(("renew", "unlock", "unlock by force", "die", "stand still")))  # fmt: skip
-    def hold(self, h: str, token: str, own: bool, what: str) -> None:
-        """Keep or let go of a lock, one's own or another's, perhaps while mail waits; or let its time pass."""
+          what=st.sampled_from(("renew", "unlock", "unlock by force", "die", "lock expires")))  # fmt: skip
+    def hold_lock(self, h: str, token: str, own: bool, what: str) -> None:
+        """Renew or release a lock of this or another worker, with or without pending requests; or let it expire."""
         if own and h in self.plain.locks:
             token = self.plain.locks[h][0]
-        if what == "stand still":
+        if what == "lock expires":
             self._lock_expires(h)
         elif what == "renew":
             for worker in WORKERS:
@@ -646,13 +668,13 @@ class Models(RuleBasedStateMachine):
         expected = self.plain.unlock(h, token, force=force, harmed=harmed)
         assert self.consumer.unlock(h, token, force=force, harmed=harmed) == (expected == 1)
 
-    def _let_go(self, h: str) -> None:
+    def _release_locks(self, h: str) -> None:
         for token in WORKERS:
             self._unlock(h, token, force=True)
 
     def _renew(self, h: str, token: str) -> None:
         if h in self.plain.locks:
-            # It has little time left.
+            # Shorten its remaining time.
             self.client.pexpire(redis_keys.lock(h), HOUR_MS)
             self.plain.locks[h] = (self.plain.locks[h][0], 1)
         self.consumer.renew(h, token)
@@ -664,21 +686,21 @@ class Models(RuleBasedStateMachine):
         self.client.delete(redis_keys.lock(h))
         self.plain.locks.pop(h, None)
 
-    def _teach(self, h: str) -> None:
-        """Let a model learn a row, and read its bundle for storage."""
-        self._let_go(h)
+    def _learn_row(self, h: str) -> None:
+        """Learn one row and save the bundle as a snapshot."""
+        self._release_locks(h)
         self._accept(h, [b"x"], (100, 1000))
-        self._take(h, WORKERS[0], known=True)
-        if self.hands and self.hands[-1].taken.hash == h and self.hands[-1].held.requests:
-            hand = self.hands.pop()
-            self._commit(hand, len(hand.held.requests), "", staged=True)
+        self._claim(h, WORKERS[0], known=True)
+        if self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests:
+            claim = self.claims.pop()
+            self._commit(claim, len(claim.expected.requests), "", staged=True)
             self._snapshot(h)
 
     # Snapshots.
 
     @rule(h=hashes)
     def snapshot(self, h: str) -> None:
-        """Read a bundle for storage."""
+        """Read a bundle to save it."""
         self._snapshot(h)
 
     def _snapshot(self, h: str) -> None:
@@ -692,14 +714,14 @@ class Models(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.snapshots.values()))
     @rule(data=st.data())
-    def note(self, data: st.DataObject) -> None:
-        """Tell a model of its snapshots, also of older ones last."""
+    def note_snapshots(self, data: st.DataObject) -> None:
+        """Store the newest snapshots of a model in its state, in any order."""
         h = data.draw(st.sampled_from([h for h in METADATA if self.snapshots[h]]))
         for snapshot in data.draw(st.lists(st.sampled_from(self.snapshots[h][-2:]), min_size=1, max_size=2)):
-            self._note(h, snapshot)
+            self._note_snapshot(h, snapshot)
 
-    def _note(self, h: str, snapshot: Snapshot) -> None:
-        chain = plain.chain_of(snapshot.bundle.history)
+    def _note_snapshot(self, h: str, snapshot: Snapshot) -> None:
+        chain = store_model.chain_of(snapshot.bundle.history)
         state = snapshot.state
         noted = RetentionNote(
             h, state.generation, state.learned, state.digest, state.retained, chain, snapshot.place, snapshot.document
@@ -708,11 +730,11 @@ class Models(RuleBasedStateMachine):
         document = msgspec.json.encode(snapshot.document)
         self.plain.note(h, snapshot.generation, snapshot.version, document, snapshot.bundle)
 
-    # Time passes, and Redis loses what it held last.
+    # Keys expire, and Redis loses its last writes.
 
     @rule()
-    def keys_expire(self) -> None:
-        """A day passes: all that was to live for a while is gone."""
+    def expire_keys(self) -> None:
+        """A day passes: every key with a time to live expires."""
         for name, (_, hours) in self.bench.keys().items():
             if hours:
                 self.client.delete(name)
@@ -723,72 +745,72 @@ class Models(RuleBasedStateMachine):
         self.plain.big = {name: (rows, hours) for name, (rows, hours) in self.plain.big.items() if not hours}
 
     @rule()
-    def remember(self) -> None:
-        """Note what Redis would be if it lost all that comes now."""
-        self.remembered = [*self.remembered[-2:], (self.bench.dump(), copy.deepcopy(self.plain))]
+    def save_redis_copy(self) -> None:
+        """Copy Redis, so that it can lose all later writes."""
+        self.redis_copies = [*self.redis_copies[-2:], (self.bench.dump(), copy.deepcopy(self.plain))]
 
-    @precondition(lambda self: self.remembered)
+    @precondition(lambda self: self.redis_copies)
     @rule(data=st.data(), payloads=some_rows)
-    def lose_tail(self, data: st.DataObject, payloads: list[bytes]) -> None:
-        """Redis loses its tail, and other rows take the sequences; workers still have in hand what they read."""
-        dumped, remembered = data.draw(st.sampled_from(self.remembered))
+    def lose_last_writes(self, data: st.DataObject, payloads: list[bytes]) -> None:
+        """Redis loses its last writes, and other rows get their sequences; workers still have their former claims."""
+        dumped, remembered = data.draw(st.sampled_from(self.redis_copies))
         self.bench.put_back(dumped)
         self.plain = copy.deepcopy(remembered)
         self._accept(A, payloads, (100, 1000))
 
     @rule(h=hashes, waits=st.booleans())
-    def note_what_was_lost(self, h: str, waits: bool) -> None:
-        """Redis loses what is in a snapshot that it is not told of yet; the rows wait again, or others are learned."""
-        self._let_go(h)
+    def note_lost_snapshot(self, h: str, waits: bool) -> None:
+        """Redis loses requests of a snapshot that is not noted yet; they are pending again, or others are learned."""
+        self._release_locks(h)
         kept_on = self.bench.dump(), copy.deepcopy(self.plain)
         self._accept(h, [b"x"], (100, 1000))
         if waits:
             kept_on = self.bench.dump(), copy.deepcopy(self.plain)
         before = len(self.snapshots[h])
-        self._go_on(h, "")
+        self._commit_round(h, "")
         self._snapshot(h)
         self.bench.put_back(kept_on[0])
-        kept_on[1].told = self.plain.told
+        kept_on[1].published = self.plain.published
         self.plain = kept_on[1]
         if not waits:
-            self._go_on(h, "y")
-            self._go_on(h, "x")
+            self._commit_round(h, "y")
+            self._commit_round(h, "x")
         for snapshot in self.snapshots[h][before:]:
-            self._note(h, snapshot)
+            self._note_snapshot(h, snapshot)
 
     # What must hold after every step.
 
     @invariant()
-    def all_is_as_it_should_be(self) -> None:
-        """Redis holds and has told what the plain store holds and told, and every bundle says what it has learned.
+    def redis_equals_plain_model(self) -> None:
+        """Redis holds and has published what the plain store holds and published; bundles hold their learned rows.
 
-        What a model has learned is what it comes on top of and what is kept, or it is known which of it is not kept.
+        Replay base and retained requests together are all that a model has learned, or the missing ones are known.
         """
         self.bench.steps += 1
         found = self.bench.keys()
         staged = [name for name in found if ":stg:" in name]
-        assert [found.pop(name)[1] for name in staged] == [plain.STAGED_H] * self.plain.staged
+        assert [found.pop(name)[1] for name in staged] == [store_model.STAGED_H] * self.plain.staged
         for h, model in self.plain.models.items():
             rest = tuple(request.payload for request in model.kept)
-            assert model.lacks or model.base[1] is None or model.based + rest == model.bundle.taught
-            assert sum(request.size + plain.PLACE for request in model.kept) <= plain.REPLAY_MAX
+            assert model.missing or model.base[1] is None or model.based + rest == model.bundle.learned_rows
+            assert sum(request.size + store_model.PLACE for request in model.kept) <= store_model.REPLAY_MAX
             if redis_keys.bundle(h) in found:
                 data, hours = found[redis_keys.bundle(h)]
                 found[redis_keys.bundle(h)] = (sha256(data).hexdigest(), hours)
-                self._look_into(h, model, data)
+                self._check_bundle(h, model, data)
             for _, fields in found.get(redis_keys.dead(h), ([], 0))[0]:
                 assert abs(int(fields.pop(b"at")) - 1000 * time.time()) < HOUR_MS
         assert {name: content for name, content in found.items() if content[0] != []} == self.plain.keys()
-        told, self.plain.told = self.plain.told, []
-        assert self.bench.heard() == told
+        published, self.plain.published = self.plain.published, []
+        assert self.bench.published() == published
 
-    def _look_into(self, h: str, model: plain.Model, data: bytes) -> None:
+    def _check_bundle(self, h: str, model: store_model.Model, data: bytes) -> None:
         digest = sha256(data).hexdigest()
         if digest not in self.opened:
             header, bundle = unseal(data, KEYRING, RECIPE, h)
-            self.opened[digest] = Bundled(digest, tuple(bundle.estimator), (), b"")
+            self.opened[digest] = BundleModel(digest, tuple(bundle.estimator), (), b"")
             assert (header.version, header.sequence, header.rows_seen) == (
-                model.version, model.learned, len(model.bundle.taught)
+                model.version, model.learned, len(model.bundle.learned_rows)
             )  # fmt: skip
-            assert header.chain == plain.chain_of(model.bundle.history)
-        assert self.opened[digest].taught == model.bundle.taught
+            assert header.chain == store_model.chain_of(model.bundle.history)
+        assert self.opened[digest].learned_rows == model.bundle.learned_rows

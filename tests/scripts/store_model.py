@@ -1,7 +1,7 @@
-"""What the store should hold and answer: the scripts over models, in plain Python, one method each.
+"""The intended behaviour of the scripts over models, in plain Python, one method each.
 
-Owns no Redis. It knows what is meant, not how it is done: whether a commit may happen is decided by the rows that were
-read and by the bundle they were read with, never by a digest of them. :meth:`Store.keys` is all that Redis should hold.
+Owns no Redis. It implements the intention and not the mechanism: a commit may happen depending on the rows and the
+bundle that were read, never on a digest of them. :meth:`Store.keys` returns all that Redis should hold.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ import msgspec
 from keepfit.backends import redis_keys
 from keepfit.store.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
 
-# Hours that a key has to live when it is new; no example takes one.
+# Hours to live of a new key; no example takes an hour.
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H = 1, 1, 2, 3, 4, 24
-# Of what is claimed, some minutes.
+# The claim of a restore has some minutes.
 CLAIM_H = 1
 
-# What a kept request takes beside its rows, and what may be kept.
+# Bytes of a retained request beside its rows, and the limit of retained bytes.
 PLACE, REPLAY_MAX = 64, 260
 
 RowsBody = tuple[Any, int]
@@ -26,9 +26,9 @@ RowsBody = tuple[Any, int]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An accepted request: `payload` is what the call carried (of a large one a digest), `past` all before it.
+    """An accepted request: `payload` as in the call (a digest for a large one), `past` all requests before it.
 
-    `again` is the id that it had among those put aside, '' where it never was.
+    `again` is its former id as a dead letter, '' if it never was one.
     """
 
     sequence: int
@@ -40,22 +40,22 @@ class Request:
 
     @property
     def history(self) -> tuple[bytes, ...]:
-        """All requests of the model up to this one; one that came again is named by its id of before too."""
+        """All requests of the model up to this one; a retried one includes its id as a dead letter."""
         link = self.again.encode() + b":" + self.stored_rows if self.again else self.payload
         return (*self.past, link)
 
     @property
     def stored_rows(self) -> bytes:
-        """Rows that a stream holds: none of a large request."""
+        """Rows in the stream: empty for a large request."""
         return b"" if self.big else self.payload
 
     @property
     def chain(self) -> str:
-        """Name of the history."""
+        """The request digest of the history."""
         return chain_of(self.history)
 
     def stored(self) -> dict[bytes, bytes]:
-        """What the inbox's stream holds of it."""
+        """The fields of its entry in the inbox."""
         fields = {b"rows": self.stored_rows, b"chain": self.chain.encode()}
         if self.big:
             fields |= {b"big": self.big.encode(), b"size": b"%d" % self.size}
@@ -63,7 +63,7 @@ class Request:
 
 
 def chain_of(history: tuple[bytes, ...]) -> str:
-    """Digest that names a whole history."""
+    """Return the request digest of a history."""
     chain = ""
     for payload in history:
         chain = hashlib.sha1(chain.encode() + b":" + payload, usedforsecurity=False).hexdigest()
@@ -71,30 +71,30 @@ def chain_of(history: tuple[bytes, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundled:
-    """A bundle: what it has learned, what all had come up to then, rows put aside among them, and what was changed."""
+class BundleModel:
+    """A bundle: the rows it learned, the history up to it (with dead letters), and the changed parameters."""
 
     digest: str
-    taught: tuple[bytes, ...]
+    learned_rows: tuple[bytes, ...]
     history: tuple[bytes, ...]
     metrics: bytes = b"{}"
     changed: tuple[tuple[str, int], ...] = ()
 
 
-NEW = Bundled("", (), ())
-# Where a bundle that has learned the same as the one before stands in the history: where that one does.
+NEW = BundleModel("", (), ())
+# The replay base of a repaired bundle is that of the bundle before.
 SAME = (-1,)
 
 
 @dataclass(slots=True)
 class Model:
-    """One model as it should be."""
+    """One model with its intended state."""
 
     metadata: str
     recipe: str
     generation: int
     version: int
-    bundle: Bundled
+    bundle: BundleModel
     snapshot: bytes
     snapshot_version: int
     width: int | None
@@ -105,16 +105,16 @@ class Model:
     suspect: int = 0
     removed: int = 0
     origin: int | None = None
-    # Requests that were learned and that no snapshot has, the last sequences of those before them and of their older
-    # half, and the bytes of all ever learned.
+    # Retained requests, the last sequences before them and of their older half, and the
+    # bytes of all requests ever learned.
     kept: list[Request] = field(default_factory=list)
     cut: int = 0
     half: int = 0
-    fed: int = 0
-    # What kept requests come on top of: its last sequence, where it is (None: nowhere), and what it has learned.
+    bytes_learned: int = 0
+    # Replay base of the retained requests: its last sequence, its document (None: none), and its learned rows.
     base: tuple[int, tuple[int, ...] | None] = (0, ())
     based: tuple[bytes, ...] = ()
-    # Once there were large ones, it is said which, or that there are none.
+    # The field `large` exists once there were large requests.
     names_large: bool = False
 
     @property
@@ -129,30 +129,30 @@ class Model:
 
     @property
     def accepted(self) -> int:
-        """Last sequence given to a request."""
+        """Last assigned sequence."""
         return self.learned + len(self.inbox)
 
     @property
     def history(self) -> tuple[bytes, ...]:
-        """All requests that ever came."""
+        """All requests ever accepted."""
         return self.inbox[-1].history if self.inbox else self.bundle.history
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """Pending bytes."""
         return sum(request.size for request in self.inbox)
 
     @property
-    def lacks(self) -> range:
-        """Learned requests that are neither in what the kept ones come on top of, nor kept."""
+    def missing(self) -> range:
+        """Learned requests that are neither retained nor part of the replay base."""
         return range(self.base[0] + 1, self.cut + 1)
 
-    def fed_by(self, sequence: int) -> int:
-        """Bytes of all that was learned up to a request."""
-        return self.fed - sum(request.size + PLACE for request in self.kept if request.sequence > sequence)
+    def bytes_until(self, sequence: int) -> int:
+        """Return the bytes of all requests learned up to a sequence."""
+        return self.bytes_learned - sum(request.size + PLACE for request in self.kept if request.sequence > sequence)
 
     def keep(self, cut: int, *, half: int = 0) -> list[Request]:
-        """Keep what comes after `cut`, parted at `half`; return what goes."""
+        """Retain the requests after `cut`, with the older half up to `half`; return the removed ones."""
         gone = [request for request in self.kept if request.sequence <= cut]
         self.kept = [request for request in self.kept if request.sequence > cut]
         self.cut, self.half = cut, max(cut, half)
@@ -165,7 +165,7 @@ class Model:
             "recipe": self.recipe,
             "generation": self.generation,
             "version": self.version,
-            "rows_seen": len(self.bundle.taught),
+            "rows_seen": len(self.bundle.learned_rows),
             "accepted": self.accepted,
             "learned": self.learned,
             "chain": chain_of(self.history),
@@ -175,7 +175,8 @@ class Model:
             "snapshot_version": self.snapshot_version,
             "bytes": self.size,
             "attempts": self.attempts,
-            "kept": f"{self.cut} {self.fed_by(self.cut)} {self.half} {self.fed_by(self.half)} {self.fed}",
+            "kept": f"{self.cut} {self.bytes_until(self.cut)} "
+            f"{self.half} {self.bytes_until(self.half)} {self.bytes_learned}",
             "base": "" if self.base[1] is None else " ".join(map(str, (self.base[0], *self.base[1]))),
         }
         if self.names_large:
@@ -197,7 +198,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """A request put aside."""
+    """A dead letter."""
 
     generation: int
     request: Request
@@ -205,11 +206,11 @@ class DeadLetters:
 
     @property
     def id(self) -> str:
-        """Name among those put aside."""
+        """Its id in the stream."""
         return f"{self.generation}-{self.request.sequence}"
 
     def stored(self) -> dict[bytes, bytes]:
-        """What the stream of dead requests holds of it, but the time."""
+        """The fields of its entry in the stream, without the time."""
         return {
             b"generation": b"%d" % self.generation,
             b"sequence": b"%d" % self.request.sequence,
@@ -222,7 +223,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a call was answered, under its key."""
+    """First answer to a call, stored under its idempotency key."""
 
     payloads: tuple[bytes, ...]
     first: int
@@ -254,7 +255,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Arguments of one retry: ids, and beside each the key that the caller thinks its rows are under, '' for none."""
+    """Arguments of one retry: ids, each with the key that the caller passes for its rows, '' for none."""
 
     hash: str
     generation: int
@@ -265,8 +266,8 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
-    """What a model was seen to be, and what it goes back to: a bundle whose history is that of the live one."""
+class RewindModel:
+    """The model that the caller read, and the bundle it is rewound to, with the history of the live one."""
 
     hash: str
     generation: int
@@ -274,17 +275,17 @@ class Back:
     digest: str
     new_generation: int
     new_version: int
-    bundle: Bundled
+    bundle: BundleModel
     place: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a worker read, and with which bundle."""
+class ClaimModel:
+    """A worker's claim: requests, and the bundle at that moment."""
 
     hash: str
     generation: int
-    bundle: Bundled
+    bundle: BundleModel
     requests: tuple[Request, ...]
 
 
@@ -294,7 +295,7 @@ def _order(name: str) -> tuple[int, ...]:
 
 @dataclass(slots=True)
 class Store:
-    """All models, and what is told to those who listen."""
+    """All models, and all published messages."""
 
     models: dict[str, Model] = field(default_factory=dict)
     dead: dict[str, list[DeadLetters]] = field(default_factory=dict)
@@ -304,20 +305,20 @@ class Store:
     big: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     staged: int = 0
-    told: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
 
-    def _tell(self, h: str, model: Model, *, put_aside: str = "") -> None:
-        taught = len(model.bundle.taught)
-        said = [h, model.generation, model.version, model.learned, taught, int(bool(put_aside)), put_aside]
-        self.told.append(" ".join(map(str, said)))
+    def _publish(self, h: str, model: Model, *, put_aside: str = "") -> None:
+        learned_rows = len(model.bundle.learned_rows)
+        said = [h, model.generation, model.version, model.learned, learned_rows, int(bool(put_aside)), put_aside]
+        self.published.append(" ".join(map(str, said)))
 
     def _forget_rows(self, h: str) -> None:
         model = self.models.get(h)
         for request in [*(model.kept + model.inbox if model else []), *(dead.request for dead in self.dead.get(h, []))]:
             self.big.pop(request.big, None)
 
-    def remember(self, h: str, generation: int, born: int, answers: dict[str, Seen]) -> bool:
-        """Claim a model that is not live, and know what calls were answered."""
+    def store_answers(self, h: str, generation: int, born: int, answers: dict[str, Seen]) -> bool:
+        """Claim a model that is not live, and store the first answers to its calls."""
         live = self.models.get(h)
         if (live is not None and live.generation >= born) or self._claim(h) > generation:
             return False
@@ -326,12 +327,12 @@ class Store:
         return True
 
     def _claim(self, h: str) -> int:
-        """Generation for which a model is claimed; 0 for none."""
+        """Return the generation of a restore that has claimed a model; 0 for none."""
         holder = self.locks.get(h, ("", 0))[0]
         return int(holder.removeprefix("restore ")) if holder.startswith("restore ") else 0
 
     def install(self, h: str, new: Model, born: int, *, staged: bool) -> int:
-        """Put a model in where none is live that began with `born` or later, and no later one is claimed."""
+        """Install a model if none with generation `born` or later is live, and no later restore has claimed it."""
         live = self.models.get(h)
         if live is not None and live.generation >= born:
             return 0
@@ -343,29 +344,33 @@ class Store:
         self.dead.pop(h, None)
         self.locks.pop(h, None)
         new.cut = new.half = new.learned
-        new.based = new.bundle.taught
+        new.based = new.bundle.learned_rows
         self.models[h] = new
-        self._tell(h, new)
+        self._publish(h, new)
         return 1
 
-    def rewind(self, back: Back, *, staged: bool) -> int:
-        """Let a live model be what it was, if it is what it was seen to be; what waits stays."""
-        h, model = back.hash, self.models.get(back.hash)
-        self.changed[h] = max(redis_keys.change(back.generation, back.version + 1), self.changed.get(h, 0))
-        if model is not None and model.generation == back.new_generation:
+    def rewind(self, rewound: RewindModel, *, staged: bool) -> int:
+        """Rewind a live model if it is the one that the caller read; pending requests stay."""
+        h, model = rewound.hash, self.models.get(rewound.hash)
+        self.changed[h] = max(redis_keys.change(rewound.generation, rewound.version + 1), self.changed.get(h, 0))
+        if model is not None and model.generation == rewound.new_generation:
             return 1
-        if model is None or (model.generation, model.bundle.digest) != (back.generation, back.digest):
+        if model is None or (model.generation, model.bundle.digest) != (rewound.generation, rewound.digest):
             self.staged += staged
             return 0
         if not staged:
             return -1
         model.origin = model.first_generation
-        model.generation, model.version, model.bundle = back.new_generation, back.new_version, back.bundle
+        model.generation, model.version, model.bundle = rewound.new_generation, rewound.new_version, rewound.bundle
         model.snapshot, model.snapshot_version, model.attempts, model.width = b"", -1, 0, 2
-        if back.place is not SAME:
+        if rewound.place is not SAME:
             self._drop(model.keep(model.learned))
-            model.base, model.based, model.names_large = (model.learned, back.place), model.bundle.taught, False
-        self._tell(h, model)
+            model.base, model.based, model.names_large = (
+                (model.learned, rewound.place),
+                model.bundle.learned_rows,
+                False,
+            )
+        self._publish(h, model)
         return 1
 
     def _drop(self, requests: list[Request]) -> None:
@@ -373,7 +378,7 @@ class Store:
             self.big.pop(request.big, None)
 
     def delete(self, h: str) -> bool:
-        """Forget a model, not what calls were answered."""
+        """Delete a model, but not the answers to its calls."""
         self.changed.pop(h, None)
         if h not in self.models:
             return False
@@ -381,11 +386,11 @@ class Store:
         generation = self.models.pop(h).generation
         self.dead.pop(h, None)
         self.locks.pop(h, None)
-        self.told.append(f"{h} {generation} -1 0 0 0 ")
+        self.published.append(f"{h} {generation} -1 0 0 0 ")
         return True
 
     def accept(self, call: Call) -> list[Any]:  # noqa: PLR0911 - one for each answer
-        """Take what fits into the inbox."""
+        """Append the requests that fit to the inbox."""
         model = self.models.get(call.hash)
         if model is None:
             return [b"missing"]
@@ -416,26 +421,26 @@ class Store:
                 self.big[call.big] = (self.big[call.big][0], 0)
         return [b"ok", first, count, model.version, alone, len(model.inbox), model.pace or 0, origin]
 
-    def take(self, h: str, token: str, entries_max: int, bytes_max: int) -> Held | None:
-        """Lock a model and read it: the first request that waits, and those after it that fit."""
+    def claim(self, h: str, token: str, entries_max: int, bytes_max: int) -> ClaimModel | None:
+        """Lock a model and read the first pending request and the following ones that fit."""
         model = self.models.get(h)
         if model is None or self.locks.get(h, (token, 0))[0] != token:
             return None
         self.locks[h] = (token, LOCK_H)
         requests: list[Request] = []
-        for request in model.inbox[: min(entries_max, self._suspicion(model))]:
+        for request in model.inbox[: min(entries_max, self._claim_limit(model))]:
             if requests and sum(r.size for r in requests) + request.size > bytes_max:
                 break
             requests.append(request)
         if requests:
             model.attempts += 1
             model.tried = requests[-1].sequence
-        return Held(h, model.generation, model.bundle, tuple(requests))
+        return ClaimModel(h, model.generation, model.bundle, tuple(requests))
 
-    def _suspicion(self, model: Model) -> int:
-        """Draw the conclusion from workers that died of what they read; return how many may be read at once now.
+    def _claim_limit(self, model: Model) -> int:
+        """Update suspects after deaths of workers; return how many requests one claim may read.
 
-        After one death the same are read once more; after another one, or of suspects, half of them.
+        After one death the same requests are read once more; after another death, or if suspects exist, half of them.
         """
         together = (model.tried or 0) - model.learned
         if model.attempts:
@@ -448,15 +453,17 @@ class Store:
         suspects = model.suspect - model.learned
         return max(suspects // 2, 1) if suspects > 0 else len(model.inbox)
 
-    def commit(self, held: Held, count: int, after: Bundled, pace: int, *, put_aside: str, staged: bool) -> int:
-        """Make `after` live, if the bundle that was read is live still and the rows that were read wait still."""
-        last = held.requests[count - 1]
-        # Workers mark what they are about to commit, and stage the bundle, whatever comes of it.
-        model = self.models.get(held.hash)
+    def commit(
+        self, claimed: ClaimModel, count: int, after: BundleModel, pace: int, *, put_aside: str, staged: bool
+    ) -> int:
+        """Make `after` live if the claimed bundle is still live and the claimed requests are still pending."""
+        last = claimed.requests[count - 1]
+        # Workers set the mark and stage the bundle in any case.
+        model = self.models.get(claimed.hash)
         answer = 1
-        if model is None or model.generation != held.generation:
+        if model is None or model.generation != claimed.generation:
             answer = GONE
-        elif (model.bundle.digest, model.learned) != (held.bundle.digest, len(held.bundle.history)):
+        elif (model.bundle.digest, model.learned) != (claimed.bundle.digest, len(claimed.bundle.history)):
             answer = BEATEN
         elif last.history not in [request.history for request in model.inbox]:
             answer = OTHER_ROWS
@@ -469,31 +476,33 @@ class Store:
         model.bundle = after
         model.inbox = model.inbox[count:]
         model.attempts, model.pace = 0, pace
-        learned = held.requests[: count - 1] if put_aside else held.requests[:count]
-        self._keep(model, list(learned), len(held.bundle.history))
+        learned = claimed.requests[: count - 1] if put_aside else claimed.requests[:count]
+        self._keep(model, list(learned), len(claimed.bundle.history))
         if put_aside:
-            self.dead.setdefault(held.hash, []).append(DeadLetters(model.generation, last, put_aside))
-        self._tell(held.hash, model, put_aside=put_aside)
+            self.dead.setdefault(claimed.hash, []).append(DeadLetters(model.generation, last, put_aside))
+        self._publish(claimed.hash, model, put_aside=put_aside)
         return model.version
 
     def _keep(self, model: Model, learned: list[Request], before: int) -> None:
-        """Keep what was learned now; where that is too much, the oldest goes: half of it, or all before, or all."""
+        """Retain the learned requests; above the limit, remove the older half, or all older ones, or all."""
         model.names_large |= any(request.big for request in [*model.kept, *learned])
         model.kept += learned
-        model.fed += sum(request.size + PLACE for request in learned)
+        model.bytes_learned += sum(request.size + PLACE for request in learned)
         for cut in (model.half, before, model.learned):
-            if model.fed - model.fed_by(model.cut) > REPLAY_MAX:
+            if model.bytes_learned - model.bytes_until(model.cut) > REPLAY_MAX:
                 self._drop(model.keep(cut, half=model.half))
         if model.half <= model.cut:
-            model.half = model.learned if model.fed - model.fed_by(model.cut) > REPLAY_MAX / 2 else model.cut
+            model.half = (
+                model.learned if model.bytes_learned - model.bytes_until(model.cut) > REPLAY_MAX / 2 else model.cut
+            )
 
     def renew(self, h: str, token: str) -> None:
-        """Give a lock its whole life again, if it is the caller's."""
+        """Extend the caller's lock to its full time to live."""
         if self.locks.get(h, ("", 0))[0] == token:
             self.locks[h] = (token, LOCK_H)
 
     def unlock(self, h: str, token: str, *, force: bool, harmed: bool = False) -> int:
-        """Let go, unless requests wait; who was not harmed takes its attempt back."""
+        """Release the lock unless requests are pending; an unharmed worker subtracts its attempt."""
         if self.locks.get(h, ("", 0))[0] != token:
             return -1
         waits = h in self.models and bool(self.models[h].inbox)
@@ -504,7 +513,7 @@ class Store:
         return int(waits)
 
     def retry(self, call: Retry) -> list[Any]:
-        """Accept again what was put aside, as far as it fits."""
+        """Accept dead letters again, as far as they fit."""
         model = self.models.get(call.hash)
         if model is None:
             return [b"missing"]
@@ -512,12 +521,12 @@ class Store:
             return [b"stale"]
         if call.seen not in self.retried:
             outcomes = [self._retry(model, call, name, big) for name, big in call.named]
-            told = " ".join(outcomes).encode()
+            published = " ".join(outcomes).encode()
             if any(outcome.isdecimal() for outcome in outcomes):
-                self.retried[call.seen] = told
+                self.retried[call.seen] = published
         else:
-            told = self.retried[call.seen]
-        return [b"ok", model.version, told, len(model.inbox), model.pace or 0]
+            published = self.retried[call.seen]
+        return [b"ok", model.version, published, len(model.inbox), model.pace or 0]
 
     def _retry(self, model: Model, call: Retry, name: str, big: str) -> str:
         dead = next((dead for dead in self.dead.get(call.hash, []) if dead.id == name), None)
@@ -538,7 +547,7 @@ class Store:
         return str(sequence)
 
     def discard(self, h: str, named: tuple[tuple[str, str], ...]) -> list[int]:
-        """Forget what was put aside, with its rows."""
+        """Delete dead letters and their rows."""
         model = self.models.get(h)
         if model is None:
             return []
@@ -553,7 +562,7 @@ class Store:
         return [count, model.version]
 
     def page(self, h: str, after: str, limit: int, rows_max: int, bytes_max: int) -> list[tuple[DeadLetters, bytes]]:
-        """What was put aside since `after`, oldest first, each with its rows where they are not too long."""
+        """Return dead letters after `after`, oldest first, each with its rows unless they are too long."""
         found: list[tuple[DeadLetters, bytes]] = []
         for dead in self.dead.get(h, []):
             rows = dead.request.stored_rows if len(dead.request.stored_rows) <= rows_max else b""
@@ -564,33 +573,33 @@ class Store:
             found.append((dead, rows))
         return found
 
-    def note(self, h: str, generation: int, version: int, snapshot: bytes, bundle: Bundled) -> None:
-        """Remember the newest snapshot, let go of what it has learned, and know that there is nothing newer to save."""
+    def note(self, h: str, generation: int, version: int, snapshot: bytes, bundle: BundleModel) -> None:
+        """Store the newest snapshot, remove the requests it contains, and remove its mark if nothing newer exists."""
         model = self.models.get(h)
         if model is not None and model.generation == generation and model.snapshot_version < version:
             model.snapshot, model.snapshot_version = snapshot, version
-            # Nothing goes where Redis lost the rows that were saved, whatever has come in their place.
+            # Nothing is removed if Redis lost the saved rows, whatever replaced them.
             is_learned = bundle.history in [request.history for request in model.kept]
             if bundle.digest == model.bundle.digest or is_learned:
-                model.base, model.based = (len(bundle.history), (generation, version)), bundle.taught
+                model.base, model.based = (len(bundle.history), (generation, version)), bundle.learned_rows
                 self._drop(model.keep(max(model.cut, len(bundle.history)), half=model.half))
         if h in self.changed and self.changed[h] <= redis_keys.change(generation, version):
             del self.changed[h]
 
     def keys(self) -> dict[str, RowsBody]:
-        """Everything Redis should hold but staged bundles: value and hours to live by key; of a bundle its digest."""
-        held: dict[str, RowsBody] = {}
+        """Return all keys of Redis except staged bundles: value (digest for a bundle) and hours to live."""
+        claimed: dict[str, RowsBody] = {}
         for h, model in self.models.items():
-            held[redis_keys.state(h)] = (model.stored(), 0)
+            claimed[redis_keys.state(h)] = (model.stored(), 0)
             if model.bundle.digest:
-                held[redis_keys.bundle(h)] = (model.bundle.digest, 0)
-            held[redis_keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.kept + model.inbox], 0)
+                claimed[redis_keys.bundle(h)] = (model.bundle.digest, 0)
+            claimed[redis_keys.inbox(h)] = ([(b"%d-0" % r.sequence, r.stored()) for r in model.kept + model.inbox], 0)
         for h, dead in self.dead.items():
-            held[redis_keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
-        held |= {redis_keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}
-        held |= {key: (seen.stored(), seen.hours) for key, seen in self.seen.items()}
-        held |= {key: (told, RETRIED_H) for key, told in self.retried.items()}
-        held |= self.big
+            claimed[redis_keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
+        claimed |= {redis_keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}
+        claimed |= {key: (seen.stored(), seen.hours) for key, seen in self.seen.items()}
+        claimed |= {key: (published, RETRIED_H) for key, published in self.retried.items()}
+        claimed |= self.big
         if self.changed:
-            held[redis_keys.CHANGED] = (self.changed, 0)
-        return {key: content for key, content in held.items() if content[0] != []}
+            claimed[redis_keys.CHANGED] = (self.changed, 0)
+        return {key: content for key, content in claimed.items() if content[0] != []}

@@ -1,6 +1,6 @@
-"""What a waiting room should hold and answer: the scripts over rooms, in plain Python, one method each.
+"""The intended behaviour of the scripts over run queues, in plain Python, one method each.
 
-Owns no Redis and no clock: what is late, past its deadline or asleep is told to it.
+Owns no Redis and no clock: callers set what is late, past its deadline or inactive.
 """
 
 import math
@@ -12,7 +12,7 @@ from keepfit.jobs.run_queue import DEATHS_MAX, RunQueue
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
-    """A question about a model; `alive` until its deadline."""
+    """A request about a model; `alive` until its deadline."""
 
     model: str
     text: str
@@ -20,38 +20,38 @@ class WorkerRequest:
     alive: bool = True
 
 
-# What is in hand of a lease: questions, or the models themselves.
+# Entries claimed by a lease: requests, or models.
 Entry = WorkerRequest | str
 
 
 @dataclass(slots=True)
-class PlainRoom:
-    """One room as it should be; `done` are the questions that were laid down or dropped."""
+class RunQueueModel:
+    """One run queue; `done` are the requests that were completed or dropped."""
 
-    room: RunQueue
+    queue: RunQueue
     waiting: list[str] = field(default_factory=list)
-    questions: dict[str, list[WorkerRequest]] = field(default_factory=dict)
+    requests_pending: dict[str, list[WorkerRequest]] = field(default_factory=dict)
     leases: dict[str, bool] = field(default_factory=dict)
     holders: dict[str, tuple[str, bool]] = field(default_factory=dict)
     claimed: dict[str, list[Entry]] = field(default_factory=dict)
-    turns: dict[str, int] = field(default_factory=dict)
+    slow: dict[str, int] = field(default_factory=dict)
     poison: list[str] = field(default_factory=list)
     late: bool | None = None
     done: set[str] = field(default_factory=set)
 
     def push(self, lease: str, entries: list[Entry], most: int, workers: int) -> list[int]:
-        """Put entries in; answer whether a lease must be sent for, and the numbers of those refused."""
+        """Add entries; return whether a lease is missing, and the numbers of refused entries."""
         idle, refused = not self.waiting, []
         for number, entry in enumerate(entries, start=1):
             model = entry if isinstance(entry, str) else entry.model
             if isinstance(entry, WorkerRequest):
-                asked = self.questions.setdefault(model, [])
-                while len(asked) >= most and not asked[0].alive:
-                    self.done.add(asked.pop(0).text)
-                if len(asked) >= most:
+                pending = self.requests_pending.setdefault(model, [])
+                while len(pending) >= most and not pending[0].alive:
+                    self.done.add(pending.pop(0).text)
+                if len(pending) >= most:
                     refused.append(number)
                     continue
-                asked.append(entry)
+                pending.append(entry)
             if model not in self.waiting:
                 self.waiting.append(model)
         if not self.waiting:
@@ -68,11 +68,11 @@ class PlainRoom:
         return [1, *refused]
 
     def claim(self, lease: str, worker: str, jobs: int, *, renew: bool) -> list[Any]:
-        """Lay down what is in hand and take what comes next."""
+        """Complete the last batch and claim the next one."""
         if lease not in self.leases:
             return [-1]
         if not renew:
-            self._lay_down(lease)
+            self._complete(lease)
             if not self.waiting:
                 return [jobs, []]
         self.leases[lease] = True
@@ -83,62 +83,62 @@ class PlainRoom:
         awake = sorted(name for name, is_awake in self.holders.values() if is_awake)
         if len(self.holders) == 1:
             awake = [worker]
-        look = self.waiting[: max(self.room.models, 32)]
-        mine = [model for model in look if awake[int(model[:8], 16) % len(awake)] == worker]
-        if not mine:
-            mine = look[: math.ceil(len(look) / len(awake))]
+        considered = self.waiting[: max(self.queue.models, 32)]
+        own = [model for model in considered if awake[int(model[:8], 16) % len(awake)] == worker]
+        if not own:
+            own = considered[: math.ceil(len(considered) / len(awake))]
         taken: list[Entry] = []
         bounds: list[Any] = []
-        if not self.room.requests:
-            taken = list(mine[: self.room.models])
+        if not self.queue.requests:
+            taken = list(own[: self.queue.models])
             self.waiting = [model for model in self.waiting if model not in taken]
         else:
-            self._ask(mine[: self.room.models], taken, bounds, len(awake))
+            self._claim_requests(own[: self.queue.models], taken, bounds, len(awake))
         self.claimed[lease] = taken
         return [jobs, bounds, *((e if isinstance(e, str) else e.text).encode() for e in taken)]
 
-    def _ask(self, models: list[str], taken: list[Entry], bounds: list[Any], awake: int) -> None:
-        """Take questions of `models` in turn; one that was in hand of the dead is taken by itself."""
-        budget = self.room.requests
+    def _claim_requests(self, models: list[str], taken: list[Entry], bounds: list[Any], awake: int) -> None:
+        """Claim requests of `models` in turn; a request of a dead worker is claimed alone."""
+        budget = self.queue.requests
         for model in models:
             if len(taken) >= budget:
                 break
             self.waiting.remove(model)
-            asked = self.questions.get(model, [])
-            turn = min(budget, math.ceil(len(asked) / awake))
-            if model in self.turns:
-                bounds += [model.encode(), str(self.turns[model]).encode()]
-                turn = min(turn, self.turns[model])
-            given = 0
-            while asked and len(taken) < budget and given < turn:
-                suspect = asked[0].alive and asked[0].deaths > 0
+            pending = self.requests_pending.get(model, [])
+            turn = min(budget, math.ceil(len(pending) / awake))
+            if model in self.slow:
+                bounds += [model.encode(), str(self.slow[model]).encode()]
+                turn = min(turn, self.slow[model])
+            count_taken = 0
+            while pending and len(taken) < budget and count_taken < turn:
+                suspect = pending[0].alive and pending[0].deaths > 0
                 if suspect and taken:
                     break
-                question = asked.pop(0)
-                if not question.alive:
-                    self.done.add(question.text)
+                request = pending.pop(0)
+                if not request.alive:
+                    self.done.add(request.text)
                     continue
-                taken.append(question)
-                given += 1
+                taken.append(request)
+                count_taken += 1
                 if suspect:
                     budget = 0
-            if asked:
+            if pending:
                 self.waiting.append(model)
 
-    def _lay_down(self, lease: str) -> None:
+    def _complete(self, lease: str) -> None:
         self.done |= {entry.text for entry in self.claimed.pop(lease, []) if isinstance(entry, WorkerRequest)}
 
     def release(self, lease: str, when: str) -> int:
-        """End a lease, if nothing waits, if another is out, or in any case."""
+        """End a lease: if no model has work, if there is another lease, or always."""
         if (when == "idle" and self.waiting) or (when == "spare" and len(self.leases) < 2):
             return 0
         self.leases.pop(lease, None)
         self.holders.pop(lease, None)
-        self._lay_down(lease)
+        self._complete(lease)
         return 1
 
     def abandon(self, lease: str) -> None:
-        """Put back what a dead worker had in hand, in order, each counting the death."""
+        """Put the claimed entries of a dead worker back, in order, each with one more death."""
         self.holders.pop(lease, None)
         if self.leases.pop(lease, None) is None:
             return
@@ -147,21 +147,21 @@ class PlainRoom:
                 if entry.deaths + 1 >= DEATHS_MAX:
                     self.poison.append(entry.text)
                     continue
-                self.questions.setdefault(entry.model, []).insert(0, replace(entry, deaths=entry.deaths + 1))
+                self.requests_pending.setdefault(entry.model, []).insert(0, replace(entry, deaths=entry.deaths + 1))
             model = entry if isinstance(entry, str) else entry.model
             if model not in self.waiting:
                 self.waiting.insert(0, model)
 
     def contents(self) -> dict[str, Any]:
-        """Everything that Redis should hold of the room."""
+        """Return all that Redis should hold of the run queue."""
         return {
             "waiting": self.waiting,
             "known": set(self.waiting),
-            "questions": {model: asked for model, asked in self.questions.items() if asked},
+            "requests_pending": {model: pending for model, pending in self.requests_pending.items() if pending},
             "leases": self.leases,
             "holders": self.holders,
             "claimed": {lease: entries for lease, entries in self.claimed.items() if entries},
-            "turns": self.turns,
+            "slow": self.slow,
             "poison": self.poison,
             "late": self.late,
         }

@@ -1,0 +1,175 @@
+"""Mutants of the scripts over run queues.
+
+Each is (what is wrong, text that occurs once in the script, its replacement).
+"""
+
+PUSH = (
+    ("a model is queued twice", "taken and redis.call('SADD', KEYS[2], model) == 1", "taken"),
+    ("a model is not queued", "redis.call('RPUSH', KEYS[1], model)", "tostring(model)"),
+    (
+        "new models are queued at the front",
+        "redis.call('RPUSH', KEYS[1], model)",
+        "redis.call('LPUSH', KEYS[1], model)",
+    ),
+    (
+        "one request above the limit is accepted",
+        "taken = range[2] - range[1] < tonumber(ARGV[4])",
+        "taken = range[2] - range[1] <= tonumber(ARGV[4])",
+    ),
+    ("requests have no limit", "taken = range[2] - range[1] < tonumber(ARGV[4])", "taken = true"),
+    (
+        "requests past their deadline count against the limit",
+        "while range[2] - range[1] >= tonumber(ARGV[4]) do",
+        "while false do",
+    ),
+    (
+        "requests before their deadline are dropped",
+        "if oldest and tonumber(string.sub(oldest, 2, 14)) >= now then",
+        "if false then",
+    ),
+    ("a refused request is not reported", "answer[#answer + 1] = i - 4", "taken = false"),
+    ("a request overwrites another one", "      range[2] = range[2] + 1\n", ""),
+    (
+        "the range of requests is not stored",
+        "redis.call('HSET', KEYS[6], model .. ':first', range[1], model .. ':next', range[2])",
+        "redis.call('HSETNX', KEYS[6], model .. ':next', range[2])",
+    ),
+    ("the first number of a model is not stored", "model .. ':first', range[1], model", "model .. ':first', 0, model"),
+    (
+        "a missing lease is not reported",
+        "redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])\nanswer[1] = 1",
+        "answer[1] = 0",
+    ),
+    ("the lease is not registered", "redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])\n", ""),
+    ("there are more leases than workers", " or leases >= redis.call('SCARD', KEYS[4])", ""),
+    (
+        "the limit of leases is one too low",
+        "leases >= redis.call('SCARD', KEYS[4])",
+        "leases + 1 >= redis.call('SCARD', KEYS[4])",
+    ),
+    ("each push adds a lease", "late < tonumber(ARGV[3]) or leases", "leases"),
+    ("a repeated push is not recognized", "if redis.call('ZSCORE', KEYS[3], ARGV[1]) then", "if false then"),
+    ("a lease is requested for an empty queue", "if redis.call('LLEN', KEYS[1]) == 0 then\n  return answer\nend", ""),
+    ("the waiting time does not start with the first entry", "if idle then", "if false then"),
+    (
+        "work is late at the first lease",
+        "redis.call('SET', KEYS[5], string.format('%.0f', now + 100))",
+        "redis.call('SET', KEYS[5], 0)",
+    ),
+    ("deadlines are not stored", "now + tonumber(string.sub(ARGV[i], 65, 73))", "0"),
+)
+
+CLAIM = (
+    ("an ended lease claims work", "if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then", "if false then"),
+    (
+        "renewing completes the batch",
+        "if models > 0 then\n  redis.call('DEL', KEYS[4])",
+        "redis.call('DEL', KEYS[4])\nif models > 0 then",
+    ),
+    ("the last batch is not completed", "  redis.call('DEL', KEYS[4])\n", ""),
+    ("the lease is not renewed", "redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])\n", ""),
+    (
+        "the holder is not registered",
+        "redis.call('HSET', KEYS[7], ARGV[1], ARGV[3] .. ' ' .. string.format('%.0f', now))",
+        "tostring(now)",
+    ),
+    ("inactive leases count as active", "if now - tonumber(last) < tonumber(ARGV[7]) then", "if true then"),
+    (
+        "models are not shared by hash",
+        "if awake[tonumber(string.sub(model, 1, 8), 16) % #awake + 1] == ARGV[3] then",
+        "if true then",
+    ),
+    ("models of other shares are never claimed", "if #own == 0 and #others > 0 then", "if false then"),
+    ("all models of other shares are claimed", "for i = 1, math.ceil(#others / #awake) do", "for i = 1, #others do"),
+    ("slow models have no limit", "local bound = redis.call('HGET', KEYS[9], model)", "local bound = false"),
+    (
+        "limits of slow models are not returned",
+        "    table.insert(answer[2], bound)\n",
+        "    table.insert(answer[2], '0')\n",
+    ),
+    ("requests are not shared between active leases", ", math.ceil((next_number - first) / #awake))", ")"),
+    ("more requests than allowed are claimed", "taken < budget and taken - began", "taken - began"),
+    (
+        "requests past their deadline are returned",
+        "question and tonumber(string.sub(question, 2, 14)) >= now",
+        "question",
+    ),
+    ("other requests are claimed after a suspect", "      budget = 0\n", ""),
+    ("a suspect is claimed after other requests", "    if suspect and taken > 0 then\n      break\n    end\n", ""),
+    (
+        "a request is returned twice",
+        "    redis.call('HDEL', KEYS[8], model .. ':' .. first)\n    first = first + 1\n",
+        "    first = first + 1\n",
+    ),
+    ("a request is skipped", "    first = first + 1\n", "    first = first + (next_number - first > 3 and 2 or 1)\n"),
+    ("claimed requests are not recorded", "      held[#held + 1] = model .. question\n", ""),
+    ("a model with more requests leaves the queue", "    redis.call('RPUSH', KEYS[1], model)\n  else", "  else"),
+    (
+        "a model with more requests stays at the front",
+        "redis.call('RPUSH', KEYS[1], model)\n  else",
+        "redis.call('LPUSH', KEYS[1], model)\n  else",
+    ),
+    ("the first number is not updated", "    redis.call('HSET', KEYS[8], model .. ':first', first)\n", ""),
+    ("the range of an idle model stays", "    redis.call('HDEL', KEYS[8], model .. ':first', model .. ':next')\n", ""),
+    ("an idle model counts as queued", "    redis.call('SREM', KEYS[2], model)\n  end\nend", "  end\nend"),
+    ("a claimed model counts as queued", "    redis.call('SREM', KEYS[2], model)\n    held[i]", "    held[i]"),
+    (
+        "more models than allowed are claimed",
+        "if i > models or (asks and taken >= budget) then",
+        "if asks and taken >= budget then",
+    ),
+    ("a claimed model stays in the list", "  redis.call('LREM', KEYS[1], 1, model)\n", ""),
+    (
+        "claimed entries are not stored",
+        "  redis.call('RPUSH', KEYS[4], unpack(held, i, math.min(i + 999, #held)))\n",
+        "",
+    ),
+    ("claimed entries do not expire", "  redis.call('PEXPIRE', KEYS[4], ARGV[6])\n", ""),
+    ("a claim does not reset the waiting time", "redis.call('SET', KEYS[6], now)\n", ""),
+    ("waiting jobs are not reported", "redis.call('LLEN', KEYS[5])", "0"),
+)
+
+RELEASE = (
+    ("a lease ends although models have work", "ARGV[2] == 'idle' and", "false and"),
+    ("the last lease ends as a spare one", "redis.call('ZCARD', KEYS[2]) < 2", "false"),
+    ("the lease stays registered", "redis.call('ZREM', KEYS[2], ARGV[1])\n", ""),
+    ("the holder stays registered", "redis.call('HDEL', KEYS[4], ARGV[1])\n", ""),
+    ("claimed entries stay", "redis.call('DEL', KEYS[3])\n", ""),
+)
+
+ABANDON = (
+    ("dead workers stay registered as holders", "redis.call('HDEL', KEYS[5], ARGV[1])\n", ""),
+    ("an ended lease is abandoned", "redis.call('ZREM', KEYS[3], ARGV[1]) == 0", "false"),
+    (
+        "the lease stays registered",
+        "redis.call('ZREM', KEYS[3], ARGV[1]) == 0",
+        "not redis.call('ZSCORE', KEYS[3], ARGV[1])",
+    ),
+    ("entries are put back in reverse order", "for i = #entries, 1, -1 do", "for i = 1, #entries do"),
+    ("the last claimed entry is lost", "for i = #entries, 1, -1 do", "for i = #entries - 1, 1, -1 do"),
+    (
+        "deaths are not counted",
+        "tonumber(string.sub(question, 1, 1)) + 1 or 0",
+        "tonumber(string.sub(question, 1, 1)) or 0",
+    ),
+    ("the limit of deaths is one too high", "deaths >= tonumber(ARGV[2])", "deaths > tonumber(ARGV[2])"),
+    (
+        "a poison request is dropped",
+        "redis.call('RPUSH', KEYS[7], string.sub(question, 15))",
+        "tostring(question)",
+    ),
+    (
+        "the first number is not decreased",
+        "HINCRBY', KEYS[6], model .. ':first', -1)",
+        "HINCRBY', KEYS[6], model .. ':first', 0)",
+    ),
+    ("an idle model gets no range", "      redis.call('HSETNX', KEYS[6], model .. ':next', first + 1)\n", ""),
+    (
+        "requests are not put back",
+        "      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(question, 2))\n",
+        "",
+    ),
+    ("the model is queued twice", "if redis.call('SADD', KEYS[2], model) == 1 then", "if true then"),
+    ("the model is put back at the end", "redis.call('LPUSH', KEYS[1], model)", "redis.call('RPUSH', KEYS[1], model)"),
+    ("claimed entries of the dead worker stay", "redis.call('DEL', KEYS[4])\n", ""),
+)
