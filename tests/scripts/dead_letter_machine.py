@@ -137,8 +137,8 @@ class DeadLetterMachine(StoreMachine):
         model = self.plain.models.get(h)
         assert self.bench.run(self.dead.find_reason(h, 0, 0))[0] is None
         for dead in there[:2]:
-            fate = self.bench.run(self.dead.find_reason(h, dead.generation, dead.request.sequence))
-            assert fate == (dead.reason, bool(model and model.removed))
+            reason = self.bench.run(self.dead.find_reason(h, dead.generation, dead.request.sequence))
+            assert reason == (dead.reason, bool(model and model.removed))
 
     def _entry(self, dead: DeadLetters, rows: bytes) -> DeadLetter:
         request = dead.request

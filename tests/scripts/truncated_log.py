@@ -76,7 +76,9 @@ class ClientAndWorker:
 
     def accept(self, key: str, rows: bytes) -> Any:
         """Accept a request with a client's key."""
-        return self.bench.run(inbox.accept(self.bench.recorder, self.bench.settings, [LearnRequest(A, 1, 2, rows, key)]))[0][0]
+        return self.bench.run(
+            inbox.accept(self.bench.recorder, self.bench.settings, [LearnRequest(A, 1, 2, rows, key)])
+        )[0][0]
 
     def claim(self, token: str) -> Claimed:
         """Claim the model, even if it is locked."""
