@@ -239,7 +239,7 @@ class RunQueueMachine(RuleBasedStateMachine):
     def every_request_is_in_one_place(self) -> None:
         """Each request is in exactly one place."""
         held = self._contents(PREDICT.name)
-        waiting = [request.text for pending in held["requests_pending"].values() for request in pending]
+        waiting = [request.text for pending in held["requests"].values() for request in pending]
         claimed = [entry.text for entries in held["claimed"].values() for entry in entries]
         put_aside = [
             text.decode()
@@ -248,7 +248,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         places = [*waiting, *claimed, *held["poison"], *put_aside, *self.plain[PREDICT.name].done]
         assert sorted(places) == sorted(self.accepted)
         assert put_aside == self.put_aside
-        assert set(held["requests_pending"]) <= set(held["waiting"]), "requests of a model that is not queued"
+        assert set(held["requests"]) <= set(held["waiting"]), "requests of a model that is not queued"
 
     def _contents(self, queue: str) -> dict[str, Any]:
         now_ms = time.time() * 1000
@@ -271,7 +271,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         return {
             "waiting": [model.decode() for model in waiting],
             "known": {model.decode() for model in known},
-            "requests_pending": _requests({name.decode(): value for name, value in pending.items()}),
+            "requests": _requests({name.decode(): value for name, value in pending.items()}),
             "leases": {lease.decode(): score > LONG_AGO_MS for lease, score in scores},
             "holders": {
                 lease: (text.split(" ")[0], int(text.split(" ")[1]) > LONG_AGO_MS) for lease, text in held.items()

@@ -157,7 +157,7 @@ class RunQueueModel:
         return {
             "waiting": self.waiting,
             "known": set(self.waiting),
-            "requests_pending": {model: pending for model, pending in self.requests_pending.items() if pending},
+            "requests": {model: pending for model, pending in self.requests_pending.items() if pending},
             "leases": self.leases,
             "holders": self.holders,
             "claimed": {lease: entries for lease, entries in self.claimed.items() if entries},
