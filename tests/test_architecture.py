@@ -125,7 +125,7 @@ LOADERS = re.compile(
 
 @each_module
 def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
-    """pickle and cloudpickle are imported by keepfit/model/pickling.py alone, other unpicklers by nobody."""
+    """pickle and cloudpickle are imported by keepfit/model/pickling.py alone, other unpicklers by no module."""
     found = tops(imports(tree(module))) & UNPICKLERS
     assert found == ({"pickle", "cloudpickle"} if module == "keepfit/model/pickling.py" else set())
     assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
@@ -174,7 +174,7 @@ def test_unpickling_follows_the_checks() -> None:
         assert list(map(ast.unparse, made.args)) == [given]
 
 
-def test_whoever_loads_says_what_for() -> None:
+def test_each_loader_names_its_purpose() -> None:
     """Bundles are loaded as bundles and objects as objects, each in one place, and a bundle only for its own model."""
     found = {
         module: [ast.unparse(call.args[3]) for name, call in calls(tree(module)) if name == "pickling.load"]

@@ -33,11 +33,6 @@ OTHER_VARIABLES = {"KEEPFIT_FAULT_POINT"}
 # Files that are written at run time, or that a reader makes.
 MADE = ("k8s/overlays/production/", "benchmarks/.venvs/")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-WORDS = re.compile(
-    r"\b(nobody|somebody|whoever|those who|what came of|is told|are told|in hand|let go|mail|waiting room"
-    r"|goes home|of ours|under way|house)\b",
-    re.IGNORECASE,
-)
 
 
 def name_of(path: Path) -> str:
@@ -204,13 +199,6 @@ def test_metrics_and_events_that_a_page_names_exist(page: Path) -> None:
     packages = {"keepfit_gateway", "keepfit_workers", "keepfit_snapshotter"}
     named = {name for text in code(page) for name in re.findall(r"(?<![\w/.])(keepfit_[a-z_]+)\b", text)}
     assert named - packages - {"keepfit_part_up"} <= listed
-
-
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)
-def test_pages_use_plain_words(page: Path) -> None:
-    """No page uses words of the old vocabulary, which a reader would not search for."""
-    text = re.sub(r"<!-- (figures|fixed|measured) -->.*?<!-- (/figures|end) -->", "", prose(page), flags=re.DOTALL)
-    assert [line for line in text.splitlines() if WORDS.search(line)] == []
 
 
 def test_the_checks_read_code() -> None:

@@ -17,7 +17,7 @@ from keepfit.settings import Settings
         "rediss://:hush@host:1/0?ssl_cert_reqs=sometimes",
     ],
 )
-def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
+def test_an_invalid_address_is_reported_without_its_password(url: str) -> None:
     """A Redis URL that cannot be read is a SettingsError that names the settings and repeats nothing of the URL."""
     settings = Settings(store_url=url)
     for connect in (

@@ -128,7 +128,7 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
                 await opened.ping()
 
 
-async def test_a_missing_authority_file_is_told(tmp_path: Path, redis_url: str, mongo_url: str) -> None:
+async def test_a_missing_authority_file_is_reported(tmp_path: Path, redis_url: str, mongo_url: str) -> None:
     """An address that names a missing file gives one clear error instead of a crash."""
     settings = Settings(store_url=f"{redis_url.replace('redis', 'rediss', 1)}?ssl_ca_certs={tmp_path}/none.pem")
     with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
