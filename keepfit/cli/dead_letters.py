@@ -32,7 +32,7 @@ def dead(
     found = asyncio.run(_list(settings, model_hash))
     if as_json:
         return print_json(found)
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
 
     return print_table(
         COLUMNS,
@@ -44,7 +44,7 @@ def dead(
 
 
 async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
-    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.store.dead_letters import CALL_ENTRIES_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
 
@@ -75,7 +75,7 @@ async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
 
 async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
     """Move dead letters back to the inbox while it has room; return how many were moved, and how many are left."""
-    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.jobs import run_queue  # noqa: PLC0415
     from keepfit.rowlog.row_log import open_log  # noqa: PLC0415
     from keepfit.store.dead_letters import CALL_ENTRIES_MAX, DeadLetters  # noqa: PLC0415

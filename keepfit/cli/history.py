@@ -83,7 +83,7 @@ def history(
 
 
 async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> list[Any]:
-    from keepfit.history import Timeline, query  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history import Timeline, query  # noqa: PLC0415 - other commands must not wait for it
 
     metadata = parse_where(where, reserved=query.PARAMETERS)
     parsed = query.parse({**parameters, **metadata}, limit_max=LIMIT_MAX)
@@ -92,7 +92,7 @@ async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> lis
 
 
 def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
 
     names = [name for name in ("group", "value") if name == "value" or any("group" in point for point in points)]
     rows = [(format_time(point["timestamp"]), *(point.get(name, "") for name in names)) for point in points]
@@ -100,7 +100,7 @@ def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_documents(documents: Sequence[Mapping[str, Any]]) -> None:
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
 
     if all("uri" in document and "hash" in document for document in documents):
         return print_snapshots("History", documents)
@@ -140,7 +140,7 @@ def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
         import plotille  # noqa: PLC0415 - optional, and only this function needs it
     except ModuleNotFoundError:
         raise SettingsError("--plot needs plotille: pip install 'keepfit[history]'.") from None
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
 
     known = [point for point in points if point["value"] is not None]
     if not known:

@@ -28,7 +28,7 @@ def models(
 
 
 async def _list(type_: str | None, limit: int) -> list[dict[str, Any]]:
-    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands shall not wait for these imports
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.history import Registry  # noqa: PLC0415
     from keepfit.store import listing  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415

@@ -87,7 +87,7 @@ def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str
     MalformedError, SettingsError
         As :func:`parse_where`; SettingsError also if `--type` and `--where` name two types.
     """
-    from keepfit.restore.bulk import ModelFilter  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.restore.bulk import ModelFilter  # noqa: PLC0415 - other commands must not wait for it
 
     metadata = parse_where(where)
     if type_ is not None and metadata.get("type", type_) != type_:

@@ -34,7 +34,7 @@ def print_json(documents: Iterable[Mapping[str, Any]]) -> None:
 
 def print_snapshots(title: str, documents: Iterable[Mapping[str, Any]]) -> None:
     """Print history documents of snapshots as a table."""
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
 
     print_table(
         SNAPSHOT_COLUMNS,

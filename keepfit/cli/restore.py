@@ -43,7 +43,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put models back into Redis from their snapshots: lost models; with --at or --version live models as well."""
-    from keepfit.history import times  # noqa: PLC0415 - other commands shall not wait for these imports
+    from keepfit.history import times  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.restore.bulk import restore_many  # noqa: PLC0415
     from keepfit.restore.requests import RestoreRequest  # noqa: PLC0415
 

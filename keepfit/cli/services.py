@@ -83,7 +83,7 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Save every model that changed since its last snapshot."""
-    from keepfit.history.times import parse_duration  # noqa: PLC0415 - other commands shall not wait for these imports
+    from keepfit.history.times import parse_duration  # noqa: PLC0415 - other commands must not wait for these imports
 
     every_s = None if every is None else parse_duration(every, unit_optional=True)
     from keepfit_snapshotter.run import run_every, run_once  # noqa: PLC0415

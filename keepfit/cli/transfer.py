@@ -32,7 +32,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write models, with their recipes and snapshots, into one file that another deployment can import."""
-    from keepfit.transfer.exports import export_many  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.transfer.exports import export_many  # noqa: PLC0415 - other commands must not wait for it
 
     models = model_filter(type_, where, model_hash)
     logs.configure_plain()
@@ -57,7 +57,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import the models of a file that `keepfit export` wrote, signed with the key of this deployment."""
-    from keepfit.transfer.imports import import_many, read_keyring  # noqa: PLC0415 - other commands shall not wait for it
+    from keepfit.transfer.imports import import_many, read_keyring  # noqa: PLC0415 - other commands must not wait for it
 
     settings = load_settings()
     setting = settings.import_keys.get_secret_value()

@@ -83,7 +83,7 @@ async def roll_up(timeline: Timeline, rollup: Rollup, now: float | None = None) 
     InvalidError
         If one interval has too many documents.
     UnavailableError
-        If MongoDB is away. Doing it again later is right, whatever was progress until then.
+        If MongoDB is unavailable. The roll-up can be repeated; what was rolled up before stays.
     """
     now = time.time() if now is None else now
     every, progress = times.parse_duration(rollup.every), timeline.rollup_progress

@@ -1,1 +1,1 @@
-"""The model itself: the bundle of all that learned, its estimators, and how it learns and predicts."""
+"""The model: its bundle, its estimators, and how it learns and predicts."""
