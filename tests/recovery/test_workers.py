@@ -31,7 +31,7 @@ async def test_a_memory_error_during_a_batch_learns_nothing_twice(
     model = await make(store, SLOPE)
     for value in (1.0, 2.0, 3.0):
         await send(store, model, [[value]], [value])
-    once, calls = Bundle.learn, 0
+    once, calls = Bundle.partial_fit_unchecked, 0
 
     def short(bundle: Bundle, rows: Any) -> None:
         nonlocal calls
@@ -40,13 +40,13 @@ async def test_a_memory_error_during_a_batch_learns_nothing_twice(
             raise MemoryError
         once(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "learn", short)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", short)
     # All three are one batch, however slow the machine is.
     monkeypatch.setattr(learning, "COMMIT_AFTER_S", 60.0)
     assert not learn(context, model.hash, "lease")
     assert (await described(store, model)).inbox == 3
     assert not client.exists(redis_keys.lock(model.hash))
-    monkeypatch.setattr(Bundle, "learn", once)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", once)
     assert not learn(context, model.hash, "again")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
@@ -59,16 +59,16 @@ async def test_a_cached_bundle_is_not_used_after_a_failure(
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
     learn(context, model.hash, "first")
-    once = Bundle.learn
+    once = Bundle.partial_fit_unchecked
 
     def half(bundle: Bundle, rows: Any) -> None:
         once(bundle, rows)
         raise MemoryError
 
     await send(store, model, [[2.0]], [2.0])
-    monkeypatch.setattr(Bundle, "learn", half)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", half)
     learn(context, model.hash, "second")
-    monkeypatch.setattr(Bundle, "learn", once)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", once)
     learn(context, model.hash, "third")
     after = await described(store, model)
     assert (after.rows_seen, after.version, after.inbox) == (2, 2, 0)

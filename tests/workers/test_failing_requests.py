@@ -33,14 +33,14 @@ class Killed(BaseException):
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
     """Let every worker die that learns a row of 666."""
-    original = Bundle.learn
+    original = Bundle.partial_fit_unchecked
 
     def taught(bundle: Bundle, rows: Rows) -> None:
         if POISON in rows.number_matrix():
             raise Killed
         original(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "learn", taught)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", taught)
     return Killed
 
 
@@ -164,14 +164,14 @@ async def test_a_request_that_needs_too_much_memory_is_put_aside(
 ) -> None:
     """A worker that runs out of memory lives on; after some tries the request is put aside and the next is learned."""
     model = await make(store)
-    original = Bundle.learn
+    original = Bundle.partial_fit_unchecked
 
     def taught(bundle: Bundle, rows: Rows) -> None:
         if POISON in rows.number_matrix():
             raise MemoryError
         original(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "learn", taught)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", taught)
     await send(store, model, POISON)
     await send(store, model, 1.0)
     for _ in range(ATTEMPTS_MAX + 3):
