@@ -132,4 +132,4 @@ async def install_changed(resources: Resources, client: "redis.Redis", number: i
         return model_hash
 
     hashes = await asyncio.gather(*(install_one(index) for index in range(count)))
-    client.zadd(redis_keys.CHANGED, dict.fromkeys(hashes, redis_keys.change(1, 1)))
+    client.zadd(redis_keys.CHANGED, dict.fromkeys(hashes, redis_keys.change_score(1, 1)))

@@ -151,7 +151,9 @@ class WorkerClient:
         # Reused until its job is enqueued: see `keepfit_gateway.learning.acceptor`.
         lease, now_s = self._lease, asyncio.get_running_loop().time()
         batch = [pending for pending in batch if not pending.future.done()]
-        entries = [run_queue.entry(p.request.hash, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch]
+        entries = [
+            run_queue.make_entry(p.request.hash, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch
+        ]
         settings = self._settings
         push = run_queue.push(run_queue.PREDICT, lease, settings.lease_ttl_s, entries, settings.predict_entries_max)
         try:

@@ -2,21 +2,22 @@
 
 Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, so that its keys share a Cluster slot:
 
-===================  ======  ==========  ====================================  =================================
-key                  type    TTL         written by                            read by
-===================  ======  ==========  ====================================  =================================
-kf:{h}:st            hash    none        install, rewind, accept, commit       gateway, workers, snapshotter
-kf:{h}:b             string  none        install, rewind, commit (by RENAME)   workers, snapshotter
-kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)      take, repairs (retained requests)
-kf:{h}:lk            string  lease       take, renew, unlock, remember         take, remember, install
-kf:{h}:stg:<random>  string  60 s        workers, before one of these three    commit, install, rewind
-kf:{h}:idem:<key>    string  a day       accept, retry, remember               accept, retry
-kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)   workers
-kf:{h}:dead          stream  none        commit (dead letters), retry        peek, retry, discard
-kf:changed           zset    none        before commit, rewind; snapshotter    snapshotter (score: generation, version)
-kf:snapshots         hash    none        snapshotter, after a pass             gateways
-kf:commits           pubsub  none        commit, install, rewind, delete       gateways
-===================  ======  ==========  ====================================  =================================
+===================  ======  ==========  ======================================  =====================================
+key                  type    TTL         written by                              read by
+===================  ======  ==========  ======================================  =====================================
+kf:{h}:st            hash    none        install, rewind, accept, commit         gateway, workers, snapshotter
+kf:{h}:b             string  none        install, rewind, commit (by RENAME)     workers, snapshotter
+kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)        claim_inbox, repairs
+kf:{h}:lk            string  lease       claim_inbox, renew, unlock,             claim_inbox, restore_idempotency,
+                                         restore_idempotency                     install
+kf:{h}:stg:<random>  string  60 s        workers, before one of these three      commit, install, rewind
+kf:{h}:idem:<key>    string  a day       accept, retry, restore_idempotency      accept, retry
+kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers
+kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
+kf:changed           zset    none        before commit, rewind; snapshotter      snapshotter (see :func:`change_score`)
+kf:snapshots         hash    none        snapshotter, after a pass               gateways
+kf:commits           pubsub  none        commit, install, rewind, delete         gateways
+===================  ======  ==========  ======================================  =====================================
 
 Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
 
@@ -65,10 +66,10 @@ def hash_of_state(key: str) -> str:
     return key[len("kf:{") : -len("}:st")]
 
 
-def change(generation: int, version: int) -> int:
+def change_score(generation: int, version: int) -> int:
     """Return the score of a model in :data:`CHANGED`: generation first, then version (exact in a double, below 2^53).
 
-    >>> change(1, 99) < change(2, 0) < change(2, 1)
+    >>> change_score(1, 99) < change_score(2, 0) < change_score(2, 1)
     True
     """
     return (generation << 32) + version
@@ -89,7 +90,7 @@ def lock(model_hash: str) -> str:
     return f"kf:{{{model_hash}}}:lk"
 
 
-def staged(model_hash: str, token: str) -> str:
+def staged_bundle(model_hash: str, token: str) -> str:
     """Return the key of a staged bundle, written before the script that makes it live (a string)."""
     return f"kf:{{{model_hash}}}:stg:{token}"
 
@@ -99,7 +100,7 @@ def idempotency(model_hash: str, key: str) -> str:
     return f"kf:{{{model_hash}}}:idem:{key}"
 
 
-def big(model_hash: str, token: str) -> str:
+def large_rows(model_hash: str, token: str) -> str:
     """Return the key of the rows of one large learning request (a string)."""
     return f"kf:{{{model_hash}}}:big:{token}"
 
@@ -109,13 +110,13 @@ def dead(model_hash: str) -> str:
     return f"kf:{{{model_hash}}}:dead"
 
 
-def waiting(queue: str) -> str:
+def queued_models(queue: str) -> str:
     """Return the key of the hashes of models with work in a run queue (a list)."""
     return f"kf:room:{queue}:in"
 
 
-def known(queue: str) -> str:
-    """Return the key of the set of the hashes in :func:`waiting`."""
+def queued_models_set(queue: str) -> str:
+    """Return the key of the set of the hashes in :func:`queued_models`."""
     return f"kf:room:{queue}:known"
 
 
@@ -129,12 +130,12 @@ def worker_requests(queue: str) -> str:
     return f"kf:room:{queue}:questions"
 
 
-def since(queue: str) -> str:
+def waiting_since(queue: str) -> str:
     """Return the key of the time since which entries wait for the next claim, in milliseconds (a string)."""
     return f"kf:room:{queue}:since"
 
 
-def holders(queue: str) -> str:
+def lease_holders(queue: str) -> str:
     """Return the key of the workers of the leases on a run queue, and the time of their last claim (a hash)."""
     return f"kf:room:{queue}:holders"
 
@@ -144,12 +145,12 @@ def request_limits(queue: str) -> str:
     return f"kf:room:{queue}:turns"
 
 
-def poison(queue: str) -> str:
+def poison_requests(queue: str) -> str:
     """Return the key of the poison requests that are not answered yet (a list)."""
     return f"kf:room:{queue}:poison"
 
 
-def put_aside(queue: str) -> str:
+def put_aside_requests(queue: str) -> str:
     """Return the key of the last worker requests that were put aside (a list)."""
     return f"kf:room:{queue}:dead"
 

@@ -56,12 +56,12 @@ PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, requests=512)
 RUN_QUEUES = (LEARN, PREDICT)
 # Commands that count work: models with rows to learn, models with requests, leases, RQ jobs, requests put aside.
 BACKLOG: dict[str, Command] = {
-    "models_to_learn": ("LLEN", redis_keys.waiting(LEARN.name)),
-    "models_to_predict": ("LLEN", redis_keys.waiting(PREDICT.name)),
+    "models_to_learn": ("LLEN", redis_keys.queued_models(LEARN.name)),
+    "models_to_predict": ("LLEN", redis_keys.queued_models(PREDICT.name)),
     "learn_leases": ("ZCARD", redis_keys.leases(LEARN.name)),
     "predict_leases": ("ZCARD", redis_keys.leases(PREDICT.name)),
     "jobs": ("LLEN", redis_keys.RQ_QUEUE),
-    "questions_put_aside": ("LLEN", redis_keys.put_aside(PREDICT.name)),
+    "questions_put_aside": ("LLEN", redis_keys.put_aside_requests(PREDICT.name)),
 }
 
 
@@ -70,27 +70,29 @@ def new_lease() -> str:
     return uuid.uuid4().hex
 
 
-def entry(model_hash: str, timeout_s: float, request: bytes) -> bytes:
+def make_entry(model_hash: str, timeout_s: float, request: bytes) -> bytes:
     """Return an entry of the predict queue: a request about a model, which may wait for `timeout_s` seconds."""
     return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), request)
 
 
-def push(queue: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), most: int = 1) -> Command:
-    """Return the command that adds `entries` (hashes of models, or results of :func:`entry`), up to `most` per model.
+def push(
+    queue: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), requests_max: int = 1
+) -> Command:
+    """Return the command that adds `entries`: hashes of models, or results of :func:`make_entry`.
 
-    It answers 1 if the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of the refused entries.
+    Up to `requests_max` requests of a model may wait. The command answers 1 if the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of the refused entries.
     """
     return redis_scripts.call(
         "push",
         [
-            redis_keys.waiting(queue.name),
-            redis_keys.known(queue.name),
+            redis_keys.queued_models(queue.name),
+            redis_keys.queued_models_set(queue.name),
             redis_keys.leases(queue.name),
             redis_keys.RQ_WORKERS,
-            redis_keys.since(queue.name),
+            redis_keys.waiting_since(queue.name),
             redis_keys.worker_requests(queue.name),
         ],
-        [lease, round(ttl_s * 1000), LATE_MS, most, *entries],
+        [lease, round(ttl_s * 1000), LATE_MS, requests_max, *entries],
     )
 
 
@@ -99,13 +101,13 @@ def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool
     return redis_scripts.call(
         "claim",
         [
-            redis_keys.waiting(queue.name),
-            redis_keys.known(queue.name),
+            redis_keys.queued_models(queue.name),
+            redis_keys.queued_models_set(queue.name),
             redis_keys.leases(queue.name),
             redis_keys.claimed(queue.name, lease),
             redis_keys.RQ_QUEUE,
-            redis_keys.since(queue.name),
-            redis_keys.holders(queue.name),
+            redis_keys.waiting_since(queue.name),
+            redis_keys.lease_holders(queue.name),
             redis_keys.worker_requests(queue.name),
             redis_keys.request_limits(queue.name),
         ],
@@ -126,10 +128,10 @@ def release(queue: RunQueue, lease: str, when: When = "idle") -> Command:
     return redis_scripts.call(
         "release",
         [
-            redis_keys.waiting(queue.name),
+            redis_keys.queued_models(queue.name),
             redis_keys.leases(queue.name),
             redis_keys.claimed(queue.name, lease),
-            redis_keys.holders(queue.name),
+            redis_keys.lease_holders(queue.name),
         ],
         [lease, when],
     )
@@ -147,7 +149,7 @@ def enqueue_lease(connection: Redis, queue: RunQueue, ttl_s: float, models: Sequ
 def abandon(connection: Redis, lease: str) -> None:
     """End the lease of a dead worker, on whichever run queue it is, and put its claimed work back.
 
-    A request that has killed :data:`DEATHS_MAX` workers is put aside instead (:func:`take_poison`).
+    A request that has killed :data:`DEATHS_MAX` workers is put aside instead (:func:`pop_poison_request`).
     """
     redis_scripts.run(
         connection,
@@ -155,13 +157,13 @@ def abandon(connection: Redis, lease: str) -> None:
             redis_scripts.call(
                 "abandon",
                 [
-                    redis_keys.waiting(queue.name),
-                    redis_keys.known(queue.name),
+                    redis_keys.queued_models(queue.name),
+                    redis_keys.queued_models_set(queue.name),
                     redis_keys.leases(queue.name),
                     redis_keys.claimed(queue.name, lease),
-                    redis_keys.holders(queue.name),
+                    redis_keys.lease_holders(queue.name),
                     redis_keys.worker_requests(queue.name),
-                    redis_keys.poison(queue.name),
+                    redis_keys.poison_requests(queue.name),
                 ],
                 [lease, DEATHS_MAX],
             )
@@ -170,9 +172,9 @@ def abandon(connection: Redis, lease: str) -> None:
     )
 
 
-def take_poison(connection: Redis) -> bytes | None:
+def pop_poison_request(connection: Redis) -> bytes | None:
     """Remove and return a request that was put aside, to answer it; None if there is none."""
-    poison, aside = redis_keys.poison(PREDICT.name), redis_keys.put_aside(PREDICT.name)
+    poison, aside = redis_keys.poison_requests(PREDICT.name), redis_keys.put_aside_requests(PREDICT.name)
     request, *_ = redis_scripts.run(
         connection,
         ("LMOVE", poison, aside, "LEFT", "RIGHT"),

@@ -80,7 +80,7 @@ async def _request(client: redis.asyncio.Redis, model_hash: str, generation: int
     """Build a request from an accepted payload; its width is not checked here, the worker reports what is wrong."""
     if len(payload) <= CALL_BYTES_MAX:
         return LearnRequest(model_hash, generation, NO_WIDTH, payload)
-    big = redis_keys.big(model_hash, uuid.uuid4().hex)
+    big = redis_keys.large_rows(model_hash, uuid.uuid4().hex)
     for offset in range(0, len(payload), CHUNK_BYTES):
         chunk = payload[offset : offset + CHUNK_BYTES]
         await redis_scripts.run_async(client, ("SETRANGE", big, offset, chunk), ("PEXPIRE", big, STAGED_TTL_MS))

@@ -33,7 +33,7 @@ from keepfit.restore.replay_source import LoggedRequest, position_of
 from keepfit.restore.restorer import Restorer
 from keepfit.restore.snapshot_bundle import SnapshotBundle, to_rewind
 from keepfit.security import envelope
-from keepfit.store.commit import Entry
+from keepfit.store.commit import PendingRequest
 from keepfit.store.models import Model
 from keepfit.store.retained import ENTRY_BYTES, ReplayBase, RetainedRequests
 
@@ -152,7 +152,7 @@ async def _find_base(restorer: Restorer, registered: RegistryEntry, base: Replay
 
 
 async def _relearn(
-    restorer: Restorer, registered: RegistryEntry, live: Model, document: Document | None, entries: list[Entry]
+    restorer: Restorer, registered: RegistryEntry, live: Model, document: Document | None, entries: list[PendingRequest]
 ) -> SnapshotBundle:
     """Read the snapshot of `document`, and replay the retained requests on top of it."""
     base = None
@@ -177,7 +177,7 @@ async def _relearn(
 
 async def read_retained(
     client: redis.asyncio.Redis, model_hash: str, learned: int, kept: RetainedRequests
-) -> tuple[ReplayBase, list[Entry]]:
+) -> tuple[ReplayBase, list[PendingRequest]]:
     """Read the requests that a model has learned since its replay base, up to `learned`, in order.
 
     Requests that were put aside are not among them.
@@ -193,7 +193,7 @@ async def read_retained(
         raise MissingRequestsError("it is not known which requests it has learned since its last snapshot")
     if kept.cut > kept.base.sequence:
         raise MissingRequestsError(f"{_range(kept.base.sequence + 1, kept.cut)} not retained after the last snapshot")
-    found: list[Entry] = []
+    found: list[PendingRequest] = []
     after = kept.cut
     while True:
         (page,) = await redis_scripts.run_async(
@@ -208,14 +208,14 @@ async def read_retained(
     return kept.base, found
 
 
-async def _entry(client: redis.asyncio.Redis, name: bytes, stored: list[bytes]) -> Entry:
+async def _entry(client: redis.asyncio.Redis, name: bytes, stored: list[bytes]) -> PendingRequest:
     """Decode a request of the stream; read the rows of a large one from their own key."""
     fields = dict(zip(stored[::2], stored[1::2], strict=True))
     payload, big = fields[b"rows"], fields.get(b"big", b"").decode()
     if big:
         (rows,) = await redis_scripts.run_async(client, ("GET", big))
         payload = rows or b""
-    return Entry(int(name.partition(b"-")[0]), fields[b"chain"].decode(), payload, big, len(payload))
+    return PendingRequest(int(name.partition(b"-")[0]), fields[b"chain"].decode(), payload, big, len(payload))
 
 
 def _range(first: int, last: int) -> str:

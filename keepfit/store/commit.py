@@ -31,17 +31,17 @@ STAGED_TTL_MS = 60_000
 ENTRIES_MAX = 1024
 BYTES_MAX = 8 * 2**20
 
-GONE, BEATEN, OTHER_ROWS, LOST_STAGE = 0, -1, -2, -3
+GONE, SUPERSEDED, REQUESTS_CHANGED, STAGED_BUNDLE_LOST = 0, -1, -2, -3
 REFUSALS = {
     GONE: "the model was deleted or created again",
-    BEATEN: "another commit came first",
-    OTHER_ROWS: "the inbox holds other requests than the claimed ones",
-    LOST_STAGE: "the staged bundle is missing",
+    SUPERSEDED: "another commit came first",
+    REQUESTS_CHANGED: "the inbox holds other requests than the claimed ones",
+    STAGED_BUNDLE_LOST: "the staged bundle is missing",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PendingRequest:
     """One pending request; `large_key` names the key that held its rows, if they were too large for the inbox."""
 
     sequence: int
@@ -80,7 +80,7 @@ class Claimed:
     recipe_text: bytes
     attempts: int
     data: bytes
-    entries: Sequence[Entry]
+    entries: Sequence[PendingRequest]
     claimed_s: float
     large: tuple[tuple[int, str], ...] = ()
 
@@ -165,10 +165,10 @@ class InboxConsumer:
             large=parse_large(large),
         )
 
-    def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> Entry:
+    def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> PendingRequest:
         if large_key:
             (payload,) = redis_scripts.run(self._store, ("GET", large_key))
-        return Entry(sequence, digest.decode(), payload or b"", large_key.decode(), size_bytes)
+        return PendingRequest(sequence, digest.decode(), payload or b"", large_key.decode(), size_bytes)
 
     def commit(
         self, claimed: Claimed, sealed: SealedBundle, count: int, token: str, dead_reason: str = ""
@@ -183,8 +183,8 @@ class InboxConsumer:
         learned = done[:-1] if dead_reason else done
         digest = envelope.digest_of(sealed.data)
         large = [*claimed.large, *((entry.sequence, entry.large_key) for entry in learned if entry.large_key)]
-        staged = redis_keys.staged(claimed.hash, uuid.uuid4().hex)
-        change = redis_keys.change(claimed.generation, claimed.version + 1)
+        staged = redis_keys.staged_bundle(claimed.hash, uuid.uuid4().hex)
+        change = redis_keys.change_score(claimed.generation, claimed.version + 1)
         failpoints.reach("commit.sealed")
         more = count < len(claimed.entries) or len(claimed.entries) == ENTRIES_MAX
         _, _, version, after = redis_scripts.run(

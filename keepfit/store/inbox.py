@@ -118,7 +118,7 @@ async def make_request(
     small = make_small_request(model_hash, generation, rows, key)
     if small is not None:
         return small
-    large_key = redis_keys.big(model_hash, uuid.uuid4().hex)
+    large_key = redis_keys.large_rows(model_hash, uuid.uuid4().hex)
     digest = await write_in_pieces(store, large_key, rows, STAGED_TTL_MS)
     failpoints.reach("accept.written_ahead")
     large_payload = await asyncio.to_thread(rows.encode) if logged else b""

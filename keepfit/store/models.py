@@ -137,7 +137,7 @@ class Store:
     async def install(self, new: Install) -> bool:
         """Install a model if none is live under its hash; return whether it was installed."""
         token = uuid.uuid4().hex
-        staged = redis_keys.staged(new.hash, token)
+        staged = redis_keys.staged_bundle(new.hash, token)
         large_keys, newest = await self._large_keys(new.hash)
         commands = [("SET", staged, new.bundle, "PX", STAGED_TTL_MS)] if new.digest else []
         *_, (installed, *late_keys) = await redis_scripts.run_async(
@@ -187,12 +187,12 @@ class Store:
 
         Pending requests stay, and are learned on top of the new bundle.
         """
-        staged = redis_keys.staged(to.hash, uuid.uuid4().hex)
+        staged = redis_keys.staged_bundle(to.hash, uuid.uuid4().hex)
         *_, done = await redis_scripts.run_async(
             self._store,
             # Marked before the change, as before a commit, and with the score of the next commit: a pass that saves the
             # present bundle leaves the mark, a pass that saves the new bundle or a competing commit removes it.
-            ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(live.generation, live.version + 1), to.hash),
+            ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change_score(live.generation, live.version + 1), to.hash),
             ("SET", staged, to.bundle, "PX", STAGED_TTL_MS),
             redis_scripts.call(
                 "rewind",
@@ -226,7 +226,7 @@ class Store:
     async def mark_changed(self, model_hash: str, generation: int, version: int) -> None:
         """Mark a model as changed at this version, so that the snapshotter saves it."""
         await redis_scripts.run_async(
-            self._store, ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change(generation, version), model_hash)
+            self._store, ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change_score(generation, version), model_hash)
         )
 
     async def delete(self, model_hash: str) -> bool:

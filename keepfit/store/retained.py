@@ -101,7 +101,7 @@ class RetentionNote:
             ],
         )
         return note, redis_scripts.call(
-            "unmark_changed", [redis_keys.CHANGED], [self.hash, redis_keys.change(self.generation, version)]
+            "unmark_changed", [redis_keys.CHANGED], [self.hash, redis_keys.change_score(self.generation, version)]
         )
 
 

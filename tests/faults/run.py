@@ -235,7 +235,7 @@ class FaultRun:
         before = await self._batch(model)
         if before is None:
             return None
-        holder = await self._stack.queue_client.hget(redis_keys.holders(run_queue.LEARN.name), before[0])
+        holder = await self._stack.queue_client.hget(redis_keys.lease_holders(run_queue.LEARN.name), before[0])
         pid = None if holder is None else self._stack.pid_of(holder.decode().rpartition(" ")[0])
         if pid is None or pid in self._paused or not self._stop(pid):
             return None

@@ -119,7 +119,7 @@ def learned(shop: Workshop, model_hash: str) -> bool:
 
 def push(shop: Workshop, queue: run_queue.RunQueue, *entries: str | bytes) -> None:
     """Push entries to a run queue and enqueue a lease for them."""
-    redis_scripts.run(shop.redis, run_queue.push(queue, LEASE, LEASE_TTL_S, entries, most=10))
+    redis_scripts.run(shop.redis, run_queue.push(queue, LEASE, LEASE_TTL_S, entries, requests_max=10))
 
 
 async def check_learned(shop: Workshop, model_hash: str, requests: list[tuple[list[Any], list[float]]]) -> None:
@@ -193,7 +193,7 @@ async def test_a_worker_can_die_before_it_sends_its_replies(deployment: Settings
     model_hash = await shop.learned()
     rows = shaping.shape(recipe.parse(SHOES_RECIPE), SHOES, learning=False)
     request = WorkerRequest(1, "g", model_hash, "predict", (await shop.model(model_hash)).generation, rows)
-    push(shop, run_queue.PREDICT, run_queue.entry(model_hash, 60, messages.encode(request)))
+    push(shop, run_queue.PREDICT, run_queue.make_entry(model_hash, 60, messages.encode(request)))
     assert acts.exit_code_of(f"{point}:1:kill", acts.answer, deployment, LEASE) == KILLED
     assert not shop.redis.exists(redis_keys.replies("g"))
     recover(deployment, lambda: bool(shop.redis.exists(redis_keys.replies("g"))))

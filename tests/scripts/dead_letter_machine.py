@@ -262,7 +262,7 @@ class DeadLetterMachine(StoreMachine):
             assert redis_scripts.run(self.client, command) == [expected]
 
     def _other_rows(self, h: str) -> str:
-        name = redis_keys.big(h, uuid.uuid4().hex)
+        name = redis_keys.large_rows(h, uuid.uuid4().hex)
         self.client.set(name, b"a large request", px=store_model.BIG_H * HOUR_MS)
         self.plain.big[name] = (b"a large request", store_model.BIG_H)
         return name

@@ -53,7 +53,7 @@ RETRY = (
     ("`accepted` is not updated", "'accepted', string.format('%.0f', accepted + count), 'chain'", "'chain'"),
     ("the request digest is not stored", "'chain', chain,\n", "\n"),
     ("removed dead letters are not counted", "  redis.call('HINCRBY', KEYS[1], 'removed', count)\n", ""),
-    ("the number of pending requests is wrong", "told, waiting + count, pace}", "told, waiting, pace}"),
+    ("the number of pending requests is wrong", "words, waiting + count, pace}", "words, waiting, pace}"),
 )
 
 DISCARD = (

@@ -92,7 +92,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         self._push(LEARN, lease, list(pushed), 1)
 
     def _push(self, queue: RunQueue, lease: str, entries: list[Entry], most: int) -> None:
-        sent = [e if isinstance(e, str) else run_queue.entry(e.model, TTL_S, e.text.encode()) for e in entries]
+        sent = [e if isinstance(e, str) else run_queue.make_entry(e.model, TTL_S, e.text.encode()) for e in entries]
         (answer,) = redis_scripts.run(self.client, run_queue.push(queue, lease, TTL_S, sent, most))
         expected = self.plain[queue.name].push(lease, entries, most, self.workers)
         assert answer == expected
@@ -157,9 +157,9 @@ class RunQueueMachine(RuleBasedStateMachine):
             self.die(lease)
 
     @rule()
-    def take_poison(self) -> None:
+    def pop_poison_request(self) -> None:
         """Take a poison request."""
-        found = run_queue.take_poison(self.client)
+        found = run_queue.pop_poison_request(self.client)
         poison = self.plain[PREDICT.name].poison
         assert found == (poison[0].encode() if poison else None)
         self.put_aside += poison[:1]
@@ -186,7 +186,7 @@ class RunQueueMachine(RuleBasedStateMachine):
     def _delay_work(self, queue: RunQueue) -> None:
         plain = self.plain[queue.name]
         if plain.late is not None:
-            self.client.set(redis_keys.since(queue.name), LONG_AGO_MS)
+            self.client.set(redis_keys.waiting_since(queue.name), LONG_AGO_MS)
             plain.late = True
 
     @rule(queue=queues, lease=leases)
@@ -196,7 +196,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         if lease in plain.holders:
             worker, _ = plain.holders[lease]
             plain.holders[lease] = (worker, False)
-            self.client.hset(redis_keys.holders(queue.name), lease, f"{worker} {LONG_AGO_MS}")
+            self.client.hset(redis_keys.lease_holders(queue.name), lease, f"{worker} {LONG_AGO_MS}")
 
     @rule(queue=queues, lease=leases)
     def expire_lease(self, queue: RunQueue, lease: str) -> None:
@@ -243,7 +243,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         claimed = [entry.text for entries in held["claimed"].values() for entry in entries]
         put_aside = [
             text.decode()
-            for text in redis_scripts.run(self.client, ("LRANGE", redis_keys.put_aside("predict"), 0, -1))[0]
+            for text in redis_scripts.run(self.client, ("LRANGE", redis_keys.put_aside_requests("predict"), 0, -1))[0]
         ]
         places = [*waiting, *claimed, *held["poison"], *put_aside, *self.plain[PREDICT.name].done]
         assert sorted(places) == sorted(self.accepted)
@@ -254,14 +254,14 @@ class RunQueueMachine(RuleBasedStateMachine):
         now_ms = time.time() * 1000
         waiting, known, pending, scores, holders, slow, poison, since, *claimed = redis_scripts.run(
             self.client,
-            ("LRANGE", redis_keys.waiting(queue), 0, -1),
-            ("SMEMBERS", redis_keys.known(queue)),
+            ("LRANGE", redis_keys.queued_models(queue), 0, -1),
+            ("SMEMBERS", redis_keys.queued_models_set(queue)),
             ("HGETALL", redis_keys.worker_requests(queue)),
             ("ZRANGE", redis_keys.leases(queue), 0, -1, "WITHSCORES"),
-            ("HGETALL", redis_keys.holders(queue)),
+            ("HGETALL", redis_keys.lease_holders(queue)),
             ("HGETALL", redis_keys.request_limits(queue)),
-            ("LRANGE", redis_keys.poison(queue), 0, -1),
-            ("GET", redis_keys.since(queue)),
+            ("LRANGE", redis_keys.poison_requests(queue), 0, -1),
+            ("GET", redis_keys.waiting_since(queue)),
             *(("LRANGE", redis_keys.claimed(queue, lease), 0, -1) for lease in LEASES),
             *(("PTTL", redis_keys.claimed(queue, lease)) for lease in LEASES),
         )

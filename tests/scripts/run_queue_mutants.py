@@ -91,8 +91,8 @@ CLAIM = (
     ("more requests than allowed are claimed", "taken < budget and taken - began", "taken - began"),
     (
         "requests past their deadline are returned",
-        "question and tonumber(string.sub(question, 2, 14)) >= now",
-        "question",
+        "request and tonumber(string.sub(request, 2, 14)) >= now",
+        "request",
     ),
     ("other requests are claimed after a suspect", "      budget = 0\n", ""),
     ("a suspect is claimed after other requests", "    if suspect and taken > 0 then\n      break\n    end\n", ""),
@@ -102,7 +102,7 @@ CLAIM = (
         "    first = first + 1\n",
     ),
     ("a request is skipped", "    first = first + 1\n", "    first = first + (next_number - first > 3 and 2 or 1)\n"),
-    ("claimed requests are not recorded", "      held[#held + 1] = model .. question\n", ""),
+    ("claimed requests are not recorded", "      held[#held + 1] = model .. request\n", ""),
     ("a model with more requests leaves the queue", "    redis.call('RPUSH', KEYS[1], model)\n  else", "  else"),
     (
         "a model with more requests stays at the front",
@@ -149,14 +149,14 @@ ABANDON = (
     ("the last claimed entry is lost", "for i = #entries, 1, -1 do", "for i = #entries - 1, 1, -1 do"),
     (
         "deaths are not counted",
-        "tonumber(string.sub(question, 1, 1)) + 1 or 0",
-        "tonumber(string.sub(question, 1, 1)) or 0",
+        "tonumber(string.sub(request, 1, 1)) + 1 or 0",
+        "tonumber(string.sub(request, 1, 1)) or 0",
     ),
     ("the limit of deaths is one too high", "deaths >= tonumber(ARGV[2])", "deaths > tonumber(ARGV[2])"),
     (
         "a poison request is dropped",
-        "redis.call('RPUSH', KEYS[7], string.sub(question, 15))",
-        "tostring(question)",
+        "redis.call('RPUSH', KEYS[7], string.sub(request, 15))",
+        "tostring(request)",
     ),
     (
         "the first number is not decreased",
@@ -166,7 +166,7 @@ ABANDON = (
     ("an idle model gets no range", "      redis.call('HSETNX', KEYS[6], model .. ':next', first + 1)\n", ""),
     (
         "requests are not put back",
-        "      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(question, 2))\n",
+        "      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(request, 2))\n",
         "",
     ),
     ("the model is queued twice", "if redis.call('SADD', KEYS[2], model) == 1 then", "if true then"),

@@ -408,7 +408,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._accept_large(h, limit, written=written, repeated=repeated)
 
     def _accept_large(self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False) -> None:
-        name, rows = redis_keys.big(h, uuid.uuid4().hex), b"a large request"
+        name, rows = redis_keys.large_rows(h, uuid.uuid4().hex), b"a large request"
         if written != "none":
             part = rows if written == "all" else rows[:5]
             self.client.set(name, part, px=store_model.BIG_H * HOUR_MS)
@@ -529,7 +529,7 @@ class StoreMachine(RuleBasedStateMachine):
             redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
         ):
             committed = commit_bundle(self.consumer, KEYRING, received, bundle, count, claim.token, put_aside)
-        score = redis_keys.change(received.generation, received.version + 1)
+        score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
         after = BundleModel(

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from keepfit.backends import redis_keys
-from keepfit.store.commit import BEATEN, GONE, LOST_STAGE, OTHER_ROWS
+from keepfit.store.commit import GONE, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, SUPERSEDED
 
 # Hours to live of a new key; no example takes an hour.
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H = 1, 1, 2, 3, 4, 24
@@ -352,7 +352,7 @@ class Store:
     def rewind(self, rewound: RewindModel, *, staged: bool) -> int:
         """Rewind a live model if it is the one that the caller read; pending requests stay."""
         h, model = rewound.hash, self.models.get(rewound.hash)
-        self.changed[h] = max(redis_keys.change(rewound.generation, rewound.version + 1), self.changed.get(h, 0))
+        self.changed[h] = max(redis_keys.change_score(rewound.generation, rewound.version + 1), self.changed.get(h, 0))
         if model is not None and model.generation == rewound.new_generation:
             return 1
         if model is None or (model.generation, model.bundle.digest) != (rewound.generation, rewound.digest):
@@ -464,11 +464,11 @@ class Store:
         if model is None or model.generation != claimed.generation:
             answer = GONE
         elif (model.bundle.digest, model.learned) != (claimed.bundle.digest, len(claimed.bundle.history)):
-            answer = BEATEN
+            answer = SUPERSEDED
         elif last.history not in [request.history for request in model.inbox]:
-            answer = OTHER_ROWS
+            answer = REQUESTS_CHANGED
         elif not staged:
-            answer = LOST_STAGE
+            answer = STAGED_BUNDLE_LOST
         if answer < 1 or model is None:
             self.staged += staged
             return answer
@@ -583,7 +583,7 @@ class Store:
             if bundle.digest == model.bundle.digest or is_learned:
                 model.base, model.based = (len(bundle.history), (generation, version)), bundle.learned_rows
                 self._drop(model.keep(max(model.cut, len(bundle.history)), half=model.half))
-        if h in self.changed and self.changed[h] <= redis_keys.change(generation, version):
+        if h in self.changed and self.changed[h] <= redis_keys.change_score(generation, version):
             del self.changed[h]
 
     def keys(self) -> dict[str, RowsBody]:

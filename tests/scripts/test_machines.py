@@ -27,4 +27,4 @@ def test_large_rows_accepted_during_a_deletion_are_deleted(scripts_bench: Bench)
     machine._install(A, again=True, late=True)
     machine._delete(A, recreated=False, late=True)
     machine.teardown()
-    assert [name for name in scripts_bench.keys() if name.startswith(redis_keys.big(A, ""))] == []  # noqa: SIM118
+    assert [name for name in scripts_bench.keys() if name.startswith(redis_keys.large_rows(A, ""))] == []  # noqa: SIM118

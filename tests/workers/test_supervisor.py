@@ -150,7 +150,7 @@ async def test_a_request_that_kills_its_workers_is_put_aside(
         (line,) = (line for line in own_stack.log(part).splitlines() if event in line)
         assert json.loads(line)["request_id"] == "deadly"
     assert (await ask(1))[0] == 200
-    assert client.llen(redis_keys.put_aside(run_queue.PREDICT.name)) == 1
+    assert client.llen(redis_keys.put_aside_requests(run_queue.PREDICT.name)) == 1
 
 
 async def test_a_rogue_job_is_refused(own_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path) -> None:

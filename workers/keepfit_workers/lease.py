@@ -74,7 +74,7 @@ def _drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> i
 
 def _linger(context: WorkerContext, queue: RunQueue) -> bool:
     """Wait a little for an entry without claiming it: moving the first entry onto itself blocks until there is one."""
-    waiting = redis_keys.waiting(queue.name)
+    waiting = redis_keys.queued_models(queue.name)
     seconds = context.settings.linger_ms / 1000
     (first,) = redis_scripts.run(context.queue, ("BLMOVE", waiting, waiting, "LEFT", "LEFT", seconds))
     return first is not None

@@ -96,7 +96,7 @@ def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
 
 def _answer_poison(queue_redis: Redis) -> None:
     """Reply with an error to the requests that killed their workers."""
-    while (entry := run_queue.take_poison(queue_redis)) is not None:
+    while (entry := run_queue.pop_poison_request(queue_redis)) is not None:
         try:
             request = messages.decode_request(entry)
         except msgspec.MsgspecError as unreadable:

@@ -18,15 +18,15 @@ end
 local back = 0
 local entries = redis.call('LRANGE', KEYS[4], 0, -1)
 for i = #entries, 1, -1 do
-  local model, question = string.sub(entries[i], 1, 64), string.sub(entries[i], 65)
-  local deaths = question ~= '' and tonumber(string.sub(question, 1, 1)) + 1 or 0
+  local model, request = string.sub(entries[i], 1, 64), string.sub(entries[i], 65)
+  local deaths = request ~= '' and tonumber(string.sub(request, 1, 1)) + 1 or 0
   if deaths >= tonumber(ARGV[2]) then
-    redis.call('RPUSH', KEYS[7], string.sub(question, 15))
+    redis.call('RPUSH', KEYS[7], string.sub(request, 15))
   else
-    if question ~= '' then
+    if request ~= '' then
       local first = redis.call('HINCRBY', KEYS[6], model .. ':first', -1)
       redis.call('HSETNX', KEYS[6], model .. ':next', first + 1)
-      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(question, 2))
+      redis.call('HSET', KEYS[6], model .. ':' .. first, deaths .. string.sub(request, 2))
     end
     if redis.call('SADD', KEYS[2], model) == 1 then
       redis.call('LPUSH', KEYS[1], model)

@@ -1,6 +1,6 @@
 -- claim: complete a lease's last batch and claim its next one.
 --
--- The active leases share the models by hash, so that the work of one model finds its bundle in a worker's cache. A
+-- The awake leases share the models by hash, so that the work of one model finds its bundle in a worker's cache. A
 -- caller claims models of its own share first. If none of them has work, it claims a part of the other shares.
 --
 -- KEYS[1] models     list of models with work, each once
@@ -18,7 +18,7 @@
 -- ARGV[4] models     number of models to claim; 0 only renews the lease and completes nothing
 -- ARGV[5] requests   number of requests to claim of them in total; 0 claims the models themselves
 -- ARGV[6] keep       milliseconds until the list of claimed entries expires if nothing abandons it
--- ARGV[7] active     milliseconds without a claim after which other leases take over the models of a lease
+-- ARGV[7] awake      milliseconds since its last claim for which a lease is awake; then others take over its models
 --
 -- returns {-1} if the lease is not valid (any more); else {number of jobs that wait for a worker,
 --         {model, bound, ...}, entries...}: the slow models among the claimed ones with the bound that applied, and
@@ -79,21 +79,21 @@ local function take(model)
     table.insert(answer[2], model)
     table.insert(answer[2], bound)
   end
-  -- Leave a share of the requests to the other active leases.
+  -- Leave a share of the requests to the other awake leases.
   local turn = math.min(budget, tonumber(bound or budget), math.ceil((next_number - first) / #awake))
   local began = taken
   while first < next_number and taken < budget and taken - began < turn do
-    local question = redis.call('HGET', KEYS[8], model .. ':' .. first)
-    local waits = question and tonumber(string.sub(question, 2, 14)) >= now
-    local suspect = waits and string.sub(question, 1, 1) ~= '0'
+    local request = redis.call('HGET', KEYS[8], model .. ':' .. first)
+    local waits = request and tonumber(string.sub(request, 2, 14)) >= now
+    local suspect = waits and string.sub(request, 1, 1) ~= '0'
     if suspect and taken > 0 then
       break
     end
     redis.call('HDEL', KEYS[8], model .. ':' .. first)
     first = first + 1
     if waits then
-      held[#held + 1] = model .. question
-      answer[#answer + 1] = string.sub(question, 15)
+      held[#held + 1] = model .. request
+      answer[#answer + 1] = string.sub(request, 15)
       taken = taken + 1
     end
     if suspect then

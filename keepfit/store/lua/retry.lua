@@ -66,11 +66,11 @@ for i = 5, #KEYS do
     redis.call('XDEL', KEYS[3], old)
   end
 end
-local told = table.concat(outcomes, ' ')
+local words = table.concat(outcomes, ' ')
 if count > 0 then
   redis.call('HSET', KEYS[1], 'accepted', string.format('%.0f', accepted + count), 'chain', chain,
     'bytes', string.format('%.0f', bytes))
   redis.call('HINCRBY', KEYS[1], 'removed', count)
-  redis.call('SET', KEYS[4], told, 'PX', ARGV[2])
+  redis.call('SET', KEYS[4], words, 'PX', ARGV[2])
 end
-return {'ok', version, told, waiting + count, pace}
+return {'ok', version, words, waiting + count, pace}

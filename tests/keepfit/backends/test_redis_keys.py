@@ -18,20 +18,20 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.dead,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
-    redis_keys.waiting,
-    redis_keys.known,
+    redis_keys.queued_models,
+    redis_keys.queued_models_set,
     redis_keys.worker_requests,
-    redis_keys.since,
+    redis_keys.waiting_since,
     redis_keys.leases,
-    redis_keys.holders,
+    redis_keys.lease_holders,
     redis_keys.request_limits,
-    redis_keys.poison,
-    redis_keys.put_aside,
+    redis_keys.poison_requests,
+    redis_keys.put_aside_requests,
 ]
 ALL = [
     *(key(HASH) for key in OF_A_MODEL),
-    redis_keys.staged(HASH, "token"),
-    redis_keys.big(HASH, "token"),
+    redis_keys.staged_bundle(HASH, "token"),
+    redis_keys.large_rows(HASH, "token"),
     redis_keys.idempotency(HASH, "c:key"),
     redis_keys.CHANGED,
     redis_keys.COMMITS,
@@ -55,8 +55,8 @@ def test_keys_of_a_model_share_a_slot() -> None:
     """The keys that one script touches lie in one slot of a Redis Cluster, whatever a client's key holds."""
     of_model = [key(HASH) for key in OF_A_MODEL]
     of_model += [
-        redis_keys.staged(HASH, "x"),
-        redis_keys.big(HASH, "x"),
+        redis_keys.staged_bundle(HASH, "x"),
+        redis_keys.large_rows(HASH, "x"),
         redis_keys.idempotency(HASH, "c:{other}"),
         redis_keys.idempotency(HASH, "}{"),
     ]
@@ -90,7 +90,11 @@ def test_the_table_lists_every_key() -> None:
     """The table above the functions has exactly the keys that they build."""
     built = {redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
-    built |= {redis_keys.staged("h", "<random>"), redis_keys.big("h", "<random>"), redis_keys.idempotency("h", "<key>")}
+    built |= {
+        redis_keys.staged_bundle("h", "<random>"),
+        redis_keys.large_rows("h", "<random>"),
+        redis_keys.idempotency("h", "<key>"),
+    }
     built |= {
         redis_keys.claimed("<queue>", "<lease>"),
         redis_keys.request_rows("<random>"),
@@ -102,6 +106,6 @@ def test_the_table_lists_every_key() -> None:
         for name, value in vars(redis_keys).items()
         if callable(value)
         and getattr(value, "__module__", "") == redis_keys.__name__
-        and name not in ("hash_of_state", "change")
+        and name not in ("hash_of_state", "change_score")
     }
     assert len(functions) + 4 == len(built)

@@ -53,7 +53,7 @@ async def test_dead_letters_are_listed_and_retried(shop: Workshop, run: Run) -> 
     retried = await run("--hash", model_hash, "--retry", "--json")
     assert json.loads(retried.stdout) == {"hash": model_hash, "accepted": 2, "left": 0}
     assert (await shop.model(model_hash)).inbox == 2
-    assert shop.redis.lrange(redis_keys.waiting(run_queue.LEARN.name), 0, -1) == [model_hash.encode()]
+    assert shop.redis.lrange(redis_keys.queued_models(run_queue.LEARN.name), 0, -1) == [model_hash.encode()]
     assert (await run("--hash", model_hash, "--json")).stdout == ""
 
 

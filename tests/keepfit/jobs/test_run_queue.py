@@ -43,7 +43,7 @@ def push(
 
 def ask(client: redis.Redis, lease: str, model: str, *asked: str, timeout_s: float = 60.0, most: int = 100) -> bool:
     """Push questions about one model; tell whether `lease` is to be enqueued."""
-    entries = [run_queue.entry(model, timeout_s, question.encode()) for question in asked]
+    entries = [run_queue.make_entry(model, timeout_s, question.encode()) for question in asked]
     return push(client, PREDICT, lease, *entries, most=most)[0]
 
 
@@ -57,7 +57,7 @@ def claim(
 
 def be_late(client: redis.Redis, room: RunQueue) -> None:
     """Make what waits seem to have waited for minutes."""
-    client.decrby(redis_keys.since(room.name), 600_000)
+    client.decrby(redis_keys.waiting_since(room.name), 600_000)
 
 
 def test_the_first_entry_sends_for_a_lease_and_the_next_joins_it(client: redis.Redis) -> None:
@@ -79,7 +79,7 @@ def test_another_lease_is_sent_for_when_those_out_are_late(client: redis.Redis) 
 
 def test_a_push_made_again_sends_for_its_lease_again(client: redis.Redis) -> None:
     """Where the answer to a push was lost, the same push says once more that its job is to be enqueued."""
-    command = run_queue.push(PREDICT, "l1", TTL_S, [run_queue.entry(A, 60, b"a")], 100)
+    command = run_queue.push(PREDICT, "l1", TTL_S, [run_queue.make_entry(A, 60, b"a")], 100)
     assert [redis_scripts.run(client, command) for _ in range(2)] == [[[1]], [[1]]]
 
 
@@ -181,14 +181,14 @@ def test_a_lease_that_is_busy_leaves_its_models_to_the_others(client: redis.Redi
     be_late(client, PREDICT)
     assert ask(client, "l2", A, "y")
     long_ago = round((time.time() - 1000) * 1000)
-    client.hset(redis_keys.holders(PREDICT.name), "l1", f"one {long_ago}")
+    client.hset(redis_keys.lease_holders(PREDICT.name), "l1", f"one {long_ago}")
     ask(client, "l3", B, "b")
     assert claim(client, PREDICT, "l2", "two") == ["x", "y", "b"]
 
 
 def test_no_more_questions_wait_for_a_model_than_may(client: redis.Redis) -> None:
     """Those too many are refused by number, whatever waits for other models; room made by a claim is used again."""
-    entries = [run_queue.entry(model, 60, b"q") for model in (A, A, B, A)]
+    entries = [run_queue.make_entry(model, 60, b"q") for model in (A, A, B, A)]
     assert push(client, PREDICT, "l1", *entries, most=2) == (True, [4])
     claim(client, PREDICT, "l1")
     assert push(client, PREDICT, "l2", *entries, most=2) == (False, [4])
@@ -226,15 +226,15 @@ def test_a_question_that_kills_its_workers_is_put_aside(client: redis.Redis) -> 
     assert claim(client, PREDICT, "l1") == ["poison", "innocent"]
     run_queue.abandon(client, "l1")
     for lease in ("l2", "l3"):
-        assert run_queue.take_poison(client) is None
+        assert run_queue.pop_poison_request(client) is None
         push(client, PREDICT, lease)
         assert claim(client, PREDICT, lease) == ["poison"]
         run_queue.abandon(client, lease)
     push(client, PREDICT, "l4")
     assert claim(client, PREDICT, "l4") == ["innocent"]
-    assert run_queue.take_poison(client) == b"poison"
-    assert run_queue.take_poison(client) is None
-    assert client.lrange(redis_keys.put_aside(PREDICT.name), 0, -1) == [b"poison"]
+    assert run_queue.pop_poison_request(client) == b"poison"
+    assert run_queue.pop_poison_request(client) is None
+    assert client.lrange(redis_keys.put_aside_requests(PREDICT.name), 0, -1) == [b"poison"]
 
 
 def test_entries_done_are_not_put_back(client: redis.Redis) -> None:
@@ -243,7 +243,7 @@ def test_entries_done_are_not_put_back(client: redis.Redis) -> None:
     claim(client, LEARN, "l1")
     assert claim(client, LEARN, "l1") == [B]
     run_queue.abandon(client, "l1")
-    assert client.lrange(redis_keys.waiting(LEARN.name), 0, -1) == [B.encode()]
+    assert client.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [B.encode()]
 
 
 def test_renewing_a_lease_lays_nothing_down(client: redis.Redis) -> None:
@@ -252,12 +252,12 @@ def test_renewing_a_lease_lays_nothing_down(client: redis.Redis) -> None:
     claim(client, LEARN, "l1")
     assert claim(client, LEARN, "l1", renew=True) == []
     run_queue.abandon(client, "l1")
-    assert client.lrange(redis_keys.waiting(LEARN.name), 0, -1) == [A.encode()]
+    assert client.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [A.encode()]
 
 
 def test_leases_not_renewed_expire(client: redis.Redis) -> None:
     """A lease whose deadline has passed is named as expired, a living one is not."""
-    asked = run_queue.entry(A, 60, b"a")
+    asked = run_queue.make_entry(A, 60, b"a")
     redis_scripts.run(client, run_queue.push(PREDICT, "old", 0.0, [asked]), run_queue.push(LEARN, "young", 60.0, [A]))
     assert run_queue.expired(client) == ["old"]
 
@@ -285,4 +285,4 @@ def test_nothing_is_left_of_a_room_that_is_done(client: redis.Redis) -> None:
     claim(client, PREDICT, "l1")
     claim(client, PREDICT, "l1")
     assert redis_scripts.run(client, run_queue.release(PREDICT, "l1")) == [1]
-    assert [name.decode() for name in client.keys("kf:*")] == [redis_keys.since(PREDICT.name)]
+    assert [name.decode() for name in client.keys("kf:*")] == [redis_keys.waiting_since(PREDICT.name)]

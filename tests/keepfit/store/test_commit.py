@@ -18,7 +18,7 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Header, Keyring, runtime
 from keepfit.settings import Settings
-from keepfit.store.commit import BEATEN, GONE, OTHER_ROWS, Claimed, InboxConsumer
+from keepfit.store.commit import GONE, REQUESTS_CHANGED, SUPERSEDED, Claimed, InboxConsumer
 from keepfit.store.models import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import accept, commit_bundle
@@ -145,7 +145,7 @@ async def test_a_sleeper_commits_nothing(store: Store, consumer: InboxConsumer, 
     other = take(consumer, "other")
     assert commit_bundle(consumer, KEYRING, other, learned(other), 1, "other").version == 1
     live = client.get(redis_keys.bundle(HASH))
-    assert commit_bundle(consumer, KEYRING, sleeper, learned(sleeper), 1, "sleeper").version == BEATEN
+    assert commit_bundle(consumer, KEYRING, sleeper, learned(sleeper), 1, "sleeper").version == SUPERSEDED
     assert client.get(redis_keys.bundle(HASH)) == live
     assert (await model_of(store)).rows_seen == 1
 
@@ -204,7 +204,7 @@ async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
     for key, dumped in lost_tail.items():
         client.restore(key, 0, dumped, replace=True)  # type: ignore[arg-type]
     await accept(store, model, rows_of(("puma", 1990, 5)))
-    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == OTHER_ROWS
+    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == REQUESTS_CHANGED
 
 
 async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, consumer: InboxConsumer) -> None:
