@@ -80,7 +80,8 @@ def push(
 ) -> Command:
     """Return the command that adds `entries`: hashes of models, or results of :func:`make_entry`.
 
-    Up to `requests_max` requests of a model may wait. The command answers 1 if the caller must enqueue the job `lease`, else 0, and the numbers (from 1) of the refused entries.
+    Up to `requests_max` requests of a model may wait. The command answers 1 if the caller must enqueue the job `lease`,
+    else 0, and the numbers (from 1) of the refused entries.
     """
     return redis_scripts.call(
         "push",
