@@ -1,4 +1,4 @@
-"""Storage: one contract for a local folder and S3, and what each of them does when it cannot keep it."""
+"""Storage: one contract for a local folder and S3, and how each of them fails."""
 
 import errno
 import hashlib
@@ -23,7 +23,7 @@ from tests.servers import S3_ENVIRONMENT, wait_until
 
 PATH = "ab12/1/7-c0ffee"
 
-WRITE_FOR_EVER = """
+WRITE_FOREVER = """
 import hashlib, os, sys
 from keepfit.backends.blobs import open_storage
 storage = open_storage(sys.argv[1])
@@ -35,20 +35,20 @@ while True:
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Open an empty storage of each kind."""
+    """Return an empty storage of each kind."""
     url = (tmp_path / "snapshots").as_uri() if request.param == "local" else request.getfixturevalue("s3_url")
     return open_storage(url)
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> LocalStorage:
-    """Open an empty local storage."""
+    """Return an empty local storage."""
     return LocalStorage((tmp_path / "snapshots").as_uri())
 
 
 @pytest.fixture
-def s3_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Storage]:
-    """Open S3 at an address where nothing listens."""
+def unreachable_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Storage]:
+    """Return an S3 storage whose endpoint refuses connections."""
     for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -57,41 +57,41 @@ def s3_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Storage]:
 
 
 def test_a_blob_is_read_back_as_it_was_written(storage: Storage) -> None:
-    """What was put is what is got, by this object and by one opened later."""
+    """`get` returns the bytes that `put` stored, through the same object and through one opened later."""
     storage.put(PATH, b"a bundle\0\xff")
     assert storage.get(PATH) == b"a bundle\0\xff"
     assert open_storage(storage.url).get(PATH) == b"a bundle\0\xff"
 
 
 def test_a_missing_blob_is_none(storage: Storage) -> None:
-    """Where other blobs are, one that was never put is None, beside them and below them."""
+    """`get` returns None for a path that was never written, next to and below existing blobs."""
     storage.put(PATH, b"one")
     assert storage.get("ab12/1/8-c0ffee") is None
     assert storage.get("never/1/1-0") is None
 
 
 def test_the_same_path_again_replaces_the_blob(storage: Storage) -> None:
-    """A second put under the same path wins, be it shorter or longer."""
+    """A second `put` to the same path replaces the blob, whether it is shorter or longer."""
     for data in (b"first", b"2", b"third and longest"):
         storage.put(PATH, data)
         assert storage.get(PATH) == data
 
 
-def test_a_large_blob_survives_whole(storage: Storage) -> None:
-    """A bundle of several megabytes comes back bit for bit."""
+def test_a_large_blob_is_read_back_unchanged(storage: Storage) -> None:
+    """A blob of several megabytes is read back unchanged."""
     data = os.urandom(6 * 2**20)
     storage.put(PATH, data)
     assert storage.get(PATH) == data
 
 
 def test_an_empty_blob_is_a_blob(storage: Storage) -> None:
-    """No bytes are something else than no blob."""
+    """An empty blob is not a missing blob."""
     storage.put(PATH, b"")
     assert storage.get(PATH) == b""
 
 
-def test_uri_is_the_storage_s_address_and_the_path(storage: Storage) -> None:
-    """The address for people joins URL and path with one slash, however the URL was written."""
+def test_uri_joins_the_storage_url_and_the_path(storage: Storage) -> None:
+    """`uri` joins URL and path with one slash, with or without a slash at the end of the URL."""
     assert storage.uri(PATH) == f"{storage.url}/{PATH}"
     assert open_storage(storage.url + "/").uri(PATH) == storage.uri(PATH)
 
@@ -99,8 +99,8 @@ def test_uri_is_the_storage_s_address_and_the_path(storage: Storage) -> None:
 FAR = "g"
 
 
-def test_what_is_there_is_listed_by_folder(storage: Storage) -> None:
-    """All blobs of the folders behind one name and up to another are found, with the time of their writing."""
+def test_blobs_are_listed_by_folder(storage: Storage) -> None:
+    """`list` returns all blobs in the folders after one name and up to another, with their modification times."""
     began_s = time.time()
     paths = {f"{name}/{number}/1-c0ffee" for name in ("aa", "ab", "ac", "b0") for number in (1, 12)}
     for path in paths:
@@ -114,14 +114,14 @@ def test_what_is_there_is_listed_by_folder(storage: Storage) -> None:
         assert entry.unfinished == ""
 
 
-def test_a_storage_that_was_never_used_holds_nothing(storage: Storage) -> None:
-    """Where there never was a blob none is listed, and there is none to delete."""
+def test_an_unused_storage_is_empty(storage: Storage) -> None:
+    """In a storage without blobs, `list` returns nothing and `delete` has nothing to do."""
     assert list(storage.list("", FAR)) == []
     storage.delete([])
 
 
 def test_more_than_one_page_is_listed_and_deleted(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 gives a thousand at a time, or fewer, and takes a thousand: all pages are gone through."""
+    """`list` reads every page of S3 (a thousand objects or fewer), `delete` sends batches of up to a thousand."""
     monkeypatch.setattr("keepfit.backends.blobs.DELETE_BATCH_MAX", 2)
     storage = S3Storage(s3_url)
     paths = [f"ab/1/{number}-c0ffee" for number in range(7)]
@@ -129,17 +129,17 @@ def test_more_than_one_page_is_listed_and_deleted(s3_url: str, monkeypatch: pyte
         storage.put(path, b"x")
     real = storage._fs.call_s3
 
-    def short(method: str, **given: Any) -> Any:
-        return real(method, **given, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+    def with_small_pages(method: str, **options: Any) -> Any:
+        return real(method, **options, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
 
-    monkeypatch.setattr(storage._fs, "call_s3", short)
+    monkeypatch.setattr(storage._fs, "call_s3", with_small_pages)
     assert sorted(entry.path for entry in storage.list("", FAR)) == paths
     storage.delete([Entry(path) for path in paths[1:]])
     assert [entry.path for entry in storage.list("", FAR)] == paths[:1]
 
 
-def test_what_is_deleted_is_gone_and_nothing_else(storage: Storage) -> None:
-    """Blobs are deleted by their path; one that is not there is as good as deleted, its folder can be used again."""
+def test_delete_removes_only_the_named_blobs(storage: Storage) -> None:
+    """`delete` removes blobs by path and ignores missing ones; their folders can be used again."""
     storage.put(PATH, b"one")
     storage.put("ab12/1/8-c0ffee", b"two")
     storage.delete([Entry(PATH), Entry("ab12/2/9-c0ffee")])
@@ -150,8 +150,8 @@ def test_what_is_deleted_is_gone_and_nothing_else(storage: Storage) -> None:
     assert storage.get(PATH) == b"again"
 
 
-def test_folders_may_go_while_others_write_to_them(storage: Storage) -> None:
-    """One writes and another deletes in the same folder: what was written last is there."""
+def test_folders_may_be_removed_during_writes(storage: Storage) -> None:
+    """With concurrent writes and deletes in one folder, the blobs that were written last exist."""
     paths = [f"ab12/1/{number}-c0ffee" for number in range(20)]
 
     def write_and_delete(path: str) -> None:
@@ -165,8 +165,8 @@ def test_folders_may_go_while_others_write_to_them(storage: Storage) -> None:
     assert [storage.get(path) for path in paths] == [path.encode() for path in paths]
 
 
-def test_readers_see_whole_blobs_only(storage: Storage) -> None:
-    """While a blob is replaced again and again, every read gives one of its versions, never a mixture or nothing."""
+def test_readers_never_see_a_partial_blob(storage: Storage) -> None:
+    """While a blob is replaced repeatedly, every read returns one complete version, never a mixture and never None."""
     versions = [bytes([number]) * 200_000 for number in range(8)]
     storage.put(PATH, versions[0])
 
@@ -185,8 +185,8 @@ def test_readers_see_whole_blobs_only(storage: Storage) -> None:
     assert storage.get(PATH) == versions[-1]
 
 
-def test_the_same_blob_may_be_written_by_many_at_once(storage: Storage) -> None:
-    """Several snapshotters that save the same bundle leave that bundle."""
+def test_concurrent_writers_may_write_the_same_blob(storage: Storage) -> None:
+    """Several snapshotters that save the same bundle at once leave that bundle."""
     data = os.urandom(100_000)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: storage.put(PATH, data), range(16)))
@@ -215,24 +215,24 @@ def test_the_same_blob_may_be_written_by_many_at_once(storage: Storage) -> None:
         "s3://[",
     ],
 )
-def test_other_addresses_are_refused(url: str) -> None:
-    """An address that is neither file:///path nor s3://bucket/prefix is a SettingsError that names the variable."""
+def test_invalid_addresses_are_refused(url: str) -> None:
+    """An address that is neither file:///path nor s3://bucket/prefix is a SettingsError that names the setting."""
     with pytest.raises(SettingsError, match=r"KEEPFIT_SNAPSHOT_URL.*neither file:///path nor s3://bucket/prefix"):
         open_storage(url)
 
 
-def test_a_folder_with_odd_characters_is_found(tmp_path: Path) -> None:
-    """Blanks and the like are percent-encoded in the URL and not on disk."""
+def test_percent_encoded_folder_names_are_decoded(tmp_path: Path) -> None:
+    """Spaces and other special characters are percent-encoded in the URL and not on disk."""
     folder = tmp_path / "my models #1"
     open_storage(folder.as_uri()).put(PATH, b"x")
     assert (folder / PATH).read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("death", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
-def test_nothing_partial_is_left_when_the_rename_never_comes(
+def test_an_interrupted_write_leaves_no_partial_blob(
     local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: BaseException
 ) -> None:
-    """A put that ends between write and rename leaves the blob of before, and no file of its own."""
+    """A `put` that ends between write and rename leaves the former blob and no temporary file."""
     local.put(PATH, b"before")
 
     def rename(self: Path, target: Path) -> Path:
@@ -249,12 +249,12 @@ def test_nothing_partial_is_left_when_the_rename_never_comes(
     assert [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()] == [tmp_path / "snapshots" / PATH]
 
 
-def test_a_killed_writer_leaves_whole_blobs_only(tmp_path: Path) -> None:
-    """After kill -9 in the middle of writing, each blob at its own name is whole."""
+def test_a_killed_writer_leaves_complete_blobs_only(tmp_path: Path) -> None:
+    """After SIGKILL in the middle of a write, every blob under its final name is complete."""
     folder = tmp_path / "snapshots" / "model" / "1"
     for _ in range(2):
         before = len(list(folder.glob("*")))
-        command = [sys.executable, "-c", WRITE_FOR_EVER, (tmp_path / "snapshots").as_uri()]
+        command = [sys.executable, "-c", WRITE_FOREVER, (tmp_path / "snapshots").as_uri()]
         with subprocess.Popen(command) as process:
             wait_until(lambda at_least=before + 10: len(list(folder.glob("*"))) > at_least, "ten blobs")  # type: ignore[misc]
             process.kill()
@@ -263,31 +263,31 @@ def test_a_killed_writer_leaves_whole_blobs_only(tmp_path: Path) -> None:
     assert [path.name for path in blobs if hashlib.sha256(path.read_bytes()).hexdigest() != path.name] == []
 
 
-def test_data_is_synced_before_its_name_and_folders_after(
+def test_a_write_syncs_the_file_before_the_rename_and_the_folders_after_it(
     local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut finds no name without its data: the file is synced, then named, then each folder up to the root."""
+    """`put` syncs the file, renames it, and syncs each folder up to the root: a power cut leaves no empty file."""
     events: list[str] = []
     sync, rename = os.fsync, Path.rename
 
-    def noted_sync(descriptor: int) -> None:
+    def recorded_sync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         events.append(f"sync {path.relative_to(tmp_path) if path.is_dir() else 'data'}")
         sync(descriptor)
 
-    def noted_rename(self: Path, target: Path) -> Path:
+    def recorded_rename(self: Path, target: Path) -> Path:
         events.append("rename")
         return rename(self, target)
 
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
     local.put(PATH, b"x")
     assert events[:2] == ["sync data", "rename"]
     assert set(events[2:]) == {"sync snapshots", "sync snapshots/ab12", "sync snapshots/ab12/1"}
 
 
-def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
-    """A folder that cannot be used is UnavailableError with the folder's name, for reading and writing."""
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
+    """If the folder is unusable, reads and writes raise UnavailableError with its name."""
     (tmp_path / "snapshots").write_text("no folder")
     storage = open_storage((tmp_path / "snapshots").as_uri())
     with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots cannot be written"):
@@ -296,8 +296,8 @@ def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
         storage.get(PATH)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(local: LocalStorage, tmp_path: Path) -> None:
-    """A write that the system refuses in its middle is UnavailableError, and what was written of it is gone."""
+def test_a_full_disk_is_reported_and_leaves_no_file(local: LocalStorage, tmp_path: Path) -> None:
+    """A write that fails in the middle raises UnavailableError, and its temporary file is removed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
     try:
@@ -309,8 +309,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(local: LocalStorage, tmp_path: P
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_folder_that_is_gone_is_not_a_missing_blob(local: LocalStorage, tmp_path: Path) -> None:
-    """A folder that is not mounted is UnavailableError, so that no snapshot is taken for damaged because of it."""
+def test_a_missing_folder_is_not_a_missing_blob(local: LocalStorage, tmp_path: Path) -> None:
+    """A folder that is not mounted raises UnavailableError, so that no snapshot is considered damaged."""
     local.put(PATH, b"x")
     (tmp_path / "snapshots").rename(tmp_path / "unmounted")
     with pytest.raises(UnavailableError, match=f"{tmp_path}/snapshots does not exist"):
@@ -319,28 +319,28 @@ def test_a_folder_that_is_gone_is_not_a_missing_blob(local: LocalStorage, tmp_pa
         local.delete([Entry(PATH)])
 
 
-def test_s3_away_is_said_soon(s3_away: S3Storage) -> None:
-    """Where no S3 answers, put and get are UnavailableError with the address, each within seconds."""
+def test_unreachable_s3_is_reported_within_seconds(unreachable_s3: S3Storage) -> None:
+    """If S3 is unreachable, `put` and `get` raise UnavailableError with the address, each within seconds."""
     started = time.monotonic()
     with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be written"):
-        s3_away.put(PATH, b"x")
+        unreachable_s3.put(PATH, b"x")
     with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
-        s3_away.get(PATH)
+        unreachable_s3.get(PATH)
     with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be written"):
-        s3_away.delete([Entry(PATH)])
+        unreachable_s3.delete([Entry(PATH)])
     with pytest.raises(UnavailableError, match="s3://bucket/snapshots cannot be read"):
-        list(s3_away.list("", FAR))
+        list(unreachable_s3.list("", FAR))
     assert time.monotonic() - started < 30
 
 
-def test_a_bucket_that_is_not_there_is_not_a_missing_blob(s3_url: str) -> None:
-    """A wrong bucket is UnavailableError, so that no snapshot is taken for damaged because of it."""
+def test_a_missing_bucket_is_not_a_missing_blob(s3_url: str) -> None:
+    """A missing bucket raises UnavailableError, so that no snapshot is considered damaged."""
     with pytest.raises(UnavailableError, match="bucket does not exist"):
         open_storage(f"s3://no{uuid.uuid4().hex}/snapshots").get(PATH)
 
 
 def test_wrong_s3_credentials_are_not_a_missing_blob(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that S3 refuses are UnavailableError, never None."""
+    """Credentials that S3 refuses raise UnavailableError; `get` never returns None for them."""
     open_storage(s3_url).put(PATH, b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not it")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -351,7 +351,7 @@ def test_wrong_s3_credentials_are_not_a_missing_blob(s3_url: str, monkeypatch: p
         refused.put(PATH, b"y")
 
 
-def test_an_upload_of_another_size_is_not_believed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_of_another_size_is_an_error(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`put` checks the size that S3 has stored, and raises UnavailableError if it differs."""
     real = s3fs.S3FileSystem._info
 

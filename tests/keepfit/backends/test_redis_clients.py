@@ -1,4 +1,4 @@
-"""Clients of Redis from the settings."""
+"""Redis clients, made from the settings."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from keepfit.settings import Settings
     ],
 )
 def test_an_invalid_address_is_reported_without_its_password(url: str) -> None:
-    """A Redis URL that cannot be read is a SettingsError that names the settings and repeats nothing of the URL."""
+    """A Redis URL that cannot be read raises a SettingsError that names the settings and quotes nothing of the URL."""
     settings = Settings(store_url=url)
     for connect in (
         redis_clients.store_sync,

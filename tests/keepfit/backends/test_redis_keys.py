@@ -35,7 +35,7 @@ ALL = [
     redis_keys.idempotency(HASH, "c:key"),
     redis_keys.CHANGED,
     redis_keys.COMMITS,
-    *(key(room) for key in OF_A_QUEUE for room in ("learn", "predict")),
+    *(key(queue) for key in OF_A_QUEUE for queue in ("learn", "predict")),
     redis_keys.claimed("learn", "lease"),
     redis_keys.request_rows("token"),
     redis_keys.replies("gateway"),
@@ -44,15 +44,15 @@ ALL = [
 ]
 
 
-def test_no_two_keys_have_one_name() -> None:
-    """Every key has a name of its own, all begin with kf:, and none is RQ's."""
+def test_every_key_is_unique() -> None:
+    """All keys differ and begin with kf:, and none is a key of RQ."""
     assert len(set(ALL)) == len(ALL)
     assert all(key.startswith("kf:") for key in ALL)
     assert {redis_keys.RQ_QUEUE, redis_keys.RQ_WORKERS} == {"rq:queue:keepfit", "rq:workers:keepfit"}
 
 
-def test_keys_of_a_model_share_a_slot() -> None:
-    """The keys that one script touches lie in one slot of a Redis Cluster, whatever a client's key holds."""
+def test_keys_of_a_model_share_a_cluster_slot() -> None:
+    """All keys of a model are in one slot of a Redis Cluster, for every idempotency key."""
     of_model = [key(HASH) for key in OF_A_MODEL]
     of_model += [
         redis_keys.staged_bundle(HASH, "x"),
@@ -66,15 +66,15 @@ def test_keys_of_a_model_share_a_slot() -> None:
 
 @pytest.mark.parametrize("model_hash", [HASH, "0" * 64, "a"])
 def test_a_state_key_names_its_model(model_hash: str) -> None:
-    """hash_of_state undoes state, and the pattern of a scan finds state keys only."""
+    """hash_of_state inverts state, and the scan pattern matches state keys only."""
     assert redis_keys.hash_of_state(redis_keys.state(model_hash)) == model_hash
     pattern = re.compile(re.escape(redis_keys.STATE_PATTERN).replace(r"\*", ".*"))
     assert pattern.fullmatch(redis_keys.state(model_hash))
     assert not [key for key in ALL if pattern.fullmatch(key) and key != redis_keys.state(HASH)]
 
 
-def test_a_clients_key_cannot_reach_another_models() -> None:
-    """What a client chooses stands at the end of the name, so no choice of his makes it another key."""
+def test_an_idempotency_key_cannot_name_another_key() -> None:
+    """The part that a client chooses is at the end of the key, so it never forms another key."""
     for chosen in ("c:x", "c:}:st", "c::b", "c:" + "y" * 128):
         key = redis_keys.idempotency(HASH, chosen)
         assert key.startswith(f"kf:{{{HASH}}}:idem:c:")
@@ -82,12 +82,12 @@ def test_a_clients_key_cannot_reach_another_models() -> None:
 
 
 def names(value: Any) -> set[str]:
-    """Keys that a row of a table in the docstring begins with."""
+    """Return the keys in the first column of the tables in a docstring."""
     return set(re.findall(r"^(kf:\S+)", value or "", re.MULTILINE))
 
 
 def test_the_table_lists_every_key() -> None:
-    """The table above the functions has exactly the keys that they build."""
+    """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {

@@ -1,4 +1,4 @@
-"""TLS to Redis, MongoDB and S3: asked for by address, and refused where the certificate is not one to trust."""
+"""TLS to Redis, MongoDB and S3: requested by the address, and refused if the certificate is not trusted."""
 
 import asyncio
 import os
@@ -23,44 +23,46 @@ from tests.tls import Authority
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def trusted_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Return the certificate authority that clients trust."""
-    return Authority.make(tmp_path_factory.mktemp("ca") / "ours.pem")
+    return Authority.make(tmp_path_factory.mktemp("ca") / "trusted.pem")
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Return a certificate authority that no client trusts."""
     return Authority.make(tmp_path_factory.mktemp("ca") / "other.pem")
 
 
 @contextmanager
 def redis_behind(url: str, certificate: Path, trusted: Path) -> Iterator[str]:
-    """URL of a Redis behind TLS."""
+    """Run a TLS proxy before a Redis; yield its URL."""
     with tls.in_front_of(url, certificate) as port:
         yield f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={trusted}"
 
 
 @contextmanager
 def mongo_behind(url: str, certificate: Path, trusted: Path) -> Iterator[str]:
-    """URL of a MongoDB behind TLS; directly, because the address that the server gives of itself is another one."""
+    """Run a TLS proxy before a MongoDB; yield a URL for a direct connection, as the server reports its own address."""
     with tls.in_front_of(url, certificate) as port:
         yield f"mongodb://127.0.0.1:{port}/{url.rpartition('/')[2]}?directConnection=true&tls=true&tlsCAFile={trusted}"
 
 
 @pytest.fixture
-async def behind_tls(settings: Settings, ours: Authority) -> AsyncIterator[Settings]:
-    """Settings whose Redis and MongoDB are reached by TLS only."""
+async def behind_tls(settings: Settings, trusted_authority: Authority) -> AsyncIterator[Settings]:
+    """Return settings whose Redis and MongoDB are reached through TLS."""
     redis_url, mongo_url = settings.store_url.get_secret_value(), settings.mongo_url.get_secret_value()
     with (
-        redis_behind(redis_url, ours.certificate(), ours.path) as store,
-        mongo_behind(mongo_url, ours.certificate(), ours.path) as mongo,
+        redis_behind(redis_url, trusted_authority.certificate(), trusted_authority.path) as store,
+        mongo_behind(mongo_url, trusted_authority.certificate(), trusted_authority.path) as mongo,
     ):
         yield Settings(**{**settings.model_dump(), "store_url": store, "mongo_url": mongo})
 
 
-async def test_gateway_and_workers_speak_tls(behind_tls: Settings, metadata: dict[str, Any], tmp_path: Path) -> None:
-    """A row is learned and predicted over TLS alone: the gateway's trips, answers and commits heard, RQ and workers."""
+async def test_gateway_and_workers_connect_with_tls(
+    behind_tls: Settings, metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    """A row is learned and predicted over TLS: scripts, replies, the commit feed, RQ and workers."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("KEEPFIT_")}
     variables = {
         "KEEPFIT_STORE_URL": behind_tls.store_url.get_secret_value(),
@@ -76,21 +78,23 @@ async def test_gateway_and_workers_speak_tls(behind_tls: Settings, metadata: dic
             async def ready() -> bool:
                 return (await api.get("/readyz")).status == 200
 
-            await eventually(ready, "a worker's coming")
+            await eventually(ready, "a worker to register")
             assert (await api.get("/readyz")).json()["mongo"] == "ok"
             path = await api.make(metadata, REGRESSOR)
-            # Answered with 200 only if the commit is heard, which takes the subscription.
+            # The answer is 200 only if the gateway receives the commit through its subscription.
             assert (await api.learn(path, [[1.0]], [2.0]))["version"] == 1
             assert len((await api.predict(path, [[1.0]]))["predictions"]) == 1
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name"])
 async def test_redis_with_a_wrong_certificate_is_refused(
-    redis_url: str, ours: Authority, other: Authority, wrong: str
+    redis_url: str, trusted_authority: Authority, other_authority: Authority, wrong: str
 ) -> None:
-    """A certificate of another authority, or for another name, counts as no Redis, for every kind of client."""
-    certificate = other.certificate() if wrong == "authority" else ours.certificate("redis.example.com")
-    with redis_behind(redis_url, certificate, ours.path) as url:
+    """With a certificate of another authority or for another host, every kind of client raises UnavailableError."""
+    certificate = (
+        other_authority.certificate() if wrong == "authority" else trusted_authority.certificate("redis.example.com")
+    )
+    with redis_behind(redis_url, certificate, trusted_authority.path) as url:
         settings = Settings(store_url=url)
         for connect in (redis_clients.store_sync, redis_clients.queue_sync):
             with connect(settings) as client, pytest.raises(UnavailableError, match="certificate verify failed"):
@@ -104,32 +108,32 @@ async def test_redis_with_a_wrong_certificate_is_refused(
             await opened.aclose()
 
 
-async def test_plain_redis_is_not_taken_for_one_with_tls(
-    redis_url: str, ours: Authority, monkeypatch: pytest.MonkeyPatch
+async def test_a_redis_without_tls_is_refused_if_the_address_requests_tls(
+    redis_url: str, trusted_authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where TLS is asked for, a server without it is refused instead of being spoken to in the open."""
-    # The server waits for the rest of what it takes for a command.
+    """A client whose address requests TLS never falls back to an unencrypted connection."""
+    # The server takes the TLS handshake for a command and waits for the rest of it.
     monkeypatch.setattr(redis_clients, "ANSWER_TIMEOUT_S", 0.3)
     monkeypatch.setattr(redis_clients, "CONNECT_TIMEOUT_S", 0.3)
-    address = redis_url.replace("redis://", "rediss://") + f"?ssl_ca_certs={ours.path}"
+    address = redis_url.replace("redis://", "rediss://") + f"?ssl_ca_certs={trusted_authority.path}"
     settings = Settings(store_url=address)
     with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
         await asyncio.to_thread(redis_scripts.run, client, ("PING",))
 
 
 async def test_mongodb_with_a_wrong_certificate_is_refused(
-    mongo_url: str, ours: Authority, other: Authority, monkeypatch: pytest.MonkeyPatch
+    mongo_url: str, trusted_authority: Authority, other_authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate of an authority that is not the address's counts as no MongoDB."""
+    """With a certificate of an authority that the address does not name, the registry raises UnavailableError."""
     monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 300)
-    with mongo_behind(mongo_url, other.certificate(), ours.path) as url:
+    with mongo_behind(mongo_url, other_authority.certificate(), trusted_authority.path) as url:
         async with Registry(url) as opened:
             with pytest.raises(UnavailableError, match="certificate verify failed"):
                 await opened.ping()
 
 
 async def test_a_missing_authority_file_is_reported(tmp_path: Path, redis_url: str, mongo_url: str) -> None:
-    """An address that names a missing file gives one clear error instead of a crash."""
+    """An address that names a missing file raises one clear error."""
     settings = Settings(store_url=f"{redis_url.replace('redis', 'rediss', 1)}?ssl_ca_certs={tmp_path}/none.pem")
     with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
         await asyncio.to_thread(redis_scripts.run, client, ("PING",))
@@ -138,17 +142,21 @@ async def test_a_missing_authority_file_is_reported(tmp_path: Path, redis_url: s
 
 
 def test_s3_over_tls(
-    s3_url: str, s3_endpoint: str, ours: Authority, other: Authority, monkeypatch: pytest.MonkeyPatch
+    s3_url: str,
+    s3_endpoint: str,
+    trusted_authority: Authority,
+    other_authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An https endpoint is used with the authority that AWS_CA_BUNDLE names, and refused with any other."""
-    with tls.in_front_of(s3_endpoint, ours.certificate()) as port:
+    """An https endpoint is accepted with the authority in AWS_CA_BUNDLE, and refused with any other."""
+    with tls.in_front_of(s3_endpoint, trusted_authority.certificate()) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(ours.path))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(trusted_authority.path))
         s3fs.S3FileSystem.clear_instance_cache()
         storage = open_storage(s3_url)
         storage.put("a/b", b"over TLS")
         assert storage.get("a/b") == b"over TLS"
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(other.path))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(other_authority.path))
         s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(UnavailableError, match="SSL validation failed"):
             open_storage(s3_url).get("a/b")
