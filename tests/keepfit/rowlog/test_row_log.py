@@ -110,7 +110,7 @@ def test_a_missing_log_is_not_an_empty_one(tmp_path: Path, s3_url: str) -> None:
     for url in ((tmp_path / "log").as_uri(), s3_url):
         log = open_log(url)
         assert log is not None
-        with pytest.raises(UnavailableError, match=r"is not there|There is no row log"):
+        with pytest.raises(UnavailableError, match=r"does not exist|There is no row log"):
             log.view()
         log.probe()
         assert log.view().calls(MODELS[0], 0.0) == []
