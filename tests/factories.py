@@ -1,4 +1,4 @@
-"""Models for tests, made and taught in this process by the very calls that gateways and workers make.
+"""Models for tests, created and trained in this process through the functions that gateways and workers call.
 
 Owns no server and no process: a :class:`Workshop` needs a Redis, a MongoDB and a storage, and no worker.
 """
@@ -52,7 +52,7 @@ def commit_bundle(
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What makes models: all that a snapshotter has, and what a worker learns with."""
+    """Everything that creates, trains and saves models: the resources of a snapshotter and of a worker."""
 
     settings: Settings
     resources: Resources
@@ -77,7 +77,7 @@ class Workshop:
 
     @property
     def storage(self) -> Storage:
-        """Where snapshots go."""
+        """The storage of snapshots."""
         return self.resources.storage
 
     async def make(self, document: dict[str, Any] | recipe.Recipe | None = None, /, **metadata: Any) -> str:
@@ -92,39 +92,39 @@ class Workshop:
         return model_hash
 
     async def accept(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
-        """Take rows into the model's inbox; return their sequence."""
+        """Accept rows into the inbox of the model; return their sequence."""
         model = await self.model(model_hash)
         shaped = shaping.shape(model.recipe, X, y, learning=True)
         return (await accept(self.store, model, shaped)).sequence
 
     async def learn(self, model_hash: str, X: list[Any] = SHOES, y: list[Any] | None = SIZES) -> int:
-        """Accept rows and commit a bundle that has learned all that waits; return the new version."""
+        """Accept rows, learn all pending requests and commit; return the new version."""
         await self.accept(model_hash, X, y)
         return self.work(model_hash).version
 
     def work(self, model_hash: str) -> Committed:
-        """Learn all that waits and commit it, as a worker does."""
+        """Learn all pending requests and commit, as a worker does."""
         token = uuid.uuid4().hex
-        taken = self.consumer.claim(model_hash, token, "")
-        assert taken is not None
-        bundle = self._unsealed(model_hash, taken.recipe_text, taken.data)
-        for entry in taken.entries:
+        claimed = self.consumer.claim(model_hash, token, "")
+        assert claimed is not None
+        bundle = self._unsealed(model_hash, claimed.recipe_text, claimed.data)
+        for entry in claimed.entries:
             if entry.change is not None:
                 bundle.change(entry.change)
             else:
                 bundle.partial_fit(entry.rows())
-        committed = commit_bundle(self.consumer, self.keyring, taken, bundle, len(taken.entries), token)
-        assert committed.version == taken.version + 1
+        committed = commit_bundle(self.consumer, self.keyring, claimed, bundle, len(claimed.entries), token)
+        assert committed.version == claimed.version + 1
         return committed
 
     async def learned(self, document: dict[str, Any] | None = None, /, **metadata: Any) -> str:
-        """Make a model that has learned once; return its hash."""
+        """Create a model that has learned once; return its hash."""
         model_hash = await self.make(document, **metadata)
         await self.learn(model_hash)
         return model_hash
 
     async def model(self, model_hash: str) -> Model:
-        """State of a model that is live."""
+        """Return the state of a live model."""
         model = await self.store.describe(model_hash)
         assert model is not None
         return model
@@ -136,13 +136,13 @@ class Workshop:
         return bundle.predict(shaping.shape(model.recipe, X, learning=False))
 
     def data(self, model_hash: str) -> bytes:
-        """Signed bytes of the live bundle."""
+        """Return the signed bytes of the live bundle."""
         found = self.redis.get(redis_keys.bundle(model_hash))
         assert isinstance(found, bytes)
         return found
 
     def lose(self, model_hash: str) -> None:
-        """Take everything of one model out of Redis, as losing the server does."""
+        """Delete all keys of one model, as the loss of the Redis server does."""
         found = list(self.redis.scan_iter(match=f"kf:{{{model_hash}}}:*"))
         self.redis.delete(*found)
         self.redis.zrem(redis_keys.CHANGED, model_hash)
@@ -155,12 +155,12 @@ class Workshop:
 
 
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
-    """Accept one request under settings of its own, or raise what it was refused for."""
+    """Accept one request with `limits` in place of the settings; raise the error if it is refused."""
     settings = Settings().model_copy(update=limits)
     request = await inbox.make_request(store._store, model.hash, model.generation, shaped, key)
-    line = ScriptConnection(store._store)
-    outcomes, _ = await inbox.accept(line, settings, [request])
-    await line.close()
+    connection = ScriptConnection(store._store)
+    outcomes, _ = await inbox.accept(connection, settings, [request])
+    await connection.close()
     (outcome,) = outcomes
     if not isinstance(outcome, Accepted):
         raise outcome
@@ -169,7 +169,7 @@ async def accept(store: Store, model: Model, shaped: Rows, key: str | None = Non
 
 @asynccontextmanager
 async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the servers that `settings` name."""
+    """Open a workshop on the servers in `settings`."""
     client = redis_clients.store_sync(settings)
     try:
         async with open_resources(settings) as resources:
