@@ -69,7 +69,7 @@ def committed(settings: Settings) -> list[Document]:
         return list(client.get_default_database().history.find({"status": "committed"}))
 
 
-def dangling(shop: Workshop, documents: list[Document]) -> list[str]:
+def without_blob(shop: Workshop, documents: list[Document]) -> list[str]:
     """Return the URIs of snapshots whose blob is missing or different."""
     found = []
     for document in documents:
@@ -161,7 +161,7 @@ async def test_concurrent_snapshotters_save_each_version_once(shop: Workshop, se
     assert [report.failed for report in reports] == [{}, {}]
     documents = committed(settings)
     assert sorted(document["hash"] for document in documents) == sorted(hashes)
-    assert dangling(shop, documents) == []
+    assert without_blob(shop, documents) == []
     assert await shop.store.changed() == []
 
 
@@ -184,7 +184,7 @@ async def test_passes_run_while_workers_learn(shop: Workshop, settings: Settings
     learning.join()
     assert (await shop.snapshotter.run_pass()).failed == {}
     documents = committed(settings)
-    assert dangling(shop, documents) == []
+    assert without_blob(shop, documents) == []
     assert max(Counter((found["hash"], found["version"]) for found in documents).values()) == 1
     for model_hash in hashes:
         newest = await shop.registry.newest(model_hash, 0)
@@ -237,12 +237,12 @@ async def test_a_killed_snapshotter_leaves_no_document_without_a_blob(
     with snapshotter(settings, tmp_path / "snapshotter.log", "1s") as process:
         servers.wait_until(lambda: bool(committed(settings)), "the first snapshot")
         process.kill()
-    assert dangling(shop, committed(settings)) == []
+    assert without_blob(shop, committed(settings)) == []
     report = await shop.snapshotter.run_pass()
     assert report.failed == {}
     documents = committed(settings)
     assert Counter(document["hash"] for document in documents) == Counter(hashes)
-    assert dangling(shop, documents) == []
+    assert without_blob(shop, documents) == []
     assert await shop.store.changed() == []
 
 
@@ -310,17 +310,17 @@ async def test_a_pass_over_ten_thousand_models_reads_only_changed_ones(
     collected_hashes = []
     lifetimes = snapshot_upkeep.list_lifetimes
 
-    async def counted_lives(*args: Any) -> list[snapshot_upkeep.ModelLifetime]:
+    async def counted_lifetimes(*args: Any) -> list[snapshot_upkeep.ModelLifetime]:
         collected_hashes.extend(found := await lifetimes(*args))
         return found
 
-    monkeypatch.setattr(snapshot_upkeep, "list_lifetimes", counted_lives)
+    monkeypatch.setattr(snapshot_upkeep, "list_lifetimes", counted_lifetimes)
     before = commands(shop)
     report = await shop.snapshotter.run_pass()
-    asked = commands(shop) - before
+    executed = commands(shop) - before
     assert sorted(document["hash"] for document in report.saved) == sorted(changed)
-    assert asked["get"] == asked["strlen"] == 100
-    assert asked["hmget"] <= 300
+    assert executed["get"] == executed["strlen"] == 100
+    assert executed["hmget"] <= 300
     # The blob that names the history is read only if this slice has blobs.
     assert counted.pop("get", 0) <= 1
     assert counted == dict.fromkeys(("write_intents", "commit_many", "put", "note_snapshots"), 100)

@@ -1,4 +1,4 @@
-"""Fixtures of the workers' tests: what a worker process has, and the gateway's side of the store."""
+"""Fixtures for the tests of workers: a worker context, a Redis client and the gateway's store."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -21,13 +21,13 @@ def context(settings: Settings) -> Iterator[WorkerContext]:
 
 @pytest.fixture
 def client(settings: Settings) -> redis.Redis:
-    """Return a plain connection to Redis."""
+    """Return a plain client of the store's Redis."""
     return redis_clients.store_sync(settings)
 
 
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[Store]:
-    """Return the gateway's side of the store."""
+    """Return the store as a gateway uses it."""
     opened = redis_clients.store_async(settings)
     yield Store(opened)
     await opened.aclose()

@@ -1,4 +1,4 @@
-"""Classes that turn up late, in worker processes: far too many of them, and another process for each."""
+"""Late classes in worker processes: more than allowed, and learned by alternating processes."""
 
 from typing import Any
 
@@ -21,40 +21,38 @@ REQUESTS: list[tuple[list[list[float]], list[Any]]] = [
 ]
 
 
-async def test_more_labels_than_there_may_be_are_put_aside_with_the_reason(
+async def test_a_request_with_too_many_labels_becomes_a_dead_letter(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """A target of ever new labels is put aside and says why; the requests after it are learned, by the same classes."""
+    """Its reason names the limit; the requests after it are learned, and the classes stay the same."""
     model = await make(store, {"estimator": "Perceptron"})
     await send(store, model, [[0.0], [1.0]], ["a", "b"])
     await send(store, model, [[float(i)] for i in range(CLASSES_MAX)], list(range(CLASSES_MAX)))
     await send(store, model, [[2.0]], ["c"])
     learn_all(context, model.hash)
-    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
-    assert b"more than 10000 labels: is it a number to be predicted?" in kept[b"reason"]
+    ((_, dead),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert b"more than 10000 labels: is it a number to be predicted?" in dead[b"reason"]
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
-    held = context.bundles.cache.get(model.hash, after.digest)
-    assert held is not None
-    assert held.classes == ["a", "b", "c"]
+    cached = context.bundles.cache.get(model.hash, after.digest)
+    assert cached is not None
+    assert cached.classes == ["a", "b", "c"]
 
 
-async def test_a_new_class_is_learned_by_another_worker_than_the_old_ones(
-    store: Store, context: WorkerContext, settings: Settings
-) -> None:
-    """What one process has grown and written, another one loads, and learns one class more."""
+async def test_another_worker_learns_a_new_class(store: Store, context: WorkerContext, settings: Settings) -> None:
+    """A process loads the estimator that another process has extended and committed, and adds a class to it."""
     model = await make(store, RECIPE)
     twin = Twin(RECIPE)
     other = WorkerContext(settings, "other")
     try:
-        for place, (X, y) in enumerate(REQUESTS):
+        for number, (X, y) in enumerate(REQUESTS):
             await send(store, model, X, y)
-            learn_all((context, other)[place % 2], model.hash)
+            learn_all((context, other)[number % 2], model.hash)
             twin.learn(X, y)
         after = await described(store, model)
-        held = other.bundles.cache.get(model.hash, after.digest)
+        cached = other.bundles.cache.get(model.hash, after.digest)
     finally:
         other.close()
-    assert held is not None
-    assert held.estimator.coef_.tobytes() == twin.bundle.estimator.coef_.tobytes()
-    assert held.estimator.intercept_.tobytes() == twin.bundle.estimator.intercept_.tobytes()
+    assert cached is not None
+    assert cached.estimator.coef_.tobytes() == twin.bundle.estimator.coef_.tobytes()
+    assert cached.estimator.intercept_.tobytes() == twin.bundle.estimator.intercept_.tobytes()

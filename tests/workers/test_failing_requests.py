@@ -1,4 +1,4 @@
-"""Requests that take their workers along, or that no estimator can learn: found, put aside, and never in the way."""
+"""Requests that kill workers or that the estimator refuses become dead letters; later requests are learned."""
 
 import asyncio
 from typing import Any
@@ -21,31 +21,31 @@ from keepfit_workers.sweep import end_lease
 from tests.factories import accept
 
 REQUESTS = 300
-# Requests of a batch are tried twice, then halved until one is alone: 300, 300, 150, 75, 37, 18, 9, 4, 2.
+# A batch is tried twice, then halved until one request is alone: 300, 300, 150, 75, 37, 18, 9, 4, 2.
 HALVINGS = 9
 POISON = 666.0
 
 
 class Killed(BaseException):
-    """What stands for the death of a worker: nothing of it is caught."""
+    """Stands for the death of a worker: no handler catches it."""
 
 
 @pytest.fixture
-def deadly(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
-    """Let every worker die that learns a row of 666."""
+def poison(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    """Kill every worker that learns a row of 666."""
     original = Bundle.partial_fit_unchecked
 
-    def taught(bundle: Bundle, rows: Rows) -> None:
+    def learn_or_fail(bundle: Bundle, rows: Rows) -> None:
         if POISON in rows.number_matrix():
             raise Killed
         original(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "partial_fit_unchecked", taught)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", learn_or_fail)
     return Killed
 
 
 async def make(store: Store, **more: Any) -> Model:
-    """Make a model of one column."""
+    """Install a model of one column."""
     metadata = {"type": "poison", **{name: str(value) for name, value in more.items()}}
     text = identity.canonical(metadata).decode()
     recipe = parse({"estimator": "SGDRegressor", **more})
@@ -62,13 +62,13 @@ async def described(store: Store, model_hash: str) -> Model:
 
 
 async def send(store: Store, model: Model, value: float) -> int:
-    """Have one row accepted; return its sequence."""
+    """Accept one row; return its sequence."""
     rows = shape(model.recipe, [[value]], [value / 10], learning=True)
     return (await accept(store, model, rows)).sequence
 
 
 def work(context: WorkerContext, model: Model, client: redis.Redis) -> int:
-    """Learn all that waits, with a new worker for each that dies, as a supervisor does; return the deaths."""
+    """Learn all pending requests, with a new worker after each death, as a supervisor does; return the deaths."""
     for deaths in range(3 * REQUESTS):
         lease = f"lease-{deaths}"
         try:
@@ -80,20 +80,20 @@ def work(context: WorkerContext, model: Model, client: redis.Redis) -> int:
             end_lease(client, client, lease)
         else:
             return deaths
-    raise AssertionError("the poison was never found")
+    raise AssertionError("the poison request was never found")
 
 
-def dead(client: redis.Redis, model: Model) -> list[dict[bytes, bytes]]:
-    """Entries that were put aside."""
+def dead_letters(client: redis.Redis, model: Model) -> list[dict[bytes, bytes]]:
+    """Return the fields of the dead letters."""
     return [fields for _, fields in client.xrange(redis_keys.dead(model.hash))]  # type: ignore[misc, union-attr]
 
 
-@pytest.mark.usefixtures("deadly")
+@pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize(("at", "updates"), [(0, "exact"), (137, "exact"), (137, "merged"), (REQUESTS - 1, "exact")])
-async def test_one_of_many_that_kills_is_found_by_halving(
+async def test_a_poison_request_in_a_batch_is_found_by_halving(
     store: Store, context: WorkerContext, client: redis.Redis, updates: str, at: int
 ) -> None:
-    """One deadly request among hundreds costs a few workers, not hundreds; all others are learned in order."""
+    """One poison request among 300 kills at most 9 + ATTEMPTS_MAX workers; all others are learned in order."""
     model = await make(store, updates=updates)
     values = [float(i % 50) / 50 for i in range(REQUESTS)]
     values[at] = POISON
@@ -102,51 +102,53 @@ async def test_one_of_many_that_kills_is_found_by_halving(
     assert work(context, model, client) <= HALVINGS + ATTEMPTS_MAX
     after = await described(store, model.hash)
     assert (after.rows_seen, after.learned, after.inbox) == (REQUESTS - 1, REQUESTS, 0)
-    (kept,) = dead(client, model)
-    assert int(kept[b"sequence"]) == at + 1
-    assert b"workers died" in kept[b"reason"]
+    (letter,) = dead_letters(client, model)
+    assert int(letter[b"sequence"]) == at + 1
+    assert b"workers died" in letter[b"reason"]
     if updates == "exact":
         expected = Bundle.new(model.recipe)
         for value in values:
             if value != POISON:
                 expected.partial_fit(shape(model.recipe, [[value]], [value / 10], learning=True))
-        held = context.bundles.cache.get(model.hash, after.digest)
-        assert held is not None
-        assert np.array_equal(held.estimator.coef_, expected.estimator.coef_)
+        cached = context.bundles.cache.get(model.hash, after.digest)
+        assert cached is not None
+        assert np.array_equal(cached.estimator.coef_, expected.estimator.coef_)
 
 
-@pytest.mark.usefixtures("deadly")
-async def test_two_that_kill_are_both_found(store: Store, context: WorkerContext, client: redis.Redis) -> None:
-    """After the first deadly request is put aside, the second one is found in the same way."""
+@pytest.mark.usefixtures("poison")
+async def test_two_poison_requests_are_both_found(store: Store, context: WorkerContext, client: redis.Redis) -> None:
+    """After the first poison request became a dead letter, the second one is found in the same way."""
     model = await make(store)
     for i in range(64):
         await send(store, model, POISON if i in (20, 21) else 1.0)
     assert work(context, model, client) <= 2 * (7 + ATTEMPTS_MAX)
-    assert [int(kept[b"sequence"]) for kept in dead(client, model)] == [21, 22]
+    assert [int(letter[b"sequence"]) for letter in dead_letters(client, model)] == [21, 22]
     assert (await described(store, model.hash)).rows_seen == 62
 
 
-@pytest.mark.usefixtures("deadly")
-async def test_one_death_makes_nothing_suspect(store: Store, context: WorkerContext, client: redis.Redis) -> None:
-    """After a first death the same requests are read together once more, and those that came since are not."""
+@pytest.mark.usefixtures("poison")
+async def test_the_batch_is_claimed_whole_once_more_after_a_death(
+    store: Store, context: WorkerContext, client: redis.Redis
+) -> None:
+    """After a first death the same requests are claimed together once more; requests accepted since are left out."""
     model = await make(store)
     for i in range(8):
         await send(store, model, POISON if i == 7 else 1.0)
     sizes = []
     for _ in range(4):
-        taken = context.consumer.claim(model.hash, "dies", "")
-        assert taken is not None
-        sizes.append(len(taken.entries))
+        claimed = context.consumer.claim(model.hash, "dies", "")
+        assert claimed is not None
+        sizes.append(len(claimed.entries))
         client.delete(redis_keys.lock(model.hash))
         await send(store, model, 1.0)
     assert sizes == [8, 8, 4, 2]
 
 
-@pytest.mark.usefixtures("deadly")
-async def test_rows_that_came_after_the_death_are_not_suspect(
+@pytest.mark.usefixtures("poison")
+async def test_requests_accepted_after_a_death_are_not_claimed_with_the_suspect(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """A request that kills alone is tried alone again, however much came in behind it."""
+    """A request that killed a worker alone is tried alone again, however many requests were accepted after it."""
     model = await make(store)
     await send(store, model, POISON)
     with pytest.raises(Killed):
@@ -154,37 +156,37 @@ async def test_rows_that_came_after_the_death_are_not_suspect(
     client.delete(redis_keys.lock(model.hash))
     for _ in range(5):
         await send(store, model, 1.0)
-    taken = context.consumer.claim(model.hash, "second", "")
-    assert taken is not None
-    assert ([entry.sequence for entry in taken.entries], taken.attempts) == ([1], 2)
+    claimed = context.consumer.claim(model.hash, "second", "")
+    assert claimed is not None
+    assert ([entry.sequence for entry in claimed.entries], claimed.attempts) == ([1], 2)
 
 
-async def test_a_request_that_needs_too_much_memory_is_put_aside(
+async def test_a_request_that_needs_too_much_memory_becomes_a_dead_letter(
     store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that runs out of memory lives on; after some tries the request is put aside and the next is learned."""
+    """The worker survives the MemoryError; after several tries the request is dead, and the next one is learned."""
     model = await make(store)
     original = Bundle.partial_fit_unchecked
 
-    def taught(bundle: Bundle, rows: Rows) -> None:
+    def learn_or_fail(bundle: Bundle, rows: Rows) -> None:
         if POISON in rows.number_matrix():
             raise MemoryError
         original(bundle, rows)
 
-    monkeypatch.setattr(Bundle, "partial_fit_unchecked", taught)
+    monkeypatch.setattr(Bundle, "partial_fit_unchecked", learn_or_fail)
     await send(store, model, POISON)
     await send(store, model, 1.0)
     for _ in range(ATTEMPTS_MAX + 3):
         learn(context, model.hash, "lease")
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (1, 0)
-    assert b"memory" in dead(client, model)[0][b"reason"]
+    assert b"memory" in dead_letters(client, model)[0][b"reason"]
 
 
-async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
+async def test_an_unreadable_bundle_makes_no_dead_letters(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """A bundle that cannot be read for a long time holds its mail up; mended, all of it is learned."""
+    """While the bundle is unreadable its requests stay pending; once it is readable, all of them are learned."""
     model = await make(store)
     await send(store, model, 1.0)
     assert not learn(context, model.hash, "lease")
@@ -194,20 +196,20 @@ async def test_trouble_that_is_not_the_requests_never_puts_them_aside(
     client.set(redis_keys.bundle(model.hash), live[:-1] + bytes([live[-1] ^ 1]))
     await send(store, model, 2.0)
     for _ in range(ATTEMPTS_MAX + 1):
-        # What would put it right, if the model were registered, runs a loop of its own.
+        # The repair, which would succeed if the model were registered, runs an event loop of its own.
         assert not await asyncio.to_thread(learn, context, model.hash, "lease")
     client.set(redis_keys.bundle(model.hash), live)
     assert not learn(context, model.hash, "lease")
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (2, 0)
-    assert dead(client, model) == []
+    assert dead_letters(client, model) == []
 
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
-async def test_rows_that_make_the_model_infinite_are_put_aside(
+async def test_rows_that_make_a_coefficient_infinite_become_a_dead_letter(
     store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
-    """Rows that would leave an infinite coefficient are put aside, saying which; later rows go on from before them."""
+    """The reason names the overflow; later rows are learned on top of the state before the refused request."""
     model = await make(store, params={"eta0": 1e280, "learning_rate": "constant"}, updates=updates)
     await send(store, model, 0.0)
     bad = await send(store, model, 1e38)
@@ -216,18 +218,18 @@ async def test_rows_that_make_the_model_infinite_are_put_aside(
         pass
     after = await described(store, model.hash)
     assert (after.rows_seen, after.inbox) == (2, 0)
-    (kept,) = dead(client, model)
-    assert int(kept[b"sequence"]) == bad
-    assert b"finite" in kept[b"reason"] or b"overflow" in kept[b"reason"]
-    held = context.bundles.cache.get(model.hash, after.digest)
-    assert held is not None
-    assert np.isfinite(held.estimator.coef_).all()
+    (letter,) = dead_letters(client, model)
+    assert int(letter[b"sequence"]) == bad
+    assert b"finite" in letter[b"reason"] or b"overflow" in letter[b"reason"]
+    cached = context.bundles.cache.get(model.hash, after.digest)
+    assert cached is not None
+    assert np.isfinite(cached.estimator.coef_).all()
 
 
-async def test_what_is_put_aside_says_when_and_what(
+async def test_a_dead_letter_has_time_size_and_rows(
     store: Store, context: WorkerContext, client: redis.Redis, settings: Settings
 ) -> None:
-    """An entry is named by generation and sequence and has its time, its size and its rows."""
+    """Its id is generation and sequence; its fields are those two, the time, the size and the rows."""
     metadata = {"type": "poison", "counts": True}
     recipe = parse({"estimator": "MultinomialNB", "classes": ["a", "b"]})
     model_hash = identity.hash_of(metadata)
@@ -236,10 +238,10 @@ async def test_what_is_put_aside_says_when_and_what(
     rows = shape(recipe, [[-1.0]], ["a"], learning=True)
     await accept(store, model, rows)
     assert not learn(context, model_hash, "lease")
-    ((name, kept),) = client.xrange(redis_keys.dead(model_hash))  # type: ignore[misc, union-attr]
+    ((name, letter),) = client.xrange(redis_keys.dead(model_hash))  # type: ignore[misc, union-attr]
     seconds, _ = client.time()  # type: ignore[misc]
     assert name == b"7-1"
-    assert (kept[b"generation"], kept[b"sequence"], kept[b"big"]) == (b"7", b"1", b"")
-    assert kept[b"rows"] == rows.encode()
-    assert int(kept[b"size"]) == len(rows.encode())
-    assert abs(int(kept[b"at"]) / 1000 - seconds) < 60
+    assert (letter[b"generation"], letter[b"sequence"], letter[b"big"]) == (b"7", b"1", b"")
+    assert letter[b"rows"] == rows.encode()
+    assert int(letter[b"size"]) == len(rows.encode())
+    assert abs(int(letter[b"at"]) / 1000 - seconds) < 60

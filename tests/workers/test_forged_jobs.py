@@ -1,4 +1,4 @@
-"""Rogue jobs in RQ's queue, and real workers: nothing of them runs, no worker stops, and leases go on beside them."""
+"""Forged jobs in RQ's queue, with real workers: none of them runs, no worker stops, and leases still run."""
 
 import json
 import os
@@ -37,7 +37,7 @@ HUGE = 8 * 2**20
 
 @pytest.fixture
 def worker(settings: Settings, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """Run `keepfit worker` with one process; yields the supervisor and its log."""
+    """Run `keepfit worker` with one process; yield the supervisor and its log file."""
     log = tmp_path / "worker.log"
     environment = {
         **os.environ,
@@ -48,20 +48,20 @@ def worker(settings: Settings, tmp_path: Path) -> Iterator[tuple["subprocess.Pop
         "KEEPFIT_WORKERS": "1",
     }
     with log.open("wb") as output:
-        context = subprocess.Popen(
+        supervisor = subprocess.Popen(
             [sys.executable, "-m", "keepfit", "worker"],
             env=environment,
             stdout=output,
             stderr=output,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
-    yield context, log
-    context.send_signal(signal.SIGTERM)
-    assert context.wait(30) == 0, log.read_text()
+    yield supervisor, log
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(30) == 0, log.read_text()
 
 
 def write(client: redis.Redis, name: bytes | str, data: Any, **fields: Any) -> None:
-    """Write a record as somebody might who can write to Redis, and put its id into the queue."""
+    """Write a job record, as any client of Redis could, and push its id to the queue."""
     raw = data if isinstance(data, bytes) else zlib.compress(json.dumps(data).encode())
     key = Job.redis_job_namespace_prefix.encode() + (name if isinstance(name, bytes) else name.encode())
     client.hset(key, mapping={"data": raw, "status": "queued", **fields})
@@ -69,8 +69,8 @@ def write(client: redis.Redis, name: bytes | str, data: Any, **fields: Any) -> N
     client.incr("written")
 
 
-def rogues(client: redis.Redis, mark: Path) -> int:
-    """Put all kinds of foreign jobs into the queue, each of which would make a file; return how many."""
+def push_forged_jobs(client: redis.Redis, mark: Path) -> int:
+    """Push all kinds of forged jobs, each of which would create the file `mark`; return how many."""
     command = f"touch {mark}"
     system = ["os.system", None, [command], {}]
     for serializer in (DefaultSerializer, JSONSerializer):
@@ -95,25 +95,25 @@ def rogues(client: redis.Redis, mark: Path) -> int:
     client.rpush(redis_keys.RQ_QUEUE, next(ids))
     client.set(Job.redis_job_namespace_prefix + (name := next(ids)), "no hash")
     client.rpush(redis_keys.RQ_QUEUE, name)
-    # And the two that RQ itself enqueued; the last two have no record, which is no rarity.
+    # Plus the two that RQ itself enqueued; the last two have no job record, which also happens in normal operation.
     return int(client.get("written") or 0) + 2  # type: ignore[arg-type]
 
 
-async def test_rogue_jobs_neither_run_nor_stop_a_worker(
+async def test_forged_jobs_neither_run_nor_stop_a_worker(
     settings: Settings, worker: tuple["subprocess.Popen[bytes]", Path], tmp_path: Path
 ) -> None:
-    """Foreign jobs of all kinds are refused and logged by one living worker, which learns what comes behind them."""
+    """One worker refuses and logs forged jobs of all kinds, and executes the lease enqueued after them."""
     client, mark = redis_clients.queue_sync(settings), tmp_path / "ran"
     wait_until(lambda: bool(client.smembers(redis_keys.RQ_WORKERS)), "the worker's start")
     (name,) = client.smembers(redis_keys.RQ_WORKERS)  # type: ignore[misc]
-    # Commands that anybody may publish, and the key that suspends RQ's workers.
+    # Commands that any client may publish, and the key that suspends RQ's workers.
     channel = PUBSUB_CHANNEL_TEMPLATE % name.decode().rpartition(":")[2]
-    for order in ("shutdown", "kill-horse", "stop-job", "stop-execution", "{"):
-        assert client.publish(channel, json.dumps({"command": order})) == 0, "somebody listens for commands"
+    for command in ("shutdown", "kill-horse", "stop-job", "stop-execution", "{"):
+        assert client.publish(channel, json.dumps({"command": command})) == 0, "a worker subscribes to RQ's commands"
     suspend(client)
-    count = rogues(client, mark)
+    count = push_forged_jobs(client, mark)
     store = redis_clients.store_async(settings)
-    metadata, recipe = {"type": "rogue"}, parse({"estimator": "SGDRegressor"})
+    metadata, recipe = {"type": "forged"}, parse({"estimator": "SGDRegressor"})
     model_hash = identity.hash_of(metadata)
     opened = Store(store)
     await opened.install(Install(model_hash, identity.canonical(metadata).decode(), recipe.text(), generation=1))
@@ -122,7 +122,7 @@ async def test_rogue_jobs_neither_run_nor_stop_a_worker(
     await accept(opened, model, shape(recipe, [[1.0]], [1.0], learning=True))
     run_queue.enqueue_lease(client, run_queue.LEARN, settings.lease_ttl_s, [model_hash])
     state = redis_keys.state(model_hash)
-    wait_until(lambda: client.hget(state, "learned") == b"1", "a row being learned behind the rogue jobs")
+    wait_until(lambda: client.hget(state, "learned") == b"1", "a row being learned after the forged jobs")
     await store.aclose()
     _, log = worker
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""Learning in one worker process, without RQ around it: what is done with requests that cannot be learned."""
+"""Learning in one worker process, called without RQ: commits, parameter changes, dead letters, locks."""
 
 import asyncio
 from typing import Any
@@ -26,7 +26,7 @@ COUNTS = {"estimator": "MultinomialNB", "classes": ["a", "b"]}
 
 
 async def make(store: Store, document: dict[str, Any]) -> Model:
-    """Make a model of a recipe."""
+    """Install a model with this recipe."""
     metadata = {"type": "test", "recipe": document}
     model_hash = identity.hash_of(metadata)
     text = identity.canonical(metadata).decode()
@@ -37,36 +37,38 @@ async def make(store: Store, document: dict[str, Any]) -> Model:
 
 
 async def send(store: Store, model: Model, X: list[list[float]], y: list[Any] | None) -> int:
-    """Have rows accepted; return their sequence."""
+    """Accept rows as one request; return its sequence."""
     return (await accept(store, model, shape(model.recipe, X, y, learning=True))).sequence
 
 
 async def change(store: Store, model: Model, params: dict[str, Any]) -> None:
-    """Have a change of parameters accepted."""
-    line = ScriptConnection(store._store)
-    (outcome,), _ = await inbox.accept(line, Settings(), [inbox.make_change(model.hash, model.generation, params)])
-    await line.close()
+    """Accept a change of parameters."""
+    connection = ScriptConnection(store._store)
+    (outcome,), _ = await inbox.accept(
+        connection, Settings(), [inbox.make_change(model.hash, model.generation, params)]
+    )
+    await connection.close()
     assert isinstance(outcome, Accepted)
 
 
 async def described(store: Store, model: Model) -> Model:
-    """Read the model's state anew."""
+    """Read the model's state again."""
     again = await store.describe(model.hash)
     assert again is not None
     return again
 
 
 def learn_all(context: WorkerContext, model_hash: str) -> None:
-    """Learn for as many turns as it takes: how much fits into one depends on what else the machine does."""
+    """Learn until no request is pending: how much one turn learns depends on the load of the machine."""
     while learn(context, model_hash, "lease"):
         pass
 
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
-async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_are_learned(
+async def test_a_request_that_the_estimator_refuses_becomes_a_dead_letter(
     store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
-    """Negative counts are refused by MultinomialNB: that request is kept aside, all around it are learned."""
+    """MultinomialNB refuses negative counts: that request becomes a dead letter, the other ones are learned."""
     model = await make(store, {**COUNTS, "updates": updates})
     good = [([1.0, 2.0], "a"), ([3.0, 0.0], "b"), ([0.0, 4.0], "a")]
     await send(store, model, [good[0][0]], [good[0][1]])
@@ -77,17 +79,17 @@ async def test_a_request_that_the_estimator_refuses_is_put_aside_and_the_others_
         await send(store, model, [X], [y])
     with structlog.testing.capture_logs() as logged:
         learn_all(context, model.hash)
-    (told,) = (line for line in logged if line["event"] == "request_put_aside")
-    assert (told["sequence"], told["request_id"]) == (bad, "from-the-client")
+    (event,) = (each for each in logged if each["event"] == "request_put_aside")
+    assert (event["sequence"], event["request_id"]) == (bad, "from-the-client")
     after = await described(store, model)
     assert (after.rows_seen, after.inbox) == (3, 0)
-    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
-    assert int(kept[b"sequence"]) == bad
-    assert b"Negative values" in kept[b"reason"]
+    ((_, letter),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert int(letter[b"sequence"]) == bad
+    assert b"Negative values" in letter[b"reason"]
     expected = _learned(model.recipe, good)
-    held = context.bundles.cache.get(model.hash, after.digest)
-    assert held is not None
-    assert (held.estimator.feature_count_ == expected.estimator.feature_count_).all()
+    cached = context.bundles.cache.get(model.hash, after.digest)
+    assert cached is not None
+    assert (cached.estimator.feature_count_ == expected.estimator.feature_count_).all()
 
 
 def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
@@ -97,10 +99,8 @@ def _learned(recipe: Recipe, rows: list[tuple[list[float], Any]]) -> Bundle:
     return bundle
 
 
-async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(
-    store: Store, context: WorkerContext
-) -> None:
-    """A worker that is to stop says that mail is left, so that the next lease learns it and nobody has to sweep."""
+async def test_a_model_claimed_during_shutdown_returns_to_the_run_queue(store: Store, context: WorkerContext) -> None:
+    """A stopping worker reports pending requests, so that the next lease learns them without waiting for a sweep."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [2.0])
     context.stopping = True
@@ -109,26 +109,26 @@ async def test_a_model_claimed_after_the_order_to_stop_goes_back_into_the_room(
 
 
 async def test_merged_requests_become_one_call(store: Store, context: WorkerContext) -> None:
-    """With "merged" all that waits is one partial_fit call and one version."""
+    """With "merged" all pending requests are one partial_fit call and one version."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": "merged"})
     for i in range(50):
         await send(store, model, [[float(i), 1.0]], [float(i % 7)])
     learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.version, after.rows_seen) == (1, 50)
-    held = context.bundles.cache.get(model.hash, after.digest)
+    cached = context.bundles.cache.get(model.hash, after.digest)
     whole = Bundle.new(model.recipe)
     rows = [[float(i), 1.0] for i in range(50)]
     whole.partial_fit(shape(model.recipe, rows, [float(i % 7) for i in range(50)], learning=True))
-    assert held is not None
-    assert (held.estimator.coef_ == whole.estimator.coef_).all()
+    assert cached is not None
+    assert (cached.estimator.coef_ == whole.estimator.coef_).all()
 
 
 @pytest.mark.parametrize("updates", ["exact", "merged"])
-async def test_a_change_is_made_between_the_rows_before_and_after_it(
+async def test_a_change_applies_between_the_rows_before_and_after_it(
     store: Store, context: WorkerContext, client: redis.Redis, updates: str
 ) -> None:
-    """All that waits is one commit: rows, a change, rows, which are joined up to the change only."""
+    """Rows, a change and rows are one commit; requests are merged only up to the next change."""
     model = await make(store, {"estimator": "SGDRegressor", "updates": updates})
     whole = Bundle.new(model.recipe)
     for number in range(3):
@@ -139,31 +139,31 @@ async def test_a_change_is_made_between_the_rows_before_and_after_it(
         batch = [[float(number), i] for i in range(4)]
         for row in batch:
             await send(store, model, [row], [1.0])
-        parts = [batch] if updates == "merged" else [[row] for row in batch]
-        for part in parts:
-            whole.partial_fit(shape(model.recipe, part, [1.0] * len(part), learning=True))
+        calls = [batch] if updates == "merged" else [[row] for row in batch]
+        for rows in calls:
+            whole.partial_fit(shape(model.recipe, rows, [1.0] * len(rows), learning=True))
     learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.version, after.rows_seen, after.inbox) == (1, 12, 0)
     assert after.changed == {"eta0": 0.2, "alpha": 0.5}
-    held = context.bundles.cache.get(model.hash, after.digest)
-    assert held is not None
-    assert (held.estimator.coef_ == whole.estimator.coef_).all()
-    assert held.estimator.t_ == whole.estimator.t_ == 13.0
-    # Accepted, as a gateway of another version might have done, and no parameter of it.
+    cached = context.bundles.cache.get(model.hash, after.digest)
+    assert cached is not None
+    assert (cached.estimator.coef_ == whole.estimator.coef_).all()
+    assert cached.estimator.t_ == whole.estimator.t_ == 13.0
+    # A gateway of another version may have accepted a parameter that the estimator does not have.
     await change(store, model, {"alfa": 1})
     await send(store, model, [[1.0, 1.0]], [1.0])
     learn_all(context, model.hash)
-    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
-    assert b"there is no 'alfa'" in kept[b"reason"]
+    ((_, letter),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert b"there is no 'alfa'" in letter[b"reason"]
     last = await described(store, model)
     assert (last.rows_seen, last.changed) == (13, after.changed)
 
 
-async def test_a_request_that_takes_its_workers_along_is_put_aside(
+async def test_a_request_that_killed_its_workers_becomes_a_dead_letter(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """After too many workers died at the same request it is put aside, and the next one is learned."""
+    """After ATTEMPTS_MAX claims without a commit the request becomes a dead letter, and the next one is learned."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     await send(store, model, [[2.0]], [2.0])
@@ -171,14 +171,14 @@ async def test_a_request_that_takes_its_workers_along_is_put_aside(
     learn_all(context, model.hash)
     after = await described(store, model)
     assert (after.rows_seen, after.learned) == (1, 2)
-    ((_, kept),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
-    assert b"workers died" in kept[b"reason"]
+    ((_, letter),) = client.xrange(redis_keys.dead(model.hash))  # type: ignore[misc, union-attr]
+    assert b"workers died" in letter[b"reason"]
 
 
-async def test_a_model_locked_by_another_is_left_alone(
+async def test_a_model_locked_by_another_lease_is_skipped(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """A lease that finds a model locked does nothing; the holder sees the mail when it lets go."""
+    """A lease skips a locked model; the holder of the lock finds the pending request when it unlocks."""
     model = await make(store, {"estimator": "SGDRegressor"})
     await send(store, model, [[1.0]], [1.0])
     client.set(redis_keys.lock(model.hash), "another", ex=10)
@@ -186,10 +186,10 @@ async def test_a_model_locked_by_another_is_left_alone(
     assert (await described(store, model)).inbox == 1
 
 
-async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
+async def test_a_forged_bundle_is_not_unpickled_and_its_requests_stay_pending(
     store: Store, context: WorkerContext, client: redis.Redis, tmp_path: Any
 ) -> None:
-    """A pickle that nobody signed, put into Redis, is refused; rows wait until somebody mends it."""
+    """A worker refuses an unsigned pickle in Redis; requests stay pending until the bundle is replaced."""
 
     class Bomb:
         def __reduce__(self) -> Any:
@@ -205,7 +205,7 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
     context.bundles.cache.drop(model.hash)
     client.set(redis_keys.bundle(model.hash), live[:-200] + pickle.dumps(Bomb()))
     await send(store, model, [[2.0]], [2.0])
-    # What would put it right runs a loop of its own.
+    # The repair runs an event loop of its own.
     await asyncio.to_thread(learn_all, context, model.hash)
     assert not (tmp_path / "ran").exists()
     assert (await described(store, model)).inbox == 1
@@ -214,10 +214,10 @@ async def test_a_forged_bundle_is_never_unpickled_and_its_mail_stays(
     assert (await described(store, model)).rows_seen == 2
 
 
-async def test_the_cache_is_never_believed_over_the_store(
+async def test_a_cached_bundle_is_used_only_if_it_is_the_stored_one(
     store: Store, context: WorkerContext, settings: Settings
 ) -> None:
-    """A worker that holds an old bundle learns on from the one another worker committed."""
+    """A worker with an older bundle in its cache continues from the one that another worker committed."""
     model = await make(store, {"estimator": "SGDRegressor"})
     other = WorkerContext(settings, "test")
     rows = [([float(i)], float(i % 3)) for i in range(6)]
@@ -227,6 +227,6 @@ async def test_the_cache_is_never_believed_over_the_store(
     other.close()
     after = await described(store, model)
     assert after.rows_seen == 6
-    held = context.bundles.cache.get(model.hash, after.digest) or other.bundles.cache.get(model.hash, after.digest)
-    assert held is not None
-    assert (held.estimator.coef_ == _learned(model.recipe, rows).estimator.coef_).all()
+    cached = context.bundles.cache.get(model.hash, after.digest) or other.bundles.cache.get(model.hash, after.digest)
+    assert cached is not None
+    assert (cached.estimator.coef_ == _learned(model.recipe, rows).estimator.coef_).all()

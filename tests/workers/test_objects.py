@@ -1,4 +1,4 @@
-"""Objects in the hands of workers: from the recipe to Redis, to a snapshot and back, under changing keys."""
+"""Uploaded objects in workers: from the recipe to Redis, to a snapshot and back, under changing keys."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -27,14 +27,14 @@ SOURCE = """class Last:
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """Return the recipe of an object whose class nobody can import."""
+    """Return the recipe of an object whose class cannot be imported."""
     script = ModuleType("notebook")
     exec(compile(SOURCE, "notebook", "exec"), script.__dict__)
     sys.modules["notebook"] = script
@@ -50,8 +50,8 @@ def worker(settings: Settings, upload_keys: str) -> WorkerContext:
     return WorkerContext(Settings(**{**settings.model_dump(), "upload_keys": upload_keys}), "test")
 
 
-async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: Settings, recipe: Recipe) -> None:
-    """What an object learned is saved, lost and restored like any bundle, and needs no upload key any more."""
+async def test_an_object_is_restored_from_its_snapshot(shop: Workshop, settings: Settings, recipe: Recipe) -> None:
+    """An object is saved, lost and restored like any bundle; after its first commit no upload key is needed."""
     model_hash = await shop.make(recipe)
     first, second = worker(settings, KEYS), worker(settings, "")
     await shop.accept(model_hash, [[1.0]], [7.0])
@@ -69,23 +69,23 @@ async def test_an_object_comes_back_from_its_snapshot(shop: Workshop, settings: 
         context.close()
 
 
-async def test_rows_wait_for_a_worker_with_the_upload_key(
+async def test_rows_stay_pending_until_a_worker_has_the_upload_key(
     shop: Workshop, settings: Settings, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers without the key that signed an object learn nothing of it and lose nothing; one with it learns all."""
+    """Workers without the object's upload key learn no rows and lose none; a worker with the key learns all."""
     model_hash = await shop.make(recipe)
-    unfit, fit = (worker(settings, upload_keys) for upload_keys in ("", f"{OTHER},{KEYS}"))
+    keyless, keyed = (worker(settings, upload_keys) for upload_keys in ("", f"{OTHER},{KEYS}"))
     foreign = worker(settings, OTHER)
     for value in (1.0, 2.0, 3.0):
         await shop.accept(model_hash, [[value]], [value])
-        for context in (unfit, foreign):
+        for context in (keyless, foreign):
             assert not learn(context, model_hash, "lease")
     assert (await shop.model(model_hash)).inbox == 3
     assert shop.redis.exists(redis_keys.lock(model_hash)) == 0
-    said = capsys.readouterr().out
-    assert said.count("bundle_unreadable") == 2
-    assert UPLOAD_KEYS in said
-    assert not learn(fit, model_hash, "lease")
+    output = capsys.readouterr().out
+    assert output.count("bundle_unreadable") == 2
+    assert UPLOAD_KEYS in output
+    assert not learn(keyed, model_hash, "lease")
     assert ((await shop.model(model_hash)).inbox, await shop.predict(model_hash, [[0.0]])) == (0, [3.0])
-    for context in (unfit, foreign, fit):
+    for context in (keyless, foreign, keyed):
         context.close()

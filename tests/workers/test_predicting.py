@@ -1,4 +1,4 @@
-"""Answering questions in one worker process, without RQ around it."""
+"""Predict requests in one worker process, called without RQ."""
 
 from typing import Any
 
@@ -24,24 +24,24 @@ from keepfit_workers.predicting import answer_all
 from tests.factories import accept
 
 RECIPE = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
-ROOM = run_queue.PREDICT.name
+QUEUE = run_queue.PREDICT.name
 
 
 def rows_of(*values: float, learning: bool = False) -> Rows:
-    """Rows of one column, with themselves as their target."""
+    """Return rows of one column; the target equals the input."""
     return shape(RECIPE, [[value] for value in values], list(values) if learning else None, learning=learning)
 
 
-async def taught(store: Store, context: WorkerContext, session: int, value: float = 1.0) -> Model:
-    """Make a model that has learned two rows."""
+async def make_learned(store: Store, context: WorkerContext, session: int, value: float = 1.0) -> Model:
+    """Install a model that has learned two rows."""
     metadata = {"type": "test", "session": session}
     model_hash = identity.hash_of(metadata)
     await store.install(Install(model_hash, identity.canonical(metadata).decode(), RECIPE.text(), generation=1))
-    return await teach(store, context, model_hash, value)
+    return await learn_rows(store, context, model_hash, value)
 
 
-async def teach(store: Store, context: WorkerContext, model_hash: str, value: float) -> Model:
-    """Have a model learn two rows."""
+async def learn_rows(store: Store, context: WorkerContext, model_hash: str, value: float) -> Model:
+    """Accept two rows of the model and let the worker learn them."""
     model = await store.describe(model_hash)
     assert model is not None
     await accept(store, model, rows_of(value, value + 1, learning=True))
@@ -49,19 +49,19 @@ async def teach(store: Store, context: WorkerContext, model_hash: str, value: fl
     return model
 
 
-def question(number: int, model: Model, rows: Rows | None, operation: Operation = "predict", **more: Any) -> bytes:
-    """Return a question of the gateway `g`, as it comes from the room."""
+def request(number: int, model: Model, rows: Rows | None, operation: Operation = "predict", **more: Any) -> bytes:
+    """Return a request of the gateway `g`, as a claim reads it from the run queue."""
     return messages.encode(WorkerRequest(number, "g", model.hash, operation, model.generation, rows, **more))
 
 
-def answers(context: WorkerContext, *entries: bytes) -> dict[int, WorkerReply]:
-    """Have entries answered; return the answers by number, however they were sent."""
-    left = answer_all(context, entries)
-    if left:
-        redis_scripts.run(context.queue, *left)
+def execute(context: WorkerContext, *entries: bytes) -> dict[int, WorkerReply]:
+    """Execute entries; return the replies by request id, in however many batches they were sent."""
+    unsent = answer_all(context, entries)
+    if unsent:
+        redis_scripts.run(context.queue, *unsent)
     batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
     context.queue.delete(redis_keys.replies("g"))
-    return {answer.id: answer for batch in batches for answer in messages.decode_replies(batch)}
+    return {reply.id: reply for batch in batches for reply in messages.decode_replies(batch)}
 
 
 def expected(client: redis.Redis, context: WorkerContext, model: Model, *values: float) -> list[Any]:
@@ -72,19 +72,19 @@ def expected(client: redis.Redis, context: WorkerContext, model: Model, *values:
     return bundle.predict(rows_of(*values))
 
 
-async def test_each_question_gets_its_own_part_of_one_call(
+async def test_requests_of_one_model_share_one_call(
     store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Questions about one model are computed in one call, whatever stands between them, and answered one by one."""
-    first, second = await taught(store, context, 1), await taught(store, context, 2, 5.0)
+    """Requests for one model are one predict call, even with other requests between them, and get one reply each."""
+    first, second = await make_learned(store, context, 1), await make_learned(store, context, 2, 5.0)
     calls: list[int] = []
     predict = Bundle.predict
     monkeypatch.setattr(Bundle, "predict", lambda bundle, rows: calls.append(rows.n) or predict(bundle, rows))
-    found = answers(
+    found = execute(
         context,
-        question(1, first, rows_of(1.0)),
-        question(2, second, rows_of(2.0)),
-        question(3, first, rows_of(3.0, 4.0)),
+        request(1, first, rows_of(1.0)),
+        request(2, second, rows_of(2.0)),
+        request(3, first, rows_of(3.0, 4.0)),
     )
     assert sorted(calls) == [1, 3]
     monkeypatch.undo()
@@ -92,35 +92,35 @@ async def test_each_question_gets_its_own_part_of_one_call(
     assert found[2].result == expected(client, context, second, 2.0)
 
 
-async def test_an_answer_is_by_the_newest_version(store: Store, context: WorkerContext, client: redis.Redis) -> None:
-    """A bundle held in memory is used only while it is the stored one, whoever learned meanwhile."""
-    model = await taught(store, context, 1)
+async def test_a_reply_uses_the_newest_version(store: Store, context: WorkerContext, client: redis.Redis) -> None:
+    """A cached bundle is used only while it is the stored one, also if another worker learned meanwhile."""
+    model = await make_learned(store, context, 1)
     for turn in range(3):
-        (answer,) = answers(context, question(1, model, rows_of(2.0))).values()
-        assert (answer.version, answer.rows_seen) == (turn + 1, 2 * turn + 2)
-        assert answer.result == expected(client, context, model, 2.0)
+        (reply,) = execute(context, request(1, model, rows_of(2.0))).values()
+        assert (reply.version, reply.rows_seen) == (turn + 1, 2 * turn + 2)
+        assert reply.result == expected(client, context, model, 2.0)
         another = WorkerContext(context.settings, "another")
-        await teach(store, another, model.hash, float(turn))
+        await learn_rows(store, another, model.hash, float(turn))
         another.close()
 
 
-async def test_one_bad_question_spoils_no_other(store: Store, context: WorkerContext) -> None:
-    """Rows of another width, a stale generation, an unknown model and rows that are gone fail by themselves."""
-    model = await taught(store, context, 1)
+async def test_one_bad_request_fails_alone(store: Store, context: WorkerContext) -> None:
+    """Another width, a stale generation, an unknown model and missing or cut rows fail; the other requests succeed."""
+    model = await make_learned(store, context, 1)
     wide = shape(RECIPE, [[1.0, 2.0]], learning=False)
     context.queue.set(redis_keys.request_rows("cut"), b"\x95\x01")
-    found = answers(
+    found = execute(
         context,
-        question(1, model, rows_of(1.0)),
-        question(2, model, wide),
+        request(1, model, rows_of(1.0)),
+        request(2, model, wide),
         messages.encode(WorkerRequest(3, "g", model.hash, "predict", 7, rows_of(1.0))),
         messages.encode(WorkerRequest(4, "g", "0" * 64, "predict", 1, rows_of(1.0))),
-        question(5, model, None, rows_key=redis_keys.request_rows("gone")),
-        question(6, model, None, rows_key=redis_keys.request_rows("cut")),
+        request(5, model, None, rows_key=redis_keys.request_rows("missing")),
+        request(6, model, None, rows_key=redis_keys.request_rows("cut")),
         b"garbage",
-        question(7, model, rows_of(1.0)),
+        request(7, model, rows_of(1.0)),
     )
-    kinds = {number: answer.error[0] if answer.error else None for number, answer in found.items()}
+    kinds = {number: reply.error[0] if reply.error else None for number, reply in found.items()}
     assert kinds == {
         1: None,
         2: "InvalidError",
@@ -132,23 +132,23 @@ async def test_one_bad_question_spoils_no_other(store: Store, context: WorkerCon
     }
 
 
-async def test_large_rows_are_read_from_beside_and_then_gone(
+async def test_large_rows_are_read_from_their_own_key_and_deleted(
     store: Store, context: WorkerContext, client: redis.Redis
 ) -> None:
-    """A question whose rows lie beside it is answered like any other, and its rows go with the answer."""
-    model = await taught(store, context, 1)
+    """A request with its rows in a key of their own is answered like any other; the reply deletes that key."""
+    model = await make_learned(store, context, 1)
     key = redis_keys.request_rows("rows")
     await inbox.write_in_pieces(store._store, key, rows_of(1.0, 2.0), 60_000)
-    (answer,) = answers(context, question(1, model, None, rows_key=key)).values()
-    assert answer.result == expected(client, context, model, 1.0, 2.0)
+    (reply,) = execute(context, request(1, model, None, rows_key=key)).values()
+    assert reply.result == expected(client, context, model, 1.0, 2.0)
     assert not context.queue.exists(key)
 
 
 async def test_quick_models_do_not_wait_for_slow_ones(
     store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answers that are there are sent while a slower model of the same batch is still to come."""
-    quick, slow = await taught(store, context, 1), await taught(store, context, 2)
+    """The worker sends finished replies before it computes a slower model of the same batch."""
+    quick, slow = await make_learned(store, context, 1), await make_learned(store, context, 2)
     monkeypatch.setattr(predicting, "SEND_AFTER_S", 0.0)
     sent_before: list[Any] = []
     predict = Bundle.predict
@@ -158,33 +158,33 @@ async def test_quick_models_do_not_wait_for_slow_ones(
         return predict(bundle, rows)
 
     monkeypatch.setattr(Bundle, "predict", spy)
-    answers(context, question(1, quick, rows_of(1.0)), question(2, slow, rows_of(1.0)))
+    execute(context, request(1, quick, rows_of(1.0)), request(2, slow, rows_of(1.0)))
     assert sent_before == [0, 1]
 
 
-async def test_a_slow_model_gets_short_turns_and_loses_them_when_it_is_quick(
+async def test_the_request_limit_of_a_slow_model_doubles_until_it_is_removed(
     store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a claim may take of a model follows what it costs, in any worker, and nothing is left of it in the end."""
-    model = await taught(store, context, 1)
-    turns = redis_keys.request_limits(ROOM)
+    """The limit per claim follows the measured cost, in any worker; the entry is removed once the model is quick."""
+    model = await make_learned(store, context, 1)
+    limits = redis_keys.request_limits(QUEUE)
     monkeypatch.setattr(predicting, "TURN_S", 0.0)
-    answers(context, *(question(number, model, rows_of(1.0)) for number in range(8)))
-    assert context.queue.hget(turns, model.hash) == b"1"
+    execute(context, *(request(number, model, rows_of(1.0)) for number in range(8)))
+    assert context.queue.hget(limits, model.hash) == b"1"
     monkeypatch.setattr(predicting, "TURN_S", 60.0)
     another = WorkerContext(context.settings, "another")
-    for turn in (2, 4, 8, 16, 32, 64, 128, 256):
-        another.set_request_limits([model.hash.encode(), str(turn // 2).encode()])
-        answers(another, *(question(number, model, rows_of(1.0)) for number in range(turn // 2)))
-        assert context.queue.hget(turns, model.hash) == str(turn).encode()
+    for limit in (2, 4, 8, 16, 32, 64, 128, 256):
+        another.set_request_limits([model.hash.encode(), str(limit // 2).encode()])
+        execute(another, *(request(number, model, rows_of(1.0)) for number in range(limit // 2)))
+        assert context.queue.hget(limits, model.hash) == str(limit).encode()
     another.set_request_limits([model.hash.encode(), b"256"])
-    answers(another, *(question(number, model, rows_of(1.0)) for number in range(256)))
+    execute(another, *(request(number, model, rows_of(1.0)) for number in range(256)))
     another.close()
-    assert context.queue.hget(turns, model.hash) is None
+    assert context.queue.hget(limits, model.hash) is None
 
 
-def test_a_turn_is_what_fits_into_its_time() -> None:
-    """Ten questions in five times the time make two; a bound that was not reached is not raised."""
+def test_the_request_limit_is_what_fits_into_a_turn() -> None:
+    """Ten requests in five times TURN_S give a limit of two; a limit that was not reached is not raised."""
     turn_s = predicting.TURN_S
     assert predicting._limit_requests(None, "h", 10, turn_s * 5)[0][3] == 2
     assert predicting._limit_requests(4, "h", 1, turn_s * 9)[0][3] == 1

@@ -1,4 +1,4 @@
-"""Changing the signing key under a model that goes on learning."""
+"""Rotation of the signing key while a model continues to learn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ OLD, NEW = "old:" + "01" * 32, "new:" + "02" * 32
 
 @contextmanager
 def worker(settings: Settings, signing_keys: str) -> Iterator[WorkerContext]:
-    """Context of a worker process that was started with these keys."""
+    """Open the context of a worker process with these signing keys."""
     context = WorkerContext(Settings(**{**settings.model_dump(), "signing_keys": signing_keys}), "rotation")
     try:
         yield context
@@ -29,16 +29,18 @@ def worker(settings: Settings, signing_keys: str) -> Iterator[WorkerContext]:
         context.close()
 
 
-async def learned(store: Store, settings: Settings, model: Model, signing_keys: str) -> int:
-    """Send a row, have a worker with these keys learn what waits; return how many rows the model has seen."""
+async def learn_row(store: Store, settings: Settings, model: Model, signing_keys: str) -> int:
+    """Accept a row and let a worker with these keys learn the pending rows; return the model's rows seen."""
     await accept(store, model, shape(model.recipe, [[1.0]], [1.0], learning=True))
     with worker(settings, signing_keys) as context:
         learn(context, model.hash, "lease")
     return (await described(store, model)).rows_seen
 
 
-async def test_a_model_goes_from_key_to_key(store: Store, settings: Settings, client: redis.Redis) -> None:
-    """A bundle of the old key is read by who has both, signed anew by the first of them, and needs the old no more."""
+async def test_a_model_moves_from_the_old_key_to_the_new_one(
+    store: Store, settings: Settings, client: redis.Redis
+) -> None:
+    """A worker with both keys reads a bundle of the old key and signs with its first key; then the old key can go."""
 
     def signed_with() -> str:
         data = client.get(redis_keys.bundle(model.hash))
@@ -50,21 +52,21 @@ async def test_a_model_goes_from_key_to_key(store: Store, settings: Settings, cl
     seen = []
     for signing_keys, signer in (
         (OLD, "old"),
-        # First all learn to verify with the new key, then it signs, then the old one goes.
+        # First every worker gets the new key for verification, then it signs, then the old one is removed.
         (f"{OLD},{NEW}", "old"),
         (f"{NEW},{OLD}", "new"),
         (NEW, "new"),
     ):
-        seen.append(await learned(store, settings, model, signing_keys))
+        seen.append(await learn_row(store, settings, model, signing_keys))
         assert signed_with() == signer
     assert seen == [1, 2, 3, 4]
 
 
 async def test_a_worker_without_the_key_loses_nothing(store: Store, settings: Settings) -> None:
-    """Who cannot verify a bundle leaves it and its rows alone and says so; who can learns them all."""
+    """A worker that cannot verify a bundle logs that and leaves bundle and rows alone; one that can learns all rows."""
     model = await make(store, {"estimator": "SGDRegressor"})
-    assert await learned(store, settings, model, NEW) == 1
+    assert await learn_row(store, settings, model, NEW) == 1
     with structlog.testing.capture_logs() as logged:
-        assert await learned(store, settings, model, OLD) == 1
+        assert await learn_row(store, settings, model, OLD) == 1
     assert [line["event"] for line in logged] == ["bundle_unreadable"]
-    assert await learned(store, settings, model, f"{OLD},{NEW}") == 3
+    assert await learn_row(store, settings, model, f"{OLD},{NEW}") == 3

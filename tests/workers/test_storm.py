@@ -1,4 +1,4 @@
-"""The promise under fire: workers are killed without warning, and every accepted row is learned once, in order."""
+"""Workers are killed under load: every accepted row is learned once, in order."""
 
 import asyncio
 import os
@@ -31,13 +31,13 @@ RECIPE = {
 }
 
 Row = tuple[str, float, float, float]
-# Now and then a client changes this parameter.
+# Each client changes `alpha` once per CHANGE_EVERY rows.
 CHANGE_EVERY, ALPHAS = 50, [0.1, 0.01, 0.001]
 
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """Run a stack that may be harmed."""
+    """Run a stack of this test only, with two workers."""
     stack = start_stack(tmp_path / "data", workers=2)
     yield stack
     assert stop_stack(stack) == 0
@@ -52,7 +52,7 @@ def _rows() -> list[Row]:
 
 
 def _plain_loop(rows: list[Row | float]) -> tuple[StandardScaler, SGDRegressor, dict[str, int]]:
-    """What scikit-learn gives for these rows, one by one, in one process, with `alpha` changed in between."""
+    """Learn these rows with scikit-learn, one by one in one process, with `alpha` changed in between."""
     scaler, estimator = StandardScaler(), SGDRegressor(shuffle=False, random_state=0)
     codes: dict[str, int] = {}
     for row in rows:
@@ -69,9 +69,9 @@ def _plain_loop(rows: list[Row | float]) -> tuple[StandardScaler, SGDRegressor, 
 
 async def _change(session: aiohttp.ClientSession, path: str, alpha: float, accepted: dict[int, Row | float]) -> None:
     async with session.patch(path, json={"params": {"alpha": alpha}}, headers={"Prefer": "wait=0"}) as response:
-        answer = await response.json()
-        assert response.status == 202, answer
-    accepted[answer["sequence"]] = alpha
+        reply = await response.json()
+        assert response.status == 202, reply
+    accepted[reply["sequence"]] = alpha
 
 
 async def _send(session: aiohttp.ClientSession, path: str, rows: list[Row], accepted: dict[int, Row | float]) -> None:
@@ -80,16 +80,16 @@ async def _send(session: aiohttp.ClientSession, path: str, rows: list[Row], acce
             await _change(session, path, ALPHAS[number % len(ALPHAS)], accepted)
         body = {"X": [[make, year, weight]], "y": [size]}
         async with session.post(f"{path}/partial_fit", json=body) as response:
-            answer = await response.json()
-            assert response.status == 202, answer
-        assert answer["sequence"] not in accepted
-        accepted[answer["sequence"]] = (make, year, weight, size)
+            reply = await response.json()
+            assert response.status == 202, reply
+        assert reply["sequence"] not in accepted
+        accepted[reply["sequence"]] = (make, year, weight, size)
 
 
 async def _kill_workers(stack: Stack, killed: list[int]) -> None:
     while True:
         await asyncio.sleep(KILL_EVERY_S)
-        # Now one, now the other: after a kill the new worker is the last of the supervisor's children.
+        # The two workers alternate: after a kill the new worker is the last of the supervisor's children.
         pid = stack.workers()[0]
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
@@ -115,7 +115,7 @@ def _bundle(stack: Stack, model_hash: str) -> Bundle:
 
 @pytest.mark.timeout(300)
 async def test_every_accepted_row_is_learned_once_in_order_while_workers_are_killed(own_stack: Stack) -> None:
-    """10,000 rows, 200 changes, 20 clients, a worker killed twice a second: the plain loop's bundle, bit for bit."""
+    """10,000 rows, 200 changes, 20 clients, two kills a second: the bundle equals the plain loop's, bit for bit."""
     rows, accepted, killed = _rows(), dict[int, Row | float](), list[int]()
     async with aiohttp.ClientSession(own_stack.url) as session:
         async with session.post("/v1/models", json={"metadata": {"type": "storm"}, "recipe": RECIPE}) as response:

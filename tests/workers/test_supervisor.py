@@ -1,4 +1,4 @@
-"""Worker processes as they really run: started, stopped, killed, and given jobs that are none of ours."""
+"""Real worker processes: started, stopped, killed, and given jobs that keepfit does not run."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from keepfit.jobs import run_queue
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
 
-# One call of this learns for seconds: enough to be interrupted in.
+# One call of this estimator learns for seconds: long enough to be interrupted.
 SLOW = {
     "estimator": "MLPRegressor",
     "params": {"hidden_layer_sizes": [600, 600], "batch_size": 8},
@@ -31,8 +31,8 @@ SLOW_ROWS = 1500
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Run a stack with two workers that may be harmed."""
-    stack = start_stack(tmp_path_factory.mktemp("harmed") / "data", workers=2)
+    """Run a stack of this module only, with two workers."""
+    stack = start_stack(tmp_path_factory.mktemp("supervisor") / "data", workers=2)
     yield stack
     assert stop_stack(stack) == 0
 
@@ -45,40 +45,40 @@ async def session(own_stack: Stack) -> Any:
 
 
 async def make(session: aiohttp.ClientSession, metadata: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """Make a model; return its address."""
+    """Create a model; return its path."""
     async with session.post("/v1/models", json={"metadata": metadata, "recipe": recipe}) as response:
         assert response.status == 201, await response.text()
         return f"/v1/models/{(await response.json())['hash']}"
 
 
 async def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait until the awaitable `condition` gives something true, and return it."""
+    """Wait until the awaitable `condition` returns a true value, and return it."""
     async with asyncio.timeout(seconds):
-        while not (found := await condition()):  # noqa: ASYNC110 - what is waited for happens in other processes
+        while not (found := await condition()):  # noqa: ASYNC110 - the event happens in other processes
             await asyncio.sleep(0.02)
         return found
 
 
-def busy(own_stack: Stack, path: str) -> bool:
-    """Tell whether a worker learns the model just now."""
+def is_locked(own_stack: Stack, path: str) -> bool:
+    """Return whether a worker holds the model's lock, which it does while it learns."""
     client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
     return bool(client.exists(redis_keys.lock(path.rpartition("/")[2])))
 
 
 async def send_slow(own_stack: Stack, session: aiohttp.ClientSession, path: str) -> None:
-    """Send a request that is learned for seconds, and wait until a worker has it in hand."""
+    """Send a request that takes seconds to learn, and wait until a worker has claimed it."""
     X = [[float(i % 13), float(i % 7), float(i % 5)] for i in range(SLOW_ROWS)]
     async with session.post(f"{path}/partial_fit", json={"X": X, "y": [row[0] for row in X]}) as response:
         assert response.status == 202, await response.text()
 
-    async def in_hand() -> bool:
-        return busy(own_stack, path)
+    async def claimed() -> bool:
+        return is_locked(own_stack, path)
 
-    await until(in_hand)
+    await until(claimed)
 
 
 async def learned(session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
-    """Wait until nothing waits to be learned, and return the model."""
+    """Wait until the model has no pending requests, and return it."""
 
     async def done() -> dict[str, Any] | None:
         async with session.get(path) as response:
@@ -89,10 +89,10 @@ async def learned(session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
     return found
 
 
-async def test_the_work_of_a_killed_worker_goes_on_with_another(
+async def test_the_rows_of_a_killed_worker_are_learned_by_another(
     own_stack: Stack, session: aiohttp.ClientSession, metadata: dict[str, Any]
 ) -> None:
-    """All workers are killed inside a call: their successors learn the same rows, once."""
+    """All workers are killed during a call: their successors learn the same rows, once."""
     path = await make(session, metadata, SLOW)
     await send_slow(own_stack, session, path)
     for pid in own_stack.workers():
@@ -102,10 +102,10 @@ async def test_the_work_of_a_killed_worker_goes_on_with_another(
     assert model["version"] == 1
 
 
-async def test_sigterm_finishes_the_call_in_hand(
+async def test_sigterm_finishes_the_current_call(
     own_stack: Stack, session: aiohttp.ClientSession, metadata: dict[str, Any]
 ) -> None:
-    """A worker told to stop commits what it has in hand and exits with 0; a successor takes its place."""
+    """On SIGTERM a worker commits its claimed requests and exits with code 0; the supervisor starts a successor."""
     path = await make(session, metadata, SLOW)
     await send_slow(own_stack, session, path)
     before = own_stack.workers()
@@ -113,54 +113,54 @@ async def test_sigterm_finishes_the_call_in_hand(
         os.kill(pid, signal.SIGTERM)
     model = await learned(session, path)
     assert (model["rows_seen"], model["version"]) == (SLOW_ROWS, 1)
-    servers.wait_until(lambda: not set(before) & set(own_stack.workers()), "old workers being gone")
+    servers.wait_until(lambda: not set(before) & set(own_stack.workers()), "the exit of the old workers")
     died = [json.loads(line) for line in own_stack.log("workers").splitlines() if '"worker_died"' in line]
     assert {entry["pid"]: entry["exitcode"] for entry in died if entry["pid"] in before} == dict.fromkeys(before, 0)
 
 
-async def test_a_request_that_kills_its_workers_is_put_aside(
+async def test_a_poison_request_is_answered_with_an_error(
     own_stack: Stack, session: aiohttp.ClientSession, metadata: dict[str, Any]
 ) -> None:
-    """Three times workers die over one prediction: it is answered with an error, and others are answered still."""
+    """After a prediction killed three workers it is answered with an error; others are answered as before."""
     path = await make(session, metadata, {"estimator": "MLPRegressor", "params": {"hidden_layer_sizes": [3000, 3000]}})
     async with session.post(f"{path}/partial_fit", json={"X": [[1]], "y": [1]}, headers={"Prefer": "wait=60"}) as learn:
         assert learn.status == 200
     client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
 
-    async def ask(count: int) -> tuple[int, dict[str, Any]]:
+    async def predict(count: int) -> tuple[int, dict[str, Any]]:
         rows = {"X": [[float(i)] for i in range(count)]}
-        headers = {"X-Request-ID": "deadly"}
+        headers = {"X-Request-ID": "poison"}
         async with session.post(f"{path}/predict?timeout=100", json=rows, headers=headers) as response:
             return response.status, await response.json()
 
     seen: set[bytes] = set()
 
-    async def in_hand_again() -> set[bytes]:
+    async def claimed_again() -> set[bytes]:
         return set(client.keys(redis_keys.claimed(run_queue.PREDICT.name, "*"))) - seen
 
-    deadly = asyncio.create_task(ask(20_000))
+    poison = asyncio.create_task(predict(20_000))
     for _ in range(3):
-        seen |= await until(in_hand_again)
+        seen |= await until(claimed_again)
         for pid in own_stack.workers():
             os.kill(pid, signal.SIGKILL)
-    status, problem = await deadly
+    status, problem = await poison
     assert (status, problem["type"]) == (500, "urn:keepfit:problem:poison")
     assert "3 workers died" in problem["detail"]
-    for part, event in (("workers", "worker_request_put_aside"), ("gateway", "request_failed")):
-        (line,) = (line for line in own_stack.log(part).splitlines() if event in line)
-        assert json.loads(line)["request_id"] == "deadly"
-    assert (await ask(1))[0] == 200
+    for process, event in (("workers", "worker_request_put_aside"), ("gateway", "request_failed")):
+        (line,) = (line for line in own_stack.log(process).splitlines() if event in line)
+        assert json.loads(line)["request_id"] == "poison"
+    assert (await predict(1))[0] == 200
     assert client.llen(redis_keys.put_aside_requests(run_queue.PREDICT.name)) == 1
 
 
-async def test_a_rogue_job_is_refused(own_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """A job in the queue that names another function runs nothing, is marked failed, and harms no worker."""
+async def test_a_forged_job_is_refused(own_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """A job that names another function does not run, is marked as failed, and stops no worker."""
     client = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
-    rogue = Queue(redis_keys.QUEUE, connection=client, serializer=JSONSerializer)
+    queue = Queue(redis_keys.QUEUE, connection=client, serializer=JSONSerializer)
     marker = tmp_path / "ran"
-    job = rogue.enqueue("os.system", f"touch {marker}", on_success=Callback("os.getcwd"))
-    failed = FailedJobRegistry(queue=rogue)
-    servers.wait_until(lambda: job.id in failed.get_job_ids(), "the rogue job being marked as failed")
+    job = queue.enqueue("os.system", f"touch {marker}", on_success=Callback("os.getcwd"))
+    failed = FailedJobRegistry(queue=queue)
+    servers.wait_until(lambda: job.id in failed.get_job_ids(), "the forged job being marked as failed")
     assert not marker.exists()
     result = job.latest_result()
     assert result is not None
@@ -170,7 +170,7 @@ async def test_a_rogue_job_is_refused(own_stack: Stack, session: aiohttp.ClientS
 async def test_leases_are_visible_as_rq_jobs(
     own_stack: Stack, session: aiohttp.ClientSession, metadata: dict[str, Any]
 ) -> None:
-    """The jobs that workers run are called partial_fit and predict, as `rq info` and dashboards show."""
+    """The jobs of workers are described as partial_fit and predict leases, as `rq info` and dashboards show."""
     path = await make(session, metadata, {"estimator": "SGDRegressor"})
     async with session.post(f"{path}/partial_fit", json={"X": [[1]], "y": [1]}, headers={"Prefer": "wait=10"}) as learn:
         assert learn.status == 200
@@ -183,14 +183,14 @@ async def test_leases_are_visible_as_rq_jobs(
 
 @pytest.mark.timeout(240)
 async def test_a_thousand_models_learn_and_predict(http: aiohttp.ClientSession) -> None:
-    """1,000 models that differ in one metadata key each learn their own rows and predict by them."""
-    gate = asyncio.Semaphore(32)
+    """1,000 models that differ in one metadata key each learn their own rows and predict from them."""
+    slots = asyncio.Semaphore(32)
     run = os.urandom(4).hex()
 
-    async def one(number: int) -> float:
+    async def learn_and_predict(number: int) -> float:
         metadata = {"type": "thousand", "run": run, "number": number}
         recipe = {"estimator": "PassiveAggressiveRegressor", "params": {"C": 1e6, "epsilon": 0.0}}
-        async with gate:
+        async with slots:
             path = await make(http, metadata, recipe)
             body = {"X": [[1.0]], "y": [float(number)]}
             async with http.post(f"{path}/partial_fit", json=body, headers={"Prefer": "wait=60"}) as response:
@@ -198,18 +198,18 @@ async def test_a_thousand_models_learn_and_predict(http: aiohttp.ClientSession) 
                 assert (await response.json())["rows_seen"] == 1
             async with http.post("/v1/predict", json={"metadata": metadata, "X": [[1.0]]}) as response:
                 assert response.status == 200, await response.text()
-                answer = await response.json()
-        assert answer["version"] == 1
-        prediction: float = answer["predictions"][0]
+                reply = await response.json()
+        assert reply["version"] == 1
+        prediction: float = reply["predictions"][0]
         return prediction
 
-    predictions = await asyncio.gather(*(one(number) for number in range(1000)))
+    predictions = await asyncio.gather(*(learn_and_predict(number) for number in range(1000)))
     # PA-I moves weight and intercept by loss / |x|^2 each: for an input of 1 that is twice the target.
     assert predictions == pytest.approx([2.0 * number for number in range(1000)])
 
 
-def test_a_worker_without_keys_says_so_in_one_line(tmp_path: Path) -> None:
-    """`keepfit worker` without signing keys ends with exit code 1 and one clear line."""
+def test_a_worker_without_keys_fails_with_one_line(tmp_path: Path) -> None:
+    """`keepfit worker` without signing keys exits with code 1 and a message without a traceback."""
     import subprocess  # noqa: PLC0415
 
     done = subprocess.run(

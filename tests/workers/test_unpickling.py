@@ -1,4 +1,4 @@
-"""Nothing is unpickled that our key did not sign: forged bundles wherever a process reads one, and pickle watched."""
+"""Only bundles signed with a signing key are unpickled: forged bundles in every place that a process reads."""
 
 import asyncio
 import pickle
@@ -24,7 +24,7 @@ from tests.factories import SHOES, Workshop, resigned, workshop
 
 
 class Bomb:
-    """What runs when it is unpickled."""
+    """Touches the file `mark` when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -42,7 +42,7 @@ def _same_name(keyring: Keyring) -> Keyring:
     return Keyring(((name, b"x" * 32),))
 
 
-# Each makes its forgery of a good bundle, a foreign pickle and our keys.
+# Each function makes a forgery from a valid bundle, a foreign pickle and the signing keys.
 FORGERIES: dict[str, Forge] = {
     "pickle": lambda good, foreign, keyring: foreign,
     "pickle for payload": lambda good, foreign, keyring: good[: -len(foreign)] + foreign,
@@ -50,7 +50,7 @@ FORGERIES: dict[str, Forge] = {
     "bit": lambda good, foreign, keyring: good[:-9] + bytes([good[-9] ^ 1]) + good[-8:],
     "cut": lambda good, foreign, keyring: good[:-1],
     "other key": lambda good, foreign, keyring: resigned(good, keyring, OTHER),
-    "other key, our name": lambda good, foreign, keyring: resigned(good, keyring, _same_name(keyring)),
+    "other key, same name": lambda good, foreign, keyring: resigned(good, keyring, _same_name(keyring)),
     "other model": lambda good, foreign, keyring: resigned(good, keyring, keyring, hash="0" * 64),
     "other purpose": lambda good, foreign, keyring: resigned(good, keyring, keyring, purpose="upload"),
     "other runtime": lambda good, foreign, keyring: resigned(good, keyring, keyring, runtime={"python": "2.7.18"}),
@@ -60,14 +60,14 @@ FORGERIES: dict[str, Forge] = {
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Record what is unpickled from now on."""
+    """Record every call of pickle from now on."""
     seen: list[Any] = []
     loads = pickle.loads
 
@@ -80,7 +80,7 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             seen.append(self)
             return super().load()
 
-    # Made when the module was imported, so that a watch on its parent does not see it.
+    # Its class was defined when the module was imported: patching its parent does not affect it.
     class WatchedFormat2(pickling._Format2Unpickler):
         def load(self) -> Any:
             seen.append(self)
@@ -92,22 +92,22 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def asked(context: WorkerContext, entry: bytes) -> Any:
-    """Have one question answered."""
-    left = answer_all(context, [entry])
-    if left:
-        redis_scripts.run(context.queue, *left)
+def execute(context: WorkerContext, entry: bytes) -> Any:
+    """Execute one request; return its reply."""
+    unsent = answer_all(context, [entry])
+    if unsent:
+        redis_scripts.run(context.queue, *unsent)
     (batch,) = context.queue.lrange(redis_keys.replies("g"), 0, -1)
     context.queue.delete(redis_keys.replies("g"))
-    (answer,) = decode_replies(batch)
-    return answer
+    (reply,) = decode_replies(batch)
+    return reply
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 async def test_a_forgery_is_never_unpickled(
     shop: Workshop, context: WorkerContext, unpickled: list[Any], tmp_path: Path, forge: Forge
 ) -> None:
-    """A forged bundle in Redis or storage ends learning, predicting, restoring in an error; nothing of it runs."""
+    """With a forged bundle in Redis or storage, learning, predicting and restoring fail; the pickle is never loaded."""
     model_hash = await shop.learned()
     await save.save(shop.resources, model_hash)
     model = await shop.model(model_hash)
@@ -121,8 +121,8 @@ async def test_a_forgery_is_never_unpickled(
     (blob,) = [path for path in (tmp_path / "snapshots").rglob("*") if path.is_file()]
     blob.write_bytes(forged)
     shop.redis.set(redis_keys.bundle(model_hash), forged)
-    answer = await asyncio.to_thread(asked, context, entry)
-    assert answer.error
+    reply = await asyncio.to_thread(execute, context, entry)
+    assert reply.error
     await shop.accept(model_hash)
     await asyncio.to_thread(learn, context, model_hash, "lease")
     assert (await shop.model(model_hash)).inbox == 1
@@ -132,7 +132,7 @@ async def test_a_forgery_is_never_unpickled(
     assert unpickled == []
     assert not (tmp_path / "ran").exists()
 
-    # The watch does see what is unpickled: another model's bundle, which is signed.
+    # Control: unpickling the signed bundle of another model is recorded.
     other = await shop.learned(session="other")
     await shop.predict(other)
     assert unpickled

@@ -1,4 +1,4 @@
-"""Questions and answers on the wire between gateways and workers."""
+"""Messages between gateways and workers: requests and replies on the wire."""
 
 from typing import Any
 
@@ -15,7 +15,9 @@ from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 
-OURS = sorted(name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, KeepfitError))
+ERROR_NAMES = sorted(
+    name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, KeepfitError)
+)
 ROWS = shape(parse({"estimator": "SGDRegressor"}), [[1.0, -0.0], [5e-324, 1e38]], learning=False)
 
 texts = st.text(max_size=10)
@@ -48,9 +50,9 @@ results = st.recursive(
         rows_key=texts,
     )
 )
-def test_a_question_arrives_as_it_was_asked(question: WorkerRequest) -> None:
-    """Every field, and every byte of the rows, survives the wire."""
-    assert messages.decode_request(messages.encode(question)) == question
+def test_a_request_survives_encoding(message: WorkerRequest) -> None:
+    """Every field and every byte of the rows are the same after encoding and decoding."""
+    assert messages.decode_request(messages.encode(message)) == message
 
 
 @settings(deadline=None)
@@ -68,57 +70,57 @@ def test_a_question_arrives_as_it_was_asked(question: WorkerRequest) -> None:
         max_size=4,
     )
 )
-def test_answers_arrive_as_they_were_given(answers: list[WorkerReply]) -> None:
-    """A batch of answers survives the wire, floats to the last bit."""
-    assert messages.decode_replies(messages.encode(answers)) == answers
+def test_replies_survive_encoding(replies: list[WorkerReply]) -> None:
+    """A batch of replies is the same after encoding and decoding, floats to the last bit."""
+    assert messages.decode_replies(messages.encode(replies)) == replies
 
 
 def test_rows_keep_their_bits() -> None:
-    """Signed zeros, subnormal numbers and the largest allowed ones come out as they went in."""
-    question = WorkerRequest(1, "g", "h", "predict", 2, ROWS)
-    arrived = messages.decode_request(messages.encode(question)).rows
-    assert arrived is not None
-    assert arrived.number_matrix().tobytes() == ROWS.number_matrix().tobytes()
+    """Signed zeros, subnormal numbers and the largest allowed ones are the same after encoding and decoding."""
+    sent = WorkerRequest(1, "g", "h", "predict", 2, ROWS)
+    received = messages.decode_request(messages.encode(sent)).rows
+    assert received is not None
+    assert received.number_matrix().tobytes() == ROWS.number_matrix().tobytes()
 
 
 @pytest.mark.parametrize("operation", ["fit", "", "os.system", 1, None])
-def test_no_other_operation_is_understood(operation: Any) -> None:
-    """A question for anything else than the four operations cannot be decoded."""
+def test_an_unknown_operation_is_refused(operation: Any) -> None:
+    """A request with any other operation than the declared ones cannot be decoded."""
     data = msgspec.msgpack.encode([1, "gateway", "hash", operation, 0, None, ""])
     with pytest.raises(msgspec.ValidationError):
         messages.decode_request(data)
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_errors_cross_as_what_they_are(name: str) -> None:
-    """An error of our tree is raised in the gateway as the class that the worker met, with its message."""
-    question = WorkerRequest(7, "gateway", "hash", "predict")
+@pytest.mark.parametrize("name", ERROR_NAMES)
+def test_errors_keep_their_class_on_the_wire(name: str) -> None:
+    """The gateway raises every keepfit error as the class that the worker raised, with its message."""
+    sent = WorkerRequest(7, "gateway", "hash", "predict")
     error = getattr(errors, name)("what was wrong")
-    (answer,) = messages.decode_replies(messages.encode([messages.failed(question, error)]))
-    assert answer.id == 7
+    (reply,) = messages.decode_replies(messages.encode([messages.failed(sent, error)]))
+    assert reply.id == 7
     with pytest.raises(KeepfitError, match=r"^what was wrong$") as caught:
-        answer.raise_error()
+        reply.raise_error()
     assert type(caught.value) is type(error)
 
 
-def test_an_answer_without_error_raises_nothing() -> None:
-    """raise_error() is silent where there is a result."""
+def test_a_reply_without_error_raises_nothing() -> None:
+    """raise_error() returns if the reply has a result."""
     WorkerReply(1, result=[1.0]).raise_error()
 
 
 @pytest.mark.parametrize("name", ["SystemExit", "Fault", "Sequence", "dataclass", "__name__", "", "NoSuchError"])
-def test_an_unknown_error_is_one_of_ours(name: str) -> None:
-    """A name that is no class of our tree, whatever else it may name, becomes a plain KeepfitError."""
+def test_an_unknown_error_becomes_a_keepfit_error(name: str) -> None:
+    """A name that is not a keepfit error, whatever else it names in Python, becomes a plain KeepfitError."""
     with pytest.raises(KeepfitError, match=r"^message$") as caught:
         WorkerReply(1, error=(name, "message")).raise_error()
     assert type(caught.value) is KeepfitError
 
 
 def test_an_error_keeps_its_class_and_loses_its_faults() -> None:
-    """Faults are found by the gateway before it asks; what a worker finds has a message only."""
-    question = WorkerRequest(1, "gateway", "hash", "score")
-    answer = messages.failed(question, InvalidError("wrong", [errors.Fault("x", 1)]))
+    """The gateway finds faults before it sends the request; an error of a worker has a message only."""
+    sent = WorkerRequest(1, "gateway", "hash", "score")
+    reply = messages.failed(sent, InvalidError("wrong", [errors.Fault("x", 1)]))
     with pytest.raises(InvalidError) as caught:
-        answer.raise_error()
+        reply.raise_error()
     assert caught.value.faults == ()
-    assert messages.failed(question, NotFoundError("gone")).error == ("NotFoundError", "gone")
+    assert messages.failed(sent, NotFoundError("gone")).error == ("NotFoundError", "gone")

@@ -1,4 +1,4 @@
-"""RQ as keepfit uses it: whatever the queue holds, a worker runs only the two jobs."""
+"""RQ as keepfit uses it: a worker runs only the two lease jobs, whatever the queue contains."""
 
 import importlib
 import inspect
@@ -32,29 +32,29 @@ from keepfit.jobs.rq_jobs import (
 )
 from keepfit.settings import Settings
 
-# Never connected to: jobs are made and read here, not enqueued.
-NOWHERE = Redis("127.0.0.1", 1)
+# No test connects to this: jobs are created and read here, not enqueued.
+UNCONNECTED = Redis("127.0.0.1", 1)
 
 LEASE_ID = "0123456789abcdef" * 2
 
-ran: list[str] = []
+calls: list[str] = []
 
 
 def mark(*_: Any, **__: Any) -> None:
     """Record a call that must not happen."""
-    ran.append("ran")
+    calls.append("called")
 
 
-def restored(data: Any, **fields: bytes) -> LeaseJob:
-    """Return the job that a worker reads from Redis, with any record that a client may have written."""
-    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+def read_job(data: Any, **fields: bytes) -> LeaseJob:
+    """Return the job that a worker reads from Redis for this record, which any client may have written."""
+    job = LeaseJob(LEASE_ID, connection=UNCONNECTED, serializer=SERIALIZER)
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     job.restore({b"data": zlib.compress(raw), **{name.encode(): value for name, value in fields.items()}})
     return job
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_names_are_real_jobs(name: str) -> None:
+def test_each_job_name_is_a_function_of_the_workers(name: str) -> None:
     """Each name that a gateway may enqueue is a function of keepfit_workers.jobs that takes a lease."""
     module, _, function = FUNCTIONS[name].rpartition(".")
     assert module == "keepfit_workers.jobs"
@@ -63,7 +63,7 @@ def test_names_are_real_jobs(name: str) -> None:
     assert inspect.isfunction(found)
     assert found.__module__ == "keepfit_workers.jobs"
     assert list(inspect.signature(found).parameters) == ["lease"]
-    assert restored([name, None, [LEASE_ID], {}]).func is found
+    assert read_job([name, None, [LEASE_ID], {}]).func is found
 
 
 def test_each_run_queue_has_its_job() -> None:
@@ -85,7 +85,7 @@ def test_a_job_of_a_gateway_of_0_1_is_accepted(settings: Settings, name: str) ->
     assert found is not None
     job = found[0]
     assert (job.id, job.func_name, job.args) == (LEASE_ID, name, [LEASE_ID])
-    assert job.func is restored([FORMER_NAMES[name], None, [LEASE_ID], {}]).func
+    assert job.func is read_job([FORMER_NAMES[name], None, [LEASE_ID], {}]).func
 
 
 @pytest.mark.parametrize(
@@ -109,30 +109,30 @@ def test_a_job_of_a_gateway_of_0_1_is_accepted(settings: Settings, name: str) ->
     ids=repr,
 )
 def test_no_other_function_runs(name: Any) -> None:
-    """A job that names anything else is refused when its function is looked up, before anything is imported."""
-    job = restored([name, None, ["true"], {}])
+    """A job with any other function name is refused when its function is looked up, before any import."""
+    job = read_job([name, None, ["true"], {}])
     with pytest.raises(RefusedJobError, match="which keepfit does not run"):
-        job.func  # noqa: B018 - what a worker looks up first
+        job.func  # noqa: B018 - a worker reads this property first
     with pytest.raises(RefusedJobError):
         job.perform()
 
 
-def test_a_job_is_refused_however_it_is_made() -> None:
-    """Jobs made by RQ's own ways, not read from Redis, are held to the same list."""
-    created = LeaseJob.create(os.system, args=("true",), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
-    renamed = LeaseJob.create(PREDICT, args=(LEASE_ID,), id=LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+def test_a_job_created_by_rq_is_refused() -> None:
+    """The same list applies to jobs created with RQ's own methods instead of being read from Redis."""
+    created = LeaseJob.create(os.system, args=("true",), id=LEASE_ID, connection=UNCONNECTED, serializer=SERIALIZER)
+    renamed = LeaseJob.create(PREDICT, args=(LEASE_ID,), id=LEASE_ID, connection=UNCONNECTED, serializer=SERIALIZER)
     assert callable(renamed.func)
     renamed.func_name = "os.system"
     for job in (created, renamed):
         with pytest.raises(RefusedJobError):
-            job.func  # noqa: B018 - what a worker looks up first
+            job.func  # noqa: B018 - a worker reads this property first
 
 
 @pytest.mark.parametrize("instance", [{}, [], "", 0, False, {"py/object": "os.system"}, "workers.jobs"], ids=repr)
 def test_methods_of_instances_do_not_run(instance: Any) -> None:
-    """A job on an instance is refused, also where the method has the name of a job."""
+    """A job on an instance is refused, also if the method has the name of a lease job."""
     with pytest.raises(RefusedJobError):
-        restored([PREDICT, instance, [LEASE_ID], {}]).func  # noqa: B018 - what a worker looks up first
+        read_job([PREDICT, instance, [LEASE_ID], {}]).func  # noqa: B018 - a worker reads this property first
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_methods_of_instances_do_not_run(instance: Any) -> None:
     ],
 )
 def test_pickles_and_garbage_are_not_read(data: bytes) -> None:
-    """A record that is not our JSON, a pickle among them, cannot be read as a job."""
+    """A record that is not the expected JSON, such as a pickle, cannot be read as a job."""
     with pytest.raises(DeserializationError):
-        restored(data).func  # noqa: B018 - what a worker looks up first
+        read_job(data).func  # noqa: B018 - a worker reads this property first
 
 
 BOGUS = {
@@ -183,17 +183,17 @@ BOGUS = {
 
 
 @pytest.mark.parametrize("name", [*BOGUS, "all"])
-def test_nothing_else_of_a_record_is_believed(name: str) -> None:
-    """Times, counts, retries, repeats, groups, limits and pickles in a record are as if they were not there."""
-    plain = restored([PREDICT, None, [LEASE_ID], {}])
-    job = restored([PREDICT, None, [LEASE_ID], {}], **(BOGUS if name == "all" else {name: BOGUS[name]}))
+def test_other_fields_of_a_record_are_ignored(name: str) -> None:
+    """Times, counts, retries, repeats, groups, limits and pickles in a record have no effect."""
+    plain = read_job([PREDICT, None, [LEASE_ID], {}])
+    job = read_job([PREDICT, None, [LEASE_ID], {}], **(BOGUS if name == "all" else {name: BOGUS[name]}))
     assert (job.timeout, job.result_ttl, job.failure_ttl, job.origin) == (900, 10, 3600, redis_keys.QUEUE)
     assert job.meta == {}
     assert job._result is None
     assert not job.should_retry
     assert not job.has_rate_limit
-    same = vars(plain).keys() - {"created_at", "connection", "log"}
-    assert {key: vars(job)[key] for key in same} == {key: vars(plain)[key] for key in same}
+    compared = vars(plain).keys() - {"created_at", "connection", "log"}
+    assert {key: vars(job)[key] for key in compared} == {key: vars(plain)[key] for key in compared}
     assert callable(job.func)
 
 
@@ -214,25 +214,25 @@ def test_nothing_else_of_a_record_is_believed(name: str) -> None:
     ],
     ids=str,
 )
-def test_a_job_gets_its_own_lease_and_nothing_else(args: Any, kwargs: Any) -> None:
-    """The one argument is the job's id: other leases, more arguments or other forms are refused."""
+def test_a_job_has_its_own_lease_as_its_only_argument(args: Any, kwargs: Any) -> None:
+    """The only argument is the job's id: other leases, more arguments and other types are refused."""
     with pytest.raises(RefusedJobError):
-        restored([PREDICT, None, args, kwargs]).perform()
+        read_job([PREDICT, None, args, kwargs]).perform()
 
 
 @pytest.mark.parametrize("name", ["lease", "A" * 32, "0" * 31, "0" * 33, "g" * 32])
 def test_a_job_must_have_the_id_of_a_lease(name: str) -> None:
-    """An id of any other form is refused, whatever the record says."""
-    job = LeaseJob(name, connection=NOWHERE, serializer=SERIALIZER)
+    """An id in any other form is refused, whatever the record contains."""
+    job = LeaseJob(name, connection=UNCONNECTED, serializer=SERIALIZER)
     job.restore({b"data": json.dumps([PREDICT, None, [name], {}]).encode()})
     with pytest.raises(RefusedJobError, match="does not have the id of a lease"):
         job.check()
 
 
-def test_what_inflates_too_far_is_not_read() -> None:
-    """A record that is small and inflates to megabytes is refused without inflating them."""
+def test_a_record_that_inflates_too_far_is_refused() -> None:
+    """A small record that inflates to 50 MB is refused without inflating it."""
     bomb = zlib.compress(json.dumps([PREDICT, None, [LEASE_ID], {"a": "b" * 50_000_000}]).encode())
-    job = LeaseJob(LEASE_ID, connection=NOWHERE, serializer=SERIALIZER)
+    job = LeaseJob(LEASE_ID, connection=UNCONNECTED, serializer=SERIALIZER)
     tracemalloc.start()
     job.restore({b"data": bomb})
     with pytest.raises(RefusedJobError):
@@ -241,10 +241,10 @@ def test_what_inflates_too_far_is_not_read() -> None:
     tracemalloc.stop()
 
 
-def test_a_refusal_shows_little_of_what_was_written() -> None:
-    """What is logged of a foreign job has no line breaks and a bounded length."""
+def test_a_refusal_message_is_short_and_one_line() -> None:
+    """The message about a refused job has no line breaks and a bounded length."""
     with pytest.raises(RefusedJobError) as refusal:
-        restored(["x\n" * 200, None, [LEASE_ID], {}]).check()
+        read_job(["x\n" * 200, None, [LEASE_ID], {}]).check()
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 250
 
@@ -261,47 +261,47 @@ CALLBACKS: list[tuple[str, Callable[[Job], Any]]] = [
 
 @pytest.mark.parametrize(("name", "execute"), CALLBACKS, ids=[name for name, _ in CALLBACKS])
 def test_callbacks_do_not_run(name: str, execute: Callable[[Job], Any]) -> None:
-    """A callback named in the record, or given to RQ's own create, is as good as none."""
-    ran.clear()
+    """A callback named in the record, or passed to RQ's own create, is ignored."""
+    calls.clear()
     path = f"{mark.__module__}.mark"
-    job = restored([PREDICT, None, [LEASE_ID], {}], **{f"{name}_name": path.encode()})
+    job = read_job([PREDICT, None, [LEASE_ID], {}], **{f"{name}_name": path.encode()})
     assert not getattr(job, f"_{name}_name")
     setattr(job, f"_{name}_name", path)
     assert getattr(job, name) is None
     execute(job)
     on: dict[str, Any] = {f"on_{name.removesuffix('_callback')}": Callback(mark)}
-    made = LeaseJob.create(PREDICT, connection=NOWHERE, serializer=SERIALIZER, **on)
-    assert getattr(made, name) is None
-    execute(made)
-    assert ran == []
+    created = LeaseJob.create(PREDICT, connection=UNCONNECTED, serializer=SERIALIZER, **on)
+    assert getattr(created, name) is None
+    execute(created)
+    assert calls == []
 
 
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_webhooks_are_not_sent(monkeypatch: pytest.MonkeyPatch, status: Literal["finished", "failed"]) -> None:
-    """An address in the record is not called, whatever became of the job."""
-    ran.clear()
+    """A webhook in the record is not called, whether the job finished or failed."""
+    calls.clear()
     monkeypatch.setattr(Webhook, "send", mark)
     webhook = Webhook("http://127.0.0.1:1/", status)
-    job = restored([PREDICT, None, [LEASE_ID], {}], webhooks=json.dumps([webhook.to_dict()]).encode())
+    job = read_job([PREDICT, None, [LEASE_ID], {}], webhooks=json.dumps([webhook.to_dict()]).encode())
     assert not job.webhooks
     job.webhooks = [webhook]
     job.send_webhooks(JobStatus(status), exc_string="x")
-    assert ran == []
+    assert calls == []
 
 
-def test_the_queue_speaks_json_and_lease_jobs_only() -> None:
-    """The one queue has our name, JSON as its language, and our class for its jobs."""
-    made = rq_jobs.queue_of(NOWHERE)
+def test_the_queue_uses_json_and_lease_jobs() -> None:
+    """The queue has keepfit's name, the JSON serializer, and LeaseJob as its job class."""
+    created = rq_jobs.queue_of(UNCONNECTED)
     assert SERIALIZER is JSONSerializer
-    assert made.name == redis_keys.QUEUE
-    assert made.key == redis_keys.RQ_QUEUE
-    assert made.serializer is JSONSerializer
-    assert made.job_class is LeaseJob
-    assert type(made) is LeaseQueue
+    assert created.name == redis_keys.QUEUE
+    assert created.key == redis_keys.RQ_QUEUE
+    assert created.serializer is JSONSerializer
+    assert created.job_class is LeaseJob
+    assert type(created) is LeaseQueue
 
 
 def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job's id is the lease's, its record is JSON, and it does not pile up."""
+    """The job has the lease's id, a JSON record, and times to live, so that results do not accumulate."""
     enqueued: list[LeaseJob] = []
 
     def enqueue_job(_: Any, job: LeaseJob, **__: Any) -> LeaseJob:
@@ -309,7 +309,7 @@ def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> Non
         return job
 
     monkeypatch.setattr("rq.Queue.enqueue_job", enqueue_job)
-    rq_jobs.enqueue(NOWHERE, PREDICT, LEASE_ID)
+    rq_jobs.enqueue(UNCONNECTED, PREDICT, LEASE_ID)
     (job,) = enqueued
     assert type(job) is LeaseJob
     assert job.id == LEASE_ID

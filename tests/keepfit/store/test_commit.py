@@ -1,4 +1,4 @@
-"""Accept, take and commit: the protocol by which rows become part of a bundle, on a real Valkey."""
+"""Accept, claim and commit: the protocol by which rows become part of a bundle, on a real Valkey server."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -42,39 +42,39 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def client(settings: Settings) -> redis.Redis:
-    """Return a plain connection to the store."""
+    """Return a plain client of the store."""
     return redis_clients.store_sync(settings)
 
 
 @pytest.fixture
 def consumer(client: redis.Redis) -> InboxConsumer:
-    """Return the workers' side of the store."""
+    """Return the inbox as a worker uses it."""
     return InboxConsumer(client, LOCK_S)
 
 
 def rows_of(*votes: tuple[str, float, float], recipe: Recipe = RECIPE) -> Rows:
-    """Rows of votes (make, year, size)."""
+    """Return rows of votes (make, year, size)."""
     return shape(recipe, [[make, year] for make, year, _ in votes], [size for *_, size in votes], learning=True)
 
 
 async def model_of(store: Store) -> Model:
-    """Describe the model, which must be there."""
+    """Describe the model, which must exist."""
     model = await store.describe(HASH)
     assert model is not None
     return model
 
 
-def take(consumer: InboxConsumer, token: str) -> Claimed:
-    """Take the model, which must be free."""
-    taken = consumer.claim(HASH, token, "")
-    assert taken is not None
-    return taken
+def claim(consumer: InboxConsumer, token: str) -> Claimed:
+    """Claim the model, which must be unlocked."""
+    claimed = consumer.claim(HASH, token, "")
+    assert claimed is not None
+    return claimed
 
 
-def learned(taken: Claimed, count: int | None = None) -> Bundle:
-    """Return the taken bundle after it has learned the first `count` entries."""
-    bundle = unseal(taken.data, KEYRING, RECIPE, HASH)[1] if taken.data else Bundle.new(RECIPE)
-    for entry in taken.entries[:count]:
+def learned(claimed: Claimed, count: int | None = None) -> Bundle:
+    """Return the claimed bundle after it has learned the first `count` entries."""
+    bundle = unseal(claimed.data, KEYRING, RECIPE, HASH)[1] if claimed.data else Bundle.new(RECIPE)
+    for entry in claimed.entries[:count]:
         bundle.partial_fit(entry.rows())
     return bundle
 
@@ -88,102 +88,106 @@ async def test_sequences_count_accepted_requests_from_one(store: Store) -> None:
 
 
 async def test_commit_makes_the_bundle_live_and_trims_what_it_learned(store: Store, consumer: InboxConsumer) -> None:
-    """A commit of two of three requests leaves the third, counts one version and names what was learned."""
+    """A commit of two of three requests leaves the third, adds one version and records the learned sequence."""
     model = await model_of(store)
     for i in range(3):
         await accept(store, model, rows_of(("nike", 2000 + i, 3), ("puma", 2001, 4)))
-    taken = take(consumer, "a")
-    committed = commit_bundle(consumer, KEYRING, taken, learned(taken, 2), 2, "a")
+    claimed = claim(consumer, "a")
+    committed = commit_bundle(consumer, KEYRING, claimed, learned(claimed, 2), 2, "a")
     assert (committed.version, committed.has_pending) == (1, True)
     after = await model_of(store)
     assert (after.version, after.rows_seen, after.learned, after.inbox) == (1, 4, 2, 1)
-    again = take(consumer, "a")
+    again = claim(consumer, "a")
     assert [entry.sequence for entry in again.entries] == [3]
     header, bundle = unseal(again.data, KEYRING, RECIPE, HASH)
     assert (header.version, header.sequence, header.rows_seen, bundle.rows_seen) == (1, 2, 4, 4)
     assert await store.changed() == [HASH]
 
 
-async def test_what_is_left_is_taken_in_the_trip_of_the_commit(store: Store, consumer: InboxConsumer) -> None:
-    """After a part of a batch the rest comes with the answer, just as another look would read it."""
+async def test_a_commit_claims_the_remaining_requests_in_the_same_round_trip(
+    store: Store, consumer: InboxConsumer
+) -> None:
+    """A commit of a part of a batch returns the rest, with the same content as another claim."""
     model = await model_of(store)
     for i in range(3):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    first = take(consumer, "a")
+    first = claim(consumer, "a")
     bundle = learned(first, 1)
-    taken = commit_bundle(consumer, KEYRING, first, bundle, 1, "a").claimed
-    assert taken is not None
-    assert (taken.version, taken.learned, taken.attempts, taken.data) == (1, 1, 1, b"")
-    again = consumer.claim(HASH, "a", taken.digest)
-    assert again == replace(taken, attempts=2, claimed_s=again.claimed_s if again else 0.0)
-    for entry in taken.entries:
+    claimed = commit_bundle(consumer, KEYRING, first, bundle, 1, "a").claimed
+    assert claimed is not None
+    assert (claimed.version, claimed.learned, claimed.attempts, claimed.data) == (1, 1, 1, b"")
+    again = consumer.claim(HASH, "a", claimed.digest)
+    assert again == replace(claimed, attempts=2, claimed_s=again.claimed_s if again else 0.0)
+    for entry in claimed.entries:
         bundle.partial_fit(entry.rows())
-    last = commit_bundle(consumer, KEYRING, taken, bundle, 2, "a")
+    last = commit_bundle(consumer, KEYRING, claimed, bundle, 2, "a")
     assert (last.version, last.has_pending, last.claimed) == (2, False, None)
 
 
-async def test_what_another_worker_has_by_now_does_not_come_with_a_commit(
+async def test_a_commit_after_the_lock_was_lost_claims_no_requests(
     store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
-    """A commit after the lock was lost to another lease stands, and takes nothing from that one."""
+    """A commit after another lease got the lock succeeds, claims no requests and leaves that lock."""
     model = await model_of(store)
     for i in range(2):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    first = take(consumer, "a")
+    first = claim(consumer, "a")
     client.set(redis_keys.lock(HASH), "b")
     committed = commit_bundle(consumer, KEYRING, first, learned(first, 1), 1, "a")
     assert (committed.version, committed.claimed) == (1, None)
     assert client.get(redis_keys.lock(HASH)) == b"b"
 
 
-async def test_a_sleeper_commits_nothing(store: Store, consumer: InboxConsumer, client: redis.Redis) -> None:
-    """A worker that slept through its lock while another committed is refused, and the other's bundle stays."""
+async def test_a_worker_with_an_expired_lock_commits_nothing(
+    store: Store, consumer: InboxConsumer, client: redis.Redis
+) -> None:
+    """If its lock expired and another worker committed, a worker is refused, and the other's bundle stays."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    sleeper = take(consumer, "sleeper")
+    expired = claim(consumer, "expired")
     client.delete(redis_keys.lock(HASH))
-    other = take(consumer, "other")
+    other = claim(consumer, "other")
     assert commit_bundle(consumer, KEYRING, other, learned(other), 1, "other").version == 1
     live = client.get(redis_keys.bundle(HASH))
-    assert commit_bundle(consumer, KEYRING, sleeper, learned(sleeper), 1, "sleeper").version == SUPERSEDED
+    assert commit_bundle(consumer, KEYRING, expired, learned(expired), 1, "expired").version == SUPERSEDED
     assert client.get(redis_keys.bundle(HASH)) == live
     assert (await model_of(store)).rows_seen == 1
 
 
-async def test_without_the_comparison_a_sleeper_would_lose_rows(
+async def test_without_the_comparison_an_expired_lock_would_lose_rows(
     store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
-    """Control: a plain lock and SET, as it is often done, loses the row that the commit script protects."""
+    """Control: the common pattern of a plain lock and SET loses the row that the commit script protects."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    sleeper = take(consumer, "sleeper")
+    expired = claim(consumer, "expired")
     client.delete(redis_keys.lock(HASH))
-    other = take(consumer, "other")
+    other = claim(consumer, "other")
     commit_bundle(consumer, KEYRING, other, learned(other), 1, "other")
     await accept(store, model, rows_of(("puma", 2001, 4)))
-    second = take(consumer, "other")
+    second = claim(consumer, "other")
     commit_bundle(consumer, KEYRING, second, learned(second), 1, "other")
     assert (await model_of(store)).rows_seen == 2
     header = Header("bundle", HASH, 1, 1, 1, 1, "", runtime())
-    client.set(redis_keys.bundle(HASH), seal(learned(sleeper), KEYRING, header))
+    client.set(redis_keys.bundle(HASH), seal(learned(expired), KEYRING, header))
     data = client.get(redis_keys.bundle(HASH))
     assert isinstance(data, bytes)
     assert unseal(data, KEYRING, RECIPE, HASH)[1].rows_seen == 1
 
 
-async def test_the_lock_keeps_others_out_until_it_is_let_go(store: Store, consumer: InboxConsumer) -> None:
-    """A locked model is not taken by another lease; after the commit of all mail it is free."""
+async def test_a_locked_model_is_not_claimed_until_it_is_unlocked(store: Store, consumer: InboxConsumer) -> None:
+    """Another lease cannot claim a locked model; the commit of all pending requests unlocks it."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(consumer, "a")
+    claimed = claim(consumer, "a")
     assert consumer.claim(HASH, "b", "") is None
-    assert not commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").has_pending
+    assert not commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a").has_pending
     assert consumer.claim(HASH, "b", "") is not None
 
 
-async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, consumer: InboxConsumer) -> None:
-    """A row accepted while its model is locked is noticed by the holder, or nobody would come for it."""
-    take(consumer, "a")
+async def test_unlock_keeps_the_lock_while_requests_are_pending(store: Store, consumer: InboxConsumer) -> None:
+    """The holder of the lock must notice a request accepted meanwhile, as no other lease was enqueued for it."""
+    claim(consumer, "a")
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
     assert consumer.unlock(HASH, "a", force=False)
@@ -192,50 +196,50 @@ async def test_unlock_keeps_the_lock_while_mail_waits(store: Store, consumer: In
     assert consumer.claim(HASH, "b", "") is not None
 
 
-async def test_other_rows_under_the_same_sequence_are_not_taken_for_those_read(
+async def test_a_commit_is_refused_if_the_sequence_holds_other_rows(
     store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
-    """After Redis lost its tail and other rows took the same sequence, a bundle of the lost rows is refused."""
+    """If Redis lost its last writes and other rows have the same sequence, a bundle of the lost rows is refused."""
     model = await model_of(store)
     lost_tail = {key: client.dump(key) for key in (redis_keys.state(HASH),)}
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(consumer, "a")
+    claimed = claim(consumer, "a")
     client.delete(redis_keys.inbox(HASH), redis_keys.lock(HASH))
     for key, dumped in lost_tail.items():
         client.restore(key, 0, dumped, replace=True)  # type: ignore[arg-type]
     await accept(store, model, rows_of(("puma", 1990, 5)))
-    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == REQUESTS_CHANGED
+    assert commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a").version == REQUESTS_CHANGED
 
 
-async def test_a_deleted_or_remade_model_is_not_committed_to(store: Store, consumer: InboxConsumer) -> None:
-    """A bundle of a model that was deleted, or deleted and made again, goes nowhere."""
+async def test_a_commit_to_a_deleted_or_recreated_model_is_refused(store: Store, consumer: InboxConsumer) -> None:
+    """A bundle of a model that was deleted, or deleted and created again, is not stored."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(consumer, "a")
+    claimed = claim(consumer, "a")
     await store.delete(HASH)
-    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == GONE
+    assert commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a").version == GONE
     await store.install(Install(HASH, identity.canonical(METADATA).decode(), RECIPE.text(), generation=2))
-    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == GONE
+    assert commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a").version == GONE
     assert (await model_of(store)).version == 0
 
 
-async def test_put_aside_skips_a_request_and_keeps_it(
+async def test_a_commit_with_a_reason_makes_a_dead_letter(
     store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
-    """A request put aside is counted as done, not learned, and kept with its reason."""
+    """The request counts as finished, adds no rows seen, and is kept with its reason."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    taken = take(consumer, "a")
-    assert commit_bundle(consumer, KEYRING, taken, Bundle.new(RECIPE), 1, "a", "ValueError: no").version == 1
+    claimed = claim(consumer, "a")
+    assert commit_bundle(consumer, KEYRING, claimed, Bundle.new(RECIPE), 1, "a", "ValueError: no").version == 1
     after = await model_of(store)
     assert (after.rows_seen, after.learned, after.inbox) == (0, 1, 0)
-    ((_, kept),) = client.xrange(redis_keys.dead(HASH))  # type: ignore[misc, union-attr]
-    assert kept[b"reason"] == b"ValueError: no"
-    assert kept[b"rows"] == taken.entries[0].payload
+    ((_, letter),) = client.xrange(redis_keys.dead(HASH))  # type: ignore[misc, union-attr]
+    assert letter[b"reason"] == b"ValueError: no"
+    assert letter[b"rows"] == claimed.entries[0].payload
 
 
 async def test_the_same_idempotency_key_is_learned_once(store: Store) -> None:
-    """The same key and rows give the first sequence again; the same key with other rows is refused."""
+    """The same key and rows return the first sequence again; the same key with other rows is refused."""
     model = await model_of(store)
     first = await accept(store, model, rows_of(("nike", 2000, 3)), "vote-1")
     assert await accept(store, model, rows_of(("nike", 2000, 3)), "vote-1") == first
@@ -264,7 +268,7 @@ async def test_refusals_of_accept_change_nothing(store: Store) -> None:
 
 
 async def test_a_single_large_request_is_accepted_alone(store: Store) -> None:
-    """A request larger than the inbox may hold is taken when nothing else waits, and refused otherwise."""
+    """A request larger than the inbox's limit is accepted if no other request is pending, and refused otherwise."""
     model = await model_of(store)
     large = rows_of(*[("nike", 2000.0 + i, 3.0) for i in range(200)])
     assert (await accept(store, model, large, inbox_bytes_max=1024)).sequence == 1
@@ -273,65 +277,65 @@ async def test_a_single_large_request_is_accepted_alone(store: Store) -> None:
 
 
 async def test_bytes_of_the_inbox_return_to_zero(store: Store, consumer: InboxConsumer, client: redis.Redis) -> None:
-    """What is learned no longer counts against the inbox."""
+    """Learned requests no longer count against the inbox's byte limit."""
     model = await model_of(store)
     for i in range(5):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
     assert int(client.hget(redis_keys.state(HASH), "bytes") or 0) > 0  # type: ignore[arg-type]
-    taken = take(consumer, "a")
-    commit_bundle(consumer, KEYRING, taken, learned(taken), 5, "a")
+    claimed = claim(consumer, "a")
+    commit_bundle(consumer, KEYRING, claimed, learned(claimed), 5, "a")
     assert client.hget(redis_keys.state(HASH), "bytes") == b"0"
     assert client.xlen(redis_keys.inbox(HASH)) == 0
 
 
-async def test_take_reads_no_more_bytes_than_asked_but_at_least_one_request(
+async def test_a_claim_reads_at_most_its_byte_limit_but_at_least_one_request(
     store: Store, consumer: InboxConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch is bounded in bytes, in order, and never empty while mail waits."""
+    """A batch is bounded in bytes, in order, and never empty while requests are pending."""
     model = await model_of(store)
     for i in range(40):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)))
-    size = len(take(consumer, "a").entries[0].payload)
+    size = len(claim(consumer, "a").entries[0].payload)
     monkeypatch.setattr("keepfit.store.commit.BYTES_MAX", size * 3)
-    assert [entry.sequence for entry in take(consumer, "a").entries] == [1, 2, 3]
+    assert [entry.sequence for entry in claim(consumer, "a").entries] == [1, 2, 3]
     monkeypatch.setattr("keepfit.store.commit.BYTES_MAX", 1)
-    assert [entry.sequence for entry in take(consumer, "a").entries] == [1]
+    assert [entry.sequence for entry in claim(consumer, "a").entries] == [1]
 
 
-async def test_attempts_count_reads_without_a_commit(store: Store, consumer: InboxConsumer) -> None:
-    """Each take of the same mail counts; a commit sets the count back."""
+async def test_attempts_count_claims_without_a_commit(store: Store, consumer: InboxConsumer) -> None:
+    """Each claim of the same requests counts; a commit resets the count."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    assert [take(consumer, "a").attempts for _ in range(3)] == [1, 2, 3]
-    taken = take(consumer, "a")
-    commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a")
+    assert [claim(consumer, "a").attempts for _ in range(3)] == [1, 2, 3]
+    claimed = claim(consumer, "a")
+    commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a")
     await accept(store, model, rows_of(("nike", 2001, 3)))
-    assert take(consumer, "a").attempts == 1
+    assert claim(consumer, "a").attempts == 1
 
 
-async def test_scripts_survive_a_server_that_forgot_them(
+async def test_scripts_are_loaded_again_after_a_flush(
     store: Store, consumer: InboxConsumer, client: redis.Redis
 ) -> None:
-    """After SCRIPT FLUSH (a restart, a failover) the next call loads the scripts and goes on."""
+    """After SCRIPT FLUSH (as after a restart or a failover) the next call loads the scripts and succeeds."""
     model = await model_of(store)
     client.script_flush()
     await accept(store, model, rows_of(("nike", 2000, 3)))
     client.script_flush()
-    taken = take(consumer, "a")
+    claimed = claim(consumer, "a")
     client.script_flush()
-    assert commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a").version == 1
+    assert commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a").version == 1
 
 
 async def test_commits_are_published(store: Store, consumer: InboxConsumer, settings: Settings) -> None:
-    """A commit tells hash, generation, version, learned sequence and rows seen to whoever listens."""
-    listener: Any = redis.asyncio.Redis.from_url(settings.store_url.get_secret_value())
-    async with listener.pubsub(ignore_subscribe_messages=True) as pubsub:
+    """A commit publishes hash, generation, version, learned sequence and rows seen to subscribers."""
+    subscriber: Any = redis.asyncio.Redis.from_url(settings.store_url.get_secret_value())
+    async with subscriber.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe(redis_keys.COMMITS)
         await pubsub.get_message(timeout=5)
         model = await model_of(store)
         await accept(store, model, rows_of(("nike", 2000, 3)))
-        taken = take(consumer, "a")
-        commit_bundle(consumer, KEYRING, taken, learned(taken), 1, "a")
+        claimed = claim(consumer, "a")
+        commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a")
         message = await pubsub.get_message(timeout=5)
-    await listener.aclose()
+    await subscriber.aclose()
     assert message["data"].decode().split(" ") == [HASH, "1", "1", "1", "1", "0", ""]

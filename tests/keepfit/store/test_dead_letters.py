@@ -1,4 +1,4 @@
-"""What was put aside: read, moved back to the inbox, forgotten; on a real Valkey, in one moment each."""
+"""Dead letters: listed, retried and discarded, each in one atomic script, on a real Valkey server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,43 +20,45 @@ REASON = "ValueError: no"
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Return a workshop."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
 
 @pytest.fixture
-async def aside(settings: Settings) -> AsyncIterator[DeadLetters]:
-    """Return what was put aside."""
+async def dead(settings: Settings) -> AsyncIterator[DeadLetters]:
+    """Return the dead letters of the store."""
     client = redis_clients.store_async(settings)
     yield DeadLetters(client)
     await client.aclose()
 
 
-def put_aside(shop: Workshop, model_hash: str, count: int = 1) -> None:
-    """Put the next requests aside, as a worker does."""
+def make_dead_letters(shop: Workshop, model_hash: str, count: int = 1) -> None:
+    """Make dead letters of the next requests, as a worker does."""
     for _ in range(count):
-        taken = shop.consumer.claim(model_hash, "t", "")
-        assert taken is not None
-        bundle = shop._unsealed(model_hash, taken.recipe_text, taken.data)
-        assert commit_bundle(shop.consumer, shop.keyring, taken, bundle, 1, "t", REASON).version == taken.version + 1
+        claimed = shop.consumer.claim(model_hash, "t", "")
+        assert claimed is not None
+        bundle = shop._unsealed(model_hash, claimed.recipe_text, claimed.data)
+        assert (
+            commit_bundle(shop.consumer, shop.keyring, claimed, bundle, 1, "t", REASON).version == claimed.version + 1
+        )
 
 
-async def refused(shop: Workshop, count: int = 1, X: list[Any] = SHOES, y: list[Any] = SIZES) -> str:
-    """Make a model of which so many requests were put aside."""
+async def make_model(shop: Workshop, count: int = 1, X: list[Any] = SHOES, y: list[Any] = SIZES) -> str:
+    """Create a model with `count` dead letters; return its hash."""
     model_hash = await shop.make()
     for _ in range(count):
         await shop.accept(model_hash, X, y)
-    put_aside(shop, model_hash, count)
+    make_dead_letters(shop, model_hash, count)
     return model_hash
 
 
-async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: DeadLetters) -> None:
+async def test_a_page_lists_dead_letters_with_their_reasons(shop: Workshop, dead: DeadLetters) -> None:
     """Each entry has its id, sequence, time, reason and rows, oldest first, page by page."""
-    model_hash = await refused(shop, 3)
+    model_hash = await make_model(shop, 3)
     generation = (await shop.model(model_hash)).generation
-    first, following = await aside.page(model_hash, 2)
-    second, end = await aside.page(model_hash, 2, following or "")
+    first, following = await dead.page(model_hash, 2)
+    second, end = await dead.page(model_hash, 2, following or "")
     assert [entry.sequence for entry in first + second] == [1, 2, 3]
     assert (following, end) == (f"{generation}-2", None)
     (entry, *_) = first
@@ -66,8 +68,8 @@ async def test_a_page_tells_what_was_put_aside_and_why(shop: Workshop, aside: De
     assert decode_payload(recipe, entry.payload) == {"X": SHOES, "y": SIZES}
 
 
-async def test_rows_are_shown_as_they_came() -> None:
-    """Numbers, categories, labels and weights come back in the order of the columns."""
+async def test_rows_are_shown_as_they_were_sent() -> None:
+    """Numbers, categories, labels and weights are decoded in the order of the columns."""
     recipe = parse({
         "estimator": "SGDClassifier", "classes": ["a", "b"],
         "features": {"x": "number", "make": "category", "z": "number", "size": "category"},
@@ -87,31 +89,31 @@ async def test_rows_are_shown_as_they_came() -> None:
     assert decode_payload(plain, shape(plain, [[1, 2]], learning=True).encode()) == {"X": [[1.0, 2.0]]}
 
 
-async def test_large_rows_are_told_of_by_number(shop: Workshop, aside: DeadLetters) -> None:
-    """Rows beyond what a page shows, beside the inbox or in it, have their number and size only."""
+async def test_large_rows_are_listed_by_their_number_only(shop: Workshop, dead: DeadLetters) -> None:
+    """Rows larger than a page shows, in the inbox or in a key of their own, are listed with number and size only."""
     recipe = {"estimator": "SGDRegressor"}
     model_hash = await shop.make(recipe)
     for n in (SHOWN_BYTES_MAX // 8, 40_000):
         await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
-    put_aside(shop, model_hash, 2)
-    inside, beside = (await aside.page(model_hash, 10))[0]
+    make_dead_letters(shop, model_hash, 2)
+    inside, separate = (await dead.page(model_hash, 10))[0]
     assert (inside.rows, inside.payload, inside.large_key) == (SHOWN_BYTES_MAX // 8, b"", "")
-    assert (beside.rows, beside.payload, bool(beside.large_key)) == (40_000, b"", True)
-    assert beside.size_bytes > 256 * 1024
-    shop.redis.delete(beside.large_key)
-    assert (await aside.page(model_hash, 10))[0][1].rows is None
+    assert (separate.rows, separate.payload, bool(separate.large_key)) == (40_000, b"", True)
+    assert separate.size_bytes > 256 * 1024
+    shop.redis.delete(separate.large_key)
+    assert (await dead.page(model_hash, 10))[0][1].rows is None
 
 
-async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: DeadLetters) -> None:
-    """A page ends before its rows are too many bytes, and the next one goes on from there."""
+async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, dead: DeadLetters) -> None:
+    """A page ends before its rows exceed PAGE_BYTES_MAX, and the next page continues from there."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     n, count = SHOWN_BYTES_MAX // 16 - 10, 20
     for _ in range(count):
         await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
-    put_aside(shop, model_hash, count)
+    make_dead_letters(shop, model_hash, count)
     seen, after, pages = [], "", 0
     while True:
-        entries, following = await aside.page(model_hash, 100, after)
+        entries, following = await dead.page(model_hash, 100, after)
         assert sum(len(entry.payload) for entry in entries) <= PAGE_BYTES_MAX
         assert all(entry.payload for entry in entries)
         seen += [entry.sequence for entry in entries]
@@ -123,49 +125,49 @@ async def test_a_page_is_no_larger_than_its_bound(shop: Workshop, aside: DeadLet
     assert pages == 2
 
 
-async def test_a_retried_request_waits_at_the_end_and_is_learned_once(shop: Workshop, aside: DeadLetters) -> None:
-    """A retry gives the next sequences in order; what was moved is in the inbox and nowhere else."""
-    model_hash = await refused(shop, 2)
+async def test_a_retried_request_is_added_last_and_learned_once(shop: Workshop, dead: DeadLetters) -> None:
+    """A retry assigns the next sequences in order; moved requests are in the inbox and no longer dead letters."""
+    model_hash = await make_model(shop, 2)
     await shop.accept(model_hash)
     model = await shop.model(model_hash)
-    retried = await aside.retry(model, shop.settings, None)
+    retried = await dead.retry(model, shop.settings, None)
     assert (retried.sequences, retried.refused, retried.left) == ([4, 5], {}, 0)
-    waiting = await shop.model(model_hash)
-    assert (waiting.inbox, waiting.version) == (3, retried.version)
+    pending = await shop.model(model_hash)
+    assert (pending.inbox, pending.version) == (3, retried.version)
     shop.work(model_hash)
     after = await shop.model(model_hash)
     assert (after.inbox, after.rows_seen, after.learned) == (0, 9, 5)
     assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == b"0"
 
 
-async def test_ids_name_what_is_retried(shop: Workshop, aside: DeadLetters) -> None:
-    """Only what is named is moved; unknown and doubled ids are told of and move nothing twice."""
-    model_hash = await refused(shop, 3)
+async def test_a_retry_moves_only_the_named_ids(shop: Workshop, dead: DeadLetters) -> None:
+    """Only named dead letters are moved; unknown ids are reported as refused, and a repeated id moves nothing twice."""
+    model_hash = await make_model(shop, 3)
     model = await shop.model(model_hash)
     named, unknown = f"{model.generation}-2", f"{model.generation}-9"
-    retried = await aside.retry(model, shop.settings, [named, unknown, named, f"{model.generation}-02"])
+    retried = await dead.retry(model, shop.settings, [named, unknown, named, f"{model.generation}-02"])
     assert retried.sequences == [4]
     assert set(retried.refused) == {unknown, f"{model.generation}-02"}
     assert retried.left == 2
-    again = await aside.retry(model, shop.settings, [named])
+    again = await dead.retry(model, shop.settings, [named])
     assert (again.sequences, list(again.refused)) == ([], [named])
     assert (await shop.model(model_hash)).inbox == 1
 
 
-async def test_one_that_fails_again_is_put_aside_under_a_new_id(shop: Workshop, aside: DeadLetters) -> None:
-    """The same rows may be refused again; then they are there once more, as another request."""
-    model_hash = await refused(shop)
+async def test_a_retried_request_that_fails_again_gets_a_new_id(shop: Workshop, dead: DeadLetters) -> None:
+    """If the same rows are refused again, they are a dead letter again, under another sequence."""
+    model_hash = await make_model(shop)
     model = await shop.model(model_hash)
-    await aside.retry(model, shop.settings, None)
-    put_aside(shop, model_hash)
-    (entry,), _ = await aside.page(model_hash, 10)
+    await dead.retry(model, shop.settings, None)
+    make_dead_letters(shop, model_hash)
+    (entry,), _ = await dead.page(model_hash, 10)
     assert entry.id == f"{model.generation}-2"
     assert decode_payload(model.recipe, entry.payload)["X"] == SHOES
 
 
 async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: str) -> None:
-    """The script run again under its key, as after a lost answer, gives the first answer and adds nothing."""
-    model_hash = await refused(shop)
+    """The script run again under its key, as after a lost reply, returns the first reply and adds nothing."""
+    model_hash = await make_model(shop)
     model = await shop.model(model_hash)
     call = redis_scripts.call(
         "retry",
@@ -183,19 +185,19 @@ async def test_a_repeated_call_moves_nothing_twice(shop: Workshop, redis_url: st
     assert (await shop.model(model_hash)).inbox == 1
 
 
-async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, aside: DeadLetters) -> None:
-    """Rows beside the inbox stay without a time to live until they are learned and in a snapshot, then go."""
+async def test_large_rows_are_kept_until_a_snapshot_contains_them(shop: Workshop, dead: DeadLetters) -> None:
+    """Rows in a key of their own have no time to live; they are deleted once they are learned and in a snapshot."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     n = 40_000
     await shop.accept(model_hash, [[1.0]] * n, [1.0] * n)
-    put_aside(shop, model_hash)
-    (entry,), _ = await aside.page(model_hash, 1)
+    make_dead_letters(shop, model_hash)
+    (entry,), _ = await dead.page(model_hash, 1)
     assert shop.redis.ttl(entry.large_key) == -1
     model = await shop.model(model_hash)
-    assert (await aside.retry(model, shop.settings, None)).sequences == [2]
+    assert (await dead.retry(model, shop.settings, None)).sequences == [2]
     assert shop.redis.hget(redis_keys.state(model_hash), "bytes") == str(entry.size_bytes).encode()
-    # Whoever read the list before the retry can take nothing from it any more.
-    assert (await aside.discard(model_hash, [entry.id]))[0] == 0
+    # A client that read the list before the retry cannot discard the moved entry.
+    assert (await dead.discard(model_hash, [entry.id]))[0] == 0
     assert shop.redis.ttl(entry.large_key) == -1
     shop.work(model_hash)
     assert (await shop.model(model_hash)).rows_seen == n
@@ -204,75 +206,77 @@ async def test_large_rows_are_kept_through_put_aside_and_retry(shop: Workshop, a
     assert not shop.redis.exists(entry.large_key)
 
 
-async def test_lost_rows_are_not_retried(shop: Workshop, aside: DeadLetters) -> None:
-    """A request whose large rows Redis has lost stays where it is and says so."""
+async def test_lost_rows_are_not_retried(shop: Workshop, dead: DeadLetters) -> None:
+    """A request whose large rows Redis has lost stays a dead letter, and the retry reports it as lost."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
-    put_aside(shop, model_hash)
-    (entry,), _ = await aside.page(model_hash, 1)
+    make_dead_letters(shop, model_hash)
+    (entry,), _ = await dead.page(model_hash, 1)
     shop.redis.delete(entry.large_key)
-    retried = await aside.retry(await shop.model(model_hash), shop.settings, [entry.id])
+    retried = await dead.retry(await shop.model(model_hash), shop.settings, [entry.id])
     assert (retried.sequences, retried.left) == ([], 1)
     assert "lost" in retried.refused[entry.id]
 
 
-async def test_a_full_inbox_refuses_a_retry(shop: Workshop, aside: DeadLetters) -> None:
-    """What fits is moved and the rest stays; where nothing fits it is InboxFullError, and nothing is lost."""
-    model_hash = await refused(shop, 3)
+async def test_a_full_inbox_refuses_a_retry(shop: Workshop, dead: DeadLetters) -> None:
+    """Entries that fit are moved and the rest stays; if none fits, InboxFullError is raised, and nothing is lost."""
+    model_hash = await make_model(shop, 3)
     model = await shop.model(model_hash)
     small = shop.settings.model_copy(update={"inbox_entries_max": 2})
-    retried = await aside.retry(model, small, None)
+    retried = await dead.retry(model, small, None)
     assert (retried.sequences, retried.left) == ([4, 5], 1)
     assert "full" in next(iter(retried.refused.values()))
     with pytest.raises(InboxFullError):
-        await aside.retry(model, small, None)
+        await dead.retry(model, small, None)
     few = shop.settings.model_copy(update={"inbox_bytes_max": 1024})
     with pytest.raises(InboxFullError):
-        await aside.retry(model, few.model_copy(update={"inbox_bytes_max": 1}), None)
-    assert await aside.count(model_hash) == 1
+        await dead.retry(model, few.model_copy(update={"inbox_bytes_max": 1}), None)
+    assert await dead.count(model_hash) == 1
 
 
-async def test_another_generation_is_not_retried(shop: Workshop, aside: DeadLetters) -> None:
-    """Entries of an earlier generation stay and say why; a caller that knows an earlier one is told so."""
-    model_hash = await refused(shop, 2)
+async def test_another_generation_is_not_retried(shop: Workshop, dead: DeadLetters) -> None:
+    """Entries of an earlier generation stay with a reason; a caller with an earlier generation gets StaleModelError."""
+    model_hash = await make_model(shop, 2)
     model = await shop.model(model_hash)
     shop.redis.hset(redis_keys.state(model_hash), "generation", model.generation + 1)
     with pytest.raises(StaleModelError):
-        await aside.retry(model, shop.settings, None)
+        await dead.retry(model, shop.settings, None)
     later = await shop.model(model_hash)
-    retried = await aside.retry(later, shop.settings, [f"{model.generation}-1"])
+    retried = await dead.retry(later, shop.settings, [f"{model.generation}-1"])
     assert (retried.sequences, retried.left) == ([], 2)
     assert "generation" in retried.refused[f"{model.generation}-1"]
     await shop.accept(model_hash)
-    put_aside(shop, model_hash)
-    assert (await aside.retry(later, shop.settings, None)).left == 2, "those of before stood in the way"
+    make_dead_letters(shop, model_hash)
+    assert (await dead.retry(later, shop.settings, None)).left == 2, (
+        "entries of an earlier generation blocked the retry"
+    )
 
 
-async def test_discarded_requests_are_gone(shop: Workshop, aside: DeadLetters) -> None:
-    """What is discarded goes for good, large rows too; the rest stays."""
+async def test_discarded_requests_are_deleted(shop: Workshop, dead: DeadLetters) -> None:
+    """Discarded entries are deleted for good, with their large rows; the rest stays."""
     model_hash = await shop.make({"estimator": "SGDRegressor"})
     await shop.accept(model_hash, [[1.0]] * 40_000, [1.0] * 40_000)
     await shop.accept(model_hash, [[1.0]], [1.0])
-    put_aside(shop, model_hash, 2)
-    (first, second), _ = await aside.page(model_hash, 2)
-    assert await aside.discard(model_hash, [first.id, first.id, "9-9"]) == (1, 2)
+    make_dead_letters(shop, model_hash, 2)
+    (first, second), _ = await dead.page(model_hash, 2)
+    assert await dead.discard(model_hash, [first.id, first.id, "9-9"]) == (1, 2)
     assert not shop.redis.exists(first.large_key)
-    assert [entry.id for entry in (await aside.page(model_hash, 2))[0]] == [second.id]
+    assert [entry.id for entry in (await dead.page(model_hash, 2))[0]] == [second.id]
 
 
-async def test_of_no_model_nothing_is_done(shop: Workshop, aside: DeadLetters) -> None:
-    """A model that was deleted has nothing aside, and says that it is not there."""
-    model_hash = await refused(shop)
+async def test_a_missing_model_has_no_dead_letters(shop: Workshop, dead: DeadLetters) -> None:
+    """A deleted model has no dead letters; discarding raises NotFoundError, a retry moves nothing."""
+    model_hash = await make_model(shop)
     model = await shop.model(model_hash)
     generation = model.generation
     shop.lose(model_hash)
-    assert await aside.page(model_hash, 10) == ([], None)
+    assert await dead.page(model_hash, 10) == ([], None)
     with pytest.raises(NotFoundError):
-        await aside.discard(model_hash, [f"{generation}-1"])
-    assert (await aside.retry(model, shop.settings, None)).sequences == []
+        await dead.discard(model_hash, [f"{generation}-1"])
+    assert (await dead.retry(model, shop.settings, None)).sequences == []
 
 
-async def test_many_are_moved_call_by_call(shop: Workshop, aside: DeadLetters) -> None:
+async def test_many_dead_letters_are_moved_in_bounded_calls(shop: Workshop, dead: DeadLetters) -> None:
     """One call moves a bounded number; concurrent calls move each entry once."""
     count = CALL_ENTRIES_MAX + 10
     model_hash = await shop.make()
@@ -281,40 +285,40 @@ async def test_many_are_moved_call_by_call(shop: Workshop, aside: DeadLetters) -
     state = shop.redis
     for sequence in range(1, count + 1):
         ((_, fields),) = state.xrange(redis_keys.inbox(model_hash), f"{sequence}-0", f"{sequence}-0")  # type: ignore[misc, union-attr]
-        kept: dict[Any, Any] = {"generation": 1, "sequence": sequence, "reason": REASON, "rows": fields[b"rows"]}
-        kept |= {"big": "", "size": len(fields[b"rows"]), "at": 0}
-        state.xadd(redis_keys.dead(model_hash), kept, id=f"1-{sequence}")
+        letter: dict[Any, Any] = {"generation": 1, "sequence": sequence, "reason": REASON, "rows": fields[b"rows"]}
+        letter |= {"big": "", "size": len(fields[b"rows"]), "at": 0}
+        state.xadd(redis_keys.dead(model_hash), letter, id=f"1-{sequence}")
     state.delete(redis_keys.inbox(model_hash))
     model = await shop.model(model_hash)
     assert model.generation == 1
     state.hset(redis_keys.state(model_hash), mapping={"learned": count, "bytes": 0})
-    calls = await asyncio.gather(*(aside.retry(model, shop.settings, None) for _ in range(3)))
+    calls = await asyncio.gather(*(dead.retry(model, shop.settings, None) for _ in range(3)))
     moved = [sequence for call in calls for sequence in call.sequences]
     assert len(calls[0].sequences) <= CALL_ENTRIES_MAX
-    while (rest := await aside.retry(model, shop.settings, None)).sequences:
+    while (rest := await dead.retry(model, shop.settings, None)).sequences:
         moved += rest.sequences
     assert sorted(moved) == list(range(count + 1, 2 * count + 1))
-    assert await aside.count(model_hash) == 0
+    assert await dead.count(model_hash) == 0
     assert state.xlen(redis_keys.inbox(model_hash)) == count
 
 
-async def test_the_fate_of_a_request_is_told_where_it_is_sure(shop: Workshop, aside: DeadLetters) -> None:
-    """Who asks for a request of the past hears why it was put aside, and whether any ever left from there."""
-    model_hash = await refused(shop, 2)
+async def test_find_reason_returns_the_reason_of_a_dead_letter(shop: Workshop, dead: DeadLetters) -> None:
+    """find_reason() returns why a request is a dead letter, and whether any was ever removed."""
+    model_hash = await make_model(shop, 2)
     model = await shop.model(model_hash)
-    assert await aside.find_reason(model_hash, model.generation, 1) == (REASON, False)
-    assert await aside.find_reason(model_hash, model.generation, 3) == (None, False)
-    await aside.retry(model, shop.settings, [f"{model.generation}-1"])
-    assert await aside.find_reason(model_hash, model.generation, 1) == (None, True)
+    assert await dead.find_reason(model_hash, model.generation, 1) == (REASON, False)
+    assert await dead.find_reason(model_hash, model.generation, 3) == (None, False)
+    await dead.retry(model, shop.settings, [f"{model.generation}-1"])
+    assert await dead.find_reason(model_hash, model.generation, 1) == (None, True)
 
 
 @pytest.mark.parametrize("name", ["1-1", "123-9007199254740991"])
-def test_ids_have_their_form(name: str) -> None:
+def test_valid_ids_are_accepted(name: str) -> None:
     """An id is a generation and a sequence."""
     assert dead_letters.ID.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", ["", "1", "-", "+", "(1-1", "1-1 ", "1-1\n", "a-1", "1-*", "1" * 20 + "-1"])
-def test_nothing_else_is_an_id(name: str) -> None:
-    """What Redis would read as a range, or not at all, is none."""
+def test_other_ids_are_refused(name: str) -> None:
+    """A text that Redis would read as a range, or cannot parse, is not an id."""
     assert not dead_letters.ID.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Many learning requests in one trip, on a real Valkey: order, repeats, limits, large ones."""
+"""Many learning requests in one round trip, on a real Valkey server: order, repeats, limits, large requests."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ LOCK_S = 15.0
 
 @pytest.fixture
 async def client(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
-    """Return the gateway's connection to the store."""
+    """Return a gateway's client of the store."""
     opened = redis_clients.store_async(settings)
     yield opened
     await opened.aclose()
@@ -40,7 +40,7 @@ async def client(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
 
 @pytest.fixture
 def consumer(settings: Settings) -> InboxConsumer:
-    """Return the workers' side of the store."""
+    """Return the inbox as a worker uses it."""
     return InboxConsumer(redis_clients.store_sync(settings), LOCK_S)
 
 
@@ -60,55 +60,55 @@ def one(model: str, value: float, width: int = 1, key: str | None = None) -> Lea
 
 
 def many(count: int) -> Rows:
-    """Return as many rows as take more room than one call may carry."""
+    """Return `count` rows of one column."""
     return shape(RECIPE, [[float(i)] for i in range(count)], [1.0] * count, learning=True)
 
 
 LARGE = many(inbox.CALL_BYTES_MAX // 16 + 1000)
 
 
-def take(consumer: InboxConsumer, model_hash: str, token: str = "t") -> Claimed:
-    """Take the model, which must be free."""
-    taken = consumer.claim(model_hash, token, "")
-    assert taken is not None
-    return taken
+def claim(consumer: InboxConsumer, model_hash: str, token: str = "t") -> Claimed:
+    """Claim the model, which must be unlocked."""
+    claimed = consumer.claim(model_hash, token, "")
+    assert claimed is not None
+    return claimed
 
 
 def learn_all(consumer: InboxConsumer, model_hash: str) -> list[float]:
-    """Learn all that waits for a model; return the targets in the order in which they were learned."""
-    taken = take(consumer, model_hash)
+    """Learn all pending requests of a model; return the targets in the order in which they were learned."""
+    claimed = claim(consumer, model_hash)
     bundle = Bundle.new(RECIPE)
-    for entry in taken.entries:
+    for entry in claimed.entries:
         bundle.partial_fit(entry.rows())
-    assert commit_bundle(consumer, KEYRING, taken, bundle, len(taken.entries), "t").version == 1
-    return [float(value) for entry in taken.entries for value in entry.rows().target()]
+    assert commit_bundle(consumer, KEYRING, claimed, bundle, len(claimed.entries), "t").version == 1
+    return [float(value) for entry in claimed.entries for value in entry.rows().target()]
 
 
-async def test_requests_of_many_models_go_in_one_trip(
+async def test_requests_of_many_models_are_accepted_in_one_round_trip(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """Each model's requests get sequences of their own, in the order given; models to be told of are named once."""
+    """Each model has its own sequences, in the order of its requests; models that need a hint are returned once."""
     models = [await make(client, session) for session in range(3)]
     requests = [one(models[i % 3], float(i)) for i in range(30)]
-    outcomes, alone = await inbox.accept(ScriptConnection(client), settings, requests)
+    outcomes, hints = await inbox.accept(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(1 + i // 3, 0) for i in range(30)]
-    assert alone == sorted(models)
+    assert hints == sorted(models)
     assert [learn_all(consumer, model) for model in models] == [[float(i) for i in range(m, 30, 3)] for m in range(3)]
 
 
-async def test_a_model_that_is_learned_just_now_needs_no_hint(
+async def test_a_locked_model_needs_no_hint(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """Who holds the lock sees the mail before letting go of it, so nobody else has to be told."""
+    """The holder of the lock finds the pending requests when it unlocks, so no other worker needs a hint."""
     model = await make(client, 1)
-    take(consumer, model)
-    _, alone = await inbox.accept(ScriptConnection(client), settings, [one(model, 1.0)])
-    assert alone == []
+    claim(consumer, model)
+    _, hints = await inbox.accept(ScriptConnection(client), settings, [one(model, 1.0)])
+    assert hints == []
     assert consumer.unlock(model, "t", force=False)
 
 
-async def test_a_trip_made_twice_accepts_once(client: redis.asyncio.Redis, settings: Settings) -> None:
-    """A call whose answer was lost is made again by the gateway, and gets the first answer."""
+async def test_a_repeated_call_accepts_once(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """After a lost reply the gateway repeats the call and gets the first reply."""
     model = await make(client, 1)
     requests = [one(model, float(i)) for i in range(3)]
     command = inbox._accept_command(settings, requests)
@@ -118,10 +118,10 @@ async def test_a_trip_made_twice_accepts_once(client: redis.asyncio.Redis, setti
     assert await client.xlen(redis_keys.inbox(model)) == 6
 
 
-async def test_what_does_not_fit_is_refused_and_the_rest_is_taken(
+async def test_requests_beyond_the_limit_are_refused_and_the_others_accepted(
     client: redis.asyncio.Redis, settings: Settings
 ) -> None:
-    """Of a batch, as many are accepted as there is room for; the others hear how many wait and leave nothing."""
+    """A batch is accepted up to the inbox's limit; the other requests are refused with the number of pending ones."""
     model = await make(client, 1)
     small = settings.model_copy(update={"inbox_entries_max": 3})
     outcomes, _ = await inbox.accept(ScriptConnection(client), small, [one(model, float(i)) for i in range(5)])
@@ -132,10 +132,10 @@ async def test_what_does_not_fit_is_refused_and_the_rest_is_taken(
     assert await client.xlen(redis_keys.inbox(model)) == 3
 
 
-async def test_a_full_inbox_names_a_wait_by_the_pace_of_learning(
+async def test_retry_after_of_a_full_inbox_follows_the_learning_rate(
     client: redis.asyncio.Redis, settings: Settings
 ) -> None:
-    """Retry-After is the time that half of what waits takes at the pace of the last commit, within a minute."""
+    """Retry-After is the time to learn half of the pending requests at the last commit's rate, at most a minute."""
     model = await make(client, 1)
     small = settings.model_copy(update={"inbox_entries_max": 100})
     await inbox.accept(ScriptConnection(client), small, [one(model, float(i)) for i in range(100)])
@@ -147,8 +147,8 @@ async def test_a_full_inbox_names_a_wait_by_the_pace_of_learning(
         assert refused.retry_after_s == seconds
 
 
-async def test_one_bad_request_spoils_no_other(client: redis.asyncio.Redis, settings: Settings) -> None:
-    """Requests of another width, for a missing model or a full one fail by themselves, in the same trip."""
+async def test_one_bad_request_fails_alone(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """Requests of another width or for a missing model fail; the others in the same round trip are accepted."""
     model = await make(client, 1)
     requests = [
         one(model, 1.0),
@@ -162,16 +162,16 @@ async def test_one_bad_request_spoils_no_other(client: redis.asyncio.Redis, sett
     assert await client.xlen(redis_keys.inbox(model)) == 3
 
 
-async def test_a_large_request_is_written_ahead(
+async def test_a_large_request_is_staged(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """Rows that one call may not carry lie beside the inbox until they are learned, bit for bit, and then go."""
+    """Rows too large for one call are stored in a key of their own, bit for bit, and deleted once they are learned."""
     model = await make(client, 1)
     (outcome,), _ = await inbox.accept(
         ScriptConnection(client), settings, [await inbox.make_request(client, model, 1, LARGE)]
     )
     assert outcome == Accepted(1, 0)
-    (entry,) = take(consumer, model).entries
+    (entry,) = claim(consumer, model).entries
     assert await client.ttl(entry.large_key) == -1
     assert await client.hget(redis_keys.state(model), "bytes") == str(entry.size_bytes).encode()
     assert entry.size_bytes == LARGE.size_bytes
@@ -181,63 +181,59 @@ async def test_a_large_request_is_written_ahead(
     assert await client.hget(redis_keys.state(model), "bytes") == b"0"
 
 
-async def test_a_large_request_that_is_refused_leaves_nothing_for_long(
-    client: redis.asyncio.Redis, settings: Settings
-) -> None:
-    """What was written ahead for a refused request expires by itself; rows that went too soon are said to be lost."""
+async def test_a_staged_request_that_is_refused_expires(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """The staged rows of a refused request expire; rows that are missing or changed raise UnavailableError."""
     model = await make(client, 1)
     ((refused,), _) = await inbox.accept(
         ScriptConnection(client), settings, [await inbox.make_request(client, model, 2, LARGE)]
     )
     assert isinstance(refused, Exception)
-    (left,) = await client.keys(f"kf:{{{model}}}:big:*")
-    assert 0 < await client.pttl(left) <= inbox.STAGED_TTL_MS
-    for harm in (("DEL",), ("SETRANGE", inbox.CALL_BYTES_MAX * 2, "more")):
+    (staged,) = await client.keys(f"kf:{{{model}}}:big:*")
+    assert 0 < await client.pttl(staged) <= inbox.STAGED_TTL_MS
+    for damage in (("DEL",), ("SETRANGE", inbox.CALL_BYTES_MAX * 2, "more")):
         request = await inbox.make_request(client, model, 1, LARGE)
-        await client.execute_command(harm[0], request.large_key, *harm[1:])
+        await client.execute_command(damage[0], request.large_key, *damage[1:])
         ((lost,), _) = await inbox.accept(ScriptConnection(client), settings, [request])
         assert isinstance(lost, UnavailableError)
     assert await client.xlen(redis_keys.inbox(model)) == 0
 
 
-@pytest.mark.parametrize("put_aside", [False, True])
-async def test_deleting_a_model_takes_its_large_requests_along(
-    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings, put_aside: bool
+@pytest.mark.parametrize("dead", [False, True])
+async def test_deleting_a_model_deletes_its_large_requests(
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings, dead: bool
 ) -> None:
-    """Rows that wait beside the inbox, or were put aside, are deleted with the model."""
+    """The large rows of pending requests and of dead letters are deleted with the model."""
     model = await make(client, 1)
     await inbox.accept(ScriptConnection(client), settings, [await inbox.make_request(client, model, 1, LARGE)])
-    taken = take(consumer, model)
-    if put_aside:
-        commit_bundle(consumer, KEYRING, taken, Bundle.new(RECIPE), 1, "t", "no")
-    assert await client.exists(taken.entries[0].large_key)
+    claimed = claim(consumer, model)
+    if dead:
+        commit_bundle(consumer, KEYRING, claimed, Bundle.new(RECIPE), 1, "t", "no")
+    assert await client.exists(claimed.entries[0].large_key)
     assert await Store(client).delete(model)
-    # A key of the call itself expires by itself.
+    # The idempotency key of the call expires.
     assert [name for name in await client.keys(f"kf:{{{model}}}:*") if b":idem:" not in name] == []
 
 
-async def test_rows_that_redis_lost_are_put_aside_and_not_waited_for(
+async def test_reading_lost_rows_raises_a_lookup_error(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """Where the rows of a large request are gone, reading them says so; the model is not stuck."""
+    """If the rows of a large request are missing, reading them raises LookupError, and the model is not blocked."""
     model = await make(client, 1)
     await inbox.accept(ScriptConnection(client), settings, [await inbox.make_request(client, model, 1, LARGE)])
-    await client.delete(take(consumer, model).entries[0].large_key)
-    (entry,) = take(consumer, model).entries
+    await client.delete(claim(consumer, model).entries[0].large_key)
+    (entry,) = claim(consumer, model).entries
     with pytest.raises(LookupError, match="lost"):
         entry.rows()
 
 
-async def test_keys_of_clients_hold_across_trips_and_generations(
-    client: redis.asyncio.Redis, settings: Settings
-) -> None:
-    """A client's key gives the first answer again in another trip, beside other requests, and not to a new model."""
+async def test_idempotency_keys_hold_across_round_trips(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """A client's key returns the first reply in a later round trip, among other requests, not in a new generation."""
     model = await make(client, 1)
     keyed = one(model, 1.0, key="vote")
     (first,), _ = await inbox.accept(ScriptConnection(client), settings, [keyed])
     again, _ = await inbox.accept(ScriptConnection(client), settings, [one(model, 2.0), keyed])
     assert again == [Accepted(2, 0), first]
-    # A caller may be ahead of it by a generation, and is given the first answer as long as the model is the same.
+    # A caller with a later generation gets the first reply as long as the model's own generation is the same.
     assert (await inbox.accept(ScriptConnection(client), settings, [replace(keyed, generation=2)]))[0] == [first]
     await client.hset(redis_keys.state(model), "generation", 2)
     assert (await inbox.accept(ScriptConnection(client), settings, [replace(keyed, generation=2)]))[0] == [
@@ -246,7 +242,7 @@ async def test_keys_of_clients_hold_across_trips_and_generations(
 
 
 def test_calls_are_bounded() -> None:
-    """No call carries more bytes or requests than may keep Redis from others; nothing is left out or put twice."""
+    """Each request is in one call, and no call exceeds its limits, which bound how long it blocks Redis."""
     requests: list[Any] = [LearnRequest("a" * 64, 1, 1, bytes(32_000)) for _ in range(100)]
     requests += [one("b" * 64, 1.0) for _ in range(1200)]
     calls = inbox._group_into_calls(requests)
@@ -262,7 +258,7 @@ def test_calls_are_bounded() -> None:
 async def test_rows_keep_the_id_of_their_request(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """The id that a client sent waits with the rows, which are read as without it; without one nothing is added."""
+    """The client's request id is stored with the rows, which are read as without it; without an id nothing is added."""
     model = await make(client, 1)
     named = [
         replace(one(model, 1.0), request_id="abc-1"),
@@ -270,31 +266,33 @@ async def test_rows_keep_the_id_of_their_request(
         replace(one(model, 3.0), request_id="é" * 40),
     ]
     await inbox.accept(ScriptConnection(client), settings, named)
-    taken = take(consumer, model)
-    assert [inbox.request_id_of(entry.payload) for entry in taken.entries] == ["abc-1", "", "é" * 40]
-    assert [entry.rows() for entry in taken.entries] == [Rows.decode(each.payload) for each in named]
-    assert taken.entries[1].payload == named[1].payload
+    claimed = claim(consumer, model)
+    assert [inbox.request_id_of(entry.payload) for entry in claimed.entries] == ["abc-1", "", "é" * 40]
+    assert [entry.rows() for entry in claimed.entries] == [Rows.decode(each.payload) for each in named]
+    assert claimed.entries[1].payload == named[1].payload
 
 
 async def test_a_change_keeps_its_place_among_rows(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
-    """Of one trip, rows before a change are learned before it and rows after it after it; it may have an id, too."""
+    """In one round trip a change keeps its position between rows; it may have a request id, too."""
     model = await make(client, 1)
     changes = [inbox.make_change(model, 1, {"C": i}) for i in (1.5, {"a": [2]}, 3)]
     changes[1] = replace(changes[1], request_id="abc-1")
     requests = [one(model, 1.0), changes[0], one(model, 2.0), changes[1], changes[2], one(model, 3.0)]
     outcomes, _ = await inbox.accept(ScriptConnection(client), settings, requests)
     assert outcomes == [Accepted(i, 0) for i in range(1, 7)]
-    taken = take(consumer, model)
-    assert [entry.change for entry in taken.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
-    assert [inbox.request_id_of(entry.payload) for entry in taken.entries] == ["", "", "", "abc-1", "", ""]
+    claimed = claim(consumer, model)
+    assert [entry.change for entry in claimed.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
+    assert [inbox.request_id_of(entry.payload) for entry in claimed.entries] == ["", "", "", "abc-1", "", ""]
     with pytest.raises(InvalidError, match="262160 bytes; at most 262144"):
         inbox.make_change(model, 1, {"C": "x" * inbox.CALL_BYTES_MAX})
 
 
-async def test_the_id_of_a_request_does_not_make_it_another(client: redis.asyncio.Redis, settings: Settings) -> None:
-    """A retry under the same Idempotency-Key, with an id of its own, gets the first answer."""
+async def test_the_request_id_is_not_part_of_the_idempotency_comparison(
+    client: redis.asyncio.Redis, settings: Settings
+) -> None:
+    """A retry under the same Idempotency-Key, with another request id, gets the first reply."""
     model = await make(client, 1)
     first = replace(one(model, 1.0, key="k"), request_id="first")
     assert await inbox.accept(ScriptConnection(client), settings, [first]) == ([Accepted(1, 0)], [model])
@@ -304,12 +302,12 @@ async def test_the_id_of_a_request_does_not_make_it_another(client: redis.asynci
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x90", b"\xc1", one("", 1.0).payload])
 def test_bytes_without_an_id_have_none(payload: bytes) -> None:
-    """Whatever stands in an inbox, asking for its id raises nothing."""
+    """request_id_of() returns an empty text for any bytes without a request id, and never raises."""
     assert inbox.request_id_of(payload) == ""
 
 
-async def test_what_goes_to_the_log_is_what_was_accepted(client: redis.asyncio.Redis, settings: Settings) -> None:
-    """Each call with its model's origin, first sequence, digest and key; of one that did not fit, what did."""
+async def test_logged_calls_contain_the_accepted_requests(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """A call is logged with origin, first sequence, digest and key; of a call that did not fit, the accepted part."""
     first, second = await make(client, 1), await make(client, 2)
     await client.hset(redis_keys.state(second), mapping={"generation": 7, "origin": 5})
     small = settings.model_copy(update={"inbox_entries_max": 3})
@@ -321,12 +319,12 @@ async def test_what_goes_to_the_log_is_what_was_accepted(client: redis.asyncio.R
         replace(one(second, 1.0, key="mine"), generation=7, request_id="abc-1"),
         large,
     ]
-    line = ScriptConnection(client)
-    outcomes, told, logged = await inbox.accept_logged(line, small, requests)
+    connection = ScriptConnection(client)
+    outcomes, hints, logged = await inbox.accept_logged(connection, small, requests)
     assert [type(outcome).__name__ for outcome in outcomes] == [
         *["Accepted"] * 3, *["InboxFullError"] * 2, "InvalidError", "NotFoundError", "Accepted", "Accepted",
     ]  # fmt: skip
-    assert told == sorted([first, second])
+    assert hints == sorted([first, second])
     assert [(call.hash, call.origin, call.sequence, call.name, positions) for call, positions in logged] == [
         (first, 1, 1, "", [0, 1, 2]),
         (second, 5, 1, "c:mine", [7]),
@@ -337,12 +335,12 @@ async def test_what_goes_to_the_log_is_what_was_accepted(client: redis.asyncio.R
     assert whole.payloads == (LARGE.encode(),)
     assert [inbox.request_id_of(payload) for payload in keyed.payloads] == ["abc-1"]
     assert (many.at, keyed.at) == (whole.at, whole.at)
-    # A repeat, which nobody can tell from what was never logged, is the same call at a later time.
-    again, _, ((repeat, _), _) = await inbox.accept_logged(line, small, requests[7:])
+    # A repeat cannot be distinguished from a call that was never logged: it is the same call at a later time.
+    again, _, ((repeat, _), _) = await inbox.accept_logged(connection, small, requests[7:])
     assert again == outcomes[7:]
     assert repeat.at > keyed.at
     assert replace(repeat, at=keyed.at) == keyed
-    assert await inbox.verify_accepted(line, [many, keyed, whole]) == [None] * 3
+    assert await inbox.verify_accepted(connection, [many, keyed, whole]) == [None] * 3
     await client.hset(redis_keys.state(first), "accepted", 2)
     await client.delete(redis_keys.state(second))
-    assert [type(one) for one in await inbox.verify_accepted(line, [many, keyed])] == [UnavailableError] * 2
+    assert [type(error) for error in await inbox.verify_accepted(connection, [many, keyed])] == [UnavailableError] * 2

@@ -1,4 +1,4 @@
-"""Models as documents: live ones, and those that only the register and a snapshot have."""
+"""Models as JSON documents: live models, and models that exist only in the registry and a snapshot."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +18,7 @@ FIELDS = {"hash", "metadata", "recipe", "version", "rows_seen", "metrics", "inbo
 
 @pytest.fixture
 async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of the test's own."""
+    """Open a workshop on servers of this test only."""
     async with workshop(settings) as opened:
         yield opened
 
@@ -30,8 +30,8 @@ async def listed(shop: Workshop, **filters: str) -> list[dict[str, Any]]:
     return models
 
 
-async def test_a_live_model_is_described_as_it_is_now(shop: Workshop) -> None:
-    """The description has exactly the promised fields; waiting requests are counted, the recipe shows its defaults."""
+async def test_a_live_model_is_described_by_its_current_state(shop: Workshop) -> None:
+    """The description has exactly the documented fields: pending requests are counted, the recipe has its defaults."""
     model_hash = await shop.learned(session="live")
     await shop.accept(model_hash)
     described = listing.describe(await shop.model(model_hash))
@@ -50,8 +50,8 @@ async def test_a_live_model_is_described_as_it_is_now(shop: Workshop) -> None:
     assert described["snapshot"] is None
 
 
-async def test_a_model_in_no_redis_is_described_by_its_snapshot(shop: Workshop) -> None:
-    """Lost from Redis, a saved model is listed with the very description it had when it was saved."""
+async def test_a_model_that_redis_lost_is_described_by_its_snapshot(shop: Workshop) -> None:
+    """A saved model that Redis lost is listed with exactly the description that it had when it was saved."""
     model_hash = await shop.learned()
     await shop.learn(model_hash)
     await shop.snapshotter.run_pass()
@@ -62,30 +62,30 @@ async def test_a_model_in_no_redis_is_described_by_its_snapshot(shop: Workshop) 
     assert await shop.store.describe(model_hash) is None
 
 
-async def test_what_was_changed_outlives_redis(shop: Workshop) -> None:
-    """The recipe in force is that of the snapshot, where Redis has lost the model and after it was restored."""
+async def test_changed_parameters_survive_the_loss_of_redis(shop: Workshop) -> None:
+    """The effective recipe is that of the snapshot, both while Redis has lost the model and after the restore."""
     model_hash = await shop.learned(session="changed")
     model = await shop.model(model_hash)
     change = inbox.make_change(model_hash, model.generation, {"C": 0.125})
-    line = ScriptConnection(shop.store._store)
-    await inbox.accept(line, shop.settings, [change])
-    await line.close()
+    connection = ScriptConnection(shop.store._store)
+    await inbox.accept(connection, shop.settings, [change])
+    await connection.close()
     assert shop.work(model_hash).version == 2
     (before,) = await listed(shop, session="changed")
     assert before["recipe"]["params"] == {"C": 0.125}
     await shop.snapshotter.run_pass()
     shop.lose(model_hash)
-    (asleep,) = await listed(shop, session="changed")
-    assert {**asleep, "snapshot": None} == before
+    (lost,) = await listed(shop, session="changed")
+    assert {**lost, "snapshot": None} == before
     await restores.restore(shop.resources, model_hash)
     restored = await shop.model(model_hash)
-    assert listing.describe(restored) == asleep
+    assert listing.describe(restored) == lost
     assert (restored.changed, restored.recipe.params) == ({"C": 0.125}, {"C": 0.5})
     await shop.learn(model_hash)
     assert (await shop.model(model_hash)).changed == {"C": 0.125}
 
 
-async def test_a_model_that_nothing_is_left_of_is_listed_at_its_beginning(shop: Workshop) -> None:
+async def test_a_model_without_bundle_and_snapshot_is_listed_with_version_0(shop: Workshop) -> None:
     """A registered model without bundle and snapshot has version 0 and no metrics."""
     model_hash = await shop.learned()
     shop.lose(model_hash)
@@ -95,7 +95,7 @@ async def test_a_model_that_nothing_is_left_of_is_listed_at_its_beginning(shop: 
 
 
 async def test_pages_mix_live_models_and_others(shop: Workshop) -> None:
-    """Pages go on after the hash that the one before named, until it names none, and keep the order of hashes."""
+    """Each page continues after the hash that the page before returned, in order; the last page returns None."""
     hashes = sorted([await shop.learned(number=number) for number in range(5)])
     shop.lose(hashes[1])
     found: list[str] = []
@@ -109,14 +109,14 @@ async def test_pages_mix_live_models_and_others(shop: Workshop) -> None:
 
 
 async def test_a_full_last_page_is_the_last(shop: Workshop) -> None:
-    """Where exactly as many models are left as a page holds, no further page is named."""
+    """If the remaining models fill exactly one page, no further page is announced."""
     hashes = sorted([await shop.make(number=number) for number in range(2)])
     models, following = await listing.page(shop.store, shop.registry, {}, 2)
     assert ([model["hash"] for model in models], following) == (hashes, None)
 
 
-async def test_only_models_with_the_metadata_asked_for_are_listed(shop: Workshop) -> None:
-    """Filters pick by metadata, and nothing that fits is an empty page."""
+async def test_filters_select_models_by_metadata(shop: Workshop) -> None:
+    """Filters select models by metadata; without a match the page is empty."""
     boots = await shop.make(type="boots", brand="nike")
     await shop.make(type="shoes", brand="nike")
     assert [model["hash"] for model in await listed(shop, type="boots")] == [boots]
@@ -125,7 +125,7 @@ async def test_only_models_with_the_metadata_asked_for_are_listed(shop: Workshop
 
 
 async def test_deleted_models_are_not_listed(shop: Workshop) -> None:
-    """A model that was deleted is on no page, whatever snapshots it left."""
+    """A deleted model is on no page, even if snapshots of it exist."""
     model_hash = await shop.learned()
     await shop.snapshotter.run_pass()
     await shop.registry.unregister(model_hash)
