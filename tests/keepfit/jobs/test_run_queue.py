@@ -223,7 +223,7 @@ def test_abandoned_requests_return_to_the_front_in_order(client: redis.Redis) ->
 
 
 def test_a_poison_request_is_claimed_by_three_workers_at_most(client: redis.Redis) -> None:
-    """After its third worker a request is not claimed again; pop_poison_request() returns it once."""
+    """After its third worker a request is not claimed again, the others are; pop_poison_request() returns it once."""
     request(client, "l1", A, "poison", "innocent")
     assert claim(client, PREDICT, "l1") == ["poison", "innocent"]
     run_queue.abandon(client, "l1")
