@@ -19,7 +19,7 @@ from tests import servers
 from tests.gateway.api_client import REGRESSOR, Api
 from tests.recovery.deployment import deployed
 from tests.workers.test_learning import described, make, send
-from tests.workers.test_predicting import answers, question, rows_of, taught
+from tests.workers.test_predicting import execute, make_learned, request, rows_of
 
 SLOPE = {"estimator": "SGDRegressor"}
 
@@ -102,7 +102,7 @@ async def test_a_memory_error_fails_one_worker_request_only(
     store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of worker requests that are answered together only the one whose rows do not fit fails."""
-    model = await taught(store, context, 1)
+    model = await make_learned(store, context, 1)
     once = Bundle.predict
 
     def short(bundle: Bundle, rows: Any) -> list[Any]:
@@ -111,11 +111,11 @@ async def test_a_memory_error_fails_one_worker_request_only(
         return once(bundle, rows)
 
     monkeypatch.setattr(Bundle, "predict", short)
-    found = answers(
+    found = execute(
         context,
-        question(1, model, rows_of(1.0)),
-        question(2, model, rows_of(1.0, 2.0, 3.0)),
-        question(3, model, rows_of(2.0)),
+        request(1, model, rows_of(1.0)),
+        request(2, model, rows_of(1.0, 2.0, 3.0)),
+        request(3, model, rows_of(2.0)),
     )
     assert [len(found[number].result) for number in (1, 3)] == [1, 1]
     with pytest.raises(UnavailableError, match="too little memory"):

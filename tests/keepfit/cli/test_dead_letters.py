@@ -13,7 +13,7 @@ from keepfit.errors import NotFoundError
 from keepfit.jobs import run_queue
 from keepfit.settings import Settings
 from tests.factories import Workshop, workshop
-from tests.keepfit.store.test_dead_letters import REASON, put_aside
+from tests.keepfit.store.test_dead_letters import REASON, make_dead_letters
 
 Run = Callable[..., Awaitable[Result]]
 
@@ -42,7 +42,7 @@ async def test_dead_letters_are_listed_and_retried(shop: Workshop, run: Run) -> 
     model_hash = await shop.make()
     for _ in range(2):
         await shop.accept(model_hash)
-    put_aside(shop, model_hash, 2)
+    make_dead_letters(shop, model_hash, 2)
     listed = await run("--hash", model_hash, "--json")
     first, second = map(json.loads, listed.stdout.splitlines())
     assert (first["sequence"], first["rows"], first["reason"]) == (1, 3, REASON)
