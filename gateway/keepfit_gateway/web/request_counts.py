@@ -1,8 +1,8 @@
 """Counts and durations of requests, by route, method and status.
 
-Owns the two instruments and the choice of their labels; :mod:`keepfit_gateway.metrics` exposes them. Invariants: no
-label holds text that a client made up; recording a request creates no label string and looks labels up once per
-combination: prometheus_client's children are cached, because ``labels()`` costs more than the two updates.
+Owns the counts, the histogram and the choice of their labels; :mod:`keepfit_gateway.metrics` exposes them. Invariants:
+no label holds text that a client made up; recording a request creates no label string. The histogram's children are
+cached, because ``labels()`` takes longer than an observation; counts are plain numbers until a scrape.
 """
 
 import time
@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from aiohttp.web_request import BaseRequest
-from prometheus_client import Counter, Histogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client import Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 Handler = Callable[[BaseRequest], Awaitable[Any]]
 
@@ -32,7 +32,7 @@ class RequestMetrics:
     """All requests that this gateway has answered. Belongs to no registry: one process may run several gateways."""
 
     def __init__(self) -> None:
-        self._total = Counter("keepfit_requests", "Requests answered.", ["route", "method", "status"], registry=None)
+        self._counts: dict[tuple[str, str, int], int] = {}
         self._seconds = Histogram(
             "keepfit_request_seconds",
             "Time from the head of a request to its response.",
@@ -40,7 +40,7 @@ class RequestMetrics:
             buckets=BUCKETS_S,
             registry=None,
         )
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def record(self, request: BaseRequest, status: int, seconds: float) -> None:
         """Count a request that was answered with `status` after `seconds`."""
@@ -52,18 +52,19 @@ class RequestMetrics:
             resource = match.route.resource
             route = None if resource is None else resource.canonical
         key = (route, request.method, status) if route is not None else (UNROUTED, UNROUTED, status)
-        children = self._children.get(key)
-        if children is None:
-            route, method, _ = key
-            children = self._total.labels(route, method, status), self._seconds.labels(route, method)
-            self._children[key] = children
-        total, duration = children
-        total.inc()
+        duration = self._children.get(key)
+        if duration is None:
+            duration = self._children[key] = self._seconds.labels(*key[:2])
+            self._counts[key] = 0
+        self._counts[key] += 1
         duration.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """Yield both metric families."""
-        yield from self._total.collect()
+        requests = CounterMetricFamily("keepfit_requests", "Requests answered.", labels=["route", "method", "status"])
+        for (route, method, status), count in list(self._counts.items()):
+            requests.add_metric([route, method, str(status)], count)
+        yield requests
         yield from self._seconds.collect()
 
 
