@@ -23,7 +23,7 @@ RUN groupadd --gid 10001 keepfit \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin keepfit \
     && install -d -o 10001 -g 10001 /var/lib/keepfit/snapshots
 COPY --from=build /opt/keepfit /opt/keepfit
-ENV PATH=/opt/keepfit/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/keepfit/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 USER 10001:10001
 EXPOSE 8000
 ENTRYPOINT ["keepfit"]

@@ -6,8 +6,10 @@
     ├── SettingsError                a setting is missing or its value is not usable
     ├── MalformedError               wrong form: not JSON, or a document of the wrong shape
     ├── InvalidError                 right form, wrong content; names row and column
+    ├── TooLargeError                an answer, rows of a request, or another value that is larger than may be sent
     ├── UnauthorizedError            the API key is missing or unknown
     ├── ForbiddenError               the API key lacks the required scope
+    │   └── ForeignOriginError       a web page of another site would change something
     ├── NotFoundError                the model does not exist
     ├── ConflictError                the model exists with another recipe
     │   └── NotConfirmedError        live models would lose what they have learned, and the caller has not confirmed it
@@ -18,7 +20,7 @@
     │   └── RateLimitError           … of requests with this API key
     ├── StaleModelError              the model was deleted, created again or restored; look it up again
     ├── LearningError                an accepted request could not be learned and is a dead letter
-    │   └── UnstorableError          … because the resulting model cannot be pickled
+    │   └── UnstorableError          … because the resulting model cannot be stored
     ├── PoisonError                  a worker request during which several workers died
     ├── DeadlineError                no answer before the deadline
     ├── UnavailableError             Redis, MongoDB, the storage or the workers are unavailable
@@ -26,12 +28,14 @@
     └── EnvelopeError                the bytes are not an envelope that one of our keys signed
         ├── CorruptBundleError       a live bundle is damaged or missing
         │   └── MissingRequestsError … and requests that its repair needs are missing
+        ├── UnloadableError          workers died while they loaded the bundle
         ├── UnknownKeyError          signed with a key that this process does not have
         └── RuntimeMismatchError     pickled with another version of Python, scikit-learn or numpy
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Messages of other libraries' errors are cut to this length.
 DESCRIPTION_LENGTH_MAX = 1 << 9
@@ -66,12 +70,20 @@ class InvalidError(KeepfitError):
         self.faults = tuple(faults)
 
 
+class TooLargeError(KeepfitError):
+    """Rows of a request, an answer, or another value, would be too large. The message says how many rows fit."""
+
+
 class UnauthorizedError(KeepfitError):
     """The API key is missing or unknown."""
 
 
 class ForbiddenError(KeepfitError):
     """The API key lacks the required scope."""
+
+
+class ForeignOriginError(ForbiddenError):
+    """A web page of another site may not change anything here."""
 
 
 class NotFoundError(KeepfitError):
@@ -119,7 +131,7 @@ class LearningError(KeepfitError):
 
 
 class UnstorableError(LearningError):
-    """An object holds a value that cannot be pickled."""
+    """The resulting model cannot be stored: it holds a value that cannot be pickled, or is too large."""
 
 
 class PoisonError(KeepfitError):
@@ -131,7 +143,15 @@ class DeadlineError(KeepfitError):
 
 
 class UnavailableError(KeepfitError):
-    """A required dependency is unavailable. Retry later."""
+    """A required dependency is unavailable. Retry later.
+
+    The message is for logs, commands and administrators. A message that names an address, a path, a hash or an account
+    has a `public_message` without them, which any client may read.
+    """
+
+    def __init__(self, message: str, public_message: str = "") -> None:
+        super().__init__(message)
+        self.public_message = public_message or message
 
 
 class CorruptLogError(UnavailableError):
@@ -150,12 +170,34 @@ class MissingRequestsError(CorruptBundleError):
     """The live bundle is damaged, and requests that its repair needs are missing."""
 
 
+class UnloadableError(EnvelopeError):
+    """Several workers died, or one hung, while they loaded the bundle, so it is not loaded for a while."""
+
+
 class UnknownKeyError(EnvelopeError):
     """The envelope is signed with a key that this process does not have."""
 
 
 class RuntimeMismatchError(EnvelopeError):
     """The payload was pickled with library versions that this process cannot load safely."""
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """Return the error without its tracebacks, and those of its causes, for an error that is stored or was logged.
+
+    A traceback holds the frames that the error passed, with all their variables: rows of many megabytes, and often the
+    error itself, which makes a cycle that only a garbage collection ends.
+    """
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def describe_error(error: BaseException) -> str:
@@ -167,8 +209,15 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:DESCRIPTION_LENGTH_MAX]}"
 
 
-def from_name(name: str, message: str) -> KeepfitError:
+def public_message_of(error: KeepfitError) -> str:
+    """Return what any client may read about an error: its message, of an UnavailableError the public one."""
+    return error.public_message if isinstance(error, UnavailableError) else str(error)
+
+
+def from_name(name: str, message: str, public_message: str = "") -> KeepfitError:
     """Return the error of class `name` that another process reported; a plain KeepfitError if there is no such class.
+
+    `public_message` is that of an UnavailableError; without it, its message is not for every client.
 
     >>> from_name("NotFoundError", "There is no such model.")
     NotFoundError('There is no such model.')
@@ -176,4 +225,7 @@ def from_name(name: str, message: str) -> KeepfitError:
     KeepfitError('no class of keepfit')
     """
     cls = globals().get(name)
-    return cls(message) if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError(message)
+    error = cls(message) if isinstance(cls, type) and issubclass(cls, KeepfitError) else KeepfitError(message)
+    if isinstance(error, UnavailableError):
+        error.public_message = public_message or "A dependency of the service is unavailable."
+    return error

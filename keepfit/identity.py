@@ -6,6 +6,7 @@ differently (repeated keys, NaN, integers of 2^53 and more, text not in NFC) is 
 from clients; canonical text and hash go into Redis keys, MongoDB and envelopes.
 """
 
+import codecs
 import hashlib
 import json
 import unicodedata
@@ -56,6 +57,8 @@ def parse_json(body: bytes | bytearray) -> Any:
     except RecursionError:
         raise MalformedError("The JSON is nested too deeply.") from None
     except json.JSONDecodeError as error:
+        if body.startswith(codecs.BOM_UTF8):
+            raise MalformedError("The body begins with a byte order mark (BOM); send UTF-8 without one.") from None
         raise MalformedError(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
     except ValueError as error:
         # int() refuses numbers of more than 4,300 digits.

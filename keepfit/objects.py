@@ -17,7 +17,7 @@ from keepfit.errors import InvalidError
 from keepfit.model import pickling
 from keepfit.model.river_adapter import PREDICT_MANY, PREDICT_ONE
 from keepfit.recipe import uploads
-from keepfit.recipe.catalogue import Kind
+from keepfit.recipe.catalogue import SUPERVISED_KINDS, Kind
 from keepfit.recipe.uploads import LearnMethod, ObjectHeader
 from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Keyring
@@ -34,10 +34,10 @@ RIVER_KINDS: dict[str, Kind] = {
     "BaseTransformer": "transformer",
     "Transformer": "transformer",
 }
-# River's classes that take several targets, or a target where keepfit's kind takes none.
+# River's classes that take several targets.
+RIVER_MULTI_OUTPUT: dict[str, Kind] = {"MultiLabelClassifier": "classifier", "MultiTargetRegressor": "regressor"}
+# River's classes that take a target where keepfit's kind takes none.
 UNSUPPORTED = {
-    "MultiLabelClassifier",
-    "MultiTargetRegressor",
     "SupervisedAnomalyDetector",
     "SupervisedTransformer",
     "MiniBatchSupervisedTransformer",
@@ -49,6 +49,7 @@ def dump(
     keys: str | None = None,
     *,
     kind: Kind | None = None,
+    multi_output: bool | None = None,
     modules: Sequence[ModuleType] = (),
     packages: Sequence[str] = (),
 ) -> str:
@@ -59,6 +60,8 @@ def dump(
     learner : an object with ``partial_fit`` and ``predict`` or ``transform``, or a River model with ``learn_one``
     keys : upload keys, ``id:hex,…``; by default KEEPFIT_UPLOAD_KEYS, or the keys of `keepfit up` in this folder
     kind : kind of the object, required if scikit-learn's tags or River's base classes do not name it
+    multi_output : whether a model with ``learn_one`` takes several targets, as a dict per row; None: River's base
+        classes decide
     modules : your own modules whose classes are pickled by value; those of ``__main__`` and of functions always are
     packages : distribution names of further packages whose versions workers must have
 
@@ -76,6 +79,12 @@ def dump(
     found = kind or (_sklearn_kind(learner) if calls == "partial_fit" else _river_kind(learner))
     if found not in KINDS:
         raise InvalidError(f"The kind of {name} is unknown: pass dump(..., kind=...) with one of {', '.join(KINDS)}.")
+    if multi_output is None:
+        multi_output = calls != "partial_fit" and bool(
+            _river_ancestors(_last_step(learner)) & RIVER_MULTI_OUTPUT.keys()
+        )
+    if multi_output and (calls == "partial_fit" or found not in SUPERVISED_KINDS):
+        raise InvalidError(f"{name} cannot have several targets: that takes a regressor or classifier with learn_one.")
     _check_methods(name, learner, calls, found)
     river = ["river"] if type(learner).__module__.partition(".")[0] == "river" else []
     header = ObjectHeader(
@@ -85,6 +94,7 @@ def dump(
         calls=calls,
         takes_sample_weight=_takes_weights(learner, calls),
         runtime=envelope.runtime("cloudpickle", *river, *packages),
+        multi_output=multi_output,
     )
     payload = pickling.dump_by_value(learner, header.subject, modules)
     text = b64encode(_keyring(keys).seal(header, payload)).decode()
@@ -136,18 +146,26 @@ def _sklearn_kind(learner: Any) -> str | None:
     return found if found is None else str(found)
 
 
+def _last_step(learner: Any) -> Any:
+    """Return the last step of River's pipelines; `learner` itself if it is none."""
+    steps = getattr(learner, "steps", None)
+    return _last_step(list(steps.values())[-1]) if isinstance(steps, dict) and steps else learner
+
+
+def _river_ancestors(learner: Any) -> set[str]:
+    return {cls.__name__ for cls in type(learner).__mro__ if cls.__module__.partition(".")[0] == "river"}
+
+
 def _river_kind(learner: Any) -> str | None:
     """Return the kind by River's base classes; of a pipeline the kind of its last step. Wrappers have the base classes
     of what they wrap."""
-    steps = getattr(learner, "steps", None)
-    if isinstance(steps, dict) and steps:
-        return _river_kind(list(steps.values())[-1])
-    ancestors = {cls.__name__ for cls in type(learner).__mro__ if cls.__module__.partition(".")[0] == "river"}
+    last = _last_step(learner)
+    ancestors = _river_ancestors(last)
     unsupported = sorted(ancestors & UNSUPPORTED)
     if unsupported:
         raise InvalidError(
-            f"{type(learner).__name__} is River's {unsupported[0]}, which is not supported: "
-            "it takes several targets, or a target where keepfit's kind takes none."
+            f"{type(last).__name__} is River's {unsupported[0]}, which is not supported: "
+            "it takes a target where keepfit's kind takes none."
         )
-    found = [kind for name, kind in RIVER_KINDS.items() if name in ancestors]
+    found = [kind for name, kind in {**RIVER_MULTI_OUTPUT, **RIVER_KINDS}.items() if name in ancestors]
     return found[0] if found else None

@@ -1,23 +1,35 @@
 """Every setting of keepfit, declared once.
 
-Owns names, defaults and units. The environment variable of a setting is ``KEEPFIT_`` + its name in capitals. Library
-code never reads settings: entry points call :func:`load` and pass values on. Invariant: a value that can hold a
+Owns names, defaults, units and ranges. The environment variable of a setting is ``KEEPFIT_`` + its name in capitals.
+Library code never reads settings: entry points call :func:`load` and pass values on. Invariant: a value that can hold a
 password is a ``SecretStr``, so that it cannot reach a log by accident. A test compares ``docs/reference/settings.md``
-and the ConfigMap in ``k8s/`` with this class.
+and the ConfigMap in ``k8s/`` with this class. :mod:`keepfit.settings_check` checks addresses, keys and rules.
 """
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from keepfit.errors import SettingsError
+
+PREFIX = "KEEPFIT_"
+SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(?=:)")
+# 30 years, and a petabyte: every clock, timer and counter that keepfit uses accepts them.
+SECONDS_MAX, BYTES_MAX, ENTRIES_MAX = 10**9, 2**50, 10**9
+# Characters of a value, or of the name of a variable, that a message repeats.
+VALUE_SHOWN_MAX = 80
+UNITS = {"_per_s": " (per second)", "_s": " (seconds)", "_ms": " (milliseconds)", "_bytes_max": " (bytes)"}
 
 
 class Settings(BaseSettings):
     """The settings of all services. Each field has a description."""
 
-    model_config = SettingsConfigDict(env_prefix="KEEPFIT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     store_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis that holds models and their inboxes."
@@ -30,8 +42,7 @@ class Settings(BaseSettings):
         description="MongoDB that holds the model registry and the history; the URL names the database.",
     )
     snapshot_url: str = Field(
-        "file:///var/lib/keepfit/snapshots",
-        description="Storage for snapshots: file:///path or s3://bucket/prefix.",
+        "file:///var/lib/keepfit/snapshots", description="Storage for snapshots: file:///path or s3://bucket/prefix."
     )
     row_log_url: str = Field(
         "",
@@ -41,7 +52,10 @@ class Settings(BaseSettings):
         ),
     )
     row_log_keep_s: int = Field(
-        7 * 86_400, ge=3600, description="Age up to which the row log keeps requests that snapshots contain."
+        7 * 86_400,
+        ge=3600,
+        le=SECONDS_MAX,
+        description="Age up to which the row log keeps requests that snapshots contain.",
     )
     signing_keys: SecretStr = Field(
         SecretStr(""),
@@ -68,75 +82,181 @@ class Settings(BaseSettings):
         description="File with more API keys, one per line, read again when it changes (docs/operations/security.md).",
     )
     rate_per_s: float = Field(
-        0.0, ge=0, description="Requests per second that an API key without its own rate may make; 0: no limit."
+        0.0,
+        ge=0,
+        le=SECONDS_MAX,
+        description="Requests per second that an API key without its own rate may make; 0: no limit.",
     )
     open: bool = Field(False, description="Allow a gateway without API keys to bind to an address other than loopback.")
-    host: str = Field("127.0.0.1", description="Address that the gateway binds to.")
+    allowed_hosts: str = Field(
+        "",
+        description=(
+            "Names by which clients may call the gateway in addition to those of loopback, separated by commas; * "
+            "allows all. Without it, only a gateway on loopback without API keys checks the Host of requests."
+        ),
+    )
+    cors_origins: str = Field(
+        "",
+        description=(
+            "Origins of web pages that may call the gateway from a browser (CORS), separated by commas: "
+            "https://app.example.com; * allows all."
+        ),
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on; 0 picks a free port.")
+    url: str = Field(
+        "", description="URL of the gateway that its client commands call; by default that of host and port."
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="API key that the client commands send to the gateway.")
     workers: int = Field(2, ge=1, le=256, description="Number of worker processes that one `keepfit worker` starts.")
-    body_bytes_max: int = Field(500 * 2**20, ge=1024, description="Maximum size of a request body after decompression.")
+    body_bytes_max: int = Field(
+        500 * 2**20, ge=1024, le=BYTES_MAX, description="Maximum size of an inflated body and of its rows as float64."
+    )
     bodies_bytes_max: int = Field(
         500 * 2**20,
         ge=1024,
+        le=BYTES_MAX,
         description=(
-            "Maximum total size of the request bodies that one gateway holds at a time; further "
+            "Maximum total size of the large request bodies and answers that one gateway holds at a time; further "
             "requests get 503, except a single large one."
         ),
     )
-    body_timeout_s: float = Field(60.0, gt=0, description="Maximum time for a request body to arrive.")
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=SECONDS_MAX,
+        description=(
+            "Maximum time for the head of a request to arrive: from the opening of a connection for its first request, "
+            "from the first byte for the others."
+        ),
+    )
+    body_timeout_s: float = Field(60.0, gt=0, le=SECONDS_MAX, description="Maximum time for a request body to arrive.")
+    connections_max: int = Field(
+        2000,
+        ge=1,
+        le=ENTRIES_MAX,
+        description=(
+            "Maximum number of connections of one gateway, lowered to what the limit of open files permits; for a new "
+            "one the oldest without a request is closed, or the longest idle, or one whose client is waited for."
+        ),
+    )
+    answer_timeout_s: float = Field(
+        60.0,
+        ge=1,
+        le=86_400,
+        description="Time after which a connection is aborted whose client reads nothing of its answers.",
+    )
     predict_timeout_s: float = Field(
-        10.0, gt=0, description="Time after which a pending predict gets 504, unless the request has its own timeout."
+        10.0,
+        gt=0,
+        le=SECONDS_MAX,
+        description="Time after which a pending predict gets 504, unless the request has its own timeout.",
     )
     predict_entries_max: int = Field(
         4096,
         ge=1,
+        le=ENTRIES_MAX,
         description=(
             "Maximum number of worker requests that wait for an answer, per model and per gateway; "
             "further requests get 429."
         ),
     )
     predict_cache_bytes_max: int = Field(
-        32 * 2**20, ge=0, description="Memory of the prediction cache of one gateway; 0 disables the cache."
+        32 * 2**20,
+        ge=0,
+        le=BYTES_MAX,
+        description="Memory of the prediction cache of one gateway; 0 disables the cache.",
     )
     predict_staleness_s: float = Field(
         2.0,
         ge=0.1,
+        le=SECONDS_MAX,
         description="Maximum time for which a cached prediction is used after a commit whose message was lost.",
     )
     inbox_entries_max: int = Field(
-        10_000, ge=1, description="Maximum number of pending requests per model; further requests get 429."
+        10_000,
+        ge=1,
+        le=ENTRIES_MAX,
+        description="Maximum number of pending requests per model; further requests get 429.",
     )
     inbox_bytes_max: int = Field(
-        64 * 2**20, ge=1024, description="Maximum size of the pending requests of a model; further requests get 429."
+        64 * 2**20,
+        ge=1024,
+        le=BYTES_MAX,
+        description="Maximum size of the pending requests of a model; further requests get 429.",
     )
     replay_bytes_max: int = Field(
         2**20,
         ge=0,
-        description=(
-            "Maximum size of the retained requests of a model, which stay until a snapshot contains "
-            "them; 0 retains none."
-        ),
+        le=BYTES_MAX,
+        description="Maximum size of the retained requests of a model, until a snapshot contains them; 0 retains none.",
     )
-    idempotency_ttl_s: int = Field(86_400, ge=1, description="Time for which an Idempotency-Key is remembered.")
+    idempotency_ttl_s: int = Field(
+        86_400, ge=1, le=SECONDS_MAX, description="Time for which an Idempotency-Key is remembered."
+    )
+    idempotency_entries_max: int = Field(
+        100_000,
+        ge=2,
+        le=ENTRIES_MAX,
+        description="Idempotency-Keys that are remembered per model and name of an API key.",
+    )
     lease_slice_s: float = Field(
-        5.0, gt=0, description="Maximum time for which one RQ job drains a run queue before it hands over."
+        5.0,
+        gt=0,
+        le=SECONDS_MAX,
+        description="Maximum time for which one RQ job drains a run queue before it hands over.",
     )
     lease_ttl_s: float = Field(
-        6.0, gt=0, description="Time without renewal after which a lease or lock expires and its worker counts as dead."
+        6.0,
+        ge=0.1,
+        le=SECONDS_MAX,
+        description="Time without renewal after which a lease or lock expires and its worker counts as dead.",
+    )
+    call_timeout_s: float = Field(
+        600.0,
+        ge=1,
+        le=86_400,
+        description=(
+            "Maximum time of one call in a worker (loading a bundle, learning or answering a batch); "
+            "its worker is killed then."
+        ),
     )
     linger_ms: int = Field(
         10, ge=1, le=1000, description="Time for which an idle lease waits for more work before it ends."
     )
+    bundle_bytes_max: int = Field(
+        500 * 2**20,
+        ge=1024,
+        le=2**29,
+        description=(
+            "Maximum size of a model's bundle; a request that makes it larger is put aside. Redis takes no value above "
+            "512 MiB."
+        ),
+    )
     bundle_cache_bytes_max: int = Field(
-        256 * 2**20, ge=0, description="Memory for unpickled bundles in one worker process."
+        256 * 2**20, ge=0, le=BYTES_MAX, description="Memory for unpickled bundles in one worker process."
     )
     worker_memory_bytes_max: int = Field(
         0,
         ge=0,
-        description="Memory above which a worker process is replaced between two jobs; 0: no limit.",
+        le=BYTES_MAX,
+        description=(
+            "Memory of a worker process: a request that needs more fails, and a process above three quarters of it is "
+            "replaced between two jobs; 0: its share of three quarters of the machine's or container's memory."
+        ),
+    )
+    idle_after_s: int = Field(
+        7 * 86_400,
+        ge=0,
+        # Redis counts seconds in 24 bits, and begins again after 194 days.
+        le=180 * 86_400,
+        description=(
+            "Time without use after which a saved model leaves Redis, which counts 194 days at most; 0: never. Until "
+            "its next use its only copy is in the storage."
+        ),
     )
     snapshot_every_s: float = Field(
-        60.0, gt=0, description="Time between the passes of the snapshotter of `keepfit up`."
+        60.0, ge=0.01, le=SECONDS_MAX, description="Time between the passes of the snapshotter of `keepfit up`."
     )
     snapshot_entries_max: int = Field(
         16, ge=1, le=256, description="Maximum number of blobs that one snapshotter writes at a time."
@@ -144,24 +264,31 @@ class Settings(BaseSettings):
     snapshot_bytes_max: int = Field(
         64 * 2**20,
         ge=1024,
+        le=BYTES_MAX,
         description=(
             "Maximum total size of the bundles that one snapshotter holds at a time; a larger bundle is saved alone."
         ),
     )
-    retention_all_s: int = Field(3600, ge=0, description="Age up to which every snapshot is kept.")
-    retention_hourly_s: int = Field(86_400, ge=0, description="Age up to which the last snapshot of each hour is kept.")
+    retention_all_s: int = Field(3600, ge=0, le=SECONDS_MAX, description="Age up to which every snapshot is kept.")
+    retention_hourly_s: int = Field(
+        86_400, ge=0, le=SECONDS_MAX, description="Age up to which the last snapshot of each hour is kept."
+    )
     retention_daily_s: int = Field(
         30 * 86_400,
         ge=0,
+        le=SECONDS_MAX,
         description=(
             "Age up to which the last snapshot of each day is kept; the newest valid snapshot of a "
             "model is never deleted."
         ),
     )
-    garbage_grace_s: int = Field(3600, ge=0, description="Age after which an unfinished snapshot counts as abandoned.")
+    garbage_grace_s: int = Field(
+        3600, ge=0, le=SECONDS_MAX, description="Age after which an unfinished snapshot counts as abandoned."
+    )
     garbage_entries_max: int = Field(
         200,
         ge=0,
+        le=ENTRIES_MAX,
         description=(
             "Maximum number of models whose garbage one pass collects, the next pass continuing after "
             "them; 0 deletes nothing."
@@ -182,6 +309,29 @@ class Settings(BaseSettings):
         ),
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _clean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return a value without white space around it, a URL with its scheme in lower case, a host without brackets.
+
+        A file that a value was read from often ends with a newline, and schemes are case-insensitive (RFC 3986).
+        """
+        if not isinstance(value, str):
+            return value
+        value = value.strip()
+        if info.field_name == "host":
+            return value.removeprefix("[").removesuffix("]")
+        is_url = info.field_name is not None and info.field_name.endswith("url")
+        return SCHEME.sub(lambda scheme: scheme[0].lower(), value, count=1) if is_url else value
+
+    def variables(self) -> dict[str, str]:
+        """Return all settings as environment variables, secrets included: for a process that takes this one's place."""
+        values = {name: value for name, value in self if value is not None}
+        plain = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in values.items()
+        }
+        return {variable_of(name): str(value) for name, value in plain.items()}
+
     @property
     def queue_url_or_store(self) -> str:
         """URL of the Redis that RQ uses, in plain text: for clients only, never for logs."""
@@ -194,13 +344,43 @@ def load(env_file: Path | None = None) -> Settings:
     Raises
     ------
     SettingsError
-        If a variable has an invalid value. The message names the variable and never shows a value.
+        If a variable has an invalid value, or the file cannot be read. The message names each variable, its value
+        unless that can hold a secret, and the valid values.
     """
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
-        wrong = "; ".join(
-            f"KEEPFIT_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
-            for item in error.errors(include_input=False, include_url=False)
-        )
-        raise SettingsError(wrong) from None
+        raise SettingsError(" ".join(map(_describe, error.errors(include_url=False)))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings in {env_file} cannot be read: {error}") from None
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of the setting `name`."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def _describe(error: ErrorDetails) -> str:
+    """Return what is wrong with a setting, and which values are valid."""
+    name = str(error["loc"][0])
+    field = Settings.model_fields[name]
+    is_secret = SecretStr in (field.annotation, *get_args(field.annotation))
+    value = "its value" if is_secret else repr(str(error["input"])[:VALUE_SHOWN_MAX])
+    return f"{variable_of(name)}: {value} is not {_valid_values(name, field)}."
+
+
+def _valid_values(name: str, field: FieldInfo) -> str:
+    """Return the values that a setting accepts, as the end of a sentence."""
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation not in (int, float):
+        return "an address or a name"
+    kind = "a whole number" if field.annotation is int else "a number"
+    bounds = [
+        f"{words} {value:.16g}"
+        for words, key in (("from", "ge"), ("above", "gt"), ("to", "le"))
+        for value in (getattr(one, key, None) for one in field.metadata)
+        if value is not None
+    ]
+    unit = next((words for suffix, words in UNITS.items() if name.endswith(suffix)), "")
+    return " ".join((kind, *bounds)) + unit

@@ -4,6 +4,7 @@ Uses nothing of keepfit for expectations: :class:`ByHand` is a loop over scikit-
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +187,14 @@ class ByHand:
         target = [] if given.y is None else [np.array(self._codes(given.y))]
         self.model.partial_fit(self._matrix(given), *target, **optional)
         self._begun = True
+
+    def kept(self) -> Any:
+        """Return the object with only the last value of a network's loss curve."""
+        if not hasattr(self.model, "loss_curve_"):
+            return self.model
+        model = copy(self.model)
+        model.loss_curve_ = model.loss_curve_[-1:]
+        return model
 
     def answer(self, given: Batch) -> list[Any]:
         """Return values, labels or transformed rows."""

@@ -167,8 +167,10 @@ class Stack:
         return (self.data / "logs" / f"{name}.log").read_text(errors="replace")
 
 
-def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None = None) -> Stack:
-    """Start `keepfit up` and wait until it is up."""
+def start_stack(
+    data: Path, workers: int = 2, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> Stack:
+    """Start `keepfit up` in the folder `cwd` and wait until it is up."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "up.log"
     (data / "up.json").unlink(missing_ok=True)
@@ -179,6 +181,7 @@ def start_stack(data: Path, workers: int = 2, environment: dict[str, str] | None
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
+            cwd=cwd,
             env={**os.environ, **(environment or {})},
             preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
@@ -204,12 +207,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Callable[[], Stack]]:
-    """Return a function that starts a stack, each time on the same folder; kill those that run at the end."""
+def up(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Return a function that starts a stack, each time on the same folder; kill those that run at the end.
+
+    Its keyword arguments are settings in capitals, without their prefix.
+    """
     started: list[Stack] = []
 
-    def start() -> Stack:
-        started.append(start_stack(tmp_path / "data"))
+    def start(**settings: str) -> Stack:
+        environment = {f"KEEPFIT_{name}": value for name, value in settings.items()}
+        started.append(start_stack(tmp_path / "data", environment=environment))
         return started[-1]
 
     yield start

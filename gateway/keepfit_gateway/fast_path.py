@@ -23,8 +23,11 @@ from keepfit_gateway.handlers.prediction import CachedReply, predict_rows
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.service import Service
 from keepfit_gateway.web import rows_body
+from keepfit_gateway.web.bodies import BodyMemoryLimit
+from keepfit_gateway.web.fields import Headers
+from keepfit_gateway.web.incoming import expects_continue
 from keepfit_gateway.web.problems import to_problem
-from keepfit_gateway.web.responses import GZIP_BYTES_MIN, encode_json
+from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN, compress, encode_json
 from keepfit_gateway.web.small_response import SmallResponse
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
@@ -36,24 +39,29 @@ BODY_WAIT_S = 0.05
 PREFER, IDEMPOTENCY_KEY = istr("Prefer"), istr("Idempotency-Key")
 
 
-def install_fast_path(service: Service, handler: Handler) -> Handler:
+def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handler) -> Handler:
     """Return a handler that answers small requests itself and passes all others to `handler`."""
 
     async def handle(request: BaseRequest) -> Any:
         path = PATH.fullmatch(request.raw_path)
         if path is None or not _is_plain(request):
             return await handler(request)
-        body = _peek(request.content) if request.content.is_eof() or await _arrives_soon(request) else None
-        if body is None:
-            return await handler(request)
         answer, scope = ANSWERS[path[2]]
         if scope not in request[CALLER].scopes:
             # Unauthorized requests fall through to the regular path, which answers 401 or 403.
             return await handler(request)
+        body = _peek(request.content) if request.content.is_eof() or await _arrives_soon(request) else None
+        if body is None:
+            return await handler(request)
         try:
-            return await answer(service, request, path[1], body)
+            response = await answer(service, request, path[1], body)
+            if not isinstance(response, SmallResponse):
+                await compress(memory, request, response)
         except Exception as error:  # noqa: BLE001 - converted to a response
-            return to_problem(request, error)
+            problem = to_problem(request, error)
+            await compress(memory, request, problem)
+            return problem
+        return response
 
     return handle
 
@@ -66,10 +74,11 @@ def _is_plain(request: BaseRequest) -> bool:
         and headers.get(hdrs.CONTENT_TYPE) == "application/json"
         and hdrs.CONTENT_ENCODING not in headers
         and hdrs.EXPECT not in headers
-        and hdrs.UPGRADE not in headers
         and hdrs.IF_NONE_MATCH not in headers
         and PREFER not in headers
         and IDEMPOTENCY_KEY not in headers
+        # A weight may exclude the plain body of a small response.
+        and ";" not in "".join(headers.getall(hdrs.ACCEPT_ENCODING, ()))
     )
 
 
@@ -94,8 +103,8 @@ async def _learn(service: Service, request: BaseRequest, model_hash: str | None,
     return SmallResponse(202, encode_json(accepted))
 
 
-def _prediction(headers: http_caching.Headers, reply: CachedReply) -> Any:
-    if len(reply.body) >= GZIP_BYTES_MIN:
+def _prediction(headers: Headers, reply: CachedReply) -> SmallResponse | web.Response:
+    if len(reply.body) >= COMPRESSED_BYTES_MIN:
         return http_caching.respond(headers, *reply)
     age = "" if reply.age_s is None else f"Age: {int(reply.age_s)}\r\n"
     fields = f"Cache-Control: no-cache\r\nVary: Accept-Encoding\r\nETag: {reply.etag}\r\n{age}"
@@ -108,7 +117,7 @@ ANSWERS = {"predict": (_predict, PREDICT), "partial_fit": (_learn, LEARN)}
 async def _arrives_soon(request: BaseRequest) -> bool:
     """Wait a moment for the rest of a small body; return whether it has arrived."""
     length = request.content_length
-    if length is None or length > BODY_BYTES_MAX:
+    if length is None or length > BODY_BYTES_MAX or expects_continue(request):
         return False
     try:
         async with asyncio.timeout(BODY_WAIT_S):

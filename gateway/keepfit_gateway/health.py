@@ -9,11 +9,13 @@ metrics.
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from keepfit.errors import UnavailableError
-from keepfit.store.models import SnapshotState
+from keepfit.store import unloadable
+from keepfit.store.snapshot_state import SnapshotState
 from keepfit_gateway.service import Service
+from keepfit_gateway.worker_client import Workers
 
 # Less than the default timeout of a Kubernetes probe (1 s), so that the response names the dependency that hangs.
 PROBE_TIMEOUT_S = 0.8
@@ -26,16 +28,29 @@ T = TypeVar("T")
 class Dependencies:
     """The state of each dependency: "ok" or the reason for its failure. `backlog` counts entries of the queue by kind.
 
-    `row_log` is None if no row log is configured.
+    Reasons may name addresses, paths and hashes. `row_log` is None if no row log is configured. A worker whose call has
+    taken more than `call_s` seconds is busy. No worker loads the bundles of `unloadable` models.
     """
 
     store: str
     queue: str
     mongo: str
     row_log: str | None
-    workers: int
+    workers: Workers
     snapshot_state: SnapshotState | None
     backlog: dict[str, int]
+    call_s: float
+    unloadable: int
+
+    @property
+    def detail(self) -> str | None:
+        """Why requests wait or fail although workers are alive; None if none do. Names no address, path or hash."""
+        found, alive = [], self.workers.alive
+        if self.workers.busy >= max(alive, 1):
+            found.append(f"All workers ({alive}) are in calls that have taken more than {self.call_s:g} s.")
+        if self.unloadable:
+            found.append(f"Models that no worker loads, because workers died of it: {self.unloadable}.")
+        return " ".join(found) or None
 
     @property
     def snapshots(self) -> str:
@@ -45,27 +60,41 @@ class Dependencies:
         return self.snapshot_state.reason or OK
 
     @property
-    def status(self) -> str:
-        """`unavailable` if no prediction can be computed, `degraded` if another dependency fails, else `ok`."""
-        if (self.store, self.queue) != (OK, OK) or not self.workers:
+    def status(self) -> Literal["ok", "degraded", "unavailable"]:
+        """`unavailable` without store, queue or workers, `degraded` with a detail or if another dependency fails."""
+        if (self.store, self.queue) != (OK, OK) or not self.workers.alive:
             return "unavailable"
-        return OK if (self.mongo, self.snapshots, self.row_log or OK) == (OK, OK, OK) else "degraded"
+        others = (self.mongo, self.snapshots, self.row_log or OK)
+        return "degraded" if self.detail or others != (OK, OK, OK) else "ok"
 
 
 async def probe(service: Service) -> Dependencies:
     """Probe all dependencies concurrently."""
 
-    async def queue() -> tuple[int, dict[str, int]]:
-        return await service.worker_client.workers_alive(), await service.worker_client.backlog()
+    async def queue() -> tuple[Workers, dict[str, int]]:
+        return await service.worker_client.workers(), await service.worker_client.backlog()
+
+    async def store() -> tuple[SnapshotState, int]:
+        return await service.store.snapshot_state(), await unloadable.count_models(service.store.client)
 
     async def row_log() -> str | None:
         return None if service.recorder is None else (await _probe_one(service.recorder.check()))[1]
 
-    (snapshot_state, store), (found, queue_state), (_, mongo), log_state = await asyncio.gather(
-        _probe_one(service.store.snapshot_state()), _probe_one(queue()), _probe_one(service.history.ping()), row_log()
+    (stored, store_state), (found, queue_state), (_, mongo), log_state = await asyncio.gather(
+        _probe_one(store()), _probe_one(queue()), _probe_one(service.history.ping()), row_log()
     )
-    workers, backlog = found or (0, {})
-    return Dependencies(store, queue_state, mongo, log_state, workers, snapshot_state, backlog)
+    # Responses without an admin key do not say why, so the log does: here of MongoDB; where they are read all the time,
+    # of the others.
+    if mongo == OK:
+        service.mongo_outage.end()
+    else:
+        service.mongo_outage.begin(mongo)
+    snapshot_state, unloadables = stored or (None, 0)
+    workers, backlog = found or (Workers(0, 0), {})
+    call_s = service.settings.predict_timeout_s
+    return Dependencies(
+        store_state, queue_state, mongo, log_state, workers, snapshot_state, backlog, call_s, unloadables
+    )
 
 
 async def _probe_one(operation: Awaitable[T]) -> tuple[T | None, str]:

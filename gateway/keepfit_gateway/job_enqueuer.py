@@ -6,16 +6,18 @@ never waits for it. A job that could not be enqueued only delays its lease, beca
 
 import asyncio
 import time
+from contextlib import suppress
 
 from redis.exceptions import RedisError
 
 from keepfit.backends import redis_clients
+from keepfit.backends.backoff import Backoff
 from keepfit.jobs import rq_jobs
 from keepfit.jobs.run_queue import RunQueue
 from keepfit.observability.outage import Outage
 from keepfit.settings import Settings
 
-RETRY_PAUSE_S = 0.2
+RETRY_PAUSE_S, RETRY_PAUSE_S_MAX = 0.2, 2.0
 
 
 class JobEnqueuer:
@@ -26,7 +28,7 @@ class JobEnqueuer:
         self._lease_ttl_s = settings.lease_ttl_s
         self._outage = Outage("queue", "jobs of leases are not enqueued")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._closing = asyncio.Event()
 
     def enqueue(self, queue: RunQueue, lease: str) -> None:
         """Enqueue the job of `lease` in the background."""
@@ -39,7 +41,7 @@ class JobEnqueuer:
 
         A duplicate job finds no lease and ends at once.
         """
-        deadline_s = time.monotonic() + self._lease_ttl_s
+        deadline_s, backoff = time.monotonic() + self._lease_ttl_s, Backoff(RETRY_PAUSE_S, RETRY_PAUSE_S_MAX)
         while True:
             try:
                 await asyncio.to_thread(rq_jobs.enqueue, self._connection, queue.function, lease)
@@ -48,12 +50,14 @@ class JobEnqueuer:
             else:
                 self._outage.end()
                 return
-            if time.monotonic() > deadline_s or self._closing:
+            if time.monotonic() > deadline_s or self._closing.is_set():
                 return
-            await asyncio.sleep(RETRY_PAUSE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff.next_s()):
+                    await self._closing.wait()
 
     async def close(self) -> None:
         """Finish the running tasks and close the connection."""
-        self._closing = True
+        self._closing.set()
         await asyncio.gather(*self._tasks)
         await asyncio.to_thread(self._connection.close)

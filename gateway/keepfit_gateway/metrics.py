@@ -33,9 +33,16 @@ class Scrape(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families."""
         yield from self._service.request_metrics.collect()
+        yield from self._connections()
         yield from self._cache()
         yield from self._pending()
         yield from self._state()
+
+    def _connections(self) -> Iterator[Metric]:
+        connections = self._service.connections
+        yield GaugeMetricFamily("keepfit_connections", "Open connections of clients.", len(connections))
+        text = "Connections closed because there were more than the maximum."
+        yield CounterMetricFamily("keepfit_connections_dropped", text, connections.dropped)
 
     def _cache(self) -> Iterator[Metric]:
         cache = self._service.cache
@@ -60,6 +67,8 @@ class Scrape(Collector):
         yield GaugeMetricFamily(
             "keepfit_accepts_waiting", "Requests that wait for the next round trip to Redis.", acceptor.pending
         )
+        text = "Requests of all models that were put aside as dead letters, as the commit feed announced them."
+        yield CounterMetricFamily("keepfit_requests_put_aside", text, self._service.commit_feed.put_aside)
         recorder = self._service.recorder
         if recorder is not None:
             text = "Accepted calls that wait for the next write to the row log."
@@ -76,7 +85,7 @@ class Scrape(Collector):
             ("store", found.store == OK),
             ("queue", found.queue == OK),
             ("mongo", found.mongo == OK),
-            ("workers", found.workers > 0),
+            ("workers", found.workers.alive > 0),
             ("snapshots", found.snapshots == OK),
         ):
             up.add_metric([dependency], float(works))
@@ -84,9 +93,15 @@ class Scrape(Collector):
             up.add_metric(["row_log"], float(found.row_log == OK))
         yield up
         if found.queue == OK:
-            yield GaugeMetricFamily("keepfit_workers", "Worker processes alive.", found.workers)
+            text = "Worker processes alive: ready, or busy in a call longer than the time of a prediction."
+            workers = GaugeMetricFamily("keepfit_workers", text, labels=["state"])
+            workers.add_metric(["ready"], found.workers.alive - found.workers.busy)
+            workers.add_metric(["busy"], found.workers.busy)
+            yield workers
         if snapshots is not None:
             yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", snapshots.changed)
+            text = "Models that are not loaded for an hour, because workers died while they loaded them."
+            yield GaugeMetricFamily("keepfit_models_unloadable", text, found.unloadable)
             yield GaugeMetricFamily(
                 "keepfit_snapshots_failed", "Models that the last pass failed to save.", snapshots.failed
             )

@@ -5,20 +5,22 @@ names its generation, and every script compares the generation first, so a stale
 nothing else.
 """
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 
 from keepfit import identity
-from keepfit.errors import ConflictError, NotFoundError, StaleModelError
+from keepfit.errors import ConflictError, NotFoundError, StaleModelError, UnavailableError
 from keepfit.history import Registry
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.recipe.patch import with_changes
-from keepfit.recipe.recipe import Recipe, from_text
+from keepfit.recipe.recipe import Recipe, from_text, is_same
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
 from keepfit_gateway.learning.commit_feed import DELETED
@@ -27,6 +29,7 @@ from keepfit_gateway.worker_client import WorkerClient
 T = TypeVar("T")
 
 CACHED_MAX = 20_000
+HINT_TIMEOUT_S = 0.5
 
 
 class ModelLookup:
@@ -105,10 +108,13 @@ class ModelLookup:
         while len(self._cached) > CACHED_MAX:
             self._cached.popitem(last=False)
 
-    async def create(self, metadata: dict[str, Any], recipe: Recipe) -> tuple[Model, bool]:
+    async def create(
+        self, metadata: dict[str, Any], recipe: Recipe, fields_left_out: Collection[str] = ()
+    ) -> tuple[Model, bool]:
         """Create a model, or return the existing one with the same recipe. Also return whether it was created.
 
-        The recipe of creation counts as the same, whatever was changed since, and so does the recipe in force.
+        The recipe of creation counts as the same, whatever was changed since, and so does the recipe in force. A field
+        that the client left out may have the default of an earlier release.
 
         Raises
         ------
@@ -120,16 +126,16 @@ class ModelLookup:
         registered, created = await self._history.register(model_hash, text, recipe.text())
         failpoints.reach("model.registered")
         # Parsed first: a recipe that an older version wrote may lack fields that have defaults since.
-        if from_text(registered.recipe_text).text() != recipe.text():
+        if not is_same(from_text(registered.recipe_text), recipe, fields_left_out):
             found = await self.describe(model_hash)
-            if with_changes(found.recipe, found.changed).text() == recipe.text():
+            if is_same(with_changes(found.recipe, found.changed), recipe, fields_left_out):
                 return found, False
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see its recipe.")
         live = None if created else await self._store.describe(model_hash)
         if created or (live is not None and live.generation < registered.born):
             # Second condition: a deletion and then the creation of a successor were both interrupted.
             self.invalidate(model_hash)
-            new = Install(model_hash, text, recipe.text(), registered.generation, born=registered.born)
+            new = Install(model_hash, text, registered.recipe_text, registered.generation, born=registered.born)
             await self._store.install(new)
         return await self.describe(model_hash), created
 
@@ -146,6 +152,16 @@ class ModelLookup:
         self.invalidate(model_hash)
         if not registered and not live:
             raise NotFoundError(f"There is no model {model_hash}.")
+
+    async def beginning_with(self, digits: str, count_max: int) -> list[str]:
+        """Return up to `count_max` hashes that begin with `digits`, for a hint in an error.
+
+        None if MongoDB does not answer at once.
+        """
+        with suppress(UnavailableError, TimeoutError):
+            async with asyncio.timeout(HINT_TIMEOUT_S):
+                return await self._history.hashes(digits, count_max)
+        return []
 
     async def page(self, filters: Mapping[str, str], limit: int, after: str) -> tuple[list[dict[str, Any]], str | None]:
         """Return up to `limit` models by hash, and the hash after which the next page begins (None at the end)."""

@@ -10,6 +10,7 @@ and the JSON of a change, and one line with the verdict comes back.
 import asyncio
 import atexit
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit import errors
+from keepfit import child_environment, errors
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.recipe.patch import CHANGE
 from keepfit.recipe.recipe import Recipe, parse
@@ -99,7 +100,9 @@ class CheckerProcess:
             ours.settimeout(ANSWER_S_MAX)
             # -P: a module in the working directory of the gateway must not shadow an installed one.
             command = [sys.executable, "-P", "-m", CHECKER_MODULE]
-            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
+            # It builds what clients describe, so it has none of the gateway's secrets.
+            variables = child_environment.basic(os.environ)
+            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), env=variables)
             pipe = self._pipe = ours.makefile("rwb")
             return pipe
 
@@ -145,8 +148,8 @@ def check_blocking(document: Any, keyring: Keyring | None = None) -> Recipe:
     if isinstance(document, dict) and document.get("object") is not None:
         # An object is verified, not built: nothing is unpickled here, and the upload keys stay in this process.
         return parse(document, keyring)
-    _ask("", document)
-    return msgspec.convert(document, Recipe)
+    verdict = _ask("", document)
+    return msgspec.convert({**document, **verdict}, Recipe)
 
 
 def _ask(word: str, document: Any) -> Any:
@@ -156,7 +159,7 @@ def _ask(word: str, document: Any) -> Any:
     except RecursionError:
         raise MalformedError("The recipe is nested too deeply.") from None
     verdict = json.loads(_ask_cached(line) if len(line) <= CACHED_LENGTH_MAX else CHECKER.ask(line.encode()))
-    if verdict is not None and "error" in verdict:
+    if "error" in verdict:
         raise errors.from_name(verdict["error"], verdict["detail"])
     return verdict
 

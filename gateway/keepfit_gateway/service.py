@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
 
-from keepfit.backends import redis_clients
+from keepfit.backends import redis_clients, redis_scripts
+from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
 from keepfit.history import Registry
 from keepfit.observability.outage import Outage
 from keepfit.recipe import uploads
 from keepfit.rowlog.row_log import open_log
 from keepfit.settings import Settings
+from keepfit.store import idle
 from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
 from keepfit_gateway.job_enqueuer import JobEnqueuer
@@ -25,13 +27,15 @@ from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.model_lookup import ModelLookup
 from keepfit_gateway.prediction.cache import Cache
+from keepfit_gateway.web.open_connections import OpenConnections, connections_max
 from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
 
-INDEX_PAUSE_S = 1.0
+INDEX_PAUSE_S, INDEX_PAUSE_S_MAX = 1.0, 10.0
 # A single history query may read a million documents.
 HISTORY_QUERIES_MAX = 4
 CANCEL_PAUSE_S = 0.1
+USES_S, USES_PER_CALL = 60.0, 1000
 
 
 class Service:
@@ -41,6 +45,7 @@ class Service:
         self.settings = settings
         self.uploads = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.request_metrics = RequestMetrics()
+        self.connections = OpenConnections(connections_max(settings.connections_max))
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
         self.job_enqueuer = JobEnqueuer(settings)
@@ -53,6 +58,7 @@ class Service:
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
         self.cache = Cache(settings.predict_cache_bytes_max)
+        self.mongo_outage = Outage("mongo", "models are neither created nor restored")
         self.models = ModelLookup(self.store, self.history, self.worker_client, self.cache.observe_version)
         self.commit_feed = CommitFeed(
             self._store_client, self.store, self.models.invalidate, self.cache, settings.predict_staleness_s
@@ -65,19 +71,20 @@ class Service:
             self.commit_feed.read_forever(),
             self._ensure_indexes(),
             self._probe_row_log(),
+            self._note_uses(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
     async def _ensure_indexes(self) -> None:
-        outage = Outage("mongo", "indexes are not created")
+        backoff = Backoff(INDEX_PAUSE_S, INDEX_PAUSE_S_MAX)
         while True:
             try:
                 await self.history.ensure_indexes()
             except UnavailableError as error:
-                outage.begin(error)
-                await asyncio.sleep(INDEX_PAUSE_S)
+                self.mongo_outage.begin(error)
+                await asyncio.sleep(backoff.next_s())
             else:
-                outage.end()
+                self.mongo_outage.end()
                 return
 
     async def _probe_row_log(self) -> None:
@@ -85,6 +92,16 @@ class Service:
         if self.recorder is not None:
             with contextlib.suppress(UnavailableError):
                 await self.recorder.check()
+
+    async def _note_uses(self) -> None:
+        """Note once a minute which models were used by cached predictions only, so that they do not count as idle."""
+        while True:
+            await asyncio.sleep(USES_S)
+            used = list(self.cache.take_used())
+            for begin in range(0, len(used), USES_PER_CALL):
+                # A model that leaves Redis for lack of a note comes back with its next use.
+                with contextlib.suppress(UnavailableError):
+                    await redis_scripts.run_async(self._store_client, *idle.touch(used[begin : begin + USES_PER_CALL]))
 
     async def close(self) -> None:
         """Close all connections."""

@@ -10,31 +10,34 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 import redis.asyncio
 import structlog
 
 from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.backoff import Backoff
 from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
-from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError
+from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
 from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import Operation, RestoreOptions, WorkerReply, WorkerRequest
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
-from keepfit.store import inbox
+from keepfit.store import staging
 from keepfit_gateway.job_enqueuer import JobEnqueuer
-from keepfit_gateway.web.offload import run_in_thread_if_large
 
 log = structlog.get_logger(__name__)
 
 # Shorter than the time in which a Redis must answer (`keepfit.backends.redis_clients`).
 READ_BLOCK_S = 1
-READ_COUNT = 256
-RECONNECT_PAUSE_S = 0.2
+# Elements of the list, each of which has up to 32 MiB: they are in memory at the same time.
+READ_COUNT = 8
+RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 2.0
 # A dead worker is replaced within a second, or a few seconds on a busy machine. If two probes this far apart find no
 # worker, none is coming.
 WORKER_GRACE_S = 2.0
@@ -43,8 +46,17 @@ PROBE_TIMEOUT_S = 5.0
 # Larger rows are written to a key of their own, in pieces, so that Redis serves other clients in between.
 INLINE_ROWS_MAX = 64 * 1024
 RETRY_AFTER_S_MAX = 60
+# The results of these operations are JSON text, which may be large.
+PASSED_ON = ("predict", "proba")
 # The period over which the rate of replies is averaged.
 RATE_WINDOW_S = 2.0
+
+
+class Workers(NamedTuple):
+    """Numbers of worker processes: `alive`, and among these `busy`, in a call longer than the time of a prediction."""
+
+    alive: int
+    busy: int
 
 
 class PendingRequest:
@@ -68,7 +80,8 @@ class PendingRequest:
     def fail(self, error: KeepfitError) -> None:
         """End the wait with an error."""
         if not self.future.done():
-            self.future.set_exception(error)
+            # Other requests may get the same error.
+            self.future.set_exception(without_frames(error))
 
 
 class WorkerClient:
@@ -107,10 +120,14 @@ class WorkerClient:
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
+        The result of a prediction is JSON text, as bytes.
+
         Raises
         ------
         QueueFullError
             If the maximum number of worker requests is pending.
+        TooLargeError
+            If the rows have more bytes than a body may have.
         DeadlineError, UnavailableError
             If no reply came within `timeout_s` seconds (by default the setting's); the latter if no worker is alive.
         """
@@ -119,30 +136,40 @@ class WorkerClient:
         loop = asyncio.get_running_loop()
         timeout_s = self._settings.predict_timeout_s if timeout_s is None else timeout_s
         large = rows is not None and not rows.fits(INLINE_ROWS_MAX)
+        if large and rows is not None:
+            rows.check_size(self._settings.body_bytes_max)
         key = redis_keys.request_rows(uuid.uuid4().hex) if large else ""
-        inline, sent = None if large else rows, request_id.sent.get()
         request = WorkerRequest(
-            next(self._ids), self._name, model_hash, operation, generation, inline, key, sent, restore
+            next(self._ids),
+            self._name,
+            model_hash,
+            operation,
+            generation,
+            rows=None if large else rows,
+            rows_key=key,
+            request_id=request_id.sent.get(),
+            restore_options=restore,
+            as_json=operation in PASSED_ON,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)
         try:
             if large and rows is not None:
                 ttl_s = timeout_s + self._settings.body_timeout_s
-                await inbox.write_in_pieces(self._queue, key, rows, round(ttl_s * 1000))
+                await staging.write_in_pieces(self._queue, key, rows, round(ttl_s * 1000))
                 del rows
             pending.sent = True
             self._requests.put(pending)
             reply = await pending.future
-        except UnavailableError:
-            raise
-        except KeepfitError:
-            if large:
-                await redis_scripts.run_async(self._queue, ("UNLINK", key))
-            raise
+            # The worker has deleted the rows.
+            key = ""
         finally:
             pending.timer.cancel()
             del self._pending[request.id]
+            if key:
+                # If Redis is unavailable, they expire.
+                with suppress(UnavailableError):
+                    await redis_scripts.run_async(self._queue, ("UNLINK", key))
         reply.raise_error()
         return reply
 
@@ -219,23 +246,24 @@ class WorkerClient:
         """Count the workers alive, and check that both Redis servers answer."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                alive, _ = await asyncio.gather(self.workers_alive(), self._ping_store())
+                workers, _ = await asyncio.gather(self.workers(), self._ping_store())
         except TimeoutError:
             raise UnavailableError(f"Redis is unavailable: it did not answer for {PROBE_TIMEOUT_S:g} s.") from None
-        return alive
+        return workers.alive
 
     @property
     def pending(self) -> int:
         """Number of worker requests without a reply."""
         return len(self._pending)
 
-    async def workers_alive(self) -> int:
-        """Count the workers that RQ knows and whose record exists: the record of a dead worker expires."""
-        (records,) = await redis_scripts.run_async(self._queue, ("SMEMBERS", redis_keys.RQ_WORKERS))
-        if not records:
-            return 0
-        (count,) = await redis_scripts.run_async(self._queue, ("EXISTS", *records))
-        return int(count)
+    async def workers(self) -> Workers:
+        """Count the workers that RQ knows and whose record exists: a record expires without heartbeats."""
+        (names,) = await redis_scripts.run_async(self._queue, ("SMEMBERS", redis_keys.RQ_WORKERS))
+        commands = (command for name in names for command in (("EXISTS", name), ("HGET", name, "call_s")))
+        found = await redis_scripts.run_async(self._queue, *commands) if names else []
+        longest_s = self._settings.predict_timeout_s
+        busy = sum(call_s is not None and int(call_s) > longest_s for call_s in found[1::2])
+        return Workers(sum(found[::2]), busy)
 
     async def backlog(self) -> dict[str, int]:
         """Count the entries in the queue's Redis, by kind."""
@@ -246,6 +274,7 @@ class WorkerClient:
         """Deliver replies to pending requests until cancelled."""
         key = redis_keys.replies(self._name)
         interrupted, connection = False, ScriptConnection(self._queue)
+        backoff = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX)
         while True:
             try:
                 if interrupted:
@@ -255,15 +284,16 @@ class WorkerClient:
                 (read,) = await connection.run(command)
                 self._outage.end()
                 for batch in read[1] if read else ():
-                    await self._deliver(batch)
+                    self._deliver(batch)
+                backoff.reset()
             except UnavailableError as error:
                 self._outage.begin(error)
                 interrupted = True
-                await asyncio.sleep(RECONNECT_PAUSE_S)
+                await asyncio.sleep(backoff.next_s())
             except Exception:
                 # A gateway that runs without receiving replies is worse than a dead one, so reading goes on.
                 log.exception("replies_unreadable")
-                await asyncio.sleep(RECONNECT_PAUSE_S)
+                await asyncio.sleep(backoff.next_s())
 
     async def _resend(self) -> None:
         """Send all pending requests again: Redis may have lost them, and a second reply is harmless."""
@@ -272,9 +302,9 @@ class WorkerClient:
             if pending.sent:
                 self._requests.put(pending)
 
-    async def _deliver(self, batch: bytes) -> None:
+    def _deliver(self, batch: bytes) -> None:
         try:
-            replies = await run_in_thread_if_large(len(batch), messages.decode_replies, batch)
+            replies = messages.decode_replies(batch)
         except msgspec.MsgspecError:
             log.exception("replies_unreadable")
             return

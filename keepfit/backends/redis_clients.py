@@ -5,9 +5,12 @@ of the first one; the lease is aborted instead). Gateways retry once after a bro
 (each of their scripts may be repeated).
 """
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -27,16 +30,55 @@ GATEWAY_TIMEOUT_S = 5.0
 POOL_CONNECTIONS_MAX = 64
 
 
+# Options of an address that name a file.
+FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+SCHEMES = ("redis", "rediss", "unix")
+STORE, QUEUE = "KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL"
+
+
+def check_url(url: str, setting: str) -> None:
+    """Check the address of a Redis, the value of `setting`, without connecting.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be used. The message quotes nothing that may be a password.
+    """
+    with _readable(url, setting):
+        _check_options(redis.ConnectionPool.from_url(url))
+
+
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Raise an error that names the settings if an address is invalid; never quote it, as it may hold a password."""
+def _readable(url: str, setting: str) -> Iterator[None]:
+    """Raise an error that names the setting if an address is invalid; never quote it, as it may hold a password."""
+    reason = _reason(url)
+    if not reason:
+        try:
+            yield
+        except (ValueError, TypeError, redis.RedisError):
+            reason = "an option of the address is unknown, or its value is not usable"
+        else:
+            return
+    raise SettingsError(
+        f"{setting}: {reason}; write redis://:password@host:6379/0, or "
+        "rediss://:password@host:6379/0?ssl_ca_certs=/path with TLS."
+    )
+
+
+def _reason(url: str) -> str:
+    """Return why an address cannot be used; "" if its parts are well formed."""
     try:
-        yield
-    except (ValueError, TypeError, redis.RedisError):
-        raise SettingsError(
-            "KEEPFIT_STORE_URL or KEEPFIT_QUEUE_URL cannot be read: write redis://host:port/0, or "
-            "rediss://host:port/0?ssl_ca_certs=/path with TLS."
-        ) from None
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "the address or its port cannot be read"
+    if parts.scheme not in SCHEMES or "://" not in url:
+        return f"the address does not begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+    if port == 0:
+        return "the port must be from 1 to 65535"
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,5}/?", parts.path):
+        return "the path must be the number of a database"
+    return ""
 
 
 def _check_options(pool: Any) -> None:
@@ -44,49 +86,59 @@ def _check_options(pool: Any) -> None:
     pool.connection_class(**pool.connection_kwargs)
 
 
-@_readable()
-def _sync(url: str) -> redis.Redis:
-    client = redis.Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=ANSWER_TIMEOUT_S,
-        health_check_interval=0,
-    )
-    _check_options(client.connection_pool)
+def _check_files(pool: Any, setting: str) -> None:
+    """Raise SettingsError if a file that the address names cannot be read."""
+    for name in FILE_OPTIONS:
+        path = pool.connection_kwargs.get(name)
+        if path and not os.access(path, os.R_OK):
+            raise SettingsError(f"{setting}: {name}={path} is not a file that can be read.")
+
+
+def _sync(url: str, setting: str) -> redis.Redis:
+    with _readable(url, setting):
+        client = redis.Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=ANSWER_TIMEOUT_S,
+            health_check_interval=0,
+        )
+        _check_options(client.connection_pool)
+    _check_files(client.connection_pool, setting)
     return client
 
 
 def store_sync(settings: Settings) -> redis.Redis:
     """Return a client of the store, for workers."""
-    return _sync(settings.store_url.get_secret_value())
+    return _sync(settings.store_url.get_secret_value(), STORE)
 
 
 def queue_sync(settings: Settings) -> redis.Redis:
     """Return a client of the queue's Redis, for workers and for enqueueing RQ jobs."""
-    return _sync(settings.queue_url_or_store)
+    return _sync(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE)
 
 
-@_readable()
-def _async(url: str, *, prompt: bool) -> redis.asyncio.Redis:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=POOL_CONNECTIONS_MAX,
-        timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
-        # `keepfit.backends.redis_scripts` repeats the round trips of gateways; retries here would add their time.
-        retry=AsyncRetry(NoBackoff(), 0) if prompt else AsyncRetry(ConstantBackoff(0.05), 1),
-        socket_connect_timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
-        socket_timeout=GATEWAY_TIMEOUT_S if prompt else ANSWER_TIMEOUT_S,
-    )
-    _check_options(pool)
+def _async(url: str, setting: str, *, prompt: bool) -> redis.asyncio.Redis:
+    with _readable(url, setting):
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=POOL_CONNECTIONS_MAX,
+            timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
+            # `keepfit.backends.redis_scripts` repeats the round trips of gateways; retries here would add their time.
+            retry=AsyncRetry(NoBackoff(), 0) if prompt else AsyncRetry(ConstantBackoff(0.05), 1),
+            socket_connect_timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
+            socket_timeout=GATEWAY_TIMEOUT_S if prompt else ANSWER_TIMEOUT_S,
+        )
+        _check_options(pool)
+    _check_files(pool, setting)
     return redis.asyncio.Redis.from_pool(pool)
 
 
 def store_async(settings: Settings, *, prompt: bool = False) -> redis.asyncio.Redis:
     """Return a client of the store: with short timeouts (`prompt`) for gateways, with longer ones for the others."""
-    return _async(settings.store_url.get_secret_value(), prompt=prompt)
+    return _async(settings.store_url.get_secret_value(), STORE, prompt=prompt)
 
 
 def queue_async(settings: Settings) -> redis.asyncio.Redis:
     """Return a client of the queue's Redis, for gateways."""
-    return _async(settings.queue_url_or_store, prompt=True)
+    return _async(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE, prompt=True)

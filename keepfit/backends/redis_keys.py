@@ -11,10 +11,17 @@ kf:{h}:in            stream  none        accept, retry (``<sequence>-0``)       
 kf:{h}:lk            string  lease       claim_inbox, renew, unlock,             claim_inbox, restore_idempotency,
                                          restore_idempotency                     install
 kf:{h}:stg:<random>  string  60 s        workers, before one of these three      commit, install, rewind
-kf:{h}:idem:<key>    string  a day       accept, retry, restore_idempotency      accept, retry
-kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers
+kf:{h}:idem:<key>    string  20 s        accept, retry (calls without a          accept, retry
+                                         client's key); a day by release 0.1
+kf:{h}:idem:new:<c>  hash    a day       accept, restore_idempotency (<c>: the   accept
+                                         name of the caller's API key, or '')
+kf:{h}:idem:old:<c>  hash    a day       the same, by RENAME of the newer ones   accept
+kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers, unstage
 kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
+kf:{h}:idle          string  a day       unload                                  restores, install
+kf:{h}:loads:<...>   set     an hour     supervisors                             supervisors (see :func:`load_deaths`)
 kf:changed           zset    none        before commit, rewind; snapshotter      snapshotter (see :func:`change_score`)
+kf:unloadable        zset    an hour     supervisors                             workers, gateways (score: end, seconds)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
 ===================  ======  ==========  ======================================  =====================================
@@ -44,12 +51,25 @@ CHANGED = "kf:changed"
 COMMITS = "kf:commits"
 SNAPSHOTS = "kf:snapshots"
 SWEEP = "kf:sweep"
+UNLOADABLE = "kf:unloadable"
 
 QUEUE = "keepfit"
 RQ_QUEUE = f"rq:queue:{QUEUE}"
 RQ_WORKERS = f"rq:workers:{QUEUE}"
+# Keys of the records of workers are this and the worker's name.
+RQ_WORKER_PREFIX = "rq:worker:"
 
 STATE_PATTERN = "kf:{*}:st"
+
+
+def rq_worker(name: str) -> str:
+    """Return the key of RQ's record of a worker (a hash). Its field `call_s` is keepfit's: seconds of a long call."""
+    return f"{RQ_WORKER_PREFIX}{name}"
+
+
+def rq_executions(name: str) -> str:
+    """Return the key of RQ's set of the jobs that a worker executes."""
+    return f"{rq_worker(name)}:executions"
 
 
 def state(model_hash: str) -> str:
@@ -96,8 +116,18 @@ def staged_bundle(model_hash: str, token: str) -> str:
 
 
 def idempotency(model_hash: str, key: str) -> str:
-    """Return the key of the first answer to a learning call with this idempotency key (a string)."""
+    """Return the key of the first answer to a call, by the gateway's key or as release 0.1 stored it (a string)."""
     return f"kf:{{{model_hash}}}:idem:{key}"
+
+
+def new_answers(model_hash: str, caller: str) -> str:
+    """Return the key of the first answers to the newest idempotency keys of a caller (a hash)."""
+    return f"kf:{{{model_hash}}}:idem:new:{caller}"
+
+
+def old_answers(model_hash: str, caller: str) -> str:
+    """Return the key of the first answers before those of :func:`new_answers`, which are forgotten first (a hash)."""
+    return f"kf:{{{model_hash}}}:idem:old:{caller}"
 
 
 def large_rows(model_hash: str, token: str) -> str:
@@ -108,6 +138,16 @@ def large_rows(model_hash: str, token: str) -> str:
 def dead(model_hash: str) -> str:
     """Return the key of a model's dead letters, with their reasons (a stream)."""
     return f"kf:{{{model_hash}}}:dead"
+
+
+def idle(model_hash: str) -> str:
+    """Return the key of the idle record of a model that left Redis because nothing used it (a string)."""
+    return f"kf:{{{model_hash}}}:idle"
+
+
+def load_deaths(model_hash: str, generation: int, digest: str) -> str:
+    """Return the key of the names of workers that died while they loaded a bundle of a model (a set)."""
+    return f"kf:{{{model_hash}}}:loads:{generation}:{digest}"
 
 
 def queued_models(queue: str) -> str:

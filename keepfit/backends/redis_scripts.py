@@ -23,7 +23,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
-from keepfit.errors import UnavailableError
+from keepfit.errors import TooLargeError, UnavailableError
 
 Command = tuple[Any, ...]
 
@@ -37,11 +37,17 @@ SHA1 = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for
 
 LOAD_ALL: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", text) for text in TEXTS.values())
 
+# Size of the largest value that Redis takes (`proto-max-bulk-len`).
+VALUE_BYTES_MAX = 2**29
+
 # Errors of a server that is reachable and cannot execute the command: out of memory, disk full or broken, a replica,
 # busy with a script, an incomplete cluster, or missing permission.
 REFUSALS = frozenset(
     {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "NOPERM", "NOAUTH"}
 )
+
+# Text of the RuntimeError with which uvloop refuses to use a closed connection.
+CLOSED = "the handler is closed"
 
 
 def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ()) -> Command:
@@ -55,14 +61,20 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise UnavailableError(f"Redis rejects the credentials of keepfit: {error}") from error
+        raise UnavailableError(f"Redis rejects the credentials of keepfit: {error}", "Redis is unavailable.") from error
     except (ConnectionError, TimeoutError, BusyLoadingError) as error:
-        raise UnavailableError(f"Redis is unavailable: {error}") from error
+        raise UnavailableError(f"Redis is unavailable: {error}", "Redis is unavailable.") from error
+    except RuntimeError as error:
+        # uvloop's error for a connection that was closed while redis-py opened it.
+        if CLOSED not in str(error):
+            raise
+        raise UnavailableError(f"Redis is unavailable: {error}", "Redis is unavailable.") from error
     except ResponseError as error:
         # redis-py removes the code from the text of the errors that it has a class for.
         code = error.status_code or str(error).partition(" ")[0]
         if code in REFUSALS:
-            raise UnavailableError(f"Redis refuses ({code}): {str(error).removeprefix(code).strip()}") from error
+            message = f"Redis refuses ({code}): {str(error).removeprefix(code).strip()}"
+            raise UnavailableError(message, f"Redis refuses ({code}).") from error
         raise
 
 
@@ -87,7 +99,7 @@ def _round_trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
     pool = client.connection_pool
     connection: Any = pool.get_connection()
     try:
-        connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
+        connection.send_packed_command([_packed(commands)])
         return [_answer(connection) for _ in commands]
     except BaseException:
         # The next user of the connection would read the answers that are still being sent as its own.
@@ -95,6 +107,22 @@ def _round_trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
         raise
     finally:
         pool.release(connection)
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    """Return the bytes to send.
+
+    Raises
+    ------
+    TooLargeError
+        If Redis would not take one of the values. It would close the connection, as if it were unavailable.
+    """
+    packed = b"".join(map(hiredis.pack_command, commands))
+    if len(packed) > VALUE_BYTES_MAX:
+        sizes = [len(value) for command in commands for value in command if isinstance(value, bytes | str)]
+        if max(sizes) > VALUE_BYTES_MAX:
+            raise TooLargeError(f"A value has {max(sizes)} bytes; Redis takes up to {VALUE_BYTES_MAX}.")
+    return packed
 
 
 def _answer(connection: Any) -> Any:
@@ -113,6 +141,21 @@ async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any
             return await _run_on(connection, commands)
         finally:
             await pool.release(connection)
+
+
+async def run_each(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
+    """Send commands other than scripts in one round trip; the error of a command takes the place of its answer.
+
+    Raises
+    ------
+    UnavailableError
+        If Redis is unavailable.
+    """
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        with unavailable():
+            return await pipe.execute(raise_on_error=False)
 
 
 class ScriptConnection:
@@ -154,7 +197,7 @@ async def _retry_round_round_trip(connection: Any, commands: Sequence[Command]) 
 
 async def _round_trip_async(connection: Any, commands: Sequence[Command]) -> list[Any]:
     try:
-        await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
+        await connection.send_packed_command(_packed(commands))
         return [await _answer_async(connection) for _ in commands]
     except BaseException:
         await connection.disconnect(nowait=True)
@@ -169,7 +212,9 @@ async def _answer_async(connection: Any) -> Any:
 
 
 def _checked(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+    failed = [answer for answer in answers if isinstance(answer, Exception)]
+    if not failed:
+        return answers
+    # A list that holds the error would keep it alive, and with it every frame that it passes.
+    answers.clear()
+    raise failed.pop(0)

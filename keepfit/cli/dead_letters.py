@@ -5,45 +5,55 @@ without --retry.
 """
 
 import asyncio
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keepfit.cli import hashes
 from keepfit.cli.options import Json, load_settings
-from keepfit.cli.output import out, print_json, print_table
+from keepfit.cli.output import Column, print_json, print_table
 from keepfit.errors import NotFoundError
-from keepfit.settings import Settings
+from keepfit.times import format_time
 
-COLUMNS = ("id", "time (UTC)", "rows", "bytes", "reason")
+if TYPE_CHECKING:
+    from keepfit.settings import Settings
+
+COLUMNS = (
+    Column("id"),
+    Column("time (UTC)"),
+    Column("rows", right=True),
+    Column("bytes", right=True, width_min=100),
+    Column("reason", "wrap"),
+)
 
 
 def dead(
-    model_hash: Annotated[str, typer.Option("--hash", help="Hash of the model.")],
+    model_hash: Annotated[str, typer.Option("--hash", help="Hash of the model, or the first digits of it.")],
     retry: Annotated[bool, typer.Option("--retry", help="Move all of them back to the model's inbox.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the dead letters of a model, the requests that could not be learned, or retry them."""
     settings = load_settings()
+    model_hash = asyncio.run(hashes.resolve(settings, model_hash))
     if retry:
         moved, left = asyncio.run(_retry(settings, model_hash))
         if as_json:
             return print_json([{"hash": model_hash, "accepted": moved, "left": left}])
-        return out.print(f"{moved} requests moved back to the inbox, {left} dead letters left", highlight=False)
+        return typer.echo(f"{moved} requests moved back to the inbox, {left} dead letters left")
     found = asyncio.run(_list(settings, model_hash))
     if as_json:
         return print_json(found)
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
-
     return print_table(
         COLUMNS,
         [
             (entry["id"], format_time(entry["timestamp"]), *(entry[name] for name in ("rows", "bytes", "reason")))
             for entry in found
         ],
+        "no dead letters",
     )
 
 
-async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
+async def _list(settings: "Settings", model_hash: str) -> list[dict[str, Any]]:
     from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.store.dead_letters import CALL_ENTRIES_MAX, DeadLetters  # noqa: PLC0415
     from keepfit.store.models import Store  # noqa: PLC0415
@@ -73,7 +83,7 @@ async def _list(settings: Settings, model_hash: str) -> list[dict[str, Any]]:
     return found
 
 
-async def _retry(settings: Settings, model_hash: str) -> tuple[int, int]:
+async def _retry(settings: "Settings", model_hash: str) -> tuple[int, int]:
     """Move dead letters back to the inbox while it has room; return how many were moved, and how many are left."""
     from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.jobs import run_queue  # noqa: PLC0415

@@ -11,43 +11,62 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from keepfit.cli.options import load_settings, parse_where
-from keepfit.cli.output import print_json, print_snapshots, print_table
+from keepfit import extras
+from keepfit.cli import hashes
+from keepfit.cli.options import Hash, load_settings, parse_where
+from keepfit.cli.output import Column, is_terminal, print_json, print_snapshots, print_table
 from keepfit.errors import SettingsError
+from keepfit.observability.printable import printable, printable_json
+from keepfit.times import format_time
 
 LIMIT, LIMIT_MAX = 20, 100_000
-PLOT_LINES, MARGIN, DAY_S = 20, 20, 86_400.0
+PLOT_LINES, MARGIN, DAY_S = 20, 26, 86_400.0
+# Ticks of a plot show day and time, by the length of the axis; 8 characters at most.
+TICKS = ((DAY_S, "%H:%M:%S"), (4 * DAY_S, "%d %H:%M"), (300 * DAY_S, "%m-%d"))
 # Markers distinguish the groups of a plot without colours as well.
 MARKERS = "abcdefghijklmnopqrstuvwxyz"
+DOCUMENT_COLUMNS = (Column("time (UTC)"), Column("type", "cut"), Column("document", "wrap"))
 Text = str | None
 
 
 def history(
     type_: Annotated[Text, typer.Option("--type", help="Only documents of this type.")] = None,
-    model_hash: Annotated[Text, typer.Option("--hash", help="Only snapshots of the model with this hash.")] = None,
+    model_hash: Hash = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only documents whose metadata has this value; repeatable."),
+        typer.Option(metavar="KEY=VALUE", help="Only documents whose metadata or field has this value; repeatable."),
+    ] = None,
+    kind: Annotated[
+        Text,
+        typer.Option(
+            help="Which documents: snapshot, document (those that users store), or all. Default: snapshots if --hash "
+            "is given or the type is one of models, all without --type and --hash, otherwise those of users."
+        ),
     ] = None,
     after: Annotated[
-        Text, typer.Option(help="From this time on: yesterday, '2 hours ago', '2026-11-20 12:00', seconds since 1970.")
+        Text,
+        typer.Option(
+            help="From this time on: 2026-11-20T12:00Z, '2026-11-20 12:00' (local time), yesterday, '2 hours ago', "
+            "seconds since 1970."
+        ),
     ] = None,
     before: Annotated[Text, typer.Option(help="Before this time.")] = None,
     closest: Annotated[Text, typer.Option(help="Only the document nearest to this time.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only the newest documents, this many.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=f"Documents per page; default: {LIMIT}.")] = None,
     page: Annotated[int | None, typer.Option(min=1, help="Number of the page; the first is 1.")] = None,
-    every: Annotated[Text, typer.Option(help="Group by time, one point per interval: 30s, 5m, 1h, 1d, 1w.")] = None,
+    every: Annotated[Text, typer.Option(help="Group by time, one point per interval: 30s, 5m, 1h, 1d, 90.")] = None,
     field: Annotated[Text, typer.Option(help="Number field to aggregate: metrics.mean_absolute_error.")] = None,
     stat: Annotated[
         Text,
         typer.Option(help="Statistic: mean, min, max, sum, count, first, last, median, p99; default: mean."),
     ] = None,
-    group: Annotated[Text, typer.Option(help="Key of metadata; each of its values is a series of its own.")] = None,
+    group: Annotated[Text, typer.Option(help="Key of metadata or field; each of its values is a series.")] = None,
     fill: Annotated[
         Text,
         typer.Option(help="Value of intervals without documents: none, null, previous, linear, a number."),
@@ -62,9 +81,9 @@ def history(
     if as_json + as_csv + plot > 1 or (plot and every is None):
         raise SettingsError("Use one of --json, --csv and --plot; --plot requires --every.")
     options = {
-        "type": type_, "hash": model_hash, "after": after, "before": before, "closest": closest, "last": last,
-        "limit": limit, "page": page, "every": every, "field": field, "stat": stat, "group": group, "fill": fill,
-        "rate": rate, "moving": moving,
+        "type": type_, "hash": model_hash, "kind": kind, "after": after, "before": before, "closest": closest,
+        "last": last, "limit": limit, "page": page, "every": every, "field": field, "stat": stat, "group": group,
+        "fill": fill, "rate": rate, "moving": moving,
     }  # fmt: skip
     parameters = {name: str(value) for name, value in options.items() if value is not None}
     if not parameters.keys() & {"every", "closest", "last", "limit"}:
@@ -75,7 +94,7 @@ def history(
     elif as_csv:
         _write_csv(found)
     elif plot:
-        typer.echo(_plot(found, f"{stat or 'mean'} of {field or 'documents'} every {every}"))
+        typer.echo(_plot(found, printable(f"{stat or 'mean'} of {field or 'documents'} every {every}")))
     elif every is not None:
         _print_points(found)
     else:
@@ -85,34 +104,36 @@ def history(
 async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> list[Any]:
     from keepfit.history import Timeline, query  # noqa: PLC0415 - other commands must not wait for it
 
-    metadata = parse_where(where, reserved=query.PARAMETERS)
+    metadata, settings = parse_where(where, reserved=query.PARAMETERS - {"timestamp"}), load_settings()
+    if "hash" in parameters and parameters.get("kind") != "document":
+        parameters["hash"] = await hashes.resolve(settings, parameters["hash"], deleted=True)
     parsed = query.parse({**parameters, **metadata}, limit_max=LIMIT_MAX)
-    async with Timeline.open(load_settings().mongo_url.get_secret_value()) as timeline:
+    async with Timeline.open(settings.mongo_url.get_secret_value()) as timeline:
         return await query.execute(timeline, parsed)
 
 
 def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
-
     names = [name for name in ("group", "value") if name == "value" or any("group" in point for point in points)]
     rows = [(format_time(point["timestamp"]), *(point.get(name, "") for name in names)) for point in points]
-    print_table(("time (UTC)", *names), rows)
+    columns = [Column(name, "wrap" if name == "group" else "keep", right=name == "value") for name in names]
+    print_table((Column("time (UTC)"), *columns), rows, "no points")
 
 
 def _print_documents(documents: Sequence[Mapping[str, Any]]) -> None:
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
-
     if all("uri" in document and "hash" in document for document in documents):
-        return print_snapshots("History", documents)
+        return print_snapshots(documents, hashes.shown(document["hash"] for document in documents))
     rows = []
     for document in documents:
         rest = {name: value for name, value in document.items() if name not in ("type", "timestamp")}
-        rows.append((format_time(document["timestamp"]), document["type"], json.dumps(rest, default=str)))
-    return print_table(("time (UTC)", "type", "document"), rows, "History")
+        rows.append((format_time(document["timestamp"]), document["type"], printable_json(rest)))
+    return print_table(DOCUMENT_COLUMNS, rows, "no documents")
 
 
 def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
     flat = [_flatten(row) for row in rows]
+    if is_terminal():
+        # In a file the values are exact.
+        flat = [{printable(name): printable(str(value)) for name, value in row.items()} for row in flat]
     names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
     writer.writeheader()
@@ -139,9 +160,7 @@ def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
     try:
         import plotille  # noqa: PLC0415 - optional, and only this function needs it
     except ModuleNotFoundError:
-        raise SettingsError("--plot needs plotille: pip install 'keepfit[history]'.") from None
-    from keepfit.history.times import format_time  # noqa: PLC0415 - other commands must not wait for it
-
+        raise SettingsError(f"--plot needs plotille: {extras.install('history')}.") from None
     known = [point for point in points if point["value"] is not None]
     if not known:
         return "no points"
@@ -153,13 +172,12 @@ def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
     # A single point needs a width as well, or there is no scale.
     figure.set_x_limits(first, max(last, first + 1))
     figure.x_label, figure.y_label = "UTC", "value"
-    # Ticks show the time of day, the date, or day and time, depending on the length of the axis.
-    shown = slice(11, 19) if last - first < DAY_S else slice(5, 10) if last - first > 4 * DAY_S else slice(8, 16)
-    figure.x_ticks_fkt = lambda tick, _: format_time(float(tick))[shown]
+    form = next((form for length_s, form in TICKS if last - first <= length_s), "%Y-%m")
+    figure.x_ticks_fkt = lambda tick, _: datetime.fromtimestamp(float(tick), UTC).strftime(form)
     figure.y_ticks_fkt = lambda value, _: f"{value:.4g}"
     groups = list(dict.fromkeys(point.get("group") for point in known))
     for group, marker in zip(groups, itertools.cycle(MARKERS), strict=False):
         line = [(point["timestamp"], point["value"]) for point in known if point.get("group") == group]
-        figure.plot(*zip(*line, strict=True), label=str(group), marker=marker if len(groups) > 1 else None)
+        figure.plot(*zip(*line, strict=True), label=printable(str(group)), marker=marker if len(groups) > 1 else None)
     drawing: str = figure.show(legend=len(groups) > 1)
     return f"{title}\n{drawing}"

@@ -4,21 +4,22 @@ Owns what is printed where: keys and the lines to store go to standard output, e
 stores anything.
 """
 
-import secrets
 from typing import Annotated
 
 import typer
 
+from keepfit.cli.options import named, with_data
+from keepfit.errors import SettingsError
 from keepfit.security.api_keys import LEARN, PREDICT, new_key
+from keepfit.security.envelope import new_signing_key
 
 app = typer.Typer(
     help="Make keys: API keys for clients, signing keys for bundles, upload keys for objects.", no_args_is_help=True
 )
 
-SIGNING_KEY_BYTES = 32
-
 
 @app.command(epilog="Example:\n  keepfit key new --name web --scopes predict,learn --rate 50/200")
+@with_data
 def new(
     name: Annotated[str, typer.Option(help="Name of the client: letters, digits, - and _.")],
     scopes: Annotated[
@@ -29,20 +30,33 @@ def new(
     ] = "",
 ) -> None:
     """Print a new API key, and the line to store for it. The key is shown once."""
-    token, line = new_key(name, [scope.strip() for scope in scopes.split(",")], rate)
+    try:
+        token, line = new_key(name, [scope.strip() for scope in scopes.split(",")], rate)
+    except SettingsError as error:
+        raise SettingsError(f"--{error}") from None
     typer.echo("The API key. Give it to the client; it is stored nowhere:", err=True)
     typer.echo(token)
     typer.echo("The line for KEEPFIT_API_KEYS, or for the file KEEPFIT_API_KEYS_FILE:", err=True)
     typer.echo(line)
 
 
+KeyId = Annotated[str, typer.Option("--id", help="Id of the key; by default one that is made from the key.")]
+
+
 @app.command()
-def signing(key_id: Annotated[str, typer.Option("--id", help="Id of the key.")] = "k1") -> None:
+@with_data
+def signing(key_id: KeyId = "") -> None:
     """Print a new signing key for KEEPFIT_SIGNING_KEYS."""
-    typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")
+    typer.echo(_new_signing_key("k", key_id))
 
 
 @app.command()
-def upload(key_id: Annotated[str, typer.Option("--id", help="Id of the key.")] = "u1") -> None:
+@with_data
+def upload(key_id: KeyId = "") -> None:
     """Print a new upload key for KEEPFIT_UPLOAD_KEYS. Its holder can run code in workers."""
-    typer.echo(f"{key_id}:{secrets.token_hex(SIGNING_KEY_BYTES)}")
+    typer.echo(_new_signing_key("u", key_id))
+
+
+def _new_signing_key(prefix: str, key_id: str) -> str:
+    with named("--id"):
+        return new_signing_key(prefix, key_id)

@@ -4,23 +4,45 @@ Owns the order of the commands, their names and their examples; each command is 
 Invariant: an error is one clear line on standard error and an exit code other than 0.
 """
 
+import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from keepfit.cli import dead_letters, history, keys, models, options, output, restore, services, transfer
+from keepfit import __version__
+from keepfit.cli import (
+    dead_letters,
+    history,
+    keys,
+    models,
+    options,
+    output,
+    restore,
+    rollups,
+    rows,
+    services,
+    status,
+    transfer,
+    words,
+)
 from keepfit.errors import KeepfitError
-from keepfit.observability import failpoints
 
 app = typer.Typer(
     help="Host machine-learning models that never stop learning.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+
+
+def _print_version(show: bool) -> None:
+    if show:
+        typer.echo(f"keepfit {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -29,54 +51,104 @@ def configure(
         Path,
         typer.Option(help="Folder of `keepfit up`. Commands read their settings from it unless variables set them."),
     ] = options.DATA_FOLDER,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Host machine-learning models that never stop learning."""
     options.set_data_folder(data)
     if point := os.environ.get("KEEPFIT_FAULT_POINT"):
+        from keepfit.observability import failpoints  # noqa: PLC0415 - for tests of failures
+
         failpoints.arm(point)
 
 
-def _examples(*lines: str) -> str:
-    """Return the text below a command's help."""
-    return "\n".join(("Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)))
+def _add(
+    command: Callable[..., Any],
+    *examples: str,
+    name: str | None = None,
+    cls: type[TyperCommand] = TyperCommand,
+) -> None:
+    """Add a command with the options that all have, and `examples` below its help."""
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    epilog = "\n".join((title, *(f"  {line}" for line in examples))) if examples else None
+    app.command(name, epilog=epilog, cls=cls)(options.with_data(command))
 
 
-app.command()(services.up)
-app.command()(services.demo)
-app.command()(services.gateway)
-app.command()(services.worker)
-app.command(epilog=_examples("keepfit snapshot", "keepfit snapshot --every 60s"))(services.snapshot)
-app.command(epilog=_examples("keepfit models --type shoes --json"))(models.models)
-app.command(
-    epilog=_examples(
-        "keepfit history --type shoes --after yesterday",
-        "keepfit history --hash HASH --last 5 --json",
-        "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
-    )
-)(history.history)
-app.command(epilog=_examples("keepfit dead --hash HASH", "keepfit dead --hash HASH --retry"))(dead_letters.dead)
-app.command(
-    epilog=_examples(
-        "keepfit restore --dry-run",
-        "keepfit restore --type shoes",
-        "keepfit restore --hash HASH --at '2 hours ago'",
-        "keepfit restore --where brand=nike --version 12 --force",
-    )
-)(restore.restore)
-app.command(epilog=_examples("keepfit export models.zip", "keepfit export shoes.zip --type shoes --newest"))(
-    transfer.export
+_add(services.up)
+_add(services.demo)
+_add(services.gateway)
+_add(services.worker)
+_add(services.snapshot, "keepfit snapshot", "keepfit snapshot --every 60s")
+_add(status.status, "keepfit status", "keepfit status --json")
+_add(
+    rows.create,
+    "keepfit create --metadata type=shoes brand=nike --estimator SGDRegressor --features make:category year:number",
+    "keepfit create --metadata type=boots --recipe recipe.json",
+    cls=words.SeveralWords,
 )
-app.command("import", epilog=_examples("keepfit import models.zip --keys their-signing-keys --dry-run"))(
-    transfer.import_
+_add(
+    rows.learn,
+    "keepfit learn shoes.csv --target fit --metadata type=shoes brand=nike",
+    "zcat votes.jsonl.gz | keepfit learn - --format jsonl --target size --hash 3fa9",
+    cls=words.SeveralWords,
 )
+_add(
+    rows.predict,
+    "keepfit predict shoes.csv --hash 3fa9 --output predicted.csv",
+    "keepfit predict shoes.csv --metadata type=shoes brand=nike --proba --only",
+    cls=words.SeveralWords,
+)
+_add(models.models, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
+_add(
+    history.history,
+    "keepfit history --type shoes --after yesterday",
+    "keepfit history --hash HASH --last 5 --json",
+    "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
+)
+_add(rollups.rollups, "keepfit rollups", "keepfit rollups --rebuild --type shoes")
+_add(dead_letters.dead, "keepfit dead --hash HASH", "keepfit dead --hash HASH --retry")
+_add(
+    restore.restore,
+    "keepfit restore --dry-run",
+    "keepfit restore --type shoes",
+    "keepfit restore --hash HASH --at '2 hours ago'",
+    "keepfit restore --where brand=nike --version 12 --force",
+)
+_add(transfer.export, "keepfit export models.zip", "keepfit export shoes.zip --type shoes --newest")
+_add(transfer.import_, "keepfit import models.zip --keys their-signing-keys --dry-run", name="import")
 app.add_typer(keys.app, name="key")
 # The name of `keepfit key signing` in version 0.1, when there was one kind of key.
 app.command("keygen", hidden=True)(keys.signing)
 
 
 def main() -> None:
-    """Run the command; an error of keepfit becomes one line on standard error and exit code 1."""
+    """Run the command; an error becomes one line on standard error, and exit code 1, or 2 for wrong usage."""
+    # For Python processes that this one starts, those of multiprocessing too: they import nothing from the working
+    # directory, where a user's module may have the name of an installed one.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        app()
+        code = app(prog_name="keepfit", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except KeepfitError as error:
-        sys.exit(output.print_error(str(error)))
+        code = output.print_error(str(error))
+        output.discard_unwritten()
+        sys.exit(code)
+    except typer.TyperException as error:
+        # Without a message it has printed the help.
+        if message := error.format_message().strip():
+            context = getattr(error, "ctx", None)
+            command = "keepfit" if context is None else context.command_path
+            output.print_error(f"{message.rstrip('.')}; `{command} --help` lists what is valid.")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, or a pipe whose reader has ended.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        code = output.print_error(f"{error.filename or 'standard output'} cannot be written: {error.strerror}.")
+        output.discard_unwritten()
+        sys.exit(code)
+    except typer.Abort:
+        output.print_error("aborted")
+        sys.exit(1)

@@ -1,27 +1,31 @@
 """Options that several commands share, and what they mean.
 
-Owns their names, help texts and checks, and the folder whose settings the commands use. Never prints. Invariant: an
-option has the same name, help and meaning in every command.
+Owns their names, help texts and checks, and the folder whose settings the commands use. Invariant: an option has the
+same name, help and meaning in every command.
 """
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keepfit import settings as settings_module
+from keepfit.backends.addresses import url_to_connect
+from keepfit.cli.output import print_warning
 from keepfit.errors import MalformedError, SettingsError
-from keepfit.settings import Settings
 
 if TYPE_CHECKING:
     from keepfit.restore.bulk import ModelFilter
+    from keepfit.settings import Settings
 
 DATA_FOLDER = Path(".keepfit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")]
 Type = Annotated[str | None, typer.Option("--type", help="Only models whose metadata has this type.")]
-Hash = Annotated[str | None, typer.Option("--hash", help="Only the model with this hash.")]
+Hash = Annotated[str | None, typer.Option("--hash", help="Only the model with this hash, or the first digits of it.")]
 Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="KEY=VALUE", help="Only models whose metadata has this value; repeatable."),
@@ -32,10 +36,39 @@ ExportFile = Annotated[Path, typer.Argument(help="The export file, a zip archive
 _data_folder = DATA_FOLDER
 
 
-def set_data_folder(folder: Path) -> None:
-    """Set the folder of `keepfit up` for all commands of this process."""
+def set_data_folder(folder: Path | None) -> None:
+    """Set the folder of `keepfit up` for all commands of this process; None leaves it as it is."""
     global _data_folder  # noqa: PLW0603 - an option of the whole command line
-    _data_folder = folder
+    if folder is not None:
+        _data_folder = folder
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of `keepfit up`, as before the command.",
+        callback=set_data_folder,
+        expose_value=False,
+    ),
+]
+
+
+def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `command` with the option `--data`, which so can stand before and after the name of every command."""
+
+    @functools.wraps(command)
+    def run(*words: Any, data: Any = None, **options: Any) -> Any:
+        return command(*words, **options)
+
+    signature = inspect.signature(command)
+    parameter = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Data)
+    # typer reads the options of a command from its signature.
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), parameter]
+    )
+    run.__annotations__ = {**command.__annotations__, "data": Data}
+    return run
 
 
 def data_folder() -> Path:
@@ -43,15 +76,52 @@ def data_folder() -> Path:
     return _data_folder
 
 
-def load_settings() -> Settings:
-    """Read the settings from the environment, and from the data folder for variables that are not set.
+def load_settings(*, of_folder: bool = True) -> "Settings":
+    """Read the settings from the environment, and with `of_folder` from the data folder those that it does not set.
+
+    Warn on standard error about each variable KEEPFIT_… that is not a setting.
+
+    The processes that this one starts get the hash seed of the data folder's workers, since they may learn.
 
     Raises
     ------
     SettingsError
-        If a variable has a value that its setting does not accept.
+        If a variable has a value that its setting does not accept, or the file of the folder cannot be read.
     """
-    return settings_module.load(_data_folder / "env")
+    from keepfit import hash_seed  # noqa: PLC0415 - commands without settings must not wait for these imports
+    from keepfit import settings as settings_module  # noqa: PLC0415
+    from keepfit.local.data_folder import settings_file  # noqa: PLC0415
+    from keepfit.unknown_settings import unknown_variables  # noqa: PLC0415
+
+    env_file = settings_file(_data_folder)
+    hash_seed.set_for_children(env_file)
+    for name, similar in unknown_variables().items():
+        print_warning(f"{name} is not a setting and is ignored" + (f"; did you mean {similar}?" if similar else "."))
+    return settings_module.load(env_file if of_folder else None)
+
+
+def gateway_url(settings: "Settings") -> str:
+    """Return the URL of the gateway: the setting `url`, or the address that the gateway itself binds to.
+
+    Raises
+    ------
+    SettingsError
+        If neither names a port.
+    """
+    if settings.url:
+        return settings.url
+    if not settings.port:
+        raise SettingsError("KEEPFIT_PORT is 0, a port that is not known: name the gateway with --url or KEEPFIT_URL.")
+    return url_to_connect(settings.host, settings.port)
+
+
+@contextmanager
+def named(option: str) -> Iterator[None]:
+    """Name the option in an error about its value."""
+    try:
+        yield
+    except (MalformedError, SettingsError) as error:
+        raise type(error)(f"{option}: {error}") from None
 
 
 def parse_where(where: Iterable[str] | None, *, reserved: Iterable[str] = ()) -> dict[str, str]:
@@ -79,17 +149,24 @@ def parse_where(where: Iterable[str] | None, *, reserved: Iterable[str] = ()) ->
     return values
 
 
-def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str | None) -> "ModelFilter":
-    """Return the filter that `--type`, `--where` and `--hash` describe.
+def filters_of(type_: str | None, where: Iterable[str] | None) -> dict[str, str]:
+    """Return the values that `--type` and `--where` ask for, by key of metadata.
 
     Raises
     ------
     MalformedError, SettingsError
         As :func:`parse_where`; SettingsError also if `--type` and `--where` name two types.
     """
+    metadata = parse_where(where)
+    if type_ is None:
+        return metadata
+    if metadata.setdefault("type", type_) != type_:
+        raise SettingsError("--type and --where name two different types; a model has one.")
+    return metadata
+
+
+def model_filter(type_: str | None, where: Iterable[str] | None, model_hash: str | None) -> "ModelFilter":
+    """Return the filter that `--type`, `--where` and the whole hash describe; raises as :func:`filters_of`."""
     from keepfit.restore.bulk import ModelFilter  # noqa: PLC0415 - other commands must not wait for it
 
-    metadata = parse_where(where)
-    if type_ is not None and metadata.get("type", type_) != type_:
-        raise SettingsError("--type and --where name two different types; a model has one.")
-    return ModelFilter(type_, model_hash, metadata)
+    return ModelFilter(None, model_hash, filters_of(type_, where))

@@ -5,22 +5,20 @@ is overwritten.
 """
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keepfit.cli.options import DryRun, ExportFile, Hash, Json, Type, Where, load_settings, model_filter
-from keepfit.cli.output import HASH_DIGITS, print_error, print_json, print_table, progress_bar
-from keepfit.observability import logs
-from keepfit.security.envelope import IMPORT_KEYS, Keyring
+from keepfit.cli import hashes
+from keepfit.cli.options import DryRun, ExportFile, Hash, Json, Type, Where, load_settings, model_filter, named
+from keepfit.cli.output import HASH, METADATA, Column, metadata_text, print_error, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from keepfit.transfer.exports import TransferResult
 
-COLUMNS = ("hash", "metadata", "version", "snapshots", "outcome")
+COLUMNS = (HASH, METADATA, Column("version", right=True), Column("snapshots", right=True), Column("outcome", "wrap"))
 
 
 def export(
@@ -32,15 +30,21 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write models, with their recipes and snapshots, into one file that another deployment can import."""
-    from keepfit.transfer.exports import export_many  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.observability import logs  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.transfer.exports import export_many  # noqa: PLC0415
 
+    settings = load_settings()
+    if model_hash is not None:
+        model_hash = asyncio.run(hashes.resolve(settings, model_hash))
     models = model_filter(type_, where, model_hash)
     logs.configure_plain()
     with progress_bar("exporting") as progress:
-        results = asyncio.run(export_many(load_settings(), file, models, newest_only=newest, progress=progress))
-    _print_results(results, as_json=as_json)
+        results = asyncio.run(export_many(settings, file, models, newest_only=newest, progress=progress))
     if not results:
-        raise SystemExit(print_error(f"no model matches; {file} is empty"))
+        raise SystemExit(print_error(f"no model matches; {file} is not written"))
+    _print_results(results, as_json=as_json)
+    if not any(result.snapshots for result in results):
+        raise SystemExit(print_error(f"no model has learned anything; {file} is not written"))
 
 
 def import_(
@@ -57,13 +61,16 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import the models of a file that `keepfit export` wrote, signed with the key of this deployment."""
-    from keepfit.transfer.imports import import_many, read_keyring  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.observability import logs  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.security.envelope import IMPORT_KEYS, Keyring  # noqa: PLC0415
+    from keepfit.transfer.imports import import_many, read_keyring  # noqa: PLC0415
 
     settings = load_settings()
     setting = settings.import_keys.get_secret_value()
     import_keys = None
     if keys is not None:
-        import_keys = read_keyring(keys)
+        with named("--keys"):
+            import_keys = read_keyring(keys)
     elif setting.strip():
         import_keys = Keyring.from_text(setting, IMPORT_KEYS)
     logs.configure_plain()
@@ -80,7 +87,9 @@ def _print_results(results: Sequence["TransferResult"], *, as_json: bool) -> Non
     if as_json:
         return print_json(rows)
     names = ("version", "snapshots", "outcome")
+    shown = hashes.shown(row["hash"] for row in rows)
     return print_table(
         COLUMNS,
-        [[row["hash"][:HASH_DIGITS], json.dumps(row["metadata"]), *(row[name] for name in names)] for row in rows],
+        [(shown[row["hash"]], metadata_text(row["metadata"]), *(row[name] for name in names)) for row in rows],
+        "no models",
     )

@@ -5,6 +5,7 @@ Exports the public names. :mod:`keepfit.history.registry` stores models and snap
 """
 
 from keepfit.history.dataframe import to_dataframe
+from keepfit.history.filters import Kind
 from keepfit.history.mongo import Document, unavailable
 from keepfit.history.points import Point
 from keepfit.history.registry import SUMMARY_FIELDS, Registry, RegistryEntry
@@ -19,6 +20,7 @@ __all__ = [
     "PENDING",
     "SUMMARY_FIELDS",
     "Document",
+    "Kind",
     "Point",
     "Registry",
     "RegistryEntry",

@@ -15,7 +15,7 @@ import numpy as np
 from keepfit.errors import InvalidError
 from keepfit.history.metadata_labels import to_labels
 from keepfit.history.mongo import Document
-from keepfit.history.times import parse_time
+from keepfit.times import parse_time
 
 
 def to_stored(document: Mapping[str, Any], keys: Sequence[str] = ()) -> Document:
@@ -28,6 +28,8 @@ def to_stored(document: Mapping[str, Any], keys: Sequence[str] = ()) -> Document
     MalformedError
         If its timestamp is not a time.
     """
+    if not isinstance(document, Mapping):
+        raise InvalidError(f"A document must be a dictionary, not {document!r:.100}.")
     type_ = document.get("type")
     if not isinstance(type_, str) or not type_:
         raise InvalidError("A document needs a type: a string that is not empty.")

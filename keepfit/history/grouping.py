@@ -159,7 +159,7 @@ def fill(series: Series, every: float, how: Fill, first: float | None = None, la
         inside = (places >= 0) & (places < len(values))
         values[places[inside]] = series.values[inside]
     known = np.flatnonzero(~np.isnan(values))
-    if isinstance(how, float):
+    if not isinstance(how, str):
         values[np.isnan(values)] = how
     elif how == "previous" and len(known):
         before = np.searchsorted(known, np.arange(len(values)), side="right") - 1

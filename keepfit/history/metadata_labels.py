@@ -4,11 +4,16 @@ Pure. Invariant: a filter compares values. No key and no value of a user is ever
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from keepfit.errors import MalformedError
 from keepfit.history.mongo import Document
 from keepfit.identity import INTEGER_MAX
+
+# As OpenAPI's deepObject style writes a key; generated clients send it.
+BRACKETED = re.compile(r"metadata\[(.+)\]")
 
 
 def to_labels(metadata: Mapping[str, Any]) -> list[Document]:
@@ -39,3 +44,24 @@ def possible_values(text: str) -> list[str | float | bool]:
     elif isinstance(parsed, int | float) and abs(parsed) <= INTEGER_MAX:
         values.append(float(parsed))
     return values
+
+
+def filters_of(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the filters by metadata in the parameters of a query: ``brand=nike`` or ``metadata[brand]=nike``.
+
+    >>> filters_of({"brand": "nike", "metadata[limit]": "5"})
+    {'brand': 'nike', 'limit': '5'}
+
+    Raises
+    ------
+    MalformedError
+        If a key is named in both ways.
+    """
+    filters: dict[str, str] = {}
+    for name, text in parameters.items():
+        bracketed = BRACKETED.fullmatch(name)
+        key = bracketed[1] if bracketed else name
+        if key in filters:
+            raise MalformedError(f"The query filters twice by {key!r}: send {key!r} or 'metadata[{key}]', not both.")
+        filters[key] = text
+    return filters

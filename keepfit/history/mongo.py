@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError, PyMongoError
+from pymongo.uri_parser import parse_uri
 
 from keepfit.errors import SettingsError, UnavailableError
 
@@ -20,6 +21,8 @@ SERVER_SELECTION_MS = 3000
 CALL_TIMEOUT_MS = 4000
 # An index over a long history takes long to build, and a build that is interrupted starts again.
 INDEX_TIMEOUT_S = 30
+
+FORM = "mongodb://user:password@host:27017/keepfit, with special characters of both percent-encoded"
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -36,6 +39,7 @@ def open_database(url: str) -> tuple[Client, Database]:
     SettingsError
         If `url` cannot be used; the message does not show it.
     """
+    check_url(url)
     try:
         client: Client = AsyncIOMotorClient(
             url,
@@ -45,8 +49,30 @@ def open_database(url: str) -> tuple[Client, Database]:
             tz_aware=True,
         )
         return client, client.get_default_database("keepfit")
-    except (ConfigurationError, ValueError, OSError) as error:
-        raise SettingsError(f"KEEPFIT_MONGO_URL cannot be used: {error}") from None
+    except (ConfigurationError, ValueError, OSError):
+        raise SettingsError(f"KEEPFIT_MONGO_URL cannot be used; write {FORM}.") from None
+
+
+def check_url(url: str) -> None:
+    """Check the address of a MongoDB without connecting.
+
+    Raises
+    ------
+    SettingsError
+        If it, or one of its options, cannot be used. The message quotes nothing that may be a password.
+    """
+    # A name of an SRV record would be looked up.
+    plain = url.replace("mongodb+srv://", "mongodb://", 1)
+    try:
+        parsed = parse_uri(plain, warn=False)
+        reason = "the database's name has a dot" if parsed["collection"] else ""
+    except (PyMongoError, ValueError) as error:
+        # A password with an unescaped character is taken for another part of the address, and would be quoted.
+        reason = "the address cannot be read" if {"@", '"'} & set(str(error)) else str(error).rstrip(".")
+    except OSError as error:
+        reason = f"a file that it names cannot be read: {error.strerror}"
+    if reason:
+        raise SettingsError(f"KEEPFIT_MONGO_URL cannot be used: {reason}; write {FORM}.")
 
 
 @contextmanager
@@ -59,7 +85,8 @@ def unavailable() -> Iterator[None]:
     except (AutoReconnect, PyMongoError) as error:
         # The driver appends its time limits and its view of the cluster; the first part names the cause.
         reason = str(error).partition(" (configured timeouts")[0]
-        raise UnavailableError(f"MongoDB is unavailable or cannot write: {reason[:200]}") from error
+        failure = "MongoDB is unavailable or cannot write"
+        raise UnavailableError(f"{failure}: {reason[:200]}", f"{failure}.") from error
 
 
 async def gather_all(*calls: Awaitable[T]) -> list[T]:

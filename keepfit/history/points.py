@@ -4,15 +4,19 @@ Pure. Owns the order of the steps, each of which is in :mod:`keepfit.history.gro
 Invariant: a query that is too large is refused before it is computed.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TypedDict
 
 import numpy as np
 
-from keepfit.errors import InvalidError
-from keepfit.history import grouping, reading
+from keepfit.errors import InvalidError, MalformedError
+from keepfit.history import grouping
+from keepfit.history.filters import Scalar
 from keepfit.history.grouping import Array, Fill, Series
-from keepfit.history.reading import Columns, Scalar
+from keepfit.history.reading import Columns
+from keepfit.history.sources import check_field
 
 POINTS_MAX = 11_000
 SERIES_POINTS_MAX = 10 * POINTS_MAX
@@ -45,16 +49,33 @@ class Aggregation:
 
     def check(self) -> "Aggregation":
         """Return this aggregation; raise MalformedError or InvalidError if it is invalid."""
+        for name, text in {"stat": self.stat, "field": self.field or "", "group": self.group or ""}.items():
+            if not isinstance(text, str):
+                raise MalformedError(f"{name} must be text, not {text!r}.")
         grouping.statistic(self.stat)
+        if self.group == "timestamp":
+            raise InvalidError("group must be a key of metadata or a field; use every to group by time.")
         if self.field is not None:
-            reading.check_field(self.field)
+            check_field(self.field)
         elif self.stat != "count":
             raise InvalidError("field is missing: name the number field to aggregate; only stat=count needs none.")
-        if isinstance(self.fill, str) and self.fill not in grouping.FILLS:
-            raise InvalidError(f"fill must be one of {', '.join(grouping.FILLS)}, or a number.")
-        if self.moving is not None and not 1 <= self.moving <= MOVING_MAX:
-            raise InvalidError(f"moving must be a number of points from 1 to {MOVING_MAX}.")
+        if self.fill not in grouping.FILLS and not _is_finite(self.fill):
+            raise InvalidError(f"fill must be one of {', '.join(grouping.FILLS)}, or a number; it is {self.fill!r}.")
+        if self.moving is not None:
+            check_count("moving", self.moving, 1, MOVING_MAX)
         return self
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise InvalidError unless a parameter is a whole number from `least` to `most`."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
+        bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise InvalidError(f"{name} must be a whole number, {bounds}; it is {value!r}.")
 
 
 def check_length(start: float, stop: float, every: float) -> None:

@@ -6,27 +6,32 @@ name is a key of metadata, and its text is compared as each value that it may st
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from keepfit import times
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history import points, times
+from keepfit.history import points
+from keepfit.history.filters import DOCUMENT, Filter, check_hash, check_kind
 from keepfit.history.grouping import Fill
-from keepfit.history.metadata_labels import possible_values
+from keepfit.history.metadata_labels import filters_of, possible_values
 from keepfit.history.points import Aggregation
-from keepfit.history.reading import Filter
 from keepfit.history.timeline import Timeline
 
 LIMIT, LIMIT_MAX = 100, 1000
 # Each page reads all documents before it again.
 DEPTH_MAX = 100_000
 NUMBER = re.compile(r"[0-9]{1,9}")
-HASH = re.compile(r"[0-9a-f]{64}")
 # Parameters of points require `every`, parameters of documents exclude it.
 POINT_PARAMETERS = ("stat", "field", "group", "fill", "rate", "moving")
 DOCUMENT_PARAMETERS = ("closest", "last", "limit", "page")
-PARAMETERS = frozenset({"type", "hash", "after", "before", "every", *POINT_PARAMETERS, *DOCUMENT_PARAMETERS})
+PARAMETERS = frozenset(
+    {"type", "hash", "kind", "timestamp", "after", "before", "every", *POINT_PARAMETERS, *DOCUMENT_PARAMETERS}
+)
+# Names that other systems use for `after` and `before`. As keys of metadata they are written metadata.since.
+NOT_PARAMETERS = ("since", "until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +65,62 @@ def parse(parameters: Mapping[str, str], *, words: bool = True, limit_max: int =
 
     def time_of(name: str) -> float | None:
         text = rest.pop(name, None)
-        return None if text is None else times.parse_time(text, words=words)
+        with _named(name):
+            return None if text is None else times.parse_time(text, words=words)
 
     every = rest.pop("every", None)
     wrong = [name for name in (POINT_PARAMETERS if every is None else DOCUMENT_PARAMETERS) if name in rest]
     if wrong:
         raise MalformedError(f"{wrong[0]} {'requires' if every is None else 'cannot be combined with'} every.")
+    for name in NOT_PARAMETERS:
+        if name in rest:
+            raise MalformedError(f"{name} is not a parameter: use after or before, or metadata.{name} for metadata.")
     query = HistoryQuery(Filter(), time_of("after"), time_of("before"), time_of("closest"))
-    if query.closest is not None and ("last" in rest or query.start is not None or query.stop is not None):
-        raise MalformedError("closest cannot be combined with before, after and last.")
+    at = time_of("timestamp")
+    if query.closest is not None and ("last" in rest or {query.start, query.stop, at} != {None}):
+        raise MalformedError("closest cannot be combined with before, after, last and timestamp.")
+    if query.start is not None and query.stop is not None and query.start > query.stop:
+        raise InvalidError(f"after, {times.format_time(query.start)}, is later than before.")
     if every is not None:
         query = replace(query, aggregation=_parse_aggregation(every, rest).check())
         if query.start is not None and query.stop is not None:
-            points.check_length(query.start, query.stop, times.parse_duration(every))
+            points.check_length(query.start, query.stop, times.parse_duration(every, unit_optional=True))
     else:
         query = _with_page(query, rest, limit_max)
-    model_hash = rest.pop("hash", None)
-    if model_hash is not None and not HASH.fullmatch(model_hash):
-        raise MalformedError("A model's hash is 64 hexadecimal digits in lower case.")
+    model_hash, kind = rest.pop("hash", None), rest.pop("kind", None)
+    check_kind(kind)
+    if model_hash is not None and kind != DOCUMENT:
+        check_hash(model_hash)
     type_ = rest.pop("type", None)
-    return replace(query, where=Filter(type_, model_hash, {key: possible_values(text) for key, text in rest.items()}))
+    values = {key: possible_values(text) for key, text in filters_of(rest).items()}
+    return replace(query, where=Filter(type_, model_hash, values, at, kind))  # type: ignore[arg-type]
 
 
 def _parse_aggregation(every: str, rest: dict[str, str]) -> Aggregation:
     rate, moving = rest.pop("rate", None), rest.pop("moving", None)
     return Aggregation(
-        every=times.parse_duration(every),
+        every=_parse_duration("every", every),
         stat=rest.pop("stat", "mean"),
         field=rest.pop("field", None),
         group=rest.pop("group", None),
         fill=_parse_fill(rest.pop("fill", "none")),
-        rate=None if rate is None else times.parse_duration(rate),
+        rate=None if rate is None else _parse_duration("rate", rate),
         moving=None if moving is None else _parse_number("moving", moving, points.MOVING_MAX),
     )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the parameter in an error about its value."""
+    try:
+        yield
+    except MalformedError as error:
+        raise MalformedError(f"{name}: {error}") from None
+
+
+def _parse_duration(name: str, text: str) -> float:
+    with _named(name):
+        return times.parse_duration(text, unit_optional=True)
 
 
 def _with_page(query: HistoryQuery, rest: dict[str, str], limit_max: int) -> HistoryQuery:

@@ -1,8 +1,7 @@
 """Read documents by time, in windows.
 
-Knows the two sources of documents: snapshots (:mod:`keepfit.history.registry`) and stored documents. Never writes.
-Invariants: each query starts with exactly (type, timestamp), (hash, timestamp) or (timestamp), so that an index serves
-it; values in filters are compared, never interpreted.
+Owns the windows and the limits of what one call reads; :mod:`keepfit.history.sources` says how documents are selected.
+Never writes. Invariant: no call reads more than a bounded number of documents that it does not return.
 
 Documents are read in windows of time, which grow until they contain enough. MongoDB scans its index and stops by
 itself; a server that collects all matches before it sorts and limits them (SecantusDB 0.7) collects little this way,
@@ -10,127 +9,28 @@ and no call takes long on either.
 """
 
 import math
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from keepfit.errors import InvalidError, MalformedError
+from keepfit.errors import InvalidError
+from keepfit.history.filters import Filter, Scalar
 from keepfit.history.grouping import Array
-from keepfit.history.mongo import Collection, Document, gather_all, unavailable
-from keepfit.history.states import COMMITTED, to_public
-from keepfit.history.times import SECONDS_MIN
+from keepfit.history.mongo import Document, gather_all, unavailable
+from keepfit.history.sources import Source, group_key
 
-Scalar = str | float | bool
 T = TypeVar("T")
 
 WINDOW_S, COLUMNS_WINDOW_S = 60.0, 3600.0
 GROWTH = 3.0
+EXISTENCE_WINDOWS_S = (3600.0, 30 * 86_400.0, None)
 # A window that reaches further back than this is the last one, and has no lower bound.
 HORIZON_S = 40 * 366 * 86_400.0
 # Target for the documents that one call returns, whole ones and columns; more may exceed the time limit of a call.
 CHUNK, COLUMNS_CHUNK = 2_000, 10_000
 # Maximum number of documents that one query reads to aggregate them; each needs 16 bytes of memory.
 GROUPED_MAX = 1_000_000
-FIELD = re.compile(r"[^.$\0][^.\0]*(\.[^.$\0][^.\0]*){0,15}")
-FIELD_MAX = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """A condition on documents: `type`, `hash` of the model, and for each label the values that match."""
-
-    type: str | None = None
-    hash: str | None = None
-    labels: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any] | None) -> "Filter":
-        """Return the filter for plain values; raise InvalidError if one is not a string, number or boolean."""
-        labels: dict[str, list[Scalar]] = {}
-        named: dict[str, str] = {}
-        for key, value in (values or {}).items():
-            if not isinstance(value, str | int | float | bool):
-                raise InvalidError(f"{key!r}: a filter value must be a string, a number, true or false.")
-            if key in ("type", "hash"):
-                named[key] = str(value)
-            else:
-                labels[key] = [float(value) if isinstance(value, int) and not isinstance(value, bool) else value]
-        return cls(named.get("type"), named.get("hash"), labels)
-
-
-def labels_condition(labels: Mapping[str, Sequence[Scalar]]) -> Document:
-    """Return the condition that documents have all these labels; an empty one without labels."""
-    if not labels:
-        return {}
-    pairs = [{"$elemMatch": {"k": key, "v": {"$in": list(values)}}} for key, values in labels.items()]
-    return {"labels": {"$all": pairs}}
-
-
-def _between(start: float | None, stop: float | None) -> Document:
-    bounds: Document = {"$gte": SECONDS_MIN if start is None else start}
-    return bounds if stop is None else {**bounds, "$lt": stop}
-
-
-class SnapshotSource:
-    """Source of committed history documents of snapshots."""
-
-    def __init__(self, collection: Collection) -> None:
-        self.collection = collection
-
-    def match_stages(self, where: Filter, start: float | None, stop: float | None) -> list[Document]:
-        """Return the pipeline stages that select documents; an index serves the first one."""
-        first: Document = {"timestamp": _between(start, stop)}
-        others: Document = {"status": COMMITTED, **labels_condition(where.labels)}
-        if where.hash is not None:
-            first = {"hash": where.hash, **first}
-            others |= {} if where.type is None else {"type": where.type}
-        elif where.type is not None:
-            first = {"type": where.type, **first}
-        return [{"$match": first}, {"$match": others}]
-
-    def field_path(self, name: str) -> str:
-        """Return the stored path of a field."""
-        return name
-
-    def to_public(self, document: Document) -> Document:
-        """Return a document in its public form."""
-        return to_public(document)
-
-
-class StoredSource:
-    """Source of documents that users store; their fields are under ``document``, where every key is allowed."""
-
-    def __init__(self, collection: Collection) -> None:
-        self.collection = collection
-
-    def match_stages(self, where: Filter, start: float | None, stop: float | None) -> list[Document]:
-        """Return the pipeline stages that select documents; an index serves the first one."""
-        first: Document = {"timestamp": _between(start, stop)}
-        if where.type is not None:
-            first = {"type": where.type, **first}
-        labels = dict(where.labels) if where.hash is None else {**where.labels, "hash": [where.hash]}
-        return [{"$match": first}, *([{"$match": labels_condition(labels)}] if labels else [])]
-
-    def field_path(self, name: str) -> str:
-        """Return the stored path of a field."""
-        return name if name == "timestamp" else f"document.{name}"
-
-    def to_public(self, document: Document) -> Document:
-        """Return a document in its public form."""
-        return {"type": document["type"], "timestamp": document["timestamp"], **document["document"]}
-
-
-Source = SnapshotSource | StoredSource
-
-
-def check_field(name: str) -> str:
-    """Return the dotted name of a field; raise MalformedError if it is malformed."""
-    if len(name) > FIELD_MAX or not FIELD.fullmatch(name):
-        raise MalformedError("field must be a name, or names joined by dots: metrics.mean_absolute_error.")
-    return name
 
 
 # Whole documents.
@@ -141,6 +41,7 @@ async def read_newest(
 ) -> list[Document]:
     """Return documents with `start` <= timestamp < `stop`, newest first; at most `limit`, 0 means all."""
     found: list[Document] = []
+    start, stop = where.narrow(start, stop)
 
     async def fetch(low: float | None, high: float | None) -> int:
         some = await _read_sorted(sources, where, low, high, -1, limit and limit - len(found))
@@ -151,6 +52,17 @@ async def read_newest(
         if limit and len(found) >= limit:
             break
     return found
+
+
+async def has_any(source: Source, where: Filter, now: float) -> bool:
+    """Return whether any document matches."""
+    # Recent documents first: then the last call, which has no bound, finds few.
+    for age_s in EXISTENCE_WINDOWS_S:
+        pipeline = [*source.match_stages(where, None if age_s is None else now - age_s, None), {"$limit": 1}]
+        with unavailable():
+            if await source.collection.aggregate(pipeline).to_list(1):
+                return True
+    return False
 
 
 async def read_oldest(sources: Sequence[Source], where: Filter, start: float, now: float) -> Document | None:
@@ -231,6 +143,7 @@ async def read_columns(
     """
     columns: dict[Scalar | None, list[tuple[Array, Array]]] = {}
     total = 0
+    start, stop = where.narrow(start, stop)
 
     async def fetch(low: float | None, high: float | None) -> int:
         nonlocal total
@@ -267,23 +180,19 @@ async def _read_window(
     if name is not None:
         pipeline.append({"$match": {source.field_path(name): {"$type": "number"}}})
         pushes["v"] = {"$push": f"${source.field_path(name)}"}
-    pipeline.append({"$group": {"_id": _group_key(source, group), **pushes}})
+    pipeline.append({"$group": {"_id": group_key(source, group), **pushes}})
     with unavailable():
         found = await source.collection.aggregate(pipeline).to_list(None)
     return [(_label_value(document["_id"]), *_to_arrays(document["t"], document.get("v"))) for document in found]
 
 
-def _group_key(source: Source, key: str | None) -> Any:
-    if key is None:
-        return None
-    if key == "hash" and isinstance(source, SnapshotSource):
-        return "$hash"
-    first = {"$first": {"$filter": {"input": "$labels", "cond": {"$eq": ["$$this.k", {"$literal": key}]}}}}
-    return {"$let": {"vars": {"label": first}, "in": "$$label.v"}}
-
-
 def _label_value(value: Any) -> Scalar | None:
-    """Return the value of a label; labels store integers as floats, this returns them as integers."""
+    """Return the value of a group; labels store integers as floats, this returns them as integers.
+
+    Values that are not scalars form no group of their own.
+    """
+    if not isinstance(value, str | float | int | bool):
+        return None
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

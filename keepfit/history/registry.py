@@ -201,6 +201,19 @@ class Registry:
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
         return [_to_entry(document) for document in found]
 
+    async def hashes(self, prefix: str = "", limit: int = 0, *, deleted: bool = False) -> list[str]:
+        """Return the hashes of models that begin with `prefix`, in order, at most `limit` (0: all).
+
+        Deleted models are among them if `deleted`: their snapshots are still in the history.
+        """
+        query: Document = {} if deleted else {"deleted": False}
+        if prefix:
+            # "g" follows the last hexadecimal digit.
+            query["_id"] = {"$gte": prefix, "$lt": f"{prefix}g"}
+        with unavailable():
+            found = self._models.find(query, {"_id": 1}).sort("_id", ASCENDING).limit(limit)
+            return [document["_id"] async for document in found]
+
     async def write_intent(self, document: Document) -> Document | None:
         """Write the intent of a snapshot, replacing an unfinished one with the same key (hash, generation, version).
 
@@ -243,6 +256,7 @@ class Registry:
             result = await self._history.update_one(
                 {**_identity(document), "status": PENDING}, {"$set": {"status": COMMITTED}}
             )
+        await self.timeline.rollup_progress.mark_documents([document])
         return bool(result.matched_count)
 
     async def commit_many(self, documents: Sequence[Document]) -> list[bool]:
@@ -251,6 +265,7 @@ class Registry:
         where = {name: {"$in": [document[name] for document in documents]} for name in ("hash", "attempt")}
         with unavailable(), pymongo.timeout(BULK_TIMEOUT_S):
             changed = await self._history.update_many({**where, "status": PENDING}, {"$set": {"status": COMMITTED}})
+            await self.timeline.rollup_progress.mark_documents(documents)
             if changed.matched_count == len(documents):
                 return [True] * len(documents)
             return [
@@ -306,7 +321,20 @@ class Registry:
     async def newest(
         self, model_hash: str, born: int, at: float | None = None, version: int | None = None
     ) -> Document | None:
-        """Return a model's newest committed snapshot, not later than `at` (seconds) and of `version`, where given."""
+        """Return a model's newest committed snapshot, not later than `at` (seconds) and of `version`, where given.
+
+        A snapshot of exactly the time `at` is returned also if a newer version has an earlier time: the clocks of two
+        snapshotters may differ.
+        """
+        if at is not None:
+            # Two stages: SecantusDB 0.7 uses an index only for a condition that contains nothing else.
+            exact: Document = {"hash": model_hash, "timestamp": at}
+            others: Document = {"generation": {"$gte": born}, "status": COMMITTED}
+            with unavailable():
+                found = await self._history.aggregate([{"$match": exact}, {"$match": others}]).to_list(None)
+            named = [document for document in found if version in (None, document["version"])]
+            if named:
+                return to_public(max(named, key=lambda document: (document["generation"], document["version"])))
         async with aclosing(self.snapshots(model_hash, born, at, limit=1, version=version)) as documents:
             return await anext(documents, None)
 

@@ -7,26 +7,26 @@ index; values of a user's filter are compared, never interpreted.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
-import pymongo
-from bson.errors import InvalidDocument
-from pymongo import ASCENDING, DESCENDING, ReplaceOne, WriteConcern
-from pymongo.errors import BulkWriteError, DocumentTooLarge
+from pymongo import ASCENDING, DESCENDING, WriteConcern
 
 from keepfit.errors import InvalidError
 from keepfit.history import documents as storing
 from keepfit.history import points, reading
+from keepfit.history.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind, Scalar, check_kind
 from keepfit.history.grouping import Fill
-from keepfit.history.mongo import INDEX_TIMEOUT_S, Client, Database, Document, gather_all, open_database, unavailable
-from keepfit.history.points import Aggregation, Point
-from keepfit.history.reading import Columns, Filter, Scalar, SnapshotSource, Source, StoredSource
-from keepfit.history.times import Time, parse_duration, parse_time
+from keepfit.history.mongo import Client, Database, Document, gather_all, open_database, unavailable
+from keepfit.history.points import Aggregation, Point, check_count
+from keepfit.history.reading import Columns
+from keepfit.history.rollup_progress import RollupProgress
+from keepfit.history.sources import SnapshotSource, Source, StoredSource, is_snapshot_number
+from keepfit.history.stored import StoredDocuments, long_call
+from keepfit.times import Duration, Time, format_time, parse_duration, parse_time
 
 BATCH_DOCUMENTS = 1_000
-DUPLICATE_KEY = 11000
 Values = Mapping[str, Any] | Filter | None
 
 
@@ -36,11 +36,12 @@ class Timeline:
     def __init__(self, database: Database) -> None:
         self._database = database
         journaled: WriteConcern = WriteConcern(w="majority", j=True)
-        self._stored = database.get_collection("timeline", write_concern=journaled)
-        self._stored_source = StoredSource(self._stored)
-        self._sources: Sequence[Source] = (SnapshotSource(database.get_collection("history")), self._stored_source)
-        # Progress of each roll-up; see keepfit.history.rollups.
-        self.rollup_progress = database.get_collection("rollups", write_concern=journaled)
+        stored = StoredSource(database.get_collection("timeline", write_concern=journaled))
+        self.rollup_progress = RollupProgress(database.get_collection("rollups", write_concern=journaled))
+        self.stored = StoredDocuments(database, stored, self.rollup_progress)
+        self._snapshots = SnapshotSource(database.get_collection("history"))
+        self._sources: Sequence[Source] = (self._snapshots, stored)
+        self._types_of_models: set[str] = set()
         self._client: Client | None = None
         self._indexing = asyncio.Lock()
         self._indexed = False
@@ -64,21 +65,12 @@ class Timeline:
         if self._client is not None:
             self._client.close()
 
-    @asynccontextmanager
-    async def _long_call(self) -> AsyncIterator[None]:
-        """Allow calls in the block more time, but fail as early as others if MongoDB is unavailable."""
-        with unavailable():
-            # Ping first: within the longer time limit the driver would retry.
-            await self._database.command("ping")
-            with pymongo.timeout(INDEX_TIMEOUT_S):
-                yield
-
     async def ensure_indexes(self) -> None:
         """Create the indexes that the queries use; after the first success do nothing."""
         async with self._indexing:
             if self._indexed:
                 return
-            async with self._long_call():
+            async with long_call(self._database):
                 for source in self._sources:
                     await source.collection.create_index([("type", ASCENDING), ("timestamp", DESCENDING)])
                     await source.collection.create_index([("timestamp", DESCENDING)])
@@ -110,79 +102,54 @@ class Timeline:
         field is in the list that the new document has in that field. Without `keys` and `in_`, each is stored as by
         :meth:`store`. Use ``timestamp`` as one of the keys: the lookup of stored documents uses it.
         """
+        for name, names in (("keys", keys), ("in_", in_)):
+            if isinstance(names, str):
+                raise InvalidError(f"{name} must be a list of names, not {names!r}.")
         wrapped = [storing.to_stored(document, (*keys, *in_)) for document in documents]
         if keys or in_:
             wrapped.sort(key=lambda document: (document["type"], document["timestamp"]))
         for first in range(0, len(wrapped), BATCH_DOCUMENTS):
             batch = wrapped[first : first + BATCH_DOCUMENTS]
             if keys or in_:
-                await self._reuse_ids(batch, keys, in_)
+                await self.stored.reuse_ids(batch, keys, in_)
             await self._write(batch)
         return len(wrapped)
 
-    async def _reuse_ids(self, batch: Sequence[Document], keys: Sequence[str], in_: Sequence[str]) -> None:
-        """Set the ``_id`` of each document to that of the stored one that it replaces, if there is one."""
-        for type_ in {document["type"] for document in batch}:
-            of_type = [document for document in batch if document["type"] == type_]
-            first: Document = {"type": type_}
-            if "timestamp" in keys:
-                first["timestamp"] = {"$gte": of_type[0]["timestamp"], "$lte": of_type[-1]["timestamp"]}
-            fields = {self._stored_source.field_path(key): 1 for key in (*keys, *in_)} | {"timestamp": 1, "type": 1}
-            existing: dict[str, list[Document]] = {}
-            async with self._long_call():
-                async for found in self._stored.aggregate([{"$match": first}, {"$project": fields}]):
-                    existing.setdefault(_key(found, keys), []).append(found)
-            for document in of_type:
-                for found in existing.get(_key(document, keys), ()):
-                    if all(_value(found, name) in _values(document, name) for name in in_):
-                        document["_id"] = found["_id"]
-                        break
-
     async def _write(self, batch: Sequence[Document]) -> None:
         await self.ensure_indexes()
-        writes = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in batch]
-        try:
-            async with self._long_call():
-                try:
-                    await self._stored.bulk_write(writes, ordered=False)
-                except BulkWriteError as error:
-                    if {fault["code"] for fault in error.details["writeErrors"]} != {DUPLICATE_KEY}:
-                        raise
-                    # A concurrent call inserted it: it exists now and is replaced.
-                    await self._stored.bulk_write(writes, ordered=False)
-        except (InvalidDocument, DocumentTooLarge, OverflowError) as error:
-            raise InvalidError(f"MongoDB cannot store this document: {error}") from None
+        await self.stored.write(batch)
 
     async def delete(self, where: Values) -> bool:
         """Delete the newest stored document that matches and return whether there was one; never delete snapshots."""
-        filter_ = _to_filter(where)
-        # Read by windows, as every query; the condition of the deletion then identifies the document.
-        found = await reading.read_newest([self._stored_source], filter_, None, None, time.time(), 1)
-        if not found:
-            return False
-        stored = storing.to_stored(found[0])
-        with unavailable():
-            one = {"type": stored["type"], "timestamp": stored["timestamp"], "document": stored["document"]}
-            result = await self._stored.delete_one(one)
-        return bool(result.deleted_count)
+        return await self.stored.delete_newest(_to_filter(where, DOCUMENT))
 
     async def delete_many(self, where: Values, start: Time | None = None, stop: Time | None = None) -> int:
         """Delete all stored documents that match, from `start` and before `stop` where given; return their number."""
-        filter_ = _to_filter(where)
-        conditions: Document = {}
-        for stage in self._stored_source.match_stages(filter_, _to_seconds(start), _to_seconds(stop)):
-            conditions |= stage["$match"]
-        async with self._long_call():
-            result = await self._stored.delete_many(conditions)
-        return int(result.deleted_count)
-
-    async def delete_others(self, types: Sequence[str], stop: float) -> int:
-        """Delete all stored documents before `stop` (seconds) that have none of these types; return their number."""
-        async with self._long_call():
-            result = await self._stored.delete_many({"timestamp": {"$lt": stop}, "type": {"$nin": list(types)}})
-        return int(result.deleted_count)
+        return await self.stored.delete(_to_filter(where, DOCUMENT), *_to_range(start, stop))
 
     # Reading documents.
+
+    async def sources(self, where: Filter, field: str | None = None) -> Sequence[Source]:
+        """Return the sources of the documents that a filter means; `field` is the number field that is aggregated.
+
+        Without a kind: snapshots if a hash is given, or the type is one of models and `field` is not one that only
+        stored documents have; stored documents for any other type; both without hash and type.
+        """
+        kind: Kind | None = where.kind
+        if kind is None and where.hash is not None:
+            kind = SNAPSHOT
+        elif kind is None and where.type is not None:
+            is_of_models = (field is None or is_snapshot_number(field)) and await self._is_of_models(where.type)
+            kind = SNAPSHOT if is_of_models else DOCUMENT
+        return self._sources if kind in (ALL, None) else self._sources[:1] if kind == SNAPSHOT else self._sources[1:]
+
+    async def _is_of_models(self, type_: str) -> bool:
+        """Return whether there is a snapshot of this type."""
+        if type_ not in self._types_of_models:
+            if not await reading.has_any(self._snapshots, Filter(type_), time.time()):
+                return False
+            self._types_of_models.add(type_)
+        return True
 
     async def query(
         self,
@@ -192,38 +159,55 @@ class Timeline:
         limit: int = 0,
         page_size: int = 0,
         page_num: int = 1,
+        *,
+        kind: Kind | None = None,
     ) -> list[Document]:
         """Return the documents that match, newest first; `start` is inclusive, `stop` exclusive.
 
         Parameters
         ----------
         where
-            Values by key: ``type``, ``hash`` of a model, and any key of metadata or of stored documents.
+            Values by key: ``type``, ``hash`` of a model, ``timestamp``, any key of metadata, any field of stored
+            documents, also inside of others (``fit.size``), and fields of snapshots (``version``,
+            ``metrics.mean_absolute_error``). ``limit`` is the parameter.
         limit
             Maximum number of documents; 0 means all.
         page_size, page_num
             Size and number of the page to return; pages count from 1, size 0 means all.
+        kind
+            ``snapshot``, ``document`` (those that users store), or ``all``; by default as in :meth:`sources`.
+
+        Raises
+        ------
+        InvalidError, MalformedError
+            If a parameter is invalid, or can never match.
         """
-        if page_size < 0 or page_num < 1 or limit < 0:
-            raise InvalidError("page_num must be 1 or more; limit and page_size must be 0 or more.")
+        where, limit = _take(where, "limit", limit)
+        for name, value, least in (("limit", limit, 0), ("page_size", page_size, 0), ("page_num", page_num, 1)):
+            check_count(name, value, least)
         skipped = page_size * (page_num - 1)
         most = min(limit, skipped + page_size) if limit and page_size else limit or (page_size and skipped + page_size)
-        found = await reading.read_newest(
-            self._sources, _to_filter(where), _to_seconds(start), _to_seconds(stop), time.time(), most
-        )
+        filter_, range_ = _to_filter(where, kind), _to_range(start, stop)
+        found = await reading.read_newest(await self.sources(filter_), filter_, *range_, time.time(), int(most))
         return found[skipped:]
 
-    async def query_sorted(self, /, where: Values = None, limit: int = 0, **page: int) -> list[Document]:
+    async def query_sorted(
+        self, /, where: Values = None, limit: int = 0, *, kind: Kind | None = None, **page: int
+    ) -> list[Document]:
         """Return the documents that match, newest first."""
-        return await self.query(where, limit=limit, **page)
+        return await self.query(where, limit=limit, kind=kind, **page)
 
-    async def query_latest(self, where: Values = None, since: Time | None = None, limit: int = 1) -> list[Document]:
-        """Return the newest documents before the time `since`, by default now."""
-        return await self.query(where, stop=time.time() if since is None else since, limit=limit)
+    async def query_latest(
+        self, where: Values = None, since: Time | None = None, limit: int = 1, *, kind: Kind | None = None
+    ) -> list[Document]:
+        """Return the newest documents before the time `since`, by default now; both may be keys of `where`."""
+        where, since = _take(where, "since", since)
+        where, limit = _take(where, "limit", limit)
+        return await self.query(where, stop=time.time() if since is None else since, limit=limit, kind=kind)
 
-    async def query_last(self, where: Values = None) -> Document | None:
+    async def query_last(self, where: Values = None, *, kind: Kind | None = None) -> Document | None:
         """Return the newest document that matches; None if there is none."""
-        return next(iter(await self.query(where, limit=1)), None)
+        return next(iter(await self.query(_to_filter(where, kind), limit=1)), None)
 
     async def query_time(
         self,
@@ -234,6 +218,8 @@ class Timeline:
         query_type: str | None = None,
         page_size: int = 0,
         page_num: int = 1,
+        *,
+        kind: Kind | None = None,
         **where: Scalar,
     ) -> list[Document]:
         """Return documents between `start` and `stop`, before `start`, or from `start` on; newest first."""
@@ -243,24 +229,28 @@ class Timeline:
             raise InvalidError("time_type must be window (with start and stop), before or after (with start).")
         named = where if query_type is None else {**where, "type": query_type}
         first, last = bounds[time_type]
-        return await self.query(named, first, last, page_size=page_size, page_num=page_num)
+        filter_ = _to_filter(named, kind)
+        return await self.query(filter_, first, last, page_size=page_size, page_num=page_num)
 
-    async def query_closest(self, where: Mapping[str, Any]) -> Document | None:
+    async def query_closest(self, where: Mapping[str, Any], *, kind: Kind | None = None) -> Document | None:
         """Return the document nearest to the value of ``timestamp``; of two at equal distance the later one."""
-        named = dict(where)
-        if "timestamp" not in named:
+        filter_ = _to_filter(where, kind)
+        if filter_.at is None:
             raise InvalidError("query_closest needs a timestamp among the values.")
-        return await self.closest(Filter.of({k: v for k, v in named.items() if k != "timestamp"}), named["timestamp"])
+        return await self.closest(replace(filter_, at=None), filter_.at)
 
-    async def closest(self, where: Values, at: Time) -> Document | None:
+    async def closest(self, where: Values, at: Time, *, kind: Kind | None = None) -> Document | None:
         """Return the document nearest to a time, on either side; of two at equal distance the later one."""
-        moment, filter_, now = parse_time(at), _to_filter(where), time.time()
+        moment, filter_, now = parse_time(at), _to_filter(where, kind), time.time()
+        if filter_.at is not None:
+            raise InvalidError("closest takes the time as a parameter: leave timestamp out of the values.")
+        sources = await self.sources(filter_)
 
         async def after() -> list[Document]:
-            first = await reading.read_oldest(self._sources, filter_, moment, now)
+            first = await reading.read_oldest(sources, filter_, moment, now)
             return [first] if first else []
 
-        both = await gather_all(after(), reading.read_newest(self._sources, filter_, None, moment, now, 1))
+        both = await gather_all(after(), reading.read_newest(sources, filter_, None, moment, now, 1))
         found = [document for some in both for document in some]
         return min(found, key=lambda document: abs(document["timestamp"] - moment), default=None)
 
@@ -277,15 +267,17 @@ class Timeline:
     async def points(
         self,
         field: str | None,
-        every: str | float,
+        every: Duration,
         stat: str = "mean",
         where: Values = None,
         start: Time | None = None,
         stop: Time | None = None,
         group: str | None = None,
         fill: Fill = "none",
-        rate: str | float | None = None,
+        rate: Duration | None = None,
         moving: int | None = None,
+        *,
+        kind: Kind | None = None,
     ) -> list[Point]:
         """Aggregate documents by time: one point per interval `every`, ordered by group and time.
 
@@ -294,24 +286,28 @@ class Timeline:
         field
             Dotted name of a number field: ``metrics.mean_absolute_error``; None for ``count``.
         every, rate
-            Durations: ``30s``, ``5m``, ``1h``, ``1d``, ``1w``, or seconds; `rate` is the change per this duration.
+            Durations: ``30s``, ``5m``, ``1h``, ``1d``, ``1w``, seconds, or a timedelta; `rate` is the change per this
+            duration.
         stat
             ``mean``, ``min``, ``max``, ``sum``, ``count``, ``first``, ``last``, ``median``, ``p99``.
         group
-            Key of metadata; each of its values has a series of its own.
+            Key of metadata, or a field; each of its values has a series of its own.
         fill
             Value of intervals without documents: ``none``, ``null``, ``previous``, ``linear``, or a number.
         moving
             Moving average over this many points.
+        kind
+            As of :meth:`query`.
 
         Raises
         ------
         MalformedError, InvalidError
             If a parameter is invalid, or the result would be too long.
         """
-        rate_s = None if rate is None else _duration(rate)
-        aggregation = Aggregation(_duration(every), stat, field, group, fill, rate_s, moving)
-        return await self.aggregate(aggregation, _to_filter(where), _to_seconds(start), _to_seconds(stop))
+        rate_s = None if rate is None else parse_duration(rate, unit_optional=True)
+        every_s = parse_duration(every, unit_optional=True)
+        aggregation = Aggregation(every_s, stat, field, group, fill, rate_s, moving)
+        return await self.aggregate(aggregation, _to_filter(where, kind), *_to_range(start, stop))
 
     async def aggregate(
         self, aggregation: Aggregation, where: Filter, start: float | None, stop: float | None
@@ -326,30 +322,28 @@ class Timeline:
     async def read_columns(
         self, where: Filter, start: float | None, stop: float | None, field: str | None, group: str | None
     ) -> Columns:
-        """Return times and values of the number field `field`, by value of the metadata key `group`."""
-        return await reading.read_columns(self._sources, where, start, stop, time.time(), field, group)
+        """Return times and values of the number field `field`, by value of `group`, a key of metadata or a field."""
+        sources = await self.sources(where, field)
+        return await reading.read_columns(sources, where, start, stop, time.time(), field, group)
 
 
-def _to_filter(where: Values) -> Filter:
-    return where if isinstance(where, Filter) else Filter.of(where)
+def _to_filter(where: Values, kind: Kind | None) -> Filter:
+    if not isinstance(where, Filter):
+        return Filter.of(where, kind)
+    check_kind(kind)
+    return where if kind is None else replace(where, kind=kind)
 
 
-def _to_seconds(time_: Time | None) -> float | None:
-    return None if time_ is None else parse_time(time_)
+def _take(where: Values, name: str, given: Any) -> tuple[Values, Any]:
+    """Return the values without a parameter that is among them, and the parameter; `given` if it is not."""
+    if not isinstance(where, Mapping) or name not in where:
+        return where, given
+    return {key: value for key, value in where.items() if key != name}, where[name]
 
 
-def _duration(duration: str | float) -> float:
-    return parse_duration(duration if isinstance(duration, str) else f"{duration:.6f}s")
-
-
-def _value(document: Document, name: str) -> Any:
-    return document.get(name) if name in ("type", "timestamp") else document.get("document", {}).get(name)
-
-
-def _values(document: Document, name: str) -> Sequence[Any]:
-    value = _value(document, name)
-    return value if isinstance(value, list) else [value]
-
-
-def _key(document: Document, keys: Sequence[str]) -> str:
-    return storing.document_id("", {name: _value(document, name) for name in keys})
+def _to_range(start: Time | None, stop: Time | None) -> tuple[float | None, float | None]:
+    """Return a range of time in seconds; raise InvalidError if it ends before it starts."""
+    first, last = (None if time_ is None else parse_time(time_) for time_ in (start, stop))
+    if first is not None and last is not None and first > last:
+        raise InvalidError(f"The start, {format_time(first)}, is later than the stop, {format_time(last)}.")
+    return first, last

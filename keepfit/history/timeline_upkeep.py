@@ -4,14 +4,15 @@ Owns the order of the steps; the snapshotter calls it after each pass. Never del
 deleted with its snapshot. Invariant: a document is deleted only after its roll-ups are written.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
 import structlog
 
+from keepfit import times
 from keepfit.errors import InvalidError, MalformedError, SettingsError
-from keepfit.history import rollups, times
-from keepfit.history.reading import Filter
+from keepfit.history import rollups
 from keepfit.history.rollups import Rollup
 from keepfit.history.timeline import Timeline
 from keepfit.settings import Settings
@@ -23,21 +24,29 @@ ALL_OTHERS = "*"
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """Roll-ups to write, and how many seconds stored documents of each type (``*``: all others) are kept."""
+    """Roll-ups to write, and how many seconds stored documents of each type (``*``: all others) are kept.
+
+    All snapshots are kept for `keep_snapshots_s`; later only some are left.
+    """
 
     rollups: tuple[Rollup, ...] = ()
     keep_s: tuple[tuple[str, float], ...] = ()
+    keep_snapshots_s: float = math.inf
 
     @classmethod
     def of(cls, settings: Settings) -> "Upkeep":
         """Parse the settings; raise SettingsError if one is malformed."""
-        return cls(tuple(rollups.parse(settings.history_rollups)), tuple(_parse_keep(settings.history_keep).items()))
+        return cls(
+            tuple(rollups.parse(settings.history_rollups)),
+            tuple(parse_keep(settings.history_keep).items()),
+            settings.retention_all_s,
+        )
 
 
-def _parse_keep(text: str) -> dict[str, float]:
+def parse_keep(text: str) -> dict[str, float]:
     """Return the seconds that documents are kept, by type.
 
-    >>> _parse_keep("shoes 30d, shoes/5m 52w, * 90d")
+    >>> parse_keep("shoes 30d, shoes/5m 52w, * 90d")
     {'shoes': 2592000.0, 'shoes/5m': 31449600.0, '*': 7776000.0}
     """
     keep_s = {}
@@ -65,14 +74,14 @@ async def run(timeline: Timeline, upkeep: Upkeep, now: float | None = None) -> t
     failed = set()
     for rollup in upkeep.rollups:
         try:
-            written += await rollups.roll_up(timeline, rollup, now)
+            written += await rollups.roll_up(timeline, rollup, now, upkeep.keep_snapshots_s)
         except InvalidError as error:
             failed.add(rollup.type)
             log.warning("rollup_failed", type=rollup.type, every=rollup.every, field=rollup.field, reason=str(error))
     named = {type_ for type_, _ in upkeep.keep_s if type_ != ALL_OTHERS}
     for type_, seconds in upkeep.keep_s:
         if type_ == ALL_OTHERS:
-            deleted += await timeline.delete_others(sorted(named | failed), now - seconds)
+            deleted += await timeline.stored.expire(None, sorted(named | failed), now - seconds)
         elif type_ not in failed:
-            deleted += await timeline.delete_many(Filter(type_), stop=now - seconds)
+            deleted += await timeline.stored.expire(type_, (), now - seconds)
     return written, deleted

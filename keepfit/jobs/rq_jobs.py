@@ -39,8 +39,9 @@ LEASE = re.compile(r"[0-9a-f]{32}")
 NAME = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 
 SERIALIZER = JSONSerializer
-# A lease drains for seconds, but one call of an estimator may take long. After this time RQ stops the job.
-JOB_TIMEOUT_S = 900
+# No limit of RQ's: it would raise an exception inside a call, after which the same request is tried again for ever. The
+# supervisor ends a call over its time (KEEPFIT_CALL_TIMEOUT_S).
+JOB_TIMEOUT_S = -1
 # Long enough to be visible in `rq info` and dashboards, short enough not to accumulate.
 RESULT_TTL_S = 10
 FAILURE_TTL_S = 3600

@@ -33,6 +33,8 @@ AWAKE_MS = 50
 DEATHS_MAX = 3
 PUT_ASIDE_MAX = 100
 PUT_ASIDE_TTL_S = 86_400
+# Limit of requests of a very slow model (claim.lua).
+VERY_SLOW = b"01"
 
 
 When = Literal["idle", "spare", "now"]
@@ -75,6 +77,15 @@ def make_entry(model_hash: str, timeout_s: float, request: bytes) -> bytes:
     return b"%s%09d%s" % (model_hash.encode(), min(round(timeout_s * 1000), 999_999_999), request)
 
 
+def split_entry(entry: bytes) -> tuple[float, bytes]:
+    """Return what a claim says of a request: the seconds until its deadline, and the request.
+
+    >>> split_entry(b"000001500request")
+    (1.5, b'request')
+    """
+    return int(entry[:9]) / 1000, entry[9:]
+
+
 def push(
     queue: RunQueue, lease: str, ttl_s: float, entries: Iterable[str | bytes] = (), requests_max: int = 1
 ) -> Command:
@@ -111,6 +122,7 @@ def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool
             redis_keys.lease_holders(queue.name),
             redis_keys.worker_requests(queue.name),
             redis_keys.request_limits(queue.name),
+            redis_keys.RQ_WORKERS,
         ],
         [
             lease,
@@ -147,10 +159,11 @@ def enqueue_lease(connection: Redis, queue: RunQueue, ttl_s: float, models: Sequ
     return bool(missing)
 
 
-def abandon(connection: Redis, lease: str) -> None:
-    """End the lease of a dead worker, on whichever run queue it is, and put its claimed work back.
+def abandon(connection: Redis, lease: str, *, died: bool) -> None:
+    """End a lease that no worker executes any more, on whichever run queue it is, and put its claimed work back.
 
-    A request that has killed :data:`DEATHS_MAX` workers is put aside instead (:func:`pop_poison_request`).
+    `died` says that the worker died while it processed that work. A request that has killed :data:`DEATHS_MAX` workers
+    is put aside instead (:func:`pop_poison_request`).
     """
     redis_scripts.run(
         connection,
@@ -166,7 +179,7 @@ def abandon(connection: Redis, lease: str) -> None:
                     redis_keys.worker_requests(queue.name),
                     redis_keys.poison_requests(queue.name),
                 ],
-                [lease, DEATHS_MAX],
+                [lease, DEATHS_MAX, int(died)],
             )
             for queue in RUN_QUEUES
         ),
@@ -191,3 +204,19 @@ def expired(connection: Redis) -> list[str]:
     now_ms = seconds * 1000 + micros // 1000
     commands = [("ZRANGEBYSCORE", redis_keys.leases(queue.name), 0, now_ms) for queue in RUN_QUEUES]
     return [lease.decode() for found in redis_scripts.run(connection, *commands) for lease in found]
+
+
+def renew_if_queued(connection: Redis, lease: str, ttl_s: float) -> bool:
+    """Renew a lease whose job still waits in RQ's queue, because all workers are busy; return whether it does."""
+    (position,) = redis_scripts.run(connection, ("LPOS", redis_keys.RQ_QUEUE, lease))
+    if position is None:
+        return False
+    redis_scripts.run(connection, *(claim(queue, lease, ttl_s, "", renew=True) for queue in RUN_QUEUES))
+    return True
+
+
+def holder_of(connection: Redis, lease: str) -> str:
+    """Return the name of the worker that has claimed work with a lease, '' if none has."""
+    commands = [("HGET", redis_keys.lease_holders(queue.name), lease) for queue in RUN_QUEUES]
+    found = [answer for answer in redis_scripts.run(connection, *commands) if answer]
+    return found[0].decode().partition(" ")[0] if found else ""

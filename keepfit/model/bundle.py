@@ -18,11 +18,25 @@ import numpy as np
 from sklearn.decomposition import MiniBatchNMF
 
 from keepfit.errors import ConflictError, InvalidError
-from keepfit.model import fast_fit, fast_predict, finite, first_call, growth, outputs, parameters, pipeline, scores
+from keepfit.model import (
+    category_check,
+    evaluation,
+    fast_fit,
+    fast_predict,
+    finite,
+    first_call,
+    growth,
+    loss_curves,
+    outputs,
+    parameters,
+    pipeline,
+    scores,
+)
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
 from keepfit.model.outputs import Outputs, check_output_count, output_columns
 from keepfit.model.prequential import PrequentialScores, combine_outputs
+from keepfit.model.smoothing import smoothed
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -38,7 +52,9 @@ class Bundle:
     """The learned state of one model.
 
     `waiting` are the rows collected for the first call of an estimator that needs several; `changed` are the parameters
-    changed since the recipe was posted; `prequential` has the scores of each output.
+    changed since the recipe was posted; `prequential` has the scores of each output. `targets` are the names of the
+    outputs, where the estimator takes several targets by name. `learned_width` is the width of the rows that an
+    uploaded object has learned, which need not have an attribute that tells it.
     """
 
     recipe: Recipe
@@ -49,6 +65,8 @@ class Bundle:
     rows_seen: int = 0
     waiting: tuple[Rows, ...] = ()
     changed: dict[str, Any] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+    learned_width: int | None = None
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
@@ -122,17 +140,22 @@ class Bundle:
 
     def _fit(self, rows: Rows, *, first: bool = False) -> None:
         entry, n_classes = self.recipe.entry, self._n_classes()
-        y, single_row = self._target(rows), None
+        is_supervised, single_row, answers = entry.kind in catalogue.SUPERVISED_KINDS, None, None
         if not first:
             single_row = self.columns.partial_fit_transform_row(self.recipe, rows)
-            if entry.kind in catalogue.SUPERVISED_KINDS:
-                X = self.columns.transform(self.recipe, rows) if single_row is None else single_row[0]
-                self._update_prequential(y, X)
-            if self.labels is not None:
-                self._grow(n_classes)
+            if is_supervised:
+                # Before the labels of these rows are learned: they must not change what would have been answered.
+                matrix = partial(self.columns.transform, self.recipe, rows)
+                answers = evaluation.ask(self.estimator, self._answer, matrix, single_row and single_row[0])
+        y = self._target(rows)
+        if is_supervised:
+            evaluation.update(self.prequential, self.recipe, y, answers)
+        if not first and self.labels is not None:
+            self._grow(n_classes)
         X = self.columns.partial_fit_transform(self.recipe, rows) if single_row is None else single_row[1]
         X = pipeline.fit_transformers(self.estimator, X)
         final = pipeline.final_of(self.estimator)
+        category_check.check(self.estimator, X, partial(self.columns.names, self.recipe), learning=True)
         if not entry.takes_y or rows.sample_weight is not None or not fast_fit.partial_fit(final, X, y):
             self._call_partial_fit(final, rows, X, y, first=first)
 
@@ -195,25 +218,19 @@ class Bundle:
             final.partial_fit(X, y, **optional)
         else:
             final.partial_fit(X, **optional)
+        loss_curves.shorten(final)
 
-    def _update_prequential(self, y: Any, X: Any) -> None:
-        """Add the predictions of `X`, which is not learned yet, to the prequential scores, if they can be computed."""
-        try:
-            final = pipeline.final_of(self.estimator)
-            X = pipeline.transform(self.estimator, X)
-            predicted = self._clipped(fast_predict.predict(final, X))
-            probabilities = fast_predict.predict_proba(final, X) if fast_predict.has_predict_proba(final) else None
-        except (ValueError, IndexError):
-            # CategoricalNB cannot predict categories that it has not learned. Real faults are raised while learning.
-            return
-        kind, multi_output = self.recipe.entry.kind, self.recipe.entry.multi_output
-        if not self.prequential:
-            self.prequential = [PrequentialScores(self.recipe.window) for _ in (y.T if multi_output else [y])]
-        if not multi_output:
-            self.prequential[0].update(kind, y, predicted, probabilities)
-            return
-        for i, scores_of_output in enumerate(self.prequential):
-            scores_of_output.update(kind, y[:, i], predicted[:, i], None if probabilities is None else probabilities[i])
+    def _answer(self, X: Any) -> tuple[Any, Any]:
+        """Return the predictions of `X`, which may be overwritten, and the probabilities of the known labels."""
+        final = smoothed(pipeline.final_of(self.estimator))
+        X = pipeline.transform(self.estimator, X)
+        predicted = self._clipped(fast_predict.predict(final, X))
+        has_probabilities = fast_predict.has_predict_proba(final)
+        return predicted, self._known(fast_predict.predict_proba(final, X)) if has_probabilities else None
+
+    def _known(self, probabilities: Any) -> Any:
+        """Return the probabilities of the known labels, which are those that are answered."""
+        return probabilities if self.labels is None else self.labels.known_probabilities(probabilities)
 
     def check_finite(self) -> None:
         """Check everything that a commit would store for NaN and infinity, which would never go away again.
@@ -277,10 +294,8 @@ class Bundle:
         if probabilities is None:
             raise InvalidError(f"{self.recipe.name} with these params has no probabilities: leave out proba.")
         if isinstance(self.labels, Outputs):
-            return self.labels.known_probabilities(probabilities)
-        listed: list[list[float]] = (
-            probabilities if self.labels is None else self.labels.known_probabilities(probabilities)
-        ).tolist()
+            return [list(row) for row in zip(*(of_output.tolist() for of_output in probabilities), strict=True)]
+        listed: list[list[float]] = probabilities.tolist()
         return listed
 
     @property
@@ -321,18 +336,18 @@ class Bundle:
         self._check_ready(rows)
         if self.recipe.entry.kind not in catalogue.SUPERVISED_KINDS:
             raise InvalidError(f"{self.recipe.name} takes no y: there is nothing to score against.")
-        y, predicted = self._target(rows, learning=False), self._predict(rows)
-        if self.labels is None:
-            if not self.recipe.entry.multi_output:
-                return scores.regression_score(y, predicted)
-            return outputs.combine_scores(
-                [scores.regression_score(y[:, i], predicted[:, i]) for i in range(y.shape[1])]
-            )
-        probabilities, n_classes = self._probabilities(rows), self._n_classes()
+        y, labelled = self._target(rows, learning=False), self.labels is not None
+        with ignore_zeros():
+            answers = evaluation.ask(self.estimator, self._answer, partial(self.columns.transform, self.recipe, rows))
+        if answers is None:
+            # Raises why no row can be predicted.
+            answers = evaluation.Answers(None, self._predict(rows), None)
+        if answers.rows is not None:
+            y = y[answers.rows]
         if not self.recipe.entry.multi_output:
-            return scores.classification_score(y, predicted, probabilities, n_classes[0])
-        each = zip(y.T, predicted.T, probabilities or [None] * len(n_classes), n_classes, strict=True)
-        return outputs.combine_scores([scores.classification_score(*one) for one in each])
+            return scores.score(y, answers.predicted, answers.probabilities, labelled=labelled, rows=rows.n)
+        each = zip(y.T, answers.predicted.T, answers.probabilities or [None] * y.shape[1], strict=True)
+        return outputs.combine_scores([scores.score(*one, labelled=labelled, rows=rows.n) for one in each])
 
     @ignore_zeros()
     def _predict(self, rows: Rows) -> Any:
@@ -343,7 +358,8 @@ class Bundle:
         return predicted if self._predicted_labels is None else self._predicted_labels.clip_to_known(predicted)
 
     def _predict_matrix(self, X: Any) -> Any:
-        final, X = pipeline.final_of(self.estimator), pipeline.transform(self.estimator, X)
+        final, X = smoothed(pipeline.final_of(self.estimator)), pipeline.transform(self.estimator, X)
+        category_check.check(self.estimator, X, partial(self.columns.names, self.recipe), learning=False)
         return (
             fast_predict.transform(final, X)
             if self.recipe.entry.kind == "transformer"
@@ -352,11 +368,13 @@ class Bundle:
 
     @ignore_zeros()
     def _probabilities(self, rows: Rows) -> Any:
-        final = pipeline.final_of(self.estimator)
+        """Return the probabilities of the known labels, or a list of those of each output; None if there are none."""
+        final = smoothed(pipeline.final_of(self.estimator))
         if not fast_predict.has_predict_proba(final):
             return None
         X = pipeline.transform(self.estimator, self.columns.transform(self.recipe, rows))
-        return fast_predict.predict_proba(final, X)
+        category_check.check(self.estimator, X, partial(self.columns.names, self.recipe), learning=False)
+        return self._known(fast_predict.predict_proba(final, X))
 
     def _check_ready(self, rows: Rows) -> None:
         if not self.rows_seen:

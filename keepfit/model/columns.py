@@ -1,10 +1,10 @@
 """Columns of a bundle: label lists, running means, the scaler, and the matrix that they give.
 
-Owns the state of each column that is needed to turn rows into numbers. ``predict`` never changes it. Invariants: a
-label keeps its code forever; a label that was not learned is encoded as unknown (ordinal -1, one-hot all zeros). This
-is the ``partial_fit`` that scikit-learn's LabelEncoder and OneHotEncoder lack (scikit-learn #8136). A mean covers all
-learned values, independent of how they were grouped into calls. Rows come in as :class:`keepfit.rows.rows.Rows`; the
-matrix goes to the estimator.
+Owns the state of each column that is needed to turn rows into numbers. ``predict`` never changes it. This is the
+``partial_fit`` that scikit-learn's LabelEncoder and OneHotEncoder lack (scikit-learn #8136);
+:mod:`keepfit.model.categories` has the rules of the label lists. Invariant: a mean covers all learned values,
+independent of how they were grouped into calls. Rows come in as :class:`keepfit.rows.rows.Rows`; the matrix goes to the
+estimator.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils import murmurhash3_32
 
-from keepfit.model import estimators, fast_fit, fast_predict, timestamps
-from keepfit.recipe.features import UNEXPANDED, Column, Layout, Text
+from keepfit.model import categories, estimators, fast_fit, fast_predict, timestamps
+from keepfit.recipe.features import UNEXPANDED, Column, Layout, TextOptions
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import Floats, NonNumeric
-
-UNKNOWN = -1
 
 
 @dataclass(slots=True)
@@ -55,13 +54,21 @@ class Means:
 class Columns:
     """Learned state of the feature columns.
 
-    `labels` maps labels to codes, one dict per category column, in order of first occurrence; it is empty where
-    categories are hashed. `means` is None unless a column uses one.
+    `labels` maps labels to positions, one dict per category column, in order of first occurrence; it is empty where
+    categories are hashed. `means` is None unless a column uses one. `rule` is that of the release that made the
+    bundle: which text of a label is hashed, and whether infrequent labels have a code. `room` is the size that labels
+    of all columns may still have.
     """
 
     scaler: Any
     labels: list[dict[NonNumeric, int]] = field(default_factory=list)
     means: Means | None = None
+    rule: int = categories.RULE
+    room: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Measure the label lists."""
+        self.room = categories.SIZE_MAX - sum(map(categories.size, self.labels))
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
@@ -75,7 +82,7 @@ class Columns:
         """Learn new labels, update the means, then the scaler, for which missing numbers are imputed."""
         layout = recipe.layout
         if layout.non_numeric:
-            self._learn_labels(layout, rows)
+            self._learn_labels(recipe, layout, rows)
         if self.means is not None:
             values = expand_timestamps(layout, rows.number_matrix())[:, layout.with_mean]
             self.means.partial_fit(values, np.isnan(values))
@@ -83,13 +90,12 @@ class Columns:
             numbers = rows.number_matrix() if layout.numbers_only else self._imputed(layout, rows)[0]
             fast_fit.partial_fit_scaler(self.scaler, numbers)
 
-    def _learn_labels(self, layout: Layout, rows: Rows) -> None:
-        """Add new labels of the category columns; a missing value is a label only where it has an indicator."""
-        columns = [column for column in layout.non_numeric if column.kind == "category"]
-        for known, column in zip(self.labels, columns, strict=False):
-            for label in rows.categories[column.rows_index]:
-                if label is not None or column.options.missing == "indicator":
-                    known.setdefault(label, len(known))
+    def _learn_labels(self, recipe: Recipe, layout: Layout, rows: Rows) -> None:
+        """Add new labels of the category columns, as far as there are codes for them."""
+        if recipe.encoding != "hash":
+            columns = [column for column in layout.non_numeric if column.kind == "category"]
+            values = [rows.categories[column.rows_index] for column in columns]
+            self.room = categories.learn(self.labels, columns, values, self.rule, self.room)
 
     def partial_fit_transform(self, recipe: Recipe, rows: Rows) -> Any:
         """Learn rows, then return the matrix that :meth:`transform` gives for them."""
@@ -153,21 +159,20 @@ class Columns:
             if column.kind == "text":
                 _write_text(matrix, column, values)
             elif recipe.encoding == "hash":
-                _write_hashes(matrix[:, layout.hash_start :], column, values)
+                _write_hashes(matrix[:, layout.hash_start :], column, values, self.rule)
+            elif recipe.encoding == "onehot":
+                codes = categories.onehot_codes(next(labels), column, values, self.rule, self.room)
+                _write_one_hot(matrix[:, column.start : column.start + column.width], codes)
             else:
-                code_by_label = next(labels)
-                codes = [code_by_label.get(label, UNKNOWN) for label in values]
-                if recipe.encoding == "onehot":
-                    _write_one_hot(matrix[:, column.start : column.start + column.width], codes)
-                else:
-                    matrix[:, column.start] = codes
+                matrix[:, column.start] = categories.ordinal_codes(next(labels), values, self.rule)
         return matrix
 
     def names(self, recipe: Recipe) -> list[str]:
         """Return the names of the matrix' columns, in order; none for rows without `features`, or for raw texts.
 
-        A name is the recipe's column, followed by ``=label`` for a label, ``:hour`` for a part of a timestamp,
-        ``:missing`` for an indicator, and ``[index]`` where words or labels are hashed or an index has no label yet.
+        A name is the recipe's column, followed by ``=label`` for a label, ``:infrequent`` for infrequent labels,
+        ``:hour`` for a part of a timestamp, ``:missing`` for an indicator, and ``[index]`` where words or labels are
+        hashed or an index has no label yet.
         """
         layout = recipe.layout
         if recipe.reads_text:
@@ -177,19 +182,13 @@ class Columns:
             if column.kind == "text":
                 names += [f"{column.name}[{index}]" for index in range(column.width)]
             elif column.kind == "category" and column.width:
-                known = list(next(labels)) if recipe.encoding == "onehot" else []
-                names += [column.name] if recipe.encoding == "ordinal" else _one_hot_names(column, known)
+                is_onehot = recipe.encoding == "onehot"
+                names += categories.onehot_names(next(labels), column, self.rule) if is_onehot else [column.name]
             elif column.kind != "category":
                 parts = column.time_parts
                 names += [column.name] if parts == UNEXPANDED else [f"{column.name}:{part}" for part in parts]
             names += [] if column.indicator is None else [f"{column.name}:missing"]
         return names + [f"hash[{index}]" for index in range(layout.width - layout.hash_start)]
-
-
-def _one_hot_names(column: Column, known: Sequence[NonNumeric]) -> list[str]:
-    labels = ["null" if label is None else str(label) for label in known[: column.width]]
-    unused = range(len(labels), column.width)
-    return [f"{column.name}={label}" for label in labels] + [f"{column.name}[{index}]" for index in unused]
 
 
 def expand_timestamps(layout: Layout, numbers: Floats) -> Floats:
@@ -211,17 +210,32 @@ def _write_one_hot(block: Floats, codes: Sequence[int]) -> None:
             block[row, code] = 1.0
 
 
-def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric]) -> None:
-    """Hash "column=label" (Weinberger et al., ICML 2009), or the column's name alone for a missing label.
+def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric], rule: int) -> None:
+    """Hash the text of each label (Weinberger et al., ICML 2009).
 
-    Gives the numbers of scikit-learn's FeatureHasher, which has a fixed cost of 100 µs per call.
+    Gives the numbers of scikit-learn's FeatureHasher for that text, which has a fixed cost of 100 µs per call.
     """
     width = block.shape[1]
+    hashed_text = _plain_pair if rule == categories.RULE_TEXT else _json_pair
     for row, label in enumerate(labels):
         if label is None and column.options.missing != "indicator":
             continue
-        code = murmurhash3_32(column.name if label is None else f"{column.name}={label}")
+        code = murmurhash3_32(hashed_text(column.name, label))
         block[row, abs(code) % width] += 1.0 if code >= 0 else -1.0
+
+
+def _json_pair(name: str, label: NonNumeric) -> bytes:
+    """Return column and label as JSON, in which no two of them have the same text.
+
+    >>> _json_pair("size", "42"), _json_pair("size", 42), _json_pair("size", None)
+    (b'["size","42"]', b'["size",42]', b'["size",null]')
+    """
+    return msgspec.json.encode((name, label))
+
+
+def _plain_pair(name: str, label: NonNumeric) -> str:
+    """Return the text of rule 1, in which a text and a number are one: "column=label", or the name alone."""
+    return name if label is None else f"{name}={label}"
 
 
 def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
@@ -233,7 +247,7 @@ def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> 
 
 
 @lru_cache(256)
-def _vectorizer(options: Text) -> HashingVectorizer:
+def _vectorizer(options: TextOptions) -> HashingVectorizer:
     params = asdict(options)
     del params["missing"]
     return HashingVectorizer(**params)

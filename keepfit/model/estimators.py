@@ -25,7 +25,6 @@ from keepfit.errors import InvalidError
 from keepfit.recipe.catalogue import (
     CATALOGUE,
     INNER_PARAM,
-    NAME_SHOWN_MAX,
     Entry,
     Family,
     Params,
@@ -33,6 +32,7 @@ from keepfit.recipe.catalogue import (
     entry_of,
     inner_name,
 )
+from keepfit.recipe.other_estimators import NAME_SHOWN_MAX
 
 MESSAGE_LENGTH_MAX = 500
 

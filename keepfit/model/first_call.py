@@ -70,9 +70,26 @@ def _width_after(step: Any, width: int) -> int:
     return int(step.n_features) if isinstance(step, HashingVectorizer) else width
 
 
+def width_of_final(estimator: Any, width: int) -> int:
+    """Return the number of columns that the last step of a pipeline gets, for `width` columns."""
+    for step in pipeline.steps_of(estimator)[:-1]:
+        width = _width_after(step, width)
+    return width
+
+
 def _components(step: Any, width: int) -> int:
     components = step.n_components
     return int(components) if isinstance(components, int) else width
+
+
+def component_values(estimator: Any, width: int) -> int:
+    """Return the size of the largest matrix of components that a step learns, for `width` columns; 0 without one."""
+    largest = 0
+    for step in pipeline.steps_of(estimator):
+        if isinstance(step, WITH_COMPONENTS):
+            largest = max(largest, width * _components(step, width))
+        width = _width_after(step, width)
+    return largest
 
 
 def check_rows_needed(estimator: Any, width: int | None, name: str) -> None:

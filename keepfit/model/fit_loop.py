@@ -136,7 +136,7 @@ def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> Non
 
 
 def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> bool:
-    """Call ``partial_fit`` once for consecutive requests that all have weights or all have none; False if it failed."""
+    """Call ``partial_fit`` once for consecutive requests of one form, with or without weights; False if it failed."""
     try:
         for is_change, group in groupby(requests, key=lambda request: request.change is not None):
             if is_change:
@@ -144,7 +144,7 @@ def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> bool:
                     _apply(bundle, request, bundle.partial_fit)
                 continue
             rows = (request.rows() for request in group)
-            for _, alike in groupby(rows, key=lambda each: each.sample_weight is not None):
+            for _, alike in groupby(rows, key=lambda each: (each.sample_weight is not None, each.form)):
                 bundle.partial_fit(concatenate(list(alike)))
     except MemoryError:
         raise

@@ -8,6 +8,9 @@ so that those can change. Bundles of format 2 come from Redis and snapshots; eac
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from keepfit.model.categories import RULE_TEXT
+from keepfit.rows.values import normalized
+
 FORMAT = 2
 # A pickle of format 2 begins with the number and the class of the bundle, whose module's name stands in these bytes.
 HEAD_BYTES, MARK = 64, b"keepfit."
@@ -60,8 +63,9 @@ def converted(state: tuple[Any, ...]) -> tuple[Any, ...]:
         links,
         (
             columns.fields["scaler"],
-            columns.fields["labels"],
+            [_in_normal_form(codes) for codes in columns.fields["labels"]],
             None if means is None else (means.fields["totals"], means.fields["counts"]),
+            RULE_TEXT,
         ),
         None if labels is None else _label_codes(labels),
         [*estimator.fields["steps"], estimator.fields["last"]] if type(estimator) is StoredObject else [estimator],
@@ -75,4 +79,19 @@ def converted(state: tuple[Any, ...]) -> tuple[Any, ...]:
 def _label_codes(labels: StoredObject) -> list[dict[Any, int]]:
     """Return the codes of each output's labels, in ascending order."""
     outputs = labels.fields.get("each", [labels])
-    return [each.fields["codes"] for each in outputs]
+    return [_in_normal_form(each.fields["codes"]) for each in outputs]
+
+
+def _in_normal_form(codes: dict[Any, int]) -> dict[Any, int]:
+    """Return `codes` with labels in Unicode's normal form C, as rows have them now; a label that has it already wins.
+
+    >>> list(_in_normal_form({"cafe\u0301": 0, "tea": 1}))[0] == "café"
+    True
+    """
+    if all(label.isascii() for label in codes if type(label) is str):
+        return codes
+    renamed: dict[Any, int] = {}
+    for label, code in codes.items():
+        (normal,) = normalized([label])
+        renamed[label if normal in codes or normal in renamed else normal] = code
+    return renamed

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keepfit.recipe.recipe import CLASSES_MAX, Label
+from keepfit.rows.values import normalized
 
 Codes = NDArray[np.int64]
 
@@ -109,7 +110,8 @@ class Labels:
         if not isinstance(class_weight, dict):
             return class_weight
         codes = {json_name(label): code for code, label in enumerate(self.known)}
-        return {codes[name]: weight for name, weight in class_weight.items()}
+        names = normalized(list(class_weight))
+        return {codes[name]: weight for name, weight in zip(names, class_weight.values(), strict=True)}
 
 
 def json_name(label: Label) -> str:
@@ -121,5 +123,14 @@ def json_name(label: Label) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
+def key_of(label: Label) -> Label:
+    """Return the key of a label in :attr:`Labels.codes`.
+
+    >>> key_of(1) == key_of(True), key_of("a")
+    (False, 'a')
+    """
+    return BOOLEAN_KEYS[label] if isinstance(label, bool) else label
+
+
 def _keys(y: Sequence[Label]) -> Sequence[Label]:
-    return [BOOLEAN_KEYS[label] if type(label) is bool else label for label in y] if bool in set(map(type, y)) else y
+    return list(map(key_of, y)) if bool in set(map(type, y)) else y

@@ -17,20 +17,31 @@ import msgspec
 import numpy as np
 
 from keepfit.errors import ConflictError, InvalidError, KeepfitError, LearningError, UnknownKeyError, describe_error
-from keepfit.model import pickling, river_adapter
+from keepfit.model import evaluation, loss_curves, object_targets, pickling, river_adapter, scores
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
-from keepfit.model.labels import BOOLEAN_KEYS, Labels
-from keepfit.model.prequential import NO_LABEL, PrequentialScores
+from keepfit.model.labels import Labels
+from keepfit.model.object_answers import (
+    Asked,
+    AskedObject,
+    Probabilities,
+    as_sent,
+    by_code,
+    codes_of,
+    is_unchanged_by_questions,
+    numbers_of,
+    own_classes,
+    seed_globals,
+)
+from keepfit.model.outputs import Outputs
+from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe import uploads
-from keepfit.recipe.recipe import Recipe
+from keepfit.recipe.recipe import CLASSES_MAX, Recipe
 from keepfit.recipe.uploads import ObjectHeader
+from keepfit.rows.free_rows import values_of
 from keepfit.rows.rows import Rows
-from keepfit.rows.values import NUMBER_MAX
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
-
-INTEGER_BITS_MAX = 63
 
 
 def new_bundle(recipe: Recipe, keyring: Keyring | None) -> Bundle:
@@ -50,7 +61,9 @@ def new_bundle(recipe: Recipe, keyring: Keyring | None) -> Bundle:
     data = uploads.decode(recipe.object)
     _, uploaded = pickling.load(data, keyring, ObjectHeader, envelope.OBJECT, lambda header: None)
     classes: Any = recipe.classes
-    labels = Labels.from_classes(classes) if recipe.entry.kind == "classifier" else None
+    labels: Labels | Outputs | None = None
+    if recipe.entry.kind == "classifier":
+        labels = Outputs() if recipe.entry.multi_output else Labels.from_classes(classes)
     return ObjectBundle(recipe, Columns.new(recipe), labels, uploaded, [])
 
 
@@ -68,7 +81,7 @@ def only_exceptions() -> Iterator[None]:
 class ObjectBundle(Bundle):
     """A bundle whose estimator is an uploaded object. A copy of it predicts, which is made at the first prediction."""
 
-    __slots__ = ("_copy",)
+    __slots__ = ("_copy", "_freely")
 
     def __init__(self, recipe: Recipe, *fields: Any, **named_fields: Any) -> None:
         # Workers cache thousands of bundles, which need only the header of the object.
@@ -92,13 +105,20 @@ class ObjectBundle(Bundle):
         """
         # Even if learning fails: the copy must not answer for an object that has changed.
         self._copy: ObjectBundle | None = None
-        y = self._target(rows)
-        if self.recipe.entry.takes_y and self.rows_seen:
-            self._update_object_scores(rows, y)
+        if self.recipe.entry.takes_y:
+            asked = self._ask(rows)
+            if self.recipe.entry.multi_output:
+                self._update_target_scores(rows, asked)
+            else:
+                self._update_object_scores(self._target(rows), asked)
+        else:
+            seed_globals(self.rows_seen)
         finite_before = _finite_attributes(self.estimator)
         with only_exceptions():
             self._fit_object(rows)
+            loss_curves.shorten(self.estimator)
         self.rows_seen += rows.n
+        self.learned_width = rows.width
         overflowed = sorted(finite_before - _finite_attributes(self.estimator))
         if overflowed:
             raise ArithmeticError(f"{overflowed[0]} of {self.recipe.name} would no longer be finite")
@@ -107,7 +127,7 @@ class ObjectBundle(Bundle):
         """Call the object's ``partial_fit`` once, or its ``learn_one`` for each row."""
         takes_y = self.recipe.entry.takes_y
         if self._header.calls != "partial_fit":
-            y = river_adapter.target_values(rows) if takes_y else None
+            y = river_adapter.target_values(self.recipe, rows) if takes_y else None
             dicts = river_adapter.to_dicts(self.recipe, rows)
             river_adapter.learn(self.estimator, self._header.calls, dicts, y, rows.weights())
             return
@@ -123,52 +143,168 @@ class ObjectBundle(Bundle):
         else:
             self.estimator.partial_fit(X, **optional)
 
-    def _update_object_scores(self, rows: Rows, y: Any) -> None:
-        """Add predictions of `rows` to the scores; none are added if the object predicts nothing yet, or fails."""
+    def _ask(self, rows: Rows) -> list[Asked]:
+        """Return what the object answers to `rows`, which it learns next; if need be in parts, or nothing.
+
+        An object that has learned nothing is asked once.
+        """
+        asked = self._asked
         try:
             with only_exceptions():
-                predicted, probabilities = self._predict(rows), self._probabilities(rows)
+                if getattr(self, "_freely", None) is None:
+                    self._freely = is_unchanged_by_questions(self.estimator)
+                copied = asked if self._freely else asked.copy_for_probabilities()
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - real faults are raised while learning
-            return
+            return []
+
+        def ask_part(part: slice) -> tuple[list[Any], Probabilities | None] | None:
+            try:
+                with only_exceptions():
+                    return asked.ask(rows.part(part.start, part.stop), self.rows_seen, copied)
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - real faults are raised while learning
+                return None
+
+        found = evaluation.ask_in_parts(rows.n, ask_part, evaluation.QUESTIONS_MAX if self.rows_seen else 1)
+        return [Asked(list(range(part.start, part.stop)), *answered) for part, answered in found]
+
+    def _update_object_scores(self, y: Any, asked: Sequence[Asked]) -> None:
+        """Add the answers to the scores, then let their baseline learn `y`."""
+        kind, labels = self.recipe.entry.kind, self._known_labels
         if not self.prequential:
             self.prequential.append(PrequentialScores(self.recipe.window))
-        self.prequential[0].update(self.recipe.entry.kind, y, predicted, probabilities)
+        for positions, values, found in asked:
+            answered = [i for i, value in enumerate(values) if value is not None]
+            truth = y[[positions[i] for i in answered]]
+            if labels is None:
+                predicted, probabilities = numbers_of(values)[answered], None
+            else:
+                predicted = codes_of([values[i] for i in answered], labels)
+                probabilities = None if found is None else by_code(found, labels)[answered]
+            self.prequential[0].update(kind, truth, predicted, probabilities)
+        self.prequential[0].learn(kind, y)
+
+    def _update_target_scores(self, rows: Rows, asked: Sequence[Asked]) -> None:
+        """Add the answers about several targets to the scores of each."""
+        found = self._targets(rows)
+        self.targets = object_targets.names_of(found, self.targets)
+        labels = self.labels.each if isinstance(self.labels, Outputs) else None
+        object_targets.update(self.prequential, self.recipe, self.targets, labels, found, asked)
+
+    def _targets(self, rows: Rows) -> list[object_targets.Targets]:
+        return [object_targets.by_name(values_of(str(text))) for text in rows.y or ()]
+
+    def _score_targets(self, rows: Rows) -> scores.Score:
+        found = self._targets(rows)
+        labels = self.labels.each if isinstance(self.labels, Outputs) else None
+        names = object_targets.names_of(found, self.targets)
+        asked = self._ask(rows)
+        if not asked:
+            # Raises why no row can be predicted.
+            self._asked.predict(rows)
+        return object_targets.score(asked, found, names, labels)
+
+    def _answers(self, rows: Rows) -> list[Any]:
+        """Return the predictions of this object itself, with labels in the form in which they were sent."""
+        values = self._asked.predict(rows)
+        if not isinstance(self.labels, Outputs):
+            return values
+        return object_targets.answers_as_sent(values, self.targets, self.labels.each)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics of :meth:`Bundle.metrics`, with the name of each of several targets under `target`."""
+        found = Bundle.metrics(self)
+        for name, of_output in zip(self.targets, found.get("outputs", ()), strict=False):
+            of_output["target"] = name
+        return found
+
+    def _target(self, rows: Rows, *, learning: bool = True) -> Any:
+        """Return the target of `rows`: numbers, or codes of labels, after those of the object's own classes."""
+        return rows.target() if self._known_labels is None else self._codes(rows, self._known_labels)
+
+    def _codes(self, rows: Rows, labels: Labels) -> Any:
+        """Return the codes of the labels of `rows`; `labels` learns those, and before them the object's own classes."""
+        own = as_sent((own_classes(self.estimator) or []) if self._header.calls == "partial_fit" else [], labels.known)
+        codes_of(own, labels, CLASSES_MAX)
+        return labels.partial_fit_encode(as_sent(list(rows.y or []), own))
 
     def predict(self, rows: Rows) -> list[Any]:
-        """Predict `rows`: the object's value for each as JSON; None where it has none yet."""
-        predictions: list[Any] = self._call_copy(rows, lambda bundle: bundle._values(rows))
+        """Predict `rows`: the object's value for each as JSON; None where it has none yet.
+
+        Raises
+        ------
+        ConflictError
+            If the object has learned nothing and cannot predict before.
+        InvalidError
+            If it cannot predict these rows.
+        """
+        predictions: list[Any] = self._call_copy(rows, lambda bundle: bundle._answers(rows))
         return predictions
 
     def confidences(self, rows: Rows) -> dict[str, Any]:
-        """Return `probabilities` with `classes`."""
-        return {"probabilities": self.predict_proba(rows), "classes": self.classes}
+        """Return `probabilities` with `classes`; raises what :meth:`predict` raises."""
+        found: Probabilities | None = self._call_copy(rows, lambda bundle: bundle._asked.probabilities(rows))
+        if found is None:
+            raise InvalidError(f"{self.recipe.name} has no probabilities: leave out proba.")
+        return {"probabilities": found.rows, "classes": found.classes}
 
     def predict_proba(self, rows: Rows) -> list[list[float]]:
-        """Return probabilities of `rows`, shape (n, classes), in the order of :attr:`classes`."""
-        listed: list[list[float]] | None = self._call_copy(rows, lambda bundle: bundle._listed_probabilities(rows))
-        if listed is None:
-            raise InvalidError(f"{self.recipe.name} has no probabilities: leave out proba.")
+        """Return the `probabilities` of :meth:`confidences`, shape (n, classes)."""
+        listed: list[list[float]] = self.confidences(rows)["probabilities"]
         return listed
 
     def score(self, rows: Rows) -> dict[str, float | None]:
-        """Score predictions of `rows` against their target."""
-        scored: dict[str, float | None] = self._call_copy(rows, lambda bundle: Bundle.score(bundle, rows))
+        """Score predictions of `rows` against their target; raises what :meth:`predict` raises."""
+        if not self.recipe.entry.takes_y:
+            raise InvalidError(f"{self.recipe.name} takes no y: there is nothing to score against.")
+        scored: dict[str, float | None] = self._call_copy(rows, lambda bundle: bundle._score_own(rows))
         return scored
+
+    def _score_own(self, rows: Rows) -> dict[str, float | None]:
+        """Return the scores of this object itself; raises its error if it can predict no row."""
+        if self.recipe.entry.multi_output:
+            return self._score_targets(rows)
+        asked, known = self._ask(rows), self._known_labels
+        if not asked:
+            # Raises why no row can be predicted.
+            self._asked.predict(rows)
+        positions = [position for each in asked for position in each.positions]
+        values = [value for each in asked for value in each.values]
+        if known is None:
+            return scores.score(rows.target()[positions], numbers_of(values), labelled=False, rows=rows.n)
+        # A copy: a score does not learn labels.
+        labels = Labels(list(known.known), dict(known.codes))
+        y = self._codes(rows, labels)
+        answered = [i for i, value in enumerate(values) if value is not None]
+        predicted = codes_of([values[i] for i in answered], labels)
+        none = np.full((1, len(labels.known)), np.nan)
+        of_parts = [
+            none.repeat(len(each.positions), 0) if each.probabilities is None else by_code(each.probabilities, labels)
+            for each in asked
+        ]
+        probabilities = np.concatenate([none, *of_parts])[1:][answered]
+        return scores.score(y[positions][answered], predicted, probabilities, labelled=True, rows=rows.n)
 
     @property
     def classes(self) -> list[Any]:
         """Labels in the order of the columns of :meth:`predict_proba`."""
-        own = getattr(self.estimator, "classes_", None) if self._header.calls == "partial_fit" else None
+        own = own_classes(self.estimator) if self._header.calls == "partial_fit" else None
         known = [] if self._known_labels is None else list(self._known_labels.known)
-        return known if own is None else [as_json(label) for label in own]
+        return known if own is None else as_sent(own, known)
+
+    @property
+    def _asked(self) -> AskedObject:
+        known = [] if self._known_labels is None else self._known_labels.known
+        return AskedObject(self.estimator, self.recipe, self.columns, self._header.calls, known)
 
     @property
     def width(self) -> int | None:
         """Number of values of a row; None if neither the recipe nor rows have told it."""
         width = Bundle.width.__get__(self)
-        return width if type(width) is int else None
+        return width if type(width) is int else self.learned_width
 
     @property
     def runtime(self) -> dict[str, str]:
@@ -183,6 +319,11 @@ class ObjectBundle(Bundle):
     @property
     def _header(self) -> ObjectHeader:
         return uploads.header_of(self.recipe.object or "")
+
+    def _check_ready(self, rows: Rows) -> None:
+        """Check the width; an object that has learned nothing here may still be able to predict."""
+        if self.rows_seen:
+            Bundle._check_ready(self, rows)
 
     def _call_copy(self, rows: Rows, call: Callable[["ObjectBundle"], Any]) -> Any:
         """Return the result of `call` with the copy; report whatever the object raises as an error of `rows`."""
@@ -199,105 +340,12 @@ class ObjectBundle(Bundle):
             raise
         except Exception as error:  # noqa: BLE001 - an object may raise any exception
             reason = str(error) if isinstance(error, KeepfitError) else describe_error(error)
+            if not self.rows_seen:
+                raise ConflictError(
+                    f"The model has not learned any row yet; send partial_fit first. {self.recipe.name} cannot "
+                    f"predict before: {reason}"
+                ) from None
             raise InvalidError(f"{self.recipe.name} cannot predict these rows: {reason}") from None
-
-    def _values(self, rows: Rows) -> list[Any]:
-        """Return predictions by this object itself, as JSON."""
-        if self._header.calls == "partial_fit":
-            X = self.columns.transform(self.recipe, rows)
-            # The prediction of a transformer is the transformed row.
-            call = self.estimator.transform if self.recipe.entry.kind == "transformer" else self.estimator.predict
-            found = call(X)
-        else:
-            kind, known = self.recipe.entry.kind, [] if self._known_labels is None else self._known_labels.known
-            dicts = river_adapter.to_dicts(self.recipe, rows)
-            found = river_adapter.predict(self.estimator, self._header.calls, kind, dicts, known)
-        values = as_json(found)
-        if type(values) is not list or len(values) != rows.n:
-            raise ValueError(f"predict returned {_describe_count(values)} for {rows.n} rows")
-        return values
-
-    def _predict(self, rows: Rows) -> Any:
-        """Return predictions by this object itself, shape (n,); labels as codes.
-
-        Raises
-        ------
-        ValueError
-            If a row has none, or the square of one is not finite.
-        """
-        found = self._values(rows)
-        if None in found:
-            raise ValueError("a row has no prediction")
-        if self._known_labels is not None:
-            codes = self._known_labels.codes
-            return np.array([codes.get(_key(label), NO_LABEL) for label in found], dtype=np.int64)
-        values = np.array(found, dtype=np.float64)
-        if values.shape != (rows.n,) or not (np.abs(values) <= NUMBER_MAX).all():
-            raise ValueError("the prediction of a row is not a number, or too large")
-        return values
-
-    def _listed_probabilities(self, rows: Rows) -> list[list[float]] | None:
-        """Return probabilities by this object itself, in the order of :attr:`classes`; None if it has none."""
-        if self._known_labels is None:
-            return None
-        if self._header.calls != "partial_fit":
-            dicts = river_adapter.to_dicts(self.recipe, rows)
-            return river_adapter.predict_proba(self.estimator, self._header.calls, dicts, self.classes)
-        if not hasattr(self.estimator, "predict_proba") or getattr(self.estimator, "classes_", None) is None:
-            return None
-        X = self.columns.transform(self.recipe, rows)
-        probabilities = np.asarray(self.estimator.predict_proba(X), dtype=np.float64)
-        if probabilities.shape != (rows.n, len(self.classes)):
-            raise ValueError(f"predict_proba returned the shape {probabilities.shape}")
-        listed: list[list[float]] = probabilities.tolist()
-        return listed
-
-    def _probabilities(self, rows: Rows) -> Any:
-        """Return probabilities in the order of the labels' codes, shape (n, n_classes); None if the object has none."""
-        listed = self._listed_probabilities(rows)
-        if listed is None or self._known_labels is None:
-            return None
-        by_code = np.zeros((rows.n, self._known_labels.n_classes))
-        for column, label in enumerate(self.classes):
-            code = self._known_labels.codes.get(_key(label), NO_LABEL)
-            if code != NO_LABEL:
-                by_code[:, code] = [row[column] for row in listed]
-        return by_code
-
-
-def as_json(value: Any) -> Any:
-    """Return `value` as JSON: numbers, text, booleans, None, lists, and objects whose keys are text.
-
-    Raises
-    ------
-    TypeError
-        If it has no JSON form.
-
-    >>> as_json(np.array([[1, 2]])), as_json({0: np.float64(0.5), "a": None}), as_json(float("nan"))
-    ([[1, 2]], {'0': 0.5, 'a': None}, None)
-    """
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if value is None or isinstance(value, bool | str):
-        return value if value is None or type(value) in (bool, str) else str(value)
-    if isinstance(value, int) and value.bit_length() <= INTEGER_BITS_MAX:
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
-    if isinstance(value, dict):
-        return {str(key): as_json(each) for key, each in value.items()}
-    raise TypeError(f"it returned {type(value).__name__}, which has no JSON form")
-
-
-def _describe_count(values: Any) -> str:
-    return f"{len(values)} values" if type(values) is list else type(values).__name__
-
-
-def _key(label: Any) -> Any:
-    """Return the key of a label in the label list; None if it cannot be a label."""
-    return BOOLEAN_KEYS[label] if type(label) is bool else label if type(label) in (str, int) else None
 
 
 def _target(rows: Rows) -> Any:

@@ -14,7 +14,11 @@ import numpy as np
 
 from keepfit.errors import InvalidError
 from keepfit.model.labels import Labels
+from keepfit.model.scores import UNANSWERED
 from keepfit.recipe.recipe import Label
+
+# The scores of which the largest of all outputs counts.
+LARGEST = ("max_error", UNANSWERED)
 
 
 @dataclass(slots=True)
@@ -71,16 +75,13 @@ class Outputs:
         columns = [labels.decode(codes[:, i]) for i, labels in enumerate(self.each)]
         return [list(row) for row in zip(*columns, strict=True)]
 
-    def known_probabilities(self, probabilities: Sequence[Any]) -> list[list[list[float]]]:
-        """Return the probabilities of the known labels, per row and output.
+    def known_probabilities(self, probabilities: Sequence[Any]) -> list[Any]:
+        """Return the probabilities of the known labels, one array of shape (n, labels) per output.
 
         `probabilities` holds one array of shape (n, classes) per output.
         """
-        columns = [
-            labels.known_probabilities(of_output).tolist()
-            for labels, of_output in zip(self.each, probabilities, strict=True)
-        ]
-        return [list(row) for row in zip(*columns, strict=True)]
+        pairs = zip(self.each, probabilities, strict=True)
+        return [labels.known_probabilities(of_output) for labels, of_output in pairs]
 
 
 def check_output_count(learned: int, sent: int) -> None:
@@ -106,13 +107,23 @@ def output_columns(y: Sequence[Any], n: int) -> list[Sequence[Any]]:
 
 
 def combine_scores(each: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Combine the scores of all outputs: the largest `max_error`, the mean of any other; None where one is None."""
+    """Combine the scores of all outputs: the largest of some, the mean of any other; None where one is None.
+
+    An output of which no row could be evaluated is in none of them, except in the rows without a prediction.
+
+    >>> combine_scores([{"accuracy": 0.5}, {"accuracy": None, "rows_without_prediction": 3}])
+    {'accuracy': 0.5, 'rows_without_prediction': 3}
+    """
     combined: dict[str, float | None] = {}
-    for name in each[0]:
-        values = [scores[name] for scores in each]
+    for name in dict.fromkeys(name for scores in each for name in scores):
+        values = [scores.get(name, 0) for scores in each if name == UNANSWERED or _is_evaluated(scores)]
         known = [value for value in values if value is not None]
-        if len(known) < len(values):
+        if not known or len(known) < len(values):
             combined[name] = None
         else:
-            combined[name] = max(known) if name == "max_error" else sum(known) / len(known)
+            combined[name] = max(known) if name in LARGEST else sum(known) / len(known)
     return combined
+
+
+def _is_evaluated(scores: Mapping[str, float | None]) -> bool:
+    return any(value is not None for name, value in scores.items() if name != UNANSWERED)

@@ -4,13 +4,16 @@ Owns the sums behind the metrics, over all rows and over a sliding window of the
 Rodrigues, 2013, "On evaluating stream learning algorithms"). Never changes the model. Invariants: sums do not depend on
 how a sequence of rows was divided among processes; memory and time per batch do not depend on the number of earlier
 rows. The state consists of plain lists, dicts and numbers, because it is pickled with every commit.
+
+Beside the metrics of the model stand those of a baseline without features: the mean of all targets learned so far, or
+the most frequent label so far. It answers the same rows at the same time, before they are learned.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,42 +35,86 @@ NO_LABEL = -1
 Metrics = dict[str, Any]
 # Regression: number of rows, sums of absolute errors, squared errors, targets and squared targets, both of the latter
 # relative to the first target. Classification: number of rows, rows with probabilities, their log loss, counts of
-# pairs.
+# pairs. Both then have the rows that the baseline answered, and its absolute errors or its right answers.
 Sums = list[Any]
+REGRESSION_ZERO: Sums = [0, 0.0, 0.0, 0.0, 0.0, 0, 0.0]
+CLASSIFICATION_ZERO: Sums = [0, 0, 0.0, {}, 0, 0]
 
 
 @dataclass(slots=True)
 class PrequentialScores:
-    """Prequential sums of one output; `window` is the number of last rows that have metrics of their own."""
+    """Prequential sums of one output; `window` is the number of last rows that have metrics of their own.
+
+    `baseline` holds what the baseline has learned: the number of targets and their sum, or the most frequent label's
+    code and the number of rows of each code.
+    """
 
     window: int
     total: Sums = field(default_factory=list)
     parts: list[Sums] = field(default_factory=list)
     first: float = 0.0
+    baseline: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def from_stored(cls, window: int, total: Sums, parts: list[Sums], first: float, *baseline: Any) -> Self:
+        """Return the scores of stored fields; those of 0.1 have no baseline, which begins with the next rows."""
+        if total:
+            zero = CLASSIFICATION_ZERO if _is_classification(total) else REGRESSION_ZERO
+            total, *parts = [[*sums, *zero[len(sums) :]] for sums in (total, *parts)]
+        return cls(window, total, parts, first, *baseline)
+
+    def learn(self, kind: Kind, y: Any) -> None:
+        """Let the baseline learn the targets `y`, shape (n,), after :meth:`update` has evaluated their rows."""
+        baseline = self.baseline
+        if kind == "regressor":
+            if not baseline:
+                baseline += [0, 0.0]
+            baseline[0] += len(y)
+            baseline[1] += float(y[0]) if len(y) == 1 else float(y.sum())
+            return
+        if not baseline:
+            baseline += [0, []]
+        counts = baseline[1]
+        for code in y.tolist():
+            if code >= len(counts):
+                counts += [0] * (code + 1 - len(counts))
+            counts[code] += 1
+        # Of equally frequent labels the earlier one stays: otherwise the answer would change with nearly every row.
+        most = code if len(y) == 1 else counts.index(max(counts))
+        if counts[most] > counts[baseline[0]]:
+            baseline[0] = most
+
+    def _baseline_answer(self) -> Any:
+        """Return the mean target or the most frequent label's code; None before the first target."""
+        if not self.baseline:
+            return None
+        first, second = self.baseline
+        return first if type(second) is list else second / first
 
     def update(self, kind: Kind, y: Any, predicted: Any, probabilities: Any = None) -> None:
-        """Add one batch.
+        """Add one batch, which :meth:`learn` has not learned yet.
 
         Parameters
         ----------
-        y, predicted : targets and predictions, shape (n,): numbers of a regressor, codes of a classifier's labels
-        probabilities : shape (n, classes); None where the classifier gives none
+        y, predicted : targets and predictions, shape (n,): numbers of a regressor, codes of a classifier's labels;
+            a row whose prediction is not finite has none, and is not evaluated
+        probabilities : shape (n, classes); None where the classifier gives none, NaN where it gives none for a row
         """
+        if len(y) == 1:
+            if kind == "regressor":
+                self._update_number(float(y[0]), float(predicted[0]))
+            else:
+                self._update_label(int(y[0]), int(predicted[0]), probabilities)
+            return
+        if kind == "regressor":
+            answered = np.isfinite(predicted)
+            y, predicted = y[answered], predicted[answered]
         rows = len(y)
+        if not rows:
+            return
         size = self.window // PARTS
         if not self.total:
-            self.total = [0, 0.0, 0.0, 0.0, 0.0] if kind == "regressor" else [0, 0, 0.0, {}]
-            self.parts = [_zeros_like(self.total)]
-            self.first = float(y[0])
-        if rows == 1:
-            self._open_part(size)
-            if kind == "regressor":
-                one = self._number_sums_of_row(y[0], predicted[0])
-            else:
-                one = _label_sums_of_row(y, predicted, probabilities)
-            for sums in (self.total, self.parts[-1]):
-                _add(sums, one)
-            return
+            self._begin(kind, float(y[0]))
         _add(self.total, self._sums(kind, y, predicted, probabilities))
         # Rows that would leave the window at once are only counted; parts still end where they end for single rows.
         start = 0
@@ -82,6 +129,57 @@ class PrequentialScores:
                 self.parts[-1][0] += stop - start
             start = stop
 
+    def _begin(self, kind: Kind, first: float) -> None:
+        self.total = _zeros_like(REGRESSION_ZERO if kind == "regressor" else CLASSIFICATION_ZERO)
+        self.parts = [_zeros_like(self.total)]
+        self.first = first
+
+    def _update_number(self, target: float, predicted: float) -> None:
+        """Add a single row of a regressor; written out, because this is done for each row of most streams."""
+        if not math.isfinite(predicted):
+            return
+        if not self.total:
+            self._begin("regressor", target)
+        self._open_part(self.window // PARTS)
+        error, level, of_baseline = abs(target - predicted), target - self.first, 0.0
+        count = 1 if self.baseline else 0
+        if count:
+            of_baseline = abs(target - self.baseline[1] / self.baseline[0])
+        for sums in (self.total, self.parts[-1]):
+            sums[0] += 1
+            sums[1] += error
+            sums[2] += error * error
+            sums[3] += level
+            sums[4] += level * level
+            sums[5] += count
+            sums[6] += of_baseline
+
+    def _update_label(self, truth: int, predicted: int, probabilities: Any) -> None:
+        """Add a single row of a classifier; `probabilities` has the shape (1, classes), or is None."""
+        if not self.total:
+            self._begin("classifier", float(truth))
+        self._open_part(self.window // PARTS)
+        scored, loss = 0, 0.0
+        if probabilities is not None:
+            probability = float(probabilities[0, truth if truth < probabilities.shape[1] else 0])
+            # NaN: the row has no probabilities.
+            if probability == probability:  # noqa: PLR0124 - the fastest check for NaN
+                if probability < PROBABILITY_MIN or truth >= probabilities.shape[1]:
+                    probability = PROBABILITY_MIN
+                scored, loss = 1, -math.log(probability)
+        count = 1 if self.baseline else 0
+        right = 1 if count and self.baseline[0] == truth else 0
+        pairs = _pairs(truth, predicted, 1)
+        for sums in (self.total, self.parts[-1]):
+            sums[0] += 1
+            sums[1] += scored
+            sums[2] += loss
+            counts = sums[3]
+            for pair in pairs:
+                counts[pair] = counts.get(pair, 0) + 1
+            sums[4] += count
+            sums[5] += right
+
     def _open_part(self, size: int) -> None:
         """Begin another part if the last one has `size` rows."""
         if self.parts[-1][0] >= size:
@@ -90,19 +188,17 @@ class PrequentialScores:
 
     def _sums(self, kind: Kind, y: Any, predicted: Any, probabilities: Any) -> Sums:
         """Return the sums of a batch."""
+        baseline = self._baseline_answer()
         if kind != "regressor":
-            return _label_sums(y, predicted, probabilities)
+            return _label_sums(y, predicted, probabilities, baseline)
         error, level = np.abs(y - predicted), y - self.first
-        return [len(y), float(error.sum()), float(error @ error), float(level.sum()), float(level @ level)]
-
-    def _number_sums_of_row(self, y: Any, predicted: Any) -> Sums:
-        error, level = abs(float(y) - float(predicted)), float(y) - self.first
-        return [1, error, error * error, level, level * level]
+        sums = [len(y), float(error.sum()), float(error @ error), float(level.sum()), float(level @ level)]
+        return [*sums, 0, 0.0] if baseline is None else [*sums, len(y), float(np.abs(y - baseline).sum())]
 
     @property
     def is_finite(self) -> bool:
         """Whether all sums are finite; a prediction with a huge error would make them infinite permanently."""
-        return not self.total or math.isfinite(math.fsum(self.total[1:5] if len(self.total) > 4 else self.total[1:3]))
+        return math.isfinite(sum([value for value in self.total if type(value) is float]))
 
     def metrics(self, labels: Sequence[Label] | None = None) -> Metrics:
         """Return the metrics by scikit-learn's names over all rows, and over the last rows under ``window``.
@@ -121,22 +217,29 @@ class PrequentialScores:
 def combine_outputs(outputs: Sequence[PrequentialScores], labels: Sequence[Sequence[Label]] | None = None) -> Metrics:
     """Return the metrics of a model.
 
-    They are those of its only output, or else the means over its outputs, with those of each under ``outputs``.
+    They are those of its only output, or else the means over its outputs, with those of each under ``outputs``. An
+    output without an evaluated row has no metrics there, and is in no mean.
     """
     labels_by_output = labels or [()] * len(outputs)
     each = [scores.metrics(known) for scores, known in zip(outputs, labels_by_output, strict=False)]
-    if len(each) < 2:
-        return each[0] if each else {}
-    return {**_means(each), "window": _means([metrics["window"] for metrics in each]), "outputs": each}
+    evaluated = [metrics for metrics in each if metrics]
+    if len(each) < 2 or not evaluated:
+        return each[0] if len(each) == 1 else {}
+    return {**_means(evaluated), "window": _means([metrics["window"] for metrics in evaluated]), "outputs": each}
 
 
 def _means(each: Sequence[Metrics]) -> Metrics:
-    means: Metrics = {"rows": each[0]["rows"]}
+    # The outputs of some objects are evaluated in different rows.
+    means: Metrics = {"rows": max(metrics["rows"] for metrics in each)}
     for name in each[0]:
         values = [value for metrics in each if isinstance(value := metrics.get(name), float)]
         if len(values) == len(each):
             means[name] = math.fsum(values) / len(values)
     return means
+
+
+def _is_classification(sums: Sums) -> bool:
+    return type(sums[3]) is dict
 
 
 def _zeros_like(sums: Sums) -> Sums:
@@ -157,49 +260,48 @@ def _pair(truth: int, predicted: int) -> int:
     return (truth + 1) * PAIR_STRIDE + predicted + 1
 
 
-def _label_sums_of_row(y: Any, predicted: Any, probabilities: Any) -> Sums:
-    """Return the sums of a single row."""
-    truth, label = int(y[0]), int(predicted[0])
-    if probabilities is None:
-        return [1, 0, 0.0, _pairs(truth, label, 1)]
-    probability = float(probabilities[0, truth]) if truth < probabilities.shape[1] else 0.0
-    # NaN, which naive Bayes gives after a single row, counts as the minimum.
-    loss = -math.log(probability if probability > PROBABILITY_MIN else PROBABILITY_MIN)
-    return [1, 1, loss, _pairs(truth, label, 1)]
-
-
-def _label_sums(y: Any, predicted: Any, probabilities: Any) -> Sums:
+def _label_sums(y: Any, predicted: Any, probabilities: Any, baseline: int | None) -> Sums:
     """Return the sums of a batch."""
     counts: dict[int, int] = {}
     distinct, occurrences = np.unique(np.stack([y, predicted]), axis=1, return_counts=True)
     for truth, label, count in zip(*distinct.tolist(), occurrences.tolist(), strict=True):
         for pair, n in _pairs(truth, label, count).items():
             counts[pair] = counts.get(pair, 0) + n
-    if probabilities is None:
-        return [len(y), 0, 0.0, counts]
+    of_baseline = (0, 0) if baseline is None else (len(y), int((y == baseline).sum()))
+    losses = () if probabilities is None else log_losses(y, probabilities)
+    return [len(y), len(losses), float(sum(losses)), counts, *of_baseline]
+
+
+def log_losses(y: Any, probabilities: Any) -> Any:
+    """Return the log loss of each row that has probabilities, by the codes `y`, shape (n,).
+
+    A code without a column has the probability 0. Rows whose probabilities are NaN have none.
+    """
+    answered = ~np.isnan(probabilities).any(axis=1)
+    y, probabilities = y[answered], probabilities[answered]
     of_truth = np.zeros(len(y))
     learned = y < probabilities.shape[1]
     of_truth[learned] = probabilities[np.flatnonzero(learned), y[learned]]
-    of_truth = np.where(of_truth > PROBABILITY_MIN, of_truth, PROBABILITY_MIN)
-    return [len(y), len(y), float(-np.log(of_truth).sum()), counts]
+    return -np.log(np.where(of_truth > PROBABILITY_MIN, of_truth, PROBABILITY_MIN))
 
 
 def _pairs(truth: int, predicted: int, count: int) -> dict[int, int]:
     """Return the counts for `count` rows; a wrong prediction beyond the confusion matrix counts once per label."""
-    if truth == predicted or max(truth, predicted) < CONFUSION_MAX:
+    if predicted in (truth, NO_LABEL) or max(truth, predicted) < CONFUSION_MAX:
         return {_pair(truth, predicted): count}
     return {_pair(truth, NO_LABEL): count, _pair(NO_LABEL, predicted): count}
 
 
 def _metrics(sums: Sums, labels: Sequence[Label] | None) -> Metrics:
     rows = sums[0]
-    if len(sums) == 4:
+    if _is_classification(sums):
         return _label_metrics(sums, labels or ())
-    _, absolute, squared, level, level_squared = sums
+    _, absolute, squared, level, level_squared, answered, of_baseline = sums
     # Rounding may make this negative if all targets are equal.
     spread = level_squared - level * level / rows
     return {
         "mean_absolute_error": absolute / rows,
+        "baseline_mean_absolute_error": of_baseline / answered if answered else None,
         "root_mean_squared_error": math.sqrt(squared / rows),
         "r2": 1.0 - squared / spread if rows > 1 and spread > EPSILON * level_squared else None,
         "rows": rows,
@@ -207,19 +309,23 @@ def _metrics(sums: Sums, labels: Sequence[Label] | None) -> Metrics:
 
 
 def _label_metrics(sums: Sums, labels: Sequence[Label]) -> Metrics:
-    rows, scored, loss, pairs = sums
+    rows, scored, loss, pairs, answered, of_baseline = sums
     correct: dict[int, int] = defaultdict(int)
     # Per label: rows that have it plus rows predicted as it.
     occurrences: dict[int, int] = defaultdict(int)
     for pair, count in pairs.items():
         truth, predicted = pair // PAIR_STRIDE - 1, pair % PAIR_STRIDE - 1
-        if truth == predicted:
+        if truth == predicted != NO_LABEL:
             correct[truth] += count
         occurrences[truth] += count
         occurrences[predicted] += count
     occurrences.pop(NO_LABEL, None)
     f1_by_label = [2 * correct[label] / count for label, count in occurrences.items()]
-    metrics: Metrics = {"accuracy": sum(correct.values()) / rows, "f1": math.fsum(f1_by_label) / len(f1_by_label)}
+    metrics: Metrics = {
+        "accuracy": sum(correct.values()) / rows,
+        "baseline_accuracy": of_baseline / answered if answered else None,
+        "f1": math.fsum(f1_by_label) / len(f1_by_label),
+    }
     if scored:
         metrics["log_loss"] = loss / scored
     if 0 < len(labels) <= CONFUSION_MAX:

@@ -11,25 +11,30 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
+from sklearn.multiclass import OneVsOneClassifier
 
 from keepfit.errors import ConflictError, InvalidError, KeepfitError
 from keepfit.model import estimators, first_call, parameters, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.patch import CHANGE
-from keepfit.recipe.recipe import Recipe, check_fields, from_document, from_text
+from keepfit.recipe.recipe import Recipe, check_fields, from_document, from_text, left_out
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 
 # Columns of the generated rows if neither recipe nor parameters tell it.
 DEFAULT_WIDTH = 8
-# Limits of the trial: columns, numbers in all, units of a network, classes.
-WIDTH_MAX, NUMBERS_MAX, UNITS_MAX, CLASSES_MAX = 256, 20_000, 2_000, 50
+# Limits of the trial: columns (16 one-hot category columns), numbers in all, components, units of a network, classes.
+WIDTH_MAX, NUMBERS_MAX, COMPONENT_VALUES_MAX, UNITS_MAX, CLASSES_MAX = 2048, 20_000, 2**16, 2_000, 50
+# Redis takes no larger value, so no model with more could be stored.
+COEFFICIENT_BYTES_MAX = 2**29
 # Parameters whose value, or the length of whose value, is a number of columns.
 WIDTH_PARAMS = ("n_components", "n_clusters")
 PER_COLUMN_PARAMS = ("alpha", "min_categories", "coef_init")
@@ -38,7 +43,9 @@ PER_COLUMN_PARAMS = ("alpha", "min_categories", "coef_init")
 def check(document: Any, keyring: Keyring | None = None) -> Recipe:
     """Return the recipe of a JSON document after all checks.
 
-    `keyring` has the upload keys, None where no objects are accepted. An object is verified but not unpickled.
+    `keyring` has the upload keys, None where no objects are accepted. An object is verified but not unpickled. An
+    encoding that the document leaves out is the one that suits the estimator. If the estimator refuses that one, it is
+    "ordinal": a parameter may have a value for each column, of which one-hot categories make more.
 
     Raises
     ------
@@ -46,13 +53,29 @@ def check(document: Any, keyring: Keyring | None = None) -> Recipe:
         With what is wrong and what would be right, in the estimator's own words where it refuses.
     """
     recipe = from_document(document, keyring)
+    try:
+        _check(recipe)
+    except InvalidError:
+        if "encoding" not in left_out(document) or recipe.encoding in (None, "ordinal"):
+            raise
+        ordinal = msgspec.structs.replace(recipe, encoding="ordinal")
+        with suppress(InvalidError):
+            _check(ordinal)
+            _check_size(ordinal)
+            return ordinal
+        raise
+    # Not among the checks above: what is too large in one-hot columns is not to be stored with ordinal codes instead.
+    _check_size(recipe)
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
     # Before the other fields, because the estimators' messages say more.
     for name, params in recipe.named_steps:
         estimators.build(name, params)
     check_fields(recipe)
     if recipe.object is None:
         _check_trial(recipe.text())
-    return recipe
 
 
 # Cached, because many models are made with one recipe.
@@ -67,7 +90,7 @@ def _check_trial(text: str) -> None:
     needed = first_call.rows_needed(estimator, width)
     if width > WIDTH_MAX or width * needed > NUMBERS_MAX or _units(pipeline.final_of(estimator)) > UNITS_MAX:
         return
-    if len(recipe.classes or ()) > CLASSES_MAX:
+    if len(recipe.classes or ()) > CLASSES_MAX or first_call.component_values(estimator, width) > COMPONENT_VALUES_MAX:
         return
     features: dict[str, Any] | None = {"text": "text"} if recipe.reads_text else None
     trial_recipe = msgspec.structs.replace(recipe, features=features, scaler=None)
@@ -86,6 +109,33 @@ def _check_trial(text: str) -> None:
             raise InvalidError(f"params of {recipe.name}: {reason}") from None
     except ArithmeticError:
         return
+
+
+def _check_size(recipe: Recipe) -> None:
+    """Reject a recipe whose coefficients no Redis can hold; those of an uploaded object are not known.
+
+    A classifier of the catalogue has a number for each column and class, or pair of classes; a network for each pair of
+    units; a decomposition for each column and component.
+    """
+    if recipe.object is not None:
+        return
+    estimator = Bundle.new(recipe).estimator
+    columns = (None if recipe.reads_text else first_call.matrix_width(recipe)) or 1
+    width, final = first_call.width_of_final(estimator, columns), pipeline.final_of(estimator)
+    classes: Any = recipe.classes or []
+    # Two classes have one row of coefficients, and so has a regressor.
+    counts = [len(one) for one in classes] if recipe.entry.multi_output else [len(classes)]
+    outputs = sum([count if count > 2 else 1 for count in counts]) or 1
+    layers = [width, *_hidden_layers(final), outputs]
+    if isinstance(final, OneVsOneClassifier):
+        layers[-1] = max(1, outputs * (outputs - 1) // 2)
+    values = sum(before * after for before, after in pairwise(layers))
+    size = 8 * max(values, first_call.component_values(estimator, columns))
+    if size > COEFFICIENT_BYTES_MAX:
+        raise InvalidError(
+            f"{recipe.name} needs at least {size} bytes for {columns} columns and {outputs} outputs; a model may have "
+            f"{COEFFICIENT_BYTES_MAX}: use fewer columns, classes, units or components."
+        )
 
 
 def _fit_and_predict(recipe: Recipe, first: Rows, second: Rows) -> None:
@@ -109,8 +159,14 @@ def _widths(step: Any) -> Iterator[int]:
 
 
 def _units(step: Any) -> int:
-    layers = getattr(getattr(step, "estimator", step), "hidden_layer_sizes", 0)
-    return int(np.sum(layers)) if isinstance(layers, int | list) else 0
+    return int(np.sum(_hidden_layers(step)))
+
+
+def _hidden_layers(step: Any) -> list[int]:
+    """Return the units of each hidden layer; none if they are no numbers, which scikit-learn rejects."""
+    layers = getattr(getattr(step, "estimator", step), "hidden_layer_sizes", [])
+    layers = [layers] if isinstance(layers, int) else layers
+    return list(layers) if all(isinstance(layer, int) for layer in layers) else []
 
 
 def _generated_rows(recipe: Recipe, n: int, width: int) -> Rows:
@@ -132,20 +188,19 @@ def _value(target: str | None, classes: Any, row: int) -> Any:
     return float(row % 3) if target == "numbers" else classes[row % len(classes)]
 
 
-def check_line(line: bytes) -> dict[str, Any] | None:
+def check_line(line: bytes) -> dict[str, Any]:
     """Check one line of JSON from the gateway: a recipe, or after :data:`CHANGE` a change of parameters.
 
-    Return None for a valid recipe and ``{"params": params}`` for a valid change. The answer for an error is
+    Return ``{"encoding": encoding}`` for a valid recipe, ``{"params": params}`` for a valid change, and for an error
     ``{"error": class, "detail": message}``.
     """
     try:
         if line.startswith(CHANGE.encode()):
             recipe, changed, params = json.loads(line.removeprefix(CHANGE.encode()))
             return {"params": parameters.check(msgspec.convert(recipe, Recipe), changed, params)}
-        check(json.loads(line))
+        return {"encoding": check(json.loads(line)).encoding}
     except KeepfitError as error:
         return {"error": type(error).__name__, "detail": str(error)}
-    return None
 
 
 def main() -> None:

@@ -3,16 +3,18 @@
 Owns bundle format 3, the plain tuple that is pickled. It holds objects of numpy and scikit-learn, or of the user, and
 no class of keepfit, so that no change of the code makes stored bundles unreadable::
 
-    (3, links, (scaler, label codes of each column, None or (totals, counts) of the means),
+    (3, links, (scaler, label codes of each column, None or (totals, counts) of the means, rule of the labels),
      None or the label codes of each output, estimators of the pipeline,
-     (window, total, parts, first) of the prequential scores of each output, rows seen,
-     fields of the rows that wait for the first call, changed parameters)
+     (window, total, parts, first, baseline) of the prequential scores of each output, rows seen,
+     fields of the rows that wait for the first call, changed parameters, names of targets,
+     width of the rows that an object has learned)
 
 Never unpickles by itself (:mod:`keepfit.model.pickling` does, behind the check of the signature) and never talks to a
 store. Invariant: a bundle that is sealed and unsealed goes on bit for bit as if it had never been stored.
 Bundles come from workers and go to Redis, to snapshots and back. :mod:`keepfit.model.format2` reads older ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from msgspec.structs import astuple
 from sklearn.exceptions import NotFittedError
 
 from keepfit.errors import EnvelopeError
-from keepfit.model import format2, pickling, pipeline
+from keepfit.model import categories, format2, pickling, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns, Means
 from keepfit.model.labels import Labels
@@ -60,13 +62,20 @@ def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...
     return (
         FORMAT,
         links,
-        (columns.scaler, columns.labels, None if means is None else (means.totals, means.counts)),
+        (
+            columns.scaler,
+            columns.labels,
+            None if means is None else (means.totals, means.counts),
+            columns.rule,
+        ),
         None if bundle.labels is None else [labels.codes for labels in bundle.label_lists],
         pipeline.steps_of(bundle.estimator),
-        [(scores.window, scores.total, scores.parts, scores.first) for scores in bundle.prequential],
+        [(scores.window, scores.total, scores.parts, scores.first, scores.baseline) for scores in bundle.prequential],
         bundle.rows_seen,
         [astuple(rows) for rows in bundle.waiting],
         bundle.changed,
+        bundle.targets,
+        bundle.learned_width,
     )
 
 
@@ -106,19 +115,25 @@ def _bundle(
     rows_seen: int,
     waiting: list[tuple[Any, ...]],
     changed: dict[str, Any],
+    targets: Sequence[str] = (),
+    learned_width: int | None = None,
 ) -> Bundle:
     """Return the bundle of `recipe` and a state of format 3, whose objects it takes over."""
-    scaler, known, means = columns
+    scaler, known, means, rule = columns
+    if rule > categories.RULE:
+        raise EnvelopeError(f"The bundle is of a later version of keepfit: its labels have codes by rule {rule}.")
     each = [Labels.of_codes(codes) for codes in labels or ()]
     bundle = (Bundle if recipe.object is None else ObjectBundle)(
         recipe,
-        Columns(scaler, known, None if means is None else Means(*means)),
+        Columns(scaler, known, None if means is None else Means(*means), rule),
         None if labels is None else Outputs(each) if recipe.entry.multi_output else each[0],
         pipeline.from_steps(estimators),
-        [PrequentialScores(*fields) for fields in scores],
+        [PrequentialScores.from_stored(*fields) for fields in scores],
         rows_seen,
         tuple([Rows(*fields) for fields in waiting]),
         changed,
+        list(targets),
+        learned_width,
     )
     if recipe.object is None:
         pipeline.attach_links(bundle.estimator, links)

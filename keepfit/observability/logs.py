@@ -1,6 +1,8 @@
 """Log setup of the command line: JSON for services, plain text for people.
 
-Owns structlog's configuration. Never logs itself. Invariant: a log holds no key, no password and no value of a row;
+Owns structlog's configuration, and the way of records of the standard library's logging, and of Python's warnings, into
+it: RQ and other libraries write them. Of these the log has the template without its arguments, which may be those of a
+job. Invariant: a log holds no key, no password and no value of a row;
 tracebacks come without local variables, and the message of an unforeseen error is left out because it may quote a row.
 Log events come from every package and go to standard error.
 """
@@ -15,6 +17,23 @@ import structlog
 
 from keepfit import errors
 from keepfit.errors import KeepfitError
+from keepfit.observability.printable import printable
+
+log = structlog.get_logger(__name__)
+
+
+class LibraryHandler(logging.Handler):
+    """Logs the records of libraries as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the first line of the template of a record, and its exception."""
+        text = str(record.msg).partition("\n")[0]
+        if record.name == "py.warnings":
+            # Python formats a warning as "file:line: class: message".
+            text = ": ".join(text.split(": ")[:2])
+        log.warning(
+            "library_logged", logger=record.name, severity=record.levelname, text=text, exc_info=record.exc_info
+        )
 
 
 def configure_json() -> None:
@@ -33,15 +52,27 @@ def configure_json() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    if not any(isinstance(handler, LibraryHandler) for handler in logging.root.handlers):
+        logging.root.addHandler(LibraryHandler())
+    logging.captureWarnings(capture=True)
 
 
 def configure_plain() -> None:
     """Log warnings and errors as plain text to standard error. For commands that a person runs."""
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
+        processors=[
+            structlog.processors.add_log_level,
+            _escape_control_characters,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _escape_control_characters(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what a terminal obeys, in texts that users wrote or that quote them; JSON escapes it on its own."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _hide_values(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

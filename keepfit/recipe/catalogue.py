@@ -7,17 +7,14 @@ has ``partial_fit``, and ``predict`` or ``transform``; a wrapper takes an inner 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
 from keepfit.errors import InvalidError
+from keepfit.recipe.other_estimators import KIND_WITHOUT, NAME_SHOWN_MAX, unusable
 
 Kind = Literal["regressor", "classifier", "clusterer", "transformer", "outlier_detector"]
 Params = Mapping[str, Any]
-
-# Characters of a name that a message repeats.
-NAME_SHOWN_MAX = 80
 
 SCALERS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler")
 
@@ -45,7 +42,8 @@ class Entry:
     """One estimator of the catalogue: the class `name` of the module `family` of scikit-learn.
 
     `multi_output`: `y` has a list of values for each row. `wraps`: the kinds of estimator that this wrapper takes.
-    `inner`: the entry of its inner estimator. `reads_text`: it takes texts instead of numbers.
+    `inner`: the entry of its inner estimator. `reads_text`: it takes texts instead of numbers. `takes_dicts`: it takes
+    rows as dicts by name, unchanged, as River's models do.
     """
 
     name: str
@@ -56,6 +54,7 @@ class Entry:
     wraps: tuple[Kind, ...] = ()
     inner: "Entry | None" = None
     reads_text: bool = False
+    takes_dicts: bool = False
 
     @property
     def takes_y(self) -> bool:
@@ -128,12 +127,10 @@ VARYING_WIDTH: Mapping[str, str] = {
 
 
 def entry_of(name: str) -> Entry:
-    """Return the catalogue entry of `name`, or raise InvalidError with the closest names."""
+    """Return the catalogue entry of `name`, or raise InvalidError with the estimators that can be used instead."""
     entry = CATALOGUE.get(name)
     if entry is None:
-        shown = name[:NAME_SHOWN_MAX]
-        near = ", ".join(get_close_matches(shown, CATALOGUE, n=3) or CATALOGUE)
-        raise InvalidError(f"estimator {shown!r} is not an estimator with partial_fit; known: {near}.")
+        raise unusable(name, {each: found.kind for each, found in CATALOGUE.items()})
     return entry
 
 
@@ -179,4 +176,5 @@ def check_steps(names: Sequence[str]) -> None:
 def check_scaler(name: str) -> None:
     """Raise InvalidError unless `name` is one of :data:`SCALERS`."""
     if name not in SCALERS:
-        raise InvalidError(f"scaler {name[:NAME_SHOWN_MAX]!r} is not one of {', '.join(SCALERS)}.")
+        wrong = "cannot learn row by row; use one of" if name in KIND_WITHOUT else "is not one of"
+        raise InvalidError(f"scaler {name[:NAME_SHOWN_MAX]!r} {wrong} {', '.join(SCALERS)}.")

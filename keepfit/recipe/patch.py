@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from keepfit.errors import InvalidError
-from keepfit.recipe.catalogue import NAME_SHOWN_MAX
+from keepfit.recipe.other_estimators import NAME_SHOWN_MAX
 from keepfit.recipe.recipe import Recipe
 
 # Begins a line that holds a change for the checker process. No JSON document begins like this.

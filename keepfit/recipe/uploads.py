@@ -29,8 +29,11 @@ HEAD_LENGTH = 4 * ((len(MAGIC) + 1 + 255 + MAC_BYTES + 4 + HEADER_BYTES_MAX + 2)
 HEADERS_CACHED_MAX = 1024
 
 
-class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Header of an object, readable without unpickling; `calls` is the method with which it learns."""
+class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Header of an object, readable without unpickling.
+
+    `calls` is the method with which it learns; with `multi_output` it has several targets.
+    """
 
     purpose: str
     name: str
@@ -38,6 +41,7 @@ class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls: LearnMethod
     takes_sample_weight: bool
     runtime: dict[str, str]
+    multi_output: bool = False
 
     @property
     def subject(self) -> str:
@@ -124,4 +128,12 @@ def _header_of(text: str) -> ObjectHeader:
 def entry_of(text: str) -> Entry:
     """Return the catalogue entry that describes an object."""
     header = header_of(text)
-    return Entry(header.name, "object", header.kind, header.takes_sample_weight)
+    takes_dicts = header.calls != "partial_fit"
+    return Entry(
+        header.name,
+        "object",
+        header.kind,
+        header.takes_sample_weight,
+        multi_output=header.multi_output,
+        takes_dicts=takes_dicts,
+    )

@@ -21,6 +21,7 @@ from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import View
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources, open_resources
+from keepfit.store import idle
 from keepfit.store.models import Model
 
 PAGE = 500
@@ -83,6 +84,7 @@ class Plan:
             self.document["version"] if self.document else None,
             outcome,
             failed,
+            self.document["timestamp"] if self.document else None,
             self.rows_forgotten,
             self.replayed,
         )
@@ -90,13 +92,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Outcome for one model; `live_version` is the version before (None: not live), `version` the restored one."""
+    """Outcome for one model; `live_version` is the version before (None: not live), `version` the restored one.
+
+    `timestamp` is the time (seconds) of the snapshot, None if there is none.
+    """
 
     registered: RegistryEntry
     live_version: int | None
     version: int | None
     outcome: str
     failed: bool = False
+    timestamp: float | None = None
     rows_forgotten: int = 0
     replayed: int = 0
 
@@ -107,6 +113,7 @@ class Outcome:
             "metadata": self.registered.metadata,
             "live_version": self.live_version,
             "version": self.version,
+            "timestamp": self.timestamp,
             "rows_forgotten": self.rows_forgotten,
             "replayed": self.replayed,
             "outcome": self.outcome,
@@ -130,15 +137,17 @@ async def restore_many(
 ) -> list[Outcome]:
     """Restore the selected models from the requested snapshots.
 
-    `confirm` is called once, with the plans of all live models that would forget rows; if it returns False, the run
-    ends with :class:`NotConfirmedError` before anything is changed. With `follow`, models that learn in the meantime
-    are rewound too.
+    Idle models stay idle, unless one model, a time or a version is named: their next use restores them. `confirm` is
+    called once, with the plans of all live models that would forget rows; if it returns False, the run ends with
+    :class:`NotConfirmedError` before anything is changed. With `follow`, models that learn in the meantime are rewound
+    too.
     """
     async with open_resources(settings) as resources:
         restorer = Restorer(resources, settings)
         try:
             registered = [found async for found in select_models(resources, models)]
-            plans, view = await _plan_all(restorer, registered, request)
+            skips_idle = models.hash is None and not request.is_named
+            plans, view = await _plan_all(restorer, registered, request, skips_idle=skips_idle)
             if dry_run:
                 return [plan.outcome() for plan in plans]
             rewinds = [plan for plan in plans if plan.is_rewind]
@@ -175,7 +184,7 @@ async def for_each(items: Sequence[T], act: Callable[[T], Awaitable[R]], progres
 
 
 async def _plan_all(
-    restorer: Restorer, registered: Sequence[RegistryEntry], request: RestoreRequest
+    restorer: Restorer, registered: Sequence[RegistryEntry], request: RestoreRequest, *, skips_idle: bool
 ) -> tuple[list[Plan], View | None]:
     """Plan the restore of all models; return the plans, and the row log as listed after lost models were found lost."""
     live: list[Model | None] = []
@@ -190,9 +199,18 @@ async def _plan_all(
     view = await replay_source.list_row_log(restorer.resources) if needs_row_log else None
 
     async def plan(pair: tuple[RegistryEntry, Model | None]) -> Plan:
-        return await _plan(restorer, *pair, request, view)
+        entry, found = pair
+        if skips_idle and found is None and await _is_idle(restorer.resources, entry):
+            return Plan(entry, None, None, skip_reason="kept: it is idle, and comes back with its next use")
+        return await _plan(restorer, entry, found, request, view)
 
     return await for_each(pairs, plan), view
+
+
+async def _is_idle(resources: Resources, registered: RegistryEntry) -> bool:
+    """Return whether a model left Redis lately because nothing used it; the record of a predecessor does not count."""
+    record = await idle.read_record(resources.store.client, registered.hash)
+    return record is not None and record.generation >= registered.born
 
 
 async def _plan(
@@ -202,8 +220,7 @@ async def _plan(
     resources = restorer.resources
     document = await replay_source.find_document(resources, registered, request)
     if document is None and request.is_named:
-        what = "no snapshot that old" if request.version is None else "no snapshot of that version"
-        return Plan(registered, live, None, error=what)
+        return Plan(registered, live, None, error=request.describe_missing())
     damaged = live is not None and await is_damaged(restorer, live)
     if live is not None and (not request.is_named or document is None):
         return Plan(registered, live, document, skip_reason="" if damaged else "kept: it is live", is_damaged=damaged)
@@ -287,6 +304,7 @@ def _outcome(plan: Plan, result: RestoreResult) -> Outcome:
         plan.live.version if plan.live else None,
         result.document["version"] if result.document else None,
         words,
+        timestamp=result.document["timestamp"] if result.document else None,
         rows_forgotten=plan.rows_forgotten,
         replayed=result.replayed,
     )

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from keepfit.backends.batcher import Batcher
+from keepfit.errors import without_frames
 from keepfit.history import Registry, RegistryEntry
 from keepfit.history.lineage import Link
 
@@ -45,7 +46,7 @@ class Generations:
         except Exception as error:  # noqa: BLE001 - every waiter gets it
             for *_, future in waiters:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(without_frames(error))
             return
         for (*_, future), generation in zip(waiters, generations, strict=True):
             if not future.done():

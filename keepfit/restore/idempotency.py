@@ -16,7 +16,7 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.history import RegistryEntry
 from keepfit.rowlog.row_log import Call
 from keepfit.settings import Settings
-from keepfit.store import inbox
+from keepfit.store import first_answers, inbox
 from keepfit.store.inbox import CALL_BYTES_MAX, NO_WIDTH, STAGED_TTL_MS, LearnRequest
 
 KEYS_PER_CALL = 500
@@ -28,40 +28,40 @@ async def restore_answers(
     registered: RegistryEntry,
     generation: int,
     answered: Mapping[str, Call],
-    ttl_s: float,
+    settings: Settings,
     now_s: float,
 ) -> bool:
-    """Claim a lost model for `generation`, and set the answers to its idempotency keys for the rest of `ttl_s`.
+    """Claim a lost model for `generation`, and set the answers to its idempotency keys for the rest of their time.
 
     `answered` has the call that each key stands for, `now_s` is seconds since 1970. Returns False if the model is live,
     or claimed for a later generation.
     """
-    left_ms = {name: round((call.at + ttl_s - now_s) * 1000) for name, call in answered.items()}
-    names = [name for name, ms in left_ms.items() if ms > 0]
-    for begin in range(0, len(names) or 1, KEYS_PER_CALL):
-        some = names[begin : begin + KEYS_PER_CALL]
-        (done,) = await redis_scripts.run_async(
-            client,
-            redis_scripts.call(
-                "restore_idempotency",
-                [
-                    redis_keys.state(registered.hash),
-                    redis_keys.lock(registered.hash),
-                    *(redis_keys.idempotency(registered.hash, name) for name in some),
-                ],
-                [
-                    generation,
-                    registered.born,
-                    *(
-                        f"{left_ms[name]} {answered[name].digest} {answered[name].sequence} "
-                        f"{len(answered[name].payloads)}"
-                        for name in some
-                    ),
-                ],
-            ),
-        )
-        if not done:
-            return False
+    callers: dict[tuple[str, str], list[bytes]] = {}
+    # Oldest first: they are forgotten first.
+    for name, call in sorted(answered.items(), key=lambda item: item[1].at):
+        left_ms = round((call.at + settings.idempotency_ttl_s - now_s) * 1000)
+        if left_ms > 0:
+            keys, own = first_answers.answers_of(registered.hash, name.removeprefix("c:"))
+            answer = f"{left_ms} {call.digest[: first_answers.DIGEST_LENGTH]} {call.sequence} {len(call.payloads)}"
+            callers.setdefault(keys, []).append(own + answer.encode())
+    unnamed, _ = first_answers.answers_of(registered.hash, "")
+    for (new, old), answers in (callers or {unnamed: []}).items():
+        for begin in range(0, len(answers) or 1, KEYS_PER_CALL):
+            (done,) = await redis_scripts.run_async(
+                client,
+                redis_scripts.call(
+                    "restore_idempotency",
+                    [redis_keys.state(registered.hash), redis_keys.lock(registered.hash), new, old],
+                    [
+                        generation,
+                        registered.born,
+                        settings.idempotency_entries_max // 2,
+                        *answers[begin : begin + KEYS_PER_CALL],
+                    ],
+                ),
+            )
+            if not done:
+                return False
     return True
 
 

@@ -18,7 +18,7 @@ from keepfit.restore.requests import RestoreRequest
 from keepfit.restore.snapshot_bundle import SnapshotBundle, verify
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
-from keepfit.snapshots.save import path_of
+from keepfit.snapshots.stored_bundle import read_bundle
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class SnapshotReader:
             raise error
         if not await self.resources.registry.mark_corrupt(document):
             # It expired while it was read, in favour of a newer one that is not in the list we go through.
-            raise UnavailableError(f"The snapshots of {document['hash']} changed meanwhile; try again.") from error
+            raise UnavailableError("The snapshots of the model changed meanwhile; try again.") from error
         log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
         return 1
 
@@ -95,17 +95,9 @@ class SnapshotReader:
 
     def _read(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
         """Read a snapshot's blob and verify all that can be verified without installing it."""
-        path = path_of(document)
-        data = self.resources.storage.get(path)
-        if data is None:
-            if document["uri"] != self.resources.storage.uri(path):
-                # It was saved elsewhere: a wrong setting of this process must not mark a good snapshot as corrupt.
-                raise UnavailableError(
-                    f"The snapshot is at {document['uri']}, and {self.resources.storage.url} does not have it."
-                )
-            raise EnvelopeError("the blob is missing")
-        if len(data) != document["size_bytes"] or envelope.digest_of(data) != document["sha256"]:
-            raise EnvelopeError("the blob is not the one that was saved")
+        data = read_bundle(self.resources.storage, document)
+        # The bytes are those that were saved, so another signature is that of another key.
+        self.resources.keyring.check_signer(data, envelope.BUNDLE)
         snapshot = verify(data, self.resources.keyring, registered, document)
         if (snapshot.header.generation, snapshot.header.version) != (document["generation"], document["version"]):
             raise EnvelopeError("the blob holds another version than its document names")

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from keepfit import errors
+from keepfit import errors, hash_seed
 from keepfit.errors import UnavailableError
 from keepfit.restore import replay_child
 from keepfit.restore.replay_wire import READY, ReplayReply, ReplayTask, decode_reply, encode
@@ -71,6 +71,8 @@ class ReplayProcess:
 
     def _start(self) -> Connection:
         # Not forked from this process, which has threads and connections; the fork server has neither.
+        # The fork server is a new interpreter: what it is to replay must be learned with the hashes of a worker.
+        hash_seed.set_for_children()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         ours, theirs = context.Pipe()

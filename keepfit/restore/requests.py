@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from keepfit.errors import NotFoundError
 from keepfit.history import Document
+from keepfit.times import format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,12 @@ class RestoreRequest:
 
     def missing(self, model_hash: str) -> NotFoundError:
         """Return the error for a model that has no such snapshot."""
-        if self.version is not None:
-            return NotFoundError(f"The model {model_hash} has no snapshot of version {self.version} by then.")
-        return NotFoundError(f"The model {model_hash} has no snapshot that old.")
+        return NotFoundError(f"The model {model_hash} has {self.describe_missing()}.")
+
+    def describe_missing(self) -> str:
+        """Return which snapshot does not exist: no snapshot of version 3 at or before 2026-11-20T12:00:00Z."""
+        version = "" if self.version is None else f" of version {self.version}"
+        return f"no snapshot{version}" + ("" if self.at is None else f" at or before {format_time(self.at)}")
 
 
 NEWEST = RestoreRequest()

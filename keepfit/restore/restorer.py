@@ -42,6 +42,7 @@ from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import save
+from keepfit.store import idle
 from keepfit.store.models import Model
 
 log = structlog.get_logger(__name__)
@@ -111,6 +112,10 @@ class Restorer:
         live = await store.describe(registered.hash)
         if live is not None and live.generation >= registered.born:
             return RestoreResult(registered.hash, None, live=True, corrupt=0)
+        # Before the snapshot is looked up: one that was saved before the model left is then found (install compares).
+        seen = await idle.read_record(store.client, registered.hash)
+        if seen is not None:
+            preferred, view = None, None
         source = await replay_source.read_source(self.resources, registered, request, preferred, view)
         replayed = await self._replay(registered, source, source.requests())
         document = None if source.snapshot is None else source.snapshot.document
@@ -118,7 +123,10 @@ class Restorer:
             document is not None and await self._is_older(registered, request, document)
         )
         has_row_log = self.resources.row_log is not None
-        generation = await self.allocate_generation(registered, replayed.link() if has_row_log else None)
+        # Exactly the bundle that left Redis comes back: the sequences continue, and idempotency keys stay known.
+        continues = not is_changed and seen is not None and document is not None and document["sha256"] == seen.digest
+        link = replayed.link(seen.origin if continues and seen is not None else 0) if has_row_log else None
+        generation = await self.allocate_generation(registered, link)
         if replayed.bundle is not None and is_changed:
             signed = replayed.bundle.sign(
                 self.resources.keyring, generation, replayed.position.sequence, replayed.request_digest
@@ -137,6 +145,8 @@ class Restorer:
                 is_saved=not is_changed,
                 sequence=replayed.position.sequence,
                 request_digest=replayed.request_digest,
+                seen=seen,
+                continues=continues,
             )
         )
         failpoints.reach("restore.installed")
@@ -164,7 +174,7 @@ class Restorer:
             registered,
             generation,
             answered,
-            self.settings.idempotency_ttl_s,
+            self.settings,
             time.time(),
         )
         failpoints.reach("restore.remembered")
@@ -218,7 +228,9 @@ class Restorer:
         live = await resources.store.describe(model_hash)
         if live is not None and live.generation < registered.born:
             live = None
-        view = await replay_source.list_row_log(resources)
+        # Of a live model only a time is restored with logged requests; a version is restored as it is.
+        needs_row_log = request.version is None and (live is None or request.at is not None)
+        view = await replay_source.list_row_log(resources) if needs_row_log else None
         document = await replay_source.find_document(resources, registered, request)
         if document is None and request.is_named:
             raise request.missing(model_hash)
@@ -227,10 +239,10 @@ class Restorer:
             return PreviousState(
                 restored.document, not restored.live, restored.corrupt, 0, restored.replayed, restored.sequence
             )
-        _, is_at = await replay_source.preview(
-            resources, registered, request, document, live, view if request.is_named else None
-        )
-        if is_at and document is not None:
+        _, is_at = await replay_source.preview(resources, registered, request, document, live, view)
+        # A bundle whose loading has killed workers is tried again at once, if it gets another generation.
+        is_tried_again = live.is_unloadable and request.is_named
+        if is_at and document is not None and not is_tried_again:
             return PreviousState(document, restored=False, sequence=int(document["sequence"]))
         if document is None or not request.is_named:
             raise NotConfirmedError(

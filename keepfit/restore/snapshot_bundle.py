@@ -15,6 +15,7 @@ from keepfit.model import serialization
 from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
+from keepfit.store.idle import IdleRecord
 from keepfit.store.models import Install, Rewind
 from keepfit.store.retained import ReplayBase
 
@@ -84,12 +85,23 @@ def to_install(
     is_saved: bool,
     sequence: int = 0,
     request_digest: str = "",
+    seen: IdleRecord | None = None,
+    continues: bool = False,
 ) -> Install:
     """Return the state to install for a model that is not live; it names its snapshot if it `is_saved` unchanged.
 
-    A model without a bundle continues after the request with this `sequence` and `request_digest`.
+    A model without a bundle continues after the request with this `sequence` and `request_digest`. `seen` and
+    `continues` are as in :class:`Install`.
     """
-    new = Install(registered.hash, registered.metadata_text, registered.recipe_text, generation, born=registered.born)
+    new = Install(
+        registered.hash,
+        registered.metadata_text,
+        registered.recipe_text,
+        generation,
+        born=registered.born,
+        seen=seen,
+        continues=continues,
+    )
     if snapshot is None:
         return replace(new, sequence=sequence, chain=request_digest, base=ReplayBase(sequence).text())
     header, noted = snapshot.header, ""

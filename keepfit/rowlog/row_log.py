@@ -51,8 +51,8 @@ class Call:
 
     `origin` is the generation in which the model's sequences began, `at` seconds since 1970 by Redis' clock. `digest`
     (hex) distinguishes a repeat of the call from another call, `name` is that of its idempotency key
-    (``c:<client's key>``), "" if the client sent none. `payloads` are msgpack as in the inbox, complete even if Redis
-    stores large rows in a separate key.
+    (``c:<client's key>``, and a space and the name of the API key if there is one), "" if the client sent none.
+    `payloads` are msgpack as in the inbox, complete even if Redis stores large rows in a separate key.
     """
 
     hash: str
@@ -184,7 +184,8 @@ class RowLog:
         """Raise UnavailableError if the log does not exist or cannot be read."""
         if self.storage.get(PROBE) is None:
             raise UnavailableError(
-                f"There is no row log at {self.storage.url}. A gateway that starts with that setting creates it."
+                f"There is no row log at {self.storage.url}. A gateway that starts with that setting creates it.",
+                "There is no row log.",
             )
 
     def entries(self, after: str, until: str) -> list["Entry"]:
@@ -222,7 +223,8 @@ class RowLog:
         except ValueError as error:
             raise CorruptLogError(
                 f"The object {self.storage.uri(path)} of the row log is damaged: it is {error}. It may be the only "
-                "copy of some rows; to continue without them, move the object out of the row log."
+                "copy of some rows; to continue without them, move the object out of the row log.",
+                "An object of the row log is damaged.",
             ) from error
         parsed: Parsed = {}
         for call in calls:
@@ -319,7 +321,8 @@ class View:
             self._paths |= self._log.paths(_before(COVERED + folder[1:]), COVERED + folder[1:])
 
     def _changes_too_fast(self) -> UnavailableError:
-        return UnavailableError(f"{self._log.storage.url} changes faster than it can be read; try again.")
+        message = "changes faster than it can be read; try again."
+        return UnavailableError(f"{self._log.storage.url} {message}", f"The row log {message}")
 
 
 def _before(name: str) -> str:

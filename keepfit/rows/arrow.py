@@ -7,9 +7,11 @@ pyarrow validates every batch in full before any value is read. Format: Arrow co
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from keepfit.errors import InvalidError, MalformedError
@@ -25,8 +27,11 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 # compression of a record batch.
 HEADER_TYPE, HEADER, DICTIONARY_DATA, COMPRESSION = 1, 2, 1, 3
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3
-# Dictionaries are validated once per batch: the limit for the sum of their sizes, in multiples of the body's size.
-DICTIONARY_BYTES_PER_BODY_MAX = 16
+# Dictionaries are validated once per batch, and views may share their bytes: the limit for the sum of the sizes, in
+# multiples of the body's size.
+REPEATED_BYTES_PER_BODY_MAX = 16
+# Size of a view of Arrow's variable-size binary view layout; its first four bytes are the text's length.
+VIEW_BYTES = 16
 
 
 def read_arrow(body: bytearray) -> NamedColumns:
@@ -37,7 +42,7 @@ def read_arrow(body: bytearray) -> NamedColumns:
     MalformedError
         If it is not an Arrow IPC stream, or truncated.
     InvalidError
-        If a column is neither numbers nor text, a batch is compressed, or there are no rows.
+        If a column has a type without meaning here, a batch is compressed, or there are no rows.
     """
     import pyarrow as pa  # noqa: PLC0415 - optional, and slow to import
 
@@ -52,42 +57,99 @@ def read_arrow(body: bytearray) -> NamedColumns:
         batches = [batch for batch in reader if batch.num_rows]
         if source.tell() != len(body):
             raise MalformedError("Bytes follow the end of the Arrow stream.")
-        names = reader.schema.names
-        _check_dictionaries(pa, batches, DICTIONARY_BYTES_PER_BODY_MAX * len(body))
+        _check_dictionaries(pa, batches, REPEATED_BYTES_PER_BODY_MAX * len(body))
+        _check_views(pa, batches, REPEATED_BYTES_PER_BODY_MAX * len(body))
         for batch in batches:
             batch.validate(full=True)
+        schema, index_names = reader.schema, _pandas_index(reader.schema)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, struct.error) as error:
         raise MalformedError(f"The body is not an Arrow IPC stream: {str(error)[:200]}.") from None
-    if len(set(names)) < len(names):
-        raise InvalidError("Two columns of the table have the same name.")
-    if not batches or not names:
+    if not batches or not schema.names:
         raise InvalidError("X must have at least one row and one column.")
-    columns = [_column(pa, field, [batch.column(i) for batch in batches]) for i, field in enumerate(reader.schema)]
+    columns = [_column(pa, field, [batch.column(i) for batch in batches]) for i, field in enumerate(schema)]
+    columns = [replace(column, is_index=column.name in index_names) for column in columns]
     return NamedColumns(sum(batch.num_rows for batch in batches), columns)
+
+
+def _pandas_index(schema: Any) -> frozenset[str]:
+    """Return the names of the columns that were the index of a pandas data frame, by the schema's metadata."""
+    try:
+        described = msgspec.json.decode((schema.metadata or {})[b"pandas"])
+        return frozenset(name for name in described["index_columns"] if isinstance(name, str))
+    except (KeyError, TypeError, msgspec.DecodeError, UnicodeError, RecursionError):
+        return frozenset()
 
 
 def _column(pa: Any, field: "pa.Field[Any]", arrays: list[Any]) -> Column:
     """Return one column, concatenated over all batches."""
-    kind, missing = field.type, _missing(arrays)
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        # Arrow stores booleans as bits, so only those are copied.
-        zero = pa.scalar(0).cast(kind)
-        filled = [array.fill_null(zero) if array.null_count else array for array in arrays]
-        blocks: list[Array] = [array.to_numpy(zero_copy_only=False) for array in filled]
+    types, kind = pa.types, field.type
+    if types.is_dictionary(kind) and not _is_text(types, kind.value_type):
+        kind, arrays = kind.value_type, [array.dictionary_decode() for array in arrays]
+    missing = _missing(arrays)
+    if types.is_null(kind):
+        return Column(field.name, labels=lambda: [None] * len(missing), missing=missing)
+    if types.is_decimal(kind) and kind.scale <= 0:
+        return Column(field.name, labels=lambda: list(_decimals(arrays, int)), missing=missing)
+    if types.is_decimal(kind):
+        blocks: list[Array] = [np.fromiter(_decimals([array], float), np.float64, len(array)) for array in arrays]
         return Column(field.name, blocks, missing=missing)
-    return Column(field.name, labels=lambda: list(_labels(pa, arrays)), missing=missing)
+    if types.is_timestamp(kind) or types.is_date(kind):
+        blocks = [_filled(pa, array.view(f"int{kind.bit_width}")).astype(_time_dtype(types, kind)) for array in arrays]
+        return Column(field.name, blocks, missing=missing)
+    if _is_number(types, kind):
+        return Column(field.name, [_filled(pa, array) for array in arrays], missing=missing)
+    texts = [_without_views(pa, array) for array in arrays]
+    return Column(field.name, labels=lambda: list(_labels(pa, texts)), missing=missing)
+
+
+def _without_views(pa: Any, array: Any) -> Any:
+    """Return text without views, which pyarrow can neither filter nor encode."""
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    if pa.types.is_dictionary(array.type) and pa.types.is_string_view(array.type.value_type):
+        return pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(pa.large_string()))
+    return array
+
+
+def _filled(pa: Any, array: Any) -> Array:
+    """Return numbers or booleans as numpy's, with 0 for a null."""
+    filled = array.fill_null(pa.scalar(0).cast(array.type)) if array.null_count else array
+    # Arrow stores booleans as bits, so only those are copied.
+    values: Array = filled.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _decimals(arrays: list[Any], number: type[int] | type[float]) -> Iterator[int | float]:
+    """Yield decimals as the nearest numbers of a type, with 0 for a null."""
+    for array in arrays:
+        yield from (number(value or 0) for value in array.to_pylist())
+
+
+def _time_dtype(types: Any, kind: Any) -> str:
+    """Return numpy's dtype of a timestamp or date. A time zone does not change the value: it is UTC."""
+    if types.is_timestamp(kind):
+        return f"M8[{kind.unit}]"
+    return "M8[D]" if types.is_date32(kind) else "M8[ms]"
+
+
+def _is_number(types: Any, kind: Any) -> bool:
+    return bool(types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind))
+
+
+def _is_text(types: Any, kind: Any) -> bool:
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _check_type(pa: Any, field: "pa.Field[Any]") -> None:
-    """Reject a column that is neither numbers nor text."""
+    """Reject a column that has no meaning as numbers, timestamps or text."""
     types, kind = pa.types, field.type
-    is_dictionary = types.is_dictionary(kind)
-    values = kind.value_type if is_dictionary else kind
-    is_number = types.is_integer(values) or (not is_dictionary and (types.is_boolean(kind) or types.is_floating(kind)))
-    if not (is_number or types.is_string(values) or types.is_large_string(values)):
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    is_time = types.is_timestamp(values) or types.is_date(values)
+    is_number = _is_number(types, values) or types.is_decimal(values)
+    if not (is_number or is_time or _is_text(types, values) or types.is_null(values)):
         raise InvalidError(
-            f"column {field.name[:100]!r} has the type {str(kind)[:80]}: send numbers, booleans, strings, or a "
-            "dictionary of strings or integers."
+            f"column {field.name[:100]!r} has the type {str(kind)[:80]}: send numbers, decimals, booleans, timestamps, "
+            "dates, strings, or a dictionary of those."
         )
 
 
@@ -101,6 +163,19 @@ def _check_dictionaries(pa: Any, batches: list[Any], bytes_max: int) -> None:
         )
     if size > bytes_max:
         raise InvalidError("The batches are too small for the size of their dictionaries: write more rows per batch.")
+
+
+def _check_views(pa: Any, batches: list[Any], bytes_max: int) -> None:
+    """Reject views whose texts overlap, so that they are much longer together than the body."""
+    size = 0
+    for array in [column for batch in batches for column in batch.columns]:
+        texts = array.dictionary if pa.types.is_dictionary(array.type) else array
+        if pa.types.is_string_view(texts.type) and len(texts):
+            views = np.frombuffer(texts.buffers()[1], "<i4").reshape(-1, VIEW_BYTES // 4)
+            lengths = views[texts.offset : texts.offset + len(texts), 0]
+            size += int(np.maximum(lengths, 0).sum(dtype=np.int64))
+    if size > bytes_max:
+        raise InvalidError("The texts of a string_view column overlap too much: cast the column to string.")
 
 
 def _labels(pa: Any, arrays: list[Any]) -> Iterator[Any]:

@@ -1,30 +1,38 @@
 """Rows on their way from a request to an estimator.
 
 Owns :class:`Rows`, the compact form in which rows wait in Redis, and its msgpack encoding. Never checks a value and
-never knows what was learned. Invariant: decoding gives back every bit that was encoded. Rows come from
+never knows what was learned. Invariant: decoding gives back every bit that was encoded, and text in Unicode's normal
+form C, which rows that keepfit 0.1 stored may lack. Rows come from
 :mod:`keepfit.rows.shaping` or :mod:`keepfit.rows.tables` and go to workers as msgpack.
 """
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, Self
 
 import msgspec
 import numpy as np
 
+from keepfit.errors import TooLargeError
 from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Label
-from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric
+from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric, normalized
 
+# Size of the rows of one request. A value of Redis may have 512 MiB (`proto-max-bulk-len`).
+BYTES_MAX = 500 * 2**20
 PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX + 8
 
 
-class Rows(msgspec.Struct, array_like=True, frozen=True):
+class Rows(msgspec.Struct, array_like=True, frozen=True, dict=True):
     """`n` rows: number columns as little-endian float64 (row by row), category and text columns as lists.
 
     `categories` holds one list per category or text column. A missing number is NaN, a missing label or text is None.
-    `y` is float64 bytes for regressors, labels for classifiers, and None where there is no target; several outputs lie
-    flat, row by row. `numbers` of a large request may be any bytes-like object: megabytes that must not be copied.
+    Rows for an estimator that takes dicts may have one list more: the text of each free row
+    (:mod:`keepfit.rows.free_rows`), or the columns that each row lacks (:mod:`keepfit.rows.shaping`).
+    `y` is float64 bytes for regressors, labels for classifiers, and None where there is no target. Several outputs lie
+    flat, row by row, or are the text of each row's targets for an estimator that takes dicts. `numbers` of a large
+    request may be any bytes-like object: megabytes that must not be copied.
     """
 
     n: int
@@ -37,6 +45,22 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
     def width(self) -> int:
         """Number of columns as they were sent; timestamps and texts count 1 each."""
         return len(self.numbers) // (8 * self.n) + len(self.categories)
+
+    @property
+    def form(self) -> tuple[int, int]:
+        """Number of number columns and of lists; only rows of one form can be concatenated."""
+        return len(self.numbers) // (8 * self.n), len(self.categories)
+
+    def part(self, begin: int, end: int) -> "Rows":
+        """Return the rows from `begin` to `end` (exclusive) without target and weights; all of them unchanged.
+
+        >>> Rows(3, bytes(range(24)), [["a", "b", "c"]]).part(1, 2)
+        Rows(n=1, numbers=b'\\x08\\t\\n\\x0b\\x0c\\r\\x0e\\x0f', categories=[['b']], y=None, sample_weight=None)
+        """
+        if end - begin == self.n:
+            return self
+        size = len(self.numbers) // self.n
+        return Rows(end - begin, self.numbers[begin * size : end * size], [each[begin:end] for each in self.categories])
 
     def number_matrix(self) -> Floats:
         """Return the number columns, shape (n, k), as a writable copy."""
@@ -76,10 +100,21 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
             else:
                 yield from _binary(field) if isinstance(field, bytes) else _array(field)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Length of what :meth:`encode` returns. Encodes category and text columns once to count their bytes."""
         return sum(map(len, self.pieces()))
+
+    def check_size(self, bytes_max: int | None = None) -> None:
+        """Check that one request may have the rows: that Redis can hold them, and workers compute with them.
+
+        Raises
+        ------
+        TooLargeError
+            If they have more than `bytes_max` or :data:`BYTES_MAX` bytes; with the number of rows of this size that one
+            request may have.
+        """
+        check_bytes(self.n, self.size_bytes, bytes_max)
 
     def fits(self, bytes_max: int) -> bool:
         """Return whether the encoding has at most `bytes_max` bytes; small rows are decided by an upper bound alone."""
@@ -87,7 +122,7 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
         bound = 64 + len(self.numbers) + 16 * self.n + labels * LABEL_BYTES
         bound += len(self.y) if isinstance(self.y, bytes) else 0
         if bound <= bytes_max:
-            values = chain.from_iterable(self.categories)
+            values = chain.from_iterable([*self.categories, self.y if isinstance(self.y, list) else ()])
             bound += sum([4 * len(value) for value in values if type(value) is str and len(value) > LABEL_LENGTH_MAX])
         return bound <= bytes_max or self.size_bytes <= bytes_max
 
@@ -100,7 +135,28 @@ class Rows(msgspec.Struct, array_like=True, frozen=True):
         msgspec.DecodeError
             If `data` is not such an encoding.
         """
-        return msgspec.msgpack.decode(data, type=cls) if cls is not Rows else _decode(data)
+        rows: Self = msgspec.msgpack.decode(data, type=cls) if cls is not Rows else _decode(data)
+        for values in rows.categories if type(rows.y) is bytes else (*rows.categories, rows.y or ()):
+            if (normal := normalized(values)) is not values:
+                values[:] = normal  # type: ignore[index]
+        return rows
+
+
+def check_bytes(n: int, size_bytes: int, bytes_max: int | None = None) -> None:
+    """Check that `n` rows of `size_bytes` bytes in all fit into one request.
+
+    Raises
+    ------
+    TooLargeError
+        If they do not; with the number of rows of this size that do.
+    """
+    most = min(bytes_max or BYTES_MAX, BYTES_MAX)
+    if size_bytes > most:
+        rows_max = n * most // size_bytes
+        advice = f"send at most {rows_max} of these rows at a time" if rows_max else "not even one of them fits"
+        raise TooLargeError(
+            f"The {n} rows take {size_bytes} bytes as float64 numbers and text; a request may take {most}: {advice}."
+        )
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -143,7 +199,7 @@ def _array_head(length: int) -> bytes:
 def concatenate(requests: Sequence[Rows]) -> Rows:
     """Concatenate the rows of several requests of one model (for recipes with ``"updates": "merged"``).
 
-    Either all of them have a sample_weight or none has; the caller groups them accordingly.
+    All have one form, and either all of them have a sample_weight or none has; the caller groups them accordingly.
     """
     if len(requests) == 1:
         return requests[0]

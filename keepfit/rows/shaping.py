@@ -8,12 +8,14 @@ reports what is invalid and where. The result goes into :class:`keepfit.rows.row
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from keepfit.errors import Fault, InvalidError
-from keepfit.recipe.features import Layout
+from keepfit.recipe.features import NGRAMS_MAX, Layout
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows.rows import Rows
+from keepfit.rows.free_rows import shape_free
+from keepfit.rows.rows import Rows, check_bytes
 from keepfit.rows.targets import shape_target, shape_weights
 from keepfit.rows.values import (
     FAULTS_MAX,
@@ -23,10 +25,12 @@ from keepfit.rows.values import (
     NonNumeric,
     describe_faults,
     non_numeric_fault,
+    normalized,
     number_fault,
     pack_small,
     shape_non_numeric,
     shape_numbers,
+    to_number,
 )
 
 NAN = float("nan")
@@ -49,6 +53,7 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
         With the row and column of each invalid value, at most 20.
     """
     numbers, categories = shape_columns(recipe, X)
+    check_texts(recipe, categories)
     target = shape_target(recipe, y, len(X)) if learning else None
     return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
 
@@ -61,7 +66,30 @@ def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]
     InvalidError
         With the row and column of each invalid value, at most 20.
     """
+    if recipe.takes_dicts:
+        return _shape_dicts(recipe, X)
     return _shape_small(recipe, X) or _shape_many(recipe, X)
+
+
+def _shape_dicts(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
+    """Return rows for an estimator that takes dicts: the text of free rows, or columns and then those that rows lack.
+
+    The last list exists only if a row lacks a column. A column that a row has with the value null is not among them.
+    """
+    if recipe.features is None:
+        return b"", [list(shape_free(X))]
+    numbers, non_numeric = _shape_small(recipe, X) or _shape_many(recipe, X)
+    lacking: list[NonNumeric] = [lacking_columns(recipe, row) for row in X]
+    return numbers, [*non_numeric, lacking] if any(lacking) else non_numeric
+
+
+def lacking_columns(recipe: Recipe, row: Any) -> str | None:
+    """Return the positions of the recipe's columns that a row by name lacks, as JSON; None if it lacks none."""
+    features = recipe.features or {}
+    if not isinstance(row, dict) or len(row) == len(features):
+        return None
+    row = _with_recipe_names(row, recipe)
+    return msgspec.json.encode([i for i, name in enumerate(features) if name not in row]).decode()
 
 
 def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
@@ -78,17 +106,45 @@ def _shape_many(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
     return matrix.astype(LITTLE_ENDIAN, copy=False).tobytes(), non_numeric
 
 
-def check_number_of_rows(layout: Layout, n: int) -> None:
+def check_number_of_rows(layout: Layout, n: int, numbers: int = 0) -> None:
     """Reject rows whose matrix would take more memory than a worker may use.
+
+    With `numbers`, those of a row that is sent as a table or in parts, also reject rows that Redis cannot hold.
+
+    Raises
+    ------
+    InvalidError, TooLargeError
+        With the number of rows that one request may have.
+    """
+    check_bytes(n, 8 * n * numbers)
+    if not layout.numbers_only and n > layout.rows_max:
+        width, rows_max = layout.width, layout.rows_max
+        raise InvalidError(f"{n} rows make a matrix of {width} columns: send at most {rows_max} rows at a time.")
+
+
+def check_texts(recipe: Recipe, non_numeric: Sequence[Sequence[NonNumeric]], ngrams: int = 0, rows: int = 0) -> int:
+    """Reject texts whose words a worker would count for longer than other requests may wait.
+
+    Return the number of n-grams of the text columns, at most, together with the `ngrams` of the `rows` before: each
+    character begins one of each length.
 
     Raises
     ------
     InvalidError
         With the number of rows that one request may have.
     """
-    if not layout.numbers_only and n > layout.rows_max:
-        width, rows_max = layout.width, layout.rows_max
-        raise InvalidError(f"{n} rows make a matrix of {width} columns: send at most {rows_max} rows at a time.")
+    columns = [non_numeric[position] for position, _ in recipe.ngram_lengths]
+    for texts in zip(*columns, strict=True):
+        for text, (_, lengths) in zip(texts, recipe.ngram_lengths, strict=True):
+            ngrams += lengths * len(text or "")
+        if ngrams > NGRAMS_MAX:
+            counted = f"The first {rows + 1} rows have" if rows else "The first row has"
+            advice = f"send at most {rows} of these rows at a time" if rows else "send shorter texts"
+            raise InvalidError(
+                f"{counted} texts of {ngrams} n-grams (characters by lengths), more than {NGRAMS_MAX}: {advice}."
+            )
+        rows += 1
+    return ngrams
 
 
 def _shape_small(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]] | None:
@@ -109,7 +165,7 @@ def _pack_mixed(layout: Layout, values: list[Any]) -> tuple[bytes, list[list[Non
     """Pack few values, row by row, of columns of any kind; None if one is invalid."""
     width, non_numeric = len(layout.columns), []
     for column in layout.non_numeric:
-        column_values = values[column.row_index :: width]
+        column_values: Any = normalized(values[column.row_index :: width])
         if any(non_numeric_fault(value, column) for value in column_values):
             return None
         non_numeric.append(column_values)
@@ -123,8 +179,10 @@ def _pack_mixed(layout: Layout, values: list[Any]) -> tuple[bytes, list[list[Non
             if value is None and column.nullable:
                 missing.append(position)
                 values[position] = 0.0
-            elif column.kind == "timestamp" and number_fault(value, "timestamp"):
-                return None
+            elif column.kind != "number":
+                values[position] = number = to_number(value, column.kind)
+                if number_fault(number, column.kind):
+                    return None
     numbers = pack_small(values)
     if numbers is not None and missing:
         for position in missing:
@@ -166,25 +224,46 @@ def _columns(recipe: Recipe, X: list[Any]) -> list[Sequence[Any]]:
     if recipe.features and all(type(row) is dict and row.keys() == recipe.features.keys() for row in X):
         # Builds no list per row: the garbage collector would traverse each of them repeatedly.
         return [[row[name] for row in X] for name in recipe.features]
-    optional = recipe.layout.nullable
     first = next((row for row in X if isinstance(row, list) and row), [])
     width = len(first if expected is None else expected)
     faults: list[Fault] = []
     ordered: list[Sequence[Any]] = []
     for i, row in enumerate(X):
-        if isinstance(row, list) and len(row) == width > 0:
-            ordered.append(row)
-        elif isinstance(row, dict) and expected is not None and row.keys() == recipe.features.keys():  # type: ignore[union-attr]
-            ordered.append([row[name] for name in expected])
-        elif optional and isinstance(row, dict) and expected is not None and _lacks_nullable_only(row, recipe):
-            ordered.append([row.get(name) for name in expected])
-        else:
-            faults.extend(_row_faults(row, i, expected, width, optional))
-            if len(faults) >= FAULTS_MAX:
-                break
+        values = _row_values(row, recipe, width)
+        if values is not None:
+            ordered.append(values)
+            continue
+        faults.extend(_row_faults(_with_recipe_names(row, recipe), i, expected, width, recipe.layout.nullable))
+        if len(faults) >= FAULTS_MAX:
+            break
     if faults:
         raise InvalidError(describe_faults(faults), faults[:FAULTS_MAX])
     return list(zip(*ordered, strict=True))
+
+
+def _row_values(row: Any, recipe: Recipe, width: int) -> Sequence[Any] | None:
+    """Return the values of a row in the recipe's order; None if it has other columns."""
+    if isinstance(row, list):
+        return row if len(row) == width > 0 else None
+    features = recipe.features
+    if not isinstance(row, dict) or features is None:
+        return None
+    if row.keys() != features.keys():
+        row = _with_recipe_names(row, recipe)
+    if row.keys() == features.keys() or _lacks_nullable_only(row, recipe):
+        return [row.get(name) for name in features]
+    return None
+
+
+def _with_recipe_names(row: Any, recipe: Recipe) -> Any:
+    """Return a row by name with each name that the recipe has in another Unicode form as the recipe has it.
+
+    Where the row has one name in several forms it is returned unchanged, and they are reported as unknown.
+    """
+    if not isinstance(row, dict) or recipe.features is None or row.keys() <= recipe.features.keys():
+        return row
+    renamed = {recipe.known_name(name): value for name, value in row.items()}
+    return renamed if len(renamed) == len(row) else row
 
 
 def _row_faults(

@@ -1,24 +1,26 @@
 """Tables: rows that arrive as an array (npy) or as named columns, converted to :class:`Rows` without Python lists.
 
-Owns the parser of npy bodies and the check of whole columns. Never holds a second copy of a table that already has the
-memory layout of :class:`Rows`. Invariant: a table is rejected for the same values that are rejected in JSON. The target
-is among the columns: the last column of an array, or else the columns `y` and `sample_weight`.
+Owns the check of whole columns. Never holds a second copy of a table that already has the memory layout of
+:class:`Rows`. Invariant: a table is rejected for the same values that are rejected in JSON. The target is among the
+columns: the last column of an array, or else the columns `y` and `sample_weight`. Tables come from
+:mod:`keepfit.rows.npy` and :mod:`keepfit.rows.arrow`.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from keepfit.errors import Fault, InvalidError, MalformedError
+from keepfit.errors import Fault, InvalidError
 from keepfit.recipe.features import Column as ColumnSpec
+from keepfit.recipe.features import Kind
 from keepfit.recipe.recipe import Label, Recipe
+from keepfit.rows import times
+from keepfit.rows.free_rows import rows_of_columns, shape_free
 from keepfit.rows.rows import Rows
-from keepfit.rows.shaping import check_number_of_rows
+from keepfit.rows.shaping import check_number_of_rows, check_texts, lacking_columns
 from keepfit.rows.targets import check_weights, shape_target
 from keepfit.rows.values import (
     FAULTS_MAX,
@@ -26,8 +28,9 @@ from keepfit.rows.values import (
     LITTLE_ENDIAN,
     NUMBER_MAX,
     Floats,
+    NonNumeric,
     describe_faults,
-    is_timestamp,
+    is_of_kind,
     number_fault,
     shape_non_numeric,
     shape_numbers,
@@ -35,7 +38,6 @@ from keepfit.rows.values import (
 
 Array = NDArray[Any]
 
-HEADER_BYTES_MAX = 64 * 1024
 # Values checked and converted at a time: temporary arrays are never larger than this.
 BLOCK_VALUES = 1 << 17
 TARGET, WEIGHTS = "y", "sample_weight"
@@ -81,7 +83,12 @@ class Matrix:
         has_target = learning and recipe.entry.takes_y
         width = self.width - has_target
         names = _names(recipe, width)
-        check_number_of_rows(recipe.layout, len(self.values))
+        if recipe.takes_dicts and recipe.features is None:
+            # NaN is the only number that does not equal itself.
+            listed = [[None if x != x else x for x in row] for row in self.values[:, :width].tolist()]  # noqa: PLR0124
+            free_target = _target(recipe, [self.values[:, -1]]) if has_target else None
+            return Rows(len(listed), b"", [list(shape_free(listed))], free_target)
+        check_number_of_rows(recipe.layout, len(self.values), self.width)
         # Copied first: compaction overwrites the target's column.
         y = self.values[:, -1].copy() if has_target else None
         numbers = self._numbers(width, names, recipe.layout.numbers if recipe.layout.checked_numbers else ())
@@ -106,15 +113,22 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One named column: consecutive blocks of numbers, or a function that returns its labels.
+    """One named column: consecutive blocks of numbers or of datetime64, or a function that returns its labels.
 
-    `missing` lists the rows without a value; what `blocks` hold for them is meaningless.
+    `is_index`: pandas had it as the index of a data frame. `missing` lists the rows without a value; what `blocks` hold
+    for them is meaningless.
     """
 
     name: str
     blocks: Sequence[Array] = ()
     labels: Callable[[], list[Any]] | None = None
     missing: Sequence[int] = ()
+    is_index: bool = False
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the values are datetime64."""
+        return any(block.dtype.kind == "M" for block in self.blocks)
 
     def to_list(self) -> list[Any]:
         """Return the values as a list, with None for a missing one."""
@@ -122,6 +136,17 @@ class Column:
         for row in self.missing:
             values[row] = None
         return values
+
+    def check_type(self, kind: Kind, subject: str = "column") -> None:
+        """Reject datetime64 where the recipe has a column of another kind.
+
+        Raises
+        ------
+        InvalidError
+            With the name of the column.
+        """
+        if self.has_times and kind != "timestamp":
+            raise InvalidError(f"{subject} {self.name[:100]!r}: timestamps, where a {kind} is expected.")
 
     def check_present(self) -> None:
         """Reject missing values.
@@ -151,27 +176,61 @@ class NamedColumns:
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
         """Check the columns against `recipe`: by name where it names features, else by position."""
         features = recipe.features or {}
-        special = {
-            c.name: c for c in self.columns if c.name in (TARGET, WEIGHTS) and (learning or c.name not in features)
-        }
+        named = self._with_recipe_names(recipe)
+        special = {c.name: c for c in named if c.name in (TARGET, WEIGHTS) and (learning or c.name not in features)}
         for name in special:
             if name in features:
                 raise InvalidError(f"The recipe's feature {name!r} has the name of the table's {name}: send JSON.")
             if not learning:
                 raise InvalidError(f"Rows to predict have no {name}: leave the column out.")
-        by_name = {column.name: column for column in self.columns if column.name not in special}
+        by_name = {column.name: column for column in named if column.name not in special}
         columns = _in_recipe_order(recipe, by_name, self.n)
         for column in [*special.values(), *columns]:
-            if column.name in special or column.name not in recipe.layout.nullable:
+            may_be_missing = recipe.takes_dicts if recipe.features is None else column.name in recipe.layout.nullable
+            if column.name in special or not may_be_missing:
                 column.check_present()
-        check_number_of_rows(recipe.layout, self.n)
+        check_number_of_rows(
+            recipe.layout, self.n, (len(recipe.layout.numbers) if features else len(columns)) + len(special)
+        )
         if WEIGHTS in special and not weighted:
             raise InvalidError("score takes no sample_weight: leave the column out.")
-        numbers = self._numbers(columns, recipe.layout.numbers if features else [None] * len(columns))
-        non_numeric = [shape_non_numeric(columns[spec.row_index].to_list(), spec) for spec in recipe.layout.non_numeric]
+        numbers, non_numeric = self._shape_columns(recipe, columns)
+        check_texts(recipe, non_numeric)
+        if recipe.takes_dicts and features and (lacking := lacking_columns(recipe, by_name)):
+            non_numeric.append([lacking] * self.n)
         target = self._target(recipe, special.get(TARGET)) if learning else None
         weights = None if WEIGHTS not in special else self._weights(recipe, special[WEIGHTS])
-        return Rows(self.n, cast("bytes", numbers), non_numeric, target, weights)
+        return Rows(self.n, numbers, non_numeric, target, weights)
+
+    def _with_recipe_names(self, recipe: Recipe) -> list[Column]:
+        """Return the columns under the recipe's names; the index of a data frame only if the recipe names it.
+
+        Raises
+        ------
+        InvalidError
+            If two columns have one name, in two Unicode forms.
+        """
+        renamed = [replace(column, name=recipe.known_name(column.name)) for column in self.columns]
+        named = [column for column in renamed if not column.is_index or column.name in (recipe.features or ())]
+        if len({column.name for column in named}) < len(named):
+            raise InvalidError("Two columns of the table have the same name.")
+        return named
+
+    def _shape_columns(self, recipe: Recipe, columns: Sequence[Column]) -> tuple[Any, list[list[NonNumeric]]]:
+        """Return number columns as bytes, and category and text columns; or the texts of free rows."""
+        if recipe.takes_dicts and recipe.features is None:
+            return b"", [self._free(columns)]
+        layout = recipe.layout
+        for spec in layout.columns:
+            columns[spec.row_index].check_type(spec.kind)
+        numbers = self._numbers(columns, layout.numbers if recipe.features else [None] * len(columns))
+        return numbers, [shape_non_numeric(columns[spec.row_index].to_list(), spec) for spec in layout.non_numeric]
+
+    def _free(self, columns: Sequence[Column]) -> list[NonNumeric]:
+        """Return the texts of free rows."""
+        for column in columns:
+            column.check_type("number")
+        return list(shape_free(rows_of_columns([(column.name, column.to_list()) for column in columns], self.n)))
 
     def _numbers(self, columns: Sequence[Column], specs: Sequence[ColumnSpec | None]) -> memoryview:
         """Return the number columns as float64 bytes, row by row, with NaN for missing values."""
@@ -189,6 +248,8 @@ class NamedColumns:
             if recipe.entry.takes_y:
                 raise InvalidError("The table has no column 'y', which holds the target.")
             return None
+        if y.has_times:
+            y.check_type("number", "target")
         if y.labels is not None or not recipe.entry.takes_y:
             return shape_target(recipe, y.to_list(), self.n)
         return _target(recipe, y.blocks)
@@ -198,58 +259,6 @@ class NamedColumns:
             raise InvalidError(f"{recipe.name} takes no sample_weight.")
         values = np.concatenate([values for _, values in _float_blocks(column, "weights")])
         return check_weights(values, values.data)
-
-
-def read_npy(body: bytearray) -> Table:
-    """Read an npy file (format 1.0 or 2.0 of NumPy Enhancement Proposal 1) without copying it.
-
-    Raises
-    ------
-    MalformedError
-        If it is not an npy file, or its data are not as long as its header says.
-    InvalidError
-        If its values are not numbers, or it has no rows.
-    """
-    head = io.BytesIO(memoryview(body)[:HEADER_BYTES_MAX])
-    try:
-        version = npy.read_magic(head)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, by_columns, dtype = read_header(head)
-    except KeyError:
-        raise MalformedError(f"The npy format is {version[0]}.{version[1]}; send 1.0 or 2.0.") from None
-    # The header is a Python literal: a corrupt one makes the parser raise almost any exception.
-    except Exception as error:  # noqa: BLE001
-        raise MalformedError(f"The body is not an npy file: {str(error)[:200]}.") from None
-    _check_dtype(dtype)
-    count = 1
-    for length in shape:
-        count *= length
-    if min(shape, default=1) < 0:
-        raise MalformedError("The npy header has a negative length.")
-    offset, size = head.tell(), count * dtype.itemsize
-    if len(body) - offset != size:
-        raise MalformedError(f"The npy header announces {size} bytes of data; the body has {len(body) - offset}.")
-    if count == 0:
-        raise InvalidError("X must have at least one row and one column.")
-    values = np.frombuffer(body, dtype, count, offset)
-    if dtype.names is not None:
-        if len(shape) != 1:
-            raise InvalidError("An array with named fields must have one dimension: one element per row.")
-        return NamedColumns(count, [Column(name, [values[name]]) for name in dtype.names])
-    if len(shape) != 2:
-        raise InvalidError(
-            f"The array has {len(shape)} dimensions; send two, rows by columns: a single row is x.reshape(1, -1)."
-        )
-    return Matrix(body, offset, values.reshape(shape, order="F" if by_columns else "C"))
-
-
-def _check_dtype(dtype: np.dtype[Any]) -> None:
-    for field in [dtype] if dtype.names is None else [dtype[name] for name in dtype.names]:
-        if field.kind not in "biuf" or field.shape:
-            raise InvalidError(
-                f"The dtype {str(field)[:80]} is not numeric: send bool, int, uint or float, such as "
-                "x.astype(numpy.float64); send text as an Arrow stream or JSON."
-            )
 
 
 def _names(recipe: Recipe, width: int) -> Sequence[str | int]:
@@ -298,6 +307,7 @@ def _in_recipe_order(recipe: Recipe, by_name: dict[str, Column], n: int) -> list
 
 def _float_blocks(column: Column, subject: str, spec: ColumnSpec | None = None) -> Iterator[tuple[int, Floats]]:
     """Yield a column's values as float64, block by block, each with the number of its first row."""
+    column.check_type("number" if spec is None else spec.kind, subject)
     if column.labels is not None:
         yield 0, shape_numbers(column.to_list(), column.name, subject, spec)
         return
@@ -323,19 +333,21 @@ def _to_float64(
     """
     # A long double may exceed the range of a double: it becomes infinite, and is rejected as infinite.
     with np.errstate(over="ignore", invalid="ignore"):
-        values = block.astype(LITTLE_ENDIAN, copy=False)
+        is_time = block.dtype.kind == "M"
+        values = times.seconds_of_times(block) if is_time else block.astype(LITTLE_ENDIAN, copy=False)
     valid = np.abs(values) <= NUMBER_MAX
     if block.dtype.kind in "iu":
         valid = (block < INTEGER_END) & (block > -INTEGER_END)
-    timestamps = [column for column, spec in enumerate(specs) if spec.kind == "timestamp"]
+    of_kinds = [column for column, spec in enumerate(specs) if spec.kind != "number"]
     nullable = [column for column, spec in enumerate(specs) if spec.nullable]
-    if timestamps:
-        valid[:, timestamps] &= is_timestamp(values[:, timestamps])
+    for column in of_kinds:
+        is_boolean_time = block.dtype.kind == "b" and specs[column].kind == "timestamp"
+        valid[:, column] &= False if is_boolean_time else is_of_kind(values[:, column], specs[column].kind)
     if nullable:
         valid[:, nullable] |= np.isnan(values[:, nullable])
     if not valid.all():
         # Messages show the double of a float: a long double has no Python number.
-        originals = values if block.dtype.kind == "f" else block
+        originals = block if block.dtype.kind in "biu" else values
         kinds = [spec.kind for spec in specs] or ["number"] * len(names)
         faults = [
             Fault(number_fault(originals[row, column].item(), kinds[column]) or "", first + int(row), names[column])
@@ -348,7 +360,7 @@ def _to_float64(
 def _target(recipe: Recipe, blocks: Sequence[Array]) -> bytes | list[Label] | None:
     """Check numbers as the target and return it.
 
-    For a classifier, whole numbers are labels, and 0 and 1 are booleans if the recipe's classes are.
+    For a classifier, whole numbers and booleans are labels; 0 and 1 are of the type of the recipe's classes.
     """
     if recipe.entry.multi_output:
         raise InvalidError(f"{recipe.name} learns several values of y for each row: send JSON, with y a list of lists.")
@@ -356,8 +368,11 @@ def _target(recipe: Recipe, blocks: Sequence[Array]) -> bytes | list[Label] | No
         values_by_block = _float_blocks(Column(TARGET, blocks), "target")
         return b"".join([values.astype(LITTLE_ENDIAN, copy=False).tobytes() for _, values in values_by_block])
     labels = [value for block in blocks for value in block.tolist()]
-    if any(block.dtype.kind in "bf" for block in blocks):
+    if any(block.dtype.kind == "f" for block in blocks):
         labels = [int(label) if float(label).is_integer() else float(label) for label in labels]
-    if recipe.classes and isinstance(recipe.classes[0], bool):
+    type_of_classes = type(recipe.classes[0]) if recipe.classes else None
+    if type_of_classes is bool:
         labels = [bool(label) if label in (0, 1) else label for label in labels]
+    if type_of_classes is int:
+        labels = [int(label) if type(label) is bool else label for label in labels]
     return shape_target(recipe, labels, len(labels))

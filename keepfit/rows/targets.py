@@ -13,17 +13,19 @@ import numpy as np
 
 from keepfit.errors import Fault, InvalidError
 from keepfit.recipe.recipe import Label, Recipe, label_fault
+from keepfit.rows.free_rows import shape_free_targets
 from keepfit.rows.values import (
     FAULTS_MAX,
     LITTLE_ENDIAN,
+    OUTPUTS_MAX,
     Floats,
+    class_fault,
     describe_faults,
     format_value,
+    normalized,
     pack_small,
     shape_numbers,
 )
-
-OUTPUTS_MAX = 1000
 
 
 def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
@@ -43,6 +45,8 @@ def shape_target(recipe: Recipe, y: Any, n: int) -> bytes | list[Label] | None:
     if len(y) != n:
         raise InvalidError(f"X has {n} rows and y has {len(y)} values; the numbers must be equal.")
     entry, classes = recipe.entry, recipe.classes
+    if entry.multi_output and recipe.takes_dicts:
+        return list[Label](shape_free_targets(y, labelled=entry.target == "labels"))
     if entry.multi_output:
         classes_by_output: Any = classes or ()
         return flatten_outputs(y, len(classes_by_output) or None, lambda column, i: _shape_output(recipe, column, i))
@@ -100,19 +104,12 @@ def shape_classes(classes: Sequence[Any] | None, y: Sequence[Any], name: str = "
     InvalidError
         With the row of each invalid label, at most 20.
     """
+    y = normalized(y)
     allowed_types = {type(classes[0])} if classes else {str, int, bool}
     if set(map(type, y)) <= allowed_types and not any(map(label_fault, y)):
         return list(y)
-    faults = [Fault(detail, i, name) for i, value in enumerate(y) if (detail := _class_fault(value, allowed_types))]
+    faults = [Fault(detail, i, name) for i, value in enumerate(y) if (detail := class_fault(value, allowed_types))]
     raise InvalidError(describe_faults(faults, "target"), faults[:FAULTS_MAX])
-
-
-def _class_fault(value: Any, allowed_types: set[type]) -> str | None:
-    if type(value) not in (str, int, bool):
-        return f"{format_value(value)} is not a label: send a string, an integer or a boolean"
-    if type(value) not in allowed_types:
-        return f"{format_value(value)} is not one of the recipe's classes, nor of their type"
-    return label_fault(value)
 
 
 def shape_weights(recipe: Recipe, sample_weight: Any, n: int) -> bytes | None:

@@ -5,9 +5,9 @@ takes; never reads a file or a header. Invariant: a stored key does not authoriz
 and their file; :mod:`keepfit_gateway.auth.guard` looks them up.
 
 A stored key is ``name:scopes:sha256`` or ``name:scopes:sha256:rate`` or ``name:scopes:sha256:rate/burst``. Scopes are
-joined by ``+``, keys are separated by commas or white space, lines that begin with ``#`` are comments. Plain SHA-256 is
-sufficient: slow hashes protect passwords that can be guessed; a token of 256 random bits cannot be guessed, and every
-request would pay for a slow hash.
+joined by ``+``, keys are separated by commas or white space, lines that begin with ``#`` are comments. Two keys may
+have one name, the old and the new key of a client. Plain SHA-256 is sufficient: slow hashes protect passwords that can
+be guessed; a token of 256 random bits cannot be guessed, and every request would pay for a slow hash.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from keepfit.errors import SettingsError
 
@@ -30,11 +30,18 @@ PREFIX = "kf_"
 TOKEN_BYTES = 32
 COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 SEPARATOR = re.compile(r"[\s,]+")
+NAME = re.compile(r"(?P<name>[\w.-]{1,64})", re.ASCII)
+RATE = re.compile(r"(?P<rate>\d{1,9}(?:\.\d{1,6})?)(?:/(?P<burst>[1-9]\d{0,8}))?", re.ASCII)
 STORED = re.compile(
-    r"(?P<name>[\w.-]{1,64}):(?P<scopes>[a-z+]+):(?P<digest>[0-9a-f]{64})"
-    r"(?::(?P<rate>\d{1,9}(?:\.\d{1,6})?)(?:/(?P<burst>[1-9]\d{0,8}))?)?",
+    rf"{NAME.pattern}:(?P<scopes>[a-z+]+):(?P<digest>[0-9a-f]{{64}})(?::{RATE.pattern})?",
     re.ASCII,
 )
+# Keys that may have the same name: the old and the new one of a client that changes its key.
+SAME_NAME_MAX = 2
+# What of a key may change while its name stays.
+CHANGEABLE = ("scopes", "digest", "rate_per_s", "burst")
+# Characters of an argument that a message repeats.
+SHOWN_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,11 @@ class Key:
     digest: bytes = field(repr=False)
     rate_per_s: float = 0.0
     burst: int = 0
+
+    @property
+    def sees_reasons(self) -> bool:
+        """Whether errors of the service may name addresses, paths and hashes to it: to an API key with ADMIN only."""
+        return ADMIN in self.scopes and bool(self.digest)
 
 
 class Keys:
@@ -68,7 +80,8 @@ class Keys:
         Raises
         ------
         SettingsError
-            If a key is malformed, or two keys have the same name or token. The message never repeats the text.
+            If a key is malformed, two keys have the same token, three the same name, or keys of one name differ in
+            scopes or rate. The message never repeats a malformed key.
         """
         keys: list[Key] = []
         for position, stored in enumerate(filter(None, SEPARATOR.split(COMMENT.sub("", text))), start=1):
@@ -76,16 +89,26 @@ class Keys:
             scopes = frozenset(found["scopes"].split("+")) if found else frozenset()
             if found is None or not scopes <= set(SCOPES):
                 raise SettingsError(
-                    f"API key {position} is not name:scopes:sha256 with scopes of {', '.join(SCOPES)} joined by +; "
-                    "`keepfit key new` prints one."
+                    f"KEEPFIT_API_KEYS or its file: key {position} is not name:scopes:sha256 with scopes of "
+                    f"{', '.join(SCOPES)} joined by +; `keepfit key new` prints one."
                 )
             rate = rate_per_s if found["rate"] is None else float(found["rate"])
             burst = int(found["burst"] or max(1, math.ceil(2 * rate)))
             keys.append(Key(found["name"], scopes | {OPEN, READ}, bytes.fromhex(found["digest"]), rate, burst))
-        for attribute, values in (("name", {key.name for key in keys}), ("token", {key.digest for key in keys})):
-            if len(values) != len(keys):
-                raise SettingsError(f"Two API keys have the same {attribute}.")
-        return cls(keys)
+        made = cls(keys)
+        if len(made) != len(keys):
+            raise SettingsError("KEEPFIT_API_KEYS or its file: two keys have the same token.")
+        for name, same in made._by_name().items():
+            if len(same) > SAME_NAME_MAX:
+                raise SettingsError(
+                    f"KEEPFIT_API_KEYS or its file: {len(same)} keys have the name {name!r}; at most {SAME_NAME_MAX} "
+                    "may, the old and the new key of a client."
+                )
+            if len({(key.scopes, key.rate_per_s, key.burst) for key in same}) > 1:
+                raise SettingsError(
+                    f"KEEPFIT_API_KEYS or its file: the keys with the name {name!r} must have the same scopes and rate."
+                )
+        return made
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -93,6 +116,28 @@ class Keys:
     def names(self) -> set[str]:
         """Return the names of all keys."""
         return {key.name for key in self._by_digest.values()}
+
+    def changes_since(self, before: "Keys") -> dict[str, Any]:
+        """Return the names of keys that were `added` and `removed`, and for each that `changed` what did.
+
+        >>> before = Keys.from_text(f"web:predict:{'a' * 64}, old:read:{'b' * 64}")
+        >>> Keys.from_text(f"web:predict+learn:{'c' * 64}, new:read:{'b' * 64}").changes_since(before)
+        {'added': ['new'], 'removed': ['old'], 'changed': {'web': ['scopes', 'digest']}}
+        """
+        old, new = before._by_name(), self._by_name()
+        differences = {
+            name: [
+                what
+                for what in CHANGEABLE
+                if {getattr(key, what) for key in old[name]} != {getattr(key, what) for key in new[name]}
+            ]
+            for name in sorted(old.keys() & new.keys())
+        }
+        return {
+            "added": sorted(new.keys() - old.keys()),
+            "removed": sorted(old.keys() - new.keys()),
+            "changed": {name: parts for name, parts in differences.items() if parts},
+        }
 
     def find(self, token: str) -> Key | None:
         """Return the key of a sent token, None if there is none.
@@ -103,6 +148,12 @@ class Keys:
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
+
+    def _by_name(self) -> dict[str, list[Key]]:
+        keys: dict[str, list[Key]] = {}
+        for key in self._by_digest.values():
+            keys.setdefault(key.name, []).append(key)
+        return keys
 
 
 UNRESTRICTED = Key("unrestricted", frozenset({OPEN, *SCOPES}), b"")
@@ -115,8 +166,20 @@ def new_key(name: str, scopes: Iterable[str], rate: str = "") -> tuple[str, str]
     Raises
     ------
     SettingsError
-        If the name, a scope or the rate is invalid.
+        If the name, a scope or the rate is invalid; the message says which, and what would be right.
     """
+    scopes = list(scopes)
+    if not NAME.fullmatch(name):
+        raise SettingsError(f"name {name[:SHOWN_MAX]!r} is not 1 to 64 letters, digits, '.', '_' and '-'.")
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown or not scopes:
+        shown = unknown[0][:SHOWN_MAX] if unknown else ""
+        raise SettingsError(f"scopes: {shown!r} is not one of {', '.join(SCOPES)}.")
+    if rate and not RATE.fullmatch(rate):
+        raise SettingsError(
+            f"rate {rate[:SHOWN_MAX]!r} is not a number of requests per second, 50, or with the number that "
+            "may come at once, 50/200."
+        )
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     digest = hashlib.sha256(token.encode()).hexdigest()
     line = f"{name}:{'+'.join(scopes)}:{digest}" + (f":{rate}" if rate else "")

@@ -12,7 +12,10 @@ this purpose, or raises. Bundles come from workers and go to Redis, to snapshots
 import hashlib
 import hmac
 import platform
+import re
+import secrets
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +28,7 @@ from keepfit.errors import EnvelopeError, RuntimeMismatchError, SettingsError, U
 MAGIC = b"KFIT\x01"
 MAC_BYTES = 32
 KEY_BYTES_MIN = 32
+KEY_ID, ID_DIGITS = re.compile(r"[A-Za-z0-9._-]{1,64}"), 12
 BUNDLE = "bundle"
 OBJECT = "object"
 SIGNING_KEYS, UPLOAD_KEYS = "KEEPFIT_SIGNING_KEYS", "KEEPFIT_UPLOAD_KEYS"
@@ -135,13 +139,12 @@ class Keyring:
 
     @classmethod
     def from_text(cls, text: str, setting: str = SIGNING_KEYS) -> Self:
-        """Parse ``id:hex,id:hex``, the value of `setting`.
+        """Parse ``id:hex,id:hex``, the value of `setting`; several keys may have the same id.
 
         Raises
         ------
         SettingsError
-            If there is no key, an id occurs twice or a key is not hex of at least 32 bytes. The message never repeats
-            the text.
+            If there is no key, or a key is not hex of at least 32 bytes. The message never repeats the text.
         """
         keys = []
         for position, entry in enumerate(filter(None, (entry.strip() for entry in text.split(","))), start=1):
@@ -158,8 +161,6 @@ class Keyring:
             keys.append((key_id, key))
         if not keys:
             raise SettingsError(f"{setting} is not set; `{KEY_COMMANDS[setting]}` prints a key for it.")
-        if len({key_id for key_id, _ in keys}) != len(keys):
-            raise SettingsError(f"{setting}: two keys have the same id.")
         return cls(tuple(keys), setting)
 
     def seal(self, header: Signed, payload: bytes) -> bytes:
@@ -183,18 +184,14 @@ class Keyring:
         EnvelopeError
             If it is damaged, signed with an unknown key or for another purpose, or has an unknown header.
         """
-        if not envelope.startswith(MAGIC) or len(envelope) <= len(MAGIC):
-            raise EnvelopeError("These bytes are not a keepfit envelope.")
-        name_end = len(MAGIC) + 1 + envelope[len(MAGIC)]
-        front, mac = envelope[:name_end], envelope[name_end : name_end + MAC_BYTES]
-        back = envelope[name_end + MAC_BYTES :]
-        key_id = front[len(MAGIC) + 1 :]
-        key = next((key for known, key in self.keys if known.encode() == key_id), None)
-        if key is None:
-            raise UnknownKeyError(f"The envelope is signed with a key that {self.setting} does not hold.")
-        if not hmac.compare_digest(mac, _mac(key, purpose, front, back)):
+        front, mac, back = _split(envelope)
+        key_id, keys = key_id_of(envelope), self._keys_of(front)
+        if not keys:
+            raise UnknownKeyError(f"The envelope is signed with a key that {self.setting} does not hold: {key_id!r}.")
+        if not any(hmac.compare_digest(mac, _mac(key, purpose, front, back)) for key in keys):
             raise EnvelopeError(
-                "Signature mismatch: the data is corrupt, tampered with, or signed for another purpose."
+                "Signature mismatch: the data is corrupt, tampered with, or signed for another purpose"
+                + (f", or with another key of the id {key_id!r}." if _may_have_namesakes(key_id, keys) else ".")
             )
         try:
             (length,) = struct.unpack_from(">I", back)
@@ -203,6 +200,74 @@ class Keyring:
             # The signature is valid, so another version of keepfit wrote the header.
             raise EnvelopeError(f"The envelope's header was written by another version of keepfit: {error}.") from None
         return header, back[4 + length :]
+
+    def check_signer(self, envelope: bytes, purpose: str) -> None:
+        """Check that a key of this ring signed an envelope whose bytes are known to be those that were stored.
+
+        Raises
+        ------
+        UnknownKeyError
+            If the ring has a key of its id, and another key of that id signed it.
+        EnvelopeError
+            If these bytes are no envelope.
+        """
+        front, mac, back = _split(envelope)
+        key_id, keys = key_id_of(envelope), self._keys_of(front)
+        if not _may_have_namesakes(key_id, keys):
+            return
+        if not any(hmac.compare_digest(mac, _mac(key, purpose, front, back)) for key in keys):
+            known = ", ".join(map(_fingerprint, keys))
+            raise UnknownKeyError(
+                f"The envelope is signed with another key of the id {key_id!r} than that of {self.setting}, whose "
+                f"fingerprint is {known}: add the key that signed it there, behind the present ones."
+            )
+
+    def _keys_of(self, front: bytes) -> list[bytes]:
+        """Return the keys that have the id of an envelope."""
+        return [key for known, key in self.keys if known.encode() == front[len(MAGIC) + 1 :]]
+
+
+def _split(envelope: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return an envelope's parts before the signature, the signature, and what follows; EnvelopeError if it is none."""
+    if not envelope.startswith(MAGIC) or len(envelope) <= len(MAGIC):
+        raise EnvelopeError("These bytes are not a keepfit envelope.")
+    name_end = len(MAGIC) + 1 + envelope[len(MAGIC)]
+    return envelope[:name_end], envelope[name_end : name_end + MAC_BYTES], envelope[name_end + MAC_BYTES :]
+
+
+def _may_have_namesakes(key_id: str, keys: Sequence[bytes]) -> bool:
+    """Return whether other keys may have this id, too: it was chosen by hand, and does not end with their digest."""
+    return any(not key_id.endswith(_fingerprint(key)) for key in keys)
+
+
+def _fingerprint(key: bytes) -> str:
+    """Return the digest of a key, with which the ids that keepfit makes end."""
+    return hashlib.sha256(b"keepfit/id" + key).hexdigest()[:ID_DIGITS]
+
+
+def key_id_of(envelope: bytes) -> str:
+    """Return the id of the key that an envelope says to be signed with, for messages; "" if it is no envelope."""
+    if not envelope.startswith(MAGIC):
+        return ""
+    begin = len(MAGIC) + 1
+    return envelope[begin : begin + int.from_bytes(envelope[len(MAGIC) : begin])].decode(errors="replace")
+
+
+def new_signing_key(prefix: str = "k", key_id: str = "") -> str:
+    """Return a new key as ``id:hex``. Without `key_id` its id is `prefix` and a digest of the key.
+
+    Two deployments that use made ids never have different keys of one id.
+
+    Raises
+    ------
+    SettingsError
+        If the id cannot be stored in a list of keys.
+    """
+    key = secrets.token_bytes(KEY_BYTES_MIN)
+    key_id = key_id or prefix + _fingerprint(key)
+    if not KEY_ID.fullmatch(key_id):
+        raise SettingsError(f"{key_id[:80]!r} is not an id of a key: use up to 64 letters, digits, '.', '_' and '-'.")
+    return f"{key_id}:{key.hex()}"
 
 
 def _mac(key: bytes, purpose: str, front: bytes, back: bytes) -> bytes:

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import structlog
 
 from keepfit.backends.blobs import Entry, Storage
-from keepfit.errors import ConflictError
+from keepfit.errors import ConflictError, EnvelopeError, UnavailableError
 from keepfit.history import ABORTED, PENDING, Document, Registry, snapshot_upkeep
 from keepfit.history.snapshot_upkeep import ModelLifetime
 from keepfit.observability import failpoints
-from keepfit.security import envelope
 from keepfit.snapshots import retention
 from keepfit.snapshots.retention import Rules
 from keepfit.snapshots.save import path_of
+from keepfit.snapshots.stored_bundle import check_bundle, is_elsewhere
 
 log = structlog.get_logger(__name__)
 
@@ -130,15 +130,17 @@ async def _find_garbage(
 
 async def _is_good(registry: Registry, storage: Storage, document: Document) -> bool:
     """Verify the snapshot that would be a model's only one; mark it as corrupt if it is damaged."""
-    data = await asyncio.to_thread(storage.get, path_of(document))
-    if data is not None and envelope.digest_of(data) == document["sha256"]:
-        return True
-    if data is not None or document["uri"] == storage.uri(path_of(document)):
-        log.warning(
-            "snapshot_corrupt", hash=document["hash"], version=document["version"], reason="found by its digest"
-        )
+    try:
+        await asyncio.to_thread(check_bundle, storage, document)
+    except EnvelopeError as error:
+        log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
         await registry.mark_corrupt(document)
-    return False
+        return False
+    except UnavailableError:
+        if not is_elsewhere(storage, document):
+            raise
+        return False
+    return True
 
 
 async def _delete_unknown(registry: Registry, storage: Storage, after: str, until: str, suspects: list[Entry]) -> int:

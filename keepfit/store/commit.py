@@ -15,15 +15,19 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import msgspec
 from redis import Redis
 
 from keepfit.backends import redis_keys, redis_scripts
+from keepfit.errors import UnstorableError
 from keepfit.observability import failpoints
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
+from keepfit.store import unloadable
+from keepfit.store.idle import touch
 from keepfit.store.inbox import params_of
 from keepfit.store.retained import join_sequences, parse_large
 
@@ -66,8 +70,8 @@ class PendingRequest:
 class Claimed:
     """A model at the moment of the claim.
 
-    `data` is its signed bundle, empty if the caller has it. `attempts` counts the claims of exactly these entries that
-    ended in neither a commit nor a release, this one included. `claimed_s` is the moment by the monotonic clock of the
+    `data` is its signed bundle, empty if the caller has it. `attempts` counts what these entries have done to workers
+    (:class:`Harm`), and `harm` names the last of it. `claimed_s` is the moment by the monotonic clock of the
     process, `large` the sequences and keys of the large requests that are retained.
     """
 
@@ -79,6 +83,7 @@ class Claimed:
     digest: str
     recipe_text: bytes
     attempts: int
+    harm: str
     data: bytes
     entries: Sequence[PendingRequest]
     claimed_s: float
@@ -100,12 +105,16 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class SealedBundle:
-    """A new bundle as signed bytes, with what the store shows of it: rows seen, metrics, changed parameters."""
+    """A new bundle as signed bytes, with what the store shows of it.
+
+    `width` is the number of values of a learned row, None if the bundle does not tell.
+    """
 
     data: bytes
     rows_seen: int
     metrics: dict[str, Any]
     changed: dict[str, Any]
+    width: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +130,48 @@ class Committed:
     claimed: Claimed | None = None
 
 
+class Harm(Enum):
+    """What requests can do to their worker, and how much it counts: more, where a repetition has the same result."""
+
+    DEATH = "workers died while they learned it", 1
+    MEMORY = "it needs more memory than a worker may use", 3
+    TIME = "a call took longer than a call may", 3
+
+    @property
+    def reason(self) -> str:
+        """The reason of a dead letter."""
+        return self.value[0]
+
+    @property
+    def score(self) -> int:
+        """What it adds to the attempts of the requests."""
+        return self.value[1]
+
+
+def unlock(model_hash: str, token: str, *, force: bool, harm: Harm | None = None) -> redis_scripts.Command:
+    """Return the command of :meth:`InboxConsumer.unlock`; also for a worker that is dead."""
+    score, name = (harm.score, harm.name) if harm else (0, "")
+    return redis_scripts.call(
+        "unlock", [redis_keys.state(model_hash), redis_keys.lock(model_hash)], [token, int(force), score, name]
+    )
+
+
+def renew_lock(model_hash: str, token: str, ttl_s: float) -> redis_scripts.Command:
+    """Return the command that extends the lock of a model, if `token` holds it."""
+    return redis_scripts.call("renew", [redis_keys.lock(model_hash)], [token, round(ttl_s * 1000)])
+
+
 class InboxConsumer:
     """Synchronous access to models, for learning and predicting."""
 
-    def __init__(self, store: Redis, lock_ttl_s: float, replay_bytes_max: int = 0) -> None:
+    def __init__(
+        self,
+        store: Redis,
+        lock_ttl_s: float,
+        replay_bytes_max: int = 0,
+        bundle_bytes_max: int = redis_scripts.VALUE_BYTES_MAX,
+    ) -> None:
+        self._bundle_bytes_max = bundle_bytes_max
         self._replay_bytes_max = replay_bytes_max
         self._store = store
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
@@ -149,7 +196,7 @@ class InboxConsumer:
     def _claimed(self, model_hash: str, answer: list[Any]) -> Claimed | None:
         if answer[0] != b"ok":
             return None
-        _, (generation, version, rows_seen, learned, digest, recipe, attempts, large), data, entries = answer
+        _, (generation, version, rows_seen, learned, digest, recipe, attempts, large, harm), data, entries = answer
         return Claimed(
             hash=model_hash,
             generation=int(generation),
@@ -159,6 +206,7 @@ class InboxConsumer:
             digest=digest.decode(),
             recipe_text=recipe,
             attempts=attempts,
+            harm=harm.decode(),
             data=data,
             entries=[self._entry(*fields) for fields in entries],
             claimed_s=time.monotonic(),
@@ -177,7 +225,18 @@ class InboxConsumer:
 
         With `dead_reason` the last of them was not learned and becomes a dead letter. If entries are left over, or the
         claim was full, the same round trip claims the next ones; else it releases the lock if nothing is pending.
+
+        Raises
+        ------
+        UnstorableError
+            If the bundle is larger than one may be. Nothing is sent then, because Redis closes the connection of a
+            client that sends a value above its limit. A bundle that has learned nothing new is as large as before.
         """
+        if len(sealed.data) > self._bundle_bytes_max and not dead_reason:
+            raise UnstorableError(
+                f"the model would have {len(sealed.data)} bytes; it may have {self._bundle_bytes_max} "
+                "(KEEPFIT_BUNDLE_BYTES_MAX)"
+            )
         done = claimed.entries[:count]
         last = done[-1]
         learned = done[:-1] if dead_reason else done
@@ -219,38 +278,32 @@ class InboxConsumer:
                     msgspec.json.encode(sealed.changed) if sealed.changed else "",
                     self._replay_bytes_max,
                     join_sequences(large),
+                    "" if sealed.width is None else sealed.width,
                 ],
             ),
-            self._claim(claimed.hash, token, digest) if more else self._unlock(claimed.hash, token, force=False),
+            self._claim(claimed.hash, token, digest) if more else unlock(claimed.hash, token, force=False),
         )
         failpoints.reach("commit.done")
         if more:
             return Committed(version, digest, has_pending=True, claimed=self._claimed(claimed.hash, after))
         return Committed(version, digest, has_pending=after == 1)
 
-    def unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> bool:
+    def unlock(self, model_hash: str, token: str, *, force: bool, harm: Harm | None = None) -> bool:
         """Release the lock of a model; return whether requests are pending (then the lock is kept, unless forced).
 
-        `harmed` says that the requests of the last claim, which were not committed, caused its failure.
+        `harm` is what the requests of the last claim, which were not committed, have done to their worker.
         """
-        (pending,) = redis_scripts.run(self._store, self._unlock(model_hash, token, force=force, harmed=harmed))
+        (pending,) = redis_scripts.run(self._store, unlock(model_hash, token, force=force, harm=harm))
         return bool(pending == 1)
-
-    def _unlock(self, model_hash: str, token: str, *, force: bool, harmed: bool = False) -> redis_scripts.Command:
-        return redis_scripts.call(
-            "unlock", [redis_keys.state(model_hash), redis_keys.lock(model_hash)], [token, int(force), int(not harmed)]
-        )
-
-    def renew(self, model_hash: str, token: str) -> None:
-        """Extend the lock."""
-        redis_scripts.run(
-            self._store, redis_scripts.call("renew", [redis_keys.lock(model_hash)], [token, self._lock_ttl_ms])
-        )
 
     def is_live(self, model_hash: str, generation: int, digest: str) -> bool:
         """Return whether the live bundle of a model has this generation and digest."""
         (live,) = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
         return bool(live == [str(generation).encode(), digest.encode()])
+
+    def unloadable_s(self, model: Claimed | Loaded) -> int:
+        """Return for how many seconds the bundle of a model must not be loaded; 0 if it may be."""
+        return unloadable.seconds_left(self._store, model.hash, model.generation, model.digest)
 
     def load(self, known: dict[str, str]) -> dict[str, Loaded]:
         """Read models for predicting; `known` maps hashes to the digests of the caller's bundles ('' for none).
@@ -261,7 +314,9 @@ class InboxConsumer:
             ("HMGET", redis_keys.state(h), "generation", "version", "rows_seen", "digest") if digest else _load(h)
             for h, digest in known.items()
         ]
-        answers = dict(zip(known, redis_scripts.run(self._store, *commands), strict=True))
+        # Reading the state is no use of the model by Redis' count, reading the bundle is (:mod:`keepfit.store.idle`).
+        commands += touch(h for h, digest in known.items() if digest)
+        answers = dict(zip(known, redis_scripts.run(self._store, *commands), strict=False))
         changed = [h for h, digest in known.items() if digest and answers[h][3] != digest.encode()]
         if changed:
             answers.update(zip(changed, redis_scripts.run(self._store, *map(_load, changed)), strict=True))

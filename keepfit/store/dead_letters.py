@@ -19,6 +19,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import NotFoundError, StaleModelError
 from keepfit.recipe.recipe import Recipe
 from keepfit.rowlog.row_log import Call
+from keepfit.rows.free_rows import values_of
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import inbox
@@ -257,18 +258,18 @@ def _entry(
         reason=reason.decode(),
         timestamp=int(at_ms) / 1000,
         size_bytes=int(size),
-        rows=_count(head),
+        rows=count_rows(head),
         payload=payload,
         large_key=large_key.decode(),
     )
 
 
-def _count(head: bytes) -> int | None:
-    """Return the number of rows, with which their msgpack array begins; 0 for a change, which is a map.
+def count_rows(head: bytes) -> int | None:
+    """Return the number of rows of a request, with which its msgpack array begins; 0 for a change, which is a map.
 
-    >>> _count(Rows(3, bytes(24), []).encode()), _count(Rows(70_000, b"", []).encode()[:16]), _count(b"")
+    >>> count_rows(Rows(3, bytes(24), []).encode()), count_rows(Rows(70_000, b"", []).encode()[:16]), count_rows(b"")
     (3, 70000, None)
-    >>> _count(inbox.make_change("", 1, {"alpha": 1}).payload)
+    >>> count_rows(inbox.make_change("", 1, {"alpha": 1}).payload)
     0
     """
     if len(head) < 2:
@@ -279,26 +280,48 @@ def _count(head: bytes) -> int | None:
     return int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
 
 
-def decode_payload(recipe: Recipe, payload: bytes) -> dict[str, Any]:
-    """Decode rows as the client sent them: `X` as lists in column order, and `y` and `sample_weight` if present.
+def _decode_rows(recipe: Recipe, rows: Rows) -> list[Any]:
+    has_more = len(rows.categories) > len(recipe.layout.non_numeric)
+    if has_more and recipe.features is None:
+        return [values_of(str(text)) for text in rows.categories[0]]
+    # A missing number is NaN, the only number that does not equal itself.
+    X: list[Any] = [[None if x != x else x for x in row] for row in rows.number_matrix().tolist()]  # noqa: PLR0124
+    for column, words in zip(recipe.layout.non_numeric, rows.categories, strict=False):
+        for row, word in zip(X, words, strict=True):
+            row.insert(column.row_index, word)
+    if has_more:
+        names = list(recipe.features or ())
+        for i, lacking in enumerate(rows.categories[-1]):
+            absent = values_of(str(lacking)) if lacking else ()
+            X[i] = {name: X[i][j] for j, name in enumerate(names) if j not in absent} if absent else X[i]
+    return X
 
-    A change of parameters is decoded as `params`.
+
+def _decode_target(recipe: Recipe, rows: Rows) -> list[Any]:
+    y: list[Any] = rows.y if isinstance(rows.y, list) else rows.target().tolist()
+    if not recipe.entry.multi_output:
+        return y
+    if recipe.takes_dicts:
+        return [values_of(text) for text in y]
+    count = len(y) // rows.n
+    return [y[i : i + count] for i in range(0, len(y), count)]
+
+
+def decode_payload(recipe: Recipe, payload: bytes) -> dict[str, Any]:
+    """Decode rows as the client sent them: `X`, and `y` and `sample_weight` if present.
+
+    A row is a list in column order, or an object if the recipe names no columns or the row lacks one. A change of
+    parameters is decoded as `params`.
     """
     params = inbox.params_of(payload)
     if params is not None:
         return {"params": params}
     rows = Rows.decode(payload)
-    # A missing number is NaN, the only number that does not equal itself.
-    X: list[list[Any]] = [[None if x != x else x for x in row] for row in rows.number_matrix().tolist()]  # noqa: PLR0124
-    for column, words in zip(recipe.layout.non_numeric, rows.categories, strict=True):
-        for row, word in zip(X, words, strict=True):
-            row.insert(column.row_index, word)
-    target, weights = rows.target(), rows.weights()
+    X = _decode_rows(recipe, rows)
+    weights = rows.weights()
     values: dict[str, Any] = {"X": X}
-    if target is not None:
-        y = rows.y if isinstance(rows.y, list) else target.tolist()
-        count = len(y) // rows.n
-        values["y"] = [y[i : i + count] for i in range(0, len(y), count)] if recipe.entry.multi_output else y
+    if rows.y is not None:
+        values["y"] = _decode_target(recipe, rows)
     if weights is not None:
         values["sample_weight"] = weights.tolist()
     return values

@@ -29,21 +29,21 @@ from keepfit.errors import (
     UnavailableError,
 )
 from keepfit.observability import failpoints, request_id
+from keepfit.recipe.recipe import Recipe
 from keepfit.rowlog.row_log import Call
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
+from keepfit.store import first_answers, staging
 
 # Bounds of one script call, because Redis serves no other client meanwhile. A larger request is staged: its rows are
-# written to a key of their own in pieces, and the call names the key. Staged rows outlive a slow client, and expire if
-# no call names them.
+# written to a key of their own in pieces, and the call names the key. Staged rows outlive a slow client. They are
+# deleted when the request is refused, and expire if their gateway dies.
 CALL_BYTES_MAX = 256 * 1024
 CALL_REQUESTS_MAX = 512
 STAGED_TTL_MS = 600_000
-# A call without a client's idempotency key only has to recognize its own repeats.
-GENERATED_KEY_TTL_S = 20
 RETRY_AFTER_S_MAX = 60
 REPLACED = "The model was restored, deleted or created again while the request was accepted; send it again."
-# A change of parameters has no rows, so it has no width.
+# A change of parameters has no rows, and rows by the recipe's columns need none: nothing is compared.
 NO_WIDTH = 0
 
 
@@ -54,8 +54,8 @@ class LearnRequest:
     `payload` is the rows' msgpack; for a large request it is the SHA-256 of the rows, which are staged under
     `large_key` and have `large_bytes`. `key` is the client's Idempotency-Key. `request_id` is the id that the client
     gave the request: it is stored with the rows for logs (not with large rows), and is ignored when two requests are
-    compared. `width` is :data:`NO_WIDTH` for a change of parameters. `large_payload` holds the rows of a large request
-    that is written to the row log.
+    compared. `width` is that of :func:`width_of`, :data:`NO_WIDTH` for a change of parameters. `large_payload` holds
+    the rows of a large request that is written to the row log.
     """
 
     hash: str
@@ -90,11 +90,25 @@ class Accepted:
 Outcome = Accepted | KeepfitError
 
 
-def make_small_request(model_hash: str, generation: int, rows: Rows, key: str | None = None) -> LearnRequest | None:
-    """Return a request with `rows`; None if they exceed the size of one call."""
+def width_of(recipe: Recipe, rows: Rows) -> int:
+    """Return the width of `rows` that all rows of the model must have.
+
+    It is :data:`NO_WIDTH` where the recipe names the columns: rows were checked against it, and may lack some.
+    """
+    return rows.width if recipe.features is None else NO_WIDTH
+
+
+def make_small_request(
+    model_hash: str, generation: int, rows: Rows, key: str | None = None, *, width: int | None = None
+) -> LearnRequest | None:
+    """Return a request with `rows`; None if they exceed the size of one call.
+
+    `width` is that of :func:`width_of`; by default it is that of `rows`.
+    """
     if not rows.fits(CALL_BYTES_MAX):
         return None
-    return LearnRequest(model_hash, generation, rows.width, rows.encode(), key, request_id=request_id.sent.get())
+    width = rows.width if width is None else width
+    return LearnRequest(model_hash, generation, width, rows.encode(), key, request_id=request_id.sent.get())
 
 
 async def make_request(
@@ -104,34 +118,76 @@ async def make_request(
     rows: Rows,
     key: str | None = None,
     *,
+    width: int | None = None,
     logged: bool = False,
+    bytes_max: int | None = None,
+    digest: str = "",
 ) -> LearnRequest:
-    """Return a request with `rows`, and stage the rows if they are large.
+    """Return a request with `rows`, and stage the rows if they are large; `width` as in :func:`make_small_request`.
 
-    Staged rows are no longer in memory, unless the request is to be `logged`.
+    Staged rows are no longer in memory, unless the request is to be `logged`. `digest` is that of the rows if it is
+    known. Call :func:`keepfit.store.staging.unstage` when the request was accepted or refused.
 
     Raises
     ------
+    TooLargeError
+        If the rows have more than `bytes_max` or :data:`~keepfit.rows.rows.BYTES_MAX` bytes.
     UnavailableError
         If the rows are large and Redis is unavailable.
     """
-    small = make_small_request(model_hash, generation, rows, key)
+    small = make_small_request(model_hash, generation, rows, key, width=width)
     if small is not None:
         return small
     large_key = redis_keys.large_rows(model_hash, uuid.uuid4().hex)
-    digest = await write_in_pieces(store, large_key, rows, STAGED_TTL_MS)
-    failpoints.reach("accept.written_ahead")
-    large_payload = await asyncio.to_thread(rows.encode) if logged else b""
-    return LearnRequest(
-        model_hash,
-        generation,
-        rows.width,
-        digest.encode(),
-        key,
-        large_key,
-        rows.size_bytes,
-        large_payload=large_payload,
-    )
+    try:
+        digest = await staging.write_in_pieces(store, large_key, rows, STAGED_TTL_MS, bytes_max, digest)
+        failpoints.reach("accept.written_ahead")
+        large_payload = await asyncio.to_thread(rows.encode) if logged else b""
+        return LearnRequest(
+            model_hash,
+            generation,
+            rows.width if width is None else width,
+            digest.encode(),
+            key,
+            large_key,
+            rows.size_bytes,
+            large_payload=large_payload,
+        )
+    except BaseException:
+        await staging.unstage(store, large_key)
+        raise
+
+
+async def ask(
+    store: redis.asyncio.Redis,
+    settings: Settings,
+    model_hash: str,
+    generation: int,
+    rows: Rows,
+    key: str | None,
+    *,
+    width: int,
+    digest: str,
+) -> Accepted | None:
+    """Ask whether a large request would be accepted, so that rows that would be refused are not written to Redis.
+
+    `digest` is that of the rows, which matters with a `key` only. Returns None if it would be accepted, or the answer
+    to an earlier call with the same key and rows.
+
+    Raises
+    ------
+    KeepfitError
+        The reason for which it would be refused, as :func:`accept` returns it.
+    """
+    question = redis_keys.inbox(model_hash)
+    request = LearnRequest(model_hash, generation, width, digest.encode(), key, question, rows.size_bytes)
+    (answer,) = await redis_scripts.run_async(store, _accept_command(settings, [request]))
+    if answer[0] == b"fits":
+        return None
+    (outcome,) = _outcomes(request, 1, answer)
+    if isinstance(outcome, KeepfitError):
+        raise outcome
+    return outcome
 
 
 def make_change(model_hash: str, generation: int, params: Mapping[str, Any], key: str | None = None) -> LearnRequest:
@@ -163,17 +219,6 @@ def params_of(payload: bytes) -> dict[str, Any] | None:
 def is_change(payload: bytes) -> bool:
     """Return whether a pending request is a change of parameters; its first byte is enough."""
     return payload[:1] in (b"\x81", b"\x82")
-
-
-async def write_in_pieces(client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int) -> str:
-    """Write the msgpack of `rows` to `key`, and let Redis serve others between the pieces; return its SHA-256 (hex)."""
-    digest, offset = hashlib.sha256(), 0
-    for piece in rows.pieces():
-        digest.update(piece)
-        # Written at an offset and not appended, because a round trip may be repeated.
-        await redis_scripts.run_async(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
-        offset += len(piece)
-    return digest.hexdigest()
 
 
 async def accept(
@@ -272,26 +317,28 @@ def _group_into_calls(requests: Sequence[LearnRequest]) -> list[list[int]]:
 def _accept_command(settings: Settings, requests: Sequence[LearnRequest]) -> Command:
     """Return the call of the script that accepts requests of one model together."""
     first = requests[0]
-    name, ttl_s = f"g:{uuid.uuid4().hex}", GENERATED_KEY_TTL_S
-    if first.key is not None:
-        name, ttl_s = f"c:{first.key}", settings.idempotency_ttl_s
+    place = first_answers.place_of(settings, first.hash, first.key)
     return redis_scripts.call(
         "accept",
         [
             redis_keys.state(first.hash),
             redis_keys.inbox(first.hash),
-            redis_keys.idempotency(first.hash, name),
+            place.key,
             redis_keys.lock(first.hash),
             first.large_key or redis_keys.inbox(first.hash),
+            place.new,
+            place.old,
         ],
         [
             first.generation,
             _digest(requests),
             first.width,
-            ttl_s * 1000,
+            place.ttl_s * 1000,
             settings.inbox_entries_max,
             settings.inbox_bytes_max,
             first.large_bytes,
+            place.name,
+            settings.idempotency_entries_max // 2,
             *(request.script_payload for request in requests),
         ],
     )

@@ -10,17 +10,27 @@ from typing import Any
 import msgspec
 
 from keepfit.history import SUMMARY_FIELDS, Registry, RegistryEntry
+from keepfit.recipe import uploads
 from keepfit.recipe.patch import with_changes
-from keepfit.recipe.recipe import from_text
+from keepfit.recipe.recipe import Recipe, from_text
+from keepfit.recipe.recipe_warnings import warnings_of
 from keepfit.store.models import Model, Store
 
+UNLOADABLE = (
+    "bundle: workers died, or one hung, while they loaded this model, so it is not loaded for an hour: rows wait, and "
+    "predictions fail. Give workers the memory or libraries that it needs, or restore an earlier version."
+)
 
-def describe(model: Model) -> dict[str, Any]:
-    """Return the document of a live model."""
+
+def describe(model: Model, *, with_object: bool = True) -> dict[str, Any]:
+    """Return the document of a live model; `with_object` with the bytes of an uploaded object."""
+    described = _recipe_and_warnings(with_changes(model.recipe, model.changed), model.metrics, with_object=with_object)
+    if model.is_unloadable:
+        described["warnings"] = [UNLOADABLE, *described["warnings"]]
     return {
         "hash": model.hash,
         "metadata": model.metadata,
-        "recipe": msgspec.to_builtins(with_changes(model.recipe, model.changed)),
+        **described,
         "version": model.version,
         "rows_seen": model.rows_seen,
         "metrics": model.metrics,
@@ -29,17 +39,37 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
+def _recipe_and_warnings(recipe: Recipe, metrics: dict[str, Any], *, with_object: bool) -> dict[str, Any]:
+    document = {"recipe": msgspec.to_builtins(recipe), "warnings": warnings_of(recipe, metrics)}
+    if recipe.object is not None:
+        found = _summary(recipe.object)
+        document["object"] = found
+        if not with_object:
+            document["recipe"]["object"] = f"sha256:{found['sha256']}"
+    return document
+
+
+def _summary(text: str) -> dict[str, Any]:
+    """Describe an uploaded object: the name of its class, the size of the upload, and the digest of its base64 text."""
+    return {
+        "name": uploads.header_of(text).name,
+        "size_bytes": 3 * len(text) // 4 - text[-2:].count("="),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
 async def _describe_saved(history: Registry, registered: RegistryEntry) -> dict[str, Any]:
     """Return the document of a model that is not live, from its newest snapshot."""
     newest = await history.newest(registered.hash, registered.born)
     changed = msgspec.json.decode(newest["changed"]) if newest and "changed" in newest else {}
+    metrics = newest["metrics"] if newest else {}
     return {
         "hash": registered.hash,
         "metadata": registered.metadata,
-        "recipe": msgspec.to_builtins(with_changes(from_text(registered.recipe_text), changed)),
+        **_recipe_and_warnings(with_changes(from_text(registered.recipe_text), changed), metrics, with_object=False),
         "version": newest["version"] if newest else 0,
         "rows_seen": newest["rows_seen"] if newest else 0,
-        "metrics": newest["metrics"] if newest else {},
+        "metrics": metrics,
         "inbox": 0,
         "snapshot": {name: newest[name] for name in SUMMARY_FIELDS} if newest else None,
     }
@@ -50,16 +80,14 @@ async def page(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return up to `limit` models by hash, and the hash to continue after (None at the end).
 
-    An uploaded object is replaced by its digest: it has up to a megabyte, and the document of a single model has it.
+    The bytes of an uploaded object are replaced by their digest: they have up to a megabyte, and the document of a
+    single model has them.
     """
     found = await history.models(filters, limit + 1, after)
     shown = found[:limit]
     live = await store.describe_many([registered.hash for registered in shown])
     models = [
-        describe(model) if model is not None else await _describe_saved(history, registered)
+        describe(model, with_object=False) if model is not None else await _describe_saved(history, registered)
         for registered, model in zip(shown, live, strict=True)
     ]
-    for model in models:
-        if model["recipe"]["object"] is not None:
-            model["recipe"]["object"] = f"sha256:{hashlib.sha256(model['recipe']['object'].encode()).hexdigest()}"
     return models, shown[-1].hash if len(found) > limit else None

@@ -6,7 +6,7 @@ of a model is one script, which compares before it writes. Data comes from reque
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,10 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import StaleModelError, UnavailableError
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.security import envelope
+from keepfit.store import unloadable
+from keepfit.store.idle import IdleRecord
 from keepfit.store.retained import RetainedRequests, RetentionNote
+from keepfit.store.snapshot_state import SnapshotState
 
 STAGED_TTL_MS = 60_000
 REASON_MAX = 500
@@ -28,6 +31,7 @@ class Model:
     """State of a live model at one moment; `origin` is the generation in which its sequences began.
 
     `recipe` is as it was posted; `changed` are the parameters changed since (:mod:`keepfit.model.parameters`).
+    `is_unloadable` is False where it was not asked for (:mod:`keepfit.store.unloadable`).
     """
 
     hash: str
@@ -44,6 +48,7 @@ class Model:
     changed: dict[str, Any]
     origin: int
     retained: RetainedRequests
+    is_unloadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Install:
     """The initial state of a model: only its recipe, or a bundle from a snapshot.
 
     A live model of a generation before `born` is the remains of a deleted predecessor, and is replaced. `base` is the
-    text of a :class:`keepfit.store.retained.ReplayBase`, '' if there is none.
+    text of a :class:`keepfit.store.retained.ReplayBase`, '' if there is none. `seen` is the idle record that was read
+    before the snapshot; a model that `continues` has exactly the bundle that left Redis, and so its sequences.
     """
 
     hash: str
@@ -70,6 +76,8 @@ class Install:
     born: int = 0
     changed: Mapping[str, Any] = field(default_factory=dict)
     base: str = "0"
+    seen: IdleRecord | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +98,6 @@ class Rewind:
     width: int | None
     changed: Mapping[str, Any] = field(default_factory=dict)
     base: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotState:
-    """State of the snapshots: number of models `changed` since their last snapshot, and the last pass.
-
-    `age_s` is the age of the last pass by the clock of Redis, which all machines share; None if there was no pass.
-    `uncollected` is the reason why the last garbage collection failed, '' if it did not.
-    """
-
-    changed: int
-    age_s: int | None
-    failed: int
-    reason: str
-    uncollected: str = ""
 
 
 class Store:
@@ -131,8 +124,9 @@ class Store:
         if not hashes:
             return []
         states = (("HMGET", redis_keys.state(h), *_FIELDS) for h in hashes)
-        answers = await redis_scripts.run_async(self._store, *states)
-        return [_model(h, fields) for h, fields in zip(hashes, answers, strict=True)]
+        *answers, marks, time = await redis_scripts.run_async(self._store, *states, *unloadable.READ_MARKS)
+        current = unloadable.current(marks, time)
+        return [_model(h, fields, current) for h, fields in zip(hashes, answers, strict=True)]
 
     async def install(self, new: Install) -> bool:
         """Install a model if none is live under its hash; return whether it was installed."""
@@ -152,6 +146,7 @@ class Store:
                     redis_keys.inbox(new.hash),
                     redis_keys.lock(new.hash),
                     redis_keys.dead(new.hash),
+                    redis_keys.idle(new.hash),
                     *large_keys,
                 ],
                 [
@@ -172,6 +167,9 @@ class Store:
                     newest,
                     msgspec.json.encode(new.changed) if new.changed else "",
                     new.base,
+                    new.seen.text if new.seen else "",
+                    new.seen.origin if new.seen and new.continues else "",
+                    new.seen.removed if new.seen and new.continues else "",
                 ],
             ),
         )
@@ -179,7 +177,9 @@ class Store:
         if installed == -1:
             raise UnavailableError("Redis has lost a bundle that was just written; it may be out of memory.")
         if installed == -2:
-            raise StaleModelError(f"A later restore of {new.hash} has begun.")
+            raise StaleModelError(
+                f"Another restore of {new.hash} has begun, or it was live since its snapshot was read."
+            )
         return bool(installed == 1)
 
     async def rewind(self, live: Model, to: Rewind) -> bool:
@@ -286,13 +286,14 @@ class Store:
 
     async def bundle_sizes(self, hashes: Sequence[str]) -> list[int]:
         """Return the sizes of many models' bundles in bytes; 0 for a model without a bundle."""
-        answers = await self._each([("STRLEN", redis_keys.bundle(h)) for h in hashes])
+        answers = await redis_scripts.run_each(self._store, [("STRLEN", redis_keys.bundle(h)) for h in hashes])
         return [0 if isinstance(answer, Exception) else answer for answer in answers]
 
     async def bundles(self, hashes: Sequence[str]) -> list[tuple[Model, bytes] | Exception | None]:
         """Return what :meth:`bundle` returns, for many models; the error of a model takes the place of its result."""
         states = [("HMGET", redis_keys.state(h), *_FIELDS) for h in hashes]
-        answers = await self._each([*states, *(("GET", redis_keys.bundle(h)) for h in hashes)])
+        bundles = [("GET", redis_keys.bundle(h)) for h in hashes]
+        answers = await redis_scripts.run_each(self._store, [*states, *bundles])
         return [
             await self._match(*one) for one in zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
         ]
@@ -312,14 +313,6 @@ class Store:
             return None if model is None else await self.bundle(model_hash)
         except Exception as error:  # noqa: BLE001 - an error of one model must not affect the others
             return error
-
-    async def _each(self, commands: Sequence[redis_scripts.Command]) -> list[Any]:
-        """Send commands in one round trip; the error of a command takes the place of its answer."""
-        async with self._store.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            with redis_scripts.unavailable():
-                return await pipe.execute(raise_on_error=False)
 
     async def note_snapshots(self, noted: Sequence[RetentionNote]) -> None:
         """Store models' newest snapshots, and unmark them as changed, unless they changed again."""
@@ -375,7 +368,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
+def _model(model_hash: str, fields: list[bytes | None], marks: Collection[str] = ()) -> Model | None:
     if fields[0] is None:
         return None
     metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, *rest = (
@@ -397,4 +390,5 @@ def _model(model_hash: str, fields: list[bytes | None]) -> Model | None:
         changed=msgspec.json.decode(changed) if changed else {},
         origin=int(origin or generation),
         retained=RetainedRequests.of(*retained),
+        is_unloadable=unloadable.mark_of(model_hash, int(generation), digest.decode()) in marks,
     )

@@ -14,6 +14,8 @@ size in the zip directory. What is exported and how it is imported: `docs/guides
 
 import hashlib
 import os
+import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 import keepfit
+from keepfit.backends.files import open_regular, sync_folder
 from keepfit.errors import EnvelopeError, InvalidError, MalformedError, UnavailableError, UnknownKeyError
 from keepfit.identity import check_metadata, hash_of, parse_json
 from keepfit.security import envelope
@@ -37,6 +40,12 @@ ARCHIVE = "archive"
 MANIFEST, SEAL = "manifest.json", "manifest.seal"
 SEAL_BYTES_MAX = 4096
 TEXT_BYTES_MAX = 256 * 2**20
+# The open files of this process, on Linux.
+DESCRIPTORS = "/proc/self/fd"
+GIVE_KEYS = (
+    "name a file with the signing keys of the deployment that wrote it with --keys (for `keepfit up` the file "
+    "signing-keys of its folder), or set KEEPFIT_IMPORT_KEYS."
+)
 # All entries have the same time in the zip directory; the times that matter are in the documents.
 ZIP_TIME = (2000, 1, 1, 0, 0, 0)
 
@@ -96,22 +105,50 @@ def _writable(path: Path) -> Iterator[None]:
         raise UnavailableError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def _create_unnamed(path: Path) -> tuple[int, Path | None]:
+    """Create a file for `path`, without a name or with a temporary one; return its descriptor and that name.
+
+    Only the owner can read it: it holds everything that the models have learned.
+    """
+    if sys.platform == "linux" and Path(DESCRIPTORS).is_dir():
+        # A file system or a kernel that cannot do it says so in several ways; the other way reports a real problem.
+        with suppress(OSError):
+            return os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o600), None
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    return descriptor, Path(name)
+
+
+def _link(descriptor: int, temporary: Path | None, path: Path) -> None:
+    """Give the file its name."""
+    if temporary is not None:
+        os.link(temporary, path)
+        return
+    folder = os.open(DESCRIPTORS, os.O_RDONLY)
+    try:
+        # With a folder's descriptor Python calls linkat(2), which follows the link to the file.
+        os.link(str(descriptor), path, src_dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
 class Writer:
-    """Writes an export file in a ``with`` block; the file gets its name when it is complete."""
+    """Writes an export file in a ``with`` block; the file gets its name when it is complete.
+
+    There is no file after an error, or if no model was added. A killed process leaves none either, where the file
+    system can create files without a name (Linux), otherwise one with a temporary name.
+    """
 
     def __init__(self, path: Path, keyring: Keyring) -> None:
         self._path = path
-        self._part = path.with_name(f"{path.name}.part")
         self._keyring = keyring
         self._models: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        """Create the file under a temporary name."""
+        """Create the file without its name."""
         with _writable(self._path):
             if self._path.exists():
                 raise FileExistsError
-            # Readable for the owner only: it holds everything that the models have learned.
-            descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor, self._part = _create_unnamed(self._path)
             self._file = os.fdopen(descriptor, "w+b")
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         return self
@@ -119,16 +156,17 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Complete the file; after an error remove it."""
+        """Complete the file; remove it after an error, or if it has no model."""
         try:
-            if kind is None:
+            if kind is None and self._models:
                 self._end()
         finally:
             with suppress(OSError, ValueError):
                 self._zip.close()
             with suppress(OSError, ValueError):
                 self._file.close()
-            self._part.unlink(missing_ok=True)
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)
 
     def add_blob(self, model_hash: str, snapshot: ArchivedSnapshot, data: bytes) -> None:
         """Add a snapshot's bundle."""
@@ -154,14 +192,13 @@ class Writer:
             self._zip.close()
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
             # A hard link: unlike a rename it never replaces an existing file.
-            os.link(self._part, self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
+            _link(self._file.fileno(), self._part, self._path)
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+                sync_folder(self._path.parent)
+            except OSError:
+                self._path.unlink(missing_ok=True)
+                raise
 
 
 class Reader:
@@ -181,22 +218,40 @@ class Reader:
         self._path = path
         self._keyrings = keyrings
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._file = open_regular(path)
         except FileNotFoundError:
             raise InvalidError(f"There is no file {path}.") from None
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise InvalidError(f"{path} is not a complete zip file: {error}") from None
         except OSError as error:
             raise UnavailableError(f"{path} cannot be read: {error.strerror}") from error
         try:
+            self._zip = self._open_zip()
             self._models = self._manifest().models
         except BaseException:
-            self._zip.close()
+            self._file.close()
             raise
+
+    def _open_zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise InvalidError(f"{self._path} is not a complete zip file: {error}") from None
+        except OSError as error:
+            raise UnavailableError(f"{self._path} cannot be read: {error.strerror}") from error
 
     def _manifest(self) -> _Manifest:
         text = self._read(MANIFEST, TEXT_BYTES_MAX)
-        _, sealed = self._open(self._read(SEAL, SEAL_BYTES_MAX), ARCHIVE)
+        seal = self._read(SEAL, SEAL_BYTES_MAX)
+        try:
+            _, sealed = self._open(seal, ARCHIVE)
+        except UnknownKeyError:
+            raise
+        except EnvelopeError as error:
+            if not (key_id := envelope.key_id_of(seal)):
+                raise
+            raise EnvelopeError(
+                f"{self._path} is signed with a key named {key_id!r}, which is not the key of that name here. If "
+                f"another deployment wrote the file: {GIVE_KEYS} Otherwise the file is damaged. ({error})"
+            ) from None
         if sealed != _digest(text).encode():
             raise EnvelopeError(f"The manifest of {self._path} is not the one that was signed.")
         manifest = self._decode(text, MANIFEST, _Manifest)
@@ -210,7 +265,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
-        self._zip.close()
+        self._file.close()
 
     @property
     def hashes(self) -> list[str]:
@@ -272,10 +327,8 @@ class Reader:
                 failure = error
         if failure is not None:
             raise failure
-        raise UnknownKeyError(
-            f"{self._path} is signed with a key that is not known here: set KEEPFIT_IMPORT_KEYS to the signing keys of "
-            "the deployment that wrote it, or name a file of them with --keys."
-        )
+        key_id = envelope.key_id_of(data)
+        raise UnknownKeyError(f"{self._path} is signed with the key {key_id!r}, which is not known here: {GIVE_KEYS}")
 
     def _read(self, name: str, bytes_max: int) -> bytes:
         try:

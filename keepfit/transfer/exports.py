@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 
-from keepfit.errors import UnavailableError
+from keepfit.errors import EnvelopeError, UnavailableError
 from keepfit.history import Document, RegistryEntry
 from keepfit.observability.progress import Progress, no_progress
 from keepfit.restore.bulk import ModelFilter, select_models
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources, open_resources
-from keepfit.snapshots.save import path_of, save
+from keepfit.snapshots.save import save
+from keepfit.snapshots.stored_bundle import read_bundle
 from keepfit.transfer.archive import ArchivedModel, ArchivedSnapshot, Writer
 
 # Bundles of one model that are read at once, and how many bytes of them; the file is written sequentially.
@@ -122,11 +123,9 @@ def _by_size(documents: list[Document]) -> list[list[Document]]:
 
 def _read(resources: Resources, document: Document) -> tuple[ArchivedSnapshot, bytes] | None:
     """Read a snapshot's bundle and sign it with the newest key; return None if it is damaged."""
-    path, storage = path_of(document), resources.storage
-    data = storage.get(path)
-    if data is None and document["uri"] != storage.uri(path):
-        raise UnavailableError(f"The snapshot is at {document['uri']}, and {storage.url} does not have it.")
-    if data is None or envelope.digest_of(data) != document["sha256"]:
+    try:
+        data = read_bundle(resources.storage, document)
+    except EnvelopeError:
         return None
     header, payload = resources.keyring.open(data, envelope.BUNDLE)
     data = resources.keyring.seal(header, payload)

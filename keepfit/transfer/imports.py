@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from keepfit.errors import ConflictError, EnvelopeError, KeepfitError, NotFoundError
+from keepfit.backends.files import open_regular
+from keepfit.errors import ConflictError, KeepfitError, NotFoundError, SettingsError
 from keepfit.history import Document, RegistryEntry
 from keepfit.identity import canonical, parse_json
 from keepfit.model import recipe_check
@@ -231,11 +232,19 @@ def read_keyring(path: Path) -> Keyring:
 
     Raises
     ------
-    EnvelopeError
-        If the file cannot be read.
+    SettingsError
+        If the file cannot be read, or does not hold keys.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvelopeError(f"The keys in {path} cannot be read: {error}") from None
-    return Keyring.from_text(text.replace("\n", ","), IMPORT_KEYS)
+        with open_regular(path) as file:
+            text = file.read().decode()
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not text.") from None
+    if not text.strip():
+        raise SettingsError(f"{path} holds no key.")
+    try:
+        return Keyring.from_text(text.replace("\n", ","), IMPORT_KEYS)
+    except SettingsError as error:
+        raise SettingsError(str(error).replace(IMPORT_KEYS, str(path))) from None

@@ -26,9 +26,11 @@ from keepfit.rowlog import compaction
 from keepfit.rowlog.compaction import CompactionResult
 from keepfit.settings import Settings
 from keepfit.snapshots.garbage import HASH_END, Collected, collect
+from keepfit.snapshots.idle import IdleRules, unload_idle
 from keepfit.snapshots.resources import Resources, open_resources
 from keepfit.snapshots.retention import Rules
 from keepfit.snapshots.save import UNAVAILABLE_COUNT, Outcome, SaveLimits, save_many
+from keepfit.store import idle
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +43,8 @@ class PassReport:
     """Result of a pass; `unavailable` says which dependency was unavailable, '' if none was.
 
     Models that were not tried for that reason are counted in `left`, not as saved, failed or unchanged. `collected` is
-    what garbage collection deleted, `cleanup_error` why it or the compaction of the row log failed ('' if neither did).
+    what garbage collection deleted, `unloaded` how many idle models left Redis, `cleanup_error` why one of these or the
+    compaction of the row log failed ('' if none did).
     """
 
     saved: list[Document]
@@ -53,6 +56,7 @@ class PassReport:
     collected: Collected = field(default_factory=Collected)
     cleanup_error: str = ""
     compacted: CompactionResult = field(default_factory=CompactionResult)
+    unloaded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class PassLimits:
     garbage_models_max: int = 200
     rules: Rules = field(default_factory=Rules)
     row_log_keep_s: int = 7 * 86_400
+    idle: IdleRules = field(default_factory=IdleRules)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -81,6 +86,7 @@ class PassLimits:
             settings.garbage_entries_max,
             rules,
             settings.row_log_keep_s,
+            IdleRules(settings.idle_after_s, settings.idempotency_ttl_s),
         )
 
 
@@ -120,9 +126,10 @@ class Snapshotter:
         unchanged = tally.done - len(tally.saved) - len(tally.failed)
         await store.note_pass(len(tally.failed) + left, tally.unavailable or next(iter(tally.failed.values()), ""))
         compacted, cleanup_error = await self.compact_row_log()
-        collected = Collected()
+        collected, unloaded = Collected(), 0
         if not tally.unavailable:
             collected, cleanup_error = await self.collect_garbage(cleanup_error)
+            unloaded, cleanup_error = await self.unload_idle(cleanup_error)
         return PassReport(
             tally.saved,
             tally.failed,
@@ -133,7 +140,29 @@ class Snapshotter:
             collected,
             cleanup_error,
             compacted,
+            unloaded,
         )
+
+    async def unload_idle(self, reason: str = "") -> tuple[int, str]:
+        """Delete idle models from Redis; return how many, and why it failed or '' (`reason` as for garbage).
+
+        Redis keeps the position at which the next pass begins; losing it costs one round.
+        """
+        client = self.resources.store.client
+        if not self.limits.idle.idle_after_s:
+            return 0, reason
+        try:
+            unloaded = await unload_idle(self.resources, self.limits.idle, await idle.position(client))
+            # Also past models that failed: they must not keep those after them from being looked at.
+            await idle.note_position(client, unloaded.cursor)
+        except Exception as error:  # noqa: BLE001 - for the same reason as in collect_garbage
+            log.warning("unloading_failed", reason=_reason(error))
+            return 0, _reason(error)
+        if unloaded.failed:
+            model_hash, failure = next(iter(unloaded.failed.items()))
+            reason = _reason(failure)
+            log.warning("unloading_failed", failed=len(unloaded.failed), hash=model_hash, reason=reason)
+        return unloaded.count, reason
 
     async def _groups(self, hashes: Sequence[str]) -> list[list[str]]:
         """Divide models into groups whose bundles may be in memory together."""
@@ -252,6 +281,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
     async with open_resources(settings) as resources:
         snapshotter = Snapshotter(resources, PassLimits.of(settings))
         has_indexes, outage = False, Outage("storage, mongo or store", "changed models are not saved")
+        log.info("snapshotter_started", every_s=seconds)
         while not stop.is_set():
             try:
                 if not has_indexes:
@@ -275,12 +305,19 @@ async def run_every(settings: Settings, seconds: float) -> None:
 
 def _log_pass(report: PassReport) -> None:
     """Log a pass that did something, or in which models failed for reasons of their own."""
-    if report.saved or report.collected or report.compacted or (report.failed and not report.unavailable):
+    if (
+        report.saved
+        or report.unloaded
+        or report.collected
+        or report.compacted
+        or (report.failed and not report.unavailable)
+    ):
         log.info(
             "pass_done",
             saved=len(report.saved),
             failed=len(report.failed),
             left=report.left,
+            unloaded=report.unloaded,
             seconds=report.seconds,
             **asdict(report.collected),
             **{f"row_log_{name}": count for name, count in asdict(report.compacted).items()},

@@ -1,8 +1,8 @@
-"""The control: `keepfit worker` with a commit script that does not compare, so that only the lock separates writers.
+"""The control: `keepfit worker` that compares nothing at a commit or a load, so that only the lock separates writers.
 
 The harness runs it as a module (``python -m tests.faults.naive``). It retains no learned requests, because other
-workers would repair the model from them after a paused worker set it back. Invariant: only the checks of the script are
-removed; a commit that passes all of them works as before.
+workers would repair the model from them after a paused worker set it back. Invariant: only the checks of the script and
+of a loaded bundle's header are removed; what passes all of them works as before.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import re
 
 from keepfit.backends import redis_scripts
+from keepfit_workers import bundle_cache
 
 CHECK = re.compile(r"^if [^\n]+ then\n  return -?\d\nend\n", re.MULTILINE)
 CHECKS_MIN = 4
@@ -23,9 +24,11 @@ def without_checks(text: str) -> str:
 
 
 def install() -> None:
-    """Make this process commit without comparing."""
+    """Make this process commit and load without comparing."""
     redis_scripts.TEXTS["commit"] = without_checks(redis_scripts.TEXTS["commit"])
     redis_scripts.SHA1["commit"] = hashlib.sha1(redis_scripts.TEXTS["commit"].encode()).hexdigest()
+    # Workers would notice that a live bundle is older than its state, and repair the model.
+    bundle_cache._check_header = lambda header, model: None
     redis_scripts.LOAD_ALL = tuple(("SCRIPT", "LOAD", text) for text in redis_scripts.TEXTS.values())
 
 

@@ -50,6 +50,8 @@ class Settings:
     workers: int = 4
     gateways: int = 2
     lease_ttl_s: float = 1.5
+    # A failpoint stops one worker, which is resumed when other workers have gone on.
+    one_stops_itself: bool = False
 
 
 @dataclass(slots=True)
@@ -133,6 +135,8 @@ class FaultRun:
             sending = asyncio.create_task(self._clients.send_all(http))
             try:
                 await self._run_events(events, started)
+                if self._settings.one_stops_itself:
+                    await self._resume_stopped_worker(sending)
                 await sending
                 # Wait until paused processes are resumed and killed servers are back.
                 await asyncio.gather(*self._effect_tasks)
@@ -236,7 +240,7 @@ class FaultRun:
         if before is None:
             return None
         holder = await self._stack.queue_client.hget(redis_keys.lease_holders(run_queue.LEARN.name), before[0])
-        pid = None if holder is None else self._stack.pid_of(holder.decode().rpartition(" ")[0])
+        pid = None if holder is None else self._stack.pid_of(holder.decode().partition(" ")[0])
         if pid is None or pid in self._paused or not self._stop(pid):
             return None
         try:
@@ -250,12 +254,12 @@ class FaultRun:
         return None
 
     async def _batch(self, model: str) -> tuple[bytes, bytes, bytes] | None:
-        """Return lease, number of claims and version of a model whose rows are claimed and not committed."""
+        """Return lease, last claimed request and version of a model whose rows are claimed and not committed."""
         pipe = self._stack.store_client.pipeline(transaction=True)
         pipe.get(redis_keys.lock(model))
-        pipe.hmget(redis_keys.state(model), "attempts", "version")
-        lease, (attempts, version) = await pipe.execute()
-        return (lease, attempts, version) if lease is not None and int(attempts or 0) else None
+        pipe.hmget(redis_keys.state(model), "holder", "tried", "learned", "version")
+        lease, (holder, tried, learned, version) = await pipe.execute()
+        return (lease, tried, version) if lease is not None and lease == holder and int(tried) > int(learned) else None
 
     async def _kill_worker(self, event: Event) -> None:
         stopped = await self._stop_worker(event.target)
@@ -281,6 +285,24 @@ class FaultRun:
         self._resume(pid)
         self._active_faults[event.action] -= 1
         self.outcome.done[event.action] += 1
+
+    async def _resume_stopped_worker(self, sending: "asyncio.Task[None]") -> None:
+        """Wait for a worker that a failpoint stops; resume it when all models were committed by other workers since."""
+        while not (stopped := [pid for pid in self._stack.workers() if _is_stopped(pid)]):
+            assert not sending.done(), "no worker stopped itself while rows were sent"
+            await asyncio.sleep(0.02)
+        before = await self._versions()
+        while not all(now >= then + 3 for now, then in zip(await self._versions(), before, strict=True)):
+            assert not sending.done(), "a model was not committed again while rows were sent"
+            await asyncio.sleep(0.02)
+        for pid in stopped:
+            self._resume(pid)
+            self.outcome.done[schedule.PAUSE_WORKER] += 1
+
+    async def _versions(self) -> list[int]:
+        """Return the version of each model."""
+        store = self._stack.store_client
+        return [int(await store.hget(redis_keys.state(model_.hash), "version") or 0) for model_ in self._models]
 
     def _measure_recovery(self, model: str, measured: list[WorkerFault]) -> None:
         """Measure the time until another worker commits the model of the stopped one."""
@@ -377,6 +399,14 @@ class FaultRun:
             outcome.replies_dropped += proxy.dropped
             outcome.requests_torn += proxy.torn
             outcome.connections_cut += proxy.cuts
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _ignore_progress(elapsed_s: float, accepted: int, events: int) -> None:

@@ -88,7 +88,10 @@ async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
 
 
 def recover(settings: Settings, done: Callable[[], bool]) -> None:
-    """Sweep and execute leases, as supervisor and another worker do, until `done` is true."""
+    """Sweep and execute leases, as supervisor and another worker do, until `done` is true and no lease is left.
+
+    A lease that is left would serve the rows of the next test, whose gateway then registers none.
+    """
     worker = context.start(settings, "second")
     store = redis_clients.store_sync(settings)
 
@@ -101,7 +104,8 @@ def recover(settings: Settings, done: Callable[[], bool]) -> None:
             job = rq_jobs.LeaseJob.fetch(job_id, connection=worker.queue, serializer=rq_jobs.SERIALIZER)
             waiting.remove(job_id)
             (jobs.partial_fit if job.func_name == rq_jobs.PARTIAL_FIT else jobs.predict)(job_id)
-        return done()
+        leases = (worker.queue.zcard(redis_keys.leases(queue.name)) for queue in (run_queue.LEARN, run_queue.PREDICT))
+        return done() and not any(leases)
 
     try:
         servers.wait_until(sweep_and_work, "the recovery")
@@ -419,9 +423,7 @@ async def test_a_replay_can_die_at_any_step(deployment: Settings, shop: Workshop
         assert acts.exit_code_of(f"{point}:1:kill", acts.restore, settings, model_hash) == KILLED
         await restore_many(settings, ModelFilter(hash=model_hash))
         await check_learned(logging, model_hash, requests)
-        assert (
-            logging.redis.exists(*(redis_keys.idempotency(model_hash, f"c:key-{number}") for number in range(3))) == 3
-        )
+        assert logging.redis.hlen(redis_keys.new_answers(model_hash, "")) == 3
 
 
 @pytest.mark.parametrize("point", ["restore.fetched", "restore.numbered", *RETURNING])

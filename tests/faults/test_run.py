@@ -20,9 +20,9 @@ PLAN = Plan(
     }
 )  # fmt: skip
 
-# With a lock alone, a paused worker that resumes with claimed rows is enough to lose rows.
-CONTROL_SECONDS = 8.0
-CONTROL_PLAN = Plan({schedule.PAUSE_WORKER: 8})
+# With a lock alone, a worker stopped at its commit and resumed after the commits of others is enough to lose rows.
+CONTROL = Settings(SEED, seconds=8.0, rows=800, models=2, workers=3, gateways=1, lease_ttl_s=0.8, one_stops_itself=True)
+CONTROL_STOPS = "commit.sealed:20:stop"
 
 
 @pytest.mark.timeout(240)
@@ -43,14 +43,13 @@ def test_accepted_rows_are_learned_once_and_in_order_under_faults(tmp_path: Path
 @pytest.mark.timeout(240)
 def test_a_lock_alone_loses_rows_and_the_verification_detects_it(tmp_path: Path) -> None:
     """With a commit that does not compare, resumed workers overwrite newer bundles; the verification reports it."""
-    settings = Settings(SEED, CONTROL_SECONDS, rows=800, models=2, workers=3, gateways=1, lease_ttl_s=0.8)
     command = [sys.executable, "-m", "tests.faults.naive", "--data", str(tmp_path), "worker"]
-    events = draw(SEED, CONTROL_SECONDS, CONTROL_PLAN)
-    outcome = uvloop.run(run_faults(tmp_path, settings, events, worker_command=command))
-    # Overwritten rows are in no inbox any more: waiting for them times out.
-    assert all("nothing was learned" in error for error in outcome.load_errors)
-    assert any(verdict.learned < verdict.accepted for verdict in outcome.verdicts)
-    assert any(verdict.order_hash and "estimator" in " ".join(verdict.errors) for verdict in outcome.verdicts)
+    environment = {"KEEPFIT_FAULT_POINT": CONTROL_STOPS}
+    outcome = uvloop.run(run_faults(tmp_path, CONTROL, [], worker_command=command, environment=environment))
+    assert outcome.done[schedule.PAUSE_WORKER] == 1
+    errors = [error for verdict in outcome.verdicts for error in verdict.errors]
+    assert any(error.startswith("rows seen, in the bundle: ") for error in errors)
+    assert any(error.startswith("estimator.") for error in errors)
     assert outcome.refused == 0
 
 

@@ -19,6 +19,7 @@ from keepfit.recipe import recipe as recipes
 from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit_gateway import app
+from tests.gateway import conformance
 
 DEADLINE_S = 30.0
 WAIT = {"Prefer": "wait=10"}
@@ -104,6 +105,9 @@ class Api:
             reply = Reply(response.status, response.headers, await response.read())
         everything = f"{reply.headers} {reply.body!r}"
         assert not [secret for secret in self._secrets if secret in everything]
+        conformance.check_answer(method, path, reply.status, reply.headers, reply.body)
+        if document is not None and reply.status < 300 and len(str(document)) <= conformance.BYTES_MAX:
+            conformance.check_request(method, path, document)
         return reply
 
     async def get(self, path: str, **params: str) -> Reply:

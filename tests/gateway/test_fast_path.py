@@ -85,10 +85,11 @@ async def test_connections_are_kept_or_closed_as_http_requires(
 ) -> None:
     """The fast path keeps or closes a connection as RFC 9112 requires for each HTTP version."""
     body = json.dumps(ROWS).encode()
-    head = f"POST {path}/predict HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path}/predict HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Connection: {connection}\r\n" if connection else ""
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    last = request.replace(f"HTTP/{version}".encode(), b"HTTP/1.1").replace(b"Host: x", b"Host: x\r\nConnection: close")
+    last = request.replace(f"HTTP/{version}".encode(), b"HTTP/1.1")
+    last = last.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close")
     data = await exchange(api.url, request + (last if stays else b""))
     assert data.count(b'{"hash"') == 1 + stays
     assert data.startswith(f"HTTP/{version} 200 OK\r\n".encode())

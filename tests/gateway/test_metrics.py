@@ -8,10 +8,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from keepfit.backends import redis_clients
+from keepfit.security.api_keys import OPEN, new_key
 from keepfit.settings import Settings
 from keepfit.store.models import Store
+from keepfit_gateway.routes import ROUTES, Route
 from keepfit_gateway.web.request_counts import BUCKETS_S, RequestMetrics
-from tests.gateway.api_client import REGRESSOR, Api
+from tests.gateway.api_client import REGRESSOR, Api, serving
 
 ROWS = {"X": [[1.0, 2.0]]}
 LABELLED = {**ROWS, "y": [1.0]}
@@ -23,7 +25,12 @@ async def scraped(api: Api) -> dict[tuple[str, ...], float]:
     reply = await api.get("/metrics")
     assert reply.status == 200
     assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    families = text_string_to_metric_families(reply.body.decode())
+    return samples(reply.body.decode())
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Return the values of all samples in the text of a scrape."""
+    families = text_string_to_metric_families(text)
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in families
@@ -54,6 +61,47 @@ async def test_requests_are_counted_by_route_on_both_paths(workerless: Api, meta
     assert not [key for key in found if any(len(label) > 40 for label in key)]
 
 
+async def test_refused_requests_have_no_labels_of_their_own(settings: Settings) -> None:
+    """Requests that are refused before they are routed share one label, whatever their method and path."""
+    token, line = new_key("all", ["read"])
+    async with serving(Settings(**{**settings.model_dump(), "api_keys": line})) as api:
+        for path in ("/v1/predict", "/aaaaaaaaaa"):
+            for method in ("PROPFIND", "MKCOL", "GET"):
+                (await api.call(method, path)).problem(401)
+        (await api.call("POST", "/v1/predict", data=b"{}")).problem(401)
+        (await api.call("POST", "/aaaaaaaaaa", data=b"{}")).problem(401)
+        metrics = await api.call("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
+    text = metrics.body.decode()
+    assert 'keepfit_requests_total{method="other",route="other",status="401"} 7.0' in text
+    assert 'keepfit_requests_total{method="POST",route="/v1/predict",status="401"} 1.0' in text
+    assert not [word for word in ("PROPFIND", "MKCOL", "aaaa") if word in text]
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}?a=b"])
+async def test_refusals_before_routing_are_counted_by_route(settings: Settings, spelling: str) -> None:
+    """What the guard refuses is counted under the route that it would have reached, on every route."""
+    readers, slow = new_key("readers", ["read"]), new_key("slow", ["read"], "0.001/1")
+    named = {"api_keys": f"{readers[1]},{slow[1]}", "allowed_hosts": "localhost"}
+    async with serving(Settings(**{**settings.model_dump(), **named})) as api:
+
+        async def refused(status: int, route: Route, **headers: str) -> None:
+            where = spelling.format(route.path.replace("{hash}", "0" * 64))
+            (await api.call(route.method, where, headers=headers)).problem(status)
+
+        expected: dict[tuple[str, ...], float] = {}
+        bearer = f"Bearer {slow[0]}"
+        await api.call("GET", "/livez", headers={"Authorization": bearer})
+        for route in ROUTES:
+            answers = {421: {"Host": "evil.example"}, 429: {"Authorization": bearer}}
+            for status, headers in answers.items() if route.needs == OPEN else {**answers, 401: {}}.items():
+                await refused(status, route, **headers)
+                expected["keepfit_requests_total", route.method, route.path, str(status)] = 1
+        metrics = await api.call("GET", "/metrics", headers={"Authorization": f"Bearer {readers[0]}"})
+    found = samples(metrics.body.decode())
+    assert {name: found.get(name) for name in expected} == expected
+    assert not [name for name in found if "other" in name]
+
+
 async def test_dependencies_and_backlog_are_exposed(workerless: Api, metadata: dict[str, Any]) -> None:
     """The state of each dependency, the backlog and the memory of the process are exposed."""
     path = await workerless.make(metadata, REGRESSOR)
@@ -62,8 +110,8 @@ async def test_dependencies_and_backlog_are_exposed(workerless: Api, metadata: d
     names = ("store", "queue", "mongo", "workers", "snapshots")
     up = {name: found["keepfit_dependency_up", name] for name in names}
     assert up == {"store": 1, "queue": 1, "mongo": 1, "workers": 0, "snapshots": 1}
-    assert found[("keepfit_workers",)] == 0
-    assert found[("keepfit_models_changed",)] == 0
+    assert (found["keepfit_workers", "ready"], found["keepfit_workers", "busy"]) == (0, 0)
+    assert found[("keepfit_models_changed",)] == found[("keepfit_models_unloadable",)] == 0
     assert ("keepfit_snapshot_pass_age_seconds",) not in found
     assert found[("process_resident_memory_bytes",)] > 0
     assert ("keepfit_backlog", "models_to_learn") in found
@@ -95,12 +143,28 @@ def test_a_duration_is_counted_in_its_bucket(seconds: float, bucket: int) -> Non
 
     metrics = RequestMetrics()
     metrics.record(Request(), 200, seconds)  # type: ignore[arg-type]
-    _, duration = metrics.collect()
+    _, duration, _ = metrics.collect()
     buckets = [sample for sample in duration.samples if sample.name.endswith("_bucket")]
     assert [sample.labels["le"] for sample in buckets] == [*map(str, BUCKETS_S), "+Inf"]
     assert [sample.value for sample in buckets] == [float(i >= bucket) for i in range(len(BUCKETS_S) + 1)]
     (total,) = [sample.value for sample in duration.samples if sample.name.endswith("_sum")]
     assert total == seconds
+
+
+def test_a_route_has_one_histogram_for_all_statuses() -> None:
+    """Requests are counted by route, method and status; their durations by route and method."""
+
+    class Request:
+        raw_path, method = "/v1/predict", "POST"
+
+    metrics = RequestMetrics()
+    for status, seconds in ((200, 0.25), (200, 0.5), (202, 20.0)):
+        metrics.record(Request(), status, seconds)  # type: ignore[arg-type]
+    requests, duration, _ = metrics.collect()
+    assert {sample.labels["status"]: sample.value for sample in requests.samples} == {"200": 2, "202": 1}
+    (count,) = [sample.value for sample in duration.samples if sample.name.endswith("_count")]
+    (total,) = [sample.value for sample in duration.samples if sample.name.endswith("_sum")]
+    assert (count, total) == (3, 20.75)
 
 
 async def test_no_family_has_a_creation_time(workerless: Api) -> None:

@@ -10,7 +10,7 @@ import rfc8785
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import REGRESSOR, Api
 
-FIELDS = {"hash", "metadata", "recipe", "version", "rows_seen", "metrics", "inbox", "snapshot"}
+FIELDS = {"hash", "metadata", "recipe", "warnings", "version", "rows_seen", "metrics", "inbox", "snapshot"}
 UNKNOWN = "0" * 64
 
 
@@ -49,6 +49,33 @@ async def test_another_recipe_for_the_same_metadata_conflicts(api: Api, metadata
     assert await api.model(path) == before
 
 
+async def test_a_model_of_an_earlier_release_keeps_its_encoding(api: Api, metadata: dict[str, Any]) -> None:
+    """A recipe that leaves encoding out answers 200 for a model that has the default of 0.1, and changes nothing.
+
+    The model has the warning that its encoding deserves, in all its documents; a new model has another encoding.
+    """
+    recipe = {"estimator": "SGDRegressor", "features": {"make": "category"}}
+    stored = {"metadata": metadata, "recipe": {**recipe, "encoding": "ordinal"}}
+    made = (await api.post("/v1/models", stored)).of(201)
+    assert made["recipe"]["encoding"] == "ordinal"
+    assert made["warnings"] == [
+        'encoding: SGDRegressor reads the codes of \'make\' as amounts; create the model with "onehot" or "hash".'
+    ]
+    path = f"/v1/models/{made['hash']}"
+    await api.learn(path, [["nike"], ["puma"], ["asics"]], [1.0, 2.0, 3.0])
+    (await api.call("PATCH", path, {"params": {"alpha": 0.01}})).of(200)
+    kept = (await api.post("/v1/models", {"metadata": metadata, "recipe": recipe})).of(200)
+    assert kept["recipe"]["encoding"] == "ordinal"
+    changed = {**recipe, "params": {"alpha": 0.01}}
+    again = (await api.post("/v1/models", {"metadata": metadata, "recipe": changed})).of(200)
+    assert again["warnings"] == made["warnings"]
+    (listed,) = (await api.get(f"/v1/models?session={metadata['session']}")).of(200)["models"]
+    assert listed == await api.model(path)
+    (await api.post("/v1/models", {"metadata": metadata, "recipe": {**recipe, "encoding": "onehot"}})).problem(409)
+    fresh = (await api.post("/v1/models", {"metadata": {**metadata, "new": True}, "recipe": recipe})).of(201)
+    assert (fresh["recipe"]["encoding"], fresh["warnings"]) == ("onehot", [])
+
+
 async def test_concurrent_creations_create_one_model(api: Api, metadata: dict[str, Any]) -> None:
     """Of concurrent calls that create the same model exactly one answers 201, and all return the same model."""
     document = {"metadata": metadata, "recipe": REGRESSOR}
@@ -81,6 +108,29 @@ async def test_a_malformed_hash_is_refused(api: Api, wrong: str) -> None:
     assert "64 hexadecimal digits" in (await api.get(f"/v1/models/{wrong}")).problem(400)["detail"]
     (await api.call("DELETE", f"/v1/models/{wrong}")).problem(400)
     (await api.post(f"/v1/models/{wrong}/predict", {"X": [[1]]})).problem(400)
+
+
+async def test_the_first_digits_of_a_hash_are_answered_with_the_hash(api: Api, metadata: dict[str, Any]) -> None:
+    """A path with a short hash, which listings show, answers 400 with the number of digits and the whole hash."""
+    path = await api.make(metadata, REGRESSOR)
+    model_hash = path.rpartition("/")[2]
+    expected = f"has 10 digits. It begins the hash of one model: {model_hash}."
+    short = f"/v1/models/{model_hash[:10]}"
+    replies = [
+        await api.get(short),
+        await api.call("DELETE", short),
+        await api.post(f"{short}/predict", {"X": [[1]]}),
+        await api.post(f"{short}/partial_fit", {"X": [[1]], "y": [1]}),
+        await api.get(f"{short}/snapshots"),
+        await api.get(f"/v1/history?hash={model_hash[:10]}"),
+    ]
+    for reply in replies:
+        assert reply.problem(400)["detail"].endswith(expected)
+    capitals = (await api.get(f"/v1/models/{model_hash.upper()}")).problem(400)["detail"]
+    assert capitals.endswith(f"has capital letters. It begins the hash of one model: {model_hash}.")
+    assert (await api.get(f"/v1/models/{model_hash[:3]}")).problem(400)["detail"].endswith("has 3 digits.")
+    assert "is something else" in (await api.get("/v1/models/shoes")).problem(400)["detail"]
+    assert (await api.get(path)).of(200)["hash"] == model_hash
 
 
 async def family(api: Api, session: str) -> dict[str, str]:
@@ -219,8 +269,8 @@ async def test_a_recreated_model_starts_empty(api: Api, metadata: dict[str, Any]
         ({}, "estimator"),
         ({"estimator": "SGDRegresor"}, "SGDRegressor"),
         ({"estimator": "sklearn.linear_model.SGDRegressor"}, "SGDRegressor"),
-        ({"estimator": "os.system"}, "partial_fit"),
-        ({"estimator": "RandomForestClassifier"}, "partial_fit"),
+        ({"estimator": "os.system"}, "is a path"),
+        ({"estimator": "RandomForestClassifier"}, "cannot learn row by row"),
         ({"estimator": "SGDRegressor", "params": {"alpha": -1}}, "in the range [0.0, inf)"),
         ({"estimator": "SGDRegressor", "params": {"alfa": 1}}, "known: alpha, average"),
         ({"estimator": "SGDRegressor", "colour": "red"}, "unknown field `colour`"),

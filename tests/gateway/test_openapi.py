@@ -1,20 +1,27 @@
 """The OpenAPI document: valid, complete and correct."""
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from keepfit import identity
+from keepfit.recipe.recipe import Recipe
 from keepfit.settings import Settings
-from keepfit_gateway import openapi
 from keepfit_gateway.app import build_app
+from keepfit_gateway.openapi import examples
+from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import ROUTES
-from keepfit_gateway.web.rows_body import TABLES
+from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
 from tests.conftest import SIGNING_KEYS
+from tests.examples_in_docs import assert_same_form
 from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api
+from tests.gateway.conformance import DOCUMENT, GUARDED
 
-DOCUMENT = openapi.document(ROUTES)
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 OPERATIONS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
 
@@ -29,6 +36,13 @@ def references(node: Any) -> set[str]:
     return own | {found for item in node.values() for found in references(item)}
 
 
+def resolve(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the component to which a schema, or its first alternative, refers."""
+    reference = schema.get("$ref") or schema["anyOf"][0]["$ref"]
+    found: dict[str, Any] = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]
+    return found
+
+
 def validator(schema: dict[str, Any]) -> Draft202012Validator:
     """Return a validator of one schema of the document."""
     return Draft202012Validator({**schema, "components": DOCUMENT["components"]})
@@ -37,6 +51,12 @@ def validator(schema: dict[str, Any]) -> Draft202012Validator:
 async def test_the_document_is_served(api: Api) -> None:
     """/openapi.json is the document of all routes."""
     assert (await api.get("/openapi.json")).of(200) == DOCUMENT
+
+
+@pytest.mark.parametrize("document", [DOCUMENT, GUARDED], ids=["open", "guarded"])
+def test_a_validator_accepts_the_document(document: dict[str, Any]) -> None:
+    """The document of a gateway with or without API keys is valid OpenAPI 3.1."""
+    OpenAPIV31SpecValidator(document).validate()
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -49,12 +69,12 @@ def test_the_document_is_openapi_3_1() -> None:
 
 
 def test_exactly_the_routes_are_documented() -> None:
-    """The operations of the document are the routes of the application, except HEAD."""
+    """The operations of the document are the routes of the application, except HEAD and OPTIONS."""
     app = build_app(Settings(signing_keys=SIGNING_KEYS))
     routes = {
         (route.resource.canonical, route.method.lower())
         for route in app.router.routes()
-        if route.resource is not None and route.method != "HEAD"
+        if route.resource is not None and route.method not in ("HEAD", "OPTIONS")
     }
     assert routes == set(OPERATIONS)
     assert len(OPERATIONS) == len(ROUTES)
@@ -68,12 +88,12 @@ def test_operation_ids_are_unique() -> None:
 
 
 def test_every_reference_resolves() -> None:
-    """Each `$ref` names an existing schema, and each schema is valid."""
-    schemas = DOCUMENT["components"]["schemas"]
-    found = references(DOCUMENT)
-    assert found
-    assert found <= {f"#/components/schemas/{name}" for name in schemas}
-    for schema in schemas.values():
+    """Each `$ref` names a component, each component is referred to, and each schema is valid."""
+    components = DOCUMENT["components"]
+    named = {f"#/components/{kind}/{name}" for kind in ("schemas", "headers") for name in components[kind]}
+    found = references(GUARDED)
+    assert found == named
+    for schema in components["schemas"].values():
         Draft202012Validator.check_schema(schema)
 
 
@@ -82,6 +102,8 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
     """An operation has a summary, every parameter of its path, its request body, and all its responses."""
     operation = DOCUMENT["paths"][path][method]
     assert operation["summary"]
+    assert operation["description"]
+    assert operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
     placeholders = set(re.findall(r"{(\w+)}", path))
     parameters = operation["parameters"]
     assert {parameter["name"] for parameter in parameters if parameter["in"] == "path"} == placeholders
@@ -92,18 +114,27 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
     # Creating a snapshot takes no body.
     assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("/snapshot"))
+    if "requestBody" in operation:
+        assert operation["requestBody"]["content"]["application/json"]["examples"]
     statuses = operation["responses"].keys()
     assert "default" in statuses
     assert any(status.startswith("2") for status in statuses)
     for status, answer in operation["responses"].items():
         assert answer["description"]
+        assert "X-Request-ID" in answer["headers"]
         media = set(answer.get("content", {}))
         if status in ("204", "304"):
             assert not media
-        elif status == "default" or (status >= "400" and path != "/readyz"):
+        elif status == "default" or (status >= "400" and (path, status) != ("/readyz", "503")):
             assert media == {"application/problem+json"}
         else:
             assert media == {"text/plain" if path == "/metrics" else "application/json"}
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_what_every_operation_may_answer_is_documented(path: str, method: str) -> None:
+    """Each operation has the statuses of what is checked for all; the test suite checks each answer that it gets."""
+    assert {"400", "406", "417", "421", "500", "default"} <= DOCUMENT["paths"][path][method]["responses"].keys()
 
 
 def test_request_bodies_list_the_accepted_media_types() -> None:
@@ -116,31 +147,44 @@ def test_request_bodies_list_the_accepted_media_types() -> None:
                 "predict",
                 "score",
             )
-            assert set(body["content"]) == {"application/json", *(TABLES if takes_tables else ())}
+            assert set(body["content"]) == {"application/json", *((BINARY,) if takes_tables else ())}
+            assert all(table in body.get("description", "") for table in (NPY, ARROW)) is takes_tables
 
 
-async def test_real_answers_match_the_document(api: Api, metadata: dict[str, Any]) -> None:
-    """Real responses of every operation, successes and errors, match their documented schemas."""
-    seen: set[tuple[str, str]] = set()
+class CheckedApi:
+    """Calls of the API by paths of the document; :mod:`tests.gateway.conformance` checks each."""
 
-    async def check(
-        method: str, template: str, document: Any = None, headers: dict[str, str] | None = None, query: str = ""
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.hash = ""
+        self.seen: set[tuple[str, str]] = set()
+
+    async def __call__(
+        self, method: str, template: str, document: Any = None, headers: dict[str, str] | None = None, query: str = ""
     ) -> Any:
-        reply = await api.call(method, template.replace("{hash}", model_hash) + query, document, headers=headers)
-        answer = DOCUMENT["paths"][template][method.lower()]["responses"][str(reply.status)]
-        seen.add((template, method.lower()))
-        if "content" not in answer:
-            assert reply.body == b""
-            return None
-        media_type = reply.headers["Content-Type"].partition(";")[0]
-        shown = reply.json() if media_type.endswith("json") else reply.body.decode()
-        validator(answer["content"][media_type]["schema"]).validate(shown)
-        return shown
+        """Send a request about the model; return the answer, which must have a documented status."""
+        path = template.replace("{hash}", self.hash)
+        reply = await self.api.call(method, path + query, document, headers=headers)
+        assert str(reply.status) in DOCUMENT["paths"][template][method.lower()]["responses"]
+        self.seen.add((template, method.lower()))
+        return reply.json() if reply.headers.get("Content-Type", "").partition(";")[0].endswith("json") else None
 
+    async def make(self, metadata: dict[str, Any], recipe: dict[str, Any]) -> None:
+        """Create the model that the next calls are about."""
+        self.hash = (await self("POST", "/v1/models", {"metadata": metadata, "recipe": recipe}))["hash"]
+
+
+@pytest.fixture
+def check(api: Api) -> CheckedApi:
+    """Return the checked API of the shared stack."""
+    return CheckedApi(api)
+
+
+async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict[str, Any]) -> None:
+    """Real responses of every operation, successes and errors, match their documented schemas."""
     rows, labelled = {"X": [[1.0], [2.0]]}, {"X": [[1.0], [2.0]], "y": ["no", "yes"]}
     recipe = {**CLASSIFIER, "params": {"loss": "log_loss"}}
-    model_hash = ""
-    model_hash = (await check("POST", "/v1/models", {"metadata": metadata, "recipe": recipe}))["hash"]
+    await check.make(metadata, recipe)
     await check("POST", "/v1/models", {"metadata": metadata, "recipe": recipe})
     await check("POST", "/v1/models", {"metadata": metadata, "recipe": REGRESSOR})
     await check("POST", "/v1/models/{hash}/predict", rows)
@@ -167,10 +211,135 @@ async def test_real_answers_match_the_document(api: Api, metadata: dict[str, Any
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json"):
         await check("GET", path)
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
+    await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.02}}, {"Prefer": "wait=0"})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": -1}})
     await check("DELETE", "/v1/models/{hash}")
     await check("GET", "/v1/models/{hash}")
-    assert seen == set(OPERATIONS)
+    assert check.seen == set(OPERATIONS)
+
+
+MIXED = {
+    "make": {"type": "category", "missing": "indicator"},
+    "note": {"type": "text", "n_features": 8, "ngram_range": [1, 2], "norm": None, "missing": "zero"},
+    "sold": {"type": "timestamp", "expand": ["hour", "weekday"], "missing": "mean"},
+    "worn": {"type": "boolean", "missing": "zero"},
+    "price": "number",
+}
+MIXED_ROWS = [["nike", "red", 1_700_000_000, True, 1.5], {"price": 2}, {"make": 7, "price": 3.0, "sold": "2026-11-20"}]
+MULTI = {"estimator": "MultiOutputClassifier", "params": {"estimator": {"SGDClassifier": {"loss": "log_loss"}}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "X", "y"),
+    [
+        ({"estimator": "SGDRegressor", "features": MIXED, "scaler": "StandardScaler"}, MIXED_ROWS, [1, 2.5, 3]),
+        ({"steps": [{"MinMaxScaler": {}}, {"GaussianNB": {}}], "classes": [1, 2]}, [[1, 2], [3, 4], [5, 1]], [1, 2, 1]),
+        ({"estimator": "SGDClassifier"}, [[1], [2], [3]], [True, False, True]),
+        ({"estimator": "SGDOneClassSVM"}, [[1], [2], [3]], None),
+        (MULTI, [[1], [2], [3]], [["a", 1], ["b", 2], ["a", 1]]),
+        ({"estimator": "MiniBatchKMeans", "params": {"n_clusters": 2}}, [[1], [2], [3]], None),
+    ],
+    ids=["mixed", "steps", "booleans", "outliers", "outputs", "clusters"],
+)  # fmt: skip
+async def test_answers_about_each_kind_of_model_match_the_document(
+    check: CheckedApi, metadata: dict[str, Any], recipe: dict[str, Any], X: list[Any], y: list[Any] | None
+) -> None:
+    """Recipes with options, metrics, predictions and probabilities of each kind of estimator match their schemas."""
+    await check.make(metadata, recipe)
+    rows = {"X": X} if y is None else {"X": X, "y": y}
+    for body in (rows, rows):
+        assert (await check("POST", "/v1/models/{hash}/partial_fit", body, WAIT))["accepted"] == 3
+    assert len((await check("POST", "/v1/models/{hash}/predict", {"X": X}))["predictions"]) == 3
+    await check("POST", "/v1/models/{hash}/predict", {"X": X, "proba": True})
+    await check("POST", "/v1/models/{hash}/score", rows)
+    model = await check("GET", "/v1/models/{hash}")
+    assert (y is not None) is bool(model["metrics"])
+    # What an answer shows can be sent again.
+    await check.make(model["metadata"], model["recipe"])
+
+
+async def test_dead_letters_match_the_document(check: CheckedApi, metadata: dict[str, Any]) -> None:
+    """A dead letter with its rows matches its schema."""
+    await check.make(metadata, {"estimator": "MultinomialNB", "classes": ["a", "b"]})
+    await check("POST", "/v1/models/{hash}/partial_fit", {"X": [[-1.0]], "y": ["a"], "sample_weight": [2]}, WAIT)
+    (dead,) = (await check("GET", "/v1/models/{hash}/dead"))["dead"]
+    assert (dead["X"], dead["y"], dead["sample_weight"]) == ([[-1.0]], ["a"], [2.0])
+    await check("POST", "/v1/models/{hash}/dead/discard", {"ids": [dead["id"]]})
+
+
+def with_session(value: Any, session: str) -> Any:
+    """Return a document of the examples, about the model of a session."""
+    return json.loads(json.dumps(value).replace('"nike"', f'"{session}"'))
+
+
+async def test_the_examples_are_a_session(check: CheckedApi, metadata: dict[str, Any]) -> None:
+    """The requests of the examples, in their order, get the answers of the examples."""
+    session = metadata["session"]
+    check.hash = identity.hash_of(with_session(examples.METADATA, session))
+    route_of = {operation_id(route): route for route in ROUTES}
+    assert identity.hash_of(examples.METADATA) == examples.HASH
+    for name, example in examples.EXAMPLES.items():
+        route = route_of[name]
+        query = example.query.replace("nike", session)
+        for request in [*example.requests.values()] or [None]:
+            for status, shown in example.answers.items():
+                body = with_session(request, session)
+                got = await check(route.method, route.path, body, dict(example.headers.get(status, {})), query)
+                assert_same_form(got, shown)
+
+
+def test_every_operation_has_an_example() -> None:
+    """Each operation whose bodies are JSON of this API has examples, which match their schemas."""
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.path][route.method.lower()]
+        contents = [operation.get("requestBody", {}).get("content", {}).get("application/json")]
+        if route.path not in ("/metrics", "/openapi.json"):
+            contents += [
+                operation["responses"][str(status)].get("content", {}).get("application/json")
+                for status in route.answers
+                if status in (200, 201) or len(route.answers) == 1
+            ]
+        for content in filter(None, contents):
+            assert content["examples"], route.path
+            for example in content["examples"].values():
+                validator(content["schema"]).validate(example["value"])
+
+
+def nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield a schema and all schemas in it."""
+    if isinstance(schema, dict):
+        yield schema
+        parts = [*schema.get("properties", {}).values(), *schema.get("anyOf", ())]
+        parts += [schema.get("items"), schema.get("additionalProperties")]
+        for part in parts:
+            yield from nodes(part)
+
+
+def test_schemas_have_what_generators_need() -> None:
+    """Arrays have items, objects of any keys a schema of their values, enums a type; defaults are in the text only."""
+    every = [node for schema in DOCUMENT["components"]["schemas"].values() for node in nodes(schema)]
+    assert len(every) > 100
+    for node in every:
+        assert node.keys() & {"$ref", "type", "anyOf"} or not node, node
+        assert node.get("type") != "array" or "items" in node, node
+        assert node.get("type") != "object" or node.keys() & {"properties", "additionalProperties"}, node
+        assert not node.keys() & {"default", "discriminator", "prefixItems", "oneOf", "allOf"}, node
+        assert "enum" not in node or node["type"] == "string", node
+
+
+def test_the_recipe_is_described_field_by_field() -> None:
+    """The schema of a recipe has a description of each field, with its default value if it has one."""
+    recipe = DOCUMENT["components"]["schemas"]["Recipe"]
+    assert recipe["properties"].keys() == set(Recipe.__struct_fields__)
+    assert recipe["additionalProperties"] is False
+    assert "required" not in recipe
+    for name, default in zip(Recipe.__struct_fields__, Recipe.__struct_defaults__, strict=True):
+        description = (
+            recipe["properties"][name].get("description") or resolve(recipe["properties"][name])["description"]
+        )
+        assert description
+        if isinstance(default, str | int):
+            assert description.endswith(f"Default: {json.dumps(default)}"), name
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,25 @@
 """Worker requests and their replies, with the test as the worker."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.errors import TooLargeError, UnavailableError
 from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import WorkerReply, WorkerRequest
+from keepfit.local.servers import free_port
+from keepfit.recipe.recipe import parse
+from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
+from keepfit.store.models import Store
+from keepfit_gateway import worker_client
+from keepfit_gateway.job_enqueuer import JobEnqueuer
+from keepfit_gateway.worker_client import WorkerClient
 from tests.gateway.api_client import REGRESSOR, Api, Reply, eventually
 
 
@@ -18,18 +27,18 @@ class Worker:
     """A worker whose replies the test decides."""
 
     def __init__(self, queue: redis.Redis) -> None:
-        self._queue = queue
+        self.queue = queue
 
     async def claim(self) -> WorkerRequest:
         """Wait for the next worker request and claim it."""
         requests: list[WorkerRequest] = []
 
         async def claimed_one() -> bool:
-            for lease in self._queue.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
+            for lease in self.queue.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
                 (claimed,) = redis_scripts.run(
-                    self._queue, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
+                    self.queue, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
                 )
-                requests.extend(map(messages.decode_request, claimed[2:]))
+                requests.extend(messages.decode_request(run_queue.split_entry(entry)[1]) for entry in claimed[2:])
             return bool(requests)
 
         await eventually(claimed_one, "a worker request")
@@ -37,11 +46,12 @@ class Worker:
 
     def send(self, request: WorkerRequest, *batches: bytes) -> None:
         """Send batches of replies to the gateway of the request."""
-        self._queue.rpush(redis_keys.replies(request.gateway), *batches)
+        self.queue.rpush(redis_keys.replies(request.gateway), *batches)
 
     def reply(self, request: WorkerRequest, **fields: Any) -> None:
         """Send the reply to a worker request."""
-        self.send(request, messages.encode([WorkerReply(request.id, request.generation, **fields)]))
+        reply = WorkerReply(request.id, request.generation, **fields)
+        self.send(request, b"\x91" + messages.encode_reply(reply, as_json=request.as_json))
 
 
 @pytest.fixture
@@ -64,6 +74,58 @@ async def test_a_reply_reaches_its_caller(prediction: "asyncio.Task[Reply]", wor
     assert request.operation == "predict"
     worker.reply(request, version=3, rows_seen=5, result=[1.5])
     assert (await prediction).of(200) == {"hash": request.hash, "version": 3, "rows_seen": 5, "predictions": [1.5]}
+
+
+async def test_predictions_are_passed_on_unread(prediction: "asyncio.Task[Reply]", worker: Worker) -> None:
+    """The JSON of a worker's predictions is in the answer as the worker wrote it: no gateway reads the values."""
+    request = await worker.claim()
+    worker.send(request, messages.encode([WorkerReply(request.id, request.generation, result=b"[ 1.50 , null ]")]))
+    assert (await prediction).body.endswith(b',"predictions":[ 1.50 , null ]}')
+
+
+LARGE = shape(parse(REGRESSOR), [[1.0] * 100] * 100, learning=False)
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[WorkerClient]:
+    """Return the client of a gateway that has no other part."""
+    queue, enqueuer = redis_clients.queue_async(settings), JobEnqueuer(settings)
+    client = WorkerClient(queue, settings, enqueuer, Store(queue).ping)
+    yield client
+    await client.close()
+    await enqueuer.close()
+    await queue.aclose()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "no worker"])
+async def test_large_rows_leave_redis_with_their_request(
+    client: WorkerClient, worker: Worker, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """If a request with large rows ends without a reply, the gateway deletes its rows; a worker may never do so."""
+    if end == "no worker":
+        monkeypatch.setattr(worker_client, "WORKER_GRACE_S", 0.1)
+    asked = asyncio.create_task(client.ask("0" * 64, "predict", 1, LARGE, timeout_s=60))
+    request = await worker.claim()
+    assert request.rows_key
+    if end == "cancelled":
+        assert worker.queue.exists(request.rows_key)
+        asked.cancel()
+    with pytest.raises((asyncio.CancelledError, UnavailableError)):
+        await asked
+    assert not worker.queue.exists(request.rows_key)
+
+
+async def test_rows_that_are_too_large_are_refused_before_redis_is_asked(settings: Settings) -> None:
+    """Too many bytes of rows answer 413 also while Redis is unavailable, and leave no worker request behind."""
+    away = SecretStr(f"redis://127.0.0.1:{free_port()}")
+    settings = settings.model_copy(update={"store_url": away, "queue_url": None, "body_bytes_max": 1000})
+    queue = redis_clients.queue_async(settings)
+    client = WorkerClient(queue, settings, JobEnqueuer(settings), Store(queue).ping)
+    with pytest.raises(TooLargeError):
+        await client.ask("0" * 64, "predict", 1, LARGE)
+    assert client.pending == 0
+    await client.close()
+    await queue.aclose()
 
 
 async def test_invalid_replies_are_ignored(prediction: "asyncio.Task[Reply]", worker: Worker) -> None:
@@ -91,9 +153,10 @@ async def test_invalid_replies_are_ignored(prediction: "asyncio.Task[Reply]", wo
 async def test_an_error_is_raised_by_its_name(
     prediction: "asyncio.Task[Reply]", worker: Worker, name: str, status: int
 ) -> None:
-    """The name of an error of the tree gets that error's status; any other name gets 500."""
+    """A name of the error tree gets its status, any other 500; the reason of a 503 is for administrators."""
     worker.reply(await worker.claim(), error=(name, "What the worker said."))
-    assert (await prediction).problem(status)["detail"] == "What the worker said."
+    detail = (await prediction).problem(status)["detail"]
+    assert (detail == "What the worker said.") is (name != "UnavailableError")
 
 
 @pytest.mark.parametrize("name", ["NotFoundError", "StaleModelError"])

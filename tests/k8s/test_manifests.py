@@ -47,6 +47,9 @@ FOREIGN_KEYS = {"AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
 # The oldest version that k8s/README.md promises, and the newest the validator knows.
 KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
+# Of a gateway or a worker that has done nothing yet.
+PROCESS_BYTES = 120 * 2**20
+
 each_build = pytest.mark.parametrize("folder", [BASE, DEV], ids=["base", "dev"])
 
 
@@ -112,6 +115,42 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     for key, value in values.items():
         monkeypatch.setenv(key, value)
     return load()
+
+
+def factors(column: str) -> list[float]:
+    """Return the memory of a call, in multiples of its rows or its body, from the table with this first column."""
+    page = (ROOT / "docs/operations/runbook.md").read_text()
+    (table,) = re.findall(rf"^\| {column} \| memory \|\n\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [float(line.strip("| ").rpartition("|")[2]) for line in table.splitlines()]
+
+
+def memory_limit(folder: Path, name: str) -> int:
+    """Return the memory limit of the container of a Deployment in bytes."""
+    limit = container(folder, "Deployment", name)["resources"]["limits"]["memory"]
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", limit).groups()  # type: ignore[union-attr]
+    return int(number) << {"Mi": 20, "Gi": 30}[unit]
+
+
+@each_build
+def test_the_largest_body_fits_into_the_memory_of_a_worker(folder: Path) -> None:
+    """Three quarters of a worker's share hold the process, its bundles, and the most that rows of the limit take."""
+    values = {key: int(value) for key, value in one(folder, "ConfigMap", "keepfit")["data"].items() if value.isdigit()}
+    assert max(factors("estimator")) >= 6
+    needed = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
+    needed += max(factors("estimator")) * values["KEEPFIT_BODY_BYTES_MAX"]
+    limit = (
+        values.get("KEEPFIT_WORKER_MEMORY_BYTES_MAX") or memory_limit(folder, "workers") // values["KEEPFIT_WORKERS"]
+    )
+    assert needed <= 0.75 * limit
+
+
+@each_build
+def test_the_bodies_fit_into_the_memory_of_a_gateway(folder: Path) -> None:
+    """A gateway holds its process, its cache, and the most that all bodies take which it reads at a time."""
+    values = {key: int(value) for key, value in one(folder, "ConfigMap", "keepfit")["data"].items() if value.isdigit()}
+    bodies = max(values["KEEPFIT_BODIES_BYTES_MAX"], values["KEEPFIT_BODY_BYTES_MAX"])
+    needed = PROCESS_BYTES + values["KEEPFIT_PREDICT_CACHE_BYTES_MAX"] + max(factors("body")) * bodies
+    assert needed <= memory_limit(folder, "gateway")
 
 
 @each_build
@@ -275,7 +314,7 @@ def test_only_the_gateway_has_the_api_keys(folder: Path) -> None:
 
 def test_api_keys_of_the_builds() -> None:
     """The placeholder of the base is not a key, so its gateway does not start; the key of dev has all scopes."""
-    with pytest.raises(SettingsError, match="API key 1"):
+    with pytest.raises(SettingsError, match="key 1 is not"):
         Keys.from_text(secret_values(BASE, "keepfit-api-keys")["api-keys"])
     stored = secret_values(DEV, "keepfit-api-keys")["api-keys"]
     key = Keys.from_text(stored).find("dev-only")

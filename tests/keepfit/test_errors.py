@@ -44,7 +44,7 @@ def test_every_class_has_a_status(name: str) -> None:
     """The gateway maps each class itself, not only its base, to an error status."""
     cls = CLASSES[name]
     assert issubclass(cls, KeepfitError)
-    assert STATUS[cls] in {400, 401, 403, 404, 409, 422, 429, 500, 503, 504}
+    assert STATUS[cls] in {400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504}
     assert status_of(cls("x")) == STATUS[cls]
 
 
@@ -59,10 +59,12 @@ def test_status_codes_are_the_documented_ones() -> None:
         "MalformedError": 400,
         "UnauthorizedError": 401,
         "ForbiddenError": 403,
+        "ForeignOriginError": 403,
         "NotFoundError": 404,
         "ConflictError": 409,
         "NotConfirmedError": 409,
         "StaleModelError": 409,
+        "TooLargeError": 413,
         "InvalidError": 422,
         "IdempotencyError": 422,
         "LearningError": 422,

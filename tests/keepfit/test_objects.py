@@ -2,12 +2,10 @@
 
 import math
 import pickle
-import sys
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import msgspec
@@ -40,6 +38,7 @@ from keepfit.recipe.uploads import ObjectHeader
 from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Header, Keyring
+from tests.factories import dump_local
 
 KEYS = "u1:" + "ab" * 32
 UPLOADS = Keyring.from_text(KEYS, UPLOAD_KEYS)
@@ -131,13 +130,7 @@ def test_a_class_of_a_script_is_pickled_by_value() -> None:
         def partial_fit(self, X, y): self.y = float(y[-1])
         def predict(self, X): return [self.y] * len(X)
     """
-    script = ModuleType("notebook")
-    exec(compile(source, "notebook", "exec"), script.__dict__)
-    sys.modules["notebook"] = script
-    try:
-        recipe = recipe_of(script.Local(), kind="regressor", modules=[script])
-    finally:
-        del sys.modules["notebook"]
+    recipe = parse({"object": dump_local(source, KEYS)}, UPLOADS)
     bundle = object_bundle.new_bundle(recipe, UPLOADS)
     learned(bundle, X, Y)
     again = stored(stored(bundle))
@@ -161,6 +154,18 @@ def test_columns_scaler_and_weights_work_as_for_every_estimator() -> None:
         learned(one, [["b", 3]], [3])
     assert np.array_equal(bundle.estimator.coef_, named.estimator.coef_)
     assert predicted(bundle, [["c", 4]]) == predicted(named, [["c", 4]])
+
+
+@pytest.mark.parametrize("learner", [Mean(), SGDRegressor()], ids=["without n_features_in_", "with"])
+def test_an_object_is_stored_with_the_width_of_its_rows(learner: Any) -> None:
+    """A bundle tells the width of what its object has learned, also if the object does not: a restore needs it."""
+    bundle = object_bundle.new_bundle(recipe_of(learner), UPLOADS)
+    assert bundle.width is None
+    learned(bundle, [[1, 2, 3]], [2.0])
+    learned(bundle, [[4, 5, 6]], [3.0])
+    assert (bundle.width, stored(bundle).width) == (3, 3)
+    with pytest.raises(InvalidError, match="2 values where the model has learned 3"):
+        predicted(stored(bundle), [[1, 2]])
 
 
 def test_an_object_receives_labels_unencoded() -> None:

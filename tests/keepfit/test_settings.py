@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings, load
+from keepfit.unknown_settings import unknown_variables
 
 DOCUMENT = Path(__file__).parents[2] / "docs/reference/settings.md"
 SECRETS = {
@@ -68,23 +69,29 @@ def test_load_reads_no_dotenv_file_on_its_own(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("KEEPFIT_PORT", "http", "valid integer"),
-        ("KEEPFIT_PORT", "65536", "less than or equal to 65535"),
-        ("KEEPFIT_PORT", "", "valid integer"),
-        ("KEEPFIT_WORKERS", "0", "greater than or equal to 1"),
-        ("KEEPFIT_BODY_BYTES_MAX", "1", "greater than or equal to 1024"),
-        ("KEEPFIT_BODY_BYTES_MAX", "1.5", "valid integer"),
-        ("KEEPFIT_LEASE_TTL_S", "-1", "greater than 0"),
-        ("KEEPFIT_LEASE_TTL_S", "nan", "greater than 0"),
-        ("KEEPFIT_SNAPSHOT_EVERY_S", "1m", "valid number"),
+        ("KEEPFIT_PORT", "http", "a whole number from 0 to 65535"),
+        ("KEEPFIT_PORT", "65536", "a whole number from 0 to 65535"),
+        ("KEEPFIT_PORT", "", "a whole number from 0 to 65535"),
+        ("KEEPFIT_WORKERS", "0", "a whole number from 1 to 256"),
+        ("KEEPFIT_BODY_BYTES_MAX", "1", "a whole number from 1024 to 1125899906842624 (bytes)"),
+        ("KEEPFIT_BODY_BYTES_MAX", "1.5", "a whole number from 1024 to 1125899906842624 (bytes)"),
+        ("KEEPFIT_BODY_TIMEOUT_S", "0", "a number above 0 to 1000000000 (seconds)"),
+        ("KEEPFIT_ANSWER_TIMEOUT_S", "0", "a number from 1 to 86400 (seconds)"),
+        ("KEEPFIT_LEASE_TTL_S", "-1", "a number from 0.1 to 1000000000 (seconds)"),
+        ("KEEPFIT_LEASE_TTL_S", "nan", "a number from 0.1 to 1000000000 (seconds)"),
+        ("KEEPFIT_RATE_PER_S", "inf", "a number from 0 to 1000000000 (per second)"),
+        ("KEEPFIT_SNAPSHOT_EVERY_S", "1m", "a number from 0.01 to 1000000000 (seconds)"),
+        ("KEEPFIT_IDLE_AFTER_S", "16777216", "a whole number from 0 to 15552000 (seconds)"),
+        ("KEEPFIT_OPEN", "perhaps", "true or false"),
+        ("KEEPFIT_HOST", " ", "an address or a name"),
     ],
 )
 def test_an_invalid_value_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """An invalid value raises SettingsError with the name of the variable and the valid range."""
+    """An invalid value raises SettingsError with the name of the variable, the value and the valid range."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"^{name}: .*{message}"):
+    with pytest.raises(SettingsError, match=f"^{name}: {value.strip()!r} is not {re.escape(message)}\\.$"):
         load()
 
 
@@ -92,15 +99,15 @@ def test_all_invalid_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch
     """The message names every invalid variable, also those from the file."""
     (tmp_path / "env").write_text("KEEPFIT_WORKERS=many\n")
     monkeypatch.setenv("KEEPFIT_PORT", "-1")
-    with pytest.raises(SettingsError, match=r"KEEPFIT_PORT: .*; KEEPFIT_WORKERS: "):
+    with pytest.raises(SettingsError, match=r"KEEPFIT_PORT: .* KEEPFIT_WORKERS: 'many' is"):
         load(tmp_path / "env")
 
 
-def test_errors_show_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error about a variable shows neither its value nor a secret, in the message or in its context."""
+def test_errors_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error shows the value of no secret, in the message or in its context."""
     for name in SECRETS:
         monkeypatch.setenv(f"KEEPFIT_{name.upper()}", PASSWORD)
-    monkeypatch.setenv("KEEPFIT_PORT", PASSWORD)
+    monkeypatch.setenv("KEEPFIT_PORT", "http")
     with pytest.raises(SettingsError) as caught:
         load()
     assert PASSWORD not in str(caught.value)
@@ -137,7 +144,7 @@ def test_the_queue_uses_the_redis_of_the_store_by_default(queue_url: str | None)
 
 def test_names_end_in_their_unit() -> None:
     """The name of a number ends in its unit or in the thing that it counts."""
-    units = ("_s", "_ms", "_bytes_max", "_entries_max")
+    units = ("_s", "_ms", "_bytes_max", "_entries_max", "connections_max")
     numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
     assert {name for name in numbers if not name.endswith(units)} == {"port", "workers"}
 
@@ -170,3 +177,30 @@ def test_every_description_is_a_sentence() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert re.fullmatch(r"[A-Z].*\.", field.description), name
+
+
+def test_white_space_and_the_case_of_a_scheme_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values lose white space around them, schemes of URLs become lower case, an IPv6 host loses its brackets."""
+    monkeypatch.setenv("KEEPFIT_STORE_URL", " REDISS://:Secret@Host:6379/0\n")
+    monkeypatch.setenv("KEEPFIT_MONGO_URL", "MongoDB+SRV://host/keepfit")
+    monkeypatch.setenv("KEEPFIT_SNAPSHOT_URL", "S3://bucket/Prefix")
+    monkeypatch.setenv("KEEPFIT_HOST", "[::1]")
+    monkeypatch.setenv("KEEPFIT_PORT", "8001\n")
+    settings = load()
+    assert settings.store_url.get_secret_value() == "rediss://:Secret@Host:6379/0"
+    assert settings.mongo_url.get_secret_value() == "mongodb+srv://host/keepfit"
+    assert (settings.snapshot_url, settings.host, settings.port) == ("s3://bucket/Prefix", "::1", 8001)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A file of settings that is not text is a SettingsError that names it."""
+    (tmp_path / "env").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=f"The settings in {tmp_path}/env cannot be read"):
+        load(tmp_path / "env")
+
+
+def test_unknown_variables_are_listed_with_the_most_similar_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable KEEPFIT_… that is no setting is listed, with the setting that it may be a misspelling of."""
+    for name in ("KEEPFIT_PORT", "KEEPFIT_FAULT_POINT", "keepfit_host", "KEEPFIT_SNAPSHOTS_URL", "KEEPFIT_QQ"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == {"KEEPFIT_QQ": "", "KEEPFIT_SNAPSHOTS_URL": "KEEPFIT_SNAPSHOT_URL"}

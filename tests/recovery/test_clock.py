@@ -43,7 +43,7 @@ async def test_a_jump_of_the_clock_changes_nothing(
     true_time = time.time
     # So that the gateway sees a worker.
     client.sadd(redis_keys.RQ_WORKERS, "rq:worker:test")
-    client.set("rq:worker:test", "")
+    client.hset("rq:worker:test", "state", "idle")
     async with serving(settings) as api:
         path = await api.make(metadata, REGRESSOR)
         model_hash = path.rpartition("/")[2]

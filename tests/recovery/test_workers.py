@@ -12,7 +12,8 @@ from keepfit.backends import redis_keys
 from keepfit.errors import UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.store.models import Store
-from keepfit_workers import learning
+from keepfit_workers import bundle_cache, learning
+from keepfit_workers import context as contexts
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from tests import servers
@@ -77,7 +78,9 @@ async def test_a_cached_bundle_is_not_used_after_a_failure(
 async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that fails at every commit counts no attempt for the request; the deferred unlock releases its lock."""
+    """A store that fails at every commit counts no attempt for the request; after a pause, its lock is released."""
+    clock = [1000.0]
+    monkeypatch.setattr(contexts.time, "monotonic", lambda: clock[0])
     model = await make(store, SLOPE)
     await send(store, model, [[1.0]], [1.0])
     commit = context.consumer.commit
@@ -89,7 +92,9 @@ async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     for turn in range(learning.ATTEMPTS_MAX + 2):
         with pytest.raises(UnavailableError):
             learn(context, model.hash, f"turn{turn}")
+        context.run_deferred_unlocks()
         assert client.exists(redis_keys.lock(model.hash))
+        clock[0] += 10.0
         context.run_deferred_unlocks()
         assert not client.exists(redis_keys.lock(model.hash))
     monkeypatch.setattr(context.consumer, "commit", commit)
@@ -111,6 +116,7 @@ async def test_a_memory_error_fails_one_worker_request_only(
         return once(bundle, rows)
 
     monkeypatch.setattr(Bundle, "predict", short)
+    other = await make_learned(store, context, 2)
     found = execute(
         context,
         request(1, model, rows_of(1.0)),
@@ -120,6 +126,51 @@ async def test_a_memory_error_fails_one_worker_request_only(
     assert [len(found[number].result) for number in (1, 3)] == [1, 1]
     with pytest.raises(UnavailableError, match="too little memory"):
         found[2].raise_error()
+    assert [context.bundles.cache.digest(one.hash) for one in (model, other)] == ["", ""], "no memory for another try"
+
+
+@pytest.mark.parametrize("step", ["learning", "loading"])
+async def test_bundles_of_other_models_give_way_to_a_turn(
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A turn that lacks memory is tried again without the cached bundles, and counts no attempt for its requests."""
+    other, model = await make_learned(store, context, 1), await make(store, SLOPE)
+    await send(store, model, [[1.0]], [1.0])
+    owner, name = (
+        (Bundle, "partial_fit_unchecked") if step == "learning" else (bundle_cache.object_bundle, "new_bundle")
+    )
+    once = getattr(owner, name)
+
+    def short(*args: Any) -> Any:
+        if context.bundles.cache.digest(other.hash):
+            raise MemoryError
+        return once(*args)
+
+    monkeypatch.setattr(owner, name, short)
+    assert not learn(context, model.hash, "lease")
+    after = await described(store, model)
+    assert (after.rows_seen, after.inbox) == (1, 0)
+    assert client.hget(redis_keys.state(model.hash), "attempts") == b"0"
+
+
+async def test_a_bundle_larger_than_the_memory_puts_no_request_aside(
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that were never tried, because their bundle does not fit into memory, stay pending."""
+    model = await make(store, SLOPE)
+    await send(store, model, [[1.0]], [1.0])
+
+    def short(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(bundle_cache.object_bundle, "new_bundle", short)
+    for turn in range(learning.ATTEMPTS_MAX):
+        assert not learn(context, model.hash, f"turn{turn}")
+        assert not client.exists(redis_keys.lock(model.hash))
+    monkeypatch.undo()
+    learn(context, model.hash, "last")
+    after = await described(store, model)
+    assert (after.rows_seen, client.xlen(redis_keys.dead(model.hash))) == (1, 0)
 
 
 async def test_killed_and_grown_workers_are_replaced(tmp_path: Any, metadata: dict[str, Any]) -> None:

@@ -123,9 +123,14 @@ class Recorder(ScriptConnection):
         return answers
 
 
+def is_answers(name: str) -> bool:
+    """Return whether a key is a hash of first answers to the calls of a client."""
+    return ":idem:new:" in name or ":idem:old:" in name
+
+
 def _reading(name: str) -> Command:
     kind = name.rpartition(":")[2]
-    if kind == "st":
+    if kind == "st" or is_answers(name):
         return ("HGETALL", name)
     if kind in ("in", "dead"):
         return ("XRANGE", name, "-", "+")

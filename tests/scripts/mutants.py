@@ -13,7 +13,16 @@ from unittest import mock
 from keepfit.backends import redis_scripts
 from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
 from tests.scripts.run_queue_mutants import ABANDON, CLAIM, PUSH, RELEASE
-from tests.scripts.store_mutants import ACCEPT, CLAIM_INBOX, COMMIT, INSTALL, OTHERS, RESTORE_IDEMPOTENCY, REWIND
+from tests.scripts.store_mutants import (
+    ACCEPT,
+    CLAIM_INBOX,
+    COMMIT,
+    INSTALL,
+    OTHERS,
+    RESTORE_IDEMPOTENCY,
+    REWIND,
+    UNLOAD,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ MUTANTS = (
     *(Mutant("install", *mutant) for mutant in INSTALL),
     *(Mutant("restore_idempotency", *mutant) for mutant in RESTORE_IDEMPOTENCY),
     *(Mutant("rewind", *mutant) for mutant in REWIND),
+    *(Mutant("unload", *mutant) for mutant in UNLOAD),
     *(Mutant(*mutant) for mutant in OTHERS),
     *(Mutant("retry", *mutant) for mutant in RETRY),
     *(Mutant("discard", *mutant) for mutant in DISCARD),

@@ -108,7 +108,11 @@ class RunQueueMachine(RuleBasedStateMachine):
 
     def _claim(self, queue: RunQueue, lease: str, worker: str, *, renew: bool = False) -> None:
         (answer,) = redis_scripts.run(self.client, run_queue.claim(queue, lease, TTL_S, worker, renew=renew))
-        assert answer == self.plain[queue.name].claim(lease, worker, self.jobs, renew=renew)
+        if queue.requests and len(answer) > 2:
+            claimed = [run_queue.split_entry(entry) for entry in answer[2:]]
+            assert all(0 < left_s <= TTL_S for left_s, _ in claimed)
+            answer = [*answer[:2], *(message for _, message in claimed)]
+        assert answer == self.plain[queue.name].claim(lease, worker, self.jobs, self.workers, renew=renew)
 
     @precondition(lambda self: any(plain.leases for plain in self.plain.values()))
     @rule(data=st.data(), worker=st.sampled_from(WORKERS), only_renew=rarely(True, False))
@@ -140,12 +144,12 @@ class RunQueueMachine(RuleBasedStateMachine):
         (answer,) = redis_scripts.run(self.client, run_queue.release(queue, lease, when))
         assert answer == self.plain[queue.name].release(lease, when)
 
-    @rule(lease=leases)
-    def die(self, lease: str) -> None:
-        """A worker dies, and its lease is abandoned on both run queues."""
-        run_queue.abandon(self.client, lease)
+    @rule(lease=leases, died=st.sampled_from((True, True, False)))
+    def die(self, lease: str, died: bool) -> None:
+        """A worker dies, or only its lease has expired; the lease is abandoned on both run queues."""
+        run_queue.abandon(self.client, lease, died=died)
         for plain in self.plain.values():
-            plain.abandon(lease)
+            plain.abandon(lease, died=died)
 
     @rule(lease=leases, model=models)
     def create_poison_request(self, lease: str, model: str) -> None:
@@ -154,7 +158,9 @@ class RunQueueMachine(RuleBasedStateMachine):
         for _ in range(3):
             self._push(SMALL, lease, [], 100)
             self._claim(SMALL, lease, "one")
-            self.die(lease)
+            run_queue.abandon(self.client, lease, died=True)
+            for plain in self.plain.values():
+                plain.abandon(lease, died=True)
 
     @rule()
     def pop_poison_request(self) -> None:
@@ -165,14 +171,14 @@ class RunQueueMachine(RuleBasedStateMachine):
         self.put_aside += poison[:1]
         del poison[:1]
 
-    @rule(model=models, turn=st.sampled_from((0, 1, 2)))
-    def slow_down(self, model: str, turn: int) -> None:
+    @rule(model=models, turn=st.sampled_from((0, 0, 1, 2, None)))
+    def slow_down(self, model: str, turn: int | None) -> None:
         """Mark a model as slow, or remove the mark."""
         slow = self.plain[PREDICT.name].slow
         slow.pop(model, None)
-        if turn:
+        if turn is not None:
             slow[model] = turn
-            self.client.hset(redis_keys.request_limits(PREDICT.name), model, turn)
+            self.client.hset(redis_keys.request_limits(PREDICT.name), model, turn or run_queue.VERY_SLOW)
         else:
             self.client.hdel(redis_keys.request_limits(PREDICT.name), model)
 
@@ -194,9 +200,11 @@ class RunQueueMachine(RuleBasedStateMachine):
         """Make a lease inactive."""
         plain = self.plain[queue.name]
         if lease in plain.holders:
-            worker, _ = plain.holders[lease]
-            plain.holders[lease] = (worker, False)
-            self.client.hset(redis_keys.lease_holders(queue.name), lease, f"{worker} {LONG_AGO_MS}")
+            worker, _, model = plain.holders[lease]
+            plain.holders[lease] = (worker, False, model)
+            self.client.hset(
+                redis_keys.lease_holders(queue.name), lease, f"{worker} {model} {LONG_AGO_MS}".replace("  ", " ")
+            )
 
     @rule(queue=queues, lease=leases)
     def expire_lease(self, queue: RunQueue, lease: str) -> None:
@@ -274,14 +282,15 @@ class RunQueueMachine(RuleBasedStateMachine):
             "requests": _requests({name.decode(): value for name, value in pending.items()}),
             "leases": {lease.decode(): score > LONG_AGO_MS for lease, score in scores},
             "holders": {
-                lease: (text.split(" ")[0], int(text.split(" ")[1]) > LONG_AGO_MS) for lease, text in held.items()
+                lease: (worker, int(at) > LONG_AGO_MS, "".join(model))
+                for lease, (worker, *model, at) in ((lease, text.split(" ")) for lease, text in held.items())
             },
             "claimed": {
                 lease: [_entry(entry) for entry in entries]
                 for lease, entries in zip(LEASES, claimed, strict=False)
                 if entries
             },
-            "slow": {model.decode(): int(turn) for model, turn in slow.items()},
+            "slow": {model.decode(): 0 if turn == run_queue.VERY_SLOW else int(turn) for model, turn in slow.items()},
             "poison": [text.decode() for text in poison],
             "late": None if since is None else now_ms - int(since) > NEVER_MS,
         }

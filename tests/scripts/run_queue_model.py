@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from keepfit.jobs.run_queue import DEATHS_MAX, RunQueue
+from keepfit.jobs.run_queue import DEATHS_MAX, VERY_SLOW, RunQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class RunQueueModel:
     waiting: list[str] = field(default_factory=list)
     requests_pending: dict[str, list[WorkerRequest]] = field(default_factory=dict)
     leases: dict[str, bool] = field(default_factory=dict)
-    holders: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    holders: dict[str, tuple[str, bool, str]] = field(default_factory=dict)
     claimed: dict[str, list[Entry]] = field(default_factory=dict)
     slow: dict[str, int] = field(default_factory=dict)
     poison: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class RunQueueModel:
         self.leases[lease] = True
         return [1, *refused]
 
-    def claim(self, lease: str, worker: str, jobs: int, *, renew: bool) -> list[Any]:
+    def claim(self, lease: str, worker: str, jobs: int, workers: int, *, renew: bool) -> list[Any]:
         """Complete the last batch and claim the next one."""
         if lease not in self.leases:
             return [-1]
@@ -78,12 +78,15 @@ class RunQueueModel:
         self.leases[lease] = True
         if renew:
             return [jobs, []]
-        self.holders[lease] = (worker, True)
+        self.holders[lease] = (worker, True, "")
         self.late = False
-        awake = sorted(name for name, is_awake in self.holders.values() if is_awake)
+        awake = sorted(name for name, is_awake, _ in self.holders.values() if is_awake)
         if len(self.holders) == 1:
             awake = [worker]
         considered = self.waiting[: max(self.queue.models, 32)]
+        busy = sum(bool(model) for _, _, model in self.holders.values())
+        kept = [model for model in considered if self.slow.get(model) == 0 and busy >= max(1, workers - 1)]
+        considered = [model for model in considered if model not in kept]
         own = [model for model in considered if awake[int(model[:8], 16) % len(awake)] == worker]
         if not own:
             own = considered[: math.ceil(len(considered) / len(awake))]
@@ -93,22 +96,30 @@ class RunQueueModel:
             taken = list(own[: self.queue.models])
             self.waiting = [model for model in self.waiting if model not in taken]
         else:
-            self._claim_requests(own[: self.queue.models], taken, bounds, len(awake))
+            alone = self._claim_requests(own[: self.queue.models], taken, bounds, len(awake))
+            self.holders[lease] = (worker, True, alone)
         self.claimed[lease] = taken
+        if not taken:
+            bounds = [text for model in kept for text in (model.encode(), VERY_SLOW)]
         return [jobs, bounds, *((e if isinstance(e, str) else e.text).encode() for e in taken)]
 
-    def _claim_requests(self, models: list[str], taken: list[Entry], bounds: list[Any], awake: int) -> None:
-        """Claim requests of `models` in turn; a request of a dead worker is claimed alone."""
+    def _claim_requests(self, models: list[str], taken: list[Entry], bounds: list[Any], awake: int) -> str:
+        """Claim requests of `models` in turn; a request of a dead worker, or of a very slow model, is claimed alone.
+
+        Return the very slow model that was claimed, '' if none was.
+        """
         budget = self.queue.requests
         for model in models:
             if len(taken) >= budget:
                 break
+            alone = self.slow.get(model) == 0
+            if alone and taken:
+                continue
             self.waiting.remove(model)
             pending = self.requests_pending.get(model, [])
             turn = min(budget, math.ceil(len(pending) / awake))
             if model in self.slow:
-                bounds += [model.encode(), str(self.slow[model]).encode()]
-                turn = min(turn, self.slow[model])
+                turn = min(turn, max(self.slow[model], 1))
             count_taken = 0
             while pending and len(taken) < budget and count_taken < turn:
                 suspect = pending[0].alive and pending[0].deaths > 0
@@ -122,8 +133,13 @@ class RunQueueModel:
                 count_taken += 1
                 if suspect:
                     budget = 0
+            if count_taken and model in self.slow:
+                bounds += [model.encode(), VERY_SLOW if alone else str(self.slow[model]).encode()]
             if pending:
                 self.waiting.append(model)
+            if alone and taken:
+                return model
+        return ""
 
     def _complete(self, lease: str) -> None:
         self.done |= {entry.text for entry in self.claimed.pop(lease, []) if isinstance(entry, WorkerRequest)}
@@ -137,17 +153,18 @@ class RunQueueModel:
         self._complete(lease)
         return 1
 
-    def abandon(self, lease: str) -> None:
-        """Put the claimed entries of a dead worker back, in order, each with one more death."""
+    def abandon(self, lease: str, *, died: bool) -> None:
+        """Put the claimed entries of a lease back, in order, each with one more death if its worker died."""
         self.holders.pop(lease, None)
         if self.leases.pop(lease, None) is None:
             return
         for entry in reversed(self.claimed.pop(lease, [])):
             if isinstance(entry, WorkerRequest):
-                if entry.deaths + 1 >= DEATHS_MAX:
+                deaths = entry.deaths + died
+                if deaths >= DEATHS_MAX:
                     self.poison.append(entry.text)
                     continue
-                self.requests_pending.setdefault(entry.model, []).insert(0, replace(entry, deaths=entry.deaths + 1))
+                self.requests_pending.setdefault(entry.model, []).insert(0, replace(entry, deaths=deaths))
             model = entry if isinstance(entry, str) else entry.model
             if model not in self.waiting:
                 self.waiting.insert(0, model)

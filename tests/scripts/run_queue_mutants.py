@@ -81,7 +81,7 @@ CLAIM = (
     ),
     ("models of other shares are never claimed", "if #own == 0 and #others > 0 then", "if false then"),
     ("all models of other shares are claimed", "for i = 1, math.ceil(#others / #awake) do", "for i = 1, #others do"),
-    ("slow models have no limit", "local bound = redis.call('HGET', KEYS[9], model)", "local bound = false"),
+    ("slow models have no limit", "local bound = asks and redis.call('HGET', KEYS[9], model)", "local bound = false"),
     (
         "limits of slow models are not returned",
         "    table.insert(answer[2], bound)\n",
@@ -94,6 +94,7 @@ CLAIM = (
         "request and tonumber(string.sub(request, 2, 14)) >= now",
         "request",
     ),
+    ("the deadline is returned, not the time until it", "2, 14)) - now)", "2, 14)))"),
     ("other requests are claimed after a suspect", "      budget = 0\n", ""),
     ("a suspect is claimed after other requests", "    if suspect and taken > 0 then\n      break\n    end\n", ""),
     (
@@ -112,13 +113,27 @@ CLAIM = (
     ("the first number is not updated", "    redis.call('HSET', KEYS[8], model .. ':first', first)\n", ""),
     ("the range of an idle model stays", "    redis.call('HDEL', KEYS[8], model .. ':first', model .. ':next')\n", ""),
     ("an idle model counts as queued", "    redis.call('SREM', KEYS[2], model)\n  end\nend", "  end\nend"),
-    ("a claimed model counts as queued", "    redis.call('SREM', KEYS[2], model)\n    held[i]", "    held[i]"),
+    ("a claimed model counts as queued", "      redis.call('SREM', KEYS[2], model)\n      held[i]", "      held[i]"),
+    ("a very slow model is claimed with others", "local alone = bound == VERY_SLOW", "local alone = false"),
+    ("a very slow model is claimed after others", "if not alone or taken == 0 then", "if true then"),
+    ("others are claimed after a very slow model", "    if alone and taken > 0 then", "    if false then"),
+    (
+        "a busy worker does not count",
+        "redis.call('HSET', KEYS[7], ARGV[1], ARGV[3] .. ' ' .. model .. ' ' .. string.format('%.0f', now))",
+        "tostring(now)",
+    ),
+    ("the last worker claims a very slow model", "if bounds[i] == VERY_SLOW then", "if false then"),
+    ("the last worker claims no slow model", "if bounds[i] == VERY_SLOW then", "if bounds[i] then"),
+    ("only one worker claims very slow models", "busy > 0 and busy >= redis.call('SCARD', KEYS[10]) - 1", "busy > 0"),
+    ("two workers are left to others", "redis.call('SCARD', KEYS[10]) - 1", "redis.call('SCARD', KEYS[10]) - 2"),
+    ("models that may not be claimed are not returned", "  answer[2] = kept\n", "  answer[2] = {}\n"),
+    ("a slow model is returned without requests", "if bound and taken > began then", "if bound then"),
     (
         "more models than allowed are claimed",
         "if i > models or (asks and taken >= budget) then",
         "if asks and taken >= budget then",
     ),
-    ("a claimed model stays in the list", "  redis.call('LREM', KEYS[1], 1, model)\n", ""),
+    ("a claimed model stays in the list", "    redis.call('LREM', KEYS[1], 1, model)\n", ""),
     (
         "claimed entries are not stored",
         "  redis.call('RPUSH', KEYS[4], unpack(held, i, math.min(i + 999, #held)))\n",
@@ -149,9 +164,10 @@ ABANDON = (
     ("the last claimed entry is lost", "for i = #entries, 1, -1 do", "for i = #entries - 1, 1, -1 do"),
     (
         "deaths are not counted",
-        "tonumber(string.sub(request, 1, 1)) + 1 or 0",
+        "tonumber(string.sub(request, 1, 1)) + ARGV[3] or 0",
         "tonumber(string.sub(request, 1, 1)) or 0",
     ),
+    ("an expiry counts as a death", "+ ARGV[3] or 0", "+ 1 or 0"),
     ("the limit of deaths is one too high", "deaths >= tonumber(ARGV[2])", "deaths > tonumber(ARGV[2])"),
     (
         "a poison request is dropped",

@@ -32,17 +32,19 @@ from keepfit.restore.snapshot_bundle import SnapshotBundle
 from keepfit.rowlog.row_log import Call as LoggedRequest
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
+from keepfit.settings import Settings
 from keepfit.store import commit as commits
-from keepfit.store import inbox
+from keepfit.store import first_answers, idle, inbox
 from keepfit.store import models as stores
-from keepfit.store.commit import Claimed, InboxConsumer
+from keepfit.store.commit import Claimed, Harm, InboxConsumer
+from keepfit.store.idle import IdleRecord
 from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit.store.models import Install, Model, Rewind, Store
 from keepfit.store.retained import ReplayBase, RetentionNote
+from keepfit_workers.learning import seal_bundle
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
-from tests.factories import commit_bundle
 from tests.scripts import store_model
-from tests.scripts.bench import HOUR_MS, Bench, without_staging, without_staging_async
+from tests.scripts.bench import HOUR_MS, Bench, is_answers, without_staging, without_staging_async
 from tests.scripts.claims import MISMATCHES, Claim, Snapshot, mismatched
 from tests.scripts.store_model import NEW, BundleModel, Call, ClaimModel
 
@@ -53,8 +55,13 @@ A, B = METADATA
 WORKERS = ("one", "two")
 # Few values, so that rows, keys and sizes repeat often: the scripts must distinguish them by other means.
 ROWS = (b"x", b"yyyy")
+# The rows of a large request.
+LARGE = b"a large request"
+LARGE_DIGEST = sha256(LARGE).hexdigest().encode()
 # This request changes the parameters of the bundle.
 CHANGE = b"yyyy"
+# Keys of two callers; the second one has an API key.
+KEYS = ("k", "k", "l", "m", "n", "k b")
 
 hashes = st.sampled_from((A, A, A, B))
 workers = st.sampled_from(WORKERS)
@@ -66,6 +73,10 @@ limits = st.sampled_from(((100, 1000), (3, 1000), (3, 1000), (100, 5)))
 # Events while a worker has claimed a model.
 EVENTS = ("accept", "lock expires", "release", "delete", "create again", "replace", "rewind")
 LATER = ("delete", "create again", "replace", "snapshot", "note", "restore", "rewind")
+
+
+# Seconds without use after which a model leaves; no example takes so long.
+IDLE_S = 3600
 
 
 def rarely(value: Any, otherwise: Any) -> Any:
@@ -83,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.patches: list[Any] = [
             mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
             mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
-            mock.patch.object(inbox, "GENERATED_KEY_TTL_S", 3600 * store_model.MINTED_H),
+            mock.patch.object(first_answers, "GENERATED_KEY_TTL_S", 3600 * store_model.MINTED_H),
             mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
         ]
         for patch in self.patches:
@@ -99,6 +110,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.snapshots: dict[str, list[Snapshot]] = {h: [] for h in METADATA}
         self.redis_copies: list[Any] = []
         self.opened: dict[str, BundleModel] = {}
+
+    @property
+    def _settings(self) -> Settings:
+        ttl_s = 3600 * store_model.CLIENTS_KEY_H
+        return self.bench.settings.model_copy(
+            update={"idempotency_ttl_s": ttl_s, "idempotency_entries_max": store_model.KEYS_MAX}
+        )
 
     def teardown(self) -> None:
         """Restore the durations of keepfit."""
@@ -129,8 +147,11 @@ class StoreMachine(RuleBasedStateMachine):
         new = store_model.Model(METADATA[h], RECIPE.text(), generation, 0, NEW, b"", -1, None)
         asked = Install(h, METADATA[h], RECIPE.text(), generation, born=self.born[h])
         self._accept_late(h, late=late)
-        installed = self.bench.run(self.store.install(asked))
-        assert installed == bool(self.plain.install(h, new, self.born[h], staged=False))
+        try:
+            installed = int(self.bench.run(self.store.install(asked)))
+        except StaleModelError:
+            installed = -2
+        assert installed == self.plain.install(h, new, self.born[h], staged=False)
 
     @precondition(lambda self: any(self.snapshots.values()))
     @rule(data=st.data(), lost=rarely(True, False), again=rarely(True, False), gone=st.booleans(),
@@ -178,19 +199,28 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _store_answers(self, h: str, generation: int, key: str, payload: bytes, first: int) -> None:
         registered = RegistryEntry(h, METADATA[h], RECIPE.text(), generation, self.born[h])
-        # The key of this call is recognized for two more hours; the key of the other call has expired.
-        hours = store_model.LOCK_H
+        # The key of this call is recognized for two more hours, an older key for one; the key of a third has expired.
+        left = {key: store_model.LOCK_H, "m": 1, "over": 0}
         calls = {
-            f"c:{name}": LoggedRequest(h, 1, first, left * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,))
-            for name, left in ((key, hours), ("over", 0))
+            f"c:{name}": LoggedRequest(
+                h, 1, first, hours * 3600.0, sha256(payload).hexdigest(), f"c:{name}", (payload,)
+            )
+            for name, hours in left.items()
         }
-        answers = {redis_keys.idempotency(h, f"c:{key}"): store_model.Seen((payload,), first, 1, generation, hours)}
-        done = self.bench.run(idempotency.restore_answers(self.store.client, registered, generation, calls, 0, 0))
-        assert done == self.plain.store_answers(h, generation, self.born[h], answers)
+        keys, _ = first_answers.answers_of(h, key)
+        answers = {
+            first_answers.answers_of(h, name)[1]: store_model.Seen((payload,), first, 1, generation, left[name])
+            for name in ("m", key)
+        }
+        settings = self._settings.model_copy(update={"idempotency_ttl_s": 0})
+        done = self.bench.run(
+            idempotency.restore_answers(self.store.client, registered, generation, calls, settings, 0)
+        )
+        assert done == self.plain.store_answers(h, generation, self.born[h], keys, answers)
 
     def _restore(
         self, h: str, snapshot: Snapshot, *, lost: bool = False, again: bool = False, generation: int = 0,
-        known: bool = True,
+        known: bool = True, seen: IdleRecord | None = None,
     ) -> None:  # fmt: skip
         generation = generation or self._next_generation(h)
         if again:
@@ -205,8 +235,9 @@ class StoreMachine(RuleBasedStateMachine):
             h, METADATA[h], RECIPE.text(), generation, snapshot.version, len(bundle.learned_rows), len(bundle.history),
             store_model.chain_of(bundle.history), bundle.digest, bundle.metrics.decode(), noted.decode(), snapshot.data,
             2, self.born[h], dict(bundle.changed), ReplayBase(new.learned, snapshot.place).text() if known else "",
+            seen, seen is not None and seen.digest == bundle.digest,
         )  # fmt: skip
-        expected = self.plain.install(h, new, self.born[h], staged=not lost)
+        expected = self.plain.install(h, new, self.born[h], staged=not lost, seen=seen)
         run = without_staging_async(self.bench.run_async) if lost else self.bench.run_async
         with mock.patch.object(redis_scripts, "run_async", run):
             try:
@@ -379,15 +410,15 @@ class StoreMachine(RuleBasedStateMachine):
         """Accept the requests of one round trip; if the reply is lost, the trip is repeated."""
         self._accept(h, payloads, limit, stale=stale, width=wide, repeated=repeated)
 
-    @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from("kl"), limit=limits,
-          again=st.sampled_from(("", "", "same", "other", "created again", "rewound")), unaware=st.booleans(),
+    @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from(KEYS), limit=limits,
+          again=st.sampled_from(("", "", "same", "other", "later", "created again", "rewound")), unaware=st.booleans(),
           other=st.booleans())  # fmt: skip
     def accept_with_key(
         self, h: str, payload: bytes, key: str, limit: tuple[int, int], again: str, unaware: bool, other: bool
     ) -> None:
         """Accept a request with a client's key; it may repeat, with the same or another body, or for another model.
 
-        The model may be rewound in between, with or without the caller's knowledge.
+        Its caller may use other keys in between; the model may be rewound, with or without the caller's knowledge.
         """
         if again == "rewound":
             self._learn_row(h)
@@ -397,24 +428,65 @@ class StoreMachine(RuleBasedStateMachine):
             self._delete(h, recreated=True)
         elif again == "rewound" and self.snapshots[h]:
             self._rewind(h, self.snapshots[h][-1])
+        elif again == "later":
+            for later in ("m", "n"):
+                self._accept(h, [payload], (100, 1000), key=later + key[1:])
         if again:
             body = b"other" if other or again == "other" else payload
             self._accept(h, [body], limit, key=key, generation=before if unaware else None)
 
-    @rule(h=hashes, written=st.sampled_from(("all", "all", "all", "part", "none")), limit=limits,
-          repeated=st.booleans())  # fmt: skip
-    def accept_large(self, h: str, written: str, limit: tuple[int, int], repeated: bool) -> None:
-        """Accept a large request; its staged rows may be lost in whole or in part."""
-        self._accept_large(h, limit, written=written, repeated=repeated)
+    @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from(KEYS), other=rarely(True, False))
+    def accept_after_upgrade(self, h: str, payload: bytes, key: str, other: bool) -> None:
+        """Accept a request whose first answer was stored by release 0.1, which knew no callers."""
+        model, hours = self.plain.models.get(h), store_model.CLIENTS_KEY_H
+        if model is not None:
+            name = redis_keys.idempotency(h, f"c:{key[0]}")
+            seen = store_model.Seen((payload,), 7, 1, model.generation, hours)
+            self.client.set(name, seen.stored(), px=hours * HOUR_MS)
+            self.plain.seen[name] = seen
+        self._accept(h, [b"other" if other else payload], (100, 1000), key=key)
 
-    def _accept_large(self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False) -> None:
-        name, rows = redis_keys.large_rows(h, uuid.uuid4().hex), b"a large request"
+    @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from(KEYS))
+    def accept_after_expiry(self, h: str, payload: bytes, key: str) -> None:
+        """Accept a request under a key that has expired, while others of its caller are remembered."""
+        self._accept(h, [payload], (100, 1000), key=key)
+        for name in first_answers.answers_of(h, key)[0]:
+            answers, _ = self.plain.answers.get(name, ({}, 0))
+            for own, seen in answers.items():
+                expired = replace(seen, hours=0)
+                value = expired.stored_with_others()[:-1] + b"%d" % (1000 * time.time())
+                self.client.hset(name, own, value)  # type: ignore[arg-type]
+                answers[own] = expired
+        self._accept(h, [payload], (100, 1000), key=key)
+
+    @rule(h=hashes, written=st.sampled_from(("all", "all", "all", "part", "none")), limit=limits,
+          repeated=st.booleans(), key=st.sampled_from((None, None, "k")), asked=st.booleans(),
+          deleted=st.booleans())  # fmt: skip
+    def accept_large(
+        self, h: str, written: str, limit: tuple[int, int], repeated: bool, key: str | None, asked: bool,
+        deleted: bool,
+    ) -> None:  # fmt: skip
+        """Accept a large request, which may be asked for before; its staged rows may be lost in whole or in part.
+
+        In the end the gateway deletes staged rows that were not accepted.
+        """
+        if asked:
+            self._accept(h, [LARGE_DIGEST], limit, big=redis_keys.inbox(h), big_size=len(LARGE), key=key)
+        name = self._accept_large(h, limit, written=written, repeated=repeated, key=key)
+        if deleted:
+            (answer,) = redis_scripts.run(self.client, redis_scripts.call("unstage", [name]))
+            assert answer == self.plain.unstage(name)
+
+    def _accept_large(
+        self, h: str, limit: tuple[int, int], *, written: str = "all", repeated: bool = False, key: str | None = None
+    ) -> str:
+        name, rows = redis_keys.large_rows(h, uuid.uuid4().hex), LARGE
         if written != "none":
             part = rows if written == "all" else rows[:5]
             self.client.set(name, part, px=store_model.BIG_H * HOUR_MS)
             self.plain.big[name] = (part, store_model.BIG_H)
-        digest = sha256(rows).hexdigest().encode()
-        self._accept(h, [digest], limit, big=name, big_size=len(rows), repeated=repeated)
+        self._accept(h, [LARGE_DIGEST], limit, big=name, big_size=len(rows), repeated=repeated, key=key)
+        return name
 
     def _accept(
         self, h: str, payloads: list[bytes], limit: tuple[int, int], *, stale: bool = False, width: int = 2,
@@ -425,21 +497,23 @@ class StoreMachine(RuleBasedStateMachine):
         if generation is None:
             generation = (model.generation if model else self.generations[h]) + stale
         requests = [LearnRequest(h, generation, width, payload, key, big, big_size) for payload in payloads]
-        settings = self.bench.settings.model_copy(
-            update={
-                "inbox_entries_max": limit[0],
-                "inbox_bytes_max": limit[1],
-                "idempotency_ttl_s": 3600 * store_model.CLIENTS_KEY_H,
-            }
-        )
+        settings = self._settings.model_copy(update={"inbox_entries_max": limit[0], "inbox_bytes_max": limit[1]})
         recorder = self.bench.recorder
         recorder.loses_answer, recorder.trips = repeated, []
-        outcomes, published = self.bench.run(inbox.accept(recorder, settings, requests))
+        is_question = big == redis_keys.inbox(h)
+        if is_question:
+            # As `inbox.ask` does, which reads its answer as `accept` does.
+            self.bench.run(recorder.run(inbox._accept_command(settings, requests)))
+        else:
+            outcomes, published = self.bench.run(inbox.accept(recorder, settings, requests))
         hours = store_model.MINTED_H if key is None else store_model.CLIENTS_KEY_H
+        answers, name = (None, b"") if key is None else first_answers.answers_of(h, key)
         for (command,), (answer,) in recorder.trips:
-            call = Call(h, generation, width, tuple(payloads), command[5], hours, *limit, big, big_size)
+            call = Call(h, generation, width, tuple(payloads), command[5], hours, *limit, big, big_size, answers, name)
             expected = self.plain.accept(call)
             assert answer == expected
+        if is_question:
+            return
         assert published == ([h] if expected[0] == b"ok" and expected[4] else [])
         if expected[0] == b"ok":
             _, first, count, version, _, waiting, pace, _ = expected
@@ -484,10 +558,11 @@ class StoreMachine(RuleBasedStateMachine):
             received.rows_seen,
             received.learned,
             received.digest,
-            received.attempts,
+            (received.attempts, received.harm),
         )
         assert found == (
-            model.generation, model.version, len(bundle.learned_rows), model.learned, bundle.digest, model.attempts
+            model.generation, model.version, len(bundle.learned_rows), model.learned, bundle.digest,
+            (model.attempts, model.harm),
         )  # fmt: skip
         assert received.recipe_text == RECIPE.text().encode()
         assert (sha256(received.data).hexdigest() if received.data else "") == (
@@ -528,14 +603,19 @@ class StoreMachine(RuleBasedStateMachine):
         with mock.patch.object(
             redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
         ):
-            committed = commit_bundle(self.consumer, KEYRING, received, bundle, count, claim.token, put_aside)
+            # Some bundles do not tell which width they have learned.
+            width = 2 if learned_rows and not put_aside else None
+            sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width)
+            committed = self.consumer.commit(received, sealed, count, claim.token, put_aside)
         score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
         history = done[-1].history
         after = BundleModel(
             committed.digest, learned_rows, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
         )
-        version = self.plain.commit(claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged)
+        version = self.plain.commit(
+            claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width
+        )
         assert committed.version == version
         if count == len(claimed.requests):
             assert committed.has_pending == (self.plain.unlock(h, claim.token, force=False) == 1)
@@ -626,8 +706,11 @@ class StoreMachine(RuleBasedStateMachine):
             self._note_snapshot(h, self.snapshots[h][-1])
 
     @rule(h=hashes, token=workers, payloads=some_rows, times=st.sampled_from((1, 2, 2, 3, 7)), late=st.booleans(),
+          harm=st.sampled_from((Harm.DEATH, Harm.DEATH, Harm.MEMORY)), expires=st.booleans(),
           then=st.sampled_from(("", "", "unlock", "learn", "rewind")))  # fmt: skip
-    def crash_workers(self, h: str, token: str, payloads: list[bytes], times: int, late: bool, then: str) -> None:
+    def crash_workers(
+        self, h: str, token: str, payloads: list[bytes], times: int, late: bool, harm: Harm, expires: bool, then: str
+    ) -> None:
         """Workers die in turn after a claim, while more is accepted; the last one may survive, and may commit."""
         if then == "rewind":
             self._learn_row(h)
@@ -635,7 +718,11 @@ class StoreMachine(RuleBasedStateMachine):
         for _ in range(times):
             self._release_locks(h)
             self._claim(h, token, known=True)
-            self._unlock(h, token, force=True, harmed=True)
+            if expires:
+                # Another worker claims the requests: the late report of the death says nothing about its claim.
+                self._lock_expires(h)
+                self._claim(h, WORKERS[WORKERS.index(token) - 1], known=True)
+            self._unlock(h, token, force=True, harm=harm)
             if late:
                 self._accept(h, [b"x"], (100, 1000))
         self._claim(h, token, known=True)
@@ -648,6 +735,11 @@ class StoreMachine(RuleBasedStateMachine):
         ):
             claim = self.claims.pop()
             self._commit(claim, len(claim.expected.requests), "", staged=True)
+            # The worker dies between commit and release: what it claimed is learned.
+            if h in self.plain.models:
+                self.plain.models[h].holder = token
+                self.client.hset(redis_keys.state(h), "holder", token)
+            self._unlock(h, token, force=True, harm=harm)
             self._claim(h, token, known=True)
 
     @rule(h=hashes, token=workers, own=st.booleans(),
@@ -662,11 +754,11 @@ class StoreMachine(RuleBasedStateMachine):
             for worker in WORKERS:
                 self._renew(h, worker)
         else:
-            self._unlock(h, token, force=what != "unlock", harmed=what == "die")
+            self._unlock(h, token, force=what != "unlock", harm=Harm.DEATH if what == "die" else None)
 
-    def _unlock(self, h: str, token: str, *, force: bool, harmed: bool = False) -> None:
-        expected = self.plain.unlock(h, token, force=force, harmed=harmed)
-        assert self.consumer.unlock(h, token, force=force, harmed=harmed) == (expected == 1)
+    def _unlock(self, h: str, token: str, *, force: bool, harm: Harm | None = None) -> None:
+        expected = self.plain.unlock(h, token, force=force, harm=harm)
+        assert self.consumer.unlock(h, token, force=force, harm=harm) == (expected == 1)
 
     def _release_locks(self, h: str) -> None:
         for token in WORKERS:
@@ -677,7 +769,7 @@ class StoreMachine(RuleBasedStateMachine):
             # Shorten its remaining time.
             self.client.pexpire(redis_keys.lock(h), HOUR_MS)
             self.plain.locks[h] = (self.plain.locks[h][0], 1)
-        self.consumer.renew(h, token)
+        redis_scripts.run(self.client, commits.renew_lock(h, token, store_model.LOCK_H * 3600))
         self.plain.renew(h, token)
         left: Any = self.client.pttl(redis_keys.lock(h))
         assert math.ceil(max(left, 0) / HOUR_MS) == self.plain.locks.get(h, ("", 0))[1]
@@ -730,6 +822,59 @@ class StoreMachine(RuleBasedStateMachine):
         document = msgspec.json.encode(snapshot.document)
         self.plain.note(h, snapshot.generation, snapshot.version, document, snapshot.bundle)
 
+    # Idle models leave Redis.
+
+    @rule(
+        h=hashes, before=st.sampled_from(("saved", "saved", "put aside", "rewound", "", "discarded")),
+        meanwhile=st.sampled_from(("", "", "", "accept", "lock", "other bundle", "other generation", "use")),
+        then=st.sampled_from(("restore", "restore", "older", "late", "create", "delete", "")),
+    )  # fmt: skip
+    def unload(self, h: str, before: str, meanwhile: str, then: str) -> None:
+        """Save an idle model and unload it; it may be used meanwhile. Then restore it, or an older snapshot."""
+        self._release_locks(h)
+        if before:
+            self._commit_round(h, "x!" if before == "put aside" else "x")
+            self._apply(h, "snapshot")
+            self._apply(h, "note")
+        model = self.plain.models.get(h)
+        if before == "rewound" and self.snapshots[h]:
+            self._rewind(h, self.snapshots[h][-1])
+        if before == "discarded" and model is not None:
+            self.client.hset(redis_keys.state(h), "removed", 3)
+            model.removed = 3
+        if meanwhile == "accept":
+            self._accept(h, [b"x"], (100, 1000))
+        if meanwhile == "lock":
+            self._claim(h, WORKERS[0], known=True)
+        left_before = self.plain.idle.get(h)
+        self._unload(h, meanwhile)
+        seen = self.bench.run(idle.read_record(self.store.client, h))
+        assert seen == self.plain.idle.get(h)
+        if then == "restore" and self.snapshots[h]:
+            self._restore(h, self.snapshots[h][-1], seen=seen)
+            self._accept(h, [b"x"], (100, 1000), key="k")
+        elif then in ("older", "late") and self.snapshots[h]:
+            self._restore(h, self.snapshots[h][0], seen=seen if then == "older" else left_before)
+        elif then == "create":
+            self._install(h, again=True)
+        elif then == "delete":
+            self._delete(h, recreated=False)
+
+    def _unload(self, h: str, meanwhile: str) -> None:
+        model = self.plain.models.get(h)
+        generation, digest = (0, "") if model is None else (model.generation, model.bundle.digest)
+        if meanwhile == "other generation":
+            generation -= 1
+        elif meanwhile == "other bundle":
+            digest = "f" * 64
+        name = redis_keys.bundle(h)
+        if model is not None and model.bundle.digest:
+            data = self.client.dump(name)
+            idle_s = 0 if meanwhile == "use" else IDLE_S
+            self.client.execute_command("RESTORE", name, 0, data, "REPLACE", "IDLETIME", idle_s)
+        done = self.bench.run(idle.unload(self.store.client, h, generation, digest, IDLE_S, 0))
+        assert done == self.plain.unload(h, generation, digest, is_idle=meanwhile != "use" and bool(digest))
+
     # Keys expire, and Redis loses its last writes.
 
     @rule()
@@ -740,7 +885,9 @@ class StoreMachine(RuleBasedStateMachine):
                 self.client.delete(name)
         self.plain.locks.clear()
         self.plain.seen.clear()
+        self.plain.answers.clear()
         self.plain.retried.clear()
+        self.plain.idle.clear()
         self.plain.staged = 0
         self.plain.big = {name: (rows, hours) for name, (rows, hours) in self.plain.big.items() if not hours}
 
@@ -800,6 +947,11 @@ class StoreMachine(RuleBasedStateMachine):
                 self._check_bundle(h, model, data)
             for _, fields in found.get(redis_keys.dead(h), ([], 0))[0]:
                 assert abs(int(fields.pop(b"at")) - 1000 * time.time()) < HOUR_MS
+        for name in filter(is_answers, found):
+            for own, value in found[name][0].items():
+                answer, _, expires = value.rpartition(b" ")
+                left = math.ceil((int(expires) / 1000 - time.time()) / 3600)
+                found[name][0][own] = b"%b %d" % (answer, max(left, 0))
         assert {name: content for name, content in found.items() if content[0] != []} == self.plain.keys()
         published, self.plain.published = self.plain.published, []
         assert self.bench.published() == published

@@ -11,12 +11,15 @@ from typing import Any
 import msgspec
 
 from keepfit.backends import redis_keys
-from keepfit.store.commit import GONE, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, SUPERSEDED
+from keepfit.store.commit import GONE, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, SUPERSEDED, Harm
+from keepfit.store.idle import IdleRecord
 
 # Hours to live of a new key; no example takes an hour.
-STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H = 1, 1, 2, 3, 4, 24
+STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H, IDLE_H = 1, 1, 2, 3, 4, 24, 24
 # The claim of a restore has some minutes.
 CLAIM_H = 1
+# Keys of a caller that are remembered: in each of the two halves two.
+KEYS_MAX = 4
 
 # Bytes of a retained request beside its rows, and the limit of retained bytes.
 PLACE, REPLAY_MAX = 64, 260
@@ -102,7 +105,9 @@ class Model:
     attempts: int = 0
     pace: int | None = None
     tried: int | None = None
-    suspect: int = 0
+    suspect: int | None = None
+    holder: str | None = None
+    harm: str = ""
     removed: int = 0
     origin: int | None = None
     # Retained requests, the last sequences before them and of their older half, and the
@@ -188,7 +193,13 @@ class Model:
         if self.pace is not None:
             fields["pace"] = self.pace
         if self.tried is not None:
-            fields |= {"tried": self.tried, "suspect": self.suspect}
+            fields["tried"] = self.tried
+        if self.suspect is not None:
+            fields["suspect"] = self.suspect
+        if self.holder is not None:
+            fields["holder"] = self.holder
+        if self.harm:
+            fields["harm"] = self.harm
         if self.removed:
             fields["removed"] = self.removed
         if self.origin is not None:
@@ -223,7 +234,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """First answer to a call, stored under its idempotency key."""
+    """First answer to a call, stored under its idempotency key; a client's key has expired at 0 `hours`."""
 
     payloads: tuple[bytes, ...]
     first: int
@@ -232,9 +243,16 @@ class Seen:
     hours: int
 
     def stored(self) -> bytes:
-        """Value of the key."""
-        digest = hashlib.sha256(b"".join(self.payloads)).hexdigest()
-        return f"{digest} {self.first} {self.count} {self.generation}".encode()
+        """Value of a key of its own."""
+        return f"{self._digest} {self.first} {self.count} {self.generation}".encode()
+
+    def stored_with_others(self) -> bytes:
+        """Value in the hash of a caller, with the hours until it expires."""
+        return f"{self._digest[:32]} {self.first} {self.count} {self.generation} {self.hours}".encode()
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(b"".join(self.payloads)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +269,8 @@ class Call:
     bytes_max: int
     big: str = ""
     big_size: int = 0
+    answers: tuple[str, str] | None = None
+    name: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +321,12 @@ class Store:
     dead: dict[str, list[DeadLetters]] = field(default_factory=dict)
     locks: dict[str, tuple[str, int]] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
+    # Hashes of first answers by the names of clients' keys, each with its hours to live.
+    answers: dict[str, tuple[dict[bytes, Seen], int]] = field(default_factory=dict)
     retried: dict[str, bytes] = field(default_factory=dict)
     big: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    idle: dict[str, IdleRecord] = field(default_factory=dict)
     staged: int = 0
     published: list[str] = field(default_factory=list)
 
@@ -317,37 +340,81 @@ class Store:
         for request in [*(model.kept + model.inbox if model else []), *(dead.request for dead in self.dead.get(h, []))]:
             self.big.pop(request.big, None)
 
-    def store_answers(self, h: str, generation: int, born: int, answers: dict[str, Seen]) -> bool:
-        """Claim a model that is not live, and store the first answers to its calls."""
+    def store_answers(
+        self, h: str, generation: int, born: int, keys: tuple[str, str], answers: dict[bytes, Seen]
+    ) -> bool:
+        """Claim a model that is not live, and store the first answers to a caller's calls, oldest first."""
         live = self.models.get(h)
         if (live is not None and live.generation >= born) or self._claim(h) > generation:
             return False
         self.locks[h] = (f"restore {generation}", CLAIM_H)
-        self.seen |= answers
+        for name, seen in answers.items():
+            self._remember(keys, name, seen)
         return True
+
+    def _remember(self, keys: tuple[str, str], name: bytes, seen: Seen) -> None:
+        """Store the first answer to a call; if one half is full, the other half is forgotten."""
+        new, old = keys
+        answers, hours = self.answers.get(new, ({}, 0))
+        if len(answers) >= KEYS_MAX // 2:
+            self.answers[old] = self.answers.pop(new)
+            answers, hours = {}, 0
+        self.answers[new] = ({**answers, name: seen}, max(hours, seen.hours))
+
+    def _first_answer(self, call: Call) -> Seen | None:
+        """Return the first answer to a call; release 0.1 stored it under a key of its own."""
+        for key in call.answers or ():
+            seen = self.answers.get(key, ({}, 0))[0].get(call.name)
+            if seen is not None:
+                return seen if seen.hours else self.seen.get(call.seen)
+        return self.seen.get(call.seen)
 
     def _claim(self, h: str) -> int:
         """Return the generation of a restore that has claimed a model; 0 for none."""
         holder = self.locks.get(h, ("", 0))[0]
         return int(holder.removeprefix("restore ")) if holder.startswith("restore ") else 0
 
-    def install(self, h: str, new: Model, born: int, *, staged: bool) -> int:
-        """Install a model if none with generation `born` or later is live, and no later restore has claimed it."""
+    def install(self, h: str, new: Model, born: int, *, staged: bool, seen: IdleRecord | None = None) -> int:
+        """Install a model if none with generation `born` or later is live, and no later restore has claimed it.
+
+        A model that left Redis after the caller had `seen` its record may have learned more than the caller knows.
+        """
         live = self.models.get(h)
         if live is not None and live.generation >= born:
             return 0
         if self._claim(h) > new.generation:
+            return -2
+        left = self.idle.get(h)
+        if left is not None and left.generation >= born and left != seen:
             return -2
         if new.bundle.digest and not staged:
             return -1
         self._forget_rows(h)
         self.dead.pop(h, None)
         self.locks.pop(h, None)
+        self.idle.pop(h, None)
+        if seen is not None and seen.digest == new.bundle.digest:
+            new.origin, new.removed = seen.origin, int(seen.removed or 0)
         new.cut = new.half = new.learned
         new.based = new.bundle.learned_rows
         self.models[h] = new
         self._publish(h, new)
         return 1
+
+    def unload(self, h: str, generation: int, digest: str, *, is_idle: bool) -> bool:
+        """Delete a model that nothing uses and that is saved as it is, and remember what it was."""
+        model = self.models.get(h)
+        if model is None or (model.generation, model.bundle.digest) != (generation, digest):
+            return False
+        is_saved = model.version == model.snapshot_version and not model.kept
+        if not is_idle or not is_saved or model.inbox or h in self.locks or self.dead.get(h):
+            return False
+        removed = str(model.removed or "")
+        text = f"{generation} {digest} {model.first_generation} {removed}"
+        self.idle[h] = IdleRecord(text, generation, digest, model.first_generation, removed)
+        del self.models[h]
+        self.dead.pop(h, None)
+        return True
 
     def rewind(self, rewound: RewindModel, *, staged: bool) -> int:
         """Rewind a live model if it is the one that the caller read; pending requests stay."""
@@ -394,7 +461,7 @@ class Store:
         model = self.models.get(call.hash)
         if model is None:
             return [b"missing"]
-        seen = self.seen.get(call.seen)
+        seen = self._first_answer(call)
         alone, origin = int(call.hash not in self.locks), model.first_generation
         if seen is not None and seen.generation >= origin:
             if b"".join(seen.payloads) == b"".join(call.payloads):
@@ -405,21 +472,35 @@ class Store:
             return [b"stale"]
         if call.width and model.width not in (None, call.width):
             return [b"width", str(model.width).encode()]
-        if call.big and len(self.big.get(call.big, (b"", 0))[0]) != call.big_size:
+        is_question = call.big == redis_keys.inbox(call.hash)
+        if call.big and not is_question and len(self.big.get(call.big, (b"", 0))[0]) != call.big_size:
             return [b"lost"]
         first, count = model.accepted + 1, 0
         for payload in call.payloads:
             size = call.big_size if call.big else len(payload)
             if len(model.inbox) >= call.entries_max or (model.inbox and model.size + size > call.bytes_max):
                 break
+            if is_question:
+                return [b"fits"]
             model.inbox.append(Request(first + count, payload, call.big, size, model.history))
             count += 1
         if count:
             model.width = call.width or model.width
-            self.seen[call.seen] = Seen(call.payloads, first, count, call.generation, call.hours)
+            seen = Seen(call.payloads, first, count, call.generation, call.hours)
+            if call.answers:
+                self._remember(call.answers, call.name, seen)
+            else:
+                self.seen[call.seen] = seen
             if call.big:
                 self.big[call.big] = (self.big[call.big][0], 0)
         return [b"ok", first, count, model.version, alone, len(model.inbox), model.pace or 0, origin]
+
+    def unstage(self, name: str) -> int:
+        """Delete staged rows; accepted ones have no time to live."""
+        _, hours = self.big.get(name, (b"", 0))
+        if hours:
+            del self.big[name]
+        return int(bool(hours))
 
     def claim(self, h: str, token: str, entries_max: int, bytes_max: int) -> ClaimModel | None:
         """Lock a model and read the first pending request and the following ones that fit."""
@@ -433,30 +514,31 @@ class Store:
                 break
             requests.append(request)
         if requests:
-            model.attempts += 1
-            model.tried = requests[-1].sequence
+            model.tried, model.holder = requests[-1].sequence, token
         return ClaimModel(h, model.generation, model.bundle, tuple(requests))
 
     def _claim_limit(self, model: Model) -> int:
-        """Update suspects after deaths of workers; return how many requests one claim may read.
-
-        After one death the same requests are read once more; after another death, or if suspects exist, half of them.
-        """
-        together = (model.tried or 0) - model.learned
-        if model.attempts:
-            benefit_of_doubt = model.attempts == 1 and together > 1 and model.suspect <= model.learned
-            if benefit_of_doubt:
-                return together
-            model.suspect = model.tried or 0
-            if together > 1:
-                model.attempts = 0
-        suspects = model.suspect - model.learned
-        return max(suspects // 2, 1) if suspects > 0 else len(model.inbox)
+        """Return how many requests one claim may read: half of the suspects; after one death as many as before it."""
+        suspects = (model.suspect or 0) - model.learned
+        if suspects > 0:
+            return max(suspects // 2, 1)
+        return max((model.tried or 0) - model.learned, 1) if model.attempts else len(model.inbox)
 
     def commit(
-        self, claimed: ClaimModel, count: int, after: BundleModel, pace: int, *, put_aside: str, staged: bool
+        self,
+        claimed: ClaimModel,
+        count: int,
+        after: BundleModel,
+        pace: int,
+        *,
+        put_aside: str,
+        staged: bool,
+        width: int | None,
     ) -> int:
-        """Make `after` live if the claimed bundle is still live and the claimed requests are still pending."""
+        """Make `after` live if the claimed bundle is still live and the claimed requests are still pending.
+
+        It has learned rows of `width`, if it tells.
+        """
         last = claimed.requests[count - 1]
         # Workers set the mark and stage the bundle in any case.
         model = self.models.get(claimed.hash)
@@ -480,6 +562,9 @@ class Store:
         self._keep(model, list(learned), len(claimed.bundle.history))
         if put_aside:
             self.dead.setdefault(claimed.hash, []).append(DeadLetters(model.generation, last, put_aside))
+        # A width that no learned row has is that of a pending request only.
+        if width is not None or (put_aside and not after.learned_rows):
+            model.width = width
         self._publish(claimed.hash, model, put_aside=put_aside)
         return model.version
 
@@ -501,16 +586,27 @@ class Store:
         if self.locks.get(h, ("", 0))[0] == token:
             self.locks[h] = (token, LOCK_H)
 
-    def unlock(self, h: str, token: str, *, force: bool, harmed: bool = False) -> int:
-        """Release the lock unless requests are pending; an unharmed worker subtracts its attempt."""
+    def unlock(self, h: str, token: str, *, force: bool, harm: Harm | None = None) -> int:
+        """Release the lock unless requests are pending; count what the last claim has done to its worker."""
+        model = self.models.get(h)
+        if model is not None and model.holder == token:
+            model.holder = None
+            if harm is not None and (model.tried or 0) > model.learned:
+                self._count(model, harm)
         if self.locks.get(h, ("", 0))[0] != token:
             return -1
         waits = h in self.models and bool(self.models[h].inbox)
         if force or not waits:
             del self.locks[h]
-        if not harmed and h in self.models:
-            self.models[h].attempts = max(self.models[h].attempts - 1, 0)
         return int(waits)
+
+    def _count(self, model: Model, harm: Harm) -> None:
+        """Count a harm; the requests are suspects after the second death, or what would happen again in any case."""
+        model.attempts, model.harm = model.attempts + harm.score, harm.name
+        if model.attempts > 1 or (model.suspect or 0) > model.learned:
+            model.suspect = model.tried
+            if (model.tried or 0) - model.learned > 1:
+                model.attempts = 0
 
     def retry(self, call: Retry) -> list[Any]:
         """Accept dead letters again, as far as they fit."""
@@ -598,7 +694,10 @@ class Store:
             claimed[redis_keys.dead(h)] = ([(entry.id.encode(), entry.stored()) for entry in dead], 0)
         claimed |= {redis_keys.lock(h): (token.encode(), hours) for h, (token, hours) in self.locks.items()}
         claimed |= {key: (seen.stored(), seen.hours) for key, seen in self.seen.items()}
+        for key, (answers, hours) in self.answers.items():
+            claimed[key] = ({name: seen.stored_with_others() for name, seen in answers.items()}, hours)
         claimed |= {key: (published, RETRIED_H) for key, published in self.retried.items()}
+        claimed |= {redis_keys.idle(h): (record.text.encode(), IDLE_H) for h, record in self.idle.items()}
         claimed |= self.big
         if self.changed:
             claimed[redis_keys.CHANGED] = (self.changed, 0)

@@ -15,8 +15,10 @@ from typing import Any
 
 import pymongo
 import pytest
+from structlog.testing import capture_logs
 
 from keepfit.backends import redis_keys
+from keepfit.errors import UnavailableError
 from keepfit.history import Document, snapshot_upkeep
 from keepfit.local.servers import free_port
 from keepfit.restore.bulk import ModelFilter, restore_many
@@ -24,8 +26,10 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save
+from keepfit.snapshots.idle import IdleRules, Unloaded
 from keepfit.snapshots.resources import open_resources
-from keepfit_snapshotter.run import Snapshotter, run_once
+from keepfit_snapshotter import run
+from keepfit_snapshotter.run import PassLimits, Snapshotter, run_once
 from tests import servers
 from tests.factories import Workshop, resigned, workshop
 
@@ -109,6 +113,28 @@ async def test_a_pass_saves_only_changed_models(shop: Workshop, monkeypatch: pyt
     assert (third.saved, third.failed, third.unchanged) == ([], {}, 0)
     assert read == Counter(changed)
     assert len(await shop.registry.documents(limit=1000)) == 105
+
+
+async def test_a_pass_unloads_idle_models_and_notes_where_it_ended(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass looks for idle models from where the last one ended, also after failures, which the log says once."""
+    begun = []
+
+    async def unload(_: Any, __: Any, cursor: int) -> Unloaded:
+        begun.append(cursor)
+        return Unloaded(2, 7, {"ab12": UnavailableError("away"), "cd34": UnavailableError("away, too")})
+
+    monkeypatch.setattr(run, "unload_idle", unload)
+    passes = Snapshotter(shop.resources, PassLimits(idle=IdleRules(1)))
+    with capture_logs() as logs:
+        reports = [await passes.run_pass() for _ in range(2)]
+    assert begun == [0, 7]
+    assert [(report.unloaded, report.cleanup_error) for report in reports] == [(2, "away")] * 2
+    assert (
+        logs
+        == [{"event": "unloading_failed", "log_level": "warning", "failed": 2, "hash": "ab12", "reason": "away"}] * 2
+    )
 
 
 async def test_a_pass_reports_its_progress(shop: Workshop) -> None:

@@ -25,7 +25,7 @@ from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
-from tests.factories import SHOES, Workshop, commit_bundle, workshop
+from tests.factories import SHOES, Workshop, claimed_entry, commit_bundle, workshop
 
 ROWS, CLIENTS = 1600, 8
 
@@ -45,7 +45,7 @@ async def request_predictions(shop: Workshop, context: WorkerContext, *hashes: s
         rows = shape(model.recipe, SHOES, learning=False)
         entries.append(encode(WorkerRequest(number, "g", model_hash, "predict", model.generation, rows)))
     # A worker executes leases in a thread without an event loop.
-    unsent = await asyncio.to_thread(answer_all, context, entries)
+    unsent = await asyncio.to_thread(answer_all, context, [claimed_entry(entry) for entry in entries])
     if unsent:
         redis_scripts.run(context.queue, *unsent)
     batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
@@ -162,7 +162,8 @@ async def test_bundles_damaged_under_load_lose_no_row(own_stack: Stack) -> None:
 
         async def predict() -> int:
             # Each input differs: gateways would answer a repeated one from the prediction cache.
-            async with http.post(f"{path}/predict", json={"X": [[next(numbers), 2.0]]}) as response:
+            # A repair may take longer than the default timeout.
+            async with http.post(f"{path}/predict?timeout=60", json={"X": [[next(numbers), 2.0]]}) as response:
                 await response.read()
                 return response.status
 

@@ -9,16 +9,20 @@ import redis
 
 from keepfit import identity
 from keepfit.backends import redis_keys
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
+from keepfit.store import inbox
+from keepfit.store.commit import Harm
 from keepfit.store.models import Install, Model, Store
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from keepfit_workers.sweep import end_lease
-from tests.factories import accept
+from tests.factories import accept, commit_bundle
 
 REQUESTS = 300
 # A batch is tried twice, then halved until one request is alone: 300, 300, 150, 75, 37, 18, 9, 4, 2.
@@ -77,7 +81,7 @@ def work(context: WorkerContext, model: Model, client: redis.Redis) -> int:
         except Killed:
             context.bundles.cache.drop(model.hash)
             client.rpush(redis_keys.claimed("learn", lease), model.hash)
-            end_lease(client, client, lease)
+            end_lease(client, client, lease, Harm.DEATH)
         else:
             return deaths
     raise AssertionError("the poison request was never found")
@@ -139,7 +143,7 @@ async def test_the_batch_is_claimed_whole_once_more_after_a_death(
         claimed = context.consumer.claim(model.hash, "dies", "")
         assert claimed is not None
         sizes.append(len(claimed.entries))
-        client.delete(redis_keys.lock(model.hash))
+        context.consumer.unlock(model.hash, "dies", force=True, harm=Harm.DEATH)
         await send(store, model, 1.0)
     assert sizes == [8, 8, 4, 2]
 
@@ -153,12 +157,48 @@ async def test_requests_accepted_after_a_death_are_not_claimed_with_the_suspect(
     await send(store, model, POISON)
     with pytest.raises(Killed):
         learn(context, model.hash, "first")
-    client.delete(redis_keys.lock(model.hash))
+    context.consumer.unlock(model.hash, "first", force=True, harm=Harm.DEATH)
     for _ in range(5):
         await send(store, model, 1.0)
     claimed = context.consumer.claim(model.hash, "second", "")
     assert claimed is not None
-    assert ([entry.sequence for entry in claimed.entries], claimed.attempts) == ([1], 2)
+    assert ([entry.sequence for entry in claimed.entries], claimed.attempts) == ([1], 1)
+
+
+async def test_an_expired_lock_is_no_death(store: Store, context: WorkerContext, client: redis.Redis) -> None:
+    """However often a lease expires while a worker learns a request, the request is learned and never put aside."""
+    model = await make(store)
+    await send(store, model, 1.0)
+    for number in range(2 * ATTEMPTS_MAX):
+        claimed = context.consumer.claim(model.hash, f"lease-{number}", "")
+        assert claimed is not None
+        assert claimed.attempts == 0
+        client.delete(redis_keys.lock(model.hash))
+        if number % 2:
+            # The sweep ends the lease of a worker that its supervisor has heard of.
+            client.rpush(redis_keys.claimed("learn", f"lease-{number}"), model.hash)
+            end_lease(client, client, f"lease-{number}", None)
+    assert not learn(context, model.hash, "last")
+    assert (await described(store, model.hash)).rows_seen == 1
+    assert dead_letters(client, model) == []
+
+
+async def test_a_death_counts_although_the_lock_has_expired(
+    store: Store, context: WorkerContext, client: redis.Redis
+) -> None:
+    """The supervisor may report a death late; if another worker has claimed the requests since, it counts nothing."""
+    model = await make(store)
+    await send(store, model, 1.0)
+    for expected, claims in ((1, ["a"]), (2, ["b"]), (2, ["c", "d"])):
+        for lease in claims:
+            context.consumer.claim(model.hash, lease, "")
+            client.delete(redis_keys.lock(model.hash))
+        for _ in range(2):
+            context.consumer.unlock(model.hash, claims[0], force=True, harm=Harm.DEATH)
+        claimed = context.consumer.claim(model.hash, "last", "")
+        assert claimed is not None
+        assert claimed.attempts == expected
+        context.consumer.unlock(model.hash, "last", force=True)
 
 
 async def test_a_request_that_needs_too_much_memory_becomes_a_dead_letter(
@@ -224,6 +264,55 @@ async def test_rows_that_make_a_coefficient_infinite_become_a_dead_letter(
     cached = context.bundles.cache.get(model.hash, after.digest)
     assert cached is not None
     assert np.isfinite(cached.estimator.coef_).all()
+
+
+async def test_a_width_counts_from_the_first_learned_request(
+    store: Store, context: WorkerContext, client: redis.Redis
+) -> None:
+    """After a refused first request any width is accepted; the first learned one decides about those behind it."""
+    model = await make(store, estimator="MultinomialNB", classes=["a", "b"])
+
+    async def send_row(*values: float) -> None:
+        await accept(store, model, shape(model.recipe, [list(values)], ["a"], learning=True))
+
+    await send_row(-1.0, 1.0, 1.0)
+    # Waits behind the request that is refused later.
+    await send_row(2.0, 1.0, 1.0)
+    with pytest.raises(InvalidError, match="have 2 values where the model has 3"):
+        await send_row(1.0, 2.0)
+    claimed = context.consumer.claim(model.hash, "lease", "")
+    assert claimed is not None
+    bundle = context.bundles.get(claimed)
+    commit_bundle(context.consumer, context.keyring, claimed, bundle, 1, "lease", "ValueError: Negative values")
+    await send_row(1.0, 2.0)
+    while learn(context, model.hash, "lease"):
+        pass
+    after = await described(store, model.hash)
+    assert (after.rows_seen, after.inbox) == (1, 0)
+    refused, late = dead_letters(client, model)
+    assert b"Negative" in refused[b"reason"]
+    assert b"X has 2 features" in late[b"reason"]
+    with pytest.raises(InvalidError, match="have 2 values where the model has 3"):
+        await send_row(1.0, 2.0)
+
+
+async def test_a_change_of_parameters_does_not_end_the_width_of_pending_rows(
+    store: Store, context: WorkerContext
+) -> None:
+    """Rows that wait behind a change decide the width of later rows before any is learned."""
+    model = await make(store)
+    change = inbox.make_change(model.hash, model.generation, {"alpha": 0.5})
+    connection = ScriptConnection(store.client)
+    await inbox.accept(connection, context.settings, [change])
+    claimed = context.consumer.claim(model.hash, "lease", "")
+    assert claimed is not None
+    await send(store, model, 1.0)
+    bundle = context.bundles.get(claimed)
+    bundle.change({"alpha": 0.5})
+    assert commit_bundle(context.consumer, context.keyring, claimed, bundle, 1, "lease").version == 1
+    with pytest.raises(InvalidError, match="have 2 values where the model has 1"):
+        await accept(store, model, shape(model.recipe, [[1.0, 2.0]], [1.0], learning=True))
+    await connection.close()
 
 
 async def test_a_dead_letter_has_time_size_and_rows(

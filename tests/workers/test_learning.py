@@ -10,6 +10,7 @@ import structlog
 from keepfit import identity
 from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.errors import MissingRequestsError, UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.observability import request_id
 from keepfit.recipe.recipe import Recipe, parse
@@ -18,6 +19,7 @@ from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
+from keepfit_workers import restoring
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from tests.factories import accept
@@ -230,3 +232,38 @@ async def test_a_cached_bundle_is_used_only_if_it_is_the_stored_one(
     cached = context.bundles.cache.get(model.hash, after.digest) or other.bundles.cache.get(model.hash, after.digest)
     assert cached is not None
     assert (cached.estimator.coef_ == _learned(model.recipe, rows).estimator.coef_).all()
+
+
+async def test_a_model_that_changes_while_it_is_read_is_unlocked(
+    store: Store, context: WorkerContext, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn ends if the bundle whose digest was sent was evicted and has changed; the next turn learns at once."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    await send(store, model, [[1.0]], [1.0])
+    learn_all(context, model.hash)
+    await send(store, model, [[2.0]], [2.0])
+    with monkeypatch.context() as patch:
+        digest = context.bundles.digest(model.hash)
+        context.bundles.cache.clear()
+        patch.setattr(context.bundles, "digest", lambda model_hash: digest)
+        patch.setattr(context.consumer, "load", lambda known: {})
+        assert learn(context, model.hash, "first")
+    assert not client.exists(redis_keys.lock(model.hash))
+    assert not learn(context, model.hash, "second")
+    assert (await described(store, model)).rows_seen == 2
+
+
+async def test_redis_may_be_unavailable_after_a_repair_has_failed(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair that lacks requests has that reason also if its record of them needs a Redis that does not answer."""
+
+    def lacking(act: Any, *_: Any) -> Any:
+        raise MissingRequestsError("requests 1 to 2 are not retained")
+
+    def unavailable(known: dict[str, str]) -> Any:
+        raise UnavailableError("Redis is unavailable")
+
+    monkeypatch.setattr(context.resources, "run", lacking)
+    monkeypatch.setattr(context.consumer, "load", unavailable)
+    assert isinstance(restoring.repair(context, "0" * 64), MissingRequestsError)

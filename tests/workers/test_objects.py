@@ -1,13 +1,10 @@
 """Uploaded objects in workers: from the recipe to Redis, to a snapshot and back, under changing keys."""
 
-import sys
 from collections.abc import AsyncIterator
-from types import ModuleType
 
 import pytest
 
 from keepfit.backends import redis_keys
-from keepfit.objects import dump
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.restore import restorer as restores
@@ -16,7 +13,7 @@ from keepfit.settings import Settings
 from keepfit.snapshots import save
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop, dump_local, workshop
 
 KEYS, OTHER = "u1:" + "ab" * 32, "u2:" + "cd" * 32
 SOURCE = """class Last:
@@ -35,14 +32,7 @@ async def shop(settings: Settings) -> AsyncIterator[Workshop]:
 @pytest.fixture
 def recipe() -> Recipe:
     """Return the recipe of an object whose class cannot be imported."""
-    script = ModuleType("notebook")
-    exec(compile(SOURCE, "notebook", "exec"), script.__dict__)
-    sys.modules["notebook"] = script
-    try:
-        text = dump(script.Last(), KEYS, kind="regressor", modules=[script])
-    finally:
-        del sys.modules["notebook"]
-    return parse({"object": text}, uploads.upload_keyring(KEYS))
+    return parse({"object": dump_local(SOURCE, KEYS)}, uploads.upload_keyring(KEYS))
 
 
 def worker(settings: Settings, upload_keys: str) -> WorkerContext:

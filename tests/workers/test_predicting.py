@@ -15,13 +15,13 @@ from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
-from keepfit.store import inbox
+from keepfit.store import staging
 from keepfit.store.models import Install, Model, Store
-from keepfit_workers import predicting
+from keepfit_workers import outbox, predicting
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
-from tests.factories import accept
+from tests.factories import accept, claimed_entry
 
 RECIPE = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
 QUEUE = run_queue.PREDICT.name
@@ -56,7 +56,7 @@ def request(number: int, model: Model, rows: Rows | None, operation: Operation =
 
 def execute(context: WorkerContext, *entries: bytes) -> dict[int, WorkerReply]:
     """Execute entries; return the replies by request id, in however many batches they were sent."""
-    unsent = answer_all(context, entries)
+    unsent = answer_all(context, [claimed_entry(entry) for entry in entries])
     if unsent:
         redis_scripts.run(context.queue, *unsent)
     batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
@@ -138,7 +138,7 @@ async def test_large_rows_are_read_from_their_own_key_and_deleted(
     """A request with its rows in a key of their own is answered like any other; the reply deletes that key."""
     model = await make_learned(store, context, 1)
     key = redis_keys.request_rows("rows")
-    await inbox.write_in_pieces(store._store, key, rows_of(1.0, 2.0), 60_000)
+    await staging.write_in_pieces(store._store, key, rows_of(1.0, 2.0), 60_000)
     (reply,) = execute(context, request(1, model, None, rows_key=key)).values()
     assert reply.result == expected(client, context, model, 1.0, 2.0)
     assert not context.queue.exists(key)
@@ -149,7 +149,7 @@ async def test_quick_models_do_not_wait_for_slow_ones(
 ) -> None:
     """The worker sends finished replies before it computes a slower model of the same batch."""
     quick, slow = await make_learned(store, context, 1), await make_learned(store, context, 2)
-    monkeypatch.setattr(predicting, "SEND_AFTER_S", 0.0)
+    monkeypatch.setattr(outbox, "SEND_AFTER_S", 0.0)
     sent_before: list[Any] = []
     predict = Bundle.predict
 
@@ -187,6 +187,9 @@ def test_the_request_limit_is_what_fits_into_a_turn() -> None:
     """Ten requests in five times TURN_S give a limit of two; a limit that was not reached is not raised."""
     turn_s = predicting.TURN_S
     assert predicting._limit_requests(None, "h", 10, turn_s * 5)[0][3] == 2
+    assert predicting._limit_requests(None, "h", 10, predicting.VERY_SLOW_S * 11)[0][3] == run_queue.VERY_SLOW
+    for quick_s in (turn_s / 4, turn_s * 0.75, turn_s * 2):
+        assert predicting._limit_requests(0, "h", 1, quick_s)[0][3] == 1
     assert predicting._limit_requests(4, "h", 1, turn_s * 9)[0][3] == 1
     assert predicting._limit_requests(None, "h", 10, turn_s / 4) == []
     assert predicting._limit_requests(4, "h", 3, turn_s / 4) == []

@@ -28,6 +28,8 @@ RECIPE = {
     "estimator": "SGDRegressor",
     "features": {"make": "category", "year": "number", "weight": "number"},
     "scaler": "StandardScaler",
+    # The loop that checks the result writes codes, of which 0 is that of infrequent labels.
+    "encoding": "ordinal",
 }
 
 Row = tuple[str, float, float, float]
@@ -63,7 +65,7 @@ def _plain_loop(rows: list[Row | float]) -> tuple[StandardScaler, SGDRegressor, 
         codes.setdefault(make, len(codes))
         numbers = np.array([[year, weight]])
         scaled = scaler.partial_fit(numbers).transform(numbers)
-        estimator.partial_fit(np.hstack([[[codes[make]]], scaled]), [size])
+        estimator.partial_fit(np.hstack([[[1 + codes[make]]], scaled]), [size])
     return scaler, estimator, codes
 
 

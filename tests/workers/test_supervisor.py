@@ -149,7 +149,8 @@ async def test_a_poison_request_is_answered_with_an_error(
     for process, event in (("workers", "worker_request_put_aside"), ("gateway", "request_failed")):
         (line,) = (line for line in own_stack.log(process).splitlines() if event in line)
         assert json.loads(line)["request_id"] == "poison"
-    assert (await predict(1))[0] == 200
+    status, answer = await predict(1)
+    assert status == 200, answer
     assert client.llen(redis_keys.put_aside_requests(run_queue.PREDICT.name)) == 1
 
 

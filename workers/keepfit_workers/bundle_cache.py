@@ -5,18 +5,21 @@ Invariant: a cached bundle is used only under the digest that the store names at
 through :class:`~keepfit.store.commit.InboxConsumer`; learning and predicting use them.
 """
 
+import math
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import structlog
 
-from keepfit.errors import CorruptBundleError, EnvelopeError, StaleModelError
+from keepfit.errors import CorruptBundleError, EnvelopeError, StaleModelError, UnloadableError
 from keepfit.model import object_bundle, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.store.commit import Claimed, InboxConsumer, Loaded
+from keepfit_workers.activity import CALL, LOAD, Activity
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +56,12 @@ class BundleCache:
         while self._bytes > self.bytes_max and self._bundles:
             self.drop(next(iter(self._bundles)))
 
-    def clear(self) -> None:
-        """Drop all bundles."""
+    def clear(self, but: str = "") -> bool:
+        """Drop all bundles; return whether there were any, besides that of the model `but`."""
+        had_others = bool(self._bundles.keys() - {but})
         self._bundles.clear()
         self._bytes = 0
+        return had_others
 
     def drop(self, model_hash: str) -> None:
         """Drop the bundle of a model."""
@@ -67,21 +72,22 @@ class BundleCache:
 
 @dataclass(slots=True)
 class UnreadableBundles:
-    """Bundles that this process cannot load, by hash: generation, digest, and the reason."""
+    """Bundles that this process cannot load, by hash: generation, digest, the reason, and until when it holds."""
 
-    _reasons: dict[str, tuple[int, str, EnvelopeError]] = field(default_factory=dict)
+    _reasons: dict[str, tuple[int, str, EnvelopeError, float]] = field(default_factory=dict)
 
-    def add(self, model: Claimed | Loaded, reason: EnvelopeError) -> None:
-        """Record that the bundle of a model cannot be loaded, and log it."""
+    def add(self, model: Claimed | Loaded, reason: EnvelopeError, seconds: float = math.inf) -> None:
+        """Record that the bundle of a model cannot be loaded for some seconds, and log it."""
         log.warning("bundle_unreadable", hash=model.hash, version=model.version, reason=str(reason))
         if len(self._reasons) >= LOGGED_MODELS_MAX:
             self._reasons.clear()
-        self._reasons[model.hash] = (model.generation, model.digest, type(reason)(str(reason)))
+        until_s = time.monotonic() + seconds
+        self._reasons[model.hash] = (model.generation, model.digest, type(reason)(str(reason)), until_s)
 
     def find(self, model_hash: str) -> tuple[int, str] | None:
         """Return generation and digest of the bundle of a model that could not be loaded."""
         known = self._reasons.get(model_hash)
-        return known and known[:2]
+        return known[:2] if known and time.monotonic() < known[3] else None
 
     def check(self, model: Claimed | Loaded) -> None:
         """Raise the recorded reason if this bundle is known to be unreadable."""
@@ -93,13 +99,19 @@ class Bundles:
     """The bundles of one worker process, read from the store as needed."""
 
     def __init__(
-        self, consumer: InboxConsumer, keyring: Keyring, uploads: Keyring | None, cache_bytes_max: int
+        self,
+        consumer: InboxConsumer,
+        keyring: Keyring,
+        uploads: Keyring | None,
+        cache_bytes_max: int,
+        activity: Activity,
     ) -> None:
         self.cache = BundleCache(cache_bytes_max)
         self.unreadable = UnreadableBundles()
         self._consumer = consumer
         self._keyring = keyring
         self._uploads = uploads
+        self._activity = activity
         self._logged: set[str] = set()
 
     def digest(self, model_hash: str) -> str:
@@ -119,13 +131,34 @@ class Bundles:
         ------
         CorruptBundleError
             If it is not what was committed; :mod:`keepfit_workers.restoring` repairs it.
+        UnloadableError
+            If workers died while they loaded it.
         EnvelopeError
             If this process cannot load it. A bundle that failed to load once is not tried again.
         """
         cached = self.cache.get(model.hash, model.digest)
-        if cached is not None:
-            return cached
+        if cached is None:
+            cached = self._load(model)
+        # What follows is a call of this bundle.
+        self._activity.begin(CALL, model.hash)
+        return cached
+
+    def reload(self, model: Claimed | Loaded) -> Bundle:
+        """Return the bundle as it is stored; the cached one was changed."""
+        self.cache.drop(model.hash)
+        return self.get(model)
+
+    def _load(self, model: Claimed | Loaded) -> Bundle:
         self.unreadable.check(model)
+        seconds = self._consumer.unloadable_s(model)
+        if seconds:
+            error = UnloadableError(
+                f"Several workers died, or one hung, while they loaded the model {model.hash}; it is tried again in "
+                f"{seconds} s, or once it is restored. Pending requests are safe."
+            )
+            self.unreadable.add(model, error, seconds)
+            raise error
+        self._activity.begin(LOAD, model.hash, model.generation, model.digest)
         try:
             return self._read(model)
         except CorruptBundleError:
@@ -133,11 +166,6 @@ class Bundles:
         except EnvelopeError as error:
             self.unreadable.add(model, error)
             raise
-
-    def reload(self, model: Claimed | Loaded) -> Bundle:
-        """Return the bundle as it is stored; the cached one was changed."""
-        self.cache.drop(model.hash)
-        return self.get(model)
 
     def _read(self, model: Claimed | Loaded) -> Bundle:
         recipe = from_text(model.recipe_text)
@@ -154,9 +182,11 @@ class Bundles:
             header, bundle = serialization.unseal(data, self._keyring, recipe, model.hash)
         except EnvelopeError as error:
             if envelope.digest_of(data) == model.digest:
+                self._keyring.check_signer(data, envelope.BUNDLE)
                 raise
             state = "damaged" if data else "missing"
             raise CorruptBundleError(f"The live bundle of the model {model.hash} is {state}.") from error
+        _check_header(header, model)
         self._log_differences(header)
         self.cache.put(model.hash, model.digest, bundle, len(data))
         return bundle
@@ -169,3 +199,27 @@ class Bundles:
                 self._logged.clear()
             self._logged.add(header.hash)
             log.info("bundle_of_other_release", hash=header.hash, version=header.version, versions=differences)
+
+
+def _check_header(header: Header, model: Claimed | Loaded) -> None:
+    """Check that a signed bundle of the model is the one of its present state, and not an earlier one put back.
+
+    Its generation may be an earlier one: a restore installs the bundle of a snapshot as it is, in a new generation.
+
+    Raises
+    ------
+    EnvelopeError
+        If the header names a later generation, or another version, number of rows or last sequence than the state.
+    """
+    pairs = {
+        "generation": (header.generation, min(header.generation, model.generation)),
+        "version": (header.version, model.version),
+        "rows_seen": (header.rows_seen, model.rows_seen),
+    }
+    if isinstance(model, Claimed):
+        pairs["sequence"] = (header.sequence, model.learned)
+    for name, (signed, stored) in pairs.items():
+        if signed != stored:
+            raise EnvelopeError(
+                f"The live bundle of the model {model.hash} is signed for the {name} {signed}; its state has {stored}."
+            )

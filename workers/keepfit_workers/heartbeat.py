@@ -1,75 +1,116 @@
-"""The heartbeat of a worker: renews its lease and its lock during long calls.
+"""The heartbeat of the workers of one supervisor: renews what living workers hold.
 
-Owns one thread. Never takes a lease or a lock. Invariant: a lease or lock is renewed only between its registration and
-its release, so that a worker that has finished does not keep either alive.
+Owns the renewal of leases, locks and RQ's records of workers. It runs in the supervisor, because native code that keeps
+Python's global lock stops every thread of its own process. Never takes a lease or a lock. Invariants: only what a
+worker has recorded in its :class:`~keepfit_workers.activity.Activity` is renewed; no lease or lock of a stopped
+(SIGSTOP) or dead worker is, so that other workers take over its work.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import structlog
 from redis import Redis
-from redis.exceptions import RedisError
+from rq.utils import now, utcformat
 
-from keepfit.backends import redis_scripts
-from keepfit.errors import KeepfitError
+from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
-from keepfit.jobs.run_queue import RunQueue
-from keepfit.settings import Settings
-from keepfit.store.commit import InboxConsumer
+from keepfit.store.commit import renew_lock
+from keepfit_workers.activity import Doing
 
-log = structlog.get_logger(__name__)
+QUEUES = {queue.name: queue for queue in run_queue.RUN_QUEUES}
+# The states of a process in /proc that is stopped, by a signal or by a debugger.
+STOPPED = ("T", "t")
 
 
-class Heartbeat:
-    """A thread that renews what the worker holds, so that a long call is not mistaken for a dead worker."""
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A living worker, and what it does; `stopped_s` are the seconds for which it has been stopped by a signal."""
 
-    def __init__(self, settings: Settings, worker_name: str, consumer: InboxConsumer, queue: Redis) -> None:
-        self._ttl_s = settings.lease_ttl_s
-        self._worker_name = worker_name
-        self._consumer = consumer
-        self._queue = queue
-        self._guard = threading.Lock()
-        self._lease: tuple[RunQueue, str] | None = None
-        self._lock: tuple[str, str] | None = None
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+    worker: str
+    doing: Doing
+    stopped_s: float = 0.0
 
-    @contextmanager
-    def renewing_lease(self, queue: RunQueue, lease: str) -> Iterator[None]:
-        """Renew a lease on a run queue inside the `with` block."""
-        with self._guard:
-            self._lease = (queue, lease)
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._lease = None
+    @property
+    def call_s(self) -> int:
+        """Whole seconds for which the worker has been unable to take work."""
+        return int(max(self.stopped_s, self.doing.call_s(time.monotonic())))
 
-    @contextmanager
-    def renewing_lock(self, model_hash: str, token: str) -> Iterator[None]:
-        """Renew the lock of a model inside the `with` block."""
-        with self._guard:
-            self._lock = (model_hash, token)
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._lock = None
 
-    def stop(self) -> None:
-        """Stop renewing."""
-        self._stopped.set()
+def record_ttl_s(lease_ttl_s: float) -> int:
+    """Return the seconds after which RQ's record of a worker expires that is not renewed: three lives of a lease.
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._ttl_s / 3):
-            with self._guard:
-                try:
-                    if self._lease:
-                        claim = run_queue.claim(*self._lease, self._ttl_s, self._worker_name, renew=True)
-                        redis_scripts.run(self._queue, claim)
-                    if self._lock:
-                        self._consumer.renew(*self._lock)
-                except (KeepfitError, RedisError) as error:
-                    log.warning("heartbeat_failed", reason=str(error))
+    >>> record_ttl_s(6.0), record_ttl_s(0.5)
+    (18, 10)
+    """
+    return max(10, math.ceil(3 * lease_ttl_s))
+
+
+def lock_ttl_s(lease_ttl_s: float) -> float:
+    """Return the seconds after which a lock expires that is not renewed.
+
+    After the lease of its worker: first the sweep decides whether the worker has died (:mod:`keepfit_workers.sweep`).
+    """
+    return 2 * lease_ttl_s
+
+
+def is_heard(queue_redis: Redis, worker: str, lease_ttl_s: float) -> bool:
+    """Return whether a worker, or its supervisor, has renewed its record within the life of a lease."""
+    (left_ms,) = redis_scripts.run(queue_redis, ("PTTL", redis_keys.rq_worker(worker)))
+    return bool(left_ms > (record_ttl_s(lease_ttl_s) - lease_ttl_s) * 1000)
+
+
+def renew(store: Redis, queue_redis: Redis, beats: Iterable[Beat], lease_ttl_s: float) -> None:
+    """Renew the leases and records of these workers, then their locks, which live longer.
+
+    Raises
+    ------
+    UnavailableError
+        If a Redis is unavailable; what is in the other one is renewed.
+    """
+    beats = list(beats)
+    if not beats:
+        return
+    try:
+        _renew_leases(queue_redis, beats, lease_ttl_s)
+    finally:
+        locks = [
+            renew_lock(beat.doing.locked, beat.doing.locked_by, lock_ttl_s(lease_ttl_s))
+            for beat in beats
+            if beat.doing.locked and not beat.stopped_s
+        ]
+        if locks:
+            redis_scripts.run(store, *locks)
+
+
+def _renew_leases(queue_redis: Redis, beats: Sequence[Beat], lease_ttl_s: float) -> None:
+    """Renew the leases and the records of RQ."""
+    commands: list[Command] = [
+        run_queue.claim(QUEUES[beat.doing.queue], beat.doing.lease, lease_ttl_s, beat.worker, renew=True)
+        for beat in beats
+        if beat.doing.lease and not beat.stopped_s
+    ]
+    ttl_s = record_ttl_s(lease_ttl_s)
+    for beat in beats:
+        commands.append(("EXPIRE", redis_keys.rq_executions(beat.worker), ttl_s))
+        commands.append(("EXPIRE", redis_keys.rq_worker(beat.worker), ttl_s))
+    known = redis_scripts.run(queue_redis, *commands)[-2 * len(beats) :][1::2]
+    # Only in a record that exists: RQ would take one without its other fields for a worker.
+    stamps = [
+        ("HSET", redis_keys.rq_worker(beat.worker), "last_heartbeat", utcformat(now()), "call_s", beat.call_s)
+        for beat, exists in zip(beats, known, strict=True)
+        if exists
+    ]
+    if stamps:
+        redis_scripts.run(queue_redis, *stamps)
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal; False on systems without ``/proc`` (all but Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in STOPPED
+    except OSError:
+        return False

@@ -18,9 +18,10 @@ from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
-from keepfit.store.commit import REFUSALS, Claimed, InboxConsumer, SealedBundle
+from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, SealedBundle
 from keepfit.store.inbox import request_id_of
 from keepfit_workers import restoring
+from keepfit_workers.activity import CALL
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.lease import SHARED_SLICE_S
@@ -31,7 +32,8 @@ log = structlog.get_logger(__name__)
 # other models are served in between.
 TURN_S = 0.25
 COMMIT_AFTER_S = 0.1
-# A request that has killed this many workers while it was learned alone becomes a dead letter.
+# A request that has killed this many workers while it was learned alone becomes a dead letter. What would happen again
+# in any case counts three times (keepfit.store.commit.Harm).
 ATTEMPTS_MAX = 6
 
 
@@ -74,9 +76,9 @@ class Turn:
         if not claimed.entries:
             return self.release(force=False), None
         bundle = self._bundles.get(claimed)
-        if claimed.attempts > ATTEMPTS_MAX:
-            reason = f"{claimed.attempts - 1} workers died, or ran out of memory, while they learned this request alone"
-            return self.commit(claimed, bundle, Fitted(0, reason))
+        if claimed.attempts >= ATTEMPTS_MAX:
+            reason = Harm[claimed.harm or Harm.DEATH.name].reason
+            return self.commit(claimed, bundle, Fitted(0, f"{reason}, repeatedly and alone"))
         return fit_loop.fit_requests(
             bundle,
             lambda: self._bundles.reload(claimed),
@@ -114,30 +116,53 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
         # The model was removed from the run queue and not begun. It goes back, or only the sweep would find it.
         return True
     turn = Turn(context.consumer, context.bundles, context.keyring, model_hash, lease)
-    started = time.monotonic()
-    with context.heartbeat.renewing_lock(model_hash, lease):
+    with context.activity.holding_lock(model_hash, lease):
         try:
-            return turn.run(lambda: _turn_is_over(context, time.monotonic() - started))
-        except StaleModelError:
-            return False
-        except EnvelopeError as error:
-            # Logged where it was found. Nothing is lost: a worker with the right versions learns the pending requests,
-            # or the next turn does where the bundle was corrupt and is repaired.
-            is_repairable = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
-            repaired = is_repairable and restoring.repair(context, model_hash) is None
-            turn.release(force=True)
-            return repaired
+            pending = _take_turn(context, turn, model_hash, lease)
         except UnavailableError:
             context.defer_unlock(model_hash, lease)
             raise
-        except Exception as error:
-            # The bundle in memory may be half changed.
-            context.bundles.cache.drop(model_hash)
-            # A failure of one model does not affect the others. Nothing is lost: the requests stay in the inbox, and
-            # the sweep enqueues a lease for them again.
-            log.exception("learning_stopped", hash=model_hash)
-            context.consumer.unlock(model_hash, lease, force=True, harmed=isinstance(error, MemoryError))
-            return False
+    context.note_turn()
+    return pending
+
+
+def _take_turn(context: WorkerContext, turn: Turn, model_hash: str, lease: str) -> bool:
+    """Take a turn, and release the lock whatever fails; return whether requests are pending that can be tried now."""
+    try:
+        return _run(context, turn, model_hash)
+    except StaleModelError:
+        return turn.release(force=True)
+    except EnvelopeError as error:
+        # Logged where it was found. Nothing is lost: a worker with the right versions learns the pending requests,
+        # or the next turn does where the bundle was corrupt and is repaired.
+        is_repairable = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
+        repaired = is_repairable and restoring.repair(context, model_hash) is None
+        turn.release(force=True)
+        return repaired
+    except UnavailableError:
+        raise
+    except Exception as error:
+        # The bundle in memory may be half changed.
+        context.bundles.cache.drop(model_hash)
+        # A failure of one model does not affect the others. Nothing is lost: the requests stay in the inbox, and the
+        # sweep enqueues a lease for them again.
+        log.exception("learning_stopped", hash=model_hash)
+        # A bundle that does not fit into memory says nothing about the requests, which were not tried.
+        is_harm = isinstance(error, MemoryError) and context.activity.doing.step == CALL
+        context.consumer.unlock(model_hash, lease, force=True, harm=Harm.MEMORY if is_harm else None)
+        return False
+
+
+def _run(context: WorkerContext, turn: Turn, model_hash: str) -> bool:
+    """Run a turn; where memory does not suffice, once more without the other models' bundles in it."""
+    started = time.monotonic()
+    while True:
+        try:
+            return turn.run(lambda: _turn_is_over(context, time.monotonic() - started))
+        except MemoryError:
+            if not context.bundles.cache.clear(but=model_hash):
+                raise
+        log.warning("out_of_memory", hash=model_hash)
 
 
 def _turn_is_over(context: WorkerContext, elapsed_s: float) -> bool:
@@ -160,7 +185,7 @@ def seal_bundle(keyring: Keyring, claimed: Claimed, bundle: Bundle, count: int) 
         chain=last.request_digest,
         runtime=bundle.runtime,
     )
-    return SealedBundle(seal(bundle, keyring, header), bundle.rows_seen, bundle.metrics(), bundle.changed)
+    return SealedBundle(seal(bundle, keyring, header), bundle.rows_seen, bundle.metrics(), bundle.changed, bundle.width)
 
 
 def _log_dead_letter(claimed: Claimed, reason: str) -> None:

@@ -13,6 +13,7 @@ from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
 from keepfit.jobs.run_queue import RunQueue, When
 from keepfit.observability import failpoints
+from keepfit_workers.activity import BATCH
 from keepfit_workers.context import WorkerContext
 
 # A lease hands over after this time if other jobs wait for a worker; each hand-over costs about 3 ms.
@@ -28,7 +29,7 @@ def drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> in
 
     `work` may return commands for the queue's Redis. They are sent with the next claim, which marks the batch as done.
     """
-    with context.heartbeat.renewing_lease(queue, lease):
+    with context.activity.holding_lease(queue.name, lease):
         return _drain(context, queue, lease, work)
 
 
@@ -48,11 +49,16 @@ def _drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> i
             context.set_request_limits(limits)
             if entries:
                 failpoints.reach("lease.claimed")
+                context.activity.begin(BATCH)
                 unsent = work(entries)
+                context.activity.end()
                 done += len(entries)
             else:
                 lingered = time.monotonic()
-                if not _linger(context, queue) and _release(context, queue, lease):
+                if limits:
+                    # Only very slow models wait, which this worker may not claim now: a list with them does not block.
+                    time.sleep(settings.linger_ms / 1000)
+                elif not _linger(context, queue) and _release(context, queue, lease):
                     return done
                 idle_s += time.monotonic() - lingered
             now = time.monotonic()

@@ -1,25 +1,23 @@
 """Predicting: one vectorised call per model for all waiting requests.
 
 Owns the replies to the requests of gateways: predict, probabilities, score. Models that Redis lost, and requests about
-snapshots, are left to :mod:`keepfit_workers.restoring`. Invariants: nothing here changes a bundle; every request gets a
-reply, if need be with a :class:`~keepfit.errors.KeepfitError`; no reply comes from a bundle that was older than the
+snapshots, are left to :mod:`keepfit_workers.restoring`, the calls to :mod:`keepfit_workers.computing`. Invariants:
+nothing here changes a bundle; every request gets a reply, if need be with a :class:`~keepfit.errors.KeepfitError`; a
+failure with one model is an error of the requests about it only; no reply comes from a bundle that was older than the
 stored one when the request was made.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 import structlog
-from redis import Redis
 
-from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import Command
 from keepfit.errors import (
     CorruptBundleError,
-    InvalidError,
     KeepfitError,
     MissingRequestsError,
     NotFoundError,
@@ -29,78 +27,125 @@ from keepfit.errors import (
 from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
-from keepfit.observability import failpoints
-from keepfit.rows.rows import Rows, concatenate
 from keepfit.store.commit import Loaded
-from keepfit_workers import restoring
+from keepfit_workers import computing, restoring
+from keepfit_workers.activity import CALL
+from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
+from keepfit_workers.outbox import Outbox
 
 log = structlog.get_logger(__name__)
 
-# How long replies may wait for those of slower models in the same batch.
-SEND_AFTER_S = 0.002
 # Duration of one turn at a model, so that requests of other models are served in between.
 TURN_S = 0.02
+# A model whose request takes longer is very slow: claimed alone, and not by the last worker (claim.lua).
+VERY_SLOW_S = 0.25
 LIMITS_TTL_S = 3600
 
-TOO_LARGE = UnavailableError(
-    "The worker has too little memory for this request; send fewer rows at once, or try again later."
-)
-
-Outcome = list[Any] | dict[str, Any] | KeepfitError | None
+Reasons = Mapping[str, KeepfitError | None]
 
 
-class Outbox:
-    """Replies that are not sent yet."""
+class Turns:
+    """The questions about one model, which are answered step by step.
 
-    def __init__(self, queue: Redis) -> None:
-        self._queue = queue
-        self._replies: dict[str, list[WorkerReply]] = defaultdict(list)
-        self._commands: list[Command] = []
-        self._sent_s = time.monotonic()
+    `computed` of them were in time, and took `seconds`, without loading the bundle.
+    """
 
-    def put(self, request: WorkerRequest, reply: WorkerReply) -> None:
-        """Add a reply, and the deletion of the request's rows if they have a key of their own."""
-        self._replies[request.gateway].append(reply)
-        if request.rows_key:
-            self._commands.append(("UNLINK", request.rows_key))
+    def __init__(self, context: WorkerContext, model: Loaded, questions: Sequence[Question]) -> None:
+        self.model = model
+        self.questions = questions
+        self.computed = 0
+        self.seconds = 0.0
+        self._activity = context.activity
+        self._cache = context.bundles.cache
+        self._steps = self._safe_steps(context)
 
-    def add(self, *commands: Command) -> None:
-        """Add commands that are sent with the replies."""
-        self._commands += commands
+    def take(self, outbox: Outbox) -> bool:
+        """Answer questions for :data:`TURN_S`, at least for one chunk; return whether all are answered.
 
-    def take_commands(self) -> list[Command]:
-        """Remove and return the commands that send all replies."""
-        failpoints.reach("answers.computed")
-        commands: list[Command] = []
-        for gateway, replies in self._replies.items():
-            commands += messages.send_replies(gateway, replies)
-        commands += self._commands
-        self._replies.clear()
-        self._commands = []
-        return commands
+        Raises
+        ------
+        CorruptBundleError
+            If the live bundle is damaged; then no question is answered.
+        """
+        started, model = time.monotonic(), self.model
+        self._activity.begin(CALL, model.hash)
+        too_large = False
+        for step in self._steps:
+            if step is None:
+                if time.monotonic() - started > TURN_S:
+                    ended = False
+                    break
+                continue
+            question, outcome = step
+            question.answered = True
+            self.computed += outcome is not computing.LATE
+            too_large = too_large or outcome is TOO_LARGE
+            if isinstance(outcome, KeepfitError):
+                reply = messages.failed(question.request, outcome)
+            else:
+                reply = WorkerReply(question.request.id, model.generation, model.version, model.rows_seen, outcome)
+            outbox.put(question.request, reply)
+        else:
+            ended = True
+        if too_large:
+            # The memory that the bundles of other models take is there for the request when it is sent again.
+            self._cache.clear()
+            log.warning("out_of_memory", hash=model.hash)
+        self.seconds += time.monotonic() - started
+        return ended
 
-    def send_if_due(self) -> None:
-        """Send the replies if the last sending was more than :data:`SEND_AFTER_S` ago."""
-        if time.monotonic() - self._sent_s > SEND_AFTER_S:
-            self.send()
+    def _safe_steps(self, context: WorkerContext) -> Iterator[Step]:
+        """Yield questions with their outcomes; if something fails, with the error for all that have none yet."""
+        error: KeepfitError
+        started = time.monotonic()
+        try:
+            bundle = context.bundles.get(self.model)
+            self.seconds -= time.monotonic() - started
+            yield from self._compute(context, bundle)
+        except MissingRequestsError as missing:
+            error = missing
+        except CorruptBundleError:
+            raise
+        except KeepfitError as failure:
+            error = failure
+        except MemoryError:
+            # The bundle itself does not fit beside the cached ones.
+            error = TOO_LARGE
+        except Exception:
+            # A defect of keepfit: the client gets the error now, not at its deadline.
+            ids = [each.request.request_id for each in self.questions if each.request.request_id]
+            log.exception("answer_failed", hash=self.model.hash, request_ids=ids)
+            error = KeepfitError(CRASHED)
+        else:
+            return
+        for question in self.questions:
+            if not question.answered:
+                yield question, error
 
-    def send(self) -> None:
-        """Send the replies."""
-        commands = self.take_commands()
-        if commands:
-            redis_scripts.run(self._queue, *commands)
-        self._sent_s = time.monotonic()
+    def _compute(self, context: WorkerContext, bundle: Bundle) -> Iterator[Step]:
+        asked = []
+        for question in self.questions:
+            request = question.request
+            if request.operation == "restore":
+                yield question, None
+            elif request.generation != self.model.generation:
+                yield question, StaleModelError(f"The model {self.model.hash} was created again meanwhile.")
+            else:
+                asked.append(question)
+        yield from computing.compute(context.queue, bundle, context.chunk_sizes, asked)
 
 
 def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Command]:
-    """Answer a batch of requests; return the commands that send the last replies."""
-    computations: dict[str, list[WorkerRequest]] = defaultdict(list)
-    lost: dict[str, list[WorkerRequest]] = defaultdict(list)
+    """Answer a batch of requests, as a claim returns them; return the commands that send the last replies."""
+    claimed_s = time.monotonic()
+    computations: dict[str, list[Question]] = defaultdict(list)
+    lost: dict[str, list[Question]] = defaultdict(list)
     changes: list[WorkerRequest] = []
     for entry in entries:
+        left_s, message = run_queue.split_entry(entry)
         try:
-            request = messages.decode_request(entry)
+            request = messages.decode_request(message)
         except msgspec.MsgspecError as error:
             # From a gateway of another version: the request does not say which gateway to reply to.
             log.warning("worker_request_unreadable", reason=str(error))
@@ -108,7 +153,8 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
         if request.operation in ("put_back", "snapshot"):
             changes.append(request)
         else:
-            (lost if request.operation == "restore" else computations)[request.hash].append(request)
+            question = Question(request, claimed_s + left_s, len(message))
+            (lost if request.operation == "restore" else computations)[request.hash].append(question)
     outbox = Outbox(context.queue)
     _answer_models(context, outbox, computations)
     if lost or changes:
@@ -130,51 +176,53 @@ def _answer_change(context: WorkerContext, request: WorkerRequest) -> WorkerRepl
     outcome = restoring.serve(context, request)
     if isinstance(outcome, KeepfitError):
         return messages.failed(request, outcome)
-    try:
-        model = context.consumer.load({request.hash: ""}).get(request.hash)
-    except UnavailableError as unavailable:
-        return messages.failed(request, unavailable)
+    loaded, failed = _load(context, [request.hash])
+    model = loaded.get(request.hash)
     if model is None:
-        return messages.failed(request, NotFoundError(f"The model {request.hash} was deleted meanwhile."))
+        deleted = NotFoundError(f"The model {request.hash} was deleted meanwhile.")
+        return messages.failed(request, failed.get(request.hash, deleted))
     return WorkerReply(request.id, model.generation, model.version, model.rows_seen, result=outcome)
 
 
 def _answer_models(
     context: WorkerContext,
     outbox: Outbox,
-    requests: dict[str, list[WorkerRequest]],
-    reasons: dict[str, KeepfitError | None] | None = None,
+    questions: Mapping[str, Sequence[Question]],
+    reasons: Reasons | None = None,
     *,
     repaired: bool = False,
 ) -> None:
-    """Answer the requests about each model; `reasons` says why a model could not be restored.
+    """Answer the questions about each model in turn; `reasons` says why a model could not be restored.
 
     Models with corrupt bundles are repaired, and answered after that (`repaired`).
     """
-    if not requests:
+    if not questions:
         return
-    corrupt: dict[str, list[WorkerRequest]] = {}
-    try:
-        loaded = context.consumer.load({model_hash: context.bundles.digest(model_hash) for model_hash in requests})
-    except UnavailableError as unavailable:
-        loaded, reasons = {}, dict.fromkeys(requests, unavailable)
-    for model_hash, group in requests.items():
+    reasons = reasons or {}
+    loaded, failed = _load(context, questions)
+    waiting: deque[Turns] = deque()
+    for model_hash, group in questions.items():
         model = loaded.get(model_hash)
         if model is None:
-            reason = (reasons or {}).get(model_hash) or NotFoundError(f"There is no live model {model_hash}.")
-            replies = [messages.failed(request, reason) for request in group]
+            missing = NotFoundError(f"There is no live model {model_hash}.")
+            _fail(outbox, group, failed.get(model_hash) or reasons.get(model_hash) or missing)
         else:
-            try:
-                replies, seconds = _answer_model(context, model, group)
-            except CorruptBundleError as error:
-                if not repaired:
-                    corrupt[model_hash] = group
-                    continue
-                reason = (reasons or {}).get(model_hash) or error
-                replies, seconds = [messages.failed(request, reason) for request in group], 0
-            outbox.add(*_limit_requests(context.request_limits.get(model_hash), model_hash, len(group), seconds))
-        for request, reply in zip(group, replies, strict=True):
-            outbox.put(request, reply)
+            waiting.append(Turns(context, model, group))
+    corrupt: dict[str, Sequence[Question]] = {}
+    while waiting:
+        turns = waiting.popleft()
+        model_hash = turns.model.hash
+        try:
+            if not turns.take(outbox):
+                waiting.append(turns)
+            if turns.computed:
+                count, seconds = turns.computed, turns.seconds
+                outbox.add(*_limit_requests(context.request_limits.get(model_hash), model_hash, count, seconds))
+        except CorruptBundleError as error:
+            if repaired:
+                _fail(outbox, turns.questions, reasons.get(model_hash) or error)
+            else:
+                corrupt[model_hash] = turns.questions
         outbox.send_if_due()
     if corrupt:
         # A repair is slow: the replies that are ready go first.
@@ -183,134 +231,44 @@ def _answer_models(
         _answer_models(context, outbox, corrupt, tried, repaired=True)
 
 
+def _load(context: WorkerContext, hashes: Collection[str]) -> tuple[dict[str, Loaded], dict[str, KeepfitError]]:
+    """Return the live models of `hashes`, and the errors of those that could not be read."""
+    try:
+        return context.consumer.load({model_hash: context.bundles.digest(model_hash) for model_hash in hashes}), {}
+    except UnavailableError as unavailable:
+        return {}, dict.fromkeys(hashes, unavailable)
+    except Exception:
+        if len(hashes) == 1:
+            log.exception("answer_failed", hash=next(iter(hashes)))
+            return {}, dict.fromkeys(hashes, KeepfitError(CRASHED))
+    loaded: dict[str, Loaded] = {}
+    failed: dict[str, KeepfitError] = {}
+    for model_hash in hashes:
+        of_model, why = _load(context, [model_hash])
+        loaded |= of_model
+        failed |= why
+    return loaded, failed
+
+
+def _fail(outbox: Outbox, questions: Sequence[Question], error: KeepfitError) -> None:
+    for question in questions:
+        outbox.put(question.request, messages.failed(question.request, error))
+
+
 def _limit_requests(current: int | None, model_hash: str, count: int, seconds: float) -> list[Command]:
     """Return commands that limit how many requests of a slow model one claim takes, after `count` took `seconds`.
 
-    `current` is the limit that applied to this claim, if any.
+    `current` is the limit that applied to this claim, if any; 0 of a very slow model.
     """
-    if seconds > TURN_S:
+    if seconds > VERY_SLOW_S * count:
+        limit = 0
+    elif seconds > TURN_S:
         limit = max(1, int(count * TURN_S / seconds))
-    elif current is not None and seconds < TURN_S / 2 and count >= current:
-        limit = current * 2
+    elif current == 0 or (current is not None and seconds < TURN_S / 2 and count >= current):
+        limit = max(current * 2, 1)
     else:
         return []
     key = redis_keys.request_limits(run_queue.PREDICT.name)
     if limit >= run_queue.PREDICT.requests:
         return [("HDEL", key, model_hash)]
-    return [("HSET", key, model_hash, limit), ("EXPIRE", key, LIMITS_TTL_S)]
-
-
-def _answer_model(
-    context: WorkerContext, model: Loaded, group: Sequence[WorkerRequest]
-) -> tuple[list[WorkerReply], float]:
-    """Answer all requests about one model; return the replies and the seconds they took, without loading the bundle."""
-    started = time.monotonic()
-    try:
-        bundle = context.bundles.get(model)
-        started = time.monotonic()
-        outcomes = _outcomes(context.queue, bundle, model, group)
-    except MissingRequestsError as error:
-        outcomes = [error] * len(group)
-    except CorruptBundleError:
-        raise
-    except KeepfitError as error:
-        outcomes = [error] * len(group)
-    except MemoryError:
-        # The bundle itself does not fit beside the cached ones.
-        context.bundles.cache.clear()
-        log.warning("out_of_memory", hash=model.hash)
-        outcomes = [TOO_LARGE] * len(group)
-    except Exception:
-        # A defect of keepfit: the client gets the error now, not at its deadline.
-        log.exception(
-            "answer_failed", hash=model.hash, request_ids=[each.request_id for each in group if each.request_id]
-        )
-        outcomes = [KeepfitError("A worker failed at this request; its log has the details.")] * len(group)
-    seconds = time.monotonic() - started
-    replies = [
-        messages.failed(request, outcome)
-        if isinstance(outcome, KeepfitError)
-        else WorkerReply(request.id, model.generation, model.version, model.rows_seen, result=outcome)
-        for request, outcome in zip(group, outcomes, strict=True)
-    ]
-    return replies, seconds
-
-
-def _outcomes(queue: Redis, bundle: Bundle, model: Loaded, group: Sequence[WorkerRequest]) -> list[Outcome]:
-    """Return the outcome of each request; all plain predictions are computed in one call."""
-    outcomes: list[Outcome] = [None] * len(group)
-    joined: list[tuple[int, Rows]] = []
-    for i, request in enumerate(group):
-        if request.operation == "restore":
-            continue
-        if request.generation != model.generation:
-            outcomes[i] = StaleModelError(f"The model {model.hash} was created again meanwhile.")
-            continue
-        try:
-            rows = _rows(queue, request)
-        except KeepfitError as error:
-            outcomes[i] = error
-            continue
-        except MemoryError:
-            outcomes[i] = TOO_LARGE
-            continue
-        if request.operation == "predict":
-            joined.append((i, rows))
-        else:
-            outcomes[i] = _compute(bundle, request, rows)
-    for (i, _), outcome in zip(joined, _predict_joined(bundle, [rows for _, rows in joined]), strict=True):
-        outcomes[i] = outcome
-    return outcomes
-
-
-def _rows(queue: Redis, request: WorkerRequest) -> Rows:
-    if request.rows is not None:
-        return request.rows
-    (data,) = redis_scripts.run(queue, ("GET", request.rows_key))
-    try:
-        return Rows.decode(data or b"")
-    except msgspec.MsgspecError:
-        raise UnavailableError("The rows of this request are no longer in Redis; send it again.") from None
-
-
-def _predict_joined(bundle: Bundle, waiting: Sequence[Rows]) -> list[Outcome]:
-    """Predict all rows in one call; if that fails, each request alone, so that an error affects one request only."""
-    if len(waiting) > 1 and bundle.predicts_rows_independently and len({rows.width for rows in waiting}) == 1:
-        try:
-            whole = _guarded(bundle, concatenate(waiting))
-        except MemoryError:
-            whole = TOO_LARGE
-        if isinstance(whole, list):
-            outcomes: list[Outcome] = []
-            end = 0
-            for rows in waiting:
-                start, end = end, end + rows.n
-                outcomes.append(whole[start:end])
-            return outcomes
-    return [_guarded(bundle, rows) for rows in waiting]
-
-
-def _guarded(bundle: Bundle, rows: Rows) -> Outcome:
-    """Return predictions, or the error as a :class:`~keepfit.errors.KeepfitError`."""
-    try:
-        return bundle.predict(rows)
-    except KeepfitError as error:
-        return error
-    except MemoryError:
-        return TOO_LARGE
-    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")
-
-
-def _compute(bundle: Bundle, request: WorkerRequest, rows: Rows) -> Outcome:
-    """Return the outcome of an operation that is computed one request at a time."""
-    try:
-        if request.operation == "score":
-            return bundle.score(rows)
-        return {"predictions": bundle.predict(rows), **bundle.confidences(rows)}
-    except KeepfitError as error:
-        return error
-    except MemoryError:
-        return TOO_LARGE
-    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        return InvalidError(f"{bundle.recipe.name} cannot predict these rows: {error}")
+    return [("HSET", key, model_hash, limit or run_queue.VERY_SLOW), ("EXPIRE", key, LIMITS_TTL_S)]

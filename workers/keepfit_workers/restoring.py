@@ -21,6 +21,7 @@ from keepfit.restore.requests import PreviousState, RestoreRequest
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import View
 from keepfit.snapshots.save import save
+from keepfit_workers.computing import CRASHED
 from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
@@ -31,8 +32,6 @@ SAVE_TRIES, SAVE_PAUSE_S = 20, 0.1
 
 Reason = KeepfitError | None
 
-CRASHED = "A worker failed at this request; its log has the details."
-
 
 def restore_lost(context: WorkerContext, hashes: Sequence[str]) -> dict[str, Reason]:
     """Restore models from their newest good snapshots; return the reason of each failure, None for a success."""
@@ -40,11 +39,14 @@ def restore_lost(context: WorkerContext, hashes: Sequence[str]) -> dict[str, Rea
     async def one(restorer: Restorer, model_hash: str, registered: RegistryEntry | None, view: View | None) -> Reason:
         try:
             if registered is None:
-                raise NotFoundError(f"There is no model {model_hash}.")
+                raise NotFoundError(f"There is no model {model_hash}.")  # noqa: TRY301 - logged as the others
             await restorer.restore(registered, view=view)
         except KeepfitError as error:
             log.warning("restore_failed", hash=model_hash, reason=str(error))
             return error
+        except Exception:
+            log.exception("answer_failed", hash=model_hash)
+            return KeepfitError(CRASHED)
         return None
 
     async def act(restorer: Restorer) -> list[Reason]:
@@ -60,24 +62,35 @@ def restore_lost(context: WorkerContext, hashes: Sequence[str]) -> dict[str, Rea
     except KeepfitError as error:
         # A setting is wrong: the storage does not exist.
         return dict.fromkeys(hashes, error)
+    except Exception:
+        log.exception("answer_failed", hash=hashes[0])
+        return dict.fromkeys(hashes, KeepfitError(CRASHED))
 
 
 def repair(context: WorkerContext, model_hash: str) -> KeepfitError | None:
     """Repair a corrupt live bundle from its snapshot and the retained requests; return the reason of a failure."""
     try:
-        context.resources.run(lambda restorer: repairs.repair(restorer, model_hash))
+        context.resources.run(lambda restorer: repairs.repair(restorer, model_hash), model_hash)
     except KeepfitError as error:
         log.warning("repair_failed", hash=model_hash, reason=str(error))
         if isinstance(error, MissingRequestsError):
-            # Only an operator can resolve this; later requests get the same error without another attempt.
-            loaded = context.consumer.load({model_hash: ""}).get(model_hash)
-            if loaded is not None:
-                context.bundles.unreadable.add(loaded, error)
+            _remember(context, model_hash, error)
         return error
     except Exception:
         log.exception("repair_crashed", hash=model_hash)
         return KeepfitError(CRASHED)
     return None
+
+
+def _remember(context: WorkerContext, model_hash: str, error: MissingRequestsError) -> None:
+    """Let later requests get the same error without another attempt: only an operator can resolve this."""
+    try:
+        loaded = context.consumer.load({model_hash: ""}).get(model_hash)
+    except UnavailableError:
+        # The next request about it finds the same, once Redis is available.
+        return
+    if loaded is not None:
+        context.bundles.unreadable.add(loaded, error)
 
 
 def serve(context: WorkerContext, request: WorkerRequest) -> dict[str, Any] | KeepfitError:

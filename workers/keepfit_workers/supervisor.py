@@ -1,8 +1,9 @@
-"""The supervisor: starts worker processes, replaces dead ones, and puts their work back at once.
+"""The supervisor: starts worker processes, renews what they hold, replaces dead ones, and puts their work back at once.
 
-Owns the processes of one machine or pod. Never runs a job. Invariant: the death of a worker is detected within
+Owns the processes of one machine or pod. Never runs a job. Invariants: the death of a worker is detected within
 milliseconds (the supervisor waits for its process, without polling), and the work it had claimed is back in its run
-queue before its successor starts.
+queue before its successor starts; a worker keeps its lease as long as it lives, whatever its code does; a call over its
+time is ended by killing its worker.
 """
 
 import gc
@@ -12,19 +13,25 @@ import signal
 import socket
 import time
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import structlog
+from redis import Redis
 from redis.exceptions import RedisError
 
+from keepfit import hash_seed
 from keepfit.backends import redis_clients
 from keepfit.errors import KeepfitError
 from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from keepfit_workers import jobs, sweep, worker
+from keepfit.store.commit import Harm
+from keepfit_workers import heartbeat, jobs, sweep, worker
+from keepfit_workers.activity import Activity
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +41,58 @@ OUTAGE_SWEEP_S = 0.25
 # A worker that died sooner than this is replaced after a pause, so that a failing start does not become a fork loop.
 EARLY_DEATH_S = 0.5
 RESTART_PAUSE_S = 1.0
+# A killed process ends at once, unless the kernel holds it, for example in a read of a disk that does not answer.
+KILLED_S_MAX = 1.0
+# The supervisor looks at its workers each second, if Redis answers: after so much more it has been stopped itself.
+LATE_S = 30.0
+
+
+@dataclass(slots=True)
+class Child:
+    """A worker process; `stopped_at_s` is the moment since which a signal has stopped it, 0 if it runs.
+
+    `excused_s` is how much of its call, which began at `call_since_s`, does not count: the worker could not run.
+    """
+
+    name: str
+    process: BaseProcess
+    activity: Activity
+    started_s: float = field(default_factory=time.monotonic)
+    stopped_at_s: float = 0.0
+    is_overdue: bool = False
+    call_since_s: float = 0.0
+    excused_s: float = 0.0
+    seen_s: float = field(default_factory=time.monotonic)
+
+    def death(self, exitcode: int) -> sweep.Death:
+        """Return how this worker ended, and what it did then."""
+        harm = Harm.TIME if self.is_overdue else Harm.DEATH
+        return sweep.Death(self.name, harm if exitcode else None, self.activity.read())
+
+    def silent_s(self, now_s: float) -> float:
+        """Return the seconds for which the call has shown no progress, without those in which it could not run.
+
+        Counted from one call of this method to the next: a late one says that this process was stopped as well.
+        """
+        doing = self.activity.read()
+        if doing.since_s != self.call_since_s:
+            self.call_since_s, self.excused_s = doing.since_s, 0.0
+            self.seen_s = max(self.seen_s, doing.since_s)
+        elif doing.step:
+            passed_s = now_s - self.seen_s
+            self.excused_s += passed_s if heartbeat.is_stopped(self.process.pid or 0) else max(passed_s - LATE_S, 0.0)
+        self.seen_s = now_s
+        return doing.silent_s(now_s) - self.excused_s
+
+    def beat(self, now_s: float) -> heartbeat.Beat:
+        """Return the heartbeat of this worker at the moment `now_s`."""
+        if not heartbeat.is_stopped(self.process.pid or 0):
+            self.stopped_at_s = 0.0
+        elif not self.stopped_at_s:
+            self.stopped_at_s = now_s
+        # At least a moment: a worker that stopped just now is stopped, too.
+        stopped_s = max(now_s - self.stopped_at_s, 1e-3) if self.stopped_at_s else 0.0
+        return heartbeat.Beat(self.name, self.activity.read(), stopped_s)
 
 
 class Supervisor:
@@ -44,13 +103,15 @@ class Supervisor:
         Keyring.from_text(settings.signing_keys.get_secret_value())
         self._settings = settings
         self._context = mp.get_context("fork")
-        self._workers: dict[str, tuple[BaseProcess, float]] = {}
-        self._dead: list[str] = []
+        self._workers: dict[str, Child] = {}
+        self._dead: list[sweep.Death] = []
         self._stopping = False
         self._woken, self._wake = mp.Pipe(duplex=False)
         self._start_not_before = 0.0
+        self._beat_every_s = settings.lease_ttl_s / 3
+        self._next_beat_s = self._next_sweep_s = self._expire_after_s = 0.0
         self._reaped_left_behind = False
-        self._outage = Outage("redis", "dead workers are not reaped, and pending requests without a hint are not found")
+        self._outage = Outage("redis", "leases are not renewed, dead workers not reaped, lost hints not found")
         self._parent = os.getppid()
 
     def run(self) -> None:
@@ -63,10 +124,8 @@ class Supervisor:
         gc.freeze()
         while not self._stopping and os.getppid() == self._parent:
             self._start_missing()
-            sentinels = [process.sentinel for process, _ in self._workers.values()]
-            wait([self._woken, *sentinels], timeout=OUTAGE_SWEEP_S if self._outage.active else SWEEP_S)
-            self._remove_dead()
-            self._reap_and_sweep()
+            self._wait()
+            self._look_after()
         self._stop_workers()
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -78,58 +137,125 @@ class Supervisor:
             if time.monotonic() < self._start_not_before:
                 return
             name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-            process = self._context.Process(target=worker.run, args=(self._settings, name), name=name)
+            activity = Activity()
+            process = self._context.Process(
+                target=worker.run, args=(self._settings, name, activity, os.getpid()), name=name
+            )
             # SIGTERM is blocked until the child has handlers of its own; the inherited one would have no effect there.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             process.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            self._workers[name] = (process, time.monotonic())
+            self._workers[name] = Child(name, process, activity)
             log.info("worker_started", worker=name, pid=process.pid)
 
+    def _wait(self) -> None:
+        """Wait until a worker dies, a stop is requested, or the next heartbeat or sweep is due."""
+        due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
+        sentinels = [child.process.sentinel for child in self._workers.values()]
+        if self._woken in wait([self._woken, *sentinels], timeout=max(due_s, 0.0)):
+            self._woken.recv_bytes()
+
+    def _look_after(self) -> None:
+        """Kill workers over their time, note dead ones, and, with Redis: renew, reap and sweep."""
+        self._kill_overdue()
+        self._remove_dead()
+        store, queue = redis_clients.store_sync(self._settings), redis_clients.queue_sync(self._settings)
+
+        def beat() -> None:
+            self._beat_if_due(store, queue)
+
+        try:
+            beat()
+            self._reap_and_sweep(store, queue, beat)
+            self._outage.end()
+        except (KeepfitError, RedisError) as error:
+            self._outage.begin(error)
+            self._next_sweep_s = time.monotonic() + OUTAGE_SWEEP_S
+        finally:
+            # No connection may be open while the next worker is forked.
+            store.close()
+            queue.close()
+
+    def _beat_if_due(self, store: Redis, queue: Redis) -> None:
+        """Renew what the workers hold, unless that was done a moment ago."""
+        now_s = time.monotonic()
+        if now_s < self._next_beat_s:
+            return
+        beats = [child.beat(now_s) for child in self._workers.values()]
+        # Also after a failure: the next attempt is that of the next pass.
+        self._next_beat_s = now_s + self._beat_every_s
+        heartbeat.renew(store, queue, beats, self._settings.lease_ttl_s)
+
+    def _kill_overdue(self) -> None:
+        """Kill the workers whose call has taken longer than a call may; nothing else ends native code."""
+        now_s = time.monotonic()
+        for child in self._workers.values():
+            doing, seconds = child.activity.read(), child.silent_s(now_s)
+            if seconds > self._settings.call_timeout_s and child.process.exitcode is None:
+                log.error(
+                    "call_timed_out", worker=child.name, hash=doing.model, step=doing.step, seconds=round(seconds, 3)
+                )
+                child.is_overdue = True
+                child.process.kill()
+                child.process.join(KILLED_S_MAX)
+
     def _remove_dead(self) -> None:
-        for name, (process, started) in list(self._workers.items()):
-            if process.exitcode is None:
+        for name, child in list(self._workers.items()):
+            exitcode = child.process.exitcode
+            if exitcode is None:
                 continue
-            log.warning("worker_died", worker=name, pid=process.pid, exitcode=process.exitcode)
             del self._workers[name]
-            self._dead.append(name)
-            if time.monotonic() - started < EARLY_DEATH_S:
+            if self._stopping and not exitcode:
+                log.info("worker_stopped", worker=name, exitcode=exitcode)
+                continue
+            log.warning("worker_died", worker=name, pid=child.process.pid, exitcode=exitcode)
+            self._dead.append(child.death(exitcode))
+            if time.monotonic() - child.started_s < EARLY_DEATH_S:
                 self._start_not_before = time.monotonic() + RESTART_PAUSE_S
 
-    def _reap_and_sweep(self) -> None:
-        """Reap dead workers and sweep; while Redis is unavailable, both are deferred."""
-        store, queue = redis_clients.store_sync(self._settings), redis_clients.queue_sync(self._settings)
+    def _reap_and_sweep(self, store: Redis, queue: Redis, beat: Callable[[], None]) -> None:
+        """Reap dead workers and sweep, with a heartbeat in between; while Redis is unavailable, all are deferred."""
         ttl_s = self._settings.lease_ttl_s
         try:
             if not self._reaped_left_behind:
-                sweep.reap_left_behind(store, queue, ttl_s)
+                pids = {name: child.process.pid or 0 for name, child in self._workers.items()}
+                sweep.reap_left_behind(store, queue, ttl_s, {**pids, "": os.getpid()})
                 self._reaped_left_behind = True
             while self._dead:
                 sweep.reap(store, queue, self._dead[0], ttl_s)
                 self._dead.pop(0)
-            sweep.sweep(store, queue, ttl_s, after_outage=self._outage.active)
-            self._outage.end()
-        except (KeepfitError, RedisError) as error:
-            self._outage.begin(error)
+                beat()
+            if time.monotonic() >= self._next_sweep_s:
+                self._next_sweep_s = time.monotonic() + SWEEP_S
+                if self._outage.active:
+                    # Other supervisors have lost Redis as well: their leases have expired, and they will renew them.
+                    self._expire_after_s = time.monotonic() + ttl_s
+                expire = time.monotonic() >= self._expire_after_s
+                sweep.sweep(store, queue, ttl_s, after_outage=self._outage.active, expire=expire, beat=beat)
+        except (KeepfitError, RedisError):
+            raise
         except Exception:
             # Redis holds a record that RQ did not write. Leases end at their deadlines in any case, so the workers are
             # not reaped again and again.
             log.exception("sweep_failed")
             self._reaped_left_behind = True
             self._dead.clear()
-        finally:
-            # No connection may be open while the next worker is forked.
-            store.close()
-            queue.close()
 
     def _stop_workers(self) -> None:
-        for process, _ in self._workers.values():
-            process.terminate()
-        for name, (process, _) in self._workers.items():
-            process.join()
-            log.info("worker_stopped", worker=name, exitcode=process.exitcode)
+        """Let each worker finish its current batch; it keeps its lease meanwhile."""
+        self._stopping = True
+        for child in self._workers.values():
+            child.process.terminate()
+        while self._workers:
+            self._wait()
+            self._look_after()
 
 
 def run(settings: Settings) -> None:
-    """Run the supervisor until SIGTERM or SIGINT."""
+    """Run the supervisor until SIGTERM or SIGINT, in a process whose string hashes are those of every worker.
+
+    If this process has others, it is replaced first (:mod:`keepfit.hash_seed`), before anything is started.
+    """
+    # `keepfit worker` has done so before it imported this module. The settings are in the variables, not in a folder.
+    hash_seed.restart_unless_fixed(["--data", os.devnull, "worker"], settings.variables())
     Supervisor(settings).run()

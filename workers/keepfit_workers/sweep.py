@@ -7,6 +7,8 @@ any machine and repeatedly: the scripts they call change nothing that the correc
 
 import os
 import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -19,6 +21,10 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import PoisonError
 from keepfit.jobs import messages, rq_jobs, run_queue
 from keepfit.observability import failpoints
+from keepfit.store import unloadable
+from keepfit.store.commit import Harm, unlock
+from keepfit_workers import heartbeat
+from keepfit_workers.activity import LOAD, RESTORE, Doing
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +33,30 @@ PENDING_SWEEP_S = 5.0
 SCAN_COUNT = 1000
 
 
-def reap(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> None:
-    """End the leases of the dead worker `worker_name`, put its claimed work back, and enqueue leases for it."""
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A dead worker, and what it did when it died, if that is known; `harm` is None if it ended as requested."""
+
+    worker: str
+    harm: Harm | None = Harm.DEATH
+    doing: Doing = field(default_factory=Doing)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the worker died while it loaded or repaired the bundle of a model."""
+        return self.harm is not None and self.doing.step in (LOAD, RESTORE) and bool(self.doing.model)
+
+    @property
+    def harm_of_requests(self) -> Harm | None:
+        """What the claimed requests have done to the worker; None if they had not been tried."""
+        return None if self.is_loading else self.harm
+
+
+def reap(store: Redis, queue_redis: Redis, death: Death, ttl_s: float) -> None:
+    """End the leases of a dead worker, put its claimed work back, and enqueue leases for it."""
+    worker_name, harm = death.worker, death.harm_of_requests
+    if death.is_loading:
+        _note_load_death(store, death)
     rq_queue = rq_jobs.queue_of(queue_redis)
     worker = SimpleWorker(
         [rq_queue],
@@ -42,30 +70,55 @@ def reap(store: Redis, queue_redis: Redis, worker_name: str, ttl_s: float) -> No
     for composite in executions:
         execution = Execution.from_composite_key(composite.decode(), queue_redis)
         execution.worker_name = worker_name
-        end_lease(store, queue_redis, execution.job_id)
+        end_lease(store, queue_redis, execution.job_id, harm)
         try:
             job = rq_jobs.LeaseJob.fetch(execution.job_id, connection=queue_redis, serializer=rq_jobs.SERIALIZER)
         except NoSuchJobError:
             continue
         worker.handle_job_failure(job, rq_queue, exc_string="the worker process died", execution=execution)
     # Dequeued and not started: the worker is unknown. Ending such a lease early only makes its job a short one.
+    if death.doing.lease:
+        # Ended above, unless the record of RQ has expired or is lost.
+        end_lease(store, queue_redis, death.doing.lease, harm)
+    if death.doing.locked:
+        unlocked = unlock(death.doing.locked, death.doing.locked_by, force=True, harm=harm)
+        redis_scripts.run(store, unlocked)
     for job_id in rq_queue.intermediate_queue.get_job_ids():
-        end_lease(store, queue_redis, job_id)
+        end_lease(store, queue_redis, job_id, None)
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
     enqueue_leases(queue_redis, ttl_s)
 
 
-def reap_left_behind(store: Redis, queue_redis: Redis, ttl_s: float) -> None:
-    """Reap registered workers of this machine that no longer run, including those of a killed supervisor."""
+def _note_load_death(store: Redis, death: Death) -> None:
+    """Count the death of a worker for the bundle that it was loading or repairing, before another worker does that."""
+    doing, is_overdue = death.doing, death.harm is Harm.TIME
+    generation, digest = doing.generation, doing.digest
+    if doing.step == RESTORE:
+        # The bundle to be repaired is live until the repair has ended.
+        (found,) = redis_scripts.run(store, ("HMGET", redis_keys.state(doing.model), "generation", "digest"))
+        generation, digest = int(found[0] or 0), (found[1] or b"").decode()
+    if unloadable.note_death(store, doing.model, generation, digest, death.worker, certain=is_overdue):
+        log.error("bundle_unloadable", hash=doing.model, generation=generation, overdue=is_overdue)
+
+
+def reap_left_behind(store: Redis, queue_redis: Redis, ttl_s: float, own: Mapping[str, int]) -> None:
+    """Reap registered workers of this machine that no longer run, including those of a killed supervisor.
+
+    `own` are names and process ids of the caller's workers and of itself: a restarted container gives its processes the
+    numbers of their predecessors.
+    """
     (members,) = redis_scripts.run(queue_redis, ("SMEMBERS", redis_keys.RQ_WORKERS))
     for key in members:
         (record,) = redis_scripts.run(queue_redis, ("HMGET", key, "hostname", "pid"))
         hostname, pid = (field.decode() if field else "" for field in record)
-        if hostname == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
+        name = key.decode().removeprefix(SimpleWorker.redis_worker_namespace_prefix)
+        if hostname != socket.gethostname() or not pid.isdecimal() or name in own:
+            continue
+        if int(pid) in own.values() or not _runs(int(pid)):
             log.warning("worker_left_behind", worker=key.decode())
-            reap(store, queue_redis, key.decode().removeprefix(SimpleWorker.redis_worker_namespace_prefix), ttl_s)
+            reap(store, queue_redis, Death(name), ttl_s)
 
 
 def _runs(pid: int) -> bool:
@@ -78,20 +131,20 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def end_lease(store: Redis, queue_redis: Redis, lease: str) -> None:
-    """End a lease that no worker executes any more, and put its claimed work back."""
+def end_lease(store: Redis, queue_redis: Redis, lease: str, harm: Harm | None) -> None:
+    """End a lease that no worker executes any more, and put its claimed work back.
+
+    `harm` is what that work has done to its worker; None if the worker lives, or nothing is known of it.
+    """
     # The locks first: the next worker must not find the models locked by the dead one.
     (held,) = redis_scripts.run(queue_redis, ("LRANGE", redis_keys.claimed(run_queue.LEARN.name, lease), 0, -1))
     if held:
         redis_scripts.run(
             store,
-            *(
-                redis_scripts.call("unlock", [redis_keys.state(h.decode()), redis_keys.lock(h.decode())], [lease, 1, 0])
-                for h in held
-            ),
+            *(unlock(model_hash.decode(), lease, force=True, harm=harm) for model_hash in held),
         )
     failpoints.reach("reap.unlocked")
-    run_queue.abandon(queue_redis, lease)
+    run_queue.abandon(queue_redis, lease, died=harm is not None)
 
 
 def _answer_poison(queue_redis: Redis) -> None:
@@ -105,7 +158,10 @@ def _answer_poison(queue_redis: Redis) -> None:
         request_id = request.request_id or None
         log.warning("worker_request_put_aside", hash=request.hash, operation=request.operation, request_id=request_id)
         error = PoisonError(f"{run_queue.DEATHS_MAX} workers died while they answered this request; it was put aside.")
-        redis_scripts.run(queue_redis, *messages.send_replies(request.gateway, [messages.failed(request, error)]))
+        redis_scripts.run(
+            queue_redis,
+            *messages.send_replies(request.gateway, [messages.encode_reply(messages.failed(request, error))]),
+        )
 
 
 def enqueue_leases(queue_redis: Redis, ttl_s: float) -> None:
@@ -114,26 +170,39 @@ def enqueue_leases(queue_redis: Redis, ttl_s: float) -> None:
         run_queue.enqueue_lease(queue_redis, queue, ttl_s)
 
 
-def sweep(store: Redis, queue_redis: Redis, ttl_s: float, *, after_outage: bool = False) -> None:
-    """End expired leases and enqueue missing ones.
+def sweep(
+    store: Redis,
+    queue_redis: Redis,
+    ttl_s: float,
+    *,
+    after_outage: bool = False,
+    expire: bool = True,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
+    """End expired leases (`expire`) and enqueue missing ones.
 
     Every few seconds, and at once `after_outage`, also search for models with pending requests that are in no run
-    queue: hints are lost while Redis is unavailable.
+    queue: hints are lost while Redis is unavailable. With many models that takes long; `beat` is called meanwhile.
     """
     if after_outage:
         queue_redis.delete(redis_keys.SWEEP)
-    for lease in run_queue.expired(queue_redis):
-        log.warning("lease_expired", lease=lease)
-        end_lease(store, queue_redis, lease)
+    for lease in run_queue.expired(queue_redis) if expire else ():
+        worker = run_queue.holder_of(queue_redis, lease)
+        if not worker and run_queue.renew_if_queued(queue_redis, lease, ttl_s):
+            continue
+        is_silent = bool(worker) and not heartbeat.is_heard(queue_redis, worker, ttl_s)
+        log.warning("lease_expired", lease=lease, worker=worker or None, silent=is_silent)
+        # A worker whose supervisor is silent as well is dead: its machine or container ended.
+        end_lease(store, queue_redis, lease, Harm.DEATH if is_silent else None)
     _answer_poison(queue_redis)
     enqueue_leases(queue_redis, ttl_s)
     if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(PENDING_SWEEP_S * 1000)):
-        models = _models_with_pending(store)
+        models = _models_with_pending(store, beat)
         if models:
             run_queue.enqueue_lease(queue_redis, run_queue.LEARN, ttl_s, models)
 
 
-def _models_with_pending(store: Redis) -> list[str]:
+def _models_with_pending(store: Redis, beat: Callable[[], None]) -> list[str]:
     """Return the hashes of models that have pending requests and are not locked."""
     found: list[str] = []
     names: list[bytes] = []
@@ -142,6 +211,7 @@ def _models_with_pending(store: Redis) -> list[str]:
         if len(names) == SCAN_COUNT:
             found += _with_pending(store, names)
             names = []
+            beat()
     return found + _with_pending(store, names)
 
 

@@ -5,11 +5,12 @@ bundles. Invariants: SIGTERM stops it between jobs and between batches, never in
 waits, keeps its cached bundles, and does not exit.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,19 +21,22 @@ from rq.job import Job
 from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
-from keepfit.backends import redis_keys
+from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
 from keepfit.jobs import rq_jobs
-from keepfit.observability.outage import Outage
+from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
 from keepfit.settings import Settings
 from keepfit_workers import context as contexts
-from keepfit_workers import sweep
+from keepfit_workers import heartbeat, memory, sweep
+from keepfit_workers.activity import Activity
 from keepfit_workers.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-WORKER_TTL_S = 30
 IDLE_WAIT_S = 1
+PR_SET_PDEATHSIG = 1
+# Share of the memory limit above which a worker is replaced between two jobs.
+REPLACED_AT = 0.75
 RETRY_S = 0.2
 UNAVAILABLE = (RedisError, UnavailableError)
 
@@ -49,13 +53,14 @@ class LeaseWorker(SimpleWorker):
             job_class=rq_jobs.LeaseJob,
             queue_class=rq_jobs.LeaseQueue,
             serializer=rq_jobs.SERIALIZER,
-            worker_ttl=WORKER_TTL_S,
+            worker_ttl=heartbeat.record_ttl_s(context.settings.lease_ttl_s),
             log_job_description=False,
         )
         self._supervisor = os.getppid()
         self._queue_outage = Outage("queue", "this worker waits for it")
         self._store_outage = Outage("store", "models stay locked for a while")
         self._aborted_leases: list[str] = []
+        self._aborted = LogThrottle(REMIND_S)
         self._has_worked = False
 
     def request_stop(self, signum: int, frame: Any) -> None:
@@ -108,7 +113,7 @@ class LeaseWorker(SimpleWorker):
 
     def _next(self) -> tuple[Job, Queue] | None:
         """Wait up to a second for a job."""
-        super().heartbeat()
+        super().heartbeat(self.worker_ttl)
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
         try:
@@ -128,20 +133,23 @@ class LeaseWorker(SimpleWorker):
 
     def _recover(self) -> None:
         """Repeat the steps that failed while Redis was unavailable."""
-        if not self.connection.sismember(redis_keys.RQ_WORKERS, self.key):
-            # RQ's register was lost and lacks this worker.
+        register = redis_keys.RQ_WORKERS
+        known = redis_scripts.run(self.connection, ("SISMEMBER", register, self.key), ("HEXISTS", self.key, "pid"))
+        if known != [1, 1]:
+            # RQ's register was lost, or the record of this worker has expired while it was stopped.
             self.connection.delete(self.key)
             self.register_birth()  # type: ignore[no-untyped-call]
         try:
             while self._aborted_leases:
-                sweep.end_lease(self.context.store, self.connection, self._aborted_leases[-1])
+                sweep.end_lease(self.context.store, self.connection, self._aborted_leases[-1], None)
                 self._aborted_leases.pop()
             self.context.run_deferred_unlocks()
         except UnavailableError as error:
             # Jobs that need no store can still be served; the others fail with the outage as their reason.
             self._store_outage.begin(error)
         else:
-            self._store_outage.end()
+            if not self.context.is_backing_off:
+                self._store_outage.end()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a lease. An outage of Redis aborts the lease, and the worker continues."""
@@ -155,43 +163,38 @@ class LeaseWorker(SimpleWorker):
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log why a job failed; an outage of a dependency is not a defect of the job and needs no traceback."""
         if isinstance(exc_info[1], UNAVAILABLE):
-            log.warning("lease_aborted", lease=job.id, reason=str(exc_info[1]))
+            more = self._aborted.due("lease_aborted")
+            if more is not None:
+                log.warning("lease_aborted", lease=job.id, reason=str(exc_info[1]), more=more)
         else:
-            super().handle_exception(job, *exc_info)
+            # RQ's own method would log the message of the error, which may quote a row.
+            log.error("job_failed", job=job.id, exc_info=exc_info)
 
-    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        """Send RQ's heartbeat, if Redis is available."""
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Send RQ's heartbeat, if Redis is available. During a job the supervisor sends it, and sooner than RQ asks."""
         try:
-            super().heartbeat(*args, **kwargs)
+            super().heartbeat(self.worker_ttl, pipeline)
         except RedisError as error:
             self._queue_outage.begin(error)
 
     def _is_too_large(self) -> bool:
-        """Return whether this process exceeds its memory limit and is to be replaced; never before its first job."""
-        most = self.context.settings.worker_memory_bytes_max
-        if not most or not self._has_worked:
+        """Return whether this process is so near its memory limit that it is replaced; never before its first job."""
+        if not self._has_worked:
             return False
-        resident = resident_bytes()
-        if resident <= most:
+        resident, most = memory.resident_bytes(), self.context.memory_bytes_max
+        if resident <= REPLACED_AT * most:
             return False
         log.warning("worker_too_large", worker=self.name, resident_bytes=resident, bytes_max=most)
         return True
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes; 0 on systems without ``/proc`` (all but Linux)."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def run(settings: Settings, name: str) -> None:
-    """Run jobs until SIGTERM; the body of a worker process."""
+def run(settings: Settings, name: str, activity: Activity, supervisor: int) -> None:
+    """Run jobs until SIGTERM; the body of a worker process, whose supervisor has the process id `supervisor`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    context = contexts.start(settings, name)
+    _end_with(supervisor)
+    context = contexts.start(settings, name, activity)
+    memory.limit_process(context.memory_bytes_max)
     if not _wait_for_queue(context):
         return
     worker = LeaseWorker(context, name)
@@ -201,6 +204,14 @@ def run(settings: Settings, name: str) -> None:
     except RedisError as error:
         log.warning("worker_deregistration_failed", worker=name, reason=str(error))
     context.close()
+
+
+def _end_with(supervisor: int) -> None:
+    """Make Linux kill this process when its supervisor dies: without it, nothing renews the lease of a long call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)
 
 
 def _wait_for_queue(context: WorkerContext) -> bool:

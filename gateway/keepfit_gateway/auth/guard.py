@@ -1,15 +1,14 @@
 """Authentication, rate limit and request id of every request, before any handler.
 
 Owns the request id, the lookup of the API key, the rate limit of the key, and the file of keys, which is read again
-when it changes. Routes (:func:`require_scope`) and the fast path check the scopes of a key. Invariants: behind the
-guard every request has a caller; a request that did not pass the guard is anonymous, so routes refuse it; no text of a
-key is in a response or a log.
+when it changes. :mod:`keepfit_gateway.auth.cross_site` decides what web pages may do; routes (:func:`require_scope`)
+and the fast path check the scopes of a key. Invariants: behind the guard every request has a caller; a request that did
+not pass the guard is anonymous, so routes refuse it; no text of a key is in a response or a log.
 """
 
 import asyncio
-import ipaddress
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -23,8 +22,12 @@ from keepfit.errors import ForbiddenError, RateLimitError, SettingsError, Unauth
 from keepfit.observability import request_id
 from keepfit.security.api_keys import ANONYMOUS, UNRESTRICTED, Key, Keys
 from keepfit.settings import Settings
+from keepfit.settings_check import check_host, load_api_keys, read_api_keys_file, requires_keys
+from keepfit_gateway.auth.cross_site import CrossSitePolicy
 from keepfit_gateway.auth.rate_limit import TokenBucket
-from keepfit_gateway.web.problems import REQUEST_ID, to_problem
+from keepfit_gateway.web import fields
+from keepfit_gateway.web.offload import run_in_daemon_thread
+from keepfit_gateway.web.problems import REQUEST_ID, SEES_REASONS, to_problem
 from keepfit_gateway.web.small_response import SmallResponse
 
 log = structlog.get_logger(__name__)
@@ -34,36 +37,8 @@ Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 CALLER: web.RequestKey[Key] = web.RequestKey("caller", Key)
 X_REQUEST_ID = istr("X-Request-ID")
 RELOAD_S = 1.0
-FILE_BYTES_MAX = 1 << 20
-
-
-def check_address(settings: Settings) -> None:
-    """Refuse to listen on a network address without API keys.
-
-    Raises
-    ------
-    SettingsError
-        If no keys are configured, the address is not loopback, and KEEPFIT_OPEN is not set.
-    """
-    if requires_keys(settings) or settings.open or _is_loopback(settings.host):
-        return
-    raise SettingsError(
-        f"KEEPFIT_HOST is {settings.host!r}, which other machines can reach, and no API keys are set: set "
-        "KEEPFIT_API_KEYS or KEEPFIT_API_KEYS_FILE (`keepfit key new` prints a key), or KEEPFIT_OPEN=true if a proxy "
-        "authenticates requests."
-    )
-
-
-def requires_keys(settings: Settings) -> bool:
-    """Return whether requests need an API key."""
-    return bool(settings.api_keys.get_secret_value().strip() or settings.api_keys_file)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+# A file system that answers later than this is unavailable, as a network file system may be.
+READ_S_MAX = 5.0
 
 
 def require_scope(scope: str, handler: Handler) -> Handler:
@@ -86,9 +61,10 @@ class ApiKeyGuard:
     def __init__(self, settings: Settings, open_paths: frozenset[str]) -> None:
         self._settings = settings
         self._open_paths = open_paths
-        self._inline = settings.api_keys.get_secret_value()
+        self._cross_site = CrossSitePolicy(settings, keys=requires_keys(settings))
         self._file = Path(settings.api_keys_file) if settings.api_keys_file else None
         self._loaded = b""
+        self._reading: asyncio.Future[bytes] | None = None
         self._keys: Keys | None = None
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -100,10 +76,10 @@ class ApiKeyGuard:
         Raises
         ------
         SettingsError
-            If the keys cannot be read, or keys are required and there are none.
+            If the keys cannot be read, keys are required and there are none, or a setting about web pages is wrong.
         """
         guard = cls(settings, open_paths)
-        check_address(settings)
+        check_host(settings)
         if not requires_keys(settings):
             log.info("api_keys_disabled", host=settings.host)
             yield guard
@@ -134,24 +110,30 @@ class ApiKeyGuard:
             request[REQUEST_ID] = sent or request_id.mint()
             bucket: TokenBucket | None = None
             try:
-                caller = request[CALLER] = UNRESTRICTED if self._keys is None else self._caller(request)
+                self._cross_site.check(request)
+                caller = request[CALLER] = self._caller(request)
+                if caller.sees_reasons:
+                    request[SEES_REASONS] = True
                 if caller.rate_per_s:
                     bucket = self._bucket(caller)
                     _check_rate(bucket, caller)
                 answer: Any = await handler(request)
             except Exception as error:  # noqa: BLE001 - every error becomes a problem response
                 answer = to_problem(request, error)
-            return _with_headers(answer, request[REQUEST_ID], bucket)
+            cors = self._cross_site.cors_fields(request, answer) if self._cross_site.permits_pages else ()
+            return _with_headers(answer, request[REQUEST_ID], bucket, cors)
 
         return handle
 
     def _caller(self, request: BaseRequest) -> Key:
-        """Return the key of the request; ANONYMOUS if the path is open and no valid key was sent."""
-        header = request.headers.get(hdrs.AUTHORIZATION, "")
-        key = self._keys.find(header[7:].strip(" ")) if self._keys and header[:7].lower() == "bearer " else None
+        """Return the key of the request; ANONYMOUS if the path is open, or a preflight, and no valid key was sent."""
+        header = fields.single(request.headers, hdrs.AUTHORIZATION) or ""
+        if self._keys is None:
+            return UNRESTRICTED
+        key = self._keys.find(header[7:].strip(" ")) if header[:7].lower() == "bearer " else None
         if key is not None:
             return key
-        if request.path in self._open_paths:
+        if request.path in self._open_paths or self._cross_site.is_preflight(request):
             return ANONYMOUS
         if header:
             raise UnauthorizedError("This API key is unknown here; it may have been revoked.")
@@ -163,26 +145,33 @@ class ApiKeyGuard:
             bucket = self._buckets[key.name] = TokenBucket(key.rate_per_s, key.burst, time.monotonic())
         return bucket
 
-    def _load(self, content: bytes) -> None:
-        """Replace the keys with those of the settings and of the file's `content`."""
+    def _load(self, content: bytes) -> dict[str, Any]:
+        """Replace the keys with those of the settings and of the file's `content`; return what changed."""
         self._loaded = content
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            raise SettingsError("KEEPFIT_API_KEYS_FILE is not text.") from None
-        keys = Keys.from_text(f"{self._inline}\n{text}", self._settings.rate_per_s)
-        if not keys:
-            raise SettingsError("KEEPFIT_API_KEYS and KEEPFIT_API_KEYS_FILE hold no key; `keepfit key new` prints one.")
+        keys, before = load_api_keys(self._settings, content), self._keys or Keys([])
         self._keys = keys
         self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in keys.names()}
+        return keys.changes_since(before)
 
     async def _file_content(self) -> bytes:
+        """Return the content of the file of keys. A read that hangs is not started a second time.
+
+        Raises
+        ------
+        SettingsError
+            If the file cannot be read, or not within READ_S_MAX seconds.
+        """
         if self._file is None:
             return b""
-        try:
-            return await asyncio.to_thread(_read_file, self._file)
-        except OSError as error:
-            raise SettingsError(f"KEEPFIT_API_KEYS_FILE cannot be read: {error.strerror}.") from None
+        if self._reading is None:
+            self._reading = run_in_daemon_thread(read_api_keys_file, self._file)
+        await asyncio.wait({self._reading}, timeout=READ_S_MAX)
+        if not self._reading.done():
+            raise SettingsError(
+                f"KEEPFIT_API_KEYS_FILE: {str(self._file)!r} cannot be read: no answer within {READ_S_MAX:g} s."
+            )
+        reading, self._reading = self._reading, None
+        return reading.result()
 
     async def _reload_forever(self) -> None:
         """Read the file every second. It is small, and its content shows a change more reliably than its mtime."""
@@ -196,10 +185,8 @@ class ApiKeyGuard:
                 if last == self._loaded or last != before_last:
                     # Unchanged, or possibly half written: only content that two reads agree on is complete.
                     continue
-                before = self._keys.names() if self._keys else set()
-                self._load(last)
-                after = self._keys.names() if self._keys else set()
-                log.info("api_keys_changed", added=sorted(after - before), removed=sorted(before - after))
+                found = self._load(last)
+                log.info("api_keys_changed", added=found["added"], removed=found["removed"], changed=found["changed"])
                 logged_reason = ""
             except SettingsError as error:
                 # Keep the loaded keys: a typo in the file must not lock out every client.
@@ -208,25 +195,25 @@ class ApiKeyGuard:
                 logged_reason = str(error)
 
 
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(FILE_BYTES_MAX)
-
-
 def _check_rate(bucket: TokenBucket, caller: Key) -> None:
     if not bucket.take(time.monotonic()):
         raise RateLimitError(
-            f"The API key {caller.name!r} may make {caller.rate_per_s:g} requests a second, {caller.burst} at once.",
+            f"The API key {caller.name!r} may make {caller.rate_per_s:.15g} requests a second, {caller.burst} at once.",
             bucket.retry_after_s(),
         )
 
 
-def _with_headers(answer: Any, name: str, bucket: TokenBucket | None) -> Any:
-    """Add the request id and the rate limit of the caller to a response."""
+def _with_headers(answer: Any, name: str, bucket: TokenBucket | None, cors: Sequence[tuple[str, str]]) -> Any:
+    """Add the request id, the rate limit of the caller and the fields of CORS to a response."""
     if type(answer) is SmallResponse:
         answer.fields += f"X-Request-ID: {name}\r\n" + ("" if bucket is None else bucket.fields())
+        for field, value in cors:
+            answer.fields += f"{field}: {value}\r\n"
         return answer
     answer.headers[X_REQUEST_ID] = name
     for field, value in () if bucket is None else bucket.headers():
         answer.headers[field] = value
+    for field, value in cors:
+        # An answer may have a Vary already.
+        answer.headers.add(field, value)
     return answer

@@ -25,7 +25,7 @@ IDS_BYTES_MAX = 64 * 1024
 async def list_dead(request: web.Request) -> web.Response:
     """GET …/dead: list dead letters, oldest first."""
     service, page = request.app[SERVICE], page_parameters(request, dead_letters.ID)
-    model = await service.models.describe(path_hash(request))
+    model = await service.models.describe(await path_hash(request))
     entries, following = await service.dead_letters.page(model.hash, page.limit, page.after)
     size_bytes = sum(len(entry.payload) for entry in entries)
     return await run_in_thread_if_large(size_bytes, _page_response, model, entries, following)
@@ -50,7 +50,7 @@ def _page_response(model: Model, entries: list[DeadLetter], following: str | Non
 
 async def retry_dead(request: web.Request) -> web.Response:
     """POST …/dead/retry: move dead letters back to the inbox."""
-    service = request.app[SERVICE]
+    service, model_hash = request.app[SERVICE], await path_hash(request)
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.RetryDead)
 
     async def retry(model: Model) -> tuple[Model, RetryResult]:
@@ -59,7 +59,7 @@ async def retry_dead(request: web.Request) -> web.Response:
 
     if service.recorder is not None:
         await service.recorder.check()
-    model, retried = await service.models.run(path_hash(request), retry)
+    model, retried = await service.models.run(model_hash, retry)
     if retried.sequences:
         service.acceptor.notify(model.hash)
         service.cache.observe_version(model.hash, model.generation, retried.version)
@@ -89,7 +89,11 @@ async def _record(recorder: Recorder, retried: RetryResult) -> None:
 
 async def discard_dead(request: web.Request) -> web.Response:
     """POST …/dead/discard: delete dead letters."""
-    service, model_hash = request.app[SERVICE], path_hash(request)
+    service, model_hash = request.app[SERVICE], await path_hash(request)
     form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.DiscardDead)
-    count, version = await service.dead_letters.discard(model_hash, form.ids)
+
+    async def discard(model: Model) -> tuple[int, int]:
+        return await service.dead_letters.discard(model.hash, form.ids)
+
+    count, version = await service.models.run(model_hash, discard)
     return json_response(schemas.DiscardedAnswer(hash=model_hash, version=version, discarded=count))

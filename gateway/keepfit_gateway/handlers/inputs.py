@@ -8,20 +8,30 @@ import asyncio
 import re
 from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from keepfit.errors import MalformedError
-from keepfit.rows import arrow
+from keepfit.history.metadata_labels import filters_of
+from keepfit.rows.values import format_value
+from keepfit.security.api_keys import UNRESTRICTED
 from keepfit_gateway import schemas
+from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.service import SERVICE, SETTINGS
-from keepfit_gateway.web import bodies, rows_body
+from keepfit_gateway.web import bodies, fields, rows_body
+from keepfit_gateway.web.incoming import expects_continue
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
 from keepfit_gateway.web.rows_body import RowsBody
 
+HASH_DIGITS = 64
 HASH = re.compile(r"[0-9a-f]{64}")
+DIGITS = re.compile(r"[0-9a-f]+")
+HASH_FORM = f"The hash of a model is {HASH_DIGITS} hexadecimal digits in lower case"
+# An error names up to this many models whose hash begins with the digits that were sent, if those are enough digits.
+HINT_MODELS_MAX, HINT_DIGITS_MIN = 3, 4
 KEY = re.compile(r"[\x21-\x7e]{1,128}")
-WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
+# More digits than matter are ignored.
+WAIT = re.compile(r"wait\s*=\s*(\"?)0*(\d{1,9})\d*\1", re.IGNORECASE)
 WAIT_S_MAX = 60
 SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
 TIMEOUT_S_MAX = 600
@@ -50,30 +60,28 @@ async def read_rows(request: web.Request, form: type[Form], form_by_metadata: ty
     MalformedError, InvalidError
         If path, query or body are invalid.
     NotFoundError
-        If the body is large and the model does not exist.
+        If the body is large, or the client waits before sending it, and the model does not exist.
     UnavailableError
         If the bodies of other requests use all memory for bodies.
     web.HTTPException
         408 if the body does not arrive in time, 413 over the limits of size and width, 415 for another type or
         encoding.
     """
-    settings, media_type = request.app[SETTINGS], request.content_type
+    settings, media_type = request.app[SETTINGS], bodies.media_type_of(request)
     if "hash" not in request.match_info:
         if media_type in rows_body.TABLES:
             raise web.HTTPUnsupportedMediaType(
-                text=f"A table cannot hold metadata: send {media_type} to /v1/models/{{hash}}/…, or JSON here."
+                text=f"A table cannot hold metadata: send {media_type} to /v1/models/{{hash}}/…, or JSON here.",
+                headers={hdrs.ACCEPT: bodies.JSON},
             )
         body = await bodies.read(request, settings)
         return await run_in_thread_if_large(len(body), rows_body.parse, body, form_by_metadata)
-    model_hash, length = path_hash(request), request.content_length
-    if length is None or length > INLINE_BYTES_MAX:
-        # Look the model up first: do not read a large body for a model that does not exist.
+    model_hash, length = await path_hash(request), request.content_length
+    if length is None or length > INLINE_BYTES_MAX or expects_continue(request):
+        # Look the model up first: do not read a large body for a model that does not exist, nor ask for one.
         await request.app[SERVICE].models.find(model_hash)
     proba = form is schemas.Predict and proba_parameter(request)
-    if media_type == rows_body.ARROW and not arrow.AVAILABLE:
-        raise web.HTTPUnsupportedMediaType(
-            text="This gateway lacks pyarrow: install keepfit[frames] there, or send JSON or application/x-npy."
-        )
+    rows_body.check_media_type(media_type)
     body = await bodies.read(request, settings, (bodies.JSON, *rows_body.TABLES))
     if media_type == bodies.JSON:
         rows = await run_in_thread_if_large(len(body), rows_body.parse, body, form, model_hash)
@@ -83,12 +91,38 @@ async def read_rows(request: web.Request, form: type[Form], form_by_metadata: ty
     return rows
 
 
-def path_hash(request: web.Request) -> str:
-    """Return the hash of the model that the path names."""
-    model_hash: str = request.match_info["hash"]
-    if not HASH.fullmatch(model_hash):
-        raise MalformedError("The hash of a model is 64 hexadecimal digits in lower case.")
-    return model_hash
+async def path_hash(request: web.Request) -> str:
+    """Return the hash of the model that the path names; raises as :func:`check_hash`."""
+    return await check_hash(request, request.match_info["hash"])
+
+
+async def check_hash(request: web.Request, text: str) -> str:
+    """Return `text` if it has the form of a hash.
+
+    Raises
+    ------
+    MalformedError
+        If it has another form; the message names the models whose hash begins so, because listings show short hashes.
+    """
+    if HASH.fullmatch(text):
+        return text
+    digits = text.lower()
+    if not DIGITS.fullmatch(digits):
+        raise MalformedError(f"{HASH_FORM}; {format_value(text)} is something else.")
+    lookup, models = request.app[SERVICE].models, list[str]()
+    if len(digits) >= HINT_DIGITS_MIN:
+        models = await lookup.beginning_with(digits, HINT_MODELS_MAX + 1)
+    hint = ""
+    if len(models) == 1:
+        hint = f" It begins the hash of one model: {models[0]}."
+    elif models:
+        hint = f" It begins the hashes of several models: {', '.join(models[:HINT_MODELS_MAX])}{_more(models)}."
+    count = f"{len(digits)} digits" if len(digits) != HASH_DIGITS else "capital letters"
+    raise MalformedError(f"{HASH_FORM}; {format_value(text)} has {count}.{hint}")
+
+
+def _more(models: list[str]) -> str:
+    return ", ..." if len(models) > HINT_MODELS_MAX else ""
 
 
 def page_parameters(request: web.Request, after_pattern: re.Pattern[str], *, filters: bool = False) -> Page:
@@ -103,14 +137,17 @@ def page_parameters(request: web.Request, after_pattern: re.Pattern[str], *, fil
         raise MalformedError(f"limit must be an integer from 1 to {PAGE_MAX}.")
     if after and not after_pattern.fullmatch(after):
         raise MalformedError("after must be the value of next in the previous page.")
-    return Page(int(limit), after, others)
+    return Page(int(limit), after, filters_of(others))
 
 
 def timeout_parameter(request: web.Request) -> float | None:
     """Return the query parameter ``timeout``: seconds until the request expires; None without it."""
-    value = request.query.get("timeout") if request.query_string else None
-    if value is None:
+    values = request.query.getall("timeout", []) if request.query_string else []
+    if not values:
         return None
+    value, *others = values
+    if others:
+        raise MalformedError("timeout must occur once.")
     if not SECONDS.fullmatch(value) or not 0 < float(value) <= TIMEOUT_S_MAX:
         raise MalformedError(f"timeout must be a number of seconds above 0, at most {TIMEOUT_S_MAX}.")
     return float(value)
@@ -125,16 +162,23 @@ def proba_parameter(request: web.Request) -> bool:
 
 
 def idempotency_key(request: web.Request) -> str | None:
-    """Return the header field ``Idempotency-Key``; None without it."""
-    key = request.headers.get("Idempotency-Key")
+    """Return the header field ``Idempotency-Key``, then a space and the name of the caller's API key; None without it.
+
+    Two callers may choose the same key. Keys hold no space. A gateway without API keys has one caller, without a name.
+    """
+    key = fields.single(request.headers, "Idempotency-Key")
     if key is not None and not KEY.fullmatch(key):
         raise MalformedError("Idempotency-Key must be 1 to 128 visible ASCII characters.")
-    return key
+    caller = request[CALLER]
+    return key if key is None or caller is UNRESTRICTED else f"{key} {caller.name}"
 
 
-def preferred_wait_s(request: web.Request, default: int = 0) -> int:
-    """Return the seconds of ``Prefer: wait=N`` (RFC 7240), at most 60; `default` without it."""
-    if "Prefer" not in request.headers:
-        return default
-    preference = WAIT.search(",".join(request.headers.getall("Prefer")))
-    return min(int(preference[1]), WAIT_S_MAX) if preference else default
+def preferred_wait_s(request: web.Request) -> int | None:
+    """Return the seconds of ``Prefer: wait=N`` (RFC 7240), at most 60; None without it or if N is no number."""
+    # Some clients separate preferences by semicolons.
+    for preference in (part for item in fields.items(request.headers, "Prefer") for part in fields.parameters(item)):
+        if preference.partition("=")[0].strip().lower() == "wait":
+            # Of a preference that occurs more than once, the first counts.
+            found = WAIT.fullmatch(preference)
+            return None if found is None else min(int(found[2]), WAIT_S_MAX)
+    return None

@@ -37,7 +37,7 @@ async def accept_rows(service: Service, model: Model, rows: RowsBody, key: str |
         shaped = rows.shape(model.recipe, learning=True)
     else:
         shaped = await asyncio.to_thread(rows.shape, model.recipe, learning=True)
-    accepted = await service.acceptor.accept(model.hash, model.generation, shaped, key)
+    accepted = await service.acceptor.accept(model, shaped, key)
     service.cache.observe_version(model.hash, model.generation, accepted.version)
     return AcceptedAnswer(
         hash=model.hash,
@@ -51,8 +51,9 @@ async def accept_rows(service: Service, model: Model, rows: RowsBody, key: str |
 async def partial_fit(request: web.Request) -> web.Response:
     """POST …/partial_fit: accept rows, and wait until they are learned if the client prefers that."""
     service = request.app[SERVICE]
+    key, wait_s = idempotency_key(request), preferred_wait_s(request) or 0
     rows = await read_rows(request, schemas.PartialFit, schemas.PartialFitByMetadata)
-    model_hash, key, wait_s = rows.model_hash, idempotency_key(request), preferred_wait_s(request)
+    model_hash = rows.model_hash
 
     # Watch the model before the rows are accepted, or their commit may be missed.
     with service.commit_feed.watch(model_hash) if wait_s else nullcontext() as watch:

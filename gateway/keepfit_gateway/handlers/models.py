@@ -10,14 +10,17 @@ from typing import Any
 from aiohttp import web
 
 from keepfit import identity
+from keepfit.recipe.recipe import left_out
+from keepfit.security.api_keys import ADMIN
 from keepfit.store import listing
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
 from keepfit_gateway import recipe_checker, schemas
+from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.inputs import HASH, idempotency_key, page_parameters, path_hash, preferred_wait_s
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.bodies import read_json
-from keepfit_gateway.web.responses import json_response
+from keepfit_gateway.web.responses import encode_items, json_response
 
 # Ten thousand labels of about a hundred characters; a document in MongoDB has at most 16 MiB.
 RECIPE_BYTES_MAX = 8 * 2**20
@@ -33,7 +36,8 @@ async def create_model(request: web.Request) -> web.Response:
     document = await read_json(request, service.settings, RECIPE_BYTES_MAX)
     form = schemas.convert(document, schemas.CreateModel)
     metadata = identity.check_metadata(form.metadata)
-    model, created = await service.models.create(metadata, await recipe_checker.check(form.recipe, service.uploads))
+    recipe = await recipe_checker.check(form.recipe, service.uploads)
+    model, created = await service.models.create(metadata, recipe, left_out(form.recipe))
     headers = {"Location": f"/v1/models/{model.hash}"}
     return json_response(listing.describe(model), 201 if created else 200, headers=headers)
 
@@ -42,26 +46,28 @@ async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models: list models, filtered by their metadata."""
     limit, after, filters = page_parameters(request, HASH, filters=True)
     models, following = await request.app[SERVICE].models.page(filters, limit, after)
-    return json_response({"models": models, "next": following})
+    return json_response({"models": await encode_items(models), "next": following})
 
 
 async def get_model(request: web.Request) -> web.Response:
-    """GET /v1/models/{hash}: describe a model."""
-    return json_response(listing.describe(await request.app[SERVICE].models.describe(path_hash(request))))
+    """GET /v1/models/{hash}: describe a model. The bytes of an uploaded object are for the scope `admin` alone."""
+    model = await request.app[SERVICE].models.describe(await path_hash(request))
+    return json_response(listing.describe(model, with_object=ADMIN in request[CALLER].scopes))
 
 
 async def delete_model(request: web.Request) -> web.Response:
     """DELETE /v1/models/{hash}: delete a model."""
-    await request.app[SERVICE].models.delete(path_hash(request))
+    await request.app[SERVICE].models.delete(await path_hash(request))
     return web.Response(status=204)
 
 
 async def patch_model(request: web.Request) -> web.Response:
     """PATCH /v1/models/{hash}: change parameters of the estimator, and wait until the change is committed."""
-    service, model_hash = request.app[SERVICE], path_hash(request)
+    service, model_hash = request.app[SERVICE], await path_hash(request)
+    key, preferred_s = idempotency_key(request), preferred_wait_s(request)
+    wait_s = CHANGE_WAIT_S if preferred_s is None else preferred_s
     document = await read_json(request, service.settings, PARAMS_BYTES_MAX)
     params = schemas.convert(document, schemas.PatchModel).params
-    key, wait_s = idempotency_key(request), preferred_wait_s(request, default=CHANGE_WAIT_S)
 
     async def accept(_: Model) -> tuple[int, Accepted]:
         # Read the current state: which parameters are valid together depends on earlier changes.
@@ -85,5 +91,5 @@ async def patch_model(request: web.Request) -> web.Response:
         )
         return json_response(pending, 202)
     description: dict[str, Any] = listing.describe(await service.models.describe(model_hash))
-    headers = {"Preference-Applied": f"wait={wait_s}"} if "Prefer" in request.headers else None
+    headers = {"Preference-Applied": f"wait={wait_s}"} if preferred_s else None
     return json_response(description, headers=headers)

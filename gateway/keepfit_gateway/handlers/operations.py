@@ -4,15 +4,19 @@ Owns the translation between HTTP and :mod:`keepfit_gateway.health` and :mod:`ke
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from keepfit_gateway import health, metrics, schemas
 from keepfit_gateway.service import SERVICE
+from keepfit_gateway.web.problems import SEES_REASONS
 from keepfit_gateway.web.responses import json_response
 
+# What callers without an admin key read instead of a reason, which may name addresses, paths and hashes.
+FAILS = "fails"
 DOCUMENT = web.AppKey("openapi", dict[str, Any])
 
 
@@ -24,14 +28,20 @@ async def livez(request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether this gateway can learn and predict; other failures are reported with a 200."""
     dependencies = await health.probe(request.app[SERVICE])
+    with_reason = request.get(SEES_REASONS, False)
+
+    def state(found: str) -> str:
+        return found if found == health.OK or with_reason else FAILS
+
     answer = schemas.Ready(
         status=dependencies.status,
-        redis=dependencies.store,
-        queue=dependencies.queue,
-        mongo=dependencies.mongo,
-        snapshots=dependencies.snapshots,
-        workers=dependencies.workers,
-        row_log=msgspec.UNSET if dependencies.row_log is None else dependencies.row_log,
+        redis=state(dependencies.store),
+        queue=state(dependencies.queue),
+        mongo=state(dependencies.mongo),
+        snapshots=state(dependencies.snapshots),
+        workers=dependencies.workers.alive,
+        row_log=msgspec.UNSET if dependencies.row_log is None else state(dependencies.row_log),
+        detail=dependencies.detail or msgspec.UNSET,
     )
     return json_response(answer, 503 if dependencies.status == "unavailable" else 200)
 
@@ -41,6 +51,16 @@ async def show_metrics(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     text = await asyncio.to_thread(metrics.exposition, service, await health.probe(service))
     return web.Response(body=text, headers={"Content-Type": metrics.MEDIA_TYPE})
+
+
+def options(methods: Iterable[str]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Return the handler of OPTIONS of a path that supports these `methods`."""
+    allowed = ", ".join(sorted(methods))
+
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(status=204, headers={hdrs.ALLOW: allowed})
+
+    return handle
 
 
 async def openapi(request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from keepfit.jobs import messages
 from keepfit.jobs.messages import Operation, WorkerReply
 from keepfit.rows.rows import Rows
 from keepfit.store.models import Model
@@ -17,11 +18,11 @@ from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import read_rows, timeout_parameter
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import Raw, key_of
-from keepfit_gateway.prediction.http_caching import CacheControl, Headers
-from keepfit_gateway.schemas import PredictAnswer
+from keepfit_gateway.prediction.http_caching import CacheControl
 from keepfit_gateway.service import SERVICE, Service
+from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
-from keepfit_gateway.web.responses import encode_json, json_response
+from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
 
 
@@ -50,6 +51,8 @@ async def predict_rows(
     ------
     InvalidError
         If the rows do not fit the recipe.
+    TooLargeError
+        If the answer would have too many values.
     NotFoundError, StaleModelError
         If the model was deleted or has another generation by now.
     QueueFullError, DeadlineError, UnavailableError, ConflictError
@@ -72,7 +75,7 @@ async def predict_rows(
             return CachedReply(cached.etag, cached.body, cache.age_s(cached))
     with cache.watch(model.hash) as watched:
         reply = await service.worker_client.ask(model.hash, operation, model.generation, shaped, timeout_s)
-        body = _encode(model.hash, operation, reply)
+        body = _answer(model.hash, operation, reply)
         etag = http_caching.etag_of(key, reply.generation, reply.version)
         if control.store:
             cached = cache.store(watched, (reply.generation, reply.version), key, body, etag)
@@ -83,20 +86,25 @@ async def predict_rows(
 
 def _shape_and_key(model: Model, rows: RowsBody, operation: Operation) -> tuple[Rows, bytes]:
     shaped = rows.shape(model.recipe, learning=False)
+    # What the recipe tells; the worker counts again with what was learned since.
+    classes = (model.recipe.classes or []) if operation == "proba" else []
+    labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
+    messages.check_answer_size(shaped.n, 1 + labels)
     return shaped, key_of(model.hash, operation, shaped)
 
 
-def _encode(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:
-    version, rows_seen, result = reply.version, reply.rows_seen, reply.result
-    if operation == "proba":
-        return encode_json(PredictAnswer(hash=model_hash, version=version, rows_seen=rows_seen, **result))
-    return encode_json(PredictAnswer(hash=model_hash, version=version, rows_seen=rows_seen, predictions=result))
+def _answer(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:
+    """Return a :class:`~keepfit_gateway.schemas.PredictAnswer` as JSON, around the JSON that the worker sent."""
+    head = b'{"hash":"%b","version":%d,"rows_seen":%d,' % (model_hash.encode(), reply.version, reply.rows_seen)
+    result: bytes = reply.result
+    # Of `proba` it is an object with the other fields.
+    return head + result[1:] if operation == "proba" else b'%b"predictions":%b}' % (head, result)
 
 
 async def predict(request: web.Request) -> web.Response:
     """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
-    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata)
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
+    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata)
     control = http_caching.cache_control(headers)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, *await service.models.run(rows.model_hash, run))
@@ -104,8 +112,8 @@ async def predict(request: web.Request) -> web.Response:
 
 async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
-    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata)
     service, timeout_s = request.app[SERVICE], timeout_parameter(request)
+    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata)
 
     async def ask(model: Model) -> WorkerReply:
         shaped = await run_in_thread_if_large(rows.size, rows.shape, model.recipe, learning=True)

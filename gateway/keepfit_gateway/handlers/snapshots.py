@@ -9,8 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
+from keepfit import times
 from keepfit.errors import NotFoundError
-from keepfit.history import Document, times
+from keepfit.history import Document
 from keepfit.jobs.messages import RestoreOptions
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import page_parameters, path_hash
@@ -26,7 +27,7 @@ POSITION = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 async def make_snapshot(request: web.Request) -> web.Response:
     """POST …/snapshot: save the current bundle of the model."""
-    service, model_hash = request.app[SERVICE], path_hash(request)
+    service, model_hash = request.app[SERVICE], await path_hash(request)
     # Restores a model that exists only in a snapshot.
     await service.models.describe(model_hash)
     reply = await service.worker_client.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
@@ -36,7 +37,7 @@ async def make_snapshot(request: web.Request) -> web.Response:
 
 async def list_snapshots(request: web.Request) -> web.Response:
     """GET …/snapshots: list a model's snapshots, newest first."""
-    service, model_hash, page = request.app[SERVICE], path_hash(request), page_parameters(request, POSITION)
+    service, model_hash, page = request.app[SERVICE], await path_hash(request), page_parameters(request, POSITION)
     position = POSITION.fullmatch(page.after)
     entry = await service.history.find(model_hash)
     if entry is None:
@@ -49,15 +50,16 @@ async def list_snapshots(request: web.Request) -> web.Response:
     newest = await service.history.newest(model_hash, entry.born) if live is None else None
     version = live.version if live is not None else newest["version"] if newest is not None else 0
     following = f"{shown[-1].generation}-{shown[-1].version}" if len(snapshots) > len(shown) else None
-    return json_response(schemas.SnapshotList(hash=model_hash, version=version, snapshots=shown, next=following))
+    answer = schemas.SnapshotList(hash=model_hash, version=version, snapshots=shown, next=following)
+    return json_response(answer)
 
 
 async def restore_model(request: web.Request) -> web.Response:
     """POST …/restore: restore an older snapshot, or a model that Redis lost."""
-    service, model_hash = request.app[SERVICE], path_hash(request)
+    service, model_hash = request.app[SERVICE], await path_hash(request)
     document = await read_json(request, service.settings, FORM_BYTES_MAX) if request.body_exists else {}
     form = schemas.convert(document, schemas.RestoreModel)
-    options = RestoreOptions(None if form.at is None else times.parse_time(form.at, words=False), form.version)
+    options = RestoreOptions(None if form.at is None else times.parse_past_time(form.at, words=False), form.version)
     if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; create it with POST /v1/models.")
     reply = await service.worker_client.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, restore=options)

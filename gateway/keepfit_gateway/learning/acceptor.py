@@ -16,15 +16,16 @@ import structlog
 
 from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
-from keepfit.errors import KeepfitError, UnavailableError
+from keepfit.errors import KeepfitError, UnavailableError, without_frames
 from keepfit.jobs import run_queue
 from keepfit.observability import failpoints
 from keepfit.observability.outage import Outage
 from keepfit.rowlog.row_log import Call
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
-from keepfit.store import inbox
+from keepfit.store import inbox, staging
 from keepfit.store.inbox import Accepted, LearnRequest
+from keepfit.store.models import Model
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.recorder import Recorder
 
@@ -43,7 +44,8 @@ def _resolve(pending: _Pending, outcome: inbox.Outcome) -> None:
     if isinstance(outcome, Accepted):
         pending.future.set_result(outcome)
     else:
-        pending.future.set_exception(outcome)
+        # Other requests of the batch may get the same error.
+        pending.future.set_exception(without_frames(outcome))
 
 
 def _resolve_recorded(accepted: list[tuple[_Pending, inbox.Outcome]], error: KeepfitError | None) -> None:
@@ -74,8 +76,8 @@ class Acceptor:
         self._lease = run_queue.new_lease()
         self._outage = Outage("queue", "workers are notified late of pending requests")
 
-    async def accept(self, model_hash: str, generation: int, rows: Rows, key: str | None) -> Accepted:
-        """Accept rows, shaped for the model at `generation`, durably; `key` is the client's Idempotency-Key.
+    async def accept(self, model: Model, rows: Rows, key: str | None) -> Accepted:
+        """Accept rows, shaped for `model`, durably; `key` is the client's Idempotency-Key.
 
         Raises
         ------
@@ -87,16 +89,38 @@ class Acceptor:
             If too many requests are pending.
         InvalidError
             If the rows have another width than the model's.
+        TooLargeError
+            If the rows, as float64 numbers and text, have more bytes than a body may have.
         UnavailableError
             If Redis or the row log is unavailable.
         """
-        # Large rows are staged first, so that the requests of the batch do not wait for them.
-        request = inbox.make_small_request(model_hash, generation, rows, key)
+        width = inbox.width_of(model.recipe, rows)
+        request = inbox.make_small_request(model.hash, model.generation, rows, key, width=width)
         if request is None:
-            logged = self._recorder is not None
-            request = await inbox.make_request(self._store, model_hash, generation, rows, key, logged=logged)
-        del rows
+            return await self._accept_large(model, rows, key, width)
         return await self._put(request)
+
+    async def _accept_large(self, model: Model, rows: Rows, key: str | None, width: int) -> Accepted:
+        """Accept rows that are staged first, so that the requests of the batch do not wait for them."""
+        logged, target = self._recorder is not None, (model.hash, model.generation)
+        digest = "" if key is None else await asyncio.to_thread(staging.digest_of, rows)
+        earlier = await inbox.ask(self._store, self._settings, *target, rows, key, width=width, digest=digest)
+        # The row log may lack an earlier call.
+        if earlier is not None and not logged:
+            return earlier
+        bytes_max = self._settings.body_bytes_max
+        request = await inbox.make_request(
+            self._store, *target, rows, key, width=width, logged=logged, bytes_max=bytes_max, digest=digest
+        )
+        del rows
+        accepted = False
+        try:
+            answer = await self._put(request)
+            accepted = key is None
+        finally:
+            if not accepted:
+                await staging.unstage(self._store, request.large_key)
+        return answer
 
     async def accept_change(
         self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None

@@ -19,6 +19,7 @@ import redis.asyncio
 import structlog
 
 from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.backoff import Backoff
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.observability.outage import Outage
 from keepfit.store.dead_letters import DeadLetters
@@ -26,7 +27,7 @@ from keepfit.store.models import Store
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_PAUSE_S = 0.2
+RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 2.0
 # A subscription is closed if a ping has no reply for this long; a Redis under full load may be slow.
 PING_TIMEOUT_S = 10.0
 # Pings within the staleness bound: if one is late, the next is still in time.
@@ -120,6 +121,9 @@ class CommitFeed:
         self._staleness_s = staleness_s
         self._watches: dict[str, Watch] = defaultdict(Watch)
         self._closed = False
+        # Requests put aside as dead letters, of all models, that were announced.
+        self.put_aside = 0
+        self._backoff = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX)
         self._outage = Outage("store", "commits are not received, and predictions not cached")
 
     @contextmanager
@@ -163,7 +167,7 @@ class CommitFeed:
             except Exception:
                 # A gateway that runs and receives no commits is worse than a dead one, so it subscribes again.
                 log.exception("commits_unreadable")
-            await asyncio.sleep(RECONNECT_PAUSE_S)
+            await asyncio.sleep(self._backoff.next_s())
 
     async def _subscribe(self) -> None:
         pool = self._client.connection_pool
@@ -195,6 +199,7 @@ class CommitFeed:
                     self._receive(data)
                 case b"PONG" | [b"pong", _]:
                     answered = True
+                    self._backoff.reset()
                     self._outage.end()
                     self._observer.valid_until(pinged_s + self._staleness_s)
                     if not caught_up:
@@ -209,15 +214,15 @@ class CommitFeed:
         Models that ever put a request aside are left out: for them the counters alone do not prove that one particular
         request was learned.
         """
+        if not hashes:
+            return
         models = await self._store.describe_many(hashes)
-        # A stream that ever had an entry still exists, if only empty.
-        ever_put_aside = (
-            await redis_scripts.run_async(self._client, *(("EXISTS", redis_keys.dead(h)) for h in hashes))
-            if hashes
-            else []
-        )
-        for model, ever in zip(models, ever_put_aside, strict=True):
-            if model is not None and not ever and model.hash in self._watches:
+        # A stream that ever had an entry still exists, if only empty; after the model was idle its state counts those.
+        streams = (("EXISTS", redis_keys.dead(h)) for h in hashes)
+        counts = (("HEXISTS", redis_keys.state(h), "removed") for h in hashes)
+        found = await redis_scripts.run_async(self._client, *streams, *counts)
+        for model, *ever in zip(models, found[: len(hashes)], found[len(hashes) :], strict=True):
+            if model is not None and not any(ever) and model.hash in self._watches:
                 commit = Commit(model.generation, model.version, model.learned, model.rows_seen)
                 self._observer.observe_version(model.hash, *commit.order)
                 self._watches[model.hash].observe(commit)
@@ -243,6 +248,7 @@ class CommitFeed:
         model_hash, generation, version, learned, rows_seen, put_aside, reason = data.decode().split(" ", 6)
         commit = Commit(int(generation), int(version), int(learned), int(rows_seen), reason if put_aside == "1" else "")
         self._observer.observe_version(model_hash, *commit.order)
+        self.put_aside += put_aside == "1"
         if commit.version < 0:
             self._on_deleted(model_hash)
         watch = self._watches.get(model_hash)

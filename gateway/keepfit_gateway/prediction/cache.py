@@ -119,6 +119,8 @@ class Cache:
         self._subscription = Subscription(live=False)
         self._fresh_until_s = -math.inf
         self.hits = self.misses = self.dropped = self.bytes = 0
+        # Models of the hits since :meth:`take_used`.
+        self._used: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -176,6 +178,7 @@ class Cache:
             self.misses += 1
             return None
         self.hits += 1
+        self._used.add(answer.watched.model_hash)
         self._answers.move_to_end(key)
         return answer
 
@@ -185,8 +188,14 @@ class Cache:
         if answer is None or self._clock() - answer.made_at_s > age_s_max:
             return None
         self.hits += 1
+        self._used.add(answer.watched.model_hash)
         self._answers.move_to_end(answer.key)
         return answer
+
+    def take_used(self) -> set[str]:
+        """Return the models of which answers were found since the last call."""
+        used, self._used = self._used, set()
+        return used
 
     def age_s(self, answer: CachedAnswer) -> float:
         """Return the seconds since an answer arrived."""

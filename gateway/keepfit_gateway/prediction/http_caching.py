@@ -10,13 +10,11 @@ import re
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from keepfit.store.models import Model
 from keepfit_gateway.prediction.cache import Cache
-from keepfit_gateway.web.responses import compress
-
-Headers = CIMultiDictProxy[str]
+from keepfit_gateway.web.fields import Headers
 
 MAX_AGE = re.compile(r"max-age=\"?(\d{1,9})\"?")
 ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -40,7 +38,7 @@ DEFAULT = CacheControl()
 def cache_control(headers: Headers) -> CacheControl:
     """Parse the Cache-Control of a request.
 
-    >>> cache_control(CIMultiDictProxy(CIMultiDict({"Cache-Control": "max-age=5"})))
+    >>> cache_control(CIMultiDict({"Cache-Control": "max-age=5"}))
     CacheControl(use_cached=True, store=True, age_s_max=5.0)
     """
     if hdrs.CACHE_CONTROL not in headers:
@@ -75,9 +73,7 @@ def respond(headers: Headers, etag: str, body: bytes, age_s: float | None = None
     if age_s is not None:
         fields[hdrs.AGE] = str(int(age_s))
     if not matches(headers, etag):
-        response = web.Response(body=body, headers=fields)
-        compress(headers, response)
-        return response
+        return web.Response(body=body, headers=fields)
     del fields[hdrs.CONTENT_TYPE]
     return web.Response(status=304, headers=fields)
 

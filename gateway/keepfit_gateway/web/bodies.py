@@ -1,37 +1,40 @@
 """Request bodies: media type, limits of size, time and memory, decompression.
 
-Owns those limits. Never parses a body, except in :func:`read_json`. Never trusts the length that a client announces,
-unless it is over the limit. Never holds a body twice, nor more than a few megabytes of a body whose final size is
-unknown. Invariant: a body is returned only if it arrived whole: a truncated or corrupt gzip stream is rejected even
-if the bytes inflated so far would parse. Data comes from aiohttp's stream and goes to the parser.
+Owns those limits, and that of the memory of large answers. Never parses a body, except in :func:`read_json`. Never
+trusts the length that a client announces, unless it is over the limit. Never holds a body twice, nor more than a few
+megabytes of a body whose final size is unknown. Invariants: a body is returned only if it arrived whole: a truncated or
+corrupt gzip or zstd stream is rejected even if the bytes inflated so far would parse; what the head of a request
+decides is decided before the gateway waits for the body. Data comes from aiohttp's stream and goes to the parser.
 """
 
 import asyncio
-import zlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
 from aiohttp import hdrs, web
+from aiohttp.web_request import BaseRequest
 
 from keepfit.errors import MalformedError, UnavailableError
 from keepfit.identity import parse_json
 from keepfit.settings import Settings
+from keepfit_gateway.web import codings
+from keepfit_gateway.web.codings import STEP_BYTES, Inflater
+from keepfit_gateway.web.incoming import send_continue
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
 
 JSON = "application/json"
 INCOMPLETE = "The body is incomplete, or its chunked framing violates RFC 9112."
-STEP_BYTES = 1 << 20
 # A body of unknown size is buffered: this much in memory, the rest on disk.
 BUFFERED_BYTES_MAX = 8 << 20
 
 
 class BodyMemoryLimit:
-    """Limit for the bytes of request bodies that all requests of one gateway hold together.
+    """Limit for the bytes of request bodies and answers that all requests of one gateway hold together.
 
     A body counts when it exceeds 64 KiB, by the bytes that arrived, not by its announced length, until its request is
-    answered.
+    answered. An answer counts when it exceeds 64 KiB, until it is written: as long as its client takes to read it.
     """
 
     __slots__ = ("_bytes_max", "_reserved")
@@ -40,7 +43,7 @@ class BodyMemoryLimit:
         self._bytes_max = bytes_max
         self._reserved = 0
 
-    def reserve(self, request: web.Request, size: int) -> None:
+    def reserve(self, request: BaseRequest, size: int) -> None:
         """Count `size` more bytes for a request; a request that is the only one may reserve any number.
 
         Raises
@@ -50,27 +53,32 @@ class BodyMemoryLimit:
         """
         own = request.get(RESERVED_BYTES, 0)
         if own < self._reserved and self._reserved + size > self._bytes_max:
-            raise UnavailableError("The bodies of other requests use all the memory for bodies; send this again.")
+            raise UnavailableError(
+                "The bodies of other requests and answers use all the memory for bodies; send this again."
+            )
         self._reserved += size
         request[RESERVED_BYTES] = own + size
 
-    def release(self, request: web.Request) -> None:
+    def hold_answer(self, request: BaseRequest, response: web.StreamResponse) -> None:
+        """Count a large answer instead of the body of its request, until :meth:`release` is called.
+
+        Raises
+        ------
+        UnavailableError
+            If the sum for all requests would exceed the limit; the caller drops the answer.
+        """
+        self.release(request)
+        body = response.body if isinstance(response, web.Response) else None
+        if isinstance(body, bytes) and len(body) > INLINE_BYTES_MAX:
+            self.reserve(request, len(body))
+
+    def release(self, request: BaseRequest) -> None:
         """Release what a request reserved; repeated calls change nothing."""
         self._reserved -= request.pop(RESERVED_BYTES, 0)
 
 
 BODY_MEMORY = web.AppKey("body_memory", BodyMemoryLimit)
 RESERVED_BYTES = web.RequestKey("reserved_body_bytes", int)
-
-
-@web.middleware
-async def release_body_memory(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Release the memory that a request's body reserved, once the request is answered."""
-    try:
-        response: web.StreamResponse = await handler(request)
-        return response
-    finally:
-        request.app[BODY_MEMORY].release(request)
 
 
 async def read_json(request: web.Request, settings: Settings, bytes_max: int) -> Any:
@@ -89,7 +97,7 @@ async def read(
     Raises
     ------
     MalformedError
-        If the body is incomplete or its gzip stream is corrupt.
+        If the body is incomplete or its gzip or zstd stream is corrupt.
     UnavailableError
         If the bodies of other requests use all memory for bodies, or the disk buffer fails.
     web.HTTPException
@@ -97,10 +105,11 @@ async def read(
     """
     _check_media_type(request, media_types)
     bytes_max = min(bytes_max or settings.body_bytes_max, settings.body_bytes_max)
+    inflater = codings.inflater_of(request.headers)
     # A body whose announced length is over the limit need not be read.
     _check_size(request.content_length or 0, bytes_max)
     content = request.content
-    if content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
+    if content.is_eof() and inflater is None:
         # Most small bodies arrive together with their head: there is nothing to wait for.
         try:
             body = content.read_nowait()
@@ -108,32 +117,45 @@ async def read(
             raise MalformedError(INCOMPLETE) from None
         _check_size(len(body), bytes_max)
         return body
+    send_continue(request)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            return await _read_stream(request, _Body(request, bytes_max))
+            return await _read_stream(request, inflater, _Body(request, bytes_max))
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
+
+
+def media_type_of(request: web.Request) -> str:
+    """Return the media type of a body; "" without one, where aiohttp assumes application/octet-stream."""
+    return request.content_type if "/" in request.headers.get(hdrs.CONTENT_TYPE, "") else ""
 
 
 def _check_media_type(request: web.Request, media_types: Collection[str]) -> None:
     if request.headers.get(hdrs.CONTENT_TYPE) == JSON:
         return
-    if request.content_type not in media_types:
-        raise web.HTTPUnsupportedMediaType(text=f"Send the body as Content-Type: {' or '.join(media_types)}.")
+    if media_type_of(request) not in media_types:
+        raise web.HTTPUnsupportedMediaType(
+            text=f"Send the body as Content-Type: {' or '.join(media_types)}.",
+            headers={hdrs.ACCEPT: ", ".join(media_types)},
+        )
     if request.content_type == JSON and (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise web.HTTPUnsupportedMediaType(text=f"JSON must be UTF-8, not {request.charset}.")
+        raise web.HTTPUnsupportedMediaType(
+            text=f"JSON must be UTF-8, not {request.charset}: encode it as UTF-8 and leave the charset out.",
+            headers={hdrs.ACCEPT: ", ".join(media_types)},
+        )
 
 
 class _Body:
     """The bytes of a body that arrived so far, checked against the limits of size and memory."""
 
-    __slots__ = ("_request", "bytes_max", "data", "size")
+    __slots__ = ("_held", "_request", "bytes_max", "data", "size")
 
     def __init__(self, request: web.Request, bytes_max: int) -> None:
         self._request = request
         self.bytes_max = bytes_max
         self.data = bytearray()
         self.size = 0
+        self._held = 0
 
     def append(self, part: bytes) -> None:
         """Add bytes."""
@@ -147,6 +169,12 @@ class _Body:
         self._reserve(size)
         return bytearray(size)
 
+    def hold(self, size_max: int) -> None:
+        """Reserve what an inflater of at most `size_max` bytes of memory uses by now: no more than it returned."""
+        used = min(self.size, size_max)
+        self._reserve(used - self._held)
+        self._held = used
+
     def count(self, size: int) -> None:
         """Count bytes without storing them."""
         self.size += size
@@ -158,21 +186,18 @@ class _Body:
             self._request.app[BODY_MEMORY].reserve(self._request, size)
 
 
-async def _read_stream(request: web.Request, body: _Body) -> bytearray:
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    if encoding not in ("gzip", "identity"):
-        raise web.HTTPUnsupportedMediaType(text=f"Content-Encoding {encoding!r} is not supported; use gzip or none.")
-    if encoding == "identity" and request.content_length is not None:
+async def _read_stream(request: web.Request, inflater_type: type[Inflater] | None, body: _Body) -> bytearray:
+    if inflater_type is None and request.content_length is not None:
         async for chunk in _chunks(request):
             body.append(chunk)
         return body.data
     async with _buffer() as buffer:
         try:
-            data, end = body.allocate(await _fill_and_measure(request, encoding, body.bytes_max, buffer)), 0
+            data, end = body.allocate(await _fill_and_measure(request, inflater_type, body.bytes_max, buffer)), 0
             await run_in_thread_if_large(buffer.tell(), buffer.seek, 0)
-            inflater = zlib.decompressobj(wbits=31)
+            inflater = None if inflater_type is None else inflater_type()
             while chunk := await run_in_thread_if_large(len(data), buffer.read, STEP_BYTES):
-                async for part in _inflate(inflater, chunk, end) if encoding == "gzip" else _single(chunk):
+                async for part in _single(chunk) if inflater is None else _inflate(inflater, chunk, end):
                     data[end : end + len(part)] = part
                     end += len(part)
         except OSError as error:
@@ -196,23 +221,22 @@ async def _buffer() -> AsyncIterator[IO[bytes]]:
         await run_in_thread_if_large(buffer.tell(), buffer.close)
 
 
-async def _fill_and_measure(request: web.Request, encoding: str, bytes_max: int, buffer: IO[bytes]) -> int:
+async def _fill_and_measure(
+    request: web.Request, inflater_type: type[Inflater] | None, bytes_max: int, buffer: IO[bytes]
+) -> int:
     """Write a body into `buffer` as it arrives; return its inflated size, once it is whole and within the limit."""
     received, inflated = _Body(request, bytes_max), _Body(request, bytes_max)
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        async for chunk in _chunks(request):
-            received.count(len(chunk))
-            await run_in_thread_if_large(received.size, buffer.write, chunk)
-            if encoding == "gzip":
-                async for part in _inflate(inflater, chunk, inflated.size):
-                    inflated.count(len(part))
-    except zlib.error as error:
-        raise MalformedError(f"The gzip stream is corrupt: {error}.") from None
-    if encoding != "gzip":
+    inflater = None if inflater_type is None else inflater_type()
+    async for chunk in _chunks(request):
+        received.count(len(chunk))
+        await run_in_thread_if_large(received.size, buffer.write, chunk)
+        if inflater is not None:
+            async for part in _inflate(inflater, chunk, inflated.size):
+                inflated.count(len(part))
+                inflated.hold(inflater.memory_bytes_max)
+    if inflater is None:
         return received.size
-    if not inflater.eof:
-        raise MalformedError("The gzip stream is truncated.")
+    inflater.finish()
     return inflated.size
 
 
@@ -224,16 +248,14 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         raise MalformedError(INCOMPLETE) from None
 
 
-async def _inflate(inflater: "zlib._Decompress", chunk: bytes, size_before: int) -> AsyncIterator[bytes]:
+async def _inflate(inflater: Inflater, chunk: bytes, size_before: int) -> AsyncIterator[bytes]:
     """Inflate a chunk in steps, in a thread unless the body is small; `size_before` is what was inflated before."""
-    rest, size = chunk, size_before
-    while rest and not inflater.eof:
-        part = await run_in_thread_if_large(size + len(rest), inflater.decompress, rest, STEP_BYTES)
-        rest = inflater.unconsumed_tail
+    size = size_before
+    inflater.feed(chunk)
+    while inflater.pending:
+        part = await run_in_thread_if_large(size + len(chunk), inflater.step)
         size += len(part)
         yield part
-    if inflater.eof and (inflater.unused_data or rest):
-        raise MalformedError("Bytes follow the end of the gzip stream.")
 
 
 def _check_size(size: int, bytes_max: int) -> None:

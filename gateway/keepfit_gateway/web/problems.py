@@ -1,7 +1,8 @@
 """Error responses: an RFC 9457 problem document for every error.
 
 Owns the only table from the error tree to status codes. Invariants: every class of :mod:`keepfit.errors` is in the
-table (a test walks the tree); no response holds a traceback, a path or a secret; those are in the log only.
+table (a test walks the tree); no response holds a traceback or a secret; those are in the log only. Addresses and paths
+of the service are in the log, and in responses to callers that may see them (`SEES_REASONS`).
 """
 
 import http
@@ -11,8 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.web_request import BaseRequest
+from msgspec import UNSET
 
 from keepfit import errors
 from keepfit.errors import InvalidError, KeepfitError, OverloadedError, UnavailableError
@@ -23,15 +25,19 @@ from keepfit_gateway.web.responses import json_response
 log = structlog.get_logger(__name__)
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+# Whether the caller has an API key with the scope `admin`; missing if not. The guard sets it.
+SEES_REASONS: web.RequestKey[bool] = web.RequestKey("sees_reasons", bool)
 
 STATUS: dict[type[KeepfitError], int] = {
     errors.MalformedError: 400,
     errors.UnauthorizedError: 401,
     errors.ForbiddenError: 403,
+    errors.ForeignOriginError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.NotConfirmedError: 409,
     errors.StaleModelError: 409,
+    errors.TooLargeError: 413,
     errors.InvalidError: 422,
     errors.IdempotencyError: 422,
     errors.LearningError: 422,
@@ -45,6 +51,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.DeadlineError: 504,
     errors.PoisonError: 500,
     errors.RuntimeMismatchError: 503,
+    errors.UnloadableError: 500,
     errors.UnknownKeyError: 500,
     errors.CorruptBundleError: 503,
     errors.MissingRequestsError: 500,
@@ -55,6 +62,8 @@ STATUS: dict[type[KeepfitError], int] = {
 RETRY_AFTER_S = 1
 THROTTLE = LogThrottle(every_s=1.0)
 MEDIA_TYPE = "application/problem+json"
+# Fields of aiohttp's errors that say what would be right.
+HINTS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING)
 
 
 def status_of(error: KeepfitError) -> int:
@@ -76,23 +85,31 @@ def problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        errors=faults or None,
+        errors=faults or UNSET,
     )
     return json_response(document, status, MEDIA_TYPE, headers)
 
 
-def problem_of(error: KeepfitError) -> web.Response:
-    """Return the problem document of an error of keepfit."""
+def problem_of(error: KeepfitError, *, with_reason: bool = False) -> web.Response:
+    """Return the problem document of an error of keepfit; `with_reason` with the addresses and paths of its message."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__.removesuffix("Error")).lower()
     faults = None
     if isinstance(error, InvalidError):
-        faults = [ProblemError(detail=f.detail, row=f.row, column=f.column) for f in error.faults]
+        faults = [
+            ProblemError(
+                detail=fault.detail,
+                row=UNSET if fault.row is None else fault.row,
+                column=UNSET if fault.column is None else fault.column,
+            )
+            for fault in error.faults
+        ]
     retry_after_s = None
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
-    response = problem(status_of(error), name, str(error), faults, retry_after_s)
+    detail = str(error) if with_reason else errors.public_message_of(error)
+    response = problem(status_of(error), name, detail, faults, retry_after_s)
     if isinstance(error, errors.UnauthorizedError):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -109,6 +126,14 @@ async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.
 
 def to_problem(request: BaseRequest, error: Exception) -> web.Response:
     """Convert an exception of a handler to a problem document; log errors of the server."""
+    try:
+        return _to_problem(request, error)
+    finally:
+        # Its frames hold the rows of the request, and would until the next garbage collection.
+        errors.without_frames(error)
+
+
+def _to_problem(request: BaseRequest, error: Exception) -> web.Response:
     if isinstance(error, KeepfitError):
         # While a dependency is unavailable every request fails: log one line a second with the number of the others.
         more = THROTTLE.due(type(error).__name__) if status_of(error) >= http.HTTPStatus.INTERNAL_SERVER_ERROR else None
@@ -122,7 +147,7 @@ def to_problem(request: BaseRequest, error: Exception) -> web.Response:
                 reason=str(error),
                 more=more,
             )
-        return problem_of(error)
+        return problem_of(error, with_reason=request.get(SEES_REASONS, False))
     if isinstance(error, web.HTTPException):
         return problem_of_http(request, error)
     log.error(
@@ -146,6 +171,7 @@ def problem_of_http(request: BaseRequest, error: web.HTTPException) -> web.Respo
     if isinstance(error, web.HTTPNotFound):
         return problem(404, name, f"Nothing exists at {request.path}; /openapi.json lists all paths.")
     response = problem(error.status, name, error.text or error.reason)
+    response.headers.update({field: error.headers[field] for field in HINTS if field in error.headers})
     if error.status in (408, 413):
         # The rest of the body was not read, so the connection cannot carry another request.
         response.force_close()

@@ -1,22 +1,25 @@
-"""Counts and durations of requests, by route, method and status.
+"""Counts and durations of requests, by route, method and status, and the count of answers that were not read.
 
 Owns the counts, the histogram and the choice of their labels; :mod:`keepfit_gateway.metrics` exposes them. Invariants:
-no label holds text that a client made up; recording a request creates no label string. The histogram's children are
-cached, because ``labels()`` takes longer than an observation; counts are plain numbers until a scrape.
+no label holds text that a client made up; recording a request creates no label string. What is recorded are plain
+numbers until a scrape: prometheus_client's own histogram takes a lock twice for each observation.
 """
 
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from aiohttp.web_request import BaseRequest
-from prometheus_client import Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 Handler = Callable[[BaseRequest], Awaitable[Any]]
 
 # Upper bounds in seconds: from a cached answer to the time limits.
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LABELS_LE = (*map(str, BUCKETS_S), "+Inf")
 # Label of requests without a route: their method and path are arbitrary text of the client.
 UNROUTED = "other"
 
@@ -27,45 +30,81 @@ _FAST_PATH_ROUTES = {
     for path in ("/v1/predict", "/v1/partial_fit", f"{_HASHED}predict", f"{_HASHED}partial_fit")
 }
 
+_ERRORS_FROM = 400
+
+
+class Durations:
+    """Requests with the same labels: their number by bucket (the last one is +Inf), and the sum of their seconds."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(LABELS_LE)
+        self.sum_s = 0.0
+
+    def add(self, other: "Durations") -> None:
+        """Add the requests of `other`."""
+        self.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
+        self.sum_s += other.sum_s
+
 
 class RequestMetrics:
     """All requests that this gateway has answered. Belongs to no registry: one process may run several gateways."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, int], int] = {}
-        self._seconds = Histogram(
-            "keepfit_request_seconds",
-            "Time from the head of a request to its response.",
-            ["route", "method"],
-            buckets=BUCKETS_S,
-            registry=None,
-        )
-        self._children: dict[tuple[str, str, int], Histogram] = {}
+        self.answers_aborted = 0
+        self._durations: dict[tuple[str, str, int], Durations] = {}
+        self._routes: list[tuple[re.Pattern[str], str, Collection[str]]] = []
+
+    def set_routes(self, methods_of_paths: Mapping[str, Collection[str]]) -> None:
+        """Set the templates of paths with their methods, by which refusals before the router are counted."""
+        self._routes = [
+            (re.compile(re.escape(path).replace(r"\{hash\}", "[^/]+")), path, methods)
+            for path, methods in methods_of_paths.items()
+        ]
 
     def record(self, request: BaseRequest, status: int, seconds: float) -> None:
         """Count a request that was answered with `status` after `seconds`."""
         match = getattr(request, "_match_info", None)
         if match is None:
-            # The request never reached the router, so the fast path answered it.
-            route: str | None = _FAST_PATH_ROUTES.get(len(request.raw_path))
+            # The request never reached the router: the fast path answered it, or the guard refused it.
+            if status < _ERRORS_FROM:
+                route: str | None = _FAST_PATH_ROUTES.get(len(request.raw_path))
+            else:
+                route = self._route_of(request)
         else:
             resource = match.route.resource
             route = None if resource is None else resource.canonical
         key = (route, request.method, status) if route is not None else (UNROUTED, UNROUTED, status)
-        duration = self._children.get(key)
-        if duration is None:
-            duration = self._children[key] = self._seconds.labels(*key[:2])
-            self._counts[key] = 0
-        self._counts[key] += 1
-        duration.observe(seconds)
+        durations = self._durations.get(key)
+        if durations is None:
+            durations = self._durations[key] = Durations()
+        durations.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        durations.sum_s += seconds
+
+    def _route_of(self, request: BaseRequest) -> str | None:
+        """Return the route that a refused request would have reached."""
+        path = request.raw_path.partition("?")[0]
+        return next(
+            (p for form, p, methods in self._routes if request.method in methods and form.fullmatch(path)), None
+        )
 
     def collect(self) -> Iterator[Metric]:
-        """Yield both metric families."""
+        """Yield all metric families."""
         requests = CounterMetricFamily("keepfit_requests", "Requests answered.", labels=["route", "method", "status"])
-        for (route, method, status), count in list(self._counts.items()):
-            requests.add_metric([route, method, str(status)], count)
+        text = "Time from the head of a request to its response."
+        seconds = HistogramMetricFamily("keepfit_request_seconds", text, labels=["route", "method"])
+        by_route: dict[tuple[str, str], Durations] = {}
+        for (route, method, status), durations in list(self._durations.items()):
+            requests.add_metric([route, method, str(status)], sum(durations.counts))
+            by_route.setdefault((route, method), Durations()).add(durations)
+        for labels, durations in by_route.items():
+            buckets = list(zip(LABELS_LE, accumulate(durations.counts), strict=True))
+            seconds.add_metric(labels, buckets, durations.sum_s)
         yield requests
-        yield from self._seconds.collect()
+        yield seconds
+        text = "Connections aborted because their client did not read its answers."
+        yield CounterMetricFamily("keepfit_answers_aborted", text, self.answers_aborted)
 
 
 def count_requests(metrics: RequestMetrics, handler: Handler) -> Handler:

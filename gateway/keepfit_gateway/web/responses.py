@@ -3,16 +3,23 @@
 Owns how an answer is written as JSON and whether it is compressed. Never decides its content or status.
 """
 
-import re
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.web_request import BaseRequest
 
-ZERO_WEIGHT = re.compile(r"q\s*=\s*0(\.0*)?")
-# Smaller bodies fit one packet with their head; gzip saves nothing there.
-GZIP_BYTES_MIN = 1024
+from keepfit_gateway.web import codings
+from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
+from keepfit_gateway.web.offload import run_in_thread_if_large
+
+# Smaller bodies fit one packet with their head; compression saves nothing there.
+COMPRESSED_BYTES_MIN = 1024
+
+# Encoding this much takes less than a millisecond.
+SLICE_BYTES = 64 * 1024
 
 encode_json = msgspec.json.Encoder().encode
 
@@ -27,31 +34,63 @@ def json_response(
     return web.Response(body=encode_json(answer), status=status, content_type=content_type, headers=headers)
 
 
+async def encode_items(items: Iterable[Any], encode: Callable[[Any], bytes] | None = None) -> list[Any]:
+    """Encode the items of a list, as raw JSON for an answer; other tasks run after each :data:`SLICE_BYTES`.
+
+    A thread would not help: it holds Python's global lock while it encodes.
+    """
+    encoded, size = list[msgspec.Raw](), 0
+    for item in items:
+        data = (encode or encode_json)(item)
+        encoded.append(msgspec.Raw(data))
+        size += len(data)
+        if size >= SLICE_BYTES:
+            size = 0
+            await asyncio.sleep(0)
+    return encoded
+
+
 @web.middleware
 async def compress_responses(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Compress responses of 1 KiB or more for clients that accept gzip."""
-    response: web.StreamResponse = await handler(request)
-    if isinstance(response, web.Response):
-        compress(request.headers, response)
+    """Compress responses as the client accepts them, and count their memory.
+
+    A request that accepts no coding is not handled.
+    """
+    memory = request.app[BODY_MEMORY]
+    if codings.negotiate(request.headers, small=True) is None:
+        raise web.HTTPNotAcceptable(
+            text=f"Accept-Encoding excludes every coding of an answer: accept identity, or one of {codings.SUPPORTED}."
+        )
+    try:
+        response: web.StreamResponse = await handler(request)
+        await compress(memory, request, response)
+    except BaseException:
+        memory.release(request)
+        raise
     return response
 
 
-def compress(headers: Mapping[str, str], response: web.Response) -> None:
-    """Compress a response of 1 KiB or more if the request's `headers` accept gzip; repeated calls change nothing."""
-    if len(response.body or b"") >= GZIP_BYTES_MIN:  # type: ignore[arg-type]
-        response.headers["Vary"] = "Accept-Encoding"
-        if _accepts_gzip(headers.get("Accept-Encoding", "")):
-            response.enable_compression(web.ContentCoding.gzip)
+async def compress(memory: BodyMemoryLimit, request: BaseRequest, response: web.StreamResponse) -> None:
+    """Compress a response of 1 KiB or more, or any if the request excludes an uncompressed one.
 
+    Its memory is counted instead of that of the request's body, from before it is compressed until it is written.
 
-def _accepts_gzip(accepted: str) -> bool:
-    """Return whether an Accept-Encoding names gzip with a weight above 0.
-
-    >>> _accepts_gzip("deflate, gzip;q=0.5"), _accepts_gzip("gzip;q=0, deflate"), _accepts_gzip("")
-    (True, False, False)
+    Raises
+    ------
+    UnavailableError
+        If other requests use all memory for bodies.
     """
-    for item in accepted.lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        if name == "gzip":
-            return not any(map(ZERO_WEIGHT.fullmatch, parameters))
-    return False
+    memory.hold_answer(request, response)
+    if not isinstance(response, web.Response):
+        return
+    body, headers = response.body, request.headers
+    if not isinstance(body, bytes) or not body:
+        return
+    small = len(body) < COMPRESSED_BYTES_MIN
+    coding = codings.negotiate(headers, small=small)
+    if not small or coding != "identity":
+        response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
+    if coding is not None and coding != "identity":
+        response.body = await run_in_thread_if_large(len(body), codings.deflate, coding, body)
+        response.headers[hdrs.CONTENT_ENCODING] = coding
+        memory.hold_answer(request, response)

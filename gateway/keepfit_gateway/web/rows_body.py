@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from keepfit import identity
+from keepfit import extras, identity
 from keepfit.errors import InvalidError, StaleModelError
 from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows import arrow, tables
+from keepfit.rows import arrow, npy, tables
 from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
 from keepfit_gateway import schemas
@@ -27,7 +27,11 @@ from keepfit_gateway.web.parsed_rows import ParsedRows
 
 NPY = "application/x-npy"
 ARROW = "application/vnd.apache.arrow.stream"
-TABLES = (NPY, ARROW)
+# Either of the two: what generated clients send, which know no other binary type.
+BINARY = "application/octet-stream"
+TABLES = (NPY, ARROW, BINARY)
+# First bytes of an npy file, and of a message of an Arrow IPC stream.
+NPY_BEGIN, ARROW_BEGIN = b"\x93NUMPY", b"\xff\xff\xff\xff"
 # A row with more than COLUMNS_MAX columns is longer than this.
 NARROW_BYTES_MAX = 2 * COLUMNS_MAX
 # Lists of Python use up to 24 times the bytes that the strict parser reads.
@@ -95,16 +99,40 @@ def parse(body: bytes | bytearray, form: type[Form], model_hash: str | None = No
 
 
 def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str) -> RowsBody:
-    """Parse a table, a body of one of the media types :data:`TABLES`; raises as :func:`parse`.
+    """Parse a table, a body of one of the media types :data:`TABLES`; raises as :func:`parse`, and 415 without pyarrow.
 
     Call it in a thread even for a small table: the first Arrow table imports pyarrow, which takes long.
     """
     data = bytearray(body) if isinstance(body, bytes) else body
-    table: tables.Table = (arrow.read_arrow if media_type == ARROW else tables.read_npy)(data)
+    if media_type == BINARY:
+        media_type = _table_type(data)
+        check_media_type(media_type)
+    table: tables.Table = (arrow.read_arrow if media_type == ARROW else npy.read_npy)(data)
     learning = form is not schemas.Predict
     _check_width(table.width - learning)
     make = partial(table.shape, weighted=form is schemas.PartialFit)
     return LargeRows(len(data), make, proba=False, model_hash=model_hash)
+
+
+def check_media_type(media_type: str) -> None:
+    """Raise a 415 for a media type that this gateway cannot read."""
+    if media_type == ARROW and not arrow.AVAILABLE:
+        raise web.HTTPUnsupportedMediaType(
+            text=f"This gateway lacks pyarrow: {extras.install('frames')}, or send JSON or application/x-npy.",
+            headers={hdrs.ACCEPT: f"application/json, {NPY}"},
+        )
+
+
+def _table_type(body: bytearray) -> str:
+    """Return the media type of a table, by its first bytes."""
+    if body.startswith(NPY_BEGIN):
+        return NPY
+    if body.startswith(ARROW_BEGIN):
+        return ARROW
+    raise web.HTTPUnsupportedMediaType(
+        text=f"The body is not a table: {BINARY} must be an npy file or an Arrow IPC stream.",
+        headers={hdrs.ACCEPT: ", ".join(("application/json", *TABLES))},
+    )
 
 
 def _parse_large(body: bytes | bytearray, form: type[Form], model_hash: str | None) -> RowsBody:
@@ -121,8 +149,8 @@ def _parse_strictly(body: bytes | bytearray, form: type[Form], model_hash: str |
         raise web.HTTPRequestEntityTooLarge(
             max_size=STRICT_BYTES_MAX,
             actual_size=len(body),
-            text="A body of this size must be plain rows: valid JSON, without true or false in its rows, and without "
-            f'\\" in its strings. Other bodies may have up to {STRICT_BYTES_MAX} bytes; send this in several requests.',
+            text="A body of this size must be plain rows: valid JSON, with values that are no lists or objects, and "
+            f'without \\" in its strings. Other bodies may have up to {STRICT_BYTES_MAX} bytes; send several requests.',
         )
     request: Any = schemas.convert(identity.parse_json(body), form)
     _check_width(max(map(len, request.X), default=0))
@@ -136,7 +164,7 @@ def _shape_chunks(
     body: bytes | bytearray, form: type[Form], raw: fast_json.RawBody, recipe: Recipe, *, learning: bool
 ) -> Rows:
     """Shape the rows of large JSON chunk by chunk, or with the strict parser where that is not possible."""
-    collector = Collector(recipe)
+    collector = Collector(recipe, learning=learning)
     invalid: InvalidError | None = None
     try:
         for chunk in fast_json.row_chunks(raw.X):

@@ -1,4 +1,5 @@
--- abandon: end the lease of a dead worker and put its claimed entries back to the front of the run queue, in order.
+-- abandon: end the lease of a worker that does not execute it any more, and put its claimed entries back to the front of
+-- the run queue, in order.
 --
 -- KEYS[1] models     list of models with work, each once
 -- KEYS[2] known      set of the same models
@@ -9,6 +10,7 @@
 -- KEYS[7] poison     list of poison requests: several workers died while they processed them
 -- ARGV[1] lease      id of the lease
 -- ARGV[2] deaths     number of workers that may die with a request before it becomes a poison request
+-- ARGV[3] died       1 if the worker has died while it processed the entries, else 0
 --
 -- returns the number of entries put back; -1 if there is no such lease
 redis.call('HDEL', KEYS[5], ARGV[1])
@@ -19,7 +21,7 @@ local back = 0
 local entries = redis.call('LRANGE', KEYS[4], 0, -1)
 for i = #entries, 1, -1 do
   local model, request = string.sub(entries[i], 1, 64), string.sub(entries[i], 65)
-  local deaths = request ~= '' and tonumber(string.sub(request, 1, 1)) + 1 or 0
+  local deaths = request ~= '' and tonumber(string.sub(request, 1, 1)) + ARGV[3] or 0
   if deaths >= tonumber(ARGV[2]) then
     redis.call('RPUSH', KEYS[7], string.sub(request, 15))
   else

@@ -3,15 +3,20 @@
 -- The awake leases share the models by hash, so that the work of one model finds its bundle in a worker's cache. A
 -- caller claims models of its own share first. If none of them has work, it claims a part of the other shares.
 --
+-- A very slow model is claimed alone, one request at a time, and never by the last worker: of W workers, up to W - 1 may
+-- be busy with models of this kind (one, if there is only one), so that the requests of other models do not wait.
+--
 -- KEYS[1] models     list of models with work, each once
 -- KEYS[2] known      set of the same models
 -- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds since 1970
 -- KEYS[4] claimed    list of the entries that this lease has claimed
 -- KEYS[5] jobs       RQ's list of jobs that wait for a worker
 -- KEYS[6] since      milliseconds since 1970 at which the work began to wait for the next claim
--- KEYS[7] holders    hash of leases that are drained by a worker: '<worker> <milliseconds of its last claim>'
+-- KEYS[7] holders    hash of leases that are drained by a worker: '<worker> <milliseconds of its last claim>'; with
+--                    ' <model>' after the worker if it has claimed a very slow one. To 0.1 the last word is the time
 -- KEYS[8] requests   hash with each model's worker requests in order: <model>:<number>, <model>:first, <model>:next
--- KEYS[9] slow       hash of slow models: number of requests that one claim may take
+-- KEYS[9] slow       hash of slow models: number of requests that one claim may take; '01' for a very slow one
+-- KEYS[10] workers   RQ's set of live workers
 -- ARGV[1] lease      id of the caller's lease
 -- ARGV[2] ttl        milliseconds until a lease expires that is not renewed
 -- ARGV[3] worker     name of the caller
@@ -22,7 +27,12 @@
 --
 -- returns {-1} if the lease is not valid (any more); else {number of jobs that wait for a worker,
 --         {model, bound, ...}, entries...}: the slow models among the claimed ones with the bound that applied, and
---         hashes of models or requests
+--         hashes of models; or the milliseconds until the deadline of a request (9 digits), followed by the request.
+--         Without entries, the models are the very slow ones that wait and that this worker may not claim now
+
+-- Workers of 0.1 take one request of such a model at a time.
+local VERY_SLOW = '01'
+
 if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
   return {-1}
 end
@@ -45,20 +55,28 @@ if models == 0 then
 end
 redis.call('HSET', KEYS[7], ARGV[1], ARGV[3] .. ' ' .. string.format('%.0f', now))
 
-local awake = {ARGV[3]}
+local awake, busy = {ARGV[3]}, 0
 if redis.call('HLEN', KEYS[7]) > 1 then
   awake = {}
   for _, holder in ipairs(redis.call('HVALS', KEYS[7])) do
-    local name, last = string.match(holder, '^(.*) (%d+)$')
+    local name, model, last = string.match(holder, '^(%S+) ?(%x*) (%d+)$')
+    if model ~= '' then
+      busy = busy + 1
+    end
     if now - tonumber(last) < tonumber(ARGV[7]) then
       awake[#awake + 1] = name
     end
   end
   table.sort(awake)
 end
-local own, others = {}, {}
-for _, model in ipairs(look) do
-  if awake[tonumber(string.sub(model, 1, 8), 16) % #awake + 1] == ARGV[3] then
+local own, others, kept = {}, {}, {}
+local is_last = busy > 0 and busy >= redis.call('SCARD', KEYS[10]) - 1
+local bounds = is_last and redis.call('HMGET', KEYS[9], unpack(look)) or {}
+for i, model in ipairs(look) do
+  if bounds[i] == VERY_SLOW then
+    table.insert(kept, model)
+    table.insert(kept, VERY_SLOW)
+  elseif awake[tonumber(string.sub(model, 1, 8), 16) % #awake + 1] == ARGV[3] then
     own[#own + 1] = model
   else
     others[#others + 1] = model
@@ -71,14 +89,9 @@ if #own == 0 and #others > 0 then
 end
 
 local taken, held = 0, {}
-local function take(model)
+local function take(model, bound)
   local found = redis.call('HMGET', KEYS[8], model .. ':first', model .. ':next')
   local first, next_number = tonumber(found[1] or 0), tonumber(found[2] or 0)
-  local bound = redis.call('HGET', KEYS[9], model)
-  if bound then
-    table.insert(answer[2], model)
-    table.insert(answer[2], bound)
-  end
   -- Leave a share of the requests to the other awake leases.
   local turn = math.min(budget, tonumber(bound or budget), math.ceil((next_number - first) / #awake))
   local began = taken
@@ -93,13 +106,18 @@ local function take(model)
     first = first + 1
     if waits then
       held[#held + 1] = model .. request
-      answer[#answer + 1] = string.sub(request, 15)
+      local left = string.format('%09.0f', tonumber(string.sub(request, 2, 14)) - now)
+      answer[#answer + 1] = left .. string.sub(request, 15)
       taken = taken + 1
     end
     if suspect then
       -- A worker died after it claimed this request. If the request is the cause, no other request is lost with it.
       budget = 0
     end
+  end
+  if bound and taken > began then
+    table.insert(answer[2], model)
+    table.insert(answer[2], bound)
   end
   if first < next_number then
     redis.call('HSET', KEYS[8], model .. ':first', first)
@@ -115,12 +133,20 @@ for i, model in ipairs(own) do
   if i > models or (asks and taken >= budget) then
     break
   end
-  redis.call('LREM', KEYS[1], 1, model)
-  if asks then
-    take(model)
-  else
-    redis.call('SREM', KEYS[2], model)
-    held[i], answer[i + 2] = model, model
+  local bound = asks and redis.call('HGET', KEYS[9], model)
+  local alone = bound == VERY_SLOW
+  if not alone or taken == 0 then
+    redis.call('LREM', KEYS[1], 1, model)
+    if asks then
+      take(model, bound)
+    else
+      redis.call('SREM', KEYS[2], model)
+      held[i], answer[i + 2] = model, model
+    end
+    if alone and taken > 0 then
+      redis.call('HSET', KEYS[7], ARGV[1], ARGV[3] .. ' ' .. model .. ' ' .. string.format('%.0f', now))
+      break
+    end
   end
 end
 for i = 1, #held, 1000 do
@@ -128,6 +154,8 @@ for i = 1, #held, 1000 do
 end
 if #held > 0 then
   redis.call('PEXPIRE', KEYS[4], ARGV[6])
+else
+  answer[2] = kept
 end
 redis.call('SET', KEYS[6], now)
 return answer

@@ -14,16 +14,16 @@
 --
 -- returns {'missing'}          there is no such model
 --         {'locked'}           another lease learns it
---         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large}, bundle or '',
+--         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large, harm}, bundle or '',
 --          {{sequence, chain, rows, big, size}...}}
---         `attempts` counts the claims of exactly these requests, this one included, that were not completed. A commit
---         resets it, and a worker that survives subtracts its own claim (unlock). So the others are workers that died
+--         `attempts` counts what these requests have done to workers, `harm` is the last of it (unlock)
 --
--- Requests that two workers in turn had claimed when they died are suspects: a single death may have any cause. From
--- then on a claim reads half of them, and after the next death half of those, until each killing request is claimed
--- alone. The state's field `tried` is the last request that was read, `suspect` the last suspect.
+-- After one death the same requests are read together once more: a single death may have any cause. After another one
+-- they are suspects (unlock): a claim reads half of them, and after the next death half of those, until each killing
+-- request is claimed alone. The state's field `tried` is the last request that was read, `suspect` the last suspect,
+-- `holder` the lease that read.
 local state = redis.call('HMGET', KEYS[1], 'generation', 'version', 'rows_seen', 'learned', 'digest', 'recipe',
-  'attempts', 'tried', 'suspect', 'large')
+  'attempts', 'tried', 'suspect', 'large', 'harm')
 if not state[1] then
   return {'missing'}
 end
@@ -34,16 +34,10 @@ end
 redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[2])
 local learned, attempts, tried = tonumber(state[4]), tonumber(state[7] or 0), tonumber(state[8] or 0)
 local suspect, most = tonumber(state[9] or 0), tonumber(ARGV[4])
-if attempts == 1 and tried - learned > 1 and suspect <= learned then
-  most = math.min(most, tried - learned)
-elseif attempts > 0 then
-  suspect = tried
-  if tried - learned > 1 then
-    attempts = 0
-  end
-end
 if suspect > learned then
   most = math.min(most, math.max(1, math.floor((suspect - learned) / 2)))
+elseif attempts > 0 then
+  most = math.min(most, math.max(1, tried - learned))
 end
 local entries, bytes, next_id = {}, 0, state[4]
 while #entries < most and bytes < tonumber(ARGV[5]) do
@@ -61,12 +55,11 @@ while #entries < most and bytes < tonumber(ARGV[5]) do
   end
 end
 if #entries > 0 then
-  attempts = attempts + 1
-  redis.call('HSET', KEYS[1], 'attempts', attempts, 'tried', string.format('%.0f', entries[#entries][1]),
-    'suspect', string.format('%.0f', suspect))
+  redis.call('HSET', KEYS[1], 'tried', string.format('%.0f', entries[#entries][1]), 'holder', ARGV[1])
 end
 local bundle = ''
 if state[5] ~= '' and state[5] ~= ARGV[3] then
   bundle = redis.call('GET', KEYS[2]) or ''
 end
-return {'ok', {state[1], state[2], state[3], state[4], state[5], state[6], attempts, state[10] or ''}, bundle, entries}
+return {'ok', {state[1], state[2], state[3], state[4], state[5], state[6], attempts, state[10] or '',
+  state[11] or ''}, bundle, entries}

@@ -23,12 +23,16 @@
 -- ARGV[14] changed       JSON of the parameters that were changed since the model was created, '' for none
 -- ARGV[15] replay bytes   bytes of learned requests to retain at most
 -- ARGV[16] places         sequences of the requests of KEYS[6...], separated by spaces
+-- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
 -- `cut` are removed. If the retained requests exceed the bound, those up to `half` are removed. `bytes` counts all
 -- requests ever learned, each with 64 bytes more for its entry in the stream; the bytes of `cut` and `half` are that
 -- count when these were learned. `large` names the retained ones of KEYS[6...]: '<sequence> <key> ...'.
+--
+-- The width of the rows that are accepted next is that of the learned ones. Before any are learned it is the width of
+-- the first accepted request, which loses that right when it becomes a dead letter.
 --
 -- returns the new version; or 0: the model is gone or was created again; -1: another commit came first;
 --         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing. Below 1 nothing
@@ -73,6 +77,11 @@ redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', 
   'pace', ARGV[13])
 if ARGV[14] ~= '' then
   redis.call('HSET', KEYS[1], 'changed', ARGV[14])
+end
+if ARGV[17] ~= '' then
+  redis.call('HSET', KEYS[1], 'width', ARGV[17])
+elseif put_aside == '1' and ARGV[7] == '0' then
+  redis.call('HDEL', KEYS[1], 'width')
 end
 -- Remove the oldest first: the older half; then all but the requests of this commit; then these as well.
 for _, place in ipairs({{half, half_bytes}, {tonumber(ARGV[3]), before}, {tonumber(ARGV[4]), bytes}}) do

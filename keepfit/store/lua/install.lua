@@ -7,7 +7,8 @@
 -- KEYS[4] inbox        stream of pending requests
 -- KEYS[5] lock         lease that learns the model, or a restore that has claimed it
 -- KEYS[6] dead         stream of dead letters
--- KEYS[7...] big       rows of large requests of a predecessor
+-- KEYS[7] idle         idle record of a model that left Redis (unload)
+-- KEYS[8...] big       rows of large requests of a predecessor
 -- ARGV[1] metadata     canonical JSON
 -- ARGV[2] recipe       JSON
 -- ARGV[3] generation   integer, from MongoDB
@@ -18,7 +19,7 @@
 -- ARGV[8] digest       SHA-256 hex of the staged bundle, '' for a new model
 -- ARGV[9] metrics      JSON
 -- ARGV[10] snapshot    JSON of the snapshot that the bundle comes from, '' for a new model
--- ARGV[11] width       columns of a row, '' if the first request determines it
+-- ARGV[11] width       columns of a row, '' if the first learned request determines it
 -- ARGV[12] born        integer, generation in which the model was created
 -- ARGV[13] channel     channel of the commit feed; gateways discard what they know of a predecessor
 -- ARGV[14] hash        hash of the model
@@ -26,9 +27,13 @@
 -- ARGV[16] changed     JSON of the parameters that were changed before the snapshot, '' for none
 -- ARGV[17] base        replay base: the last sequence that it has learned, then generation and version of a snapshot's
 --                      document, separated by spaces; the sequence alone for the recipe; '' if there is no replay base
+-- ARGV[18] seen        idle record that the caller read before it looked for a snapshot, '' if there was none
+-- ARGV[19] origin      integer, generation in which the sequences began, '' if that is this one
+-- ARGV[20] removed     number of dead letters that were retried or discarded, '' if there never was one
 --
 -- returns {0} a model is already live; {-1} the staged bundle is missing; {-2} a later restore has claimed the model
---         (restore_idempotency): nothing was changed; else {1, big...}: installed; keys of large requests that arrived
+--         (restore_idempotency), or it was live and left Redis since the caller read its snapshot: nothing was
+--         changed; else {1, big...}: installed; keys of large requests that arrived
 --         after `big` was read; the caller deletes them
 local live = redis.call('HGET', KEYS[1], 'generation')
 if live and tonumber(live) >= tonumber(ARGV[12]) then
@@ -38,6 +43,12 @@ local claim = string.match(redis.call('GET', KEYS[5]) or '', '^restore (%d+)$')
 if claim and tonumber(claim) > tonumber(ARGV[3]) then
   return {-2}
 end
+-- The snapshot that the caller has read may lack what the model learned before it left. The record of a predecessor says
+-- nothing about this model.
+local idle = redis.call('GET', KEYS[7])
+if idle and idle ~= ARGV[18] and tonumber(string.match(idle, '^%d+')) >= tonumber(ARGV[12]) then
+  return {-2}
+end
 if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
   return {-1}
 end
@@ -45,8 +56,8 @@ local answer = {1}
 for _, item in ipairs(redis.call('XRANGE', KEYS[4], '(' .. ARGV[15], '+')) do
   answer[#answer + 1] = item[2][6]
 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6])
-for i = 7, #KEYS do
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
+for i = 8, #KEYS do
   redis.call('UNLINK', KEYS[i])
 end
 if ARGV[8] ~= '' then
@@ -63,6 +74,12 @@ if ARGV[11] ~= '' then
 end
 if ARGV[16] ~= '' then
   redis.call('HSET', KEYS[1], 'changed', ARGV[16])
+end
+if ARGV[19] ~= '' then
+  redis.call('HSET', KEYS[1], 'origin', ARGV[19])
+end
+if ARGV[20] ~= '' then
+  redis.call('HSET', KEYS[1], 'removed', ARGV[20])
 end
 redis.call('PUBLISH', ARGV[13], table.concat({ARGV[14], ARGV[3], ARGV[4], ARGV[6], ARGV[5], '0', ''}, ' '))
 return answer

@@ -18,11 +18,14 @@ from pydantic import SecretStr
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.jobs import run_queue
 from keepfit.local.servers import free_port
+from keepfit.security.api_keys import ADMIN, new_key
 from keepfit.settings import Settings
 from keepfit_gateway import app
+from keepfit_gateway.handlers.operations import FAILS
+from keepfit_gateway.health import PROBE_TIMEOUT_S
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
-from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, eventually, serving
+from tests.gateway.api_client import DEADLINE_S, REGRESSOR, WAIT, Api, Reply, eventually, serving
 
 LABELLED = {"X": [[1.0, 2.0]], "y": [1.0]}
 ROWS = {"X": [[1.0, 2.0]]}
@@ -239,12 +242,17 @@ async def test_live_models_work_without_mongodb(settings: Settings, metadata: di
 
 async def test_a_hanging_mongodb_does_not_delay_the_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
     """While MongoDB hangs, the gateway is ready and reports it; live models learn and predict."""
-    path = await frail.make(metadata, REGRESSOR)
-    with frozen([fragile.pids()["mongo"]]):
-        async with asyncio.timeout(5):
-            ready = (await frail.get("/readyz")).of(200)
-            assert ready["mongo"] != "ok"
-            assert (ready["redis"], ready["workers"]) == ("ok", 2)
+    path, (token, key) = await frail.make(metadata, REGRESSOR), new_key("admin", [ADMIN])
+    settings = Settings(**{**fragile.settings().model_dump(), "api_keys": key})
+    async with serving(settings) as keyed:
+        with frozen([fragile.pids()["mongo"]]):
+            ready, with_reason = await asyncio.gather(
+                frail.get("/readyz"), keyed.call("GET", "/readyz", headers={"Authorization": f"Bearer {token}"})
+            )
+            assert ready.of(200)["mongo"] == FAILS
+            # The probe has ended the wait, not MongoDB's driver with a longer one.
+            assert with_reason.of(200)["mongo"] == f"No answer came within {PROBE_TIMEOUT_S:g} s."
+            assert (ready.json()["redis"], ready.json()["workers"]) == ("ok", 2)
             await frail.learn(path, **LABELLED)
             await frail.predict(path, **ROWS)
 
@@ -278,6 +286,6 @@ async def test_shutdown_releases_waiting_clients(settings: Settings, metadata: d
 async def test_a_gateway_can_be_stopped_right_after_its_start(settings: Settings) -> None:
     """Shutdown ends all background tasks, also while they connect."""
     for turns in range(0, 60, 6):
-        async with asyncio.timeout(4), app.serving(settings.model_copy(update={"port": 0})):
+        async with asyncio.timeout(DEADLINE_S), app.serving(settings.model_copy(update={"port": 0})):
             for _ in range(turns):
                 await asyncio.sleep(0)

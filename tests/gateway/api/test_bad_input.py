@@ -135,6 +135,7 @@ async def test_invalid_json_and_forms(api: Api, metadata: dict[str, Any], body: 
         {"Content-Type": "application/json; charset=latin-1"},
         {"Content-Type": "application/json; charset=klingon"},
         {"Content-Type": ";;"},
+        {"Content-Type": ""},
         {"Content-Encoding": "br"},
         {"Content-Encoding": "deflate"},
         {"Content-Encoding": "gzip, gzip"},
@@ -265,8 +266,10 @@ async def test_rows_that_do_not_fit_the_recipe(
         ('[1,"nike",7,0]', "7 is not a text", "note"),
         ('[1,"nike",null,0]', "null is not a text", "note"),
         ('[1,"nike","%s",0]' % ("x" * 65_537), "the text has 65537 characters", "note"),
-        ('[1,"nike","",null]', "null is not a number", "at"),
-        ('[1,"nike","","2024-02-29"]', "'2024-02-29' is not a number", "at"),
+        ('[1,"nike","",null]', "null is not a time: send seconds since 1970 or ISO 8601 text", "at"),
+        ('[1,"nike","","2024-02-30"]', "'2024-02-30' is not a time: send seconds since 1970", "at"),
+        ('[1,"nike","",true]', "true is not a time", "at"),
+        ('[1,"nike","","0001-01-01T00:00+01:00"]', "is not a time in UTC within the years 1 to 9999", "at"),
         ('[1,"nike","",1700000000000]', "1700000000000 is not a time in seconds", "at"),
         ('[1,"nike","",-62135596801]', "is not a time in seconds", "at"),
         ('{"year":1,"make":"nike","note":""}', "column 'at': the column is missing", "at"),
@@ -295,6 +298,15 @@ async def test_rows_too_large_for_a_workers_memory(api: Api, metadata: dict[str,
         problem = (await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)).problem(422)
         assert "send at most 134 rows" in problem["detail"]
     assert (await api.model(path))["inbox"] == 0
+
+
+async def test_texts_that_take_too_long(api: Api, metadata: dict[str, Any]) -> None:
+    """Texts whose n-grams a worker would count past every deadline answer 422 with the number of rows that fit."""
+    texts = {**REGRESSOR, "features": {"note": {"type": "text", "analyzer": "char", "ngram_range": [1, 8]}}}
+    path = await api.make(metadata, texts)
+    body = json.dumps({"X": [["a" * 65_536]] * 17}).encode()
+    problem = (await api.call("POST", f"{path}/predict", data=io.BytesIO(body))).problem(422)
+    assert "send at most 16 of these rows" in problem["detail"]
 
 
 @pytest.mark.parametrize("label", ['"may\\u0000be"', "1", "true", "null", '["no"]', "{}", "1.5"])
@@ -399,7 +411,7 @@ async def test_invalid_recipes(api: Api, metadata: dict[str, Any], status: int, 
     assert (await api.get("/v1/models", session=metadata["session"])).of(200)["models"] == []
 
 
-HEAD = b"POST %s/partial_fit HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
+HEAD = b"POST %s/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 SIZE = len(GOOD)
 
 
@@ -445,16 +457,18 @@ async def test_a_body_longer_than_its_content_length(api: Api, metadata: dict[st
     ("status", "data"),
     [
         pytest.param(400, b"GET /livez HTTP/1.1\r\nHost : keepfit\r\n\r\n", id="space before the colon"),
-        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", id="folded header"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n b\r\n\r\n", id="folded header"),
         pytest.param(400, b"GET /livez HTTP/1.1\r\n\r\n", id="no host"),
-        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", id="NUL in a header"),
-        pytest.param(400, b"GET /v1/models/\xff HTTP/1.1\r\nHost: a\r\n\r\n", id="bytes in the path"),
-        pytest.param(400, b"GET /livez HTTP/9.9\r\nHost: a\r\n\r\n", id="unknown version"),
+        pytest.param(400, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: \0\r\n\r\n", id="NUL in a header"),
+        pytest.param(400, b"GET /v1/models/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", id="bytes in the path"),
+        pytest.param(400, b"GET /livez HTTP/9.9\r\nHost: localhost\r\n\r\n", id="unknown version"),
         pytest.param(400, b"\x00\x01garbage\r\n\r\n", id="garbage"),
         pytest.param(400, b"hello\r\n\r\n", id="no request line"),
         pytest.param(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
-        pytest.param(431, b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", id="20 KB header"),
-        pytest.param(431, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="20 KB path"),
+        pytest.param(
+            431, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", id="20 KB header"
+        ),
+        pytest.param(431, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", id="20 KB path"),
     ],
 )
 async def test_invalid_http(api: Api, status: int, data: bytes) -> None:
@@ -466,7 +480,8 @@ async def test_invalid_http(api: Api, status: int, data: bytes) -> None:
 async def test_chunked_framing_that_breaks_midway(api: Api, metadata: dict[str, Any]) -> None:
     """A body whose framing becomes invalid while it is read answers 400, and none of its rows is learned."""
     path = await api.make(metadata, REGRESSOR)
-    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += "Expect: 100-continue\r\n"
     async with connected(api.url) as (reader, writer):
         writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
         # After the 100 Continue the handler is reading the body.
@@ -477,12 +492,12 @@ async def test_chunked_framing_that_breaks_midway(api: Api, metadata: dict[str, 
 
 
 async def test_a_body_that_ends_early(api: Api, metadata: dict[str, Any]) -> None:
-    """If a client disconnects within its body, nothing is accepted, even if the bytes so far are valid JSON."""
+    """If a client ends its body early, it gets a 400 and nothing is accepted, even if the bytes are valid JSON."""
     path = await api.make(metadata, REGRESSOR)
-    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     async with connected(api.url) as (reader, writer):
         writer.write(head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(GOOD) + 1, GOOD))
         writer.write_eof()
-        assert await reader.read() == b""
+        assert "incomplete" in Reply.parse(await reader.read()).problem(400)["detail"]
     model = await api.model(path)
     assert (model["inbox"], model["rows_seen"]) == (0, 0)

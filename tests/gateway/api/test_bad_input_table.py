@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-GATEWAY = Path(__file__).parents[1]
-TABLE = GATEWAY.parents[1] / "docs/reference/validation.md"
+TESTS = Path(__file__).parents[2]
+TABLE = TESTS.parent / "docs/reference/validation.md"
 ROWS = [line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
 # Tests of valid input, which the table of invalid input does not list.
 RIGHT = {"test_a_valid_gzip_stream"}
 
 
 def names_in(file: str) -> set[str]:
-    """Return the names of the tests in a file."""
-    (path,) = GATEWAY.rglob(file)
-    nodes = ast.walk(ast.parse(path.read_text()))
+    """Return the names of the tests in the files of this name."""
+    nodes = [node for path in TESTS.rglob(file) for node in ast.walk(ast.parse(path.read_text()))]
     found = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     return {name for name in found if name.startswith("test_")}
 

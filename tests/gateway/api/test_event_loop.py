@@ -10,6 +10,7 @@ import pytest
 import structlog
 from blockbuster import BlockingError, blockbuster_ctx
 
+from keepfit_gateway.web import responses
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import Api
 
@@ -42,3 +43,35 @@ async def test_nothing_blocks_the_event_loop(workerless: Api, metadata: dict[str
         assert (await workerless.call("DELETE", path)).status == 204
         await asyncio.sleep(0)
     assert [entry for entry in logged if entry["log_level"] in ("error", "warning")] == []
+
+
+async def test_a_list_of_large_documents_lets_others_run(
+    workerless: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the documents of models with many labels, other tasks of the gateway run; between small ones none do."""
+    encode, turns, seen = responses.encode_json, 0, list[int]()
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def noted(answer: Any) -> bytes:
+        seen.append(turns)
+        return encode(answer)
+
+    for labels in (2, 2, 2, 200, 200, 200):
+        classes = [f"{number:0>500}" for number in range(labels)]
+        recipe = {"estimator": "SGDClassifier", "classes": classes}
+        await workerless.make({**metadata, "labels": str(labels), "number": len(seen)}, recipe)
+        seen.append(0)
+    monkeypatch.setattr(responses, "encode_json", noted)
+    counting = asyncio.create_task(count())
+    for labels, others_run in ((2, False), (200, True)):
+        seen.clear()
+        page = await workerless.get("/v1/models", session=metadata["session"], labels=str(labels))
+        assert len(page.of(200)["models"]) == 3
+        one, two, three, whole = seen
+        assert (one < two < three < whole) if others_run else (one == two == three == whole)
+    counting.cancel()

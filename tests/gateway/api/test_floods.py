@@ -3,80 +3,46 @@
 import asyncio
 import io
 import logging
-import os
-import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from keepfit.local.servers import answers, free_port
-from tests import servers
 from tests.conftest import Stack
-from tests.gateway.api_client import CRASHES, REGRESSOR, Api, Reply, connected
+from tests.gateway.api_client import REGRESSOR, Api, Reply, connected
+from tests.gateway.gateway_process import GatewayProcess, gateway_process
 
 log = logging.getLogger(__name__)
 
 MIB = 2**20
 ABOVE_IDLE_BYTES_MAX = 150 * MIB
-BODY_TIMEOUT_S = 8.0
+BODY_TIMEOUT_S = 16.0
 SLOW = 500
-HEAD = "POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+HEAD = "POST {path}/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GZIP = {"Content-Encoding": "gzip"}
 
 
-class Flooded:
-    """The process of a gateway and its memory."""
-
-    def __init__(self, url: str, pid: int) -> None:
-        self.url = url
-        self._folder = Path(f"/proc/{pid}")
-
-    def _bytes(self, field: str) -> int:
-        lines = (self._folder / "status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-    def reset(self) -> int:
-        """Reset the peak of memory, and return the current use in bytes."""
-        (self._folder / "clear_refs").write_text("5")
-        return self._bytes("VmRSS")
-
-    def peak(self) -> int:
-        """Return the peak of memory since then, in bytes."""
-        return self._bytes("VmHWM")
-
-
 @pytest.fixture(scope="module")
-def flooded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flooded]:
+def flooded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """Run a gateway for this module on the servers of the stack, with the default limits."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    environment = {
-        **os.environ,
-        **stack.environment(),
-        "KEEPFIT_PORT": str(port),
-        "KEEPFIT_HOST": "127.0.0.1",
-        "KEEPFIT_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S),
-    }
-    output = tmp_path_factory.mktemp("flooded") / "gateway.log"
-    command = [sys.executable, "-m", "keepfit", "gateway"]
-    with servers.running(command, output, lambda: answers(f"{url}/livez"), environment) as process:
-        yield Flooded(url, process.pid)
-    assert not CRASHES.search(output.read_text())
+    folder = tmp_path_factory.mktemp("flooded")
+    times = {"KEEPFIT_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S), "KEEPFIT_HEAD_TIMEOUT_S": str(BODY_TIMEOUT_S)}
+    with gateway_process(stack, folder, **times) as process:
+        yield process
 
 
 @pytest.fixture
-async def path(flooded: Flooded, metadata: dict[str, Any]) -> AsyncIterator[str]:
+async def path(flooded: GatewayProcess, metadata: dict[str, Any]) -> AsyncIterator[str]:
     """Return the path of a model; after the test it must learn and predict, and memory be below the limit."""
     async with aiohttp.ClientSession(flooded.url) as http:
         api = Api(http)
         path = await api.make(metadata, REGRESSOR)
         await api.learn(path, [[1.0, 2.0]], [1.0])
         await api.predict(path, [[1.0, 2.0]])
-        idle = flooded.reset()
+        idle = flooded.reset_peak()
         yield path
         above = flooded.peak() - idle
         assert (await api.learn(path, [[1.0, 2.0]], [1.0]))["sequence"] == 2
@@ -110,7 +76,7 @@ async def rejected(url: str, path: str, data: Any, headers: dict[str, str] | Non
     return str(reply.problem(413)["detail"])
 
 
-async def test_gzip_bombs(flooded: Flooded, path: str) -> None:
+async def test_gzip_bombs(flooded: GatewayProcess, path: str) -> None:
     """Concurrent bodies of a megabyte that inflate to a gigabyte answer 413 and are never in memory inflated."""
     packed = bomb(1024)
     assert len(packed) < 2 * MIB
@@ -119,7 +85,7 @@ async def test_gzip_bombs(flooded: Flooded, path: str) -> None:
         assert "larger than" in detail
 
 
-async def test_bodies_over_the_limit(flooded: Flooded, path: str) -> None:
+async def test_bodies_over_the_limit(flooded: GatewayProcess, path: str) -> None:
     """Bodies over 500 MB answer 413: at once with Content-Length, and without being stored otherwise."""
     piece = b" " * MIB
     assert "larger than" in await rejected(flooded.url, path, pieces(piece, times=501))
@@ -132,7 +98,7 @@ async def test_bodies_over_the_limit(flooded: Flooded, path: str) -> None:
             Reply.parse(await reader.readuntil(b"}")).problem(413)
 
 
-async def test_announced_lengths_that_are_never_sent(flooded: Flooded, path: str) -> None:
+async def test_announced_lengths_that_are_never_sent(flooded: GatewayProcess, path: str) -> None:
     """A Content-Length reserves no memory: a hundred bodies of 400 MB are announced, begun and aborted."""
     head = f"{HEAD.format(path=path)}Content-Length: {400 * MIB}\r\n\r\n".encode()
     async with AsyncExitStack() as stack:
@@ -142,7 +108,7 @@ async def test_announced_lengths_that_are_never_sent(flooded: Flooded, path: str
             await writer.drain()
 
 
-async def test_slow_connections(flooded: Flooded, path: str) -> None:
+async def test_slow_connections(flooded: GatewayProcess, path: str) -> None:
     """Five hundred connections with slow heads or bodies get a 408, while others are served."""
     head = HEAD.format(path=path).encode()
     begins = (
@@ -174,7 +140,7 @@ async def test_slow_connections(flooded: Flooded, path: str) -> None:
             await sending
 
 
-async def test_connections_that_are_opened_and_closed(flooded: Flooded, path: str) -> None:
+async def test_connections_that_are_opened_and_closed(flooded: GatewayProcess, path: str) -> None:
     """Thousands of connections with no data, half a request or a huge header use no memory afterwards."""
     head = HEAD.format(path=path).encode()
     sent = (b"", head, head + b"Content-Length: 99\r\n\r\n{", b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000)
@@ -185,11 +151,11 @@ async def test_connections_that_are_opened_and_closed(flooded: Flooded, path: st
                 writer.write(sent[number % len(sent)])
 
 
-async def test_endless_heads(flooded: Flooded, path: str) -> None:
+async def test_endless_heads(flooded: GatewayProcess, path: str) -> None:
     """A header of megabytes, or thousands of headers, are answered or disconnected long before they are read."""
     header = b"X: " + b"a" * 1000 + b"\r\n"
     for line in (b"X: " + b"a" * 16 * MIB, header * 16_000):
         async with connected(flooded.url) as (reader, writer), asyncio.timeout(30):
-            writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n" + line)
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + line)
             with suppress(ConnectionError):
                 assert Reply.parse(await reader.read()).status in (400, 431)

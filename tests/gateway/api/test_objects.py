@@ -1,5 +1,6 @@
 """Uploaded objects over HTTP with real workers: accepted objects, rejected objects, and objects that misbehave."""
 
+import io
 import json
 import pickle
 import warnings
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from river import compose, linear_model, multioutput, preprocessing
 from sklearn.linear_model import SGDRegressor
+from sklearn.naive_bayes import GaussianNB
 
 from keepfit.objects import dump
 from keepfit.recipe import uploads
@@ -80,6 +84,69 @@ async def test_an_uploaded_object_learns_and_predicts(api: Api, metadata: dict[s
     (await api.post("/v1/models", again)).problem(409)
 
 
+async def test_a_trained_object_answers_at_once(api: Api, metadata: dict[str, Any], keys: str) -> None:
+    """Before a row was learned, a trained classifier predicts and is scored; an untrained one answers 409."""
+    X, y = [[0.0, 1.0], [0.5, 1.0], [9.0, 1.0], [9.5, 1.0]], ["a", "a", "b", "c"]
+    learner = GaussianNB().fit(X, ["a", "a", "b", "b"])
+    path = await make(api, metadata, dump(learner, keys))
+    answer = (await api.post(f"{path}/predict", {"X": X, "proba": True})).of(200)
+    assert (answer["version"], answer["predictions"], answer["classes"]) == (0, ["a", "a", "b", "b"], ["a", "b"])
+    score = (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
+    assert score["accuracy"] == 0.75
+    await api.learn(path, X, [*y[:3], "b"])
+    metrics = (await api.model(path))["metrics"]
+    assert (metrics["rows"], metrics["accuracy"], metrics["baseline_accuracy"]) == (4, 1.0, None)
+    untrained = await make(api, {**metadata, "trained": False}, dump(GaussianNB(), keys))
+    problem = (await api.post(f"{untrained}/predict", {"X": X})).problem(409)
+    assert "has not learned any row yet" in problem["detail"]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["any columns", "features"])
+async def test_river_rows_may_lack_columns(api: Api, metadata: dict[str, Any], keys: str, named: bool) -> None:
+    """A River model learns rows with null, without columns and with new ones, and predicts a batch as row by row."""
+    model = compose.Pipeline(preprocessing.OneHotEncoder(), linear_model.LinearRegression())
+    features = {"features": {"size": "number", "make": "category", "new": "boolean"}} if named else {}
+    path = await make(api, metadata, dump(model.clone(), keys), **features)
+    rows: list[Any] = [{"size": 42.0, "make": "nike"}, {"size": None}, {"make": "puma", "new": True}, {"new": None}, {}]
+    rows += [{"size": 40.5, "make": "puma", "new": False}]
+    for row in rows:
+        await api.learn(path, [row], [1.0])
+    frame = pa.table({"size": [42.0, None], "make": [None, "nike"], "y": [2.0, 3.0]})
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, frame.schema) as writer:
+        writer.write_table(frame)
+    headers = {"Content-Type": "application/vnd.apache.arrow.stream", "Prefer": "wait=30"}
+    (await api.call("POST", f"{path}/partial_fit", data=file.getvalue(), headers=headers)).of(200)
+    for row in rows:
+        model.learn_one(row, 1.0)
+    model.learn_one({"size": 42.0, "make": None}, 2.0)
+    model.learn_one({"size": None, "make": "nike"}, 3.0)
+    batch = (await api.predict(path, rows))["predictions"]
+    assert batch == [(await api.predict(path, [row]))["predictions"][0] for row in rows]
+    assert batch == pytest.approx([model.predict_one(row) for row in rows])
+    problem = (await api.post(f"{path}/predict", {"X": [{"make": ["nike"]}]})).problem(422)
+    assert problem["errors"][0]["column"] == "make"
+    assert (await api.get(f"{path}/dead")).of(200)["dead"] == []
+
+
+async def test_a_river_model_with_several_targets(api: Api, metadata: dict[str, Any], keys: str) -> None:
+    """Targets are objects by name: they are learned, predicted, scored and evaluated by name."""
+    chain = multioutput.RegressorChain(linear_model.LinearRegression(), order=["u", "v"])
+    path = await make(api, metadata, dump(chain.clone(), keys))
+    X, y = [{"a": 1.0}, {"a": 2.0, "b": 0.5}], [{"u": 1.0, "v": 3}, {"u": 2.5, "v": -1.0}]
+    for _ in range(3):
+        await api.learn(path, X, y)
+        for row, target in zip(X, y, strict=True):
+            chain.learn_one(row, target)
+    assert (await api.predict(path, X))["predictions"] == [chain.predict_one(row) for row in X]
+    score = (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
+    errors = [abs(chain.predict_one(x)[name] - t[name]) for x, t in zip(X, y, strict=True) for name in "uv"]
+    assert score["mean_absolute_error"] == pytest.approx(sum(errors) / 4)
+    assert [output["target"] for output in (await api.model(path))["metrics"]["outputs"]] == ["u", "v"]
+    problem = (await api.post(f"{path}/partial_fit", {"X": X, "y": [1.0, 2.0]})).problem(422)
+    assert "a target is an object or a list" in problem["detail"]
+
+
 async def test_uploaded_code_cannot_end_a_worker(api: Api, stack: Stack, metadata: dict[str, Any], keys: str) -> None:
     """Rows whose learning exits, interrupts or cannot be stored are put aside; workers survive, the rest is learned."""
     path = await make(api, metadata, dump(difficult(), keys, kind="regressor"))
@@ -141,7 +208,7 @@ async def test_unsigned_objects_are_rejected_without_unpickling(
     mark = tmp_path / "ran"
     malicious = pickle.dumps(Canary(mark))
     good = uploads.decode(dump(SGDRegressor(), keys))
-    foreign = Keyring.from_text("local:" + "ab" * 32, UPLOAD_KEYS)
+    foreign = Keyring.from_text(keys.partition(":")[0] + ":" + "ab" * 32, UPLOAD_KEYS)
     header = uploads.header_of(b64encode(good).decode())
     forgeries = {
         "not a keepfit envelope": malicious,

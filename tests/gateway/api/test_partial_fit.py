@@ -40,7 +40,15 @@ async def test_rows_are_accepted_and_numbered(api: Api, metadata: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "prefer", ["wait=10", 'wait="10"', "Wait = 10", "respond-async, wait=10", "respond-async; wait=10"]
+    "prefer",
+    [
+        "wait=10",
+        'wait="10"',
+        "Wait = 10",
+        "respond-async, wait=10",
+        "respond-async; wait=10",
+        'a="b;c", wait=10, wait=0',
+    ],
 )
 async def test_a_client_can_wait_until_its_rows_are_learned(api: Api, metadata: dict[str, Any], prefer: str) -> None:
     """With `Prefer: wait` the answer is 200 with the version that contains the rows, and Preference-Applied."""
@@ -52,7 +60,10 @@ async def test_a_client_can_wait_until_its_rows_are_learned(api: Api, metadata: 
     assert reply.headers["Preference-Applied"] == "wait=10"
 
 
-@pytest.mark.parametrize("prefer", ["wait=0", "wait", "wait=soon", "wait=-5", "await=10", "return=minimal"])
+@pytest.mark.parametrize(
+    "prefer",
+    ["wait=0", "wait", "wait=soon", "wait=-5", "await=10", "return=minimal", 'a="b, wait=10"', "wait=0, wait=10"],
+)
 async def test_other_preferences_are_ignored(api: Api, metadata: dict[str, Any], prefer: str) -> None:
     """A preference without a valid time is ignored, as RFC 7240 requires: the answer is 202."""
     path = await api.make(metadata, REGRESSOR)

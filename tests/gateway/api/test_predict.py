@@ -94,6 +94,20 @@ async def test_proba_without_probabilities_answers_422(
     assert "no probabilities" in reply.problem(422)["detail"]
 
 
+async def test_an_answer_with_too_many_values_is_refused(api: Api, metadata: dict[str, Any]) -> None:
+    """Too many probabilities answer 413 with the number of rows that fit: by the recipe's labels, or those learned."""
+    named = await api.make(metadata, {"estimator": "GaussianNB", "classes": list(range(1_000))})
+    late = await api.make({**metadata, "late": True}, {"estimator": "GaussianNB", "classes": ["a", "b"]})
+    await api.learn(named, [[0.5]], [3])
+    await api.learn(late, [[float(i)] for i in range(9)], [*"abcdefghi"])
+    for path, rows, fitting in ((named, 2_000, 1_047), (late, 110_000, 104_857)):
+        question = {"X": [[1.0]] * rows, "proba": True}
+        problem = (await api.post(f"{path}/predict", question)).problem(413)
+        assert problem["type"].endswith(":too-large")
+        assert f"send at most {fitting:,} rows at once" in problem["detail"]
+        assert (await api.post(f"{path}/predict", {"X": [[1.0]]})).status == 200
+
+
 async def test_a_model_without_rows_cannot_predict(api: Api, metadata: dict[str, Any]) -> None:
     """Before the first learned row a prediction answers 409 with instructions."""
     path = await api.make(metadata, REGRESSOR)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from keepfit_gateway.openapi.examples import BY_NAME, BY_POSITION, RECIPE, TARGET
 from keepfit_gateway.routes import ROUTES
-from tests.gateway.api_client import REGRESSOR, Api
+from tests.gateway.api_client import Api
 
 CHECKS = (
     "not_a_server_error",
@@ -35,11 +36,10 @@ EXAMPLES = 12
 
 async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any], tmp_path: Path) -> None:
     """Examples, boundary values and random data, valid and invalid, get documented answers only."""
-    taught = await api.make(metadata, REGRESSOR)
-    deleted = await api.make({**metadata, "type": "boots"}, REGRESSOR)
-    # The rows have the width of the document's examples, so that no answer depends on when those are learned.
-    await api.learn(taught, [[1.0, 2.0], [3.0, 4.0]], [0.5, 1.5])
-    # The document's example restores version 1.
+    # The document's examples are rows of this recipe.
+    taught = await api.make(metadata, RECIPE)
+    deleted = await api.make({**metadata, "type": "boots"}, RECIPE)
+    await api.learn(taught, BY_NAME, TARGET)
     (await api.call("POST", f"{taught}/snapshot")).of(201)
     names = {name: path.rpartition("/")[2] for name, path in (("taught", taught), ("deleted", deleted))}
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names))
@@ -66,4 +66,4 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     (await api.get(deleted)).problem(404)
     del rates["DELETE /v1/models/{hash}"]
     assert all(rates.values()), rates
-    assert len((await api.predict(taught, [[1.0, 2.0]]))["predictions"]) == 1
+    assert len((await api.predict(taught, BY_POSITION))["predictions"]) == 2

@@ -26,6 +26,7 @@ from tests.gateway.api_client import CLASSIFIER, REGRESSOR, WAIT, Api, Twin
 
 NPY = {"Content-Type": rows_body.NPY}
 ARROW = {"Content-Type": rows_body.ARROW}
+BINARY = {"Content-Type": rows_body.BINARY}
 GZIP = {"Content-Encoding": "gzip"}
 
 
@@ -63,6 +64,33 @@ async def test_npy_arrays_are_learned_predicted_and_scored(api: Api, metadata: d
     assert asked.of(200)["probabilities"] == twin.predict_proba(X)
     scored = (await api.call("POST", f"{path}/score", data=table, headers=NPY)).of(200)
     assert scored == (await api.post(f"{path}/score", {"X": X, "y": y})).of(200)
+
+
+@pytest.mark.parametrize("form", ["npy", "arrow"])
+async def test_an_octet_stream_is_read_as_the_table_that_it_begins_like(
+    api: Api, metadata: dict[str, Any], form: str
+) -> None:
+    """A body without a type of its own is an npy file or an Arrow stream by its first bytes."""
+    path, twin = await api.make(metadata, REGRESSOR), Twin(REGRESSOR)
+    X, y = [[0.5, 1.0], [2.0, 3.0]], [1.0, 2.0]
+    twin.learn(X, y)
+    columns = np.asarray(X).T.tolist()
+    table = npy(np.column_stack([X, y])) if form == "npy" else arrow(a=columns[0], b=columns[1], y=y)
+    (await api.call("POST", f"{path}/partial_fit", data=table, headers={**BINARY, **WAIT})).of(200)
+    asked = npy(X) if form == "npy" else arrow(a=columns[0], b=columns[1])
+    predicted = await api.call("POST", f"{path}/predict", data=asked, headers=BINARY)
+    assert predicted.of(200)["predictions"] == twin.predict(X)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"ARROW1\0\0", b"\x93NUMP"])
+async def test_other_octet_streams_are_refused(api: Api, metadata: dict[str, Any], data: bytes) -> None:
+    """A body that begins like no table answers 415 and says what would be right; so does a table without a hash."""
+    path = await api.make(metadata, REGRESSOR)
+    answer = await api.call("POST", f"{path}/predict", data=data, headers=BINARY)
+    assert answer.problem(415)["detail"] == (
+        "The body is not a table: application/octet-stream must be an npy file or an Arrow IPC stream."
+    )
+    (await api.call("POST", "/v1/predict", data=npy([[1.0]]), headers=BINARY)).problem(415)
 
 
 async def test_arrow_streams_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
@@ -125,8 +153,9 @@ async def test_a_gateway_without_pyarrow_names_the_extra(
     """Without pyarrow an Arrow body answers 415 and names the extra to install."""
     monkeypatch.setattr(frames, "AVAILABLE", False)
     path = await workerless.make(metadata, REGRESSOR)
-    rejected = await workerless.call("POST", f"{path}/partial_fit", data=arrow(a=[1], y=[1]), headers=ARROW)
-    assert "keepfit[frames]" in rejected.problem(415)["detail"]
+    for headers in (ARROW, BINARY):
+        rejected = await workerless.call("POST", f"{path}/partial_fit", data=arrow(a=[1], y=[1]), headers=headers)
+        assert "pip install -e '.[frames]'" in rejected.problem(415)["detail"]
 
 
 BLOCK = np.linspace(-1, 1, 1 << 17).tobytes()

@@ -2,17 +2,27 @@
 
 import asyncio
 import json
+import os
+import socket
+import threading
+from base64 import b64decode
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from pydantic import SecretStr
+from sklearn.linear_model import SGDRegressor
 
 from keepfit.errors import SettingsError
+from keepfit.objects import dump
 from keepfit.observability.outage import LogThrottle
 from keepfit.security.api_keys import ADMIN, LEARN, OPEN, PREDICT, READ, SCOPES, new_key
+from keepfit.security.envelope import new_signing_key
 from keepfit.settings import Settings
+from keepfit.settings_check import check_host
 from keepfit_gateway import app
 from keepfit_gateway.auth import guard
 from keepfit_gateway.routes import OPEN_PATHS, ROUTES, Route
@@ -22,6 +32,7 @@ from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, connected, eve
 
 KEYS = {name: new_key(name, [name]) for name in SCOPES}
 ALL = new_key("all", SCOPES)
+RENEWED = new_key(LEARN, [LEARN])
 LABELLED, ROWS = {"X": [[1.0, 2.0]], "y": [1.0]}, {"X": [[1.0, 2.0]]}
 FAST = {"Content-Type": "application/json"}
 REGULAR = {"Content-Type": "application/json; charset=utf-8"}
@@ -39,7 +50,7 @@ def stored(*keys: tuple[str, str]) -> str:
 
 def with_keys(settings: Settings, **more: Any) -> Settings:
     """Return settings that require keys."""
-    return Settings(**{**settings.model_dump(), "port": 0, "api_keys": stored(*KEYS.values(), ALL), **more})
+    return Settings(**{**settings.model_dump(), "port": 0, "api_keys": stored(*KEYS.values(), ALL, RENEWED), **more})
 
 
 @pytest.fixture
@@ -62,6 +73,21 @@ async def path(guarded: Api, metadata: dict[str, Any]) -> str:
 def address(route: Route) -> str:
     """Return a path of a route."""
     return route.path.replace("{hash}", "0" * 64)
+
+
+async def test_an_idempotency_key_belongs_to_a_name(guarded: Api, path: str) -> None:
+    """Two callers may use the same Idempotency-Key for different rows; each is known, also with a new key."""
+    sequences = []
+    for caller, later, rows in (
+        (KEYS[LEARN], RENEWED, LABELLED),
+        (ALL, ALL, {"X": [[3.0, 4.0]], "y": [2.0]}),
+    ):
+        headers = {"Idempotency-Key": "batch-1"}
+        first = (await guarded.post(f"{path}/partial_fit", rows, {**bearer(caller), **headers})).of(202)
+        again = (await guarded.post(f"{path}/partial_fit", rows, {**bearer(later), **headers})).of(202)
+        assert again["sequence"] == first["sequence"]
+        sequences.append(first["sequence"])
+    assert sequences == [2, 3]
 
 
 # Scopes, on every route.
@@ -101,7 +127,55 @@ async def test_every_route_requires_its_scope(guarded: Api, route: Route) -> Non
                 assert f"'{route.needs}'" in reply.problem(403)["detail"]
 
 
-@pytest.mark.parametrize("where", ["/", "/nowhere", "/v1/models/", "/x//livez", "/livez/", "/v1/predict/livez"])
+async def test_reasons_are_for_admin_keys(settings: Settings) -> None:
+    """While a dependency fails, probes and 503s name its address to an admin key and in the log, and to no one else."""
+    with socket.socket() as silent, structlog.testing.capture_logs() as logs:
+        # Bound, so that no other process gets the port, and not listening.
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        broken = with_keys(settings, mongo_url=f"mongodb://{address}/keepfit")
+        async with serving(broken) as api:
+            for headers, knows in ((bearer(KEYS[ADMIN]), True), ({}, False), (bearer(KEYS[READ]), False)):
+                mongo = (await api.call("GET", "/readyz", headers=headers)).json()["mongo"]
+                # Possibly that no answer came in time.
+                assert (mongo not in ("ok", "fails")) is knows
+            for key, knows in ((KEYS[ADMIN], True), (KEYS[READ], False), (KEYS[PREDICT], False)):
+                problem = (await api.call("GET", "/v1/models", headers=bearer(key))).problem(503)
+                assert (address in problem["detail"]) is knows
+                assert "MongoDB is unavailable" in problem["detail"]
+            assert address in str(logs)
+        async with serving(broken.model_copy(update={"api_keys": SecretStr("")})) as keyless:
+            assert (await keyless.get("/readyz")).json()["mongo"] == "fails"
+            assert address not in (await keyless.get("/v1/models")).problem(503)["detail"]
+
+
+async def test_the_bytes_of_an_object_are_for_admin_keys(settings: Settings, metadata: dict[str, Any]) -> None:
+    """A pickle is shown to an admin key alone; other keys see the name of its class, its size and its digest."""
+    upload_key = new_signing_key()
+    text = dump(SGDRegressor(), upload_key)
+    described = {
+        "name": "SGDRegressor",
+        "size_bytes": len(b64decode(text)),
+        "sha256": sha256(text.encode()).hexdigest(),
+    }
+    async with serving(with_keys(settings, upload_keys=upload_key)) as api:
+        made = await api.post("/v1/models", {"metadata": metadata, "recipe": {"object": text}}, bearer(KEYS[ADMIN]))
+        assert made.of(201)["recipe"]["object"] == text
+        for key, shown in (
+            (KEYS[ADMIN], text),
+            *((KEYS[name], f"sha256:{described['sha256']}") for name in (READ, PREDICT, LEARN)),
+        ):
+            found = (await api.call("GET", made.headers["Location"], headers=bearer(key))).of(200)
+            listed = (await api.call("GET", "/v1/models", headers=bearer(key), params={"type": metadata["type"]})).of(
+                200
+            )
+            assert found["recipe"]["object"] == shown
+            assert found["object"] == described
+            assert text not in str(listed)
+            assert described in [model.get("object") for model in listed["models"]]
+
+
+@pytest.mark.parametrize("where", ["/", "/nowhere", "/v1/model/", "/x//livez", "/livez/x", "/v1/predict/livez"])
 async def test_an_unknown_path_is_404_only_with_a_key(guarded: Api, where: str) -> None:
     """An unknown path answers 401 without a key, so that it reveals no routes, and 404 with a key."""
     (await guarded.get(where)).problem(401)
@@ -117,11 +191,21 @@ async def test_a_wrong_method_is_405_only_with_a_key(guarded: Api) -> None:
 
 async def test_an_expectation_is_checked_after_the_key(guarded: Api) -> None:
     """A request with `Expect: 100-continue` or an unknown expectation answers 401 without a key."""
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n"
     for expectation in (b"100-continue", b"miracles"):
         answer = await exchange(guarded.url, head + b"Expect: " + expectation + b"\r\n\r\n{}")
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert b"100 Continue" not in answer
+
+
+async def test_two_keys_are_refused(guarded: Api, path: str) -> None:
+    """Two Authorization headers answer 400, even with the same key: a proxy may have checked the other one."""
+    for other in (KEYS[READ][0], ALL[0]):
+        for media_type in ("application/json", "application/json; charset=utf-8"):
+            head = f"POST {path}/predict HTTP/1.1\r\nHost: x\r\nContent-Type: {media_type}\r\nContent-Length: 2\r\n"
+            head += f"Authorization: Bearer {ALL[0]}\r\nauthorization: Bearer {other}\r\nConnection: close\r\n\r\n{{}}"
+            detail = Reply.parse(await exchange(guarded.url, head.encode())).problem(400)["detail"]
+            assert "Authorization" in detail
 
 
 async def test_invalid_http_needs_no_key(guarded: Api) -> None:
@@ -131,15 +215,18 @@ async def test_invalid_http_needs_no_key(guarded: Api) -> None:
 
 
 async def test_the_openapi_document_names_the_scopes(guarded: Api, workerless: Api) -> None:
-    """The OpenAPI document of a gateway with keys names the scope of each operation; without keys it names none."""
+    """The OpenAPI document of a gateway with keys names the scope of each operation; without keys they are optional."""
     document = (await guarded.get("/openapi.json")).of(200)
-    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    scheme = document["components"]["securitySchemes"]["key"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     for route in ROUTES:
         operation = document["paths"][route.path][route.method.lower()]
         assert operation["security"] == ([] if route.needs == OPEN else [{"key": [route.needs]}])
         assert ({"401", "403", "429"} <= operation["responses"].keys()) is (route.needs != OPEN)
     plain = (await workerless.get("/openapi.json")).of(200)
-    assert "security" not in str(plain)
+    assert plain["components"]["securitySchemes"]["key"] == scheme
+    assert plain["security"] == [{}, {"key": []}]
+    assert not [item for path in plain["paths"].values() for item in path.values() if "security" in item]
 
 
 # The fast path, and cached answers.
@@ -182,7 +269,7 @@ async def test_a_key_counts_for_its_request_only(guarded: Api, path: str) -> Non
     body = json.dumps(ROWS).encode()
 
     def request(key: str, last: bool) -> bytes:
-        head = f"POST {path}/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{key}"
+        head = f"POST {path}/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{key}"
         return f"{head}Content-Length: {len(body)}\r\n{'Connection: close' if last else 'A: b'}\r\n\r\n".encode() + body
 
     key = f"Authorization: bearer {KEYS[PREDICT][0]}\r\n"
@@ -219,13 +306,13 @@ async def test_a_network_address_requires_keys(settings: Settings, host: str) ->
 )
 def test_a_network_address_is_accepted_with_keys_or_open(more: dict[str, Any]) -> None:
     """With keys, or with KEEPFIT_OPEN, every address is accepted."""
-    guard.check_address(Settings(host="0.0.0.0", **more))
+    check_host(Settings(host="0.0.0.0", **more))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_requires_no_keys(host: str) -> None:
     """On a loopback address the gateway starts without keys."""
-    guard.check_address(Settings(host=host))
+    check_host(Settings(host=host))
 
 
 async def test_the_start_logs_whether_keys_are_required(settings: Settings) -> None:
@@ -243,15 +330,15 @@ async def test_the_start_logs_whether_keys_are_required(settings: Settings) -> N
 @pytest.mark.parametrize(
     ("inline", "file", "message"),
     [
-        ("nonsense", None, "API key 1 is not"),
+        ("nonsense", None, "key 1 is not"),
         ("", "", "hold no key"),
         ("", "# none yet\n", "hold no key"),
-        (stored(ALL), "nonsense", "API key 2 is not"),
-        (stored(ALL), stored(ALL), "same name"),
+        (stored(ALL), "nonsense", "key 2 is not"),
+        (stored(ALL), stored(ALL), "same token"),
         ("", "\udcff", "is not text"),
         ("", "missing", "cannot be read: No such file"),
     ],
-    ids=["nonsense", "nothing", "a comment", "nonsense in the file", "one name twice", "no text", "no file"],
+    ids=["nonsense", "nothing", "a comment", "nonsense in the file", "one key twice", "no text", "no file"],
 )
 async def test_unreadable_keys_prevent_the_start(
     settings: Settings, tmp_path: Path, inline: str, file: str | None, message: str
@@ -313,20 +400,116 @@ async def test_keys_change_without_a_restart(
     assert "malformed" not in str(lines)
 
 
+async def test_changes_of_a_key_are_logged(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log says which key has other scopes, another token or another rate, without the token."""
+    monkeypatch.setattr(guard, "RELOAD_S", 0.01)
+    path, first, second = tmp_path / "keys", new_key("web", [READ]), new_key("web", [READ])
+    path.write_text(first[1])
+    async with serving(Settings(**{**settings.model_dump(), "api_keys_file": str(path)})):
+        for content, parts in (
+            (first[1].replace(":read:", ":read+learn:"), ["scopes"]),
+            ("\n".join(line.replace(":read:", ":read+learn:") for _, line in (first, second)), ["digest"]),
+            (second[1].replace(":read:", ":read+learn:"), ["digest"]),
+            (second[1] + ":5/10", ["scopes", "rate_per_s", "burst"]),
+        ):
+            with structlog.testing.capture_logs() as logged:
+                path.write_text(content)
+
+                async def is_logged() -> bool:
+                    return bool(logged)
+
+                await eventually(is_logged, "a log line about the change")
+            assert [line["changed"] for line in logged] == [{"web": parts}]
+            assert [token for token, line in (first, second) if token in str(logged) or line[-64:] in str(logged)] == []
+
+
+async def test_a_keys_file_is_a_regular_file(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO, a folder or a device as the file of keys is refused at start; later it is logged, and the keys stay."""
+    monkeypatch.setattr(guard, "RELOAD_S", 0.01)
+    fifo, path, key = tmp_path / "fifo", tmp_path / "keys", new_key("web", [READ])
+    os.mkfifo(fifo)
+    for other in (fifo, tmp_path, Path("/dev/zero")):
+        with pytest.raises(SettingsError, match=r"KEEPFIT_API_KEYS_FILE.*it is not a regular file"):
+            async with serving(Settings(**{**settings.model_dump(), "api_keys_file": str(other)})):
+                pass
+    (tmp_path / "real").write_text(key[1])
+    # Kubernetes mounts a Secret as links.
+    path.symlink_to(tmp_path / "real")
+    async with serving(Settings(**{**settings.model_dump(), "api_keys_file": str(path)})) as api:
+        with structlog.testing.capture_logs() as logged:
+            path.unlink()
+            path.symlink_to(fifo)
+
+            async def is_logged() -> bool:
+                return "not a regular file" in str(logged)
+
+            await eventually(is_logged, "a log line about the FIFO")
+        (await api.call("GET", "/v1/models", headers=bearer(key))).of(200)
+
+
+async def test_a_keys_file_that_hangs_is_noticed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that does not answer stops the start; later it is logged once, and the keys stay."""
+    monkeypatch.setattr(guard, "RELOAD_S", 0.01)
+    monkeypatch.setattr(guard, "READ_S_MAX", 0.2)
+    path, key, more = tmp_path / "keys", new_key("web", [READ]), new_key("more", [READ])
+    path.write_text(key[1])
+    answers, read, calls = threading.Event(), guard.read_api_keys_file, list[Path]()
+
+    def hang(file: Path) -> bytes:
+        calls.append(file)
+        answers.wait()
+        return read(file)
+
+    monkeypatch.setattr(guard, "read_api_keys_file", hang)
+    served = Settings(**{**settings.model_dump(), "api_keys_file": str(path)})
+    try:
+        with pytest.raises(SettingsError, match=r"KEEPFIT_API_KEYS_FILE.*no answer within 0\.2 s"):
+            async with serving(served):
+                pass
+        answers.set()
+        async with serving(served) as api:
+            with structlog.testing.capture_logs() as logged:
+                answers.clear()
+
+                async def is_logged() -> bool:
+                    return "no answer" in str(logged)
+
+                await eventually(is_logged, "a log line about the hanging file")
+                hanging = len(calls)
+                await asyncio.sleep(0.5)
+                assert len(calls) == hanging
+                (await api.call("GET", "/v1/models", headers=bearer(key))).of(200)
+                path.write_text(f"{key[1]}\n{more[1]}")
+                answers.set()
+
+                async def works() -> bool:
+                    return (await api.call("GET", "/v1/models", headers=bearer(more))).status == 200
+
+                await eventually(works, "the new key to work")
+            assert [line["event"] for line in logged] == ["api_keys_unreadable", "api_keys_changed"]
+    finally:
+        answers.set()
+
+
 # Rates.
 
 
 async def test_a_key_has_its_rate_limit(settings: Settings) -> None:
-    """Requests above the burst get 429 with Retry-After; responses have the remaining quota; keys are independent."""
-    slow, other, free = new_key("slow", [READ], "0.01/3"), new_key("other", [READ]), new_key("free", [READ], "0")
-    limited = {"api_keys": stored(slow, other, free), "rate_per_s": 0.01}
+    """Requests above the burst get 429 with Retry-After; responses have the remaining quota; names are independent."""
+    slow, renewed = new_key("slow", [READ], "0.01/3"), new_key("slow", [READ], "0.01/3")
+    other, free = new_key("other", [READ]), new_key("free", [READ], "0")
+    limited = {"api_keys": stored(slow, renewed, other, free), "rate_per_s": 0.01}
     async with serving(Settings(**{**settings.model_dump(), **limited})) as api:
-        for left in (2, 1, 0):
-            reply = await api.call("GET", "/nowhere", headers=bearer(slow))
+        for left, key in ((2, slow), (1, renewed), (0, slow)):
+            reply = await api.call("GET", "/nowhere", headers=bearer(key))
             reply.problem(404)
             assert reply.headers["RateLimit-Policy"] == '"key";q=3;w=300'
             assert reply.headers["RateLimit"].startswith(f'"key";r={left};t=')
-        refused = await api.call("GET", "/v1/models", headers=bearer(slow))
+        refused = await api.call("GET", "/v1/models", headers=bearer(renewed))
         assert "0.01 requests a second" in refused.problem(429)["detail"]
         assert 1 <= int(refused.headers["Retry-After"]) <= 100
         assert refused.headers["RateLimit"].startswith('"key";r=0;t=')
@@ -416,8 +599,8 @@ async def test_a_log_line_has_the_request_id(
 async def test_request_ids_of_one_connection_are_independent(workerless: Api) -> None:
     """A request without an id, after one with an id on the same connection, gets an id of its own."""
     async with connected(workerless.url) as (reader, writer), asyncio.timeout(30):
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: first\r\n\r\n")
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: first\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         data = await reader.read()
     assert data.count(b"X-Request-ID: first\r\n") == 1
     assert data.count(b"X-Request-ID: ") == 2

@@ -31,7 +31,7 @@ async def test_dead_letters_are_listed(api: Api, metadata: dict[str, Any]) -> No
     assert "Negative values" in entry["reason"]
     assert entry["id"] == f"{entry['generation']}-1"
     assert entry["timestamp"] > 1e9
-    fields = {"hash", "metadata", "recipe", "version", "rows_seen", "metrics", "inbox", "snapshot"}
+    fields = {"hash", "metadata", "recipe", "warnings", "version", "rows_seen", "metrics", "inbox", "snapshot"}
     assert (model.keys(), model["rows_seen"], model["inbox"]) == (fields, 1, 0)
 
 
@@ -118,6 +118,23 @@ async def test_a_missing_model_answers_404(api: Api) -> None:
     (await api.get(f"{path}/dead")).problem(404)
     (await api.post(f"{path}/dead/retry", {})).problem(404)
     (await api.post(f"{path}/dead/discard", {"ids": ["1-1"]})).problem(404)
+
+
+async def test_dead_letters_are_counted(api: Api, metadata: dict[str, Any]) -> None:
+    """Each request that is put aside adds one to the metric, whatever its model; learned ones add nothing."""
+
+    async def counted() -> float:
+        text = (await api.get("/metrics")).body.decode()
+        return float(
+            next(line for line in text.splitlines() if line.startswith("keepfit_requests_put_aside_total")).split()[1]
+        )
+
+    before = await counted()
+    path, other = await api.make(metadata, COUNTS), await api.make({**metadata, "other": True}, COUNTS)
+    for each in (path, other):
+        await api.learn(each, **VALID)
+        (await api.post(f"{each}/partial_fit", INVALID, {"Prefer": "wait=60"})).problem(422)
+    assert await counted() == before + 2
 
 
 async def test_a_repeat_of_rows_put_aside_answers_422_at_once(api: Api, metadata: dict[str, Any]) -> None:

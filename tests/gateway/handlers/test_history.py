@@ -19,7 +19,14 @@ async def timeline(settings: Settings) -> AsyncIterator[Timeline]:
     """Open the timeline of the gateway in this process, with documents one minute apart."""
     async with Timeline.open(settings.mongo_url.get_secret_value()) as opened:
         await opened.bulk_upsert(
-            {"type": "vote", "timestamp": NOON + 60 * n, "n": n, "brand": ("nike", "puma")[n % 2], "limit": "x"}
+            {
+                "type": "vote",
+                "timestamp": NOON + 60 * n,
+                "n": n,
+                "brand": ("nike", "puma")[n % 2],
+                "limit": "x",
+                "fit": {"size": n},
+            }
             for n in range(COUNT)
         )
         yield opened
@@ -42,9 +49,16 @@ async def test_documents_are_queried_by_time(workerless: Api) -> None:
     assert await numbers(closest=str(NOON + 89)) == [1]
     assert await numbers(brand="puma", n="3") == [3]
     assert await numbers(n='{"$gt": 0}') == await numbers(**{"$where": "true"}) == []
-    assert await numbers(hash="0" * 64) == []
+    assert await numbers(**{"metadata[brand]": "puma", "metadata[n]": "3"}) == [3]
+    assert await numbers(**{"metadata[limit]": "x", "metadata[type]": "vote", "limit": "1"}) == [5]
+    assert await numbers(**{"metadata[type]": "other"}) == []
+    (await workerless.get("/v1/history", **{"brand": "nike", "metadata[brand]": "nike"})).problem(400)
+    assert await numbers(hash="0" * 64) == await numbers(kind="snapshot") == []
+    assert await numbers(timestamp=str(NOON + 60)) == await numbers(timestamp="2026-11-20T12:01Z") == [1]
+    for query in ({"fit.size": "3"}, {"n": "3", "kind": "document"}, {"n": "3", "kind": "all"}):
+        assert await numbers(**query) == [3]
     first = (await workerless.get("/v1/history", n="0")).of(200)["documents"]
-    assert first == [{"type": "vote", "timestamp": NOON, "n": 0, "brand": "nike", "limit": "x"}]
+    assert first == [{"type": "vote", "timestamp": NOON, "n": 0, "brand": "nike", "limit": "x", "fit": {"size": 0}}]
 
 
 @pytest.mark.usefixtures("timeline")
@@ -59,6 +73,7 @@ async def test_points_are_queried_with_every(workerless: Api) -> None:
     assert await points(every="2m", field="n") == [
         {"timestamp": NOON + 120 * n, "value": 2 * n + 0.5} for n in range(3)
     ]
+    assert await points(every="1h", stat="count") == await points(every="3600", stat="count")
     assert await points(every="1h", stat="count") == [{"timestamp": NOON, "value": 6}]
     grouped = await points(every="1h", stat="max", field="n", group="brand")
     assert grouped == [
@@ -76,7 +91,9 @@ async def test_points_are_queried_with_every(workerless: Api) -> None:
     [
         ("type=a&type=b", 400), ("limit=0", 400), ("limit=1001", 400), ("page=0", 400), ("last=x", 400),
         ("last=1&limit=2", 400), ("before=whenever", 400), ("before=next%20friday", 400), ("after=nan", 400),
-        ("closest=now&before=now", 400), ("hash=x", 400), ("every=5", 400), ("every=0s&field=n", 400),
+        ("closest=now&before=now", 400), ("hash=x", 400), ("every=5x&field=n", 400), ("kind=boots", 400),
+        ("since=now", 400), ("timestamp=x", 400), ("closest=now&timestamp=1", 400), ("after=2&before=1", 422),
+        ("every=True&field=n", 400), ("every=0s&field=n", 400),
         ("every=1m&limit=5&field=n", 400), ("stat=mean", 400), ("every=1m&stat=avg&field=n", 400),
         ("every=1m&field=a..b", 400), ("every=1m&field=$x", 400), ("every=1m&field=n&fill=inf", 400),
         ("every=1m&field=n&moving=0", 400), ("every=1m&field=n&rate=x", 400),

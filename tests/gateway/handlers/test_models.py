@@ -158,3 +158,21 @@ async def test_changes_and_rows_keep_their_order(api: Api, metadata: dict[str, A
         for _, each in sorted(sent, key=lambda pair: pair[0]):
             twin.learn(**each) if "X" in each else twin.bundle.change(each)
         assert (await api.predict(path, ROWS))["predictions"] == twin.predict(ROWS)
+
+
+async def test_models_are_listed_by_their_metadata(api: Api, metadata: dict[str, Any]) -> None:
+    """A filter is a key of metadata, alone or in brackets; brackets also name keys that are parameters."""
+    ours = {"brand": metadata["session"], "limit": 5}
+    paths = [await api.make({**metadata, **ours, "size": size}, REGRESSOR) for size in (41, 42)]
+    by_size = {41: paths[0], 42: paths[1]}
+
+    async def listed(**query: str) -> set[str]:
+        return {f"/v1/models/{model['hash']}" for model in (await api.get("/v1/models", **query)).of(200)["models"]}
+
+    brand = {"metadata[brand]": ours["brand"]}
+    assert await listed(**brand) == await listed(brand=ours["brand"]) == set(paths)
+    assert await listed(**brand, size="42") == await listed(**brand, **{"metadata[size]": "42"}) == {by_size[42]}
+    assert await listed(**brand, **{"metadata[limit]": "5", "limit": "1000"}) == set(paths)
+    assert await listed(**brand, **{"metadata[limit]": "6"}) == set()
+    twice = (await api.get("/v1/models", brand=ours["brand"], **brand)).problem(400)
+    assert twice["detail"] == "The query filters twice by 'brand': send 'brand' or 'metadata[brand]', not both."

@@ -1,12 +1,14 @@
 """Snapshots over HTTP: create, list, restore."""
 
 import asyncio
+import time
 import uuid
 from typing import Any
 
 import pytest
 
 from keepfit.security.api_keys import ADMIN, READ
+from keepfit.times import format_time
 from keepfit_gateway.routes import ROUTES
 from tests.conftest import SHOES_RECIPE
 from tests.gateway.api_client import Api
@@ -72,9 +74,15 @@ async def test_a_snapshot_is_restored_by_time(api: Api, saved: tuple[str, list[A
     times = [one["timestamp"] for one in (await api.get(f"{path}/snapshots")).of(200)["snapshots"]]
     answer = (await api.post(f"{path}/restore", {"at": times[1]})).of(200)
     assert answer["version"] == 2
+    for number, at in zip((3, 2, 1), times, strict=True):
+        assert (await api.post(f"{path}/restore", {"at": format_time(at)})).of(200)["version"] == number
+    assert (await api.post(f"{path}/restore", {"at": times[1]})).of(200)["version"] == 2
     assert (await api.predict(path, SHOES))["predictions"] == predictions[1]
     (await api.post(f"{path}/restore", {"at": "2001-01-01T12:00:00Z"})).problem(404)
     (await api.post(f"{path}/restore", {"version": 77})).problem(404)
+    for future in ("tomorrow", time.time() + 3600):
+        detail = (await api.post(f"{path}/restore", {"at": future})).problem(422)["detail"]
+        assert "is in the future: it means 20" in detail
     assert (await api.model(path))["version"] == 2
 
 

@@ -1,11 +1,15 @@
 """Waiting for a commit: messages in any order give the waiter the right result."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from keepfit.backends import redis_keys
 from keepfit.errors import LearningError, NotFoundError
-from keepfit_gateway.learning.commit_feed import Commit, Watch, wait_until_learned
+from keepfit.settings import Settings
+from keepfit_gateway.learning.commit_feed import Commit, CommitFeed, Watch, wait_until_learned
+from tests.factories import workshop
 
 BEFORE, AFTER = Commit(1, 4, 10, 40), Commit(1, 5, 11, 44)
 DELETED = Commit(1, -1, 0, 0)
@@ -61,3 +65,21 @@ async def test_shutdown_ends_the_wait() -> None:
     assert await waiting is None
     watch.observe(AFTER)
     assert await wait_until_learned(watch, 1, 11, LONG_S) == AFTER
+
+
+async def test_missed_commits_prove_nothing_after_a_request_was_put_aside(settings: Settings) -> None:
+    """After an interruption the state of a model tells that a request was learned, unless one was ever put aside.
+
+    That is known from the stream of dead letters, and after the model was idle from its state.
+    """
+    async with workshop(settings) as shop:
+        observer = SimpleNamespace(observe_version=lambda *_: None)
+        feed = CommitFeed(shop.store.client, shop.store, lambda _: None, observer, 1.0)  # type: ignore[arg-type]
+        found = []
+        for field in ("pace", "removed"):
+            model_hash = await shop.learned()
+            shop.redis.hset(redis_keys.state(model_hash), field, "1")
+            with feed.watch(model_hash) as watch:
+                await feed.catch_up([model_hash])
+                found.append(await wait_until_learned(watch, 1, 1, NO_WAIT_S))
+        assert found == [Commit(1, 1, 1, 3), None]

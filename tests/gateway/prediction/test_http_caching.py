@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from keepfit.settings import Settings
 from tests.conftest import SHOES_RECIPE, Stack
-from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventually, serving
+from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventually, exchange, serving
 
 X = [[1.0, 2.0], [3.0, 4.0]]
 LABELLED = {"X": X, "y": [1.0, 2.0]}
@@ -119,6 +119,41 @@ async def test_a_matching_etag_gets_304(api: Api, path: str) -> None:
         assert (await ask(api, path, If_None_Match=named)).of(200)
 
 
+@pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8"])
+async def test_several_lines_of_if_none_match_are_one_list(api: Api, path: str, media_type: str) -> None:
+    """A tag on any line of If-None-Match gets 304."""
+    etag = (await ask(api, path)).headers["ETag"]
+    for lines, status in (
+        (('"a"', etag), 304),
+        ((etag, etag), 304),
+        ((f'"a", {etag}', '"b"'), 304),
+        (('"a"', '"b"'), 200),
+    ):
+        assert (await conditional(api, path, media_type, *(f"If-None-Match: {line}" for line in lines))) == status
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8"])
+@pytest.mark.parametrize("name", ["If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"])
+async def test_other_conditions_are_ignored(api: Api, path: str, media_type: str, name: str) -> None:
+    """Other conditional headers change no answer, once or twice."""
+    for lines in ((f'{name}: "a"',), (f'{name}: "a"', f"{name}: *")):
+        assert (await conditional(api, path, media_type, *lines)) == 200
+
+
+async def conditional(api: Api, path: str, media_type: str, *lines: str) -> int:
+    """Return the status of a prediction with further header lines."""
+    body = json.dumps({"X": X}).encode()
+    head = (
+        f"POST {path}/predict HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {media_type}",
+        "Connection: close",
+        *lines,
+    )
+    request = "\r\n".join((*head, f"Content-Length: {len(body)}", "", "")).encode() + body
+    return Reply.parse(await exchange(api.url, request)).status
+
+
 async def test_an_etag_changes_with_the_version(api: Api, path: str) -> None:
     """After a commit the old ETag gets the new prediction; the new ETag gets 304, cached or not."""
     old = await ask(api, path)
@@ -192,7 +227,7 @@ async def test_a_body_may_come_in_pieces(api: Api, path: str, pieces: str) -> No
     await ask(api, path)
     body, head = (
         b'{"X": [[1, 2], [3, 4]]}',
-        f"POST {path}/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n",
+        f"POST {path}/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n",
     )
     length = f"Content-Length: {len(body)}\r\n\r\n".encode()
     chunks = {
@@ -304,7 +339,7 @@ async def test_a_commit_through_another_gateway_is_observed(stack: Stack, api: A
             async def newest(version: int = version) -> bool:
                 return bool((await ask(other, path)).json()["version"] == version)
 
-            await eventually(newest, "the new version", seconds=10)
+            await eventually(newest, "the new version")
 
 
 async def test_a_missed_commit_is_stale_no_longer_than_the_bound(stack: Stack, api: Api, path: str) -> None:
@@ -337,7 +372,7 @@ async def test_an_interrupted_subscription_invalidates_everything(stack: Stack, 
         async def computed() -> bool:
             return not await is_cached(api, path)
 
-        await eventually(computed, "noticing the interruption", seconds=20)
+        await eventually(computed, "noticing the interruption")
         assert not [1 for _ in range(5) if await is_cached(api, path)]
         proxy.flow()
         await eventually(lambda: is_cached(api, path), "an answer from the cache")

@@ -24,13 +24,13 @@ from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventuall
 BYTES_MAX = 100_000
 TIMEOUT_S = 0.5
 GZIP = {"Content-Encoding": "gzip"}
-HEAD = b"POST /v1/models HTTP/1.1\r\nHost: keepfit\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture
 async def strict(settings: Settings) -> AsyncIterator[Api]:
     """Return the API of a gateway with low limits."""
-    limits = {"body_bytes_max": BYTES_MAX, "body_timeout_s": TIMEOUT_S}
+    limits = {"body_bytes_max": BYTES_MAX, "head_timeout_s": TIMEOUT_S, "body_timeout_s": TIMEOUT_S}
     async with serving(settings.model_copy(update=limits)) as api:
         yield api
 
@@ -77,7 +77,9 @@ async def test_a_body_announced_as_too_large_is_rejected_at_once(strict: Api, en
 async def test_rows_for_a_missing_model_are_rejected_before_they_arrive(strict: Api) -> None:
     """Large bodies, and bodies of unknown size, for a missing model answer 404 before they have arrived."""
     for length in (b"Content-Length: 99999", b"Transfer-Encoding: chunked"):
-        head = b"POST /v1/models/%s/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" % (b"0" * 64)
+        head = b"POST /v1/models/%s/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % (
+            b"0" * 64
+        )
         async with connected(strict.url) as (reader, writer), asyncio.timeout(20):
             writer.write(head + length + b"\r\n\r\n")
             Reply.parse(await reader.readuntil(b"}")).problem(404)
@@ -124,7 +126,7 @@ async def test_bodies_share_a_memory_limit(settings: Settings, metadata: dict[st
     rows = b'{"X":[%s[1,2]],"y":[%s1]}' % (b"[0,0]," * 20_000, b"0," * 20_000)
     async with serving(settings.model_copy(update={"bodies_bytes_max": 200_000})) as api:
         path = await api.make(metadata, REGRESSOR)
-        head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n".encode()
+        head = f"POST {path}/partial_fit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
         packed = gzip.compress(rows)
 
         async def is_full() -> bool:
@@ -160,9 +162,11 @@ async def test_large_bodies_must_be_plain_rows(
     monkeypatch.setattr(rows_body, "STRICT_BYTES_MAX", 100_000)
     path = await workerless.make(metadata, REGRESSOR)
     start, end = b'{"X":[' + b"[0,0]," * 20_000, b']],"y":[%s1]}' % (b"0," * 20_000)
-    for row in (b"[1,true", b'[1,"\\"', b"[1,[]", b"[1,,"):
+    for row in (b"[1,{}", b'[1,"\\"', b"[1,[]", b"[1,,"):
         problem = (await workerless.call("POST", f"{path}/partial_fit", data=start + row + end)).problem(413)
         assert "plain rows" in problem["detail"]
+    problem = (await workerless.call("POST", f"{path}/partial_fit", data=start + b"[1,true" + end)).problem(422)
+    assert problem["errors"] == [{"row": 20_000, "column": 1, "detail": "true is not a number"}]
     assert (await workerless.call("POST", f"{path}/partial_fit", data=start + b"[1,2" + end)).of(202)[
         "accepted"
     ] == 20_001
@@ -193,7 +197,7 @@ def test_large_invalid_rows_are_freed() -> None:
     ("begin", "drops"),
     [
         pytest.param(b"", [], id="nothing"),
-        pytest.param(b"GET /livez HTTP/1.1\r\nHost: kee", [b"p"], id="head"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: localhost", [b"p"], id="head"),
         pytest.param(HEAD + b"Content-Length: 1000\r\n\r\n", [b"x"], id="body"),
         pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", [b"1\r\nx\r\n"], id="chunks"),
         pytest.param(
@@ -220,7 +224,7 @@ async def test_a_slow_request_times_out(strict: Api, begin: bytes, drops: list[b
 
 async def test_a_connection_may_be_idle_between_requests(strict: Api) -> None:
     """The time limit of a head begins with its first byte: an idle connection stays open longer than that."""
-    request = b"GET /livez HTTP/1.1\r\nHost: keepfit\r\n\r\n"
+    request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with (
         connected(strict.url) as (reader, writer),
         connected(strict.url) as (late_reader, late_writer),

@@ -16,6 +16,7 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.inbox,
     redis_keys.lock,
     redis_keys.dead,
+    redis_keys.idle,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models,
@@ -33,6 +34,8 @@ ALL = [
     redis_keys.staged_bundle(HASH, "token"),
     redis_keys.large_rows(HASH, "token"),
     redis_keys.idempotency(HASH, "c:key"),
+    redis_keys.new_answers(HASH, "caller"),
+    redis_keys.old_answers(HASH, "caller"),
     redis_keys.CHANGED,
     redis_keys.COMMITS,
     *(key(queue) for key in OF_A_QUEUE for queue in ("learn", "predict")),
@@ -59,6 +62,8 @@ def test_keys_of_a_model_share_a_cluster_slot() -> None:
         redis_keys.large_rows(HASH, "x"),
         redis_keys.idempotency(HASH, "c:{other}"),
         redis_keys.idempotency(HASH, "}{"),
+        redis_keys.new_answers(HASH, "}{"),
+        redis_keys.old_answers(HASH, "}{"),
     ]
     assert {key_slot(key.encode()) for key in of_model} == {key_slot(HASH.encode())}
     assert key_slot(redis_keys.state("cd" * 32).encode()) != key_slot(HASH.encode())
@@ -88,12 +93,15 @@ def names(value: Any) -> set[str]:
 
 def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
-    built = {redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
+    built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
         redis_keys.large_rows("h", "<random>"),
+        redis_keys.load_deaths("h", 1, "digest").replace("1:digest", "<...>"),
         redis_keys.idempotency("h", "<key>"),
+        redis_keys.new_answers("h", "<c>"),
+        redis_keys.old_answers("h", "<c>"),
     }
     built |= {
         redis_keys.claimed("<queue>", "<lease>"),
@@ -106,6 +114,7 @@ def test_the_table_lists_every_key() -> None:
         for name, value in vars(redis_keys).items()
         if callable(value)
         and getattr(value, "__module__", "") == redis_keys.__name__
-        and name not in ("hash_of_state", "change_score")
+        # The names that start with rq_ are keys of RQ.
+        and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 4 == len(built)
+    assert len(functions) + 5 == len(built)

@@ -125,7 +125,7 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
     mongo_url: str, trusted_authority: Authority, other_authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a certificate of an authority that the address does not name, the registry raises UnavailableError."""
-    monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 300)
+    monkeypatch.setattr(mongo, "CALL_TIMEOUT_MS", 1000)
     with mongo_behind(mongo_url, other_authority.certificate(), trusted_authority.path) as url:
         async with Registry(url) as opened:
             with pytest.raises(UnavailableError, match="certificate verify failed"):
@@ -133,10 +133,11 @@ async def test_mongodb_with_a_wrong_certificate_is_refused(
 
 
 async def test_a_missing_authority_file_is_reported(tmp_path: Path, redis_url: str, mongo_url: str) -> None:
-    """An address that names a missing file raises one clear error."""
+    """An address that names a missing file raises one clear error before anything connects."""
     settings = Settings(store_url=f"{redis_url.replace('redis', 'rediss', 1)}?ssl_ca_certs={tmp_path}/none.pem")
-    with redis_clients.store_sync(settings) as client, pytest.raises(UnavailableError):
-        await asyncio.to_thread(redis_scripts.run, client, ("PING",))
+    for connect in (redis_clients.store_sync, redis_clients.store_async):
+        with pytest.raises(SettingsError, match=r"KEEPFIT_STORE_URL: ssl_ca_certs=.*none.pem is not a file"):
+            connect(settings)
     with pytest.raises(SettingsError, match="KEEPFIT_MONGO_URL"):
         Registry(f"{mongo_url}?tls=true&tlsCAFile={tmp_path}/none.pem")
 

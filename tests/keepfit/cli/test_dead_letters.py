@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -12,17 +12,10 @@ from keepfit.cli import main
 from keepfit.errors import NotFoundError
 from keepfit.jobs import run_queue
 from keepfit.settings import Settings
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop
 from tests.keepfit.store.test_dead_letters import REASON, make_dead_letters
 
 Run = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the test's own servers."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -6,97 +6,29 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from keepfit.local.servers import free_port
 from keepfit.security.api_keys import Keys
 from keepfit.security.envelope import Keyring
-from keepfit.settings import Settings
 from tests.conftest import SIGNING_KEYS, Stack
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop
+from tests.keepfit.cli.command import Command, Done, error_line, keepfit
 
 COMMANDS = {
     "up", "gateway", "worker", "snapshot", "restore", "export", "import", "models", "history", "dead", "demo", "key",
+    "rollups", "status", "create", "learn", "predict",
 }  # fmt: skip
-
-Done = subprocess.CompletedProcess[str]
-
-
-def keepfit(*words: str, cwd: Path, variables: dict[str, str] | None = None) -> Done:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "keepfit", *words],
-        cwd=cwd,
-        env={**os.environ, **(variables or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def error_line(done: Done) -> str:
-    """Return the one line that a failed command prints to standard error; assert that it prints nothing else."""
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("keepfit: ")
-    return line
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """The command with the settings of one deployment."""
-
-    settings: Settings
-    cwd: Path
-    more: Mapping[str, str] = field(default_factory=dict)
-
-    def run(self, *words: str) -> Done:
-        """Run it with the deployment's settings as environment variables."""
-        variables = {
-            "KEEPFIT_STORE_URL": self.settings.store_url.get_secret_value(),
-            "KEEPFIT_MONGO_URL": self.settings.mongo_url.get_secret_value(),
-            "KEEPFIT_SNAPSHOT_URL": self.settings.snapshot_url,
-            "KEEPFIT_SIGNING_KEYS": self.settings.signing_keys.get_secret_value(),
-            **self.more,
-        }
-        return keepfit(*words, cwd=self.cwd, variables=variables)
-
-    def __call__(self, *words: str) -> str:
-        """Run it, assert that it succeeds without a word on standard error, and return its output."""
-        done = self.run(*words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    def json(self, *words: str) -> list[dict[str, Any]]:
-        """Run it with --json; return the documents, one per line."""
-        return [json.loads(line) for line in self(*words, "--json").splitlines()]
 
 
 def cells(printed: str) -> dict[str, list[str]]:
-    """Return the rows of a printed table by the hash in them, each a list of its cells."""
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
-    return {next(cell for cell in row if re.fullmatch("[0-9a-f]{12}", cell)): row for row in rows}
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the test's own servers."""
-    async with workshop(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def command(settings: Settings, tmp_path: Path) -> Command:
-    """Return the command on the test's own servers."""
-    return Command(settings, tmp_path)
+    """Return the rows of a table that was printed to a pipe by the hash in them, each a list of its cells."""
+    rows = [line.split("\t") for line in printed.splitlines() if "\t" in line][1:]
+    return {next(cell for cell in row if re.fullmatch("[0-9a-f]{64}", cell)): row for row in rows}
 
 
 async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, command: Command) -> None:
@@ -107,7 +39,7 @@ async def test_snapshot_and_history_print_the_same_documents(shop: Workshop, com
     listed = command.json("history")
     assert listed == sorted(saved.values(), key=lambda document: -document["timestamp"])
     assert command.json("history", "--hash", shoes, "--type", "shoes") == [saved[shoes]]
-    assert cells(command("history", "--limit", "1")).keys() == {listed[0]["hash"][:12]}
+    assert cells(command("history", "--limit", "1")).keys() == {listed[0]["hash"]}
 
 
 async def test_snapshot_prints_saved_and_failed_models(shop: Workshop, command: Command) -> None:
@@ -117,13 +49,13 @@ async def test_snapshot_prints_saved_and_failed_models(shop: Workshop, command: 
     done = command.run("snapshot")
     (document,) = await shop.registry.documents()
     assert {name: row[1:] for name, row in cells(done.stdout).items()} == {
-        good[:12]: ["shoes", good[:12], "1", "3", str(document["size_bytes"]), document["uri"]]
+        good: ["shoes", good, "1", "3", str(document["size_bytes"]), "", "", document["uri"]]
     }
     assert re.search(r"^1 saved, 0 unchanged, 1 failed in \d+\.\d\d s$", done.stdout, re.MULTILINE)
     assert done.returncode == 1
     warning, last = done.stderr.splitlines()
     assert "snapshot_failed" in warning
-    assert last == f"keepfit: 1 models were not saved; {forged[:12]}: These bytes are not a keepfit envelope."
+    assert last == f"keepfit: 1 models were not saved; {forged}: These bytes are not a keepfit envelope."
 
 
 async def test_snapshot_prints_what_it_deleted_or_why_it_could_not(shop: Workshop, command: Command) -> None:
@@ -153,9 +85,9 @@ async def test_models_lists_live_and_lost_models(shop: Workshop, command: Comman
     listed = {model["hash"]: model for model in command.json("models")}
     assert listed.keys() == {lost, boots}
     assert listed[lost]["snapshot"]["version"] == listed[lost]["version"] == 1
-    shown = json.dumps(listed[lost]["metadata"])
+    shown = json.dumps({"type": "shoes", **listed[lost]["metadata"]})
     assert cells(command("models", "--type", "shoes")) == {
-        lost[:12]: [lost[:12], shown, "PassiveAggressiveRegressor", "1", "3", "0"]
+        lost: [lost, shown, "PassiveAggressiveRegressor", "1", "3", "0", "", ""]
     }
     assert all(json.dumps({name: value})[1:-1] in shown for name, value in metadata.items())
 
@@ -168,18 +100,32 @@ def test_key_new_prints_an_api_key_and_the_line_to_store(tmp_path: Path) -> None
     assert found is not None
     assert (found.name, found.rate_per_s, found.burst) == ("web", 50.0, 60)
     assert found.scopes >= {"predict", "learn"}
-    assert "scopes of read, predict, learn, admin" in error_line(
-        keepfit("key", "new", "--name", "web", "--scopes", "root", cwd=tmp_path)
-    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("new", "--name", "a b"), "--name 'a b' is not 1 to 64 letters, digits, '.', '_' and '-'."),
+        (("new", "--name", "web", "--scopes", "root"), "--scopes: 'root' is not one of read, predict, learn, admin."),
+        (("new", "--name", "web", "--scopes", "learn,"), "--scopes: '' is not one of read, predict, learn, admin."),
+        (("new", "--name", "web", "--rate", "1/0"), "--rate '1/0' is not a number of requests per second, 50, or with"),
+        (("signing", "--id", "a:b"), "--id: 'a:b' is not an id of a key: use up to 64 letters, digits,"),
+        (("upload", "--id", "a,b"), "--id: 'a,b' is not an id of a key: use up to 64 letters, digits,"),
+    ],
+)
+def test_an_argument_of_key_that_is_wrong_is_named(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    """The error of `keepfit key` names the argument, its value and the valid values."""
+    assert message in error_line(keepfit("key", *words, cwd=tmp_path))
 
 
 def test_key_signing_prints_keys_that_a_keyring_accepts(tmp_path: Path) -> None:
-    """Each key is new and has the given id; two of them form a keyring. `keygen` is another name of the command."""
+    """A key has the given id, or one of its own; two form a keyring. `keygen` is another name of the command."""
     first = keepfit("key", "signing", cwd=tmp_path)
     second = keepfit("keygen", "--id", "2027", cwd=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0)
     keyring = Keyring.from_text(f"{second.stdout.strip()},{first.stdout.strip()}")
-    assert [key_id for key_id, _ in keyring.keys] == ["2027", "k1"]
+    given, made = (key_id for key_id, _ in keyring.keys)
+    assert (given, made[0], len(made)) == ("2027", "k", 13)
     assert len({key for _, key in keyring.keys}) == 2
     assert {len(key) for _, key in keyring.keys} == {32}
 
@@ -195,13 +141,13 @@ FAILURES: dict[str, tuple[dict[str, str], str]] = {
         "KEEPFIT_SIGNING_KEYS is not set; `keepfit key signing` prints a key for it.",
     ),
     "history": ({"KEEPFIT_MONGO_URL": "mongodb://["}, "KEEPFIT_MONGO_URL cannot be used"),
-    "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: Input should be a valid integer"),
-    "snapshot --every 0s": ({}, "'0s' is not a valid duration: use 60s, 5m or 1h."),
+    "history --limit 1": ({"KEEPFIT_PORT": "many"}, "KEEPFIT_PORT: 'many' is not a whole number from 0 to 65535."),
+    "snapshot --every 0s": ({}, "--every: '0s' is not a valid duration: use 60s, 5m or 1h."),
     "restore --at xyzzy": (
         {},
-        "'xyzzy' is not a valid time: use 2026-11-20 12:00, yesterday, 2 hours ago, or",
+        "--at: 'xyzzy' is not a valid time: use 2026-11-20T12:00Z (UTC), 2026-11-20 12:00 (local),",
     ),
-    "restore --hash 00 --json": ({}, "no model matches"),
+    "restore --hash 00 --json": ({}, "There is no model whose hash begins with 00;"),
     "restore --where brand": ({}, "--where 'brand' is not KEY=VALUE: use a key of metadata and its value, brand=nike."),
     "import none.zip": ({}, "There is no file none.zip."),
     "snapshot --json": (
@@ -258,6 +204,22 @@ def test_commands_read_the_settings_of_a_stack_from_its_folder(stack: Stack, tmp
     assert all(json.loads(line)["uri"].startswith(stack.data.as_uri()) for line in done.stdout.splitlines())
 
 
+def test_version_is_that_of_the_package(tmp_path: Path) -> None:
+    """--version prints the version of the installed package."""
+    assert keepfit("--version", cwd=tmp_path).stdout == f"keepfit {version('keepfit')}\n"
+
+
+def test_completion_completes_commands_and_options(tmp_path: Path) -> None:
+    """The completion that --install-completion sets up offers the commands, and the options of a command."""
+    for words, offered in (("keepfit mod", "models"), ("keepfit models --ha", "--hash")):
+        variables = {"_KEEPFIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            ["keepfit"], executable=Path(sys.executable).with_name("keepfit"), env={**os.environ, **variables},
+            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        assert done.stdout.split() == [offered]
+
+
 def test_help_lists_every_command(tmp_path: Path) -> None:
     """The help, which is also printed without arguments, lists each command with a description."""
     printed = keepfit("--help", cwd=tmp_path).stdout
@@ -266,12 +228,50 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     assert (bare.stdout + bare.stderr).strip() == printed.strip()
 
 
-def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
-    """An unknown command is exit code 2, as with every Unix command, without a traceback."""
-    done = keepfit("snapshots", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "No such command 'snapshots'" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("snapshots", "No such command 'snapshots'"),
+        ("up --port 99999", "Invalid value for '--port': Input should be less than or equal to 65535"),
+        ("up --workers 0", "Invalid value for '--workers': Input should be greater than or equal to 1"),
+        ("models --limit x", "Invalid value for '--limit': Input should be a valid integer"),
+        ("dead", "Missing option '--hash'"),
+        ("export", "Missing argument 'file'"),
+        ("key new --nme web", "No such option: --nme"),
+    ],
+)
+def test_wrong_usage_is_one_line(words: str, line: str, tmp_path: Path) -> None:
+    """A wrong command, option or value is one line that names it and the help, and exit code 2."""
+    done = keepfit(*words.split(), cwd=tmp_path)
+    (printed,) = done.stderr.splitlines()
+    assert printed.startswith(f"keepfit: {line}")
+    command = " ".join(word for word in words.split()[:2] if word.isalpha() and word != "snapshots")
+    assert f"`{f'keepfit {command}'.strip()} --help` lists what is valid." in printed
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("words", ["gateway", "worker", "snapshot --every 60s", "snapshot", "models"])
+def test_every_service_and_command_warns_of_an_unknown_variable(words: str, tmp_path: Path) -> None:
+    """A variable KEEPFIT_… that is no setting is one warning with the most similar setting; it stops nothing."""
+    variables = {"KEEPFIT_PROT": "1", "KEEPFIT_MONGO_URL": "wrong"}
+    done = keepfit(*words.split(), cwd=tmp_path, variables=variables)
+    warning, error = done.stderr.splitlines()
+    if words in ("snapshot", "models"):
+        assert warning == "keepfit: warning: KEEPFIT_PROT is not a setting and is ignored; did you mean KEEPFIT_PORT?"
+    else:
+        logged = json.loads(warning)
+        assert (logged["event"], logged["level"]) == ("unknown_setting", "warning")
+        assert (logged["name"], logged["similar"]) == ("KEEPFIT_PROT", "KEEPFIT_PORT")
+    assert error.startswith("keepfit: ")
+    assert "KEEPFIT_PROT" not in error
+
+
+@pytest.mark.parametrize("words", ["gateway", "worker", "snapshot --every 60s"])
+def test_a_service_checks_the_settings_of_all_services(words: str, tmp_path: Path) -> None:
+    """A service with a wrong setting of any service ends at once with one line that names each of them."""
+    variables = {"KEEPFIT_SNAPSHOT_URL": "gs://x", "KEEPFIT_API_KEYS": "web", "KEEPFIT_HISTORY_KEEP": "x"}
+    line = error_line(keepfit(*words.split(), cwd=tmp_path, variables={**variables, "KEEPFIT_QUEUE_URL": "http://x"}))
+    assert [name for name in (*variables, "KEEPFIT_QUEUE_URL") if name not in line] == []
 
 
 def test_services_do_not_import_pandas() -> None:

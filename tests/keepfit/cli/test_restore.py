@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,11 @@ from typer.testing import CliRunner, Result
 
 from keepfit.cli import main
 from keepfit.settings import Settings
+from keepfit.times import format_time
 from tests.conftest import SIGNING_KEYS
-from tests.factories import Workshop, workshop
+from tests.factories import Workshop
 
 Keepfit = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the test's own servers."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -78,8 +73,8 @@ async def test_restore_restores_lost_models(shop: Workshop, keepfit: Keepfit) ->
     assert shop.redis.dbsize() == 0
     done = await keepfit("restore", "--hash", shoes)
     assert (done.exit_code, done.stderr) == (0, "")
-    (row,) = [line for line in done.stdout.splitlines() if shoes[:12] in line]
-    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["None", "1", "0", "0", "restored"]
+    (row,) = [line for line in done.stdout.splitlines() if shoes in line]
+    assert row.split("\t")[2:] == ["", "1", "0", "0", "restored"]
     assert await shop.predict(shoes) == predictions
     assert await shop.store.describe(boots) is None
 
@@ -99,6 +94,42 @@ async def test_restore_to_a_time_or_version(shop: Workshop, keepfit: Keepfit) ->
     (outcome,) = documents(await keepfit("restore", "--json", "--at", str(oldest["timestamp"])))
     assert (outcome["version"], outcome["outcome"]) == (1, "restored")
     assert (await shop.model(model_hash)).version == 1
+
+
+def in_zone(variables: dict[str, str], folder: Path, zone: str, *words: str) -> str:
+    """Run the command in a process whose local time is that of `zone`; return its output and then its notes."""
+    environment = {**os.environ, **variables, "TZ": zone}
+    command = [sys.executable, "-m", "keepfit", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+async def test_a_printed_time_restores_that_snapshot(shop: Workshop, variables: dict[str, str], tmp_path: Path) -> None:
+    """A time that `keepfit history` prints in one time zone is the time of the same snapshot for --at in any other."""
+    await versions(shop, 3)
+    shop.redis.flushall()
+    listed = await asyncio.to_thread(in_zone, variables, tmp_path, "America/New_York", "history", "--limit", "3")
+    shown = re.findall(r"^(20[0-9T:.-]+Z)\t", listed, re.MULTILINE)
+    assert len(shown) == 3
+    zones = ("Asia/Kathmandu", "Europe/Berlin", "UTC")
+    for version, printed, zone in zip((3, 2, 1), shown, zones, strict=True):
+        words = ("restore", "--at", printed, "--dry-run")
+        done = await asyncio.to_thread(in_zone, variables, tmp_path, zone, *words, "--json")
+        assert json.loads(done)["version"] == version
+        assert format_time(json.loads(done)["timestamp"]) == printed
+    assert f"State of {shown[2]}" in (await asyncio.to_thread(in_zone, variables, tmp_path, "UTC", *words))
+
+
+async def test_a_time_in_the_future_is_refused(shop: Workshop, keepfit: Keepfit) -> None:
+    """--at with a time in the future is an error, and nothing is restored; now is accepted."""
+    await versions(shop, 1)
+    shop.redis.flushall()
+    refused = await keepfit("restore", "--at", "tomorrow")
+    assert (refused.exit_code, shop.redis.dbsize()) == (1, 0)
+    assert "'tomorrow' is in the future: it means 20" in str(refused.exception)
+    (outcome,) = documents(await keepfit("restore", "--at", "now", "--json"))
+    assert outcome["outcome"] == "restored"
 
 
 async def test_without_a_terminal_live_models_go_back_only_with_force(shop: Workshop, keepfit: Keepfit) -> None:
@@ -161,7 +192,7 @@ async def test_export_and_import_move_models(shop: Workshop, keepfit: Keepfit, t
         "KEEPFIT_SIGNING_KEYS": "new:" + "7a" * 32,
     }
     unknown = await keepfit("import", "models.zip", **new)
-    assert "set KEEPFIT_IMPORT_KEYS to the signing keys of the deployment that wrote it" in str(unknown.exception)
+    assert "name a file with the signing keys of the deployment that wrote it with --keys" in str(unknown.exception)
     (planned,) = documents(await keepfit("import", "models.zip", "--dry-run", "--keys", "keys", "--json", **new))
     assert planned["outcome"] == "would be imported"
     (moved,) = documents(await keepfit("import", "models.zip", "--json", **new, KEEPFIT_IMPORT_KEYS=SIGNING_KEYS))

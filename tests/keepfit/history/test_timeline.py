@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
-from keepfit.history import Document, Registry, Timeline, TimelineSync, mongo, reading, to_dataframe
+from keepfit.history import Document, Registry, Timeline, TimelineSync, grouping, mongo, reading, to_dataframe
+from keepfit.history.filters import Filter
 from keepfit.local.servers import free_port
+from keepfit.times import parse_time
 from tests.keepfit.history.test_registry import commit
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -118,29 +121,146 @@ async def test_deletions_delete_matching_documents(registry: Registry) -> None:
     made = await votes(timeline)
     assert await timeline.delete({"type": "vote", "brand": "nike"})
     assert await timeline.delete_many({"type": "vote", "brand": "puma"}, stop=NOON + 240) == 2
-    left = [found["number"] for found in await timeline.query({"type": "vote"}) if "number" in found]
+    left = [found["number"] for found in await timeline.query({"type": "vote"}, kind="document")]
     assert left == [9, 7, 6, 5, 4, 2, 0]
     assert made[8]["number"] not in left
     assert await timeline.delete_many({}) == 7
     assert not await timeline.delete({"type": "vote"})
-    assert len(await timeline.query({"type": "vote"})) == 1
+    assert len(await timeline.query({"type": "vote"}, kind="all")) == 1
 
 
 async def test_queries_return_snapshots_and_stored_documents(registry: Registry) -> None:
-    """Queries return committed snapshots beside stored documents, by hash, type and metadata; intents are hidden."""
+    """With the kind `all` queries return committed snapshots beside stored documents; intents are hidden."""
     timeline = registry.timeline
     snapshot = await commit(registry, type="vote", timestamp=NOON + 90)
     await commit(registry, type="vote", timestamp=NOON + 95, hash="cd" * 32, metadata={"type": "vote", "year": 2001})
     await registry.write_intent({**snapshot, "version": 2, "timestamp": NOON + 91})
     made = await votes(timeline, 3)
-    found = await timeline.query({"type": "vote"})
+    found = await timeline.query({"type": "vote"}, kind="all")
     assert [document["timestamp"] - NOON for document in found] == [120, 95, 90, 60, 0]
     assert found[2] == snapshot
     assert await timeline.query({"hash": snapshot["hash"], "type": "vote"}) == [snapshot]
-    assert await timeline.query({"type": "vote", "brand": "nike"}) == [made[2], snapshot, made[0]]
+    assert await timeline.query({"type": "vote", "brand": "nike"}, kind="all") == [made[2], snapshot, made[0]]
     assert [document["hash"] for document in await timeline.query({"year": 2001})] == ["cd" * 32]
     assert await timeline.query({"year": "2001"}) == []
     assert await timeline.query({"hash": snapshot["hash"], "type": "boots"}) == []
+
+
+async def test_a_model_and_documents_of_its_type_do_not_mix(registry: Registry) -> None:
+    """Without a kind, a type of models and a hash mean snapshots, any other type means stored documents."""
+    timeline = registry.timeline
+    old = await commit(registry, type="vote", timestamp=NOON + 30, metrics={"mean_absolute_error": 0.5})
+    new = await commit(registry, type="vote", timestamp=NOON + 90, version=2, metrics={"mean_absolute_error": 0.25})
+    mine = vote(NOON + 60, brand="nike", price=7, metrics={"mean_absolute_error": 99.0}, hash=old["hash"], rows_seen=9)
+    others = {**mine, "type": "price"}
+    await timeline.bulk_upsert([mine, others])
+    is_type = {"type": "vote"}
+    for where in (is_type, {"hash": old["hash"]}, {"type": "vote", "brand": "nike"}):
+        assert await timeline.query(where) == [new, old]
+        assert await timeline.query_last(where) == new
+        assert await timeline.query_latest(where, NOON + 70) == [old]
+        assert await timeline.closest(where, NOON + 61) == new
+        assert await timeline.query_closest({**where, "timestamp": NOON + 59}) == old
+        assert await timeline.query_last(where, kind="document") in (mine, others)
+        assert await timeline.query_last(where, kind="snapshot") == new
+    assert await timeline.query_time("after", NOON, query_type="vote") == [new, old]
+    assert await timeline.query_time("after", NOON, query_type="vote", kind="document") == [mine]
+    assert await timeline.query({"type": "price"}) == [others]
+    for at, restored in ((NOON + 60, old), (NOON + 90, new), (NOON + 95, new), (None, new)):
+        assert await registry.newest(old["hash"], 0, at) == restored
+    assert await timeline.query(is_type, kind="document") == [mine]
+    assert await timeline.query(is_type, kind="all") == [new, mine, old]
+    # Without hash and type both are meant.
+    assert len(await timeline.query({"brand": "nike"})) == len(await timeline.query()) == 4
+    for field, kind, expected in (
+        (ERROR, None, 0.375), (ERROR, "document", 99.0), ("price", None, 7.0),
+        ("rows_seen", None, (old["rows_seen"] + new["rows_seen"]) / 2),
+    ):  # fmt: skip
+        found = await timeline.points(field, "1d", where=is_type, kind=kind)  # type: ignore[arg-type]
+        assert [point["value"] for point in found] == [expected]
+    with pytest.raises(MalformedError, match="kind must be snapshot, document or all, not 'x'"):
+        await timeline.query(is_type, kind="x")  # type: ignore[arg-type]
+
+
+async def test_filters_by_time_field_and_dotted_name(registry: Registry) -> None:
+    """A filter matches the timestamp, fields of snapshots, list elements, and values inside of other values."""
+    timeline = registry.timeline
+    first = await commit(registry, timestamp=NOON, metrics={"mean_absolute_error": 0.5}, runtime={"python": "3.11.7"})
+    second = await commit(registry, timestamp=NOON + 0.1, version=2, metrics={"mean_absolute_error": 0.25}, rows_seen=7)
+    made = [vote(NOON + at, fit={"size": at, "by": {"name": "ann"}}, tags=["a", f"t{at}"]) for at in range(3)]
+    made.append(vote(NOON + 9, **{"fit.size": 9, "metadata": {"year": {"from": 2001}}}))
+    await timeline.bulk_upsert(made)
+    model = {"hash": first["hash"]}
+    for where, expected in (
+        ({"timestamp": NOON}, first), ({"timestamp": "2026-11-20T12:00:00.1Z"}, second), ({"version": 2}, second),
+        ({"metrics.mean_absolute_error": 0.5}, first), ({"rows_seen": 7, "metadata.brand": "nike"}, second),
+        ({"runtime.python": "3.11.7", "version": 1}, first), ({"uri": first["uri"], "timestamp": NOON}, first),
+    ):  # fmt: skip
+        assert await timeline.query({**model, **where}) == [expected]
+    for where, number in (
+        ({"timestamp": NOON + 1}, 1), ({"fit.size": 2}, 2), ({"fit.size": 9}, 3), ({"tags": "t1"}, 1),
+        ({"fit.by.name": "ann", "timestamp": NOON}, 0), ({"metadata.year.from": 2001}, 3),
+    ):  # fmt: skip
+        assert await timeline.query({"type": "vote", **where}) == [made[number]]
+    assert await timeline.query({"type": "vote", "timestamp": NOON + 1}, stop=NOON + 1) == []
+    assert await timeline.query({"type": "vote", "timestamp": NOON + 1}, start=NOON + 1.1) == []
+    assert await timeline.query({"type": "vote", "fit.$size": 1, "$where.a": 1, "a..b": 1}) == []
+    sizes = await timeline.points("fit.size", "1d", where={"type": "vote", "timestamp": NOON + 2})
+    assert [point["value"] for point in sizes] == [2]
+    groups = await timeline.points(None, "1d", "count", {"type": "vote"}, group="fit.by.name")
+    assert {point["group"]: point["value"] for point in groups} == {"ann": 3, None: 1}
+    by_version = await timeline.points("rows_seen", "1d", where=model, group="version")
+    assert [point["group"] for point in by_version] == [1, 2]
+    assert await timeline.delete_many({"type": "vote", "timestamp": NOON + 1, "tags": "a"}) == 1
+    assert await timeline.delete({"type": "vote", "fit.size": 9})
+    assert await timeline.query({"type": "vote"}) == [made[2], made[0]]
+    with pytest.raises(InvalidError, match=r"'metadata.year.from': only values on the top level"):
+        await timeline.query({**model, "metadata.year.from": 1})
+
+
+async def test_since_and_limit_may_be_among_the_values(timeline: Timeline) -> None:
+    """query_latest takes since and limit among its values, as in funtime; other calls refuse them."""
+    made = await votes(timeline, 5)
+    mine = {"type": "vote"}
+    assert await timeline.query_latest({**mine, "since": NOON + 200, "limit": 2}) == [made[3], made[2]]
+    assert (
+        await timeline.query({**mine, "limit": 2}) == await timeline.query_sorted({**mine, "limit": 2}) == made[:2:-1]
+    )
+    for call in (timeline.query_last, timeline.delete, timeline.delete_many, timeline.query_sorted):
+        with pytest.raises(InvalidError, match="'since' is not a value to filter by"):
+            await call({**mine, "since": NOON})
+    with pytest.raises(InvalidError, match="'limit' is not a value"):
+        await timeline.points(None, "1d", "count", {**mine, "limit": 2})
+    assert len(await timeline.query(mine)) == 5
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t: t.query({"type": 5}), "'type': a filter value must be a string, not 5"),
+        (lambda t: t.query({5: 1}), "5: the key of a filter must be a string"),
+        (lambda t: t.query("vote"), "where must be a dictionary"),
+        (lambda t: t.query({"hash": "ab"}), "A model's hash is 64 hexadecimal digits"),
+        (lambda t: t.query(start=2, stop=1), "The start, 1970-01-01T00:00:02Z, is later than the stop"),
+        (lambda t: t.query(limit=True), "limit must be a whole number, 0 or more; it is True"),
+        (lambda t: t.query(limit=2.5), "limit must be a whole number"),
+        (lambda t: t.query(page_size="5"), "page_size must be a whole number"),
+        (lambda t: t.query(page_num=0), "page_num must be a whole number, 1 or more; it is 0"),
+        (lambda t: t.query({"limit": "5"}), "limit must be a whole number"),
+        (lambda t: t.query(start=True), "is not a valid time"),
+        (lambda t: t.delete_many({}, 2, 1), "is later than the stop"),
+        (lambda t: t.closest({"timestamp": 1}, 2), "leave timestamp out"),
+        (lambda t: t.query_latest(since=[]), "is not a valid time"),
+        (lambda t: t.store("vote"), "A document must be a dictionary, not 'vote'"),
+        (lambda t: t.bulk_upsert([vote(1)], "timestamp"), "keys must be a list of names, not 'timestamp'"),
+        (lambda t: t.bulk_upsert({"type": "vote"}), "A document must be a dictionary"),
+    ],
+    ids=range(17),
+)  # fmt: skip
+async def test_a_parameter_of_the_wrong_type_is_refused(timeline: Timeline, call: Any, words: str) -> None:
+    """A parameter that is not of its type, or a filter that can never match, is an error that says what is expected."""
+    with pytest.raises((InvalidError, MalformedError), match=re.escape(words)):
+        await call(timeline)
 
 
 @pytest.mark.parametrize(
@@ -193,16 +313,17 @@ async def test_points_equal_those_of_pandas(registry: Registry, monkeypatch: pyt
     frame = pd.DataFrame(rows)
     frame["bucket"] = frame["timestamp"] // 300 * 300
     where = frame.groupby("bucket")["error"].quantile(0.9)
-    found = await timeline.points(ERROR, "5m", "p90", {"type": "vote"})
+    both = Filter("vote", kind="all")
+    found = await timeline.points(ERROR, "5m", "p90", both)
     assert [point["timestamp"] for point in found] == where.index.tolist()
     np.testing.assert_allclose([point["value"] or 0.0 for point in found], where)
-    grouped = await timeline.points(ERROR, "1h", "sum", {"type": "vote"}, NOON + 1800, NOON + 5400, group="brand")
+    grouped = await timeline.points(ERROR, "1h", "sum", both, NOON + 1800, NOON + 5400, group="brand")
     inside = frame[(frame["timestamp"] >= NOON + 1800) & (frame["timestamp"] < NOON + 5400)]
     sums = inside.groupby([inside["brand"].map(repr), inside["timestamp"] // 3600 * 3600])["error"].sum()
     assert {(repr(point["group"]), point["timestamp"]) for point in grouped} == set(sums.index)
     for point in grouped:
         assert point["value"] == pytest.approx(sums[repr(point["group"]), point["timestamp"]])
-    assert sum(point["value"] or 0 for point in await timeline.points(None, "1d", "count", {"type": "vote"})) == 203
+    assert sum(point["value"] or 0 for point in await timeline.points(None, "1d", "count", both)) == 203
     assert (await timeline.points(ERROR, "1h", "count", {"type": "vote", "brand": 7}))[0].keys() == {
         "timestamp",
         "value",
@@ -222,11 +343,18 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
     assert await values(fill="null", **whole) == [None, 1, 4, None, 16, None]
     assert await values(fill="previous", **whole) == [None, 1, 4, 4, 16, 16]
     assert await values(fill="linear", **whole) == [None, 1, 4, 10, 16, None]
-    assert await values(fill=0.0, **whole) == [0, 1, 4, 0, 16, 0]
+    for zero in (0.0, 0, np.int64(0), np.float32(0)):
+        assert await values(fill=zero, **whole) == [0, 1, 4, 0, 16, 0]
     assert await values(fill="linear") == [1, 4, 10, 16]
-    assert await values(rate="1m") == [3, 6]
+    assert await values(rate="1m") == await values(rate=60) == await values(rate=timedelta(minutes=1)) == [3, 6]
     assert await values(fill="linear", rate="1h", moving=2) == [180, 270, 360]
     assert await timeline.points("n", "1m", where={"type": "none"}, fill="null") == []
+    # Intervals are not rounded.
+    for every in (1_209_600, 123_456.7, 1 / 3):
+        found = await timeline.points("n", every, "count", {"type": "vote"}, fill="none")
+        starts = {float(grouping.bucket_starts(grouping.bucket_numbers(np.array([at]), every), every)[0])
+                  for at in (NOON + 60, NOON + 120, NOON + 240)}  # fmt: skip
+        assert {point["timestamp"] for point in found} == starts
 
 
 @pytest.mark.parametrize(
@@ -238,7 +366,21 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
         ({"field": "$where"}, "field must be a name"),
         ({"field": "a..b"}, "field must be a name"),
         ({"fill": "next"}, "fill must be one of"),
+        ({"fill": True}, "fill must be one of none, null, previous, linear, or a number; it is True"),
+        ({"fill": None}, "fill must be one of"),
+        ({"fill": math.nan}, "fill must be one of"),
+        ({"fill": math.inf}, "fill must be one of"),
         ({"moving": 0}, "moving must be"),
+        ({"moving": 2.0}, "moving must be a whole number, from 1 to 10000; it is 2.0"),
+        ({"moving": True}, "moving must be a whole number"),
+        ({"moving": "3"}, "moving must be a whole number"),
+        ({"every": True}, "'True' is not a valid duration"),
+        ({"every": -60}, "'-60' is not a valid duration"),
+        ({"rate": math.nan}, "'nan' is not a valid duration"),
+        ({"stat": 99}, "stat must be text, not 99"),
+        ({"field": 5}, "field must be text, not 5"),
+        ({"group": 5}, "group must be text, not 5"),
+        ({"group": "timestamp"}, "use every to group by time"),
         ({"every": "1s", "start": 0, "stop": 1e6}, "points: use"),
     ],
     ids=str,
@@ -263,7 +405,7 @@ async def test_every_query_uses_an_index(registry: Registry, database: Database[
     for source in registry.timeline._sources:
         for where in filters:
             for bounds in ((None, None), (NOON, None), (None, NOON), (NOON, NOON + 60)):
-                pipeline = source.match_stages(reading.Filter.of(where), *bounds)
+                pipeline = source.match_stages(Filter.of(where), *bounds)
                 command = {"aggregate": source.collection.name, "pipeline": pipeline, "cursor": {}}
                 plan = str(database.command("explain", command, verbosity="queryPlanner"))
                 assert "IXSCAN" in plan, (where, plan)
@@ -273,7 +415,7 @@ async def test_every_query_uses_an_index(registry: Registry, database: Database[
 
 async def test_every_call_raises_unavailable_error_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call raises an error of the driver when MongoDB is unavailable."""
-    monkeypatch.setattr(mongo, "SERVER_SELECTION_MS", 50)
+    monkeypatch.setattr(mongo, "CALL_TIMEOUT_MS", 50)
     monkeypatch.setattr(mongo, "CALL_TIMEOUT_MS", 200)
     async with Timeline.open(f"mongodb://127.0.0.1:{free_port()}/keepfit") as away:
         calls = (
@@ -303,4 +445,8 @@ def test_to_dataframe_orders_rows_and_flattens_values() -> None:
     frame = to_dataframe([{"timestamp": NOON + 1, "a": {"b": 1}}, {"timestamp": NOON, "a": {"b": 2}}])
     assert frame["a.b"].tolist() == [2, 1]
     assert [moment.timestamp() for moment in frame.index] == [NOON, NOON + 1]
+    exact = np.random.default_rng(3).uniform(1.6e9, 2e9, 200)
+    assert [parse_time(moment) for moment in to_dataframe([{"timestamp": at} for at in sorted(exact)]).index] == sorted(
+        exact
+    )
     assert to_dataframe([]).empty

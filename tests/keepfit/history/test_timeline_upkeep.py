@@ -4,14 +4,18 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from pymongo.database import Database
 
-from keepfit.errors import SettingsError
-from keepfit.history import Registry, Timeline, reading, rollups, timeline_upkeep
+from keepfit.errors import SettingsError, UnavailableError
+from keepfit.history import Document, Registry, Timeline, reading, rollups, timeline_upkeep
 from keepfit.history.rollups import Rollup
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.settings import Settings
 from tests.keepfit.history.test_registry import commit
+from tests.keepfit.history.test_registry import document as snapshot
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
 ROLLUP = Rollup("vote", "5m", "fit.size", "brand")
@@ -60,10 +64,10 @@ async def test_each_finished_interval_is_rolled_up_once(timeline: Timeline, monk
 
 
 async def test_a_rollup_continues_where_it_stopped(timeline: Timeline) -> None:
-    """The next call writes new intervals only, and the last one again, for documents that were stored late."""
+    """The next call writes new intervals only, and those of which documents were stored late."""
     await timeline.bulk_upsert(votes(0, 2, 6))
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 2
-    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 1
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 0
     before = await rollup_documents(timeline)
     await timeline.bulk_upsert(votes(8, 11, 14))
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 900) == 3
@@ -73,6 +77,169 @@ async def test_a_rollup_continues_where_it_stopped(timeline: Timeline) -> None:
     assert after[10.0, "puma"]["mean"] == 11
 
 
+async def test_documents_stored_late_are_rolled_up(timeline: Timeline) -> None:
+    """Documents of any past time reach their roll-up, also after a first call that found none."""
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 0
+    await timeline.bulk_upsert(votes(-60 * 24 * 400, 10))
+    await timeline.store(votes(3)[0])
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 3
+    assert (await rollup_documents(timeline)).keys() == {(-576_000.0, "nike"), (10.0, "nike"), (0.0, "puma")}
+    # A document of the present, and one that replaces another.
+    await timeline.bulk_upsert([*votes(61), {**votes(3)[0], "fit": {"size": 7}}], ["timestamp"])
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 1
+    assert (await rollup_documents(timeline))[0.0, "puma"]["mean"] == 7
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 0
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3900) == 1
+
+
+async def test_deleted_documents_leave_their_roll_up(timeline: Timeline) -> None:
+    """After delete and delete_many the next call aggregates what is left, and deletes roll-ups of nothing."""
+    await timeline.bulk_upsert(votes(0, 2, 4, 5, 10, 11))
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    assert await timeline.delete({"type": "vote", "timestamp": NOON + 240})
+    assert await timeline.delete_many({"type": "vote", "brand": "puma"}, NOON + 300, NOON + 600) == 1
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    found = await rollup_documents(timeline)
+    assert {key: document["count"] for key, document in found.items()} == {
+        (0.0, "nike"): 2, (10.0, "nike"): 1, (10.0, "puma"): 1,
+    }  # fmt: skip
+    await timeline.delete_many({})
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    assert await rollup_documents(timeline) == {}
+
+
+async def test_roll_ups_equal_one_of_all_documents_at_the_end(timeline: Timeline) -> None:
+    """Whatever is stored and deleted in whatever order between calls, the roll-ups are those of all documents left."""
+    rng = np.random.default_rng(11)
+    left: dict[float, dict[str, Any]] = {}
+    for number in range(12):
+        for document in votes(*rng.uniform(-100_000, 200, 8), *rng.uniform(5 * number, 5 * number + 15, 4)):
+            left[document["timestamp"]] = document
+            await timeline.store(document)
+        gone = [left.pop(at) for at in rng.choice(sorted(left), 2, replace=False)]
+        for document in gone:
+            await timeline.delete({"type": "vote", "timestamp": document["timestamp"]})
+        await rollups.roll_up(timeline, ROLLUP, NOON + 300 * number)
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    grown = await rollup_documents(timeline)
+    frame = pd.DataFrame([{**each, "size": each["fit"]["size"]} for each in left.values()])
+    frame = frame[frame["timestamp"] < NOON + 3600]
+    expected = frame.groupby([frame["timestamp"] // 300 * 300, "brand"])["size"].agg(["count", "sum", "min", "max"])
+    assert len(grown) == len(expected)
+    for (minute, brand), document in grown.items():
+        row = expected.loc[(NOON + 60 * minute, brand)]
+        assert [document[stat] for stat in ("count", "min", "max")] == [row["count"], row["min"], row["max"]]
+        assert document["sum"] == pytest.approx(row["sum"])
+    await rollups.rebuild(timeline, ROLLUP, NOON + 3600)
+    assert await rollup_documents(timeline) == grown
+
+
+async def test_a_document_stored_during_a_call_is_rolled_up_by_the_next(
+    timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document that is stored after its interval was read, before the call ends, is in the roll-up after the next."""
+    await timeline.bulk_upsert(votes(0, 2))
+    read = timeline.read_columns
+
+    async def read_then_store(*arguments: Any) -> Any:
+        columns = await read(*arguments)
+        monkeypatch.setattr(timeline, "read_columns", read)
+        await timeline.bulk_upsert(votes(4))
+        return columns
+
+    monkeypatch.setattr(timeline, "read_columns", read_then_store)
+    await rollups.roll_up(timeline, ROLLUP, NOON + 600)
+    assert (await rollup_documents(timeline))[0.0, "nike"]["count"] == 2
+    assert (await timeline.rollup_progress.describe(ROLLUP.id))["state"] == "has late documents"
+    await rollups.roll_up(timeline, ROLLUP, NOON + 600)
+    assert (await rollup_documents(timeline))[0.0, "nike"]["count"] == 3
+    assert (await timeline.rollup_progress.describe(ROLLUP.id)) == {"until": NOON + 600, "state": "up to date"}
+
+
+async def test_an_interrupted_call_is_repeated(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call did not finish is done by the next one, in addition to what was stored since."""
+    await timeline.bulk_upsert(votes(0, 2))
+    write = timeline.stored.write
+
+    async def fail(_: Any) -> None:
+        raise UnavailableError("MongoDB is unavailable")
+
+    monkeypatch.setattr(timeline.stored, "write", fail)
+    with pytest.raises(UnavailableError):
+        await rollups.roll_up(timeline, ROLLUP, NOON + 600)
+    monkeypatch.setattr(timeline.stored, "write", write)
+    assert (await timeline.rollup_progress.describe(ROLLUP.id))["state"] == "running or interrupted"
+    await timeline.bulk_upsert(votes(6))
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 2
+    assert len(await rollup_documents(timeline)) == 2
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 0
+
+
+async def test_an_expired_interval_keeps_its_roll_up(timeline: Timeline) -> None:
+    """A late document of an interval whose documents have expired does not replace its roll-up; a rebuild neither."""
+    await timeline.bulk_upsert(votes(0, 2, 30, 32))
+    upkeep = Upkeep((ROLLUP,), (("vote", 1800.0),))
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (2, 2)
+    await timeline.bulk_upsert(votes(4, 14, 34))
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (2, 2)
+    counts = {(0.0, "nike"): 2, (10.0, "nike"): 1, (30.0, "nike"): 3}
+    await rollups.rebuild(timeline, ROLLUP, NOON + 3600)
+    found = await rollup_documents(timeline)
+    assert {key: document["count"] for key, document in found.items()} == counts
+    await rollups.rebuild(timeline, ROLLUP, NOON + 3600, force=True)
+    assert (await rollup_documents(timeline)).keys() == {(30.0, "nike")}
+
+
+async def test_roll_ups_of_version_0_1_are_completed(timeline: Timeline, database: Database[Document]) -> None:
+    """Intervals that version 0.1 missed are rolled up; its own roll-ups stay, because documents may have expired."""
+    await timeline.bulk_upsert(votes(0, 2, 6, 8))
+    old = {"type": "vote/5m", "timestamp": NOON, "of": "fit.size", "brand": "nike", "count": 9.0}
+    await timeline.bulk_upsert([old], ("timestamp", "of", "brand"))
+    database["rollups"].insert_one({"_id": ROLLUP.id, "until": NOON + 3600})
+    assert (await timeline.rollup_progress.describe(ROLLUP.id))["state"] == "new"
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 1
+    found = await rollup_documents(timeline)
+    assert (found[0.0, "nike"], found[5.0, "nike"]["count"]) == (old, 2)
+    await rollups.rebuild(timeline, ROLLUP, NOON + 3600)
+    assert (await rollup_documents(timeline))[0.0, "nike"] == old
+    await rollups.rebuild(timeline, ROLLUP, NOON + 3600, force=True)
+    assert (await rollup_documents(timeline))[0.0, "nike"]["count"] == 2
+
+
+async def test_roll_ups_by_several_groups_stay_apart(timeline: Timeline) -> None:
+    """Roll-ups of one field without a group and by two groups do not replace or delete each other's documents."""
+    chosen = [Rollup("vote", "5m", "fit.size", group) for group in (None, "brand", "fit.size")]
+    await timeline.bulk_upsert(votes(0, 1, 2))
+    mine = {"type": "vote/5m", "timestamp": NOON + 1, "of": "fit.size", "note": "not a roll-up"}
+    await timeline.store(mine)
+    for _ in range(2):
+        for rollup in chosen:
+            await rollups.rebuild(timeline, rollup)
+    found = await timeline.query({"type": "vote/5m", "timestamp": NOON})
+    assert sorted(document["count"] for document in found) == [1, 1, 1, 1, 2, 3]
+    assert await timeline.query({"type": "vote/5m", "note": "not a roll-up"}) == [mine]
+
+
+async def test_late_snapshots_are_rolled_up(registry: Registry, database: Database[Document]) -> None:
+    """Snapshots that are committed after their interval are rolled up; those deleted by retention stay in theirs."""
+    timeline, rollup, field = registry.timeline, Rollup("shoes", "5m", "rows_seen"), {"type": "shoes"}
+    await commit(registry, **field, timestamp=NOON, rows_seen=10)
+    await timeline.store({**field, "timestamp": NOON + 1, "rows_seen": 99})
+    assert await rollups.roll_up(timeline, rollup, NOON + 600, 3600.0) == 1
+    for version, at in ((2, NOON + 2), (3, NOON - 86_400)):
+        await commit(registry, **field, timestamp=at, version=version, rows_seen=20)
+    late = snapshot(**field, timestamp=NOON + 3, version=4, rows_seen=30, attempt="a")
+    await registry.write_intents([late])
+    assert await registry.commit_many([late]) == [True]
+    assert await rollups.roll_up(timeline, rollup, NOON + 600, 3600.0) == 2
+    found = {each["timestamp"]: each for each in await timeline.query({"type": "shoes/5m"})}
+    assert (found[NOON]["count"], found[NOON]["sum"], found[NOON - 86_400]["count"]) == (3, 60, 1)
+    database["history"].delete_many({"version": {"$in": [2, 3]}})
+    await commit(registry, **field, timestamp=NOON + 4, version=5, rows_seen=40)
+    assert await rollups.roll_up(timeline, rollup, NOON + 86_400, 3600.0) == 0
+    assert {each["timestamp"]: each for each in await timeline.query({"type": "shoes/5m"})} == found
+
+
 async def test_expired_documents_are_deleted_after_their_roll_up(registry: Registry) -> None:
     """Rules apply to a type or all others; roll-ups and snapshots stay; repeated and concurrent runs change no more."""
     timeline = registry.timeline
@@ -80,8 +247,8 @@ async def test_expired_documents_are_deleted_after_their_roll_up(registry: Regis
     await timeline.bulk_upsert([*votes(0, 1, 59), {"type": "other", "timestamp": NOON}])
     upkeep = Upkeep((ROLLUP,), (("vote", 1800.0), ("*", 1e5)))
     await asyncio.gather(*(timeline_upkeep.run(timeline, upkeep, NOON + 3600) for _ in range(3)))
-    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (1, 0)
-    left = await timeline.query({"type": "vote"})
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (0, 0)
+    left = await timeline.query({"type": "vote"}, kind="all")
     assert [document["timestamp"] - NOON for document in left] == [59 * 60, -1e6]
     assert len(await rollup_documents(timeline)) == 3
     assert len(await timeline.query({"type": "other"})) == 1
@@ -109,9 +276,9 @@ def test_upkeep_is_parsed_from_the_settings() -> None:
     """Both settings are comma-separated lists."""
     settings = Settings(history_rollups="vote 5m fit.size brand, vote 1h n", history_keep="vote 30d, my type 1w,* 1d")
     assert Upkeep.of(settings) == Upkeep(
-        (ROLLUP, Rollup("vote", "1h", "n")), (("vote", 2_592_000.0), ("my type", 604_800.0), ("*", 86_400.0))
+        (ROLLUP, Rollup("vote", "1h", "n")), (("vote", 2_592_000.0), ("my type", 604_800.0), ("*", 86_400.0)), 3600.0
     )
-    assert Upkeep.of(Settings()) == Upkeep()
+    assert Upkeep.of(Settings(retention_all_s=60)) == Upkeep(keep_snapshots_s=60.0)
 
 
 @pytest.mark.parametrize(

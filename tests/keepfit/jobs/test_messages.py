@@ -1,5 +1,6 @@
 """Messages between gateways and workers: requests and replies on the wire."""
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -106,6 +107,96 @@ def test_errors_keep_their_class_on_the_wire(name: str) -> None:
 def test_a_reply_without_error_raises_nothing() -> None:
     """raise_error() returns if the reply has a result."""
     WorkerReply(1, result=[1.0]).raise_error()
+
+
+@given(results)
+def test_a_result_as_json_is_its_json_text(result: Any) -> None:
+    """A reply to a request for JSON has the text of its result; one with an error is not changed."""
+    (reply,) = messages.decode_replies(b"\x91" + messages.encode_reply(WorkerReply(3, result=result), as_json=True))
+    assert reply.result == msgspec.json.encode(result)
+    failure = messages.failed(WorkerRequest(3, "g", "h", "predict"), errors.InvalidError("what was wrong"))
+    assert messages.encode_reply(failure, as_json=True) == messages.encode(failure)
+
+
+SURROGATE = "\ud800"
+
+
+def nested(depth: int) -> Any:
+    """Return a list of lists."""
+    found: Any = 1.0
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "result",
+    [[SURROGATE], {"predictions": ["a"], "classes": [SURROGATE]}, [{None: 2**70}], [object()], {"scores": [object]}],
+    ids=["surrogate", "surrogate in classes", "key and integer", "object", "class"],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_reply_that_has_no_encoding_is_an_error_of_its_request(result: Any, as_json: bool) -> None:
+    """What msgpack or JSON cannot hold becomes an error with the same id, which any gateway can read."""
+    (reply,) = messages.decode_replies(b"\x91" + messages.encode_reply(WorkerReply(3, result=result), as_json=as_json))
+    assert reply.id == 3
+    with pytest.raises(errors.InvalidError, match="The model answers what cannot be sent"):
+        reply.raise_error()
+
+
+def test_an_error_whose_message_has_no_encoding_is_sent() -> None:
+    """The message of an object's exception may have half a character; it is sent with an escape."""
+    request = WorkerRequest(3, "g", "h", "predict")
+    data = messages.encode_reply(messages.failed(request, errors.InvalidError(f"what {SURROGATE} is")))
+    (reply,) = messages.decode_replies(b"\x91" + data)
+    with pytest.raises(errors.InvalidError, match=r"^what \\ud800 is$"):
+        reply.raise_error()
+
+
+def test_an_answer_that_the_gateway_could_not_read_is_not_sent() -> None:
+    """Whatever depth of lists a worker can encode, the gateway can decode; deeper ones are an error of the request."""
+    for depth in (10, 500, 5_000, 200_000):
+        data = messages.encode_reply(WorkerReply(3, result=[nested(depth)]))
+        (reply,) = messages.decode_replies(b"\x91" + data)
+        assert msgspec.json.encode(reply.result) if reply.error is None else reply.error[0] == "InvalidError"
+
+
+def test_an_answer_above_the_limit_of_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long list is measured before it is encoded: a million rows may share one long label."""
+    monkeypatch.setattr(messages, "ANSWER_BYTES_MAX", 1 << 16)
+    largest: list[int] = []
+    encode = messages.encode
+    monkeypatch.setattr(messages, "encode", lambda value: largest.append(len(found := encode(value))) or found)
+    too_large = (["x" * 1000] * 100_000, {"predictions": [1], "scores": [1.5] * 20_000}, ["x" * 70_000])
+    for result, as_json in itertools.product(too_large, (False, True)):
+        data = messages.encode_reply(WorkerReply(3, result=result), as_json=as_json)
+        (reply,) = messages.decode_replies(b"\x91" + data)
+        with pytest.raises(errors.TooLargeError, match="send fewer rows at once"):
+            reply.raise_error()
+    assert max(largest) < 5_000_000
+
+
+@pytest.mark.parametrize("count", [4_096, 4_097, 8_192, 10_000])
+def test_a_long_list_is_encoded_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its JSON text is made of pieces, and equals that of the whole list."""
+    values = [number / 7 for number in range(count)]
+    result = {"predictions": values, "classes": ["a", "b"], "scores": [[value] for value in values]}
+    encoded: list[int] = []
+    encode_json = messages.encode_json
+    monkeypatch.setattr(messages, "encode_json", lambda value: encoded.append(len(value)) or encode_json(value))
+    data = messages.encode_reply(WorkerReply(3, result=result), as_json=True)
+    assert data == messages.encode(WorkerReply(3, result=msgspec.json.encode(result)))
+    assert sum(encoded) == 2 * count + len(result["classes"]) + len(result)
+    largest = messages.encode_reply(WorkerReply(3, result=values), as_json=True)
+    assert largest == messages.encode(WorkerReply(3, result=msgspec.json.encode(values)))
+
+
+def test_large_replies_are_elements_of_their_own() -> None:
+    """Small replies share an element of the gateway's list; elements stay near 1 MiB unless one reply is larger."""
+    sizes = [10, 400_000, 400_000, 400_000, 3_000_000, 10, 10]
+    encoded = [messages.encode_reply(WorkerReply(i, result="x" * size)) for i, size in enumerate(sizes)]
+    (push, key, *elements), _ = messages.send_replies("g", encoded)
+    assert (push, key) == ("RPUSH", "kf:replies:g")
+    assert [[reply.id for reply in messages.decode_replies(one)] for one in elements] == [[0, 1, 2], [3], [4], [5, 6]]
 
 
 @pytest.mark.parametrize("name", ["SystemExit", "Fault", "Sequence", "dataclass", "__name__", "", "NoSuchError"])

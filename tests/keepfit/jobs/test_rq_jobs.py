@@ -187,7 +187,7 @@ def test_other_fields_of_a_record_are_ignored(name: str) -> None:
     """Times, counts, retries, repeats, groups, limits and pickles in a record have no effect."""
     plain = read_job([PREDICT, None, [LEASE_ID], {}])
     job = read_job([PREDICT, None, [LEASE_ID], {}], **(BOGUS if name == "all" else {name: BOGUS[name]}))
-    assert (job.timeout, job.result_ttl, job.failure_ttl, job.origin) == (900, 10, 3600, redis_keys.QUEUE)
+    assert (job.timeout, job.result_ttl, job.failure_ttl, job.origin) == (-1, 10, 3600, redis_keys.QUEUE)
     assert job.meta == {}
     assert job._result is None
     assert not job.should_retry
@@ -314,5 +314,5 @@ def test_enqueueing_writes_the_leases_id(monkeypatch: pytest.MonkeyPatch) -> Non
     assert type(job) is LeaseJob
     assert job.id == LEASE_ID
     assert json.loads(job.data) == [PREDICT, None, [LEASE_ID], {}]
-    assert (job.timeout, job.result_ttl, job.failure_ttl) == (900, 10, 3600)
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (-1, 10, 3600)
     assert job.description == "predict lease"

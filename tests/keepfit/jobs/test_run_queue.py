@@ -54,7 +54,9 @@ def claim(
 ) -> list[str] | None:
     """Claim entries; return None if the lease is not valid."""
     (reply,) = redis_scripts.run(client, run_queue.claim(queue, lease, TTL_S, worker, renew=renew))
-    return None if reply[0] == -1 else [entry.decode() for entry in reply[2:]]
+    if reply[0] == -1:
+        return None
+    return [(run_queue.split_entry(entry)[1] if queue.requests else entry).decode() for entry in reply[2:]]
 
 
 def age_entries(client: redis.Redis, queue: RunQueue) -> None:
@@ -91,7 +93,17 @@ def test_a_claim_returns_the_request_limits_that_it_applied(client: redis.Redis)
     request(client, "l1", A, "a")
     request(client, "l1", B, "b")
     (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "l1", TTL_S, "one"))
-    assert reply == [0, [A.encode(), b"2"], b"a", b"b"]
+    assert reply[:2] == [0, [A.encode(), b"2"]]
+
+
+def test_a_claim_returns_the_time_that_is_left(client: redis.Redis) -> None:
+    """Each claimed request comes with the seconds until its deadline, by the clock of Redis."""
+    request(client, "l1", A, "a", timeout_s=60.0)
+    request(client, "l1", B, "b", timeout_s=999_999.999)
+    (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "l1", TTL_S, "one"))
+    (first, a), (second, b) = map(run_queue.split_entry, reply[2:])
+    assert (a, b) == (b"a", b"b")
+    assert 0 < first <= 60.0 < second < 1e6
 
 
 def test_there_are_no_more_leases_than_workers(client: redis.Redis) -> None:
@@ -188,6 +200,72 @@ def test_other_leases_claim_the_models_of_an_inactive_lease(client: redis.Redis)
     assert claim(client, PREDICT, "l2", "two") == ["x", "y", "b"]
 
 
+def test_a_very_slow_model_is_claimed_alone(client: redis.Redis) -> None:
+    """One request of it at a time; after other models it stays in the queue, in its place."""
+    client.hset(redis_keys.request_limits(PREDICT.name), A, run_queue.VERY_SLOW)
+    request(client, "l1", A, "slow 1", "slow 2")
+    request(client, "l1", B, "b1")
+    assert claim(client, PREDICT, "l1") == ["slow 1"]
+    request(client, "l1", C, "c1")
+    assert claim(client, PREDICT, "l1") == ["b1", "c1"]
+    assert claim(client, PREDICT, "l1") == ["slow 2"]
+
+
+@pytest.mark.parametrize(("workers", "busy"), [(1, 1), (2, 1), (3, 2)])
+def test_the_last_worker_does_not_claim_a_very_slow_model(client: redis.Redis, workers: int, busy: int) -> None:
+    """All workers but one may be busy with it; the last one claims the other models only, until one has finished."""
+    client.delete(redis_keys.RQ_WORKERS)
+    names = ("one", "two", "three")[:workers]
+    client.sadd(redis_keys.RQ_WORKERS, *names)
+    client.hset(redis_keys.request_limits(PREDICT.name), A, run_queue.VERY_SLOW)
+    for name in names:
+        age_entries(client, PREDICT)
+        assert request(client, name, A, "slow", "slow")
+    for name in names[:busy]:
+        assert claim(client, PREDICT, name, name) == ["slow"]
+    request(client, "one", B, "quick")
+    for name in names[busy:]:
+        assert claim(client, PREDICT, name, name) == ["quick"]
+        assert claim(client, PREDICT, name, name) == []
+    assert claim(client, PREDICT, "one", "one") == ["slow"]
+    assert claim(client, PREDICT, "one", "one") == (["quick"] if workers == 1 else ["slow"])
+
+
+def test_very_slow_models_together_leave_a_worker_to_others(client: redis.Redis) -> None:
+    """The last worker claims none of them, also one that no worker is busy with; the answer says which ones wait."""
+    client.sadd(redis_keys.RQ_WORKERS, "three")
+    slow = (A, C, D)
+    client.hset(redis_keys.request_limits(PREDICT.name), mapping=dict.fromkeys(slow, run_queue.VERY_SLOW))
+    for name, model in zip(("one", "two", "three"), slow, strict=True):
+        age_entries(client, PREDICT)
+        assert request(client, name, model, "slow")
+    assert [claim(client, PREDICT, name, name) for name in ("one", "two")] == [["slow"], ["slow"]]
+    waiting = client.lrange(redis_keys.queued_models(PREDICT.name), 0, -1)
+    (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "three", TTL_S, "three"))
+    assert reply == [0, [*waiting, run_queue.VERY_SLOW]]
+    client.hset(redis_keys.request_limits(PREDICT.name), B, 1)
+    request(client, "one", B, "quick")
+    assert claim(client, PREDICT, "three", "three") == ["quick"]
+
+
+def test_workers_of_0_1_can_read_what_a_very_slow_model_leaves(client: redis.Redis) -> None:
+    """In a rolling update, they find the time of the last claim as the last word of a holder, and a limit of one."""
+    client.hset(redis_keys.request_limits(PREDICT.name), A, run_queue.VERY_SLOW)
+    request(client, "l1", A, "slow")
+    assert claim(client, PREDICT, "l1") == ["slow"]
+    holder = client.hget(redis_keys.lease_holders(PREDICT.name), "l1")
+    name, last = client.eval("return {string.match(ARGV[1], '^(.*) (%d+)$')}", 0, holder)
+    assert name.split() == [b"one", A.encode()]
+    assert abs(int(last) / 1000 - time.time()) < 600
+    assert int(run_queue.VERY_SLOW) == 1
+    # The record of a worker of 0.1: it is busy with nothing that takes a worker from others.
+    client.hset(redis_keys.lease_holders(PREDICT.name), "l1", f"one {last.decode()}")
+    assert run_queue.holder_of(client, "l1") == "one"
+    request(client, "l2", A, "again")
+    push(client, PREDICT, "l1")
+    assert claim(client, PREDICT, "l1", "two") == ["again"]
+
+
 def test_pending_requests_of_a_model_are_limited(client: redis.Redis) -> None:
     """Requests beyond the limit of their model are refused by position; a claim frees capacity for further ones."""
     entries = [run_queue.make_entry(model, 60, b"q") for model in (A, A, B, A)]
@@ -216,8 +294,8 @@ def test_abandoned_requests_return_to_the_front_in_order(client: redis.Redis) ->
     request(client, "l2", A, "c")
     age_entries(client, PREDICT)
     assert request(client, "l2", A, "d")
-    run_queue.abandon(client, "l1")
-    run_queue.abandon(client, "l1")
+    run_queue.abandon(client, "l1", died=True)
+    run_queue.abandon(client, "l1", died=True)
     assert claim(client, PREDICT, "l1") is None
     assert [claim(client, PREDICT, "l2", "two") for _ in range(4)] == [["a"], ["b"], ["c", "d"], []]
 
@@ -226,12 +304,12 @@ def test_a_poison_request_is_claimed_by_three_workers_at_most(client: redis.Redi
     """After its third worker a request is not claimed again, the others are; pop_poison_request() returns it once."""
     request(client, "l1", A, "poison", "innocent")
     assert claim(client, PREDICT, "l1") == ["poison", "innocent"]
-    run_queue.abandon(client, "l1")
+    run_queue.abandon(client, "l1", died=True)
     for lease in ("l2", "l3"):
         assert run_queue.pop_poison_request(client) is None
         push(client, PREDICT, lease)
         assert claim(client, PREDICT, lease) == ["poison"]
-        run_queue.abandon(client, lease)
+        run_queue.abandon(client, lease, died=True)
     push(client, PREDICT, "l4")
     assert claim(client, PREDICT, "l4") == ["innocent"]
     assert run_queue.pop_poison_request(client) == b"poison"
@@ -244,7 +322,7 @@ def test_finished_entries_are_not_put_back(client: redis.Redis) -> None:
     push(client, LEARN, "l1", A, B)
     claim(client, LEARN, "l1")
     assert claim(client, LEARN, "l1") == [B]
-    run_queue.abandon(client, "l1")
+    run_queue.abandon(client, "l1", died=True)
     assert client.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [B.encode()]
 
 
@@ -253,7 +331,7 @@ def test_renewing_a_lease_keeps_its_claimed_entries(client: redis.Redis) -> None
     push(client, LEARN, "l1", A)
     claim(client, LEARN, "l1")
     assert claim(client, LEARN, "l1", renew=True) == []
-    run_queue.abandon(client, "l1")
+    run_queue.abandon(client, "l1", died=True)
     assert client.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [A.encode()]
 
 

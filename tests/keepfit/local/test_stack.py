@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import redis
 
 from keepfit.local import stack
 from keepfit.local.demo import kill_all
+from keepfit.settings import load
 from tests import servers
 from tests.conftest import SHOES_RECIPE, Stack, stop_stack
 
@@ -85,6 +87,35 @@ async def test_a_dead_process_is_restarted(up: Callable[[], Stack]) -> None:
     assert stop_stack(stack) == 0
 
 
+@pytest.mark.timeout(240)
+async def test_an_idle_model_leaves_and_its_next_use_brings_it_back(up: Callable[..., Stack]) -> None:
+    """A saved model leaves Redis; predictions, repeated calls and new rows find it as it was, and nothing is lost."""
+    stack = up(IDLE_AFTER_S="1", SNAPSHOT_EVERY_S="0.2")
+    client = redis.Redis.from_url(stack.environment()["KEEPFIT_STORE_URL"])
+    headers = {"Prefer": "wait=20", "Idempotency-Key": "one"}
+    body = {"metadata": METADATA, "X": [["nike", 2000]], "y": [1]}
+    with client:
+        before = await learn(stack, votes=2)
+        async with aiohttp.ClientSession(stack.url) as session:
+            async with session.post("/v1/partial_fit", json=body, headers=headers) as response:
+                first = await response.json()
+                assert response.status == 200, first
+            (state,) = client.keys("kf:{*}:st")
+            for _ in range(2):
+                servers.wait_until(lambda: not client.exists(state), "the model to leave Redis")
+                async with session.get("/v1/models", params={"type": "shoes"}) as response:
+                    (listed,) = (await response.json())["models"]
+                    assert (listed["version"], listed["inbox"]) == (first["version"], 0)
+                assert not client.exists(state)
+                async with session.post("/v1/partial_fit", json=body, headers=headers) as response:
+                    assert (await response.json())["sequence"] == first["sequence"]
+            servers.wait_until(lambda: not client.exists(state), "the model to leave Redis again")
+            assert (await predict(session))["rows_seen"] == before["rows_seen"] + 1
+        after = await learn(stack, votes=1)
+        assert (after["rows_seen"], after["version"]) == (before["rows_seen"] + 2, before["version"] + 2)
+    assert stop_stack(stack) == 0
+
+
 def test_two_stacks_do_not_share_a_folder(stack: Stack) -> None:
     """A second `up` on the same folder names the first one and does not disturb it."""
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(stack.data), "--port", "0"]
@@ -92,6 +123,39 @@ def test_two_stacks_do_not_share_a_folder(stack: Stack) -> None:
     assert done.returncode == 1
     assert f"pid {stack.process.pid}" in done.stderr.replace("\n", " ")
     assert servers.answers(f"{stack.url}/readyz")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_each_process_has_the_secrets_that_it_needs(stack: Stack, metadata: dict[str, Any]) -> None:
+    """The environment of each child, and of its children, holds the keys that it needs and no others."""
+    async with aiohttp.ClientSession(stack.url) as session:
+        # Starts the process that checks recipes.
+        recipe = {"estimator": "SGDRegressor", "params": {"alpha": 0.0123}}
+        async with session.post("/v1/models", json={"metadata": metadata, "recipe": recipe}) as response:
+            assert response.status == 201
+    pids = stack.pids()
+    needs = {"workers": {"signing-keys", "upload-keys"}, "snapshotter": {"signing-keys"}, "gateway": {"upload-keys"}}
+    for name, pid in pids.items():
+        for each in [pid, *children(pid)]:
+            text = environment_of(each)
+            expected = needs.get(name, set()) if each == pid or name != "gateway" else set()
+            for file in ("signing-keys", "upload-keys"):
+                secret = (stack.data / file).read_text().strip().partition(":")[2]
+                assert (secret in text) is (file in expected), (name, file)
+            assert ("KEEPFIT_STORE_URL" in text) is (name in needs and (each == pid or name != "gateway")), name
+    assert children(pids["gateway"])
+    assert children(pids["workers"])
+
+
+def environment_of(pid: int) -> str:
+    """Return the variables that a process was started with."""
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def test_secrets_of_the_folder_are_readable_by_its_owner_only(stack: Stack) -> None:
@@ -126,7 +190,10 @@ def test_up_refuses_a_port_in_use(stack: Stack, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(tmp_path), "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert f"Port {port} is in use; choose another one with --port." in " ".join(done.stderr.split())
+    assert done.stderr == (
+        f"keepfit: Cannot listen on 127.0.0.1:{port}: the port is in use; choose another one with KEEPFIT_PORT, or "
+        "with --port of `keepfit up`.\n"
+    )
 
 
 def test_gateway_refuses_a_port_in_use(stack: Stack, tmp_path: Path) -> None:
@@ -143,7 +210,12 @@ def test_gateway_refuses_a_port_in_use(stack: Stack, tmp_path: Path) -> None:
 
 def test_the_url_of_the_row_log_is_stored_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KEEPFIT_ROW_LOG_URL, if set, is stored in the folder for a later restore; otherwise the folder names none."""
-    assert "KEEPFIT_ROW_LOG_URL" not in stack.Stack(tmp_path / "without", 0, 1).environment
+
+    def environment(name: str) -> Mapping[str, str]:
+        settings = load().model_copy(update={"port": 0})
+        return stack.Stack(tmp_path / name, settings, lambda lines: None).environment
+
+    assert "KEEPFIT_ROW_LOG_URL" not in environment("without")
     url = (tmp_path / "log").as_uri()
     monkeypatch.setenv("KEEPFIT_ROW_LOG_URL", url)
-    assert stack.Stack(tmp_path / "with", 0, 1).environment["KEEPFIT_ROW_LOG_URL"] == url
+    assert environment("with")["KEEPFIT_ROW_LOG_URL"] == url

@@ -1,9 +1,12 @@
 """The life of a bundle: learn, predict, score, seal, unseal and learn on."""
 
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +36,7 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from tests import catalogue
 
+ROOT = Path(__file__).parents[3]
 RING = Keyring.from_text("k1:" + "5e" * 32)
 HASH = "ab" * 32
 HEADER = Header(envelope.BUNDLE, HASH, 1, 2, 3, 4, "", envelope.runtime())
@@ -194,25 +198,39 @@ class PlainLoop:
         self.scaler, self.codes, self.estimator = StandardScaler(), dict[str, int](), estimator
         self.encoding, self.width, self.classes = encoding, width, classes
         self.error, self.evaluated = 0.0, 0
+        self.learned: list[Any] = []
+
+    @property
+    def asked(self) -> Any:
+        """The estimator that answers: naive Bayes with a variance of zero gets a share of that of all rows."""
+        if not isinstance(self.estimator, GaussianNB) or self.estimator.var_.all():
+            return self.estimator
+        smoothed = copy(self.estimator)
+        variance = np.var(np.concatenate(self.learned), axis=0).max()
+        smoothed.var_ = smoothed.var_ + smoothed.var_smoothing * (variance or 1.0)
+        return smoothed
 
     def matrix(self, year: float, make: str) -> Any:
         """Return one row as the estimator gets it."""
-        code = self.codes.get(make, -1)
+        is_full = len(self.codes) == self.width - 1
+        code = self.codes.get(make, self.width - 1 if is_full else -1)
         onehot = [float(position == code) for position in range(self.width)]
         scaled = self.scaler.transform([[year]])[0].tolist()
-        return np.array([scaled + (onehot if self.encoding == "onehot" else [float(code)])])
+        return np.array([scaled + (onehot if self.encoding == "onehot" else [self.codes.get(make, -1) + 1.0])])
 
     def step(self, year: float, make: str, y: Any) -> None:
         """Test, then train, on one row."""
         if self.codes:
-            (predicted,) = self.estimator.predict(self.matrix(year, make))
+            (predicted,) = self.asked.predict(self.matrix(year, make))
             self.error += abs(y - predicted) if self.classes is None else predicted == y
             self.evaluated += 1
-        self.codes.setdefault(make, len(self.codes))
+        if self.encoding == "ordinal" or len(self.codes) < self.width - 1:
+            self.codes.setdefault(make, len(self.codes))
         self.scaler.partial_fit([[year]])
         # The estimator of a bundle knows labels by their position among the sorted ones.
         classes = {} if self.classes is None else {"classes": range(len(self.classes))}
-        self.estimator.partial_fit(self.matrix(year, make), [y], **classes)
+        self.learned.append(self.matrix(year, make))
+        self.estimator.partial_fit(self.learned[-1], [y], **classes)
 
 
 def both(name: str, encoding: str, data: list[tuple[float, str, Any]]) -> tuple[Bundle, PlainLoop]:
@@ -238,8 +256,10 @@ def both(name: str, encoding: str, data: list[tuple[float, str, Any]]) -> tuple[
 
 
 def assert_same(bundle: Bundle, loop: PlainLoop) -> None:
-    """Check that every array, label code and metric of the bundle equals the loop's."""
+    """Check that every array, label code and metric of the bundle equals the loop's; of loss curves the last value."""
     learned = arrays(loop.estimator)
+    if "loss_curve_" in learned:
+        learned["loss_curve_"] = learned["loss_curve_"][-1:]
     assert {"coef_", "coefs_", "theta_"} & learned.keys()
     assert arrays(bundle.estimator) == learned
     assert arrays(bundle.columns.scaler) == arrays(loop.scaler)
@@ -266,13 +286,13 @@ def test_exact_updates_equal_a_plain_loop(name: str, encoding: str) -> None:
             name, encoding, list(zip(random.normal(2005, 9, 120).tolist(), makes, targets.tolist(), strict=True))
         )
     assert bundle.rows_seen == 120
-    assert len(loop.codes) > 4
+    assert len(set(makes)) > 4
     assert_same(bundle, loop)
-    years, known = random.normal(2005, 9, 20), random.choice(list(loop.codes), 20)
+    years, known = random.normal(2005, 9, 20), random.choice(sorted(set(makes)), 20)
     rows = shape(
         bundle.recipe, [[year, str(make)] for year, make in zip(years.tolist(), known, strict=True)], learning=False
     )
-    wanted = [loop.estimator.predict(loop.matrix(year, make))[0] for year, make in zip(years, known, strict=True)]
+    wanted = [loop.asked.predict(loop.matrix(year, make))[0] for year, make in zip(years, known, strict=True)]
     if loop.classes is None:
         assert bundle.predict(rows) == pytest.approx(wanted, rel=1e-9)
     else:
@@ -349,7 +369,7 @@ def test_unseen_labels_are_unknown_until_learned(encoding: str) -> None:
 
 
 def test_a_category_that_cannot_be_predicted_is_learned() -> None:
-    """CategoricalNB cannot predict unseen categories; such rows are learned and not evaluated."""
+    """CategoricalNB cannot predict numbers that it has not learned; such rows are learned and not evaluated."""
     for features, first, later in (
         ({"make": "category"}, [["nike"], ["puma"]], [["asics"]]),
         ({"size": "number"}, [[0], [1]], [[5]]),
@@ -358,9 +378,11 @@ def test_a_category_that_cannot_be_predicted_is_learned() -> None:
         bundle = Bundle.new(recipe)
         bundle.partial_fit(shape(recipe, first, ["no", "yes"], learning=True))
         bundle.partial_fit(shape(recipe, later, ["yes"], learning=True))
-        assert (bundle.rows_seen, bundle.metrics()) == (3, {})
+        # A label that was not learned has the code 0, which is that of infrequent labels; a number has none.
+        evaluated = 1 if "make" in features else 0
+        assert (bundle.rows_seen, bundle.metrics().get("rows", 0)) == (3, evaluated)
         bundle.partial_fit(shape(recipe, later, ["yes"], learning=True))
-        assert bundle.metrics()["rows"] == 1
+        assert bundle.metrics()["rows"] == evaluated + 1
         assert bundle.predict(shape(recipe, later, learning=False)) == ["yes"]
         try_predict(bundle)
 
@@ -423,7 +445,7 @@ def test_classification_score_equals_scikit_learns(name: str) -> None:
     assert score["accuracy"] == sk.accuracy_score(y, predicted)
     assert score["f1"] == sk.f1_score(y, predicted, average="macro")
     if name == "GaussianNB":
-        assert score["log_loss"] == sk.log_loss(y, bundle.predict_proba(rows), labels=LABELS)
+        assert score["log_loss"] == pytest.approx(sk.log_loss(y, bundle.predict_proba(rows), labels=LABELS))
     else:
         assert score["log_loss"] is None
 
@@ -587,21 +609,29 @@ def test_a_large_birch_tree_can_be_stored() -> None:
     assert again.predict(asked) == bundle.predict(asked)
 
 
-def test_small_bundles_take_little_memory() -> None:
-    """A scaler and a linear model of four numbers take 2 kB in Redis and less than 3 kB of a worker's memory."""
+def sizes_of_a_small_bundle() -> tuple[int, float]:
+    """Return the bytes that a scaler and a linear model of four numbers take sealed, and in memory."""
     recipe = parse({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
     bundle = Bundle.new(recipe)
     bundle.partial_fit(shape(recipe, [[1, 2, 3, 4], [5, 6, 7, 8]], [1, 2], learning=True))
     data = seal(bundle, RING, HEADER)
-    assert len(data) < 2048
     unseal(data, RING, recipe, HASH)
     tracemalloc.start()
-    try:
-        held = [unseal(data, RING, recipe, HASH)[1] for _ in range(200)]
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert taken < 3000 * len(held)
+    held = [unseal(data, RING, recipe, HASH)[1] for _ in range(200)]
+    return len(data), tracemalloc.get_traced_memory()[0] / len(held)
+
+
+def test_small_bundles_take_little_memory() -> None:
+    """They take 2 kB in Redis and less than 3 kB of a worker's memory.
+
+    Measured in a process of its own: attributes that other tests set on some instances change the size of all of their
+    class, whose instances share the keys of their dictionaries otherwise.
+    """
+    script = f"from {__name__} import sizes_of_a_small_bundle as sizes; print(*sizes())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    sealed, in_memory = map(float, done.stdout.split())
+    assert 0 < sealed < 2048
+    assert 0 < in_memory < 3000
 
 
 def test_a_failed_seal_leaves_the_bundle_usable(monkeypatch: pytest.MonkeyPatch) -> None:

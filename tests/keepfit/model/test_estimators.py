@@ -37,7 +37,10 @@ ROWS = 80
 )
 def test_other_names_are_rejected(name: str) -> None:
     """Import paths, other spellings and estimators without partial_fit and predict build nothing."""
-    with pytest.raises(InvalidError, match="is not an estimator with partial_fit; known: "):
+    with pytest.raises(
+        InvalidError,
+        match=r"is not an estimator with partial_fit|cannot learn row by row|write the name alone|not part of|a path",
+    ):
         build(name, {})
 
 
@@ -222,5 +225,5 @@ def test_scalers_are_scikit_learns(name: str) -> None:
 @pytest.mark.parametrize("name", ["RobustScaler", "sklearn.preprocessing.StandardScaler", "Normalizer", ""])
 def test_other_scalers_are_rejected(name: str) -> None:
     """A name that is not a scaler with partial_fit is rejected with the valid names."""
-    with pytest.raises(InvalidError, match="is not one of StandardScaler, MinMaxScaler, MaxAbsScaler"):
+    with pytest.raises(InvalidError, match="one of StandardScaler, MinMaxScaler, MaxAbsScaler"):
         build_scaler(name)

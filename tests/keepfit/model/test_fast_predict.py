@@ -1,5 +1,6 @@
 """Fast path of prediction equals scikit-learn bit for bit, for every estimator, scaler, encoding and batch size."""
 
+import json
 import warnings
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
+from keepfit.errors import InvalidError
 from keepfit.model import fast_predict
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.catalogue import CATALOGUE, SCALERS
@@ -89,6 +91,11 @@ def learned(name: str, features: str, scaler: str | None, encoding: str, classes
     return bundle
 
 
+def compact_json(value: Any) -> str:
+    """Return a value as JSON without spaces, in UTF-8."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
 def reference_matrix(bundle: Bundle, rows: Rows) -> Any:
     """Return the matrix computed with scikit-learn's scaler and hasher and Python lists, independent of keepfit."""
     recipe, numbers = bundle.recipe, rows.number_matrix()
@@ -97,8 +104,10 @@ def reference_matrix(bundle: Bundle, rows: Rows) -> Any:
     if not recipe.categories:
         return numbers
     if recipe.encoding == "hash":
+        names = list(recipe.categories)
         pairs = [
-            [f"{n}={c[i]}" for n, c in zip(recipe.categories, rows.categories, strict=True)] for i in range(rows.n)
+            [compact_json([name, labels[i]]) for name, labels in zip(names, rows.categories, strict=True)]
+            for i in range(rows.n)
         ]
         hasher = FeatureHasher(n_features=recipe.n_features, input_type="string")
         return np.array([[*a, *b] for a, b in zip(numbers, hasher.transform(pairs).toarray(), strict=True)])
@@ -111,8 +120,11 @@ def reference_matrix(bundle: Bundle, rows: Rows) -> Any:
                 row.append(next(numbers_left))
                 continue
             codes, column = next(known)
-            code = codes.get(column[i], -1)
-            row += [code] if recipe.encoding == "ordinal" else [float(code == j) for j in range(recipe.max_categories)]
+            is_full = recipe.encoding == "onehot" and len(codes) == recipe.max_categories - 1
+            code = codes.get(column[i], recipe.max_categories - 1 if is_full else -1)
+            row += (
+                [code + 1] if recipe.encoding == "ordinal" else [float(code == j) for j in range(recipe.max_categories)]
+            )
         matrix.append(row)
     return np.array(matrix, dtype=np.float64)
 
@@ -121,7 +133,10 @@ def outcome(compute: Any) -> str:
     """Return the result of a computation with every bit and dtype, or its error, as text."""
     try:
         result = compute()
-    except (ValueError, IndexError) as error:
+    except (IndexError, InvalidError):
+        # A category that CategoricalNB has not learned.
+        return "refused"
+    except ValueError as error:
         return f"{type(error).__name__}: {error}"
     # repr() of a float shows every bit, and distinguishes -0.0 from 0.0.
     return repr(result if isinstance(result, list) else (result.dtype, result.shape, result.tolist()))

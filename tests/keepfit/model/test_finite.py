@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keepfit.errors import InvalidError
 from keepfit.model import finite
 from keepfit.model.bundle import Bundle
 from keepfit.recipe import catalogue as estimators
@@ -157,6 +158,10 @@ def test_numbers_at_the_bound_are_learned_or_rejected(name: str, scaler: str | N
             except (ValueError, ArithmeticError):
                 # The caller discards the bundle.
                 return
+            except InvalidError as error:
+                # Numbers that are no codes of a category.
+                assert name == "CategoricalNB", error  # noqa: PT017 - all others may raise no such error
+                return
             assert non_finite_paths(bundle) == []
 
 
@@ -167,7 +172,7 @@ def test_overflowing_prequential_sums_are_rejected() -> None:
     bundle.partial_fit(rows_of(recipe))
     bundle.partial_fit(rows_of(recipe))
     bundle.prequential[0].total[1] = 1.7e308
-    bundle.estimator.coef_[:] = 1e307
+    bundle.estimator.coef_[:] = 5e306
     with pytest.raises(ArithmeticError, match=r"running error|finite"):
         bundle.partial_fit(shape(recipe, [[10.0, 10.0]], [0.0], learning=True))
 

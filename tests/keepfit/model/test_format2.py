@@ -77,6 +77,24 @@ def state(bundle: Bundle) -> list[Any]:
     return catalogue.state([*parts, bundle.rows_seen])
 
 
+def comparable(name: str, answers: dict[str, Any]) -> Any:
+    """Return what this version must answer as the former one did.
+
+    Its answers after single rows with a variance of zero (GaussianNB, in `late_classes`) were NaN.
+    """
+    compared = ["rows_seen", "classes"] if name == "late_classes" else list(answers)
+    return {key: without_baseline(answers[key]) for key in compared}
+
+
+def without_baseline(answers: Any) -> Any:
+    """Return answers without the metrics of the baseline, which the former version did not have."""
+    if isinstance(answers, list):
+        return [without_baseline(each) for each in answers]
+    if not isinstance(answers, dict):
+        return answers
+    return {key: without_baseline(each) for key, each in answers.items() if not key.startswith("baseline_")}
+
+
 def assert_same(found: Any, known: Any) -> None:
     """Compare answers: bit for bit where the linear algebra is that of the machine that wrote them."""
     if SAME_KERNELS:
@@ -101,7 +119,7 @@ def test_a_bundle_of_format_2_predicts_as_before(name: str) -> None:
     case = Case(name)
     header, bundle = case.bundle("before")
     assert (header.rows_seen, bundle.changed) == (bundle.rows_seen, case.known["changed"])
-    assert_same(case.answers(bundle), case.known["before"])
+    assert_same(comparable(name, case.answers(bundle)), comparable(name, case.known["before"]))
 
 
 @each_case
@@ -110,8 +128,13 @@ def test_a_bundle_of_format_2_learns_on_as_before(name: str) -> None:
     case = Case(name)
     bundle, expected = case.bundle("before")[1], case.bundle("after")[1]
     case.learn(bundle)
-    assert_same(case.answers(bundle), case.known["after"])
+    assert_same(comparable(name, case.answers(bundle)), comparable(name, case.known["after"]))
     if SAME_KERNELS:
+        for each in (bundle, expected):
+            each.prequential = []
+            # The former version kept the loss of every call.
+            if hasattr(each.estimator, "loss_curve_"):
+                each.estimator.loss_curve_ = each.estimator.loss_curve_[-1:]
         assert state(bundle) == state(expected)
 
 

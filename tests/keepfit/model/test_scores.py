@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from keepfit.model.scores import classification_score, regression_score
+from keepfit.model.scores import classification_score, regression_score, score
 
 
 def test_regression_scores_equal_scikit_learns() -> None:
@@ -46,16 +46,34 @@ def test_classification_scores_equal_scikit_learns(n_classes: int, y: list[int],
     """accuracy, macro f1 and log_loss equal scikit-learn's, also if some labels do not occur."""
     truth, predicted_codes = np.array(y), np.array(predicted)
     probabilities = np.random.default_rng(2).dirichlet(np.ones(n_classes), len(y))
-    assert classification_score(truth, predicted_codes, probabilities, n_classes) == {
+    assert classification_score(truth, predicted_codes, probabilities) == {
         "accuracy": sk.accuracy_score(truth, predicted_codes),
         "f1": sk.f1_score(truth, predicted_codes, average="macro", zero_division=0.0),
-        "log_loss": sk.log_loss(truth, probabilities, labels=np.arange(n_classes)),
+        "log_loss": pytest.approx(sk.log_loss(truth, probabilities, labels=np.arange(n_classes)), rel=1e-12),
     }
-    assert classification_score(truth, predicted_codes, None, n_classes)["log_loss"] is None
+    assert classification_score(truth, predicted_codes, None)["log_loss"] is None
 
 
 def test_an_unknown_label_counts_as_wrong() -> None:
     """Rows of an unknown label count as wrong, with the minimum probability."""
-    scores = classification_score(np.array([0, 2]), np.array([0, 1]), np.array([[1.0, 0.0], [0.5, 0.5]]), 2)
+    scores = classification_score(np.array([0, 2]), np.array([0, 1]), np.array([[1.0, 0.0], [0.5, 0.5]]))
     assert scores["accuracy"] == 0.5
     assert scores["log_loss"] == pytest.approx(-np.log(np.finfo(np.float64).eps) / 2)
+
+
+def test_rows_without_a_prediction_are_counted_and_in_no_metric() -> None:
+    """Predictions that are not finite are counted; the metrics are those of the other rows, or None without any."""
+    y = np.array([1.0, 2.0, 4.0])
+    assert score(y, np.array([1.5, np.nan, 3.0]), labelled=False) == {
+        **regression_score(y[[0, 2]], np.array([1.5, 3.0])),
+        "rows_without_prediction": 1,
+    }
+    nothing = {"max_error": None, "mean_absolute_error": None, "r2": None, "rows_without_prediction": 3}
+    assert score(y, np.array([np.inf, np.nan, -np.inf]), labelled=False) == nothing
+
+
+def test_rows_without_probabilities_are_not_in_the_log_loss() -> None:
+    """The log loss is that of the rows that have probabilities, and None if there are none."""
+    y, probabilities = np.array([0, 1]), np.array([[np.nan, np.nan], [0.25, 0.75]])
+    assert score(y, y, probabilities, labelled=True)["log_loss"] == pytest.approx(-np.log(0.75))
+    assert score(y, y, probabilities * np.nan, labelled=True) == {"accuracy": 1.0, "f1": 1.0, "log_loss": None}

@@ -101,3 +101,12 @@ def test_an_unknown_format_is_refused(first: Any, number: int) -> None:
     data = KEYRING.seal(header, pickling.dump((first, None, [])))
     with pytest.raises(EnvelopeError, match=f"has format {number}; this version of keepfit reads formats 2 and 3"):
         unseal(data, KEYRING, parse({"estimator": "SGDRegressor"}), header.hash)
+
+
+def test_codes_by_a_later_rule_are_refused() -> None:
+    """A bundle whose labels have codes by a rule that this version does not know is not read by another one."""
+    recipe = parse({"estimator": "SGDRegressor", "features": {"make": "category"}})
+    bundle = Bundle.new(recipe)
+    bundle.columns.rule += 1
+    with pytest.raises(EnvelopeError, match="of a later version of keepfit: its labels have codes by rule 4"):
+        unseal(sealed(bundle), KEYRING, recipe, "ab" * 32)

@@ -1,5 +1,7 @@
 """Logs: failures are logged, and no key, password or value of a row with them."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -141,6 +143,8 @@ def rendered() -> Iterator[list[MutableMapping[str, Any]]]:
     *processors, _ = structlog.get_config()["processors"]
     structlog.configure(processors=[*processors, keep], cache_logger_on_first_use=False)
     yield lines
+    logging.captureWarnings(capture=False)
+    logging.root.handlers = [one for one in logging.root.handlers if not isinstance(one, logs.LibraryHandler)]
     structlog.configure(**before)
 
 
@@ -161,3 +165,48 @@ def test_a_traceback_hides_messages_of_unforeseen_errors(rendered: list[MutableM
     ]
     assert all(line["exception"][0]["frames"][-1]["name"] == "fail" for line in rendered)
     assert password not in str(rendered)
+
+
+FAILING_WORKER = """
+import logging, sys, warnings
+from types import SimpleNamespace
+from rq.logutils import setup_loghandlers
+from keepfit.observability.logs import configure_json
+from keepfit_workers.worker import LeaseWorker
+
+configure_json()
+for name in ("rq.worker", "rq.job"):
+    setup_loghandlers("WARNING", name=name)
+try:
+    raise ValueError("hush-label is no number")
+except ValueError:
+    LeaseWorker.handle_exception(None, SimpleNamespace(id="j1"), *sys.exc_info())
+    rq = logging.getLogger("rq.worker")
+    rq.exception("Worker %s: failed to persist failure of job %s", "hush-worker", "hush-job")
+rq.info("not logged")
+logging.getLogger("asyncio").error("Task exception was never retrieved\\nhush-label")
+warnings.warn("hush-label", stacklevel=1)
+"""
+
+
+def test_libraries_log_json_without_rows_and_arguments() -> None:
+    """RQ's records, those of other libraries, warnings and failed jobs are JSON lines that quote no row or argument."""
+    command = [sys.executable, "-c", FAILING_WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "hush" not in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line.get("logger"), line.get("text")) for line in lines] == [
+        ("job_failed", None, None),
+        ("library_logged", "rq.worker", "Worker %s: failed to persist failure of job %s"),
+        ("library_logged", "asyncio", "Task exception was never retrieved"),
+        ("library_logged", "py.warnings", "<string>:19: UserWarning"),
+    ]
+    assert [line["exception"][0]["exc_value"] for line in lines[:2]] == ["(not shown)"] * 2
+
+
+def test_plain_logs_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reason with an escape sequence or a line break is one line with escapes in the log of a command."""
+    logs.configure_plain()
+    structlog.get_logger().warning("snapshot_failed", reason="\x1b[2Jred\nline\u202e")
+    assert capsys.readouterr().err.split("reason=")[1].strip() == r"\x1b[2Jred\nline\u202e"

@@ -30,6 +30,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LABELS: list[Any] = ["nike", "puma", "", "é", 1, "1", "null", "None"]
 WORDS = ["", "red shoes", "Red red RED", "a b c é", "shoes: 42!", "x" * 300, "\n"]
 
+NUMERIC = ("number", "timestamp", "boolean")
+
 missing_numbers: Any = st.sampled_from([{}, {"missing": "mean"}, {"missing": "zero"}, {"missing": "indicator"}])
 missing_words: Any = st.sampled_from([{}, {"missing": "zero"}, {"missing": "indicator"}])
 expansions = st.lists(st.sampled_from(["hour", "weekday", "month", "seconds"]), unique=True, max_size=4)
@@ -42,12 +44,14 @@ counting: Any = st.sampled_from(
 )
 feature: Any = st.one_of(
     missing_numbers.map(lambda m: {"type": "number", **m}),
+    missing_numbers.map(lambda m: {"type": "boolean", **m}),
     missing_words.map(lambda m: {"type": "category", **m}),
     st.tuples(missing_numbers, expansions).map(lambda p: {"type": "timestamp", **p[0], "expand": p[1]}),
     st.tuples(missing_words, counting).map(lambda p: {"type": "text", "n_features": 7, **p[0], **p[1]}),
 )
 present = {
     "number": st.floats(-1e6, 1e6) | st.integers(-(10**6), 10**6),
+    "boolean": st.booleans(),
     "category": st.sampled_from(LABELS),
     "text": st.sampled_from(WORDS),
     "timestamp": st.floats(TIME_MIN, TIME_END, exclude_max=True) | st.integers(-(10**9), 2 * 10**9),
@@ -58,7 +62,7 @@ present = {
 def streams(draw: st.DrawFn) -> tuple[dict[str, Any], list[list[list[Any]]], list[list[Any]]]:
     """Draw a recipe, batches of rows to learn, and rows to predict, which may have labels that were not learned."""
     features = draw(st.dictionaries(st.sampled_from(["a", "b", "at", "X", "ü"]), feature, min_size=1, max_size=5))
-    numeric = any(options["type"] in ("number", "timestamp") for options in features.values())
+    numeric = any(options["type"] in NUMERIC for options in features.values())
     document = {
         **SGD,
         "features": features,
@@ -94,10 +98,10 @@ class ByHand:
             self.scaler.partial_fit(self.numbers(frame).to_numpy())
 
     def numbers(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return numbers and timestamps, expanded, then imputed."""
+        """Return numbers, booleans and timestamps, expanded, then imputed."""
         columns = {}
         for name, options in self.features.items():
-            if options["type"] in ("number", "timestamp"):
+            if options["type"] in NUMERIC:
                 for part in options.get("expand") or ["seconds"]:
                     mean, count = 0.0, 0
                     for value in self.learned[name]:
@@ -136,16 +140,22 @@ class ByHand:
     def words(self, row: dict[str, Any]) -> list[str]:
         """Return the strings of a row that are hashed."""
         own = {name for name in row if self.features[name].get("missing") == "indicator"}
-        return [n if v is None else f"{n}={v}" for n, v in row.items() if v is not None or n in own]
+        pairs = [pair for pair in row.items() if pair[1] is not None or pair[0] in own]
+        return [json.dumps(pair, ensure_ascii=False, separators=(",", ":")) for pair in pairs]
 
     def category(self, name: str, values: list[Any]) -> Any:
         """Return the codes of labels, or a 1 in the column of each."""
         known = [v for v in self.learned[name] if v is not None or self.features[name]["missing"] == "indicator"]
         known = list(dict.fromkeys(known))
-        codes = [known.index(value) if value in known else -1 for value in values]
         wide = self.document["max_categories"]
+        ordinal = [known.index(value) + 1 if value in known else 0 for value in values]
+        known = known[: wide - 1]
+        infrequent = wide - 1 if len(known) == wide - 1 else -1
+        unlabelled = -1 if self.features[name].get("missing") == "zero" else infrequent
+        others = [infrequent if value is not None else unlabelled for value in values]
+        codes = [known.index(v) if v in known else other for v, other in zip(values, others, strict=True)]
         return {
-            "ordinal": np.array(codes, float)[:, None],
+            "ordinal": np.array(ordinal, float)[:, None],
             "onehot": np.array([[float(code == place) for place in range(wide)] for code in codes]),
             "hash": np.empty((len(values), 0)),
         }[self.document["encoding"]]
@@ -195,7 +205,7 @@ def test_rows_by_name_and_in_chunks_are_the_same_rows(stream: tuple[Any, Any, An
     expected = sent(recipe, batch)
     by_name = [{n: v for n, v in zip(names, row, strict=True) if v is not None} for row in batch]
     assert sent(recipe, by_name) == expected
-    collector = Collector(recipe)
+    collector = Collector(recipe, learning=True)
     for start in range(0, len(batch), step):
         collector.add(by_name[start : start + step])
     assert Rows.decode(collector.rows(None, None, learning=False).encode()) == expected
@@ -235,7 +245,7 @@ def test_the_columns_of_the_matrix_have_names() -> None:
     row = [None, 2001, "red", 0, 4]
     for encoding, begin, last in (
         ("ordinal", ["make"], []),
-        ("onehot", ["make=null", "make[1]"], []),
+        ("onehot", ["make=null", "make:infrequent"], []),
         ("hash", [], ["hash[0]", "hash[1]", "hash[2]"]),
     ):
         recipe = parse({**SGD, "features": features, "encoding": encoding, "max_categories": 2, "n_features": 3})

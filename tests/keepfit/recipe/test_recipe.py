@@ -12,7 +12,7 @@ from keepfit.identity import parse_json
 from keepfit.model import recipe_check
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.features import COLUMNS_MAX, MATRIX_WIDTH_MAX, NAME_LENGTH_MAX
-from keepfit.recipe.recipe import CLASSES_MAX, LABEL_LENGTH_MAX, from_text, parse
+from keepfit.recipe.recipe import CLASSES_MAX, LABEL_LENGTH_MAX, from_text, is_same, left_out, parse
 
 SGD = {"estimator": "SGDRegressor"}
 CLASSIFIER = {"estimator": "SGDClassifier", "classes": ["no", "yes"]}
@@ -29,8 +29,8 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
         ("SGDRegressor", "Expected `object`, got `str`"),
         ({}, "exactly one of estimator"),
         ({"estimator": None}, r"exactly one of estimator"),
-        ({"estimator": "LinearRegression"}, "is not an estimator with partial_fit; known:"),
-        ({"estimator": "sklearn.linear_model.SGDRegressor"}, "known: .*SGDRegressor"),
+        ({"estimator": "LinearRegression"}, "cannot learn row by row; regressors that can: SGDRegressor"),
+        ({"estimator": "sklearn.linear_model.SGDRegressor"}, "write the name alone, 'SGDRegressor'"),
         ({**SGD, "learning_rate": 1}, "unknown field `learning_rate`"),
         ({**SGD, "params": None}, r"Expected `object`, got `null` - at `\$.params`"),
         ({**SGD, "params": []}, r"Expected `object`, got `array` - at `\$.params`"),
@@ -49,7 +49,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
         ({**SGD, "features": {"a\0": "number"}}, "has no usable name"),
         ({**SGD, "features": {"x" * (NAME_LENGTH_MAX + 1): "number"}}, "has no usable name"),
         ({**SGD, "features": dict.fromkeys(map(str, range(COLUMNS_MAX + 1)), "number")}, "between 1 and 10000"),
-        ({**SGD, "scaler": "RobustScaler"}, "is not one of StandardScaler, MinMaxScaler, MaxAbsScaler"),
+        ({**SGD, "scaler": "RobustScaler"}, "cannot learn row by row; use one of StandardScaler, MinMaxScaler"),
         ({**SGD, "scaler": {"StandardScaler": {}}}, r"Expected `str \| null`"),
         ({**SGD, "scaler": "StandardScaler", "features": {"a": "category"}}, "a scaler needs number columns"),
         ({**SGD, "encoding": "one-hot"}, "Invalid enum value 'one-hot'"),
@@ -128,9 +128,72 @@ def test_the_text_is_fixed() -> None:
     document = {**SGD, "params": {"eta0": 1.0, "alpha": 1e-7}, "features": {"b": "number", "a": "category"}}
     assert parse(document).text() == (
         '{"estimator":"SGDRegressor","params":{"alpha":1e-7,"eta0":1},"steps":null,"object":null,"features":{"b":"number","a":"category"},'
-        '"scaler":null,"encoding":"ordinal","max_categories":128,"n_features":256,"classes":null,"updates":"exact",'
+        '"scaler":null,"encoding":"onehot","max_categories":128,"n_features":256,"classes":null,"updates":"exact",'
         '"window":1000}'
     )
+
+
+# What 0.1 stored after the fields that a client named: the text ends with its defaults.
+DEFAULTS_OF_0_1 = (
+    '"encoding":"ordinal","max_categories":128,"n_features":256,"classes":null,"updates":"exact","window":1000}'
+)
+STORED_BY_0_1: list[tuple[dict[str, Any], str]] = [
+    (
+        {"estimator": "PassiveAggressiveRegressor", "params": {"C": 0.5}, **CATEGORIES, "scaler": "StandardScaler"},
+        (
+            '{"estimator":"PassiveAggressiveRegressor","params":{"C":0.5},"steps":null,"object":null,'
+            '"features":{"make":"category","year":"number"},"scaler":"StandardScaler",'
+        ),
+    ),
+    (
+        {"estimator": "CategoricalNB", "features": {"make": "category"}},
+        (
+            '{"estimator":"CategoricalNB","params":{},"steps":null,"object":null,"features":{"make":"category"},'
+            '"scaler":null,'
+        ),
+    ),
+    (
+        {"estimator": "SGDClassifier"},
+        '{"estimator":"SGDClassifier","params":{},"steps":null,"object":null,"features":null,"scaler":null,',
+    ),
+    (
+        {
+            "steps": [{"StandardScaler": {}}, {"SGDRegressor": {}}],
+            "features": {"make": {"type": "category", "missing": "zero"}},
+        },
+        (
+            '{"estimator":null,"params":{},"steps":[{"StandardScaler":{}},{"SGDRegressor":{}}],"object":null,'
+            '"features":{"make":{"type":"category","missing":"zero"}},"scaler":null,'
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "beginning"), STORED_BY_0_1, ids=lambda value: str(value)[:60])
+def test_a_field_left_out_may_have_the_default_of_0_1(document: dict[str, Any], beginning: str) -> None:
+    """The document from which 0.1 made a model is still its recipe, and the model keeps the fields that 0.1 filled in.
+
+    That holds for each field: the document leaves out as many as it can.
+    """
+    stored = beginning + DEFAULTS_OF_0_1
+    recipe = from_text(stored)
+    assert is_same(recipe, parse(document), left_out(document))
+    assert recipe.text() == stored
+    assert [column.width for column in recipe.layout.columns if column.kind == "category"] in ([], [1])
+    # A field that a document names means what it says, and so does an encoding that was never a default.
+    assert not is_same(recipe, parse({**document, "window": 10}), left_out({**document, "window": 10}))
+    if recipe.categories:
+        hashed = {**document, "encoding": "hash"}
+        assert not is_same(recipe, parse(hashed), left_out(hashed))
+        assert not is_same(parse(hashed), parse(document), left_out(document))
+
+
+def test_an_encoding_without_categories_is_null() -> None:
+    """Without category columns there is no encoding to show, and the text is that of 0.1; one that is named stays."""
+    assert parse(SGD).encoding is None
+    assert parse({**SGD, "encoding": "ordinal"}) == parse(SGD)
+    assert '"encoding":"ordinal"' in parse(SGD).text()
+    assert parse({**SGD, "encoding": "hash"}).encoding == "hash"
 
 
 def test_explicit_defaults_are_the_same_recipe() -> None:
@@ -164,7 +227,8 @@ def test_params_have_a_canonical_form() -> None:
         {"features": {"year": "number", "make": "category"}},
         {"features": {"make": "number", "year": "number"}},
         {"scaler": "StandardScaler"},
-        {"encoding": "onehot"},
+        {"encoding": "hash"},
+        {"encoding": "ordinal"},
         {"max_categories": 129},
         {"n_features": 257},
         {"updates": "merged"},

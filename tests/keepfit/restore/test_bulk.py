@@ -17,6 +17,7 @@ from keepfit.restore.requests import RestoreRequest, RestoreResult
 from keepfit.restore.restorer import Restorer
 from keepfit.settings import Settings
 from keepfit.snapshots import save
+from keepfit.times import format_time
 from tests.factories import SHOES, Workshop, commit_bundle, workshop
 
 
@@ -58,6 +59,27 @@ async def saved(shop: Workshop, **metadata: Any) -> tuple[str, Document]:
     document = await save.save(shop.resources, model_hash)
     assert document is not None
     return model_hash, document
+
+
+async def test_idle_models_stay_idle(shop: Workshop) -> None:
+    """Models that left Redis because nothing used them are restored only if they are named, or another snapshot is."""
+    names = ("all", "hash", "version", "predecessor")
+    hashes = {name: (await saved(shop, name=name))[0] for name in names}
+    for name, model_hash in hashes.items():
+        shop.lose(model_hash)
+        generation = 0 if name == "predecessor" else 1
+        shop.redis.set(redis_keys.idle(model_hash), f"{generation} {'ab' * 32} 1 ")
+    outcomes = [
+        await restored(shop),
+        await restored(shop, model_hash=hashes["hash"]),
+        await restored(shop, version=1, where={"name": "version"}),
+    ]
+    kept = "kept: it is idle, and comes back with its next use"
+    assert {name: outcomes[0][model_hash].outcome for name, model_hash in hashes.items()} == {
+        "all": kept, "hash": kept, "version": kept, "predecessor": "restored"
+    }  # fmt: skip
+    live = {name for name, model_hash in hashes.items() if await shop.store.describe(model_hash) is not None}
+    assert live == {"hash", "version", "predecessor"}
 
 
 async def test_lost_models_are_restored_and_live_ones_are_kept(shop: Workshop) -> None:
@@ -116,12 +138,13 @@ async def test_with_a_time_older_snapshots_are_restored(shop: Workshop) -> None:
     assert [document["version"] for document in report.saved] == [2]
     young, _ = await saved(shop)
     shop.redis.flushall()
+    missing = f"no snapshot at or before {format_time(first['timestamp'])}"
     outcomes = await restored(shop, at=first["timestamp"], dry_run=True)
     assert (outcomes[old].version, outcomes[old].outcome) == (1, "would be restored")
-    assert (outcomes[young].outcome, outcomes[young].failed) == ("no snapshot that old", True)
+    assert (outcomes[young].outcome, outcomes[young].failed) == (missing, True)
     outcomes = await restored(shop, at=first["timestamp"])
     assert (outcomes[old].version, outcomes[old].outcome) == (1, "restored")
-    assert (outcomes[young].outcome, outcomes[young].failed) == ("no snapshot that old", True)
+    assert (outcomes[young].outcome, outcomes[young].failed) == (missing, True)
     assert (await shop.model(old)).version == 1
     assert await shop.store.describe(young) is None
 
@@ -183,6 +206,7 @@ async def test_an_outcome_is_plain_json(shop: Workshop) -> None:
         "metadata": document["metadata"],
         "live_version": 1,
         "version": 1,
+        "timestamp": document["timestamp"],
         "rows_forgotten": 0,
         "replayed": 0,
         "outcome": "kept: it is live",

@@ -30,6 +30,7 @@ from keepfit.rowlog.row_log import Call, RowLog
 from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
+from keepfit.snapshots.idle import IdleRules, Unloaded, unload_idle
 from keepfit.store import commit, inbox
 from keepfit.store.inbox import Accepted
 from tests.factories import Workshop, commit_bundle, workshop
@@ -279,10 +280,43 @@ async def test_idempotency_keys_survive_a_restore(shop: Workshop, restorer: Rest
         assert await send(shop, model_hash, row(1), key="covered") == [1]
         with pytest.raises(IdempotencyError):
             await send(shop, model_hash, row(9), key="logged")
-    left: Any = shop.redis.pttl(redis_keys.idempotency(model_hash, "c:logged"))
+    left: Any = shop.redis.pttl(redis_keys.new_answers(model_hash, ""))
     assert 0 < left < shop.settings.idempotency_ttl_s * 1000
     assert (await shop.model(model_hash)).inbox == 0
     check(shop, model_hash, 1, 2)
+
+
+@pytest.mark.parametrize("saved_again", [False, True], ids=["lost", "saved, idle again, lost"])
+async def test_an_idle_model_continues_its_sequences(shop: Workshop, restorer: Restorer, saved_again: bool) -> None:
+    """A model that left Redis comes back with its sequences; later rows are in the row log under them."""
+    model_hash = await shop.make(SGD)
+    assert await send(shop, model_hash, row(1), key="first") == [1]
+    shop.work(model_hash)
+    await save(shop, model_hash)
+    for number in range(2, 4):
+        assert await unload_idle(shop.resources, IdleRules(1), await aged(shop, model_hash)) == Unloaded(1)
+        await restore(restorer, model_hash)
+        assert await send(shop, model_hash, row(1), key="first") == [1]
+        assert await send(shop, model_hash, row(number), key=f"key-{number}") == [number]
+        shop.work(model_hash)
+        if not saved_again:
+            break
+        await save(shop, model_hash)
+    learned = range(1, number + 1)
+    await lose_and_restore(shop, restorer, model_hash)
+    check(shop, model_hash, *learned)
+    assert await send(shop, model_hash, row(number), key=f"key-{number}") == [number]
+    assert await send(shop, model_hash, row(9)) == [number + 1]
+    await lose_and_restore(shop, restorer, model_hash)
+    check(shop, model_hash, *learned, 9)
+
+
+async def aged(shop: Workshop, model_hash: str) -> int:
+    """Make the last use of a model lie in the past; return the cursor from which all models are looked at."""
+    name: Any = redis_keys.bundle(model_hash)
+    client: Any = shop.redis
+    client.execute_command("RESTORE", name, 0, client.dump(name), "REPLACE", "IDLETIME", 100)
+    return 0
 
 
 async def test_concurrent_restores_install_one_model(shop: Workshop) -> None:
@@ -435,13 +469,16 @@ async def test_pending_requests_are_not_learned_twice_by_a_restore_to_a_time(
 
 @pytest.mark.parametrize("lost", [True, False], ids=["lost", "live"])
 async def test_forgotten_requests_are_not_replayed(
-    shop: Workshop, restorer: Restorer, tmp_path: Path, lost: bool
+    shop: Workshop, restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     """A model was rewound to version 1 and all later snapshots are damaged: only requests since then are replayed."""
     model_hash, _, _ = await three_saved_two_logged(shop)
     if lost:
         shop.redis.flushall()
-    await restorer.restore_or_rewind(model_hash, RestoreRequest(version=1))
+    with monkeypatch.context() as patch:
+        # A version is restored as it is: the row log is not listed.
+        patch.setattr(type(shop.resources.row_log), "view", None)
+        await restorer.restore_or_rewind(model_hash, RestoreRequest(version=1))
     check(shop, model_hash, 1)
     await send(shop, model_hash, row(6))
     shop.work(model_hash)

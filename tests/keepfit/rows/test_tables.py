@@ -2,15 +2,18 @@
 
 import io
 import random
+import struct
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from keepfit.errors import InvalidError, KeepfitError, MalformedError
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.rows import arrow, tables
+from keepfit.rows import arrow, npy, tables
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 
@@ -22,6 +25,7 @@ INTEGERS = parse({"estimator": "SGDClassifier", "classes": [0, 1]})
 BOOLEANS = parse({"estimator": "SGDClassifier", "classes": [False, True]})
 CLUSTERS = parse({"estimator": "MiniBatchKMeans"})
 UNWEIGHTED = parse({"estimator": "Birch"})
+KIND_NAMES = ("number", "timestamp", "boolean", "category", "text")
 
 
 def npy_bytes(array: Any) -> bytearray:
@@ -31,16 +35,16 @@ def npy_bytes(array: Any) -> bytearray:
     return bytearray(file.getvalue())
 
 
-def arrow_bytes(columns: dict[str, Any], rows_in_batch: int = 2, **options: Any) -> bytearray:
+def arrow_bytes(columns: Any, rows_in_batch: int = 2, **options: Any) -> bytearray:
     """Return columns as a stream that pyarrow wrote."""
-    table = pa.table(columns)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     file = io.BytesIO()
     with pa.ipc.new_stream(file, table.schema, **options) as writer:
         writer.write_table(table, max_chunksize=rows_in_batch)
     return bytearray(file.getvalue())
 
 
-def rejected(recipe: Recipe, body: bytearray, *, learning: bool = True, read: Any = tables.read_npy) -> InvalidError:
+def rejected(recipe: Recipe, body: bytearray, *, learning: bool = True, read: Any = npy.read_npy) -> InvalidError:
     """Return the error that rejects a table's content."""
     with pytest.raises(InvalidError) as caught:
         read(body).shape(recipe, learning=learning)
@@ -55,14 +59,14 @@ def test_an_array_gives_the_rows_of_the_same_lists(dtype: str, order: Any) -> No
     array = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1]]).astype(dtype, order=order)
     lists = [[float(value) for value in row] for row in array]
     expected = shape(PLAIN, [row[:2] for row in lists], [row[2] for row in lists], learning=True)
-    assert tables.read_npy(npy_bytes(array)).shape(PLAIN, learning=True) == expected
-    assert tables.read_npy(npy_bytes(array)).shape(PLAIN, learning=False) == shape(PLAIN, lists, learning=False)
-    assert tables.read_npy(npy_bytes(array)).shape(CLUSTERS, learning=True) == shape(CLUSTERS, lists, learning=True)
+    assert npy.read_npy(npy_bytes(array)).shape(PLAIN, learning=True) == expected
+    assert npy.read_npy(npy_bytes(array)).shape(PLAIN, learning=False) == shape(PLAIN, lists, learning=False)
+    assert npy.read_npy(npy_bytes(array)).shape(CLUSTERS, learning=True) == shape(CLUSTERS, lists, learning=True)
     labels = shape(INTEGERS, [row[:2] for row in lists], [int(row[2]) for row in lists], learning=True)
-    assert tables.read_npy(npy_bytes(array)).shape(INTEGERS, learning=True) == labels
-    as_booleans = tables.read_npy(npy_bytes(array)).shape(BOOLEANS, learning=True).target()
+    assert npy.read_npy(npy_bytes(array)).shape(INTEGERS, learning=True) == labels
+    as_booleans = npy.read_npy(npy_bytes(array)).shape(BOOLEANS, learning=True).target()
     assert as_booleans.tolist() == [True, False, True, True]
-    assert tables.read_npy(npy_bytes(array[:, :2])).shape(NUMBERS, learning=False).width == 2
+    assert npy.read_npy(npy_bytes(array[:, :2])).shape(NUMBERS, learning=False).width == 2
 
 
 @pytest.mark.parametrize("width", [1, 2, 7])
@@ -72,7 +76,7 @@ def test_a_float64_array_is_not_copied(monkeypatch: pytest.MonkeyPatch, width: i
     monkeypatch.setattr(tables, "BLOCK_VALUES", 30)
     array = np.random.default_rng(1).standard_normal((101, width + learning))
     body = npy_bytes(array)
-    rows = tables.read_npy(body).shape(PLAIN, learning=learning)
+    rows = npy.read_npy(body).shape(PLAIN, learning=learning)
     assert np.shares_memory(np.frombuffer(rows.numbers, np.uint8), np.frombuffer(body, np.uint8))
     assert rows.number_matrix().tobytes() == array[:, :width].tobytes()
     if learning:
@@ -134,14 +138,14 @@ VALID = npy_bytes(np.arange(6.0).reshape(2, 3))
         (VALID.replace(b"(2, 3), }          ", b"(99999999999, 3), }"), "announces 2399999999976 bytes of data"),
         (VALID.replace(b"(2, 3), }  ", b"(-2, -3), }"), "negative length"),
         (VALID.replace(b"'<f8'", b"'xyz'"), "not an npy file"),
-        (VALID.replace(b"NUMPY\1", b"NUMPY\3"), "format is 3.0"),
+        (VALID.replace(b"NUMPY\1", b"NUMPY\3"), "not an npy file"),
         (VALID.replace(b"NUMPY\1", b"NUMPY\7"), "not an npy file|format is 7.0"),
     ],
 )
 def test_malformed_npy_files_are_rejected(body: bytes, message: str) -> None:
     """A body that is not an npy file, or not as long as its header says, is malformed; no memory is allocated."""
     with pytest.raises(MalformedError, match=message):
-        tables.read_npy(bytearray(body))
+        npy.read_npy(bytearray(body))
 
 
 def test_corrupt_tables_raise_only_keepfit_errors() -> None:
@@ -150,7 +154,7 @@ def test_corrupt_tables_raise_only_keepfit_errors() -> None:
     stream = arrow_bytes(
         {"make": pa.array(["a", "b", "a"]).dictionary_encode(), "year": [1, 2, 3], "y": [1.0, 2.0, 3.0]}
     )
-    for valid, read, recipe in ((VALID, tables.read_npy, PLAIN), (stream, arrow.read_arrow, SHOES)):
+    for valid, read, recipe in ((VALID, npy.read_npy, PLAIN), (stream, arrow.read_arrow, SHOES)):
         rejections = 0
         for _ in range(600):
             body = bytearray(valid)
@@ -169,7 +173,7 @@ def test_fields_of_a_structured_array_are_columns() -> None:
         [(4.0, 2, 1.5, 1), (5.0, 3, 2.5, 2)], [("y", "f4"), ("b", ">i2"), ("a", "f8"), ("sample_weight", "u1")]
     )
     expected = shape(NUMBERS, [[1.5, 2], [2.5, 3]], [4.0, 5.0], [1, 2], learning=True)
-    assert tables.read_npy(npy_bytes(array)).shape(NUMBERS, learning=True) == expected
+    assert npy.read_npy(npy_bytes(array)).shape(NUMBERS, learning=True) == expected
 
 
 MAKES = ["nike", "puma", "nike", "é", ""]
@@ -217,7 +221,7 @@ def test_categories_weights_and_labels_of_an_arrow_stream() -> None:
         ({"make": ["a"], "y": [1]}, SHOES, "column 'year': the column is missing.", (None, "year")),
         ({"make": ["a"], "year": [1], "z": [1], "y": [1]}, SHOES, "has no such column", (None, "z")),
         ({"make": ["a", "b", None], "year": [1, 2, 3], "y": [1, 2, 3]}, SHOES, "value is missing (row 2)", (2, "make")),
-        ({"make": ["a"], "year": [None], "y": [1]}, SHOES, "has the type null", None),
+        ({"make": ["a"], "year": [None], "y": [1]}, SHOES, "the value is missing (row 0)", (0, "year")),
         ({"make": ["a"], "year": ["1"], "y": [1]}, SHOES, "column 'year': '1' is not a number", (0, "year")),
         ({"make": [1.5], "year": [1], "y": [1]}, SHOES, "1.5 is not a category", (0, "make")),
         ({"make": [True], "year": [1], "y": [1]}, SHOES, "true is not a category", (0, "make")),
@@ -232,7 +236,12 @@ def test_categories_weights_and_labels_of_an_arrow_stream() -> None:
         ({"a": [1, 2], "y": [1, 2], "sample_weight": [1, -0.5]}, PLAIN, "-0.5 is negative", (1, "sample_weight")),
         ({"a": [1], "y": [1], "sample_weight": [0]}, PLAIN, "0 for every row", None),
         ({"a": [[1]], "y": [1]}, PLAIN, "has the type list", None),
-        ({"a": pa.array([1]).cast(pa.timestamp("s")), "y": [1]}, PLAIN, "has the type timestamp", None),
+        (
+            {"a": pa.array([1]).cast(pa.timestamp("s")), "y": [1]},
+            PLAIN,
+            "column 'a': timestamps, where a number is",
+            None,
+        ),
         ({"a": pa.array([], pa.int64())}, PLAIN, "at least one row", None),
         ({}, PLAIN, "at least one row", None),
     ],
@@ -282,24 +291,114 @@ def test_nulls_of_an_arrow_stream_are_missing_values(rows_in_batch: int) -> None
     assert arrow.read_arrow(codes).shape(KINDS, learning=True) == coded
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (pa.array([2**62], pa.timestamp("s")), "timestamp", "is not a time in seconds within the years 1 to 9999"),
+        (pa.array([-(2**63) + 1], pa.timestamp("ms")), "timestamp", "is not a time in seconds within"),
+        (pa.array([None], pa.timestamp("ns")), "timestamp", "the value is missing (row 0)"),
+        (pa.array([True]), "timestamp", "true is not a time: send seconds since 1970 or ISO 8601"),
+        (pa.array(["1700000000"]), "timestamp", "'1700000000' is not a time"),
+        (pa.array([1], pa.timestamp("s")), "category", "timestamps, where a category is expected"),
+        (pa.array([1], pa.timestamp("s")), "text", "timestamps, where a text is expected"),
+        (pa.array([1], pa.date32()), "number", "timestamps, where a number is expected"),
+        (pa.array([1], pa.date32()), "boolean", "timestamps, where a boolean is expected"),
+        (pa.array([1], pa.duration("s")), "timestamp", "has the type duration[s]"),
+        (pa.array([1], pa.time64("us")), "timestamp", "has the type time64[us]"),
+        (pa.array([2]), "boolean", "2 is not a boolean: send true or false, or 1 or 0"),
+        (pa.array([0.5]), "boolean", "0.5 is not a boolean"),
+        (pa.array(["true"]), "boolean", "'true' is not a boolean"),
+        (pa.array([b"a"]), "category", "has the type binary"),
+        (pa.array([b"a"], pa.binary_view()), "text", "has the type binary_view"),
+        (pa.array([[1]]), "number", "has the type list"),
+        (pa.array([{"a": 1}]), "number", "has the type struct"),
+        (pa.RunEndEncodedArray.from_arrays([1], ["a"]), "category", "has the type run_end_encoded"),
+        (pa.nulls(1), "category", "the value is missing (row 0)"),
+        (pa.array([2**53], pa.uint64()), "number", "is 2^53 or more"),
+        (pa.array([2**63], pa.uint64()), "category", "is 2^53 or more; send it as a string"),
+        (pa.array([Decimal(2**53)], pa.decimal128(38, 0)), "number", "is 2^53 or more"),
+        (pa.array([Decimal(10) ** 40], pa.decimal256(60, 1)), "number", "is not a finite number"),
+        (pa.array([Decimal("1.5")]), "category", "1.5 is not a category"),
+        (pa.array(["x" * 1025], pa.string_view()), "category", "has 1025 characters"),
+    ],
+)
+def test_values_of_another_kind_are_rejected(values: Any, kind: str, message: str) -> None:
+    """A value or a type that the recipe's column does not take is rejected with the column."""
+    recipe = parse({"estimator": "SGDRegressor", "features": {"a": kind}})
+    error = rejected(recipe, arrow_bytes({"a": values, "y": [1.0]}), read=arrow.read_arrow)
+    assert message in str(error)
+    assert "'a'" in str(error)
+
+
+def test_a_null_column_is_missing_everywhere() -> None:
+    """A column of Arrow's null type, as pandas and polars write one without any value, is missing in each row."""
+    recipe = parse({"estimator": "SGDRegressor", "features": {k: {"type": k, "missing": "zero"} for k in KIND_NAMES}})
+    empty = pa.DictionaryArray.from_arrays(pa.array([None, None], pa.int8()), pa.nulls(0))
+    expected = shape(recipe, [{}, {}], [1, 2], learning=True)
+    for nulls in (pa.nulls(2), empty):
+        body = arrow_bytes({**dict.fromkeys(KIND_NAMES, nulls), "y": [1.0, 2.0]})
+        assert arrow.read_arrow(body).shape(recipe, learning=True).encode() == expected.encode()
+
+
+def test_the_index_of_a_data_frame_is_no_column() -> None:
+    """The index of a pandas data frame is left out unless the recipe names it."""
+    frame = pd.DataFrame({"a": [1.5, 2.5], "y": [1.0, 2.0]}, index=pd.Index([7, 8], name="b"))
+    for kept in (frame, frame.rename_axis(None)):
+        body = arrow_bytes(pa.Table.from_pandas(kept))
+        assert arrow.read_arrow(body).shape(PLAIN, learning=True).number_list() == [1.5, 2.5]
+    body = arrow_bytes(pa.Table.from_pandas(frame))
+    assert arrow.read_arrow(body).shape(NUMBERS, learning=True).number_list() == [1.5, 7, 2.5, 8]
+
+
+def test_booleans_are_labels_of_a_classifier() -> None:
+    """Booleans as the target are the labels true and false, as in JSON, unless the recipe's classes are integers."""
+    recipe = parse({"estimator": "SGDClassifier"})
+    array = np.array([(1.0, True), (2.0, False)], [("a", "f8"), ("y", "?")])
+    for recipe_of_classes, labels in ((recipe, [True, False]), (BOOLEANS, [True, False]), (INTEGERS, [1, 0])):
+        expected = shape(recipe_of_classes, [[1.0], [2.0]], labels, learning=True).encode()
+        body = arrow_bytes({"a": [1.0, 2.0], "y": [True, False]})
+        assert arrow.read_arrow(body).shape(recipe_of_classes, learning=True).encode() == expected
+        assert npy.read_npy(npy_bytes(array)).shape(recipe_of_classes, learning=True).encode() == expected
+
+
+def test_names_in_two_unicode_forms_are_one() -> None:
+    """A table with one name in two Unicode forms is rejected, as is a row of JSON."""
+    recipe = parse({"estimator": "SGDRegressor", "features": {"é": "number"}})
+    body = arrow_bytes({"é": [1.0], "e\u0301": [2.0], "y": [1.0]})
+    assert "have the same name" in str(rejected(recipe, body, read=arrow.read_arrow))
+    with pytest.raises(InvalidError, match="no such column"):
+        shape(recipe, [{"é": 1.0, "e\u0301": 2.0}], [1.0], learning=True)
+    with pytest.raises(InvalidError, match="named twice, in two Unicode forms"):
+        parse({"estimator": "SGDRegressor", "features": {"é": "number", "e\u0301": "number"}})
+
+
+def test_overlapping_views_are_rejected() -> None:
+    """Views of one long text in many rows are rejected before pyarrow reads each of them."""
+    text = b"x" * 10_000
+    views = struct.pack("<i4sii", len(text), text[:4], 0, 0) * 2_000
+    array = pa.Array.from_buffers(pa.string_view(), 2_000, [None, pa.py_buffer(views), pa.py_buffer(text)])
+    body = arrow_bytes({"make": array, "year": [1] * 2_000, "y": [1] * 2_000}, rows_in_batch=2_000)
+    assert "overlap too much" in str(rejected(SHOES, body, read=arrow.read_arrow))
+
+
 def test_nan_is_a_missing_value_of_a_nullable_column() -> None:
     """NaN in a column with `missing` is a missing value, in every float dtype."""
     X = np.array([[np.nan, 1], [2, -1]])
     expected = shape(TIMED, [[None, 1], [2, -1]], learning=False)
     for array in (X, X.astype("f4"), X.astype(">f8"), np.asfortranarray(X)):
-        assert tables.read_npy(npy_bytes(array)).shape(TIMED, learning=False) == expected
+        assert npy.read_npy(npy_bytes(array)).shape(TIMED, learning=False) == expected
     named = np.array([(1, np.nan), (-1, 2)], [("at", "i2"), ("a", "f4")])
-    assert tables.read_npy(npy_bytes(named)).shape(TIMED, learning=False) == expected
+    assert npy.read_npy(npy_bytes(named)).shape(TIMED, learning=False) == expected
 
 
 @pytest.mark.parametrize(
     ("body", "read", "recipe", "message", "location"),
     [
-        (npy_bytes(np.array([[1, np.nan, 1]])), tables.read_npy, TIMED, "column 'at': nan is not a time", (0, "at")),
-        (npy_bytes(np.array([[1, 2, np.nan]])), tables.read_npy, TIMED, "target 'y': nan is not a finite", (0, "y")),
-        (npy_bytes(np.array([[1, 10**12, 1]])), tables.read_npy, TIMED, "1000000000000 is not a time", (0, "at")),
-        (npy_bytes(np.array([[np.inf, 1, 1]])), tables.read_npy, TIMED, "column 'a': inf is not a finite", (0, "a")),
-        (npy_bytes(np.zeros((1, 5))), tables.read_npy, KINDS, "column 'make' is a category", None),
+        (npy_bytes(np.array([[1, np.nan, 1]])), npy.read_npy, TIMED, "column 'at': nan is not a time", (0, "at")),
+        (npy_bytes(np.array([[1, 2, np.nan]])), npy.read_npy, TIMED, "target 'y': nan is not a finite", (0, "y")),
+        (npy_bytes(np.array([[1, 10**12, 1]])), npy.read_npy, TIMED, "1000000000000 is not a time", (0, "at")),
+        (npy_bytes(np.array([[np.inf, 1, 1]])), npy.read_npy, TIMED, "column 'a': inf is not a finite", (0, "a")),
+        (npy_bytes(np.zeros((1, 5))), npy.read_npy, KINDS, "column 'make' is a category", None),
         (arrow_bytes({"at": [1, None], "y": [1, 2]}), arrow.read_arrow, KINDS, "value is missing (row 1)", (1, "at")),
         (arrow_bytes({"at": [1, 2], "y": [1, None]}), arrow.read_arrow, KINDS, "value is missing (row 1)", (1, "y")),
         (

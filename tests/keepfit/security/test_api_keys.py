@@ -92,17 +92,38 @@ def test_rates(rate: str, default: float, expected: tuple[float, int]) -> None:
 )
 def test_a_malformed_key_is_named_by_its_position(stored: str) -> None:
     """A malformed key is named by its position and never repeated: it may be a token."""
-    with pytest.raises(SettingsError, match=r"^API key 2 is not name:scopes:sha256") as caught:
+    with pytest.raises(
+        SettingsError, match=r"^KEEPFIT_API_KEYS or its file: key 2 is not name:scopes:sha256"
+    ) as caught:
         Keys.from_text(f"first:read:{'0' * 64},{stored}")
     assert stored not in str(caught.value)
     assert DIGEST not in str(caught.value)
 
 
-@pytest.mark.parametrize(("second", "attribute"), [(f"b:read:{DIGEST}", "token"), (f"a:read:{'0' * 64}", "name")])
-def test_duplicate_names_and_tokens_are_refused(second: str, attribute: str) -> None:
-    """Names and tokens are unique, so that a rate limit and a log line belong to one key."""
-    with pytest.raises(SettingsError, match=f"Two API keys have the same {attribute}"):
-        Keys.from_text(f"a:read:{DIGEST} {second}")
+def test_two_keys_may_have_one_name() -> None:
+    """A client changes to a new token under its name: until the old one is removed, both find a key with that name."""
+    (old, line), (new, renewed), (other, third) = (new_key("a", ["learn"], "5") for _ in range(3))
+    keys = Keys.from_text(f"{line} {renewed.replace('learn', 'learn+read').replace(':5', ':5/10')}")
+    assert [(key.name, key.rate_per_s) for token in (old, new) if (key := keys.find(token)) is not None] == [
+        ("a", 5)
+    ] * 2
+    assert keys.find(other) is None
+    with pytest.raises(SettingsError, match="3 keys have the name 'a'; at most 2 may, the old and the new key"):
+        Keys.from_text(f"{line} b:read:{DIGEST} {renewed} {third}")
+
+
+@pytest.mark.parametrize("second", ["a:admin:{}:5/9", "a:learn:{}", "a:learn:{}:5/8", "a:learn:{}:6/9"])
+def test_keys_of_one_name_have_the_same_scopes_and_rate(second: str) -> None:
+    """A client has the same scopes and rate, whichever of its tokens it sends."""
+    with pytest.raises(SettingsError, match="the keys with the name 'a' must have the same scopes and rate"):
+        Keys.from_text(f"a:learn:{'0' * 64}:5/9 b:read:{DIGEST} {second.format('1' * 64)}")
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_token_belongs_to_one_key(name: str) -> None:
+    """Two keys with the same token are refused, so that a rate limit and a log line belong to one name."""
+    with pytest.raises(SettingsError, match="two keys have the same token"):
+        Keys.from_text(f"a:read:{DIGEST} {name}:read:{DIGEST}")
 
 
 @pytest.mark.parametrize(("name", "scopes", "rate"), [("a b", "read", ""), ("a", "root", ""), ("a", "read", "fast")])

@@ -132,7 +132,8 @@ async def test_the_document_has_exactly_the_documented_fields(shop: Workshop) ->
     assert (document["generation"], document["version"], document["sequence"]) == (1, 2, 2)
     assert document["rows_seen"] == model.rows_seen == 5
     assert document["metrics"] == model.metrics
-    assert document["metrics"].keys() == {"mean_absolute_error", "root_mean_squared_error", "r2", "rows", "window"}
+    errors = {"mean_absolute_error", "baseline_mean_absolute_error", "root_mean_squared_error", "r2"}
+    assert document["metrics"].keys() == {*errors, "rows", "window"}
     assert document["runtime"] == envelope.runtime()
     assert await shop.registry.documents() == [document]
 
@@ -412,13 +413,6 @@ async def missing(shop: Workshop, database: Database[Document], document: Docume
     shop.storage.delete([Entry(saving.path_of(document))])
 
 
-async def signed_by_another_key(shop: Workshop, database: Database[Document], document: Document) -> None:
-    """Sign the blob with another key under the same id."""
-    data = read(shop, document)
-    ((name, _),) = shop.keyring.keys
-    replace_blob(shop, database, document, resigned(data, shop.keyring, Keyring(((name, b"x" * 32),))))
-
-
 async def of_another_model(shop: Workshop, database: Database[Document], document: Document) -> None:
     """Replace it by a bundle of another model."""
     data = read(shop, document)
@@ -438,7 +432,7 @@ async def of_an_older_version(shop: Workshop, database: Database[Document], docu
 
 
 DAMAGES = [
-    flipped, truncated, emptied, missing, signed_by_another_key, of_another_model, of_other_rows, of_an_older_version,
+    flipped, truncated, emptied, missing, of_another_model, of_other_rows, of_an_older_version,
 ]  # fmt: skip
 Damage = Callable[[Workshop, Database[Document], Document], Awaitable[None]]
 
@@ -461,14 +455,24 @@ async def test_a_damaged_snapshot_is_skipped(each_shop: Workshop, database: Data
     assert logged["reason"]
 
 
-async def test_an_unknown_key_does_not_mark_a_snapshot_corrupt(shop: Workshop, database: Database[Document]) -> None:
-    """A snapshot signed with a key that this process lacks is not restored, and not marked either."""
+@pytest.mark.parametrize(
+    ("key_id", "named"),
+    [
+        ("foreign", "KEEPFIT_SIGNING_KEYS does not hold: 'foreign'"),
+        ("test", "another key of the id 'test' than that of"),
+    ],
+)
+async def test_an_unknown_key_does_not_mark_a_snapshot_corrupt(
+    shop: Workshop, database: Database[Document], key_id: str, named: str
+) -> None:
+    """A snapshot signed with a key that this process lacks, whatever its id, is neither restored nor marked."""
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     data = read(shop, document)
-    replace_blob(shop, database, document, resigned(data, shop.keyring, FOREIGN))
+    other = Keyring.from_text(f"{key_id}:{'ab' * 32}")
+    replace_blob(shop, database, document, resigned(data, shop.keyring, other))
     shop.lose(model_hash)
-    with pytest.raises(UnknownKeyError, match="KEEPFIT_SIGNING_KEYS"):
+    with pytest.raises(UnknownKeyError, match=named):
         await restore(shop, model_hash)
     assert statuses(database) == {1: "committed"}
 
@@ -654,7 +658,7 @@ async def test_a_time_before_all_snapshots_restores_nothing(shop: Workshop) -> N
     model_hash = await shop.learned()
     document = await saved(shop, model_hash)
     shop.lose(model_hash)
-    with pytest.raises(NotFoundError, match="no snapshot that old"):
+    with pytest.raises(NotFoundError, match="has no snapshot at or before"):
         await restore(shop, model_hash, document["timestamp"] - 1)
     assert await shop.store.describe(model_hash) is None
 

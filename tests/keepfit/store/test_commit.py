@@ -18,7 +18,7 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Header, Keyring, runtime
 from keepfit.settings import Settings
-from keepfit.store.commit import GONE, REQUESTS_CHANGED, SUPERSEDED, Claimed, InboxConsumer
+from keepfit.store.commit import GONE, REQUESTS_CHANGED, SUPERSEDED, Claimed, Harm, InboxConsumer
 from keepfit.store.models import Install, Model, Store
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import accept, commit_bundle
@@ -115,9 +115,9 @@ async def test_a_commit_claims_the_remaining_requests_in_the_same_round_trip(
     bundle = learned(first, 1)
     claimed = commit_bundle(consumer, KEYRING, first, bundle, 1, "a").claimed
     assert claimed is not None
-    assert (claimed.version, claimed.learned, claimed.attempts, claimed.data) == (1, 1, 1, b"")
+    assert (claimed.version, claimed.learned, claimed.attempts, claimed.data) == (1, 1, 0, b"")
     again = consumer.claim(HASH, "a", claimed.digest)
-    assert again == replace(claimed, attempts=2, claimed_s=again.claimed_s if again else 0.0)
+    assert again == replace(claimed, claimed_s=again.claimed_s if again else 0.0)
     for entry in claimed.entries:
         bundle.partial_fit(entry.rows())
     last = commit_bundle(consumer, KEYRING, claimed, bundle, 2, "a")
@@ -250,7 +250,8 @@ async def test_the_same_idempotency_key_is_learned_once(store: Store) -> None:
 
 async def test_refusals_of_accept_change_nothing(store: Store) -> None:
     """A full inbox, another width, a stale generation and a missing model are refused, and nothing is stored."""
-    model = await model_of(store)
+    plain = parse({"estimator": "SGDRegressor"})
+    model = replace(await model_of(store), recipe=plain)
     for i in range(2):
         await accept(store, model, rows_of(("nike", 2000 + i, 3)), inbox_entries_max=2)
     with pytest.raises(InboxFullError):
@@ -259,7 +260,6 @@ async def test_refusals_of_accept_change_nothing(store: Store) -> None:
         await accept(store, replace(model, generation=7), rows_of(("nike", 2000, 3)))
     with pytest.raises(NotFoundError):
         await accept(store, replace(model, hash="0" * 64), rows_of(("nike", 2000, 3)))
-    plain = parse({"estimator": "SGDRegressor"})
     wide = shape(plain, [[1.0, 2.0, 3.0]], [1.0], learning=True)
     with pytest.raises(InvalidError, match="3 values where the model has 2"):
         await accept(store, model, wide)
@@ -302,15 +302,20 @@ async def test_a_claim_reads_at_most_its_byte_limit_but_at_least_one_request(
     assert [entry.sequence for entry in claim(consumer, "a").entries] == [1]
 
 
-async def test_attempts_count_claims_without_a_commit(store: Store, consumer: InboxConsumer) -> None:
-    """Each claim of the same requests counts; a commit resets the count."""
+async def test_attempts_count_deaths_and_not_claims(store: Store, consumer: InboxConsumer) -> None:
+    """Claims without a commit count nothing; deaths count, each once; a commit resets the count."""
     model = await model_of(store)
     await accept(store, model, rows_of(("nike", 2000, 3)))
-    assert [claim(consumer, "a").attempts for _ in range(3)] == [1, 2, 3]
+    assert [claim(consumer, "a").attempts for _ in range(3)] == [0, 0, 0]
+    for harm, attempts in ((Harm.DEATH, 1), (None, 1), (Harm.MEMORY, 4)):
+        consumer.unlock(HASH, "a", force=True, harm=harm)
+        consumer.unlock(HASH, "a", force=True, harm=Harm.DEATH)
+        assert claim(consumer, "a").attempts == attempts
     claimed = claim(consumer, "a")
+    assert claimed.harm == "MEMORY"
     commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a")
     await accept(store, model, rows_of(("nike", 2001, 3)))
-    assert claim(consumer, "a").attempts == 1
+    assert claim(consumer, "a").attempts == 0
 
 
 async def test_scripts_are_loaded_again_after_a_flush(
@@ -336,6 +341,6 @@ async def test_commits_are_published(store: Store, consumer: InboxConsumer, sett
         await accept(store, model, rows_of(("nike", 2000, 3)))
         claimed = claim(consumer, "a")
         commit_bundle(consumer, KEYRING, claimed, learned(claimed), 1, "a")
-        message = await pubsub.get_message(timeout=5)
+        message = await pubsub.get_message(timeout=60)
     await subscriber.aclose()
     assert message["data"].decode().split(" ") == [HASH, "1", "1", "1", "1", "0", ""]

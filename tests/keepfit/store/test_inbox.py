@@ -11,14 +11,14 @@ import redis.asyncio
 from keepfit import identity
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import ScriptConnection
-from keepfit.errors import InboxFullError, InvalidError, NotFoundError, UnavailableError
+from keepfit.errors import IdempotencyError, InboxFullError, InvalidError, NotFoundError, UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from keepfit.store import inbox
+from keepfit.store import first_answers, inbox
 from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit.store.models import Install, Store
@@ -162,6 +162,26 @@ async def test_one_bad_request_fails_alone(client: redis.asyncio.Redis, settings
     assert await client.xlen(redis_keys.inbox(model)) == 3
 
 
+async def test_the_width_of_rows_by_name_is_not_compared(
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
+) -> None:
+    """Complete rows and rows that lack columns are accepted in any order, and stay in order with changes."""
+    model = await make(client, 1)
+    named = parse({"estimator": "SGDRegressor", "features": {"a": "number"}})
+    forms = Rows(1, bytes(8), [], bytes(8)), Rows(1, bytes(8), [["[0]"]], bytes(8))
+    widths = [inbox.width_of(named, rows) for rows in forms]
+    complete, lacking = [
+        LearnRequest(model, 1, width, rows.encode()) for rows, width in zip(forms, widths, strict=True)
+    ]
+    change = inbox.make_change(model, 1, {"alpha": 0.5})
+    connection = ScriptConnection(client)
+    for requests in ([lacking], [complete, change, lacking]):
+        outcomes, _ = await inbox.accept(connection, settings, requests)
+        assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    entries = claim(consumer, model).entries
+    assert [bytes(entry.payload) for entry in entries] == [r.payload for r in (lacking, complete, change, lacking)]
+
+
 async def test_a_large_request_is_staged(
     client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings
 ) -> None:
@@ -239,6 +259,38 @@ async def test_idempotency_keys_hold_across_round_trips(client: redis.asyncio.Re
     assert (await inbox.accept(ScriptConnection(client), settings, [replace(keyed, generation=2)]))[0] == [
         Accepted(3, 0)
     ]
+
+
+async def test_keys_of_clients_are_bounded(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """Of each caller at most so many keys are remembered, at least half of them, the newest ones; in bounded memory."""
+    model, connection = await make(client, 1), ScriptConnection(client)
+    small = settings.model_copy(update={"idempotency_entries_max": 20})
+
+    async def sequences_of(names: list[str]) -> list[int]:
+        outcomes, _ = await inbox.accept(connection, small, [one(model, 1.0, key=name) for name in names])
+        return [outcome.sequence for outcome in outcomes if isinstance(outcome, Accepted)]
+
+    names = [f"key-{number}" for number in range(25)]
+    assert await sequences_of(["key-24 other", *names]) == list(range(1, 27))
+    held = [await client.hlen(key) for key in first_answers.answers_of(model, "")[0]]  # type: ignore[misc]
+    assert held == [5, 10]
+    # The fifteen newest keys, and the key of another caller, are learned once; the oldest one is learned again.
+    assert await sequences_of([*names[10:], "key-24 other"]) == [*range(12, 27), 1]
+    assert await sequences_of(names[:1]) == [27]
+    assert len(await client.keys(f"kf:{{{model}}}:idem:*")) == 3
+    await connection.close()
+
+
+async def test_keys_of_release_0_1_are_known(client: redis.asyncio.Redis, settings: Settings) -> None:
+    """A call that release 0.1 accepted, under a key of its own without a caller, is not learned again."""
+    model, connection = await make(client, 1), ScriptConnection(client)
+    call = one(model, 1.0, key="before alice")
+    digest = inbox._digest([call])
+    await client.set(redis_keys.idempotency(model, "c:before"), f"{digest} 7 1 1", ex=100)
+    assert (await inbox.accept(connection, settings, [call, one(model, 1.0, key="before")]))[0] == [Accepted(7, 0)] * 2
+    other, _ = await inbox.accept(connection, settings, [one(model, 2.0, key="before alice")])
+    assert isinstance(other[0], IdempotencyError)
+    await connection.close()
 
 
 def test_calls_are_bounded() -> None:

@@ -13,7 +13,7 @@ from keepfit.store import inbox, listing
 from tests.conftest import SHOES_RECIPE
 from tests.factories import Workshop, workshop
 
-FIELDS = {"hash", "metadata", "recipe", "version", "rows_seen", "metrics", "inbox", "snapshot"}
+FIELDS = {"hash", "metadata", "recipe", "warnings", "version", "rows_seen", "metrics", "inbox", "snapshot"}
 
 
 @pytest.fixture

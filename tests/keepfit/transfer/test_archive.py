@@ -1,9 +1,13 @@
 """The export file: the reader returns what was written, and refuses a file that was changed."""
 
+import errno
 import io
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +15,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from keepfit.errors import EnvelopeError, InvalidError, KeepfitError, UnknownKeyError
+from keepfit.errors import EnvelopeError, InvalidError, KeepfitError, UnavailableError, UnknownKeyError
 from keepfit.identity import canonical, hash_of
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
+from keepfit.transfer import archive
 from keepfit.transfer.archive import ArchivedModel, ArchivedSnapshot, Reader, Writer
 
 OURS = Keyring.from_text("local:" + "11" * 32)
@@ -66,6 +71,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "export.zip"
 
 
+def test_a_fifo_is_no_export_file(path: Path) -> None:
+    """A FIFO that nothing writes to is an error at once, and leaves nothing open."""
+    os.mkfifo(path)
+    with pytest.raises(UnavailableError, match="it is not a regular file"):
+        Reader(path, [OURS])
+
+
 def test_a_file_is_read_as_it_was_written(path: Path) -> None:
     """Models, their fields and pickles are read as they were written; only the owner may read the file."""
     model = write(path)
@@ -94,12 +106,84 @@ def test_a_writer_that_fails_leaves_nothing(path: Path) -> None:
 
 
 def test_without_the_writers_key_a_file_is_refused(path: Path) -> None:
-    """A file signed with an unknown key is refused with the name of the setting; one with the same id too."""
+    """The error names the key, and says how to give those of the deployment that wrote the file."""
     write(path)
-    with pytest.raises(UnknownKeyError, match="KEEPFIT_IMPORT_KEYS"):
+    with pytest.raises(
+        UnknownKeyError, match=r"with the key 'local', which is not known here: .*--keys.*KEEPFIT_IMPORT"
+    ):
         Reader(path, [OTHERS])
-    with pytest.raises(EnvelopeError, match="Signature mismatch"):
+    with pytest.raises(
+        EnvelopeError,
+        match=r"a key named 'local', which is not the key of that name here. .*--keys.*KEEPFIT_IMPORT_KEYS",
+    ):
         Reader(path, [OURS])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from keepfit.security.envelope import Keyring
+from keepfit.transfer import archive
+if sys.argv[2] == "named":
+    archive.DESCRIPTORS = "/none"
+with archive.Writer(Path(sys.argv[1]), Keyring.from_text("k:" + "11" * 32)) as writer:
+    writer._write("models/half", b"x" * 100_000)
+    os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_killed_writer_leaves_no_file(path: Path, how: str) -> None:
+    """A process that is killed while it writes leaves nothing in the folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, path, "unnamed", how], check=False, timeout=60, capture_output=True
+    )
+    assert done.returncode == -getattr(signal, how)
+    assert os.listdir(path.parent) == []
+
+
+def test_a_killed_writer_leaves_no_file_of_the_name_where_files_have_names(path: Path) -> None:
+    """Where a file cannot be without a name, a killed process leaves one with a temporary name, and no other."""
+    done = subprocess.run([sys.executable, "-c", KILLED, path, "named", "SIGKILL"], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert not path.exists()
+    write(path)
+    with Reader(path, [THEIRS]) as reader:
+        assert reader.hashes == [HASH]
+
+
+def test_a_file_that_is_named_from_the_start_is_read_as_it_was_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file cannot be without a name, the result is the same, and the temporary name is removed."""
+    monkeypatch.setattr(archive, "DESCRIPTORS", "/none")
+    write(path)
+    assert os.listdir(path.parent) == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    with pytest.raises(AttributeError), Writer(path, THEIRS) as writer:
+        writer.add_blob(HASH, None, b"x")  # type: ignore[arg-type]
+    assert os.listdir(path.parent) == []
+
+
+def test_without_models_there_is_no_file(path: Path) -> None:
+    """A writer to which no model was added leaves no file."""
+    with Writer(path, THEIRS):
+        pass
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("fails", ["fsync", "link"])
+def test_a_disk_that_fails_at_the_end_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """If the file cannot be synced or named, there is none, and the error names it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive.os, fails, fail)
+    with pytest.raises(UnavailableError, match=f"{path} cannot be written: No space left on device"):
+        write(path)
+    assert os.listdir(path.parent) == []
 
 
 def remade(path: Path, change: Callable[[dict[str, bytes]], None], compression: int = zipfile.ZIP_STORED) -> None:

@@ -1,5 +1,6 @@
 """Exports from one deployment and imports into another, with other keys."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from keepfit.errors import EnvelopeError, UnavailableError, UnknownKeyError
+from keepfit.errors import EnvelopeError, SettingsError, UnavailableError, UnknownKeyError
 from keepfit.restore.bulk import ModelFilter, restore_many
 from keepfit.restore.requests import NEWEST, RestoreRequest
 from keepfit.security import envelope
@@ -225,9 +226,25 @@ async def test_a_bundle_of_other_versions_is_refused_before_anything_is_saved(
     assert await new.store.describe(model_hash) is None
 
 
+def test_a_fifo_is_no_file_of_keys(tmp_path: Path) -> None:
+    """A FIFO that nothing writes to is an error at once."""
+    os.mkfifo(tmp_path / "keys")
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/keys cannot be read: it is not a regular file"):
+        read_keyring(tmp_path / "keys")
+
+
 def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     """A key file has one key per line, or the format of the setting; an unreadable file is an error."""
     (tmp_path / "keys").write_text(f"{SIGNING_KEYS}\nother:{'cd' * 32}\n")
     assert [name for name, _ in read_keyring(tmp_path / "keys").keys] == ["test", "other"]
-    with pytest.raises(EnvelopeError, match="cannot be read"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/none cannot be read: No such file or directory"):
         read_keyring(tmp_path / "none")
+    for text, message in (
+        ("\n", "holds no key"),
+        ("k1:abcd", ": key 1 is not id:hex"),
+        ("x" * 80, ": key 1 is not id:hex"),
+    ):
+        (tmp_path / "keys").write_text(text)
+        with pytest.raises(SettingsError, match=f"^{tmp_path}/keys ?{message}") as caught:
+            read_keyring(tmp_path / "keys")
+        assert "abcd" not in str(caught.value)

@@ -1,0 +1,155 @@
+"""Examples of requests and answers, by operation.
+
+Owns one session: on an empty service the requests, in this order, give these answers, except for times, addresses and
+computed numbers. A test runs it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Bodies of an operation: `requests` by name, `answers` by status; `query` and `headers` give those answers."""
+
+    requests: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[int, Any] = field(default_factory=dict)
+    query: str = ""
+    headers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+
+
+WAIT = {200: {"Prefer": "wait=10"}}
+METADATA = {"type": "shoes", "brand": "nike"}
+HASH = "1b49da00465249682d486387fffc24236d1b055c1022bce4a70bdf3573e08df8"
+PARAMS = {"learning_rate": "constant", "eta0": 0.3}
+RECIPE = {
+    "estimator": "SGDRegressor",
+    "params": PARAMS,
+    "features": {"make": "category", "year": "number"},
+    "scaler": "StandardScaler",
+    "encoding": "onehot",
+    "max_categories": 16,
+}
+STORED_RECIPE = {
+    **RECIPE,
+    "steps": None,
+    "object": None,
+    "n_features": 256,
+    "classes": None,
+    "updates": "exact",
+    "window": 1000,
+}
+BY_NAME = [{"make": "pegasus", "year": 2001}, {"make": "cortez", "year": 2010}]
+BY_POSITION = [["pegasus", 2001], ["cortez", 2010]]
+# By how many sizes a pair is larger than its label.
+TARGET = [0.5, -0.5]
+ROWS = {"X": BY_NAME, "y": TARGET}
+SCORED = {"max_error": 0.0005, "mean_absolute_error": 0.0005, "r2": 1.0}
+RUNNING = {
+    "mean_absolute_error": 0.0275,
+    "baseline_mean_absolute_error": 0.5,
+    "root_mean_squared_error": 0.0355,
+    "r2": 0.9949,
+    "rows": 4,
+}
+METRICS = {**RUNNING, "window": RUNNING}
+MODEL = {
+    "hash": HASH,
+    "metadata": METADATA,
+    "recipe": STORED_RECIPE,
+    "warnings": [],
+    "version": 0,
+    "rows_seen": 0,
+    "metrics": {},
+    "inbox": 0,
+    "snapshot": None,
+}
+PATCHED = {
+    **MODEL,
+    "recipe": {**STORED_RECIPE, "params": {**PARAMS, "alpha": 0.01}},
+    "version": 4,
+    "rows_seen": 6,
+    "metrics": METRICS,
+}
+STORED = {
+    "uri": f"s3://models/{HASH}/1/4-4cf79787a29a",
+    "sha256": "4cf79787a29abe51a0dfc6576bdf4d05f9067233d4c9806d4f0ffbd6283fc5e9",
+    "size_bytes": 1599,
+}
+SNAPSHOT = {
+    "type": "shoes",
+    "timestamp": 1795983706.81,
+    "hash": HASH,
+    "metadata": METADATA,
+    "generation": 1,
+    "version": 4,
+    "sequence": 4,
+    "rows_seen": 6,
+    "metrics": METRICS,
+    **STORED,
+    "runtime": {"python": "3.11.7", "scikit-learn": "1.9.1", "numpy": "2.4.6"},
+}
+OF_MODEL = {"hash": HASH, "version": 4}
+ACCEPTED = {"hash": HASH, "accepted": 2, "sequence": 1, "generation": 1, "version": 0}
+LEARNED = {"hash": HASH, "accepted": 2, "sequence": 2, "version": 2, "rows_seen": 4}
+PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
+
+EXAMPLES: dict[str, Example] = {
+    "create_model": Example({"recipe": {"metadata": METADATA, "recipe": RECIPE}}, {201: MODEL, 200: MODEL}),
+    "list_models": Example({}, {200: {"models": [MODEL], "next": None}}, "?metadata[brand]=nike"),
+    "partial_fit": Example(
+        {"objects": ROWS, "lists": {"X": BY_POSITION, "y": TARGET}}, {202: ACCEPTED, 200: LEARNED}, headers=WAIT
+    ),
+    "partial_fit_by_metadata": Example(
+        {"objects": {"metadata": METADATA, **ROWS}}, {202: ACCEPTED, 200: LEARNED}, headers=WAIT
+    ),
+    "predict": Example({"objects": {"X": BY_NAME[:1]}, "lists": {"X": BY_POSITION[:1]}}, {200: PREDICTED}),
+    "predict_by_metadata": Example({"objects": {"metadata": METADATA, "X": BY_NAME[:1]}}, {200: PREDICTED}),
+    "score": Example({"objects": ROWS}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}),
+    "score_by_metadata": Example(
+        {"objects": {"metadata": METADATA, **ROWS}}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}
+    ),
+    "patch_model": Example({"alpha": {"params": {"alpha": 0.01}}}, {200: PATCHED}),
+    "get_model": Example({}, {200: PATCHED}),
+    "list_dead": Example({}, {200: {**OF_MODEL, "dead": [], "next": None}}),
+    "retry_dead": Example(
+        {"oldest": {}},
+        {202: {**OF_MODEL, "generation": 1, "accepted": 0, "sequence": None, "refused": [], "left": 0}},
+    ),
+    "discard_dead": Example({"ids": {"ids": ["1-7"]}}, {200: {**OF_MODEL, "discarded": 0}}),
+    "make_snapshot": Example({}, {201: SNAPSHOT}),
+    "list_snapshots": Example({}, {200: {**OF_MODEL, "snapshots": [SNAPSHOT], "next": None}}, "?limit=1"),
+    "restore_model": Example(
+        {"lost": {}},
+        {
+            200: {
+                **OF_MODEL,
+                "rows_seen": 6,
+                "generation": 1,
+                "sequence": 4,
+                "restored": False,
+                "rows_forgotten": 0,
+                "replayed": 0,
+                "damaged": 0,
+                "snapshot": SNAPSHOT,
+            }
+        },
+    ),
+    "list_history": Example(
+        {},
+        {200: {"points": [{"timestamp": 1795392000.0, "value": 6.0}]}},
+        "?metadata[brand]=nike&every=1w&stat=max&field=rows_seen",
+    ),
+    "livez": Example({}, {200: {"status": "ok"}}),
+    "readyz": Example(
+        {}, {200: {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}}
+    ),
+}
+PROBLEM = {
+    "type": "urn:keepfit:problem:invalid",
+    "title": "Unprocessable Entity",
+    "status": 422,
+    "detail": "column 'year': 'abc' is not a number (row 3).",
+    "errors": [{"detail": "'abc' is not a number", "row": 3, "column": "year"}],
+}

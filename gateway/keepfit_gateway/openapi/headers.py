@@ -1,0 +1,42 @@
+"""Header fields of answers.
+
+Owns their descriptions, and which answers have those that do not depend on the operation.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def _header(description: str, schema: dict[str, Any] | None = None, *, required: bool = False) -> dict[str, Any]:
+    return {"description": description, "required": required, "schema": schema or {"type": "string"}}
+
+
+# By the name of the component: the name of the field without hyphens.
+COMPONENTS = {
+    "XRequestID": _header("Id of the request: its `X-Request-ID`, or a new one.", required=True),
+    "RetryAfter": _header("Seconds after which the request may be repeated.", {"type": "integer", "minimum": 0}),
+    "WWWAuthenticate": _header("`Bearer`."),
+    "Accept": _header("Media types that are supported, if that of the body is not."),
+    "AcceptEncoding": _header("Codings that are supported, if that of the body is not."),
+    "RateLimitPolicy": _header("Limit of the API key: `q` requests in `w` seconds."),
+    "RateLimit": _header("Rest of the API key's limit: `r` requests; full again in `t` seconds."),
+    "Location": _header("Path of what was created."),
+    "PreferenceApplied": _header("The preference that was applied: `wait=SECONDS`, if one was sent."),
+    "ETag": _header("Tag of this answer: send it as `If-None-Match`.", required=True),
+    "Age": _header("Age of an answer from the cache in seconds.", {"type": "integer", "minimum": 0}),
+    "CacheControl": _header("`no-cache`: ask with `If-None-Match` before you use the answer again."),
+}
+BY_STATUS = {
+    401: ("WWW-Authenticate",),
+    415: ("Accept", "Accept-Encoding"),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+
+
+def references(status: int | None, more: Iterable[str], *, keys: bool) -> dict[str, Any]:
+    """Return the header fields of an answer with `status` (None: of any other problem), `more` of them by name."""
+    limits = ("RateLimit-Policy", "RateLimit") if keys else ()
+    by_status = BY_STATUS.get(status, ()) if status is not None else ("Retry-After",)
+    names = dict.fromkeys(["X-Request-ID", *by_status, *more, *limits])
+    return {name: {"$ref": f"#/components/headers/{name.replace('-', '')}"} for name in names}

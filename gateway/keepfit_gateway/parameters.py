@@ -1,0 +1,125 @@
+"""Parameters of routes, as the OpenAPI document shows them.
+
+Owns their descriptions and schemas. :mod:`keepfit_gateway.handlers.inputs` and :mod:`keepfit.history.query` read them.
+"""
+
+from typing import Any
+
+from keepfit.history import points
+from keepfit.history.filters import KINDS
+from keepfit_gateway.handlers import inputs
+from keepfit_gateway.schemas.values import REFERENCE
+
+
+def _parameter(name: str, where: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": where,
+        "required": where == "path",
+        "description": description,
+        "schema": schema or {"type": "string"},
+    }
+
+
+HASH = _parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+LIMIT = _parameter("limit", "query", "Models on a page.", {"type": "integer", "minimum": 1, "maximum": inputs.PAGE_MAX})
+AFTER = _parameter(
+    "after",
+    "query",
+    "`next` of the previous page; empty for the first page.",
+    {"type": "string", "pattern": "^([0-9a-f]{64})?$"},
+)
+DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
+DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}
+SNAPSHOTS_LIMIT = {**LIMIT, "description": "Snapshots on a page."}
+SNAPSHOTS_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,15})?$"}}
+METADATA = {
+    **_parameter(
+        "metadata",
+        "query",
+        "Only what has these values in its metadata: `metadata[brand]=nike`, or just `brand=nike`.",
+        {"$ref": REFERENCE.format(name="MetadataFilter")},
+    ),
+    "style": "deepObject",
+    "explode": True,
+}
+PREFER = _parameter(
+    "Prefer",
+    "header",
+    "`wait=SECONDS`: answer 200 when the rows are learned, 202 if that takes longer.",
+    {"type": "string", "examples": ["wait=10"]},
+)
+PREFER_PATCH = {
+    **PREFER,
+    "description": "`wait=SECONDS`: answer 202 if it takes longer; 5 seconds by default.",
+}
+TIMEOUT = _parameter(
+    "timeout",
+    "query",
+    "Seconds after which the request expires: it answers 504, and is dropped if it has not been computed yet.",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": inputs.TIMEOUT_S_MAX},
+)
+KEY = _parameter(
+    "Idempotency-Key",
+    "header",
+    "A request with the same key within a day gets the first answer and learns nothing twice.",
+    {"type": "string", "pattern": "^[!-~]{1,128}$"},
+)
+CACHE_CONTROL = _parameter(
+    "Cache-Control",
+    "header",
+    "`no-cache`: do not answer from the cache; `no-store`: nor store the answer; `max-age=SECONDS`: no older answer.",
+)
+IF_NONE_MATCH = _parameter(
+    "If-None-Match", "header", "`ETag` of an earlier answer to the same request: 304 if it is still valid."
+)
+REQUEST_ID = _parameter(
+    "X-Request-ID",
+    "header",
+    "Id of this request in logs and in the answer: 1 to 128 letters, digits and `._:/+=@-`; another is replaced.",
+)
+PROBA = _parameter(
+    "proba", "query", "Also return probabilities; JSON bodies have a field of the same name.", {"type": "boolean"}
+)
+
+SPAN = {"type": "string", "pattern": "^[0-9]{1,9}([.][0-9]{1,6})?[smhdw]?$", "examples": ["5m"]}
+TIME_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "string"}]}
+TIME = "Seconds since 1970, ISO 8601 (in the gateway's time zone if it has none), `yesterday`, `2 hours ago`."
+NAMED = {"type": "string", "minLength": 1}
+HISTORY = (
+    _parameter("type", "query", "Type of the documents."),
+    _parameter("hash", "query", "Hash of a model: only documents of its snapshots.", HASH["schema"]),
+    _parameter(
+        "kind", "query",
+        "Which documents: those of snapshots, those that users store, or both. Default: snapshots if a hash is given "
+        "or the type is one of models, both without type and hash, otherwise those of users.",
+        {"type": "string", "enum": list(KINDS)},
+    ),
+    _parameter("timestamp", "query", "Only documents of exactly this time.", {**TIME_SCHEMA, "examples": ["now"]}),
+    _parameter("after", "query", f"From this time on. {TIME}", {**TIME_SCHEMA, "examples": ["1 day ago"]}),
+    _parameter("before", "query", "Before this time.", {**TIME_SCHEMA, "examples": ["now"]}),
+    _parameter("closest", "query", "Only the document nearest to this time.", {**TIME_SCHEMA, "examples": ["now"]}),
+    _parameter(
+        "last", "query", "Only the newest document, or this number of them.",
+        {"type": "string", "pattern": "^(true|[0-9]{1,4})?$", "examples": ["true"]},
+    ),
+    METADATA,
+    {**LIMIT, "description": "Documents on a page."},
+    _parameter("page", "query", "Number of the page, from 1.", {"type": "integer", "minimum": 1, "maximum": 10**9}),
+    _parameter("every", "query", "Group by time: one point per span of this length: 30s, 5m, 1h, 1d, 1w, 90.", SPAN),
+    _parameter(
+        "stat", "query", "Aggregate of a span: mean, min, max, sum, count, first, last, median, or a percentile: p99.",
+        {"type": "string", "pattern": "^(mean|min|max|sum|count|first|last|median|p[0-9]{1,3}([.][0-9]{1,3})?)$"},
+    ),
+    _parameter(
+        "field", "query", "Dotted name of a number; only stat=count goes without.",
+        {**NAMED, "examples": ["metrics.mean_absolute_error"]},
+    ),
+    _parameter("group", "query", "Key of metadata or field: each of its values has points of its own.", NAMED),
+    _parameter("fill", "query", "Value of spans without documents: none, null, previous, linear, or a number.", NAMED),
+    _parameter("rate", "query", "Change between points, per this span.", SPAN),
+    _parameter(
+        "moving", "query", "Moving average over this number of points.",
+        {"type": "integer", "minimum": 1, "maximum": points.MOVING_MAX},
+    ),
+)  # fmt: skip

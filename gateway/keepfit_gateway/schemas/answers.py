@@ -1,0 +1,348 @@
+"""Forms of answers.
+
+A field without a default is always present; one that may be :data:`UNSET` is left out where it does not apply. Answers
+may get more fields in later versions, so their schemas are open. `metadata`, `recipe` and `metrics` are passed on as
+they are stored; their types here are for the OpenAPI document.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from keepfit_gateway.schemas.values import (
+    DeadId,
+    Generation,
+    Hash,
+    LabelList,
+    Metadata,
+    Next,
+    Params,
+    PredictionList,
+    Probabilities,
+    Recipe,
+    Row,
+    RowsSeen,
+    Sequence,
+    TargetList,
+    Timestamp,
+    Version,
+)
+
+Score = Annotated[float | UnsetType | None, Meta(description="Null where it is undefined.")]
+Uri = Annotated[str, Meta(description="Where the bundle is stored.")]
+Sha256 = Annotated[str, Meta(description="SHA-256 of the stored bundle, in hexadecimal digits.")]
+SizeBytes = Annotated[int, Meta(description="Size of the stored bundle.")]
+
+
+class Confusion(Struct, kw_only=True):
+    """The confusion matrix: `counts` has one row for each true label and one column for each predicted label."""
+
+    classes: LabelList
+    counts: list[list[int]]
+
+
+class WindowMetrics(Struct, kw_only=True):
+    """Metrics of rows that were predicted before they were learned; those of the kind of the estimator.
+
+    `baseline_…` is the metric of the mean target, or of the most frequent label, so far.
+    """
+
+    rows: Annotated[int, Meta(description="Number of rows with predictions.")] | UnsetType = UNSET
+    mean_absolute_error: float | UnsetType = UNSET
+    baseline_mean_absolute_error: Score = UNSET
+    root_mean_squared_error: float | UnsetType = UNSET
+    r2: Score = UNSET
+    accuracy: float | UnsetType = UNSET
+    baseline_accuracy: Score = UNSET
+    f1: Annotated[float, Meta(description="Macro average over the labels.")] | UnsetType = UNSET
+    log_loss: float | UnsetType = UNSET
+    confusion: Confusion | UnsetType = UNSET
+
+
+class Metrics(WindowMetrics, kw_only=True):
+    """Running metrics of a model, and under `window` those of its last rows; empty before the first row.
+
+    With several outputs they are means, and `outputs` has the metrics of each, and its name as `target` if it has one.
+    """
+
+    window: WindowMetrics | UnsetType = UNSET
+    target: str | UnsetType = UNSET
+    outputs: "list[Metrics] | UnsetType" = UNSET
+
+
+class SnapshotSummary(Struct, kw_only=True):
+    """The newest snapshot of a model."""
+
+    timestamp: Timestamp
+    version: Version
+    rows_seen: RowsSeen
+    uri: Uri
+    sha256: Sha256
+    size_bytes: SizeBytes
+
+
+class ObjectSummary(Struct, kw_only=True):
+    """An uploaded object: the name of its class, its size, and the digest of its text in the recipe."""
+
+    name: str
+    size_bytes: int
+    sha256: Sha256
+
+
+class ModelAnswer(Struct, kw_only=True):
+    """A model and its progress; `inbox` is the number of pending requests.
+
+    `recipe` is the one in force: with all changes of parameters since the model was created. Of an uploaded object, its
+    `object` is `sha256:` and a digest, except for the scope `admin` in the answer about a single model.
+    """
+
+    hash: Hash
+    metadata: Metadata
+    recipe: Recipe
+    object: ObjectSummary | UnsetType = UNSET
+    warnings: Annotated[
+        list[str],
+        Meta(
+            description="What makes the model learn badly, and what to write in the recipe instead; or that no worker "
+            "can load it."
+        ),
+    ]
+    version: Version
+    rows_seen: RowsSeen
+    metrics: Metrics
+    inbox: Annotated[int, Meta(description="Number of requests that wait to be learned.")]
+    snapshot: SnapshotSummary | None
+
+
+class ModelList(Struct, kw_only=True):
+    """Models in order of their hash; send `next` as `after` to get the next page, null on the last page."""
+
+    models: list[ModelAnswer]
+    next: Next
+
+
+class AcceptedAnswer(Struct, kw_only=True):
+    """The rows are accepted and will be learned; `version` is the current version of the model.
+
+    `sequence` counts the model's requests within a `generation`; a restore from a snapshot begins a new generation.
+    """
+
+    hash: Hash
+    accepted: Annotated[int, Meta(description="Number of accepted rows.")]
+    sequence: Sequence
+    generation: Generation
+    version: Version
+
+
+class ChangeAnswer(Struct, kw_only=True):
+    """The change is accepted; it applies after all rows with a lower `sequence` and before all with a higher one."""
+
+    hash: Hash
+    sequence: Sequence
+    generation: Generation
+    version: Version
+
+
+class LearnedAnswer(Struct, kw_only=True):
+    """The rows are learned; `version` is the first that contains them."""
+
+    hash: Hash
+    accepted: Annotated[int, Meta(description="Number of accepted rows.")]
+    sequence: Sequence
+    version: Version
+    rows_seen: RowsSeen
+
+
+class DeadEntry(Struct, kw_only=True):
+    """A dead letter: a request that was accepted and, at `timestamp` (seconds), put aside for `reason`.
+
+    `rows` is the number of its rows, null if they are lost. `X`, `y` and `sample_weight` hold them, unless they are
+    large. A change of parameters has no rows; `params` holds it.
+    """
+
+    id: DeadId
+    generation: Generation
+    sequence: Sequence
+    timestamp: Timestamp
+    reason: str
+    rows: int | None
+    size_bytes: int
+    X: list[Row] | UnsetType = UNSET
+    y: TargetList | UnsetType = UNSET
+    sample_weight: list[float] | UnsetType = UNSET
+    params: Params | UnsetType = UNSET
+
+
+class DeadAnswer(Struct, kw_only=True):
+    """Dead letters, oldest first; send `next` as `after` to get the next page, null on the last page."""
+
+    hash: Hash
+    version: Version
+    dead: list[DeadEntry]
+    next: Next
+
+
+class RefusedRetry(Struct, kw_only=True):
+    """A dead letter that was not retried, and the reason."""
+
+    id: DeadId
+    reason: str
+
+
+class RetriedAnswer(Struct, kw_only=True):
+    """`accepted` dead letters are pending again, the last with `sequence`; `left` dead letters remain."""
+
+    hash: Hash
+    version: Version
+    generation: Generation
+    accepted: int
+    sequence: Sequence | None
+    refused: list[RefusedRetry]
+    left: int
+
+
+class DiscardedAnswer(Struct, kw_only=True):
+    """`discarded` dead letters were deleted."""
+
+    hash: Hash
+    version: Version
+    discarded: int
+
+
+class SnapshotAnswer(Struct, kw_only=True):
+    """The history document of a snapshot; `sequence` is the last request that the snapshot contains."""
+
+    type: str
+    timestamp: Timestamp
+    hash: Hash
+    metadata: Metadata
+    generation: Generation
+    version: Version
+    sequence: Sequence
+    rows_seen: RowsSeen
+    metrics: Metrics
+    uri: Uri
+    sha256: Sha256
+    size_bytes: SizeBytes
+    runtime: Annotated[dict[str, str], Meta(title="Runtime", description="Versions of Python, scikit-learn and numpy.")]
+
+
+class SnapshotList(Struct, kw_only=True):
+    """Snapshots, newest first; send `next` as `after` to get the next page, null on the last page."""
+
+    hash: Hash
+    version: Version
+    snapshots: list[SnapshotAnswer]
+    next: Next
+
+
+class RestoredAnswer(Struct, kw_only=True):
+    """The model after the restore; `sequence` is the last request that the restored bundle contains.
+
+    `restored` is false if the live bundle already was that one. `rows_forgotten` counts rows that the live model had
+    learned in addition, `replayed` rows that were learned again from the row log, `damaged` snapshots that were skipped
+    because they are damaged. `snapshot` is null if the model has no snapshot and began from scratch.
+    """
+
+    hash: Hash
+    version: Version
+    rows_seen: RowsSeen
+    generation: Generation
+    sequence: Sequence
+    restored: bool
+    rows_forgotten: int
+    replayed: int
+    damaged: int
+    snapshot: SnapshotAnswer | None
+
+
+HistoryDocument = Annotated[dict[str, Any], Meta(title="HistoryDocument")]
+
+
+class HistoryPoint(Struct, kw_only=True):
+    """The aggregate of the documents in one time span from `timestamp` (seconds); `group` is the value grouped by."""
+
+    timestamp: Timestamp
+    value: float | None
+    group: str | float | bool | UnsetType | None = UNSET
+
+
+class HistoryAnswer(Struct, kw_only=True):
+    """Documents, newest first; or, if the query has `every`, points in order of group and time."""
+
+    documents: list[HistoryDocument] | UnsetType = UNSET
+    points: list[HistoryPoint] | UnsetType = UNSET
+
+
+class PredictAnswer(Struct, kw_only=True):
+    """One prediction per row, by the bundle of `version`, in the form of the estimator; null where it has none.
+
+    `classes` names the columns of `probabilities`; with several outputs both have one list per output. `scores` are the
+    anomaly scores of an outlier detector: negative for outliers; lower means more abnormal.
+    """
+
+    hash: Hash
+    version: Version
+    rows_seen: RowsSeen
+    predictions: PredictionList
+    probabilities: list[Probabilities] | UnsetType = UNSET
+    classes: TargetList | UnsetType = UNSET
+    scores: list[float | None] | UnsetType = UNSET
+
+
+class ScoreAnswer(Struct, kw_only=True):
+    """The scores of the bundle of `version`, of the rows that have a prediction; null where undefined for them."""
+
+    hash: Hash
+    version: Version
+    rows_seen: RowsSeen
+    max_error: Score = UNSET
+    mean_absolute_error: Score = UNSET
+    r2: Score = UNSET
+    accuracy: Score = UNSET
+    f1: Score = UNSET
+    log_loss: Score = UNSET
+    rows_without_prediction: int | UnsetType = UNSET
+
+
+class Problem(Struct, kw_only=True):
+    """A problem document (RFC 9457); `errors` lists the invalid values."""
+
+    type: Annotated[str, Meta(description="`urn:keepfit:problem:` and the name of the kind.")]
+    title: Annotated[str, Meta(description="Phrase of the status code.")]
+    status: Annotated[int, Meta(description="Status code.")]
+    detail: Annotated[str, Meta(description="What is wrong, where, and what would be right.")]
+    errors: "list[ProblemError] | UnsetType" = UNSET
+
+
+class ProblemError(Struct, kw_only=True):
+    """One invalid value: its row (from 0) and column."""
+
+    detail: str
+    row: int | UnsetType = UNSET
+    column: str | int | UnsetType = UNSET
+
+
+class Live(Struct, kw_only=True):
+    """The process responds."""
+
+    status: Literal["ok"]
+
+
+class Ready(Struct, kw_only=True):
+    """The state of the service and of each dependency.
+
+    `status` is `ok`; `degraded` if it learns and predicts but another dependency fails; or `unavailable`, with a 503.
+    Each dependency is `ok` or `fails`; an API key with the scope `admin` gets the reason of the failure instead.
+    `row_log` is present if one is configured. `detail` is present if workers are alive and none can take work, or none
+    loads some models; it says why.
+    """
+
+    status: Annotated[Literal["ok", "degraded", "unavailable"], Meta(title="ReadyStatus")]
+    redis: str
+    queue: str
+    mongo: str
+    snapshots: str
+    workers: int
+    row_log: str | UnsetType = UNSET
+    detail: str | UnsetType = UNSET

@@ -1,0 +1,196 @@
+"""The state of a deployment as an operator sees it: its parts, workers, models, pending requests and snapshots.
+
+Owns what `keepfit status` reads, and the verdict. Changes nothing. Invariant: a part that does not answer in time is
+reported as such and never keeps the others from being reported. Data comes from the gateway's ``/readyz``, from the
+servers that the settings name, and from the data folder of `keepfit up`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.backends.blobs import open_storage
+from keepfit.client.gateway import Gateway
+from keepfit.errors import KeepfitError
+from keepfit.history import Registry
+from keepfit.jobs import run_queue
+from keepfit.local.data_folder import running_stack
+from keepfit.settings import Settings
+from keepfit.store.dead_letters import count_rows
+from keepfit.store.models import Store
+
+T = TypeVar("T")
+
+OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
+PROBE_S_MAX = 5.0
+SCAN_COUNT = 1000
+# Rows are counted in up to this many pending requests, whose payloads are read for it.
+COUNTED_MAX = 1000
+WORKER_FIELDS = ("hostname", "pid", "state", "last_heartbeat")
+# Exists in every storage that was used.
+STORAGE_MARKER = "keepfit-history"
+
+
+async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
+    """Return the state of the deployment as one JSON document; `url` is that of the gateway."""
+    store_client, queue_client = redis_clients.store_async(settings), redis_clients.queue_async(settings)
+    try:
+        async with Registry(settings.mongo_url.get_secret_value()) as registry:
+            (
+                (gateway, ready),
+                (store, pending),
+                (queue, workers),
+                (history, documents),
+                (storage, _),
+            ) = await asyncio.gather(
+                _probe(_gateway, settings, url),
+                _probe(_store, store_client),
+                _probe(_workers, queue_client),
+                _probe(_history, registry),
+                _probe(_storage, settings),
+            )
+    finally:
+        await store_client.aclose()
+        await queue_client.aclose()
+    workers, pending, documents = workers or {}, pending or {}, documents or {}
+    waiting = pending.get("waiting")
+    if waiting is not None:
+        waiting["oldest_s"] = workers.get("oldest_s") if waiting["requests"] else None
+    state = {
+        "up": msgspec.to_builtins(running_stack(data)),
+        "gateway": {"url": url, "state": gateway, "ready": ready},
+        "store": store,
+        "queue": queue,
+        "history": history,
+        "storage": storage,
+        "workers": workers.get("workers", []),
+        "models": {"registered": documents.get("models"), "live": pending.get("live")},
+        "waiting": waiting,
+        "snapshots": {**pending.get("snapshots", {}), "last": documents.get("last_snapshot")},
+    }
+    return {"status": _verdict(state), **state}
+
+
+def _verdict(state: dict[str, Any]) -> str:
+    """Return `unavailable` if nothing can be learned and predicted, `degraded` if another part fails, else `ok`."""
+    ready = state["gateway"]["ready"] or {}
+    if any(state[part] != OK for part in ("store", "queue")) or state["gateway"]["state"] != OK or not state["workers"]:
+        return UNAVAILABLE
+    if ready["status"] == UNAVAILABLE:
+        return UNAVAILABLE
+    parts = (ready["status"], state["history"], state["storage"], state["snapshots"].get("reason") or OK)
+    return OK if set(parts) == {OK} else DEGRADED
+
+
+async def _probe(read_part: Callable[..., Awaitable[T]], *args: Any) -> tuple[str, T | None]:
+    """Return "ok" and what a part answers, or the reason why it does not answer and None."""
+    try:
+        async with asyncio.timeout(PROBE_S_MAX):
+            return OK, await read_part(*args)
+    except KeepfitError as error:
+        return str(error), None
+    except TimeoutError:
+        return f"No answer came within {PROBE_S_MAX:g} s.", None
+
+
+async def _gateway(settings: Settings, url: str) -> dict[str, Any]:
+    async with Gateway(url, settings.api_key.get_secret_value()) as gateway:
+        return await gateway.ready()
+
+
+async def _storage(settings: Settings) -> None:
+    storage = open_storage(settings.snapshot_url)
+    await asyncio.to_thread(storage.get, STORAGE_MARKER)
+
+
+async def _history(registry: Registry) -> dict[str, Any]:
+    newest = await registry.documents(limit=1)
+    last = {name: newest[0][name] for name in ("timestamp", "hash", "version")} if newest else None
+    return {"models": len(await registry.hashes()), "last_snapshot": last}
+
+
+async def _store(client: Any) -> dict[str, Any]:
+    """Return live models, pending requests and the state of the snapshots."""
+    snapshots = await Store(client).snapshot_state()
+    live, requests, pending = 0, 0, []
+    cursor = b"0"
+    while True:
+        ((cursor, names),) = await redis_scripts.run_async(
+            client, ("SCAN", cursor, "MATCH", redis_keys.STATE_PATTERN, "COUNT", SCAN_COUNT)
+        )
+        counts = await redis_scripts.run_async(client, *(("HMGET", name, "accepted", "learned") for name in names))
+        for name, (accepted, learned) in zip(names, counts, strict=True):
+            count = int(accepted or 0) - int(learned or 0)
+            live += 1
+            requests += count
+            if count:
+                pending.append((redis_keys.hash_of_state(name.decode()), int(learned or 0), count))
+        if cursor == b"0":
+            break
+    rows, counted = await _count_rows(client, pending)
+    return {
+        "live": live,
+        "waiting": {"models": len(pending), "requests": requests, "rows": rows, "rows_counted_in": counted},
+        "snapshots": {
+            "last_pass_s": snapshots.age_s,
+            "changed": snapshots.changed,
+            "failed": snapshots.failed,
+            "reason": snapshots.reason,
+        },
+    }
+
+
+async def _count_rows(client: Any, pending: list[tuple[str, int, int]]) -> tuple[int, int]:
+    """Return the rows of the first pending requests, and in how many requests they were counted."""
+    rows = counted = 0
+    for model_hash, learned, count in pending:
+        taken = min(count, COUNTED_MAX - counted)
+        if not taken:
+            break
+        (entries,) = await redis_scripts.run_async(
+            client, ("XRANGE", redis_keys.inbox(model_hash), f"{learned + 1}-0", "+", "COUNT", taken)
+        )
+        for _, fields in entries:
+            found = dict(zip(fields[::2], fields[1::2], strict=True))
+            head = found[b"rows"]
+            if b"big" in found:
+                (head,) = await redis_scripts.run_async(client, ("GETRANGE", found[b"big"], 0, 15))
+            rows += count_rows(head) or 0
+            counted += 1
+    return rows, counted
+
+
+async def _workers(client: Any) -> dict[str, Any]:
+    """Return each worker with the leases and models that it holds, and how long work has waited to be claimed."""
+    await redis_scripts.run_async(client, ("PING",))
+    (names,) = await redis_scripts.run_async(client, ("SMEMBERS", redis_keys.RQ_WORKERS))
+    records = await redis_scripts.run_async(client, *(("HMGET", name, *WORKER_FIELDS) for name in names))
+    held: dict[str, list[dict[str, Any]]] = {}
+    for queue in run_queue.RUN_QUEUES:
+        (holders,) = await redis_scripts.run_async(client, ("HGETALL", redis_keys.lease_holders(queue.name)))
+        pairs = holders.items() if isinstance(holders, dict) else zip(holders[::2], holders[1::2], strict=True)
+        for lease, holder in pairs:
+            (claimed,) = await redis_scripts.run_async(
+                client, ("LRANGE", redis_keys.claimed(queue.name, lease.decode()), 0, -1)
+            )
+            models = [entry.decode() for entry in claimed] if queue is run_queue.LEARN else []
+            worker = holder.decode().partition(" ")[0]
+            held.setdefault(worker, []).append(
+                {"queue": queue.name, "lease": lease.decode(), "models": models, "requests": len(claimed)}
+            )
+    since, (seconds, micros) = await redis_scripts.run_async(
+        client, ("GET", redis_keys.waiting_since(run_queue.LEARN.name)), ("TIME",)
+    )
+    now = int(seconds) + int(micros) / 1e6
+    workers = []
+    for name, record in zip(names, records, strict=True):
+        host, pid, state, _ = (field.decode() if field else "" for field in record)
+        if host or pid:  # the record of a dead worker expires
+            known = name.decode().removeprefix(redis_keys.RQ_WORKER_PREFIX)
+            workers.append({"name": known, "host": host, "pid": pid, "state": state, "holds": held.get(known, [])})
+    oldest_s = None if since is None else max(0.0, round(now - int(since) / 1000, 3))
+    return {"workers": sorted(workers, key=lambda worker: worker["name"]), "oldest_s": oldest_s}

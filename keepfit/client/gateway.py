@@ -1,0 +1,230 @@
+"""Calls of a gateway over HTTP, with its errors as keepfit's own and with retries.
+
+Owns one HTTP session. Never repeats a call that could act twice: creating returns the model that exists, predicting
+changes nothing, and learning has an Idempotency-Key. Invariant: an API key is sent in a header, and is in no error.
+"""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from keepfit import errors
+from keepfit.client import hash_prefix
+from keepfit.errors import Fault, InvalidError, KeepfitError, MalformedError, UnavailableError
+
+PROBLEM = "urn:keepfit:problem:"
+# For how long a call is repeated while the gateway is overloaded, restarts or waits for Redis.
+RETRY_S_MAX = 60.0
+PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
+RETRIED = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+# The longest that a gateway waits for rows to be learned before it answers 202.
+WAIT_S = 60
+READY_S_MAX = 5.0
+# What a gateway says of itself.
+STATES = ("ok", "degraded", "unavailable")
+# Without a commit for this long after the rows were accepted, waiting ends.
+LEARNED_S_MAX = 600.0
+
+
+class Gateway:
+    """An async client of the gateway at `url`; `api_key` is empty where it requires none.
+
+    >>> async def rows_seen(url: str) -> int:
+    ...     async with Gateway(url) as gateway:
+    ...         model, _ = await gateway.create({"type": "shoes"}, {"estimator": "SGDRegressor"})
+    ...         learned = await gateway.partial_fit(model["hash"], b'{"X": [[1.0]], "y": [2.0]}')
+    ...         return learned["rows_seen"]
+    """
+
+    def __init__(self, url: str, api_key: str = "") -> None:
+        if not url.startswith(("http://", "https://")):
+            raise MalformedError(f"{url!r} is not the URL of a gateway: http://127.0.0.1:8000.")
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._reached = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            # Answers to `Prefer: wait` come after a minute.
+            timeout = aiohttp.ClientTimeout(total=WAIT_S + 120, sock_connect=10)
+            self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        except ValueError as error:
+            raise MalformedError(f"KEEPFIT_API_KEY cannot be sent in a header: {type(error).__name__}.") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def call(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Make a call and return its status and JSON (None without a body); bytes as `body` are sent as they are.
+
+        It is repeated for a minute while the gateway is overloaded or something that it needs is unavailable, also if a
+        proxy in front of it says so, but not if nothing has ever answered.
+
+        Raises
+        ------
+        KeepfitError
+            The error that the gateway reports, of the class that it names.
+        UnavailableError
+            If no gateway answers.
+        """
+        data = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
+        sent = {**({} if data is None else {"Content-Type": "application/json"}), **(headers or {})}
+        deadline, pause_s = time.monotonic() + RETRY_S_MAX, PAUSE_S
+        while True:
+            try:
+                async with self._session.request(method, self.url + path, data=data, headers=sent) as response:
+                    raw, status = await response.read(), response.status
+                    retry_after = response.headers.get("Retry-After", "")
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                if not self._reached or time.monotonic() > deadline or isinstance(error, ValueError):
+                    raise self._silent(error) from None
+            else:
+                self._reached = True
+                # The body of a refusal may be that of a proxy.
+                if status not in RETRIED or time.monotonic() > deadline:
+                    answer = self._decode(status, raw)
+                    if status < HTTPStatus.BAD_REQUEST:
+                        return status, answer
+                    raise _error_of(status, answer)
+                pause_s = max(pause_s, float(retry_after) if retry_after.isdigit() else 0.0)
+            await asyncio.sleep(min(pause_s, PAUSE_S_MAX))
+            pause_s = 2 * pause_s
+
+    def _decode(self, status: int, raw: bytes) -> Any:
+        try:
+            return msgspec.json.decode(raw) if raw else None
+        except msgspec.DecodeError:
+            raise UnavailableError(
+                f"{self.url} answers with {status} and something that is not JSON: this is not a gateway of keepfit, "
+                "or a proxy answers for it."
+            ) from None
+
+    async def ready(self) -> dict[str, Any]:
+        """Return the answer of ``/readyz``, asked once.
+
+        Raises
+        ------
+        UnavailableError
+            If no gateway answers.
+        KeepfitError
+            The error that the gateway reports instead of its state.
+        """
+        try:
+            timeout = aiohttp.ClientTimeout(total=READY_S_MAX)
+            async with self._session.get(f"{self.url}/readyz", timeout=timeout) as response:
+                state = self._decode(response.status, await response.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise self._silent(error) from None
+        if isinstance(state, dict) and str(state.get("type", "")).startswith(PROBLEM):
+            raise _error_of(response.status, state)
+        if not isinstance(state, dict) or state.get("status") not in STATES:
+            raise UnavailableError(f"{self.url} is not a gateway of keepfit.")
+        return state
+
+    def _silent(self, error: Exception) -> UnavailableError:
+        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+            reason = os.strerror(error.os_error.errno) if error.os_error.errno > 0 else str(error.os_error)
+        else:
+            reason = errors.describe_error(error).removesuffix(": ")
+        return UnavailableError(
+            f"No gateway answers at {self.url}: {reason}. Start `keepfit up`, or name another gateway with --url or "
+            "KEEPFIT_URL."
+        )
+
+    async def create(self, metadata: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Create a model; return its description, and whether it is new. Raise ConflictError for another recipe."""
+        status, model = await self.call("POST", "/v1/models", {"metadata": metadata, "recipe": recipe})
+        return model, status == HTTPStatus.CREATED
+
+    async def describe(self, model_hash: str) -> dict[str, Any]:
+        """Return the description of a model. Raise NotFoundError if it does not exist."""
+        _, model = await self.call("GET", f"/v1/models/{model_hash}")
+        description: dict[str, Any] = model
+        return description
+
+    async def find_hash(self, prefix: str) -> str:
+        """Return the hash that begins with `prefix`.
+
+        Raises
+        ------
+        MalformedError
+            If it is not the beginning of a hash, or of several, which the message lists.
+        NotFoundError
+            If no model has such a hash.
+        """
+        digits = hash_prefix.check(prefix)
+        if len(digits) == hash_prefix.DIGITS:
+            return digits
+        after = hash_prefix.before(digits.ljust(hash_prefix.DIGITS, "0"))
+        _, page = await self.call("GET", f"/v1/models?limit={hash_prefix.CANDIDATES_MAX + 1}&after={after}")
+        # The list is ordered by hash.
+        return hash_prefix.only_one(digits, [one["hash"] for one in page["models"] if one["hash"].startswith(digits)])
+
+    async def partial_fit(
+        self, model_hash: str, body: bytes, key: str | None = None, *, wait: bool = True
+    ) -> dict[str, Any]:
+        """Send rows to learn (JSON: ``X``, ``y``, ``sample_weight``) and wait until they are learned if `wait`.
+
+        `key` is the Idempotency-Key: rows that were sent with it before are not learned again. By default it is new.
+
+        Raises
+        ------
+        InvalidError
+            With the row and column of each invalid value.
+        LearningError
+            If the rows were accepted and could not be learned.
+        UnavailableError
+            If they were accepted and not learned within ten minutes.
+        """
+        path = f"/v1/models/{model_hash}/partial_fit"
+        # Without a key, a call that is repeated because its answer was lost would be learned twice.
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        if wait:
+            headers["Prefer"] = f"wait={WAIT_S}"
+        deadline = time.monotonic() + LEARNED_S_MAX
+        while True:
+            status, answer = await self.call("POST", path, body, headers)
+            learned: dict[str, Any] = answer
+            # The same key again waits for the same rows.
+            if status == HTTPStatus.OK or not wait:
+                return learned
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"Rows that were accepted are not learned after {LEARNED_S_MAX:g} s; they will be learned once "
+                    "workers can: see `keepfit status`."
+                )
+
+    async def predict(self, model_hash: str, body: bytes) -> dict[str, Any]:
+        """Predict rows (JSON: ``X``, ``proba``) and return the answer. Raise InvalidError for invalid rows."""
+        _, answer = await self.call("POST", f"/v1/models/{model_hash}/predict", body)
+        predicted: dict[str, Any] = answer
+        return predicted
+
+
+def _error_of(status: int, problem: Any) -> KeepfitError:
+    """Return the error that a problem document (RFC 9457) reports."""
+    if not isinstance(problem, dict):
+        return KeepfitError(f"The gateway answers with {status}.")
+    name, detail = str(problem.get("type", "")).removeprefix(PROBLEM), str(problem.get("detail", status))
+    faults = problem.get("errors")
+    if name == "invalid":
+        return InvalidError(detail, [Fault(one["detail"], one.get("row"), one.get("column")) for one in faults or ()])
+    return errors.from_name("".join(word.capitalize() for word in name.split("-")) + "Error", detail)

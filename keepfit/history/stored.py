@@ -1,0 +1,152 @@
+"""Write and delete the documents that users store, in the collection ``timeline``.
+
+Never touches the documents of snapshots. Invariant: a call that returned has written or deleted all it was given, and
+can be repeated if it raised.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pymongo
+from bson.errors import InvalidDocument
+from pymongo import ReplaceOne
+from pymongo.errors import BulkWriteError, DocumentTooLarge
+
+from keepfit.errors import InvalidError
+from keepfit.history import documents as storing
+from keepfit.history import reading
+from keepfit.history.filters import Filter
+from keepfit.history.mongo import INDEX_TIMEOUT_S, Database, Document, unavailable
+from keepfit.history.rollup_progress import RollupProgress
+from keepfit.history.sources import StoredSource
+from keepfit.times import SECONDS_MAX, SECONDS_MIN
+
+DUPLICATE_KEY = 11000
+
+
+@asynccontextmanager
+async def long_call(database: Database) -> AsyncIterator[None]:
+    """Allow calls in the block more time, but fail as early as others if MongoDB is unavailable."""
+    with unavailable():
+        # Ping first: within the longer time limit the driver would retry.
+        await database.command("ping")
+        with pymongo.timeout(INDEX_TIMEOUT_S):
+            yield
+
+
+class StoredDocuments:
+    """Writes and deletes stored documents, in their stored form (:mod:`keepfit.history.documents`).
+
+    Roll-ups learn from `progress` of which times documents were stored or deleted.
+    """
+
+    def __init__(self, database: Database, source: StoredSource, progress: RollupProgress) -> None:
+        self._database = database
+        self._source = source
+        self._collection = source.collection
+        self._progress = progress
+
+    async def write(self, batch: Sequence[Document]) -> None:
+        """Write documents; each replaces the one with the same ``_id``.
+
+        Raises
+        ------
+        InvalidError
+            If MongoDB cannot store one of them.
+        """
+        writes = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in batch]
+        try:
+            async with long_call(self._database):
+                try:
+                    await self._collection.bulk_write(writes, ordered=False)
+                except BulkWriteError as error:
+                    if {fault["code"] for fault in error.details["writeErrors"]} != {DUPLICATE_KEY}:
+                        raise
+                    # A concurrent call inserted it: it exists now and is replaced.
+                    await self._collection.bulk_write(writes, ordered=False)
+        except (InvalidDocument, DocumentTooLarge, OverflowError) as error:
+            raise InvalidError(f"MongoDB cannot store this document: {error}") from None
+        await self._progress.mark_documents(batch)
+
+    async def reuse_ids(self, batch: Sequence[Document], keys: Sequence[str], in_: Sequence[str]) -> None:
+        """Set the ``_id`` of each document to that of the stored one that it replaces, if there is one."""
+        for type_ in {document["type"] for document in batch}:
+            of_type = [document for document in batch if document["type"] == type_]
+            first: Document = {"type": type_}
+            if "timestamp" in keys:
+                first["timestamp"] = {"$gte": of_type[0]["timestamp"], "$lte": of_type[-1]["timestamp"]}
+            fields = {self._source.field_path(key): 1 for key in (*keys, *in_)} | {"timestamp": 1, "type": 1}
+            existing: dict[str, list[Document]] = {}
+            async with long_call(self._database):
+                async for found in self._collection.aggregate([{"$match": first}, {"$project": fields}]):
+                    existing.setdefault(_key(found, keys), []).append(found)
+            for document in of_type:
+                for found in existing.get(_key(document, keys), ()):
+                    if all(_value(found, name) in _values(document, name) for name in in_):
+                        document["_id"] = found["_id"]
+                        break
+
+    async def delete_newest(self, where: Filter) -> bool:
+        """Delete the newest document that matches and return whether there was one."""
+        # Read by windows, as every query; the condition of the deletion then identifies the document.
+        found = await reading.read_newest([self._source], where, None, None, time.time(), 1)
+        if not found:
+            return False
+        stored = storing.to_stored(found[0])
+        one = {"type": stored["type"], "timestamp": stored["timestamp"], "document": stored["document"]}
+        with unavailable():
+            result = await self._collection.delete_one(one)
+        await self._progress.mark_documents([stored])
+        return bool(result.deleted_count)
+
+    async def delete(self, where: Filter, start: float | None, stop: float | None) -> int:
+        """Delete all documents that match, from `start` and before `stop` (seconds); return their number."""
+        conditions: Document = {}
+        for stage in self._source.match_stages(where, start, stop):
+            conditions |= stage["$match"]
+        async with long_call(self._database):
+            result = await self._collection.delete_many(conditions)
+        first, last = where.narrow(start, stop)
+        # Also if there were none: an earlier call may have deleted them and failed before this.
+        await self._progress.mark(
+            where.type, SECONDS_MIN if first is None else first, SECONDS_MAX if last is None else last
+        )
+        return int(result.deleted_count)
+
+    async def expire(self, type_: str | None, but: Sequence[str], stop: float) -> int:
+        """Delete documents of a type (None: all but those in `but`) before `stop` (seconds); return their number.
+
+        Their roll-ups stay.
+        """
+        await self._progress.expire(type_, but, stop)
+        where: Document = {"timestamp": {"$lt": stop}}
+        where = {**where, "type": {"$nin": list(but)}} if type_ is None else {"type": type_, **where}
+        async with long_call(self._database):
+            result = await self._collection.delete_many(where)
+        return int(result.deleted_count)
+
+    async def list_all(self, type_: str, start: float | None, stop: float | None) -> list[Document]:
+        """Return the documents of a type in a range of time, in their stored form."""
+        async with long_call(self._database):
+            found = self._collection.aggregate(self._source.match_stages(Filter(type_), start, stop))
+            return [each async for each in found]
+
+    async def delete_ids(self, ids: Sequence[str]) -> None:
+        """Delete documents by their ``_id``."""
+        async with long_call(self._database):
+            await self._collection.delete_many({"_id": {"$in": list(ids)}})
+
+
+def _value(document: Document, name: str) -> Any:
+    return document.get(name) if name in ("type", "timestamp") else document.get("document", {}).get(name)
+
+
+def _values(document: Document, name: str) -> Sequence[Any]:
+    value = _value(document, name)
+    return value if isinstance(value, list) else [value]
+
+
+def _key(document: Document, keys: Sequence[str]) -> str:
+    return storing.document_id("", {name: _value(document, name) for name in keys})

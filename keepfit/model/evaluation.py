@@ -1,0 +1,133 @@
+"""What a model answers to rows that it is about to learn, and how that is added to its prequential scores.
+
+Owns which rows are evaluated: those that the model can predict, in parts if it cannot predict all of them together.
+Never learns labels or rows: answers are those that a client would have got just before. The sums are in
+:mod:`keepfit.model.prequential`; bundles compute the answers.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from keepfit.model import category_check
+from keepfit.model.prequential import PrequentialScores
+from keepfit.recipe.recipe import Recipe
+
+# Takes a matrix, shape (n, width), which it may overwrite; returns predictions and probabilities.
+Answer = Callable[[Any], tuple[Any, Any]]
+T = TypeVar("T")
+# Questions about the rows of one request: enough for each of 128 rows alone, or for some rows among 20,000.
+QUESTIONS_MAX = 256
+
+
+class Answers(NamedTuple):
+    """The answers to some rows.
+
+    `rows` are the positions of the rows that have an answer; None if all have one. `predicted` has their values or
+    codes, shape (n,) or (n, outputs); `probabilities` those of the known labels, shape (n, labels) or one array for
+    each output, or None.
+    """
+
+    rows: Any
+    predicted: Any
+    probabilities: Any
+
+
+def ask(estimator: Any, answer: Answer, matrix: Callable[[], Any], X: Any = None) -> Answers | None:
+    """Return the answers to the rows of `matrix`; None if no row can be predicted.
+
+    `X` is that matrix where the caller has it, and may be overwritten. `answer` asks the `estimator`.
+    """
+    X = matrix() if X is None else X
+    n = len(X)
+    try:
+        return Answers(None, *answer(X))
+    except (ValueError, IndexError):
+        # CategoricalNB cannot predict categories that it has not learned. Real faults are raised while learning.
+        if n == 1:
+            return None
+    again = matrix()
+    known = category_check.known_rows(estimator, again)
+    if known is not None:
+        return Answers(np.flatnonzero(known).tolist(), *answer(again[known])) if known.any() else None
+
+    def ask_part(part: slice) -> tuple[Any, Any] | None:
+        try:
+            return answer(again[part].copy())
+        except (ValueError, IndexError):
+            return None
+
+    found = ask_halves(n, ask_part, QUESTIONS_MAX - 1)
+    if not found:
+        return None
+    rows = [i for part, _ in found for i in range(part.start, part.stop)]
+    predicted, probabilities = zip(*[answered for _, answered in found], strict=True)
+    joined: Any = None
+    if isinstance(probabilities[0], list):
+        joined = [np.concatenate(of_output) for of_output in zip(*probabilities, strict=True)]
+    elif probabilities[0] is not None:
+        joined = np.concatenate(probabilities)
+    return Answers(rows, np.concatenate(predicted), joined)
+
+
+def ask_in_parts(
+    n: int, ask_part: Callable[[slice], T | None], questions_max: int = QUESTIONS_MAX
+) -> list[tuple[slice, T]]:
+    """Return the answers about `n` rows: about all of them, or if that answer is None, those of :func:`ask_halves`."""
+    everything = slice(0, n)
+    answered = ask_part(everything)
+    return ask_halves(n, ask_part, questions_max - 1) if answered is None else [(everything, answered)]
+
+
+def ask_halves(n: int, ask_part: Callable[[slice], T | None], questions_max: int) -> list[tuple[slice, T]]:
+    """Return the answers about parts of `n` rows, in the order of the rows.
+
+    A part whose answer is None is halved, down to single rows. Larger parts are asked about first, so that the rows
+    that are left out after `questions_max` questions are near those that have no answer.
+
+    >>> ask_halves(5, lambda part: None if part.start <= 3 < part.stop else part.stop - part.start, 9)
+    [(slice(0, 2, None), 2), (slice(2, 3, None), 1), (slice(4, 5, None), 1)]
+    """
+    found: list[tuple[slice, T]] = []
+    parts = deque(_halves(slice(0, n)))
+    for _ in range(questions_max):
+        if not parts:
+            break
+        part = parts.popleft()
+        answered = ask_part(part)
+        if answered is not None:
+            found.append((part, answered))
+        else:
+            parts.extend(_halves(part))
+    return sorted(found, key=lambda one: one[0].start)
+
+
+def _halves(part: slice) -> list[slice]:
+    """Return the halves of a part; none of a single row."""
+    if part.stop - part.start < 2:
+        return []
+    middle = (part.start + part.stop) // 2
+    return [slice(part.start, middle), slice(middle, part.stop)]
+
+
+def update(scores: list[PrequentialScores], recipe: Recipe, y: Any, answers: Answers | None) -> None:
+    """Add the answers to the scores of each output; then their baselines learn `y`, the target of all rows."""
+    kind, multi_output = recipe.entry.kind, recipe.entry.multi_output
+    if answers is not None and answers.rows is None and scores and not multi_output:
+        scores[0].update(kind, y, answers.predicted, answers.probabilities)
+        scores[0].learn(kind, y)
+        return
+    columns = y.T if multi_output else [y]
+    if not scores:
+        scores += [PrequentialScores(recipe.window) for _ in columns]
+    for i, (of_output, truth) in enumerate(zip(scores, columns, strict=True)):
+        if answers is not None:
+            predicted, probabilities = answers.predicted, answers.probabilities
+            if multi_output:
+                predicted = predicted[:, i]
+                probabilities = None if probabilities is None else probabilities[i]
+            evaluated = truth if answers.rows is None else truth[answers.rows]
+            of_output.update(kind, evaluated, predicted, probabilities)
+        of_output.learn(kind, truth)

@@ -1,0 +1,54 @@
+"""Rows that are too large for a script call: written to a key of their own, before the call that names the key.
+
+Owns how they are written and deleted. Never decides whether a request is accepted: the script `accept` does, and takes
+the time to live of accepted rows away. Invariant: rows of a request that is refused do not stay in Redis. Rows come
+from gateways and go to workers.
+"""
+
+import hashlib
+from contextlib import suppress
+
+import redis.asyncio
+
+from keepfit.backends import redis_scripts
+from keepfit.errors import UnavailableError
+from keepfit.rows.rows import Rows
+
+
+async def write_in_pieces(
+    client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int, bytes_max: int | None = None, digest: str = ""
+) -> str:
+    """Write the msgpack of `rows` to `key`, and let Redis serve others between the pieces; return its SHA-256 (hex).
+
+    It is not computed again if it is known as `digest`.
+
+    Raises
+    ------
+    TooLargeError
+        If the rows have more than `bytes_max` bytes, or more than a value of Redis may have.
+    UnavailableError
+        If Redis is unavailable.
+    """
+    rows.check_size(bytes_max)
+    computed, offset = None if digest else hashlib.sha256(), 0
+    for piece in rows.pieces():
+        if computed is not None:
+            computed.update(piece)
+        # Written at an offset and not appended, because a round trip may be repeated.
+        await redis_scripts.run_async(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
+        offset += len(piece)
+    return digest if computed is None else computed.hexdigest()
+
+
+def digest_of(rows: Rows) -> str:
+    """Return the digest that :func:`write_in_pieces` returns for these rows."""
+    digest = hashlib.sha256()
+    for piece in rows.pieces():
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+async def unstage(store: redis.asyncio.Redis, large_key: str) -> None:
+    """Delete the staged rows of a large request that was not accepted; if Redis is unavailable, they expire."""
+    with suppress(UnavailableError):
+        await redis_scripts.run_async(store, redis_scripts.call("unstage", [large_key]))

@@ -1,0 +1,1 @@
+"""Clients that misbehave, and what a well-behaved client of another model notices of them."""

@@ -1,0 +1,1 @@
+"""Tests of the client side: files of rows, their values, and calls of a gateway."""

@@ -1,0 +1,93 @@
+"""The memory that one worker process may use.
+
+Owns the default limit, a share of the memory of the machine or the container, and the limit of the kernel on a process.
+Invariant: an allocation beyond the limit is a MemoryError in the worker that asked for it, so that one request fails;
+without it the kernel would kill a process of its own choice.
+"""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from keepfit.settings import Settings
+
+# The rest is for the supervisor, for what the processes share, and for other programs.
+SHARE = 0.75
+# With less, a worker would be replaced after each job: it needs 120 MB at its start.
+SHARE_BYTES_MIN = 256 * 2**20
+# A worker can do its bookkeeping even if its limit is below what it needs at its start.
+HEADROOM_BYTES = 64 * 2**20
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def bytes_max(settings: Settings) -> int:
+    """Return the bytes that one worker process may use: the setting, or its share of what there is."""
+    share = int(available_bytes() * SHARE / settings.workers)
+    return settings.worker_memory_bytes_max or max(share, SHARE_BYTES_MIN)
+
+
+def available_bytes(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the memory of the machine, or that of the container (cgroup of version 1 or 2) if it is less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_limits(root, own)])
+
+
+def _limits(root: Path, own: Path) -> Iterator[int]:
+    """Yield the memory limits of the control groups of this process and of those above them."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            folder, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container the path may be that of the host: then only the root of the mounted tree exists.
+        inner = folder / path.strip("/")
+        for group in (inner, *inner.parents):
+            if group.is_relative_to(folder):
+                yield from _limit(group / name)
+
+
+def _limit(file: Path) -> Iterator[int]:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return
+    if text.isdecimal():
+        yield int(text)
+
+
+def limit_process(most: int) -> None:
+    """Let this process use `most` bytes, or a little more than now if it uses as much already (Linux only)."""
+    in_use, data = resident_bytes(), _data_bytes()
+    if not data:
+        return
+    soft = data + max(most - in_use, HEADROOM_BYTES)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process in bytes; 0 on systems without ``/proc`` (all but Linux)."""
+    return _pages(1)
+
+
+def _data_bytes() -> int:
+    """Return what the kernel counts for RLIMIT_DATA; 0 on systems without ``/proc``."""
+    return _pages(5)
+
+
+def _pages(column: int) -> int:
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[column]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
