@@ -167,10 +167,14 @@ class Stack:
         return (self.data / "logs" / f"{name}.log").read_text(errors="replace")
 
 
+# A busy machine may delay an answer or a ping. Tests of these limits set their own.
+PATIENT = {"KEEPFIT_PREDICT_TIMEOUT_S": "60", "KEEPFIT_PREDICT_STALENESS_S": "30"}
+
+
 def start_stack(
     data: Path, workers: int = 2, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> Stack:
-    """Start `keepfit up` in the folder `cwd` and wait until it is up."""
+    """Start `keepfit up` in the folder `cwd` and wait until it is up; `environment` comes before PATIENT."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "up.log"
     (data / "up.json").unlink(missing_ok=True)
@@ -182,7 +186,7 @@ def start_stack(
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=cwd,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **PATIENT, **(environment or {})},
             preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
     servers.wait_until(lambda: b"is up" in log.read_bytes() or process.poll() is not None, f"keepfit up (see {log})")
@@ -199,9 +203,7 @@ def stop_stack(stack: Stack) -> int:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Run one `keepfit up` with two workers for all tests that do not disturb it; use your own metadata."""
-    # A busy machine may delay a ping. Tests of the staleness limit run their own gateways.
-    environment = {"KEEPFIT_PREDICT_STALENESS_S": "30"}
-    running = start_stack(tmp_path_factory.mktemp("stack") / "data", environment=environment)
+    running = start_stack(tmp_path_factory.mktemp("stack") / "data")
     yield running
     assert stop_stack(running) == 0
 

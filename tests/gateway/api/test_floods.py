@@ -123,21 +123,19 @@ async def test_slow_connections(flooded: GatewayProcess, path: str) -> None:
         for number, (_, writer) in enumerate(slow):
             writer.write(begins[number % len(begins)])
 
-        async def send_slowly() -> None:
-            while True:
-                for _, writer in slow:
-                    writer.write(b" ")
-                await asyncio.sleep(BODY_TIMEOUT_S / 10)
+        async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Reply:
+            """Send a byte now and then until the answer is there: a byte after it may close the connection."""
+            answer = asyncio.create_task(reader.readuntil(b"}"))
+            while not (await asyncio.wait({answer}, timeout=BODY_TIMEOUT_S / 10))[0]:
+                writer.write(b" ")
+            return Reply.parse(answer.result())
 
-        sending = asyncio.create_task(send_slowly())
-        async with asyncio.timeout(60), aiohttp.ClientSession(flooded.url) as http:
+        async with asyncio.timeout(100), aiohttp.ClientSession(flooded.url) as http, asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(answered(*connection)) for connection in slow]
             predicted = await Api(http).predict(path, [[1.0, 2.0]])
             assert len(predicted["predictions"]) == 1
-            for reader, _ in slow:
-                Reply.parse(await reader.readuntil(b"}")).problem(408)
-        sending.cancel()
-        with suppress(asyncio.CancelledError):
-            await sending
+        for answer in answers:
+            answer.result().problem(408)
 
 
 async def test_connections_that_are_opened_and_closed(flooded: GatewayProcess, path: str) -> None:
