@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -168,13 +169,17 @@ class Stack:
 
 
 # A busy machine may delay an answer or a ping. Tests of these limits set their own.
-PATIENT = {"KEEPFIT_PREDICT_TIMEOUT_S": "60", "KEEPFIT_PREDICT_STALENESS_S": "30"}
+PATIENT = MappingProxyType({"KEEPFIT_PREDICT_TIMEOUT_S": "60", "KEEPFIT_PREDICT_STALENESS_S": "30"})
 
 
 def start_stack(
-    data: Path, workers: int = 2, environment: dict[str, str] | None = None, cwd: Path | None = None
+    data: Path,
+    workers: int = 2,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    cwd: Path | None = None,
+    limits: Mapping[str, str] = PATIENT,
 ) -> Stack:
-    """Start `keepfit up` in the folder `cwd` and wait until it is up; `environment` comes before PATIENT."""
+    """Start `keepfit up` in the folder `cwd` and wait until it is up; `environment` comes before `limits`."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "up.log"
     (data / "up.json").unlink(missing_ok=True)
@@ -186,7 +191,7 @@ def start_stack(
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=cwd,
-            env={**os.environ, **PATIENT, **(environment or {})},
+            env={**os.environ, **limits, **environment},
             preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
         )
     servers.wait_until(lambda: b"is up" in log.read_bytes() or process.poll() is not None, f"keepfit up (see {log})")

@@ -309,7 +309,7 @@ def run_abuse(
 ) -> Outcome:
     """Start a stack with its defaults, run attacks on it for `seconds` in windows of `length_s`; stop it."""
     outcome = Outcome(seed)
-    stack = start_stack(folder / "data")
+    stack = start_stack(folder / "data", limits={})
     try:
         with Sampler(stack) as sampler:
             run = AbuseRun(stack, outcome, sampler)
