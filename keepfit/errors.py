@@ -171,7 +171,7 @@ class MissingRequestsError(CorruptBundleError):
 
 
 class UnloadableError(EnvelopeError):
-    """Several workers died, or one hung, while they loaded the bundle, so it is not loaded for a while."""
+    """Several workers, or the process that replays requests, died or hung while they loaded the bundle."""
 
 
 class UnknownKeyError(EnvelopeError):

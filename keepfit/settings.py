@@ -217,8 +217,8 @@ class Settings(BaseSettings):
         ge=1,
         le=86_400,
         description=(
-            "Maximum time of one call in a worker (loading a bundle, learning or answering a batch); "
-            "its worker is killed then."
+            "Maximum time of one call in a worker (loading a bundle, learning or answering a batch), or in the process "
+            "that replays requests; it is killed then."
         ),
     )
     linger_ms: int = Field(

@@ -1,8 +1,8 @@
 """Replay: learn logged requests on top of a snapshot.
 
-Owns the search for a request that kills the process that learns it (:class:`Replayer`). Never installs anything, so no
-client sees a half replayed model, and an interrupted replay is simply repeated. Invariant: each of the given requests
-is learned once, in order, or returned as skipped with the reason. Requests come from
+Owns the search for a request that kills the process that learns it, or takes too long (:class:`Replayer`). Never
+installs anything, so no client sees a half replayed model, and an interrupted replay is simply repeated. Invariant:
+each of the given requests is learned once, in order, or returned as skipped with the reason. Requests come from
 :mod:`keepfit.restore.replay_source`; bundles go to :mod:`keepfit.restore.restorer`.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from keepfit.errors import EnvelopeError
+from keepfit.errors import EnvelopeError, UnloadableError
 from keepfit.history import RegistryEntry
 from keepfit.history.lineage import Link, Position
 from keepfit.restore.replay_process import ReplayProcess, ReplayProcessDiedError
@@ -28,9 +28,11 @@ log = structlog.get_logger(__name__)
 
 # Requests that the child learns before it returns a bundle, as many as a worker learns with one commit.
 REQUESTS_MAX, BYTES_MAX = 512, 8 * 2**20
-# After so many deaths of a child that learned a request alone, the request is skipped.
+# After so many deaths of a child that learned a request alone, the request is skipped; or the replay ends, if it only
+# loaded the bundle.
 DEATHS_MAX = 2
 KILLED = "the process that learned this logged request alone died of it"
+OVERDUE = "to learn this logged request alone took longer than a call may"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,9 @@ class Replayed:
 class Replayer:
     """Learns logged requests on top of snapshots, in a child process that is started for the first of them."""
 
-    def __init__(self, keyring: Keyring, upload_keys: Keyring | None = None) -> None:
+    def __init__(self, keyring: Keyring, upload_keys: Keyring | None, call_s_max: float) -> None:
         self._keyring = keyring
-        self._process = ReplayProcess(keyring, upload_keys)
+        self._process = ReplayProcess(keyring, upload_keys, call_s_max)
 
     def close(self) -> None:
         """End the child process."""
@@ -87,7 +89,7 @@ class Replayer:
         UnavailableError
             If no child process can be started.
         EnvelopeError
-            If the child cannot load the bundle.
+            If the child cannot load the bundle; UnloadableError if it dies of that, or does not come to an end.
         """
         return await asyncio.to_thread(self._learn, registered, base, start, requests)
 
@@ -99,23 +101,33 @@ class Replayer:
             return Replayed(bundle, start, request_digest)
         rows_before = base.header.rows_seen if base is not None else 0
         skipped: list[SkippedRequest] = []
-        done = batch_max = suspects_end = deaths = 0
+        done = batch_max = suspects_end = deaths = load_deaths = 0
         while done < len(requests):
             # Of the requests of the batch in which the child died, try half as many at a time as before.
             batch_max = batch_max if done < suspects_end else REQUESTS_MAX
             batch = list(_batch(requests[done:], batch_max))
             try:
                 count, reason, bundle = self._step(registered, bundle, start, batch, request_digest)
-            except ReplayProcessDiedError:
+            except ReplayProcessDiedError as died:
+                if died.is_loading:
+                    # That says nothing about the requests.
+                    load_deaths += 1
+                    if load_deaths < DEATHS_MAX and not died.is_overdue:
+                        continue
+                    how = "took too long" if died.is_overdue else "died"
+                    raise UnloadableError(
+                        f"The process that replays requests {how} while it loaded the model {registered.hash}."
+                    ) from None
                 suspects_end, deaths = max(suspects_end, done + len(batch)), deaths + 1
                 if len(batch) > 1:
-                    batch_max, deaths = len(batch) // 2, 0
+                    # Each further batch with a call that takes too long would take as long again.
+                    batch_max, deaths = 1 if died.is_overdue else len(batch) // 2, 0
                     continue
-                if deaths < DEATHS_MAX:
+                if deaths < DEATHS_MAX and not died.is_overdue:
                     batch_max = 1
                     continue
-                count, reason = 0, KILLED
-            deaths = 0
+                count, reason = 0, OVERDUE if died.is_overdue else KILLED
+            deaths = load_deaths = 0
             finished = batch[:count]
             if reason:
                 finished = batch[: count + 1]

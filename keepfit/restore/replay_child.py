@@ -1,11 +1,15 @@
 """Main function of the replay process: learn requests on top of a bundle, seal the bundle, send it back.
 
-Decides nothing, and has no connection but the pipe to its parent (:mod:`keepfit.restore.replay_process`). Invariant: it
-learns as workers do, with :mod:`keepfit.model.fit_loop`.
+Decides nothing, and has no connection but the pipe to its parent (:mod:`keepfit.restore.replay_process`). Invariants:
+it learns as workers do, with :mod:`keepfit.model.fit_loop`; on Linux it ends with its parent, whatever it does then.
 """
 
+import fcntl
+import multiprocessing
 import os
+import select
 import signal
+import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,14 +21,14 @@ from keepfit.model import fit_loop, object_bundle, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.recipe.recipe import from_text
-from keepfit.restore.replay_wire import READY, ReplayReply, ReplayTask, decode_task, encode
+from keepfit.restore.replay_wire import LOADED, LOADING, READY, ReplayReply, ReplayTask, decode_task, encode
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.store.inbox import params_of
 
-# The sender bounds a task; the child has no time limit of its own.
-SECONDS = float("inf")
+# After so long the child returns what it has learned, so that the parent hears of it; also within a long batch.
+REPLY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> Non
     """Run tasks until the parent closes the pipe or ends."""
     # Ctrl-C goes to the whole process group; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     pipe.send_bytes(READY)
     while True:
         try:
@@ -54,7 +59,7 @@ def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> Non
         except (EOFError, OSError):
             return
         try:
-            reply = _run(task, keyring, upload_keys)
+            reply = _run(pipe, task, keyring, upload_keys)
         except MemoryError:
             # End as if the kernel had killed the process.
             os._exit(1)
@@ -65,13 +70,35 @@ def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> Non
         pipe.send_bytes(encode(reply))
 
 
-def _run(task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> ReplayReply:
+def end_with_parent() -> None:
+    """Make Linux kill this process when its parent ends: a call of native code would not notice it.
+
+    PR_SET_PDEATHSIG would not do: Linux takes the fork server for the parent, which lives as long as this process.
+    """
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None:
+        return
+    # The read end of a pipe to which the parent holds the other end; nothing is ever written to it.
+    sentinel: int = parent.sentinel
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([sentinel], [], [], 0)[0]:
+        # It has ended before.
+        os._exit(1)
+
+
+def _run(pipe: Connection, task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> ReplayReply:
     recipe = from_text(task.recipe_text)
 
     def fresh() -> Bundle:
+        pipe.send_bytes(LOADING)
         if not task.data:
-            return object_bundle.new_bundle(recipe, upload_keys)
-        return serialization.unseal(task.data, keyring, recipe, task.header.hash)[1]
+            bundle = object_bundle.new_bundle(recipe, upload_keys)
+        else:
+            bundle = serialization.unseal(task.data, keyring, recipe, task.header.hash)[1]
+        pipe.send_bytes(LOADED)
+        return bundle
 
     def seal(bundle: Bundle, fitted: Fitted) -> ReplayReply:
         if not fitted.count:
@@ -81,4 +108,4 @@ def _run(task: ReplayTask, keyring: Keyring, upload_keys: Keyring | None) -> Rep
         metrics, changed = (msgspec.json.encode(one).decode() for one in (bundle.metrics(), bundle.changed))
         return ReplayReply(fitted.count, fitted.reason, data, bundle.width, metrics, changed)
 
-    return fit_loop.fit_requests(fresh(), fresh, [Payload(payload) for payload in task.payloads], seal, SECONDS)
+    return fit_loop.fit_requests(fresh(), fresh, [Payload(payload) for payload in task.payloads], seal, REPLY_AFTER_S)

@@ -9,6 +9,8 @@ from keepfit.security.envelope import Header
 
 # The first message of a child: it has imported everything.
 READY = b"ready"
+# Before and after each load of the bundle: what follows is a call of its own.
+LOADING, LOADED = b"loading", b"loaded"
 
 
 class ReplayTask(msgspec.Struct, array_like=True, frozen=True):

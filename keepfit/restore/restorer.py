@@ -65,7 +65,8 @@ class Restorer:
         """Create what the restores of this process share."""
         object.__setattr__(self, "generations", Generations(self.resources.registry))
         upload_keys = uploads.upload_keyring(self.settings.upload_keys.get_secret_value())
-        object.__setattr__(self, "replayer", Replayer(self.resources.keyring, upload_keys))
+        replayer = Replayer(self.resources.keyring, upload_keys, self.settings.call_timeout_s)
+        object.__setattr__(self, "replayer", replayer)
 
     def close(self) -> None:
         """End the replay process; the connections stay open."""

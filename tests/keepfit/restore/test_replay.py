@@ -383,16 +383,11 @@ class Killing:
                 payload.change is None and "kill" in payload.rows().categories[0]
                 for payload in map(Payload, task.payloads)
             ):
-                if self._child is None:
-                    self._start_for_test()
-                os.kill(self._child.pid, signal.SIGKILL)
-                self._child.join()
+                child, _ = self._started or self._start()
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
             return learn(self, task)
 
-        def start(self: Any) -> None:
-            self._pipe = self._start()
-
-        monkeypatch.setattr(type(process), "_start_for_test", start, raising=False)
         monkeypatch.setattr(type(process), "learn", deadly)
 
 
