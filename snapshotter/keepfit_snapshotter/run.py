@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Self
@@ -108,20 +108,22 @@ class Snapshotter:
         started = time.monotonic()
         hashes = await store.changed()
         tally = _Tally(len(hashes), progress)
-        groups = iter(await self._groups(hashes))
+        groups, large = await self._groups(hashes)
         with ThreadPoolExecutor(self.limits.writes_max, "snapshot") as threads:
             limits = SaveLimits(asyncio.Semaphore(self.limits.writes_max), threads)
 
-            async def save_groups() -> None:
-                while tally.unavailable_in_a_row < UNAVAILABLE_COUNT and (group := next(groups, None)):
+            async def save_groups(some: Iterator[list[str]]) -> None:
+                while tally.unavailable_in_a_row < UNAVAILABLE_COUNT and (group := next(some, None)):
                     outcomes = await save_many(self.resources, group, limits)
                     for model_hash in group:
                         if model_hash in outcomes:
                             tally.count(model_hash, outcomes[model_hash])
 
+            waiting = iter(groups)
             async with asyncio.TaskGroup() as saving:
                 for _ in range(GROUPS_AT_ONCE):
-                    saving.create_task(save_groups())
+                    saving.create_task(save_groups(waiting))
+            await save_groups(iter(large))
         left = len(hashes) - tally.done
         unchanged = tally.done - len(tally.saved) - len(tally.failed)
         await store.note_pass(len(tally.failed) + left, tally.unavailable or next(iter(tally.failed.values()), ""))
@@ -164,19 +166,24 @@ class Snapshotter:
             log.warning("unloading_failed", failed=len(unloaded.failed), hash=model_hash, reason=reason)
         return unloaded.count, reason
 
-    async def _groups(self, hashes: Sequence[str]) -> list[list[str]]:
-        """Divide models into groups whose bundles may be in memory together."""
+    async def _groups(self, hashes: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+        """Divide models into groups of which two may be in memory together, and large models, which are saved alone."""
         groups: list[list[str]] = []
+        large: list[list[str]] = []
+        bytes_max = self.limits.bytes_max // GROUPS_AT_ONCE
         for begin in range(0, len(hashes), GROUP):
             some = hashes[begin : begin + GROUP]
-            total = self.limits.bytes_max
+            total = bytes_max + 1
             for model_hash, size in zip(some, await self._sizes(some), strict=True):
-                if total + size > self.limits.bytes_max // GROUPS_AT_ONCE:
+                if size > bytes_max:
+                    large.append([model_hash])
+                    continue
+                if total + size > bytes_max:
                     groups.append([])
                     total = 0
                 groups[-1].append(model_hash)
                 total += size
-        return groups
+        return groups, large
 
     async def _sizes(self, hashes: Sequence[str]) -> list[int]:
         try:

@@ -27,7 +27,8 @@ from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.snapshots import save
 from keepfit.snapshots.idle import IdleRules, Unloaded
-from keepfit.snapshots.resources import open_resources
+from keepfit.snapshots.resources import Resources, open_resources
+from keepfit.snapshots.save import SaveLimits
 from keepfit_snapshotter import run
 from keepfit_snapshotter.run import PassLimits, Snapshotter, run_once
 from tests import servers
@@ -420,3 +421,32 @@ async def test_bundles_in_memory_and_concurrent_writes_are_bounded(
         report = await shop.snapshotter.run_pass()
         assert (len(report.saved), sum(together)) == (12, 12)
         assert 1 <= max(together) <= max(1, 5_000 // size)
+
+
+async def test_a_large_bundle_is_saved_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a bundle of more than half of the limit is saved, no other one is in memory."""
+    async with workshop(settings) as shop:
+        hashes = [await shop.learned() for _ in range(3)]
+        for number, model_hash in enumerate(hashes[1:]):
+            # Two of the bundles are larger than half of the limit.
+            await shop.learn(model_hash, [[f"{number} {label:0200}", 2001] for label in range(40)], [1.0] * 40)
+        sizes = {model_hash: len(shop.data(model_hash)) for model_hash in hashes}
+        bytes_max = 2 * sizes[hashes[0]]
+        assert min(sizes[each] for each in hashes[1:]) > bytes_max // 2
+        saved, held = run.save_many, 0
+
+        async def counted(resources: Resources, some: Sequence[str], limits: SaveLimits) -> object:
+            nonlocal held
+            size = sum(sizes[each] for each in some)
+            held += size
+            assert held <= bytes_max or held == size
+            # Another group has the time to begin.
+            await asyncio.sleep(0)
+            try:
+                return await saved(resources, some, limits)
+            finally:
+                held -= size
+
+        monkeypatch.setattr(run, "save_many", counted)
+        report = await Snapshotter(shop.resources, PassLimits(bytes_max=bytes_max)).run_pass()
+        assert (len(report.saved), report.failed, held) == (3, {}, 0)
