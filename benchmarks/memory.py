@@ -24,14 +24,20 @@ from rich.console import Console
 
 from benchmarks.bench import temporary_folder
 from benchmarks.report import table
-from keepfit.backends import redis_clients
-from keepfit.settings import Settings
+from keepfit import identity
+from keepfit.backends import redis_keys
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.recipe import recipe
+from keepfit.rows import shaping
+from keepfit.settings import Settings, load
 from keepfit.snapshots.resources import open_resources
+from keepfit.store import inbox
+from keepfit.store.models import Install
 from keepfit_snapshotter.run import PassLimits, Snapshotter
 from keepfit_workers import restoring
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
-from tests import factories, servers
+from tests import servers
 
 MIB = 2**20
 SAMPLE_EVERY_S = 0.0005
@@ -102,7 +108,7 @@ def save_once(settings: Settings, model_hash: str) -> Callable[[], None]:
 def run_step(pipe: Connection, name: str, variables: Mapping[str, str], model_hash: str) -> None:
     """Run a step, with a signal before it and the peak of resident memory after it; main function of a process."""
     os.environ.update(variables)
-    step = {"learn": learn_once, "save": save_once, "restore": restore_once}[name](Settings(), model_hash)
+    step = {"learn": learn_once, "save": save_once, "restore": restore_once}[name](load(), model_hash)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = status_bytes(os.getpid(), "VmRSS")
@@ -139,25 +145,39 @@ def peak_of(name: str, variables: Mapping[str, str], model_hash: str) -> int:
 
 async def measure(settings: Settings, document: dict[str, Any], X: list[Any], y: list[Any]) -> list[float]:
     """Return the size of a bundle in MiB, and what each step and Redis need in multiples of it."""
-    variables = settings.variables()
-    with redis_clients.store_sync(settings) as client:
-        async with factories.workshop(settings) as workshop:
-            before = int(client.info("memory")["used_memory"])
-            model_hash = await workshop.make(document)
-            await workshop.accept(model_hash, X, y)
-            # The first row makes the bundle, the second one is measured.
-            await asyncio.to_thread(peak_of, "learn", variables, model_hash)
-            await workshop.accept(model_hash, X, y)
-            client.config_resetstat()
-            found = {"learn": await asyncio.to_thread(peak_of, "learn", variables, model_hash)}
-            found["Redis"] = int(client.info("memory")["used_memory_peak"]) - before
-            size = len(workshop.data(model_hash))
-            if (await workshop.model(model_hash)).version != len(y) + 1:
-                raise RuntimeError("a row was not learned")
-            found["save"] = await asyncio.to_thread(peak_of, "save", variables, model_hash)
-            workshop.lose(model_hash)
-            found["restore"] = await asyncio.to_thread(peak_of, "restore", variables, model_hash)
-            workshop.lose(model_hash)
+    metadata, wanted = {"type": "memory", "model": document["estimator"]}, recipe.parse(document)
+    model_hash, text = identity.hash_of(metadata), identity.canonical(metadata).decode()
+    rows = shaping.shape(wanted, X, y, learning=True)
+
+    async def peak(name: str) -> int:
+        return await asyncio.to_thread(peak_of, name, settings.variables(), model_hash)
+
+    async with open_resources(settings) as resources:
+        client, connection = resources.store.client, ScriptConnection(resources.store.client)
+        before = int((await client.info("memory"))["used_memory"])
+
+        async def learn_a_row() -> int:
+            request = await inbox.make_request(client, model_hash, registered.generation, rows)
+            await inbox.accept(connection, settings, [request])
+            return await peak("learn")
+
+        await resources.registry.ensure_indexes()
+        registered, _ = await resources.registry.register(model_hash, text, wanted.text())
+        await resources.store.install(Install(model_hash, text, wanted.text(), registered.generation))
+        # The first row makes the bundle, the second one is measured.
+        await learn_a_row()
+        await client.config_resetstat()
+        found = {"learn": await learn_a_row()}
+        found["Redis"] = int((await client.info("memory"))["used_memory_peak"]) - before
+        model = await resources.store.describe(model_hash)
+        if model is None or model.rows_seen != 2:
+            raise RuntimeError(f"not learned: {model}")
+        size = int(await client.strlen(redis_keys.bundle(model_hash)))
+        found["save"] = await peak("save")
+        await client.flushall()
+        found["restore"] = await peak("restore")
+        await client.flushall()
+        await connection.close()
     return [size / MIB, *(found[name] / size for name in (*STEPS, "Redis"))]
 
 

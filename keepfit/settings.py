@@ -210,7 +210,10 @@ class Settings(BaseSettings):
         6.0,
         ge=0.1,
         le=SECONDS_MAX,
-        description="Time without renewal after which a lease or lock expires and its worker counts as dead.",
+        description=(
+            "Time without renewal by the supervisor after which a lease expires and its work is put back; locks expire "
+            "after twice as long."
+        ),
     )
     call_timeout_s: float = Field(
         600.0,

@@ -1,6 +1,6 @@
 """Redis keys, built in this module only.
 
-Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, so that its keys share a Cluster slot:
+Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, a hash tag of Redis Cluster:
 
 ===================  ======  ==========  ======================================  =====================================
 key                  type    TTL         written by                              read by

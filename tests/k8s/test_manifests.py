@@ -31,6 +31,7 @@ from keepfit.security.api_keys import Keys
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings, load
 from keepfit_gateway.app import build_app
+from keepfit_workers.memory import SHARE
 
 Document = dict[str, Any]
 
@@ -124,33 +125,83 @@ def factors(column: str) -> list[float]:
     return [float(line.strip("| ").rpartition("|")[2]) for line in table.splitlines()]
 
 
-def memory_limit(folder: Path, name: str) -> int:
-    """Return the memory limit of the container of a Deployment in bytes."""
-    limit = container(folder, "Deployment", name)["resources"]["limits"]["memory"]
+def bundle_factors() -> dict[str, float]:
+    """Return the most memory of each step, in multiples of the bundle, from the table that starts with `model`."""
+    page = (ROOT / "docs/operations/runbook.md").read_text()
+    (head, lines), *others = re.findall(r"^\| model (\|.*)\n\|[-:|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert others == []
+    rows = [[float(cell) for cell in line.strip("| ").split("|")[1:]] for line in lines.splitlines()]
+    columns = [max(column) for column in zip(*rows, strict=True)]
+    return dict(zip([name.strip() for name in head.strip("|").split("|")], columns, strict=True))
+
+
+def memory_limit(folder: Path, kind: str, name: str) -> int:
+    """Return the memory limit of the container of a workload in bytes."""
+    limit = container(folder, kind, name)["resources"]["limits"]["memory"]
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", limit).groups()  # type: ignore[union-attr]
     return int(number) << {"Mi": 20, "Gi": 30}[unit]
+
+
+def numbers(folder: Path) -> dict[str, int]:
+    """Return the settings of the ConfigMap that are numbers."""
+    return {key: int(value) for key, value in one(folder, "ConfigMap", "keepfit")["data"].items() if value.isdigit()}
+
+
+def worker_bytes_max(folder: Path) -> float:
+    """Return the memory that one worker process may use."""
+    values = numbers(folder)
+    share = SHARE * memory_limit(folder, "Deployment", "workers") / values["KEEPFIT_WORKERS"]
+    return min(values.get("KEEPFIT_WORKER_MEMORY_BYTES_MAX", share), share)
 
 
 @each_build
 def test_the_largest_body_fits_into_the_memory_of_a_worker(folder: Path) -> None:
     """Three quarters of a worker's share hold the process, its bundles, and the most that rows of the limit take."""
-    values = {key: int(value) for key, value in one(folder, "ConfigMap", "keepfit")["data"].items() if value.isdigit()}
+    values = numbers(folder)
     assert max(factors("estimator")) >= 6
     needed = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
     needed += max(factors("estimator")) * values["KEEPFIT_BODY_BYTES_MAX"]
-    limit = (
-        values.get("KEEPFIT_WORKER_MEMORY_BYTES_MAX") or memory_limit(folder, "workers") // values["KEEPFIT_WORKERS"]
+    assert needed <= worker_bytes_max(folder)
+
+
+@each_build
+def test_the_largest_bundle_fits_into_the_memory_of_a_worker(folder: Path) -> None:
+    """A worker can load it, learn a small row, seal it and commit it, and restore it, beside its cached bundles."""
+    values, found = numbers(folder), bundle_factors()
+    assert found["learn"] >= 6
+    needed = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
+    needed += max(found["learn"], found["restore"]) * values["KEEPFIT_BUNDLE_BYTES_MAX"]
+    assert needed <= worker_bytes_max(folder)
+
+
+@each_build
+def test_the_largest_bundle_fits_into_the_memory_of_a_snapshotter(folder: Path) -> None:
+    """A snapshotter can save it, and smaller ones of the limit in bytes together."""
+    values = numbers(folder)
+    at_a_time = max(
+        values["KEEPFIT_BUNDLE_BYTES_MAX"],
+        values.get("KEEPFIT_SNAPSHOT_BYTES_MAX", Settings.model_fields["snapshot_bytes_max"].default),
     )
-    assert needed <= 0.75 * limit
+    assert PROCESS_BYTES + bundle_factors()["save"] * at_a_time <= memory_limit(folder, "CronJob", "snapshotter")
+
+
+@each_build
+def test_the_largest_bundle_fits_into_the_maxmemory_of_redis(folder: Path) -> None:
+    """Redis has room for its commit, and for a full inbox with retained requests."""
+    values, server = numbers(folder), container(folder, "StatefulSet", "redis")
+    assert "maxmemory $((MEMORY_LIMIT / 2))" in "".join(server["command"])
+    needed = bundle_factors()["Redis"] * values["KEEPFIT_BUNDLE_BYTES_MAX"]
+    needed += values["KEEPFIT_INBOX_BYTES_MAX"] + values["KEEPFIT_REPLAY_BYTES_MAX"]
+    assert needed <= memory_limit(folder, "StatefulSet", "redis") // 2
 
 
 @each_build
 def test_the_bodies_fit_into_the_memory_of_a_gateway(folder: Path) -> None:
     """A gateway holds its process, its cache, and the most that all bodies take which it reads at a time."""
-    values = {key: int(value) for key, value in one(folder, "ConfigMap", "keepfit")["data"].items() if value.isdigit()}
+    values = numbers(folder)
     bodies = max(values["KEEPFIT_BODIES_BYTES_MAX"], values["KEEPFIT_BODY_BYTES_MAX"])
     needed = PROCESS_BYTES + values["KEEPFIT_PREDICT_CACHE_BYTES_MAX"] + max(factors("body")) * bodies
-    assert needed <= memory_limit(folder, "gateway")
+    assert needed <= memory_limit(folder, "Deployment", "gateway")
 
 
 @each_build
