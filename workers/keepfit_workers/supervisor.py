@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from keepfit import hash_seed
 from keepfit.backends import redis_clients
+from keepfit.backends.backoff import Backoff
 from keepfit.errors import KeepfitError
 from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
@@ -36,8 +37,9 @@ from keepfit_workers.activity import Activity
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 1.0
-# Interval of attempts while Redis is unavailable: work that waits for Redis must not wait for the sweep as well.
-OUTAGE_SWEEP_S = 0.25
+# Pause after the first failure in a row to reach a Redis: 0.13 to 0.25 s, because work that waits for Redis must not
+# wait for the sweep as well; after each further one twice as long, up to the interval of the sweep.
+RETRY_PAUSE_S = 0.25
 # A worker that died sooner than this is replaced after a pause, so that a failing start does not become a fork loop.
 EARLY_DEATH_S = 0.5
 RESTART_PAUSE_S = 1.0
@@ -112,6 +114,7 @@ class Supervisor:
         self._next_beat_s = self._next_sweep_s = self._expire_after_s = 0.0
         self._reaped_left_behind = False
         self._outage = Outage("redis", "leases are not renewed, dead workers not reaped, lost hints not found")
+        self._backoff = Backoff(RETRY_PAUSE_S, SWEEP_S)
         self._parent = os.getppid()
 
     def run(self) -> None:
@@ -168,9 +171,10 @@ class Supervisor:
             beat()
             self._reap_and_sweep(store, queue, beat)
             self._outage.end()
+            self._backoff.reset()
         except (KeepfitError, RedisError) as error:
             self._outage.begin(error)
-            self._next_sweep_s = time.monotonic() + OUTAGE_SWEEP_S
+            self._next_sweep_s = time.monotonic() + self._backoff.next_s()
         finally:
             # No connection may be open while the next worker is forked.
             store.close()

@@ -22,6 +22,7 @@ from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
 from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
 from keepfit.jobs import rq_jobs
 from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
@@ -37,7 +38,8 @@ IDLE_WAIT_S = 1
 PR_SET_PDEATHSIG = 1
 # Share of the memory limit above which a worker is replaced between two jobs.
 REPLACED_AT = 0.75
-RETRY_S = 0.2
+# Pause after the first failure in a row to reach the queue's Redis: 0.1 to 0.2 s; after each further one twice as long.
+RETRY_PAUSE_S, RETRY_PAUSE_S_MAX = 0.2, 1.0
 UNAVAILABLE = (RedisError, UnavailableError)
 
 
@@ -58,6 +60,7 @@ class LeaseWorker(SimpleWorker):
         )
         self._supervisor = os.getppid()
         self._queue_outage = Outage("queue", "this worker waits for it")
+        self._queue_backoff = Backoff(RETRY_PAUSE_S, RETRY_PAUSE_S_MAX)
         self._store_outage = Outage("store", "models stay locked for a while")
         self._aborted_leases: list[str] = []
         self._aborted = LogThrottle(REMIND_S)
@@ -89,9 +92,10 @@ class LeaseWorker(SimpleWorker):
                 found = self._next()
             except UNAVAILABLE as error:
                 self._queue_outage.begin(error)
-                time.sleep(RETRY_S)
+                time.sleep(self._queue_backoff.next_s())
                 continue
             self._queue_outage.end()
+            self._queue_backoff.reset()
             if found is not None:
                 return found
         raise StopRequested
@@ -220,12 +224,13 @@ def _wait_for_queue(context: WorkerContext) -> bool:
     Returns False if the supervisor ended meanwhile.
     """
     outage, supervisor = Outage("queue", "this worker waits for it"), os.getppid()
+    backoff = Backoff(RETRY_PAUSE_S, RETRY_PAUSE_S_MAX)
     while os.getppid() == supervisor:
         try:
             context.queue.ping()
         except RedisError as error:
             outage.begin(error)
-            time.sleep(RETRY_S)
+            time.sleep(backoff.next_s())
         else:
             outage.end()
             return True
