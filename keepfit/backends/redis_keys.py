@@ -38,6 +38,7 @@ kf:room:<queue>:since         string  none      push, claim                     
 kf:room:<queue>:leases        zset    none      push, claim, release              claim, sweep (score: deadline ms)
 kf:room:<queue>:holders       hash    none      claim, release, abandon           claim
 kf:room:<queue>:turns         hash    an hour   workers (slow models only)        claim
+kf:restores                   hash    a day     mark_restores, unmark_restores    claim, mark_restores (both queues)
 kf:room:<queue>:work:<lease>  list    1 h       claim                             abandon
 kf:room:<queue>:poison        list    none      abandon                           supervisors (they reply)
 kf:room:<queue>:dead          list    a day     supervisors                       operators (requests put aside)
@@ -49,6 +50,8 @@ kf:sweep                      string  seconds   supervisors                     
 
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
+# Models that a worker restores or repairs, with its lease (a hash).
+RESTORES = "kf:restores"
 SNAPSHOTS = "kf:snapshots"
 SWEEP = "kf:sweep"
 UNLOADABLE = "kf:unloadable"

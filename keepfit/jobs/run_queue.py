@@ -56,6 +56,8 @@ class RunQueue:
 LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, requests=0)
 PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, requests=512)
 RUN_QUEUES = (LEARN, PREDICT)
+# The marks of models that are restored or repaired expire so long after the last one, if something goes wrong.
+RESTORES_TTL_MS = 86_400_000
 # Commands that count work: models with rows to learn, models with requests, leases, RQ jobs, requests put aside.
 BACKLOG: dict[str, Command] = {
     "models_to_learn": ("LLEN", redis_keys.queued_models(LEARN.name)),
@@ -123,6 +125,8 @@ def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str, *, renew: bool
             redis_keys.worker_requests(queue.name),
             redis_keys.request_limits(queue.name),
             redis_keys.RQ_WORKERS,
+            redis_keys.RESTORES,
+            redis_keys.leases(_other(queue).name),
         ],
         [
             lease,
@@ -150,10 +154,34 @@ def release(queue: RunQueue, lease: str, when: When = "idle") -> Command:
     )
 
 
-def enqueue_lease(connection: Redis, queue: RunQueue, ttl_s: float, models: Sequence[str] = ()) -> bool:
-    """Add `models` to a run queue, and enqueue a lease if one is missing; return whether one was enqueued."""
+def _other(queue: RunQueue) -> RunQueue:
+    return PREDICT if queue.name == LEARN.name else LEARN
+
+
+def mark_restores(connection: Redis, lease: str, models: Sequence[str]) -> list[str]:
+    """Mark models that `lease` is about to restore or repair; return those that no other lease has marked."""
+    (marked,) = redis_scripts.run(
+        connection,
+        redis_scripts.call(
+            "mark_restores",
+            [redis_keys.RESTORES, redis_keys.leases(PREDICT.name), redis_keys.leases(LEARN.name)],
+            [lease, RESTORES_TTL_MS, *models],
+        ),
+    )
+    return [model for model, is_marked in zip(models, marked, strict=True) if is_marked]
+
+
+def unmark_restores(lease: str, models: Sequence[str]) -> Command:
+    """Return the command that removes the marks of :func:`mark_restores`."""
+    return redis_scripts.call("unmark_restores", [redis_keys.RESTORES], [lease, *models])
+
+
+def enqueue_lease(
+    connection: Redis, queue: RunQueue, ttl_s: float, entries: Sequence[str | bytes] = (), requests_max: int = 1
+) -> bool:
+    """Push `entries` to a run queue, and enqueue a lease if one is missing; return whether one was enqueued."""
     lease = new_lease()
-    ((missing, *_),) = redis_scripts.run(connection, push(queue, lease, ttl_s, models))
+    ((missing, *_),) = redis_scripts.run(connection, push(queue, lease, ttl_s, entries, requests_max))
     if missing:
         rq_jobs.enqueue(connection, queue.function, lease)
     return bool(missing)

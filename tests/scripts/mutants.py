@@ -12,7 +12,7 @@ from unittest import mock
 
 from keepfit.backends import redis_scripts
 from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
-from tests.scripts.run_queue_mutants import ABANDON, CLAIM, PUSH, RELEASE
+from tests.scripts.run_queue_mutants import ABANDON, CLAIM, MARK_RESTORES, PUSH, RELEASE, UNMARK_RESTORES
 from tests.scripts.store_mutants import (
     ACCEPT,
     CLAIM_INBOX,
@@ -51,7 +51,7 @@ class Mutant:
 
 # All of them take minutes: `python -m tests.scripts` runs them.
 SHARES = 10
-RUN_QUEUE_SCRIPTS = {"push", "claim", "release", "abandon"}
+RUN_QUEUE_SCRIPTS = {"push", "claim", "mark_restores", "unmark_restores", "release", "abandon"}
 
 MUTANTS = (
     *(Mutant("accept", *mutant) for mutant in ACCEPT),
@@ -67,6 +67,8 @@ MUTANTS = (
     *(Mutant("peek", *mutant) for mutant in PEEK),
     *(Mutant("push", *mutant) for mutant in PUSH),
     *(Mutant("claim", *mutant) for mutant in CLAIM),
+    *(Mutant("mark_restores", *mutant) for mutant in MARK_RESTORES),
+    *(Mutant("unmark_restores", *mutant) for mutant in UNMARK_RESTORES),
     *(Mutant("release", *mutant) for mutant in RELEASE),
     *(Mutant("abandon", *mutant) for mutant in ABANDON),
 )

@@ -53,6 +53,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         self.numbers = count(1)
         self.accepted: set[str] = set()
         self.put_aside: list[str] = []
+        self.restores: dict[str, str] = {}
         self.workers = 0
         self.jobs = 0
 
@@ -112,7 +113,27 @@ class RunQueueMachine(RuleBasedStateMachine):
             claimed = [run_queue.split_entry(entry) for entry in answer[2:]]
             assert all(0 < left_s <= TTL_S for left_s, _ in claimed)
             answer = [*answer[:2], *(message for _, message in claimed)]
-        assert answer == self.plain[queue.name].claim(lease, worker, self.jobs, self.workers, renew=renew)
+        others = {model for model, by in self.restores.items() if by != lease and self._is_registered(by)}
+        plain = self.plain[queue.name]
+        assert answer == plain.claim(lease, worker, self.jobs, self.workers, renew=renew, restored_by_others=others)
+
+    def _is_registered(self, lease: str) -> bool:
+        return any(lease in plain.leases for plain in self.plain.values())
+
+    @rule(lease=leases, marked=st.lists(models, min_size=1, max_size=2, unique=True))
+    def mark_restores(self, lease: str, marked: list[str]) -> None:
+        """Mark models that a lease restores; a model that another registered lease has marked stays with it."""
+        free = [m for m in marked if self.restores.get(m, lease) == lease or not self._is_registered(self.restores[m])]
+        assert run_queue.mark_restores(self.client, lease, marked) == free
+        self.restores.update(dict.fromkeys(free, lease))
+
+    @rule(lease=leases, marked=st.lists(models, min_size=1, max_size=2, unique=True))
+    def unmark_restores(self, lease: str, marked: list[str]) -> None:
+        """Remove the marks of a lease; those of another one stay."""
+        own = [model for model in marked if self.restores.get(model) == lease]
+        assert redis_scripts.run(self.client, run_queue.unmark_restores(lease, marked)) == [len(own)]
+        for model in own:
+            del self.restores[model]
 
     @precondition(lambda self: any(plain.leases for plain in self.plain.values()))
     @rule(data=st.data(), worker=st.sampled_from(WORKERS), only_renew=rarely(True, False))
@@ -242,6 +263,9 @@ class RunQueueMachine(RuleBasedStateMachine):
         self.bench.steps += 1
         for plain in self.plain.values():
             assert self._contents(plain.queue.name) == plain.contents()
+        marks = self.client.hgetall(redis_keys.RESTORES)
+        assert {model.decode(): lease.decode() for model, lease in marks.items()} == self.restores
+        assert not marks or 0 < int(self.client.pttl(redis_keys.RESTORES)) <= run_queue.RESTORES_TTL_MS
 
     @invariant()
     def every_request_is_in_one_place(self) -> None:

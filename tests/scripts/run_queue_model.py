@@ -4,6 +4,7 @@ Owns no Redis and no clock: callers set what is late, past its deadline or inact
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +68,9 @@ class RunQueueModel:
         self.leases[lease] = True
         return [1, *refused]
 
-    def claim(self, lease: str, worker: str, jobs: int, workers: int, *, renew: bool) -> list[Any]:
+    def claim(
+        self, lease: str, worker: str, jobs: int, workers: int, *, renew: bool, restored_by_others: Collection[str] = ()
+    ) -> list[Any]:
         """Complete the last batch and claim the next one."""
         if lease not in self.leases:
             return [-1]
@@ -85,7 +88,8 @@ class RunQueueModel:
             awake = [worker]
         considered = self.waiting[: max(self.queue.models, 32)]
         busy = sum(bool(model) for _, _, model in self.holders.values())
-        kept = [model for model in considered if self.slow.get(model) == 0 and busy >= max(1, workers - 1)]
+        is_last = busy >= max(1, workers - 1)
+        kept = [m for m in considered if m in restored_by_others or (is_last and self.slow.get(m) == 0)]
         considered = [model for model in considered if model not in kept]
         own = [model for model in considered if awake[int(model[:8], 16) % len(awake)] == worker]
         if not own:

@@ -122,8 +122,13 @@ CLAIM = (
         "redis.call('HSET', KEYS[7], ARGV[1], ARGV[3] .. ' ' .. model .. ' ' .. string.format('%.0f', now))",
         "tostring(now)",
     ),
-    ("the last worker claims a very slow model", "if bounds[i] == VERY_SLOW then", "if false then"),
-    ("the last worker claims no slow model", "if bounds[i] == VERY_SLOW then", "if bounds[i] then"),
+    ("the last worker claims a very slow model", " or bounds[i] == VERY_SLOW then", " then"),
+    ("the last worker claims no slow model", "bounds[i] == VERY_SLOW then", "bounds[i] then"),
+    ("a model that another lease restores is claimed", "if is_restored or bounds", "if bounds"),
+    ("a lease does not claim what it has restored", " and by ~= ARGV[1] and (", " and ("),
+    ("marks of ended leases count", "redis.call('ZSCORE', KEYS[12], by))", "true)"),
+    ("marks of the other run queue do not count", " or redis.call('ZSCORE', KEYS[12], by))", ")"),
+    ("marks of the own run queue do not count", "(redis.call('ZSCORE', KEYS[3], by) or ", "("),
     ("only one worker claims very slow models", "busy > 0 and busy >= redis.call('SCARD', KEYS[10]) - 1", "busy > 0"),
     ("two workers are left to others", "redis.call('SCARD', KEYS[10]) - 1", "redis.call('SCARD', KEYS[10]) - 2"),
     ("models that may not be claimed are not returned", "  answer[2] = kept\n", "  answer[2] = {}\n"),
@@ -142,6 +147,21 @@ CLAIM = (
     ("claimed entries do not expire", "  redis.call('PEXPIRE', KEYS[4], ARGV[6])\n", ""),
     ("a claim does not reset the waiting time", "redis.call('SET', KEYS[6], now)\n", ""),
     ("waiting jobs are not reported", "redis.call('LLEN', KEYS[5])", "0"),
+)
+
+MARK_RESTORES = (
+    ("the mark of another lease is replaced", "if lease and lease ~= ARGV[1] and (", "if false and ("),
+    ("a lease cannot mark twice", "lease ~= ARGV[1] and ", ""),
+    ("marks of ended leases count", "redis.call('ZSCORE', KEYS[3], lease))", "true)"),
+    ("marks of one run queue do not count", "redis.call('ZSCORE', KEYS[2], lease) or ", ""),
+    ("marks of the other run queue do not count", " or redis.call('ZSCORE', KEYS[3], lease)", ""),
+    ("models are not marked", "    redis.call('HSET', KEYS[1], ARGV[i], ARGV[1])\n", ""),
+    ("marks do not expire", "redis.call('PEXPIRE', KEYS[1], ARGV[2])\n", ""),
+)
+
+UNMARK_RESTORES = (
+    ("the mark of another lease is removed", "redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1]", "true"),
+    ("marks stay", "redis.call('HDEL', KEYS[1], ARGV[i])", "1"),
 )
 
 RELEASE = (

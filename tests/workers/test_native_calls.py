@@ -45,6 +45,15 @@ class Fatal:
             os._exit(EXIT)
         self.__dict__.update(state or {})
 """
+# Its calls to learn do not return while the file MARK exists.
+STUCK = """import ctypes, os
+class Stuck:
+    def partial_fit(self, X, y):
+        while os.path.exists(MARK):
+            ctypes.PyDLL(None).usleep(100_000)
+    def predict(self, X):
+        return [0.0] * len(X)
+"""
 # Longer than any test.
 NEVER = 100_000.0
 
@@ -165,6 +174,45 @@ async def test_a_bundle_that_kills_its_loaders_is_put_aside(
     await eventually(learned, "the pending row", seconds=60)
     assert (await api.model(path))["warnings"] == []
     assert (await api.get("/readyz")).of(200)["status"] == "ok"
+
+
+async def test_a_repair_that_never_ends_is_ended(
+    own_stack: Stack, api: Api, metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    """One worker repairs, the other one answers other models; its question gets the reason, and no worker is killed."""
+    other = await api.make({**metadata, "other": "meanwhile"}, REGRESSOR)
+    await api.learn(other, X=[[1.0]], y=[1.0])
+    mark = tmp_path / "stuck"
+    source = STUCK.replace("MARK", repr(str(mark)))
+    path = await api.make(metadata, {"object": dump_local(source, own_stack.environment()["KEEPFIT_UPLOAD_KEYS"])})
+    await api.learn(path, X=[[0.0]], y=[0.0])
+    before = set(own_stack.workers())
+    for pid in before:
+        # Their successors have no bundle in memory.
+        os.kill(pid, signal.SIGKILL)
+    servers.wait_until(lambda: len(set(own_stack.workers()) - before) == 2, "the successors")
+    workers = own_stack.workers()
+    mark.touch()
+    store = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
+    queue = redis.Redis.from_url(own_stack.environment()["KEEPFIT_QUEUE_URL"])
+    store.delete(redis_keys.bundle(path.rpartition("/")[2]))
+    questions = [
+        asyncio.create_task(api.post(f"{path}/predict?timeout=100", {"X": [[float(number)]]})) for number in range(4)
+    ]
+
+    async def repaired() -> bool:
+        return bool(queue.hlen(redis_keys.RESTORES))
+
+    await eventually(repaired, "the begin of the repair")
+    for number in range(20):
+        await api.predict(other, [[float(number)]])
+    assert not any(question.done() for question in questions)
+    for question in questions:
+        found = (await question).problem(500)
+        assert found["type"] == "urn:keepfit:problem:missing-requests"
+        assert "longer than a call may" in found["detail"]
+    assert own_stack.workers() == workers
+    assert path.rpartition("/")[2] not in {entry["hash"] for entry in events(own_stack, "call_timed_out")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")

@@ -136,9 +136,9 @@ def _take_turn(context: WorkerContext, turn: Turn, model_hash: str, lease: str) 
         # Logged where it was found. Nothing is lost: a worker with the right versions learns the pending requests,
         # or the next turn does where the bundle was corrupt and is repaired.
         is_repairable = isinstance(error, CorruptBundleError) and not isinstance(error, MissingRequestsError)
-        repaired = is_repairable and restoring.repair(context, model_hash) is None
+        can_go_on = is_repairable and _repair(context, model_hash)
         turn.release(force=True)
-        return repaired
+        return can_go_on
     except UnavailableError:
         raise
     except Exception as error:
@@ -151,6 +151,13 @@ def _take_turn(context: WorkerContext, turn: Turn, model_hash: str, lease: str) 
         is_harm = isinstance(error, MemoryError) and context.activity.doing.step == CALL
         context.consumer.unlock(model_hash, lease, force=True, harm=Harm.MEMORY if is_harm else None)
         return False
+
+
+def _repair(context: WorkerContext, model_hash: str) -> bool:
+    """Repair a corrupt bundle, unless another worker does; return whether its requests can be learned after that."""
+    with restoring.marked(context, [model_hash]) as mine:
+        # The model waits in the run queue until the other worker has repaired it.
+        return not mine or restoring.repair(context, model_hash) is None
 
 
 def _run(context: WorkerContext, turn: Turn, model_hash: str) -> bool:

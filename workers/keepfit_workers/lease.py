@@ -55,8 +55,11 @@ def _drain(context: WorkerContext, queue: RunQueue, lease: str, work: Work) -> i
                 done += len(entries)
             else:
                 lingered = time.monotonic()
+                if limits and not queue.requests and _release(context, queue, lease, "now"):
+                    # Only models wait that are being repaired. The sweep enqueues the next lease, within a second.
+                    return done
                 if limits:
-                    # Only very slow models wait, which this worker may not claim now: a list with them does not block.
+                    # Only models wait that this worker may not claim now: a list with them does not block.
                     time.sleep(settings.linger_ms / 1000)
                 elif not _linger(context, queue) and _release(context, queue, lease):
                     return done

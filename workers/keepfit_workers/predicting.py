@@ -41,6 +41,8 @@ TURN_S = 0.02
 # A model whose request takes longer is very slow: claimed alone, and not by the last worker (claim.lua).
 VERY_SLOW_S = 0.25
 LIMITS_TTL_S = 3600
+# Questions that are put back were accepted before: no limit is enforced on them.
+PUT_BACK_MAX = 2**31
 
 Reasons = Mapping[str, KeepfitError | None]
 
@@ -163,12 +165,27 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
     hashes = list(lost)
     for begin in range(0, len(hashes), restoring.AT_ONCE):
         some = hashes[begin : begin + restoring.AT_ONCE]
-        reasons = restoring.restore_lost(context, some)
-        _answer_models(context, outbox, {model_hash: lost[model_hash] for model_hash in some}, reasons)
+        with restoring.marked(context, some) as mine:
+            reasons = restoring.restore_lost(context, mine) if mine else {}
+        _put_back(context, {model_hash: lost[model_hash] for model_hash in some if model_hash not in mine})
+        _answer_models(context, outbox, {model_hash: lost[model_hash] for model_hash in mine}, reasons)
     for request in changes:
         outbox.put(request, _answer_change(context, request))
         outbox.send_if_due()
     return outbox.take_commands()
+
+
+def _put_back(context: WorkerContext, questions: Mapping[str, Sequence[Question]]) -> None:
+    """Put questions back about models that another worker restores or repairs; no worker claims them until it has."""
+    now_s = time.monotonic()
+    entries = [
+        run_queue.make_entry(model_hash, max(question.deadline_s - now_s, 0), messages.encode(question.request))
+        for model_hash, group in questions.items()
+        for question in group
+    ]
+    if entries:
+        ttl_s = context.settings.lease_ttl_s
+        run_queue.enqueue_lease(context.queue, run_queue.PREDICT, ttl_s, entries, PUT_BACK_MAX)
 
 
 def _answer_change(context: WorkerContext, request: WorkerRequest) -> WorkerReply:
@@ -194,7 +211,8 @@ def _answer_models(
 ) -> None:
     """Answer the questions about each model in turn; `reasons` says why a model could not be restored.
 
-    Models with corrupt bundles are repaired, and answered after that (`repaired`).
+    Models with corrupt bundles are repaired, and answered after that (`repaired`); questions about those that another
+    worker restores or repairs are put back.
     """
     if not questions:
         return
@@ -227,8 +245,12 @@ def _answer_models(
     if corrupt:
         # A repair is slow: the replies that are ready go first.
         outbox.send()
-        tried = {model_hash: restoring.repair(context, model_hash) for model_hash in corrupt}
-        _answer_models(context, outbox, corrupt, tried, repaired=True)
+        tried = {}
+        for model_hash in corrupt:
+            with restoring.marked(context, [model_hash]) as mine:
+                tried.update({each: restoring.repair(context, each) for each in mine})
+        _put_back(context, {model_hash: group for model_hash, group in corrupt.items() if model_hash not in tried})
+        _answer_models(context, outbox, {each: corrupt[each] for each in tried}, tried, repaired=True)
 
 
 def _load(context: WorkerContext, hashes: Collection[str]) -> tuple[dict[str, Loaded], dict[str, KeepfitError]]:

@@ -1,19 +1,23 @@
 """Restores and snapshots that gateways request: models that Redis lost, older snapshots, and new snapshots.
 
-Owns the steps of such a request; restoring itself is :mod:`keepfit.restore.restorer`, saving
-:mod:`keepfit.snapshots.save`. Never sends a reply. Invariant: a failure with one model is a
-:class:`~keepfit.errors.KeepfitError` for the requests about that model, and affects no other request.
+Owns the steps of such a request, and the marks that let one worker at a time restore or repair a model; restoring
+itself is :mod:`keepfit.restore.restorer`, saving :mod:`keepfit.snapshots.save`. Never sends a reply. Invariant: a
+failure with one model is a :class:`~keepfit.errors.KeepfitError` for the requests about that model, and affects no
+other request.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 import structlog
 
+from keepfit.backends import redis_scripts
 from keepfit.errors import ConflictError, KeepfitError, MissingRequestsError, NotFoundError, UnavailableError
 from keepfit.history import RegistryEntry
+from keepfit.jobs import run_queue
 from keepfit.jobs.messages import RestoreOptions, WorkerRequest
 from keepfit.restore import repair as repairs
 from keepfit.restore import replay_source
@@ -31,6 +35,23 @@ AT_ONCE = 16
 SAVE_TRIES, SAVE_PAUSE_S = 20, 0.1
 
 Reason = KeepfitError | None
+
+
+@contextmanager
+def marked(context: WorkerContext, hashes: Sequence[str]) -> Iterator[list[str]]:
+    """Mark models inside the `with` block, so that no other worker restores or repairs them, or claims their work.
+
+    Yields the hashes of those that no other worker has marked. The marks end with the lease of this worker.
+    """
+    lease = context.activity.doing.lease
+    mine = run_queue.mark_restores(context.queue, lease, hashes)
+    try:
+        yield mine
+    finally:
+        if mine:
+            # Without the queue's Redis, the lease ends as well.
+            with suppress(UnavailableError):
+                redis_scripts.run(context.queue, run_queue.unmark_restores(lease, mine))
 
 
 def restore_lost(context: WorkerContext, hashes: Sequence[str]) -> dict[str, Reason]:

@@ -6,6 +6,8 @@
 -- A very slow model is claimed alone, one request at a time, and never by the last worker: of W workers, up to W - 1 may
 -- be busy with models of this kind (one, if there is only one), so that the requests of other models do not wait.
 --
+-- A model that another lease restores or repairs (mark_restores) is not claimed: its work waits until that is done.
+--
 -- KEYS[1] models     list of models with work, each once
 -- KEYS[2] known      set of the same models
 -- KEYS[3] leases     sorted set of leases, score: deadline in milliseconds since 1970
@@ -17,6 +19,8 @@
 -- KEYS[8] requests   hash with each model's worker requests in order: <model>:<number>, <model>:first, <model>:next
 -- KEYS[9] slow       hash of slow models: number of requests that one claim may take; '01' for a very slow one
 -- KEYS[10] workers   RQ's set of live workers
+-- KEYS[11] restores  hash of models that are restored or repaired: the lease that does it
+-- KEYS[12] others    sorted set of leases on the other run queue
 -- ARGV[1] lease      id of the caller's lease
 -- ARGV[2] ttl        milliseconds until a lease expires that is not renewed
 -- ARGV[3] worker     name of the caller
@@ -28,7 +32,7 @@
 -- returns {-1} if the lease is not valid (any more); else {number of jobs that wait for a worker,
 --         {model, bound, ...}, entries...}: the slow models among the claimed ones with the bound that applied, and
 --         hashes of models; or the milliseconds until the deadline of a request (9 digits), followed by the request.
---         Without entries, the models are the very slow ones that wait and that this worker may not claim now
+--         Without entries, the models are those that wait and that this worker may not claim now, as very slow ones
 
 -- Workers of 0.1 take one request of such a model at a time.
 local VERY_SLOW = '01'
@@ -72,8 +76,11 @@ end
 local own, others, kept = {}, {}, {}
 local is_last = busy > 0 and busy >= redis.call('SCARD', KEYS[10]) - 1
 local bounds = is_last and redis.call('HMGET', KEYS[9], unpack(look)) or {}
+local restores = redis.call('EXISTS', KEYS[11]) == 1 and redis.call('HMGET', KEYS[11], unpack(look)) or {}
 for i, model in ipairs(look) do
-  if bounds[i] == VERY_SLOW then
+  local by = restores[i]
+  local is_restored = by and by ~= ARGV[1] and (redis.call('ZSCORE', KEYS[3], by) or redis.call('ZSCORE', KEYS[12], by))
+  if is_restored or bounds[i] == VERY_SLOW then
     table.insert(kept, model)
     table.insert(kept, VERY_SLOW)
   elseif awake[tonumber(string.sub(model, 1, 8), 16) % #awake + 1] == ARGV[3] then

@@ -1,0 +1,198 @@
+"""One worker at a time restores or repairs a model; others leave its work in the run queue, and serve other models."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from keepfit.backends import redis_keys, redis_scripts
+from keepfit.jobs import messages, run_queue
+from keepfit.jobs.messages import Operation, WorkerReply, WorkerRequest
+from keepfit.jobs.run_queue import LEARN, PREDICT
+from keepfit.rows.shaping import shape
+from keepfit.settings import Settings
+from keepfit_workers import restoring
+from keepfit_workers.context import WorkerContext
+from keepfit_workers.learning import learn
+from keepfit_workers.lease import drain
+from keepfit_workers.predicting import answer_all
+from tests.factories import SHOES, Workshop, workshop
+
+FIRST, SECOND = "first lease", "second lease"
+TTL_S = 600.0
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of this test only."""
+    async with workshop(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def others(settings: Settings) -> Iterator[WorkerContext]:
+    """Return the context of a second worker."""
+    opened = WorkerContext(settings, "second")
+    yield opened
+    opened.close()
+
+
+class Gate:
+    """Holds up whatever restores or repairs until it is opened, and counts it."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self.began, self.opened, self.calls = threading.Event(), threading.Event(), 0
+        self._act = act
+
+    def __call__(self, *given: Any) -> Any:
+        """Do the work once the gate is open."""
+        self.calls += 1
+        self.began.set()
+        assert self.opened.wait(60)
+        return self._act(*given)
+
+
+@contextmanager
+def leased(context: WorkerContext, lease: str) -> Iterator[None]:
+    """Give a worker a lease on the predict queue."""
+    context.queue.zadd(redis_keys.leases(PREDICT.name), {lease: 9e12})
+    with context.activity.holding_lease(PREDICT.name, lease):
+        yield
+
+
+def push(context: WorkerContext, number: int, model_hash: str, operation: Operation = "restore", **more: Any) -> None:
+    """Push a question."""
+    entry = run_queue.make_entry(
+        model_hash, 60, messages.encode(WorkerRequest(number, "g", model_hash, operation, **more))
+    )
+    redis_scripts.run(context.queue, run_queue.push(PREDICT, FIRST, TTL_S, [entry], 100))
+
+
+def claim(context: WorkerContext, lease: str, queue: run_queue.RunQueue = PREDICT) -> Sequence[bytes]:
+    """Claim work."""
+    (answer,) = redis_scripts.run(context.queue, run_queue.claim(queue, lease, TTL_S, context.name))
+    return answer[2:]
+
+
+def answer(context: WorkerContext, entries: Sequence[bytes]) -> list[WorkerReply]:
+    """Answer questions, and return all replies that were sent."""
+    unsent = answer_all(context, entries)
+    if unsent:
+        redis_scripts.run(context.queue, *unsent)
+    batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
+    context.queue.delete(redis_keys.replies("g"))
+    return [reply for batch in batches for reply in messages.decode_replies(batch)]
+
+
+async def two_workers(
+    first: WorkerContext, second: WorkerContext, gate: Gate, hashes: tuple[str, str], ask: Callable[[int, str], None]
+) -> list[WorkerReply]:
+    """Let two workers claim a question about the same model while the first is at the gate; return the replies.
+
+    In between, the second one must answer a question about another model, and claim nothing of this one.
+    """
+    model_hash, other = hashes
+    with leased(first, FIRST), leased(second, SECOND):
+        ask(1, model_hash)
+        (entry,) = claim(first, FIRST)
+        # Claimed before the model is marked.
+        ask(2, model_hash)
+        (late,) = claim(second, SECOND)
+        restoring_first = asyncio.create_task(asyncio.to_thread(answer, first, [entry]))
+        assert await asyncio.to_thread(gate.began.wait, 60)
+        assert await asyncio.to_thread(answer, second, [late]) == []
+        ask(3, model_hash)
+        assert claim(second, SECOND) == []
+        ask(4, other)
+        (quick,) = claim(second, SECOND)
+        (reply,) = await asyncio.to_thread(answer, second, [quick])
+        assert (reply.id, reply.error) == (4, None)
+        assert not restoring_first.done()
+        gate.opened.set()
+        replies = await restoring_first
+        # One claim takes the share of this worker.
+        while left := claim(second, SECOND):
+            replies += await asyncio.to_thread(answer, second, left)
+        return replies
+
+
+async def test_one_worker_restores_a_lost_model(
+    shop: Workshop, context: WorkerContext, others: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions of a second worker wait in the run queue until the first has restored the model, and succeed then."""
+    lost, other = await shop.learned(), await shop.learned()
+    await shop.snapshotter.run_pass()
+    shop.lose(lost)
+    gate = Gate(restoring.restore_lost)
+    monkeypatch.setattr(restoring, "restore_lost", gate)
+
+    def ask(number: int, model_hash: str) -> None:
+        push(context, number, model_hash) if model_hash == lost else predict(number, model_hash)
+
+    model = await shop.model(other)
+    rows = shape(model.recipe, SHOES, learning=False)
+
+    def predict(number: int, model_hash: str) -> None:
+        push(context, number, model_hash, "predict", generation=model.generation, rows=rows)
+
+    replies = await two_workers(context, others, gate, (lost, other), ask)
+    assert [(reply.id, reply.error) for reply in replies] == [(1, None), (2, None), (3, None)]
+    # The second call found it live.
+    assert (await shop.model(lost)).generation == 2
+    assert context.queue.hlen(redis_keys.RESTORES) == 0
+
+
+async def test_one_worker_repairs_a_damaged_model(
+    shop: Workshop, context: WorkerContext, others: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions of a second worker wait in the run queue until the first has repaired the model."""
+    damaged, other = await shop.learned(), await shop.learned()
+    models = {each: await shop.model(each) for each in (damaged, other)}
+    shop.redis.delete(redis_keys.bundle(damaged))
+    gate = Gate(restoring.repair)
+    monkeypatch.setattr(restoring, "repair", gate)
+
+    def ask(number: int, model_hash: str) -> None:
+        model = models[model_hash]
+        rows = shape(model.recipe, SHOES, learning=False)
+        push(context, number, model_hash, "predict", generation=model.generation, rows=rows)
+
+    replies = await two_workers(context, others, gate, (damaged, other), ask)
+    # A repair begins a generation, so clients ask again.
+    assert [(reply.id, reply.error and reply.error[0]) for reply in replies] == [
+        (number, "StaleModelError") for number in (1, 2, 3)
+    ]
+    assert (gate.calls, (await shop.model(damaged)).generation) == (1, 2)
+
+
+async def test_rows_wait_for_the_repair_of_another_worker(
+    shop: Workshop, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that learns does not repair what another one does, and learns the rows once that is done."""
+    model_hash = await shop.learned()
+    await shop.accept(model_hash)
+    shop.redis.delete(redis_keys.bundle(model_hash))
+    context.queue.zadd(redis_keys.leases(PREDICT.name), {FIRST: 9e12})
+    assert run_queue.mark_restores(context.queue, FIRST, [model_hash]) == [model_hash]
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring.repairs, "repair", None)
+        assert await asyncio.to_thread(learn, context, model_hash, SECOND)
+    assert not shop.redis.exists(redis_keys.lock(model_hash))
+
+    # Its lease ends if nothing else waits, rather than to look again and again.
+    redis_scripts.run(context.queue, run_queue.push(LEARN, SECOND, TTL_S, [model_hash]))
+    assert await asyncio.to_thread(drain, context, LEARN, SECOND, lambda models: pytest.fail("claimed")) == 0
+    assert context.queue.zcard(redis_keys.leases(LEARN.name)) == 0
+    assert context.queue.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [model_hash.encode()]
+
+    # The mark of a lease that has ended is none.
+    context.queue.zrem(redis_keys.leases(PREDICT.name), FIRST)
+    run_queue.enqueue_lease(context.queue, LEARN, TTL_S)
+    (lease,) = context.queue.zrange(redis_keys.leases(LEARN.name), 0, -1)
+    assert claim(context, lease.decode(), LEARN) == [model_hash.encode()]
+    assert await asyncio.to_thread(learn, context, model_hash, SECOND)
+    assert not await asyncio.to_thread(learn, context, model_hash, SECOND)
+    assert (await shop.model(model_hash)).inbox == 0
