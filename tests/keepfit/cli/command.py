@@ -2,38 +2,31 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from keepfit.settings import Settings
+from tests import fork_server
 
-Done = subprocess.CompletedProcess[str]
+Done = fork_server.Done
 
 
-def keepfit(*words: str, cwd: Path, variables: dict[str, str] | None = None) -> Done:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "keepfit", *words],
-        cwd=cwd,
-        env={**os.environ, **(variables or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def keepfit(
+    *words: str, cwd: Path, variables: Mapping[str, str] | None = None, sent: str | None = None, timeout: float = 60
+) -> Done:
+    """Run the command to its end; `sent` is its standard input."""
+    return fork_server.run(words, cwd, {**os.environ, **(variables or {})}, sent, timeout)
 
 
 def error_line(done: Done) -> str:
     """Return the one line that a failed command prints to standard error; assert that it prints nothing else."""
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("keepfit: ")
-    return line
+    assert done.stderr.startswith("keepfit: ")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr.rstrip("\n")
 
 
 @dataclass(frozen=True, slots=True)

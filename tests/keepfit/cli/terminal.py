@@ -5,11 +5,11 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests import fork_server
 
 # Titles of columns are bold. NO_COLOR removes colours, so that all other escape sequences are those of a user.
 TITLE_STYLE = re.compile(r"\x1b\[[01]m")
@@ -30,11 +30,10 @@ def on_terminal(
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keepfit", *words],
-        cwd=cwd, env={**inherited, "TERM": "xterm", "NO_COLOR": "1", **(variables or {})},
-        stdin=terminal, stdout=terminal, stderr=terminal if notes else subprocess.DEVNULL,
-    )  # fmt: skip
+    environment = {**inherited, "TERM": "xterm", "NO_COLOR": "1", **(variables or {})}
+    with open(os.devnull, "wb") as nothing:
+        files = (terminal, terminal, terminal if notes else nothing.fileno())
+        process = fork_server.start(words, cwd, environment, files)
     os.close(terminal)
     printed = b""
     while True:

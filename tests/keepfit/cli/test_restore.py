@@ -5,8 +5,6 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typer.testing import CliRunner, Result
 from keepfit.cli import main
 from keepfit.settings import Settings
 from keepfit.times import format_time
+from tests import fork_server
 from tests.conftest import SIGNING_KEYS
 from tests.factories import Workshop
 
@@ -99,8 +98,7 @@ async def test_restore_to_a_time_or_version(shop: Workshop, keepfit: Keepfit) ->
 def in_zone(variables: dict[str, str], folder: Path, zone: str, *words: str) -> str:
     """Run the command in a process whose local time is that of `zone`; return its output and then its notes."""
     environment = {**os.environ, **variables, "TZ": zone}
-    command = [sys.executable, "-m", "keepfit", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = fork_server.run(words, folder, environment)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -150,18 +148,20 @@ async def test_without_a_terminal_live_models_go_back_only_with_force(shop: Work
 def at_a_terminal(variables: dict[str, str], folder: Path, answer: str) -> tuple[int, str, str]:
     """Run the command on a terminal and answer its question; return exit code, question and output."""
     controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keepfit", "restore", "--version", "1"],
-        cwd=folder, env={**os.environ, **variables}, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal,
-    )  # fmt: skip
+    output, end = os.pipe()
+    words = ("restore", "--version", "1")
+    process = fork_server.start(words, folder, {**os.environ, **variables}, (terminal, end, terminal))
     os.close(terminal)
+    os.close(end)
     question = b""
     while b"Continue?" not in question:
         question += os.read(controller, 4096)
     os.write(controller, answer.encode())
-    out, _ = process.communicate(timeout=60)
+    with open(output, "rb") as pipe:
+        out = pipe.read()
+    code = process.wait(60)
     os.close(controller)
-    return process.returncode, question.decode(), out.decode()
+    return code, question.decode(), out.decode()
 
 
 async def test_restore_asks_on_a_terminal(shop: Workshop, variables: dict[str, str], tmp_path: Path) -> None:

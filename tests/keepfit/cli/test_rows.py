@@ -122,10 +122,9 @@ def test_json_and_compressed_files_are_learned_alike(stack: Stack, session: str,
         predictions.append((tmp_path / "out.jsonl").read_text())
     assert len(predictions[0].splitlines()) == 50
     assert predictions[0] == predictions[1] == predictions[2]
-    piped = subprocess.run(
-        [sys.executable, "-m", "keepfit", "predict", "-", "--hash", model_hash, "--data", str(stack.data)],
-        input="fit,year,make,id\n4,2001,nike,7\n", cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    words = ("predict", "-", "--hash", model_hash, "--data", str(stack.data))
+    piped = keepfit(*words, cwd=tmp_path, sent="fit,year,make,id\n4,2001,nike,7\n")
+    assert piped.returncode == 0, piped.stderr
     header, row = csv.reader(piped.stdout.splitlines())
     assert header == ["fit", "year", "make", "id", "prediction"]
     assert row[:4] == ["4", "2001", "nike", "7"]

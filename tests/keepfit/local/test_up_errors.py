@@ -19,8 +19,8 @@ from keepfit.local.servers import free_port
 from keepfit.settings import load
 from tests import servers
 from tests.conftest import Stack, start_stack, stop_stack
+from tests.keepfit.cli.command import Done, error_line, keepfit
 
-Done = subprocess.CompletedProcess[str]
 UNUSED = free_port()
 UNREACHABLE = {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{UNUSED}",
@@ -58,15 +58,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
 
 def up(cwd: Path, *words: str, **variables: str) -> Done:
     """Run `keepfit up` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "keepfit", "up", "--port", "0", *words],
-        cwd=cwd,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return keepfit("up", "--port", "0", *words, cwd=cwd, variables=variables)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +76,9 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_setting_is_one_line_before_anything_starts(refused: dict[str, Done], name: str) -> None:
     """`keepfit up` prints one line that names the setting, shows no password, and exits with 1."""
-    done = refused[name]
-    (line,) = done.stderr.splitlines()
+    line = error_line(refused[name])
     assert line.startswith(f"keepfit: {WRONG[name][2]}")
     assert "hunter2" not in line
-    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_wrong_credentials_of_a_bucket_are_named(s3_url: str, tmp_path: Path) -> None:
@@ -227,15 +217,8 @@ def test_the_demo_that_cannot_start_is_one_line(
     tmp_path: Path, variables: dict[str, str], data: str, line: str
 ) -> None:
     """`keepfit demo` prints one line that says what is wrong, as `keepfit up` does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "keepfit", "--data", data, "demo", "--once", "--port", "0", "--flights", "1000"],
-        cwd=tmp_path,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    words = ("--data", data, "demo", "--once", "--port", "0", "--flights", "1000")
+    done = keepfit(*words, cwd=tmp_path, variables=variables, timeout=100)
     (printed,) = done.stderr.splitlines()
     assert printed.startswith(f"keepfit: {line}")
     assert done.returncode == 1
@@ -244,10 +227,8 @@ def test_the_demo_that_cannot_start_is_one_line(
 def test_the_demo_does_not_disturb_a_stack_on_its_folder(stack: Stack, tmp_path: Path) -> None:
     """On the folder of a running stack `keepfit demo` names that stack and changes nothing."""
     record = (stack.data / "up.json").read_bytes()
-    command = [sys.executable, "-m", "keepfit", "--data", str(stack.data), "demo", "--once", "--port", "0"]
-    done = subprocess.run(
-        [*command, "--flights", "1000"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
-    )
+    words = ("--data", str(stack.data), "demo", "--once", "--port", "0", "--flights", "1000")
+    done = keepfit(*words, cwd=tmp_path, timeout=100)
     assert f"is in use by another `keepfit up` (pid {stack.process.pid}, " in done.stderr
     assert done.returncode == 1
     assert (stack.data / "up.json").read_bytes() == record
