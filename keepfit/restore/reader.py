@@ -6,12 +6,12 @@ logged, marked as corrupt, and the one before it is used; a snapshot that only t
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field
 
 import structlog
 
-from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError
+from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError, UnloadableError
 from keepfit.history import Document, RegistryEntry
 from keepfit.observability import failpoints
 from keepfit.restore.requests import RestoreRequest
@@ -23,11 +23,26 @@ from keepfit.snapshots.stored_bundle import read_bundle
 log = structlog.get_logger(__name__)
 
 
+class LoadGuard:
+    """Is asked before a snapshot is read, and told while it is unpickled: that can end the process, or take for ever.
+
+    This one does nothing. `is_named` says whether the restore names a time or version.
+    """
+
+    def check(self, document: Document, *, is_named: bool) -> None:
+        """Raise UnloadableError if the snapshot must not be loaded."""
+
+    def loading(self, document: Document, *, is_named: bool) -> AbstractContextManager[None]:
+        """Return the context in which the snapshot is unpickled; its caller is a thread."""
+        return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotReader:
     """Reads snapshots of models."""
 
     resources: Resources
+    guard: LoadGuard = field(default_factory=LoadGuard)
 
     async def find(
         self,
@@ -46,13 +61,13 @@ class SnapshotReader:
             If the request names a time or version, and no snapshot matches.
         UnavailableError
             If no matching snapshot is good, or the storage or MongoDB is unavailable.
-        RuntimeMismatchError, UnknownKeyError
-            If this process cannot load the snapshot.
+        RuntimeMismatchError, UnknownKeyError, UnloadableError
+            If this process cannot load the snapshot, or must not.
         """
         corrupt, has_unsuitable = 0, False
         if preferred is not None:
             try:
-                return await self.fetch(registered, preferred), corrupt
+                return await self.fetch(registered, preferred, is_named=request.is_named), corrupt
             except EnvelopeError as error:
                 corrupt += await self._mark_corrupt(preferred, error)
         documents = self.resources.registry.snapshots(
@@ -64,7 +79,7 @@ class SnapshotReader:
                     has_unsuitable = True
                     continue
                 try:
-                    return await self.fetch(registered, document), corrupt
+                    return await self.fetch(registered, document, is_named=request.is_named), corrupt
                 except EnvelopeError as error:
                     corrupt += await self._mark_corrupt(document, error)
         if corrupt:
@@ -78,8 +93,8 @@ class SnapshotReader:
 
     async def _mark_corrupt(self, document: Document, error: EnvelopeError) -> int:
         """Mark a damaged snapshot as corrupt and log it; return 1, for the caller's count."""
-        if isinstance(error, RuntimeMismatchError | UnknownKeyError):
-            # The snapshot may be good: another process, set up for its versions or key, must still find it.
+        if isinstance(error, RuntimeMismatchError | UnknownKeyError | UnloadableError):
+            # The snapshot may be good: another process, set up for its versions, key or size, must still find it.
             raise error
         if not await self.resources.registry.mark_corrupt(document):
             # It expired while it was read, in favour of a newer one that is not in the list we go through.
@@ -87,18 +102,20 @@ class SnapshotReader:
         log.warning("snapshot_corrupt", hash=document["hash"], version=document["version"], reason=str(error))
         return 1
 
-    async def fetch(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
+    async def fetch(self, registered: RegistryEntry, document: Document, *, is_named: bool = False) -> SnapshotBundle:
         """Read and verify a snapshot; raises EnvelopeError if it is damaged."""
-        snapshot = await asyncio.to_thread(self._read, registered, document)
+        snapshot = await asyncio.to_thread(self._read, registered, document, is_named)
         failpoints.reach("restore.fetched")
         return snapshot
 
-    def _read(self, registered: RegistryEntry, document: Document) -> SnapshotBundle:
+    def _read(self, registered: RegistryEntry, document: Document, is_named: bool) -> SnapshotBundle:
         """Read a snapshot's blob and verify all that can be verified without installing it."""
+        self.guard.check(document, is_named=is_named)
         data = read_bundle(self.resources.storage, document)
         # The bytes are those that were saved, so another signature is that of another key.
         self.resources.keyring.check_signer(data, envelope.BUNDLE)
-        snapshot = verify(data, self.resources.keyring, registered, document)
+        with self.guard.loading(document, is_named=is_named):
+            snapshot = verify(data, self.resources.keyring, registered, document)
         if (snapshot.header.generation, snapshot.header.version) != (document["generation"], document["version"]):
             raise EnvelopeError("the blob holds another version than its document names")
         return snapshot

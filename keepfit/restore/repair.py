@@ -25,10 +25,10 @@ from keepfit.errors import (
     RuntimeMismatchError,
     StaleModelError,
     UnknownKeyError,
+    UnloadableError,
 )
 from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link
-from keepfit.restore.reader import SnapshotReader
 from keepfit.restore.replay_source import LoggedRequest, position_of
 from keepfit.restore.restorer import Restorer
 from keepfit.restore.snapshot_bundle import SnapshotBundle, to_rewind
@@ -76,7 +76,7 @@ async def repair(restorer: Restorer, model_hash: str) -> RepairResult | None:
         If the bundle cannot be repaired; the message says which requests are missing, and what an operator can do.
     NotFoundError
         If the live model is left over from a deleted one.
-    UnavailableError, RuntimeMismatchError, UnknownKeyError
+    UnavailableError, RuntimeMismatchError, UnknownKeyError, UnloadableError
         As of :meth:`keepfit.restore.restorer.Restorer.restore`.
     """
     resources = restorer.resources
@@ -158,8 +158,8 @@ async def _relearn(
     base = None
     try:
         if document is not None:
-            base = await SnapshotReader(restorer.resources).fetch(registered, document)
-    except (RuntimeMismatchError, UnknownKeyError):
+            base = await restorer.reader.fetch(registered, document)
+    except (RuntimeMismatchError, UnknownKeyError, UnloadableError):
         raise
     except EnvelopeError as error:
         version = live.retained.base and live.retained.base.place and live.retained.base.place[1]

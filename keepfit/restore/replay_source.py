@@ -169,7 +169,7 @@ async def read_calls(
 
 
 async def read_source(
-    resources: Resources,
+    reader: SnapshotReader,
     registered: RegistryEntry,
     request: RestoreRequest,
     preferred: Document | None = None,
@@ -180,7 +180,7 @@ async def read_source(
     If the newest snapshot is damaged, an older one is used and more is replayed; but no snapshot of requests that the
     model has rewound past. Raises what :meth:`keepfit.restore.reader.SnapshotReader.find` raises.
     """
-    reader = SnapshotReader(resources)
+    resources = reader.resources
     if resources.row_log is None or request.version is not None:
         snapshot, corrupt = await reader.find(registered, request, preferred)
         return ReplaySource(snapshot, corrupt, position_of(registered, None if snapshot is None else snapshot.document))

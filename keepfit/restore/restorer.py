@@ -33,6 +33,7 @@ from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.restore import idempotency, replay_source
 from keepfit.restore.generations import Generations
+from keepfit.restore.reader import LoadGuard, SnapshotReader
 from keepfit.restore.replay import Replayed, Replayer
 from keepfit.restore.replay_source import LoggedRequest, ReplaySource
 from keepfit.restore.requests import NEWEST, PreviousState, RestoreRequest, RestoreResult
@@ -58,11 +59,14 @@ class Restorer:
 
     resources: Resources
     settings: Settings = field(default_factory=Settings.model_construct)
+    guard: LoadGuard = field(default_factory=LoadGuard)
+    reader: SnapshotReader = field(init=False)
     generations: Generations = field(init=False)
     replayer: Replayer = field(init=False)
 
     def __post_init__(self) -> None:
         """Create what the restores of this process share."""
+        object.__setattr__(self, "reader", SnapshotReader(self.resources, self.guard))
         object.__setattr__(self, "generations", Generations(self.resources.registry))
         upload_keys = uploads.upload_keyring(self.settings.upload_keys.get_secret_value())
         replayer = Replayer(self.resources.keyring, upload_keys, self.settings.call_timeout_s)
@@ -88,8 +92,8 @@ class Restorer:
         ------
         NotFoundError
             If the model has no such snapshot, or was deleted in the meantime.
-        RuntimeMismatchError
-            If the snapshot was written by versions that this process cannot load.
+        RuntimeMismatchError, UnloadableError
+            If the snapshot was written by versions that this process cannot load, or workers died of loading it.
         UnavailableError
             If a dependency is unavailable, or none of the model's snapshots is good.
         """
@@ -117,7 +121,7 @@ class Restorer:
         seen = await idle.read_record(store.client, registered.hash)
         if seen is not None:
             preferred, view = None, None
-        source = await replay_source.read_source(self.resources, registered, request, preferred, view)
+        source = await replay_source.read_source(self.reader, registered, request, preferred, view)
         replayed = await self._replay(registered, source, source.requests())
         document = None if source.snapshot is None else source.snapshot.document
         is_changed = bool(replayed.requests) or (
@@ -202,7 +206,7 @@ class Restorer:
         NotFoundError, RuntimeMismatchError, UnavailableError
             As of :meth:`restore`.
         """
-        source = await replay_source.read_source(self.resources, registered, request, preferred, view)
+        source = await replay_source.read_source(self.reader, registered, request, preferred, view)
         if source.snapshot is None:
             raise request.missing(registered.hash)
         replayed = await self.replace_live(registered, live, source, follow=follow)

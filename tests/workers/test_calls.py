@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from keepfit.backends import redis_clients
 from keepfit.jobs import run_queue
 from keepfit.settings import Settings
 from keepfit.store.commit import Harm
@@ -62,7 +63,7 @@ def test_a_restore_that_goes_on_is_not_silent(
     """While its event loop runs a restore shows progress; the record keeps the moment at which it began."""
     monkeypatch.setattr(resources, "PROGRESS_S", 0.001)
     monkeypatch.setattr(LazyResources, "_open", lambda self: None)
-    opened = LazyResources(settings, child.activity)
+    opened = LazyResources(settings, redis_clients.store_sync(settings), child.activity)
 
     async def restore(restorer: object) -> tuple[float, float]:
         doing = began = child.activity.read()

@@ -176,6 +176,31 @@ async def test_a_bundle_that_kills_its_loaders_is_put_aside(
     assert (await api.get("/readyz")).of(200)["status"] == "ok"
 
 
+async def test_a_snapshot_that_kills_its_loaders_is_put_aside(
+    own_stack: Stack, api: Api, metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    """A few workers die at a lost model, then its questions get an error; a restore by name brings the model back."""
+    mark = tmp_path / "fatal snapshot"
+    source = FATAL.replace("MARK", repr(str(mark))).replace("EXIT", str(FATAL_EXIT + 1))
+    path = await api.make(metadata, {"object": dump_local(source, own_stack.environment()["KEEPFIT_UPLOAD_KEYS"])})
+    await api.learn(path, X=[[0.0]], y=[0.0])
+    (await api.call("POST", f"{path}/snapshot")).of(201)
+    mark.touch()
+    store = redis.Redis.from_url(own_stack.environment()["KEEPFIT_STORE_URL"])
+    store.delete(*store.scan_iter(match=f"kf:{{{path.rpartition('/')[2]}}}:*"))
+    found = (await api.post(f"{path}/predict?timeout=100", {"X": [[1.0]]})).problem(500)
+    assert found["type"] == "urn:keepfit:problem:unloadable"
+    assert "the snapshot of version 1" in found["detail"]
+    died = [entry for entry in events(own_stack, "worker_died") if entry["exitcode"] == FATAL_EXIT + 1]
+    assert len(died) == DEATHS_MAX
+    # The next one gets it at once.
+    (await api.post(f"{path}/predict", {"X": [[1.0]]})).problem(500)
+
+    mark.unlink()
+    (await api.post(f"{path}/restore", {"version": 1})).of(200)
+    assert (await api.predict(path, [[1.0]]))["predictions"] == [0.0]
+
+
 async def test_a_repair_that_never_ends_is_ended(
     own_stack: Stack, api: Api, metadata: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ class WorkerContext:
         )
         upload_keys = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.bundles = Bundles(self.consumer, self.keyring, upload_keys, settings.bundle_cache_bytes_max, self.activity)
-        self.resources = LazyResources(settings, self.activity)
+        self.resources = LazyResources(settings, self.store, self.activity)
         # Number of requests that one claim takes at most, for each slow model of the last claim.
         self.request_limits: dict[str, int] = {}
         self.chunk_sizes = ChunkSizes()

@@ -9,24 +9,28 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from redis import Redis
+
 from keepfit.errors import KeepfitError
 from keepfit.restore.restorer import Restorer
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import connect
-from keepfit_workers.activity import BATCH, RESTORE, Activity
+from keepfit_workers.activity import BATCH, Activity
+from keepfit_workers.load_guard import WorkerLoadGuard
 
 T = TypeVar("T")
 
-# A restore may take longer than one call may, as long as its event loop runs.
+# A restore may take longer than one call may, as long as its event loop runs and no snapshot is being loaded.
 PROGRESS_S = 1.0
 
 
 class LazyResources:
     """Connections of one worker process, and the event loop that they live in."""
 
-    def __init__(self, settings: Settings, activity: Activity) -> None:
+    def __init__(self, settings: Settings, store: Redis, activity: Activity) -> None:
         self._settings = settings
         self._activity = activity
+        self._guard = WorkerLoadGuard(store, activity)
         self._runner: asyncio.Runner | None = None
         self._restorer: Restorer | None = None
         self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -49,7 +53,7 @@ class LazyResources:
     async def _act(self, act: Callable[[Restorer], Coroutine[Any, Any, T]], repaired: str) -> T:
         if self._restorer is None:
             self._restorer = self._open()
-        self._activity.begin(RESTORE, repaired)
+        self._guard.begin(repaired)
         progress = asyncio.create_task(self._record_progress())
         try:
             return await act(self._restorer)
@@ -61,11 +65,11 @@ class LazyResources:
         """Record that the call goes on while the event loop runs: then storage is slow, rather than a call endless."""
         while True:
             await asyncio.sleep(PROGRESS_S)
-            self._activity.go_on()
+            self._guard.go_on()
 
     def _open(self) -> Restorer:
         resources = connect(self._settings)
-        restorer = Restorer(resources, self._settings)
+        restorer = Restorer(resources, self._settings, self._guard)
 
         async def close() -> None:
             restorer.close()

@@ -15,7 +15,14 @@ from typing import Any
 import structlog
 
 from keepfit.backends import redis_scripts
-from keepfit.errors import ConflictError, KeepfitError, MissingRequestsError, NotFoundError, UnavailableError
+from keepfit.errors import (
+    ConflictError,
+    KeepfitError,
+    MissingRequestsError,
+    NotFoundError,
+    UnavailableError,
+    UnloadableError,
+)
 from keepfit.history import RegistryEntry
 from keepfit.jobs import run_queue
 from keepfit.jobs.messages import RestoreOptions, WorkerRequest
@@ -133,7 +140,7 @@ async def _restore(restorer: Restorer, model_hash: str, options: RestoreOptions)
     wanted = RestoreRequest(options.at, options.version)
     try:
         repaired = await repairs.repair(restorer, model_hash)
-    except MissingRequestsError:
+    except (MissingRequestsError, UnloadableError):
         if not wanted.is_named:
             raise
         repaired = None

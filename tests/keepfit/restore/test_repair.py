@@ -188,7 +188,7 @@ async def test_a_rewound_model_is_repaired_from_the_rewound_state(shop: Workshop
     assert registered is not None
     live = await shop.model(model_hash)
     # What Restorer.rewind does, interrupted before the save.
-    source = await replay_source.read_source(shop.resources, registered, RestoreRequest(version=1))
+    source = await replay_source.read_source(restorer.reader, registered, RestoreRequest(version=1))
     await restorer.replace_live(registered, live, source, follow=False)
     for _ in range(2):
         await shop.learn(model_hash)
