@@ -66,10 +66,10 @@ def running(
 
 
 @contextmanager
-def valkey(folder: Path, port: int | None = None) -> Iterator[str]:
+def valkey(folder: Path, port: int | None = None, stop: signal.Signals = signal.SIGTERM) -> Iterator[str]:
     """Run a Valkey server that syncs every write; yield its URL."""
     port = port or free_port()
-    with running(redis_command(port, folder), folder.with_suffix(".log"), lambda: accepts(port)):
+    with running(redis_command(port, folder), folder.with_suffix(".log"), lambda: accepts(port), stop=stop):
         yield f"redis://127.0.0.1:{port}/0"
 
 

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from keepfit import extras
@@ -36,7 +37,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     """
     check_listening(host, 0)
     family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    for port in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+    first = secrets.randbelow(len(PORTS))
+    for port in chain(PORTS[first:], PORTS[:first]):
         with socket.socket(family) as probe, suppress(OSError):
             probe.bind((address[0], port, *address[2:]))
             if port not in _returned_ports:
