@@ -16,8 +16,9 @@ from keepfit.history.lineage import Position
 from keepfit.model.serialization import unseal
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, parse
-from keepfit.restore import replay, replay_child, replay_process
+from keepfit.restore import replay, replay_child
 from keepfit.restore.replay import Replayed, Replayer
+from keepfit.restore.replay_process import ReplayProcess
 from keepfit.restore.replay_source import LoggedRequest
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
@@ -74,30 +75,40 @@ async def replay_rows(replayer: Replayer, recipe: Recipe, *targets: float) -> Re
     return await replayer.learn(registered, None, Position(1, 1, 0), requests)
 
 
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by one with each child that dies or is killed."""
+    found: list[int] = []
+    end = ReplayProcess._end
+
+    def note(self: ReplayProcess) -> None:
+        found.append(1)
+        end(self)
+
+    monkeypatch.setattr(ReplayProcess, "_end", note)
+    return found
+
+
 async def test_a_request_whose_call_never_returns_is_skipped(
-    replayer: Replayer, monkeypatch: pytest.MonkeyPatch
+    replayer: Replayer, ended: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is found with two calls over their time, whatever the number of requests; the others are learned in order."""
     monkeypatch.setattr(replay_child, "REPLY_AFTER_S", 0.5)
     recipe = recipe_of(ENDLESS)
-    killed = []
-    end = replay_process.ReplayProcess._end
-    monkeypatch.setattr(replay_process.ReplayProcess, "_end", lambda self: (killed.append(1), end(self)))
     replayed = await replay_rows(replayer, recipe, 0.25, 0.5, NEVER, 0.75, *[0.0] * 20)
     assert [(skipped.request.sequence, skipped.reason) for skipped in replayed.skipped] == [(3, replay.OVERDUE)]
     assert "longer than a call may" in replay.OVERDUE
-    assert len(killed) == 2
+    assert len(ended) == 2
     assert replayed.bundle is not None
     bundle = unseal(replayed.bundle.data, KEYRING, recipe, HASH)[1]
     assert (bundle.rows_seen, bundle.predict(shape(recipe, [[1.0]], learning=False))) == (23, [1.5])
 
 
-async def test_many_requests_are_not_one_call(replayer: Replayer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_requests_are_not_one_call(replayer: Replayer, ended: list[int]) -> None:
     """A batch whose calls together take longer than one may is learned, because the child replies in between."""
-    monkeypatch.setattr(replay_process, "LOOK_S", 0.25)
     recipe = recipe_of(ENDLESS)
     replayed = await replay_rows(replayer, recipe, *[1.0] * 12)
-    assert replayed.skipped == []
+    assert (replayed.skipped, ended) == ([], [])
     assert replayed.bundle is not None
     assert replayed.bundle.header.rows_seen == 12
 
