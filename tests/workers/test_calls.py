@@ -13,7 +13,7 @@ from keepfit.store.commit import Harm
 from keepfit_workers import heartbeat, resources
 from keepfit_workers.activity import BATCH, CALL, LOAD, RESTORE, Activity
 from keepfit_workers.resources import LazyResources
-from keepfit_workers.supervisor import LATE_S, Child
+from keepfit_workers.supervisor import EARLY_DEATH_S, LATE_S, Child
 
 HASH = "a" * 64
 
@@ -55,6 +55,15 @@ def test_the_time_of_a_stopped_machine_does_not_count(child: Child) -> None:
     """A supervisor that looks too late has been stopped itself, and its workers with it."""
     child.activity.begin(CALL, HASH)
     assert silent_s(child, 1.0, 1000.0) == pytest.approx(1 + LATE_S)
+
+
+def test_only_a_worker_that_did_nothing_failed_to_start(child: Child) -> None:
+    """A worker that dies at once is replaced after a pause, unless it had begun work: the work may be the cause."""
+    assert child.failed_to_start(child.started_s + EARLY_DEATH_S / 2)
+    assert not child.failed_to_start(child.started_s + EARLY_DEATH_S)
+    with child.activity.holding_lease("predict", "a lease"):
+        assert not child.failed_to_start(child.started_s)
+    assert not child.failed_to_start(child.started_s)
 
 
 def test_a_restore_that_goes_on_is_not_silent(

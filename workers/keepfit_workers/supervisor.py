@@ -32,7 +32,7 @@ from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store.commit import Harm
 from keepfit_workers import heartbeat, jobs, sweep, worker
-from keepfit_workers.activity import Activity
+from keepfit_workers.activity import Activity, Doing
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,8 @@ SWEEP_S = 1.0
 # Pause after the first failure in a row to reach a Redis: 0.13 to 0.25 s, because work that waits for Redis must not
 # wait for the sweep as well; after each further one twice as long, up to the interval of the sweep.
 RETRY_PAUSE_S = 0.25
-# A worker that died sooner than this is replaced after a pause, so that a failing start does not become a fork loop.
+# A worker that died sooner than this, and before it did anything, is replaced after a pause, so that a failing start
+# does not become a fork loop. What a model does to its workers ends by itself: they are replaced at once.
 EARLY_DEATH_S = 0.5
 RESTART_PAUSE_S = 1.0
 # A killed process ends at once, unless the kernel holds it, for example in a read of a disk that does not answer.
@@ -70,6 +71,10 @@ class Child:
         """Return how this worker ended, and what it did then."""
         harm = Harm.TIME if self.is_overdue else Harm.DEATH
         return sweep.Death(self.name, harm if exitcode else None, self.activity.read())
+
+    def failed_to_start(self, now_s: float) -> bool:
+        """Return whether this worker, which is dead at the moment `now_s`, died at once, before it did anything."""
+        return now_s - self.started_s < EARLY_DEATH_S and self.activity.read() == Doing()
 
     def silent_s(self, now_s: float) -> float:
         """Return the seconds for which the call has shown no progress, without those in which it could not run.
@@ -214,7 +219,7 @@ class Supervisor:
                 continue
             log.warning("worker_died", worker=name, pid=child.process.pid, exitcode=exitcode)
             self._dead.append(child.death(exitcode))
-            if time.monotonic() - child.started_s < EARLY_DEATH_S:
+            if child.failed_to_start(time.monotonic()):
                 self._start_not_before = time.monotonic() + RESTART_PAUSE_S
 
     def _reap_and_sweep(self, store: Redis, queue: Redis, beat: Callable[[], None]) -> None:
