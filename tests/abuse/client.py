@@ -19,8 +19,10 @@ import aiohttp
 INTERVAL_S = 0.02
 # It learns a row, and asks whether the gateway is ready, after so many predictions.
 OTHERS_EVERY = 50
-# Longer than the gateway takes to answer 504.
-TIMEOUT = aiohttp.ClientTimeout(total=15)
+# Time between two probes.
+PROBE_S = 1.0
+# Longer than the gateway takes to answer 504, also with the limits of the tests.
+TIMEOUT = aiohttp.ClientTimeout(total=75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,18 @@ async def call(
     return Call(due, time.monotonic() - due, error)
 
 
+async def probe(http: aiohttp.ClientSession, due: float) -> Call:
+    """Ask whether the gateway is ready, as Kubernetes does: only the second failure counts.
+
+    While all workers are replaced, which takes a tenth of a second, it is not.
+    """
+    first = await call(http, due, "/readyz", 200, method="GET")
+    if not first.error:
+        return first
+    await asyncio.sleep(PROBE_S)
+    return Call(due, first.seconds, (await call(http, due, "/readyz", 200, method="GET")).error)
+
+
 async def use(url: str, path: str, ended: asyncio.Event) -> list[Call]:
     """Predict and learn at fixed times until the event; return all calls, also those that are answered later."""
     calls: list[asyncio.Task[Call]] = []
@@ -62,7 +76,7 @@ async def use(url: str, path: str, ended: asyncio.Event) -> list[Call]:
             made = [call(http, due, f"{path}/predict", 200, document={"X": X})]
             if number % OTHERS_EVERY == 0:
                 made.append(call(http, due, f"{path}/partial_fit", 202, document={"X": X, "y": [1.0]}))
-                made.append(call(http, due, "/readyz", 200, method="GET"))
+                made.append(probe(http, due))
             calls += map(group.create_task, made)
     return [task.result() for task in calls]
 

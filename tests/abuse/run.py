@@ -11,18 +11,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, Thread
+from types import MappingProxyType
 from typing import Any
 
 import redis
 import requests
 
 from keepfit.local.stack import end_with_parent
-from tests.abuse.attacks import ATTACKS, SLOW_MODELS, Target
+from tests.abuse.attacks import ATTACKS, SLOW_MODELS, USED_KEY, Target
 from tests.abuse.client import Call
 from tests.conftest import Stack, start_stack, stop_stack
 from tests.factories import dump_local
@@ -227,15 +228,14 @@ class AbuseRun:
             path = f"/v1/models/{made['hash']}"
             row = [1.0] if name in objects else [1.0, 2.0]
             y = "class 1" if name == "classes" else 1.0
-            self._call("POST", f"{path}/partial_fit", {"X": [row], "y": [y]})
+            self._call("POST", f"{path}/partial_fit", {"X": [row], "y": [y]}, {"Idempotency-Key": USED_KEY})
             self._target.models[name] = path
         self._rest = self._target.models.pop("well-behaved")
 
-    def _call(self, method: str, path: str, document: Any = None) -> Any:
+    def _call(self, method: str, path: str, document: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """Send a request, which must succeed, and return its answer."""
-        answer = self._http.request(
-            method, f"{self._stack.url}{path}", json=document, headers={"Prefer": "wait=30"}, timeout=60
-        )
+        headers = {"Prefer": "wait=30", **(headers or {})}
+        answer = self._http.request(method, f"{self._stack.url}{path}", json=document, headers=headers, timeout=60)
         assert answer.ok, answer.text
         return answer.json()
 
@@ -305,11 +305,16 @@ def _all(named: Sequence[tuple[str, str]]) -> Iterator[list["subprocess.Popen[by
 
 
 def run_abuse(
-    folder: Path, seed: int, seconds: float, length_s: float, report: Callable[[Window], None] = lambda _: None
+    folder: Path,
+    seed: int,
+    seconds: float,
+    length_s: float,
+    report: Callable[[Window], None] = lambda _: None,
+    limits: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
-    """Start a stack with its defaults, run attacks on it for `seconds` in windows of `length_s`; stop it."""
+    """Start a stack with its defaults, but for `limits`; run attacks on it for `seconds`, in windows; stop it."""
     outcome = Outcome(seed)
-    stack = start_stack(folder / "data", limits={})
+    stack = start_stack(folder / "data", limits=limits)
     try:
         with Sampler(stack) as sampler:
             run = AbuseRun(stack, outcome, sampler)

@@ -1,11 +1,18 @@
-"""The harness of attacks: its order, its bounds and its page. Only `make abuse` runs it."""
+"""All attacks for a while; and the harness itself: its order, its bounds and its page."""
 
 from collections import Counter
+from pathlib import Path
+
+import pytest
 
 from tests.abuse import report
 from tests.abuse.attacks import ATTACKS, SLOW_MODELS
 from tests.abuse.client import Call
-from tests.abuse.run import Outcome, Window, draw
+from tests.abuse.run import AT_A_TIME, Outcome, Window, draw, run_abuse
+from tests.conftest import PATIENT
+
+# Time of one window.
+WINDOW_S = 4.0
 
 
 def test_all_attacks_run_equally_often() -> None:
@@ -42,3 +49,17 @@ def test_the_page_describes_every_attack() -> None:
     lines = report.DOCUMENT.read_text().partition("## Figures")[0].splitlines()
     described = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]
     assert described == [name.replace("_", " ") for name in ATTACKS]
+
+
+@pytest.mark.timeout(300)
+def test_other_clients_are_served_while_all_attacks_run(tmp_path: Path) -> None:
+    """Each attack runs beside two others: no call of a well-behaved client fails, and what may grow is bounded.
+
+    `make abuse` measures times as well, with the limits of time that users have: here the machine may be busy.
+    """
+    seconds = WINDOW_S * len(ATTACKS) / AT_A_TIME
+    outcome = run_abuse(tmp_path, seed=6, seconds=seconds, length_s=WINDOW_S, limits=PATIENT)
+    attacked = {name for window in outcome.windows for name in window.attacks}
+    assert attacked == ATTACKS.keys()
+    assert all(sum(window.counts[name].values()) for window in outcome.windows for name in window.attacks)
+    assert report.bounds_passed(outcome) == []
