@@ -7,6 +7,7 @@ SIGTERM requests that were accepted are finished.
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from keepfit_gateway import fast_path, openapi, service
 from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.handlers.operations import DOCUMENT, options
+from keepfit_gateway.memory import return_freed_blocks
 from keepfit_gateway.routes import OPEN_PATHS, ROUTES, methods_of_paths
 from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
 from keepfit_gateway.web.connection import ProblemHandler, limit_unread_answers
@@ -40,6 +42,8 @@ SHUTDOWN_S = 10.0
 # Python's default starts a garbage collection at every 700th new object; nearly all objects of a request are freed by
 # reference counting.
 GC_THRESHOLDS = (20_000, 20, 50)
+# A thread that computes gives Python's global lock to the event loop after this time; Python's default is 5 ms.
+SWITCH_INTERVAL_S = 0.001
 HANDLER_OPTIONS: dict[str, Any] = {
     # `keepfit_gateway.web.bodies` inflates bodies, with a limit and a check of their end.
     "auto_decompress": False,
@@ -131,6 +135,8 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda url: N
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    return_freed_blocks()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with serving(settings) as url:
         log.info("gateway_listening", url=url)
         # What is allocated by now stays: exclude it from garbage collections.

@@ -15,7 +15,7 @@ from keepfit_gateway.handlers.inputs import page_parameters, path_hash
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.bodies import read_json
-from keepfit_gateway.web.offload import run_in_thread_if_large
+from keepfit_gateway.web.offload import compute
 from keepfit_gateway.web.responses import json_response
 
 # 128 ids are 5 kB.
@@ -28,7 +28,7 @@ async def list_dead(request: web.Request) -> web.Response:
     model = await service.models.describe(await path_hash(request))
     entries, following = await service.dead_letters.page(model.hash, page.limit, page.after)
     size_bytes = sum(len(entry.payload) for entry in entries)
-    return await run_in_thread_if_large(size_bytes, _page_response, model, entries, following)
+    return await compute(size_bytes, _page_response, model, entries, following)
 
 
 def _page_response(model: Model, entries: list[DeadLetter], following: str | None) -> web.Response:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from keepfit.errors import MalformedError
+from keepfit.errors import DeadlineError, MalformedError
 from keepfit.history.metadata_labels import filters_of
 from keepfit.rows.values import format_value
 from keepfit.security.api_keys import UNRESTRICTED
@@ -20,7 +20,7 @@ from keepfit_gateway.schemas import Form
 from keepfit_gateway.service import SERVICE, SETTINGS
 from keepfit_gateway.web import bodies, fields, rows_body
 from keepfit_gateway.web.incoming import expects_continue
-from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
 from keepfit_gateway.web.rows_body import RowsBody
 
 HASH_DIGITS = 64
@@ -49,11 +49,13 @@ class Page(NamedTuple):
     filters: dict[str, str]
 
 
-async def read_rows(request: web.Request, form: type[Form], form_by_metadata: type[Form]) -> RowsBody:
+async def read_rows(
+    request: web.Request, form: type[Form], form_by_metadata: type[Form], timeout_s: float | None = None
+) -> RowsBody:
     """Read and parse the rows of a request about one model.
 
     The path names the model by its hash, and the body has `form`; or metadata in the body name it, in
-    `form_by_metadata`.
+    `form_by_metadata`. A large body waits for its turn, at most `timeout_s` seconds (by default those of a prediction).
 
     Raises
     ------
@@ -63,6 +65,8 @@ async def read_rows(request: web.Request, form: type[Form], form_by_metadata: ty
         If the body is large, or the client waits before sending it, and the model does not exist.
     UnavailableError
         If the bodies of other requests use all memory for bodies.
+    DeadlineError
+        If a large body had no turn in time.
     web.HTTPException
         408 if the body does not arrive in time, 413 over the limits of size and width, 415 for another type or
         encoding.
@@ -75,7 +79,8 @@ async def read_rows(request: web.Request, form: type[Form], form_by_metadata: ty
                 headers={hdrs.ACCEPT: bodies.JSON},
             )
         body = await bodies.read(request, settings)
-        return await run_in_thread_if_large(len(body), rows_body.parse, body, form_by_metadata)
+        await _begin_turn(request, len(body), timeout_s)
+        return await compute(len(body), rows_body.parse, body, form_by_metadata)
     model_hash, length = await path_hash(request), request.content_length
     if length is None or length > INLINE_BYTES_MAX or expects_continue(request):
         # Look the model up first: do not read a large body for a model that does not exist, nor ask for one.
@@ -83,12 +88,26 @@ async def read_rows(request: web.Request, form: type[Form], form_by_metadata: ty
     proba = form is schemas.Predict and proba_parameter(request)
     rows_body.check_media_type(media_type)
     body = await bodies.read(request, settings, (bodies.JSON, *rows_body.TABLES))
+    await _begin_turn(request, len(body), timeout_s)
     if media_type == bodies.JSON:
-        rows = await run_in_thread_if_large(len(body), rows_body.parse, body, form, model_hash)
+        rows = await compute(len(body), rows_body.parse, body, form, model_hash)
     else:
-        rows = await asyncio.to_thread(rows_body.parse_table, body, form, media_type, model_hash)
+        rows = await compute_in_thread(len(body), rows_body.parse_table, body, form, media_type, model_hash)
     rows.proba |= proba
     return rows
+
+
+async def _begin_turn(request: web.Request, size: int, timeout_s: float | None) -> None:
+    """Wait until a large body may be parsed; the turn ends when the request's memory is released."""
+    if size <= INLINE_BYTES_MAX:
+        return
+    settings = request.app[SETTINGS]
+    timeout_s = settings.predict_timeout_s if timeout_s is None else timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            await request.app[bodies.BODY_MEMORY].turns.begin(request, size)
+    except TimeoutError:
+        raise DeadlineError(f"Other large requests took {timeout_s:g} s; send this again, or less at a time.") from None
 
 
 async def path_hash(request: web.Request) -> str:

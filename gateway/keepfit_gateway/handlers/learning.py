@@ -4,7 +4,6 @@ Owns :func:`accept_rows`, which the fast path calls too. Invariant: a 202 is sen
 in the row log if there is one.
 """
 
-import asyncio
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,9 +13,9 @@ from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import idempotency_key, preferred_wait_s, read_rows
 from keepfit_gateway.schemas import AcceptedAnswer
-from keepfit_gateway.service import SERVICE, Service
+from keepfit_gateway.service import SERVICE, SETTINGS, Service
 from keepfit_gateway.web.bodies import BODY_MEMORY
-from keepfit_gateway.web.offload import INLINE_BYTES_MAX
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute_in_thread
 from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
 
@@ -36,7 +35,7 @@ async def accept_rows(service: Service, model: Model, rows: RowsBody, key: str |
     if rows.size <= INLINE_BYTES_MAX:
         shaped = rows.shape(model.recipe, learning=True)
     else:
-        shaped = await asyncio.to_thread(rows.shape, model.recipe, learning=True)
+        shaped = await compute_in_thread(rows.size, rows.shape, model.recipe, learning=True)
     accepted = await service.acceptor.accept(model, shaped, key)
     service.cache.observe_version(model.hash, model.generation, accepted.version)
     return AcceptedAnswer(
@@ -52,7 +51,9 @@ async def partial_fit(request: web.Request) -> web.Response:
     """POST …/partial_fit: accept rows, and wait until they are learned if the client prefers that."""
     service = request.app[SERVICE]
     key, wait_s = idempotency_key(request), preferred_wait_s(request) or 0
-    rows = await read_rows(request, schemas.PartialFit, schemas.PartialFitByMetadata)
+    rows = await read_rows(
+        request, schemas.PartialFit, schemas.PartialFitByMetadata, request.app[SETTINGS].body_timeout_s
+    )
     model_hash = rows.model_hash
 
     # Watch the model before the rows are accepted, or their commit may be missed.

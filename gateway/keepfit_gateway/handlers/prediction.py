@@ -4,7 +4,6 @@ Owns :func:`predict_rows`, which the fast path calls too. Invariant: a model is 
 (:mod:`keepfit_gateway.prediction.cache` has the reason).
 """
 
-import asyncio
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from keepfit_gateway.prediction.cache import Raw, key_of
 from keepfit_gateway.prediction.http_caching import CacheControl
 from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.fields import Headers
-from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
 from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
 
@@ -62,7 +61,7 @@ async def predict_rows(
     if rows.size <= INLINE_BYTES_MAX:
         shaped, key = _shape_and_key(model, rows, operation)
     else:
-        shaped, key = await asyncio.to_thread(_shape_and_key, model, rows, operation)
+        shaped, key = await compute_in_thread(rows.size, _shape_and_key, model, rows, operation)
     cache = service.cache
     if control.use_cached:
         etag = http_caching.current_etag(cache, headers, control, model, key)
@@ -104,7 +103,7 @@ def _answer(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:
 async def predict(request: web.Request) -> web.Response:
     """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
-    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata)
+    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata, timeout_s)
     control = http_caching.cache_control(headers)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, *await service.models.run(rows.model_hash, run))
@@ -113,10 +112,10 @@ async def predict(request: web.Request) -> web.Response:
 async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
     service, timeout_s = request.app[SERVICE], timeout_parameter(request)
-    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata)
+    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata, timeout_s)
 
     async def ask(model: Model) -> WorkerReply:
-        shaped = await run_in_thread_if_large(rows.size, rows.shape, model.recipe, learning=True)
+        shaped = await compute(rows.size, rows.shape, model.recipe, learning=True)
         return await service.worker_client.ask(model.hash, "score", model.generation, shaped, timeout_s)
 
     reply = await service.models.run(rows.model_hash, ask)

@@ -22,7 +22,8 @@ from keepfit.settings import Settings
 from keepfit_gateway.web import codings
 from keepfit_gateway.web.codings import STEP_BYTES, Inflater
 from keepfit_gateway.web.incoming import send_continue
-from keepfit_gateway.web.offload import INLINE_BYTES_MAX, run_in_thread_if_large
+from keepfit_gateway.web.large_requests import Turns
+from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, run_in_thread_if_large
 
 JSON = "application/json"
 INCOMPLETE = "The body is incomplete, or its chunked framing violates RFC 9112."
@@ -31,17 +32,18 @@ BUFFERED_BYTES_MAX = 8 << 20
 
 
 class BodyMemoryLimit:
-    """Limit for the bytes of request bodies and answers that all requests of one gateway hold together.
+    """Limit for the bytes of request bodies and answers that all requests of one gateway hold together, and `turns`.
 
     A body counts when it exceeds 64 KiB, by the bytes that arrived, not by its announced length, until its request is
     answered. An answer counts when it exceeds 64 KiB, until it is written: as long as its client takes to read it.
     """
 
-    __slots__ = ("_bytes_max", "_reserved")
+    __slots__ = ("_bytes_max", "_reserved", "turns")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._reserved = 0
+        self.turns = Turns()
 
     def reserve(self, request: BaseRequest, size: int) -> None:
         """Count `size` more bytes for a request; a request that is the only one may reserve any number.
@@ -73,7 +75,8 @@ class BodyMemoryLimit:
             self.reserve(request, len(body))
 
     def release(self, request: BaseRequest) -> None:
-        """Release what a request reserved; repeated calls change nothing."""
+        """Release what a request reserved, and end its turn; repeated calls change nothing."""
+        self.turns.end(request)
         self._reserved -= request.pop(RESERVED_BYTES, 0)
 
 
@@ -84,7 +87,7 @@ RESERVED_BYTES = web.RequestKey("reserved_body_bytes", int)
 async def read_json(request: web.Request, settings: Settings, bytes_max: int) -> Any:
     """Read and parse a JSON body of at most `bytes_max` bytes; raises what :func:`read` and `parse_json` raise."""
     body = await read(request, settings, bytes_max=bytes_max)
-    return await run_in_thread_if_large(len(body), parse_json, body)
+    return await compute(len(body), parse_json, body)
 
 
 async def read(

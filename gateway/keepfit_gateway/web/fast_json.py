@@ -31,8 +31,9 @@ FIELDS: dict[str, Any] = {
     "metadata": msgspec.Raw,
 }
 RAW_FIELDS: dict[str, Any] = {**FIELDS, "X": msgspec.Raw, "y": msgspec.Raw, "sample_weight": msgspec.Raw}
-# A large body is decoded in chunks of this size, so that its lists are never in memory as a whole.
-STEP_BYTES = 1 << 20
+# A large body is decoded in chunks of this size, so that its lists are never in memory as a whole, and so that the
+# event loop never waits long: a decoder keeps Python's global lock until it returns.
+STEP_BYTES = 128 * 1024
 
 _decode_rows = msgspec.json.Decoder(FIELDS["X"]).decode
 _decoders = {name: msgspec.json.Decoder(FIELDS[name]).decode for name in ("y", "sample_weight")}
@@ -106,7 +107,7 @@ def split(body: bytes | bytearray, form: type[Form], model_hash: str | None = No
 
 
 def row_chunks(X: msgspec.Raw) -> Iterator[list[Any]]:
-    """Yield the rows of a raw `X` in lists of about a megabyte of text.
+    """Yield the rows of a raw `X` in lists of about :data:`STEP_BYTES` of text.
 
     The text is cut where a row may end. Lists of rows that are valid JSON each are, joined by commas, one list of all
     these rows, and JSON has no second reading: wherever the cuts are, they are right if every chunk can be decoded.

@@ -1,0 +1,87 @@
+"""Large requests take turns.
+
+Owns how many large bodies are parsed, and then stored or predicted, at a time. Never reads or holds a body. Invariants:
+turns of a lane begin in the order of the calls; a request that ends, however it ends, gives its turn back; a request
+with a body of up to :data:`~keepfit_gateway.web.offload.INLINE_BYTES_MAX` needs no turn.
+
+Why it exists: thirty bodies of 4 MB at a time are ten times as many bytes once they are rows, in this process and in
+Redis, and they would occupy all workers.
+"""
+
+import asyncio
+from collections import deque
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from keepfit_gateway.web.offload import HUGE_BYTES_MIN, INLINE_BYTES_MAX
+
+# Bodies that are parsed, stored or predicted at a time; of huge bodies, one.
+LANE_BYTES_MAX = 16 << 20
+
+
+class Lane:
+    """Requests whose sizes have a sum of at most `size_max`, and those that wait until they fit."""
+
+    __slots__ = ("_free", "_waiting")
+
+    def __init__(self, size_max: int) -> None:
+        self._free = size_max
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def begin(self, size: int) -> None:
+        """Wait until all earlier requests have begun and `size` fits."""
+        if not self._waiting and size <= self._free:
+            self._free -= size
+            return
+        begun = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, begun))
+        try:
+            await begun
+        except asyncio.CancelledError:
+            if begun.done() and not begun.cancelled():
+                self.end(size)
+            else:
+                self._waiting.remove((size, begun))
+                self._begin_next()
+            raise
+
+    def end(self, size: int) -> None:
+        """Give a turn back."""
+        self._free += size
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            size, begun = self._waiting.popleft()
+            if not begun.done():
+                self._free -= size
+                begun.set_result(None)
+
+
+class Turns:
+    """The lanes of one gateway. A huge body does not hold up those that are only large."""
+
+    __slots__ = ("_huge", "_large")
+
+    def __init__(self) -> None:
+        self._large = Lane(LANE_BYTES_MAX)
+        self._huge = Lane(1)
+
+    async def begin(self, request: BaseRequest, size: int) -> None:
+        """Wait for the turn of a request whose body has `size` bytes; it keeps the turn until :meth:`end`."""
+        if size <= INLINE_BYTES_MAX:
+            return
+        lane, weight = (self._huge, 1) if size >= HUGE_BYTES_MIN else (self._large, min(size, LANE_BYTES_MAX))
+        await lane.begin(weight)
+        request[TURN] = lane, weight
+
+    def end(self, request: BaseRequest) -> None:
+        """End the turn of a request, if it has one."""
+        turn = request.pop(TURN, None)
+        if turn is not None:
+            lane, weight = turn
+            lane.end(weight)
+
+
+TURN = web.RequestKey("turn", tuple[Lane, int])
