@@ -48,9 +48,15 @@ def tree(module: str) -> ast.Module:
     return ast.parse(source(module))
 
 
+@cache
+def nodes(node: ast.AST) -> tuple[ast.AST, ...]:
+    """`node` and all nodes below it. Most tests go through those of the same modules."""
+    return tuple(ast.walk(node))
+
+
 def imports(node: ast.AST) -> Iterator[str]:
     """Dotted names that are imported anywhere below `node`: of ``from a import b`` both ``a`` and ``a.b``."""
-    for found in ast.walk(node):
+    for found in nodes(node):
         if isinstance(found, ast.Import):
             yield from (alias.name for alias in found.names)
         elif isinstance(found, ast.ImportFrom):
@@ -77,14 +83,14 @@ def dotted(node: ast.AST) -> str:
 
 def calls(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     """Calls below `node`, with the dotted name of what is called."""
-    for found in ast.walk(node):
+    for found in nodes(node):
         if isinstance(found, ast.Call):
             yield dotted(found.func), found
 
 
 def functions(node: ast.AST) -> Iterator[Function]:
     """All functions and methods below `node`."""
-    for found in ast.walk(node):
+    for found in nodes(node):
         if isinstance(found, Function):
             yield found
 
@@ -94,10 +100,10 @@ def literals(module: str) -> Iterator[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(tree(module))
+        for node in nodes(tree(module))
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree(module)):
+    for node in nodes(tree(module)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
             yield node.value if isinstance(node.value, str) else node.value.decode("latin-1")
 
@@ -143,7 +149,7 @@ def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
 def test_unpickling_follows_the_checks() -> None:
     """Only load unpickles, after it has checked the signature, the model and the runtime of the same bytes."""
     module = tree("keepfit/model/pickling.py")
-    used = [node for node in ast.walk(module) if isinstance(node, ast.Attribute)]
+    used = [node for node in nodes(module) if isinstance(node, ast.Attribute)]
     assert {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))} == {
         "cloudpickle.dumps",
         "cloudpickle.register_pickle_by_value",
@@ -154,7 +160,7 @@ def test_unpickling_follows_the_checks() -> None:
     }
     (unpickler,) = (
         node
-        for node in ast.walk(module)
+        for node in nodes(module)
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(dotted, node.bases)
     )
     # It does nothing but look a name up in a table of fixed names.
@@ -165,7 +171,7 @@ def test_unpickling_follows_the_checks() -> None:
     ]
     # Each of the three names occurs once: the base class, and the two calls in load.
     unpicklers = (unpickler.name, "pickle.loads")
-    names = [dotted(node) for node in ast.walk(module) if isinstance(node, ast.Attribute | ast.Name)]
+    names = [dotted(node) for node in nodes(module) if isinstance(node, ast.Attribute | ast.Name)]
     assert [names.count(name) for name in ("pickle.Unpickler", *unpicklers)] == [1, 1, 1]
     (load,) = (function for function in functions(module) if function.name == "load")
     lines = {name: call.lineno for name, call in calls(load)}
@@ -222,16 +228,16 @@ def test_rq_never_uses_its_own_pickle(module: str) -> None:
     """Every queue, worker and job of RQ is made with our JSON serializer, and queues and workers with our Job."""
     from_rq = {
         alias.asname or alias.name
-        for node in ast.walk(tree(module))
+        for node in nodes(tree(module))
         if isinstance(node, ast.ImportFrom) and tops(iter([node.module or ""])) == {"rq"}
         for alias in node.names
     }
     assert "rq" not in set(imports(tree(module))) or "rq" not in {
-        alias.name for node in ast.walk(tree(module)) if isinstance(node, ast.Import) for alias in node.names
+        alias.name for node in nodes(tree(module)) if isinstance(node, ast.Import) for alias in node.names
     }, "import names from rq, so that this test sees them"
     workers = [
         node
-        for node in ast.walk(tree(module))
+        for node in nodes(tree(module))
         if isinstance(node, ast.ClassDef) and {dotted(base) for base in node.bases} & from_rq & RQ_MAKERS
     ]
     ours = {worker.name for worker in workers if "Queue" in map(dotted, worker.bases)}
@@ -252,7 +258,7 @@ def test_rq_never_uses_its_own_pickle(module: str) -> None:
 @each_module
 def test_the_environment_is_read_in_entry_points_only(module: str) -> None:
     """os.environ and os.getenv occur in the command line, the settings and the one-machine stack."""
-    names = {dotted(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute | ast.Name)}
+    names = {dotted(node) for node in nodes(tree(module)) if isinstance(node, ast.Attribute | ast.Name)}
     used = {name for name in names if re.search(r"(^|\.)(environb?|getenvb?|putenv)$", name)}
     assert not used or module in READERS
     assert not {name for name in imports(tree(module)) if re.fullmatch(r"os\.(environb?|getenvb?)", name)}

@@ -23,6 +23,9 @@ PLAIN, SPELLED = "application/json", "application/json; charset=utf-8"
 SMALL = b'{"X":[[1.0,2.0]]}'
 # The answer has 6 MB, more than a connection holds outside of the gateway.
 LARGE = b'{"X":[%s[1,2]]}' % (b"[0.1,2]," * 600_000)
+# So has the answer to a hundredth of the rows with labels of a thousand letters. The body has 4.8 MB as well.
+LONG_LABELS = {"estimator": "SGDClassifier", "classes": ["a" * 1000, "b" * 1000]}
+LABELLED = b'{"X":[%s%s[1,2]]}' % (b"[0.1,2]," * 6000, b" " * 4_752_000)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +131,11 @@ async def test_a_large_answer_is_aborted_and_counted_also_after_the_client_has_e
         await eventually(both_counted, "the count of both connections")
 
 
-async def test_answers_that_were_read_take_no_memory(gateway: GatewayProcess, path: str) -> None:
+async def test_answers_that_were_read_take_no_memory(gateway: GatewayProcess, metadata: dict[str, Any]) -> None:
     """A connection that stays open after its answer was read does not keep the answer."""
-    request = predict(path, LARGE, PLAIN, "Cache-Control: no-cache")
+    async with aiohttp.ClientSession(gateway.url) as http:
+        path = await labelled(Api(http), metadata)
+    request = predict(path, LABELLED, PLAIN, "Cache-Control: no-cache")
     idle = gateway.memory()
     with ExitStack() as opened:
         for _ in range(16):
@@ -138,6 +143,13 @@ async def test_answers_that_were_read_take_no_memory(gateway: GatewayProcess, pa
             client = opened.enter_context(socket.create_connection((parts.hostname, parts.port), DEADLINE_S))
             await asyncio.to_thread(answer_of, client, request)
         assert gateway.memory() - idle < ABOVE_IDLE_BYTES_MAX
+
+
+async def labelled(api: Api, metadata: dict[str, Any]) -> str:
+    """Return the path of a model with long labels that has learned a row of each."""
+    path = await api.make(metadata, LONG_LABELS)
+    await api.learn(path, [[0.001, 0.002], [0.3, 0.4]], LONG_LABELS["classes"])
+    return path
 
 
 def answer_of(client: socket.socket, request: bytes) -> None:
@@ -159,12 +171,11 @@ async def test_answers_share_the_memory_limit_of_bodies(stack: Stack, metadata: 
     """While an unread answer uses the memory, one more large answer is a 503; it is free when that one is gone."""
     # The limit allows for an answer (6.0 MB) and the body of another request (4.8 MB), and not for two answers.
     async with serving(stack.settings().model_copy(update={"bodies_bytes_max": 11_400_000})) as api:
-        path = await api.make(metadata, REGRESSOR)
-        await api.learn(path, [[0.001, 0.002]], [0.5])
+        path = await labelled(api, metadata)
 
         async def status() -> int:
             plain = {"Accept-Encoding": "identity"}
-            reply = await api.call("POST", f"{path}/predict", data=io.BytesIO(LARGE), headers=plain)
+            reply = await api.call("POST", f"{path}/predict", data=io.BytesIO(LABELLED), headers=plain)
             if reply.status == 503:
                 assert "other requests and answers" in reply.problem(503)["detail"]
                 assert int(reply.headers["Retry-After"]) >= 1
@@ -175,7 +186,7 @@ async def test_answers_share_the_memory_limit_of_bodies(stack: Stack, metadata: 
 
         assert await is_free()
         with unread(api.url) as client:
-            await asyncio.get_running_loop().sock_sendall(client, predict(path, LARGE))
+            await asyncio.get_running_loop().sock_sendall(client, predict(path, LABELLED))
 
             async def answered() -> bool:
                 try:
