@@ -1,6 +1,7 @@
 """All processes that learn have the same string hashes, however they are started."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -153,6 +154,7 @@ print(sorted(one.predict_proba_one(x).items()))
 async def test_a_river_model_is_the_same_in_all_workers(shop: Workshop, settings: Settings, tmp_path: Path) -> None:
     """Two deployments without a seed learn, row by row, the model of a loop in a process with the seed 0."""
 
+    @functools.cache
     def loop(seed: str) -> Any:
         return ast.literal_eval(
             subprocess.check_output([sys.executable, "-c", RIVER_LOOP], env=environment(seed)).decode()

@@ -3,13 +3,16 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
-from tests.conftest import SHOES_RECIPE, Stack, stop_stack
+from keepfit.local.demo import kill_all
+from tests import servers
+from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
 from tests.keepfit.cli.command import Done, keepfit
 from tests.keepfit.cli.terminal import on_terminal, rows_of
 
@@ -45,9 +48,19 @@ def test_a_running_stack_is_ok(stack: Stack, tmp_path: Path) -> None:
     assert len(shown.splitlines()) < 25
 
 
-async def test_what_waits_is_counted_while_nothing_learns(up: Callable[[], Stack], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Run a stack that the tests of this module disturb, each a part that runs again after the test."""
+    stack = start_stack(tmp_path_factory.mktemp("status") / "data")
+    yield stack
+    if stack.process.poll() is None:
+        kill_all(stack.data)
+        stack.process.wait(30)
+
+
+async def test_what_waits_is_counted_while_nothing_learns(own: Stack, tmp_path: Path) -> None:
     """Without workers the state is unavailable (exit code 3), and pending rows and their age are shown."""
-    stack = up()
+    stack = own
     async with aiohttp.ClientSession(stack.url) as http:
         document = {"metadata": {"type": "shoes"}, "recipe": SHOES_RECIPE}
         async with http.post("/v1/models", json=document) as response:
@@ -69,11 +82,27 @@ async def test_what_waits_is_counted_while_nothing_learns(up: Callable[[], Stack
     assert found["models"] == {"registered": 1, "live": 1}
     for pid in (*stack.workers(), stack.pids()["workers"], stack.process.pid):
         os.kill(pid, signal.SIGCONT)
+    servers.wait_until(lambda: state(status(stack, tmp_path, "--json"))["status"] == "ok", "the end of what waited")
 
 
-def test_a_stack_that_is_down_is_reported_part_by_part(up: Callable[[], Stack], tmp_path: Path) -> None:
-    """After the stack has stopped each part says why it does not answer; the exit code is 3."""
-    stack = up()
+def test_a_failed_part_degrades(own: Stack, tmp_path: Path) -> None:
+    """Without MongoDB the service learns and predicts: degraded, with exit code 1."""
+    stack = own
+    os.kill(stack.process.pid, signal.SIGSTOP)
+    os.kill(stack.pids()["mongo"], signal.SIGSTOP)
+    try:
+        done = status(stack, tmp_path, "--json")
+        assert (done.returncode, state(done)["status"]) == (1, "degraded")
+        assert state(done)["history"] != "ok"
+        assert state(done)["store"] == "ok"
+    finally:
+        os.kill(stack.pids()["mongo"], signal.SIGCONT)
+        os.kill(stack.process.pid, signal.SIGCONT)
+
+
+def test_a_stack_that_is_down_is_reported_part_by_part(own: Stack, tmp_path: Path) -> None:
+    """After the stack has stopped each part says why it does not answer; the exit code is 3. It is the last test."""
+    stack = own
     assert stop_stack(stack) == 0
     done = status(stack, tmp_path)
     assert done.returncode == 3
@@ -85,18 +114,3 @@ def test_a_stack_that_is_down_is_reported_part_by_part(up: Callable[[], Stack], 
     assert "MongoDB is unavailable" in rows["history"]
     assert rows["waiting"] == rows["models"] == "unknown"
     assert rows["storage"] == "ok"
-
-
-def test_a_failed_part_degrades(up: Callable[[], Stack], tmp_path: Path) -> None:
-    """Without MongoDB the service learns and predicts: degraded, with exit code 1."""
-    stack = up()
-    os.kill(stack.process.pid, signal.SIGSTOP)
-    os.kill(stack.pids()["mongo"], signal.SIGSTOP)
-    try:
-        done = status(stack, tmp_path, "--json")
-        assert (done.returncode, state(done)["status"]) == (1, "degraded")
-        assert state(done)["history"] != "ok"
-        assert state(done)["store"] == "ok"
-    finally:
-        os.kill(stack.pids()["mongo"], signal.SIGCONT)
-        os.kill(stack.process.pid, signal.SIGCONT)
