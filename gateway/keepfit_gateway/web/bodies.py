@@ -244,8 +244,12 @@ async def _fill_and_measure(
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    turns, size = request.app[BODY_MEMORY].turns, 0
     try:
         async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > INLINE_BYTES_MAX:
+                await turns.arrive()
             yield chunk
     except (ConnectionError, web.RequestPayloadError):
         raise MalformedError(INCOMPLETE) from None

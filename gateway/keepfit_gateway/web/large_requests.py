@@ -1,6 +1,7 @@
 """Large requests take turns.
 
-Owns how many large bodies are parsed, and then stored or predicted, at a time. Never reads or holds a body. Invariants:
+Owns how many large bodies are parsed, and then stored or predicted, at a time, and how much of them is taken in each
+iteration of the event loop. Never reads or holds a body. Invariants:
 turns of a lane begin in the order of the calls; a request that ends, however it ends, gives its turn back; a request
 with a body of up to :data:`~keepfit_gateway.web.offload.INLINE_BYTES_MAX` needs no turn.
 
@@ -62,9 +63,10 @@ class Lane:
 class Turns:
     """The lanes of one gateway. A huge body does not hold up those that are only large."""
 
-    __slots__ = ("_huge", "_large")
+    __slots__ = ("_arriving", "_huge", "_large")
 
     def __init__(self) -> None:
+        self._arriving = asyncio.Lock()
         self._large = Lane(LANE_BYTES_MAX)
         self._huge = Lane(1)
 
@@ -75,6 +77,14 @@ class Turns:
         lane, weight = (self._huge, 1) if size >= HUGE_BYTES_MIN else (self._large, min(size, LANE_BYTES_MAX))
         await lane.begin(weight)
         request[TURN] = lane, weight
+
+    async def arrive(self) -> None:
+        """Wait until a chunk of a large body may be taken: one chunk in each iteration of the event loop.
+
+        Thirty bodies that arrive together would otherwise keep the loop from other connections for 50 ms at a time.
+        """
+        async with self._arriving:
+            await asyncio.sleep(0)
 
     def end(self, request: BaseRequest) -> None:
         """End the turn of a request, if it has one."""

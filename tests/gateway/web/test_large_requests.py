@@ -14,7 +14,7 @@ from keepfit.backends import redis_clients, redis_keys
 from keepfit.jobs import run_queue
 from keepfit.settings import Settings
 from keepfit_gateway.web import large_requests, offload
-from keepfit_gateway.web.large_requests import Lane
+from keepfit_gateway.web.large_requests import Lane, Turns
 from keepfit_gateway.web.offload import HUGE_BYTES_MIN, INLINE_BYTES_MAX
 from tests.gateway.api_client import REGRESSOR, Api, eventually, serving
 
@@ -132,6 +132,24 @@ async def test_turns_end_with_their_requests(path: tuple[Api, str]) -> None:
         (await api.post(f"{model}/partial_fit", {"X": rows, "y": [1.0]})).problem(422)
         (await api.post(f"{model}/partial_fit", {"X": rows, "y": [1.0] * len(rows)})).of(202)
         assert "No answer came" in await refused(api, model, timeout_s=0.1)
+
+
+async def test_one_chunk_is_taken_in_each_iteration_of_the_event_loop() -> None:
+    """However many large bodies arrive, other tasks run between two of their chunks."""
+    turns, taken = Turns(), 0
+
+    async def body() -> None:
+        nonlocal taken
+        for _ in range(5):
+            await turns.arrive()
+            taken += 1
+
+    bodies = asyncio.gather(*(body() for _ in range(20)))
+    while not bodies.done():
+        before = taken
+        await asyncio.sleep(0)
+        assert taken - before <= 1
+    assert taken == 100
 
 
 async def test_one_thread_computes_for_large_input_and_one_for_huge() -> None:
