@@ -27,6 +27,7 @@ from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.model_lookup import ModelLookup
 from keepfit_gateway.prediction.cache import Cache
+from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
 from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
@@ -57,6 +58,7 @@ class Service:
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
+        self.answers = Lane(ANSWERS_BYTES_MAX)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.mongo_outage = Outage("mongo", "models are neither created nor restored")
         self.models = ModelLookup(self.store, self.history, self.worker_client, self.cache.observe_version)

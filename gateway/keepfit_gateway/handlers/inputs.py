@@ -4,13 +4,12 @@ Owns the syntax of these inputs and their defaults. Never touches Redis, except 
 body is read. Invariant: what does not match the syntax answers 400 with what would be right.
 """
 
-import asyncio
 import re
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from keepfit.errors import DeadlineError, MalformedError
+from keepfit.errors import MalformedError
 from keepfit.history.metadata_labels import filters_of
 from keepfit.rows.values import format_value
 from keepfit.security.api_keys import UNRESTRICTED
@@ -99,15 +98,8 @@ async def read_rows(
 
 async def _begin_turn(request: web.Request, size: int, timeout_s: float | None) -> None:
     """Wait until a large body may be parsed; the turn ends when the request's memory is released."""
-    if size <= INLINE_BYTES_MAX:
-        return
-    settings = request.app[SETTINGS]
-    timeout_s = settings.predict_timeout_s if timeout_s is None else timeout_s
-    try:
-        async with asyncio.timeout(timeout_s):
-            await request.app[bodies.BODY_MEMORY].turns.begin(request, size)
-    except TimeoutError:
-        raise DeadlineError(f"Other large requests took {timeout_s:g} s; send this again, or less at a time.") from None
+    timeout_s = request.app[SETTINGS].predict_timeout_s if timeout_s is None else timeout_s
+    await request.app[bodies.BODY_MEMORY].turns.begin(request, size, timeout_s)
 
 
 async def path_hash(request: web.Request) -> str:

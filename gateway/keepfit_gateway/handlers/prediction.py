@@ -20,9 +20,13 @@ from keepfit_gateway.prediction.cache import Raw, key_of
 from keepfit_gateway.prediction.http_caching import CacheControl
 from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.fields import Headers
+from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
 from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
+
+# A number in an answer has at most so many characters, with its comma.
+VALUE_BYTES = 26
 
 
 class CachedReply(NamedTuple):
@@ -55,13 +59,13 @@ async def predict_rows(
     NotFoundError, StaleModelError
         If the model was deleted or has another generation by now.
     QueueFullError, DeadlineError, UnavailableError, ConflictError
-        As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`.
+        As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`; the second also if other large answers take as long.
     """
     operation: Operation = "proba" if rows.proba else "predict"
     if rows.size <= INLINE_BYTES_MAX:
-        shaped, key = _shape_and_key(model, rows, operation)
+        shaped, key, values = _shape_and_key(model, rows, operation)
     else:
-        shaped, key = await compute_in_thread(rows.size, _shape_and_key, model, rows, operation)
+        shaped, key, values = await compute_in_thread(rows.size, _shape_and_key, model, rows, operation)
     cache = service.cache
     if control.use_cached:
         etag = http_caching.current_etag(cache, headers, control, model, key)
@@ -73,7 +77,13 @@ async def predict_rows(
                 cache.alias(cached, raw)
             return CachedReply(cached.etag, cached.body, cache.age_s(cached))
     with cache.watch(model.hash) as watched:
-        reply = await service.worker_client.ask(model.hash, operation, model.generation, shaped, timeout_s)
+        ask = partial(service.worker_client.ask, model.hash, operation, model.generation, shaped, timeout_s)
+        size = min(values * VALUE_BYTES, ANSWERS_BYTES_MAX)
+        if size <= INLINE_BYTES_MAX:
+            reply = await ask()
+        else:
+            async with service.answers.turn(size, timeout_s or service.settings.predict_timeout_s):
+                reply = await ask()
         body = _answer(model.hash, operation, reply)
         etag = http_caching.etag_of(key, reply.generation, reply.version)
         if control.store:
@@ -83,13 +93,14 @@ async def predict_rows(
     return CachedReply(etag, body)
 
 
-def _shape_and_key(model: Model, rows: RowsBody, operation: Operation) -> tuple[Rows, bytes]:
+def _shape_and_key(model: Model, rows: RowsBody, operation: Operation) -> tuple[Rows, bytes, int]:
+    """Return the rows, the key of their prediction, and how many values the answer has as far as the recipe tells."""
     shaped = rows.shape(model.recipe, learning=False)
-    # What the recipe tells; the worker counts again with what was learned since.
+    # The worker counts again with the labels that were learned since.
     classes = (model.recipe.classes or []) if operation == "proba" else []
     labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
     messages.check_answer_size(shaped.n, 1 + labels)
-    return shaped, key_of(model.hash, operation, shaped)
+    return shaped, key_of(model.hash, operation, shaped), shaped.n * (1 + labels)
 
 
 def _answer(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:

@@ -11,14 +11,19 @@ Redis, and they would occupy all workers.
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from keepfit.errors import DeadlineError
 from keepfit_gateway.web.offload import HUGE_BYTES_MIN, INLINE_BYTES_MAX
 
+# Answers that workers compute and send at a time.
+ANSWERS_BYTES_MAX = 24 << 20
 # Bodies that are parsed, stored or predicted at a time; of huge bodies, one.
-LANE_BYTES_MAX = 16 << 20
+LANE_BYTES_MAX = 8 << 20
 
 
 class Lane:
@@ -30,22 +35,43 @@ class Lane:
         self._free = size_max
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    async def begin(self, size: int) -> None:
-        """Wait until all earlier requests have begun and `size` fits."""
+    async def begin(self, size: int, timeout_s: float) -> None:
+        """Wait until all earlier requests have begun and `size` fits.
+
+        Raises
+        ------
+        DeadlineError
+            After `timeout_s` seconds.
+        """
         if not self._waiting and size <= self._free:
             self._free -= size
             return
-        begun = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, begun))
+        waiting = size, asyncio.get_running_loop().create_future()
+        _, begun = waiting
+        self._waiting.append(waiting)
         try:
-            await begun
-        except asyncio.CancelledError:
+            async with asyncio.timeout(timeout_s):
+                await begun
+        except (TimeoutError, asyncio.CancelledError) as error:
             if begun.done() and not begun.cancelled():
+                # The turn began at the same moment.
                 self.end(size)
-            else:
-                self._waiting.remove((size, begun))
+            elif waiting in self._waiting:
+                self._waiting.remove(waiting)
                 self._begin_next()
+            if isinstance(error, TimeoutError):
+                text = f"Other large requests took {timeout_s:g} s; send this again, or less at a time."
+                raise DeadlineError(text) from None
             raise
+
+    @asynccontextmanager
+    async def turn(self, size: int, timeout_s: float) -> AsyncIterator[None]:
+        """Have a turn inside the `with` block; raises as :meth:`begin`."""
+        await self.begin(size, timeout_s)
+        try:
+            yield
+        finally:
+            self.end(size)
 
     def end(self, size: int) -> None:
         """Give a turn back."""
@@ -70,12 +96,18 @@ class Turns:
         self._large = Lane(LANE_BYTES_MAX)
         self._huge = Lane(1)
 
-    async def begin(self, request: BaseRequest, size: int) -> None:
-        """Wait for the turn of a request whose body has `size` bytes; it keeps the turn until :meth:`end`."""
+    async def begin(self, request: BaseRequest, size: int, timeout_s: float) -> None:
+        """Wait for the turn of a request whose body has `size` bytes; it keeps the turn until :meth:`end`.
+
+        Raises
+        ------
+        DeadlineError
+            After `timeout_s` seconds.
+        """
         if size <= INLINE_BYTES_MAX:
             return
         lane, weight = (self._huge, 1) if size >= HUGE_BYTES_MIN else (self._large, min(size, LANE_BYTES_MAX))
-        await lane.begin(weight)
+        await lane.begin(weight, timeout_s)
         request[TURN] = lane, weight
 
     async def arrive(self) -> None:

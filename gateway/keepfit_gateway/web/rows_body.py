@@ -35,7 +35,7 @@ NPY_BEGIN, ARROW_BEGIN = b"\x93NUMPY", b"\xff\xff\xff\xff"
 # A row with more than COLUMNS_MAX columns is longer than this.
 NARROW_BYTES_MAX = 2 * COLUMNS_MAX
 # Lists of Python use up to 24 times the bytes that the strict parser reads.
-STRICT_BYTES_MAX = 32 * 2**20
+STRICT_BYTES_MAX = 4 * 2**20
 
 
 class RowsBody(Protocol):

@@ -37,7 +37,7 @@ class Clients:
         self.sizes.append(size)
 
         async def hold() -> None:
-            await self.lane.begin(size)
+            await self.lane.begin(size, 60)
             self.holding.append(number)
             try:
                 await asyncio.Event().wait()
@@ -84,8 +84,9 @@ def test_turns_begin_in_order_and_within_the_bound(steps: list[tuple[bool, int, 
                 assert sum(clients.sizes[i] for i in clients.holding) + following > SIZE_MAX
         for number in range(len(clients.tasks)):
             clients.end(number)
-        await settle()
-        await asyncio.wait_for(clients.lane.begin(SIZE_MAX), 60)
+        outcomes = await asyncio.gather(*clients.tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {asyncio.CancelledError}
+        await clients.lane.begin(SIZE_MAX, 60)
 
     asyncio.run(run())
 
@@ -121,6 +122,27 @@ async def test_a_large_prediction_waits_for_its_turn(path: tuple[Api, str], sett
     assert "No answer came" in await refused(*path, timeout_s=0.1, body=b'{"X":[[1.0,2.0]]}')
     assert not first.done()
     assert "No answer came within 5 s" in await first
+
+
+async def test_a_large_answer_waits_for_its_turn(path: tuple[Api, str], settings: Settings) -> None:
+    """While a worker computes answers of 24 MiB, the next large one waits, and a small one does not."""
+    api, _ = path
+    recipe = {"estimator": "GaussianNB", "classes": [f"class {i}" for i in range(10_000)]}
+    model = await api.make({"type": "classes"}, recipe)
+    many = json.dumps({"X": [[1, 2]] * 100, "proba": True}).encode()
+    assert len(many) < INLINE_BYTES_MAX
+    first = asyncio.create_task(refused(api, model, timeout_s=5, body=many))
+    with redis_clients.queue_sync(settings) as client:
+
+        async def is_asked() -> bool:
+            return bool(client.exists(redis_keys.queued_models(run_queue.PREDICT.name)))
+
+        await eventually(is_asked, "the first request")
+    assert "Other large requests took 0.1 s" in await refused(api, model, timeout_s=0.1, body=many)
+    assert "No answer came" in await refused(api, model, timeout_s=0.1, body=b'{"X":[[1,2]]}')
+    assert not first.done()
+    assert "No answer came within 5 s" in await first
+    assert "No answer came" in await refused(api, model, timeout_s=0.1, body=many)
 
 
 async def test_turns_end_with_their_requests(path: tuple[Api, str]) -> None:
