@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         500 * 2**20, ge=1024, le=BYTES_MAX, description="Maximum size of an inflated body and of its rows as float64."
     )
     bodies_bytes_max: int = Field(
-        64 * 2**20,
+        56 * 2**20,
         ge=1024,
         le=BYTES_MAX,
         description=(

@@ -1,13 +1,15 @@
 """Clients that misbehave, each kind in a process of its own: ``python -m tests.abuse.attacks NAME TARGET``.
 
-TARGET is a JSON document with the gateway's address and the models. An attack prints a line when it begins. It
-runs until SIGTERM, and then prints what it did and how it was answered, as a JSON object of counts.
+TARGET is a JSON document with the gateway's address and the models. An attack prints a line when it is ready and begins
+when it reads one. It runs until SIGTERM, and then prints what it did and how it was answered, as a JSON object of
+counts.
 """
 
 import asyncio
 import io
 import itertools
 import json
+import os
 import random
 import resource
 import signal
@@ -30,6 +32,8 @@ MIB = 2**20
 CROWD = 1200
 READERS = 30
 WRITERS = 100
+# Attacks come from other machines: here they leave the processors to the stack.
+NICE = 15
 # Of a row that the attacked model has learned.
 USED_KEY = "used"
 # Time between two bytes of a slow writer, and between two looks at a connection that is only held.
@@ -280,10 +284,12 @@ SLOW_MODELS = ("large_rows", "gil_holders", "dying_loaders", "late_questions")
 
 async def run(name: str, target: Target) -> Counter[str]:
     """Attack until SIGTERM; return the counts."""
+    print("ready", flush=True)  # noqa: T201
+    assert sys.stdin.readline() == "begin\n"
+    os.nice(NICE)
     crowd = Crowd(target)
     task = asyncio.ensure_future(ATTACKS[name](crowd))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    print("begun", flush=True)  # noqa: T201
     with suppress(asyncio.CancelledError):
         await task
     return crowd.counts

@@ -1,8 +1,8 @@
 """A well-behaved client: it predicts fresh rows, learns a row now and then, and records each answer.
 
-``python -m tests.abuse.client URL PATH`` prints a line when it begins. It calls at fixed times, however late earlier
-answers are, and counts each call from its time: a gateway that stands still delays all calls of that while. It runs
-until SIGTERM, and prints its calls as JSON lines when all are answered.
+``python -m tests.abuse.client URL PATH`` prints a line when it is ready and begins when it reads one. It calls at fixed
+times, however late earlier answers are, and counts each call from its time: a gateway that stands still delays all
+calls of that while. It runs until SIGTERM, and prints its calls as JSON lines when all are answered.
 """
 
 import asyncio
@@ -86,7 +86,8 @@ async def main() -> None:
     url, path = sys.argv[1:]
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    print("begun", flush=True)  # noqa: T201
+    print("ready", flush=True)  # noqa: T201
+    assert sys.stdin.readline() == "begin\n"
     for each in await use(url, path, ended):
         print(json.dumps(asdict(each)))  # noqa: T201
 

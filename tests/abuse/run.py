@@ -5,7 +5,6 @@ both Redis servers, and the time until all is as before. Invariant: every proces
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -172,27 +171,31 @@ class Sampler:
 
 
 @contextmanager
-def program(module: str, *arguments: str, nice: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a module of this package until the block ends; return when it has begun."""
-
-    def prepare() -> None:
-        end_with_parent()
-        os.nice(nice)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=prepare,  # noqa: PLW1509 - nothing else runs in this process
-    )
-    assert process.stdout is not None
+def programs(module: str, *arguments: Sequence[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Run a module of this package, once with each of the `arguments`, until the block ends; return when all begin."""
+    processes = []
     try:
-        assert process.stdout.readline() == b"begun\n"
-        yield process
+        for each in arguments:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *each],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stdin=subprocess.PIPE,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - as in `keepfit up`
+            )
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"begin\n")
+            process.stdin.flush()
+        yield processes
     finally:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def finish(process: "subprocess.Popen[bytes]") -> bytes:
@@ -242,7 +245,7 @@ class AbuseRun:
     def run(self, windows: list[Window], length_s: float, report: Callable[[Window], None]) -> None:
         """Run all windows beside the well-behaved client, then wait until everything is as before."""
         before = self._sampler.gateway(), self._sampler.redis()
-        with program("tests.abuse.client", self._stack.url, self._rest) as client:
+        with programs("tests.abuse.client", [self._stack.url, self._rest]) as (client,):
             self._run_window(self._outcome.idle, length_s, before[1])
             for window in windows:
                 self._outcome.windows.append(window)
@@ -256,7 +259,7 @@ class AbuseRun:
 
     def _run_window(self, window: Window, length_s: float, redis_before: int) -> None:
         target = json.dumps(asdict(self._target))
-        with _all([(name, target) for name in window.attacks]) as processes:
+        with programs("tests.abuse.attacks", *([name, target] for name in window.attacks)) as processes:
             self._sampler.reset()
             window.began = time.monotonic()
             time.sleep(length_s)
@@ -291,17 +294,6 @@ class AbuseRun:
         if (more := self._sampler.redis() - redis_bytes) > REDIS_LEFT_BYTES_MAX:
             return f"{more / MB:.0f} MB more in Redis"
         return ""
-
-
-@contextmanager
-def _all(named: Sequence[tuple[str, str]]) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Run several attacks until the block ends, with a low priority: they come from other machines."""
-    if not named:
-        yield []
-        return
-    (name, target), *others = named
-    with program("tests.abuse.attacks", name, target, nice=15) as first, _all(others) as rest:
-        yield [first, *rest]
 
 
 def run_abuse(

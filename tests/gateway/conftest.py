@@ -6,8 +6,15 @@ import aiohttp
 import pytest
 
 from keepfit.settings import Settings
+from keepfit_gateway import health
 from tests.conftest import Stack
 from tests.gateway.api_client import CRASHES, Api, serving
+
+
+@pytest.fixture(autouse=True)
+def _patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let gateways in this process wait longer for their dependencies: a busy machine is not a failed one."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 20.0)
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_only_a_worker_that_did_nothing_failed_to_start(child: Child) -> None:
     assert not child.failed_to_start(child.started_s + EARLY_DEATH_S)
     with child.activity.holding_lease("predict", "a lease"):
         assert not child.failed_to_start(child.started_s)
+        child.activity.begin(BATCH)
     assert not child.failed_to_start(child.started_s)
 
 

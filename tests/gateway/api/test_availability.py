@@ -20,7 +20,7 @@ from keepfit.jobs import run_queue
 from keepfit.local.servers import free_port
 from keepfit.security.api_keys import ADMIN, new_key
 from keepfit.settings import Settings
-from keepfit_gateway import app
+from keepfit_gateway import app, health
 from keepfit_gateway.handlers.operations import FAILS
 from keepfit_gateway.health import PROBE_TIMEOUT_S
 from tests import servers
@@ -240,8 +240,11 @@ async def test_live_models_work_without_mongodb(settings: Settings, metadata: di
             assert (await api.model(path))["inbox"] == 1
 
 
-async def test_a_hanging_mongodb_does_not_delay_the_probe(fragile: Stack, frail: Api, metadata: dict[str, Any]) -> None:
+async def test_a_hanging_mongodb_does_not_delay_the_probe(
+    fragile: Stack, frail: Api, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While MongoDB hangs, the gateway is ready and reports it; live models learn and predict."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", PROBE_TIMEOUT_S)
     path, (token, key) = await frail.make(metadata, REGRESSOR), new_key("admin", [ADMIN])
     settings = Settings(**{**fragile.settings().model_dump(), "api_keys": key})
     async with serving(settings) as keyed:

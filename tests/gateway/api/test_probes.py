@@ -16,8 +16,13 @@ from tests.gateway.test_metrics import scraped
 async def test_a_running_service_is_live_and_ready(api: Api) -> None:
     """Both probes answer 200, and readiness lists each dependency."""
     assert (await api.get("/livez")).of(200) == {"status": "ok"}
-    ready = (await api.get("/readyz")).of(200)
-    assert ready == {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}
+    ready = {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}
+
+    async def is_ready() -> bool:
+        return bool((await api.get("/readyz")).json() == ready)
+
+    # A busy machine may delay one look.
+    await eventually(is_ready, "the readiness of all dependencies")
 
 
 async def test_without_workers_a_gateway_is_live_and_not_ready(workerless: Api) -> None:

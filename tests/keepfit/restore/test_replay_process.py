@@ -131,10 +131,10 @@ async def test_a_model_that_cannot_be_loaded_is_no_fault_of_its_requests(
 
 async def test_a_closed_replayer_ends_its_replay(replayer: Replayer, tmp_path: Path) -> None:
     """Closing it ends a call that never returns at once, and starts no other child."""
-    replaying = asyncio.create_task(replay_rows(replayer, recipe_of(ENDLESS), NEVER))
-    async with asyncio.timeout(60):
-        while replayer._process._started is None:  # noqa: ASYNC110 - it happens in a thread
-            await asyncio.sleep(0.02)
+    mark = tmp_path / "called"
+    source = ENDLESS.replace("        ctypes", f"        open({str(mark)!r}, 'w').close()\n        ctypes", 1)
+    replaying = asyncio.create_task(replay_rows(replayer, recipe_of(source), NEVER))
+    await asyncio.to_thread(servers.wait_until, mark.exists, "the call of the child")
     await asyncio.to_thread(replayer.close)
     with pytest.raises(UnavailableError, match="was ended"):
         await replaying
