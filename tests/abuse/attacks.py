@@ -284,12 +284,18 @@ SLOW_MODELS = ("large_rows", "gil_holders", "dying_loaders", "late_questions")
 
 async def run(name: str, target: Target) -> Counter[str]:
     """Attack until SIGTERM; return the counts."""
+    stop, crowd = asyncio.Event(), Crowd(target)
+    # Before it is ready: a signal may come soon after it begins.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print("ready", flush=True)  # noqa: T201
     assert sys.stdin.readline() == "begin\n"
     os.nice(NICE)
-    crowd = Crowd(target)
     task = asyncio.ensure_future(ATTACKS[name](crowd))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await stop.wait()
+    while not crowd.counts and not task.done():  # noqa: ASYNC110 - the attack sets no event
+        # On a busy machine an attack may have done nothing yet.
+        await asyncio.sleep(BYTE_S)
+    task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     return crowd.counts
