@@ -8,8 +8,9 @@ import ctypes
 # Numbers of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 # Blocks from this size on are mapped one by one, so that each is returned when it is freed. By default glibc raises
-# this size to that of the largest block so far, and then keeps the holes that large bodies leave in its heap.
-MAPPED_BYTES_MIN = 256 * 1024
+# this size to that of the largest block so far, and then keeps the holes that large bodies leave in its heap. It is
+# above the size of a chunk of a body: to map each chunk doubles the time of an upload.
+MAPPED_BYTES_MIN = 1 << 20
 # Threads share arenas: each arena keeps holes of its own.
 ARENAS_MAX = 2
 
