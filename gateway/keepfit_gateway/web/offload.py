@@ -1,8 +1,8 @@
 """Run functions on large input in a thread.
 
 Owns the size from which work on an input leaves the event loop, and the threads that compute. Never splits the work: a
-function runs whole, in the caller or in a thread. Invariant: two threads compute at most, because they and the event
-loop share Python's global lock; functions that wait for files have threads of their own.
+function runs whole, in the caller or in a thread. Invariant: on large input two threads compute at most, because they
+and the event loop share Python's global lock; functions that wait for files have threads of their own.
 """
 
 import asyncio
@@ -33,7 +33,9 @@ async def compute(size_bytes: int, function: Callable[P, T], *args: P.args, **kw
 
 
 async def compute_in_thread(size_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function`, which computes, in the thread for `size_bytes` of input, after earlier calls."""
+    """Call `function`, which computes, in a thread: for large input in that of its size, after earlier calls."""
+    if size_bytes <= INLINE_BYTES_MAX:
+        return await asyncio.to_thread(function, *args, **kwargs)
     context, threads = contextvars.copy_context(), _huge if size_bytes >= HUGE_BYTES_MIN else _large
     call = partial(context.run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(threads, call)
