@@ -229,7 +229,7 @@ class WorkerClient:
             pending.without_worker = True
             pending.timer = loop.call_later(min(WORKER_GRACE_S, left_s), self._start_check, pending)
             return None
-        late = DeadlineError(f"No answer came within {pending.timeout_s:g} s; the workers are overloaded.")
+        late = DeadlineError(f"No answer came within {round(pending.timeout_s, 3):g} s; the workers are overloaded.")
         if left_s > 0:
             pending.timer = loop.call_later(left_s, pending.fail, late)
         else:

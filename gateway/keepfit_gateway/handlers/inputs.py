@@ -40,6 +40,10 @@ PAGE_MAX = 1000
 BOOLEAN = {"true": True, "false": False}
 
 
+# Seconds that a large request may still take after its wait for a turn.
+LEFT_S = web.RequestKey("left_s", float)
+
+
 class Page(NamedTuple):
     """The page of a list that a request asks for; `filters` are its other query parameters."""
 
@@ -99,7 +103,13 @@ async def read_rows(
 async def _begin_turn(request: web.Request, size: int, timeout_s: float | None) -> None:
     """Wait until a large body may be parsed; the turn ends when the request's memory is released."""
     timeout_s = request.app[SETTINGS].predict_timeout_s if timeout_s is None else timeout_s
-    await request.app[bodies.BODY_MEMORY].turns.begin(request, size, timeout_s)
+    request[LEFT_S] = await request.app[bodies.BODY_MEMORY].turns.begin(request, size, timeout_s)
+
+
+def time_left(request: web.Request, timeout_s: float | None) -> float | None:
+    """Return what the wait for a turn has left of the seconds for an answer; None stands for those of the settings."""
+    left_s: float | None = request.get(LEFT_S, timeout_s)
+    return left_s
 
 
 async def path_hash(request: web.Request) -> str:

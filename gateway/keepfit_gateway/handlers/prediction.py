@@ -14,7 +14,7 @@ from keepfit.jobs.messages import Operation, WorkerReply
 from keepfit.rows.rows import Rows
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers.inputs import read_rows, timeout_parameter
+from keepfit_gateway.handlers.inputs import read_rows, time_left, timeout_parameter
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import Raw, key_of
 from keepfit_gateway.prediction.http_caching import CacheControl
@@ -77,13 +77,14 @@ async def predict_rows(
                 cache.alias(cached, raw)
             return CachedReply(cached.etag, cached.body, cache.age_s(cached))
     with cache.watch(model.hash) as watched:
-        ask = partial(service.worker_client.ask, model.hash, operation, model.generation, shaped, timeout_s)
+        ask = partial(service.worker_client.ask, model.hash, operation, model.generation, shaped)
         size = min(values * VALUE_BYTES, ANSWERS_BYTES_MAX)
         if size <= INLINE_BYTES_MAX:
-            reply = await ask()
+            reply = await ask(timeout_s)
         else:
-            async with service.answers.turn(size, timeout_s or service.settings.predict_timeout_s):
-                reply = await ask()
+            timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
+            async with service.answers.turn(size, timeout_s) as left_s:
+                reply = await ask(left_s)
         body = _answer(model.hash, operation, reply)
         etag = http_caching.etag_of(key, reply.generation, reply.version)
         if control.store:
@@ -115,7 +116,7 @@ async def predict(request: web.Request) -> web.Response:
     """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
     rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata, timeout_s)
-    control = http_caching.cache_control(headers)
+    control, timeout_s = http_caching.cache_control(headers), time_left(request, timeout_s)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, *await service.models.run(rows.model_hash, run))
 
@@ -124,6 +125,7 @@ async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
     service, timeout_s = request.app[SERVICE], timeout_parameter(request)
     rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata, timeout_s)
+    timeout_s = time_left(request, timeout_s)
 
     async def ask(model: Model) -> WorkerReply:
         shaped = await compute(rows.size, rows.shape, model.recipe, learning=True)

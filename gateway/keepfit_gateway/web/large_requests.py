@@ -35,8 +35,8 @@ class Lane:
         self._free = size_max
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    async def begin(self, size: int, timeout_s: float) -> None:
-        """Wait until all earlier requests have begun and `size` fits.
+    async def begin(self, size: int, timeout_s: float) -> float:
+        """Wait until all earlier requests have begun and `size` fits; return what is left of `timeout_s` seconds.
 
         Raises
         ------
@@ -45,8 +45,9 @@ class Lane:
         """
         if not self._waiting and size <= self._free:
             self._free -= size
-            return
-        waiting = size, asyncio.get_running_loop().create_future()
+            return timeout_s
+        loop = asyncio.get_running_loop()
+        began_s, waiting = loop.time(), (size, loop.create_future())
         _, begun = waiting
         self._waiting.append(waiting)
         try:
@@ -63,13 +64,14 @@ class Lane:
                 text = f"Other large requests took {timeout_s:g} s; send this again, or less at a time."
                 raise DeadlineError(text) from None
             raise
+        return max(timeout_s - (loop.time() - began_s), 0.0)
 
     @asynccontextmanager
-    async def turn(self, size: int, timeout_s: float) -> AsyncIterator[None]:
-        """Have a turn inside the `with` block; raises as :meth:`begin`."""
-        await self.begin(size, timeout_s)
+    async def turn(self, size: int, timeout_s: float) -> AsyncIterator[float]:
+        """Have a turn inside the `with` block; yields how many seconds are left. Raises as :meth:`begin`."""
+        left_s = await self.begin(size, timeout_s)
         try:
-            yield
+            yield left_s
         finally:
             self.end(size)
 
@@ -96,8 +98,10 @@ class Turns:
         self._large = Lane(LANE_BYTES_MAX)
         self._huge = Lane(1)
 
-    async def begin(self, request: BaseRequest, size: int, timeout_s: float) -> None:
+    async def begin(self, request: BaseRequest, size: int, timeout_s: float) -> float:
         """Wait for the turn of a request whose body has `size` bytes; it keeps the turn until :meth:`end`.
+
+        Returns what is left of `timeout_s` seconds.
 
         Raises
         ------
@@ -105,10 +109,11 @@ class Turns:
             After `timeout_s` seconds.
         """
         if size <= INLINE_BYTES_MAX:
-            return
+            return timeout_s
         lane, weight = (self._huge, 1) if size >= HUGE_BYTES_MIN else (self._large, min(size, LANE_BYTES_MAX))
-        await lane.begin(weight, timeout_s)
+        left_s = await lane.begin(weight, timeout_s)
         request[TURN] = lane, weight
+        return left_s
 
     async def arrive(self) -> None:
         """Wait until a chunk of a large body may be taken: one chunk in each iteration of the event loop.

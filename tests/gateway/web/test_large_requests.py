@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -145,6 +146,21 @@ async def test_a_large_answer_waits_for_its_turn(path: tuple[Api, str], settings
     assert "No answer came" in await refused(api, model, timeout_s=0.1, body=many)
 
 
+async def test_the_wait_for_a_turn_counts_as_time_for_the_answer(path: tuple[Api, str], settings: Settings) -> None:
+    """A prediction that had to wait for its turn has only the rest of its time for the workers."""
+    first = asyncio.create_task(refused(*path, timeout_s=2))
+    with redis_clients.queue_sync(settings) as client:
+
+        async def is_asked() -> bool:
+            return bool(client.exists(redis_keys.queued_models(run_queue.PREDICT.name)))
+
+        await eventually(is_asked, "the first request")
+    found = re.match(r"No answer came within ([\d.]+) s;", await refused(*path, timeout_s=10))
+    assert found is not None
+    assert float(found[1]) < 10
+    assert "No answer came within 2 s" in await first
+
+
 async def test_turns_end_with_their_requests(path: tuple[Api, str]) -> None:
     """Turns of requests that were refused, accepted or too late are free for the next ones."""
     api, model = path
@@ -192,3 +208,13 @@ async def test_one_thread_computes_for_large_input_and_one_for_huge() -> None:
     assert await huge
     assert at_a_time == 1
     assert await offload.compute(INLINE_BYTES_MAX, threading.get_ident) == threading.get_ident()
+
+
+async def test_small_input_does_not_wait_for_large() -> None:
+    """A small table, which is parsed in a thread too, does not wait for the one of large input."""
+    release = threading.Event()
+    large = asyncio.ensure_future(offload.compute(INLINE_BYTES_MAX + 1, release.wait, 60))
+    assert await offload.compute_in_thread(INLINE_BYTES_MAX, threading.get_ident) != threading.get_ident()
+    assert not large.done()
+    release.set()
+    assert await large
