@@ -41,7 +41,8 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
 
     `rows_key` names the key that holds the rows if they are too large for the message; `request_id` is the id that the
     client gave its HTTP request, "" if it gave none. `as_json` asks for the result as JSON text, which the gateway
-    passes on without reading it; gateways of 0.1 do not ask for that.
+    passes on without reading it; gateways of 0.1 do not ask for that. `scorer_bytes_max` asks for the model's scorer
+    beside the answer, if its encoded form has at most so many bytes.
     """
 
     id: int
@@ -54,13 +55,15 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     request_id: str = ""
     restore_options: RestoreOptions | None = None
     as_json: bool = False
+    scorer_bytes_max: int = 0
 
 
 class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
     """The reply to a request: `result` depends on the operation; after a failure, `error` is (class, message).
 
     The result is JSON text, as bytes, if the request asked for that.
-    `public_message` is what any client may read of the error.
+    `public_message` is what any client may read of the error. `scorer` is the encoded scorer of this version if the
+    request asked for one and the model has one (:mod:`keepfit.scoring`).
     """
 
     id: int
@@ -70,6 +73,7 @@ class WorkerReply(msgspec.Struct, array_like=True, frozen=True):
     result: Any = None
     error: tuple[str, str] | None = None
     public_message: str = ""
+    scorer: bytes = b""
 
     def raise_error(self) -> None:
         """Raise the error of the worker, if there was one."""
