@@ -5,13 +5,11 @@ runs two stacks on one folder. Invariants: servers stop after the processes that
 with the data that a killed stack left.
 """
 
-import ctypes
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +21,7 @@ from typing import IO, Any
 from keepfit import child_environment, hash_seed
 from keepfit.backends.addresses import check_listening, url_to_connect
 from keepfit.backends.files import open_regular, open_to_append, write_file
+from keepfit.child_processes import signal_at_death_of_parent
 from keepfit.errors import UnavailableError
 from keepfit.local.data_folder import (
     FREE_SPACE,
@@ -45,7 +44,6 @@ POLL_S = 0.2
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0
 # With less, a file system with blocks of the usual sizes has no space for another file.
 FREE_BYTES_MIN = 64 * 2**10
-PR_SET_PDEATHSIG = 1
 # The stage of the processes that are not of keepfit.
 SERVERS = 0
 # How much of the log of a process that failed is shown.
@@ -308,8 +306,7 @@ def has_logged(event: str) -> Callable[[ManagedProcess], str]:
 
 def end_with_parent() -> None:
     """Make Linux terminate this child when its parent dies. Elsewhere the lock shows that children are left."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_at_death_of_parent(signal.SIGTERM)
 
 
 def run_stack(

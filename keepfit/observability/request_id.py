@@ -5,6 +5,7 @@ an id from a client is short and contains no white space, quotes or control char
 """
 
 import itertools
+import os
 import re
 import secrets
 from contextvars import ContextVar
@@ -15,8 +16,17 @@ FORM = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # minted id is unknown to the client until the response arrives, and would cost bytes in every worker request.
 sent: ContextVar[str] = ContextVar("request_id", default="")
 
-_prefix = secrets.token_hex(6)
-_count = itertools.count(1)
+_prefix, _count = "", itertools.count(1)
+
+
+def _begin() -> None:
+    """Take a prefix of this process: a fork must not count on with that of its parent."""
+    global _prefix, _count
+    _prefix, _count = secrets.token_hex(6), itertools.count(1)
+
+
+_begin()
+os.register_at_fork(after_in_child=_begin)
 
 
 def mint() -> str:

@@ -246,10 +246,10 @@ def test_a_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     script = (
         "import ctypes, os, time\n"
-        "from keepfit_workers import worker\n"
+        "from keepfit import child_processes\n"
         "supervisor = os.getpid()\n"
         "if not os.fork():\n"
-        "    worker._end_with(supervisor)\n"
+        "    child_processes.end_with(supervisor)\n"
         f"    open({str(mark)!r}, 'w').write(str(os.getpid()))\n"
         "    ctypes.PyDLL(None).sleep(1000)\n"
         "time.sleep(1000)\n"

@@ -7,25 +7,22 @@ time is ended by killing its worker.
 """
 
 import gc
-import multiprocessing as mp
 import os
-import signal
 import socket
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from keepfit import hash_seed
+from keepfit import child_processes, hash_seed
 from keepfit.backends import redis_clients
 from keepfit.backends.backoff import Backoff
+from keepfit.child_processes import RESTART_PAUSE_S, StopRequest
 from keepfit.errors import KeepfitError
 from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
@@ -40,10 +37,9 @@ SWEEP_S = 1.0
 # Pause after the first failure in a row to reach a Redis: 0.13 to 0.25 s, because work that waits for Redis must not
 # wait for the sweep as well; after each further one twice as long, up to the interval of the sweep.
 RETRY_PAUSE_S = 0.25
-# A worker that died sooner than this, and before it did anything, is replaced after a pause, so that a failing start
-# does not become a fork loop. What a model does to its workers ends by itself: they are replaced at once.
+# A worker that died sooner than this, and before it did anything, failed to start: it is replaced after a pause. What a
+# model does to its workers ends by itself: they are replaced at once.
 EARLY_DEATH_S = 0.5
-RESTART_PAUSE_S = 1.0
 # A killed process ends at once, unless the kernel holds it, for example in a read of a disk that does not answer.
 KILLED_S_MAX = 1.0
 # The supervisor looks at its workers each second, if Redis answers: after so much more it has been stopped itself.
@@ -109,11 +105,9 @@ class Supervisor:
         # A wrong key is reported here, in one line, instead of by every worker that fails on it.
         Keyring.from_text(settings.signing_keys.get_secret_value())
         self._settings = settings
-        self._context = mp.get_context("fork")
         self._workers: dict[str, Child] = {}
         self._dead: list[sweep.Death] = []
-        self._stopping = False
-        self._woken, self._wake = mp.Pipe(duplex=False)
+        self._stop = StopRequest()
         self._start_not_before = 0.0
         self._beat_every_s = settings.lease_ttl_s / 3
         self._next_beat_s = self._next_sweep_s = self._expire_after_s = 0.0
@@ -124,44 +118,31 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until SIGTERM or SIGINT; then let each worker finish its current batch."""
-        signal.signal(signal.SIGTERM, self._request_stop)
-        signal.signal(signal.SIGINT, self._request_stop)
+        self._stop.listen()
         jobs.warm_up()
         # Objects that all workers share are frozen: no worker scans them for garbage or copies their memory pages.
         gc.collect()
         gc.freeze()
-        while not self._stopping and os.getppid() == self._parent:
+        while not self._stop.made and os.getppid() == self._parent:
             self._start_missing()
             self._wait()
             self._look_after()
         self._stop_workers()
 
-    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
-        self._stopping = True
-        self._wake.send_bytes(b"stop")
-
     def _start_missing(self) -> None:
-        while len(self._workers) < self._settings.workers and not self._stopping:
+        while len(self._workers) < self._settings.workers and not self._stop.made:
             if time.monotonic() < self._start_not_before:
                 return
             name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             activity = Activity()
-            process = self._context.Process(
-                target=worker.run, args=(self._settings, name, activity, os.getpid()), name=name
-            )
-            # SIGTERM is blocked until the child has handlers of its own; the inherited one would have no effect there.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            process.start()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            process = child_processes.fork(name, worker.run, self._settings, name, activity, os.getpid())
             self._workers[name] = Child(name, process, activity)
             log.info("worker_started", worker=name, pid=process.pid)
 
     def _wait(self) -> None:
         """Wait until a worker dies, a stop is requested, or the next heartbeat or sweep is due."""
         due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
-        sentinels = [child.process.sentinel for child in self._workers.values()]
-        if self._woken in wait([self._woken, *sentinels], timeout=max(due_s, 0.0)):
-            self._woken.recv_bytes()
+        self._stop.wait([child.process.sentinel for child in self._workers.values()], max(due_s, 0.0))
 
     def _look_after(self) -> None:
         """Kill workers over their time, note dead ones, and, with Redis: renew, reap and sweep."""
@@ -214,7 +195,7 @@ class Supervisor:
             if exitcode is None:
                 continue
             del self._workers[name]
-            if self._stopping and not exitcode:
+            if self._stop.made and not exitcode:
                 log.info("worker_stopped", worker=name, exitcode=exitcode)
                 continue
             log.warning("worker_died", worker=name, pid=child.process.pid, exitcode=exitcode)
@@ -252,7 +233,7 @@ class Supervisor:
 
     def _stop_workers(self) -> None:
         """Let each worker finish its current batch; it keeps its lease meanwhile."""
-        self._stopping = True
+        self._stop.made = True
         for child in self._workers.values():
             child.process.terminate()
         while self._workers:

@@ -5,10 +5,8 @@ bundles. Invariants: SIGTERM stops it between jobs and between batches, never in
 waits, keeps its cached bundles, and does not exit.
 """
 
-import ctypes
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -21,6 +19,7 @@ from rq.job import Job
 from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
+from keepfit import child_processes
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
@@ -35,7 +34,6 @@ from keepfit_workers.context import WorkerContext
 log = structlog.get_logger(__name__)
 
 IDLE_WAIT_S = 1
-PR_SET_PDEATHSIG = 1
 # Share of the memory limit above which a worker is replaced between two jobs.
 REPLACED_AT = 0.75
 # Pause after the first failure in a row to reach the queue's Redis: 0.1 to 0.2 s; after each further one twice as long.
@@ -196,7 +194,8 @@ def run(settings: Settings, name: str, activity: Activity, supervisor: int) -> N
     """Run jobs until SIGTERM; the body of a worker process, whose supervisor has the process id `supervisor`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    _end_with(supervisor)
+    # Without its supervisor, nothing renews the lease of a long call.
+    child_processes.end_with(supervisor)
     context = contexts.start(settings, name, activity)
     memory.limit_process(context.memory_bytes_max)
     if not _wait_for_queue(context):
@@ -208,14 +207,6 @@ def run(settings: Settings, name: str, activity: Activity, supervisor: int) -> N
     except RedisError as error:
         log.warning("worker_deregistration_failed", worker=name, reason=str(error))
     context.close()
-
-
-def _end_with(supervisor: int) -> None:
-    """Make Linux kill this process when its supervisor dies: without it, nothing renews the lease of a long call."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
 
 
 def _wait_for_queue(context: WorkerContext) -> bool:
