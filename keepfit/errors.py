@@ -25,6 +25,7 @@
     ├── DeadlineError                no answer before the deadline
     ├── UnavailableError             Redis, MongoDB, the storage or the workers are unavailable
     │   └── CorruptLogError          an object of the row log is damaged
+    ├── ScorerError                  the bytes are not a scorer of the model, or the model cannot have one
     └── EnvelopeError                the bytes are not an envelope that one of our keys signed
         ├── CorruptBundleError       a live bundle is damaged or missing
         │   └── MissingRequestsError … and requests that its repair needs are missing
@@ -156,6 +157,10 @@ class UnavailableError(KeepfitError):
 
 class CorruptLogError(UnavailableError):
     """An object of the row log is damaged. An operator must decide how to proceed."""
+
+
+class ScorerError(KeepfitError):
+    """The bytes are not a scorer of the model, or the model cannot have one: a worker computes its predictions."""
 
 
 class EnvelopeError(KeepfitError):

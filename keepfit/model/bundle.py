@@ -279,7 +279,7 @@ class Bundle:
             return {"probabilities": self.predict_proba(rows), "classes": self.classes}
         self._check_ready(rows)
         X = pipeline.transform(self.estimator, self.columns.transform(self.recipe, rows))
-        return {"scores": pipeline.final_of(self.estimator).decision_function(X).tolist()}
+        return {"scores": fast_predict.inlier_scores(pipeline.final_of(self.estimator), X).tolist()}
 
     def predict_proba(self, rows: Rows) -> list[Any]:
         """Return probabilities of `rows`, shape (n, classes) or n lists of one per output, in the order of `classes`.

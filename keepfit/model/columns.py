@@ -1,6 +1,7 @@
-"""Columns of a bundle: label lists, running means, the scaler, and the matrix that they give.
+"""Columns of a bundle: label lists, running means and the scaler, which learn.
 
-Owns the state of each column that is needed to turn rows into numbers. ``predict`` never changes it. This is the
+Owns the state of each column that is needed to turn rows into numbers; :mod:`keepfit.scoring.matrix` writes the matrix,
+except columns of words. ``predict`` never changes it. This is the
 ``partial_fit`` that scikit-learn's LabelEncoder and OneHotEncoder lack (scikit-learn #8136);
 :mod:`keepfit.model.categories` has the rules of the label lists. Invariant: a mean covers all learned values,
 independent of how they were grouped into calls. Rows come in as :class:`keepfit.rows.rows.Rows`; the matrix goes to the
@@ -12,18 +13,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.utils import murmurhash3_32
 
-from keepfit.model import categories, estimators, fast_fit, fast_predict, timestamps
+from keepfit.model import categories, estimators, fast_fit, fast_predict
 from keepfit.recipe.features import UNEXPANDED, Column, Layout, TextOptions
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import Floats, NonNumeric
+from keepfit.scoring import category_codes, matrix
 
 
 @dataclass(slots=True)
@@ -63,12 +63,12 @@ class Columns:
     scaler: Any
     labels: list[dict[NonNumeric, int]] = field(default_factory=list)
     means: Means | None = None
-    rule: int = categories.RULE
+    rule: int = category_codes.RULE
     room: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Measure the label lists."""
-        self.room = categories.SIZE_MAX - sum(map(categories.size, self.labels))
+        self.room = category_codes.SIZE_MAX - sum(map(category_codes.size, self.labels))
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
@@ -84,10 +84,10 @@ class Columns:
         if layout.non_numeric:
             self._learn_labels(recipe, layout, rows)
         if self.means is not None:
-            values = expand_timestamps(layout, rows.number_matrix())[:, layout.with_mean]
+            values = matrix.expand_timestamps(layout, rows.number_matrix())[:, layout.with_mean]
             self.means.partial_fit(values, np.isnan(values))
         if self.scaler is not None:
-            numbers = rows.number_matrix() if layout.numbers_only else self._imputed(layout, rows)[0]
+            numbers = rows.number_matrix() if layout.numbers_only else matrix.imputed(self, layout, rows)[0]
             fast_fit.partial_fit_scaler(self.scaler, numbers)
 
     def _learn_labels(self, recipe: Recipe, layout: Layout, rows: Rows) -> None:
@@ -127,45 +127,16 @@ class Columns:
             return numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
         if recipe.reads_text:
             return np.array([text or "" for text in rows.categories[0]], dtype=object)
-        return self._matrix(recipe, layout, rows)
-
-    def _imputed(self, layout: Layout, rows: Rows) -> tuple[Floats, NDArray[np.bool_] | None]:
-        """Return the numbers after expansion with missing ones imputed, and which were missing (None if none can be).
-
-        Both have the shape (n, len(layout.number_places)).
-        """
-        numbers = expand_timestamps(layout, rows.number_matrix())
-        if not layout.has_nullable_numbers:
-            return numbers, None
-        missing = np.isnan(numbers)
-        means = np.zeros(numbers.shape[1])
-        if self.means is not None:
-            means[layout.with_mean] = self.means.values()
-        np.copyto(numbers, means, where=missing)
-        return numbers, missing
-
-    def _matrix(self, recipe: Recipe, layout: Layout, rows: Rows) -> Floats:
-        matrix = np.zeros((rows.n, layout.width))
-        if layout.numbers:
-            numbers, missing = self._imputed(layout, rows)
-            if missing is not None and len(layout.indicators):
-                matrix[:, layout.indicators] = missing[:, layout.indicator_sources]
-            matrix[:, layout.number_places] = (
-                numbers if self.scaler is None else fast_predict.transform(self.scaler, numbers)
-            )
-        labels = iter(self.labels)
+        built = matrix.build(self, recipe, rows, fast_predict.transform)
         for column in layout.non_numeric:
-            values = rows.categories[column.rows_index]
             if column.kind == "text":
-                _write_text(matrix, column, values)
-            elif recipe.encoding == "hash":
-                _write_hashes(matrix[:, layout.hash_start :], column, values, self.rule)
-            elif recipe.encoding == "onehot":
-                codes = categories.onehot_codes(next(labels), column, values, self.rule, self.room)
-                _write_one_hot(matrix[:, column.start : column.start + column.width], codes)
-            else:
-                matrix[:, column.start] = categories.ordinal_codes(next(labels), values, self.rule)
-        return matrix
+                _write_text(built, column, rows.categories[column.rows_index])
+        return built
+
+    @property
+    def mean_values(self) -> Floats | None:
+        """What replaces a missing number, for the columns `with_mean` of the layout; None if no column uses a mean."""
+        return None if self.means is None else self.means.values()
 
     def names(self, recipe: Recipe) -> list[str]:
         """Return the names of the matrix' columns, in order; none for rows without `features`, or for raw texts.
@@ -191,59 +162,12 @@ class Columns:
         return names + [f"hash[{index}]" for index in range(layout.width - layout.hash_start)]
 
 
-def expand_timestamps(layout: Layout, numbers: Floats) -> Floats:
-    """Return number columns, shape (n, k), with each timestamp that a recipe expands replaced by its parts."""
-    if not layout.has_expanded:
-        return numbers
-    wide = np.empty((numbers.shape[0], len(layout.number_places)))
-    parts = [(column.rows_index, part) for column in layout.numbers for part in column.time_parts]
-    for position, (wire, part) in enumerate(parts):
-        wide[:, position] = timestamps.extract_part(numbers[:, wire], part)
-    return wide
-
-
-def _write_one_hot(block: Floats, codes: Sequence[int]) -> None:
-    """Write codes as rows with a single 1; unknown codes and codes beyond the block's width as zeros."""
-    width = block.shape[1]
-    for row, code in enumerate(codes):
-        if 0 <= code < width:
-            block[row, code] = 1.0
-
-
-def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric], rule: int) -> None:
-    """Hash the text of each label (Weinberger et al., ICML 2009).
-
-    Gives the numbers of scikit-learn's FeatureHasher for that text, which has a fixed cost of 100 µs per call.
-    """
-    width = block.shape[1]
-    hashed_text = _plain_pair if rule == categories.RULE_TEXT else _json_pair
-    for row, label in enumerate(labels):
-        if label is None and column.options.missing != "indicator":
-            continue
-        code = murmurhash3_32(hashed_text(column.name, label))
-        block[row, abs(code) % width] += 1.0 if code >= 0 else -1.0
-
-
-def _json_pair(name: str, label: NonNumeric) -> bytes:
-    """Return column and label as JSON, in which no two of them have the same text.
-
-    >>> _json_pair("size", "42"), _json_pair("size", 42), _json_pair("size", None)
-    (b'["size","42"]', b'["size",42]', b'["size",null]')
-    """
-    return msgspec.json.encode((name, label))
-
-
-def _plain_pair(name: str, label: NonNumeric) -> str:
-    """Return the text of rule 1, in which a text and a number are one: "column=label", or the name alone."""
-    return name if label is None else f"{name}={label}"
-
-
-def _write_text(matrix: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
+def _write_text(built: Floats, column: Column, texts: Sequence[NonNumeric]) -> None:
     """Write the word counts of scikit-learn's HashingVectorizer; a missing text has none."""
     if column.indicator is not None:
-        matrix[:, column.indicator] = [text is None for text in texts]
+        built[:, column.indicator] = [text is None for text in texts]
     counts = _vectorizer(column.options).transform([text or "" for text in texts])
-    matrix[:, column.start : column.start + column.width] = counts.toarray()
+    built[:, column.start : column.start + column.width] = counts.toarray()
 
 
 @lru_cache(256)

@@ -19,8 +19,8 @@ from sklearn.linear_model._sgd_fast import _plain_sgd64
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._seq_dataset import ArrayDataset64
 
-from keepfit.model.fast_predict import is_finite
 from keepfit.rows.values import Floats
+from keepfit.scoring.functions import is_finite
 
 EPSILON = float(np.finfo(np.float64).eps)
 # Up to this width, a Python loop over a row is faster than the fixed cost of numpy.

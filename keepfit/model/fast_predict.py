@@ -1,7 +1,8 @@
 """Fast path of ``transform``, ``predict`` and ``predict_proba``: scikit-learn's computation without its validation.
 
 scikit-learn validates each matrix three times, which takes 140 µs for one row of four numbers where computing takes 5;
-rows are checked when they are accepted. Owns the list of classes whose validation is skipped. Never learns and never
+rows are checked when they are accepted. Owns the list of classes whose validation is skipped;
+:mod:`keepfit.scoring` computes. Never learns and never
 writes to what was learned. Invariants: results are those of scikit-learn bit for bit, because they come from the same
 operations in the same order on a matrix of the same layout; classes that are not listed here, matrices of another width
 than was learned, and values that are not finite go to scikit-learn, which computes the result or raises an error.
@@ -10,7 +11,6 @@ than was learned, and values that are not finite go to scikit-learn, which compu
 from collections.abc import Callable, Mapping
 from copy import copy
 from itertools import combinations
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.rows.values import Floats
+from keepfit.scoring import functions, linear, scalers
 
 # Takes a fitted object and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]
@@ -76,7 +77,8 @@ def find_predict_proba(estimator: Any) -> Computation | None:
     """Return the implementation of ``predict_proba`` for `estimator`; None where only scikit-learn has one."""
     if type(estimator) is MLPClassifier:
         return _network_probabilities
-    return _logistic if type(estimator) is SGDClassifier and estimator.loss == "log_loss" else None
+    has_own = type(estimator) is SGDClassifier and estimator.loss in ("log_loss", "modified_huber")
+    return _linear_probabilities if has_own else None
 
 
 def has_predict_proba(estimator: Any) -> bool:
@@ -87,68 +89,23 @@ def has_predict_proba(estimator: Any) -> bool:
 
 
 def _is_supported(estimator: Any, X: Floats) -> bool:
-    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and is_finite(X))
+    return bool(X.shape[1] == getattr(estimator, "n_features_in_", None) and functions.is_finite(X))
 
 
-def is_finite(X: Floats) -> bool:
-    """Return whether all values of `X` are finite.
-
-    The sum of squares is the fastest check; it also fails for very large values, which the second check decides.
-    """
-    return isfinite(np.vdot(X, X)) or bool(np.isfinite(X).all())
+def inlier_scores(estimator: Any, X: Floats) -> Any:
+    """Return ``estimator.decision_function(X)`` of an outlier detector; raises what :func:`predict` raises."""
+    is_known = type(estimator) is SGDOneClassSVM and _is_supported(estimator, X)
+    return linear.inlier_scores(estimator, X) if is_known else estimator.decision_function(X)
 
 
-def _standard(scaler: Any, X: Floats) -> Floats:
-    if scaler.with_mean:
-        X -= scaler.mean_
-    if scaler.with_std:
-        X /= scaler.scale_
-    return X
+def _linear_probabilities(estimator: Any, X: Floats) -> Any:
+    return linear.probabilities(estimator, X, _expit)
 
 
-def _min_max(scaler: Any, X: Floats) -> Floats:
-    X *= scaler.scale_
-    X += scaler.min_
-    return np.clip(X, *scaler.feature_range, out=X) if scaler.clip else X
-
-
-def _max_abs(scaler: Any, X: Floats) -> Floats:
-    X /= scaler.scale_
-    return np.clip(X, -1.0, 1.0, out=X) if scaler.clip else X
-
-
-def _linear(estimator: Any, X: Floats) -> Any:
-    return (X @ estimator.coef_.T + estimator.intercept_).ravel()
-
-
-def _inlier_label(estimator: Any, X: Floats) -> Any:
-    inside = X @ estimator.coef_.T - estimator.offset_ >= 0
-    return np.where(inside.ravel(), np.int32(1), np.int32(-1))
-
-
-def _decision(estimator: Any, X: Floats) -> Any:
-    """Return the scores of the second of two classes, shape (n,), or of each of three and more, shape (n, classes)."""
-    scores = X @ estimator.coef_.T + estimator.intercept_
-    return scores.ravel() if scores.shape[1] == 1 else scores
-
-
-def _linear_label(estimator: Any, X: Floats) -> Any:
-    scores = _decision(estimator, X)
-    return estimator.classes_[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
-
-
-def _logistic(estimator: Any, X: Floats) -> Any:
-    """Return the logistic function of each score, one class against the rest, normalized to a sum of 1 per row."""
-    scores = _decision(estimator, X)
-    probabilities = expit(scores, out=scores)
-    if probabilities.ndim == 1:
-        return np.stack([1 - probabilities, probabilities], axis=1)
-    total = probabilities.sum(axis=1)
-    all_zero = total == 0
-    probabilities[all_zero] = 1
-    total[all_zero] = probabilities.shape[1]
-    probabilities /= total[:, np.newaxis]
-    return probabilities
+def _expit(values: Floats) -> Floats:
+    """Replace `values` by their logistic function: the bits of :func:`functions.logistic`, for large arrays."""
+    replaced: Floats = expit(values, out=values)
+    return replaced
 
 
 # The functions below call the private method that scikit-learn's public predict calls after validation.
@@ -194,15 +151,15 @@ def _paired_label(estimator: Any, X: Floats) -> Any:
 
 
 SCALE: Mapping[type[Any], Computation] = {
-    StandardScaler: _standard,
-    MinMaxScaler: _min_max,
-    MaxAbsScaler: _max_abs,
+    StandardScaler: scalers.standard,
+    MinMaxScaler: scalers.min_max,
+    MaxAbsScaler: scalers.max_abs,
 }
 PREDICT: Mapping[type[Any], Computation] = {
-    SGDRegressor: _linear,
-    SGDClassifier: _linear_label,
-    Perceptron: _linear_label,
-    SGDOneClassSVM: _inlier_label,
+    SGDRegressor: linear.values,
+    SGDClassifier: linear.label,
+    Perceptron: linear.label,
+    SGDOneClassSVM: linear.inlier_label,
     GaussianNB: _bayes_label,
     MultinomialNB: _bayes_label,
     ComplementNB: _bayes_label,

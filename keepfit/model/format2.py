@@ -8,8 +8,8 @@ so that those can change. Bundles of format 2 come from Redis and snapshots; eac
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keepfit.model.categories import RULE_TEXT
 from keepfit.rows.values import normalized
+from keepfit.scoring.category_codes import RULE_TEXT
 
 FORMAT = 2
 # A pickle of format 2 begins with the number and the class of the bundle, whose module's name stands in these bytes.

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from keepfit.recipe.recipe import CLASSES_MAX, Label
 from keepfit.rows.values import normalized
+from keepfit.scoring import class_labels
+from keepfit.scoring.class_labels import CLASSES_MIN
 
 Codes = NDArray[np.int64]
 
 # Dictionary keys of booleans, because Python treats True as 1. No label contains a NUL.
 BOOLEAN_KEYS = {True: "\0true", False: "\0false"}
-# scikit-learn's classifiers need two classes from the start; the second may have no label yet.
-CLASSES_MIN = 2
 
 
 @dataclass(slots=True)
@@ -94,16 +94,15 @@ class Labels:
 
     def decode(self, codes: Any) -> list[Label]:
         """Return the labels of an estimator's `codes`, shape (n,), replaced as :meth:`clip_to_known` does."""
-        known = self.known
-        return [known[code] for code in self.clip_to_known(codes).tolist()]
+        return class_labels.decode(self.known, codes)
 
     def clip_to_known(self, codes: Any) -> Any:
         """Return `codes`, shape (n,), with a class that has no label yet replaced by the class that has one."""
-        return np.where(codes < len(self.known), codes, 0) if len(self.known) < CLASSES_MIN else codes
+        return class_labels.clip_to_known(self.known, codes)
 
     def known_probabilities(self, probabilities: Any) -> Any:
         """Return the probabilities of the known labels, shape (n, labels), given those of all classes."""
-        return probabilities if len(self.known) >= CLASSES_MIN else np.ones((len(probabilities), len(self.known)))
+        return class_labels.known_probabilities(self.known, probabilities)
 
     def class_weight_by_code(self, class_weight: Any) -> Any:
         """Return a recipe's `class_weight`, whose keys are JSON names of labels, keyed by code."""

@@ -22,7 +22,7 @@ from msgspec.structs import astuple
 from sklearn.exceptions import NotFittedError
 
 from keepfit.errors import EnvelopeError
-from keepfit.model import categories, format2, pickling, pipeline
+from keepfit.model import format2, pickling, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns, Means
 from keepfit.model.labels import Labels
@@ -32,6 +32,7 @@ from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import NonNumeric
+from keepfit.scoring import category_codes
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 
@@ -120,7 +121,7 @@ def _bundle(
 ) -> Bundle:
     """Return the bundle of `recipe` and a state of format 3, whose objects it takes over."""
     scaler, known, means, rule = columns
-    if rule > categories.RULE:
+    if rule > category_codes.RULE:
         raise EnvelopeError(f"The bundle is of a later version of keepfit: its labels have codes by rule {rule}.")
     each = [Labels.of_codes(codes) for codes in labels or ()]
     bundle = (Bundle if recipe.object is None else ObjectBundle)(

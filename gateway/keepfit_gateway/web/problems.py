@@ -55,6 +55,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.UnknownKeyError: 500,
     errors.CorruptBundleError: 503,
     errors.MissingRequestsError: 500,
+    errors.ScorerError: 500,
     errors.EnvelopeError: 500,
     errors.SettingsError: 500,
     errors.KeepfitError: 500,

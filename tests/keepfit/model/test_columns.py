@@ -12,13 +12,13 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, OneHotEncoder, StandardScaler
 
 from keepfit.errors import InvalidError
-from keepfit.model import categories
-from keepfit.model.categories import RULE_JSON, RULE_TEXT, SIZE_MAX, SIZE_OF_LABEL
 from keepfit.model.columns import Columns
 from keepfit.recipe.features import ORDINAL_CATEGORIES_MAX
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
+from keepfit.scoring import category_codes
+from keepfit.scoring.category_codes import RULE_JSON, RULE_TEXT, SIZE_MAX, SIZE_OF_LABEL
 
 FEATURES = {"make": "category", "year": "number", "colour": "category", "size": "number"}
 labels = st.sampled_from(["nike", "puma", "asics", "", "é", 1, 2, "1"])
@@ -173,7 +173,7 @@ def test_the_labels_of_all_columns_share_a_bound(encoding: str) -> None:
 
 def test_labels_get_the_same_codes_however_rows_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the labels of all columns have no more room, those of earlier rows have codes, whatever their column."""
-    monkeypatch.setattr(categories, "SIZE_MAX", 5 * (SIZE_OF_LABEL + 2))
+    monkeypatch.setattr(category_codes, "SIZE_MAX", 5 * (SIZE_OF_LABEL + 2))
     target_recipe = parse({"estimator": "SGDRegressor", "features": {"a": "category", "b": "category"}})
     listed = [[f"a{i}", f"b{i}"] for i in range(5)]
     one_by_one, together = Columns.new(target_recipe), Columns.new(target_recipe)

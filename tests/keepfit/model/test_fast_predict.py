@@ -280,10 +280,17 @@ def test_probabilities_are_equal_if_all_are_zero() -> None:
     assert probabilities.tobytes() == estimator.predict_proba(X).tobytes()
 
 
-def test_probabilities_of_other_losses_are_left_to_scikit_learn() -> None:
-    """Only the logistic loss has a fast path; modified_huber is left to scikit-learn; hinge has no probabilities."""
-    X = np.array([[1.0], [-1.0]])
-    huber = SGDClassifier(loss="modified_huber").partial_fit(X, [0, 1], classes=[0, 1])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_of_modified_huber(classes: int) -> None:
+    """Clipped scores are the probabilities; if all of a row are zero, they are equal ones, as in scikit-learn."""
+    X = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-50.0, -50.0]])
+    huber = SGDClassifier(loss="modified_huber").partial_fit(X[:3], np.arange(3) % classes, classes=range(classes))
+    assert fast_predict.find_predict_proba(huber) is not None
+    for rows in (X, X[:1], X * 1e-3, X * -1e9):
+        assert fast_predict.predict_proba(huber, rows).tobytes() == huber.predict_proba(rows).tobytes()
+
+
+def test_other_losses_have_no_probabilities() -> None:
+    """The hinge loss gives no probabilities."""
     assert fast_predict.find_predict_proba(SGDClassifier(loss="log_loss")) is not None
-    assert fast_predict.find_predict_proba(huber) is None
-    assert fast_predict.predict_proba(huber, X).tobytes() == huber.predict_proba(X).tobytes()
+    assert fast_predict.find_predict_proba(SGDClassifier(loss="hinge")) is None

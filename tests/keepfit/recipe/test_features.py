@@ -16,13 +16,13 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from keepfit.errors import InvalidError
-from keepfit.model import timestamps
 from keepfit.model.columns import Columns
 from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.rows.values import TEXT_LENGTH_MAX, TIME_END, TIME_MIN
+from keepfit.scoring import timestamps
 from keepfit.store.dead_letters import decode_payload
 
 SGD = {"estimator": "SGDRegressor"}
