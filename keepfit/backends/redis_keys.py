@@ -19,11 +19,13 @@ kf:{h}:idem:old:<c>  hash    a day       the same, by RENAME of the newer ones  
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers, unstage
 kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
 kf:{h}:idle          string  a day       unload                                  restores, install
+kf:{h}:followed      string  seconds     gateways                                claim_inbox
 kf:{h}:loads:<...>   set     an hour     supervisors                             supervisors (see :func:`load_deaths`)
 kf:changed           zset    none        before commit, rewind; snapshotter      snapshotter (see :func:`change_score`)
 kf:unloadable        zset    an hour     supervisors                             workers, gateways (score: end, seconds)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
+kf:scorers           pubsub  none        commit (of models that are followed)    gateways
 ===================  ======  ==========  ======================================  =====================================
 
 Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
@@ -50,6 +52,7 @@ kf:sweep                      string  seconds   supervisors                     
 
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
+SCORERS = "kf:scorers"
 # Models that a worker restores or repairs, with its lease (a hash).
 RESTORES = "kf:restores"
 SNAPSHOTS = "kf:snapshots"
@@ -146,6 +149,11 @@ def dead(model_hash: str) -> str:
 def idle(model_hash: str) -> str:
     """Return the key of the idle record of a model that left Redis because nothing used it (a string)."""
     return f"kf:{{{model_hash}}}:idle"
+
+
+def followed(model_hash: str) -> str:
+    """Return the key that exists while gateways want the scorer of each new version of a model (a string)."""
+    return f"kf:{{{model_hash}}}:followed"
 
 
 def load_deaths(model_hash: str, generation: int, digest: str) -> str:

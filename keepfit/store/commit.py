@@ -72,7 +72,8 @@ class Claimed:
 
     `data` is its signed bundle, empty if the caller has it. `attempts` counts what these entries have done to workers
     (:class:`Harm`), and `harm` names the last of it. `claimed_s` is the moment by the monotonic clock of the
-    process, `large` the sequences and keys of the large requests that are retained.
+    process, `large` the sequences and keys of the large requests that are retained. `followed` says that gateways want
+    the scorer of each new version.
     """
 
     hash: str
@@ -88,6 +89,7 @@ class Claimed:
     entries: Sequence[PendingRequest]
     claimed_s: float
     large: tuple[tuple[int, str], ...] = ()
+    followed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class Loaded:
 class SealedBundle:
     """A new bundle as signed bytes, with what the store shows of it.
 
-    `width` is the number of values of a learned row, None if the bundle does not tell.
+    `width` is the number of values of a learned row, None if the bundle does not tell. `scorer` is its encoded scorer,
+    which the commit announces; empty for none.
     """
 
     data: bytes
@@ -115,6 +118,7 @@ class SealedBundle:
     metrics: dict[str, Any]
     changed: dict[str, Any]
     width: int | None
+    scorer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,7 @@ class InboxConsumer:
                 redis_keys.bundle(model_hash),
                 redis_keys.inbox(model_hash),
                 redis_keys.lock(model_hash),
+                redis_keys.followed(model_hash),
             ],
             [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
         )
@@ -196,7 +201,8 @@ class InboxConsumer:
     def _claimed(self, model_hash: str, answer: list[Any]) -> Claimed | None:
         if answer[0] != b"ok":
             return None
-        _, (generation, version, rows_seen, learned, digest, recipe, attempts, large, harm), data, entries = answer
+        _, fields, data, entries = answer
+        generation, version, rows_seen, learned, digest, recipe, attempts, large, harm, followed = fields
         return Claimed(
             hash=model_hash,
             generation=int(generation),
@@ -211,6 +217,7 @@ class InboxConsumer:
             entries=[self._entry(*fields) for fields in entries],
             claimed_s=time.monotonic(),
             large=parse_large(large),
+            followed=bool(followed),
         )
 
     def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> PendingRequest:
@@ -279,14 +286,15 @@ class InboxConsumer:
                     self._replay_bytes_max,
                     join_sequences(large),
                     "" if sealed.width is None else sealed.width,
+                    redis_keys.SCORERS,
+                    sealed.scorer,
                 ],
             ),
             self._claim(claimed.hash, token, digest) if more else unlock(claimed.hash, token, force=False),
         )
         failpoints.reach("commit.done")
-        if more:
-            return Committed(version, digest, has_pending=True, claimed=self._claimed(claimed.hash, after))
-        return Committed(version, digest, has_pending=after == 1)
+        next_claim = self._claimed(claimed.hash, after) if more else None
+        return Committed(version, digest, more or after == 1, next_claim)
 
     def unlock(self, model_hash: str, token: str, *, force: bool, harm: Harm | None = None) -> bool:
         """Release the lock of a model; return whether requests are pending (then the lock is kept, unless forced).

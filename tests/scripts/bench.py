@@ -38,8 +38,9 @@ class Bench:
         self.examples = self.steps = 0
         self._subscriber = redis.Redis.from_url(url, protocol=2)
         self._subscription: Any = self._subscriber.connection_pool.get_connection()
-        self._subscription.send_command("SUBSCRIBE", redis_keys.COMMITS)
-        self._subscription.read_response()
+        for channel in (redis_keys.COMMITS, redis_keys.SCORERS):
+            self._subscription.send_command("SUBSCRIBE", channel)
+            self._subscription.read_response()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run one coroutine to its end; it makes its trips with :meth:`run_async` and never waits."""
@@ -73,7 +74,8 @@ class Bench:
         self._subscription.send_command("PING")
         messages = []
         while (message := self._subscription.read_response())[0] != b"pong":
-            messages.append(message[2].decode())
+            _, channel, text = (each.decode() for each in message)
+            messages.append(text if channel == redis_keys.COMMITS else f"{channel} {text}")
         return messages
 
     def keys(self) -> dict[str, tuple[Any, int]]:

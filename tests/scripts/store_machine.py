@@ -559,10 +559,11 @@ class StoreMachine(RuleBasedStateMachine):
             received.learned,
             received.digest,
             (received.attempts, received.harm),
+            received.followed,
         )
         assert found == (
             model.generation, model.version, len(bundle.learned_rows), model.learned, bundle.digest,
-            (model.attempts, model.harm),
+            (model.attempts, model.harm), h in self.plain.followed,
         )  # fmt: skip
         assert received.recipe_text == RECIPE.text().encode()
         assert (sha256(received.data).hexdigest() if received.data else "") == (
@@ -573,6 +574,12 @@ class StoreMachine(RuleBasedStateMachine):
             for r in claimed.requests
         ]
         self.claims = [*self.claims[-3:], Claim(received, claimed, token)]
+
+    @rule(h=hashes)
+    def follow(self, h: str) -> None:
+        """A gateway wants the scorers of a model."""
+        self.client.set(redis_keys.followed(h), 1, px=HOUR_MS * store_model.FOLLOWED_H)
+        self.plain.followed.add(h)
 
     @precondition(lambda self: any(claim.expected.requests for claim in self.claims))
     @rule(data=st.data(), put_aside=rarely("ValueError: no", ""), repeated=rarely(True, False), keep=st.booleans(),
@@ -605,7 +612,8 @@ class StoreMachine(RuleBasedStateMachine):
         ):
             # Some bundles do not tell which width they have learned.
             width = 2 if learned_rows and not put_aside else None
-            sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width)
+            scorer = b"scorer" if received.followed else b""
+            sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width, scorer=scorer)
             committed = self.consumer.commit(received, sealed, count, claim.token, put_aside)
         score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
@@ -614,7 +622,7 @@ class StoreMachine(RuleBasedStateMachine):
             committed.digest, learned_rows, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
         )
         version = self.plain.commit(
-            claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width
+            claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width, scorer=scorer.decode()
         )
         assert committed.version == version
         if count == len(claimed.requests):
@@ -888,6 +896,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.plain.answers.clear()
         self.plain.retried.clear()
         self.plain.idle.clear()
+        self.plain.followed.clear()
         self.plain.staged = 0
         self.plain.big = {name: (rows, hours) for name, (rows, hours) in self.plain.big.items() if not hours}
 

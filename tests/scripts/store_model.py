@@ -16,8 +16,8 @@ from keepfit.store.idle import IdleRecord
 
 # Hours to live of a new key; no example takes an hour.
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H, IDLE_H = 1, 1, 2, 3, 4, 24, 24
-# The claim of a restore has some minutes.
-CLAIM_H = 1
+# The claim of a restore has some minutes, the wish for scorers some seconds.
+CLAIM_H = FOLLOWED_H = 1
 # Keys of a caller that are remembered: in each of the two halves two.
 KEYS_MAX = 4
 
@@ -329,6 +329,8 @@ class Store:
     idle: dict[str, IdleRecord] = field(default_factory=dict)
     staged: int = 0
     published: list[str] = field(default_factory=list)
+    # Models whose scorers gateways want.
+    followed: set[str] = field(default_factory=set)
 
     def _publish(self, h: str, model: Model, *, put_aside: str = "") -> None:
         learned_rows = len(model.bundle.learned_rows)
@@ -534,10 +536,11 @@ class Store:
         put_aside: str,
         staged: bool,
         width: int | None,
+        scorer: str,
     ) -> int:
         """Make `after` live if the claimed bundle is still live and the claimed requests are still pending.
 
-        It has learned rows of `width`, if it tells.
+        It has learned rows of `width`, if it tells. The commit announces its `scorer`, if it has one.
         """
         last = claimed.requests[count - 1]
         # Workers set the mark and stage the bundle in any case.
@@ -565,6 +568,8 @@ class Store:
         # A width that no learned row has is that of a pending request only.
         if width is not None or (put_aside and not after.learned_rows):
             model.width = width
+        if scorer:
+            self.published.append(f"{redis_keys.SCORERS} {claimed.hash} {model.generation} {model.version} {scorer}")
         self._publish(claimed.hash, model, put_aside=put_aside)
         return model.version
 
@@ -698,6 +703,7 @@ class Store:
             claimed[key] = ({name: seen.stored_with_others() for name, seen in answers.items()}, hours)
         claimed |= {key: (published, RETRIED_H) for key, published in self.retried.items()}
         claimed |= {redis_keys.idle(h): (record.text.encode(), IDLE_H) for h, record in self.idle.items()}
+        claimed |= {redis_keys.followed(h): (b"1", FOLLOWED_H) for h in self.followed}
         claimed |= self.big
         if self.changed:
             claimed[redis_keys.CHANGED] = (self.changed, 0)

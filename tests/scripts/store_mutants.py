@@ -222,6 +222,13 @@ COMMIT = (
     ("the pace is not stored", "'pace', ARGV[13])", "'pace', 1)"),
     ("changed parameters are not stored", "if ARGV[14] ~= '' then", "if false then"),
     ("changed parameters are stored although there are none", "if ARGV[14] ~= '' then", "if true then"),
+    ("no scorer is announced", "if ARGV[19] ~= '' then", "if false then"),
+    ("an empty scorer is announced", "if ARGV[19] ~= '' then", "if true then"),
+    (
+        "a scorer is announced for the version before",
+        "string.format('%.0f', version), ARGV[19]",
+        "string.format('%.0f', version - 1), ARGV[19]",
+    ),
 )
 
 CLAIM_INBOX = (
@@ -267,6 +274,8 @@ CLAIM_INBOX = (
     ),
     ("the holder is not recorded", ", 'holder', ARGV[1])", ")"),
     ("retained large requests are not returned", "state[10] or ''", "''"),
+    ("no model is followed", "redis.call('EXISTS', KEYS[5])", "0"),
+    ("every model is followed", "redis.call('EXISTS', KEYS[5])", "1"),
     ("a known bundle is returned again", " and state[5] ~= ARGV[3] then", " then"),
     ("the bundle is never returned", "if state[5] ~= '' and state[5] ~= ARGV[3]", "if ARGV[3] ~= ''"),
 )

@@ -4,6 +4,7 @@
 -- KEYS[2] bundle      live bundle
 -- KEYS[3] inbox       stream of requests: retained ones, then pending ones
 -- KEYS[4] lock        lease that learns the model
+-- KEYS[5] followed    exists while gateways want the scorer of each new version
 -- ARGV[1] token       lease of the caller
 -- ARGV[2] lock ttl    milliseconds
 -- ARGV[3] known       digest of the bundle that the caller has in memory, '' for none
@@ -14,9 +15,10 @@
 --
 -- returns {'missing'}          there is no such model
 --         {'locked'}           another lease learns it
---         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large, harm}, bundle or '',
---          {{sequence, chain, rows, big, size}...}}
---         `attempts` counts what these requests have done to workers, `harm` is the last of it (unlock)
+--         {'ok', {generation, version, rows_seen, learned, digest, recipe, attempts, large, harm, followed},
+--          bundle or '', {{sequence, chain, rows, big, size}...}}
+--         `attempts` counts what these requests have done to workers, `harm` is the last of it (unlock); `followed`
+--         is 1 or 0
 --
 -- After one death the same requests are read together once more: a single death may have any cause. After another one
 -- they are suspects (unlock): a claim reads half of them, and after the next death half of those, until each killing
@@ -62,4 +64,4 @@ if state[5] ~= '' and state[5] ~= ARGV[3] then
   bundle = redis.call('GET', KEYS[2]) or ''
 end
 return {'ok', {state[1], state[2], state[3], state[4], state[5], state[6], attempts, state[10] or '',
-  state[11] or ''}, bundle, entries}
+  state[11] or '', redis.call('EXISTS', KEYS[5])}, bundle, entries}

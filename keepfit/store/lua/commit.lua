@@ -24,6 +24,8 @@
 -- ARGV[15] replay bytes   bytes of learned requests to retain at most
 -- ARGV[16] places         sequences of the requests of KEYS[6...], separated by spaces
 -- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
+-- ARGV[18] scorers        channel of scorers
+-- ARGV[19] scorer         encoded scorer of the staged bundle, '' if nobody follows the model or it has none
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
@@ -110,6 +112,10 @@ if #KEYS > 5 then
     end
   end
   redis.call('HSET', KEYS[1], 'large', table.concat(large, ' '))
+end
+-- Before the version itself: a gateway that hears of the version has its scorer.
+if ARGV[19] ~= '' then
+  redis.call('PUBLISH', ARGV[18], table.concat({ARGV[11], state[1], string.format('%.0f', version), ARGV[19]}, ' '))
 end
 redis.call('PUBLISH', ARGV[10],
   table.concat({ARGV[11], state[1], string.format('%.0f', version), ARGV[4], ARGV[7], put_aside, ARGV[12]}, ' '))

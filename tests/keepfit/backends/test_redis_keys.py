@@ -17,6 +17,7 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.lock,
     redis_keys.dead,
     redis_keys.idle,
+    redis_keys.followed,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models,
@@ -38,6 +39,7 @@ ALL = [
     redis_keys.old_answers(HASH, "caller"),
     redis_keys.CHANGED,
     redis_keys.COMMITS,
+    redis_keys.SCORERS,
     *(key(queue) for key in OF_A_QUEUE for queue in ("learn", "predict")),
     redis_keys.claimed("learn", "lease"),
     redis_keys.request_rows("token"),
@@ -94,7 +96,7 @@ def names(value: Any) -> set[str]:
 def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
-    built |= {redis_keys.RESTORES}
+    built |= {redis_keys.RESTORES, redis_keys.SCORERS}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
@@ -118,4 +120,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 6 == len(built)
+    assert len(functions) + 7 == len(built)
