@@ -33,6 +33,22 @@ def scorer_of(bundle: Bundle, generation: int, version: int) -> Scorer | None:
         return None
 
 
+def encoded_scorer(bundle: Bundle, generation: int, version: int, bytes_max: int) -> bytes:
+    """Return the encoded scorer of a version of a model; b"" if it has none, or one of more than `bytes_max` bytes."""
+    if not is_eligible(bundle.recipe) or not bundle.is_fitted:
+        return b""
+    try:
+        state = _state(bundle, generation, version)
+        if state.array_bytes > bytes_max:
+            return b""
+        # What a gateway would refuse is not sent.
+        state.check(bundle.recipe)
+        encoded = encoding.encode_state(state)
+    except (ScorerError, AttributeError, TypeError, ValueError):
+        return b""
+    return encoded if len(encoded) <= bytes_max else b""
+
+
 def _state(bundle: Bundle, generation: int, version: int) -> State:
     columns, (*steps, final) = bundle.columns, pipeline.steps_of(bundle.estimator)
     return State(

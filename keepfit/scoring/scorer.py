@@ -158,12 +158,9 @@ class Scorer:
 
 
 def _size_bytes(state: State) -> int:
-    each = [one for one in (state.scaler, *state.steps, state.final) if one is not None]
     labels: list[Sequence[NonNumeric]] = [*state.label_lists, *state.labels]
     return (
-        FIXED_BYTES
-        + sum(array.nbytes for record in each for array in record.arrays)
-        + sum(category_codes.size(known) + LABEL_BYTES * len(known) for known in labels)
+        FIXED_BYTES + state.array_bytes + sum(category_codes.size(known) + LABEL_BYTES * len(known) for known in labels)
     )
 
 

@@ -53,6 +53,12 @@ class State(msgspec.Struct, array_like=True, frozen=True):
     final: Final
     labels: list[list[Label]]
 
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all arrays."""
+        found = [one for one in (self.scaler, *self.steps, self.final) if one is not None]
+        return sum(array.nbytes for record in found for array in record.arrays)
+
     def check(self, recipe: Recipe) -> None:
         """Check that this can be the state of a model with `recipe`.
 

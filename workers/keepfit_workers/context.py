@@ -20,6 +20,7 @@ from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.computing import ChunkSizes
 from keepfit_workers.heartbeat import lock_ttl_s
 from keepfit_workers.resources import LazyResources
+from keepfit_workers.scorers import EncodedScorers
 
 # Pause after the first failure in a row of the store: 0.25 to 0.5 s; after each further one twice as long, up to 10 s.
 STORE_PAUSE_S, STORE_PAUSE_S_MAX = 0.5, 10.0
@@ -41,6 +42,7 @@ class WorkerContext:
         )
         upload_keys = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.bundles = Bundles(self.consumer, self.keyring, upload_keys, settings.bundle_cache_bytes_max, self.activity)
+        self.scorers = EncodedScorers()
         self.resources = LazyResources(settings, self.store, self.activity)
         # Number of requests that one claim takes at most, for each slow model of the last claim.
         self.request_limits: dict[str, int] = {}

@@ -7,6 +7,7 @@ committed is discarded; a request that its estimator rejects becomes a dead lett
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -14,6 +15,7 @@ from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsErr
 from keepfit.model import fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
+from keepfit.model.scorers import encoded_scorer
 from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
 from keepfit.security import envelope
@@ -35,6 +37,8 @@ COMMIT_AFTER_S = 0.1
 # A request that has killed this many workers while it was learned alone becomes a dead letter. What would happen again
 # in any case counts three times (keepfit.store.commit.Harm).
 ATTEMPTS_MAX = 6
+# A commit sends a scorer of at most this size to all gateways: that of a linear model with some hundred columns.
+SCORER_BYTES_MAX = 8192
 
 
 class Turn:
@@ -95,6 +99,9 @@ class Turn:
         dead_reason = "" if fitted.count else fitted.reason
         count = fitted.count or 1
         sealed = seal_bundle(self._keyring, claimed, bundle, count)
+        if claimed.followed:
+            scorer = encoded_scorer(bundle, claimed.generation, claimed.version + 1, SCORER_BYTES_MAX)
+            sealed = replace(sealed, scorer=scorer)
         committed = self._consumer.commit(claimed, sealed, count, self._lease, dead_reason)
         if committed.version < 1:
             reason = REFUSALS[committed.version]

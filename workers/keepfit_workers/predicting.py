@@ -60,6 +60,8 @@ class Turns:
         self.seconds = 0.0
         self._activity = context.activity
         self._cache = context.bundles.cache
+        self._scorers = context.scorers
+        self._bundle: Bundle | None = None
         self._steps = self._safe_steps(context)
 
     def take(self, outbox: Outbox) -> bool:
@@ -87,6 +89,7 @@ class Turns:
                 reply = messages.failed(question.request, outcome)
             else:
                 reply = WorkerReply(question.request.id, model.generation, model.version, model.rows_seen, outcome)
+                reply = self._with_scorer(question.request, reply)
             outbox.put(question.request, reply)
         else:
             ended = True
@@ -97,12 +100,21 @@ class Turns:
         self.seconds += time.monotonic() - started
         return ended
 
+    def _with_scorer(self, request: WorkerRequest, reply: WorkerReply) -> WorkerReply:
+        """Return the reply to a prediction with the scorer that computes it, if the request asked for that."""
+        model = self.model
+        if not request.scorer_bytes_max or request.operation not in ("predict", "proba") or self._bundle is None:
+            return reply
+        version = model.generation, model.version
+        encoded = self._scorers.encoded(model.hash, self._bundle, version, request.scorer_bytes_max)
+        return msgspec.structs.replace(reply, scorer=encoded) if encoded else reply
+
     def _safe_steps(self, context: WorkerContext) -> Iterator[Step]:
         """Yield questions with their outcomes; if something fails, with the error for all that have none yet."""
         error: KeepfitError
         started = time.monotonic()
         try:
-            bundle = context.bundles.get(self.model)
+            self._bundle = bundle = context.bundles.get(self.model)
             self.seconds -= time.monotonic() - started
             yield from self._compute(context, bundle)
         except MissingRequestsError as missing:

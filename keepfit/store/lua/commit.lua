@@ -25,7 +25,7 @@
 -- ARGV[16] places         sequences of the requests of KEYS[6...], separated by spaces
 -- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
 -- ARGV[18] scorers        channel of scorers
--- ARGV[19] scorer         encoded scorer of the staged bundle, '' if nobody follows the model or it has none
+-- ARGV[19] scorer         encoded scorer of the staged bundle, '' if the model is not followed or has none
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
