@@ -173,6 +173,17 @@ class Settings(BaseSettings):
         le=SECONDS_MAX,
         description="Maximum time for which a cached prediction is used after a commit whose message was lost.",
     )
+    stale_if_error_s: float = Field(
+        0.0, ge=0, le=SECONDS_MAX,
+        description="Time for which a prediction may be outdated that replaces a 503 or 504; requests may say it.",
+    )  # fmt: skip
+    scorer_bytes_max: int = Field(
+        256 * 2**10, ge=0, le=32 * 2**20,
+        description="Maximum size of a scorer, with which a gateway computes predictions itself; 0: workers do.",
+    )  # fmt: skip
+    scorer_cache_bytes_max: int = Field(
+        32 * 2**20, ge=0, le=BYTES_MAX, description="Memory of the scorers of one gateway; 0: workers compute all."
+    )
     inbox_entries_max: int = Field(
         10_000,
         ge=1,

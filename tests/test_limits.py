@@ -26,8 +26,8 @@ def number_of(bound: str) -> float:
     """Return the number of a bound: "64 MiB", "10,000", "60 s", "75 %"; 0 for "none" and "its share"."""
     if bound in ("none", "its share"):
         return 0
-    digits, unit = re.fullmatch(r"([\d,]+) ?([\w%]*)", bound).groups()  # type: ignore[union-attr]
-    return int(digits.replace(",", "")) * UNITS[unit]
+    digits, unit = re.fullmatch(r"([\d,.]+) ?([\w%]*)", bound).groups()  # type: ignore[union-attr]
+    return float(digits.replace(",", "")) * UNITS[unit]
 
 
 def value_of(set_by: str) -> float:

@@ -19,8 +19,9 @@ from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.learning import accept_rows
-from keepfit_gateway.handlers.prediction import CachedReply, predict_rows
+from keepfit_gateway.handlers.prediction import predict_rows
 from keepfit_gateway.prediction import http_caching
+from keepfit_gateway.prediction.http_caching import Reply
 from keepfit_gateway.service import Service
 from keepfit_gateway.web import rows_body
 from keepfit_gateway.web.bodies import BodyMemoryLimit
@@ -88,7 +89,7 @@ async def _predict(service: Service, request: BaseRequest, model_hash: str | Non
     control = http_caching.cache_control(headers)
     cached = service.cache.find_raw(raw, control.age_s_max) if control.use_cached else None
     if cached is not None:
-        return _prediction(headers, CachedReply(cached.etag, cached.body, service.cache.age_s(cached)))
+        return _prediction(headers, Reply(cached.etag, cached.body, service.cache.age_s(cached)))
     rows = rows_body.parse(body, schemas.Predict if model_hash else schemas.PredictByMetadata, model_hash)
     reply = await service.models.run(
         rows.model_hash, lambda model: predict_rows(service, model, rows, headers, control, raw)
@@ -103,11 +104,12 @@ async def _learn(service: Service, request: BaseRequest, model_hash: str | None,
     return SmallResponse(202, encode_json(accepted))
 
 
-def _prediction(headers: Headers, reply: CachedReply) -> SmallResponse | web.Response:
+def _prediction(headers: Headers, reply: Reply) -> SmallResponse | web.Response:
     if len(reply.body) >= COMPRESSED_BYTES_MIN:
-        return http_caching.respond(headers, *reply)
+        return http_caching.respond(headers, reply)
     age = "" if reply.age_s is None else f"Age: {int(reply.age_s)}\r\n"
-    fields = f"Cache-Control: no-cache\r\nVary: Accept-Encoding\r\nETag: {reply.etag}\r\n{age}"
+    status = f"Cache-Status: {reply.cache_status}\r\n" if reply.cache_status else ""
+    fields = f"Cache-Control: no-cache\r\nVary: Accept-Encoding\r\nETag: {reply.etag}\r\n{age}{status}"
     return SmallResponse(200, reply.body, fields)
 
 

@@ -17,7 +17,7 @@ from keepfit.jobs.run_queue import RunQueue
 from keepfit.observability.outage import Outage
 from keepfit.settings import Settings
 
-RETRY_PAUSE_S, RETRY_PAUSE_S_MAX = 0.2, 2.0
+RETRY_PAUSE_S, RETRY_PAUSE_S_MAX = 0.2, 0.5
 
 
 class JobEnqueuer:

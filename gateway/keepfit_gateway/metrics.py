@@ -35,6 +35,7 @@ class Scrape(Collector):
         yield from self._service.request_metrics.collect()
         yield from self._connections()
         yield from self._cache()
+        yield from self._predictions()
         yield from self._pending()
         yield from self._state()
 
@@ -58,6 +59,24 @@ class Scrape(Collector):
             yield CounterMetricFamily(f"keepfit_cache_{name}", text, value)
         yield GaugeMetricFamily("keepfit_cache_bytes", "Memory of cached predictions.", cache.bytes)
         yield GaugeMetricFamily("keepfit_cache_answers", "Cached predictions.", len(cache))
+
+    def _predictions(self) -> Iterator[Metric]:
+        counts, scorers = self._service.predictions, self._service.scorers
+        text = (
+            "Predictions by source: the cache, a scorer in the gateway, a worker, or an earlier answer after an error."
+        )
+        predictions = CounterMetricFamily("keepfit_predictions", text, labels=["source"])
+        for source, count in (
+            ("kept", self._service.cache.hits),
+            ("scored", counts.scored),
+            ("worker", counts.worker),
+            ("stale", counts.stale),
+        ):
+            predictions.add_metric([source], count)
+        yield predictions
+        yield GaugeMetricFamily("keepfit_scorers", "Scorers held.", scorers.count)
+        text = "Memory of the scorers, and of what is known about models without one."
+        yield GaugeMetricFamily("keepfit_scorers_bytes", text, scorers.bytes)
 
     def _pending(self) -> Iterator[Metric]:
         client, acceptor = self._service.worker_client, self._service.acceptor

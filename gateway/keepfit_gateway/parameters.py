@@ -68,7 +68,8 @@ KEY = _parameter(
 CACHE_CONTROL = _parameter(
     "Cache-Control",
     "header",
-    "`no-cache`: do not answer from the cache; `no-store`: nor store the answer; `max-age=SECONDS`: no older answer.",
+    "`no-cache`: have a worker compute the answer; `no-store`: compute it and do not store it; `max-age=SECONDS`: no "
+    "older answer; `stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504.",
 )
 IF_NONE_MATCH = _parameter(
     "If-None-Match", "header", "`ETag` of an earlier answer to the same request: 304 if it is still valid."

@@ -95,7 +95,7 @@ SCORED: Mapping[int, type[Any] | None] = {200: schemas.ScoreAnswer}
 LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
 ASK_ERRORS = LEARN_ERRORS
 PREFERRED = {200: ("Preference-Applied",)}
-CACHED = {200: ("ETag", "Cache-Control", "Age"), 304: ("ETag", "Cache-Control", "Age")}
+CACHED = dict.fromkeys((200, 304), ("ETag", "Cache-Control", "Age", "Cache-Status"))
 
 LEARN_TEXT = (
     "202 as soon as the rows are durable. With `Prefer: wait=SECONDS` 200 once they are learned, or the 202 when the "
@@ -103,7 +103,8 @@ LEARN_TEXT = (
 )
 PREDICT_TEXT = (
     "One prediction for each row, by the newest version of the model. With `proba` also probabilities of the classes, "
-    "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid."
+    "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
+    "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504."
 )
 SCORE_TEXT = "Regressors answer `max_error`, `mean_absolute_error`, `r2`; classifiers `accuracy`, `f1`, `log_loss`."
 

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
 
-from keepfit.backends import redis_clients, redis_scripts
+from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
 from keepfit.history import Registry
 from keepfit.observability.outage import Outage
 from keepfit.recipe import uploads
 from keepfit.rowlog.row_log import open_log
+from keepfit.scoring.encoding import decode
 from keepfit.settings import Settings
 from keepfit.store import idle
 from keepfit.store.dead_letters import DeadLetters
@@ -27,6 +28,8 @@ from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.model_lookup import ModelLookup
 from keepfit_gateway.prediction.cache import Cache
+from keepfit_gateway.prediction.scorers import Scorers
+from keepfit_gateway.prediction.without_worker import Counts
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
 from keepfit_gateway.web.request_counts import RequestMetrics
@@ -37,6 +40,8 @@ INDEX_PAUSE_S, INDEX_PAUSE_S_MAX = 1.0, 10.0
 HISTORY_QUERIES_MAX = 4
 CANCEL_PAUSE_S = 0.1
 USES_S, USES_PER_CALL = 60.0, 1000
+# The key lives for three turns: one may be late, and one may find the model unused.
+FOLLOW_S, FOLLOWED_TTL_MS, FOLLOWED_PER_CALL = 1.0, 3000, 1000
 
 
 class Service:
@@ -60,10 +65,17 @@ class Service:
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
         self.answers = Lane(ANSWERS_BYTES_MAX)
         self.cache = Cache(settings.predict_cache_bytes_max)
+        self.scorers = Scorers(self.cache, decode, settings.scorer_cache_bytes_max, settings.scorer_bytes_max)
+        self.predictions = Counts()
         self.mongo_outage = Outage("mongo", "models are neither created nor restored")
         self.models = ModelLookup(self.store, self.history, self.worker_client, self.cache.observe_version)
         self.commit_feed = CommitFeed(
-            self._store_client, self.store, self.models.invalidate, self.cache, settings.predict_staleness_s
+            self._store_client,
+            self.store,
+            self.models.invalidate,
+            self.cache,
+            settings.predict_staleness_s,
+            self.scorers if self.scorers.enabled else None,
         )
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -74,6 +86,7 @@ class Service:
             self._ensure_indexes(),
             self._probe_row_log(),
             self._note_uses(),
+            self._follow(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
@@ -96,7 +109,7 @@ class Service:
                 await self.recorder.check()
 
     async def _note_uses(self) -> None:
-        """Note once a minute which models were used by cached predictions only, so that they do not count as idle."""
+        """Note once a minute which models were used without a worker, so that they do not count as idle."""
         while True:
             await asyncio.sleep(USES_S)
             used = list(self.cache.take_used())
@@ -104,6 +117,18 @@ class Service:
                 # A model that leaves Redis for lack of a note comes back with its next use.
                 with contextlib.suppress(UnavailableError):
                     await redis_scripts.run_async(self._store_client, *idle.touch(used[begin : begin + USES_PER_CALL]))
+
+    async def _follow(self) -> None:
+        """Have the scorers of new versions published, for models whose scorer is used while they learn."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            followed = self.scorers.take_followed()
+            for begin in range(0, len(followed), FOLLOWED_PER_CALL):
+                some = followed[begin : begin + FOLLOWED_PER_CALL]
+                commands = (("SET", redis_keys.followed(name), "", "PX", FOLLOWED_TTL_MS) for name in some)
+                # Without it, the model's next scorer is asked for.
+                with contextlib.suppress(UnavailableError):
+                    await redis_scripts.run_async(self._store_client, *commands)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -37,7 +37,8 @@ log = structlog.get_logger(__name__)
 READ_BLOCK_S = 1
 # Elements of the list, each of which has up to 32 MiB: they are in memory at the same time.
 READ_COUNT = 8
-RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 2.0
+# Not longer, because requests that take an earlier answer meanwhile get that instead of the current one.
+RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 0.5
 # A dead worker is replaced within a second, or a few seconds on a busy machine. If two probes this far apart find no
 # worker, none is coming.
 WORKER_GRACE_S = 2.0
@@ -46,6 +47,10 @@ PROBE_TIMEOUT_S = 5.0
 # Larger rows are written to a key of their own, in pieces, so that Redis serves other clients in between.
 INLINE_ROWS_MAX = 64 * 1024
 RETRY_AFTER_S_MAX = 60
+# After a failure that was at most this long ago, or during trials with this pause, workers count as away.
+AWAY_S, TRIAL_PAUSE_S = 1.0, 0.5
+# A request that ended earlier says nothing about the workers.
+DEADLINE_S_MIN = 1.0
 # The results of these operations are JSON text, which may be large.
 PASSED_ON = ("predict", "proba")
 # The period over which the rate of replies is averaged.
@@ -108,6 +113,9 @@ class WorkerClient:
         self._lease = run_queue.new_lease()
         self._outage = Outage("queue", "no replies come from workers")
         self._rate = ReplyRate()
+        self._failure: UnavailableError | DeadlineError | None = None
+        self._failed_s = self._replied_s = -math.inf
+        self._trials: asyncio.Task[None] | None = None
 
     async def ask(
         self,
@@ -117,10 +125,11 @@ class WorkerClient:
         rows: Rows | None = None,
         timeout_s: float | None = None,
         restore: RestoreOptions | None = None,
+        scorer_bytes_max: int = 0,
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
-        The result of a prediction is JSON text, as bytes.
+        The result of a prediction is JSON text, as bytes. The scorer is asked for if it may have `scorer_bytes_max`.
 
         Raises
         ------
@@ -150,6 +159,7 @@ class WorkerClient:
             request_id=request_id.sent.get(),
             restore_options=restore,
             as_json=operation in PASSED_ON,
+            scorer_bytes_max=scorer_bytes_max,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)
@@ -160,7 +170,7 @@ class WorkerClient:
                 del rows
             pending.sent = True
             self._requests.put(pending)
-            reply = await pending.future
+            reply = await self._result(pending)
             # The worker has deleted the rows.
             key = ""
         finally:
@@ -170,8 +180,41 @@ class WorkerClient:
                 # If Redis is unavailable, they expire.
                 with suppress(UnavailableError):
                     await redis_scripts.run_async(self._queue, ("UNLINK", key))
-        reply.raise_error()
         return reply
+
+    async def _result(self, pending: PendingRequest) -> WorkerReply:
+        """Wait for a reply; raise its error. Note a failure that says that no worker can answer."""
+        try:
+            reply = await pending.future
+            reply.raise_error()
+        except (UnavailableError, DeadlineError) as error:
+            now_s = asyncio.get_running_loop().time()
+            silent = self._replied_s < pending.created_s and now_s >= pending.created_s + DEADLINE_S_MIN
+            if silent or isinstance(error, UnavailableError):
+                self._failure, self._failed_s = error, now_s
+            raise
+        return reply
+
+    @property
+    def away(self) -> UnavailableError | DeadlineError | None:
+        """The error that a request would end with by all that is known; None if workers may answer it."""
+        if self._failure is None:
+            return None
+        trying = self._trials is not None and not self._trials.done()
+        return self._failure if trying or asyncio.get_running_loop().time() < self._failed_s + AWAY_S else None
+
+    def ask_until_back(self, model_hash: str, operation: Operation, generation: int, rows: Rows) -> None:
+        """While workers are away, ask for the prediction of the first row again and again, until one answers."""
+        if self.away is not None and (self._trials is None or self._trials.done()):
+            row = rows.part(0, 1)
+            self._trials = asyncio.create_task(self._try_until_back(model_hash, operation, generation, row))
+
+    async def _try_until_back(self, model_hash: str, operation: Operation, generation: int, row: Rows) -> None:
+        while self._failure is not None:
+            with suppress(KeepfitError):
+                await self.ask(model_hash, operation, generation, row)
+            if self._failure is not None:
+                await asyncio.sleep(TRIAL_PAUSE_S)
 
     async def _push(self, batch: list[PendingRequest]) -> None:
         """Push a batch of worker requests to the predict queue."""
@@ -288,6 +331,7 @@ class WorkerClient:
                 backoff.reset()
             except UnavailableError as error:
                 self._outage.begin(error)
+                self._failure, self._failed_s = without_frames(error), asyncio.get_running_loop().time()
                 interrupted = True
                 await asyncio.sleep(backoff.next_s())
             except Exception:
@@ -309,6 +353,8 @@ class WorkerClient:
             log.exception("replies_unreadable")
             return
         self._rate.record(len(replies), time.monotonic())
+        if any(reply.error is None or reply.error[0] != UnavailableError.__name__ for reply in replies):
+            self._failure, self._replied_s = None, asyncio.get_running_loop().time()
         for reply in replies:
             pending = self._pending.get(reply.id)
             if pending is not None and not pending.future.done():
@@ -316,6 +362,9 @@ class WorkerClient:
 
     async def close(self) -> None:
         """Finish what is being sent, and close the connection."""
+        if self._trials is not None:
+            self._trials.cancel()
+            await asyncio.wait([self._trials])
         await self._requests.close()
         await self._connection.close()
 

@@ -1,40 +1,36 @@
-"""Handlers of prediction and score: answer from the cache, or ask the workers.
+"""Handlers of prediction and score: answer from the cache, compute with a scorer, or ask the workers.
 
 Owns :func:`predict_rows`, which the fast path calls too. Invariant: a model is watched before the workers are asked
 (:mod:`keepfit_gateway.prediction.cache` has the reason).
 """
 
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
 
 from aiohttp import web
 
+from keepfit.errors import KeepfitError
 from keepfit.jobs import messages
 from keepfit.jobs.messages import Operation, WorkerReply
-from keepfit.rows.rows import Rows
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import read_rows, time_left, timeout_parameter
-from keepfit_gateway.prediction import http_caching
-from keepfit_gateway.prediction.cache import Raw, key_of
-from keepfit_gateway.prediction.http_caching import CacheControl
+from keepfit_gateway.prediction import http_caching, without_worker
+from keepfit_gateway.prediction.cache import Raw, WatchedModel, key_of
+from keepfit_gateway.prediction.http_caching import CacheControl, Reply
+from keepfit_gateway.prediction.without_worker import Question
 from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
+from keepfit_gateway.web.problems import status_of
 from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
 
 # A number in an answer has at most so many characters, with its comma.
 VALUE_BYTES = 26
-
-
-class CachedReply(NamedTuple):
-    """A prediction: its ETag, its JSON (empty if the client has it), and its age in seconds if it was cached."""
-
-    etag: str
-    body: bytes
-    age_s: float | None = None
+# Statuses from this one on are errors that `stale-if-error` is about (RFC 5861): those of the server.
+SERVER_ERRORS_FROM = 500
 
 
 async def predict_rows(
@@ -45,8 +41,8 @@ async def predict_rows(
     control: CacheControl,
     raw: Raw | None = None,
     timeout_s: float | None = None,
-) -> CachedReply:
-    """Check rows against the model's recipe and predict them, or return the cached prediction.
+) -> Reply:
+    """Check rows against the model's recipe and predict them: from the cache, with a scorer, or by a worker.
 
     `raw` is the path and body of the request, by which the cache finds the same request again before it is parsed.
 
@@ -63,53 +59,101 @@ async def predict_rows(
     """
     operation: Operation = "proba" if rows.proba else "predict"
     if rows.size <= INLINE_BYTES_MAX:
-        shaped, key, values = _shape_and_key(model, rows, operation)
+        question, values = _question(model, rows, operation)
     else:
-        shaped, key, values = await compute_in_thread(rows.size, _shape_and_key, model, rows, operation)
+        question, values = await compute_in_thread(rows.size, _question, model, rows, operation)
     cache = service.cache
     if control.use_cached:
-        etag = http_caching.current_etag(cache, headers, control, model, key)
+        etag = http_caching.current_etag(cache, headers, control, model, question.key)
         if etag is not None:
-            return CachedReply(etag, b"")
-        cached = cache.find(key, model.generation, control.age_s_max)
+            return Reply(etag, b"")
+        cached = cache.find(question.key, model.generation, control.age_s_max)
         if cached is not None:
             if raw is not None:
                 cache.alias(cached, raw)
-            return CachedReply(cached.etag, cached.body, cache.age_s(cached))
-    with cache.watch(model.hash) as watched:
-        ask = partial(service.worker_client.ask, model.hash, operation, model.generation, shaped)
-        size = min(values * VALUE_BYTES, ANSWERS_BYTES_MAX)
-        if size <= INLINE_BYTES_MAX:
-            reply = await ask(timeout_s)
-        else:
-            timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
-            async with service.answers.turn(size, timeout_s) as left_s:
-                reply = await ask(left_s)
-        body = _answer(model.hash, operation, reply)
-        etag = http_caching.etag_of(key, reply.generation, reply.version)
-        if control.store:
-            cached = cache.store(watched, (reply.generation, reply.version), key, body, etag)
-            if cached is not None and raw is not None:
-                cache.alias(cached, raw)
-    return CachedReply(etag, body)
+            return Reply(cached.etag, cached.body, cache.age_s(cached))
+    scored = without_worker.score(service.scorers, question) if control.score else None
+    if scored is not None:
+        body, scorer, watched = scored
+        service.predictions.scored += 1
+        return _kept(service, question, watched, (scorer.generation, scorer.version), body, control, raw)
+    ask = partial(_ask, service, question, values, control, raw, timeout_s)
+    stale_s_max = control.stale_s_max(service.settings.stale_if_error_s)
+    return await (ask() if not stale_s_max else _ask_or_stale(service, question, stale_s_max, ask))
 
 
-def _shape_and_key(model: Model, rows: RowsBody, operation: Operation) -> tuple[Rows, bytes, int]:
-    """Return the rows, the key of their prediction, and how many values the answer has as far as the recipe tells."""
+def _question(model: Model, rows: RowsBody, operation: Operation) -> tuple[Question, int]:
+    """Return shaped rows with the key of their answer, and the largest number of values of the answer."""
     shaped = rows.shape(model.recipe, learning=False)
-    # The worker counts again with the labels that were learned since.
     classes = (model.recipe.classes or []) if operation == "proba" else []
     labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
     messages.check_answer_size(shaped.n, 1 + labels)
-    return shaped, key_of(model.hash, operation, shaped), shaped.n * (1 + labels)
+    return Question(model, operation, shaped, key_of(model.hash, operation, shaped)), shaped.n * (1 + labels)
 
 
-def _answer(model_hash: str, operation: Operation, reply: WorkerReply) -> bytes:
-    """Return a :class:`~keepfit_gateway.schemas.PredictAnswer` as JSON, around the JSON that the worker sent."""
-    head = b'{"hash":"%b","version":%d,"rows_seen":%d,' % (model_hash.encode(), reply.version, reply.rows_seen)
-    result: bytes = reply.result
-    # Of `proba` it is an object with the other fields.
-    return head + result[1:] if operation == "proba" else b'%b"predictions":%b}' % (head, result)
+async def _ask(
+    service: Service, question: Question, values: int, control: CacheControl, raw: Raw | None, timeout_s: float | None
+) -> Reply:
+    """Ask a worker."""
+    model, scorers = question.model, service.scorers
+    with service.cache.watch(model.hash) as watched:
+        asked = scorers.begin_question(watched)
+        noted = partial(scorers.end_question, watched, asked)
+        try:
+            ask = partial(service.worker_client.ask, model.hash, question.operation, model.generation, question.rows)
+            size = min(values * VALUE_BYTES, ANSWERS_BYTES_MAX)
+            if size <= INLINE_BYTES_MAX:
+                reply = await ask(timeout_s, scorer_bytes_max=asked)
+            else:
+                timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
+                async with service.answers.turn(size, timeout_s) as left_s:
+                    reply = await ask(left_s, scorer_bytes_max=asked)
+            version = reply.generation, reply.version
+            scorer = await scorers.decode_large(reply.scorer, model.recipe) if reply.scorer else None
+            noted = partial(noted, version, reply.scorer, scorer)
+        finally:
+            noted()
+        service.predictions.worker += 1
+        body = question.body(reply.version, reply.rows_seen, reply.result)
+        return _kept(service, question, watched, version, body, control, raw)
+
+
+def _kept(
+    service: Service,
+    question: Question,
+    watched: WatchedModel,
+    version: tuple[int, int],
+    body: bytes,
+    control: CacheControl,
+    raw: Raw | None,
+) -> Reply:
+    """Return a new answer, stored for the next request if this one allows that."""
+    etag = http_caching.etag_of(question.key, *version)
+    if control.store:
+        cached = service.cache.store(watched, version, question.key, body, etag)
+        if cached is not None and raw is not None:
+            service.cache.alias(cached, raw)
+    return Reply(etag, body)
+
+
+async def _ask_or_stale(
+    service: Service, question: Question, stale_s_max: float, ask: Callable[[], Awaitable[Reply]]
+) -> Reply:
+    """Ask a worker, and return an earlier answer if that fails; at once if no worker answers at present."""
+    client = service.worker_client
+    find = partial(without_worker.find_stale, service.cache, service.scorers, question, stale_s_max)
+    error = client.away
+    found = None if error is None else await find(error, forwarded=False)
+    if found is None:
+        try:
+            return await ask()
+        except KeepfitError as failure:
+            found = await find(failure, forwarded=True) if status_of(failure) >= SERVER_ERRORS_FROM else None
+            if found is None:
+                raise
+    client.ask_until_back(question.model.hash, question.operation, question.model.generation, question.rows)
+    service.predictions.stale += 1
+    return found
 
 
 async def predict(request: web.Request) -> web.Response:
@@ -118,7 +162,7 @@ async def predict(request: web.Request) -> web.Response:
     rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata, timeout_s)
     control, timeout_s = http_caching.cache_control(headers), time_left(request, timeout_s)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
-    return http_caching.respond(headers, *await service.models.run(rows.model_hash, run))
+    return http_caching.respond(headers, await service.models.run(rows.model_hash, run))
 
 
 async def score(request: web.Request) -> web.Response:

@@ -27,13 +27,21 @@ from keepfit.store.models import Store
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 2.0
+RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 0.5
 # A subscription is closed if a ping has no reply for this long; a Redis under full load may be slow.
 PING_TIMEOUT_S = 10.0
 # Pings within the staleness bound: if one is late, the next is still in time.
 PINGS = 4
+SCORERS = redis_keys.SCORERS.encode()
 # Version of a deleted model: the last of its generation.
 DELETED = math.inf
+
+
+class ScorerObserver(Protocol):
+    """Receiver of the scorers of new versions."""
+
+    def publish(self, model_hash: str, version: tuple[int, int], data: bytes) -> None:
+        """Note that a model has this generation and version, and the encoded scorer of it."""
 
 
 class VersionObserver(Protocol):
@@ -102,7 +110,7 @@ class CommitFeed:
     """The subscription of one gateway.
 
     `on_deleted` is called with the hash of a deleted model. `staleness_s` is for how long after its last reply to a
-    ping the subscription guarantees that `observer` has all versions.
+    ping the subscription guarantees that `observer` has all versions. `scorers` gets the scorers that are published.
     """
 
     def __init__(
@@ -112,12 +120,14 @@ class CommitFeed:
         on_deleted: Callable[[str], None],
         observer: VersionObserver,
         staleness_s: float,
+        scorers: ScorerObserver | None = None,
     ) -> None:
         self._client = client
         self._store = store
         self._dead_letters = DeadLetters(client)
         self._on_deleted = on_deleted
         self._observer = observer
+        self._scorers = scorers
         self._staleness_s = staleness_s
         self._watches: dict[str, Watch] = defaultdict(Watch)
         self._closed = False
@@ -174,7 +184,9 @@ class CommitFeed:
         # Not redis-py's PubSub: it reconnects silently, and does not report what it missed.
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.send_command("SUBSCRIBE", redis_keys.COMMITS)
+            # On one connection: a scorer comes before the version that it is of.
+            scorers = [] if self._scorers is None else [redis_keys.SCORERS]
+            await connection.send_command("SUBSCRIBE", redis_keys.COMMITS, *scorers)
             await self._read(connection)
         finally:
             self._observer.invalidate_all()
@@ -195,8 +207,11 @@ class CommitFeed:
             due_s = pinged_s + (self._staleness_s / PINGS if answered else PING_TIMEOUT_S)
             message = await connection.read_response(timeout=max(due_s - time.monotonic(), 0), push_request=True)
             match message:
-                case [b"message", _, data]:
-                    self._receive(data)
+                case [b"message", channel, data]:
+                    if channel == SCORERS and self._scorers is not None:
+                        _receive_scorer(self._scorers, data)
+                    else:
+                        self._receive(data)
                 case b"PONG" | [b"pong", _]:
                     answered = True
                     self._backoff.reset()
@@ -254,6 +269,11 @@ class CommitFeed:
         watch = self._watches.get(model_hash)
         if watch is not None:
             watch.observe(commit)
+
+
+def _receive_scorer(scorers: ScorerObserver, data: bytes) -> None:
+    model_hash, generation, version, encoded = data.split(b" ", 3)
+    scorers.publish(model_hash.decode(), (int(generation), int(version)), encoded)
 
 
 def _put_aside_error(reason: str) -> LearningError:

@@ -23,7 +23,14 @@ COMPONENTS = {
     "Location": _header("Path of what was created."),
     "PreferenceApplied": _header("The preference that was applied: `wait=SECONDS`, if one was sent."),
     "ETag": _header("Tag of this answer: send it as `If-None-Match`.", required=True),
-    "Age": _header("Age of an answer from the cache in seconds.", {"type": "integer", "minimum": 0}),
+    "Age": _header(
+        "Age of an answer from the cache in seconds, or time since which it may be outdated.",
+        {"type": "integer", "minimum": 0},
+    ),
+    "CacheStatus": _header(
+        "Only if the answer is sent instead of an error (`stale-if-error`): `ttl` is negative, since when it may be "
+        "outdated in seconds; `detail` names the error (RFC 9211)."
+    ),
     "CacheControl": _header("`no-cache`: ask with `If-None-Match` before you use the answer again."),
 }
 BY_STATUS = {

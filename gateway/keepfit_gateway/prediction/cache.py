@@ -1,9 +1,11 @@
 """The prediction cache: answers kept in memory while the model has the version that computed them.
 
-Owns the answers, their memory, and the newest version that this gateway has observed of each model. Never sends, reads
-or waits: :mod:`keepfit_gateway.learning.commit_feed` reports commits, handlers store answers. Invariant: a returned
-answer was computed by the newest observed version of its model, and the subscription that reports newer versions was
-alive less than the staleness bound ago. `docs/concepts/prediction-cache.md` has the reasons.
+Owns the answers, their memory, and the newest version that this gateway has observed of each model, by which
+:mod:`keepfit_gateway.prediction.scorers` decides too. Never sends, reads or waits:
+:mod:`keepfit_gateway.learning.commit_feed` reports commits, handlers store answers. Invariant: a found answer was
+computed by the newest observed version of its model, and the subscription that reports newer versions was alive less
+than the staleness bound ago; only :meth:`Cache.find_stale` returns others. `docs/concepts/prediction-cache.md` has the
+reasons.
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 from keepfit.jobs.messages import Operation
 from keepfit.rows.rows import Rows
@@ -35,9 +37,20 @@ MODEL_OVERHEAD_BYTES = 450
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """One uninterrupted life of the subscription to commits."""
+    """One uninterrupted life of the subscription to commits.
+
+    At `fresh_until_s` (`time.monotonic()`) what was cached during it becomes stale, or has become stale.
+    """
 
     live: bool = True
+    fresh_until_s: float = -math.inf
+
+
+class VersionHolder(Protocol):
+    """What keeps a model watched beside its requests and answers: its scorer."""
+
+    def replaced(self, at_s: float) -> None:
+        """Note that a newer version of the model was observed, and that it could be expected since `at_s`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,10 +63,11 @@ class VersionKeys:
 
 @dataclass(slots=True, eq=False)
 class WatchedModel:
-    """State of one model, from before its first worker request until its last answer leaves the cache.
+    """State of one model, from before its first worker request until its last answer and its scorer leave the memory.
 
     `newest` is the newest observed (generation, version); the deletion is the last version of a generation. It is valid
-    only while `subscription`, the one that was live when watching began, is live.
+    only while `subscription`, the one that was live when watching began, is live. `counted` says whether the cache
+    counts its memory; with a `holder`, that counts it.
     """
 
     model_hash: str
@@ -62,6 +76,12 @@ class WatchedModel:
     requests: int = 0
     newest: tuple[int, float] | None = None
     current: VersionKeys = field(default_factory=VersionKeys)
+    holder: VersionHolder | None = None
+    counted: bool = False
+
+    def is_fresh(self, now_s: float) -> bool:
+        """Return whether every commit up to a moment within the staleness bound was observed since watching began."""
+        return now_s < self.subscription.fresh_until_s
 
     def __enter__(self) -> Self:
         """Begin a worker request."""
@@ -69,7 +89,7 @@ class WatchedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End a worker request. Stop watching the model if it has no other request and no answer."""
+        """End a worker request. Stop watching the model if it has no other request, no answer and no scorer."""
         self.requests -= 1
         self.cache.release(self)
 
@@ -101,7 +121,7 @@ def key_of(model_hash: str, operation: Operation, rows: Rows) -> bytes:
 
 
 class Cache:
-    """Answers of all models. Evicts the least recently used first; `bytes_max` 0 disables the cache.
+    """Answers of all models. Evicts the least recently used first; with `bytes_max` 0 it keeps none.
 
     `hits`, `misses` (of lookups), `dropped` (answers invalidated by a newer version or by an interruption of the
     subscription) and `bytes` are for metrics.
@@ -117,7 +137,6 @@ class Cache:
         self._stale: list[VersionKeys] = []
         self._orphaned: list[dict[str, WatchedModel]] = []
         self._subscription = Subscription(live=False)
-        self._fresh_until_s = -math.inf
         self.hits = self.misses = self.dropped = self.bytes = 0
         # Models of the hits since :meth:`take_used`.
         self._used: set[str] = set()
@@ -128,18 +147,22 @@ class Cache:
     @property
     def fresh(self) -> bool:
         """Whether every commit up to a moment within the staleness bound has been observed."""
-        return self._clock() < self._fresh_until_s
+        return self._clock() < self._subscription.fresh_until_s
 
     def valid_until(self, until_s: float) -> None:
         """Record that the subscription is alive, and answers are valid until then (`time.monotonic()`)."""
-        if not self._subscription.live and self._bytes_max:
+        if not self._subscription.live:
             self._subscription = Subscription()
-        self._fresh_until_s = until_s
+        self._subscription.fresh_until_s = until_s
 
     def invalidate_all(self) -> None:
-        """Record an interruption of the subscription: invalidate all answers, also those that are being computed."""
-        self._subscription.live = False
-        self._fresh_until_s = -math.inf
+        """Record an interruption of the subscription: invalidate all answers, also those that are being computed.
+
+        They stay for :meth:`find_stale` until there is a new subscription or the space is needed.
+        """
+        ended = self._subscription
+        ended.live = False
+        ended.fresh_until_s = min(ended.fresh_until_s, self._clock())
         if self._models:
             self._orphaned.append(self._models)
             self._models = {}
@@ -163,8 +186,25 @@ class Cache:
             watched = WatchedModel(model_hash, self._subscription, self)
             if self._subscription.live:
                 self._models[model_hash] = watched
-                self.bytes += MODEL_OVERHEAD_BYTES
+                self._count(watched)
         return watched
+
+    def watched(self, model_hash: str) -> WatchedModel | None:
+        """Return the state of a model that is watched now."""
+        return self._models.get(model_hash)
+
+    def hold(self, watched: WatchedModel, holder: VersionHolder) -> None:
+        """Keep a model watched until :meth:`end_hold`, or until the subscription ends. Its memory is the holder's."""
+        self._uncount(watched)
+        watched.holder = holder
+
+    def end_hold(self, watched: WatchedModel) -> None:
+        """End what :meth:`hold` began."""
+        watched.holder = None
+        if self._models.get(watched.model_hash) is watched:
+            self._count(watched)
+            self.release(watched)
+            self._shrink()
 
     def newest(self, model_hash: str) -> tuple[int, float] | None:
         """Return the newest (generation, version) of a model; None if it is not known for certain."""
@@ -192,8 +232,19 @@ class Cache:
         self._answers.move_to_end(answer.key)
         return answer
 
+    def find_stale(self, key: bytes, generation: int) -> tuple[CachedAnswer, float] | None:
+        """Return the answer for `key` and `generation` even if it is stale, and the `time.monotonic()` of that."""
+        answer = self._answers.get(key)
+        if answer is None or answer.generation != generation or not answer.version_keys.live:
+            return None
+        return answer, answer.watched.subscription.fresh_until_s
+
+    def note_used(self, model_hash: str) -> None:
+        """Note that this gateway has answered for a model without asking a worker."""
+        self._used.add(model_hash)
+
     def take_used(self) -> set[str]:
-        """Return the models of which answers were found since the last call."""
+        """Return the models for which this gateway has answered without asking a worker since the last call."""
         used, self._used = self._used, set()
         return used
 
@@ -205,11 +256,12 @@ class Cache:
         self, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, etag: str
     ) -> CachedAnswer | None:
         """Store an answer of this (generation, version). Return it, or None if it is outdated or too large."""
-        if not watched.subscription.live:
-            return None
-        self._observe(watched, version)
         size = ANSWER_OVERHEAD_BYTES + len(key) + len(body) + len(etag)
-        if version != watched.newest or len(body) > ANSWER_BYTES_MAX or size + MODEL_OVERHEAD_BYTES > self._bytes_max:
+        if (
+            not self.is_newest(watched, version)
+            or len(body) > ANSWER_BYTES_MAX
+            or size + MODEL_OVERHEAD_BYTES > self._bytes_max
+        ):
             return None
         before = self._answers.get(key)
         if before is not None:
@@ -220,6 +272,16 @@ class Cache:
         self.bytes += size
         self._shrink()
         return answer
+
+    def is_newest(self, watched: WatchedModel, version: tuple[int, int]) -> bool:
+        """Observe the version in the reply to a worker request; return whether no newer one was observed.
+
+        False if the subscription was interrupted since the request began.
+        """
+        if not watched.subscription.live:
+            return False
+        self._observe(watched, version)
+        return version == watched.newest
 
     def alias(self, answer: CachedAnswer, raw: Raw) -> None:
         """Find `answer` also by the exact bytes of a request from now on."""
@@ -233,14 +295,23 @@ class Cache:
         self._shrink()
 
     def release(self, watched: WatchedModel) -> None:
-        """Stop watching a model that has no worker request and no answer."""
-        idle = not watched.requests and not watched.current.keys
+        """Stop watching a model that has no worker request, no answer and no scorer."""
+        idle = not watched.requests and not watched.current.keys and watched.holder is None
         if idle and self._models.get(watched.model_hash) is watched:
             del self._models[watched.model_hash]
+            self._uncount(watched)
+
+    def _count(self, watched: WatchedModel) -> None:
+        watched.counted = True
+        self.bytes += MODEL_OVERHEAD_BYTES
+
+    def _uncount(self, watched: WatchedModel) -> None:
+        if watched.counted:
+            watched.counted = False
             self.bytes -= MODEL_OVERHEAD_BYTES
 
     def _valid(self, answer: CachedAnswer | None) -> CachedAnswer | None:
-        if answer is None or not answer.version_keys.live or not answer.watched.subscription.live or not self.fresh:
+        if answer is None or not answer.version_keys.live or not answer.watched.is_fresh(self._clock()):
             return None
         return answer
 
@@ -248,6 +319,8 @@ class Cache:
         # Messages and answers overtake each other: a version older than an observed one carries no information.
         if watched.newest is None or watched.newest < version:
             watched.newest = version
+            if watched.holder is not None:
+                watched.holder.replaced(min(self._clock(), watched.subscription.fresh_until_s))
             self._invalidate(watched)
 
     def _invalidate(self, watched: WatchedModel) -> None:
@@ -259,26 +332,30 @@ class Cache:
             watched.current = VersionKeys()
 
     def _shrink(self) -> None:
-        if self._stale or self._orphaned:
-            self._sweep()
+        self._sweep()
         while self.bytes > self._bytes_max and self._answers:
             if self._stale or self._orphaned:
-                self._sweep()
+                self._sweep(needed=True)
             else:
                 self._remove(next(iter(self._answers.values())))
 
-    def _sweep(self) -> None:
-        """Free some stale answers, and models of interrupted subscriptions."""
-        for _ in range(SWEEP_COUNT):
+    def _sweep(self, *, needed: bool = False) -> None:
+        """Free some stale answers; those of an interrupted subscription only once there is a new one, or if `needed`.
+
+        What is `needed` is their space.
+        """
+        orphans = needed or self._subscription.live
+        for _ in range(SWEEP_COUNT if self._stale or self._orphaned else 0):
             while self._stale and not self._stale[-1].keys:
                 self._stale.pop()
             while self._orphaned and not self._orphaned[-1]:
                 self._orphaned.pop()
             if self._stale:
                 self._remove(self._answers[self._stale[-1].keys.pop()])
-            elif self._orphaned:
-                self._invalidate(self._orphaned[-1].popitem()[1])
-                self.bytes -= MODEL_OVERHEAD_BYTES
+            elif self._orphaned and orphans:
+                watched = self._orphaned[-1].popitem()[1]
+                self._invalidate(watched)
+                self._uncount(watched)
             else:
                 return
 

@@ -91,9 +91,17 @@ def problem(
     return json_response(document, status, MEDIA_TYPE, headers)
 
 
+def problem_name(error: KeepfitError) -> str:
+    """Return the last part of the type of an error's problem document.
+
+    >>> problem_name(errors.QueueFullError("full"))
+    'queue-full'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__.removesuffix("Error")).lower()
+
+
 def problem_of(error: KeepfitError, *, with_reason: bool = False) -> web.Response:
     """Return the problem document of an error of keepfit; `with_reason` with the addresses and paths of its message."""
-    name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__.removesuffix("Error")).lower()
     faults = None
     if isinstance(error, InvalidError):
         faults = [
@@ -110,7 +118,7 @@ def problem_of(error: KeepfitError, *, with_reason: bool = False) -> web.Respons
     elif isinstance(error, UnavailableError):
         retry_after_s = RETRY_AFTER_S
     detail = str(error) if with_reason else errors.public_message_of(error)
-    response = problem(status_of(error), name, detail, faults, retry_after_s)
+    response = problem(status_of(error), problem_name(error), detail, faults, retry_after_s)
     if isinstance(error, errors.UnauthorizedError):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
