@@ -82,11 +82,9 @@ class Settings(BaseSettings):
         description="File with more API keys, one per line, read again when it changes (docs/operations/security.md).",
     )
     rate_per_s: float = Field(
-        0.0,
-        ge=0,
-        le=SECONDS_MAX,
-        description="Requests per second that an API key without its own rate may make; 0: no limit.",
-    )
+        0.0, ge=0, le=SECONDS_MAX,
+        description="Requests per second of an API key without its own rate, per process of a gateway; 0: no limit.",
+    )  # fmt: skip
     open: bool = Field(False, description="Allow a gateway without API keys to bind to an address other than loopback.")
     allowed_hosts: str = Field(
         "",
@@ -108,6 +106,9 @@ class Settings(BaseSettings):
         "", description="URL of the gateway that its client commands call; by default that of host and port."
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key that the client commands send to the gateway.")
+    gateway_processes: int = Field(
+        1, ge=1, le=64, description="Number of processes of one `keepfit gateway` (docs/operations/scaling.md)."
+    )
     workers: int = Field(2, ge=1, le=256, description="Number of worker processes that one `keepfit worker` starts.")
     body_bytes_max: int = Field(
         500 * 2**20, ge=1024, le=BYTES_MAX, description="Maximum size of an inflated body and of its rows as float64."
@@ -118,7 +119,7 @@ class Settings(BaseSettings):
         le=BYTES_MAX,
         description=(
             "Maximum total size of the large request bodies and answers that one gateway holds at a time; further "
-            "requests get 503, except a single large one."
+            "requests get 503, except a single large one. Divided among the processes of the gateway."
         ),
     )
     head_timeout_s: float = Field(
@@ -137,7 +138,8 @@ class Settings(BaseSettings):
         le=ENTRIES_MAX,
         description=(
             "Maximum number of connections of one gateway, lowered to what the limit of open files permits; for a new "
-            "one the oldest without a request is closed, or the longest idle, or one whose client is waited for."
+            "one the oldest without a request is closed, or the longest idle, or one whose client is waited for. "
+            "Divided among the processes of the gateway."
         ),
     )
     answer_timeout_s: float = Field(
@@ -157,22 +159,18 @@ class Settings(BaseSettings):
         ge=1,
         le=ENTRIES_MAX,
         description=(
-            "Maximum number of worker requests that wait for an answer, per model and per gateway; "
+            "Maximum number of worker requests that wait for an answer, per model and per process of a gateway; "
             "further requests get 429."
         ),
     )
     predict_cache_bytes_max: int = Field(
-        32 * 2**20,
-        ge=0,
-        le=BYTES_MAX,
-        description="Memory of the prediction cache of one gateway; 0 disables the cache.",
-    )
+        32 * 2**20, ge=0, le=BYTES_MAX,
+        description="Memory of the prediction cache of one gateway, divided among its processes; 0 disables the cache.",
+    )  # fmt: skip
     predict_staleness_s: float = Field(
-        2.0,
-        ge=0.1,
-        le=SECONDS_MAX,
+        2.0, ge=0.1, le=SECONDS_MAX,
         description="Maximum time for which a cached prediction is used after a commit whose message was lost.",
-    )
+    )  # fmt: skip
     stale_if_error_s: float = Field(
         0.0, ge=0, le=SECONDS_MAX,
         description="Time for which a prediction may be outdated that replaces a 503 or 504; requests may say it.",
@@ -182,8 +180,9 @@ class Settings(BaseSettings):
         description="Maximum size of a scorer, with which a gateway computes predictions itself; 0: workers do.",
     )  # fmt: skip
     scorer_cache_bytes_max: int = Field(
-        32 * 2**20, ge=0, le=BYTES_MAX, description="Memory of the scorers of one gateway; 0: workers compute all."
-    )
+        32 * 2**20, ge=0, le=BYTES_MAX,
+        description="Memory of the scorers of one gateway, divided among its processes; 0: workers compute all.",
+    )  # fmt: skip
     inbox_entries_max: int = Field(
         10_000,
         ge=1,

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -179,12 +179,14 @@ def start_stack(
     environment: Mapping[str, str] = MappingProxyType({}),
     cwd: Path | None = None,
     limits: Mapping[str, str] = PATIENT,
+    words: Sequence[str] = (),
 ) -> Stack:
-    """Start `keepfit up` in the folder `cwd` and wait until it is up; `environment` comes before `limits`."""
+    """Start `keepfit up WORDS` in the folder `cwd` and wait until it is up; `environment` comes before `limits`."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "up.log"
     (data / "up.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "keepfit", "up", "--data", str(data), "--port", "0", "--workers", str(workers)]
+    command += words
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

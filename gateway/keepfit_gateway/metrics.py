@@ -6,15 +6,20 @@ the last probe of :mod:`keepfit_gateway.health`. Invariants: the global registry
 holds text from a client; an unavailable dependency has no values but that it is down.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from itertools import chain
 
+from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from keepfit_gateway.health import OK, Dependencies
-from keepfit_gateway.service import Service
+from keepfit_gateway.merged_metrics import PUBLISH_S
+from keepfit_gateway.service import SERVICE, Service
 
 # Version 0.0.4 of the format, which every scraper reads.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,21 +28,18 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Scrape(Collector):
-    """One scrape: the metrics of a gateway and of its dependencies."""
+class OwnMetrics:
+    """What each process of a gateway has values of its own of, but the metrics of requests."""
 
-    def __init__(self, service: Service, dependencies: Dependencies) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._dependencies = dependencies
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metric families."""
-        yield from self._service.request_metrics.collect()
+    def of_process(self) -> Iterator[Metric]:
+        """Yield the metric families with the values of this process."""
         yield from self._connections()
         yield from self._cache()
         yield from self._predictions()
         yield from self._pending()
-        yield from self._state()
 
     def _connections(self) -> Iterator[Metric]:
         connections = self._service.connections
@@ -92,6 +94,25 @@ class Scrape(Collector):
         if recorder is not None:
             text = "Accepted calls that wait for the next write to the row log."
             yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.pending)
+
+
+class Scrape(OwnMetrics, Collector):
+    """One scrape: the metrics of a gateway, that is of all its processes, and of its dependencies."""
+
+    def __init__(self, service: Service, dependencies: Dependencies) -> None:
+        super().__init__(service)
+        self._dependencies = dependencies
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metric families."""
+        merged = self._service.process_metrics.merged
+        yield from merged(ProcessCollector(registry=None).collect())
+        yield from self._service.request_metrics.collect()
+        yield from merged(self.of_process())
+        yield from self._backlog()
+        yield from self._state()
+
+    def _backlog(self) -> Iterator[Metric]:
         backlog = GaugeMetricFamily("keepfit_backlog", "Entries in the queue's Redis, by kind.", labels=["what"])
         for what, count in self._dependencies.backlog.items():
             backlog.add_metric([what], count)
@@ -133,6 +154,30 @@ class Scrape(Collector):
 def exposition(service: Service, dependencies: Dependencies) -> bytes:
     """Return the text of one scrape. Reads `/proc`, so call it outside of the event loop."""
     registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
     registry.register(Scrape(service, dependencies))
     return generate_latest(registry)
+
+
+async def publishing(app: web.Application) -> AsyncIterator[None]:
+    """Publish the values of this process for the other processes of its gateway while the application runs."""
+    service = app[SERVICE]
+    if service.process_metrics.is_alone:
+        yield
+        return
+
+    async def publish_forever() -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            await asyncio.to_thread(_publish, service)
+
+    await asyncio.to_thread(_publish, service)
+    task = asyncio.create_task(publish_forever())
+    yield
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(_publish, service)
+
+
+def _publish(service: Service) -> None:
+    service.process_metrics.publish(chain(ProcessCollector(registry=None).collect(), OwnMetrics(service).of_process()))

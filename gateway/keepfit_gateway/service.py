@@ -26,12 +26,14 @@ from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.recorder import Recorder
+from keepfit_gateway.merged_metrics import ProcessMetrics
 from keepfit_gateway.model_lookup import ModelLookup
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.prediction.scorers import Scorers
 from keepfit_gateway.prediction.without_worker import Counts
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
+from keepfit_gateway.web.process_counts import Parts
 from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
 
@@ -47,10 +49,11 @@ FOLLOW_S, FOLLOWED_TTL_MS, FOLLOWED_PER_CALL = 1.0, 3000, 1000
 class Service:
     """Everything that handlers use."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parts: Parts) -> None:
         self.settings = settings
         self.uploads = uploads.upload_keyring(settings.upload_keys.get_secret_value())
-        self.request_metrics = RequestMetrics()
+        self.request_metrics = RequestMetrics(parts)
+        self.process_metrics = ProcessMetrics(parts)
         self.connections = OpenConnections(connections_max(settings.connections_max))
         self._store_client = redis_clients.store_async(settings, prompt=True)
         self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
@@ -143,11 +146,12 @@ class Service:
 
 SERVICE = web.AppKey("service", Service)
 SETTINGS = web.AppKey("settings", Settings)
+PARTS = web.AppKey("parts", Parts)
 
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
     """Open the service when the application starts, and close it when it stops."""
-    service = app[SERVICE] = Service(app[SETTINGS])
+    service = app[SERVICE] = Service(app[SETTINGS], app[PARTS])
     tasks = service.start()
     yield
     await _cancel(tasks)

@@ -60,9 +60,12 @@ async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
     waiting = pending.get("waiting")
     if waiting is not None:
         waiting["oldest_s"] = workers.get("oldest_s") if waiting["requests"] else None
+    up = running_stack(data)
+    # How many processes a gateway elsewhere has is not known here.
+    processes = settings.gateway_processes if up is not None and up.url == url else None
     state = {
-        "up": msgspec.to_builtins(running_stack(data)),
-        "gateway": {"url": url, "state": gateway, "ready": ready},
+        "up": msgspec.to_builtins(up),
+        "gateway": {"url": url, "state": gateway, "ready": ready, "processes": processes},
         "store": store,
         "queue": queue,
         "history": history,

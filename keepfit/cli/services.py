@@ -39,6 +39,12 @@ def without_pandas() -> Iterator[None]:
 def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of worker processes.")] = 2,
+    gateways: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Number of processes of the gateway; default: KEEPFIT_GATEWAY_PROCESSES, or 1."
+        ),
+    ] = None,
 ) -> None:
     """Start everything on this machine, in the foreground, until Ctrl-C. The next `up` continues with the same data."""
     from keepfit import settings_check  # noqa: PLC0415 - other commands must not wait for these imports
@@ -55,18 +61,27 @@ def up(
 
     # The folder's settings are those of its last stack, whose servers are gone.
     settings = options.load_settings(of_folder=False).model_copy(update={"port": port, "workers": workers})
+    if gateways is not None:
+        settings = settings.model_copy(update={"gateway_processes": gateways})
     settings_check.check(settings)
     settings_check.check_gateway(settings)
     run_stack(options.data_folder(), settings, print_started, print_log)
 
 
-def gateway() -> None:
-    """Run the HTTP gateway."""
+def gateway(
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Number of its processes; default: KEEPFIT_GATEWAY_PROCESSES, or 1."),
+    ] = None,
+) -> None:
+    """Run the HTTP gateway, with as many processes as it may use cores."""
     from keepfit import child_environment  # noqa: PLC0415 - other commands must not wait for it
 
     settings = child_environment.without_other_keys(_service_settings(), child_environment.GATEWAY)
+    if processes is not None:
+        settings = settings.model_copy(update={"gateway_processes": processes})
     with without_pandas():
-        from keepfit_gateway.app import run  # noqa: PLC0415
+        from keepfit_gateway.supervisor import run  # noqa: PLC0415
 
     run(settings)
 

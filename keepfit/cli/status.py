@@ -41,7 +41,7 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("status", state["status"]),
         ("keepfit up", f"runs with pid {up['pid']} at {up['url']}" if up else "does not run on this folder"),
-        ("gateway", f"{ready['status']} at {gateway['url']}" if ready else gateway["state"]),
+        ("gateway", f"{ready['status']} at {gateway['url']}{_processes(gateway)}" if ready else gateway["state"]),
         *((part, state[part]) for part in ("store", "queue", "history", "storage")),
     ]
     if "row_log" in ready:
@@ -55,6 +55,11 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(("waiting", _waiting(state["waiting"])))
     lines.append(("snapshots", _snapshots(state["snapshots"])))
     return lines
+
+
+def _processes(gateway: dict[str, Any]) -> str:
+    """Return how many processes a gateway has; "" for one, or if it is not known."""
+    return f", {gateway['processes']} processes" if (gateway["processes"] or 1) > 1 else ""
 
 
 def _work(worker: dict[str, Any], shown: Any) -> str:

@@ -104,6 +104,7 @@ class Stack:
             "KEEPFIT_HOST": settings.host,
             "KEEPFIT_PORT": str(self._port),
             "KEEPFIT_WORKERS": str(settings.workers),
+            "KEEPFIT_GATEWAY_PROCESSES": str(settings.gateway_processes),
         }
         self._processes: list[ManagedProcess] = []
         variables |= self._add_servers(settings)
@@ -150,7 +151,11 @@ class Stack:
         every = f"{settings.snapshot_every_s:.6f}s"
         snapshotter = keepfit_command(self.data, "snapshot", "--every", every)
         self._add("workers", 1, keepfit_command(self.data, "worker"), has_logged("worker_started"))
-        self._add("gateway", 2, keepfit_command(self.data, "gateway"), lambda _: why_not_ready(f"{self.url}/readyz"))
+        all_listen = has_logged("gateway_listening")
+        self._add(
+            "gateway", 2, keepfit_command(self.data, "gateway"),
+            lambda managed: all_listen(managed) or why_not_ready(f"{self.url}/readyz"),
+        )  # fmt: skip
         self._add("snapshotter", 2, snapshotter, has_logged("snapshotter_started"))
 
     def run(self, lock: IO[Any], started: Callable[["Stack"], None]) -> None:

@@ -142,7 +142,7 @@ class ProblemHandler(web.RequestHandler):
         self._cancel_head_timer()
         self._connections.remove(self)
         if isinstance(exc, TimeoutError):
-            self._metrics.answers_aborted += 1
+            self._metrics.count_aborted_answer()
             log.warning("answer_aborted", client=self.client)
         super().connection_lost(exc)
 

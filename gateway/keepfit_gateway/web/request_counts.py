@@ -1,8 +1,9 @@
 """Counts and durations of requests, by route, method and status, and the count of answers that were not read.
 
 Owns the counts, the histogram and the choice of their labels; :mod:`keepfit_gateway.metrics` exposes them. Invariants:
-no label holds text that a client made up; recording a request creates no label string. What is recorded are plain
-numbers until a scrape: prometheus_client's own histogram takes a lock twice for each observation.
+no label holds text that a client made up; recording a request creates no label string; each request that a process of
+the gateway has answered is counted once. Until a scrape they are numbers in :mod:`keepfit_gateway.web.process_counts`:
+prometheus_client's own histogram takes a lock twice for each observation.
 """
 
 import re
@@ -15,7 +16,10 @@ from typing import Any
 from aiohttp.web_request import BaseRequest
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 
+from keepfit_gateway.web.process_counts import Numbers, Parts, ProcessCounts
+
 Handler = Callable[[BaseRequest], Awaitable[Any]]
+Labels = tuple[str, ...]
 
 # Upper bounds in seconds: from a cached answer to the time limits.
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -31,29 +35,18 @@ _FAST_PATH_ROUTES = {
 }
 
 _ERRORS_FROM = 400
-
-
-class Durations:
-    """Requests with the same labels: their number by bucket (the last one is +Inf), and the sum of their seconds."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * len(LABELS_LE)
-        self.sum_s = 0.0
-
-    def add(self, other: "Durations") -> None:
-        """Add the requests of `other`."""
-        self.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
-        self.sum_s += other.sum_s
+# First texts of the keys of rows.
+REQUESTS, ABORTED = "requests", "answers aborted"
 
 
 class RequestMetrics:
     """All requests that this gateway has answered. Belongs to no registry: one process may run several gateways."""
 
-    def __init__(self) -> None:
-        self.answers_aborted = 0
-        self._durations: dict[tuple[str, str, int], Durations] = {}
+    def __init__(self, parts: Parts | None = None) -> None:
+        self._parts = parts or Parts(ProcessCounts())
+        self._aborted = self._parts.own.row((ABORTED,))
+        # The counts of requests with the same labels, by bucket (the last one is +Inf), and the sum of their seconds.
+        self._durations: dict[tuple[str, str, int], Numbers] = {}
         self._routes: list[tuple[re.Pattern[str], str, Collection[str]]] = []
 
     def set_routes(self, methods_of_paths: Mapping[str, Collection[str]]) -> None:
@@ -78,9 +71,15 @@ class RequestMetrics:
         key = (route, request.method, status) if route is not None else (UNROUTED, UNROUTED, status)
         durations = self._durations.get(key)
         if durations is None:
-            durations = self._durations[key] = Durations()
-        durations.counts[bisect_left(BUCKETS_S, seconds)] += 1
-        durations.sum_s += seconds
+            route, method, status = key
+            row = self._parts.own.row((REQUESTS, route, method, str(status)), len(LABELS_LE) + 1)
+            durations = self._durations[key] = row
+        durations[bisect_left(BUCKETS_S, seconds)] += 1
+        durations[-1] += seconds
+
+    def count_aborted_answer(self) -> None:
+        """Count a connection that was aborted because its client did not read its answers."""
+        self._aborted[0] += 1
 
     def _route_of(self, request: BaseRequest) -> str | None:
         """Return the route that a refused request would have reached."""
@@ -94,17 +93,30 @@ class RequestMetrics:
         requests = CounterMetricFamily("keepfit_requests", "Requests answered.", labels=["route", "method", "status"])
         text = "Time from the head of a request to its response."
         seconds = HistogramMetricFamily("keepfit_request_seconds", text, labels=["route", "method"])
-        by_route: dict[tuple[str, str], Durations] = {}
-        for (route, method, status), durations in list(self._durations.items()):
-            requests.add_metric([route, method, str(status)], sum(durations.counts))
-            by_route.setdefault((route, method), Durations()).add(durations)
-        for labels, durations in by_route.items():
-            buckets = list(zip(LABELS_LE, accumulate(durations.counts), strict=True))
-            seconds.add_metric(labels, buckets, durations.sum_s)
+        by_status: dict[Labels, list[float]] = {}
+        by_route: dict[Labels, list[float]] = {}
+        aborted = 0.0
+        for part in (self._parts.own, *self._parts.others):
+            for (kind, *labels), numbers in part.rows().items():
+                if kind == REQUESTS:
+                    _add(by_status, tuple(labels), numbers)
+                    _add(by_route, tuple(labels[:2]), numbers)
+                elif kind == ABORTED:
+                    aborted += numbers[0]
+        for labels_of_status, (*counts, _) in by_status.items():
+            requests.add_metric(labels_of_status, sum(counts))
+        for labels_of_route, (*counts, sum_s) in by_route.items():
+            seconds.add_metric(labels_of_route, list(zip(LABELS_LE, accumulate(counts), strict=True)), sum_s)
         yield requests
         yield seconds
         text = "Connections aborted because their client did not read its answers."
-        yield CounterMetricFamily("keepfit_answers_aborted", text, self.answers_aborted)
+        yield CounterMetricFamily("keepfit_answers_aborted", text, aborted)
+
+
+def _add(sums: dict[Labels, list[float]], labels: Labels, numbers: Numbers) -> None:
+    """Add numbers to those with the same labels."""
+    before = sums.get(labels)
+    sums[labels] = list(numbers) if before is None else [one + more for one, more in zip(before, numbers, strict=True)]
 
 
 def count_requests(metrics: RequestMetrics, handler: Handler) -> Handler:

@@ -19,7 +19,8 @@ from keepfit.local import stack
 from keepfit.local.demo import kill_all
 from keepfit.settings import load
 from tests import servers
-from tests.conftest import SHOES_RECIPE, Stack, stop_stack
+from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
+from tests.keepfit.cli.command import keepfit
 
 METADATA = {"type": "shoes", "session": "up"}
 
@@ -85,6 +86,28 @@ async def test_a_dead_process_is_restarted(up: Callable[[], Stack]) -> None:
     after = await learn(stack, votes=1)
     assert after["rows_seen"] == 4
     assert stop_stack(stack) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="several processes need Linux")
+@pytest.mark.timeout(240)
+async def test_a_gateway_with_several_processes(tmp_path: Path) -> None:
+    """`--gateways 2` starts two on one port; the first screen and `status` show it, and a killed gateway comes back."""
+    stack = start_stack(tmp_path / "data", words=("--gateways", "2"))
+    try:
+        assert "KEEPFIT_GATEWAY_PROCESSES=2\n" in (stack.data / "up.log").read_text()
+        before = await learn(stack, votes=3)
+        supervisor = stack.pids()["gateway"]
+        first = children(supervisor)
+        assert len(first) == 2
+        shown = keepfit("status", "--data", str(stack.data), cwd=tmp_path)
+        assert (shown.returncode, f"ok at {stack.url}, 2 processes\n" in shown.stdout) == (0, True)
+        os.kill(supervisor, signal.SIGKILL)
+        servers.wait_until(lambda: stack.pids()["gateway"] != supervisor, "the restart of the gateway")
+        servers.wait_until(lambda: servers.answers(f"{stack.url}/readyz"), "readiness of the gateway")
+        assert await learn(stack, votes=0) == before
+        assert not set(first) & set(children(stack.pids()["gateway"]))
+    finally:
+        assert stop_stack(stack) == 0
 
 
 @pytest.mark.timeout(240)
