@@ -21,9 +21,9 @@ SCHEME = "key"
 DESCRIPTION = """\
 Machine-learning models that never stop learning.
 
-Bodies are JSON; `Content-Encoding` may be `gzip` or `zstd`. Errors are problem documents (RFC 9457). Every answer
-has an `X-Request-ID`: the one of the request, or a new one. A gateway with API keys needs `Authorization: Bearer KEY`;
-the document of that gateway names the scope of each operation.
+Bodies are JSON; `Content-Encoding` may be `gzip`, `zstd` or `deflate`. Errors are problem documents (RFC 9457). Every
+answer has an `X-Request-ID`: the one of the request, or a new one. A gateway with API keys needs
+`Authorization: Bearer KEY`; the document of that gateway names the scope of each operation.
 """
 TABLE_DESCRIPTION = (
     "Rows as JSON; or as a table: an npy file or an Arrow IPC stream, whose last column (npy) or column `y` (Arrow) is "

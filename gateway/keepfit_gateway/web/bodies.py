@@ -3,7 +3,7 @@
 Owns those limits, and that of the memory of large answers. Never parses a body, except in :func:`read_json`. Never
 trusts the length that a client announces, unless it is over the limit. Never holds a body twice, nor more than a few
 megabytes of a body whose final size is unknown. Invariants: a body is returned only if it arrived whole: a truncated or
-corrupt gzip or zstd stream is rejected even if the bytes inflated so far would parse; what the head of a request
+corrupt coded stream is rejected even if the bytes inflated so far would parse; what the head of a request
 decides is decided before the gateway waits for the body. Data comes from aiohttp's stream and goes to the parser.
 """
 
@@ -100,7 +100,7 @@ async def read(
     Raises
     ------
     MalformedError
-        If the body is incomplete or its gzip or zstd stream is corrupt.
+        If the body is incomplete or its coded stream is corrupt.
     UnavailableError
         If the bodies of other requests use all memory for bodies, or the disk buffer fails.
     web.HTTPException

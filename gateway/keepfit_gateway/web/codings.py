@@ -1,4 +1,4 @@
-"""Content codings of bodies (RFC 9110, 8.4): gzip (RFC 1952) and zstd (RFC 8878).
+"""Content codings of bodies (RFC 9110, 8.4): gzip (RFC 1952), zstd (RFC 8878) and deflate (RFC 1950).
 
 Owns which codings are supported, how a body is inflated in small steps, and which coding a response gets. Never reads
 a request's body and holds none. Invariant: no step returns more than :data:`STEP_BYTES`, and an inflater uses no more
@@ -32,8 +32,11 @@ FRAME = re.compile(rb"[\x28\x50-\x5f]")
 # Faster than gzip and smaller.
 ZSTD_LEVEL = 3
 GZIP_LEVEL = 6
-SUPPORTED = "gzip, zstd"
+SUPPORTED = "gzip, zstd, deflate"
 _ALIASES = {"x-gzip": "gzip"}
+# Of codings with equal weights the highest counts: first where a client names it, second where it accepts any.
+PREFERENCES = {"gzip": (0, 0), "zstd": (1, -1), "deflate": (-1, -2)}
+LEAST = -3
 
 
 class Inflater:
@@ -88,17 +91,26 @@ class GzipInflater(Inflater):
 
     coding = "gzip"
     memory_bytes_max = 0
+    # As zlib numbers the formats.
+    window_bits: ClassVar[int] = 31
 
     def _open(self) -> Any:
-        return zlib.decompressobj(wbits=31)
+        return zlib.decompressobj(wbits=self.window_bits)
 
     def _inflate(self) -> bytes:
         try:
             part: bytes = self._stream.decompress(self._rest, STEP_BYTES)
         except zlib.error as error:
-            raise MalformedError(f"The gzip stream is corrupt: {error}.") from None
+            raise MalformedError(f"The {self.coding} stream is corrupt: {error}.") from None
         self._rest = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
         return part
+
+
+class DeflateInflater(GzipInflater):
+    """What HTTP calls deflate: the zlib format (RFC 1950) around deflate, never deflate alone."""
+
+    coding = "deflate"
+    window_bits = 15
 
 
 class ZstdInflater(Inflater):
@@ -138,7 +150,7 @@ class ZstdInflater(Inflater):
         return part
 
 
-_INFLATERS: Mapping[str, type[Inflater]] = {each.coding: each for each in (GzipInflater, ZstdInflater)}
+_INFLATERS: Mapping[str, type[Inflater]] = {each.coding: each for each in (GzipInflater, ZstdInflater, DeflateInflater)}
 
 
 def inflater_of(headers: fields.Headers) -> type[Inflater] | None:
@@ -165,7 +177,7 @@ def inflater_of(headers: fields.Headers) -> type[Inflater] | None:
 
 
 def negotiate(headers: fields.Headers, *, small: bool) -> str | None:
-    """Return the coding of a response: gzip, zstd, or identity, which a small one gets if the client accepts it.
+    """Return the coding of a response: gzip, zstd, deflate, or identity, which a small one gets if it is accepted.
 
     None: the client accepts none of them. A coding that is accepted by name precedes one that only ``*`` accepts.
     """
@@ -179,7 +191,7 @@ def negotiate(headers: fields.Headers, *, small: bool) -> str | None:
 def _negotiate(accepted: str, small: bool) -> str | None:
     """Return what :func:`negotiate` does.
 
-    >>> for accepted in ("gzip, zstd", "gzip, zstd;q=0.5", "*", "gzip;q=0", "x-gzip", "identity;q=0", ""):
+    >>> for accepted in ("gzip, deflate, zstd", "gzip, zstd;q=0.5", "*", "gzip;q=0", "x-gzip", "identity;q=0", ""):
     ...     print(_negotiate(accepted, False))
     zstd
     gzip
@@ -195,15 +207,16 @@ def _negotiate(accepted: str, small: bool) -> str | None:
     if small and identity:
         return "identity"
     named = "identity" in sent
-    best = (identity, named, -2, "identity")
-    for preference, coding in enumerate(("gzip", "zstd")):
+    best = (identity, named, LEAST, "identity")
+    for coding, (if_named, if_any) in PREFERENCES.items():
         named = coding in sent
-        best = max(best, (sent.get(coding, others), named, preference if named else -preference, coding))
+        best = max(best, (sent.get(coding, others), named, if_named if named else if_any, coding))
     return best[3] if best[0] else None
 
 
-def deflate(coding: str, body: bytes) -> bytes:
+def encode(coding: str, body: bytes) -> bytes:
     """Return a response's body in a coding that :func:`negotiate` returned, except identity."""
     if coding == "zstd":
         return zstd.compress(body, ZSTD_LEVEL)
-    return zlib.compress(body, GZIP_LEVEL, wbits=31)
+    inflater: Any = _INFLATERS[coding]
+    return zlib.compress(body, GZIP_LEVEL, wbits=inflater.window_bits)

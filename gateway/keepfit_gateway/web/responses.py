@@ -91,6 +91,6 @@ async def compress(memory: BodyMemoryLimit, request: BaseRequest, response: web.
     if not small or coding != "identity":
         response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
     if coding is not None and coding != "identity":
-        response.body = await run_in_thread_if_large(len(body), codings.deflate, coding, body)
+        response.body = await run_in_thread_if_large(len(body), codings.encode, coding, body)
         response.headers[hdrs.CONTENT_ENCODING] = coding
         memory.hold_answer(request, response)

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from keepfit.settings import Settings
 from keepfit_gateway import app
 from keepfit_gateway.web import bodies, codings, rows_body
 from keepfit_gateway.web.bodies import BodyMemoryLimit
-from keepfit_gateway.web.codings import GzipInflater, Inflater, ZstdInflater, negotiate
+from keepfit_gateway.web.codings import DeflateInflater, GzipInflater, Inflater, ZstdInflater, negotiate
 from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventually, exchange, serving
 
 if sys.version_info >= (3, 14):
@@ -65,9 +66,13 @@ def test_a_body_is_inflated_however_it_is_cut(data: bytes, piece_bytes: int) -> 
     """The result does not depend on where the network cuts a body."""
     assert inflate(GzipInflater(), gzip.compress(data), piece_bytes) == data
     assert inflate(ZstdInflater(), zstd.compress(data), piece_bytes) == data
+    assert inflate(DeflateInflater(), zlib.compress(data), piece_bytes) == data
 
 
-@pytest.mark.parametrize(("inflater", "compress"), [(GzipInflater, gzip.compress), (ZstdInflater, zstd.compress)])
+@pytest.mark.parametrize(
+    ("inflater", "compress"),
+    [(GzipInflater, gzip.compress), (ZstdInflater, zstd.compress), (DeflateInflater, zlib.compress)],
+)
 def test_a_bomb_is_inflated_in_small_steps(inflater: type[Inflater], compress: Callable[[bytes], bytes]) -> None:
     """However much a body expands, one step returns a megabyte at most."""
     assert inflate(inflater(), compress(bytes(20 * MIB))) == bytes(20 * MIB)
@@ -114,6 +119,24 @@ async def test_invalid_zstd_streams(api: Api, metadata: dict[str, Any], data: by
         inflate(ZstdInflater(), data)
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(b"", "truncated", id="empty"),
+        pytest.param(BODY, "corrupt", id="not deflate"),
+        pytest.param(zlib.compress(BODY)[:-1], "truncated", id="last byte missing"),
+        pytest.param(zlib.compress(BODY) + b"x", "follow the end", id="trailing garbage"),
+        pytest.param(zlib.compress(BODY)[:-4] + bytes(4), "corrupt", id="wrong checksum"),
+        pytest.param(zlib.compress(BODY, wbits=-15), "corrupt", id="deflate without the zlib format"),
+    ],
+)
+async def test_invalid_deflate_streams(api: Api, metadata: dict[str, Any], data: bytes, reason: str) -> None:
+    """A deflate body that is corrupt, truncated, followed by data or not in the zlib format answers 400."""
+    path = await api.make(metadata, REGRESSOR)
+    reply = await api.call("POST", f"{path}/partial_fit", data=data, headers={"Content-Encoding": "deflate"})
+    assert reason in reply.problem(400)["detail"]
+
+
 def test_a_window_of_8_mib_is_accepted() -> None:
     """The largest window that RFC 9659 permits is accepted."""
     assert inflate(ZstdInflater(), zstd_of(BODY, 23)) == BODY
@@ -131,6 +154,7 @@ def test_a_window_of_8_mib_is_accepted() -> None:
         ("identity, gzip", gzip.compress(BODY, mtime=0)),
         ("zstd", zstd.compress(BODY)),
         ("ZSTD", zstd.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
         ("zstd, identity", zstd.compress(BODY)),
         ("identity", BODY),
         ("identity, identity", BODY),
@@ -138,24 +162,25 @@ def test_a_window_of_8_mib_is_accepted() -> None:
     ],
 )
 async def test_codings_of_requests(api: Api, metadata: dict[str, Any], coding: str, data: bytes) -> None:
-    """gzip, also by its old name, and zstd are accepted, in any case, at once and in chunks, of any size."""
+    """gzip, also by its old name, zstd and deflate are accepted, in any case, at once and in chunks, of any size."""
     path = await api.make(metadata, REGRESSOR)
     count = 40_000
     large = b'{"X":[%s[1.0,2.0]],"y":[%s1.0]}' % (b"[1.0,2.0]," * count, b"1.0," * count)
     if not data.startswith(b"{"):
-        large = (gzip if "zip" in coding.lower() else zstd).compress(large)
+        packer = zlib if coding == "deflate" else gzip if "zip" in coding.lower() else zstd
+        large = packer.compress(large)
     for sent, rows in ((data, 1), (pieces(data), 1), (large, count + 1), (pieces(large), count + 1)):
         reply = await api.call("POST", f"{path}/partial_fit", data=sent, headers={"Content-Encoding": coding})
         assert reply.of(202)["accepted"] == rows
 
 
-@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "gzip, zstd", "compress", "aws-chunked", "zstd;q=1"])
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "gzip, zstd", "compress", "aws-chunked", "zstd;q=1"])
 async def test_an_unsupported_coding_names_the_supported_ones(api: Api, metadata: dict[str, Any], coding: str) -> None:
     """Another coding, or two, answers 415 with Accept-Encoding (RFC 7694)."""
     path = await api.make(metadata, REGRESSOR)
     reply = await api.call("POST", f"{path}/partial_fit", data=BODY, headers={"Content-Encoding": coding})
     assert coding in reply.problem(415)["detail"]
-    assert reply.headers["Accept-Encoding"] == "gzip, zstd"
+    assert reply.headers["Accept-Encoding"] == "gzip, zstd, deflate"
     assert "Accept" not in reply.headers
 
 
@@ -269,6 +294,10 @@ async def test_windows_share_the_memory_for_bodies(
         ("x-gzip", "gzip", "identity"),
         ("zstd", "zstd", "identity"),
         ("gzip, deflate, br, zstd", "zstd", "identity"),
+        ("gzip, deflate", "gzip", "identity"),
+        ("deflate", "deflate", "identity"),
+        ("gzip;q=0.5, deflate", "deflate", "identity"),
+        ("gzip;q=0, zstd;q=0, *", "deflate", "identity"),
         ("gzip, zstd;q=0.5", "gzip", "identity"),
         ("gzip;q=0.2, zstd;q=0.1", "gzip", "identity"),
         ("gzip;q=0", "identity", "identity"),
@@ -314,11 +343,12 @@ async def test_responses_have_the_coding_that_the_client_accepts(
                 coding, vary = response.headers.get("Content-Encoding"), response.headers.get("Vary")
                 return response.status, coding, vary, await response.read()
 
-        unpack = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}
+        unpack = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress, "deflate": zlib.decompress}
         for rows, width in ((500, 2), (1, 2), (40, 1)):
             plain = await ask("", rows, width)
             assert plain[1] is None
-            for accepted in ("gzip", "zstd", "gzip, zstd", "gzip;q=0, zstd;q=0.5", "identity;q=0, gzip", "*;q=0, zstd"):
+            several = ("gzip, zstd", "gzip;q=0, zstd;q=0.5", "identity;q=0, gzip", "*;q=0, zstd")
+            for accepted in ("gzip", "zstd", "deflate", *several):
                 status, coding, vary, body = await ask(accepted, rows, width)
                 assert status == plain[0] == (200 if width == 2 else 422)
                 assert (coding is None) is (rows == 1 and "=0," not in accepted.replace("gzip;q=0", ""))

@@ -17,8 +17,8 @@ BODY, LIMIT = b"x" * 100_000, 150_000
 def deflations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Note each compression."""
     made: list[str] = []
-    deflate = codings.deflate
-    monkeypatch.setattr(codings, "deflate", lambda coding, body: made.append(coding) or deflate(coding, body))
+    encode = codings.encode
+    monkeypatch.setattr(codings, "encode", lambda coding, body: made.append(coding) or encode(coding, body))
     return made
 
 
