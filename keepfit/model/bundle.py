@@ -40,6 +40,7 @@ from keepfit.model.smoothing import smoothed
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
+from keepfit.scoring import class_labels
 from keepfit.security import envelope
 
 # Naive Bayes takes the logarithm of the prior of a class without rows, which is 0, and divides by the variance of a
@@ -261,10 +262,8 @@ class Bundle:
             If the rows have another width than those learned.
         """
         self._check_ready(rows)
-        predicted = self._predict(rows)
-        predictions: list[Any] = (
-            predicted.tolist() if self._predicted_labels is None else self._predicted_labels.decode(predicted)
-        )
+        predicted, labels = self._predict(rows), self._predicted_labels
+        predictions: list[Any] = predicted.tolist() if labels is None else labels.decode(predicted)
         return predictions
 
     def confidences(self, rows: Rows) -> dict[str, Any]:
@@ -294,7 +293,7 @@ class Bundle:
         if probabilities is None:
             raise InvalidError(f"{self.recipe.name} with these params has no probabilities: leave out proba.")
         if isinstance(self.labels, Outputs):
-            return [list(row) for row in zip(*(of_output.tolist() for of_output in probabilities), strict=True)]
+            return class_labels.by_row(probabilities)
         listed: list[list[float]] = probabilities.tolist()
         return listed
 

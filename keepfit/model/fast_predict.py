@@ -10,21 +10,24 @@ than was learned, and values that are not finite go to scikit-learn, which compu
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import expit
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDOneClassSVM, SGDRegressor
-from sklearn.multiclass import OneVsOneClassifier, _predict_binary
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, _predict_binary
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from keepfit.rows.values import Floats
-from keepfit.scoring import functions, linear, scalers
+from keepfit.scoring import bayes, clusters, functions, linear, network, scalers, wrappers
 
 # Takes a fitted object and a matrix, shape (n, width), C-contiguous float64.
 Computation = Callable[[Any, Floats], Any]
@@ -70,15 +73,19 @@ def predict_proba(estimator: Any, X: Floats) -> Any:
 
 def find_predict(estimator: Any) -> Computation | None:
     """Return the implementation of ``predict`` for this exact class; None where only scikit-learn has one."""
+    if type(estimator) is OneVsRestClassifier and type(estimator.estimators_[0]) not in REST_MEMBERS:
+        return None
     return PREDICT.get(type(estimator))
 
 
 def find_predict_proba(estimator: Any) -> Computation | None:
     """Return the implementation of ``predict_proba`` for `estimator`; None where only scikit-learn has one."""
-    if type(estimator) is MLPClassifier:
-        return _network_probabilities
-    has_own = type(estimator) is SGDClassifier and estimator.loss in ("log_loss", "modified_huber")
-    return _linear_probabilities if has_own else None
+    kind = type(estimator)
+    if kind is SGDClassifier and not has_predict_proba(estimator):
+        return None
+    if kind is OneVsRestClassifier and type(estimator.estimators_[0]) not in REST_MEMBERS:
+        return None
+    return PROBABILITIES.get(kind)
 
 
 def has_predict_proba(estimator: Any) -> bool:
@@ -98,41 +105,25 @@ def inlier_scores(estimator: Any, X: Floats) -> Any:
     return linear.inlier_scores(estimator, X) if is_known else estimator.decision_function(X)
 
 
-def _linear_probabilities(estimator: Any, X: Floats) -> Any:
-    return linear.probabilities(estimator, X, _expit)
-
-
 def _expit(values: Floats) -> Floats:
     """Replace `values` by their logistic function: the bits of :func:`functions.logistic`, for large arrays."""
     replaced: Floats = expit(values, out=values)
     return replaced
 
 
-# The functions below call the private method that scikit-learn's public predict calls after validation.
+def _nearest_cluster(estimator: Any, X: Floats) -> Any:
+    found = clusters.nearest(estimator, X)
+    return estimator.predict(X) if found is None else found
 
 
-def _bayes_label(estimator: Any, X: Floats) -> Any:
-    return estimator.classes_[estimator._joint_log_likelihood(X).argmax(axis=1)]
+def _rest_label(estimator: Any, X: Floats) -> Any:
+    is_linear = type(estimator.estimators_[0]) in (SGDClassifier, Perceptron)
+    score = linear.decision if is_linear else _second_probability
+    return wrappers.rest_label(estimator, X, score, wrappers.threshold(is_linear=is_linear))
 
 
-def _bernoulli_label(estimator: Any, X: Floats) -> Any:
-    return _bayes_label(
-        estimator, X if estimator.binarize is None else np.greater(X, estimator.binarize).astype(np.float64)
-    )
-
-
-def _network_output(estimator: Any, X: Floats) -> Any:
-    return estimator._predict(X, check_input=False)
-
-
-def _network_label(estimator: Any, X: Floats) -> Any:
-    out = estimator._forward_pass_fast(X, check_input=False)
-    return estimator.classes_[(out.ravel() > 0.5).astype(np.intp) if estimator.n_outputs_ == 1 else out.argmax(axis=1)]
-
-
-def _network_probabilities(estimator: Any, X: Floats) -> Any:
-    out = estimator._forward_pass_fast(X, check_input=False)
-    return np.concatenate([1 - out, out], axis=1) if estimator.n_outputs_ == 1 else out
+def _second_probability(estimator: Any, X: Floats) -> Any:
+    return predict_proba(estimator, X)[:, 1]
 
 
 def _paired_label(estimator: Any, X: Floats) -> Any:
@@ -155,16 +146,31 @@ SCALE: Mapping[type[Any], Computation] = {
     MinMaxScaler: scalers.min_max,
     MaxAbsScaler: scalers.max_abs,
 }
+LIKELIHOODS: Mapping[type[Any], bayes.Likelihood] = {
+    GaussianNB: bayes.gaussian,
+    MultinomialNB: bayes.multinomial,
+    ComplementNB: bayes.complement,
+    BernoulliNB: bayes.bernoulli,
+}
+REST_MEMBERS = frozenset({SGDClassifier, Perceptron, MLPClassifier, *LIKELIHOODS})
 PREDICT: Mapping[type[Any], Computation] = {
     SGDRegressor: linear.values,
     SGDClassifier: linear.label,
     Perceptron: linear.label,
     SGDOneClassSVM: linear.inlier_label,
-    GaussianNB: _bayes_label,
-    MultinomialNB: _bayes_label,
-    ComplementNB: _bayes_label,
-    BernoulliNB: _bernoulli_label,
-    MLPRegressor: _network_output,
-    MLPClassifier: _network_label,
+    MLPRegressor: partial(network.values, logistic=_expit),
+    MLPClassifier: partial(network.label, logistic=_expit),
+    MiniBatchKMeans: _nearest_cluster,
+    OneVsRestClassifier: _rest_label,
     OneVsOneClassifier: _paired_label,
+    MultiOutputClassifier: partial(wrappers.output_predictions, predict=predict),
+    MultiOutputRegressor: partial(wrappers.output_predictions, predict=predict),
+    **{kind: partial(bayes.label, likelihood) for kind, likelihood in LIKELIHOODS.items()},
+}
+PROBABILITIES: Mapping[type[Any], Computation] = {
+    SGDClassifier: partial(linear.probabilities, logistic=_expit),
+    MLPClassifier: partial(network.probabilities, logistic=_expit),
+    OneVsRestClassifier: partial(wrappers.rest_probabilities, probabilities=predict_proba),
+    MultiOutputClassifier: partial(wrappers.output_probabilities, probabilities=predict_proba),
+    **{kind: partial(bayes.probabilities, likelihood) for kind, likelihood in LIKELIHOODS.items()},
 }

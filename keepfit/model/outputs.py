@@ -16,6 +16,7 @@ from keepfit.errors import InvalidError
 from keepfit.model.labels import Labels
 from keepfit.model.scores import UNANSWERED
 from keepfit.recipe.recipe import Label
+from keepfit.scoring import class_labels
 
 # The scores of which the largest of all outputs counts.
 LARGEST = ("max_error", UNANSWERED)
@@ -72,8 +73,7 @@ class Outputs:
 
     def decode(self, codes: Any) -> list[list[Label]]:
         """Return the labels of `codes`, shape (n, outputs), as one list per row."""
-        columns = [labels.decode(codes[:, i]) for i, labels in enumerate(self.each)]
-        return [list(row) for row in zip(*columns, strict=True)]
+        return class_labels.decode_outputs([labels.known for labels in self.each], codes)
 
     def known_probabilities(self, probabilities: Sequence[Any]) -> list[Any]:
         """Return the probabilities of the known labels, one array of shape (n, labels) per output.

@@ -32,3 +32,18 @@ def clip_to_known(known: Sequence[Label], codes: Any) -> Any:
 def known_probabilities(known: Sequence[Label], probabilities: Any) -> Any:
     """Return the probabilities of the known labels, shape (n, labels), given those of all classes."""
     return probabilities if len(known) >= CLASSES_MIN else np.ones((len(probabilities), len(known)))
+
+
+def decode_outputs(each: Sequence[Sequence[Label]], codes: Any) -> list[list[Label]]:
+    """Return the labels of `codes`, shape (n, outputs), as one list per row; `each` has those of an output.
+
+    >>> decode_outputs([["a", "b"], [True, False]], np.array([[1, 0]]))
+    [['b', True]]
+    """
+    columns = [decode(known, codes[:, i]) for i, known in enumerate(each)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def by_row(probabilities: Sequence[Any]) -> list[list[list[float]]]:
+    """Return the probabilities of several outputs, one array of shape (n, labels) each, as one list per row."""
+    return [list(row) for row in zip(*[of_output.tolist() for of_output in probabilities], strict=True)]

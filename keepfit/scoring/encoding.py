@@ -1,4 +1,4 @@
-"""Scorers as bytes: msgpack with the bytes of each array.
+"""Scorers as bytes: a checksum, and msgpack with the bytes of each array.
 
 Owns the form, and that reading it is safe: types, shapes, sizes and numbers are checked, no code is run, and what is
 read takes no more memory than a small multiple of the bytes. Never reads a bundle. Invariant: a scorer that is decoded
@@ -8,6 +8,7 @@ workers to gateways.
 """
 
 import math
+import zlib
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ from keepfit.scoring.state import State
 
 # A matrix has two dimensions.
 DIMENSIONS_MAX = 2
+# CRC-32 of the rest, most significant byte first.
+CHECKSUM_BYTES = 4
 
 
 def encode(scorer: Scorer) -> bytes:
@@ -37,9 +40,10 @@ def encode(scorer: Scorer) -> bytes:
 def encode_state(state: State) -> bytes:
     """Return the state of a scorer as bytes; raises what :func:`encode` raises."""
     try:
-        return _encode(state)
+        data = _encode(state)
     except (ValueError, TypeError, OverflowError) as error:
         raise ScorerError(f"The scorer cannot be encoded: {error}.") from None
+    return zlib.crc32(data).to_bytes(CHECKSUM_BYTES) + data
 
 
 def decode(data: bytes, recipe: Recipe) -> Scorer:
@@ -50,8 +54,11 @@ def decode(data: bytes, recipe: Recipe) -> Scorer:
     ScorerError
         If the bytes are not a scorer of such a model.
     """
+    checksum, body = data[:CHECKSUM_BYTES], memoryview(data)[CHECKSUM_BYTES:]
+    if zlib.crc32(body).to_bytes(CHECKSUM_BYTES) != checksum:
+        raise ScorerError("The bytes of the scorer are damaged: their checksum is another one.")
     try:
-        state = _decode(data)
+        state = _decode(body)
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ScorerError(f"The bytes are not a scorer: {error}.") from None
     state.check(recipe)

@@ -40,3 +40,23 @@ def _logistic(x: float) -> float:
         return 1.0 / (1.0 + exp(-x))
     except OverflowError:
         return 0.0
+
+
+def logsumexp(values: Floats) -> Floats:
+    """Return the logarithm of the sum of the exponentials of each row of `values`, shape (n,), as scikit-learn does.
+
+    The largest values of a row are taken out of the sum, so that nothing overflows and small terms count.
+
+    >>> logsumexp(np.array([[0.0, 0.0], [1000.0, -np.inf]])).tolist()
+    [0.6931471805599453, 1000.0]
+    """
+    largest = np.max(values, axis=1, keepdims=True)
+    is_largest = values == largest
+    others = values.copy(order="K")
+    others[is_largest] = -np.inf
+    count = np.sum(is_largest.astype(np.float64), axis=1, keepdims=True)
+    terms = np.exp(others - np.where(np.isfinite(largest), largest, 0.0))
+    rest = np.sum(terms, axis=1, keepdims=True)
+    rest = np.where(rest == 0, rest, rest / count)
+    found: Floats = np.squeeze(np.log1p(rest) + np.log(count) + largest, axis=1)
+    return found

@@ -7,6 +7,7 @@ those of :class:`keepfit.recipe.features.Layout`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import msgspec
@@ -83,9 +84,9 @@ def imputed(columns: LearnedColumns, layout: Layout, rows: Rows) -> tuple[Floats
     if not layout.has_nullable_numbers:
         return numbers, None
     missing = np.isnan(numbers)
-    means = np.zeros(numbers.shape[1])
-    if columns.mean_values is not None:
-        means[layout.with_mean] = columns.mean_values
+    means, learned = np.zeros(numbers.shape[1]), columns.mean_values
+    if learned is not None:
+        means[layout.with_mean] = learned
     np.copyto(numbers, means, where=missing)
     return numbers, missing
 
@@ -129,15 +130,21 @@ def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric], r
 
     Gives the numbers of scikit-learn's FeatureHasher for that text.
     """
-    import mmh3  # noqa: PLC0415 - most models hash no categories
-
-    width = block.shape[1]
+    murmurhash, width = _murmurhash(), block.shape[1]
     hashed_text = _plain_pair if rule == category_codes.RULE_TEXT else _json_pair
     for row, label in enumerate(labels):
         if label is None and column.options.missing != "indicator":
             continue
-        code = mmh3.hash(hashed_text(column.name, label))
+        code = murmurhash(hashed_text(column.name, label))
         block[row, abs(code) % width] += 1.0 if code >= 0 else -1.0
+
+
+@cache
+def _murmurhash() -> Callable[[bytes | str], int]:
+    """Return the 32-bit MurmurHash3 with signs, as scikit-learn has it."""
+    import mmh3  # noqa: PLC0415 - most models hash no categories
+
+    return mmh3.hash
 
 
 def _json_pair(name: str, label: NonNumeric) -> bytes:

@@ -1,15 +1,86 @@
-"""Scaling: what the scalers compute from a matrix.
+"""Scaling: what StandardScaler, MinMaxScaler and MaxAbsScaler compute from a matrix, and their records.
 
-Owns the computation of StandardScaler, MinMaxScaler and MaxAbsScaler. Never learns. Invariant: results are those of
-scikit-learn bit for bit, because they come from the same operations in the same order. The functions take a scaler of
-scikit-learn, or a record with the attributes of one (:mod:`keepfit.scoring.records`).
+Owns these computations. Never learns. Invariant: results are those of scikit-learn bit for bit, because they come from
+the same operations in the same order. The functions take a scaler of scikit-learn, or the record with its attributes.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from keepfit.rows.values import Floats
+from keepfit.scoring.records import Record, are_vectors
+
+
+class StandardScaler(Record, tag="standard", frozen=True):
+    """A StandardScaler; without `with_mean` or `with_std` the array is None."""
+
+    mean_: Floats | None
+    scale_: Floats | None
+    width: int
+
+    @cached_property
+    def with_mean(self) -> bool:
+        """Whether the mean is subtracted."""
+        return self.mean_ is not None
+
+    @cached_property
+    def with_std(self) -> bool:
+        """Whether values are divided by the standard deviation."""
+        return self.scale_ is not None
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns."""
+        return self.width
+
+    def fits(self) -> bool:
+        """Return whether both arrays have one number for each column."""
+        return are_vectors(self.width, *[array for array in (self.mean_, self.scale_) if array is not None])
+
+
+class MinMaxScaler(Record, tag="min_max", frozen=True):
+    """A MinMaxScaler."""
+
+    scale_: Floats
+    min_: Floats
+    low: float
+    high: float
+    clip: bool
+
+    @cached_property
+    def feature_range(self) -> tuple[float, float]:
+        """The range to which values are clipped."""
+        return self.low, self.high
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns."""
+        return int(self.scale_.shape[0])
+
+    def fits(self) -> bool:
+        """Return whether both arrays have one number for each column."""
+        return are_vectors(len(self.scale_), self.scale_, self.min_)
+
+
+class MaxAbsScaler(Record, tag="max_abs", frozen=True):
+    """A MaxAbsScaler."""
+
+    scale_: Floats
+    clip: bool
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns."""
+        return int(self.scale_.shape[0])
+
+    def fits(self) -> bool:
+        """Return whether the array has one number for each column."""
+        return are_vectors(len(self.scale_), self.scale_)
+
+
+Scaler = StandardScaler | MinMaxScaler | MaxAbsScaler
 
 
 def standard(scaler: Any, X: Floats) -> Floats:

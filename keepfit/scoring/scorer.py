@@ -10,7 +10,7 @@ computations are the functions of this package, which bundles call too; a scorer
 :mod:`keepfit.model.scorers` and :mod:`keepfit.scoring.encoding`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import Floats, NonNumeric
-from keepfit.scoring import category_codes, class_labels, linear, matrix, records, scalers
+from keepfit.scoring import category_codes, class_labels, computations, linear, matrix
 from keepfit.scoring.functions import is_finite
 from keepfit.scoring.state import State, positions
 
@@ -29,25 +29,9 @@ from keepfit.scoring.state import State, positions
 ANSWER_VALUES_MAX = 1 << 16
 # Memory of a scorer besides its arrays and labels, approximately: the objects that hold them.
 FIXED_BYTES, LABEL_BYTES = 4096, 128
-# Time of a probability, in multiplications and additions: Python computes each.
-PROBABILITY_COST = 50
-
-# Takes a record and a matrix.
-Computation = Callable[[Any, Floats], Any]
-
-SCALE: Mapping[type[Any], Computation] = {
-    records.StandardScaler: scalers.standard,
-    records.MinMaxScaler: scalers.min_max,
-    records.MaxAbsScaler: scalers.max_abs,
-}
-PREDICT: Mapping[type[Any], Computation] = {
-    records.LinearRegressor: linear.values,
-    records.LinearClassifier: linear.label,
-    records.InlierDetector: linear.inlier_label,
-}
-PROBABILITIES: Mapping[type[Any], Computation] = {
-    records.LinearClassifier: linear.probabilities,
-}
+# Time in multiplications and additions, of which a microsecond has at least 160: of a call of numpy; and of what Python
+# computes one by one, a probability, a label of a category, a value of the answer.
+CALL_COST, PROBABILITY_COST, CATEGORY_COST, VALUE_COST = 160, 50, 160, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +50,9 @@ class Scorer:
 
     __slots__ = (
         "_columns",
-        "_final",
+        "_multi_output",
         "_predict",
-        "_probabilities",
         "_row_cost",
-        "_steps",
         "_width",
         "size_bytes",
         "state",
@@ -79,7 +61,6 @@ class Scorer:
     def __init__(self, state: State, recipe: Recipe) -> None:
         """Prepare the answers of `state`, which was checked for `recipe`."""
         self.state = state
-        self._final = state.final
         self._width = state.final.n_features_in_
         self._columns = Columns(
             state.scaler,
@@ -88,10 +69,14 @@ class Scorer:
             state.rule,
             category_codes.SIZE_MAX - sum(map(category_codes.size, state.label_lists)),
         )
-        self._steps = [(SCALE[type(step)], step) for step in state.steps]
-        self._predict = PREDICT[type(state.final)]
-        self._probabilities = PROBABILITIES[type(state.final)] if state.final.has_probabilities else None
-        self._row_cost = self._width + state.final.multiply_adds
+        self._multi_output = recipe.entry.multi_output
+        self._predict = computations.PREDICT[type(state.final)]
+        self._row_cost = (
+            4 * self._width
+            + sum(array.size for array in state.final.arrays)
+            + CATEGORY_COST * len(recipe.categories)
+            + VALUE_COST * len(state.final.outputs)
+        )
         self.size_bytes = _size_bytes(state)
 
     @property
@@ -110,8 +95,10 @@ class Scorer:
         return self.state.rows_seen
 
     def cost(self, rows: Rows, *, proba: bool) -> int:
-        """Return the multiplications and additions of an answer, approximately."""
-        return rows.n * (self._row_cost + (PROBABILITY_COST * sum(self._final.outputs) if proba else 0))
+        """Return how long an answer takes, in multiplications and additions, approximately."""
+        final = self.state.final
+        of_rows, calls = rows.n * self._row_cost, CALL_COST * final.calls
+        return of_rows + calls + (of_rows + calls + rows.n * PROBABILITY_COST * sum(final.outputs) if proba else 0)
 
     def answer(self, recipe: Recipe, rows: Rows, *, proba: bool) -> bytes | None:
         """Return the JSON text that a worker would send for `rows`; None where only a worker can answer.
@@ -127,34 +114,44 @@ class Scorer:
             return None
 
     def _answer(self, recipe: Recipe, rows: Rows, proba: bool) -> bytes | None:
-        X = matrix.build(self._columns, recipe, rows, scale)
-        for compute, step in self._steps:
-            X = compute(step, X)
-        if X.shape[1] != self._width or not is_finite(X):
+        final = self.state.final
+        X = matrix.build(self._columns, recipe, rows, computations.scale)
+        for step in self.state.steps:
+            X = computations.scale(step, X)
+        if X.shape[1] != self._width or not is_finite(X) or rows.n * self._row_values(proba) > ANSWER_VALUES_MAX:
             return None
-        if proba:
-            return self._confidences(X)
-        if rows.n > ANSWER_VALUES_MAX:
+        if proba and not (final.has_probabilities or type(final) is linear.InlierDetector):
             return None
-        return _encode(self._named(self._predict(self._final, X)))
+        predicted = self._predict(final, X)
+        if predicted is None:
+            return None
+        predictions = self._named(predicted)
+        if not proba:
+            return _encode(predictions)
+        if type(final) is linear.InlierDetector:
+            return _encode({"predictions": predictions, "scores": linear.inlier_scores(final, X).tolist()})
+        return _encode({"predictions": predictions, **self._probabilities(X)})
+
+    def _row_values(self, proba: bool) -> int:
+        """Return the number of values of the answer for each row."""
+        outputs = self.state.final.outputs
+        return len(outputs) + (sum(outputs) if proba else 0)
 
     def _named(self, predicted: Any) -> Any:
         """Return predictions as a list, codes as labels."""
         if not self.state.labels:
             return predicted.tolist()
-        return class_labels.decode(self.state.labels[0], predicted)
+        if not self._multi_output:
+            return class_labels.decode(self.state.labels[0], predicted)
+        return class_labels.decode_outputs(self.state.labels, predicted)
 
-    def _confidences(self, X: Floats) -> bytes | None:
-        final = self._final
-        if type(final) is records.InlierDetector:
-            scores = linear.inlier_scores(final, X)
-            return _encode({"predictions": self._predict(final, X).tolist(), "scores": scores.tolist()})
-        if self._probabilities is None or len(X) * (1 + sum(final.outputs)) > ANSWER_VALUES_MAX:
-            return None
-        (known,) = self.state.labels
-        predictions = class_labels.decode(known, self._predict(final, X))
-        shares = class_labels.known_probabilities(known, self._probabilities(final, X))
-        return _encode({"predictions": predictions, "probabilities": shares.tolist(), "classes": known})
+    def _probabilities(self, X: Floats) -> dict[str, Any]:
+        """Return the probabilities of the known labels, and the labels."""
+        each, shares = self.state.labels, computations.probabilities(self.state.final, X)
+        if not self._multi_output:
+            return {"probabilities": class_labels.known_probabilities(each[0], shares).tolist(), "classes": each[0]}
+        known = [class_labels.known_probabilities(*pair) for pair in zip(each, shares, strict=True)]
+        return {"probabilities": class_labels.by_row(known), "classes": each}
 
 
 def _size_bytes(state: State) -> int:
@@ -162,12 +159,6 @@ def _size_bytes(state: State) -> int:
     return (
         FIXED_BYTES + state.array_bytes + sum(category_codes.size(known) + LABEL_BYTES * len(known) for known in labels)
     )
-
-
-def scale(scaler: Any, X: Floats) -> Floats:
-    """Return `X`, which is overwritten, as the record of a scaler scales it."""
-    scaled: Floats = SCALE[type(scaler)](scaler, X)
-    return scaled
 
 
 _encode = msgspec.json.Encoder().encode

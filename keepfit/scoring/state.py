@@ -14,23 +14,35 @@ from keepfit.errors import ScorerError
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import CLASSES_MAX, Label, Recipe
 from keepfit.rows.values import Floats, NonNumeric
-from keepfit.scoring import category_codes, records
+from keepfit.scoring import bayes, category_codes, clusters, linear, network, scalers, wrappers
 from keepfit.scoring.class_labels import CLASSES_MIN
 from keepfit.scoring.functions import is_finite
-from keepfit.scoring.records import Estimator, Final, Record, Scaler
+from keepfit.scoring.records import Estimator, Record
+from keepfit.scoring.scalers import Scaler
 
 # The record of each class of scikit-learn that predicts (docs/reference/scorers.md).
 FINALS: Mapping[str, type[Estimator]] = {
-    "SGDRegressor": records.LinearRegressor,
-    "SGDClassifier": records.LinearClassifier,
-    "Perceptron": records.LinearClassifier,
-    "SGDOneClassSVM": records.InlierDetector,
+    "BernoulliNB": bayes.BernoulliBayes,
+    "ComplementNB": bayes.ComplementBayes,
+    "GaussianNB": bayes.GaussianBayes,
+    "MLPClassifier": network.NetworkClassifier,
+    "MLPRegressor": network.NetworkRegressor,
+    "MiniBatchKMeans": clusters.Clusters,
+    "MultiOutputClassifier": wrappers.MultiOutput,
+    "MultiOutputRegressor": wrappers.MultiOutput,
+    "MultinomialNB": bayes.MultinomialBayes,
+    "OneVsRestClassifier": wrappers.OneVsRest,
+    "Perceptron": linear.LinearClassifier,
+    "SGDClassifier": linear.LinearClassifier,
+    "SGDOneClassSVM": linear.InlierDetector,
+    "SGDRegressor": linear.LinearRegressor,
 }
 SCALERS: Mapping[str, type[Record]] = {
-    "StandardScaler": records.StandardScaler,
-    "MinMaxScaler": records.MinMaxScaler,
-    "MaxAbsScaler": records.MaxAbsScaler,
+    "StandardScaler": scalers.StandardScaler,
+    "MinMaxScaler": scalers.MinMaxScaler,
+    "MaxAbsScaler": scalers.MaxAbsScaler,
 }
+Final = wrappers.Member | linear.InlierDetector | clusters.Clusters | wrappers.OneVsRest | wrappers.MultiOutput
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -84,7 +96,9 @@ def is_eligible(recipe: Recipe) -> bool:
     if any(column.kind == "text" for column in recipe.layout.columns):
         return False
     steps = [catalogue.entry_of(name).name for name, _ in recipe.named_steps[:-1]]
-    return all(name in SCALERS for name in steps) and recipe.entry.name in FINALS
+    entry = recipe.entry
+    names = [entry.name] if entry.inner is None else [entry.name, entry.inner.name]
+    return all(name in SCALERS for name in steps) and all(name in FINALS for name in names)
 
 
 def _check_kinds(state: State, recipe: Recipe) -> None:
@@ -96,6 +110,10 @@ def _check_kinds(state: State, recipe: Recipe) -> None:
         raise ScorerError("The scalers are not those of the recipe.")
     if type(state.final) is not FINALS[recipe.entry.name]:
         raise ScorerError(f"{type(state.final).__name__} is not the estimator of the recipe.")
+    inner = recipe.entry.inner
+    members = state.final.estimators_ if isinstance(state.final, wrappers.OneVsRest | wrappers.MultiOutput) else []
+    if inner is not None and {type(member) for member in members} != {FINALS[inner.name]}:
+        raise ScorerError("The members are not the inner estimators of the recipe.")
 
 
 def _check_widths(state: State, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from keepfit.rows.values import NUMBER_MAX
 # Estimators that predict; transformers and wrappers are left to scikit-learn.
 EVERY = sorted(name for name, entry in CATALOGUE.items() if entry.kind != "transformer" and not entry.wraps)
 # Left to scikit-learn: their computation is long, or checks the rows itself.
-UNSUPPORTED = {"Birch", "CategoricalNB", "MiniBatchKMeans"}
+UNSUPPORTED = {"Birch", "CategoricalNB"}
 COUNTS_ONLY = {"BernoulliNB", "CategoricalNB", "ComplementNB", "MultinomialNB"}
 PARAMS: dict[str, dict[str, Any]] = {
     # Without global clustering, because some samples have fewer subclusters than n_clusters.

@@ -26,6 +26,38 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "passive classifier": ("PassiveAggressiveClassifier", {}),
     "passive regressor": ("PassiveAggressiveRegressor", {"C": 0.5}),
     "one class": ("SGDOneClassSVM", {}),
+    "gaussian": ("GaussianNB", {}),
+    "multinomial": ("MultinomialNB", {}),
+    "complement": ("ComplementNB", {"norm": True}),
+    "bernoulli": ("BernoulliNB", {"binarize": 1.0}),
+    "bernoulli of 0 and 1": ("BernoulliNB", {"binarize": None}),
+    "network of relu": ("MLPRegressor", {"hidden_layer_sizes": [6]}),
+    "network of tanh": ("MLPRegressor", {"hidden_layer_sizes": [9, 5], "activation": "tanh"}),
+    "network of logistic": ("MLPClassifier", {"hidden_layer_sizes": [6, 4], "activation": "logistic"}),
+    "network of identity": ("MLPClassifier", {"hidden_layer_sizes": [3], "activation": "identity"}),
+    "clusters": ("MiniBatchKMeans", {"n_clusters": 3}),
+    "rest of log_loss": ("OneVsRestClassifier", {"estimator": {"SGDClassifier": {"loss": "log_loss"}}}),
+    "rest of perceptrons": ("OneVsRestClassifier", {"estimator": {"Perceptron": {}}}),
+    "rest of gaussians": ("OneVsRestClassifier", {"estimator": {"GaussianNB": {}}}),
+    "rest of networks": ("OneVsRestClassifier", {"estimator": {"MLPClassifier": {"hidden_layer_sizes": [4]}}}),
+    "outputs of huber": ("MultiOutputClassifier", {"estimator": {"SGDClassifier": {"loss": "modified_huber"}}}),
+    "outputs of hinge": ("MultiOutputClassifier", {"estimator": {"SGDClassifier": {}}}),
+    "outputs of gaussians": ("MultiOutputClassifier", {"estimator": {"GaussianNB": {}}}),
+    "outputs of numbers": ("MultiOutputRegressor", {"estimator": {"SGDRegressor": {}}}),
+    "steps to a regressor": (
+        "SGDRegressor",
+        {
+            "steps": [
+                {"StandardScaler": {"with_mean": False}},
+                {"MinMaxScaler": {"feature_range": [-2, 3], "clip": True}},
+            ]
+        },
+    ),
+    "steps to a classifier": (
+        "SGDClassifier",
+        {"steps": [{"MaxAbsScaler": {}}, {"StandardScaler": {"with_std": False}}], "loss": "log_loss"},
+    ),
+    "outputs of networks": ("MultiOutputRegressor", {"estimator": {"MLPRegressor": {"hidden_layer_sizes": [4]}}}),
 }
 # Estimators that take counts only.
 COUNTS_ONLY = frozenset({"BernoulliNB", "ComplementNB", "MultinomialNB"})
@@ -70,16 +102,18 @@ def kinds(features: str) -> list[tuple[str, bool]]:
 def document(case: str, features: str, scaler: str | None, encoding: str, labels: str) -> dict[str, Any]:
     """Return a recipe as it is posted."""
     name, params = CASES[case]
+    params = dict(params)
+    steps = params.pop("steps", None)
     posted = {
-        "estimator": name,
-        "params": params,
+        **({"steps": [*steps, {name: params}]} if steps else {"estimator": name, "params": params}),
         "features": FEATURES[features],
         "scaler": scaler if any(kind != "category" for kind, _ in kinds(features)) else None,
         "encoding": encoding,
         "max_categories": 3,
         "n_features": 8,
     }
-    return posted | ({"classes": LABELS[labels][0]} if labels else {})
+    classes: Any = LABELS[labels][0] if labels else None
+    return posted | {"classes": [classes, classes] if classes and name == "MultiOutputClassifier" else classes}
 
 
 def value(kind: str, random: np.random.Generator, counts: bool) -> Any:
@@ -109,10 +143,11 @@ def learned(case: str, features: str, scaler: str | None, encoding: str, labels:
         ]
         y: list[Any] | None = None
         if recipe.entry.target == "numbers":
-            y = random.normal(0, 5, n).tolist()
+            y = random.normal(0, 5, (n, 2) if recipe.entry.multi_output else n).tolist()
         elif recipe.entry.target == "labels":
             known = LABELS[labels][1][: call + 1]
-            y = [known[int(random.integers(len(known)))] for _ in range(n)]
+            drawn = [[known[int(random.integers(len(known)))] for _ in range(n)] for _ in range(2)]
+            y = [list(pair) for pair in zip(*drawn, strict=True)] if recipe.entry.multi_output else drawn[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             bundle.partial_fit(shape(recipe, X, y, learning=True))

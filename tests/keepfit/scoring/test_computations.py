@@ -1,0 +1,74 @@
+"""Records compute what scikit-learn's own objects compute, in every bit, for matrices of every size."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keepfit.model import fast_predict, pipeline
+from keepfit.model.scorers import scorer_of
+from keepfit.model.smoothing import smoothed
+from keepfit.scoring import clusters, computations, linear
+from tests.keepfit.scoring import models
+
+SIZES = [1, 2, 3, 5, 8, 17, 64, 301]
+
+
+@pytest.mark.parametrize("labels", ["named", "three", "late"])
+@pytest.mark.parametrize("case", models.CASES)
+def test_a_record_computes_the_bits_of_scikit_learn(case: str, labels: str) -> None:
+    """Predictions, probabilities and scores of a record equal those of scikit-learn's methods."""
+    has_labels = models.parse(models.document(case, "unnamed", None, "onehot", "")).entry.kind == "classifier"
+    if not has_labels and labels != "named":
+        return
+    bundle = models.learned(case, "unnamed", None, "onehot", labels if has_labels else "")
+    estimator, scorer = smoothed(pipeline.final_of(bundle.estimator)), scorer_of(bundle, 1, 1)
+    assert scorer is not None
+    record, random = scorer.state.final, np.random.default_rng(3)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for n in SIZES:
+            X = np.abs(random.normal(1, 3, (n, models.UNNAMED_WIDTH)))
+            before = X.tobytes()
+            check_equal(computations.predict(record, X), estimator.predict(X))
+            assert record.has_probabilities == hasattr(estimator, "predict_proba")
+            if record.has_probabilities:
+                check_equal(computations.probabilities(record, X), estimator.predict_proba(X))
+                check_equal(fast_predict.predict_proba(estimator, X), estimator.predict_proba(X))
+            if type(record) is linear.InlierDetector:
+                check_equal(linear.inlier_scores(record, X), estimator.decision_function(X))
+            assert X.tobytes() == before
+
+
+def check_equal(found: Any, expected: Any) -> None:
+    """Check that arrays, or lists of arrays, are equal in values, shape and bits."""
+    if isinstance(expected, list):
+        for pair in zip(found, expected, strict=True):
+            check_equal(*pair)
+        return
+    assert (found.shape, found.dtype.kind) == (expected.shape, expected.dtype.kind)
+    assert found.tolist() == expected.tolist() or found.tobytes("C") == expected.tobytes("C")
+    if expected.dtype.kind == "f":
+        assert found.tobytes("C") == expected.tobytes("C")
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_a_cluster_that_rounding_decides_is_left_to_scikit_learn(width: int) -> None:
+    """Of two centres at the same distance none is answered, and neither if they differ in the last bits."""
+    centres = np.random.default_rng(width).normal(0, 5, (4, width))
+    centres[3] = centres[0]
+    record = clusters.Clusters(centres)
+    assert clusters.nearest(record, centres[:1]) is None
+    centres[3, 0] = np.nextafter(centres[0, 0], np.inf)
+    assert clusters.nearest(record, centres[:1]) is None
+    found = clusters.nearest(record, centres[1:3])
+    assert found is not None
+    assert found.tolist() == [1, 2]
+
+
+def test_a_single_cluster_is_the_nearest_one() -> None:
+    """With one centre there is nothing to compare."""
+    found = clusters.nearest(clusters.Clusters(np.ones((1, 2))), np.full((3, 2), 1e300))
+    assert found is not None
+    assert found.tolist() == [0, 0, 0]
