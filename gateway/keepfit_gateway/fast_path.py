@@ -19,7 +19,7 @@ from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.learning import accept_rows
-from keepfit_gateway.handlers.prediction import predict_rows
+from keepfit_gateway.handlers.prediction import answer_here, predict_rows, question_of
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.http_caching import Reply
 from keepfit_gateway.service import Service
@@ -91,8 +91,16 @@ async def _predict(service: Service, request: BaseRequest, model_hash: str | Non
     if cached is not None:
         return _prediction(headers, Reply(cached.etag, cached.body, service.cache.age_s(cached)))
     rows = rows_body.parse(body, schemas.Predict if model_hash else schemas.PredictByMetadata, model_hash)
+    model, question = service.models.cached(rows.model_hash), None
+    if model is not None:
+        # Most requests end here, and take no more steps than that needs.
+        question = question_of(model, rows)
+        reply = answer_here(service, question, headers, control, raw)
+        if reply is not None:
+            return _prediction(headers, reply)
     reply = await service.models.run(
-        rows.model_hash, lambda model: predict_rows(service, model, rows, headers, control, raw)
+        rows.model_hash,
+        lambda model: predict_rows(service, model, rows, headers, control, raw, question=question),
     )
     return _prediction(headers, reply)
 

@@ -1,7 +1,7 @@
 """Handlers of prediction and score: answer from the cache, compute with a scorer, or ask the workers.
 
-Owns :func:`predict_rows`, which the fast path calls too. Invariant: a model is watched before the workers are asked
-(:mod:`keepfit_gateway.prediction.cache` has the reason).
+Owns :func:`predict_rows` and its first half :func:`answer_here`, which the fast path calls too. Invariant: a model is
+watched before the workers are asked (:mod:`keepfit_gateway.prediction.cache` has the reason).
 """
 
 from collections.abc import Awaitable, Callable
@@ -33,18 +33,8 @@ VALUE_BYTES = 26
 SERVER_ERRORS_FROM = 500
 
 
-async def predict_rows(
-    service: Service,
-    model: Model,
-    rows: RowsBody,
-    headers: Headers,
-    control: CacheControl,
-    raw: Raw | None = None,
-    timeout_s: float | None = None,
-) -> Reply:
-    """Check rows against the model's recipe and predict them: from the cache, with a scorer, or by a worker.
-
-    `raw` is the path and body of the request, by which the cache finds the same request again before it is parsed.
+def question_of(model: Model, rows: RowsBody) -> Question:
+    """Check rows against the model's recipe, and return what is asked about them.
 
     Raises
     ------
@@ -52,17 +42,24 @@ async def predict_rows(
         If the rows do not fit the recipe.
     TooLargeError
         If the answer would have too many values.
-    NotFoundError, StaleModelError
-        If the model was deleted or has another generation by now.
-    QueueFullError, DeadlineError, UnavailableError, ConflictError
-        As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`; the second also if other large answers take as long.
     """
     operation: Operation = "proba" if rows.proba else "predict"
-    if rows.size <= INLINE_BYTES_MAX:
-        question, values = _question(model, rows, operation)
-    else:
-        question, values = await compute_in_thread(rows.size, _question, model, rows, operation)
-    cache = service.cache
+    shaped = rows.shape(model.recipe, learning=False)
+    classes = (model.recipe.classes or []) if rows.proba else []
+    labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
+    messages.check_answer_size(shaped.n, 1 + labels)
+    key = key_of(model.hash, operation, shaped)
+    return Question(model, operation, shaped, key, shaped.n * (1 + labels))
+
+
+def answer_here(
+    service: Service, question: Question, headers: Headers, control: CacheControl, raw: Raw | None = None
+) -> Reply | None:
+    """Answer from the cache, or compute with a scorer; None if a worker must be asked.
+
+    `raw` is the path and body of the request, by which the cache finds the same request again before it is parsed.
+    """
+    cache, model = service.cache, question.model
     if control.use_cached:
         etag = http_caching.current_etag(cache, headers, control, model, question.key)
         if etag is not None:
@@ -73,26 +70,54 @@ async def predict_rows(
                 cache.alias(cached, raw)
             return Reply(cached.etag, cached.body, cache.age_s(cached))
     scored = without_worker.score(service.scorers, question) if control.score else None
-    if scored is not None:
-        body, scorer, watched = scored
-        service.predictions.scored += 1
-        return _kept(service, question, watched, (scorer.generation, scorer.version), body, control, raw)
-    ask = partial(_ask, service, question, values, control, raw, timeout_s)
+    if scored is None:
+        return None
+    body, scorer, watched = scored
+    service.predictions.scored += 1
+    version = scorer.generation, scorer.version
+    if control.store and cache.seen(question.key):
+        return _stored(service, question, watched, version, body, raw)
+    return Reply(http_caching.etag_of(question.key, *version), body)
+
+
+async def predict_rows(
+    service: Service,
+    model: Model,
+    rows: RowsBody,
+    headers: Headers,
+    control: CacheControl,
+    raw: Raw | None = None,
+    timeout_s: float | None = None,
+    question: Question | None = None,
+) -> Reply:
+    """Predict rows: from the cache, with a scorer, or by a worker.
+
+    `question` is what is asked about them if :func:`answer_here` had no answer to it.
+
+    Raises
+    ------
+    InvalidError, TooLargeError
+        As :func:`question_of`.
+    NotFoundError, StaleModelError
+        If the model was deleted or has another generation by now.
+    QueueFullError, DeadlineError, UnavailableError, ConflictError
+        As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`; the second also if other large answers take as long.
+    """
+    if question is None or question.model is not model:
+        if rows.size <= INLINE_BYTES_MAX:
+            question = question_of(model, rows)
+        else:
+            question = await compute_in_thread(rows.size, question_of, model, rows)
+        reply = answer_here(service, question, headers, control, raw)
+        if reply is not None:
+            return reply
+    ask = partial(_ask, service, question, control, raw, timeout_s)
     stale_s_max = control.stale_s_max(service.settings.stale_if_error_s)
     return await (ask() if not stale_s_max else _ask_or_stale(service, question, stale_s_max, ask))
 
 
-def _question(model: Model, rows: RowsBody, operation: Operation) -> tuple[Question, int]:
-    """Return shaped rows with the key of their answer, and the largest number of values of the answer."""
-    shaped = rows.shape(model.recipe, learning=False)
-    classes = (model.recipe.classes or []) if operation == "proba" else []
-    labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
-    messages.check_answer_size(shaped.n, 1 + labels)
-    return Question(model, operation, shaped, key_of(model.hash, operation, shaped)), shaped.n * (1 + labels)
-
-
 async def _ask(
-    service: Service, question: Question, values: int, control: CacheControl, raw: Raw | None, timeout_s: float | None
+    service: Service, question: Question, control: CacheControl, raw: Raw | None, timeout_s: float | None
 ) -> Reply:
     """Ask a worker."""
     model, scorers = question.model, service.scorers
@@ -101,7 +126,7 @@ async def _ask(
         noted = partial(scorers.end_question, watched, asked)
         try:
             ask = partial(service.worker_client.ask, model.hash, question.operation, model.generation, question.rows)
-            size = min(values * VALUE_BYTES, ANSWERS_BYTES_MAX)
+            size = min(question.values * VALUE_BYTES, ANSWERS_BYTES_MAX)
             if size <= INLINE_BYTES_MAX:
                 reply = await ask(timeout_s, scorer_bytes_max=asked)
             else:
@@ -115,24 +140,19 @@ async def _ask(
             noted()
         service.predictions.worker += 1
         body = question.body(reply.version, reply.rows_seen, reply.result)
-        return _kept(service, question, watched, version, body, control, raw)
+        if control.store:
+            return _stored(service, question, watched, version, body, raw)
+        return Reply(http_caching.etag_of(question.key, *version), body)
 
 
-def _kept(
-    service: Service,
-    question: Question,
-    watched: WatchedModel,
-    version: tuple[int, int],
-    body: bytes,
-    control: CacheControl,
-    raw: Raw | None,
+def _stored(
+    service: Service, question: Question, watched: WatchedModel, version: tuple[int, int], body: bytes, raw: Raw | None
 ) -> Reply:
-    """Return a new answer, stored for the next request if this one allows that."""
+    """Return a new answer, which is stored for the next request."""
     etag = http_caching.etag_of(question.key, *version)
-    if control.store:
-        cached = service.cache.store(watched, version, question.key, body, etag)
-        if cached is not None and raw is not None:
-            service.cache.alias(cached, raw)
+    cached = service.cache.store(watched, version, question.key, body, etag)
+    if cached is not None and raw is not None:
+        service.cache.alias(cached, raw)
     return Reply(etag, body)
 
 

@@ -29,6 +29,9 @@ ALIASES_MAX = 4
 # Stale answers that one call frees: some ten microseconds, so that a commit of a popular model does not block the loop.
 SWEEP_COUNT = 64
 
+# Slots of one byte in which the last key that was seen there leaves a mark.
+SEEN_SLOTS = 1 << 16
+
 # Memory of Python objects and tables in addition to the bytes and strings themselves. Measured, and held by a test.
 ANSWER_OVERHEAD_BYTES = 475
 ALIAS_OVERHEAD_BYTES = 212
@@ -138,6 +141,7 @@ class Cache:
         self._orphaned: list[dict[str, WatchedModel]] = []
         self._subscription = Subscription(live=False)
         self.hits = self.misses = self.dropped = self.bytes = 0
+        self._seen = bytearray(SEEN_SLOTS)
         # Models of the hits since :meth:`take_used`.
         self._used: set[str] = set()
 
@@ -251,6 +255,14 @@ class Cache:
     def age_s(self, answer: CachedAnswer) -> float:
         """Return the seconds since an answer arrived."""
         return self._clock() - answer.made_at_s
+
+    def seen(self, key: bytes) -> bool:
+        """Return whether an answer for `key` was looked for lately, with few mistakes, and note that it was now."""
+        slot, mark = key[0] << 8 | key[1], key[2]
+        if self._seen[slot] == mark:
+            return True
+        self._seen[slot] = mark
+        return False
 
     def store(
         self, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, etag: str

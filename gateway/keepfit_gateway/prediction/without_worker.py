@@ -6,6 +6,7 @@ never stores. Invariant: what is computed here has the bytes and the ETag of the
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from keepfit.errors import KeepfitError
 from keepfit.jobs.messages import Operation
@@ -31,14 +32,14 @@ class Counts:
     stale: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """Rows to predict, and the key of their answer."""
+class Question(NamedTuple):
+    """Rows to predict, the key of their answer, and how many numbers and labels that has at most."""
 
     model: Model
     operation: Operation
     rows: Rows
     key: bytes
+    values: int
 
     @property
     def proba(self) -> bool:

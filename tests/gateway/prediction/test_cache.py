@@ -1,5 +1,6 @@
 """The prediction cache as a data structure: its answers are valid, and its count of bytes is right."""
 
+import hashlib
 import math
 import os
 import tracemalloc
@@ -83,6 +84,14 @@ def test_an_outdated_answer_is_not_stored() -> None:
         cache.observe_version(MODEL, 1, DELETED)
         assert cache.store(watched, (1, 7), b"k" * 32, b"{}", "e") is None
         assert cache.store(watched, (2, 0), b"k" * 32, b"{}", "e") is not None
+
+
+def test_keys_that_were_seen_lately_are_known() -> None:
+    """The second request for a key finds it seen, unless another key has taken its place; few others are."""
+    cache = subscribed()
+    keys = [hashlib.sha256(bytes([i])).digest() for i in range(200)]
+    assert sum(map(cache.seen, keys)) < 10
+    assert sum(map(cache.seen, keys)) > 190
 
 
 @pytest.mark.parametrize("resubscribed", [True, False])
