@@ -51,7 +51,7 @@ from sklearn.naive_bayes import (
     MultinomialNB,
     _BaseDiscreteNB,
 )
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.neural_network import MLPClassifier
 from sklearn.neural_network import _stochastic_optimizers as sklearn_optimizers
 from sklearn.utils import _seq_dataset
 
@@ -177,9 +177,6 @@ SIGNATURES: list[tuple[Any, str, str, str]] = [
         ),
         FAST_FIT,
     ),
-    *[(cls, "_joint_log_likelihood", "self, X", FAST_PREDICT) for cls in (GaussianNB, *DISCRETE)],
-    (MLPRegressor, "_predict", "self, X, check_input=", FAST_PREDICT),
-    (MLPClassifier, "_forward_pass_fast", "self, X, check_input=", FAST_PREDICT),
     (sklearn.multiclass, "_predict_binary", "estimator, X", FAST_PREDICT),
     *[(cls, "_check_alpha", "self", GROWTH_BAYES) for cls in DISCRETE],
     *[(cls, "_update_feature_log_prob", "self, alpha", GROWTH_BAYES) for cls in DISCRETE],

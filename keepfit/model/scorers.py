@@ -5,6 +5,7 @@ learns on. Invariant: a scorer answers what the bundle would answer, bit for bit
 numpy has none. Workers send scorers to gateways (:mod:`keepfit.scoring.encoding`).
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,14 +30,9 @@ from keepfit.scoring.state import State, is_eligible
 
 def scorer_of(bundle: Bundle, generation: int, version: int) -> Scorer | None:
     """Return the scorer of a version of a model; None if its predictions need a worker."""
-    if not is_eligible(bundle.recipe) or not bundle.is_fitted:
-        return None
-    try:
-        state = _state(bundle, generation, version)
-        # The bundle learns on in its own arrays.
-        return encoding.decode(encoding.encode_state(state), bundle.recipe)
-    except (ScorerError, AttributeError, TypeError, ValueError):
-        return None
+    data = encoded_scorer(bundle, generation, version, sys.maxsize)
+    # In arrays of its own: the bundle learns on in its arrays.
+    return encoding.decode(data, bundle.recipe) if data else None
 
 
 def encoded_scorer(bundle: Bundle, generation: int, version: int, bytes_max: int) -> bytes:

@@ -15,6 +15,9 @@ from keepfit.rows.values import Floats
 from keepfit.scoring.functions import logsumexp
 from keepfit.scoring.records import FIXED_CALLS, Estimator
 
+# Up to so many differences of rows and means, all classes are computed at once.
+TOGETHER_VALUES_MAX = 1 << 14
+
 # Takes an estimator and a matrix; returns the joint log-likelihood, shape (n, classes).
 Likelihood = Callable[[Any, Floats], Floats]
 
@@ -43,8 +46,8 @@ class GaussianBayes(Estimator, tag="gaussian_bayes", frozen=True):
 
     @property
     def calls(self) -> int:
-        """Calls of numpy: each class is computed alone."""
-        return FIXED_CALLS + 10 * self.n_classes
+        """Calls of numpy."""
+        return 2 * FIXED_CALLS
 
     def fits(self) -> bool:
         """Return whether each class has a mean and a variance of each column, and a prior."""
@@ -102,6 +105,9 @@ class BernoulliBayes(_DiscreteBayes, tag="bernoulli_bayes", frozen=True):
 
 def gaussian(estimator: Any, X: Floats) -> Floats:
     """Return the joint log-likelihood of GaussianNB."""
+    is_small = X.shape[0] * estimator.theta_.size <= TOGETHER_VALUES_MAX
+    if is_small and estimator.theta_.flags.c_contiguous and estimator.var_.flags.c_contiguous:
+        return _gaussian_together(estimator, X)
     joint = []
     for i in range(len(estimator.classes_)):
         variance = estimator.var_[i, :]
@@ -110,6 +116,15 @@ def gaussian(estimator: Any, X: Floats) -> Floats:
         joint.append(np.log(estimator.class_prior_[i]) + (constant - distance))
     # Sums along the classes depend on the order in memory.
     return np.stack(joint).T
+
+
+def _gaussian_together(estimator: Any, X: Floats) -> Floats:
+    """Compute all classes at once: the same operations and sums over the same values, with fewer calls of numpy."""
+    variances = estimator.var_[:, np.newaxis]
+    constants = -0.5 * np.sum(np.log(2.0 * np.pi * estimator.var_), axis=1)
+    distances = 0.5 * np.sum(((X - estimator.theta_[:, np.newaxis]) ** 2) / variances, axis=2)
+    joint: Floats = np.log(estimator.class_prior_)[:, np.newaxis] + (constants[:, np.newaxis] - distances)
+    return joint.T
 
 
 def multinomial(estimator: Any, X: Floats) -> Floats:

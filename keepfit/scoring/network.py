@@ -16,7 +16,7 @@ from keepfit.rows.values import Floats
 from keepfit.scoring import functions
 from keepfit.scoring.class_labels import CLASSES_MIN
 from keepfit.scoring.functions import Logistic
-from keepfit.scoring.records import FIXED_CALLS, Estimator
+from keepfit.scoring.records import FIXED_CALLS, LOGISTIC_COST, Estimator
 
 Activation = Literal["identity", "logistic", "tanh", "relu"]
 
@@ -42,6 +42,12 @@ class _Network(Estimator, frozen=True):
     def calls(self) -> int:
         """Calls of numpy: product, sum and activation of each layer."""
         return FIXED_CALLS + 5 * len(self.coefs_)
+
+    @property
+    def row_cost(self) -> int:
+        """Multiplications and additions for a row; of a logistic function, that of a value."""
+        units = sum(map(len, self.intercepts_)) if self.activation == "logistic" else len(self.intercepts_[-1])
+        return super().row_cost + LOGISTIC_COST * units
 
     def fits(self) -> bool:
         """Return whether each layer takes what the one before gives."""

@@ -20,6 +20,8 @@ from keepfit.scoring.functions import is_finite
 INFINITE_ENDINGS = ("log_prob_", "log_prior_")
 # Calls of numpy for the answer of a linear model.
 FIXED_CALLS = 10
+# Multiplications and additions in the time of a logistic function, which Python computes value by value.
+LOGISTIC_COST = 50
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, dict=True):
@@ -90,6 +92,11 @@ class Estimator(Record, frozen=True):
     def calls(self) -> int:
         """Calls of numpy for one answer, approximately."""
         return FIXED_CALLS
+
+    @property
+    def row_cost(self) -> int:
+        """Multiplications and additions for a row, approximately, without those for its probabilities."""
+        return sum(array.size for array in self.arrays)
 
     @property
     def outputs(self) -> tuple[int, ...]:

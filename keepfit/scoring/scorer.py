@@ -23,6 +23,7 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.values import Floats, NonNumeric
 from keepfit.scoring import category_codes, class_labels, computations, linear, matrix
 from keepfit.scoring.functions import is_finite
+from keepfit.scoring.records import LOGISTIC_COST
 from keepfit.scoring.state import State, positions
 
 # Numbers and labels of one answer; workers give larger ones.
@@ -30,8 +31,10 @@ ANSWER_VALUES_MAX = 1 << 16
 # Memory of a scorer besides its arrays and labels, approximately: the objects that hold them.
 FIXED_BYTES, LABEL_BYTES = 4096, 128
 # Time in multiplications and additions, of which a microsecond has at least 160: of a call of numpy; and of what Python
-# computes one by one, a probability, a label of a category, a value of the answer.
-CALL_COST, PROBABILITY_COST, CATEGORY_COST, VALUE_COST = 160, 50, 160, 20
+# does one by one, a label of a category and a value of the answer.
+CALL_COST, CATEGORY_COST, VALUE_COST = 160, 160, 20
+# Calls of numpy for a column that may be missing, and for a part of a timestamp.
+NULLABLE_CALLS, PART_CALLS = 12, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Scorer:
 
     __slots__ = (
         "_columns",
+        "_fixed_cost",
         "_multi_output",
         "_predict",
         "_row_cost",
@@ -71,11 +75,12 @@ class Scorer:
         )
         self._multi_output = recipe.entry.multi_output
         self._predict = computations.PREDICT[type(state.final)]
+        layout, final = recipe.layout, state.final
+        parts = len(layout.number_places) if layout.has_expanded else 0
+        calls = final.calls + NULLABLE_CALLS * layout.has_nullable_numbers + PART_CALLS * parts
+        self._fixed_cost = CALL_COST * calls
         self._row_cost = (
-            4 * self._width
-            + sum(array.size for array in state.final.arrays)
-            + CATEGORY_COST * len(recipe.categories)
-            + VALUE_COST * len(state.final.outputs)
+            4 * self._width + final.row_cost + CATEGORY_COST * len(recipe.categories) + VALUE_COST * len(final.outputs)
         )
         self.size_bytes = _size_bytes(state)
 
@@ -96,9 +101,8 @@ class Scorer:
 
     def cost(self, rows: Rows, *, proba: bool) -> int:
         """Return how long an answer takes, in multiplications and additions, approximately."""
-        final = self.state.final
-        of_rows, calls = rows.n * self._row_cost, CALL_COST * final.calls
-        return of_rows + calls + (of_rows + calls + rows.n * PROBABILITY_COST * sum(final.outputs) if proba else 0)
+        cost = self._fixed_cost + rows.n * self._row_cost
+        return cost if not proba else 2 * cost + rows.n * LOGISTIC_COST * sum(self.state.final.outputs)
 
     def answer(self, recipe: Recipe, rows: Rows, *, proba: bool) -> bytes | None:
         """Return the JSON text that a worker would send for `rows`; None where only a worker can answer.

@@ -51,6 +51,11 @@ class _Wrapper(Estimator, frozen=True):
         """Calls of numpy, of all members."""
         return FIXED_CALLS + sum(member.calls for member in self.estimators_)
 
+    @property
+    def row_cost(self) -> int:
+        """Multiplications and additions for a row, of all members."""
+        return sum(member.row_cost for member in self.estimators_)
+
     def check(self) -> None:
         """Check the members, too."""
         for member in self.estimators_:

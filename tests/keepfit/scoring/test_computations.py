@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.naive_bayes import GaussianNB
 
 from keepfit.model import fast_predict, pipeline
 from keepfit.model.scorers import scorer_of
 from keepfit.model.smoothing import smoothed
-from keepfit.scoring import clusters, computations, linear
+from keepfit.scoring import bayes, clusters, computations, linear
 from tests.keepfit.scoring import models
 
 SIZES = [1, 2, 3, 5, 8, 17, 64, 301]
@@ -51,6 +52,20 @@ def check_equal(found: Any, expected: Any) -> None:
     assert found.tolist() == expected.tolist() or found.tobytes("C") == expected.tobytes("C")
     if expected.dtype.kind == "f":
         assert found.tobytes("C") == expected.tobytes("C")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 9, 16, 31, 127, 128, 129, 300])
+def test_gaussian_naive_bayes_of_all_classes_at_once(width: int) -> None:
+    """Few rows, whose classes are computed at once, and many rows have the bits of scikit-learn."""
+    random = np.random.default_rng(width)
+    for classes in (2, 3, 9, 40):
+        estimator = GaussianNB().partial_fit(
+            random.normal(1, 3, (3 * classes, width)), np.arange(3 * classes) % classes, classes=np.arange(classes)
+        )
+        for n in (1, 2, 9, 1 + bayes.TOGETHER_VALUES_MAX // (classes * width)):
+            X = random.normal(1, 3, (n, width))
+            found, expected = bayes.gaussian(estimator, X), estimator.predict_joint_log_proba(X)
+            assert (found.tobytes("A"), found.strides) == (expected.tobytes("A"), expected.strides)
 
 
 @pytest.mark.parametrize("width", [1, 3, 20])

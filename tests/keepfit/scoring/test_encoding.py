@@ -1,6 +1,7 @@
 """Scorers as bytes: what is not a scorer of the model is refused, and nothing else happens."""
 
 import random
+import tracemalloc
 import zlib
 from copy import deepcopy
 from typing import Any
@@ -163,6 +164,28 @@ def test_a_scorer_of_another_recipe_is_refused(other: Any) -> None:
         return
     with pytest.raises(ScorerError):
         encoding.decode(data, models.learned(*other).recipe)
+
+
+@pytest.mark.parametrize("piece", [b"\x90", b"\x80", b"\xa1a", b"\x00", b"\xc0", b"\x91\x90"])
+def test_reading_takes_a_multiple_of_the_bytes(piece: bytes) -> None:
+    """No message makes more objects than a hundred bytes for each of its own."""
+    recipe, _, data = sample(SAMPLES[0])
+    count = 50_000
+    many = b"\xdd" + count.to_bytes(4) + piece * count
+    message = msgspec.msgpack.decode(data[CHECKSUM_BYTES:])
+    for place in range(len(message)):
+        parts = [msgspec.msgpack.encode(each) for each in message]
+        parts[place] = many
+        body = bytes([0x90 + len(parts)]) + b"".join(parts)
+        tracemalloc.start()
+        try:
+            encoding.decode(sealed(body), recipe)
+        except ScorerError:
+            pass
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 100 * len(body)
 
 
 def test_an_array_that_is_not_contiguous_has_no_encoding() -> None:
