@@ -1,8 +1,11 @@
 """Scorers answer the bytes that a worker would send, for every eligible estimator, encoding and kind of rows."""
 
+import pickle
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,3 +157,32 @@ def test_a_scorer_does_not_change_while_its_bundle_learns() -> None:
     bundle.partial_fit(learn)
     assert found.answer(bundle.recipe, rows, proba=False) == before
     assert models.worker_answer(bundle, rows, proba=False) != before
+
+
+@pytest.mark.parametrize("labels", ["named", "late"])
+@pytest.mark.parametrize("case", models.CASES)
+def test_the_order_of_arrays_is_that_of_a_bundle_that_was_stored(case: str, labels: str) -> None:
+    """A worker that has read the bundle answers what the scorer of the worker that learned it answers."""
+    has_labels = CATALOGUE[models.CASES[case][0]].kind == "classifier"
+    if not has_labels and labels != "named":
+        return
+    bundle = models.learned(case, "unnamed", None, "onehot", labels if has_labels else "")
+    stored = replace(bundle, estimator=pickle.loads(pickle.dumps(bundle.estimator)))
+    X = np.abs(np.random.default_rng(4).normal(1, 3, (9, models.UNNAMED_WIDTH))).tolist()
+    for count in (1, 9):
+        rows = shape(bundle.recipe, X[:count], learning=False)
+        for proba in (False, True):
+            expected = models.worker_answer(stored, rows, proba=proba)
+            assert scorer(bundle).answer(bundle.recipe, rows, proba=proba) == expected
+            assert scorer(stored).answer(bundle.recipe, rows, proba=proba) == expected
+
+
+def test_changed_parameters_are_those_of_the_scorer() -> None:
+    """A scorer that is taken after a change of parameters answers with the new ones."""
+    bundle = deepcopy(models.learned("hinge", "unnamed", None, "onehot", "three"))
+    rows = shape(bundle.recipe, [[1.0] * models.UNNAMED_WIDTH], learning=False)
+    assert scorer(bundle).answer(bundle.recipe, rows, proba=True) is None
+    bundle.change({"loss": "log_loss"})
+    answer = scorer(bundle).answer(bundle.recipe, rows, proba=True)
+    assert answer is not None
+    assert answer == models.worker_answer(bundle, rows, proba=True)
