@@ -23,7 +23,6 @@ from keepfit import child_processes
 from keepfit.child_processes import RESTART_PAUSE_S, StopRequest
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.settings import Settings
-from keepfit.settings_check import check_gateway
 from keepfit_gateway import app
 from keepfit_gateway.shared_port import SharedPort, shared_port
 from keepfit_gateway.web.process_counts import Parts, ProcessCounts
@@ -84,11 +83,10 @@ class Supervisor:
         Raises
         ------
         SettingsError
-            If the gateway cannot listen, or its API keys cannot be read.
+            If the gateway cannot listen.
         UnavailableError
-            If a process ends before all of them listen.
+            If a process ends before all of them listen, with its reason.
         """
-        check_gateway(self._settings)
         self._stop.listen()
         # Objects that all processes share are frozen: none scans them for garbage or copies their memory pages.
         gc.collect()

@@ -20,6 +20,8 @@ import redis
 
 from keepfit.backends import redis_keys
 from keepfit.jobs.run_queue import PREDICT
+from keepfit.settings import Settings
+from keepfit_gateway.supervisor import DIVIDED, share_of
 from tests import servers
 from tests.conftest import Stack
 from tests.gateway.gateway_process import GatewayProcess, gateway_process
@@ -221,6 +223,25 @@ def test_a_port_in_use_is_an_error(stack: Stack, tmp_path: Path, first: str, sec
         assert code == 1
         assert line.startswith(f"keepfit: Cannot listen on 127.0.0.1:{port}: the port is in use")
         assert servers.answers(f"{gateway.url}/livez")
+
+
+@pytest.mark.timeout(120)
+def test_unusable_api_keys_are_an_error(stack: Stack, tmp_path: Path) -> None:
+    """What a process finds wrong at its start is the one line that the command ends with."""
+    environment = {**os.environ, **stack.environment(), "KEEPFIT_PORT": "0", "KEEPFIT_API_KEYS_FILE": "/none"}
+    command = [sys.executable, "-m", "keepfit", "gateway", "--processes", "2"]
+    code, line = end(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path))
+    assert (code, line) == (1, "keepfit: KEEPFIT_API_KEYS_FILE: '/none' cannot be read: No such file or directory.")
+
+
+def test_the_settings_say_which_limits_are_divided() -> None:
+    """A limit that the processes share is described as divided, and each process has its part of it."""
+    described = {name for name, field in Settings.model_fields.items() if "ivided among" in str(field.description)}
+    assert described == set(DIVIDED)
+    settings = Settings(gateway_processes=4)
+    share = share_of(settings)
+    assert {name for name in Settings.model_fields if getattr(share, name) != getattr(settings, name)} == set(DIVIDED)
+    assert [getattr(share, name) * 4 for name in DIVIDED] == [getattr(settings, name) for name in DIVIDED]
 
 
 @pytest.mark.timeout(120)
