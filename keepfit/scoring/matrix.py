@@ -7,9 +7,9 @@ those of :class:`keepfit.recipe.features.Layout`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Protocol
 
+import mmh3
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -130,21 +130,13 @@ def _write_hashes(block: Floats, column: Column, labels: Sequence[NonNumeric], r
 
     Gives the numbers of scikit-learn's FeatureHasher for that text.
     """
-    murmurhash, width = _murmurhash(), block.shape[1]
+    width = block.shape[1]
     hashed_text = _plain_pair if rule == category_codes.RULE_TEXT else _json_pair
     for row, label in enumerate(labels):
         if label is None and column.options.missing != "indicator":
             continue
-        code = murmurhash(hashed_text(column.name, label))
+        code = mmh3.hash(hashed_text(column.name, label))
         block[row, abs(code) % width] += 1.0 if code >= 0 else -1.0
-
-
-@cache
-def _murmurhash() -> Callable[[bytes | str], int]:
-    """Return the 32-bit MurmurHash3 with signs, as scikit-learn has it."""
-    import mmh3  # noqa: PLC0415 - most models hash no categories
-
-    return mmh3.hash
 
 
 def _json_pair(name: str, label: NonNumeric) -> bytes:
