@@ -14,8 +14,8 @@ from tests.gateway.prediction.test_scoring import fresh_row, sources, until_scor
 from tests.recovery.deployment import Deployment, deployed
 
 LINEAR = {"estimator": "SGDRegressor"}
-# A model without a scorer.
-BAYES = {"estimator": "GaussianNB", "classes": [0, 1]}
+# A model without a scorer: one of its steps has none.
+COMPONENTS = {"steps": [{"IncrementalPCA": {"n_components": 1}}, {"SGDRegressor": {}}]}
 LABELLED = {"X": [[1.0, 2.0], [3.0, 5.0]], "y": [0, 1]}
 ROW = [1.0, 2.0]
 STALE = {"Cache-Control": "stale-if-error=60"}
@@ -44,7 +44,7 @@ async def ask(api: Api, path: str, row: list[Any], headers: dict[str, str] | Non
 
 async def make(api: Api, metadata: dict[str, Any], recipe: dict[str, Any]) -> str:
     """Return the path of a model that has learned rows."""
-    path = await api.make({**metadata, "of": recipe["estimator"]}, recipe)
+    path = await api.make({**metadata, "recipe": sorted(recipe)}, recipe)
     await api.learn(path, **LABELLED)
     return path
 
@@ -77,7 +77,7 @@ async def test_predictions_go_on_without_workers(deployment: Deployment, api: Ap
     """With all workers killed, current scorers answer, outdated ones only if allowed, and other models get a 503."""
     current, outdated, without = [
         await make(api, {**metadata, "model": name}, recipe)
-        for name, recipe in (("current", LINEAR), ("outdated", LINEAR), ("without", BAYES))
+        for name, recipe in (("current", LINEAR), ("outdated", LINEAR), ("without", COMPONENTS))
     ]
     await until_scored(api, current, ROW)
     await until_scored(api, outdated, ROW)
@@ -111,7 +111,7 @@ async def test_predictions_go_on_without_redis(
     deployment: Deployment, api: Api, metadata: dict[str, Any], server: str
 ) -> None:
     """With a Redis killed, models with a scorer, and answers that are kept, go on being answered; others get a 503."""
-    path, without = await make(api, metadata, LINEAR), await make(api, metadata, BAYES)
+    path, without = await make(api, metadata, LINEAR), await make(api, metadata, COMPONENTS)
     await until_scored(api, path, ROW)
     kept = await ask(api, without, ROW)
     with (deployment.store if server == "store" else deployment.queue).stopped():
