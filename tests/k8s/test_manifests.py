@@ -200,7 +200,8 @@ def test_the_bodies_fit_into_the_memory_of_a_gateway(folder: Path) -> None:
     """A gateway holds its process, its cache, and the most that all bodies take which it reads at a time."""
     values = numbers(folder)
     bodies = max(values["KEEPFIT_BODIES_BYTES_MAX"], values["KEEPFIT_BODY_BYTES_MAX"])
-    needed = PROCESS_BYTES + values["KEEPFIT_PREDICT_CACHE_BYTES_MAX"] + max(factors("body")) * bodies
+    caches = values["KEEPFIT_PREDICT_CACHE_BYTES_MAX"] + values["KEEPFIT_SCORER_CACHE_BYTES_MAX"]
+    needed = PROCESS_BYTES + caches + max(factors("body")) * bodies
     assert needed <= memory_limit(folder, "Deployment", "gateway")
 
 
