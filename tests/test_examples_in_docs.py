@@ -20,6 +20,7 @@ COVERED = {
     "README.md": "tests/test_readme.py",
     "docs/guides/generated-clients.md": "tests/clients/test_generated_clients.py",
     "docs/reference/http-api.md": "tests/test_reference.py",
+    "docs/reference/inference-protocol.md": "tests/inference_clients/test_inference_clients.py",
     "examples/sneakers/README.md": "tests/examples/test_sneakers.py",
 }
 # Blocks that are not run, by page and the beginning of the block, each with the reason.

@@ -8,6 +8,7 @@ from typing import Any
 from keepfit.history import points
 from keepfit.history.filters import KINDS
 from keepfit_gateway.handlers import inputs
+from keepfit_gateway.inference_protocol import messages
 from keepfit_gateway.schemas.values import REFERENCE
 
 
@@ -22,6 +23,15 @@ def _parameter(name: str, where: str, description: str, schema: dict[str, Any] |
 
 
 HASH = _parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
+VERSION = _parameter(
+    "version", "path", "Version of the model: the live one.", {"type": "string", "pattern": "^[0-9]{1,16}$"}
+)
+HEADER_LENGTH = _parameter(
+    messages.HEADER_LENGTH,
+    "header",
+    "Number of bytes of the JSON, if bytes of tensors follow it.",
+    {"type": "integer", "minimum": 0},
+)
 LIMIT = _parameter("limit", "query", "Models on a page.", {"type": "integer", "minimum": 1, "maximum": inputs.PAGE_MAX})
 AFTER = _parameter(
     "after",

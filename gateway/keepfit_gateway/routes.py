@@ -11,13 +11,23 @@ from aiohttp import web
 
 from keepfit.security.api_keys import ADMIN, LEARN, OPEN, PREDICT, READ
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import dead_letters, history, learning, models, operations, prediction, snapshots
+from keepfit_gateway.handlers import (
+    dead_letters,
+    history,
+    inference_protocol,
+    learning,
+    models,
+    operations,
+    prediction,
+    snapshots,
+)
 from keepfit_gateway.parameters import (
     AFTER,
     CACHE_CONTROL,
     DEAD_AFTER,
     DEAD_LIMIT,
     HASH,
+    HEADER_LENGTH,
     HISTORY,
     IF_NONE_MATCH,
     KEY,
@@ -30,6 +40,7 @@ from keepfit_gateway.parameters import (
     SNAPSHOTS_AFTER,
     SNAPSHOTS_LIMIT,
     TIMEOUT,
+    VERSION,
 )
 from keepfit_gateway.schemas.values import OpenApiDocument
 from keepfit_gateway.web.incoming import SERVER_PATH
@@ -39,6 +50,7 @@ Parameter = dict[str, Any]
 
 MODELS, LEARNING, PREDICTING = "models", "learning", "predicting"
 DEAD_LETTERS, SNAPSHOTS, HISTORY_TAG, OPERATION = "dead letters", "snapshots", "history", "operation"
+PROTOCOL = "inference protocol"
 TAGS = {
     MODELS: "Create, describe, change and delete models.",
     LEARNING: "Send rows to learn.",
@@ -46,6 +58,7 @@ TAGS = {
     DEAD_LETTERS: "Requests that were accepted and could not be learned.",
     SNAPSHOTS: "Save and restore models.",
     HISTORY_TAG: "Snapshots and their metrics by time.",
+    PROTOCOL: "Predictions for clients of the Open Inference Protocol, version 2.",
     OPERATION: "Probes, metrics and this document.",
 }
 
@@ -54,9 +67,9 @@ TAGS = {
 class Route:
     """One operation. `answers` maps status codes to forms (None: no body); `errors` are the other status codes.
 
-    `tables` says whether rows are also accepted as a table; `media_type` is that of the answers; `headers` are fields
-    of an answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all
-    other methods.
+    `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may follow the JSON of
+    the request and of the answer; `media_type` is that of the answers; `headers` are fields of an answer by its status.
+    `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods.
     """
 
     method: str
@@ -71,6 +84,7 @@ class Route:
     own_parameters: tuple[Parameter, ...] = ()
     headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     tables: bool = False
+    tensors: bool = False
     body_optional: bool = False
     scope: str | None = None
     media_type: str = "application/json"
@@ -95,6 +109,7 @@ SCORED: Mapping[int, type[Any] | None] = {200: schemas.ScoreAnswer}
 LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
 ASK_ERRORS = LEARN_ERRORS
 PREFERRED = {200: ("Preference-Applied",)}
+INFERRED = {200: ("Inference-Header-Content-Length", "Age", "Cache-Status")}
 CACHED = dict.fromkeys((200, 304), ("ETag", "Cache-Control", "Age", "Cache-Status"))
 
 LEARN_TEXT = (
@@ -106,6 +121,14 @@ PREDICT_TEXT = (
     "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
     "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504."
 )
+MODEL_TEXT = "Its inputs and outputs with their datatypes, and its live version. -1 stands for any length."
+READY_TEXT = "200 if the model has learned rows, so that it can predict; else 409."
+INFER_TEXT = (
+    "One prediction for each row, by the newest version of the model. The rows are tensors: `X`, or one for each "
+    "column of the recipe. Outputs are `predictions` and, if they are named, `probabilities`, `classes` and `scores`. "
+    "The bytes of binary tensors follow the JSON, whose length is then in `Inference-Header-Content-Length`."
+)
+VERSION_TEXT = "404 unless `version` is the live version."
 SCORE_TEXT = "Regressors answer `max_error`, `mean_absolute_error`, `r2`; classifiers `accuracy`, `f1`, `log_loss`."
 
 ROUTES = (
@@ -203,6 +226,50 @@ ROUTES = (
         "Documents, newest first; or, with `every`, points aggregated from their numbers. `metadata` selects documents "
         "by values of their metadata; any other query parameter selects by metadata or field: `brand=nike`.",
         {200: schemas.HistoryAnswer}, errors=(400, 422, 503), own_parameters=HISTORY,
+    ),
+    Route(
+        "GET", "/v2", inference_protocol.server_metadata, PROTOCOL, "Describe the server",
+        "Its name, its version, and the extensions of the protocol that it has.",
+        {200: schemas.ServerMetadata}, scope=OPEN,
+    ),
+    Route(
+        "GET", "/v2/health/live", inference_protocol.server_live, PROTOCOL, "Liveness of the server",
+        "200 if the process responds.",
+        {200: schemas.ServerLive}, scope=OPEN,
+    ),
+    Route(
+        "GET", "/v2/health/ready", inference_protocol.server_ready, PROTOCOL, "Readiness of the server",
+        "200 if the service can learn and predict, 503 if not; `/readyz` names what is unavailable.",
+        {200: schemas.ServerReady, 503: schemas.ServerReady}, scope=OPEN,
+    ),
+    Route(
+        "GET", "/v2/models/{hash}", inference_protocol.model_metadata, PROTOCOL, "Describe the tensors of a model",
+        MODEL_TEXT, {200: schemas.ModelMetadata}, errors=(404, 503, 504), own_parameters=(HASH,),
+    ),
+    Route(
+        "GET", "/v2/models/{hash}/versions/{version}", inference_protocol.model_metadata, PROTOCOL,
+        "Describe the tensors of a version", f"{MODEL_TEXT} {VERSION_TEXT}",
+        {200: schemas.ModelMetadata}, errors=(404, 503, 504), own_parameters=(HASH, VERSION),
+    ),
+    Route(
+        "GET", "/v2/models/{hash}/ready", inference_protocol.model_ready, PROTOCOL, "Readiness of a model",
+        READY_TEXT, {200: schemas.ModelReady}, errors=(404, 409, 503, 504), own_parameters=(HASH,),
+    ),
+    Route(
+        "GET", "/v2/models/{hash}/versions/{version}/ready", inference_protocol.model_ready, PROTOCOL,
+        "Readiness of a version", f"{READY_TEXT} {VERSION_TEXT}",
+        {200: schemas.ModelReady}, errors=(404, 409, 503, 504), own_parameters=(HASH, VERSION),
+    ),
+    Route(
+        "POST", "/v2/models/{hash}/infer", inference_protocol.infer, PROTOCOL, "Predict tensors", INFER_TEXT,
+        {200: schemas.InferenceAnswer}, schemas.InferenceRequest, ASK_ERRORS, (HASH, HEADER_LENGTH, CACHE_CONTROL),
+        INFERRED, tensors=True, scope=PREDICT,
+    ),
+    Route(
+        "POST", "/v2/models/{hash}/versions/{version}/infer", inference_protocol.infer, PROTOCOL,
+        "Predict tensors with a version", f"{INFER_TEXT} {VERSION_TEXT}",
+        {200: schemas.InferenceAnswer}, schemas.InferenceRequest, ASK_ERRORS,
+        (HASH, VERSION, HEADER_LENGTH, CACHE_CONTROL), INFERRED, tensors=True, scope=PREDICT,
     ),
     Route(
         "GET", "/livez", operations.livez, OPERATION, "Liveness probe", "200 if the process responds.",

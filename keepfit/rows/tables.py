@@ -69,7 +69,7 @@ class Table(Protocol):
 class Matrix:
     """A two-dimensional array: its memory, the offset of the values in it, and a view of them, shape (n, width)."""
 
-    body: bytearray
+    body: bytes | bytearray
     offset: int
     values: Array
 

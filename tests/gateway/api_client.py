@@ -19,6 +19,7 @@ from keepfit.recipe import recipe as recipes
 from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit_gateway import app
+from keepfit_gateway.web import inference_answers
 from tests.gateway import conformance
 
 DEADLINE_S = 30.0
@@ -72,6 +73,24 @@ class Reply:
         text = self.body.decode()
         assert not [fragment for fragment in INTERNALS if fragment in text]
         return document
+
+    def inference_error(self, status: int) -> str:
+        """Check the status and that the body is an error of the inference protocol, and return its message."""
+        assert self.status == status, (self.status, self.body[:1000])
+        assert self.headers["Content-Type"] == "application/json"
+        assert "Content-Encoding" not in self.headers
+        document = self.json()
+        assert document.keys() == {"error"}
+        assert document["error"]
+        text = self.body.decode()
+        assert not [fragment for fragment in INTERNALS if fragment in text]
+        return str(document["error"])
+
+    def refusal(self, status: int, path: str) -> str:
+        """Check the status and that the body is an error in the form of its path, and return its message."""
+        if inference_answers.is_path(path.partition("?")[0]):
+            return self.inference_error(status)
+        return str(self.problem(status)["detail"])
 
 
 class Api:
@@ -159,6 +178,11 @@ class Twin:
     def predict_proba(self, X: Any) -> list[list[float]]:
         """Predict probabilities of rows."""
         return self.bundle.predict_proba(shaping.shape(self.recipe, X, learning=False))
+
+
+def address_of(template: str) -> str:
+    """Return a path of the API, about a model that does not exist."""
+    return template.replace("{hash}", "0" * 64).replace("{version}", "1")
 
 
 @asynccontextmanager

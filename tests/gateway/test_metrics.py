@@ -13,7 +13,7 @@ from keepfit.settings import Settings
 from keepfit.store.models import Store
 from keepfit_gateway.routes import ROUTES, Route
 from keepfit_gateway.web.request_counts import BUCKETS_S, RequestMetrics
-from tests.gateway.api_client import REGRESSOR, Api, serving
+from tests.gateway.api_client import REGRESSOR, Api, address_of, serving
 
 ROWS = {"X": [[1.0, 2.0]]}
 LABELLED = {**ROWS, "y": [1.0]}
@@ -85,8 +85,8 @@ async def test_refusals_before_routing_are_counted_by_route(settings: Settings, 
     async with serving(Settings(**{**settings.model_dump(), **named})) as api:
 
         async def refused(status: int, route: Route, **headers: str) -> None:
-            where = spelling.format(route.path.replace("{hash}", "0" * 64))
-            (await api.call(route.method, where, headers=headers)).problem(status)
+            where = spelling.format(address_of(route.path))
+            (await api.call(route.method, where, headers=headers)).refusal(status, where)
 
         expected: dict[tuple[str, ...], float] = {}
         bearer = f"Bearer {slow[0]}"

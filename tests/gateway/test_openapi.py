@@ -16,6 +16,7 @@ from keepfit_gateway.app import build_app
 from keepfit_gateway.openapi import examples
 from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import ROUTES
+from keepfit_gateway.web import inference_answers
 from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
 from tests.conftest import SIGNING_KEYS
 from tests.examples_in_docs import assert_same_form
@@ -119,16 +120,18 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
     statuses = operation["responses"].keys()
     assert "default" in statuses
     assert any(status.startswith("2") for status in statuses)
+    is_inference = inference_answers.is_path(path)
     for status, answer in operation["responses"].items():
         assert answer["description"]
         assert "X-Request-ID" in answer["headers"]
         media = set(answer.get("content", {}))
         if status in ("204", "304"):
             assert not media
-        elif status == "default" or (status >= "400" and (path, status) != ("/readyz", "503")):
+        elif status == "default" or (status >= "400" and not is_inference and (path, status) != ("/readyz", "503")):
             assert media == {"application/problem+json"}
         else:
-            assert media == {"text/plain" if path == "/metrics" else "application/json"}
+            binary = {BINARY} if path.endswith("/infer") and status == "200" else set()
+            assert media == {"text/plain" if path == "/metrics" else "application/json", *binary}
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
@@ -147,7 +150,8 @@ def test_request_bodies_list_the_accepted_media_types() -> None:
                 "predict",
                 "score",
             )
-            assert set(body["content"]) == {"application/json", *((BINARY,) if takes_tables else ())}
+            takes_tensors = path.endswith("/infer")
+            assert set(body["content"]) == {"application/json", *((BINARY,) if takes_tables or takes_tensors else ())}
             assert all(table in body.get("description", "") for table in (NPY, ARROW)) is takes_tables
 
 
@@ -164,6 +168,8 @@ class CheckedApi:
     ) -> Any:
         """Send a request about the model; return the answer, which must have a documented status."""
         path = template.replace("{hash}", self.hash)
+        if "{version}" in path:
+            path = path.replace("{version}", str((await self.api.model(f"/v1/models/{self.hash}"))["version"]))
         reply = await self.api.call(method, path + query, document, headers=headers)
         assert str(reply.status) in DOCUMENT["paths"][template][method.lower()]["responses"]
         self.seen.add((template, method.lower()))
@@ -208,6 +214,17 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     await check("GET", "/v1/models/{hash}")
     for query in ("", "?every=1d&stat=count&group=type", "?every=1d", "?last=x"):
         await check("GET", "/v1/history", query=query)
+    tensors = {"inputs": [{"name": "X", "shape": [2, 1], "datatype": "FP64", "data": [1.0, 2.0]}]}
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready"):
+        await check("GET", path)
+    for prefix in ("/v2/models/{hash}", "/v2/models/{hash}/versions/{version}"):
+        await check("GET", prefix)
+        await check("GET", f"{prefix}/ready")
+        await check("POST", f"{prefix}/infer", tensors)
+        outputs = [{"name": name} for name in ("predictions", "probabilities", "classes")]
+        await check("POST", f"{prefix}/infer", {**tensors, "id": "1", "outputs": outputs})
+        await check("POST", f"{prefix}/infer", {**tensors, "parameters": {"binary_data_output": True}})
+        await check("POST", f"{prefix}/infer", {"inputs": [{**tensors["inputs"][0], "name": "Y"}]})
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json"):
         await check("GET", path)
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})

@@ -25,13 +25,13 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 PASSED_MAX = 1000
 
 ALLOWED_HEADERS = (
-    "Accept, Authorization, Cache-Control, Content-Encoding, Content-Type, Idempotency-Key, If-None-Match, Prefer, "
-    "X-Request-ID"
+    "Accept, Authorization, Cache-Control, Content-Encoding, Content-Type, Idempotency-Key, If-None-Match, "
+    "Inference-Header-Content-Length, Prefer, X-Request-ID"
 )
 # Pages read these in addition to the fields that the Fetch standard exposes always.
 EXPOSED_HEADERS = (
-    "Accept, Accept-Encoding, Age, Allow, ETag, Location, Preference-Applied, RateLimit, RateLimit-Policy, "
-    "Retry-After, WWW-Authenticate, X-Request-ID"
+    "Accept, Accept-Encoding, Age, Allow, Cache-Status, ETag, Inference-Header-Content-Length, Location, "
+    "Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-ID"
 )
 # Chromium's limit.
 PREFLIGHT_S = 7200

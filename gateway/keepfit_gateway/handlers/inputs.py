@@ -82,16 +82,14 @@ async def read_rows(
                 headers={hdrs.ACCEPT: bodies.JSON},
             )
         body = await bodies.read(request, settings)
-        await _begin_turn(request, len(body), timeout_s)
+        await begin_turn(request, len(body), timeout_s)
         return await compute(len(body), rows_body.parse, body, form_by_metadata)
-    model_hash, length = await path_hash(request), request.content_length
-    if length is None or length > INLINE_BYTES_MAX or expects_continue(request):
-        # Look the model up first: do not read a large body for a model that does not exist, nor ask for one.
-        await request.app[SERVICE].models.find(model_hash)
+    model_hash = await path_hash(request)
+    await find_before_body(request, model_hash)
     proba = form is schemas.Predict and proba_parameter(request)
     rows_body.check_media_type(media_type)
     body = await bodies.read(request, settings, (bodies.JSON, *rows_body.TABLES))
-    await _begin_turn(request, len(body), timeout_s)
+    await begin_turn(request, len(body), timeout_s)
     if media_type == bodies.JSON:
         rows = await compute(len(body), rows_body.parse, body, form, model_hash)
     else:
@@ -100,7 +98,20 @@ async def read_rows(
     return rows
 
 
-async def _begin_turn(request: web.Request, size: int, timeout_s: float | None) -> None:
+async def find_before_body(request: web.Request, model_hash: str) -> None:
+    """Look the model up if the body is large: do not read one for a model that does not exist, nor ask for one.
+
+    Raises
+    ------
+    NotFoundError
+        If it does not exist.
+    """
+    length = request.content_length
+    if length is None or length > INLINE_BYTES_MAX or expects_continue(request):
+        await request.app[SERVICE].models.find(model_hash)
+
+
+async def begin_turn(request: web.Request, size: int, timeout_s: float | None) -> None:
     """Wait until a large body may be parsed; the turn ends when the request's memory is released."""
     timeout_s = request.app[SETTINGS].predict_timeout_s if timeout_s is None else timeout_s
     request[LEFT_S] = await request.app[bodies.BODY_MEMORY].turns.begin(request, size, timeout_s)

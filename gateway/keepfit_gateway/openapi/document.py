@@ -13,22 +13,29 @@ from keepfit_gateway.openapi import headers
 from keepfit_gateway.openapi.components import schemas_of
 from keepfit_gateway.openapi.examples import EXAMPLES, PROBLEM, Example
 from keepfit_gateway.routes import TAGS, Route
-from keepfit_gateway.schemas import Problem
-from keepfit_gateway.web import problems
+from keepfit_gateway.schemas import InferenceError, Problem
+from keepfit_gateway.web import inference_answers, problems
 from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
 
 SCHEME = "key"
 DESCRIPTION = """\
 Machine-learning models that never stop learning.
 
-Bodies are JSON; `Content-Encoding` may be `gzip`, `zstd` or `deflate`. Errors are problem documents (RFC 9457). Every
-answer has an `X-Request-ID`: the one of the request, or a new one. A gateway with API keys needs
-`Authorization: Bearer KEY`; the document of that gateway names the scope of each operation.
+Bodies are JSON; `Content-Encoding` may be `gzip`, `zstd` or `deflate`. Errors are problem documents (RFC 9457);
+below `/v2` they are objects with the field `error`. Every answer has an `X-Request-ID`: the one of the request, or a
+new one. A gateway with API keys needs `Authorization: Bearer KEY`; the document of that gateway names the scope of each
+operation.
 """
 TABLE_DESCRIPTION = (
     "Rows as JSON; or as a table: an npy file or an Arrow IPC stream, whose last column (npy) or column `y` (Arrow) is "
     f"the target. A table may also be sent with its own media type, `{NPY}` or `{ARROW}`."
 )
+TENSORS_DESCRIPTION = (
+    f"Tensors in JSON; or `{BINARY}`: JSON, whose length is in `Inference-Header-Content-Length`, and then the bytes "
+    "of the tensors that have `binary_data_size`, in their order."
+)
+# Bytes of any form; generators of clients know no other type for them.
+BYTES = {"schema": {"type": "string", "format": "binary"}}
 MEANINGS = {
     200: "Success.",
     201: "Created.",
@@ -62,7 +69,11 @@ OTHER = "A problem before the operation is known: 408 (the head took too long), 
 
 def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
     """Return the document of `routes`; `keys` says whether this gateway requires API keys."""
-    forms = [Problem, *(form for route in routes for form in (route.form, *route.answers.values()) if form is not None)]
+    forms = [
+        Problem,
+        InferenceError,
+        *(form for route in routes for form in (route.form, *route.answers.values()) if form is not None),
+    ]
     schema_of, components = schemas_of(forms)
     components["Problem"]["examples"] = [PROBLEM]
     paths: dict[str, dict[str, Any]] = {}
@@ -107,9 +118,7 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
     rejected = REJECTIONS if closed else RATED if keys else () if route.method == "GET" else (403,)
     errors = dict.fromkeys([*COMMON, *route.errors, *rejected])
     rejections = {
-        str(status): _problem(status, MEANINGS[status], schema_of, keys=keys)
-        for status in errors
-        if str(status) not in answers
+        str(status): _error(route, status, schema_of, keys=keys) for status in errors if str(status) not in answers
     }
     operation: dict[str, Any] = {
         "operationId": name,
@@ -119,7 +128,7 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
         "parameters": list(route.parameters),
         "responses": {
             **dict(sorted({**answers, **rejections}.items())),
-            "default": _problem(None, OTHER, schema_of, keys=keys),
+            "default": _error(None, None, schema_of, keys=keys),
         },
     }
     if keys:
@@ -132,7 +141,8 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
 
 def operation_id(route: Route) -> str:
     """Return the id of an operation: the name of the function in generated clients."""
-    return f"{route.handler.__name__}{'_by_metadata' if _by_metadata(route) else ''}"
+    suffix = "_by_metadata" if _by_metadata(route) else "_of_version" if "{version}" in route.path else ""
+    return f"{route.handler.__name__}{suffix}"
 
 
 def _by_metadata(route: Route) -> bool:
@@ -144,8 +154,10 @@ def _request_body(route: Route, schema_of: dict[str, Any], example: Example) -> 
     body: dict[str, Any] = {"required": not route.body_optional, "content": content}
     if route.tables:
         body["description"] = TABLE_DESCRIPTION
-        # Of the binary types, only this one is known to generators of clients.
-        content[BINARY] = {"schema": {"type": "string", "format": "binary"}}
+        content[BINARY] = BYTES
+    if route.tensors:
+        body["description"] = TENSORS_DESCRIPTION
+        content[BINARY] = BYTES
     return body
 
 
@@ -160,14 +172,21 @@ def _answer(
     if form is not None:
         shown = {"answer": example.answers[status]} if status in example.answers else {}
         answer["content"] = {route.media_type: {"schema": schema_of[repr(form)], **_examples(shown)}}
+        if route.tensors:
+            answer["content"][BINARY] = BYTES
     return answer
 
 
-def _problem(status: int | None, meaning: str, schema_of: dict[str, Any], *, keys: bool) -> dict[str, Any]:
+def _error(route: Route | None, status: int | None, schema_of: dict[str, Any], *, keys: bool) -> dict[str, Any]:
+    """Describe an error of a route; one that precedes the choice of the route has no status here."""
+    form: type[Any] = Problem
+    media_type = problems.MEDIA_TYPE
+    if route is not None and inference_answers.is_path(route.path):
+        form, media_type = InferenceError, "application/json"
     return {
-        "description": meaning,
+        "description": OTHER if status is None else MEANINGS[status],
         "headers": headers.references(status, (), keys=keys),
-        "content": {problems.MEDIA_TYPE: {"schema": schema_of[repr(Problem)]}},
+        "content": {media_type: {"schema": schema_of[repr(form)]}},
     }
 
 

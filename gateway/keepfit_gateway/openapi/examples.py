@@ -93,6 +93,32 @@ SNAPSHOT = {
 OF_MODEL = {"hash": HASH, "version": 4}
 ACCEPTED = {"hash": HASH, "accepted": 2, "sequence": 1, "generation": 1, "version": 0}
 LEARNED = {"hash": HASH, "accepted": 2, "sequence": 2, "version": 2, "rows_seen": 4}
+TENSORS = [
+    {"name": "make", "shape": [1], "datatype": "BYTES", "data": ["pegasus"]},
+    {"name": "year", "shape": [1], "datatype": "INT64", "data": [2001]},
+]
+INFERENCE = Example(
+    {"columns": {"id": "1", "inputs": TENSORS}},
+    {
+        200: {
+            "model_name": HASH,
+            "model_version": "3",
+            "id": "1",
+            "outputs": [{"name": "predictions", "datatype": "FP64", "shape": [1], "data": [0.4995]}],
+        }
+    },
+)
+MODEL_METADATA = {
+    "name": HASH,
+    "versions": ["3"],
+    "platform": "keepfit",
+    "inputs": [
+        {"name": "make", "datatype": "BYTES", "shape": [-1]},
+        {"name": "year", "datatype": "FP64", "shape": [-1]},
+    ],
+    "outputs": [{"name": "predictions", "datatype": "FP64", "shape": [-1]}],
+}
+MODEL_READY = {"name": HASH, "ready": True}
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 EXAMPLES: dict[str, Example] = {
@@ -110,6 +136,17 @@ EXAMPLES: dict[str, Example] = {
     "score_by_metadata": Example(
         {"objects": {"metadata": METADATA, **ROWS}}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}
     ),
+    "server_metadata": Example(
+        {}, {200: {"name": "keepfit", "version": "0.2.0", "extensions": ["binary_tensor_data"]}}
+    ),
+    "server_live": Example({}, {200: {"live": True}}),
+    "server_ready": Example({}, {200: {"ready": True}}),
+    "model_metadata": Example({}, {200: MODEL_METADATA}),
+    "model_metadata_of_version": Example({}, {200: MODEL_METADATA}),
+    "model_ready": Example({}, {200: MODEL_READY}),
+    "model_ready_of_version": Example({}, {200: MODEL_READY}),
+    "infer": INFERENCE,
+    "infer_of_version": INFERENCE,
     "patch_model": Example({"alpha": {"params": {"alpha": 0.01}}}, {200: PATCHED}),
     "get_model": Example({}, {200: PATCHED}),
     "list_dead": Example({}, {200: {**OF_MODEL, "dead": [], "next": None}}),

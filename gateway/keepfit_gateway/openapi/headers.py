@@ -31,6 +31,9 @@ COMPONENTS = {
         "Only if the answer is sent instead of an error (`stale-if-error`): `ttl` is negative, since when it may be "
         "outdated in seconds; `detail` names the error (RFC 9211)."
     ),
+    "InferenceHeaderContentLength": _header(
+        "Number of bytes of the JSON, if bytes of tensors follow it.", {"type": "integer", "minimum": 0}
+    ),
     "CacheControl": _header("`no-cache`: ask with `If-None-Match` before you use the answer again."),
 }
 BY_STATUS = {

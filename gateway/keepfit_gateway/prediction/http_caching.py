@@ -104,14 +104,21 @@ def respond(headers: Headers, reply: Reply) -> web.Response:
     """Return the response with a prediction, or a 304 if the client has it."""
     fields = HEADERS.copy()
     fields[hdrs.ETAG] = reply.etag
-    if reply.age_s is not None:
-        fields[hdrs.AGE] = str(int(reply.age_s))
-    if reply.cache_status:
-        fields[CACHE_STATUS] = reply.cache_status
+    fields.update(status_fields(reply))
     if not matches(headers, reply.etag):
         return web.Response(body=reply.body, headers=fields)
     del fields[hdrs.CONTENT_TYPE]
     return web.Response(status=304, headers=fields)
+
+
+def status_fields(reply: Reply) -> CIMultiDict[str]:
+    """Return the header fields that say whether a prediction was computed for this request."""
+    fields: CIMultiDict[str] = CIMultiDict()
+    if reply.age_s is not None:
+        fields[hdrs.AGE] = str(int(reply.age_s))
+    if reply.cache_status:
+        fields[CACHE_STATUS] = reply.cache_status
+    return fields
 
 
 def cache_status(stale_s: float, error: KeepfitError, *, forwarded: bool) -> str:

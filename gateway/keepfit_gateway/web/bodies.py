@@ -93,7 +93,7 @@ async def read_json(request: web.Request, settings: Settings, bytes_max: int) ->
 async def read(
     request: web.Request, settings: Settings, media_types: Collection[str] = (JSON,), bytes_max: int | None = None
 ) -> bytes | bytearray:
-    """Return the inflated body, whose media type must be one of `media_types`.
+    """Return the inflated body, whose media type must be one of `media_types`; "" among them: it may have none.
 
     The limit of its size is `settings.body_bytes_max`, or `bytes_max` if that is lower.
 
@@ -138,8 +138,8 @@ def _check_media_type(request: web.Request, media_types: Collection[str]) -> Non
         return
     if media_type_of(request) not in media_types:
         raise web.HTTPUnsupportedMediaType(
-            text=f"Send the body as Content-Type: {' or '.join(media_types)}.",
-            headers={hdrs.ACCEPT: ", ".join(media_types)},
+            text=f"Send the body as Content-Type: {' or '.join(filter(None, media_types))}.",
+            headers={hdrs.ACCEPT: ", ".join(filter(None, media_types))},
         )
     if request.content_type == JSON and (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         raise web.HTTPUnsupportedMediaType(

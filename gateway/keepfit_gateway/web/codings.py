@@ -37,6 +37,7 @@ _ALIASES = {"x-gzip": "gzip"}
 # Of codings with equal weights the highest counts: first where a client names it, second where it accepts any.
 PREFERENCES = {"gzip": (0, 0), "zstd": (1, -1), "deflate": (-1, -2)}
 LEAST = -3
+OFFERED = (*PREFERENCES,)
 
 
 class Inflater:
@@ -176,23 +177,23 @@ def inflater_of(headers: fields.Headers) -> type[Inflater] | None:
     )
 
 
-def negotiate(headers: fields.Headers, *, small: bool) -> str | None:
-    """Return the coding of a response: gzip, zstd, deflate, or identity, which a small one gets if it is accepted.
+def negotiate(headers: fields.Headers, *, small: bool, offered: tuple[str, ...] = OFFERED) -> str | None:
+    """Return the coding of a response: one that is `offered`, or identity, which a small one gets if it is accepted.
 
     None: the client accepts none of them. A coding that is accepted by name precedes one that only ``*`` accepts.
     """
     if hdrs.ACCEPT_ENCODING not in headers:
         return "identity"
-    return _negotiate(", ".join(headers.getall(hdrs.ACCEPT_ENCODING)), small)
+    return _negotiate(", ".join(headers.getall(hdrs.ACCEPT_ENCODING)), small, offered)
 
 
 # Few clients differ in this field.
 @lru_cache(maxsize=256)
-def _negotiate(accepted: str, small: bool) -> str | None:
+def _negotiate(accepted: str, small: bool, offered: tuple[str, ...]) -> str | None:
     """Return what :func:`negotiate` does.
 
     >>> for accepted in ("gzip, deflate, zstd", "gzip, zstd;q=0.5", "*", "gzip;q=0", "x-gzip", "identity;q=0", ""):
-    ...     print(_negotiate(accepted, False))
+    ...     print(_negotiate(accepted, False, OFFERED))
     zstd
     gzip
     gzip
@@ -208,7 +209,8 @@ def _negotiate(accepted: str, small: bool) -> str | None:
         return "identity"
     named = "identity" in sent
     best = (identity, named, LEAST, "identity")
-    for coding, (if_named, if_any) in PREFERENCES.items():
+    for coding in offered:
+        if_named, if_any = PREFERENCES[coding]
         named = coding in sent
         best = max(best, (sent.get(coding, others), named, if_named if named else if_any, coding))
     return best[3] if best[0] else None

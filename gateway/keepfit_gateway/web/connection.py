@@ -24,6 +24,7 @@ from aiohttp.web_request import BaseRequest
 from keepfit.observability import request_id
 from keepfit_gateway.web.bodies import BodyMemoryLimit
 from keepfit_gateway.web.incoming import expects_continue
+from keepfit_gateway.web.inference_answers import with_error_form
 from keepfit_gateway.web.open_connections import OpenConnections
 from keepfit_gateway.web.problems import problem, problem_of_http
 from keepfit_gateway.web.request_counts import RequestMetrics
@@ -217,7 +218,7 @@ class ProblemHandler(web.RequestHandler):
                 await self._drain_helper()
             return resp, not written
         if isinstance(resp, web.HTTPException):
-            resp = problem_of_http(request, resp)
+            resp = with_error_form(request, problem_of_http(request, resp))
         self._unread = None if request.content.is_eof() else request.content
         if self._unread is not None and expects_continue(request):
             # The client may send the body or not: it cannot be told from a next request.

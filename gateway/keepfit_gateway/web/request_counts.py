@@ -52,7 +52,7 @@ class RequestMetrics:
     def set_routes(self, methods_of_paths: Mapping[str, Collection[str]]) -> None:
         """Set the templates of paths with their methods, by which refusals before the router are counted."""
         self._routes = [
-            (re.compile(re.escape(path).replace(r"\{hash\}", "[^/]+")), path, methods)
+            (re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))), path, methods)
             for path, methods in methods_of_paths.items()
         ]
 

@@ -13,6 +13,7 @@ from aiohttp.web_request import BaseRequest
 
 from keepfit_gateway.web import codings
 from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
+from keepfit_gateway.web.inference_answers import codings_of, is_inference
 from keepfit_gateway.web.offload import run_in_thread_if_large
 
 # Smaller bodies fit one packet with their head; compression saves nothing there.
@@ -88,6 +89,8 @@ async def compress(memory: BodyMemoryLimit, request: BaseRequest, response: web.
         return
     small = len(body) < COMPRESSED_BYTES_MIN
     coding = codings.negotiate(headers, small=small)
+    if coding != "identity" and is_inference(request):
+        coding = codings.negotiate(headers, small=small, offered=codings_of(request, response)) or "identity"
     if not small or coding != "identity":
         response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
     if coding is not None and coding != "identity":

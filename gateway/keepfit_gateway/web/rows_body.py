@@ -94,7 +94,7 @@ def parse(body: bytes | bytearray, form: type[Form], model_hash: str | None = No
     if rows is None:
         return _parse_strictly(body, form, model_hash)
     if rows.size > NARROW_BYTES_MAX:
-        _check_width(max(map(len, rows.X), default=0))
+        check_width(max(map(len, rows.X), default=0))
     return rows
 
 
@@ -109,7 +109,7 @@ def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, mode
         check_media_type(media_type)
     table: tables.Table = (arrow.read_arrow if media_type == ARROW else npy.read_npy)(data)
     learning = form is not schemas.Predict
-    _check_width(table.width - learning)
+    check_width(table.width - learning)
     make = partial(table.shape, weighted=form is schemas.PartialFit)
     return LargeRows(len(data), make, proba=False, model_hash=model_hash)
 
@@ -153,7 +153,7 @@ def _parse_strictly(body: bytes | bytearray, form: type[Form], model_hash: str |
             f'without \\" in its strings. Other bodies may have up to {STRICT_BYTES_MAX} bytes; send several requests.',
         )
     request: Any = schemas.convert(identity.parse_json(body), form)
-    _check_width(max(map(len, request.X), default=0))
+    check_width(max(map(len, request.X), default=0))
     if model_hash is None:
         model_hash = identity.hash_of(identity.check_metadata(request.metadata))
     y, weights = getattr(request, "y", None), getattr(request, "sample_weight", None)
@@ -168,7 +168,7 @@ def _shape_chunks(
     invalid: InvalidError | None = None
     try:
         for chunk in fast_json.row_chunks(raw.X):
-            _check_width(max(map(len, chunk)))
+            check_width(max(map(len, chunk)))
             try:
                 if invalid is None:
                     collector.add(chunk)
@@ -188,8 +188,14 @@ def _shape_chunks(
     return collector.rows(y, sample_weight, learning=learning)
 
 
-def _check_width(width: int) -> None:
-    """Reject rows with so many columns that a scan of their values would take seconds."""
+def check_width(width: int) -> None:
+    """Reject rows with so many columns that a scan of their values would take seconds.
+
+    Raises
+    ------
+    web.HTTPRequestEntityTooLarge
+        With the limit.
+    """
     if width > COLUMNS_MAX:
         text = f"A row has {width} columns; the limit is {COLUMNS_MAX}."
         raise web.HTTPRequestEntityTooLarge(max_size=COLUMNS_MAX, actual_size=width, text=text)

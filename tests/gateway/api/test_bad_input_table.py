@@ -30,7 +30,7 @@ def test_each_row_names_existing_tests(row: list[str]) -> None:
     assert [name for file, name in named if name not in names_in(file)] == []
 
 
-@pytest.mark.parametrize("file", ["test_bad_input.py", "test_floods.py"])
+@pytest.mark.parametrize("file", ["test_bad_input.py", "test_bad_inference.py", "test_floods.py"])
 def test_each_test_has_a_row(file: str) -> None:
     """The table lists every test of bad input and of floods."""
     named = {name for row in ROWS for name in re.findall(rf"`{file}::(\w+)`", row[3])}

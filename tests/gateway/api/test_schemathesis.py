@@ -22,7 +22,7 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-# DELETE has its own model, or the other operations would have none.
+# DELETE has its own model, or the other operations would have none; so have the paths with a version, which changes.
 CONFIGURATION = """
 [parameters]
 "path.hash" = "{taught}"
@@ -30,6 +30,10 @@ CONFIGURATION = """
 [[operations]]
 include-method = "DELETE"
 parameters = {{ "path.hash" = "{deleted}" }}
+
+[[operations]]
+include-path-regex = "/versions/"
+parameters = {{ "path.hash" = "{fixed}", "path.version" = "{version}" }}
 """
 EXAMPLES = 12
 
@@ -39,10 +43,14 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     # The document's examples are rows of this recipe.
     taught = await api.make(metadata, RECIPE)
     deleted = await api.make({**metadata, "type": "boots"}, RECIPE)
+    fixed = await api.make({**metadata, "type": "sandals"}, RECIPE)
     await api.learn(taught, BY_NAME, TARGET)
+    version = (await api.learn(fixed, BY_NAME, TARGET))["version"]
     (await api.call("POST", f"{taught}/snapshot")).of(201)
-    names = {name: path.rpartition("/")[2] for name, path in (("taught", taught), ("deleted", deleted))}
-    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names))
+    names = {
+        name: path.rpartition("/")[2] for name, path in (("taught", taught), ("deleted", deleted), ("fixed", fixed))
+    }
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names, version=version))
     report = tmp_path / "report.json"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from schemathesis.cli import schemathesis as run; run()",

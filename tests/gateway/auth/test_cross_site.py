@@ -12,7 +12,7 @@ from keepfit.settings import Settings
 from keepfit_gateway.auth.cross_site import ALLOWED_HEADERS, EXPOSED_HEADERS, CrossSitePolicy
 from keepfit_gateway.routes import ROUTES, methods_of_paths
 from tests.conftest import Stack
-from tests.gateway.api_client import REGRESSOR, Api, Reply, exchange, serving
+from tests.gateway.api_client import REGRESSOR, Api, Reply, address_of, exchange, serving
 from tests.gateway.conformance import DOCUMENT
 
 PAGE = "https://app.example.com"
@@ -313,7 +313,7 @@ async def test_every_origin_can_be_permitted(settings: Settings) -> None:
 async def test_a_preflight_needs_no_key(settings: Settings, route: Any) -> None:
     """A browser's preflight is answered without a key, on every route; the request itself needs its key."""
     served = Settings(**{**settings.model_dump(), "api_keys": KEY[1], "cors_origins": PAGE})
-    where = route.path.replace("{hash}", "0" * 64)
+    where = address_of(route.path)
     wanted = {"Access-Control-Request-Method": route.method, "Access-Control-Request-Headers": "authorization"}
     async with serving(served) as api:
         for spelled in (where, f"{where}/"):
@@ -321,13 +321,17 @@ async def test_a_preflight_needs_no_key(settings: Settings, route: Any) -> None:
             assert (reply.status, reply.body) == (204, b"")
             assert reply.headers["Access-Control-Allow-Origin"] == PAGE
             assert set(reply.headers["Access-Control-Allow-Methods"].split(", ")) == methods_of_paths()[route.path]
-            assert {"Authorization", "Content-Type", "Idempotency-Key", "Prefer"} <= set(
-                reply.headers["Access-Control-Allow-Headers"].split(", ")
-            )
+            assert {
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "Prefer",
+                "Inference-Header-Content-Length",
+            } <= set(reply.headers["Access-Control-Allow-Headers"].split(", "))
             assert int(reply.headers["Access-Control-Max-Age"]) > 0
         if route.needs:
             # Another page gets no permission, and no information without a key.
-            (await api.call("OPTIONS", where, headers={"Origin": EVIL, **wanted})).problem(401)
+            (await api.call("OPTIONS", where, headers={"Origin": EVIL, **wanted})).refusal(401, where)
             unauthorized = await api.call(route.method, where, headers={"Origin": PAGE})
             assert unauthorized.headers["Access-Control-Allow-Origin"] == PAGE
-            unauthorized.problem(401)
+            unauthorized.refusal(401, where)

@@ -28,7 +28,7 @@ from keepfit_gateway.auth import guard
 from keepfit_gateway.routes import OPEN_PATHS, ROUTES, Route
 from keepfit_gateway.web import problems
 from tests.conftest import Stack
-from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, connected, eventually, exchange, serving
+from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, address_of, connected, eventually, exchange, serving
 
 KEYS = {name: new_key(name, [name]) for name in SCOPES}
 ALL = new_key("all", SCOPES)
@@ -70,11 +70,6 @@ async def path(guarded: Api, metadata: dict[str, Any]) -> str:
     return f"/v1/models/{made['hash']}"
 
 
-def address(route: Route) -> str:
-    """Return a path of a route."""
-    return route.path.replace("{hash}", "0" * 64)
-
-
 async def test_an_idempotency_key_belongs_to_a_name(guarded: Api, path: str) -> None:
     """Two callers may use the same Idempotency-Key for different rows; each is known, also with a new key."""
     sequences = []
@@ -97,9 +92,9 @@ def test_routes_require_the_documented_scopes() -> None:
     """Each route requires the scope that docs/operations/security.md names for it."""
     needs = {(route.method, route.path): route.needs for route in ROUTES}
     for (method, where), scope in needs.items():
-        if where in ("/livez", "/readyz", "/openapi.json"):
+        if where in ("/livez", "/readyz", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"):
             assert scope == OPEN
-        elif where.endswith(("/predict", "/score")):
+        elif where.endswith(("/predict", "/score", "/infer")):
             assert scope == PREDICT
         elif where.endswith(("/partial_fit", "/labels")):
             assert scope == LEARN
@@ -107,7 +102,8 @@ def test_routes_require_the_documented_scopes() -> None:
             # Dead letters are shown with their rows.
             reads = method == "GET" and not where.endswith("/dead")
             assert scope == (READ if reads else ADMIN), where
-    assert {"/livez", "/readyz", "/openapi.json"} == OPEN_PATHS
+    probes = {"/v2", "/v2/health/live", "/v2/health/ready"}
+    assert {"/livez", "/readyz", "/openapi.json", *probes} == OPEN_PATHS
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -115,16 +111,16 @@ async def test_every_route_requires_its_scope(guarded: Api, route: Route) -> Non
     """Without a key a route answers 401, with other scopes 403, with its scope neither; HEAD as GET."""
     for method in (route.method, "HEAD") if route.method == "GET" else (route.method,):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
-            reply = await guarded.call(method, address(route), headers=headers)
+            reply = await guarded.call(method, address_of(route.path), headers=headers)
             assert (reply.status == 401) is (route.needs != OPEN)
             if reply.status == 401:
                 assert reply.headers["WWW-Authenticate"] == "Bearer"
         for scope, key in KEYS.items():
-            reply = await guarded.call(method, address(route), headers=bearer(key))
+            reply = await guarded.call(method, address_of(route.path), headers=bearer(key))
             assert (reply.status == 403) is (route.needs not in (OPEN, READ, scope)), scope
             assert reply.status != 401
             if reply.status == 403 and method != "HEAD":
-                assert f"'{route.needs}'" in reply.problem(403)["detail"]
+                assert f"'{route.needs}'" in reply.refusal(403, route.path)
 
 
 async def test_reasons_are_for_admin_keys(settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the inference protocol without a server."""
