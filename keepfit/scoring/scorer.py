@@ -10,8 +10,9 @@ computations are the functions of this package, which bundles call too; a scorer
 :mod:`keepfit.model.scorers` and :mod:`keepfit.scoring.encoding`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -20,8 +21,9 @@ import numpy as np
 from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
-from keepfit.rows.values import Floats, NonNumeric
+from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric
 from keepfit.scoring import category_codes, class_labels, computations, linear, matrix
+from keepfit.scoring.class_labels import CLASSES_MIN
 from keepfit.scoring.functions import is_finite
 from keepfit.scoring.records import LOGISTIC_COST
 from keepfit.scoring.state import State, positions
@@ -56,6 +58,7 @@ class Scorer:
         "_fixed_cost",
         "_multi_output",
         "_predict",
+        "_row_answer",
         "_row_cost",
         "_width",
         "size_bytes",
@@ -82,6 +85,7 @@ class Scorer:
         self._row_cost = (
             4 * self._width + final.row_cost + CATEGORY_COST * len(recipe.categories) + VALUE_COST * len(final.outputs)
         )
+        self._row_answer = _row_answer(state, recipe)
         self.size_bytes = _size_bytes(state)
 
     @property
@@ -110,6 +114,8 @@ class Scorer:
         A list of predictions; with `proba` an object with `predictions`, and `probabilities` and `classes`, or
         `scores`. A worker answers what is an error, what has numbers that are not finite, and large answers.
         """
+        if self._row_answer is not None and rows.n == 1 and not proba:
+            return self._row_answer(rows.numbers)
         try:
             # Large numbers overflow; naive Bayes takes the logarithm of zero.
             with np.errstate(all="ignore"):
@@ -156,6 +162,33 @@ class Scorer:
             return {"probabilities": class_labels.known_probabilities(each[0], shares).tolist(), "classes": each[0]}
         known = [class_labels.known_probabilities(*pair) for pair in zip(each, shares, strict=True)]
         return {"probabilities": class_labels.by_row(known), "classes": each}
+
+
+def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes | None] | None:
+    """Return what answers a single row of numbers with two calls of numpy instead of ten; None for other models.
+
+    In a gateway, which does other things between two rows, each call takes several microseconds. The matrix product of
+    a row and a column is numpy's dot product too, and the sum of two numbers is one.
+    """
+    final: Any = state.final
+    is_binary = type(final) is linear.LinearClassifier and len(final.coef_) == 1 and len(state.labels[0]) == CLASSES_MIN
+    plain = recipe.layout.numbers_only and state.scaler is None and not state.steps
+    if not plain or recipe.entry.multi_output or not (is_binary or type(final) is linear.LinearRegressor):
+        return None
+    weights, bias, width = final.coef_.ravel(), float(final.intercept_[0]), final.n_features_in_
+    labels = [_encode([state.labels[0][code]]) for code in final.classes_.tolist()] if is_binary else None
+
+    def answer(numbers: bytes) -> bytes | None:
+        row = np.frombuffer(numbers, LITTLE_ENDIAN)
+        if len(row) != width:
+            return None
+        score = float(np.dot(row, weights)) + bias
+        # What is not finite, a number or what overflowed, makes the score so.
+        if not isfinite(score):
+            return None
+        return _encode([score]) if labels is None else labels[score > 0]
+
+    return answer
 
 
 def _size_bytes(state: State) -> int:

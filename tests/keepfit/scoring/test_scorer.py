@@ -186,3 +186,24 @@ def test_changed_parameters_are_those_of_the_scorer() -> None:
     answer = scorer(bundle).answer(bundle.recipe, rows, proba=True)
     assert answer is not None
     assert answer == models.worker_answer(bundle, rows, proba=True)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 100, 257, 1000, 4099])
+@pytest.mark.parametrize("name", ["SGDRegressor", "SGDClassifier"])
+def test_a_row_of_any_width_is_answered_as_by_a_worker(name: str, width: int) -> None:
+    """A single row of numbers, which has a computation of its own, is answered bit for bit as by a worker."""
+    recipe = parse({"estimator": name} | ({"classes": ["no", "yes"]} if name == "SGDClassifier" else {}))
+    random, bundle = np.random.default_rng(width), Bundle.new(recipe)
+    X = random.normal(size=(20, width)) * 10.0 ** random.integers(-3, 3, width)
+    y = [float(v) for v in X[:, 0]] if name == "SGDRegressor" else ["no" if v < 0 else "yes" for v in X[:, 0]]
+    bundle.partial_fit(shape(recipe, X.tolist(), y, learning=True))
+    found = scorer(bundle)
+    for row in X:
+        rows = shape(recipe, [row.tolist()], learning=False)
+        expected = models.worker_answer(bundle, rows, proba=False)
+        assert found.answer(recipe, rows, proba=False) == expected is not None
+    for other in (
+        shape(recipe, [[1.0] * (width + 1)], learning=False),
+        shape(recipe, [[1e300] * width], learning=False),
+    ):
+        assert found.answer(recipe, other, proba=False) == models.worker_answer(bundle, other, proba=False)
