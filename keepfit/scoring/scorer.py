@@ -10,9 +10,9 @@ computations are the functions of this package, which bundles call too; a scorer
 :mod:`keepfit.model.scorers` and :mod:`keepfit.scoring.encoding`.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ import numpy as np
 from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
-from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric
+from keepfit.rows.values import LITTLE_ENDIAN, NUMBER_MAX, Floats, NonNumeric
 from keepfit.scoring import category_codes, class_labels, computations, linear, matrix
 from keepfit.scoring.class_labels import CLASSES_MIN
 from keepfit.scoring.functions import is_finite
@@ -35,6 +35,8 @@ FIXED_BYTES, LABEL_BYTES = 4096, 128
 # Time in multiplications and additions, of which a microsecond has at least 160: of a call of numpy; and of what Python
 # does one by one, a label of a category and a value of the answer.
 CALL_COST, CATEGORY_COST, VALUE_COST = 160, 160, 20
+# With a sum of weights up to this, the product with numbers of a request cannot overflow.
+WEIGHTS_MAX = sys.float_info.max / NUMBER_MAX / 2
 # Calls of numpy for a column that may be missing, and for a part of a timestamp.
 NULLABLE_CALLS, PART_CALLS = 12, 8
 
@@ -176,6 +178,8 @@ def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes | None]
     if not plain or recipe.entry.multi_output or not (is_binary or type(final) is linear.LinearRegressor):
         return None
     weights, bias, width = final.coef_.ravel(), float(final.intercept_[0]), final.n_features_in_
+    if float(np.abs(weights).sum()) > WEIGHTS_MAX:
+        return None
     labels = [_encode([state.labels[0][code]]) for code in final.classes_.tolist()] if is_binary else None
 
     def answer(numbers: bytes) -> bytes | None:
@@ -183,9 +187,6 @@ def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes | None]
         if len(row) != width:
             return None
         score = float(np.dot(row, weights)) + bias
-        # What is not finite, a number or what overflowed, makes the score so.
-        if not isfinite(score):
-            return None
         return _encode([score]) if labels is None else labels[score > 0]
 
     return answer

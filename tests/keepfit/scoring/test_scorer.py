@@ -202,8 +202,17 @@ def test_a_row_of_any_width_is_answered_as_by_a_worker(name: str, width: int) ->
         rows = shape(recipe, [row.tolist()], learning=False)
         expected = models.worker_answer(bundle, rows, proba=False)
         assert found.answer(recipe, rows, proba=False) == expected is not None
-    for other in (
-        shape(recipe, [[1.0] * (width + 1)], learning=False),
-        shape(recipe, [[1e300] * width], learning=False),
-    ):
-        assert found.answer(recipe, other, proba=False) == models.worker_answer(bundle, other, proba=False)
+    wide = shape(recipe, [[1.0] * (width + 1)], learning=False)
+    assert found.answer(recipe, wide, proba=False) is None
+
+
+def test_a_row_that_overflows_is_answered_by_a_worker() -> None:
+    """A model with weights of any size answers, or leaves to a worker, a row of the largest numbers."""
+    recipe = parse({"estimator": "SGDRegressor"})
+    bundle = Bundle.new(recipe)
+    bundle.partial_fit(shape(recipe, [[1.0, 2.0]], [1.0], learning=True))
+    rows = shape(recipe, [[NUMBER_MAX, -NUMBER_MAX]], learning=False)
+    for weight in (1.0, 1e200, 1e268, 1e270, 1e300):
+        bundle.estimator.coef_ = np.array([weight, weight])
+        expected = models.worker_answer(bundle, rows, proba=False)
+        assert scorer(bundle).answer(recipe, rows, proba=False) == expected
