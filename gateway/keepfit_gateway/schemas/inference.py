@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from keepfit.recipe.features import COLUMNS_MAX
 from keepfit_gateway.schemas.requests import Form
+from keepfit_gateway.schemas.values import REFERENCE
 
 DatatypeName = Literal[
     "BOOL",
@@ -32,7 +33,7 @@ TensorData = Annotated[
     list[Any],
     Meta(
         description="Values row by row, in one list or in a list per row; null for a missing value.",
-        extra_json_schema={"items": {}},
+        extra_json_schema={"items": {"$ref": REFERENCE.format(name="TensorValue")}},
     ),
 ]
 Parameters = Annotated[dict[str, Any], Meta(title="InferenceParameters")]

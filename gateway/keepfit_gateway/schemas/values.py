@@ -86,6 +86,10 @@ COMPONENTS: dict[str, dict[str, Any]] = {
             _schema("PredictionByName"),
         ],
     },
+    "TensorValue": {
+        "description": "A value of a tensor, null if it is missing; or the values of a row.",
+        "anyOf": [*SCALARS, {"type": "null"}, {"type": "array", "items": {"anyOf": [*SCALARS, {"type": "null"}]}}],
+    },
     "PredictionByName": {
         "description": "Predictions of one row by the names of the outputs; null for an output without one.",
         "type": "object",
