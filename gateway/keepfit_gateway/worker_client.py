@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +31,7 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import staging
 from keepfit_gateway.job_enqueuer import JobEnqueuer
+from keepfit_gateway.reminders import Reminders
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +108,9 @@ class WorkerClient:
         self._name = uuid.uuid4().hex
         self._ids = itertools.count(1)
         self._pending: dict[int, PendingRequest] = {}
-        self._requests = Batcher(self._push)
+        # None only looks whether one more lease is needed.
+        self._requests: Batcher[PendingRequest | None] = Batcher(self._push)
+        self._reminders = Reminders(self._pending, partial(self._requests.put, None))
         self._ping_store = ping_store
         self._probe: asyncio.Task[int] | None = None
         self._checks: set[asyncio.Task[None]] = set()
@@ -216,11 +220,11 @@ class WorkerClient:
             if self._failure is not None:
                 await asyncio.sleep(TRIAL_PAUSE_S)
 
-    async def _push(self, batch: list[PendingRequest]) -> None:
+    async def _push(self, items: list[PendingRequest | None]) -> None:
         """Push a batch of worker requests to the predict queue."""
         # Reused until its job is enqueued: see `keepfit_gateway.learning.acceptor`.
         lease, now_s = self._lease, asyncio.get_running_loop().time()
-        batch = [pending for pending in batch if not pending.future.done()]
+        batch = [pending for pending in items if pending is not None and not pending.future.done()]
         entries = [
             run_queue.make_entry(p.request.hash, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch
         ]
@@ -242,6 +246,8 @@ class WorkerClient:
             self._enqueuer.enqueue(run_queue.PREDICT, lease)
         for number in refused:
             batch[number - 1].fail(self._full(settings.predict_entries_max))
+        if batch:
+            self._reminders.add([pending.request.id for pending in batch])
 
     def _full(self, pending: int) -> QueueFullError:
         """Return the error of a full queue. Its retry time is the time in which half of the requests are answered."""
@@ -362,6 +368,7 @@ class WorkerClient:
 
     async def close(self) -> None:
         """Finish what is being sent, and close the connection."""
+        self._reminders.close()
         if self._trials is not None:
             self._trials.cancel()
             await asyncio.wait([self._trials])

@@ -37,11 +37,13 @@ kf:room:<queue>:in            list    none      push, claim, abandon            
 kf:room:<queue>:known         set     none      push, claim, abandon              push
 kf:room:<queue>:questions     hash    none      push, claim, abandon              claim (predict only)
 kf:room:<queue>:since         string  none      push, claim                       push
-kf:room:<queue>:leases        zset    none      push, claim, release              claim, sweep (score: deadline ms)
-kf:room:<queue>:holders       hash    none      claim, release, abandon           claim
 kf:room:<queue>:turns         hash    an hour   workers (slow models only)        claim
-kf:restores                   hash    a day     mark_restores, unmark_restores    claim, mark_restores (both queues)
-kf:room:<queue>:work:<lease>  list    1 h       claim                             abandon
+kf:room:<queue>:leases        zset    none      gateways of 0.1, workers          workers (leases of 0.1 gateways)
+kf:room:leases                zset    none      push, claim, release              claim, sweep (score: deadline ms)
+kf:room:holders               hash    none      claim, release, abandon           claim, push, release
+kf:room:wake                  stream  none      push (the last wake-up)           claim, lingering workers
+kf:room:work:<lease>          list    1 h       claim                             abandon
+kf:restores                   hash    a day     mark_restores, unmark_restores    claim, mark_restores
 kf:room:<queue>:poison        list    none      abandon                           supervisors (they reply)
 kf:room:<queue>:dead          list    a day     supervisors                       operators (requests put aside)
 kf:big:<random>               string  minutes   gateway (large rows)              workers
@@ -53,6 +55,11 @@ kf:sweep                      string  seconds   supervisors                     
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
 SCORERS = "kf:scorers"
+# Leases with their deadlines (a sorted set); their workers, and the times of their last claims (a hash).
+LEASES = "kf:room:leases"
+LEASE_HOLDERS = "kf:room:holders"
+# The last moment at which work came into a run queue (a stream): blocked reads wake all lingering leases.
+WAKE_UPS = "kf:room:wake"
 # Models that a worker restores or repairs, with its lease (a hash).
 RESTORES = "kf:restores"
 SNAPSHOTS = "kf:snapshots"
@@ -171,8 +178,8 @@ def queued_models_set(queue: str) -> str:
     return f"kf:room:{queue}:known"
 
 
-def leases(queue: str) -> str:
-    """Return the key of the leases on a run queue with their deadlines (a sorted set)."""
+def former_leases(queue: str) -> str:
+    """Return the key of the leases that gateways of 0.1 register, with their deadlines (a sorted set)."""
     return f"kf:room:{queue}:leases"
 
 
@@ -184,11 +191,6 @@ def worker_requests(queue: str) -> str:
 def waiting_since(queue: str) -> str:
     """Return the key of the time since which entries wait for the next claim, in milliseconds (a string)."""
     return f"kf:room:{queue}:since"
-
-
-def lease_holders(queue: str) -> str:
-    """Return the key of the workers of the leases on a run queue, and the time of their last claim (a hash)."""
-    return f"kf:room:{queue}:holders"
 
 
 def request_limits(queue: str) -> str:
@@ -206,9 +208,9 @@ def put_aside_requests(queue: str) -> str:
     return f"kf:room:{queue}:dead"
 
 
-def claimed(queue: str, lease: str) -> str:
-    """Return the key of the entries that a lease has claimed (a list)."""
-    return f"kf:room:{queue}:work:{lease}"
+def claimed(lease: str) -> str:
+    """Return the key of the entries that a lease has claimed, of one run queue (a list)."""
+    return f"kf:room:work:{lease}"
 
 
 def request_rows(token: str) -> str:

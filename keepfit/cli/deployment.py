@@ -173,18 +173,15 @@ async def _workers(client: Any) -> dict[str, Any]:
     (names,) = await redis_scripts.run_async(client, ("SMEMBERS", redis_keys.RQ_WORKERS))
     records = await redis_scripts.run_async(client, *(("HMGET", name, *WORKER_FIELDS) for name in names))
     held: dict[str, list[dict[str, Any]]] = {}
-    for queue in run_queue.RUN_QUEUES:
-        (holders,) = await redis_scripts.run_async(client, ("HGETALL", redis_keys.lease_holders(queue.name)))
-        pairs = holders.items() if isinstance(holders, dict) else zip(holders[::2], holders[1::2], strict=True)
-        for lease, holder in pairs:
-            (claimed,) = await redis_scripts.run_async(
-                client, ("LRANGE", redis_keys.claimed(queue.name, lease.decode()), 0, -1)
-            )
-            models = [entry.decode() for entry in claimed] if queue is run_queue.LEARN else []
-            worker = holder.decode().partition(" ")[0]
-            held.setdefault(worker, []).append(
-                {"queue": queue.name, "lease": lease.decode(), "models": models, "requests": len(claimed)}
-            )
+    (holders,) = await redis_scripts.run_async(client, ("HGETALL", redis_keys.LEASE_HOLDERS))
+    pairs = holders.items() if isinstance(holders, dict) else zip(holders[::2], holders[1::2], strict=True)
+    for lease, holder in pairs:
+        (claimed,) = await redis_scripts.run_async(client, ("LRANGE", redis_keys.claimed(lease.decode()), 0, -1))
+        models = run_queue.models_in(claimed)
+        queue = run_queue.LEARN if models else run_queue.PREDICT
+        held.setdefault(holder.decode().partition(" ")[0], []).append(
+            {"queue": queue.name, "lease": lease.decode(), "models": models, "requests": len(claimed)}
+        )
     since, (seconds, micros) = await redis_scripts.run_async(
         client, ("GET", redis_keys.waiting_since(run_queue.LEARN.name)), ("TIME",)
     )

@@ -180,12 +180,14 @@ class InboxConsumer:
         self._store = store
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
 
-    def claim(self, model_hash: str, token: str, known_digest: str) -> Claimed | None:
+    def claim(self, model_hash: str, token: str, known_digest: str, entries_max: int | None = None) -> Claimed | None:
         """Lock a model and read it with its next requests; None if it is gone or another lease has the lock."""
-        (answer,) = redis_scripts.run(self._store, self._claim(model_hash, token, known_digest))
+        (answer,) = redis_scripts.run(self._store, self._claim(model_hash, token, known_digest, entries_max))
         return self._claimed(model_hash, answer)
 
-    def _claim(self, model_hash: str, token: str, known_digest: str) -> redis_scripts.Command:
+    def _claim(
+        self, model_hash: str, token: str, known_digest: str, entries_max: int | None = None
+    ) -> redis_scripts.Command:
         return redis_scripts.call(
             "claim_inbox",
             [
@@ -195,7 +197,7 @@ class InboxConsumer:
                 redis_keys.lock(model_hash),
                 redis_keys.followed(model_hash),
             ],
-            [token, self._lock_ttl_ms, known_digest, ENTRIES_MAX, BYTES_MAX],
+            [token, self._lock_ttl_ms, known_digest, entries_max or ENTRIES_MAX, BYTES_MAX],
         )
 
     def _claimed(self, model_hash: str, answer: list[Any]) -> Claimed | None:
@@ -226,12 +228,20 @@ class InboxConsumer:
         return PendingRequest(sequence, digest.decode(), payload or b"", large_key.decode(), size_bytes)
 
     def commit(
-        self, claimed: Claimed, sealed: SealedBundle, count: int, token: str, dead_reason: str = ""
+        self,
+        claimed: Claimed,
+        sealed: SealedBundle,
+        count: int,
+        token: str,
+        dead_reason: str = "",
+        *,
+        claims_next: bool = True,
     ) -> Committed:
         """Make `sealed`, which has learned the first `count` of the claimed entries, the live bundle.
 
         With `dead_reason` the last of them was not learned and becomes a dead letter. If entries are left over, or the
-        claim was full, the same round trip claims the next ones; else it releases the lock if nothing is pending.
+        claim was full, the same round trip claims the next ones (`claims_next`); else it releases the lock if nothing
+        is pending.
 
         Raises
         ------
@@ -244,57 +254,62 @@ class InboxConsumer:
                 f"the model would have {len(sealed.data)} bytes; it may have {self._bundle_bytes_max} "
                 "(KEEPFIT_BUNDLE_BYTES_MAX)"
             )
-        done = claimed.entries[:count]
-        last = done[-1]
-        learned = done[:-1] if dead_reason else done
         digest = envelope.digest_of(sealed.data)
-        large = [*claimed.large, *((entry.sequence, entry.large_key) for entry in learned if entry.large_key)]
         staged = redis_keys.staged_bundle(claimed.hash, uuid.uuid4().hex)
         change = redis_keys.change_score(claimed.generation, claimed.version + 1)
         failpoints.reach("commit.sealed")
-        more = count < len(claimed.entries) or len(claimed.entries) == ENTRIES_MAX
+        more = claims_next and (count < len(claimed.entries) or len(claimed.entries) == ENTRIES_MAX)
         _, _, version, after = redis_scripts.run(
             self._store,
             # Marked before the commit: a change that no snapshotter knows of would be worse than one mark too many.
             ("ZADD", redis_keys.CHANGED, "GT", change, claimed.hash),
             ("SET", staged, sealed.data, "PX", STAGED_TTL_MS),
-            redis_scripts.call(
-                "commit",
-                [
-                    redis_keys.state(claimed.hash),
-                    redis_keys.bundle(claimed.hash),
-                    redis_keys.inbox(claimed.hash),
-                    staged,
-                    redis_keys.dead(claimed.hash),
-                    *(name for _, name in large),
-                ],
-                [
-                    claimed.generation,
-                    claimed.digest,
-                    claimed.learned,
-                    last.sequence,
-                    last.request_digest,
-                    digest,
-                    sealed.rows_seen,
-                    msgspec.json.encode(sealed.metrics),
-                    sum(entry.size_bytes for entry in done),
-                    redis_keys.COMMITS,
-                    claimed.hash,
-                    dead_reason,
-                    round(count / max(time.monotonic() - claimed.claimed_s, 1e-3)),
-                    msgspec.json.encode(sealed.changed) if sealed.changed else "",
-                    self._replay_bytes_max,
-                    join_sequences(large),
-                    "" if sealed.width is None else sealed.width,
-                    redis_keys.SCORERS,
-                    sealed.scorer,
-                ],
-            ),
+            self._commit(claimed, sealed, count, digest, staged, dead_reason),
             self._claim(claimed.hash, token, digest) if more else unlock(claimed.hash, token, force=False),
         )
         failpoints.reach("commit.done")
         next_claim = self._claimed(claimed.hash, after) if more else None
         return Committed(version, digest, more or after == 1, next_claim)
+
+    def _commit(
+        self, claimed: Claimed, sealed: SealedBundle, count: int, digest: str, staged: str, dead_reason: str
+    ) -> redis_scripts.Command:
+        """Return the command that makes `staged` the live bundle."""
+        done = claimed.entries[:count]
+        learned = done[:-1] if dead_reason else done
+        large = [*claimed.large, *((entry.sequence, entry.large_key) for entry in learned if entry.large_key)]
+        return redis_scripts.call(
+            "commit",
+            [
+                redis_keys.state(claimed.hash),
+                redis_keys.bundle(claimed.hash),
+                redis_keys.inbox(claimed.hash),
+                staged,
+                redis_keys.dead(claimed.hash),
+                *(name for _, name in large),
+            ],
+            [
+                claimed.generation,
+                claimed.digest,
+                claimed.learned,
+                done[-1].sequence,
+                done[-1].request_digest,
+                digest,
+                sealed.rows_seen,
+                msgspec.json.encode(sealed.metrics),
+                sum(entry.size_bytes for entry in done),
+                redis_keys.COMMITS,
+                claimed.hash,
+                dead_reason,
+                round(count / max(time.monotonic() - claimed.claimed_s, 1e-3)),
+                msgspec.json.encode(sealed.changed) if sealed.changed else "",
+                self._replay_bytes_max,
+                join_sequences(large),
+                "" if sealed.width is None else sealed.width,
+                redis_keys.SCORERS,
+                sealed.scorer,
+            ],
+        )
 
     def unlock(self, model_hash: str, token: str, *, force: bool, harm: Harm | None = None) -> bool:
         """Release the lock of a model; return whether requests are pending (then the lock is kept, unless forced).

@@ -61,14 +61,14 @@ def _run(point: str, action: Callable[..., None], *args: Any) -> None:
 
 
 def learn(settings: Settings, lease: str) -> None:
-    """Execute a lease on the learn run queue."""
+    """Execute a lease."""
     here = context.start(settings, "first")
     jobs.partial_fit(lease)
     here.close()
 
 
 def stop_learning(settings: Settings, lease: str) -> None:
-    """Execute a lease on the learn run queue, one request per commit, with a stop request during the first."""
+    """Execute a lease, one request per commit, with a stop request during the first."""
     fit = learning.Turn.fit
     commit.ENTRIES_MAX = 1
 
@@ -95,7 +95,7 @@ def learn_torn(settings: Settings, lease: str, sent: int) -> None:
 
 
 def answer(settings: Settings, lease: str) -> None:
-    """Execute a lease on the predict run queue."""
+    """Execute a lease."""
     here = context.start(settings, "first")
     jobs.predict(lease)
     here.close()

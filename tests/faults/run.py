@@ -17,7 +17,6 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from keepfit.backends import redis_keys
-from keepfit.jobs import run_queue
 from tests.faults import schedule
 from tests.faults.check import Verdict, verify
 from tests.faults.clients import Clients, TrackedModel, session
@@ -239,7 +238,7 @@ class FaultRun:
         before = await self._batch(model)
         if before is None:
             return None
-        holder = await self._stack.queue_client.hget(redis_keys.lease_holders(run_queue.LEARN.name), before[0])
+        holder = await self._stack.queue_client.hget(redis_keys.LEASE_HOLDERS, before[0])
         pid = None if holder is None else self._stack.pid_of(holder.decode().partition(" ")[0])
         if pid is None or pid in self._paused or not self._stop(pid):
             return None

@@ -33,7 +33,7 @@ from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of
 from keepfit.store import inbox
 from keepfit_snapshotter.run import run_once
-from keepfit_workers import context, jobs, sweep
+from keepfit_workers import context, sweep
 from tests import servers
 from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
 from tests.factories import SHOES, SIZES, Workshop, workshop
@@ -103,9 +103,8 @@ def recover(settings: Settings, done: Callable[[], bool]) -> None:
         for job_id in waiting.get_job_ids():
             job = rq_jobs.LeaseJob.fetch(job_id, connection=worker.queue, serializer=rq_jobs.SERIALIZER)
             waiting.remove(job_id)
-            (jobs.partial_fit if job.func_name == rq_jobs.PARTIAL_FIT else jobs.predict)(job_id)
-        leases = (worker.queue.zcard(redis_keys.leases(queue.name)) for queue in (run_queue.LEARN, run_queue.PREDICT))
-        return done() and not any(leases)
+            job.func(job_id)
+        return done() and not worker.queue.exists(redis_keys.LEASES)
 
     try:
         servers.wait_until(sweep_and_work, "the recovery")

@@ -34,11 +34,11 @@ class Worker:
         requests: list[WorkerRequest] = []
 
         async def claimed_one() -> bool:
-            for lease in self.queue.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
-                (claimed,) = redis_scripts.run(
-                    self.queue, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
-                )
-                requests.extend(messages.decode_request(run_queue.split_entry(entry)[1]) for entry in claimed[2:])
+            for lease in self.queue.zrange(redis_keys.LEASES, 0, -1):
+                command = run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test")
+                claim = run_queue.read_claim(redis_scripts.run(self.queue, command)[0])
+                entries = claim.entries if claim else ()
+                requests.extend(messages.decode_request(run_queue.split_entry(entry)[1]) for entry in entries)
             return bool(requests)
 
         await eventually(claimed_one, "a worker request")
@@ -167,3 +167,22 @@ async def test_an_outdated_model_is_looked_up_again(
     worker.reply(await worker.claim(), error=(name, "Look again."))
     worker.reply(await worker.claim(), result=[0.5])
     assert (await prediction).of(200)["predictions"] == [0.5]
+
+
+async def test_a_request_that_no_lease_claims_gets_another_one(
+    client: WorkerClient, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the only lease is in a long call, a second one comes without another push: the client looks again."""
+    monkeypatch.setattr(run_queue, "BUSY_MS", run_queue.NEVER_MS)
+    worker.queue.sadd(redis_keys.RQ_WORKERS, "one", "two")
+    slow = asyncio.create_task(client.ask("0" * 64, "predict", 1, timeout_s=60))
+    await worker.claim()
+    quick = asyncio.create_task(client.ask("1" * 64, "predict", 1, timeout_s=60))
+
+    async def has_two_jobs() -> bool:
+        return len(worker.queue.lrange(redis_keys.RQ_QUEUE, 0, -1)) == 2
+
+    await eventually(has_two_jobs, "a second job")
+    assert worker.queue.zcard(redis_keys.LEASES) == 2
+    for task in (slow, quick):
+        task.cancel()

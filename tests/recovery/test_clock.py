@@ -51,7 +51,7 @@ async def test_a_jump_of_the_clock_changes_nothing(
         asked = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
 
         async def waits() -> bool:
-            return bool(client.zcard(redis_keys.leases(run_queue.PREDICT.name)))
+            return bool(client.zcard(redis_keys.LEASES))
 
         await eventually(waits, "the question")
         monkeypatch.setattr(time, "time", lambda: true_time() + jump_s)
@@ -59,14 +59,14 @@ async def test_a_jump_of_the_clock_changes_nothing(
         assert (await api.post(f"{path}/partial_fit", LABELLED, KEY)).of(202)["sequence"] == first["sequence"]
         assert (await api.post(f"{path}/partial_fit", LABELLED)).of(202)["sequence"] == first["sequence"] + 1
         assert not await asyncio.to_thread(learn, context, model_hash, "lease")
-        (lease,) = client.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1)
+        (lease,) = client.zrange(redis_keys.LEASES, 0, -1)
         await asyncio.to_thread(jobs.predict, lease.decode())
         answer = (await asked).of(200)
         assert answer["rows_seen"] == 2
 
         async def kept() -> bool:
             again = asyncio.create_task(api.post(f"{path}/predict?timeout=60", ROWS))
-            for waiting in client.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1):
+            for waiting in client.zrange(redis_keys.LEASES, 0, -1):
                 await asyncio.to_thread(jobs.predict, waiting.decode())
             reply = await again
             return "Age" in reply.headers and int(reply.headers["Age"]) < 60

@@ -85,7 +85,7 @@ async def test_a_turn_aborted_by_the_store_counts_no_attempt(
     await send(store, model, [[1.0]], [1.0])
     commit = context.consumer.commit
 
-    def unavailable(*args: Any) -> Any:
+    def unavailable(*args: Any, **more: Any) -> Any:
         raise UnavailableError("Redis is unavailable")
 
     monkeypatch.setattr(context.consumer, "commit", unavailable)

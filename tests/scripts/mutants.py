@@ -12,7 +12,7 @@ from unittest import mock
 
 from keepfit.backends import redis_scripts
 from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
-from tests.scripts.run_queue_mutants import ABANDON, CLAIM, MARK_RESTORES, PUSH, RELEASE, UNMARK_RESTORES
+from tests.scripts.run_queue_mutants import ABANDON, CLAIM, MARK_RESTORES, PUSH, RELEASE, RENEW_LEASE, UNMARK_RESTORES
 from tests.scripts.store_mutants import (
     ACCEPT,
     CLAIM_INBOX,
@@ -51,7 +51,7 @@ class Mutant:
 
 # All of them take minutes: `python -m tests.scripts` runs them.
 SHARES = 10
-RUN_QUEUE_SCRIPTS = {"push", "claim", "mark_restores", "unmark_restores", "release", "abandon"}
+RUN_QUEUE_SCRIPTS = {"push", "claim", "renew_lease", "mark_restores", "unmark_restores", "release", "abandon"}
 
 MUTANTS = (
     *(Mutant("accept", *mutant) for mutant in ACCEPT),
@@ -67,6 +67,7 @@ MUTANTS = (
     *(Mutant("peek", *mutant) for mutant in PEEK),
     *(Mutant("push", *mutant) for mutant in PUSH),
     *(Mutant("claim", *mutant) for mutant in CLAIM),
+    *(Mutant("renew_lease", *mutant) for mutant in RENEW_LEASE),
     *(Mutant("mark_restores", *mutant) for mutant in MARK_RESTORES),
     *(Mutant("unmark_restores", *mutant) for mutant in UNMARK_RESTORES),
     *(Mutant("release", *mutant) for mutant in RELEASE),

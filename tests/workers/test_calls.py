@@ -7,7 +7,6 @@ import time
 import pytest
 
 from keepfit.backends import redis_clients
-from keepfit.jobs import run_queue
 from keepfit.settings import Settings
 from keepfit.store.commit import Harm
 from keepfit_workers import heartbeat, resources
@@ -61,7 +60,7 @@ def test_only_a_worker_that_did_nothing_failed_to_start(child: Child) -> None:
     """A worker that dies at once is replaced after a pause, unless it had begun work: the work may be the cause."""
     assert child.failed_to_start(child.started_s + EARLY_DEATH_S / 2)
     assert not child.failed_to_start(child.started_s + EARLY_DEATH_S)
-    with child.activity.holding_lease("predict", "a lease"):
+    with child.activity.holding_lease("a lease"):
         assert not child.failed_to_start(child.started_s)
         child.activity.begin(BATCH)
     assert not child.failed_to_start(child.started_s)
@@ -101,12 +100,11 @@ def test_a_restore_that_goes_on_is_not_silent(
         (RESTORE, "", Harm.DEATH),
     ],
 )
-@pytest.mark.parametrize("queue", run_queue.RUN_QUEUES)
 def test_requests_that_were_not_tried_have_killed_no_worker(
-    child: Child, queue: run_queue.RunQueue, step: str, model: str, harm: Harm | None
+    child: Child, step: str, model: str, harm: Harm | None
 ) -> None:
     """The death of a worker counts for the requests that it was learning or answering, a death before that does not."""
-    with child.activity.holding_lease(queue.name, "lease"):
+    with child.activity.holding_lease("lease"):
         child.activity.begin(step, model)
         assert child.death(-9).harm_of_requests is harm
         child.is_overdue = True

@@ -168,6 +168,8 @@ async def test_models_take_turns_chunk_by_chunk(
     clock = Clock(monkeypatch, seconds_per_row=0.01)
     execute(context, request(1, slow, rows_of(*map(float, range(8)))), request(2, quick, rows_of(1.0)))
     clock.calls.clear()
+    # Nothing is known of either of them.
+    context.longest_s.clear()
     unsent = predicting.answer_all(
         context,
         [
@@ -272,3 +274,33 @@ async def test_replies_above_the_limit_of_a_round_trip_are_sent_at_once(
     )
     assert context.queue.llen(redis_keys.replies("g")) == 5
     assert unsent == [] or unsent[0][0] != "RPUSH"
+
+
+async def test_questions_that_may_take_long_come_last(
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models that were quick so far are answered first, and their replies are sent before a call that may be long."""
+    slow, unknown, quick = [await make_learned(store, context, number) for number in (1, 2, 3)]
+    clock = Clock(monkeypatch, seconds_per_row=1e-5)
+    execute(context, request(1, slow, rows_of(*map(float, range(6000)))), request(3, quick, rows_of(1.0)))
+    sent: list[int] = []
+    predict = Bundle.predict
+
+    def count_sent(bundle: Bundle, rows: Rows) -> Any:
+        sent.append(context.queue.llen(redis_keys.replies("g")))
+        return predict(bundle, rows)
+
+    monkeypatch.setattr(Bundle, "predict", count_sent)
+    clock.calls.clear()
+    asked = [
+        request(number, model, rows_of(*[1.0] * number)) for number, model in ((1, unknown), (2, slow), (3, quick))
+    ]
+    score = request(4, quick, rows_of(1.0, 2.0, 3.0, 4.0, learning=True), "score")
+    unsent = predicting.answer_all(context, [claimed_entry(entry) for entry in asked])
+    redis_scripts.run(context.queue, *unsent)
+    assert (clock.calls, sent) == ([3, 2, 1], [0, 1, 2])
+    context.queue.delete(redis_keys.replies("g"))
+    unsent = predicting.answer_all(context, [claimed_entry(entry) for entry in (score, asked[1])])
+    redis_scripts.run(context.queue, *unsent)
+    batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
+    assert [[reply.id for reply in messages.decode_replies(batch)] for batch in batches] == [[2], [4]]

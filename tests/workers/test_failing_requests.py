@@ -80,7 +80,7 @@ def work(context: WorkerContext, model: Model, client: redis.Redis) -> int:
                 pass
         except Killed:
             context.bundles.cache.drop(model.hash)
-            client.rpush(redis_keys.claimed("learn", lease), model.hash)
+            client.rpush(redis_keys.claimed(lease), model.hash)
             end_lease(client, client, lease, Harm.DEATH)
         else:
             return deaths
@@ -176,7 +176,7 @@ async def test_an_expired_lock_is_no_death(store: Store, context: WorkerContext,
         client.delete(redis_keys.lock(model.hash))
         if number % 2:
             # The sweep ends the lease of a worker that its supervisor has heard of.
-            client.rpush(redis_keys.claimed("learn", f"lease-{number}"), model.hash)
+            client.rpush(redis_keys.claimed(f"lease-{number}"), model.hash)
             end_lease(client, client, f"lease-{number}", None)
     assert not learn(context, model.hash, "last")
     assert (await described(store, model.hash)).rows_seen == 1

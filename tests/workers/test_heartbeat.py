@@ -9,7 +9,6 @@ import redis
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
 from keepfit.jobs import run_queue
-from keepfit.jobs.run_queue import LEARN
 from keepfit_workers import heartbeat
 from keepfit_workers.activity import Doing
 from keepfit_workers.context import WorkerContext
@@ -25,7 +24,7 @@ def test_leases_are_renewed_first_and_locks_in_one_round_trip(
 ) -> None:
     """If one Redis is unavailable, what is in the other one is renewed."""
     connections = {"store": context.store, "queue": context.queue}
-    leases, locks = redis_keys.leases(LEARN.name), [redis_keys.lock(model_hash) for model_hash in HASHES]
+    leases, locks = redis_keys.LEASES, [redis_keys.lock(model_hash) for model_hash in HASHES]
     for model_hash, name in zip(HASHES, locks, strict=True):
         context.store.set(name, model_hash[0], px=10_000)
         context.queue.zadd(leases, {model_hash[0]: 1})
@@ -39,7 +38,7 @@ def test_leases_are_renewed_first_and_locks_in_one_round_trip(
         return run(connection, *commands)
 
     monkeypatch.setattr(redis_scripts, "run", spy)
-    beats = [Beat(f"worker {h[0]}", Doing(LEARN.name, h[0], locked=h, locked_by=h[0])) for h in HASHES]
+    beats = [Beat(f"worker {h[0]}", Doing(h[0], locked=h, locked_by=h[0])) for h in HASHES]
 
     with pytest.raises(UnavailableError, match=away) if away else nullcontext():
         heartbeat.renew(context.store, context.queue, beats, TTL_S)
@@ -54,8 +53,8 @@ def test_a_stopped_worker_has_nothing_renewed(context: WorkerContext) -> None:
     """Its lock and its lease expire, so that other workers take over."""
     lock = redis_keys.lock(HASHES[0])
     context.store.set(lock, "a", px=10_000)
-    context.queue.zadd(redis_keys.leases(LEARN.name), {"a": 1})
-    stopped = Beat("worker", Doing(LEARN.name, "a", locked=HASHES[0], locked_by="a"), stopped_s=1.0)
+    context.queue.zadd(redis_keys.LEASES, {"a": 1})
+    stopped = Beat("worker", Doing("a", locked=HASHES[0], locked_by="a"), stopped_s=1.0)
     heartbeat.renew(context.store, context.queue, [stopped], TTL_S)
     assert 0 < context.store.pttl(lock) <= 10_000
     assert run_queue.expired(context.queue) == ["a"]

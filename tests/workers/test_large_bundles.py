@@ -9,7 +9,6 @@ import redis.asyncio
 from keepfit import identity
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.errors import InvalidError, TooLargeError, UnavailableError
-from keepfit.jobs import run_queue
 from keepfit.model.recipe_check import check
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
@@ -132,7 +131,7 @@ async def test_a_store_that_refuses_writes_is_asked_less_and_less(
             with pytest.raises(UnavailableError, match="OOM"):
                 learn(context, model, "lease")
             context.run_deferred_unlocks()
-            assert client.zcard(redis_keys.leases(run_queue.LEARN.name)) == 0
+            assert client.zcard(redis_keys.LEASES) == 0
             pauses.append(context._retry_at_s - clock[0])
     finally:
         client.config_set("maxmemory", 0)
@@ -140,7 +139,7 @@ async def test_a_store_that_refuses_writes_is_asked_less_and_less(
     assert all(5.0 <= pause <= 10.0 for pause in pauses[-3:])
     clock[0] += 10.0
     context.run_deferred_unlocks()
-    assert client.zcard(redis_keys.leases(run_queue.LEARN.name)) == 1
+    assert client.zcard(redis_keys.LEASES) == 1
     assert not learn(context, model, "lease")
     context.defer_unlock(model, "lease")
     assert context._retry_at_s - clock[0] <= 0.5

@@ -1,6 +1,7 @@
 """Learning in one worker process, called without RQ: commits, parameter changes, dead letters, locks."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from keepfit import identity
 from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import MissingRequestsError, UnavailableError
+from keepfit.jobs import run_queue
 from keepfit.model.bundle import Bundle
 from keepfit.observability import request_id
 from keepfit.recipe.recipe import Recipe, parse
@@ -19,7 +21,7 @@ from keepfit.settings import Settings
 from keepfit.store import inbox
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
-from keepfit_workers import restoring
+from keepfit_workers import learning, restoring
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import ATTEMPTS_MAX, learn
 from tests.factories import accept
@@ -267,3 +269,53 @@ async def test_redis_may_be_unavailable_after_a_repair_has_failed(
     monkeypatch.setattr(context.resources, "run", lacking)
     monkeypatch.setattr(context.consumer, "load", unavailable)
     assert isinstance(restoring.repair(context, "0" * 64), MissingRequestsError)
+
+
+async def test_learning_is_brief_while_questions_are_asked(
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn claims few requests and commits soon; without questions it learns all that wait in one commit."""
+    monkeypatch.setattr(learning, "BRIEF_ENTRIES_MAX", 2)
+    model = await make(store, {"estimator": "SGDRegressor"})
+    for value in range(8):
+        await send(store, model, [[float(value)]], [1.0])
+    context.asked_s = math.inf
+    with monkeypatch.context() as patch:
+        # A turn has one commit.
+        patch.setattr(learning, "_turn_is_over", lambda context, elapsed_s: over.pop())
+        for seconds, learned in ((-1.0, 1), (60.0, 3)):
+            over = [True, False]
+            patch.setattr(learning, "LEARN_S", seconds)
+            assert learn(context, model.hash, "lease")
+            assert (await described(store, model)).learned == learned
+    context.asked_s = -math.inf
+    before = await described(store, model)
+    assert not learn(context, model.hash, "lease")
+    after = await described(store, model)
+    assert (after.learned, after.version) == (8, before.version + 1)
+
+
+def test_a_turn_ends_soon_if_questions_or_jobs_wait(context: WorkerContext) -> None:
+    """Not before the time of a slice; without them it has the time of a turn."""
+    for name in (redis_keys.queued_models(run_queue.PREDICT.name), redis_keys.RQ_QUEUE):
+        assert not learning._turn_is_over(context, 2 * learning.LEARN_S)
+        context.queue.rpush(name, "waits")
+        assert not learning._turn_is_over(context, learning.LEARN_S / 2)
+        assert learning._turn_is_over(context, 2 * learning.LEARN_S)
+        context.queue.delete(name)
+    assert learning._turn_is_over(context, 2 * learning.TURN_S)
+
+
+async def test_a_model_that_takes_long_to_learn_is_noted(
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next claim knows it as a very slow one, until one of its requests is quick."""
+    model = await make(store, {"estimator": "SGDRegressor"})
+    limits = redis_keys.request_limits(run_queue.LEARN.name)
+    for very_slow_s, was, noted in ((-1.0, None, True), (-1.0, 0, True), (60.0, None, True), (60.0, 0, False)):
+        monkeypatch.setattr(learning, "VERY_SLOW_S", very_slow_s)
+        context.request_limits = {} if was is None else {model.hash: was}
+        await send(store, model, [[1.0]], [1.0])
+        assert not learn(context, model.hash, "lease")
+        assert context.queue.hget(limits, model.hash) == (run_queue.VERY_SLOW if noted else None)
+    assert not learn(context, model.hash, "lease")

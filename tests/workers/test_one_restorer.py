@@ -17,7 +17,6 @@ from keepfit.settings import Settings
 from keepfit_workers import restoring
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
-from keepfit_workers.lease import drain
 from keepfit_workers.predicting import answer_all
 from tests.factories import SHOES, Workshop, workshop
 
@@ -58,8 +57,8 @@ class Gate:
 @contextmanager
 def leased(context: WorkerContext, lease: str) -> Iterator[None]:
     """Give a worker a lease on the predict queue."""
-    context.queue.zadd(redis_keys.leases(PREDICT.name), {lease: 9e12})
-    with context.activity.holding_lease(PREDICT.name, lease):
+    context.queue.zadd(redis_keys.LEASES, {lease: 9e12})
+    with context.activity.holding_lease(lease):
         yield
 
 
@@ -74,7 +73,8 @@ def push(context: WorkerContext, number: int, model_hash: str, operation: Operat
 def claim(context: WorkerContext, lease: str, queue: run_queue.RunQueue = PREDICT) -> Sequence[bytes]:
     """Claim work."""
     (answer,) = redis_scripts.run(context.queue, run_queue.claim(queue, lease, TTL_S, context.name))
-    return answer[2:]
+    found = run_queue.read_claim(answer)
+    return found.entries if found else ()
 
 
 def answer(context: WorkerContext, entries: Sequence[bytes]) -> list[WorkerReply]:
@@ -175,24 +175,20 @@ async def test_rows_wait_for_the_repair_of_another_worker(
     model_hash = await shop.learned()
     await shop.accept(model_hash)
     shop.redis.delete(redis_keys.bundle(model_hash))
-    context.queue.zadd(redis_keys.leases(PREDICT.name), {FIRST: 9e12})
+    context.queue.zadd(redis_keys.LEASES, {FIRST: 9e12})
     assert run_queue.mark_restores(context.queue, FIRST, [model_hash]) == [model_hash]
     with monkeypatch.context() as patch:
         patch.setattr(restoring.repairs, "repair", None)
         assert await asyncio.to_thread(learn, context, model_hash, SECOND)
     assert not shop.redis.exists(redis_keys.lock(model_hash))
 
-    # Its lease ends if nothing else waits, rather than to look again and again.
+    context.queue.zadd(redis_keys.LEASES, {SECOND: 9e12})
     redis_scripts.run(context.queue, run_queue.push(LEARN, SECOND, TTL_S, [model_hash]))
-    assert await asyncio.to_thread(drain, context, LEARN, SECOND, lambda models: pytest.fail("claimed")) == 0
-    assert context.queue.zcard(redis_keys.leases(LEARN.name)) == 0
-    assert context.queue.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [model_hash.encode()]
+    assert claim(context, SECOND, LEARN) == []
 
     # The mark of a lease that has ended is none.
-    context.queue.zrem(redis_keys.leases(PREDICT.name), FIRST)
-    run_queue.enqueue_lease(context.queue, LEARN, TTL_S)
-    (lease,) = context.queue.zrange(redis_keys.leases(LEARN.name), 0, -1)
-    assert claim(context, lease.decode(), LEARN) == [model_hash.encode()]
+    context.queue.zrem(redis_keys.LEASES, FIRST)
+    assert claim(context, SECOND, LEARN) == [model_hash.encode()]
     assert await asyncio.to_thread(learn, context, model_hash, SECOND)
     assert not await asyncio.to_thread(learn, context, model_hash, SECOND)
     assert (await shop.model(model_hash)).inbox == 0

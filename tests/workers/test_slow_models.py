@@ -7,7 +7,6 @@ from typing import Any
 import aiohttp
 
 from keepfit.backends import redis_clients, redis_keys
-from keepfit.jobs import run_queue
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 from tests.factories import dump_local
@@ -44,7 +43,7 @@ async def test_other_models_are_answered_while_a_very_slow_one_is_computed(
 
     async def is_computed() -> bool:
         with redis_clients.queue_sync(stack.settings()) as queue:
-            holders = queue.hvals(redis_keys.lease_holders(run_queue.PREDICT.name))
+            holders = queue.hvals(redis_keys.LEASE_HOLDERS)
         return any(slow.rpartition("/")[2].encode() in holder for holder in holders)
 
     await eventually(is_computed, "a worker at the slow model")

@@ -26,9 +26,9 @@ def push_and_claim(context: WorkerContext, lease: str) -> None:
     assert answer[-1].endswith(b"request")
 
 
-def expire(context: WorkerContext, lease: str, queue: RunQueue = PREDICT) -> None:
+def expire(context: WorkerContext, lease: str) -> None:
     """Let the deadline of a lease pass."""
-    assert context.queue.zadd(redis_keys.leases(queue.name), {lease: 1}, xx=True, ch=True)
+    assert context.queue.zadd(redis_keys.LEASES, {lease: 1}, xx=True, ch=True)
 
 
 @pytest.mark.parametrize(("heard", "deaths"), [(True, b"0"), (False, b"1")], ids=["stopped worker", "dead machine"])
@@ -44,7 +44,7 @@ def test_an_expired_lease_counts_a_death_only_if_its_worker_is_silent(
     sweep.sweep(context.store, context.queue, TTL_S)
     stored = context.queue.hgetall(redis_keys.worker_requests(PREDICT.name))
     assert [value[:1] for value in stored.values() if value.endswith(b"request")] == [deaths]
-    assert context.queue.zscore(redis_keys.leases(PREDICT.name), "lease") is None
+    assert context.queue.zscore(redis_keys.LEASES, "lease") is None
 
 
 @pytest.mark.parametrize("queue", run_queue.RUN_QUEUES, ids=lambda queue: queue.name)
@@ -55,14 +55,14 @@ def test_a_lease_whose_job_waits_for_a_worker_is_renewed(context: WorkerContext,
     redis_scripts.run(context.queue, run_queue.push(queue, lease, TTL_S, [entry]))
     rq_jobs.enqueue(context.queue, queue.function, lease)
     with structlog.testing.capture_logs() as logged:
-        expire(context, lease, queue)
+        expire(context, lease)
         sweep.sweep(context.store, context.queue, TTL_S)
         assert run_queue.expired(context.queue) == logged == []
         assert rq_jobs.queue_of(context.queue).get_job_ids() == [lease]
         rq_jobs.queue_of(context.queue).empty()
-        expire(context, lease, queue)
+        expire(context, lease)
         sweep.sweep(context.store, context.queue, TTL_S)
     assert [line["event"] for line in logged] == ["lease_expired"]
     (successor,) = rq_jobs.queue_of(context.queue).get_job_ids()
-    assert context.queue.zrange(redis_keys.leases(queue.name), 0, -1) == [successor.encode()]
+    assert context.queue.zrange(redis_keys.LEASES, 0, -1) == [successor.encode()]
     assert successor != lease

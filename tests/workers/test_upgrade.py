@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
@@ -28,12 +29,18 @@ async def test_a_worker_executes_jobs_with_the_names_of_0_1(settings: Settings, 
         await shop.accept(model_hash)
         # The worker drops a request that it cannot decode, which is enough to see that it drains the queue.
         entries: list[str | bytes] = [model_hash, run_queue.make_entry(model_hash, 60, b"?")]
+        deadline = (time.time() + 3600) * 1000
+        leases = {}
         for kind, entry in zip((run_queue.LEARN, run_queue.PREDICT), entries, strict=True):
             (former_name,) = (former for former, name in FORMER_NAMES.items() if name == kind.function)
             lease = run_queue.new_lease()
-            command = run_queue.push(kind, lease, settings.lease_ttl_s, [entry])
-            assert redis_scripts.run(queue, command) == [[1]]
+            redis_scripts.run(queue, run_queue.push(kind, "none", settings.lease_ttl_s, [entry]))
+            leases[redis_keys.former_leases(kind.name)] = {lease: deadline}
             rq_jobs.enqueue(queue, former_name, lease)
+        # A gateway of 0.1 registers a lease for its run queue.
+        queue.delete(redis_keys.LEASES)
+        for register, lease in leases.items():
+            queue.zadd(register, lease)
         log = tmp_path / "worker.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KEEPFIT_")}
         command_line = [sys.executable, "-m", "keepfit", "worker"]
@@ -41,5 +48,6 @@ async def test_a_worker_executes_jobs_with_the_names_of_0_1(settings: Settings, 
             state, waiting = redis_keys.state(model_hash), redis_keys.queued_models("predict")
             servers.wait_until(lambda: shop.redis.hget(state, "learned") == b"1", "learning the row")
             servers.wait_until(lambda: not queue.exists(waiting), "draining the predict queue")
+            servers.wait_until(lambda: not queue.exists(*leases), "the end of the leases")
         assert "job_refused" not in log.read_text()
     queue.close()

@@ -22,7 +22,7 @@ _FRONT = struct.Struct("<II")
 
 
 class Doing(msgspec.Struct, frozen=True, array_like=True):
-    """A worker's lease on the run queue `queue`, the model whose lock it holds, and its call.
+    """A worker's lease, the model whose lock it holds, and its call.
 
     A call is a step that may take long, and that keepfit cannot interrupt: `step` names it, `model` is its hash, if it
     is about one, and `since_s` its start by the monotonic clock, which all processes of a machine share. Between calls
@@ -30,7 +30,6 @@ class Doing(msgspec.Struct, frozen=True, array_like=True):
     call was seen to go on, 0 if it does not tell.
     """
 
-    queue: str = ""
     lease: str = ""
     locked: str = ""
     locked_by: str = ""
@@ -59,13 +58,13 @@ class Activity:
         self.doing = Doing()
 
     @contextmanager
-    def holding_lease(self, queue: str, lease: str) -> Iterator[None]:
-        """Record a lease on a run queue inside the `with` block, so that the supervisor renews it."""
-        self._change(queue=queue, lease=lease)
+    def holding_lease(self, lease: str) -> Iterator[None]:
+        """Record a lease inside the `with` block, so that the supervisor renews it."""
+        self._change(lease=lease)
         try:
             yield
         finally:
-            self._change(queue="", lease="", step="")
+            self._change(lease="", step="")
 
     @contextmanager
     def holding_lock(self, model_hash: str, token: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ Owns the process-wide object that the RQ jobs use (:func:`start`, :func:`current
 everything here can be lost at any instruction.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from keepfit.store.commit import InboxConsumer
 from keepfit_workers import memory
 from keepfit_workers.activity import Activity
 from keepfit_workers.bundle_cache import Bundles
-from keepfit_workers.computing import ChunkSizes
+from keepfit_workers.computing import MODELS_MAX, ChunkSizes
 from keepfit_workers.heartbeat import lock_ttl_s
 from keepfit_workers.resources import LazyResources
 from keepfit_workers.scorers import EncodedScorers
@@ -47,6 +48,10 @@ class WorkerContext:
         # Number of requests that one claim takes at most, for each slow model of the last claim.
         self.request_limits: dict[str, int] = {}
         self.chunk_sizes = ChunkSizes()
+        # The longest time that the questions of one claim have taken, by model.
+        self.longest_s: dict[str, float] = {}
+        # When the last questions were answered, by the monotonic clock.
+        self.asked_s = -math.inf
         self._deferred_unlocks: list[tuple[str, str]] = []
         self._store_backoff = Backoff(STORE_PAUSE_S, STORE_PAUSE_S_MAX)
         self._retry_at_s = 0.0
@@ -67,6 +72,12 @@ class WorkerContext:
             model.decode(): 0 if limit == run_queue.VERY_SLOW else int(limit)
             for model, limit in zip(limits[::2], limits[1::2], strict=True)
         }
+
+    def note_duration(self, model_hash: str, seconds: float) -> None:
+        """Record how long the questions of a claim about a model took."""
+        if len(self.longest_s) >= MODELS_MAX:
+            self.longest_s.clear()
+        self.longest_s[model_hash] = max(seconds, self.longest_s.get(model_hash, 0.0))
 
     def defer_unlock(self, model_hash: str, lease: str) -> None:
         """Remember that `lease` may still hold the lock of a model, because the store was unavailable during its turn.
@@ -102,10 +113,10 @@ class WorkerContext:
             run_queue.enqueue_lease(self.queue, run_queue.LEARN, self.settings.lease_ttl_s, [model_hash])
             self._deferred_unlocks.pop()
 
-    def has_waiting_jobs(self) -> bool:
-        """Return whether a lease waits for a worker."""
-        (jobs,) = redis_scripts.run(self.queue, ("LLEN", redis_keys.RQ_QUEUE))
-        return bool(jobs)
+    def has_waiting_work(self) -> bool:
+        """Return whether questions wait for an answer, or a lease for a worker."""
+        questions = redis_keys.queued_models(run_queue.PREDICT.name)
+        return any(redis_scripts.run(self.queue, ("LLEN", redis_keys.RQ_QUEUE), ("LLEN", questions)))
 
 
 _current: WorkerContext | None = None

@@ -21,7 +21,6 @@ from keepfit.jobs import run_queue
 from keepfit.store.commit import renew_lock
 from keepfit_workers.activity import Doing
 
-QUEUES = {queue.name: queue for queue in run_queue.RUN_QUEUES}
 # The states of a process in /proc that is stopped, by a signal or by a debugger.
 STOPPED = ("T", "t")
 
@@ -89,9 +88,7 @@ def renew(store: Redis, queue_redis: Redis, beats: Iterable[Beat], lease_ttl_s: 
 def _renew_leases(queue_redis: Redis, beats: Sequence[Beat], lease_ttl_s: float) -> None:
     """Renew the leases and the records of RQ."""
     commands: list[Command] = [
-        run_queue.claim(QUEUES[beat.doing.queue], beat.doing.lease, lease_ttl_s, beat.worker, renew=True)
-        for beat in beats
-        if beat.doing.lease and not beat.stopped_s
+        run_queue.renew(beat.doing.lease, lease_ttl_s) for beat in beats if beat.doing.lease and not beat.stopped_s
     ]
     ttl_s = record_ttl_s(lease_ttl_s)
     for beat in beats:

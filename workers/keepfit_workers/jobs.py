@@ -1,11 +1,12 @@
-"""The two RQ jobs. Each is a lease on a run queue: it drains the queue, lingers and hands over.
+"""The RQ job: a lease on both run queues. It drains them, lingers and hands over.
 
-Gateways enqueue them by name (:mod:`keepfit.jobs.rq_jobs`). Owns the two loops; learning and predicting are modules of
-their own.
+Gateways enqueue it by one of two names (:mod:`keepfit.jobs.rq_jobs`), which tell what prompted it. Learning and
+predicting are modules of their own.
 """
 
 from collections.abc import Sequence
 
+from keepfit.backends import redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
 from keepfit.model import recipe_check
@@ -14,7 +15,7 @@ from keepfit.observability import failpoints
 from keepfit.rows.shaping import shape
 from keepfit_workers import context
 from keepfit_workers.learning import learn
-from keepfit_workers.lease import drain
+from keepfit_workers.lease import Lease
 from keepfit_workers.predicting import answer_all
 
 
@@ -29,21 +30,28 @@ def warm_up() -> None:
 
 
 def partial_fit(lease: str) -> int:
-    """Learn the pending requests of the models in the learn queue; return the number of turns."""
+    """Answer the requests in the predict queue, and learn those of the models in the learn queue; return the number."""
     worker = context.current()
+    ttl_s = worker.settings.lease_ttl_s
 
     def learn_all(models: Sequence[bytes]) -> Sequence[Command]:
         for model_hash in map(bytes.decode, models):
             if learn(worker, model_hash, lease):
                 failpoints.reach("worker.unlocked")
                 # To the end of the queue: the other models come first.
-                run_queue.enqueue_lease(worker.queue, run_queue.LEARN, worker.settings.lease_ttl_s, [model_hash])
+                never = run_queue.NEVER_MS
+                run_queue.enqueue_lease(worker.queue, run_queue.LEARN, ttl_s, [model_hash], late_ms=never)
         return ()
 
-    return drain(worker, run_queue.LEARN, lease, learn_all)
+    def answer(entries: Sequence[bytes]) -> Sequence[Command]:
+        return answer_all(worker, entries)
+
+    works = {run_queue.LEARN.name: learn_all, run_queue.PREDICT.name: answer}
+    adopted = run_queue.adopt(worker.queue, lease, ttl_s)
+    done = Lease(worker, lease, works).drain()
+    if adopted:
+        redis_scripts.run(worker.queue, *run_queue.forget(lease))
+    return done
 
 
-def predict(lease: str) -> int:
-    """Answer the requests in the predict queue; return their number."""
-    worker = context.current()
-    return drain(worker, run_queue.PREDICT, lease, lambda entries: answer_all(worker, entries))
+predict = partial_fit

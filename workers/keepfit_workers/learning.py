@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import structlog
 
+from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsError, StaleModelError, UnavailableError
+from keepfit.jobs import run_queue
 from keepfit.model import fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
@@ -26,7 +28,8 @@ from keepfit_workers import restoring
 from keepfit_workers.activity import CALL
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.context import WorkerContext
-from keepfit_workers.lease import SHARED_SLICE_S
+from keepfit_workers.lease import LEARN_S
+from keepfit_workers.predicting import LIMITS_TTL_S, VERY_SLOW_S
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +37,11 @@ log = structlog.get_logger(__name__)
 # other models are served in between.
 TURN_S = 0.25
 COMMIT_AFTER_S = 0.1
+# While questions are asked, a commit comes after LEARN_S, and then the turn ends if one waits. It reads not many more
+# requests than it can learn in that time.
+BRIEF_ENTRIES_MAX = 128
+# Questions are asked for so long after the last one.
+ASKED_S = 1.0
 # A request that has killed this many workers while it was learned alone becomes a dead letter. What would happen again
 # in any case counts three times (keepfit.store.commit.Harm).
 ATTEMPTS_MAX = 6
@@ -48,13 +56,23 @@ class Turn:
     """
 
     def __init__(
-        self, consumer: InboxConsumer, bundles: Bundles, keyring: Keyring, model_hash: str, lease: str
+        self,
+        consumer: InboxConsumer,
+        bundles: Bundles,
+        keyring: Keyring,
+        model_hash: str,
+        lease: str,
+        *,
+        is_brief: bool = False,
     ) -> None:
         self._consumer = consumer
         self._bundles = bundles
         self._keyring = keyring
         self._hash = model_hash
         self._lease = lease
+        self._is_brief = is_brief
+        # Seconds that a request took on average, in the slowest step.
+        self.slowest_s = 0.0
 
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Learn until no request is pending or the turn `is_over`; return whether requests are still pending."""
@@ -73,7 +91,8 @@ class Turn:
         # The requests of a bundle that this process cannot load need not be read at every attempt.
         if self._bundles.is_unreadable(self._hash):
             return None
-        return self._consumer.claim(self._hash, self._lease, self._bundles.digest(self._hash))
+        most = BRIEF_ENTRIES_MAX if self._is_brief else None
+        return self._consumer.claim(self._hash, self._lease, self._bundles.digest(self._hash), most)
 
     def fit(self, claimed: Claimed) -> tuple[bool, Claimed | None]:
         """Fit the claimed requests, as many as fit into :data:`COMMIT_AFTER_S`, and commit them."""
@@ -83,13 +102,15 @@ class Turn:
         if claimed.attempts >= ATTEMPTS_MAX:
             reason = Harm[claimed.harm or Harm.DEATH.name].reason
             return self.commit(claimed, bundle, Fitted(0, f"{reason}, repeatedly and alone"))
-        return fit_loop.fit_requests(
-            bundle,
-            lambda: self._bundles.reload(claimed),
-            claimed.entries,
-            lambda fitted_bundle, fitted: self.commit(claimed, fitted_bundle, fitted),
-            COMMIT_AFTER_S,
-        )
+        began_s = time.monotonic()
+
+        def commit(fitted_bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
+            taken_s = (time.monotonic() - began_s) / max(fitted.count, 1)
+            self.slowest_s = max(self.slowest_s, taken_s)
+            return self.commit(claimed, fitted_bundle, fitted)
+
+        seconds = LEARN_S if self._is_brief else COMMIT_AFTER_S
+        return fit_loop.fit_requests(bundle, lambda: self._bundles.reload(claimed), claimed.entries, commit, seconds)
 
     def commit(self, claimed: Claimed, bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
         """Commit the fitted requests, or the first one as a dead letter if it could not be learned."""
@@ -102,7 +123,9 @@ class Turn:
         if claimed.followed:
             scorer = encoded_scorer(bundle, claimed.generation, claimed.version + 1, SCORER_BYTES_MAX)
             sealed = replace(sealed, scorer=scorer)
-        committed = self._consumer.commit(claimed, sealed, count, self._lease, dead_reason)
+        committed = self._consumer.commit(
+            claimed, sealed, count, self._lease, dead_reason, claims_next=not self._is_brief
+        )
         if committed.version < 1:
             reason = REFUSALS[committed.version]
             log.warning("commit_refused", hash=self._hash, version=claimed.version + 1, reason=reason)
@@ -122,7 +145,8 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
     if context.stopping:
         # The model was removed from the run queue and not begun. It goes back, or only the sweep would find it.
         return True
-    turn = Turn(context.consumer, context.bundles, context.keyring, model_hash, lease)
+    is_brief = time.monotonic() - context.asked_s < ASKED_S
+    turn = Turn(context.consumer, context.bundles, context.keyring, model_hash, lease, is_brief=is_brief)
     with context.activity.holding_lock(model_hash, lease):
         try:
             pending = _take_turn(context, turn, model_hash, lease)
@@ -130,7 +154,18 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
             context.defer_unlock(model_hash, lease)
             raise
     context.note_turn()
+    _note_duration(context, model_hash, turn.slowest_s)
     return pending
+
+
+def _note_duration(context: WorkerContext, model_hash: str, seconds: float) -> None:
+    """Record that a request of a model took so long, if that makes it a very slow one, or an ordinary one again."""
+    key, was_very_slow = redis_keys.request_limits(run_queue.LEARN.name), context.request_limits.get(model_hash) == 0
+    if seconds > VERY_SLOW_S:
+        limit = ("HSET", key, model_hash, run_queue.VERY_SLOW)
+        redis_scripts.run(context.queue, limit, ("EXPIRE", key, LIMITS_TTL_S))
+    elif seconds and was_very_slow:
+        redis_scripts.run(context.queue, ("HDEL", key, model_hash))
 
 
 def _take_turn(context: WorkerContext, turn: Turn, model_hash: str, lease: str) -> bool:
@@ -183,7 +218,7 @@ def _turn_is_over(context: WorkerContext, elapsed_s: float) -> bool:
     """Return whether other work comes first now: predictions, and other models."""
     if context.stopping or elapsed_s > TURN_S:
         return True
-    return elapsed_s > SHARED_SLICE_S and context.has_waiting_jobs()
+    return elapsed_s > LEARN_S and context.has_waiting_work()
 
 
 def seal_bundle(keyring: Keyring, claimed: Claimed, bundle: Bundle, count: int) -> SealedBundle:

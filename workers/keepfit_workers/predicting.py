@@ -7,6 +7,7 @@ failure with one model is an error of the requests about it only; no reply comes
 stored one when the request was made.
 """
 
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from keepfit_workers import computing, restoring
 from keepfit_workers.activity import CALL
 from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
-from keepfit_workers.outbox import Outbox
+from keepfit_workers.outbox import SEND_AFTER_S, Outbox
 
 log = structlog.get_logger(__name__)
 
@@ -152,7 +153,7 @@ class Turns:
 
 def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Command]:
     """Answer a batch of requests, as a claim returns them; return the commands that send the last replies."""
-    claimed_s = time.monotonic()
+    claimed_s = context.asked_s = time.monotonic()
     computations: dict[str, list[Question]] = defaultdict(list)
     lost: dict[str, list[Question]] = defaultdict(list)
     changes: list[WorkerRequest] = []
@@ -231,7 +232,8 @@ def _answer_models(
     reasons = reasons or {}
     loaded, failed = _load(context, questions)
     waiting: deque[Turns] = deque()
-    for model_hash, group in questions.items():
+    # Those whose calls may be long come last, after the replies of the others.
+    for model_hash, group in sorted(questions.items(), key=lambda item: _longest_s(context, *item)):
         model = loaded.get(model_hash)
         if model is None:
             missing = NotFoundError(f"There is no live model {model_hash}.")
@@ -243,11 +245,8 @@ def _answer_models(
         turns = waiting.popleft()
         model_hash = turns.model.hash
         try:
-            if not turns.take(outbox):
+            if not _take_turn(context, outbox, turns):
                 waiting.append(turns)
-            if turns.computed:
-                count, seconds = turns.computed, turns.seconds
-                outbox.add(*_limit_requests(context.request_limits.get(model_hash), model_hash, count, seconds))
         except CorruptBundleError as error:
             if repaired:
                 _fail(outbox, turns.questions, reasons.get(model_hash) or error)
@@ -263,6 +262,26 @@ def _answer_models(
                 tried.update({each: restoring.repair(context, each) for each in mine})
         _put_back(context, {model_hash: group for model_hash, group in corrupt.items() if model_hash not in tried})
         _answer_models(context, outbox, {each: corrupt[each] for each in tried}, tried, repaired=True)
+
+
+def _take_turn(context: WorkerContext, outbox: Outbox, turns: Turns) -> bool:
+    """Take a turn at a model, and note how long its questions take; return whether all of them are answered."""
+    model_hash = turns.model.hash
+    if _longest_s(context, model_hash, turns.questions) > SEND_AFTER_S:
+        outbox.send()
+    ended = turns.take(outbox)
+    if turns.computed:
+        context.note_duration(model_hash, turns.seconds)
+        limit = context.request_limits.get(model_hash)
+        outbox.add(*_limit_requests(limit, model_hash, turns.computed, turns.seconds))
+    return ended
+
+
+def _longest_s(context: WorkerContext, model_hash: str, questions: Sequence[Question]) -> float:
+    """Return how long the questions of a claim about this model took at most, infinite if that says nothing."""
+    if any(question.request.operation == "score" or question.request.rows_key for question in questions):
+        return math.inf
+    return context.longest_s.get(model_hash, math.inf)
 
 
 def _load(context: WorkerContext, hashes: Collection[str]) -> tuple[dict[str, Loaded], dict[str, KeepfitError]]:

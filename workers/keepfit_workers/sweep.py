@@ -88,7 +88,7 @@ def reap(store: Redis, queue_redis: Redis, death: Death, ttl_s: float) -> None:
         rq_queue.intermediate_queue.remove(job_id)
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
-    enqueue_leases(queue_redis, ttl_s)
+    run_queue.enqueue_leases(queue_redis, ttl_s)
 
 
 def _note_load_death(store: Redis, death: Death) -> None:
@@ -137,12 +137,10 @@ def end_lease(store: Redis, queue_redis: Redis, lease: str, harm: Harm | None) -
     `harm` is what that work has done to its worker; None if the worker lives, or nothing is known of it.
     """
     # The locks first: the next worker must not find the models locked by the dead one.
-    (held,) = redis_scripts.run(queue_redis, ("LRANGE", redis_keys.claimed(run_queue.LEARN.name, lease), 0, -1))
+    (entries,) = redis_scripts.run(queue_redis, ("LRANGE", redis_keys.claimed(lease), 0, -1))
+    held = run_queue.models_in(entries)
     if held:
-        redis_scripts.run(
-            store,
-            *(unlock(model_hash.decode(), lease, force=True, harm=harm) for model_hash in held),
-        )
+        redis_scripts.run(store, *(unlock(model_hash, lease, force=True, harm=harm) for model_hash in held))
     failpoints.reach("reap.unlocked")
     run_queue.abandon(queue_redis, lease, died=harm is not None)
 
@@ -162,12 +160,6 @@ def _answer_poison(queue_redis: Redis) -> None:
             queue_redis,
             *messages.send_replies(request.gateway, [messages.encode_reply(messages.failed(request, error))]),
         )
-
-
-def enqueue_leases(queue_redis: Redis, ttl_s: float) -> None:
-    """Enqueue a lease for every run queue that has work and no lease."""
-    for queue in run_queue.RUN_QUEUES:
-        run_queue.enqueue_lease(queue_redis, queue, ttl_s)
 
 
 def sweep(
@@ -195,7 +187,7 @@ def sweep(
         # A worker whose supervisor is silent as well is dead: its machine or container ended.
         end_lease(store, queue_redis, lease, Harm.DEATH if is_silent else None)
     _answer_poison(queue_redis)
-    enqueue_leases(queue_redis, ttl_s)
+    run_queue.enqueue_leases(queue_redis, ttl_s)
     if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(PENDING_SWEEP_S * 1000)):
         models = _models_with_pending(store, beat)
         if models:

@@ -31,6 +31,9 @@ from keepfit_gateway.learning.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
+# So long after a hint, another push finds whether a lease has come to it: one timer for all.
+LOOK_AGAIN_S = 0.03
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
@@ -72,7 +75,9 @@ class Acceptor:
         self._enqueuer = enqueuer
         self._recorder = recorder
         self._requests = Batcher(self._accept)
-        self._hints = Batcher(self._push)
+        # None only looks whether one more lease is needed.
+        self._hints: Batcher[str | None] = Batcher(self._push)
+        self._look_again: asyncio.TimerHandle | None = None
         self._lease = run_queue.new_lease()
         self._outage = Outage("queue", "workers are notified late of pending requests")
 
@@ -175,14 +180,16 @@ class Acceptor:
         for model_hash in to_notify:
             self._hints.put(model_hash)
 
-    async def _push(self, models: list[str]) -> None:
-        """Push models into the learn queue, and enqueue a lease if none drains it."""
+    async def _push(self, items: list[str | None]) -> None:
+        """Push models into the learn queue, and enqueue a lease if none drains it, or not in time."""
         failpoints.reach("hint.begun")
         # The name of the lease changes only after its job is enqueued. If the answer of a push that registered the
         # lease is lost, the next push finds the same lease, and none stays registered without a job until its deadline.
-        lease = self._lease
+        lease, models = self._lease, [model_hash for model_hash in dict.fromkeys(items) if model_hash is not None]
+        if models and self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look)
         try:
-            push = run_queue.push(run_queue.LEARN, lease, self._settings.lease_ttl_s, dict.fromkeys(models))
+            push = run_queue.push(run_queue.LEARN, lease, self._settings.lease_ttl_s, models)
             ((registered, *_),) = await self._queue_connection.run(push)
         except UnavailableError as error:
             self._outage.begin(error)
@@ -196,8 +203,14 @@ class Acceptor:
             self._lease = run_queue.new_lease()
             self._enqueuer.enqueue(run_queue.LEARN, lease)
 
+    def _look(self) -> None:
+        self._look_again = None
+        self._hints.put(None)
+
     async def close(self) -> None:
         """Finish the current round trips and close the connections."""
+        if self._look_again is not None:
+            self._look_again.cancel()
         await self._requests.close()
         if self._recorder is not None:
             await self._recorder.close()

@@ -88,9 +88,11 @@ async def test_expired_worker_requests_are_dropped(
             return client.time()[0] * 1000 > max(deadlines)
 
         await eventually(expired, "the deadlines of the worker requests")
-        (lease,) = client.zrange(redis_keys.leases(run_queue.PREDICT.name), 0, -1)
+        (lease,) = client.zrange(redis_keys.LEASES, 0, -1)
         (answer,) = redis_scripts.run(client, run_queue.claim(run_queue.PREDICT, lease.decode(), 60.0, "test"))
-        assert answer[2:] == []
+        claim = run_queue.read_claim(answer)
+        assert claim is not None
+        assert claim.entries == []
     assert pending(settings) == 0
 
 

@@ -24,8 +24,7 @@ OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models_set,
     redis_keys.worker_requests,
     redis_keys.waiting_since,
-    redis_keys.leases,
-    redis_keys.lease_holders,
+    redis_keys.former_leases,
     redis_keys.request_limits,
     redis_keys.poison_requests,
     redis_keys.put_aside_requests,
@@ -41,7 +40,10 @@ ALL = [
     redis_keys.COMMITS,
     redis_keys.SCORERS,
     *(key(queue) for key in OF_A_QUEUE for queue in ("learn", "predict")),
-    redis_keys.claimed("learn", "lease"),
+    redis_keys.claimed("lease"),
+    redis_keys.LEASES,
+    redis_keys.LEASE_HOLDERS,
+    redis_keys.WAKE_UPS,
     redis_keys.request_rows("token"),
     redis_keys.replies("gateway"),
     redis_keys.SWEEP,
@@ -96,7 +98,7 @@ def names(value: Any) -> set[str]:
 def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
-    built |= {redis_keys.RESTORES, redis_keys.SCORERS}
+    built |= {redis_keys.RESTORES, redis_keys.SCORERS, redis_keys.LEASES, redis_keys.LEASE_HOLDERS, redis_keys.WAKE_UPS}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
@@ -107,7 +109,7 @@ def test_the_table_lists_every_key() -> None:
         redis_keys.old_answers("h", "<c>"),
     }
     built |= {
-        redis_keys.claimed("<queue>", "<lease>"),
+        redis_keys.claimed("<lease>"),
         redis_keys.request_rows("<random>"),
         redis_keys.replies("<gateway>"),
     }
@@ -120,4 +122,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 7 == len(built)
+    assert len(functions) + 10 == len(built)

@@ -7,7 +7,7 @@ import redis
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.jobs import rq_jobs, run_queue
-from keepfit.jobs.run_queue import LEARN, PREDICT, RunQueue
+from keepfit.jobs.run_queue import LEARN, PREDICT, Claim, RunQueue
 from keepfit.settings import Settings
 
 TTL_S = 15.0
@@ -27,6 +27,7 @@ def client(settings: Settings) -> redis.Redis:
 def no_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise both time limits: work is late and leases are inactive only if a test says so, also on a busy machine."""
     monkeypatch.setattr(run_queue, "LATE_MS", 60_000)
+    monkeypatch.setattr(run_queue, "BUSY_MS", 600_000)
     monkeypatch.setattr(run_queue, "AWAKE_MS", 600_000)
 
 
@@ -49,14 +50,24 @@ def request(
     return push(client, PREDICT, lease, *entries, limit=limit)[0]
 
 
-def claim(
-    client: redis.Redis, queue: RunQueue, lease: str, worker: str = "one", *, renew: bool = False
-) -> list[str] | None:
+def claimed(client: redis.Redis, queue: RunQueue, lease: str, worker: str = "one") -> Claim:
+    """Claim entries with a valid lease."""
+    claim = run_queue.read_claim(redis_scripts.run(client, run_queue.claim(queue, lease, TTL_S, worker))[0])
+    assert claim is not None
+    return claim
+
+
+def claim(client: redis.Redis, queue: RunQueue, lease: str, worker: str = "one") -> list[str] | None:
     """Claim entries; return None if the lease is not valid."""
-    (reply,) = redis_scripts.run(client, run_queue.claim(queue, lease, TTL_S, worker, renew=renew))
-    if reply[0] == -1:
+    found = run_queue.read_claim(redis_scripts.run(client, run_queue.claim(queue, lease, TTL_S, worker))[0])
+    if found is None:
         return None
-    return [(run_queue.split_entry(entry)[1] if queue.requests else entry).decode() for entry in reply[2:]]
+    return [(run_queue.split_entry(entry)[1] if queue.requests else entry).decode() for entry in found.entries]
+
+
+def be_busy(client: redis.Redis, lease: str, worker: str) -> None:
+    """Make the last claim of a lease look long ago."""
+    client.hset(redis_keys.LEASE_HOLDERS, lease, f"{worker} {round((time.time() - 1000) * 1000)}")
 
 
 def age_entries(client: redis.Redis, queue: RunQueue) -> None:
@@ -92,16 +103,14 @@ def test_a_claim_returns_the_request_limits_that_it_applied(client: redis.Redis)
     client.hset(redis_keys.request_limits(PREDICT.name), A, 2)
     request(client, "l1", A, "a")
     request(client, "l1", B, "b")
-    (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "l1", TTL_S, "one"))
-    assert reply[:2] == [0, [A.encode(), b"2"]]
+    assert claimed(client, PREDICT, "l1").limits == [A.encode(), b"2"]
 
 
 def test_a_claim_returns_the_time_that_is_left(client: redis.Redis) -> None:
     """Each claimed request comes with the seconds until its deadline, by the clock of Redis."""
     request(client, "l1", A, "a", timeout_s=60.0)
     request(client, "l1", B, "b", timeout_s=999_999.999)
-    (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "l1", TTL_S, "one"))
-    (first, a), (second, b) = map(run_queue.split_entry, reply[2:])
+    (first, a), (second, b) = map(run_queue.split_entry, claimed(client, PREDICT, "l1").entries)
     assert (a, b) == (b"a", b"b")
     assert 0 < first <= 60.0 < second < 1e6
 
@@ -128,19 +137,26 @@ def test_a_model_is_in_the_learn_queue_once(client: redis.Redis) -> None:
 def test_a_lease_is_released_only_if_no_entry_is_pending(client: redis.Redis) -> None:
     """Release is refused while an entry is pending, so that no entry is left without a lease."""
     request(client, "l1", A, "a")
-    assert redis_scripts.run(client, run_queue.release(PREDICT, "l1")) == [0]
+    assert redis_scripts.run(client, run_queue.release("l1")) == [0]
     claim(client, PREDICT, "l1")
-    assert redis_scripts.run(client, run_queue.release(PREDICT, "l1")) == [1]
+    assert redis_scripts.run(client, run_queue.release("l1")) == [1]
     assert claim(client, PREDICT, "l1") is None
 
 
 def test_a_spare_lease_may_end_and_the_last_one_may_not(client: redis.Redis) -> None:
-    """One of several leases may end with `spare` while entries are pending; the last one may not."""
-    request(client, "l1", A, "a")
+    """One of two awake leases may end with `spare` while entries are pending; the last one may not."""
+    request(client, "l1", A, "a", "b")
     age_entries(client, PREDICT)
-    request(client, "l2", A, "b")
-    assert redis_scripts.run(client, run_queue.release(PREDICT, "l2", "spare")) == [1]
-    assert redis_scripts.run(client, run_queue.release(PREDICT, "l1", "spare")) == [0]
+    assert request(client, "l2", B, "c")
+    for lease in ("l1", "l2"):
+        claim(client, LEARN, lease, lease)
+    be_busy(client, "l1", "one")
+    assert redis_scripts.run(client, run_queue.release("l2", "spare")) == [0]
+    claim(client, LEARN, "l1", "one")
+    assert redis_scripts.run(client, run_queue.release("l2", "spare")) == [1]
+    claim(client, PREDICT, "l1", "one")
+    request(client, "l1", A, "a", "b")
+    assert redis_scripts.run(client, run_queue.release("l1", "spare")) == [0]
     assert claim(client, PREDICT, "l1") == ["a", "b"]
 
 
@@ -194,8 +210,7 @@ def test_other_leases_claim_the_models_of_an_inactive_lease(client: redis.Redis)
     request(client, "l2", A, "x")
     age_entries(client, PREDICT)
     assert request(client, "l2", A, "y")
-    long_ago = round((time.time() - 1000) * 1000)
-    client.hset(redis_keys.lease_holders(PREDICT.name), "l1", f"one {long_ago}")
+    be_busy(client, "l1", "one")
     request(client, "l3", B, "b")
     assert claim(client, PREDICT, "l2", "two") == ["x", "y", "b"]
 
@@ -241,29 +256,134 @@ def test_very_slow_models_together_leave_a_worker_to_others(client: redis.Redis)
         assert request(client, name, model, "slow")
     assert [claim(client, PREDICT, name, name) for name in ("one", "two")] == [["slow"], ["slow"]]
     waiting = client.lrange(redis_keys.queued_models(PREDICT.name), 0, -1)
-    (reply,) = redis_scripts.run(client, run_queue.claim(PREDICT, "three", TTL_S, "three"))
-    assert reply == [0, [*waiting, run_queue.VERY_SLOW]]
+    found = claimed(client, PREDICT, "three", "three")
+    assert (found.limits, found.entries) == ([*waiting, run_queue.VERY_SLOW], [])
     client.hset(redis_keys.request_limits(PREDICT.name), B, 1)
     request(client, "one", B, "quick")
     assert claim(client, PREDICT, "three", "three") == ["quick"]
 
 
-def test_workers_of_0_1_can_read_what_a_very_slow_model_leaves(client: redis.Redis) -> None:
-    """In a rolling update, they find the time of the last claim as the last word of a holder, and a limit of one."""
+def test_learning_a_very_slow_model_leaves_a_worker_to_questions(client: redis.Redis) -> None:
+    """A model whose rows take long to learn counts as one whose questions do: W - 1 workers are busy with either."""
+    client.hset(redis_keys.request_limits(LEARN.name), A, run_queue.VERY_SLOW)
+    client.hset(redis_keys.request_limits(PREDICT.name), B, run_queue.VERY_SLOW)
+    push(client, LEARN, "l1", A, C)
+    age_entries(client, LEARN)
+    request(client, "l2", B, "slow", "slow")
+    age_entries(client, PREDICT)
+    assert request(client, "l2", D, "quick")
+    learning = claimed(client, LEARN, "l1", "one")
+    assert (learning.entries, learning.limits) == ([A.encode()], [A.encode(), run_queue.VERY_SLOW])
+    assert claim(client, PREDICT, "l2", "two") == ["quick"]
+    assert claim(client, PREDICT, "l2", "two") == []
+    assert claim(client, LEARN, "l2", "two") == [C]
+    assert claim(client, PREDICT, "l1", "one") == ["slow"]
+    push(client, LEARN, "l1", A)
+    assert claim(client, LEARN, "l2", "two") == []
+    assert claimed(client, LEARN, "l2", "two").limits == [A.encode(), run_queue.VERY_SLOW]
+
+
+def test_a_worker_in_any_long_call_counts_as_busy(client: redis.Redis) -> None:
+    """Also if its model was not known as a very slow one: the last worker claims none, until the other claims again."""
     client.hset(redis_keys.request_limits(PREDICT.name), A, run_queue.VERY_SLOW)
-    request(client, "l1", A, "slow")
-    assert claim(client, PREDICT, "l1") == ["slow"]
-    holder = client.hget(redis_keys.lease_holders(PREDICT.name), "l1")
-    name, last = client.eval("return {string.match(ARGV[1], '^(.*) (%d+)$')}", 0, holder)
-    assert name.split() == [b"one", A.encode()]
-    assert abs(int(last) / 1000 - time.time()) < 600
-    assert int(run_queue.VERY_SLOW) == 1
-    # The record of a worker of 0.1: it is busy with nothing that takes a worker from others.
-    client.hset(redis_keys.lease_holders(PREDICT.name), "l1", f"one {last.decode()}")
-    assert run_queue.holder_of(client, "l1") == "one"
-    request(client, "l2", A, "again")
-    push(client, PREDICT, "l1")
-    assert claim(client, PREDICT, "l1", "two") == ["again"]
+    request(client, "l1", B, "surprise")
+    claim(client, PREDICT, "l1", "one")
+    be_busy(client, "l1", "one")
+    age_entries(client, PREDICT)
+    request(client, "l2", A, "slow")
+    age_entries(client, PREDICT)
+    assert request(client, "l2", A, "slow")
+    assert claim(client, PREDICT, "l2", "two") == []
+    claim(client, LEARN, "l1", "one")
+    assert claim(client, PREDICT, "l2", "two") == ["slow"]
+
+
+def test_one_more_lease_is_enqueued_at_once_if_all_are_busy(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work need not become late if no lease has claimed for a while; a lease whose job has not begun is on its way."""
+    monkeypatch.setattr(run_queue, "BUSY_MS", 60_000)
+    request(client, "l1", A, "a")
+    assert not push(client, LEARN, "l2", B)[0]
+    claim(client, PREDICT, "l1", "one")
+    assert not push(client, LEARN, "l2", C)[0]
+    be_busy(client, "l1", "one")
+    assert push(client, LEARN, "l2", D)[0]
+    assert not request(client, "l3", A, "b")
+    client.sadd(redis_keys.RQ_WORKERS, "three")
+    assert not request(client, "l3", B, "b")
+    claim(client, LEARN, "l2", "two")
+    assert not request(client, "l3", C, "c")
+    be_busy(client, "l2", "two")
+    # A lease that goes on after this push needs no other.
+    assert redis_scripts.run(client, run_queue.push(LEARN, "l3", TTL_S, [A], late_ms=run_queue.NEVER_MS)) == [[0]]
+    assert request(client, "l3", D, "d")
+
+
+def test_a_new_lease_gets_a_while_before_the_next(client: redis.Redis) -> None:
+    """After one more lease was enqueued for late work, the next push does not enqueue another."""
+    client.sadd(redis_keys.RQ_WORKERS, "three")
+    request(client, "l1", A, "a")
+    age_entries(client, PREDICT)
+    assert request(client, "l2", A, "b")
+    assert not request(client, "l3", A, "c")
+
+
+def test_a_claim_says_that_late_work_is_left(client: redis.Redis) -> None:
+    """A claim that leaves work which was late asks for one more lease, unless every worker has one."""
+    push(client, LEARN, "l1", A, B, C)
+    assert not claimed(client, LEARN, "l1").is_late
+    age_entries(client, LEARN)
+    assert claimed(client, LEARN, "l1").is_late
+    assert run_queue.enqueue_lease(client, LEARN, TTL_S, late_ms=0)
+    push(client, LEARN, "l1", A, B)
+    age_entries(client, LEARN)
+    assert not claimed(client, LEARN, "l1").is_late
+    age_entries(client, LEARN)
+    client.sadd(redis_keys.RQ_WORKERS, "three")
+    assert claimed(client, LEARN, "l1").is_late
+    age_entries(client, LEARN)
+    last = claimed(client, LEARN, "l1")
+    assert (len(last.entries), last.is_late) == (1, False)
+
+
+def test_a_claim_tells_what_waits_in_the_other_run_queue(client: redis.Redis) -> None:
+    """So a lease turns to it without another round trip; it also learns how many jobs wait for a worker."""
+    push(client, LEARN, "l1", A, B)
+    client.rpush(redis_keys.RQ_QUEUE, "job")
+    found = claimed(client, PREDICT, "l1")
+    assert (found.jobs, found.others, found.entries) == (1, 2, [])
+    request(client, "l1", C, "c")
+    assert claimed(client, LEARN, "l1").others == 1
+
+
+def test_work_of_either_kind_ends_a_linger(client: redis.Redis) -> None:
+    """Also work that comes between the claim that found none and the linger; a model that waits already wakes none."""
+    request(client, "l1", A, "a")
+    claim(client, PREDICT, "l1")
+    woken = claimed(client, PREDICT, "l1").woken
+    assert redis_scripts.run(client, run_queue.linger(woken, 0.001)) == [None]
+    push(client, LEARN, "l1", A)
+    assert redis_scripts.run(client, run_queue.linger(woken, 60.0)) != [None]
+    woken = claimed(client, PREDICT, "l1").woken
+    push(client, LEARN, "l1", A)
+    assert redis_scripts.run(client, run_queue.linger(woken, 0.001)) == [None]
+    request(client, "l1", A, "b")
+    assert redis_scripts.run(client, run_queue.linger(woken, 60.0)) != [None]
+
+
+def test_a_lease_of_a_gateway_of_0_1_is_adopted(client: redis.Redis) -> None:
+    """A lease in a register of 0.1 becomes valid; it stays there until it is forgotten or expires."""
+    former = redis_keys.former_leases(LEARN.name)
+    assert not run_queue.adopt(client, "l1", TTL_S)
+    assert claim(client, LEARN, "l1") is None
+    client.zadd(former, {"l1": (time.time() + 1000) * 1000, "l2": 1})
+    assert run_queue.adopt(client, "l1", TTL_S)
+    assert claim(client, LEARN, "l1") == []
+    assert run_queue.expired(client) == []
+    assert client.zrange(former, 0, -1) == [b"l1"]
+    redis_scripts.run(client, *run_queue.forget("l1"))
+    assert not client.exists(former)
 
 
 def test_pending_requests_of_a_model_are_limited(client: redis.Redis) -> None:
@@ -330,7 +450,7 @@ def test_renewing_a_lease_keeps_its_claimed_entries(client: redis.Redis) -> None
     """The heartbeat of a worker in a long call keeps its lease and its claimed entries."""
     push(client, LEARN, "l1", A)
     claim(client, LEARN, "l1")
-    assert claim(client, LEARN, "l1", renew=True) == []
+    assert redis_scripts.run(client, run_queue.renew("l1", TTL_S), run_queue.renew("l2", TTL_S)) == [1, 0]
     run_queue.abandon(client, "l1", died=True)
     assert client.lrange(redis_keys.queued_models(LEARN.name), 0, -1) == [A.encode()]
 
@@ -338,7 +458,8 @@ def test_renewing_a_lease_keeps_its_claimed_entries(client: redis.Redis) -> None
 def test_leases_not_renewed_expire(client: redis.Redis) -> None:
     """expired() returns a lease whose deadline has passed, and not a valid one."""
     entry = run_queue.make_entry(A, 60, b"a")
-    redis_scripts.run(client, run_queue.push(PREDICT, "old", 0.0, [entry]), run_queue.push(LEARN, "young", 60.0, [A]))
+    redis_scripts.run(client, run_queue.push(PREDICT, "old", 0.0, [entry]))
+    client.zadd(redis_keys.LEASES, {"young": (time.time() + 1000) * 1000})
     assert run_queue.expired(client) == ["old"]
 
 
@@ -349,7 +470,7 @@ def test_enqueue_lease_enqueues_one_job_with_the_id_of_its_lease(client: redis.R
     (job_id,) = rq_jobs.queue_of(client).get_job_ids()
     job = rq_jobs.LeaseJob.fetch(job_id, connection=client, serializer=rq_jobs.SERIALIZER)
     assert (job.func_name, list(job.args)) == (rq_jobs.PARTIAL_FIT, [job_id])
-    assert client.zscore(redis_keys.leases(LEARN.name), job_id) is not None
+    assert client.zscore(redis_keys.LEASES, job_id) is not None
 
 
 def test_an_empty_queue_enqueues_no_lease(client: redis.Redis) -> None:
@@ -359,10 +480,11 @@ def test_an_empty_queue_enqueues_no_lease(client: redis.Redis) -> None:
 
 
 def test_a_drained_queue_leaves_one_key(client: redis.Redis) -> None:
-    """After the last entry and the release of the lease, only the time of the last claim remains."""
+    """After the last entry and the release of the lease, only the times of last claim and wake-up remain."""
     request(client, "l1", A, "a", "b")
     request(client, "l1", B, "c")
     claim(client, PREDICT, "l1")
     claim(client, PREDICT, "l1")
-    assert redis_scripts.run(client, run_queue.release(PREDICT, "l1")) == [1]
-    assert [name.decode() for name in client.keys("kf:*")] == [redis_keys.waiting_since(PREDICT.name)]
+    assert redis_scripts.run(client, run_queue.release("l1")) == [1]
+    left = {name.decode() for name in client.keys("kf:*")}
+    assert left == {redis_keys.waiting_since(PREDICT.name), redis_keys.WAKE_UPS}
