@@ -253,7 +253,7 @@ CLAIM_INBOX = (
     ("the size of large rows is not counted", "tonumber(item[2][8] or #item[2][2])", "#item[2][2]"),
     ("a claim of nothing has a holder", "if #entries > 0 then", "if #entries >= 0 then"),
     ("the second claim reads more requests", "  most = math.min(most, math.max(1, tried - learned))\n", ""),
-    ("the harm is not returned", "  state[11] or ''}", "  ''}"),
+    ("the harm is not returned", "  state[11] or '', redis", "  '', redis"),
     ("suspects are not halved", "math.floor((suspect - learned) / 2)", "suspect - learned"),
     ("a third of the suspects is read", "math.floor((suspect - learned) / 2)", "math.floor((suspect - learned) / 3)"),
     (
