@@ -22,17 +22,18 @@ class Reminders:
         # When numbers are looked at, how long after the last time, and the numbers.
         self._due: list[tuple[float, float, Sequence[int]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._not_before_s = 0.0
 
     def add(self, numbers: Sequence[int]) -> None:
         """Remind of these requests, which were sent now, if they have no reply in time."""
         self._put(asyncio.get_running_loop(), FIRST_S, numbers)
-        self._set_timer(0.0)
+        self._set_timer()
 
     def _put(self, loop: asyncio.AbstractEventLoop, delay_s: float, numbers: Sequence[int]) -> None:
         heapq.heappush(self._due, (loop.time() + delay_s, delay_s, numbers))
 
-    def _set_timer(self, not_before_s: float) -> None:
-        due_s = max(self._due[0][0], not_before_s)
+    def _set_timer(self) -> None:
+        due_s = max(self._due[0][0], self._not_before_s)
         if self._timer is not None:
             if self._timer.when() <= due_s:
                 return
@@ -50,10 +51,11 @@ class Reminders:
                 late.append((delay_s, left))
         for delay_s, left in late:
             self._put(loop, 2 * delay_s, left)
-        if self._due:
-            self._set_timer(loop.time() + FIRST_S if late else 0.0)
         if late:
+            self._not_before_s = loop.time() + FIRST_S
             self._remind()
+        if self._due:
+            self._set_timer()
 
     def close(self) -> None:
         """Remind no more."""

@@ -25,7 +25,7 @@ POINTS = {
     "commit.done": "the commit is done and the worker has not recorded it",
     "worker.unlocking": "the model has pending requests left and is still locked",
     "worker.unlocked": "the model is unlocked and its pending requests are not in the run queue",
-    "lease.releasing": "the run queue is empty and the lease is still registered",
+    "lease.releasing": "both run queues are empty and the lease is still registered",
     "lease.released": "a lease is no longer registered and its successor is not enqueued",
     "answers.computed": "predictions are computed and no reply is sent",
     "reap.unlocked": "the models of a dead worker are unlocked and its lease is still registered",
