@@ -53,7 +53,8 @@ def shape(recipe: Recipe, X: Any, y: Any = None, sample_weight: Any = None, *, l
         With the row and column of each invalid value, at most 20.
     """
     numbers, categories = shape_columns(recipe, X)
-    check_texts(recipe, categories)
+    if categories:
+        check_texts(recipe, categories)
     target = shape_target(recipe, y, len(X)) if learning else None
     return Rows(len(X), numbers, categories, target, shape_weights(recipe, sample_weight, len(X)))
 

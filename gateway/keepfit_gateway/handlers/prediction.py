@@ -45,11 +45,11 @@ def question_of(model: Model, rows: RowsBody) -> Question:
     """
     operation: Operation = "proba" if rows.proba else "predict"
     shaped = rows.shape(model.recipe, learning=False)
-    classes = (model.recipe.classes or []) if rows.proba else []
-    labels = sum([len(one) if isinstance(one, list) else 1 for one in classes])
-    messages.check_answer_size(shaped.n, 1 + labels)
-    key = key_of(model.hash, operation, shaped)
-    return Question(model, operation, shaped, key, shaped.n * (1 + labels))
+    values = 1
+    if rows.proba:
+        values += sum([len(one) if isinstance(one, list) else 1 for one in model.recipe.classes or []])
+    messages.check_answer_size(shaped.n, values)
+    return Question(model, operation, shaped, key_of(model.hash, operation, shaped), shaped.n * values)
 
 
 def answer_here(

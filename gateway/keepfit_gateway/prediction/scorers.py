@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 REFUSED_S = 30.0
 # A model is followed while its scorer is used and its version changed within this time.
 CHANGING_S = 5.0
+# Uses within this time after a noted one are not noted.
+USE_NOTED_S = 0.1
 # Decoding this much takes a quarter of a millisecond at most, if it holds the labels of categories.
 INLINE_BYTES_MAX = 8 * 1024
 # Memory of Python objects and tables in addition to the scorer itself. Measured, and held by a test.
@@ -205,10 +207,11 @@ class Scorers:
         scorer = held.scorer or self._decoded(held, model.recipe)
         if scorer is None:
             return None
-        held.used_s = now_s
-        self._used.add(model.hash)
-        self._cache.note_used(model.hash)
-        self._held.move_to_end(model.hash)
+        if now_s >= held.used_s + USE_NOTED_S:
+            held.used_s = now_s
+            self._used.add(model.hash)
+            self._cache.note_used(model.hash)
+            self._held.move_to_end(model.hash)
         return scorer, source
 
     def find_stale(self, model: Model) -> tuple[Scorer, float] | None:

@@ -9,13 +9,19 @@ import structlog
 
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.prediction.cache import MODEL_OVERHEAD_BYTES, Cache
-from keepfit_gateway.prediction.scorers import CHANGING_S, HELD_OVERHEAD_BYTES, REFUSED_S, Scorers
+from keepfit_gateway.prediction.scorers import CHANGING_S, HELD_OVERHEAD_BYTES, REFUSED_S, USE_NOTED_S, Scorers
 from tests.gateway.prediction.doubles import INVALID, Clock, NamedScorer, decode, encoded, model_of
 
 ROOMY = 1 << 24
 SIZE_MAX = 1000
 MODEL, OTHER = "a" * 64, "b" * 64
 RECORD_BYTES = HELD_OVERHEAD_BYTES + MODEL_OVERHEAD_BYTES
+
+
+@pytest.fixture(autouse=True)
+def _note_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clock stand still between two uses that count."""
+    monkeypatch.setattr("keepfit_gateway.prediction.scorers.USE_NOTED_S", 0.0)
 
 
 class Gateway:
@@ -190,14 +196,17 @@ def test_models_are_followed_while_they_are_used_and_change() -> None:
     assert gateway.scorers.take_followed() == []
 
 
-def test_models_whose_scorer_is_used_count_as_used() -> None:
-    """A model of which only the scorer is used does not count as idle."""
+def test_models_whose_scorer_is_used_count_as_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of which only the scorer is used does not count as idle; uses in quick succession count as one."""
+    monkeypatch.setattr("keepfit_gateway.prediction.scorers.USE_NOTED_S", USE_NOTED_S)
     gateway = Gateway()
     gateway.ask()
     gateway.ask()
     assert gateway.cache.take_used() == set()
-    gateway.found()
-    assert gateway.cache.take_used() == {MODEL}
+    for waited_s, used in ((0, {MODEL}), (USE_NOTED_S / 2, set()), (USE_NOTED_S, {MODEL})):
+        gateway.clock.now_s += waited_s
+        assert gateway.found() == (1, 1)
+        assert gateway.cache.take_used() == used
 
 
 @pytest.mark.parametrize("data", [INVALID, encoded(MODEL, (1, 7))])
