@@ -47,13 +47,13 @@ def test_the_wheel_installs_no_generic_name(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_every_module_and_script(wheel: Path) -> None:
-    """Each Python file, Lua script and type marker of the four packages is in the wheel."""
+    """Each Python file, Lua script, file of a page and type marker of the four packages is in the wheel."""
     folders = ("keepfit", "gateway/keepfit_gateway", "workers/keepfit_workers", "snapshotter/keepfit_snapshotter")
     expected = {
         path.relative_to((ROOT / folder).parent).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".lua") or path.name == "py.typed"
+        if path.suffix in (".py", ".lua", ".html", ".js") or path.name == "py.typed"
     }
     assert expected
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == expected

@@ -25,7 +25,7 @@ from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.handlers.operations import DOCUMENT, options
 from keepfit_gateway.memory import return_freed_blocks
-from keepfit_gateway.routes import OPEN_PATHS, ROUTES, methods_of_paths
+from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, methods_of_paths
 from keepfit_gateway.shared_port import SharedPort
 from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
 from keepfit_gateway.web.connection import ProblemHandler, limit_unread_answers
@@ -71,11 +71,12 @@ def build_app(settings: Settings, parts: Parts | None = None) -> web.Application
     app[service.PARTS] = parts or Parts(ProcessCounts())
     app[BODY_MEMORY] = BodyMemoryLimit(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=requires_keys(settings))
-    for route in ROUTES:
-        handler = guard.require_scope(route.needs, route.handler)
-        app.router.add_route(route.method, route.path, handler)
-        if route.method == "GET":
-            app.router.add_route("HEAD", route.path, handler)
+    served = [(route.method, route.path, guard.require_scope(route.needs, route.handler)) for route in ROUTES]
+    served += [("GET", path, guard.require_scope(OPEN, handler)) for path, handler in PAGE_FILES.items()]
+    for method, path, handler in served:
+        app.router.add_route(method, path, handler)
+        if method == "GET":
+            app.router.add_route("HEAD", path, handler)
     for path, methods in methods_of_paths().items():
         app.router.add_route("OPTIONS", path, guard.require_scope(OPEN, options(methods)))
     app.cleanup_ctx.append(service.lifespan)

@@ -22,10 +22,18 @@ def _parameter(name: str, where: str, description: str, schema: dict[str, Any] |
     }
 
 
-HASH = _parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type": "string", "pattern": "^[0-9a-f]{64}$"})
-VERSION = _parameter(
-    "version", "path", "Version of the model: the live one.", {"type": "string", "pattern": "^[0-9]{1,16}$"}
-)
+# The model of the examples (`keepfit_gateway.openapi.examples`).
+EXAMPLE_HASH = "1b49da00465249682d486387fffc24236d1b055c1022bce4a70bdf3573e08df8"
+HASH = {
+    **_parameter("hash", "path", "SHA-256 of the canonical metadata.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+    "example": EXAMPLE_HASH,
+}
+VERSION = {
+    **_parameter(
+        "version", "path", "Version of the model: the live one.", {"type": "string", "pattern": "^[0-9]{1,16}$"}
+    ),
+    "example": "4",
+}
 HEADER_LENGTH = _parameter(
     messages.HEADER_LENGTH,
     "header",
@@ -52,6 +60,8 @@ METADATA = {
     ),
     "style": "deepObject",
     "explode": True,
+    # Without an example, Swagger UI makes up a filter, which nothing matches.
+    "example": {},
 }
 PREFER = _parameter(
     "Prefer",

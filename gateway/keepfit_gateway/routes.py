@@ -1,6 +1,7 @@
 """The table of routes: method, path, handler, form and answers. The OpenAPI document is generated from it.
 
-Owns no behaviour. Invariant: every path of the API is in this table, with the scope that it needs.
+Owns no behaviour. Invariant: every path of the API is in this table, with the scope that it needs. The files that the
+API page loads are no calls: they are in a list beside it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from keepfit.security.api_keys import ADMIN, LEARN, OPEN, PREDICT, READ
-from keepfit_gateway import schemas
+from keepfit_gateway import api_page, schemas
+from keepfit_gateway.handlers import api_page as page_handlers
 from keepfit_gateway.handlers import (
     dead_letters,
     history,
@@ -289,7 +291,16 @@ ROUTES = (
         "GET", "/openapi.json", operations.openapi, OPERATION, "This document", "OpenAPI 3.1, in JSON.",
         {200: OpenApiDocument}, errors=(503,), scope=OPEN,
     ),
+    Route(
+        "GET", "/docs", page_handlers.docs, OPERATION, "API page",
+        "This document as a page, in HTML, from which a browser can send requests. It needs no other server.",
+        {200: str, 304: None}, errors=(503,), own_parameters=(IF_NONE_MATCH,),
+        headers=dict.fromkeys((200, 304), ("ETag", "Cache-Control")), scope=OPEN, media_type="text/html",
+    ),
 )  # fmt: skip
+
+# The files that the page loads, by path.
+PAGE_FILES: Mapping[str, Handler] = {f"/docs/{name}": page_handlers.file(name) for name in api_page.FILES}
 
 
 def methods_of_paths() -> dict[str, set[str]]:
@@ -299,8 +310,8 @@ def methods_of_paths() -> dict[str, set[str]]:
         of_path = {"GET", "HEAD", "OPTIONS"} if route.method == "GET" else {route.method, "OPTIONS"}
         methods.setdefault(route.path, set()).update(of_path)
         methods[SERVER_PATH] |= of_path
-    return methods
+    return methods | {path: {"GET", "HEAD", "OPTIONS"} for path in PAGE_FILES}
 
 
 # Paths without an API key: probes have none, and the description of the API is public.
-OPEN_PATHS = frozenset(route.path for route in ROUTES if route.needs == OPEN)
+OPEN_PATHS = frozenset(route.path for route in ROUTES if route.needs == OPEN) | PAGE_FILES.keys()

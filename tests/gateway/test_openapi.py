@@ -15,7 +15,7 @@ from keepfit.settings import Settings
 from keepfit_gateway.app import build_app
 from keepfit_gateway.openapi import examples
 from keepfit_gateway.openapi.document import operation_id
-from keepfit_gateway.routes import ROUTES
+from keepfit_gateway.routes import PAGE_FILES, ROUTES
 from keepfit_gateway.web import inference_answers
 from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
 from tests.conftest import SIGNING_KEYS
@@ -70,14 +70,14 @@ def test_the_document_is_openapi_3_1() -> None:
 
 
 def test_exactly_the_routes_are_documented() -> None:
-    """The operations of the document are the routes of the application, except HEAD and OPTIONS."""
+    """The operations are the routes of the application, except HEAD, OPTIONS and the files of the API page."""
     app = build_app(Settings(signing_keys=SIGNING_KEYS))
     routes = {
         (route.resource.canonical, route.method.lower())
         for route in app.router.routes()
         if route.resource is not None and route.method not in ("HEAD", "OPTIONS")
     }
-    assert routes == set(OPERATIONS)
+    assert routes == {*OPERATIONS, *((path, "get") for path in PAGE_FILES)}
     assert len(OPERATIONS) == len(ROUTES)
 
 
@@ -131,7 +131,7 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
             assert media == {"application/problem+json"}
         else:
             binary = {BINARY} if path.endswith("/infer") and status == "200" else set()
-            assert media == {"text/plain" if path == "/metrics" else "application/json", *binary}
+            assert media == {{"/metrics": "text/plain", "/docs": "text/html"}.get(path, "application/json"), *binary}
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
@@ -225,7 +225,7 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/infer", {**tensors, "id": "1", "outputs": outputs})
         await check("POST", f"{prefix}/infer", {**tensors, "parameters": {"binary_data_output": True}})
         await check("POST", f"{prefix}/infer", {"inputs": [{**tensors["inputs"][0], "name": "Y"}]})
-    for path in ("/livez", "/readyz", "/metrics", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"):
         await check("GET", path)
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.02}}, {"Prefer": "wait=0"})

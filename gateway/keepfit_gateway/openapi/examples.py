@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from keepfit_gateway.parameters import EXAMPLE_HASH
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -21,7 +23,7 @@ class Example:
 
 WAIT = {200: {"Prefer": "wait=10"}}
 METADATA = {"type": "shoes", "brand": "nike"}
-HASH = "1b49da00465249682d486387fffc24236d1b055c1022bce4a70bdf3573e08df8"
+HASH = EXAMPLE_HASH
 PARAMS = {"learning_rate": "constant", "eta0": 0.3}
 RECIPE = {
     "estimator": "SGDRegressor",

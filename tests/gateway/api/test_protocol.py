@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from keepfit_gateway.routes import ROUTES
+from keepfit_gateway.routes import PAGE_FILES, ROUTES, methods_of_paths
 from tests.gateway.api_client import Api, Reply, address_of, connected, exchange
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -16,18 +16,21 @@ async def test_an_unknown_path_is_not_found(api: Api, path: str) -> None:
     assert "/openapi.json" in (await api.get(path)).problem(404)["detail"]
 
 
-@pytest.mark.parametrize("path", sorted({route.path for route in ROUTES}))
+@pytest.mark.parametrize("path", sorted({*(route.path for route in ROUTES), *PAGE_FILES}))
 async def test_an_unsupported_method_lists_the_allowed_ones(api: Api, path: str) -> None:
     """An unsupported method answers 405, and Allow lists exactly the supported ones."""
-    methods = {route.method for route in ROUTES if route.path == path}
+    methods = {route.method for route in ROUTES if route.path == path} or {"GET"}
     allowed = methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+    assert methods_of_paths()[path] == allowed
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - methods:
         reply = await api.call(method, address_of(path))
         assert reply.refusal(405, path).startswith(f"{method} is not allowed here")
         assert set(reply.headers["Allow"].split(", ")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/v1/models?session=none", "/v1/models/0"])
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/openapi.json", "/docs", *PAGE_FILES, "/v1/models?session=none", "/v1/models/0"]
+)
 async def test_head_is_get_without_a_body(api: Api, path: str) -> None:
     """HEAD answers like GET, including the length, without the body."""
     got, headed = await api.get(path), await api.call("HEAD", path)

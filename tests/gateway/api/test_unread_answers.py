@@ -65,7 +65,9 @@ async def send_until_aborted(url: str, request: bytes) -> None:
             await send(client)
 
 
-@pytest.mark.parametrize("what", ["cached", "regular", "uncached", "malformed", "document", "metrics", "missing"])
+@pytest.mark.parametrize(
+    "what", ["cached", "regular", "uncached", "malformed", "document", "metrics", "missing", "page"]
+)
 async def test_pipelined_requests_whose_answers_are_not_read_take_no_memory(
     gateway: GatewayProcess, path: str, what: str
 ) -> None:
@@ -78,6 +80,7 @@ async def test_pipelined_requests_whose_answers_are_not_read_take_no_memory(
         "document": get("/openapi.json"),
         "metrics": get("/metrics"),
         "missing": get("/missing"),
+        "page": get("/docs/swagger-ui-bundle.js"),
     }[what]
     gateway.reset_peak()
     idle, before = gateway.memory(), len(gateway.events("answer_aborted"))

@@ -25,7 +25,7 @@ from keepfit.settings import Settings
 from keepfit.settings_check import check_host
 from keepfit_gateway import app
 from keepfit_gateway.auth import guard
-from keepfit_gateway.routes import OPEN_PATHS, ROUTES, Route
+from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, Route
 from keepfit_gateway.web import problems
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, WAIT, Api, Reply, address_of, connected, eventually, exchange, serving
@@ -92,7 +92,7 @@ def test_routes_require_the_documented_scopes() -> None:
     """Each route requires the scope that docs/operations/security.md names for it."""
     needs = {(route.method, route.path): route.needs for route in ROUTES}
     for (method, where), scope in needs.items():
-        if where in ("/livez", "/readyz", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"):
+        if where in ("/livez", "/readyz", "/openapi.json", "/docs", "/v2", "/v2/health/live", "/v2/health/ready"):
             assert scope == OPEN
         elif where.endswith(("/predict", "/score", "/infer")):
             assert scope == PREDICT
@@ -103,7 +103,7 @@ def test_routes_require_the_documented_scopes() -> None:
             reads = method == "GET" and not where.endswith("/dead")
             assert scope == (READ if reads else ADMIN), where
     probes = {"/v2", "/v2/health/live", "/v2/health/ready"}
-    assert {"/livez", "/readyz", "/openapi.json", *probes} == OPEN_PATHS
+    assert {"/livez", "/readyz", "/openapi.json", "/docs", *PAGE_FILES, *probes} == OPEN_PATHS
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
