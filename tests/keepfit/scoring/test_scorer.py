@@ -189,10 +189,12 @@ def test_changed_parameters_are_those_of_the_scorer() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 100, 257, 1000, 4099])
+@pytest.mark.parametrize("scaler_name", [None, *SCALERS])
 @pytest.mark.parametrize("name", ["SGDRegressor", "SGDClassifier"])
-def test_a_row_of_any_width_is_answered_as_by_a_worker(name: str, width: int) -> None:
+def test_a_row_of_any_width_is_answered_as_by_a_worker(name: str, scaler_name: str | None, width: int) -> None:
     """A single row of numbers, which has a computation of its own, is answered bit for bit as by a worker."""
-    recipe = parse({"estimator": name} | ({"classes": ["no", "yes"]} if name == "SGDClassifier" else {}))
+    classes = {"classes": ["no", "yes"]} if name == "SGDClassifier" else {}
+    recipe = parse({"estimator": name, "scaler": scaler_name, **classes})
     random, bundle = np.random.default_rng(width), Bundle.new(recipe)
     X = random.normal(size=(20, width)) * 10.0 ** random.integers(-3, 3, width)
     y = [float(v) for v in X[:, 0]] if name == "SGDRegressor" else ["no" if v < 0 else "yes" for v in X[:, 0]]
@@ -204,6 +206,20 @@ def test_a_row_of_any_width_is_answered_as_by_a_worker(name: str, width: int) ->
         assert found.answer(recipe, rows, proba=False) == expected is not None
     wide = shape(recipe, [[1.0] * (width + 1)], learning=False)
     assert found.answer(recipe, wide, proba=False) is None
+
+
+@pytest.mark.parametrize("name", SCALERS)
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e-268, 1e-272, 1e-300, 1e200, 1e268, 1e272, 1e300])
+def test_a_scale_that_overflows_is_left_to_a_worker(name: str, scale: float) -> None:
+    """A scaler with numbers of any size answers, or leaves to a worker, a row of the largest numbers."""
+    recipe = parse({"estimator": "SGDRegressor", "scaler": name})
+    bundle = Bundle.new(recipe)
+    bundle.partial_fit(shape(recipe, [[1.0, 2.0], [2.0, 1.0]], [1.0, 2.0], learning=True))
+    bundle.columns.scaler.scale_ = np.array([scale, 1.0])
+    for row in ([NUMBER_MAX, -NUMBER_MAX], [-NUMBER_MAX, 1.0], [1.0, 2.0]):
+        rows = shape(recipe, [row], learning=False)
+        expected = models.worker_answer(bundle, rows, proba=False)
+        assert scorer(bundle).answer(recipe, rows, proba=False) == expected
 
 
 def test_a_row_that_overflows_is_answered_by_a_worker() -> None:
