@@ -283,6 +283,12 @@ ROUTES = (
         {200: schemas.Ready, 503: schemas.Ready}, scope=OPEN,
     ),
     Route(
+        "GET", "/v1/workers", operations.list_workers, OPERATION, "List workers",
+        "The worker processes that are alive, on all machines. One that died is listed until its supervisor removes "
+        "it, or its record expires.",
+        {200: schemas.WorkerList}, errors=(503,),
+    ),
+    Route(
         "GET", "/metrics", operations.show_metrics, OPERATION, "Metrics",
         "Of this gateway and its dependencies, in the text format of Prometheus.",
         {200: str}, errors=(503,), media_type="text/plain",

@@ -23,7 +23,7 @@ from keepfit.backends.backoff import Backoff
 from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
-from keepfit.jobs import messages, run_queue
+from keepfit.jobs import messages, run_queue, worker_records
 from keepfit.jobs.messages import Operation, RestoreOptions, WorkerReply, WorkerRequest
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
@@ -307,12 +307,12 @@ class WorkerClient:
 
     async def workers(self) -> Workers:
         """Count the workers that RQ knows and whose record exists: a record expires without heartbeats."""
-        (names,) = await redis_scripts.run_async(self._queue, ("SMEMBERS", redis_keys.RQ_WORKERS))
-        commands = (command for name in names for command in (("EXISTS", name), ("HGET", name, "call_s")))
-        found = await redis_scripts.run_async(self._queue, *commands) if names else []
-        longest_s = self._settings.predict_timeout_s
-        busy = sum(call_s is not None and int(call_s) > longest_s for call_s in found[1::2])
-        return Workers(sum(found[::2]), busy)
+        found = await self.worker_records()
+        return Workers(len(found), sum(worker.state == "long_call" for worker in found))
+
+    async def worker_records(self) -> list[worker_records.WorkerRecord]:
+        """Return the record of each worker alive."""
+        return await worker_records.read_all(self._queue, self._settings.predict_timeout_s)
 
     async def backlog(self) -> dict[str, int]:
         """Count the entries in the queue's Redis, by kind."""

@@ -76,7 +76,10 @@ STATE_PATTERN = "kf:{*}:st"
 
 
 def rq_worker(name: str) -> str:
-    """Return the key of RQ's record of a worker (a hash). Its field `call_s` is keepfit's: seconds of a long call."""
+    """Return the key of RQ's record of a worker (a hash).
+
+    Its fields `call_s` (seconds of a long call), `models_held` and `rows_per_s` are keepfit's (the heartbeat).
+    """
     return f"{RQ_WORKER_PREFIX}{name}"
 
 

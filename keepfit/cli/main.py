@@ -29,6 +29,7 @@ from keepfit.cli import (
     status,
     transfer,
     words,
+    workers,
 )
 from keepfit.errors import KeepfitError
 
@@ -100,6 +101,7 @@ _add(
     cls=words.SeveralWords,
 )
 _add(models.models, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
+_add(workers.workers, "keepfit workers", "keepfit workers --json")
 _add(
     history.history,
     "keepfit history --type shoes --after yesterday",

@@ -225,7 +225,7 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/infer", {**tensors, "id": "1", "outputs": outputs})
         await check("POST", f"{prefix}/infer", {**tensors, "parameters": {"binary_data_output": True}})
         await check("POST", f"{prefix}/infer", {"inputs": [{**tensors["inputs"][0], "name": "Y"}]})
-    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"):
+    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers"):
         await check("GET", path)
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.02}}, {"Prefer": "wait=0"})

@@ -27,7 +27,8 @@ class Doing(msgspec.Struct, frozen=True, array_like=True):
     A call is a step that may take long, and that keepfit cannot interrupt: `step` names it, `model` is its hash, if it
     is about one, and `since_s` its start by the monotonic clock, which all processes of a machine share. Between calls
     `step` is ''. `generation` and `digest` name the bundle that is loaded. `progress_s` is the last moment at which the
-    call was seen to go on, 0 if it does not tell.
+    call was seen to go on, 0 if it does not tell. `models_held` is the number of bundles in its memory and
+    `rows_learned` that of the rows that it has committed since its start, both after its last batch.
     """
 
     lease: str = ""
@@ -39,6 +40,8 @@ class Doing(msgspec.Struct, frozen=True, array_like=True):
     generation: int = 0
     digest: str = ""
     progress_s: float = 0.0
+    models_held: int = 0
+    rows_learned: int = 0
 
     def call_s(self, now_s: float) -> float:
         """Return the seconds that the call has taken; 0 between calls."""
@@ -85,9 +88,9 @@ class Activity:
         """Record that the current call goes on: it may take longer than one may that is silent."""
         self._change(progress_s=time.monotonic())
 
-    def end(self) -> None:
-        """Record that the current call has ended."""
-        self._change(step="")
+    def end(self, **counts: int) -> None:
+        """Record that the current call has ended, and the `counts` of :class:`Doing` after it."""
+        self._change(step="", **counts)
 
     def read(self) -> Doing:
         """Return the record, as the supervisor sees it."""

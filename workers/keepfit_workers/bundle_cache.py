@@ -35,6 +35,11 @@ class BundleCache:
     _bundles: OrderedDict[str, tuple[str, Bundle, int]] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
+    @property
+    def count(self) -> int:
+        """Number of cached bundles."""
+        return len(self._bundles)
+
     def digest(self, model_hash: str) -> str:
         """Return the digest of the cached bundle of a model, '' if none is cached."""
         cached = self._bundles.get(model_hash)

@@ -56,6 +56,8 @@ class WorkerContext:
         self._store_backoff = Backoff(STORE_PAUSE_S, STORE_PAUSE_S_MAX)
         self._retry_at_s = 0.0
         self.stopping = False
+        # Rows that this process has committed.
+        self.rows_learned = 0
 
     def close(self) -> None:
         """Close the connections."""

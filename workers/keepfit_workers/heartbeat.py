@@ -8,6 +8,7 @@ worker has recorded in its :class:`~keepfit_workers.activity.Activity` is renewe
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,41 @@ from keepfit_workers.activity import Doing
 STOPPED = ("T", "t")
 
 
+# Period of the rate of rows; longer if heartbeats are rarer.
+RATE_S = 10.0
+
+
+class RowRate:
+    """Rows per second of one worker, from the counts that its heartbeats find."""
+
+    def __init__(self, now_s: float) -> None:
+        self._seen = deque([(now_s, 0)])
+
+    def per_s(self, now_s: float, rows: int) -> float:
+        """Return the rows per second since the last count that is at least :data:`RATE_S` old, or since the start.
+
+        >>> rate = RowRate(0.0)
+        >>> [rate.per_s(now_s, rows) for now_s, rows in ((2.0, 10), (12.0, 10), (14.0, 10), (24.0, 40))]
+        [5.0, 0.8333333333333334, 0.0, 3.0]
+        """
+        self._seen.append((now_s, rows))
+        while len(self._seen) > 2 and self._seen[1][0] <= now_s - RATE_S:
+            self._seen.popleft()
+        began_s, before = self._seen[0]
+        return (rows - before) / (now_s - began_s) if now_s > began_s else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A living worker, and what it does; `stopped_s` are the seconds for which it has been stopped by a signal."""
+    """A living worker, and what it does; `stopped_s` are the seconds for which it has been stopped by a signal.
+
+    `rows_per_s` are the rows that it has learned each second, over the last :data:`RATE_S`.
+    """
 
     worker: str
     doing: Doing
     stopped_s: float = 0.0
+    rows_per_s: float = 0.0
 
     @property
     def call_s(self) -> int:
@@ -97,10 +126,13 @@ def _renew_leases(queue_redis: Redis, beats: Sequence[Beat], lease_ttl_s: float)
     known = redis_scripts.run(queue_redis, *commands)[-2 * len(beats) :][1::2]
     # Only in a record that exists: RQ would take one without its other fields for a worker.
     stamps = [
-        ("HSET", redis_keys.rq_worker(beat.worker), "last_heartbeat", utcformat(now()), "call_s", beat.call_s)
+        (
+            "HSET", redis_keys.rq_worker(beat.worker), "last_heartbeat", utcformat(now()), "call_s", beat.call_s,
+            "models_held", beat.doing.models_held, "rows_per_s", f"{beat.rows_per_s:.3f}",
+        )
         for beat, exists in zip(beats, known, strict=True)
         if exists
-    ]
+    ]  # fmt: skip
     if stamps:
         redis_scripts.run(queue_redis, *stamps)
 

@@ -73,6 +73,8 @@ class Turn:
         self._is_brief = is_brief
         # Seconds that a request took on average, in the slowest step.
         self.slowest_s = 0.0
+        # Rows of the commits.
+        self.rows = 0
 
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Learn until no request is pending or the turn `is_over`; return whether requests are still pending."""
@@ -131,6 +133,7 @@ class Turn:
             log.warning("commit_refused", hash=self._hash, version=claimed.version + 1, reason=reason)
             return True, committed.claimed
         self._bundles.cache.put(self._hash, committed.digest, bundle, len(sealed.data))
+        self.rows += sealed.rows_seen - claimed.rows_seen
         if dead_reason:
             _log_dead_letter(claimed, dead_reason)
         return committed.has_pending, committed.claimed
@@ -153,6 +156,8 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
         except UnavailableError:
             context.defer_unlock(model_hash, lease)
             raise
+        finally:
+            context.rows_learned += turn.rows
     context.note_turn()
     _note_duration(context, model_hash, turn.slowest_s)
     return pending

@@ -88,7 +88,7 @@ class Lease:
             failpoints.reach("lease.claimed")
             context.activity.begin(BATCH)
             self._unsent = self._works[queue.name](claim.entries)
-            context.activity.end()
+            context.activity.end(models_held=context.bundles.cache.count, rows_learned=context.rows_learned)
         self._queue = self._next_queue(claim)
         return not claim.entries and self._queue is PREDICT and not self._linger() and self._release()
 

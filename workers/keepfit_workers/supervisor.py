@@ -62,6 +62,7 @@ class Child:
     call_since_s: float = 0.0
     excused_s: float = 0.0
     seen_s: float = field(default_factory=time.monotonic)
+    row_rate: heartbeat.RowRate = field(default_factory=lambda: heartbeat.RowRate(time.monotonic()))
 
     def death(self, exitcode: int) -> sweep.Death:
         """Return how this worker ended, and what it did then."""
@@ -95,7 +96,8 @@ class Child:
             self.stopped_at_s = now_s
         # At least a moment: a worker that stopped just now is stopped, too.
         stopped_s = max(now_s - self.stopped_at_s, 1e-3) if self.stopped_at_s else 0.0
-        return heartbeat.Beat(self.name, self.activity.read(), stopped_s)
+        doing = self.activity.read()
+        return heartbeat.Beat(self.name, doing, stopped_s, self.row_rate.per_s(now_s, doing.rows_learned))
 
 
 class Supervisor:

@@ -1,9 +1,10 @@
-"""Handlers of operation: probes, metrics, and the OpenAPI document.
+"""Handlers of operation: probes, workers, metrics, and the OpenAPI document.
 
 Owns the translation between HTTP and :mod:`keepfit_gateway.health` and :mod:`keepfit_gateway.metrics`, nothing else.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -44,6 +45,12 @@ async def readyz(request: web.Request) -> web.Response:
         detail=dependencies.detail or msgspec.UNSET,
     )
     return json_response(answer, 503 if dependencies.status == "unavailable" else 200)
+
+
+async def list_workers(request: web.Request) -> web.Response:
+    """GET /v1/workers: each worker that is alive."""
+    found = await request.app[SERVICE].worker_client.worker_records()
+    return json_response({"workers": [dataclasses.asdict(worker) for worker in found]})
 
 
 async def show_metrics(request: web.Request) -> web.Response:

@@ -121,6 +121,11 @@ MODEL_METADATA = {
     "outputs": [{"name": "predictions", "datatype": "FP64", "shape": [-1]}],
 }
 MODEL_READY = {"name": HASH, "ready": True}
+WORKER = {"name": "web-1.4711.9c1fa0de", "host": "web-1", "pid": 4712, "state": "busy", "call_s": 0}
+WORKERS = [
+    {**WORKER, "models_held": 1, "rows_per_s": 0.6},
+    {**WORKER, "name": "web-1.4711.b57a2f10", "pid": 4713, "state": "idle", "models_held": 0, "rows_per_s": 0.0},
+]
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 EXAMPLES: dict[str, Example] = {
@@ -180,6 +185,7 @@ EXAMPLES: dict[str, Example] = {
         {200: {"points": [{"timestamp": 1795392000.0, "value": 6.0}]}},
         "?metadata[brand]=nike&every=1w&stat=max&field=rows_seen",
     ),
+    "list_workers": Example({}, {200: {"workers": WORKERS}}),
     "livez": Example({}, {200: {"status": "ok"}}),
     "readyz": Example(
         {}, {200: {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}}

@@ -25,6 +25,7 @@ from keepfit_gateway.schemas.answers import (
     ScoreAnswer,
     SnapshotAnswer,
     SnapshotList,
+    WorkerList,
 )
 from keepfit_gateway.schemas.inference import (
     InferenceAnswer,
@@ -101,5 +102,6 @@ __all__ = [
     "SnapshotAnswer",
     "SnapshotList",
     "TensorMetadata",
+    "WorkerList",
     "convert",
 ]

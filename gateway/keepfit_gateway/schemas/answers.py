@@ -346,3 +346,25 @@ class Ready(Struct, kw_only=True):
     workers: int
     row_log: str | UnsetType = UNSET
     detail: str | UnsetType = UNSET
+
+
+class WorkerAnswer(Struct, kw_only=True):
+    """A worker process. All but its first three fields are as of its last heartbeat, which is seconds old.
+
+    `state` is `idle` without work, `busy` while it has a lease, and `long_call` while it cannot take other work for
+    longer than a prediction may take.
+    """
+
+    name: str
+    host: str
+    pid: int
+    state: Annotated[Literal["idle", "busy", "long_call"], Meta(title="WorkerState")]
+    models_held: Annotated[int, Meta(description="Bundles in its memory, after its last batch.")]
+    rows_per_s: Annotated[float, Meta(description="Rows that it has learned each second, over the last ten seconds.")]
+    call_s: Annotated[int, Meta(description="Seconds for which its current call has kept it from taking other work.")]
+
+
+class WorkerList(Struct, kw_only=True):
+    """The workers that are alive, ordered by name."""
+
+    workers: list[WorkerAnswer]

@@ -1,0 +1,49 @@
+"""The command `keepfit workers`: list the workers that are alive.
+
+Owns the text of this command; :mod:`keepfit.jobs.worker_records` reads the workers. Invariant: it changes nothing.
+"""
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from keepfit.cli.options import Json, load_settings
+from keepfit.cli.output import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from keepfit.jobs.worker_records import WorkerRecord
+
+COLUMNS = (
+    Column("name", "cut"),
+    Column("host", "cut", width_min=100),
+    Column("pid", right=True),
+    Column("state"),
+    Column("models held", right=True),
+    Column("rows/s", right=True),
+)
+
+
+def workers(as_json: Json = False) -> None:
+    """List the workers that are alive, on all machines."""
+    found = asyncio.run(_read())
+    if as_json:
+        print_json([dataclasses.asdict(worker) for worker in found])
+    else:
+        print_table(COLUMNS, [_row(worker) for worker in found], "no workers")
+
+
+def _row(worker: "WorkerRecord") -> tuple[object, ...]:
+    state = f"in a call for {worker.call_s} s" if worker.state == "long_call" else worker.state
+    return worker.name, worker.host, worker.pid, state, worker.models_held, f"{worker.rows_per_s:.1f}"
+
+
+async def _read() -> list["WorkerRecord"]:
+    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.jobs import worker_records  # noqa: PLC0415
+
+    settings = load_settings()
+    client = redis_clients.queue_async(settings)
+    try:
+        return await worker_records.read_all(client, settings.predict_timeout_s)
+    finally:
+        await client.aclose()
