@@ -136,6 +136,21 @@ def restart_without_redis_data(deployment: Deployment) -> None:
     deployment.snapshotter.start()
 
 
+async def use_all(urls: Sequence[str], learners: Sequence[TrackedModel]) -> None:
+    """Ask each model once: one whose rows were all accepted before the last loss is restored at its next use."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ATTEMPT_S_MAX)) as http:
+        for learner in learners:
+            X = next(X for X, _ in learner.rows if not isinstance(X, dict))
+            deadline = time.monotonic() + STILL_S_MAX
+            while True:
+                with suppress(TimeoutError, aiohttp.ClientError):
+                    async with http.post(f"{urls[0]}/v1/models/{learner.hash}/predict", json={"X": [X]}) as response:
+                        if response.status < 500:
+                            break
+                assert time.monotonic() < deadline, f"model {learner.number} is not restored"
+                await asyncio.sleep(RETRY_S)
+
+
 async def drain(store: redis.asyncio.Redis, learners: Sequence[TrackedModel]) -> None:
     """Wait until no request is pending."""
     deadline = time.monotonic() + STILL_S_MAX
@@ -152,8 +167,10 @@ async def examine(store: redis.asyncio.Redis, learner: TrackedModel, sequences: 
     faults = []
     if sorted(sequences) != list(range(len(learner.rows))):
         faults.append(f"{len(sequences)} of {len(learner.rows)} rows were accepted")
-    if sorted(sequences.values()) != list(range(1, len(learner.rows) + 1)):
-        faults.append("the sequences that were answered are not 1, 2, 3, …")
+    # A sequence is skipped if its gateway was killed before it had logged the request, and another one had logged a
+    # later request: nothing was answered, and the client's repeat has a later sequence.
+    if len(set(sequences.values())) < len(sequences):
+        faults.append("two requests were answered with one sequence")
     recipe = parse(learner.recipe)
     _, found = unseal(
         await store.get(redis_keys.bundle(learner.hash)), Keyring.from_text(SIGNING_KEYS), recipe, learner.hash
@@ -199,6 +216,7 @@ async def run(folder: Path, rounds: int, rows: int, seed: int, lasts_s: float = 
             await asyncio.wait_for(sending, STILL_S_MAX + 2 * rounds * lasts_s)
         finally:
             sending.cancel()
+        await use_all(deployment.urls, learners)
         client = redis.asyncio.Redis(port=deployment.store.port)
         await drain(client, learners)
         faults = [
