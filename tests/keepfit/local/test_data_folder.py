@@ -106,9 +106,13 @@ def test_commands_do_not_wait_for_a_fifo(tmp_path: Path) -> None:
 
 
 def test_what_servers_write_is_private(stack: Stack) -> None:
-    """Append-only files, MongoDB's files and logs of a running stack are readable by the owner only."""
+    """Append-only files, MongoDB's files and logs of a running stack are readable by the owner only.
+
+    Commands write snapshots with the user's umask; the folder keeps others out.
+    """
     for name in data_folder.FOLDERS:
-        assert others_can(stack.data / name) == []
+        assert mode_of(stack.data / name) == 0o700
+        assert name == "snapshots" or others_can(stack.data / name) == []
     assert any((stack.data / "redis").rglob("*.aof"))
     assert [mode_of(stack.data / name) for name in ("env", "lock", "up.json")] == [0o600] * 3
     assert mode_of(stack.data) == 0o700
