@@ -38,7 +38,7 @@ PAGE = ROOT / "docs/operations/while-learning.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 CONNECTIONS = 32
-ROUNDS, SECONDS = 5, 4.0
+ROUNDS, SECONDS = 3, 3.0
 DRAIN_S_MAX = 60.0
 # Learning calls per second with one row each, and with ten, so that 2,000 rows arrive.
 RATES = (0, 5, 20, 100, 200)
