@@ -5,7 +5,6 @@ learns on. Invariant: a scorer answers what the bundle would answer, bit for bit
 numpy has none. Workers send scorers to gateways (:mod:`keepfit.scoring.encoding`).
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,15 +23,7 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.smoothing import smoothed
 from keepfit.scoring import bayes, clusters, encoding, linear, network, scalers, wrappers
 from keepfit.scoring.records import Record
-from keepfit.scoring.scorer import Scorer
 from keepfit.scoring.state import State, is_eligible
-
-
-def scorer_of(bundle: Bundle, generation: int, version: int) -> Scorer | None:
-    """Return the scorer of a version of a model; None if its predictions need a worker."""
-    data = encoded_scorer(bundle, generation, version, sys.maxsize)
-    # In arrays of its own: the bundle learns on in its arrays.
-    return encoding.decode(data, bundle.recipe) if data else None
 
 
 def encoded_scorer(bundle: Bundle, generation: int, version: int, bytes_max: int) -> bytes:
@@ -45,7 +36,7 @@ def encoded_scorer(bundle: Bundle, generation: int, version: int, bytes_max: int
             return b""
         # What a gateway would refuse is not sent.
         state.check(bundle.recipe)
-        encoded = encoding.encode_state(state)
+        encoded = encoding.encode(state)
     except (ScorerError, AttributeError, TypeError, ValueError):
         return b""
     return encoded if len(encoded) <= bytes_max else b""

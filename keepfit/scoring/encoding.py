@@ -26,19 +26,14 @@ DIMENSIONS_MAX = 2
 CHECKSUM_BYTES = 4
 
 
-def encode(scorer: Scorer) -> bytes:
-    """Return a scorer as bytes.
+def encode(state: State) -> bytes:
+    """Return the state of a scorer as bytes.
 
     Raises
     ------
     ScorerError
         If it has an array that is not contiguous, or text that has no encoding.
     """
-    return encode_state(scorer.state)
-
-
-def encode_state(state: State) -> bytes:
-    """Return the state of a scorer as bytes; raises what :func:`encode` raises."""
     try:
         data = _encode(state)
     except (ValueError, TypeError, OverflowError) as error:

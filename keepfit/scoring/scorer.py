@@ -2,7 +2,7 @@
 
 ::
 
-    bundle ──▶ scorer_of ──▶ encode ──▶ gateway: decode ──▶ answer(recipe, rows) ──▶ JSON
+    bundle ──▶ encode ──▶ gateway: decode ──▶ answer(recipe, rows) ──▶ JSON
 
 Owns the answer to a prediction: the JSON text that a worker would send for the same rows, bit for bit, or None where
 only a worker can answer. Never learns, never raises for rows, and never imports scikit-learn. Invariants: the

@@ -12,13 +12,12 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import Recipe
-from keepfit.rows.rows import Rows
+from keepfit.scoring.scorer import Scorer
 from keepfit.store.models import Model
 from keepfit_gateway.prediction.cache import MODEL_OVERHEAD_BYTES, Cache, WatchedModel
 
@@ -37,30 +36,6 @@ HELD_OVERHEAD_BYTES = 500
 
 # A generation and a version.
 Version = tuple[int, int]
-
-
-class Scorer(Protocol):
-    """What :mod:`keepfit.scoring` decodes."""
-
-    size_bytes: int
-
-    @property
-    def generation(self) -> int:
-        """The generation of the model."""
-
-    @property
-    def version(self) -> int:
-        """The version of the model."""
-
-    @property
-    def rows_seen(self) -> int:
-        """The number of rows that this version has learned."""
-
-    def answer(self, recipe: Recipe, rows: Rows, *, proba: bool) -> bytes | None:
-        """Return the predictions as JSON, or None where only a worker can answer."""
-
-    def cost(self, rows: Rows, *, proba: bool) -> int:
-        """Return about how many multiplications and additions an answer takes."""
 
 
 class HeldScorer:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from keepfit.errors import KeepfitError
 from keepfit.jobs.messages import Operation
 from keepfit.rows.rows import Rows
+from keepfit.scoring.scorer import Scorer
 from keepfit.store.models import Model
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.cache import Cache, WatchedModel
 from keepfit_gateway.prediction.http_caching import Reply
-from keepfit_gateway.prediction.scorers import Scorer, Scorers
+from keepfit_gateway.prediction.scorers import Scorers
 from keepfit_gateway.web.offload import compute_in_thread
 
 # Multiplications and additions of a prediction that is computed in the event loop, which waits for it 0.3 ms at most:

@@ -11,9 +11,12 @@ from keepfit.errors import KeepfitError
 from keepfit.jobs import messages
 from keepfit.jobs.messages import WorkerReply
 from keepfit.model.bundle import Bundle
+from keepfit.model.scorers import encoded_scorer
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
+from keepfit.scoring import encoding
+from keepfit.scoring.scorer import Scorer
 
 # Name of a case: estimator and parameters.
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -89,6 +92,12 @@ LABELS: Mapping[str, tuple[list[Any] | None, list[Any]]] = {
     "mixed": (None, [True, 1, "1", "true"]),
 }
 MAKES = ["nike", "puma", "é", "", 3, "3", "asics"]
+
+
+def scorer_of(bundle: Bundle, generation: int, version: int) -> Scorer | None:
+    """Return the scorer that a gateway decodes; None if the model has none."""
+    data = encoded_scorer(bundle, generation, version, 1 << 30)
+    return encoding.decode(data, bundle.recipe) if data else None
 
 
 def kinds(features: str) -> list[tuple[str, bool]]:

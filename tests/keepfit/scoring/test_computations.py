@@ -8,7 +8,6 @@ import pytest
 from sklearn.naive_bayes import GaussianNB
 
 from keepfit.model import fast_predict, pipeline
-from keepfit.model.scorers import scorer_of
 from keepfit.model.smoothing import smoothed
 from keepfit.scoring import bayes, clusters, computations, linear
 from tests.keepfit.scoring import models
@@ -24,7 +23,7 @@ def test_a_record_computes_the_bits_of_scikit_learn(case: str, labels: str) -> N
     if not has_labels and labels != "named":
         return
     bundle = models.learned(case, "unnamed", None, "onehot", labels if has_labels else "")
-    estimator, scorer = smoothed(pipeline.final_of(bundle.estimator)), scorer_of(bundle, 1, 1)
+    estimator, scorer = smoothed(pipeline.final_of(bundle.estimator)), models.scorer_of(bundle, 1, 1)
     assert scorer is not None
     record, random = scorer.state.final, np.random.default_rng(3)
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from keepfit.errors import ScorerError
-from keepfit.model.scorers import scorer_of
 from keepfit.recipe.catalogue import CATALOGUE
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -48,12 +47,12 @@ OTHERS: list[Any] = [
 def sample(key: tuple[str, str, str | None, str, str]) -> tuple[Recipe, Rows, bytes]:
     """Return a recipe, rows and an encoded scorer."""
     bundle = models.learned(*key)
-    found = scorer_of(bundle, 3, 17)
+    found = models.scorer_of(bundle, 3, 17)
     assert found is not None
     generator = np.random.default_rng(5)
     counts = models.CASES[key[0]][0] in models.COUNTS_ONLY
     X = [[models.value(kind, generator, counts) for kind, _ in models.kinds(key[1])] for _ in range(3)]
-    return bundle.recipe, shape(bundle.recipe, X, learning=False), encoding.encode(found)
+    return bundle.recipe, shape(bundle.recipe, X, learning=False), encoding.encode(found.state)
 
 
 def answers(scorer: Scorer, recipe: Recipe, rows: Rows) -> list[bytes | None]:
@@ -73,7 +72,7 @@ each_sample = pytest.mark.parametrize("key", SAMPLES, ids=lambda key: "-".join(m
 def test_a_decoded_scorer_is_encoded_to_the_same_bytes(key: Any) -> None:
     """Encoding is a function of the scorer, and decoding loses nothing."""
     recipe, _, data = sample(key)
-    assert encoding.encode(encoding.decode(data, recipe)) == data
+    assert encoding.encode(encoding.decode(data, recipe).state) == data
 
 
 @each_sample
@@ -191,11 +190,11 @@ def test_reading_takes_a_multiple_of_the_bytes(piece: bytes) -> None:
 def test_an_array_that_is_not_contiguous_has_no_encoding() -> None:
     """A view with gaps is not encoded: a copy would be multiplied in another order."""
     bundle = models.learned("regressor", "unnamed", None, "onehot", "")
-    found = scorer_of(bundle, 1, 1)
+    found = models.scorer_of(bundle, 1, 1)
     assert found is not None
     final = msgspec.structs.replace(found.state.final, coef_=np.ones(8)[::2])
     with pytest.raises(ScorerError, match="contiguous"):
-        encoding.encode_state(msgspec.structs.replace(found.state, final=final))
+        encoding.encode(msgspec.structs.replace(found.state, final=final))
 
 
 def test_every_record_is_sampled() -> None:

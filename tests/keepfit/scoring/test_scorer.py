@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepfit.model.bundle import Bundle
-from keepfit.model.scorers import scorer_of
 from keepfit.recipe.catalogue import CATALOGUE, SCALERS
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
@@ -34,9 +33,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 def scorer(bundle: Bundle) -> Scorer:
     """Return the scorer of a bundle after it was encoded and decoded."""
-    found = scorer_of(bundle, 3, 17)
+    found = models.scorer_of(bundle, 3, 17)
     assert found is not None
-    return encoding.decode(encoding.encode(found), bundle.recipe)
+    return encoding.decode(encoding.encode(found.state), bundle.recipe)
 
 
 @st.composite
@@ -151,7 +150,7 @@ def test_a_scorer_does_not_change_while_its_bundle_learns() -> None:
     bundle = Bundle.new(models.learned("regressor", "unnamed", None, "onehot", "").recipe)
     learn = shape(bundle.recipe, [[1.0, 2.0, 3.0, 4.0]], [5.0], learning=True)
     bundle.partial_fit(learn)
-    found, rows = scorer_of(bundle, 1, 1), shape(bundle.recipe, [[1.0, 2.0, 3.0, 4.0]], learning=False)
+    found, rows = models.scorer_of(bundle, 1, 1), shape(bundle.recipe, [[1.0, 2.0, 3.0, 4.0]], learning=False)
     assert found is not None
     before = found.answer(bundle.recipe, rows, proba=False)
     bundle.partial_fit(learn)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keepfit.model.bundle import Bundle
-from keepfit.model.scorers import RECORDS, scorer_of
+from keepfit.model.scorers import RECORDS
 from keepfit.recipe.catalogue import CATALOGUE, SCALERS
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
@@ -36,10 +36,10 @@ def test_a_fitted_model_has_a_scorer_if_its_estimator_is_on_the_page(name: str) 
     """Each estimator of the catalogue has a scorer once it has learned, or never has one."""
     recipe = catalogue.recipe(name)
     bundle = Bundle.new(recipe)
-    assert scorer_of(bundle, 1, 1) is None
+    assert models.scorer_of(bundle, 1, 1) is None
     for seed in range(3):
         bundle.partial_fit(catalogue.batch(name, 12, seed).learned(recipe))
-    assert (scorer_of(bundle, 1, 1) is not None) == state.is_eligible(recipe)
+    assert (models.scorer_of(bundle, 1, 1) is not None) == state.is_eligible(recipe)
     assert state.is_eligible(recipe) == (name in documented("estimator, or last step"))
 
 
@@ -70,7 +70,7 @@ def test_rows_that_wait_for_the_first_call_give_no_scorer() -> None:
     bundle = Bundle.new(recipe)
     for n, expected in ((2, False), (1, True)):
         bundle.partial_fit(shape(recipe, [[float(i), n] for i in range(n)], learning=True))
-        assert (scorer_of(bundle, 1, 1) is not None) == expected
+        assert (models.scorer_of(bundle, 1, 1) is not None) == expected
 
 
 def test_every_record_has_a_computation_and_a_case() -> None:
