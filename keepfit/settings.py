@@ -13,20 +13,19 @@ from typing import Any, get_args
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from keepfit.errors import SettingsError
+from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX, SnapshotSettings
 
 PREFIX = "KEEPFIT_"
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(?=:)")
-# 30 years, and a petabyte: every clock, timer and counter that keepfit uses accepts them.
-SECONDS_MAX, BYTES_MAX, ENTRIES_MAX = 10**9, 2**50, 10**9
 # Characters of a value, or of the name of a variable, that a message repeats.
 VALUE_SHOWN_MAX = 80
 UNITS = {"_per_s": " (per second)", "_s": " (seconds)", "_ms": " (milliseconds)", "_bytes_max": " (bytes)"}
 
 
-class Settings(BaseSettings):
+class Settings(SnapshotSettings):
     """The settings of all services. Each field has a description."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
@@ -256,69 +255,6 @@ class Settings(BaseSettings):
         description=(
             "Memory of a worker process: a request that needs more fails, and a process above three quarters of it is "
             "replaced between two jobs; 0: its share of three quarters of the machine's or container's memory."
-        ),
-    )
-    idle_after_s: int = Field(
-        7 * 86_400,
-        ge=0,
-        # Redis counts seconds in 24 bits, and begins again after 194 days.
-        le=180 * 86_400,
-        description=(
-            "Time without use after which a saved model leaves Redis, which counts 194 days at most; 0: never. Until "
-            "its next use its only copy is in the storage."
-        ),
-    )
-    snapshot_every_s: float = Field(
-        60.0, ge=0.01, le=SECONDS_MAX, description="Time between the passes of the snapshotter of `keepfit up`."
-    )
-    snapshot_entries_max: int = Field(
-        16, ge=1, le=256, description="Maximum number of blobs that one snapshotter writes at a time."
-    )
-    snapshot_bytes_max: int = Field(
-        64 * 2**20,
-        ge=1024,
-        le=BYTES_MAX,
-        description=(
-            "Maximum total size of the bundles that one snapshotter holds at a time; a larger bundle is saved alone."
-        ),
-    )
-    retention_all_s: int = Field(3600, ge=0, le=SECONDS_MAX, description="Age up to which every snapshot is kept.")
-    retention_hourly_s: int = Field(
-        86_400, ge=0, le=SECONDS_MAX, description="Age up to which the last snapshot of each hour is kept."
-    )
-    retention_daily_s: int = Field(
-        30 * 86_400,
-        ge=0,
-        le=SECONDS_MAX,
-        description=(
-            "Age up to which the last snapshot of each day is kept; the newest valid snapshot of a "
-            "model is never deleted."
-        ),
-    )
-    garbage_grace_s: int = Field(
-        3600, ge=0, le=SECONDS_MAX, description="Age after which an unfinished snapshot counts as abandoned."
-    )
-    garbage_entries_max: int = Field(
-        200,
-        ge=0,
-        le=ENTRIES_MAX,
-        description=(
-            "Maximum number of models whose garbage one pass collects, the next pass continuing after "
-            "them; 0 deletes nothing."
-        ),
-    )
-
-    history_rollups: str = Field(
-        "",
-        description=(
-            "Roll-ups of the history, TYPE EVERY FIELD [GROUP] each, separated by commas: shoes 5m metrics.r2."
-        ),
-    )
-    history_keep: str = Field(
-        "",
-        description=(
-            "Time for which stored documents of the history are kept, TYPE DURATION each, separated by "
-            "commas: shoes 30d, * 90d."
         ),
     )
 

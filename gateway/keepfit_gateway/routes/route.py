@@ -1,0 +1,75 @@
+"""What one route of the API is: method, path, handler, form, answers and the scope that it needs.
+
+Owns no route; the other modules of this package list them. Never handles a request.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from keepfit.security.api_keys import ADMIN, READ
+from keepfit_gateway import schemas
+from keepfit_gateway.parameters import REQUEST_ID
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Parameter = dict[str, Any]
+
+MODELS, LEARNING, PREDICTING = "models", "learning", "predicting"
+DEAD_LETTERS, SNAPSHOTS, HISTORY_TAG, OPERATION = "dead letters", "snapshots", "history", "operation"
+PROTOCOL = "inference protocol"
+TAGS = {
+    MODELS: "Create, describe, change and delete models.",
+    LEARNING: "Send rows to learn.",
+    PREDICTING: "Ask for predictions and scores.",
+    DEAD_LETTERS: "Requests that were accepted and could not be learned.",
+    SNAPSHOTS: "Save and restore models.",
+    HISTORY_TAG: "Snapshots and their metrics by time.",
+    PROTOCOL: "Predictions for clients of the Open Inference Protocol, version 2.",
+    OPERATION: "Probes, metrics and this document.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `answers` maps status codes to forms (None: no body); `errors` are the other status codes.
+
+    `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may follow the JSON of
+    the request and of the answer; `media_type` is that of the answers; `headers` are fields of an answer by its status.
+    `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    tag: str
+    summary: str
+    description: str
+    answers: Mapping[int, type[Any] | None]
+    form: type[schemas.Form] | None = None
+    errors: tuple[int, ...] = ()
+    own_parameters: tuple[Parameter, ...] = ()
+    headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    tables: bool = False
+    tensors: bool = False
+    body_optional: bool = False
+    scope: str | None = None
+    media_type: str = "application/json"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Its own parameters, and the one of every operation."""
+        return (*self.own_parameters, REQUEST_ID)
+
+    @property
+    def needs(self) -> str:
+        """The scope that the API key of the caller needs."""
+        if self.scope is not None:
+            return self.scope
+        return READ if self.method == "GET" else ADMIN
+
+
+BODY_ERRORS = (400, 408, 413, 415, 422)
+LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
+ASK_ERRORS = LEARN_ERRORS

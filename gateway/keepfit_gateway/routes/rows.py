@@ -1,0 +1,59 @@
+"""Rows to learn, and rows to predict or to score: their routes.
+
+Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keepfit.security.api_keys import LEARN, PREDICT
+from keepfit_gateway import schemas
+from keepfit_gateway.handlers import learning, prediction
+from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PROBA, TIMEOUT
+from keepfit_gateway.routes.route import ASK_ERRORS, LEARN_ERRORS, LEARNING, PREDICTING, Route
+
+LEARNED: Mapping[int, type[Any] | None] = {200: schemas.LearnedAnswer, 202: schemas.AcceptedAnswer}
+PREDICTED: Mapping[int, type[Any] | None] = {200: schemas.PredictAnswer, 304: None}
+SCORED: Mapping[int, type[Any] | None] = {200: schemas.ScoreAnswer}
+PREFERRED = {200: ("Preference-Applied",)}
+CACHED = dict.fromkeys((200, 304), ("ETag", "Cache-Control", "Age", "Cache-Status"))
+
+LEARN_TEXT = (
+    "202 as soon as the rows are durable. With `Prefer: wait=SECONDS` 200 once they are learned, or the 202 when the "
+    "time is up. Send an `Idempotency-Key`, and the same request may be repeated safely for a day."
+)
+PREDICT_TEXT = (
+    "One prediction for each row, by the newest version of the model. With `proba` also probabilities of the classes, "
+    "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
+    "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504."
+)
+SCORE_TEXT = "Regressors answer `max_error`, `mean_absolute_error`, `r2`; classifiers `accuracy`, `f1`, `log_loss`."
+
+ROUTES = (
+    Route(
+        "POST", "/v1/models/{hash}/partial_fit", learning.partial_fit, LEARNING, "Learn rows", LEARN_TEXT,
+        LEARNED, schemas.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, tables=True, scope=LEARN,
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/predict", prediction.predict, PREDICTING, "Predict rows", PREDICT_TEXT,
+        PREDICTED, schemas.Predict, ASK_ERRORS, (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), CACHED,
+        tables=True, scope=PREDICT,
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/score", prediction.score, PREDICTING, "Score a model on rows", SCORE_TEXT,
+        SCORED, schemas.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True, scope=PREDICT,
+    ),
+    Route(
+        "POST", "/v1/partial_fit", learning.partial_fit, LEARNING, "Learn rows, by metadata", LEARN_TEXT,
+        LEARNED, schemas.PartialFitByMetadata, LEARN_ERRORS, (PREFER, KEY), PREFERRED, scope=LEARN,
+    ),
+    Route(
+        "POST", "/v1/predict", prediction.predict, PREDICTING, "Predict rows, by metadata", PREDICT_TEXT,
+        PREDICTED, schemas.PredictByMetadata, ASK_ERRORS, (TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), CACHED,
+        scope=PREDICT,
+    ),
+    Route(
+        "POST", "/v1/score", prediction.score, PREDICTING, "Score a model on rows, by metadata", SCORE_TEXT,
+        SCORED, schemas.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,), scope=PREDICT,
+    ),
+)  # fmt: skip
