@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable, Container, Sequence
 
 # Longer than a round of a lease that serves other requests meanwhile.
-FIRST_S = 0.015
+FIRST_S = 0.025
 
 
 class Reminders:

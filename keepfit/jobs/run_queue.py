@@ -25,8 +25,8 @@ from keepfit.jobs import rq_jobs
 
 CLAIMED_TTL_MS = 3_600_000
 # Work that has waited longer than this for the next claim is late: one more worker joins. A round of a lease takes
-# about 1 ms, and a few with many models.
-LATE_MS = 10
+# about 1 ms, a few with many models, and a slice of learning 10 ms.
+LATE_MS = 20
 # A lease that has claimed nothing for this long is busy with something slow; other leases may take its models.
 AWAKE_MS = 50
 # If all leases have claimed nothing for this long, one more is enqueued at once: between two claims are at most a round
@@ -50,16 +50,18 @@ When = Literal["idle", "spare", "now"]
 class RunQueue:
     """A run queue: its name, the RQ job that work in it prompts, and how much one claim takes.
 
-    `requests` is 0 if the models themselves are the work.
+    `requests` is 0 if the models themselves are the work. A lease that also serves the other run queue may leave this
+    one alone for `pause_ms` milliseconds, after which work begins to be late.
     """
 
     name: str
     function: str
     models: int
     requests: int
+    pause_ms: int = 0
 
 
-LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, requests=0)
+LEARN = RunQueue("learn", rq_jobs.PARTIAL_FIT, models=1, requests=0, pause_ms=40)
 PREDICT = RunQueue("predict", rq_jobs.PREDICT, models=256, requests=512)
 RUN_QUEUES = (LEARN, PREDICT)
 FORMER_REGISTERS = [redis_keys.former_leases(queue.name) for queue in RUN_QUEUES]
@@ -122,7 +124,8 @@ def push(
     """Return the command that adds `entries`: hashes of models, or results of :func:`make_entry`.
 
     Up to `requests_max` requests of a model may wait. The command answers 1 if the caller must enqueue the job `lease`,
-    else 0, and the numbers (from 1) of the refused entries. `late_ms` replaces :data:`LATE_MS` and :data:`BUSY_MS`.
+    else 0, and the numbers (from 1) of the refused entries. `late_ms` replaces the times after which work is late and
+    leases are busy.
     """
     return redis_scripts.call(
         "push",
@@ -139,7 +142,7 @@ def push(
         [
             lease,
             round(ttl_s * 1000),
-            LATE_MS if late_ms is None else late_ms,
+            LATE_MS + queue.pause_ms if late_ms is None else late_ms,
             BUSY_MS if late_ms is None else late_ms,
             requests_max,
             *entries,
@@ -149,6 +152,7 @@ def push(
 
 def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str) -> Command:
     """Return the command that completes the last batch and claims the next one (:func:`read_claim`)."""
+    late_ms = LATE_MS + queue.pause_ms
     return redis_scripts.call(
         "claim",
         [
@@ -166,7 +170,7 @@ def claim(queue: RunQueue, lease: str, ttl_s: float, worker: str) -> Command:
             redis_keys.queued_models(_other(queue).name),
             redis_keys.WAKE_UPS,
         ],
-        [lease, round(ttl_s * 1000), worker, queue.models, queue.requests, CLAIMED_TTL_MS, AWAKE_MS, LATE_MS],
+        [lease, round(ttl_s * 1000), worker, queue.models, queue.requests, CLAIMED_TTL_MS, AWAKE_MS, late_ms],
     )
 
 

@@ -32,7 +32,7 @@ from keepfit_gateway.learning.recorder import Recorder
 log = structlog.get_logger(__name__)
 
 # So long after a hint, another push finds whether a lease has come to it: one timer for all.
-LOOK_AGAIN_S = 0.03
+LOOK_AGAIN_S = 0.07
 
 
 @dataclass(frozen=True, slots=True)

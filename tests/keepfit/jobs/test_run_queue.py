@@ -1,6 +1,7 @@
 """Run queues and leases on a real Valkey server."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import redis
@@ -90,6 +91,17 @@ def test_late_work_enqueues_another_lease(client: redis.Redis) -> None:
     assert request(client, "l2", A, "b")
     claim(client, PREDICT, "l1")
     assert not request(client, "l3", A, "c")
+
+
+def test_a_pause_of_learning_makes_no_work_late(client: redis.Redis) -> None:
+    """Rows wait for the pauses of a lease that answers questions as well; only after these they begin to be late."""
+    patient = replace(LEARN, pause_ms=600_000)
+    push(client, LEARN, "l1", A, B)
+    age_entries(client, LEARN)
+    assert not push(client, patient, "l2")[0]
+    assert not claimed(client, patient, "l1").is_late
+    age_entries(client, LEARN)
+    assert push(client, LEARN, "l2")[0]
 
 
 def test_a_repeated_push_returns_the_same_result(client: redis.Redis) -> None:
