@@ -23,6 +23,7 @@ from keepfit.settings_check import requires_keys
 from keepfit_gateway import fast_path, metrics, openapi, service
 from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
+from keepfit_gateway.bound_routes import check_of
 from keepfit_gateway.handlers.operations import DOCUMENT, options
 from keepfit_gateway.memory import return_freed_blocks
 from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, methods_of_paths
@@ -71,7 +72,9 @@ def build_app(settings: Settings, parts: Parts | None = None) -> web.Application
     app[service.PARTS] = parts or Parts(ProcessCounts())
     app[BODY_MEMORY] = BodyMemoryLimit(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=requires_keys(settings))
-    served = [(route.method, route.path, guard.require_scope(route.needs, route.handler)) for route in ROUTES]
+    served = [
+        (route.method, route.path, guard.require_scope(route.needs, route.handler, check_of(route))) for route in ROUTES
+    ]
     served += [("GET", path, guard.require_scope(OPEN, handler)) for path, handler in PAGE_FILES.items()]
     for method, path, handler in served:
         app.router.add_route(method, path, handler)

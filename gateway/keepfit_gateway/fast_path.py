@@ -48,8 +48,9 @@ def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handle
         if path is None or not _is_plain(request):
             return await handler(request)
         answer, scope = ANSWERS[path[2]]
-        if scope not in request[CALLER].scopes:
-            # Unauthorized requests fall through to the regular path, which answers 401 or 403.
+        caller = request[CALLER]
+        if scope not in caller.scopes or (caller.where and not _may_use(service, path[1])):
+            # Unauthorized requests fall through to the regular path, which answers 401, 403 or 404.
             return await handler(request)
         body = _peek(request.content) if request.content.is_eof() or await _arrives_soon(request) else None
         if body is None:
@@ -65,6 +66,11 @@ def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handle
         return response
 
     return handle
+
+
+def _may_use(service: Service, model_hash: str | None) -> bool:
+    """Return whether a bound key is known to permit the model: kept answers are found before the model is looked up."""
+    return model_hash is not None and service.models.cached(model_hash) is not None
 
 
 def _is_plain(request: BaseRequest) -> bool:

@@ -2,7 +2,8 @@
 
 Owns the cache of recipes. Never unpickles: a worker restores a model that Redis has lost. Invariant: a cached recipe
 names its generation, and every script compares the generation first, so a stale recipe costs a second lookup and
-nothing else.
+nothing else. A second one: for a request with a bound key there are only the models that the key may use; every
+method here behaves as if the others did not exist, and takes the same steps for them, so that it takes as long.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import Recipe, from_text, is_same
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
+from keepfit_gateway import bound_key
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.worker_client import WorkerClient
 
@@ -56,10 +58,11 @@ class ModelLookup:
         self._cached.pop(model_hash, None)
 
     def cached(self, model_hash: str) -> Model | None:
-        """Return the cached model, or None. Only its recipe and generation are reliable."""
+        """Return the cached model, or None. Only its metadata, recipe and generation are reliable."""
         found = self._cached.get(model_hash)
-        if found is not None:
-            self._cached.move_to_end(model_hash)
+        if found is None or not bound_key.may_use(found.metadata):
+            return None
+        self._cached.move_to_end(model_hash)
         return found
 
     async def find(self, model_hash: str) -> Model:
@@ -86,10 +89,9 @@ class ModelLookup:
 
     async def describe(self, model_hash: str) -> Model:
         """Return the current state of the model. Restore it first if only a snapshot has it."""
-        model = await self._store.describe(model_hash)
+        model = await self._live(model_hash)
         if model is None:
-            if await self._history.find(model_hash) is None:
-                raise NotFoundError(f"There is no model {model_hash}; create it with POST /v1/models.")
+            await self._registered(model_hash)
             await self._worker_client.ask(model_hash, "restore")
             model = await self._store.describe(model_hash)
             if model is None:
@@ -97,6 +99,24 @@ class ModelLookup:
         self._cache(model)
         self._observe_version(model.hash, model.generation, model.version)
         return model
+
+    async def check(self, model_hash: str) -> None:
+        """Raise NotFoundError unless the model exists, live or not, for a request with a bound key."""
+        if self.cached(model_hash) is None:
+            live = await self._live(model_hash)
+            if live is None:
+                await self._registered(model_hash)
+            else:
+                self._cache(live)
+
+    async def _live(self, model_hash: str) -> Model | None:
+        model = await self._store.describe(model_hash)
+        return model if model is not None and bound_key.may_use(model.metadata) else None
+
+    async def _registered(self, model_hash: str) -> None:
+        entry = await self._history.find(model_hash)
+        if entry is None or not bound_key.may_use(entry.metadata):
+            raise NotFoundError(f"There is no model {model_hash}; create it with POST /v1/models.")
 
     def _cache(self, model: Model) -> None:
         if model.recipe.object is not None:
@@ -120,7 +140,10 @@ class ModelLookup:
         ------
         ConflictError
             If it exists with another recipe.
+        ForbiddenError
+            If the API key is bound to other metadata.
         """
+        bound_key.check_metadata(metadata)
         text = identity.canonical(metadata).decode()
         model_hash = identity.hash_of(metadata)
         registered, created = await self._history.register(model_hash, text, recipe.text())
@@ -141,6 +164,8 @@ class ModelLookup:
 
     async def delete(self, model_hash: str) -> None:
         """Delete a model; its snapshots stay. Raise NotFoundError if it does not exist."""
+        if bound_key.is_set():
+            await self.check(model_hash)
         # The registry first: from then on nothing restores the model.
         registered = await self._history.unregister(model_hash)
         failpoints.reach("model.unregistered")
@@ -160,9 +185,9 @@ class ModelLookup:
         """
         with suppress(UnavailableError, TimeoutError):
             async with asyncio.timeout(HINT_TIMEOUT_S):
-                return await self._history.hashes(digits, count_max)
+                return await self._history.hashes(digits, count_max, where=bound_key.conditions())
         return []
 
     async def page(self, filters: Mapping[str, str], limit: int, after: str) -> tuple[list[dict[str, Any]], str | None]:
         """Return up to `limit` models by hash, and the hash after which the next page begins (None at the end)."""
-        return await listing.page(self._store, self._history, filters, limit, after)
+        return await listing.page(self._store, self._history, filters, limit, after, bound_key.conditions())

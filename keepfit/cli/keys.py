@@ -18,7 +18,10 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="Example:\n  keepfit key new --name web --scopes predict,learn --rate 50/200")
+@app.command(
+    epilog="Examples:\n  keepfit key new --name web --scopes predict,learn --rate 50/200\n  "
+    "keepfit key new --name nike --where type=shoes --where brand=nike"
+)
 @with_data
 def new(
     name: Annotated[str, typer.Option(help="Name of the client: letters, digits, - and _.")],
@@ -28,10 +31,17 @@ def new(
     rate: Annotated[
         str, typer.Option(help="Rate limit, requests per second, with an optional burst: 50, 50/200.")
     ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only models with this value in their metadata: type=shoes. Of several, all hold; of "
+            "several values of one key, one."
+        ),
+    ] = None,
 ) -> None:
     """Print a new API key, and the line to store for it. The key is shown once."""
     try:
-        token, line = new_key(name, [scope.strip() for scope in scopes.split(",")], rate)
+        token, line = new_key(name, [scope.strip() for scope in scopes.split(",")], rate, where or ())
     except SettingsError as error:
         raise SettingsError(f"--{error}") from None
     typer.echo("The API key. Give it to the client; it is stored nowhere:", err=True)

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from keepfit.conditions import Conditions, Scalar
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.times import parse_time
 
-Scalar = str | float | bool
 # Documents of snapshots, documents that users store, or both.
 Kind = Literal["snapshot", "document", "all"]
 SNAPSHOT, DOCUMENT, ALL = KINDS = get_args(Kind)
@@ -28,7 +28,8 @@ class Filter:
     """A condition on documents: `type`, `hash` of the model, time `at` (seconds), for each key the values that match.
 
     A key of `values` is a key of metadata, a field, or names joined by dots. `kind` None stands for the kind that
-    :meth:`keepfit.history.timeline.Timeline.sources` chooses.
+    :meth:`keepfit.history.timeline.Timeline.sources` chooses. `bound` are the conditions of the caller's API key: the
+    metadata must fulfil them, whatever the fields are.
     """
 
     type: str | None = None
@@ -36,6 +37,7 @@ class Filter:
     values: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
     at: float | None = None
     kind: Kind | None = None
+    bound: Conditions = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None, kind: Kind | None = None) -> "Filter":

@@ -1,16 +1,16 @@
-"""Convert metadata to labels, key-value pairs that MongoDB can index.
+"""Convert metadata to labels, key-value pairs that MongoDB can index, and filters to conditions on labels.
 
-Pure. Invariant: a filter compares values. No key and no value of a user is ever interpreted as an operator.
+Pure. :mod:`keepfit.conditions` owns which values are compared. Invariant: a filter compares values. No key and no value
+of a user is ever interpreted as an operator.
 """
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keepfit.conditions import Conditions, Scalar, to_scalar, values_of
 from keepfit.errors import MalformedError
 from keepfit.history.mongo import Document
-from keepfit.identity import INTEGER_MAX
 
 # As OpenAPI's deepObject style writes a key; generated clients send it.
 BRACKETED = re.compile(r"metadata\[(.+)\]")
@@ -21,29 +21,18 @@ def to_labels(metadata: Mapping[str, Any]) -> list[Document]:
 
     Keys are stored as values, so that a user's key is never a field name or an operator.
     """
-    return [
-        {"k": key, "v": float(value) if isinstance(value, int) and not isinstance(value, bool) else value}
-        for key, value in metadata.items()
-        if isinstance(value, str | int | float | bool)
-    ]
+    scalars = {key: to_scalar(value) for key, value in metadata.items()}
+    return [{"k": key, "v": value} for key, value in scalars.items() if value is not None]
 
 
-def possible_values(text: str) -> list[str | float | bool]:
-    """Return the metadata values that text of a query string may stand for.
+def label_condition(key: str, values: Sequence[Scalar]) -> Document:
+    """Return the condition that the label `key` has one of `values`."""
+    return {"labels": {"$elemMatch": {"k": key, "v": {"$in": list(values)}}}}
 
-    >>> possible_values("nike"), possible_values("2001"), possible_values("true")
-    (['nike'], ['2001', 2001.0], ['true', True])
-    """
-    values: list[str | float | bool] = [text]
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        return values
-    if isinstance(parsed, bool):
-        values.append(parsed)
-    elif isinstance(parsed, int | float) and abs(parsed) <= INTEGER_MAX:
-        values.append(float(parsed))
-    return values
+
+def label_conditions(where: Conditions) -> list[Document]:
+    """Return the conditions on labels that stand for conditions on metadata; all must hold."""
+    return [label_condition(key, values_of(texts)) for key, texts in where]
 
 
 def filters_of(parameters: Mapping[str, str]) -> dict[str, str]:

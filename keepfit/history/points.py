@@ -11,9 +11,9 @@ from typing import TypedDict
 
 import numpy as np
 
+from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.history import grouping
-from keepfit.history.filters import Scalar
 from keepfit.history.grouping import Array, Fill, Series
 from keepfit.history.reading import Columns
 from keepfit.history.sources import check_field

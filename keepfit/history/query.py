@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keepfit import times
+from keepfit.conditions import possible_values
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.history import points
 from keepfit.history.filters import DOCUMENT, Filter, check_hash, check_kind
 from keepfit.history.grouping import Fill
-from keepfit.history.metadata_labels import filters_of, possible_values
+from keepfit.history.metadata_labels import filters_of
 from keepfit.history.points import Aggregation
 from keepfit.history.timeline import Timeline
 

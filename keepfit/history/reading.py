@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError
-from keepfit.history.filters import Filter, Scalar
+from keepfit.history.filters import Filter
 from keepfit.history.grouping import Array
 from keepfit.history.mongo import Document, gather_all, unavailable
 from keepfit.history.sources import Source, group_key

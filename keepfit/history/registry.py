@@ -19,8 +19,9 @@ import pymongo
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
+from keepfit.conditions import Conditions, possible_values
 from keepfit.history.lineage import Link, Links
-from keepfit.history.metadata_labels import possible_values, to_labels
+from keepfit.history.metadata_labels import label_condition, label_conditions, to_labels
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Collection, Document, open_database, unavailable
 from keepfit.history.states import COMMITTED, CORRUPT, PENDING, to_public
 from keepfit.history.timeline import Timeline
@@ -186,27 +187,32 @@ class Registry:
             )
         return bool(result.matched_count == len(models))
 
-    async def models(self, filters: Mapping[str, str], limit: int, after: str = "") -> list[RegistryEntry]:
-        """Return models ordered by hash, from the one after `after` on, whose metadata matches all filters.
+    async def models(
+        self, filters: Mapping[str, str], limit: int, after: str = "", where: Conditions = ()
+    ) -> list[RegistryEntry]:
+        """Return models ordered by hash, from the one after `after` on, whose metadata match all filters and `where`.
 
         ``{"year": "2001"}`` matches the number 2001 as well as the string; only top-level scalars are compared.
         """
         query: Document = {"_id": {"$gt": after}, "deleted": False}
-        if filters:
-            query["$and"] = [
-                {"labels": {"$elemMatch": {"k": key, "v": {"$in": possible_values(text)}}}}
-                for key, text in filters.items()
-            ]
+        if filters or where:
+            conditions = [label_condition(key, possible_values(text)) for key, text in filters.items()]
+            query["$and"] = conditions + label_conditions(where)
         with unavailable():
             found = await self._models.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
         return [_to_entry(document) for document in found]
 
-    async def hashes(self, prefix: str = "", limit: int = 0, *, deleted: bool = False) -> list[str]:
+    async def hashes(
+        self, prefix: str = "", limit: int = 0, *, deleted: bool = False, where: Conditions = ()
+    ) -> list[str]:
         """Return the hashes of models that begin with `prefix`, in order, at most `limit` (0: all).
 
-        Deleted models are among them if `deleted`: their snapshots are still in the history.
+        Only of models whose metadata fulfil `where`. Deleted models are among them if `deleted`: their snapshots are
+        still in the history.
         """
         query: Document = {} if deleted else {"deleted": False}
+        if where:
+            query["$and"] = label_conditions(where)
         if prefix:
             # "g" follows the last hexadecimal digit.
             query["_id"] = {"$gte": prefix, "$lt": f"{prefix}g"}

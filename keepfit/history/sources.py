@@ -6,11 +6,11 @@ a key of a filter is a label or a path, never an operator.
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history.filters import Filter, Scalar
+from keepfit.history.filters import Filter
+from keepfit.history.metadata_labels import label_condition, label_conditions
 from keepfit.history.mongo import Collection, Document
 from keepfit.history.states import COMMITTED, to_public
 from keepfit.times import SECONDS_MIN
@@ -73,7 +73,7 @@ class StoredSource:
             first = {"type": where.type, **first}
         others = _all_of(self, where)
         if where.hash is not None:
-            others = {"$and": [*others.get("$and", ()), _label_condition("hash", [where.hash])]}
+            others = {"$and": [*others.get("$and", ()), label_condition("hash", [where.hash])]}
         return [{"$match": first}, *([{"$match": others}] if others else [])]
 
     def label_key(self, key: str) -> str:
@@ -128,17 +128,13 @@ def is_snapshot_number(name: str) -> bool:
 
 def _all_of(source: Source, where: Filter) -> Document:
     """Return the condition that each key has one of its values, as label or as field; an empty one without keys."""
-    conditions = []
+    conditions = label_conditions(where.bound)
     for key, values in where.values.items():
-        either = [_label_condition(source.label_key(key), values)]
+        either = [label_condition(source.label_key(key), values)]
         if path := source.value_path(key):
             either.append({path: {"$in": list(values)}})
         conditions.append(either[0] if len(either) == 1 else {"$or": either})
     return {"$and": conditions} if conditions else {}
-
-
-def _label_condition(key: str, values: Sequence[Scalar]) -> Document:
-    return {"labels": {"$elemMatch": {"k": key, "v": {"$in": list(values)}}}}
 
 
 def _between(start: float | None, stop: float | None) -> Document:

@@ -13,10 +13,11 @@ from typing import Any, Literal, Self
 
 from pymongo import ASCENDING, DESCENDING, WriteConcern
 
+from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError
 from keepfit.history import documents as storing
 from keepfit.history import points, reading
-from keepfit.history.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind, Scalar, check_kind
+from keepfit.history.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind, check_kind
 from keepfit.history.grouping import Fill
 from keepfit.history.mongo import Client, Database, Document, gather_all, open_database, unavailable
 from keepfit.history.points import Aggregation, Point, check_count

@@ -4,10 +4,10 @@ Owns scopes, the form in which keys are stored, and the lookup of a sent key. Ke
 takes; never reads a file or a header. Invariant: a stored key does not authorize a request. Keys come from the settings
 and their file; :mod:`keepfit_gateway.auth.guard` looks them up.
 
-A stored key is ``name:scopes:sha256`` or ``name:scopes:sha256:rate`` or ``name:scopes:sha256:rate/burst``. Scopes are
-joined by ``+``, keys are separated by commas or white space, lines that begin with ``#`` are comments. Two keys may
-have one name, the old and the new key of a client. Plain SHA-256 is sufficient: slow hashes protect passwords that can
-be guessed; a token of 256 random bits cannot be guessed, and every request would pay for a slow hash.
+A stored key is ``name:scopes:sha256``, then ``:rate`` or ``:rate/burst`` if it has a rate, and ``:type=shoes`` if it is
+bound to metadata (:mod:`keepfit.conditions`). Scopes are joined by ``+``, keys are separated by commas or white space,
+lines that begin with ``#`` are comments. Two keys may have one name, the old and the new key of a client. Plain SHA-256
+is sufficient: slow hashes protect passwords; a token of 256 random bits cannot be guessed.
 """
 
 import hashlib
@@ -15,11 +15,13 @@ import hmac
 import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from keepfit.errors import SettingsError
+from keepfit import conditions
+from keepfit.conditions import Conditions
+from keepfit.errors import InvalidError, MalformedError, SettingsError
 
 # The scopes that a route can require. Every key has READ; an OPEN route requires no key.
 OPEN, READ, PREDICT, LEARN, ADMIN = "", "read", "predict", "learn", "admin"
@@ -33,20 +35,23 @@ SEPARATOR = re.compile(r"[\s,]+")
 NAME = re.compile(r"(?P<name>[\w.-]{1,64})", re.ASCII)
 RATE = re.compile(r"(?P<rate>\d{1,9}(?:\.\d{1,6})?)(?:/(?P<burst>[1-9]\d{0,8}))?", re.ASCII)
 STORED = re.compile(
-    rf"{NAME.pattern}:(?P<scopes>[a-z+]+):(?P<digest>[0-9a-f]{{64}})(?::{RATE.pattern})?",
+    rf"{NAME.pattern}:(?P<scopes>[a-z+]+):(?P<digest>[0-9a-f]{{64}})(?::{RATE.pattern})?(?::(?P<where>[\w.~%+=-]*=[\w.~%+=-]*))?",
     re.ASCII,
 )
 # Keys that may have the same name: the old and the new one of a client that changes its key.
 SAME_NAME_MAX = 2
 # What of a key may change while its name stays.
-CHANGEABLE = ("scopes", "digest", "rate_per_s", "burst")
+CHANGEABLE = ("scopes", "digest", "rate_per_s", "burst", "where")
 # Characters of an argument that a message repeats.
 SHOWN_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: name, scopes and rate limit. `rate_per_s` 0 means no limit; `burst` requests may come at once."""
+    """One key: name, scopes and rate limit. `rate_per_s` 0 means no limit; `burst` requests may come at once.
+
+    With conditions in `where` it is a bound key: to it there are only the models whose metadata fulfil them.
+    """
 
     name: str
     scopes: frozenset[str]
@@ -54,11 +59,21 @@ class Key:
     digest: bytes = field(repr=False)
     rate_per_s: float = 0.0
     burst: int = 0
+    where: Conditions = ()
 
     @property
     def sees_reasons(self) -> bool:
-        """Whether errors of the service may name addresses, paths and hashes to it: to an API key with ADMIN only."""
-        return ADMIN in self.scopes and bool(self.digest)
+        """Whether errors of the service may name addresses and paths to it: to an unbound API key with ADMIN only."""
+        return ADMIN in self.scopes and bool(self.digest) and not self.where
+
+    def may_use(self, metadata: Mapping[str, Any]) -> bool:
+        """Return whether there is a model with these metadata to this key.
+
+        >>> key = Key("web", frozenset(), b"", where=conditions.parse(["type=shoes"]))
+        >>> key.may_use({"type": "shoes", "brand": "nike"}), key.may_use({"type": "hats"}), UNRESTRICTED.may_use({})
+        (True, False, True)
+        """
+        return not self.where or conditions.matches(metadata, self.where)
 
 
 class Keys:
@@ -81,7 +96,7 @@ class Keys:
         ------
         SettingsError
             If a key is malformed, two keys have the same token, three the same name, or keys of one name differ in
-            scopes or rate. The message never repeats a malformed key.
+            scopes, rate or conditions. The message never repeats a malformed key.
         """
         keys: list[Key] = []
         for position, stored in enumerate(filter(None, SEPARATOR.split(COMMENT.sub("", text))), start=1):
@@ -94,7 +109,8 @@ class Keys:
                 )
             rate = rate_per_s if found["rate"] is None else float(found["rate"])
             burst = int(found["burst"] or max(1, math.ceil(2 * rate)))
-            keys.append(Key(found["name"], scopes | {OPEN, READ}, bytes.fromhex(found["digest"]), rate, burst))
+            where = _conditions(position, found["where"])
+            keys.append(Key(found["name"], scopes | {OPEN, READ}, bytes.fromhex(found["digest"]), rate, burst, where))
         made = cls(keys)
         if len(made) != len(keys):
             raise SettingsError("KEEPFIT_API_KEYS or its file: two keys have the same token.")
@@ -104,9 +120,10 @@ class Keys:
                     f"KEEPFIT_API_KEYS or its file: {len(same)} keys have the name {name!r}; at most {SAME_NAME_MAX} "
                     "may, the old and the new key of a client."
                 )
-            if len({(key.scopes, key.rate_per_s, key.burst) for key in same}) > 1:
+            if len({(key.scopes, key.rate_per_s, key.burst, key.where) for key in same}) > 1:
                 raise SettingsError(
-                    f"KEEPFIT_API_KEYS or its file: the keys with the name {name!r} must have the same scopes and rate."
+                    f"KEEPFIT_API_KEYS or its file: the keys with the name {name!r} must have the same scopes, rate "
+                    "and conditions."
                 )
         return made
 
@@ -156,17 +173,26 @@ class Keys:
         return keys
 
 
+def _conditions(position: int, stored: str | None) -> Conditions:
+    try:
+        return () if stored is None else conditions.decode(stored)
+    except (InvalidError, MalformedError) as error:
+        raise SettingsError(f"KEEPFIT_API_KEYS or its file: key {position}: {error}") from None
+
+
 UNRESTRICTED = Key("unrestricted", frozenset({OPEN, *SCOPES}), b"")
 ANONYMOUS = Key("anonymous", frozenset({OPEN}), b"")
 
 
-def new_key(name: str, scopes: Iterable[str], rate: str = "") -> tuple[str, str]:
-    """Return a new key: the token for the client and the line to store. `rate` is ``50`` or ``50/200``.
+def new_key(name: str, scopes: Iterable[str], rate: str = "", where: Iterable[str] = ()) -> tuple[str, str]:
+    """Return a new key: the token for the client and the line to store.
+
+    `rate` is ``50`` or ``50/200``, `where` has conditions on metadata, ``type=shoes``.
 
     Raises
     ------
     SettingsError
-        If the name, a scope or the rate is invalid; the message says which, and what would be right.
+        If the name, a scope, the rate or a condition is invalid; the message says which, and what would be right.
     """
     scopes = list(scopes)
     if not NAME.fullmatch(name):
@@ -180,8 +206,12 @@ def new_key(name: str, scopes: Iterable[str], rate: str = "") -> tuple[str, str]
             f"rate {rate[:SHOWN_MAX]!r} is not a number of requests per second, 50, or with the number that "
             "may come at once, 50/200."
         )
+    try:
+        bound = conditions.encode(conditions.parse(where))
+    except (InvalidError, MalformedError) as error:
+        raise SettingsError(f"where: {error}") from None
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     digest = hashlib.sha256(token.encode()).hexdigest()
-    line = f"{name}:{'+'.join(scopes)}:{digest}" + (f":{rate}" if rate else "")
+    line = ":".join([name, "+".join(scopes), digest, *filter(None, (rate, bound))])
     Keys.from_text(line)
     return token, line

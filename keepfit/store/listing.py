@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from keepfit.conditions import Conditions
 from keepfit.history import SUMMARY_FIELDS, Registry, RegistryEntry
 from keepfit.recipe import uploads
 from keepfit.recipe.patch import with_changes
@@ -76,14 +77,14 @@ async def _describe_saved(history: Registry, registered: RegistryEntry) -> dict[
 
 
 async def page(
-    store: Store, history: Registry, filters: Mapping[str, str], limit: int, after: str = ""
+    store: Store, history: Registry, filters: Mapping[str, str], limit: int, after: str = "", where: Conditions = ()
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return up to `limit` models by hash, and the hash to continue after (None at the end).
 
-    The bytes of an uploaded object are replaced by their digest: they have up to a megabyte, and the document of a
-    single model has them.
+    Only models whose metadata match the filters and fulfil `where`. The bytes of an uploaded object are replaced by
+    their digest: they have up to a megabyte, and the document of a single model has them.
     """
-    found = await history.models(filters, limit + 1, after)
+    found = await history.models(filters, limit + 1, after, where)
     shown = found[:limit]
     live = await store.describe_many([registered.hash for registered in shown])
     models = [

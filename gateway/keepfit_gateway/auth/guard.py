@@ -23,6 +23,7 @@ from keepfit.observability import request_id
 from keepfit.security.api_keys import ANONYMOUS, UNRESTRICTED, Key, Keys
 from keepfit.settings import Settings
 from keepfit.settings_check import check_host, load_api_keys, read_api_keys_file, requires_keys
+from keepfit_gateway import bound_key
 from keepfit_gateway.auth.cross_site import CrossSitePolicy
 from keepfit_gateway.auth.rate_limit import TokenBucket
 from keepfit_gateway.web import fields
@@ -33,6 +34,7 @@ from keepfit_gateway.web.small_response import SmallResponse
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
+Check = Callable[[Any], Awaitable[None]]
 
 CALLER: web.RequestKey[Key] = web.RequestKey("caller", Key)
 X_REQUEST_ID = istr("X-Request-ID")
@@ -41,8 +43,8 @@ RELOAD_S = 1.0
 READ_S_MAX = 5.0
 
 
-def require_scope(scope: str, handler: Handler) -> Handler:
-    """Return `handler`, restricted to callers whose key has `scope`."""
+def require_scope(scope: str, handler: Handler, check_bound: Check | None = None) -> Handler:
+    """Return `handler`, restricted to callers whose key has `scope`; `check_bound` refuses requests of bound keys."""
 
     async def handle(request: BaseRequest) -> web.StreamResponse:
         caller = request.get(CALLER, ANONYMOUS)
@@ -50,6 +52,8 @@ def require_scope(scope: str, handler: Handler) -> Handler:
             if caller is ANONYMOUS:
                 raise UnauthorizedError("This needs an API key: send it as `Authorization: Bearer KEY`.")
             raise ForbiddenError(f"The API key {caller.name!r} lacks the scope {scope!r}, which this needs.")
+        if caller.where and check_bound is not None:
+            await check_bound(request)
         return await handler(request)
 
     return handle
@@ -117,7 +121,7 @@ class ApiKeyGuard:
                 if caller.rate_per_s:
                     bucket = self._bucket(caller)
                     _check_rate(bucket, caller)
-                answer: Any = await handler(request)
+                answer: Any = await (bound_key.run(caller, handler, request) if caller.where else handler(request))
             except Exception as error:  # noqa: BLE001 - every error becomes a problem response
                 answer = to_problem(request, error)
             cors = self._cross_site.cors_fields(request, answer) if self._cross_site.permits_pages else ()

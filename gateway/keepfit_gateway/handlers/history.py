@@ -4,13 +4,15 @@ Owns the translation between HTTP and :mod:`keepfit.history`, and nothing else. 
 large answers are encoded in slices, and only a few queries run at once.
 """
 
+from dataclasses import replace
+
 import msgspec
 from aiohttp import web
 
 from keepfit.errors import MalformedError
 from keepfit.history import query
 from keepfit.history.filters import DOCUMENT
-from keepfit_gateway import schemas
+from keepfit_gateway import bound_key, schemas
 from keepfit_gateway.handlers.inputs import check_hash
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.responses import encode_items, json_response
@@ -28,6 +30,7 @@ async def list_history(request: web.Request) -> web.Response:
         await check_hash(request, request.query["hash"])
     # Times in plain words beyond the simple forms need a library that uses as much memory as half a gateway.
     parsed = query.parse(request.query, words=False)
+    parsed = replace(parsed, where=replace(parsed.where, bound=bound_key.conditions()))
     async with service.history_gate:
         items = await query.execute(service.history.timeline, parsed)
     raw = await encode_items(items, encode)

@@ -15,7 +15,7 @@ from keepfit.security.api_keys import ADMIN
 from keepfit.store import listing
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
-from keepfit_gateway import recipe_checker, schemas
+from keepfit_gateway import bound_key, recipe_checker, schemas
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.inputs import HASH, idempotency_key, page_parameters, path_hash, preferred_wait_s
 from keepfit_gateway.service import SERVICE
@@ -36,6 +36,7 @@ async def create_model(request: web.Request) -> web.Response:
     document = await read_json(request, service.settings, RECIPE_BYTES_MAX)
     form = schemas.convert(document, schemas.CreateModel)
     metadata = identity.check_metadata(form.metadata)
+    bound_key.check_metadata(metadata)
     recipe = await recipe_checker.check(form.recipe, service.uploads)
     model, created = await service.models.create(metadata, recipe, left_out(form.recipe))
     headers = {"Location": f"/v1/models/{model.hash}"}

@@ -44,8 +44,9 @@ MEANINGS = {
     304: "The client has the newest answer.",
     400: "The path, the query or the body does not have the required form.",
     401: "The API key is missing or unknown.",
-    403: "The API key lacks the scope of this operation, or a web page of another site sent the request.",
-    404: "The model does not exist.",
+    403: "The API key lacks the scope of this operation or is bound to other metadata, or a web page of another site "
+    "sent the request.",
+    404: "The model does not exist, or not for this API key, which is bound to other metadata.",
     406: "`Accept-Encoding` excludes every coding that the gateway has.",
     408: "The body did not arrive in time.",
     409: "The state of the model conflicts with this request.",

@@ -7,7 +7,15 @@ from keepfit.security.api_keys import ADMIN
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import dead_letters, models
 from keepfit_gateway.parameters import AFTER, DEAD_AFTER, DEAD_LIMIT, HASH, KEY, LIMIT, METADATA, PREFER_PATCH
-from keepfit_gateway.routes.route import BODY_ERRORS, DEAD_LETTERS, LEARN_ERRORS, MODELS, Route
+from keepfit_gateway.routes.route import (
+    BODY_ERRORS,
+    BOUND_FILTERED,
+    BOUND_METADATA,
+    DEAD_LETTERS,
+    LEARN_ERRORS,
+    MODELS,
+    Route,
+)
 
 PREFERRED = {200: ("Preference-Applied",)}
 
@@ -16,13 +24,14 @@ ROUTES = (
         "POST", "/v1/models", models.create_model, MODELS, "Create a model",
         "201 if it was created, 200 if it exists with this recipe, 409 if it exists with another one.",
         {200: schemas.ModelAnswer, 201: schemas.ModelAnswer}, schemas.CreateModel, (*BODY_ERRORS, 409, 503, 504),
-        headers={200: ("Location",), 201: ("Location",)},
+        headers={200: ("Location",), 201: ("Location",)}, bound_keys=BOUND_METADATA,
     ),
     Route(
         "GET", "/v1/models", models.list_models, MODELS, "List models",
         "In order of their hash. `metadata` selects models by values of their metadata; any other query parameter does "
         "the same: `brand=nike`.",
         {200: schemas.ModelList}, errors=(400, 503), own_parameters=(METADATA, LIMIT, AFTER),
+        bound_keys=BOUND_FILTERED,
     ),
     Route(
         "GET", "/v1/models/{hash}", models.get_model, MODELS, "Describe a model",

@@ -16,6 +16,11 @@ from keepfit_gateway.parameters import REQUEST_ID
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Parameter = dict[str, Any]
 
+# What keeps API keys that are bound to metadata to their models: the path has the hash of a model, which is checked
+# before the handler; the request has the metadata of a model, which are checked where they become a hash; the handler
+# shows only what belongs to models that the key may use; or such keys are refused.
+BOUND_PATH, BOUND_METADATA, BOUND_FILTERED, BOUND_REFUSED = "path", "metadata", "filtered", "refused"
+
 MODELS, LEARNING, PREDICTING = "models", "learning", "predicting"
 DEAD_LETTERS, SNAPSHOTS, HISTORY_TAG, OPERATION = "dead letters", "snapshots", "history", "operation"
 PROTOCOL = "inference protocol"
@@ -37,7 +42,8 @@ class Route:
 
     `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may follow the JSON of
     the request and of the answer; `media_type` is that of the answers; `headers` are fields of an answer by its status.
-    `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods.
+    `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods. `bound_keys`
+    says what keeps an API key that is bound to metadata to its models (:attr:`bound`).
     """
 
     method: str
@@ -56,6 +62,14 @@ class Route:
     body_optional: bool = False
     scope: str | None = None
     media_type: str = "application/json"
+    bound_keys: str | None = None
+
+    @property
+    def bound(self) -> str:
+        """What keeps bound API keys to their models; by default the hash in the path, without one they are refused."""
+        if self.bound_keys is not None:
+            return self.bound_keys
+        return BOUND_PATH if "{hash}" in self.path else BOUND_REFUSED
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

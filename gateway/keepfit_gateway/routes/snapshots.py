@@ -6,7 +6,7 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import history, snapshots
 from keepfit_gateway.parameters import HASH, HISTORY, SNAPSHOTS_AFTER, SNAPSHOTS_LIMIT
-from keepfit_gateway.routes.route import BODY_ERRORS, HISTORY_TAG, SNAPSHOTS, Route
+from keepfit_gateway.routes.route import BODY_ERRORS, BOUND_FILTERED, HISTORY_TAG, SNAPSHOTS, Route
 
 ROUTES = (
     Route(
@@ -32,5 +32,6 @@ ROUTES = (
         "Documents, newest first; or, with `every`, points aggregated from their numbers. `metadata` selects documents "
         "by values of their metadata; any other query parameter selects by metadata or field: `brand=nike`.",
         {200: schemas.HistoryAnswer}, errors=(400, 422, 503), own_parameters=HISTORY,
+        bound_keys=BOUND_FILTERED,
     ),
 )  # fmt: skip

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from keepfit import identity
-from keepfit.errors import KeepfitError
+from keepfit.errors import ForbiddenError, KeepfitError
+from keepfit_gateway import bound_key
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web.parsed_rows import ParsedRows
 
@@ -71,7 +71,8 @@ class Fields(msgspec.Struct):
 def decode(body: bytes | bytearray, form: type[Form], model_hash: str | None = None) -> ParsedRows | None:
     """Decode a body; return None if the strict parser must decide.
 
-    The rows are about the model `model_hash` or, if the form has metadata, the model that they name.
+    The rows are about the model `model_hash` or, if the form has metadata, the model that they name. Raises
+    ForbiddenError if the API key is bound to other metadata.
     """
     try:
         fields: Fields = _decoder(form)(body)
@@ -79,6 +80,8 @@ def decode(body: bytes | bytearray, form: type[Form], model_hash: str | None = N
         if fields.metadata is not None:
             model_hash, inside = _hash_and_quotes(fields.metadata)
             quotes, strings = quotes - inside, strings + 1
+    except ForbiddenError:
+        raise
     # msgspec also raises errors of UTF-8 and of Python's recursion limit.
     except (msgspec.MsgspecError, UnicodeError, RecursionError, KeepfitError):
         return None
@@ -90,13 +93,15 @@ def decode(body: bytes | bytearray, form: type[Form], model_hash: str | None = N
 
 
 def split(body: bytes | bytearray, form: type[Form], model_hash: str | None = None) -> RawBody | None:
-    """Split a large body into its fields; return None if the strict parser must decide."""
+    """Split a large body into its fields; return None if the strict parser must decide. Raises as :func:`decode`."""
     if b"\\" in body and _has_ambiguous_escape(body):
         return None
     try:
         fields: Fields = _decoder(form, raw=True)(body)
         if fields.metadata is not None:
             model_hash, _ = _hash_and_quotes(fields.metadata)
+    except ForbiddenError:
+        raise
     except (msgspec.MsgspecError, UnicodeError, RecursionError, KeepfitError):
         return None
     raws = [raw for raw in (fields.X, fields.y, fields.sample_weight, fields.metadata) if raw is not None]
@@ -162,7 +167,7 @@ def _decode_raw(text: Any, decoder: Any) -> Any:
 def _hash_and_quotes(metadata: msgspec.Raw) -> tuple[str, int]:
     """Return the hash of raw metadata, and the number of quotation marks in them."""
     text = bytes(metadata)
-    return identity.hash_of_text(text), text.count(b'"')
+    return bound_key.hash_of_text(text), text.count(b'"')
 
 
 def _strings_in_rows(rows: list[Any]) -> int:

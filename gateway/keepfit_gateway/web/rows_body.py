@@ -19,7 +19,7 @@ from keepfit.recipe.recipe import Recipe
 from keepfit.rows import arrow, npy, tables
 from keepfit.rows.chunks import Collector
 from keepfit.rows.rows import Rows
-from keepfit_gateway import schemas
+from keepfit_gateway import bound_key, schemas
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web import fast_json
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX
@@ -155,7 +155,7 @@ def _parse_strictly(body: bytes | bytearray, form: type[Form], model_hash: str |
     request: Any = schemas.convert(identity.parse_json(body), form)
     check_width(max(map(len, request.X), default=0))
     if model_hash is None:
-        model_hash = identity.hash_of(identity.check_metadata(request.metadata))
+        model_hash = bound_key.hash_of(request.metadata)
     y, weights = getattr(request, "y", None), getattr(request, "sample_weight", None)
     return ParsedRows(len(body), request.X, y, weights, getattr(request, "proba", False), model_hash)
 

@@ -100,6 +100,16 @@ def test_key_new_prints_an_api_key_and_the_line_to_store(tmp_path: Path) -> None
     assert found is not None
     assert (found.name, found.rate_per_s, found.burst) == ("web", 50.0, 60)
     assert found.scopes >= {"predict", "learn"}
+    assert found.where == ()
+
+
+def test_key_new_binds_a_key_to_metadata(tmp_path: Path) -> None:
+    """Each --where adds a condition; values may hold the separators of the stored line."""
+    words = ("--where", "type=shoes", "--where", "brand=a, b: c=d", "--where", "brand=nike")
+    token, line = keepfit("key", "new", "--name", "web", *words, cwd=tmp_path).stdout.splitlines()
+    found = Keys.from_text(line).find(token)
+    assert found is not None
+    assert found.where == (("brand", ("a, b: c=d", "nike")), ("type", ("shoes",)))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +119,11 @@ def test_key_new_prints_an_api_key_and_the_line_to_store(tmp_path: Path) -> None
         (("new", "--name", "web", "--scopes", "root"), "--scopes: 'root' is not one of read, predict, learn, admin."),
         (("new", "--name", "web", "--scopes", "learn,"), "--scopes: '' is not one of read, predict, learn, admin."),
         (("new", "--name", "web", "--rate", "1/0"), "--rate '1/0' is not a number of requests per second, 50, or with"),
+        (("new", "--name", "web", "--where", "shoes"), "--where: 'shoes' is not key=value, as type=shoes is."),
+        (
+            ("new", "--name", "web", "--where", "a.b=1"),
+            "--where: 'a.b' is no key of metadata: it is empty, ",
+        ),
         (("signing", "--id", "a:b"), "--id: 'a:b' is not an id of a key: use up to 64 letters, digits,"),
         (("upload", "--id", "a,b"), "--id: 'a,b' is not an id of a key: use up to 64 letters, digits,"),
     ],

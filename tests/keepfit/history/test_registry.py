@@ -12,6 +12,7 @@ import pytest
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
+from keepfit import conditions
 from keepfit.errors import SettingsError, UnavailableError
 from keepfit.history import Document, Registry, mongo
 from keepfit.identity import canonical, hash_of
@@ -166,6 +167,27 @@ async def test_filters_compare_possible_values_of_their_text(
     await register(registry, name="true", year=True, brand="puma")
     await register(registry, name="other", year=None, brand=["nike"], nested={"year": 2001})
     assert {entry.metadata["name"] for entry in await registry.models(filters, 100)} == found
+
+
+async def test_conditions_of_keys_match_as_filters_do(registry: Registry) -> None:
+    """MongoDB and Python find the same models by each condition, and a condition restricts every other filter."""
+    years: list[Any] = ["2001", 2001, 2001.5, True, False, "true", 1, 0, -0.0, "", "null", None, [2001], {"a": 1}, 1e16]
+    for name, year in enumerate(years):
+        await register(registry, name=name, year=year, brand=("nike", "puma")[name % 2])
+    everything = await registry.models({}, 100)
+    assert len(everything) == len(years)
+    for text in ("2001", "2001.5", "true", "false", "1", "0", "", "null", "1e16", "10000000000000000", "[2001]"):
+        where = conditions.parse([f"year={text}"])
+        expected = [entry for entry in everything if conditions.matches(entry.metadata, where)]
+        assert await registry.models({}, 100, where=where) == await registry.models({"year": text}, 100) == expected
+        assert await registry.hashes(where=where) == [entry.hash for entry in expected]
+    either = conditions.parse(["year=2001", "year=true", "brand=nike"])
+    found = await registry.models({"year": "true"}, 100, where=either)
+    assert [entry.metadata["year"] for entry in found if entry.metadata["brand"] == "nike"] == [
+        entry.metadata["year"] for entry in found
+    ]
+    assert {str(entry.metadata["year"]) for entry in await registry.models({}, 100, where=either)} <= {"2001", "True"}
+    assert await registry.models({"brand": "puma"}, 100, where=either) == []
 
 
 @pytest.mark.parametrize(

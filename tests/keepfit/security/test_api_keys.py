@@ -85,6 +85,11 @@ def test_rates(rate: str, default: float, expected: tuple[float, int]) -> None:
         f"a:predict:{DIGEST}:fast",
         f"a:predict:{DIGEST}:-1",
         f"a:predict:{DIGEST}:1/0",
+        f"a:predict:{DIGEST}:",
+        f"a:predict:{DIGEST}:type=shoes:5",
+        f"a:predict:{DIGEST}:5:",
+        f"a:predict:{DIGEST}::type=shoes",
+        f"a:predict:{DIGEST}:type=a:b",
         f"a/b:predict:{DIGEST}",
         f"é:predict:{DIGEST}",
         f"{'a' * 65}:predict:{DIGEST}",
@@ -103,7 +108,7 @@ def test_a_malformed_key_is_named_by_its_position(stored: str) -> None:
 def test_two_keys_may_have_one_name() -> None:
     """A client changes to a new token under its name: until the old one is removed, both find a key with that name."""
     (old, line), (new, renewed), (other, third) = (new_key("a", ["learn"], "5") for _ in range(3))
-    keys = Keys.from_text(f"{line} {renewed.replace('learn', 'learn+read').replace(':5', ':5/10')}")
+    keys = Keys.from_text(f"{line} {renewed.replace('learn', 'learn+read').removesuffix(':5')}:5/10")
     assert [(key.name, key.rate_per_s) for token in (old, new) if (key := keys.find(token)) is not None] == [
         ("a", 5)
     ] * 2
@@ -112,10 +117,12 @@ def test_two_keys_may_have_one_name() -> None:
         Keys.from_text(f"{line} b:read:{DIGEST} {renewed} {third}")
 
 
-@pytest.mark.parametrize("second", ["a:admin:{}:5/9", "a:learn:{}", "a:learn:{}:5/8", "a:learn:{}:6/9"])
-def test_keys_of_one_name_have_the_same_scopes_and_rate(second: str) -> None:
-    """A client has the same scopes and rate, whichever of its tokens it sends."""
-    with pytest.raises(SettingsError, match="the keys with the name 'a' must have the same scopes and rate"):
+@pytest.mark.parametrize(
+    "second", ["a:admin:{}:5/9", "a:learn:{}", "a:learn:{}:5/8", "a:learn:{}:6/9", "a:learn:{}:5/9:type=shoes"]
+)
+def test_keys_of_one_name_have_the_same_scopes_rate_and_conditions(second: str) -> None:
+    """A client has the same scopes, rate and conditions, whichever of its tokens it sends."""
+    with pytest.raises(SettingsError, match="the name 'a' must have the same scopes, rate and conditions"):
         Keys.from_text(f"a:learn:{'0' * 64}:5/9 b:read:{DIGEST} {second.format('1' * 64)}")
 
 
@@ -124,6 +131,55 @@ def test_a_token_belongs_to_one_key(name: str) -> None:
     """Two keys with the same token are refused, so that a rate limit and a log line belong to one name."""
     with pytest.raises(SettingsError, match="two keys have the same token"):
         Keys.from_text(f"a:read:{DIGEST} {name}:read:{DIGEST}")
+
+
+@pytest.mark.parametrize(
+    ("part", "rate", "where"),
+    [
+        (":type=shoes", 0.0, (("type", ("shoes",)),)),
+        (":5/9:type=shoes", 5.0, (("type", ("shoes",)),)),
+        (":5:brand=a%2Cb%3A%20c+brand=puma+type=5", 5.0, (("brand", ("a,b: c", "puma")), ("type", ("5",)))),
+        (":5", 5.0, ()),
+        ("", 0.0, ()),
+    ],
+)
+def test_a_key_may_be_bound_to_metadata(part: str, rate: float, where: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    """Conditions follow the rate, if there is one; stored keys without them are unrestricted, as before."""
+    key = only_key(f"a:predict:{DIGEST}{part}")
+    assert (key.rate_per_s, key.where) == (rate, where)
+    assert key.may_use({"type": "hats"}) is (not where)
+
+
+def test_a_new_key_keeps_its_conditions() -> None:
+    """Conditions with separators of keys in them survive the stored line, among other keys."""
+    where = ["type=shoes", "brand=nike, inc: 5/6", "size=9"]
+    (token, line), (_, other) = new_key("a", ["predict"], "5/9", where), new_key("b", ["read"], where=["type=hats"])
+    key = Keys.from_text(f"{other},{line}\n").find(token)
+    assert key is not None
+    assert (key.name, key.rate_per_s, key.burst) == ("a", 5.0, 9)
+    assert key.may_use({"type": "shoes", "brand": "nike, inc: 5/6", "size": 9, "more": 1})
+    assert not key.may_use({"type": "shoes", "brand": "nike", "size": 9})
+
+
+def test_malformed_conditions_are_named_by_the_position_of_their_key() -> None:
+    """A key with conditions that cannot be read, or never match, prevents the start; the message has its position."""
+    for stored in ("type=%zz", "type=", "a.b=1", "type=shoes+"):
+        with pytest.raises(SettingsError, match=r"^KEEPFIT_API_KEYS or its file: key 2: ") as caught:
+            Keys.from_text(f"first:read:{'0' * 64},a:predict:{DIGEST}:{stored}")
+        assert DIGEST not in str(caught.value)
+
+
+def test_a_change_of_conditions_is_noticed() -> None:
+    """The comparison of two sets of keys says whose conditions changed."""
+    before, after = (Keys.from_text(f"a:predict:{DIGEST}{where}") for where in ("", ":type=shoes"))
+    assert after.changes_since(before) == {"added": [], "removed": [], "changed": {"a": ["where"]}}
+    assert after.changes_since(after)["changed"] == {}
+
+
+def test_reasons_of_failures_are_not_for_bound_keys() -> None:
+    """A key that administers some models only does not see the addresses of the service."""
+    assert only_key(f"a:admin:{DIGEST}").sees_reasons
+    assert not only_key(f"a:admin:{DIGEST}:type=shoes").sees_reasons
 
 
 @pytest.mark.parametrize(("name", "scopes", "rate"), [("a b", "read", ""), ("a", "root", ""), ("a", "read", "fast")])
