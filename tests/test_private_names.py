@@ -58,6 +58,7 @@ from sklearn.utils import _seq_dataset
 ROOT = Path(__file__).parents[1]
 
 CONNECTION = "gateway/keepfit_gateway/web/connection.py"
+SMALL_BODY = "gateway/keepfit_gateway/web/small_body.py"
 FAST_PATH = "gateway/keepfit_gateway/fast_path.py"
 INCOMING = "gateway/keepfit_gateway/web/incoming.py"
 REQUEST_COUNTS = "gateway/keepfit_gateway/web/request_counts.py"
@@ -105,7 +106,8 @@ SIGNATURES: list[tuple[Any, str, str, str]] = [
     (aiohttp.streams.StreamReader, "set_exception", "self, exc, exc_cause=", CONNECTION),
     (aiohttp.streams.StreamReader, "feed_eof", "self", CONNECTION),
     (aiohttp.streams.StreamReader, "wait_eof", "self", FAST_PATH),
-    (aiohttp.streams.StreamReader, "exception", "self", FAST_PATH),
+    (aiohttp.streams.StreamReader, "exception", "self", SMALL_BODY),
+    (aiohttp.http_parser.HttpRequestParserPy, "message_consumed", "self", CONNECTION),
     # RQ: what LeaseJob, DequeuedLeases, LeaseQueue and LeaseWorker override.
     (rq.job.Job, "refresh", "self", RQ_JOBS),
     (rq.job.Job, "restore", "self, raw_data", RQ_JOBS),
@@ -230,6 +232,7 @@ SLOTS: list[tuple[Any, str, str]] = [
             "_current_request",
             "_message_tail",
             "_messages",
+            "_next_keepalive_close_time",
             "_parser",
             "_paused",
             "_request_count",
@@ -238,8 +241,8 @@ SLOTS: list[tuple[Any, str, str]] = [
             "_waiter",
         )
     ],
-    (aiohttp.streams.StreamReader, "_buffer", FAST_PATH),
-    (aiohttp.streams.StreamReader, "total_bytes", FAST_PATH),
+    (aiohttp.streams.StreamReader, "_buffer", SMALL_BODY),
+    (aiohttp.streams.StreamReader, "total_bytes", SMALL_BODY),
 ]
 PROPERTIES: list[tuple[Any, str, str]] = [
     *[

@@ -25,6 +25,7 @@ from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.bound_routes import check_of
 from keepfit_gateway.handlers.operations import DOCUMENT, options
+from keepfit_gateway.immediate import ImmediateAnswers
 from keepfit_gateway.memory import return_freed_blocks
 from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, methods_of_paths
 from keepfit_gateway.shared_port import SharedPort
@@ -118,6 +119,7 @@ async def _listening(
     handler = fast_path.install_fast_path(opened, memory, server.request_handler)
     server.request_factory = request_factory(server.request_factory)
     opened.request_metrics.set_routes(methods_of_paths())
+    immediate = ImmediateAnswers(opened, api_key_guard).answer
     server.request_handler = count_requests(opened.request_metrics, api_key_guard.guard(handler))
 
     def connection() -> ProblemHandler:
@@ -128,6 +130,7 @@ async def _listening(
             memory=memory,
             metrics=opened.request_metrics,
             connections=opened.connections,
+            immediate=immediate,
             **HANDLER_OPTIONS,
         )
 

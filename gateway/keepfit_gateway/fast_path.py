@@ -10,10 +10,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import hdrs, web
-from aiohttp.streams import StreamReader
+from aiohttp import web
 from aiohttp.web_request import BaseRequest
-from multidict import istr
 
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
@@ -29,15 +27,14 @@ from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.incoming import expects_continue
 from keepfit_gateway.web.problems import to_problem
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN, compress, encode_json
+from keepfit_gateway.web.small_body import BODY_BYTES_MAX, is_plain, peek
 from keepfit_gateway.web.small_response import SmallResponse
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 PATH = re.compile(r"/v1/(?:models/([0-9a-f]{64})/)?(predict|partial_fit)")
-BODY_BYTES_MAX = 4096
 # Time for a body that follows right after its head; the regular path has the limits for slower ones.
 BODY_WAIT_S = 0.05
-PREFER, IDEMPOTENCY_KEY = istr("Prefer"), istr("Idempotency-Key")
 
 
 def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handler) -> Handler:
@@ -45,14 +42,14 @@ def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handle
 
     async def handle(request: BaseRequest) -> Any:
         path = PATH.fullmatch(request.raw_path)
-        if path is None or not _is_plain(request):
+        if path is None or not is_plain(request.method, request.headers):
             return await handler(request)
         answer, scope = ANSWERS[path[2]]
         caller = request[CALLER]
         if scope not in caller.scopes or (caller.where and not _may_use(service, path[1])):
             # Unauthorized requests fall through to the regular path, which answers 401, 403 or 404.
             return await handler(request)
-        body = _peek(request.content) if request.content.is_eof() or await _arrives_soon(request) else None
+        body = peek(request.content) if request.content.is_eof() or await _arrives_soon(request) else None
         if body is None:
             return await handler(request)
         try:
@@ -71,22 +68,6 @@ def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handle
 def _may_use(service: Service, model_hash: str | None) -> bool:
     """Return whether a bound key is known to permit the model: kept answers are found before the model is looked up."""
     return model_hash is not None and service.models.cached(model_hash) is not None
-
-
-def _is_plain(request: BaseRequest) -> bool:
-    """Return whether the request needs nothing that only the regular path has."""
-    headers = request.headers
-    return (
-        request.method == "POST"
-        and headers.get(hdrs.CONTENT_TYPE) == "application/json"
-        and hdrs.CONTENT_ENCODING not in headers
-        and hdrs.EXPECT not in headers
-        and hdrs.IF_NONE_MATCH not in headers
-        and PREFER not in headers
-        and IDEMPOTENCY_KEY not in headers
-        # A weight may exclude the plain body of a small response.
-        and ";" not in "".join(headers.getall(hdrs.ACCEPT_ENCODING, ()))
-    )
 
 
 async def _predict(service: Service, request: BaseRequest, model_hash: str | None, body: bytes) -> Any:
@@ -141,12 +122,3 @@ async def _arrives_soon(request: BaseRequest) -> bool:
     except (TimeoutError, ConnectionError, web.RequestPayloadError):
         return False
     return True
-
-
-def _peek(content: StreamReader) -> bytes | None:
-    """Return a small body that has arrived, without consuming it; None if it is large or broken."""
-    if type(content) is not StreamReader or content.exception() is not None or content.total_bytes > BODY_BYTES_MAX:
-        return None
-    # aiohttp's only call that puts back what was read is deprecated.
-    chunks = content._buffer
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -72,6 +72,19 @@ def shape_columns(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]
     return _shape_small(recipe, X) or _shape_many(recipe, X)
 
 
+def pack_row(recipe: Recipe, row: Any) -> bytes | None:
+    """Return a single row of a recipe that has number columns only, as :func:`shape` would; None if that must decide.
+
+    The caller checks the width of a row by position.
+    """
+    if type(row) is dict:
+        features = recipe.features
+        if features is None or row.keys() != features.keys():
+            return None
+        row = [row[name] for name in features]
+    return pack_small(row)
+
+
 def _shape_dicts(recipe: Recipe, X: Any) -> tuple[bytes, list[list[NonNumeric]]]:
     """Return rows for an estimator that takes dicts: the text of free rows, or columns and then those that rows lack.
 

@@ -13,6 +13,7 @@ computations are the functions of this package, which bundles call too; a scorer
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -53,16 +54,21 @@ class Columns:
 
 
 class Scorer:
-    """What answers predictions of one version of a model."""
+    """What answers predictions of one version of a model.
+
+    Of some models `answer_row` is a function that answers a single row of numbers, given as `row_bytes` bytes of
+    little-endian float64, with the text that :meth:`answer` returns; `row_bytes` is 0 for all others.
+    """
 
     __slots__ = (
         "_columns",
         "_fixed_cost",
         "_multi_output",
         "_predict",
-        "_row_answer",
         "_row_cost",
         "_width",
+        "answer_row",
+        "row_bytes",
         "size_bytes",
         "state",
     )
@@ -87,7 +93,8 @@ class Scorer:
         self._row_cost = (
             4 * self._width + final.row_cost + CATEGORY_COST * len(recipe.categories) + VALUE_COST * len(final.outputs)
         )
-        self._row_answer = _row_answer(state, recipe)
+        self.answer_row = _row_answer(state, recipe)
+        self.row_bytes = 8 * self._width if self.answer_row is not None else 0
         self.size_bytes = _size_bytes(state)
 
     @property
@@ -116,8 +123,8 @@ class Scorer:
         A list of predictions; with `proba` an object with `predictions`, and `probabilities` and `classes`, or
         `scores`. A worker answers what is an error, what has numbers that are not finite, and large answers.
         """
-        if self._row_answer is not None and rows.n == 1 and not proba:
-            return self._row_answer(rows.numbers)
+        if self.answer_row is not None and rows.n == 1 and not proba and len(rows.numbers) == self.row_bytes:
+            return self.answer_row(rows.numbers)
         try:
             # Large numbers overflow; naive Bayes takes the logarithm of zero.
             with np.errstate(all="ignore"):
@@ -166,7 +173,7 @@ class Scorer:
         return {"probabilities": class_labels.by_row(known), "classes": each}
 
 
-def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes | None] | None:
+def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes] | None:
     """Return what answers a single row of numbers with few calls of numpy; None for other models.
 
     In a gateway, which does other things between two rows, each call takes several microseconds, and so does ignoring
@@ -184,19 +191,18 @@ def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes | None]
         return None
     weights, bias, width = final.coef_.ravel(), float(final.intercept_[0]), final.n_features_in_
     scaler = state.scaler
+    scale = None if scaler is None else partial(computations.SCALE[type(scaler)], scaler)
     with np.errstate(all="ignore"):
         if not float(np.abs(weights) @ _largest(scaler, width)) <= PRODUCT_MAX:
             return None
     labels = [_encode([state.labels[0][code]]) for code in final.classes_.tolist()] if is_binary else None
 
-    def answer(numbers: bytes) -> bytes | None:
-        row = np.frombuffer(numbers, LITTLE_ENDIAN)
-        if len(row) != width:
-            return None
-        if scaler is not None:
-            row = computations.scale(scaler, row.astype(np.float64))
-        score = float(np.dot(row, weights)) + bias
-        return _encode([score]) if labels is None else labels[score > 0]
+    def answer(numbers: bytes) -> bytes:
+        row: Any = np.frombuffer(numbers if scale is None else bytearray(numbers), LITTLE_ENDIAN)
+        if scale is not None:
+            row = scale(row)
+        score = row.dot(weights).item() + bias
+        return _encode((score,)) if labels is None else labels[score > 0]
 
     return answer
 

@@ -27,6 +27,7 @@ from keepfit_gateway import bound_key
 from keepfit_gateway.auth.cross_site import CrossSitePolicy
 from keepfit_gateway.auth.rate_limit import TokenBucket
 from keepfit_gateway.web import fields
+from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.offload import run_in_daemon_thread
 from keepfit_gateway.web.problems import REQUEST_ID, SEES_REASONS, to_problem
 from keepfit_gateway.web.small_response import SmallResponse
@@ -128,6 +129,26 @@ class ApiKeyGuard:
             return _with_headers(answer, request[REQUEST_ID], bucket, cors)
 
         return handle
+
+    @property
+    def added_fields(self) -> str:
+        """The header fields that an answer to :meth:`find_caller` has beside X-Request-ID, as lines of its head."""
+        return self._cross_site.fields_without_origin
+
+    def find_caller(self, headers: Headers) -> Key | None:
+        """Return the key of a POST that may be handled; None for one that only :meth:`guard` can answer.
+
+        That is one to refuse, one that a web page sent, and one whose key has a rate or is bound to metadata.
+        """
+        if not self._cross_site.passes(headers):
+            return None
+        if self._keys is None:
+            return UNRESTRICTED
+        lines = headers.getall(hdrs.AUTHORIZATION, ())
+        if len(lines) != 1 or lines[0][:7].lower() != "bearer ":
+            return None
+        key = self._keys.find(lines[0][7:].strip(" "))
+        return None if key is None or key.rate_per_s or key.where else key
 
     def _caller(self, request: BaseRequest) -> Key:
         """Return the key of the request; ANONYMOUS if the path is open, or a preflight, and no valid key was sent."""

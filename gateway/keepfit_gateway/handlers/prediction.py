@@ -6,18 +6,21 @@ watched before the workers are asked (:mod:`keepfit_gateway.prediction.cache` ha
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
 from keepfit.errors import KeepfitError
 from keepfit.jobs import messages
 from keepfit.jobs.messages import Operation, WorkerReply
+from keepfit.rows.shaping import pack_row
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import read_rows, time_left, timeout_parameter
 from keepfit_gateway.prediction import http_caching, without_worker
-from keepfit_gateway.prediction.cache import Raw, WatchedModel, key_of
+from keepfit_gateway.prediction.cache import Cache, Raw, WatchedModel
 from keepfit_gateway.prediction.http_caching import CacheControl, Reply
+from keepfit_gateway.prediction.keys import key_of, row_key
 from keepfit_gateway.prediction.without_worker import Question
 from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.fields import Headers
@@ -74,10 +77,39 @@ def answer_here(
         return None
     body, scorer, watched = scored
     service.predictions.scored += 1
+    if control.use_cached:
+        cache.count_miss()
     version = scorer.generation, scorer.version
     if control.store and cache.seen(question.key):
-        return _stored(service, question, watched, version, body, raw)
+        return _stored(service.cache, watched, version, question.key, body, raw)
     return Reply(http_caching.etag_of(question.key, *version), body)
+
+
+def answer_row(service: Service, model: Model, row: Any, raw: Raw) -> Reply | None:
+    """Answer a single row of numbers as :func:`answer_here` does, with fewer steps; None for all other rows and models.
+
+    `row` is a list, or a dict by column name, of numbers as JSON has them.
+    """
+    found = service.scorers.find(model)
+    if found is None or found[0].answer_row is None:
+        return None
+    scorer, watched = found
+    numbers = pack_row(model.recipe, row)
+    if numbers is None or len(numbers) != scorer.row_bytes:
+        return None
+    cache, key = service.cache, row_key(model.hash, numbers)
+    cached = cache.find(key, model.generation)
+    if cached is not None:
+        cache.alias(cached, raw)
+        return Reply(cached.etag, cached.body, cache.age_s(cached))
+    cache.count_miss()
+    service.predictions.scored += 1
+    version = scorer.version
+    result = found[0].answer_row(numbers)
+    body = without_worker.predictions_body(model.hash, version, scorer.rows_seen, result)
+    if cache.seen(key):
+        return _stored(cache, watched, (model.generation, version), key, body, raw)
+    return Reply(http_caching.etag_of(key, model.generation, version), body)
 
 
 async def predict_rows(
@@ -121,6 +153,8 @@ async def _ask(
 ) -> Reply:
     """Ask a worker."""
     model, scorers = question.model, service.scorers
+    if control.use_cached:
+        service.cache.count_miss()
     with service.cache.watch(model.hash) as watched:
         asked = scorers.begin_question(watched)
         noted = partial(scorers.end_question, watched, asked)
@@ -141,18 +175,18 @@ async def _ask(
         service.predictions.worker += 1
         body = question.body(reply.version, reply.rows_seen, reply.result)
         if control.store:
-            return _stored(service, question, watched, version, body, raw)
+            return _stored(service.cache, watched, version, question.key, body, raw)
         return Reply(http_caching.etag_of(question.key, *version), body)
 
 
 def _stored(
-    service: Service, question: Question, watched: WatchedModel, version: tuple[int, int], body: bytes, raw: Raw | None
+    cache: Cache, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, raw: Raw | None
 ) -> Reply:
     """Return a new answer, which is stored for the next request."""
-    etag = http_caching.etag_of(question.key, *version)
-    cached = service.cache.store(watched, version, question.key, body, etag)
+    etag = http_caching.etag_of(key, *version)
+    cached = cache.store(watched, version, key, body, etag)
     if cached is not None and raw is not None:
-        service.cache.alias(cached, raw)
+        cache.alias(cached, raw)
     return Reply(etag, body)
 
 
@@ -179,7 +213,7 @@ async def _ask_or_stale(
 async def predict(request: web.Request) -> web.Response:
     """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
-    rows = await read_rows(request, schemas.Predict, timeout_s)
+    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata, timeout_s)
     control, timeout_s = http_caching.cache_control(headers), time_left(request, timeout_s)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, await service.models.run(rows.model_hash, run))
@@ -188,7 +222,7 @@ async def predict(request: web.Request) -> web.Response:
 async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
     service, timeout_s = request.app[SERVICE], timeout_parameter(request)
-    rows = await read_rows(request, schemas.Score, timeout_s)
+    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata, timeout_s)
     timeout_s = time_left(request, timeout_s)
 
     async def ask(model: Model) -> WorkerReply:

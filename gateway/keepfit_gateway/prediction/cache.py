@@ -8,7 +8,6 @@ than the staleness bound ago; only :meth:`Cache.find_stale` returns others. `doc
 reasons.
 """
 
-import hashlib
 import math
 import time
 from collections import OrderedDict
@@ -16,13 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from keepfit.jobs.messages import Operation
-from keepfit.rows.rows import Rows
-
 # A raw request: its path with the query, and its body.
 Raw = tuple[str, bytes]
 
-KEY_BYTES = 32
 # A larger answer costs its computation and transfer more than its lookup, and would evict thousands of small ones.
 ANSWER_BYTES_MAX = 256 * 1024
 # Spellings of the same rows (other spaces, another order of keys, by metadata) that are recognised by their bytes.
@@ -113,25 +108,11 @@ class CachedAnswer:
     aliases: tuple[Raw, ...] = ()
 
 
-def key_of(model_hash: str, operation: Operation, rows: Rows) -> bytes:
-    """Return the cache key: 32 bytes, BLAKE2b of model, operation and rows. Only the version is not part of it.
-
-    For a row it takes half of the time of SHA-256, which OpenSSL has to set up.
-    """
-    begin = f"{model_hash} {operation} ".encode()
-    if rows.n == 1:
-        return hashlib.blake2b(begin + rows.encode(), digest_size=KEY_BYTES).digest()
-    digest = hashlib.blake2b(begin, digest_size=KEY_BYTES)
-    for piece in rows.pieces():
-        digest.update(piece)
-    return digest.digest()
-
-
 class Cache:
     """Answers of all models. Evicts the least recently used first; with `bytes_max` 0 it keeps none.
 
-    `hits`, `misses` (of lookups), `dropped` (answers invalidated by a newer version or by an interruption of the
-    subscription) and `bytes` are for metrics.
+    `hits`, `misses` (of answers that were looked for), `dropped` (answers invalidated by a newer version or by an
+    interruption of the subscription) and `bytes` are for metrics.
     """
 
     def __init__(self, bytes_max: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -220,10 +201,13 @@ class Cache:
         return watched.newest if watched is not None and self.fresh else None
 
     def find(self, key: bytes, generation: int, age_s_max: float = math.inf) -> CachedAnswer | None:
-        """Return the answer for `key` and `generation` if it arrived at most `age_s_max` ago. Count a hit or miss."""
+        """Return the answer for `key` and `generation` if it arrived at most `age_s_max` ago.
+
+        Counts a hit. A miss is counted by :meth:`count_miss` once the answer is computed: until then it may be looked
+        for several times.
+        """
         answer = self._valid(self._answers.get(key))
         if answer is None or answer.generation != generation or self._clock() - answer.made_at_s > age_s_max:
-            self.misses += 1
             return None
         self.hits += 1
         self._used.add(answer.watched.model_hash)
@@ -231,7 +215,7 @@ class Cache:
         return answer
 
     def find_raw(self, raw: Raw, age_s_max: float = math.inf) -> CachedAnswer | None:
-        """Return the answer for the exact bytes of a request. Counts hits, but not misses: :meth:`find` follows."""
+        """Return the answer for the exact bytes of a request. Counts a hit."""
         answer = self._valid(self._by_alias.get(raw))
         if answer is None or self._clock() - answer.made_at_s > age_s_max:
             return None
@@ -239,6 +223,10 @@ class Cache:
         self._used.add(answer.watched.model_hash)
         self._answers.move_to_end(answer.key)
         return answer
+
+    def count_miss(self) -> None:
+        """Note that an answer that was looked for is computed instead."""
+        self.misses += 1
 
     def find_stale(self, key: bytes, generation: int) -> tuple[CachedAnswer, float] | None:
         """Return the answer for `key` and `generation` even if it is stale, and the `time.monotonic()` of that."""

@@ -49,14 +49,24 @@ class Question(NamedTuple):
 
     def body(self, version: int, rows_seen: int, result: bytes) -> bytes:
         """Return a :class:`~keepfit_gateway.schemas.PredictAnswer` as JSON, around the JSON of a worker or scorer."""
-        head = b'{"hash":"%b","version":%d,"rows_seen":%d,' % (self.model.hash.encode(), version, rows_seen)
-        # Of `proba` it is an object with the other fields.
-        return head + result[1:] if self.proba else b'%b"predictions":%b}' % (head, result)
+        if not self.proba:
+            return predictions_body(self.model.hash, version, rows_seen, result)
+        # An object with the other fields.
+        return b'{"hash":"%b","version":%d,"rows_seen":%d,%b' % (
+            self.model.hash.encode(), version, rows_seen, result[1:],
+        )  # fmt: skip
 
     def body_of(self, scorer: Scorer) -> bytes | None:
         """Return the body that a scorer computes; None where only a worker can answer."""
         result = scorer.answer(self.model.recipe, self.rows, proba=self.proba)
         return None if result is None else self.body(scorer.version, scorer.rows_seen, result)
+
+
+def predictions_body(model_hash: str, version: int, rows_seen: int, predictions: bytes) -> bytes:
+    """Return a :class:`~keepfit_gateway.schemas.PredictAnswer` without probabilities, around a list as JSON."""
+    return b'{"hash":"%b","version":%d,"rows_seen":%d,"predictions":%b}' % (
+        model_hash.encode(), version, rows_seen, predictions,
+    )  # fmt: skip
 
 
 def score(scorers: Scorers, question: Question) -> tuple[bytes, Scorer, WatchedModel] | None:

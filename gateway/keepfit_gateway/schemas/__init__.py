@@ -42,7 +42,6 @@ from keepfit_gateway.schemas.inference import (
     TensorMetadata,
 )
 from keepfit_gateway.schemas.requests import (
-    Call,
     CreateModel,
     DiscardDead,
     Form,
@@ -56,12 +55,10 @@ from keepfit_gateway.schemas.requests import (
     Score,
     ScoreByMetadata,
     convert,
-    with_metadata,
 )
 
 __all__ = [
     "AcceptedAnswer",
-    "Call",
     "ChangeAnswer",
     "CreateModel",
     "DeadAnswer",
@@ -107,5 +104,4 @@ __all__ = [
     "TensorMetadata",
     "WorkerList",
     "convert",
-    "with_metadata",
 ]

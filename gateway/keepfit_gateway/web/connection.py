@@ -10,7 +10,7 @@ import http
 import math
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -31,6 +31,9 @@ from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.web.small_response import SmallResponse
 
 log = structlog.get_logger(__name__)
+
+# Takes the head and the body of a request that has arrived; returns the whole response, or None.
+Immediate = Callable[[Any, Any], bytes | None]
 
 # A connection reads no further while requests with bodies of this size wait for the answers before them.
 QUEUED_BYTES_MAX = 1 << 18
@@ -55,8 +58,8 @@ class ProblemHandler(web.RequestHandler):
     """
 
     __slots__ = (
-        "_broken", "_connections", "_ends", "_head_timeout_s", "_head_timer", "_last_content", "_memory", "_metrics",
-        "_unread", "client",
+        "_broken", "_connections", "_ends", "_head_timeout_s", "_head_timer", "_immediate", "_last_content", "_memory",
+        "_metrics", "_unread", "client",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +69,7 @@ class ProblemHandler(web.RequestHandler):
         memory: BodyMemoryLimit,
         metrics: RequestMetrics,
         connections: OpenConnections,
+        immediate: Immediate,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -73,6 +77,7 @@ class ProblemHandler(web.RequestHandler):
         self._memory = memory
         self._metrics = metrics
         self._connections = connections
+        self._immediate = immediate
         self.client = ""
         self._head_timer: asyncio.TimerHandle | None = None
         # No request follows those that have arrived; what follows a body with invalid framing is none.
@@ -96,7 +101,16 @@ class ProblemHandler(web.RequestHandler):
         # Until the last body is complete, all data belong to it.
         begins = bool(data) and not self._request_in_progress and self._last_content.is_eof()
         requests = self._request_count
-        super().data_received(data)
+        # The task of an idle connection sleeps on until it is certain that it has something to do.
+        waiter, self._waiter = self._waiter, None
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
+        if waiter is not None and self._messages and not waiter.done():
+            if self._answers_immediately():
+                return
+            waiter.set_result(None)
         while self._upgraded and self._parser is not None:
             # The answer to a request for an upgrade is plain HTTP; aiohttp would parse what follows after it.
             self._parser.set_upgraded(False)
@@ -111,6 +125,35 @@ class ProblemHandler(web.RequestHandler):
                 self._pause_reading_for_buffer()
         elif begins and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._on_head_timeout)
+
+    def _answers_immediately(self) -> bool:
+        """Send the answer to the only request that has arrived, if there is an immediate one; return whether it did.
+
+        Nothing is unsent then, and a small answer fills no buffer: no request is handled before earlier answers are
+        read.
+        """
+        message, content = self._messages[0]
+        if (
+            len(self._messages) > 1
+            or not content.is_eof()
+            or isinstance(message, _ErrInfo)
+            or self._ends
+            or self.has_unsent
+            or self.transport is None
+            or self._parser is None
+        ):
+            return False
+        answer = self._immediate(message, content)
+        if answer is None:
+            return False
+        self._messages.popleft()
+        self._parser.message_consumed()
+        if self._head_timer is not None:
+            self._cancel_head_timer()
+        self._connections.mark_answered(self)
+        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        self.transport.write(answer)
+        return True
 
     def _queued_bytes(self) -> int:
         """Return the size of the bodies of pipelined requests, which aiohttp limits in number only."""

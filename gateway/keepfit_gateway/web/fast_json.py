@@ -35,6 +35,12 @@ RAW_FIELDS: dict[str, Any] = {**FIELDS, "X": msgspec.Raw, "y": msgspec.Raw, "sam
 # event loop never waits long: a decoder keeps Python's global lock until it returns.
 STEP_BYTES = 128 * 1024
 
+
+class _SingleRow(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    X: tuple[list[int | float] | dict[str, int | float]]
+
+
+_decode_single = msgspec.json.Decoder(_SingleRow).decode
 _decode_rows = msgspec.json.Decoder(FIELDS["X"]).decode
 _decoders = {name: msgspec.json.Decoder(FIELDS[name]).decode for name in ("y", "sample_weight")}
 
@@ -90,6 +96,19 @@ def decode(body: bytes | bytearray, form: type[Form], model_hash: str | None = N
     if b"\\" in body and _has_ambiguous_escape(body):
         return None
     return ParsedRows(len(body), fields.X, fields.y, fields.sample_weight, fields.proba is True, model_hash or "")
+
+
+def decode_row(body: bytes) -> list[int | float] | dict[str, int | float] | None:
+    """Decode a body that is ``{"X": [row]}`` with a single row of numbers; return None for all others."""
+    try:
+        row = _decode_single(body).X[0]
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    strings = 1 if type(row) is list else 1 + len(row)
+    # Then each string is a key of its own. An escaped quotation mark, or half a pair of surrogates, is left to others.
+    if body.count(b'"') != 2 * strings or b"\\" in body:
+        return None
+    return row
 
 
 def split(body: bytes | bytearray, form: type[Form], model_hash: str | None = None) -> RawBody | None:

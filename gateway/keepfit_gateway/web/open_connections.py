@@ -72,6 +72,14 @@ class OpenConnections:
             del self._busy[connection]
             self._idle[connection] = None
 
+    def mark_answered(self, connection: Connection) -> None:
+        """Note that a request has arrived and is answered; no other one is open."""
+        if connection in self._idle:
+            del self._idle[connection]
+        else:
+            self._new.pop(connection, None)
+        self._idle[connection] = None
+
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
         for each in (self._new, self._idle, self._busy):

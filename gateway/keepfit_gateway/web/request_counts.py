@@ -10,6 +10,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Any
 
@@ -68,7 +69,13 @@ class RequestMetrics:
         else:
             resource = match.route.resource
             route = None if resource is None else resource.canonical
-        key = (route, request.method, status) if route is not None else (UNROUTED, UNROUTED, status)
+        self._count((route, request.method, status) if route is not None else (UNROUTED, UNROUTED, status), seconds)
+
+    def record_immediate(self, route: str, seconds: float) -> None:
+        """Count a POST that was answered with 200 as soon as it had arrived."""
+        self._count((route, "POST", HTTPStatus.OK), seconds)
+
+    def _count(self, key: tuple[str, str, int], seconds: float) -> None:
         durations = self._durations.get(key)
         if durations is None:
             route, method, status = key

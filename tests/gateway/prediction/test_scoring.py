@@ -137,13 +137,15 @@ async def test_no_cache_asks_a_worker(stack: Stack, metadata: dict[str, Any]) ->
 async def test_large_answers_are_computed_by_workers(
     stack: Stack, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What would hold the event loop is computed by a worker; one row more than the bound is enough."""
+    """What would hold the event loop is computed by a worker."""
     async with beside(stack) as (api, _):
         path = await api.make(metadata, LINEAR)
         await api.learn(path, **LABELLED)
         await until_scored(api, path, [1.0, 2.0])
         monkeypatch.setattr(without_worker, "INLINE_COST_MAX", 1)
-        assert not await is_scored(api, path, [1.0, 2.0])
+        before = await sources(api)
+        (await api.post(f"{path}/predict", {"X": [fresh_row([1.0, 2.0]), fresh_row([1.0, 2.0])]})).of(200)
+        assert await sources(api) - before == Counter(worker=1)
 
 
 async def test_errors_are_those_of_workers(api: Api, metadata: dict[str, Any]) -> None:

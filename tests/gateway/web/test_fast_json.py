@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keepfit import identity
 from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import parse
-from keepfit.rows.shaping import shape
+from keepfit.rows.shaping import pack_row, shape
 from keepfit_gateway import schemas
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web import fast_json, rows_body
@@ -35,6 +35,8 @@ RECIPES = [
         }
     ),
 ]
+# Its columns are numbers only.
+NAMED = parse({"estimator": "SGDRegressor", "features": {"a": "number", "X": "number"}})
 
 numbers = st.one_of(
     st.floats().map(json.dumps),
@@ -187,6 +189,35 @@ def test_typical_requests_are_decoded_fast(form: type[Form], body: bytes) -> Non
         found = fast_json.decode(body, form)
         assert found is not None
         assert written(found, found.model_hash or None) == strictly(body, form)
+
+
+@settings(deadline=None, max_examples=200)
+@given(requests([schemas.Predict]), st.sampled_from([RECIPES[0], NAMED]))
+@example((schemas.Predict, b'{"X":[[1,2.5]]}'), RECIPES[0])
+@example((schemas.Predict, b' {"X" : [ {"X":-0.0 , "a":1e30} ] } '), NAMED)
+@example((schemas.Predict, b'{"X":[{"a":1,"X":2,"a":3}]}'), NAMED)
+@example((schemas.Predict, b'{"X":[{"\\u0061":1,"X":2,"a":3}]}'), NAMED)
+@example((schemas.Predict, b'{"X":[[1,2]],"X":[[3,4]]}'), RECIPES[0])
+@example((schemas.Predict, b'{"X":[[9007199254740993]]}'), RECIPES[0])
+@example((schemas.Predict, b'{"X":[[1,2]],"id":"a"}'), RECIPES[0])
+def test_a_single_row_is_packed_as_it_is_shaped(request: tuple[type[Form], bytes], recipe: Any) -> None:
+    """A single row of numbers gives the bytes that the strict parser and shaping give, or none."""
+    _, body = request
+    row = fast_json.decode_row(body)
+    numbers = None if row is None else pack_row(recipe, row)
+    # The caller checks the width.
+    if numbers and len(numbers) == 8 * len(recipe.features or row or ()):
+        found: Any = schemas.convert(identity.parse_json(body), schemas.Predict)
+        shaped = shape(recipe, found.X, learning=False)
+        assert (shaped.n, shaped.numbers, shaped.categories, found.proba) == (1, numbers, [], False)
+
+
+@pytest.mark.parametrize("body", [b'{"X":[[0.1,2,-3e5]]}', b' { "X" : [ { "a" : 1 , "X" : 2.5 } ] } '])
+def test_typical_rows_are_packed(body: bytes) -> None:
+    """Rows by position and by name, as clients write them."""
+    row = fast_json.decode_row(body)
+    assert row is not None
+    assert pack_row(NAMED if isinstance(row, dict) else RECIPES[0], row) is not None
 
 
 def outcome(function: Any) -> Any:

@@ -73,8 +73,7 @@ def test_then_the_longest_idle_is_dropped() -> None:
         connections.mark_busy(client)
     for client in (clients[1], clients[0]):
         connections.mark_idle(client)
-    connections.mark_busy(clients[1])
-    connections.mark_idle(clients[1])
+    connections.mark_answered(clients[1])
     assert dropped_by_next(connections, clients) == "0"
     connections.mark_busy(clients[-1])
     connections.mark_idle(clients[-1])

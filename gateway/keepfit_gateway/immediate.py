@@ -1,0 +1,109 @@
+"""Immediate answers: predictions that are sent as soon as their request has arrived, in the same turn of the loop.
+
+Owns which requests have one: small JSON bodies to predict that came in one piece with a head that holds nothing
+special, from a key without a rate, whose answer is kept or computed here. Never waits, never asks a worker, never words
+an error, and counts nothing before it has an answer. Invariant: a request without an immediate answer goes on
+unchanged, and an immediate answer has the bytes that :mod:`keepfit_gateway.fast_path` would send. A task for each
+request, and the objects that stand for it, cost more than most predictions.
+"""
+
+import time
+
+from aiohttp import hdrs
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11, RawRequestMessage
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDict
+
+from keepfit.observability import request_id
+from keepfit.security.api_keys import PREDICT
+from keepfit_gateway import schemas
+from keepfit_gateway.auth.guard import X_REQUEST_ID, ApiKeyGuard
+from keepfit_gateway.handlers.prediction import answer_here, answer_row, question_of
+from keepfit_gateway.prediction import http_caching
+from keepfit_gateway.prediction.http_caching import Reply
+from keepfit_gateway.service import Service
+from keepfit_gateway.web import fast_json
+from keepfit_gateway.web.fields import Headers
+from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN
+from keepfit_gateway.web.small_body import is_plain, peek
+
+BY_HASH, BY_METADATA = "/v1/models/{hash}/predict", "/v1/predict"
+# The path of BY_HASH before and after the hash, which has 64 digits.
+BEFORE, AFTER = BY_HASH.split("{hash}")
+BEGIN, END = len(BEFORE), len(BEFORE) + 64
+
+NO_FIELDS: CIMultiDict[str] = CIMultiDict()
+SERVER = f"Server: {SERVER_SOFTWARE}\r\n\r\n"
+
+
+class ImmediateAnswers:
+    """The immediate answers of one gateway."""
+
+    def __init__(self, service: Service, guard: ApiKeyGuard) -> None:
+        self._service = service
+        self._guard = guard
+
+    def answer(self, message: RawRequestMessage, content: StreamReader) -> bytes | None:
+        """Return the response to a request that has arrived, as it is sent; None: the regular path must answer.
+
+        Nothing of `content` is consumed.
+        """
+        started_s = time.perf_counter()
+        path = message.path
+        if path[END:] == AFTER and path[:BEGIN] == BEFORE:
+            route, model_hash = BY_HASH, path[BEGIN:END]
+        elif path == BY_METADATA:
+            route, model_hash = BY_METADATA, None
+        else:
+            return None
+        body = peek(content) if self._is_admitted(message) else None
+        if body is None:
+            return None
+        try:
+            reply = self._reply(path, model_hash, body)
+        except Exception:  # noqa: BLE001 - the regular path has the same error, and answers with it
+            return None
+        if reply is None or len(reply.body) >= COMPRESSED_BYTES_MIN:
+            return None
+        response = self._response(message.headers, reply)
+        self._service.request_metrics.record_immediate(route, time.perf_counter() - started_s)
+        return response
+
+    def _is_admitted(self, message: RawRequestMessage) -> bool:
+        """Return whether the head has nothing special, and its sender may predict with every model."""
+        headers = message.headers
+        if message.should_close or message.version != HttpVersion11 or hdrs.CACHE_CONTROL in headers:
+            return False
+        caller = self._guard.find_caller(headers) if is_plain(message.method, headers) else None
+        return caller is not None and PREDICT in caller.scopes
+
+    def _reply(self, path: str, model_hash: str | None, body: bytes) -> Reply | None:
+        """Return the answer that is kept for the same bytes, or computed now; None if there is neither."""
+        service, raw = self._service, (path, body)
+        cache = service.cache
+        cached = cache.find_raw(raw)
+        if cached is not None:
+            return Reply(cached.etag, cached.body, cache.age_s(cached))
+        if model_hash is not None:
+            row, model = fast_json.decode_row(body), service.models.cached(model_hash)
+            reply = None if row is None or model is None else answer_row(service, model, row, raw)
+            if reply is not None:
+                return reply
+        form = schemas.PredictByMetadata if model_hash is None else schemas.Predict
+        rows = fast_json.decode(body, form, model_hash)
+        model = None if rows is None else service.models.cached(rows.model_hash)
+        if rows is None or model is None or service.scorers.find(model) is None:
+            return None
+        return answer_here(service, question_of(model, rows), NO_FIELDS, http_caching.DEFAULT, raw)
+
+    def _response(self, headers: Headers, reply: Reply) -> bytes:
+        sent = headers.get(X_REQUEST_ID)
+        name = sent if sent is not None and request_id.FORM.fullmatch(sent) else request_id.mint()
+        age = "" if reply.age_s is None else f"Age: {int(reply.age_s)}\r\n"
+        head = (
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\n"
+            f"ETag: {reply.etag}\r\n{age}X-Request-ID: {name}\r\n{self._guard.added_fields}"
+            f"Content-Length: {len(reply.body)}\r\nDate: {rfc822_formatted_time()}\r\n{SERVER}"
+        )
+        return head.encode("latin-1") + reply.body
