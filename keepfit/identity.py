@@ -18,6 +18,8 @@ import rfc8785
 
 from keepfit.errors import InvalidError, MalformedError
 
+# What errors of the parser call its text.
+BODY = "The body"
 METADATA_BYTES_MAX = 16 * 1024
 METADATA_DEPTH_MAX = 8
 INTEGER_MAX = 2**53 - 1
@@ -30,8 +32,8 @@ HASHES_CACHED_MAX = 4096
 TEXT_CACHED_BYTES_MAX = 2048
 
 
-def parse_json(body: bytes | bytearray) -> Any:
-    """Parse JSON strictly (RFC 8259, and the rule of unique keys of I-JSON, RFC 7493).
+def parse_json(body: bytes | bytearray, source: str = BODY) -> Any:
+    """Parse JSON strictly (RFC 8259, and the rule of unique keys of I-JSON, RFC 7493); errors name its `source`.
 
     Raises
     ------
@@ -51,18 +53,18 @@ def parse_json(body: bytes | bytearray) -> Any:
             json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise MalformedError("The body is not UTF-8 text.") from None
+        raise MalformedError(f"{source} is not UTF-8 text.") from None
     except UnicodeEncodeError:
-        raise MalformedError("The body holds a lone surrogate, which is not a character.") from None
+        raise MalformedError(f"{source} holds a lone surrogate, which is not a character.") from None
     except RecursionError:
         raise MalformedError("The JSON is nested too deeply.") from None
     except json.JSONDecodeError as error:
         if body.startswith(codecs.BOM_UTF8):
-            raise MalformedError("The body begins with a byte order mark (BOM); send UTF-8 without one.") from None
-        raise MalformedError(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
+            raise MalformedError(f"{source} begins with a byte order mark (BOM); send UTF-8 without one.") from None
+        raise MalformedError(f"{source} is not JSON: {error.msg} at character {error.pos}.") from None
     except ValueError as error:
         # int() refuses numbers of more than 4,300 digits.
-        raise MalformedError(f"The body is not usable JSON: {error}.") from None
+        raise MalformedError(f"{source} is not usable JSON: {error}.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,19 +101,19 @@ def hash_of(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(metadata)).hexdigest()
 
 
-def hash_of_text(text: bytes) -> str:
-    """Return the hash of the metadata whose JSON is `text`. Short texts are cached.
+def hash_of_text(text: bytes, source: str = BODY) -> str:
+    """Return the hash of the metadata whose JSON is `text`, part of `source`. Short texts are cached.
 
     Raises
     ------
     MalformedError, InvalidError
         As :func:`parse_json` and :func:`check_metadata` do.
     """
-    return _hash_cached(text) if len(text) <= TEXT_CACHED_BYTES_MAX else _hash_of_text(text)
+    return (_hash_cached if len(text) <= TEXT_CACHED_BYTES_MAX else _hash_of_text)(text, source)
 
 
-def _hash_of_text(text: bytes) -> str:
-    return hash_of(check_metadata(parse_json(text)))
+def _hash_of_text(text: bytes, source: str) -> str:
+    return hash_of(check_metadata(parse_json(text, source)))
 
 
 _hash_cached = lru_cache(maxsize=HASHES_CACHED_MAX)(_hash_of_text)

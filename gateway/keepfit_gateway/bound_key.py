@@ -54,8 +54,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         )
 
 
-def hash_of_text(text: bytes) -> str:
-    """Return the hash of the metadata whose JSON is `text`, which the present request names.
+def hash_of_text(text: bytes, source: str = identity.BODY) -> str:
+    """Return the hash of the metadata whose JSON is `text`, part of `source`, which the present request names.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def hash_of_text(text: bytes) -> str:
     ForbiddenError
         If the key may not use models with these metadata, whether there is one or not.
     """
-    found = identity.hash_of_text(text)
+    found = identity.hash_of_text(text, source)
     if is_set():
         check_metadata(identity.parse_json(text))
     return found

@@ -63,6 +63,18 @@ METADATA = {
     # Without an example, Swagger UI makes up a filter, which nothing matches.
     "example": {},
 }
+METADATA_INSTEAD = _parameter(
+    "metadata",
+    "query",
+    "Metadata of the model as JSON, for a body that is a table, or none; a JSON body then has no field `metadata`.",
+    {"type": "string", "contentMediaType": "application/json"},
+)
+METADATA_NAME = {
+    **METADATA_INSTEAD,
+    "required": True,
+    "description": "Metadata of the model as JSON.",
+    "example": '{"type":"shoes","brand":"nike"}',
+}
 PREFER = _parameter(
     "Prefer",
     "header",

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -109,12 +110,14 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
     parameters = operation["parameters"]
     assert {parameter["name"] for parameter in parameters if parameter["in"] == "path"} == placeholders
     for parameter in parameters:
-        assert parameter["required"] is (parameter["in"] == "path")
+        # A call without a body has no other place for metadata.
+        names_model = parameter["name"] == "metadata" and "style" not in parameter and "requestBody" not in operation
+        assert parameter["required"] is (parameter["in"] == "path" or names_model)
         assert parameter["description"]
         Draft202012Validator.check_schema(parameter["schema"])
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
-    # Creating a snapshot takes no body.
-    assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("/snapshot"))
+    # Creating a snapshot takes no body, unless that names the model.
+    assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("}/snapshot"))
     if "requestBody" in operation:
         assert operation["requestBody"]["content"]["application/json"]["examples"]
     statuses = operation["responses"].keys()
@@ -141,15 +144,11 @@ def test_what_every_operation_may_answer_is_documented(path: str, method: str) -
 
 
 def test_request_bodies_list_the_accepted_media_types() -> None:
-    """Calls about rows by hash also accept tables; all other calls accept JSON only."""
+    """Calls about rows also accept tables; all other calls accept JSON only."""
     for path, method in OPERATIONS:
         body = DOCUMENT["paths"][path][method].get("requestBody")
         if body is not None:
-            takes_tables = path.startswith("/v1/models/{hash}/") and path.rpartition("/")[2] in (
-                "partial_fit",
-                "predict",
-                "score",
-            )
+            takes_tables = path.rpartition("/")[2] in ("partial_fit", "predict", "score")
             takes_tensors = path.endswith("/infer")
             assert set(body["content"]) == {"application/json", *((BINARY,) if takes_tables or takes_tensors else ())}
             assert all(table in body.get("description", "") for table in (NPY, ARROW)) is takes_tables
@@ -202,16 +201,19 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/predict", {**rows, "proba": True, **extra})
         await check("POST", f"{prefix}/score", {**labelled, **extra})
         await check("POST", f"{prefix}/score", {"X": [["a"]], **extra})
-    await check("GET", "/v1/models/{hash}/dead")
-    await check("POST", "/v1/models/{hash}/dead/retry", {})
-    await check("POST", "/v1/models/{hash}/dead/retry", {"ids": ["1-1"]})
-    await check("POST", "/v1/models/{hash}/dead/discard", {"ids": ["1-1"]})
-    await check("POST", "/v1/models/{hash}/snapshot")
-    await check("GET", "/v1/models/{hash}/snapshots")
-    await check("POST", "/v1/models/{hash}/restore", {})
-    await check("POST", "/v1/models/{hash}/restore", {"version": 99})
+    name = f"?metadata={quote(json.dumps(metadata))}"
+    for prefix, extra, query in (("/v1/models/{hash}", {}, ""), ("/v1", {"metadata": metadata}, name)):
+        await check("GET", f"{prefix}/dead", query=query)
+        await check("POST", f"{prefix}/dead/retry", extra)
+        await check("POST", f"{prefix}/dead/retry", {"ids": ["1-1"], **extra})
+        await check("POST", f"{prefix}/dead/discard", {"ids": ["1-1"], **extra})
+        await check("POST", f"{prefix}/snapshot", query=query)
+        await check("GET", f"{prefix}/snapshots", query=query)
+        await check("POST", f"{prefix}/restore", extra)
+        await check("POST", f"{prefix}/restore", {"version": 99, **extra})
     await check("GET", "/v1/models")
     await check("GET", "/v1/models/{hash}")
+    await check("GET", "/v1/model", query=name)
     for query in ("", "?every=1d&stat=count&group=type", "?every=1d", "?last=x"):
         await check("GET", "/v1/history", query=query)
     tensors = {"inputs": [{"name": "X", "shape": [2, 1], "datatype": "FP64", "data": [1.0, 2.0]}]}
@@ -230,8 +232,10 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.02}}, {"Prefer": "wait=0"})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": -1}})
+    await check("PATCH", "/v1/model", {"params": {"alpha": 0.03}, "metadata": metadata})
     await check("DELETE", "/v1/models/{hash}")
     await check("GET", "/v1/models/{hash}")
+    await check("DELETE", "/v1/model", query=name)
     assert check.seen == set(OPERATIONS)
 
 

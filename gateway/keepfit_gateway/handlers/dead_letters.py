@@ -11,10 +11,9 @@ from keepfit.store import dead_letters
 from keepfit.store.dead_letters import DeadLetter, RetryResult
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers.inputs import page_parameters, path_hash
+from keepfit_gateway.handlers.inputs import model_hash_of, page_parameters, read_form
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import read_json
 from keepfit_gateway.web.offload import compute
 from keepfit_gateway.web.responses import json_response
 
@@ -25,7 +24,7 @@ IDS_BYTES_MAX = 64 * 1024
 async def list_dead(request: web.Request) -> web.Response:
     """GET …/dead: list dead letters, oldest first."""
     service, page = request.app[SERVICE], page_parameters(request, dead_letters.ID)
-    model = await service.models.describe(await path_hash(request))
+    model = await service.models.describe(await model_hash_of(request))
     entries, following = await service.dead_letters.page(model.hash, page.limit, page.after)
     size_bytes = sum(len(entry.payload) for entry in entries)
     return await compute(size_bytes, _page_response, model, entries, following)
@@ -50,8 +49,8 @@ def _page_response(model: Model, entries: list[DeadLetter], following: str | Non
 
 async def retry_dead(request: web.Request) -> web.Response:
     """POST …/dead/retry: move dead letters back to the inbox."""
-    service, model_hash = request.app[SERVICE], await path_hash(request)
-    form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.RetryDead)
+    service = request.app[SERVICE]
+    model_hash, form = await read_form(request, schemas.RetryDead, IDS_BYTES_MAX)
 
     async def retry(model: Model) -> tuple[Model, RetryResult]:
         logged = service.recorder is not None
@@ -89,8 +88,8 @@ async def _record(recorder: Recorder, retried: RetryResult) -> None:
 
 async def discard_dead(request: web.Request) -> web.Response:
     """POST …/dead/discard: delete dead letters."""
-    service, model_hash = request.app[SERVICE], await path_hash(request)
-    form = schemas.convert(await read_json(request, service.settings, IDS_BYTES_MAX), schemas.DiscardDead)
+    service = request.app[SERVICE]
+    model_hash, form = await read_form(request, schemas.DiscardDead, IDS_BYTES_MAX)
 
     async def discard(model: Model) -> tuple[int, int]:
         return await service.dead_letters.discard(model.hash, form.ids)

@@ -18,7 +18,7 @@ from keepfit.errors import ConflictError, InvalidError, MalformedError, NotFound
 from keepfit.rows.values import format_value
 from keepfit.store.models import Model
 from keepfit_gateway import health, schemas
-from keepfit_gateway.handlers.inputs import begin_turn, find_before_body, path_hash, time_left
+from keepfit_gateway.handlers.inputs import begin_turn, find_before_body, model_hash_of, time_left
 from keepfit_gateway.handlers.prediction import predict_rows
 from keepfit_gateway.inference_protocol import messages, metadata
 from keepfit_gateway.inference_protocol.messages import Asked
@@ -110,7 +110,7 @@ async def model_ready(request: web.Request) -> web.Response:
 
 async def _model(request: web.Request) -> Model:
     """Return the model of the path; raise NotFoundError if it does not exist or has another version."""
-    model = await request.app[SERVICE].models.describe(await path_hash(request))
+    model = await request.app[SERVICE].models.describe(await model_hash_of(request))
     _check_version(_version(request), model.version)
     return model
 
@@ -133,7 +133,7 @@ def _check_version(asked: int | None, live: int) -> None:
 async def infer(request: web.Request) -> web.Response:
     """POST /v2/models/{hash}/infer: predict the rows in the tensors with the newest bundle."""
     service, version = request.app[SERVICE], _version(request)
-    model_hash = await path_hash(request)
+    model_hash = await model_hash_of(request)
     rows, asked = await _read(request, model_hash)
     control = http_caching.cache_control(request.headers)
     timeout_s = _time_left(request, asked)

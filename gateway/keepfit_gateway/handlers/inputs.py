@@ -5,15 +5,16 @@ body is read. Invariant: what does not match the syntax answers 400 with what wo
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from keepfit import identity
 from keepfit.errors import MalformedError
 from keepfit.history.metadata_labels import filters_of
 from keepfit.rows.values import format_value
 from keepfit.security.api_keys import UNRESTRICTED
-from keepfit_gateway import schemas
+from keepfit_gateway import bound_key, schemas
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.service import SERVICE, SETTINGS
@@ -25,6 +26,7 @@ from keepfit_gateway.web.rows_body import RowsBody
 HASH_DIGITS = 64
 HASH = re.compile(r"[0-9a-f]{64}")
 DIGITS = re.compile(r"[0-9a-f]+")
+NAME_IT = 'Name the model by the query parameter metadata, as percent-encoded JSON: metadata={"type":"shoes"}.'
 HASH_FORM = f"The hash of a model is {HASH_DIGITS} hexadecimal digits in lower case"
 # An error names up to this many models whose hash begins with the digits that were sent, if those are enough digits.
 HINT_MODELS_MAX, HINT_DIGITS_MIN = 3, 4
@@ -38,6 +40,10 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 BOOLEAN = {"true": True, "false": False}
+METADATA = "metadata"
+# Every character may be escaped.
+METADATA_TEXT_BYTES_MAX = 6 * identity.METADATA_BYTES_MAX
+FormT = TypeVar("FormT", bound=Form)
 
 
 # Seconds that a large request may still take after its wait for a turn.
@@ -52,13 +58,10 @@ class Page(NamedTuple):
     filters: dict[str, str]
 
 
-async def read_rows(
-    request: web.Request, form: type[Form], form_by_metadata: type[Form], timeout_s: float | None = None
-) -> RowsBody:
-    """Read and parse the rows of a request about one model.
+async def read_rows(request: web.Request, form: type[Form], timeout_s: float | None = None) -> RowsBody:
+    """Read and parse the rows of a request about one model, which path, query or body name (:func:`named_hash`).
 
-    The path names the model by its hash, and the body has `form`; or metadata in the body name it, in
-    `form_by_metadata`. A large body waits for its turn, at most `timeout_s` seconds (by default those of a prediction).
+    A large body waits for its turn, at most `timeout_s` seconds (by default those of a prediction).
 
     Raises
     ------
@@ -75,27 +78,46 @@ async def read_rows(
         encoding.
     """
     settings, media_type = request.app[SETTINGS], bodies.media_type_of(request)
-    if "hash" not in request.match_info:
-        if media_type in rows_body.TABLES:
-            raise web.HTTPUnsupportedMediaType(
-                text=f"A table cannot hold metadata: send {media_type} to /v1/models/{{hash}}/…, or JSON here.",
-                headers={hdrs.ACCEPT: bodies.JSON},
-            )
-        body = await bodies.read(request, settings)
-        await begin_turn(request, len(body), timeout_s)
-        return await compute(len(body), rows_body.parse, body, form_by_metadata)
-    model_hash = await path_hash(request)
-    await find_before_body(request, model_hash)
+    model_hash = await named_hash(request)
+    if model_hash is not None:
+        await find_before_body(request, model_hash)
+    elif media_type in rows_body.TABLES:
+        raise MalformedError(f"A table has no field for metadata. {NAME_IT}")
     proba = form is schemas.Predict and proba_parameter(request)
     rows_body.check_media_type(media_type)
     body = await bodies.read(request, settings, (bodies.JSON, *rows_body.TABLES))
     await begin_turn(request, len(body), timeout_s)
-    if media_type == bodies.JSON:
+    if model_hash is None:
+        rows = await compute(len(body), rows_body.parse, body, schemas.with_metadata(form))
+    elif media_type == bodies.JSON:
         rows = await compute(len(body), rows_body.parse, body, form, model_hash)
     else:
         rows = await compute_in_thread(len(body), rows_body.parse_table, body, form, media_type, model_hash)
     rows.proba |= proba
     return rows
+
+
+async def read_form(request: web.Request, form: type[FormT], bytes_max: int) -> tuple[str, FormT]:
+    """Read a JSON body of `form`, about one model, which path, query or body name; return its hash and the form.
+
+    Raises
+    ------
+    MalformedError, InvalidError, web.HTTPException
+        As :func:`read_rows`, and over the limit of `bytes_max` bytes.
+    """
+    model_hash = await named_hash(request)
+    if model_hash is not None:
+        return model_hash, schemas.convert(await bodies.read_json(request, request.app[SETTINGS], bytes_max), form)
+    document = await bodies.read_json(request, request.app[SETTINGS], bytes_max + METADATA_TEXT_BYTES_MAX)
+    named: Any = schemas.convert(document, schemas.with_metadata(form))
+    return bound_key.hash_of(named.metadata), named
+
+
+async def read_optional_form(request: web.Request, form: type[FormT], bytes_max: int) -> tuple[str, FormT]:
+    """Read a body as :func:`read_form` does; without a body, no field has a value."""
+    if request.body_exists:
+        return await read_form(request, form, bytes_max)
+    return await model_hash_of(request), form()
 
 
 async def find_before_body(request: web.Request, model_hash: str) -> None:
@@ -123,9 +145,34 @@ def time_left(request: web.Request, timeout_s: float | None) -> float | None:
     return left_s
 
 
-async def path_hash(request: web.Request) -> str:
-    """Return the hash of the model that the path names; raises as :func:`check_hash`."""
-    return await check_hash(request, request.match_info["hash"])
+async def named_hash(request: web.Request) -> str | None:
+    """Return the hash of the model that the path names by its hash, or the query by its metadata; None if neither does.
+
+    Raises
+    ------
+    MalformedError
+        If the hash or the query parameter ``metadata`` is malformed, or there are several names.
+    InvalidError
+        If the metadata are invalid.
+    """
+    values = request.query.getall(METADATA, []) if request.query_string else []
+    if "hash" in request.match_info:
+        if values:
+            raise MalformedError("The path names the model: leave out the query parameter metadata.")
+        return await check_hash(request, request.match_info["hash"])
+    if not values:
+        return None
+    if len(values) > 1:
+        raise MalformedError("The query parameter metadata must occur once.")
+    return bound_key.hash_of_text(values[0].encode(), "The query parameter metadata")
+
+
+async def model_hash_of(request: web.Request) -> str:
+    """Return the hash of the model that path or query name; raises as :func:`named_hash`, and if neither names one."""
+    model_hash = await named_hash(request)
+    if model_hash is None:
+        raise MalformedError(NAME_IT)
+    return model_hash
 
 
 async def check_hash(request: web.Request, text: str) -> str:
@@ -162,6 +209,9 @@ def page_parameters(request: web.Request, after_pattern: re.Pattern[str], *, fil
     if len(request.query) != len(set(request.query)):
         raise MalformedError("A query parameter occurs more than once.")
     others = dict(request.query)
+    if not filters:
+        # It names the model, or is refused where that is read.
+        others.pop(METADATA, None)
     limit, after = others.pop("limit", str(PAGE_DEFAULT)), others.pop("after", "")
     if others and not filters:
         raise MalformedError("The only query parameters are limit and after.")

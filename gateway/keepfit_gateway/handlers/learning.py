@@ -51,9 +51,7 @@ async def partial_fit(request: web.Request) -> web.Response:
     """POST …/partial_fit: accept rows, and wait until they are learned if the client prefers that."""
     service = request.app[SERVICE]
     key, wait_s = idempotency_key(request), preferred_wait_s(request) or 0
-    rows = await read_rows(
-        request, schemas.PartialFit, schemas.PartialFitByMetadata, request.app[SETTINGS].body_timeout_s
-    )
+    rows = await read_rows(request, schemas.PartialFit, request.app[SETTINGS].body_timeout_s)
     model_hash = rows.model_hash
 
     # Watch the model before the rows are accepted, or their commit may be missed.

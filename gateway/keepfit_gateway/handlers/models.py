@@ -17,7 +17,14 @@ from keepfit.store.inbox import Accepted
 from keepfit.store.models import Model
 from keepfit_gateway import bound_key, recipe_checker, schemas
 from keepfit_gateway.auth.guard import CALLER
-from keepfit_gateway.handlers.inputs import HASH, idempotency_key, page_parameters, path_hash, preferred_wait_s
+from keepfit_gateway.handlers.inputs import (
+    HASH,
+    idempotency_key,
+    model_hash_of,
+    page_parameters,
+    preferred_wait_s,
+    read_form,
+)
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.bodies import read_json
 from keepfit_gateway.web.responses import encode_items, json_response
@@ -52,28 +59,27 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{hash}: describe a model. The bytes of an uploaded object are for the scope `admin` alone."""
-    model = await request.app[SERVICE].models.describe(await path_hash(request))
+    model = await request.app[SERVICE].models.describe(await model_hash_of(request))
     return json_response(listing.describe(model, with_object=ADMIN in request[CALLER].scopes))
 
 
 async def delete_model(request: web.Request) -> web.Response:
     """DELETE /v1/models/{hash}: delete a model."""
-    await request.app[SERVICE].models.delete(await path_hash(request))
+    await request.app[SERVICE].models.delete(await model_hash_of(request))
     return web.Response(status=204)
 
 
 async def patch_model(request: web.Request) -> web.Response:
     """PATCH /v1/models/{hash}: change parameters of the estimator, and wait until the change is committed."""
-    service, model_hash = request.app[SERVICE], await path_hash(request)
+    service = request.app[SERVICE]
     key, preferred_s = idempotency_key(request), preferred_wait_s(request)
     wait_s = CHANGE_WAIT_S if preferred_s is None else preferred_s
-    document = await read_json(request, service.settings, PARAMS_BYTES_MAX)
-    params = schemas.convert(document, schemas.PatchModel).params
+    model_hash, form = await read_form(request, schemas.PatchModel, PARAMS_BYTES_MAX)
 
     async def accept(_: Model) -> tuple[int, Accepted]:
         # Read the current state: which parameters are valid together depends on earlier changes.
         model = await service.models.describe(model_hash)
-        change = await recipe_checker.check_change(model.recipe, model.changed, params)
+        change = await recipe_checker.check_change(model.recipe, model.changed, form.params)
         accepted = await service.acceptor.accept_change(model_hash, model.generation, change, key)
         service.cache.observe_version(model_hash, model.generation, accepted.version)
         return model.generation, accepted

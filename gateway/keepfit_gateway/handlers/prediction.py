@@ -213,7 +213,7 @@ async def _ask_or_stale(
 async def predict(request: web.Request) -> web.Response:
     """POST …/predict: predict rows with the newest bundle, or answer with a cached prediction that is still valid."""
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
-    rows = await read_rows(request, schemas.Predict, schemas.PredictByMetadata, timeout_s)
+    rows = await read_rows(request, schemas.Predict, timeout_s)
     control, timeout_s = http_caching.cache_control(headers), time_left(request, timeout_s)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, await service.models.run(rows.model_hash, run))
@@ -222,7 +222,7 @@ async def predict(request: web.Request) -> web.Response:
 async def score(request: web.Request) -> web.Response:
     """POST …/score: score the newest bundle on rows and their target."""
     service, timeout_s = request.app[SERVICE], timeout_parameter(request)
-    rows = await read_rows(request, schemas.Score, schemas.ScoreByMetadata, timeout_s)
+    rows = await read_rows(request, schemas.Score, timeout_s)
     timeout_s = time_left(request, timeout_s)
 
     async def ask(model: Model) -> WorkerReply:

@@ -14,9 +14,8 @@ from keepfit.errors import NotFoundError
 from keepfit.history import Document
 from keepfit.jobs.messages import RestoreOptions
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers.inputs import page_parameters, path_hash
+from keepfit_gateway.handlers.inputs import model_hash_of, page_parameters, read_optional_form
 from keepfit_gateway.service import SERVICE
-from keepfit_gateway.web.bodies import read_json
 from keepfit_gateway.web.responses import json_response
 
 FORM_BYTES_MAX = 4096
@@ -27,7 +26,11 @@ POSITION = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 async def make_snapshot(request: web.Request) -> web.Response:
     """POST …/snapshot: save the current bundle of the model."""
-    service, model_hash = request.app[SERVICE], await path_hash(request)
+    service = request.app[SERVICE]
+    if "hash" in request.match_info:
+        model_hash = await model_hash_of(request)
+    else:
+        model_hash, _ = await read_optional_form(request, schemas.Call, FORM_BYTES_MAX)
     # Restores a model that exists only in a snapshot.
     await service.models.describe(model_hash)
     reply = await service.worker_client.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
@@ -37,7 +40,7 @@ async def make_snapshot(request: web.Request) -> web.Response:
 
 async def list_snapshots(request: web.Request) -> web.Response:
     """GET …/snapshots: list a model's snapshots, newest first."""
-    service, model_hash, page = request.app[SERVICE], await path_hash(request), page_parameters(request, POSITION)
+    service, model_hash, page = request.app[SERVICE], await model_hash_of(request), page_parameters(request, POSITION)
     position = POSITION.fullmatch(page.after)
     entry = await service.history.find(model_hash)
     if entry is None:
@@ -56,9 +59,8 @@ async def list_snapshots(request: web.Request) -> web.Response:
 
 async def restore_model(request: web.Request) -> web.Response:
     """POST …/restore: restore an older snapshot, or a model that Redis lost."""
-    service, model_hash = request.app[SERVICE], await path_hash(request)
-    document = await read_json(request, service.settings, FORM_BYTES_MAX) if request.body_exists else {}
-    form = schemas.convert(document, schemas.RestoreModel)
+    service = request.app[SERVICE]
+    model_hash, form = await read_optional_form(request, schemas.RestoreModel, FORM_BYTES_MAX)
     options = RestoreOptions(None if form.at is None else times.parse_past_time(form.at, words=False), form.version)
     if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; create it with POST /v1/models.")

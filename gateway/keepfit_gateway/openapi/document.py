@@ -142,12 +142,8 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
 
 def operation_id(route: Route) -> str:
     """Return the id of an operation: the name of the function in generated clients."""
-    suffix = "_by_metadata" if _by_metadata(route) else "_of_version" if "{version}" in route.path else ""
+    suffix = "_by_metadata" if route.by_metadata else "_of_version" if "{version}" in route.path else ""
     return f"{route.handler.__name__}{suffix}"
-
-
-def _by_metadata(route: Route) -> bool:
-    return route.form is not None and route.form.__name__.endswith("ByMetadata")
 
 
 def _request_body(route: Route, schema_of: dict[str, Any], example: Example) -> dict[str, Any]:

@@ -4,9 +4,11 @@ Owns one session: on an empty service the requests, in this order, give these an
 computed numbers. A test runs it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import quote
 
 from keepfit_gateway.parameters import EXAMPLE_HASH
 
@@ -128,21 +130,14 @@ WORKERS = [
 ]
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
-EXAMPLES: dict[str, Example] = {
+BY_HASH: dict[str, Example] = {
     "create_model": Example({"recipe": {"metadata": METADATA, "recipe": RECIPE}}, {201: MODEL, 200: MODEL}),
     "list_models": Example({}, {200: {"models": [MODEL], "next": None}}, "?metadata[brand]=nike"),
     "partial_fit": Example(
         {"objects": ROWS, "lists": {"X": BY_POSITION, "y": TARGET}}, {202: ACCEPTED, 200: LEARNED}, headers=WAIT
     ),
-    "partial_fit_by_metadata": Example(
-        {"objects": {"metadata": METADATA, **ROWS}}, {202: ACCEPTED, 200: LEARNED}, headers=WAIT
-    ),
     "predict": Example({"objects": {"X": BY_NAME[:1]}, "lists": {"X": BY_POSITION[:1]}}, {200: PREDICTED}),
-    "predict_by_metadata": Example({"objects": {"metadata": METADATA, "X": BY_NAME[:1]}}, {200: PREDICTED}),
     "score": Example({"objects": ROWS}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}),
-    "score_by_metadata": Example(
-        {"objects": {"metadata": METADATA, **ROWS}}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}
-    ),
     "server_metadata": Example(
         {}, {200: {"name": "keepfit", "version": "0.2.0", "extensions": ["binary_tensor_data"]}}
     ),
@@ -191,6 +186,25 @@ EXAMPLES: dict[str, Example] = {
         {}, {200: {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}}
     ),
 }
+# Calls about a model that have a second form, with metadata in the body or, without one, in the query.
+BOTH = (
+    "partial_fit", "predict", "score", "patch_model", "get_model", "list_dead", "retry_dead", "discard_dead",
+    "make_snapshot", "list_snapshots", "restore_model",
+)  # fmt: skip
+
+
+def _in_session() -> Iterator[tuple[str, Example]]:
+    """Yield the examples in the order of the session, each call by metadata after the one by hash."""
+    for name, example in BY_HASH.items():
+        yield name, example
+        if name in BOTH:
+            requests = {"model": {}} if name == "make_snapshot" else example.requests
+            named = {title: {"metadata": METADATA, **request} for title, request in requests.items()}
+            query = f"?metadata={quote(json.dumps(METADATA))}{example.query.replace('?', '&', 1)}"
+            yield f"{name}_by_metadata", replace(example, requests=named, query=example.query if named else query)
+
+
+EXAMPLES = dict(_in_session())
 PROBLEM = {
     "type": "urn:keepfit:problem:invalid",
     "title": "Unprocessable Entity",

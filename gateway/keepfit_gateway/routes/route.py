@@ -43,7 +43,8 @@ class Route:
     `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may follow the JSON of
     the request and of the answer; `media_type` is that of the answers; `headers` are fields of an answer by its status.
     `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods. `bound_keys`
-    says what keeps an API key that is bound to metadata to its models (:attr:`bound`).
+    says what keeps an API key that is bound to metadata to its models (:attr:`bound`). `by_metadata` says whether
+    metadata name the model: such routes are made in :mod:`keepfit_gateway.routes.by_metadata`.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Route:
     scope: str | None = None
     media_type: str = "application/json"
     bound_keys: str | None = None
+    by_metadata: bool = False
 
     @property
     def bound(self) -> str:

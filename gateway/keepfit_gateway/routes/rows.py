@@ -10,7 +10,7 @@ from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import learning, prediction
 from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PROBA, TIMEOUT
-from keepfit_gateway.routes.route import ASK_ERRORS, BOUND_METADATA, LEARN_ERRORS, LEARNING, PREDICTING, Route
+from keepfit_gateway.routes.route import ASK_ERRORS, LEARN_ERRORS, LEARNING, PREDICTING, Route
 
 LEARNED: Mapping[int, type[Any] | None] = {200: schemas.LearnedAnswer, 202: schemas.AcceptedAnswer}
 PREDICTED: Mapping[int, type[Any] | None] = {200: schemas.PredictAnswer, 304: None}
@@ -42,20 +42,5 @@ ROUTES = (
     Route(
         "POST", "/v1/models/{hash}/score", prediction.score, PREDICTING, "Score a model on rows", SCORE_TEXT,
         SCORED, schemas.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True, scope=PREDICT,
-    ),
-    Route(
-        "POST", "/v1/partial_fit", learning.partial_fit, LEARNING, "Learn rows, by metadata", LEARN_TEXT,
-        LEARNED, schemas.PartialFitByMetadata, LEARN_ERRORS, (PREFER, KEY), PREFERRED, scope=LEARN,
-        bound_keys=BOUND_METADATA,
-    ),
-    Route(
-        "POST", "/v1/predict", prediction.predict, PREDICTING, "Predict rows, by metadata", PREDICT_TEXT,
-        PREDICTED, schemas.PredictByMetadata, ASK_ERRORS, (TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), CACHED,
-        scope=PREDICT, bound_keys=BOUND_METADATA,
-    ),
-    Route(
-        "POST", "/v1/score", prediction.score, PREDICTING, "Score a model on rows, by metadata", SCORE_TEXT,
-        SCORED, schemas.ScoreByMetadata, ASK_ERRORS, (TIMEOUT,), scope=PREDICT,
-        bound_keys=BOUND_METADATA,
     ),
 )  # fmt: skip

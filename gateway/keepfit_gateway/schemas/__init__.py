@@ -42,6 +42,7 @@ from keepfit_gateway.schemas.inference import (
     TensorMetadata,
 )
 from keepfit_gateway.schemas.requests import (
+    Call,
     CreateModel,
     DiscardDead,
     Form,
@@ -55,10 +56,12 @@ from keepfit_gateway.schemas.requests import (
     Score,
     ScoreByMetadata,
     convert,
+    with_metadata,
 )
 
 __all__ = [
     "AcceptedAnswer",
+    "Call",
     "ChangeAnswer",
     "CreateModel",
     "DeadAnswer",
@@ -104,4 +107,5 @@ __all__ = [
     "TensorMetadata",
     "WorkerList",
     "convert",
+    "with_metadata",
 ]

@@ -21,6 +21,10 @@ class Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A request body."""
 
 
+class Call(Form, kw_only=True):
+    """A call without fields."""
+
+
 class CreateModel(Form, kw_only=True):
     """The model to create."""
 
@@ -59,24 +63,6 @@ class Score(Form, kw_only=True):
     y: Y = None
 
 
-class PartialFitByMetadata(PartialFit, kw_only=True):
-    """Rows to learn, for the model that `metadata` names."""
-
-    metadata: Metadata
-
-
-class PredictByMetadata(Predict, kw_only=True):
-    """Rows to predict, for the model that `metadata` names."""
-
-    metadata: Metadata
-
-
-class ScoreByMetadata(Score, kw_only=True):
-    """Rows to score on, for the model that `metadata` names."""
-
-    metadata: Metadata
-
-
 class RetryDead(Form, kw_only=True):
     """The dead letters to retry; without `ids` the oldest ones."""
 
@@ -94,6 +80,33 @@ class RestoreModel(Form, kw_only=True):
 
     at: Annotated[float | str | None, Meta(description="Seconds since 1970 or ISO 8601, not in the future.")] = None
     version: Annotated[int, Meta(ge=1, le=2**53 - 1, examples=[1])] | None = None
+
+
+_by_metadata: dict[type[Form], type[Form]] = {}
+
+
+def with_metadata(form: type[Form]) -> type[Form]:
+    """Return the form with one more field, `metadata`, which names the model; its name ends in `ByMetadata`.
+
+    >>> with_metadata(PatchModel).__struct_fields__
+    ('params', 'metadata')
+    """
+    if form not in _by_metadata:
+        text = (form.__doc__ or "").rstrip(".")
+        made: Any = msgspec.defstruct(
+            f"{form.__name__}ByMetadata",
+            [("metadata", Metadata)],
+            bases=(form,),
+            namespace={"__doc__": f"{text}, for the model that `metadata` names."},
+            kw_only=True,
+        )
+        _by_metadata[form] = made
+    return _by_metadata[form]
+
+
+PartialFitByMetadata = with_metadata(PartialFit)
+PredictByMetadata = with_metadata(Predict)
+ScoreByMetadata = with_metadata(Score)
 
 
 FormT = TypeVar("FormT", bound=Form)

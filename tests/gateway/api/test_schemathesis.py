@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keepfit_gateway.openapi.examples import BY_NAME, BY_POSITION, RECIPE, TARGET
+from keepfit_gateway.openapi.examples import BY_NAME, BY_POSITION, METADATA, RECIPE, TARGET
+from keepfit_gateway.parameters import EXAMPLE_HASH
 from keepfit_gateway.routes import ROUTES
 from tests.gateway.api_client import Api
 
@@ -22,14 +23,18 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-# DELETE has its own model, or the other operations would have none; so have the paths with a version, which changes.
+# DELETE has its own models, or the other operations would have none; so have the paths with a version, which changes.
 CONFIGURATION = """
 [parameters]
 "path.hash" = "{taught}"
 
 [[operations]]
 include-method = "DELETE"
-parameters = {{ "path.hash" = "{deleted}" }}
+parameters = {{ "path.hash" = "{deleted}", "query.metadata" = '{unwanted}' }}
+
+[[operations]]
+include-name = ["GET /v1/model", "GET /v1/dead", "GET /v1/snapshots"]
+parameters = {{ "query.metadata" = '{metadata}' }}
 
 [[operations]]
 include-path-regex = "/versions/"
@@ -45,12 +50,18 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     deleted = await api.make({**metadata, "type": "boots"}, RECIPE)
     fixed = await api.make({**metadata, "type": "sandals"}, RECIPE)
     await api.learn(taught, BY_NAME, TARGET)
+    unwanted = await api.make({**metadata, "type": "socks"}, RECIPE)
     version = (await api.learn(fixed, BY_NAME, TARGET))["version"]
     (await api.call("POST", f"{taught}/snapshot")).of(201)
+    # The model of the examples has something to restore.
+    await api.post("/v1/models", {"metadata": METADATA, "recipe": RECIPE})
+    await api.learn(f"/v1/models/{EXAMPLE_HASH}", BY_NAME, TARGET)
+    (await api.post("/v1/snapshot", {"metadata": METADATA})).of(201)
     names = {
         name: path.rpartition("/")[2] for name, path in (("taught", taught), ("deleted", deleted), ("fixed", fixed))
     }
-    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names, version=version))
+    texts = {"metadata": json.dumps(metadata), "unwanted": json.dumps({**metadata, "type": "socks"})}
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(**names, **texts, version=version))
     report = tmp_path / "report.json"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from schemathesis.cli import schemathesis as run; run()",
@@ -71,7 +82,8 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     }
     assert rates.keys() == {f"{route.method} {route.path}" for route in ROUTES if route.path != "/openapi.json"}
     # A model can be deleted once only; that it is gone proves the success.
-    (await api.get(deleted)).problem(404)
-    del rates["DELETE /v1/models/{hash}"]
-    assert all(rates.values()), rates
+    for gone, path in ((deleted, "/v1/models/{hash}"), (unwanted, "/v1/model")):
+        (await api.get(gone)).problem(404)
+        del rates[f"DELETE {path}"]
+    assert [name for name, accepted in rates.items() if not accepted] == []
     assert len((await api.predict(taught, BY_POSITION))["predictions"]) == 2

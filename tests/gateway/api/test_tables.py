@@ -3,9 +3,11 @@
 import asyncio
 import gzip
 import io
+import json
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import numpy as np
@@ -84,13 +86,12 @@ async def test_an_octet_stream_is_read_as_the_table_that_it_begins_like(
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"ARROW1\0\0", b"\x93NUMP"])
 async def test_other_octet_streams_are_refused(api: Api, metadata: dict[str, Any], data: bytes) -> None:
-    """A body that begins like no table answers 415 and says what would be right; so does a table without a hash."""
+    """A body that begins like no table answers 415 and says what would be right."""
     path = await api.make(metadata, REGRESSOR)
     answer = await api.call("POST", f"{path}/predict", data=data, headers=BINARY)
     assert answer.problem(415)["detail"] == (
         "The body is not a table: application/octet-stream must be an npy file or an Arrow IPC stream."
     )
-    (await api.call("POST", "/v1/predict", data=npy([[1.0]]), headers=BINARY)).problem(415)
 
 
 async def test_arrow_streams_are_learned_predicted_and_scored(api: Api, metadata: dict[str, Any]) -> None:
@@ -140,11 +141,36 @@ async def test_invalid_tables(
     assert (await api.model(path))["inbox"] == 0
 
 
-async def test_tables_by_metadata_answer_415(api: Api) -> None:
-    """A table sent by metadata answers 415 with the right path."""
+@pytest.mark.parametrize("form", ["npy", "arrow"])
+async def test_tables_by_metadata_equal_tables_by_hash(api: Api, metadata: dict[str, Any], form: str) -> None:
+    """With metadata in the query, a table is learned, predicted and scored as with the hash; the ETag is the same."""
+    recipe = {**CLASSIFIER, "params": {"loss": "log_loss"}, "classes": [0, 1]}
+    metadata["stadt"] = "Köln & 東京"
+    path, query = await api.make(metadata, recipe), f"?metadata={quote(json.dumps(metadata))}"
+    X, y = [[0.5, 1.0], [2.0, 3.0]], [0, 1]
+    columns = dict(zip("ab", np.asarray(X).T.tolist(), strict=True))
+    rows, labelled = (
+        (npy(X), npy(np.column_stack([X, y]))) if form == "npy" else (arrow(**columns), arrow(**columns, y=y))
+    )
+    headers = NPY if form == "npy" else ARROW
+    learned = await api.call("POST", f"/v1/partial_fit{query}", data=labelled, headers={**headers, **WAIT})
+    assert (learned.of(200)["hash"], learned.of(200)["rows_seen"]) == (path.rpartition("/")[2], 2)
+    asked = await api.call("POST", f"/v1/predict{query}&proba=true", data=rows, headers=headers)
+    by_hash = await api.call("POST", f"{path}/predict?proba=true", data=rows, headers=headers)
+    assert asked.of(200) == by_hash.of(200)
+    assert asked.headers["ETag"] == by_hash.headers["ETag"]
+    again = {**headers, "If-None-Match": asked.headers["ETag"]}
+    assert (await api.call("POST", f"/v1/predict{query}&proba=true", data=rows, headers=again)).status == 304
+    scored = await api.call("POST", f"/v1/score{query}", data=labelled, headers=headers)
+    assert scored.of(200) == (await api.call("POST", f"{path}/score", data=labelled, headers=headers)).of(200)
+
+
+@pytest.mark.parametrize("headers", [NPY, ARROW, BINARY], ids=["npy", "arrow", "octets"])
+async def test_a_table_without_a_name_is_refused(api: Api, headers: dict[str, str]) -> None:
+    """A table whose query names no model answers 400 and says where the metadata go."""
     for call in ("partial_fit", "predict", "score"):
-        problem = (await api.call("POST", f"/v1/{call}", data=npy([[1.0, 2.0]]), headers=NPY)).problem(415)
-        assert "/v1/models/{hash}/" in problem["detail"]
+        refused = await api.call("POST", f"/v1/{call}", data=npy([[1.0, 2.0]]), headers=headers)
+        assert 'metadata={"type":' in refused.problem(400)["detail"]
 
 
 async def test_a_gateway_without_pyarrow_names_the_extra(

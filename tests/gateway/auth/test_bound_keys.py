@@ -137,6 +137,10 @@ async def check_metadata(tenants: Tenants, route: Route, document: Any) -> None:
         reply = await tenants.call(route.method, route.path, tenants.shoes_key, body, params=query)
         answers.append(comparable(reply, identity.hash_of(metadata)))
         assert f"type={tenants.shoes['type']}" in reply.refusal(403, route.path), route.path
+        if route.by_metadata:
+            in_query = {"metadata": json.dumps(metadata)}
+            reply = await tenants.call(route.method, route.path, tenants.shoes_key, document, params=in_query)
+            assert f"type={tenants.shoes['type']}" in reply.refusal(403, route.path), route.path
     assert answers[0] == answers[1], route.path
 
 
