@@ -1,47 +1,22 @@
-"""Uploaded objects, client side: turn an estimator or a River model into the text that a recipe holds.
+"""Uploaded objects, client side: turn an estimator or a River model into what can be sent to a gateway.
 
-Owns :func:`dump`, which Python users call, and the detection of an object's kind. Never sends anything. Invariant: the
-returned text is signed with an upload key; without a key :func:`dump` raises. The text goes into a recipe. The gateway
-verifies it (:mod:`keepfit.recipe.uploads`); workers verify it again and load it (:mod:`keepfit.model.object_bundle`).
+Owns :func:`dump`, whose text a recipe holds, and :func:`dump_trained`, whose bytes are a file to upload. Never sends
+anything. Invariant: what they return is signed with an upload key; without a key they raise. Gateways verify the text
+of a recipe (:mod:`keepfit.recipe.uploads`); workers verify and load both (:mod:`keepfit.model.object_bundle`,
+:mod:`keepfit.model.trained`).
 """
 
-import inspect
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 from keepfit import settings
-from keepfit.errors import InvalidError
-from keepfit.model import pickling
-from keepfit.model.river_adapter import PREDICT_MANY, PREDICT_ONE
+from keepfit.model import object_kinds, pickling
 from keepfit.recipe import uploads
-from keepfit.recipe.catalogue import SUPERVISED_KINDS, Kind
-from keepfit.recipe.uploads import LearnMethod, ObjectHeader
-from keepfit.security import envelope
+from keepfit.recipe.catalogue import Kind
 from keepfit.security.envelope import UPLOAD_KEYS, Keyring
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-# In order of preference: a River model with both methods learns row by row, as its documentation shows.
-CALLS: tuple[LearnMethod, ...] = get_args(LearnMethod)
-# River's base classes. A class may have several of them as ancestors; the first in this table decides.
-RIVER_KINDS: dict[str, Kind] = {
-    "Classifier": "classifier",
-    "Regressor": "regressor",
-    "Clusterer": "clusterer",
-    "AnomalyDetector": "outlier_detector",
-    "BaseTransformer": "transformer",
-    "Transformer": "transformer",
-}
-# River's classes that take several targets.
-RIVER_MULTI_OUTPUT: dict[str, Kind] = {"MultiLabelClassifier": "classifier", "MultiTargetRegressor": "regressor"}
-# River's classes that take a target where keepfit's kind takes none.
-UNSUPPORTED = {
-    "SupervisedAnomalyDetector",
-    "SupervisedTransformer",
-    "MiniBatchSupervisedTransformer",
-}
 
 
 def dump(
@@ -74,98 +49,33 @@ def dump(
     UnstorableError
         If it holds a value that cannot be pickled.
     """
-    name = type(learner).__name__[: uploads.NAME_LENGTH_MAX]
-    calls = _learn_method(name, learner)
-    found = kind or (_sklearn_kind(learner) if calls == "partial_fit" else _river_kind(learner))
-    if found not in KINDS:
-        raise InvalidError(f"The kind of {name} is unknown: pass dump(..., kind=...) with one of {', '.join(KINDS)}.")
-    if multi_output is None:
-        multi_output = calls != "partial_fit" and bool(
-            _river_ancestors(_last_step(learner)) & RIVER_MULTI_OUTPUT.keys()
-        )
-    if multi_output and (calls == "partial_fit" or found not in SUPERVISED_KINDS):
-        raise InvalidError(f"{name} cannot have several targets: that takes a regressor or classifier with learn_one.")
-    _check_methods(name, learner, calls, found)
-    river = ["river"] if type(learner).__module__.partition(".")[0] == "river" else []
-    header = ObjectHeader(
-        purpose=envelope.OBJECT,
-        name=name,
-        kind=found,
-        calls=calls,
-        takes_sample_weight=_takes_weights(learner, calls),
-        runtime=envelope.runtime("cloudpickle", *river, *packages),
-        multi_output=multi_output,
-    )
+    header = object_kinds.describe(learner, kind=kind, multi_output=multi_output, packages=packages)
     payload = pickling.dump_by_value(learner, header.subject, modules)
     text = b64encode(_keyring(keys).seal(header, payload)).decode()
     uploads.decode(text)
     return text
 
 
+def dump_trained(
+    learner: Any,
+    keys: str | None = None,
+    *,
+    kind: Kind | None = None,
+    multi_output: bool | None = None,
+    modules: Sequence[ModuleType] = (),
+    packages: Sequence[str] = (),
+) -> bytes:
+    """Pickle and sign an object that has learned. Return the bytes of a file for ``POST /v1/estimator``.
+
+    Parameters and errors are those of :func:`dump`. Its size is not limited here, and a fitted ``Pipeline`` of
+    scikit-learn is accepted if its last step has ``partial_fit``. What consists of scikit-learn alone can be uploaded
+    without a key, as ``skops.io.dumps`` writes it.
+    """
+    header = object_kinds.describe(learner, kind=kind, multi_output=multi_output, packages=packages, is_trained=True)
+    return _keyring(keys).seal(header, pickling.dump_by_value(learner, header.subject, modules))
+
+
 def _keyring(keys: str | None) -> Keyring:
     if keys is None:
         keys = settings.load(Path(".keepfit") / "env").upload_keys.get_secret_value()
     return Keyring.from_text(keys, UPLOAD_KEYS)
-
-
-def _learn_method(name: str, learner: Any) -> LearnMethod:
-    """Return the name of the method that `learner` learns with."""
-    if isinstance(learner, type):
-        raise InvalidError(f"{learner.__name__} is a class: create an instance and dump that.")
-    for calls in CALLS:
-        if callable(getattr(learner, calls, None)):
-            return calls
-    raise InvalidError(
-        f"{name} has none of {', '.join(CALLS)}, so it cannot learn row by row. Neither has a Pipeline of "
-        "scikit-learn: name its steps in the recipe instead."
-    )
-
-
-def _check_methods(name: str, learner: Any, calls: LearnMethod, kind: Kind) -> None:
-    """Raise InvalidError if `learner` has no method to answer with."""
-    if calls == "partial_fit":
-        required = "transform" if kind == "transformer" else "predict"
-    else:
-        required = (PREDICT_ONE if calls == "learn_one" else PREDICT_MANY)[kind]
-    if not callable(getattr(learner, required, None)):
-        raise InvalidError(f"{name} has {calls} but no {required}, which a {kind.replace('_', ' ')} needs.")
-
-
-def _takes_weights(learner: Any, calls: LearnMethod) -> bool:
-    """Return whether the learn method takes weights of rows."""
-    parameter = {"partial_fit": "sample_weight", "learn_one": "w"}.get(calls)
-    return parameter in inspect.signature(getattr(learner, calls)).parameters
-
-
-def _sklearn_kind(learner: Any) -> str | None:
-    """Return the kind by scikit-learn's tags, or by the attribute that older versions used."""
-    tags = getattr(learner, "__sklearn_tags__", None)
-    found = tags().estimator_type if tags is not None else getattr(learner, "_estimator_type", None)
-    if found is None and hasattr(learner, "transform") and not hasattr(learner, "predict"):
-        return "transformer"
-    return found if found is None else str(found)
-
-
-def _last_step(learner: Any) -> Any:
-    """Return the last step of River's pipelines; `learner` itself if it is none."""
-    steps = getattr(learner, "steps", None)
-    return _last_step(list(steps.values())[-1]) if isinstance(steps, dict) and steps else learner
-
-
-def _river_ancestors(learner: Any) -> set[str]:
-    return {cls.__name__ for cls in type(learner).__mro__ if cls.__module__.partition(".")[0] == "river"}
-
-
-def _river_kind(learner: Any) -> str | None:
-    """Return the kind by River's base classes; of a pipeline the kind of its last step. Wrappers have the base classes
-    of what they wrap."""
-    last = _last_step(learner)
-    ancestors = _river_ancestors(last)
-    unsupported = sorted(ancestors & UNSUPPORTED)
-    if unsupported:
-        raise InvalidError(
-            f"{type(last).__name__} is River's {unsupported[0]}, which is not supported: "
-            "it takes a target where keepfit's kind takes none."
-        )
-    found = [kind for name, kind in {**RIVER_MULTI_OUTPUT, **RIVER_KINDS}.items() if name in ancestors]
-    return found[0] if found else None

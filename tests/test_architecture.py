@@ -140,9 +140,10 @@ LOADERS = re.compile(
 
 @each_module
 def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
-    """pickle and cloudpickle are imported by keepfit/model/pickling.py alone, other unpicklers by no module."""
+    """Pickles are read in keepfit/model/pickling.py alone, files of skops in skops_files.py, others by no module."""
     found = tops(imports(tree(module))) & UNPICKLERS
-    assert found == ({"pickle", "cloudpickle"} if module == "keepfit/model/pickling.py" else set())
+    permitted = {"keepfit/model/pickling.py": {"pickle", "cloudpickle"}, "keepfit/model/skops_files.py": {"skops"}}
+    assert found == permitted.get(module, set())
     assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
 
 
@@ -190,7 +191,7 @@ def test_unpickling_follows_the_checks() -> None:
 
 
 def test_each_loader_names_its_purpose() -> None:
-    """Bundles are loaded as bundles and objects as objects, each in one place, and a bundle only for its own model."""
+    """Bundles are loaded as bundles and objects as objects, each in its places, and a bundle only for its own model."""
     found = {
         module: [ast.unparse(call.args[3]) for name, call in calls(tree(module)) if name == "pickling.load"]
         for module in MODULES
@@ -198,6 +199,7 @@ def test_each_loader_names_its_purpose() -> None:
     assert {module: purposes for module, purposes in found.items() if purposes} == {
         "keepfit/model/serialization.py": ["envelope.BUNDLE"],
         "keepfit/model/object_bundle.py": ["envelope.OBJECT"],
+        "keepfit/model/trained.py": ["envelope.OBJECT"],
     }
     (unseal,) = (
         function for function in functions(tree("keepfit/model/serialization.py")) if function.name == "unseal"

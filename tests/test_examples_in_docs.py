@@ -50,6 +50,7 @@ RUN_HERE = {
     "docs/guides/history.md",
     "docs/guides/restore.md",
     "docs/guides/sending-rows.md",
+    "docs/guides/trained-models.md",
     "docs/guides/your-own-objects.md",
     "docs/operations/security.md",
     "docs/reference/request-bodies.md",
@@ -176,6 +177,12 @@ def test_an_object_of_the_guide(deployment: Stack, tmp_path: Path) -> None:
     """The script that sends an object prints the prediction that the page states."""
     (output,) = check("docs/guides/your-own-objects.md", tmp_path, deployment, {})
     assert f"It prints `{output.strip()}`" in (ROOT / "docs/guides/your-own-objects.md").read_text()
+
+
+def test_a_trained_model_of_the_guide(deployment: Stack, tmp_path: Path) -> None:
+    """The script that uploads a pipeline prints that it answers as scikit-learn does, before and after learning."""
+    (output,) = check("docs/guides/trained-models.md", tmp_path, deployment, {})
+    assert f"It prints `{' '.join(output.split())}`" in (ROOT / "docs/guides/trained-models.md").read_text()
 
 
 def test_a_table_as_body(deployment: Stack, tmp_path: Path) -> None:

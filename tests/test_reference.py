@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import skops.io
 import typer.main
 from aiohttp import web
+from sklearn.linear_model import SGDRegressor
 
 from keepfit.cli.main import app
 from keepfit.errors import KeepfitError
@@ -85,13 +87,15 @@ def test_a_section_names_the_parameters_of_its_call() -> None:
 def call(command: str, url: str) -> Any:
     """Do what a `curl -s …` does on `url`; return the JSON of the answer, None if it has none."""
     words = shlex.split(command.replace(LOCAL, url))[2:]
-    options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": []}
+    options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": [], "--data-binary": []}
     addresses = []
     while words:
         word = words.pop(0)
         addresses.append(word) if word not in options else options[word].append(words.pop(0))
     headers = dict(header.split(": ", 1) for header in options["-H"])
     data = options["-d"][0].encode() if options["-d"] else None
+    if options["--data-binary"] == ["@estimator.skops"]:
+        data = skops.io.dumps(SGDRegressor().partial_fit([[1.0]], [1.0]))
     method = options["-X"][0] if options["-X"] else None
     request = urllib.request.Request(addresses[0], data, headers, method=method)
     try:

@@ -17,14 +17,17 @@ import msgspec
 
 from keepfit import identity
 from keepfit.errors import ConflictError, NotFoundError, StaleModelError, UnavailableError
-from keepfit.history import Registry
+from keepfit.history import Registry, RegistryEntry
+from keepfit.jobs.messages import UploadOptions
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import Recipe, from_text, is_same
+from keepfit.recipe.uploads import TrainedFile
 from keepfit.store import listing
 from keepfit.store.models import Install, Model, Store
 from keepfit_gateway import bound_key
+from keepfit_gateway.file_transfer import WORKER_TIMEOUT_S
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.worker_client import WorkerClient
 
@@ -161,6 +164,51 @@ class ModelLookup:
             new = Install(model_hash, text, registered.recipe_text, registered.generation, born=registered.born)
             await self._store.install(new)
         return await self.describe(model_hash), created
+
+    async def check_upload(self, metadata: dict[str, Any]) -> None:
+        """Raise ConflictError if a file cannot become the model of `metadata`, because that exists with a recipe.
+
+        Raise ForbiddenError if the API key is bound to other metadata.
+        """
+        self._uploaded_file(await self._history.find(bound_key.hash_of(metadata)))
+
+    async def upload(self, metadata: dict[str, Any], options: UploadOptions) -> tuple[Model, bool]:
+        """Create a model from an uploaded file, or return the one that was created from the same file.
+
+        Also return whether it was created.
+
+        Raises
+        ------
+        ConflictError
+            If it exists with a recipe or was created from another file.
+        ForbiddenError
+            If the API key is bound to other metadata.
+        InvalidError
+            If a worker refuses the file.
+        """
+        model_hash = bound_key.hash_of(metadata)
+        existing = self._uploaded_file(await self._history.find(model_hash))
+        if existing is not None and existing.sha256 != options.sha256:
+            raise ConflictError(
+                f"The model {model_hash} was created from another file; upload it under other metadata, "
+                "or delete the model first."
+            )
+        if existing is not None:
+            return await self.describe(model_hash), False
+        reply = await self._worker_client.ask(model_hash, "upload", timeout_s=WORKER_TIMEOUT_S, upload=options)
+        self.invalidate(model_hash)
+        return await self.describe(model_hash), bool(reply.result["created"])
+
+    def _uploaded_file(self, registered: RegistryEntry | None) -> TrainedFile | None:
+        """Return the file of a model that was uploaded trained; ConflictError if the model has a recipe instead."""
+        if registered is None:
+            return None
+        file = uploads.trained_file(from_text(registered.recipe_text).object)
+        if file is None:
+            raise ConflictError(
+                f"The model {registered.hash} exists with a recipe; upload under other metadata, or delete it first."
+            )
+        return file
 
     async def delete(self, model_hash: str) -> None:
         """Delete a model; its snapshots stay. Raise NotFoundError if it does not exist."""

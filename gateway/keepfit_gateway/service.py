@@ -22,6 +22,7 @@ from keepfit.settings import Settings
 from keepfit.store import idle
 from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
+from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
@@ -66,6 +67,7 @@ class Service:
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
+        self.files = FileTransfer(self._queue_client, settings)
         self.answers = Lane(ANSWERS_BYTES_MAX)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.scorers = Scorers(self.cache, decode, settings.scorer_cache_bytes_max, settings.scorer_bytes_max)

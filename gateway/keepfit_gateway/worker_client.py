@@ -24,7 +24,7 @@ from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
 from keepfit.jobs import messages, run_queue, worker_records
-from keepfit.jobs.messages import Operation, RestoreOptions, WorkerReply, WorkerRequest
+from keepfit.jobs.messages import Operation, RestoreOptions, UploadOptions, WorkerReply, WorkerRequest
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
 from keepfit.rows.rows import Rows
@@ -32,6 +32,7 @@ from keepfit.settings import Settings
 from keepfit.store import staging
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.reminders import Reminders
+from keepfit_gateway.reply_rate import ReplyRate
 
 log = structlog.get_logger(__name__)
 
@@ -55,8 +56,6 @@ AWAY_S, TRIAL_PAUSE_S = 1.0, 0.5
 DEADLINE_S_MIN = 1.0
 # The results of these operations are JSON text, which may be large.
 PASSED_ON = ("predict", "proba")
-# The period over which the rate of replies is averaged.
-RATE_WINDOW_S = 2.0
 
 
 class Workers(NamedTuple):
@@ -130,6 +129,7 @@ class WorkerClient:
         timeout_s: float | None = None,
         restore: RestoreOptions | None = None,
         scorer_bytes_max: int = 0,
+        upload: UploadOptions | None = None,
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
@@ -164,6 +164,7 @@ class WorkerClient:
             restore_options=restore,
             as_json=operation in PASSED_ON,
             scorer_bytes_max=scorer_bytes_max,
+            upload_options=upload,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)
@@ -374,27 +375,3 @@ class WorkerClient:
             await asyncio.wait([self._trials])
         await self._requests.close()
         await self._connection.close()
-
-
-class ReplyRate:
-    """Replies per second, averaged with exponentially decreasing weight."""
-
-    def __init__(self) -> None:
-        self._count = 0.0
-        self._at_s = 0.0
-
-    def record(self, count: int, now_s: float) -> None:
-        """Count `count` replies that came at `now_s`."""
-        self._count = self._count * math.exp((self._at_s - now_s) / RATE_WINDOW_S) + count
-        self._at_s = now_s
-
-    def per_s(self, now_s: float) -> float:
-        """Return the replies per second, as of `now_s`.
-
-        >>> rate = ReplyRate()
-        >>> for tenth in range(200):
-        ...     rate.record(5, tenth / 10)
-        >>> 45 < rate.per_s(20.0) < 55
-        True
-        """
-        return self._count * math.exp((self._at_s - now_s) / RATE_WINDOW_S) / RATE_WINDOW_S

@@ -47,6 +47,7 @@ kf:restores                   hash    a day     mark_restores, unmark_restores  
 kf:room:<queue>:poison        list    none      abandon                           supervisors (they reply)
 kf:room:<queue>:dead          list    a day     supervisors                       operators (requests put aside)
 kf:big:<random>               string  minutes   gateway (large rows)              workers
+kf:file:<random>              string  minutes   gateway (uploaded files)          workers
 kf:replies:<gateway>          list    60 s      workers                           one gateway
 kf:sweep                      string  seconds   supervisors                       supervisors (one sweeps at a time)
 ============================  ======  ========  ================================  ==============================
@@ -219,6 +220,11 @@ def claimed(lease: str) -> str:
 def request_rows(token: str) -> str:
     """Return the key of the rows of one large worker request (a string)."""
     return f"kf:big:{token}"
+
+
+def staged_file(token: str) -> str:
+    """Return the key of a file that a client uploads (a string)."""
+    return f"kf:file:{token}"
 
 
 def replies(gateway: str) -> str:

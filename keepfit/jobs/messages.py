@@ -25,8 +25,9 @@ ELEMENT_BYTES_MAX = 1 << 20
 # A long list is encoded in pieces, up to the limit: many rows may share one long label.
 PIECE_VALUES = 4096
 
-# `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request.
-Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot"]
+# `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `upload` creates a model
+# from a file with a trained object.
+Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload"]
 
 
 class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -34,6 +35,14 @@ class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
 
     at: float | None = None
     version: int | None = None
+
+
+class UploadOptions(msgspec.Struct, array_like=True, frozen=True):
+    """An uploaded file: canonical JSON of the model's metadata, the key with the bytes, and their SHA-256 (hex)."""
+
+    metadata_text: str
+    key: str
+    sha256: str
 
 
 class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -56,6 +65,7 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     restore_options: RestoreOptions | None = None
     as_json: bool = False
     scorer_bytes_max: int = 0
+    upload_options: UploadOptions | None = None
 
 
 class WorkerReply(msgspec.Struct, array_like=True, frozen=True):

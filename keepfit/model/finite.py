@@ -60,3 +60,16 @@ def _is_finite(value: Any) -> bool:
 
 def _has_nan(value: Any) -> bool:
     return any(map(_has_nan, value)) if isinstance(value, list) else bool(np.isnan(value).any())
+
+
+def finite_attributes(learner: Any) -> set[str]:
+    """Return the names of the attributes of an object that hold numbers, all of them finite."""
+    attributes: dict[str, Any] = getattr(learner, "__dict__", {})
+    numbers = {name: value for name, value in attributes.items() if isinstance(value, np.ndarray | float)}
+    return {name for name, value in numbers.items() if _holds_finite(value)}
+
+
+def _holds_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())

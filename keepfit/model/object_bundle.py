@@ -8,7 +8,6 @@ a worker: whatever it raises is an error of the request. Invariants: a copy of t
 import copy
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +15,25 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keepfit.errors import ConflictError, InvalidError, KeepfitError, LearningError, UnknownKeyError, describe_error
-from keepfit.model import evaluation, loss_curves, object_targets, pickling, river_adapter, scores
+from keepfit.errors import (
+    ConflictError,
+    EnvelopeError,
+    InvalidError,
+    KeepfitError,
+    LearningError,
+    UnknownKeyError,
+    describe_error,
+)
+from keepfit.model import (
+    evaluation,
+    finite,
+    loss_curves,
+    object_targets,
+    pickling,
+    river_adapter,
+    scores,
+    sklearn_pipeline,
+)
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
@@ -50,10 +66,16 @@ def new_bundle(recipe: Recipe, keyring: Keyring | None) -> Bundle:
     Raises
     ------
     EnvelopeError
-        If no upload key signed its object; RuntimeMismatchError if the object cannot be loaded here.
+        If no upload key signed its object, or it was uploaded trained; RuntimeMismatchError if the object cannot be
+        loaded here.
     """
     if recipe.object is None:
         return Bundle.new(recipe)
+    if uploads.trained_file(recipe.object) is not None:
+        raise EnvelopeError(
+            "The model had learned before it was uploaded, so a new bundle would lack that: it is in its "
+            "snapshots, none of which is good. Upload it again."
+        )
     if keyring is None:
         raise UnknownKeyError(
             "The model is an uploaded object, and this worker has no KEEPFIT_UPLOAD_KEYS to verify it."
@@ -113,15 +135,20 @@ class ObjectBundle(Bundle):
                 self._update_object_scores(self._target(rows), asked)
         else:
             seed_globals(self.rows_seen)
-        finite_before = _finite_attributes(self.estimator)
+        finite_before = self._finite_attributes()
         with only_exceptions():
             self._fit_object(rows)
             loss_curves.shorten(self.estimator)
         self.rows_seen += rows.n
         self.learned_width = rows.width
-        overflowed = sorted(finite_before - _finite_attributes(self.estimator))
+        overflowed = sorted(finite_before - self._finite_attributes())
         if overflowed:
-            raise ArithmeticError(f"{overflowed[0]} of {self.recipe.name} would no longer be finite")
+            raise ArithmeticError(f"{overflowed[0][1]} of {self.recipe.name} would no longer be finite")
+
+    def _finite_attributes(self) -> set[tuple[int, str]]:
+        """Return the step and name of each attribute that holds numbers, all of them finite."""
+        steps = enumerate(sklearn_pipeline.steps_of(self.estimator))
+        return {(position, name) for position, step in steps for name in finite.finite_attributes(step)}
 
     def _fit_object(self, rows: Rows) -> None:
         """Call the object's ``partial_fit`` once, or its ``learn_one`` for each row."""
@@ -138,10 +165,8 @@ class ObjectBundle(Bundle):
             optional["sample_weight"] = rows.weights()
         if not self.rows_seen and self.recipe.classes and "classes" in _parameters(self.estimator.partial_fit):
             optional["classes"] = np.array(sorted(self.recipe.classes))
-        if takes_y:
-            self.estimator.partial_fit(X, _target(rows), **optional)
-        else:
-            self.estimator.partial_fit(X, **optional)
+        target = (object_targets.matrix_target(rows),) if takes_y else ()
+        sklearn_pipeline.partial_fit(self.estimator, X, *target, **optional)
 
     def _ask(self, rows: Rows) -> list[Asked]:
         """Return what the object answers to `rows`, which it learns next; if need be in parts, or nothing.
@@ -168,7 +193,7 @@ class ObjectBundle(Bundle):
             except Exception:  # noqa: BLE001 - real faults are raised while learning
                 return None
 
-        found = evaluation.ask_in_parts(rows.n, ask_part, evaluation.QUESTIONS_MAX if self.rows_seen else 1)
+        found = evaluation.ask_in_parts(rows.n, ask_part, evaluation.QUESTIONS_MAX if self._has_learned else 1)
         return [Asked(list(range(part.start, part.stop)), *answered) for part, answered in found]
 
     def _update_object_scores(self, y: Any, asked: Sequence[Asked]) -> None:
@@ -301,6 +326,11 @@ class ObjectBundle(Bundle):
         return AskedObject(self.estimator, self.recipe, self.columns, self._header.calls, known)
 
     @property
+    def predicts_rows_independently(self) -> bool:
+        """Whether requests may share a call: not with a trained object, which answers to the bit as elsewhere."""
+        return self._header.trained is None and Bundle.predicts_rows_independently.__get__(self) is True
+
+    @property
     def width(self) -> int | None:
         """Number of values of a row; None if neither the recipe nor rows have told it."""
         width = Bundle.width.__get__(self)
@@ -320,10 +350,16 @@ class ObjectBundle(Bundle):
     def _header(self) -> ObjectHeader:
         return uploads.header_of(self.recipe.object or "")
 
+    @property
+    def _has_learned(self) -> bool:
+        """Whether the object has learned, here or before it was uploaded."""
+        return self.rows_seen > 0 or self._header.trained is not None
+
     def _check_ready(self, rows: Rows) -> None:
         """Check the width; an object that has learned nothing here may still be able to predict."""
-        if self.rows_seen:
-            Bundle._check_ready(self, rows)
+        width = self.width
+        if self._has_learned and self.recipe.features is None and width is not None and rows.width != width:
+            raise InvalidError(f"The rows have {rows.width} values where the model has learned {width}.")
 
     def _call_copy(self, rows: Rows, call: Callable[["ObjectBundle"], Any]) -> Any:
         """Return the result of `call` with the copy; report whatever the object raises as an error of `rows`."""
@@ -335,12 +371,13 @@ class ObjectBundle(Bundle):
                         **{f.name: getattr(self, f.name) for f in dataclasses.fields(Bundle)}
                         | {"estimator": copy.deepcopy(self.estimator)}
                     )
-                return call(self._copy)  # type: ignore[arg-type]
+                with sklearn_pipeline.without_names_warning(self.estimator):
+                    return call(self._copy)  # type: ignore[arg-type]
         except (MemoryError, InvalidError, ConflictError):
             raise
         except Exception as error:  # noqa: BLE001 - an object may raise any exception
             reason = str(error) if isinstance(error, KeepfitError) else describe_error(error)
-            if not self.rows_seen:
+            if not self._has_learned:
                 raise ConflictError(
                     f"The model has not learned any row yet; send partial_fit first. {self.recipe.name} cannot "
                     f"predict before: {reason}"
@@ -348,30 +385,8 @@ class ObjectBundle(Bundle):
             raise InvalidError(f"{self.recipe.name} cannot predict these rows: {reason}") from None
 
 
-def _target(rows: Rows) -> Any:
-    """Return the target of `rows` as scikit-learn takes it; labels unchanged."""
-    if not isinstance(rows.y, list) or len(set(map(type, rows.y))) == 1:
-        return rows.target()
-    mixed = np.empty(len(rows.y), dtype=object)
-    mixed[:] = rows.y
-    return mixed
-
-
 def _parameters(method: Any) -> Sequence[str]:
     try:
         return list(inspect.signature(method).parameters)
     except (TypeError, ValueError):
         return []
-
-
-def _finite_attributes(learner: Any) -> set[str]:
-    """Return the names of the attributes that hold numbers, all of them finite."""
-    attributes: dict[str, Any] = getattr(learner, "__dict__", {})
-    numbers = {name: value for name, value in attributes.items() if isinstance(value, np.ndarray | float)}
-    return {name for name, value in numbers.items() if _is_finite(value)}
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value.dtype.kind != "f" or bool(np.isfinite(value).all())

@@ -17,6 +17,7 @@ from keepfit.model.object_answers import Asked, as_sent, codes_of, numbers_of
 from keepfit.model.outputs import combine_scores
 from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe.recipe import Recipe
+from keepfit.rows.rows import Rows
 
 Targets = Mapping[str, Any]
 
@@ -119,3 +120,12 @@ def score(
         each.append(found)
     combined = combine_scores(each)
     return {**combined, scores.UNANSWERED: len(unanswered)} if unanswered else combined
+
+
+def matrix_target(rows: Rows) -> Any:
+    """Return the target of `rows` as scikit-learn takes it; labels unchanged."""
+    if not isinstance(rows.y, list) or len(set(map(type, rows.y))) == 1:
+        return rows.target()
+    mixed = np.empty(len(rows.y), dtype=object)
+    mixed[:] = rows.y
+    return mixed

@@ -7,7 +7,7 @@ upload key. Objects come from :func:`keepfit.objects.dump`; workers verify them 
 
 import binascii
 import struct
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from functools import lru_cache
 from typing import Literal
 
@@ -29,10 +29,20 @@ HEAD_LENGTH = 4 * ((len(MAGIC) + 1 + 255 + MAC_BYTES + 4 + HEADER_BYTES_MAX + 2)
 HEADERS_CACHED_MAX = 1024
 
 
+class TrainedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file in which a trained object was uploaded."""
+
+    format: Literal["skops", "pickle"]
+    sha256: str
+    size_bytes: int
+
+
 class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Header of an object, readable without unpickling.
 
-    `calls` is the method with which it learns; with `multi_output` it has several targets.
+    `calls` is the method with which it learns; with `multi_output` it has several targets. `trained` describes the file
+    of an object that had learned when it was uploaded: then the recipe has this header without a pickle, and the object
+    is in the model's bundle only.
     """
 
     purpose: str
@@ -42,6 +52,7 @@ class ObjectHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     takes_sample_weight: bool
     runtime: dict[str, str]
     multi_output: bool = False
+    trained: TrainedFile | None = None
 
     @property
     def subject(self) -> str:
@@ -95,6 +106,21 @@ def verify(text: str, keyring: Keyring | None) -> ObjectHeader:
     except EnvelopeError as error:
         raise InvalidError(f"recipe: object: {error}") from None
     return header
+
+
+def trained_text(header: ObjectHeader, file: TrainedFile, keyring: Keyring) -> str:
+    """Return the text by which a recipe describes an object that had learned before it was uploaded.
+
+    It is signed with the signing keys in `keyring` and for a purpose of its own, so that clients can post no such
+    recipe: the object that it describes is in a bundle.
+    """
+    described = msgspec.structs.replace(header, purpose=envelope.TRAINED, trained=file)
+    return b64encode(keyring.seal(described, b"")).decode()
+
+
+def trained_file(text: str | None) -> TrainedFile | None:
+    """Return the file that the object of a recipe was uploaded in, trained; None of any other recipe."""
+    return None if text is None else header_of(text).trained
 
 
 def head(text: str) -> str:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from keepfit.errors import EnvelopeError
+from keepfit.errors import EnvelopeError, UnavailableError
 from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link, Position, Span, learned_spans, spans_after
+from keepfit.recipe import uploads
+from keepfit.recipe.recipe import from_text
 from keepfit.restore.reader import SnapshotReader
 from keepfit.restore.requests import RestoreRequest
 from keepfit.restore.snapshot_bundle import SnapshotBundle
@@ -178,11 +180,13 @@ async def read_source(
     """Read the requested snapshot, and the requests logged after it, up to the requested time.
 
     If the newest snapshot is damaged, an older one is used and more is replayed; but no snapshot of requests that the
-    model has rewound past. Raises what :meth:`keepfit.restore.reader.SnapshotReader.find` raises.
+    model has rewound past. Raises what :meth:`keepfit.restore.reader.SnapshotReader.find` raises, and UnavailableError
+    if no snapshot of a model is good that was uploaded trained.
     """
     resources = reader.resources
     if resources.row_log is None or request.version is not None:
         snapshot, corrupt = await reader.find(registered, request, preferred)
+        _check_beginning(registered, snapshot)
         return ReplaySource(snapshot, corrupt, position_of(registered, None if snapshot is None else snapshot.document))
     if view is None:
         # In this order: calls that a later snapshot covers may be missing from the list.
@@ -194,11 +198,21 @@ async def read_source(
         return not lineage or spans_after(lineage, position_of(registered, document)) is not None
 
     snapshot, corrupt = await reader.find(registered, request, preferred, is_suitable)
+    _check_beginning(registered, snapshot)
     document = None if snapshot is None else snapshot.document
     if corrupt:
         calls, _ = await read_calls(registered, request.at, preferred, view, document)
     start = position_of(registered, document)
     return ReplaySource(snapshot, corrupt, start, calls, lineage, spans_after(lineage, start) or ())
+
+
+def _check_beginning(registered: RegistryEntry, snapshot: SnapshotBundle | None) -> None:
+    """Raise UnavailableError if there is no snapshot, and the recipe does not say how the model began."""
+    if snapshot is None and uploads.trained_file(from_text(registered.recipe_text).object) is not None:
+        raise UnavailableError(
+            f"The model {registered.hash} was uploaded trained, and none of its snapshots is good: what it had learned "
+            "is lost. Delete it and upload the file again."
+        )
 
 
 async def preview(

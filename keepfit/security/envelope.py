@@ -31,6 +31,8 @@ KEY_BYTES_MIN = 32
 KEY_ID, ID_DIGITS = re.compile(r"[A-Za-z0-9._-]{1,64}"), 12
 BUNDLE = "bundle"
 OBJECT = "object"
+# The header of an object that was uploaded trained, in a recipe.
+TRAINED = "trained"
 SIGNING_KEYS, UPLOAD_KEYS = "KEEPFIT_SIGNING_KEYS", "KEEPFIT_UPLOAD_KEYS"
 # Keys of another deployment. They only verify.
 IMPORT_KEYS = "KEEPFIT_IMPORT_KEYS"

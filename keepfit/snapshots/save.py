@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from keepfit.backends.blobs import Entry, Storage
-from keepfit.errors import ConflictError, UnavailableError
+from keepfit.errors import ConflictError, StaleModelError, UnavailableError
 from keepfit.history import SUMMARY_FIELDS, Document
 from keepfit.observability import failpoints
 from keepfit.security import envelope
@@ -88,6 +88,29 @@ async def save(resources: Resources, model_hash: str) -> Document | None:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+async def save_first(resources: Resources, model: Model, data: bytes) -> Document:
+    """Save the bundle `data` of a `model` that is not live yet, in a generation of its own; return its document.
+
+    Raises
+    ------
+    UnavailableError
+        If MongoDB or the storage is unavailable. What was written is deleted as abandoned.
+    StaleModelError
+        If the intent was replaced or aborted meanwhile.
+    """
+    document, _ = _document(model, data, resources)
+    await resources.registry.ensure_indexes()
+    if await resources.registry.write_intent(document) is not None:
+        raise StaleModelError(f"Another process has saved a first version of {model.hash}.")
+    failpoints.reach("snapshot.begun")
+    await asyncio.to_thread(resources.storage.put, path_of(document), data)
+    failpoints.reach("snapshot.stored")
+    if not await resources.registry.commit(document):
+        raise StaleModelError(f"The snapshot of {model.hash} took so long that it was deleted as abandoned.")
+    failpoints.reach("snapshot.committed")
+    return document
 
 
 async def save_many(resources: Resources, hashes: Sequence[str], limits: SaveLimits) -> dict[str, Outcome]:

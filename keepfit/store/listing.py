@@ -45,13 +45,24 @@ def _recipe_and_warnings(recipe: Recipe, metrics: dict[str, Any], *, with_object
     if recipe.object is not None:
         found = _summary(recipe.object)
         document["object"] = found
-        if not with_object:
+        if not with_object or uploads.trained_file(recipe.object) is not None:
             document["recipe"]["object"] = f"sha256:{found['sha256']}"
     return document
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """Describe an uploaded object: the name of its class, the size of the upload, and the digest of its base64 text."""
+    """Describe an uploaded object: the name of its class, the size of the upload, and its digest.
+
+    The digest is that of the base64 text, or of the file in which the object was uploaded trained.
+    """
+    trained = uploads.trained_file(text)
+    if trained is not None:
+        return {
+            "name": uploads.header_of(text).name,
+            "size_bytes": trained.size_bytes,
+            "sha256": trained.sha256,
+            "format": trained.format,
+        }
     return {
         "name": uploads.header_of(text).name,
         "size_bytes": 3 * len(text) // 4 - text[-2:].count("="),

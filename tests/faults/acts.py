@@ -13,13 +13,17 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from keepfit import identity
 from keepfit.backends import redis_clients, redis_scripts
 from keepfit.backends.redis_scripts import Command
+from keepfit.model import trained
 from keepfit.observability import failpoints
 from keepfit.restore.bulk import ModelFilter, restore_many
 from keepfit.restore.requests import RestoreRequest
 from keepfit.settings import Settings
+from keepfit.snapshots.resources import open_resources
 from keepfit.store import commit
+from keepfit.transfer import first_version
 from keepfit_gateway import app
 from keepfit_snapshotter.run import run_once
 from keepfit_workers import context, jobs, learning, sweep
@@ -121,6 +125,18 @@ def save(settings: Settings) -> None:
 def restore(settings: Settings, model_hash: str) -> None:
     """Restore a model from its snapshot."""
     asyncio.run(restore_many(settings, ModelFilter(hash=model_hash)))
+
+
+def upload(settings: Settings, metadata_text: str, data: bytes) -> None:
+    """Create a model from a file, as a worker does."""
+
+    async def act() -> None:
+        async with open_resources(settings) as resources:
+            model_hash = identity.hash_of(identity.parse_json(metadata_text.encode()))
+            bundle = trained.new_bundle(data, trained.Keys(resources.keyring, None), settings.bundle_bytes_max)
+            await first_version.create(resources, model_hash, metadata_text, bundle, settings.bundle_bytes_max)
+
+    asyncio.run(act())
 
 
 def go_back(settings: Settings, model_hash: str) -> None:

@@ -137,6 +137,8 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
         operation["security"] = [{SCHEME: [route.needs]}] if closed else []
     if route.form is not None:
         operation["requestBody"] = _request_body(route, schema_of, example)
+    elif route.file:
+        operation["requestBody"] = {"required": True, "content": {BINARY: BYTES}}
     return operation
 
 

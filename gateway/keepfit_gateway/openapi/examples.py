@@ -69,6 +69,28 @@ MODEL = {
     "inbox": 0,
     "snapshot": None,
 }
+TRAINED = {
+    **MODEL,
+    "hash": "0d5f0c2e5d8b3a6d8c1c6b1f4a8f5a0f3f7c0b1d2e3f4a5b6c7d8e9f0a1b2c3d",
+    "metadata": {"type": "digits"},
+    "recipe": {
+        **dict.fromkeys(("estimator", "steps", "features", "scaler", "encoding", "classes")),
+        "params": {},
+        "object": "sha256:6a3b1c54a0f7b5a0a2a3c1fbd6c7d1e4f3a6d4a4bb0a6b8a0f6c9d1e2f3a4b5c",
+        "max_categories": 128,
+        "n_features": 256,
+        "updates": "exact",
+        "window": 1000,
+    },
+    "object": {
+        "name": "Pipeline",
+        "size_bytes": 40812,
+        "sha256": "6a3b1c54a0f7b5a0a2a3c1fbd6c7d1e4f3a6d4a4bb0a6b8a0f6c9d1e2f3a4b5c",
+        "format": "skops",
+    },
+    "version": 1,
+    "rows_seen": 1000,
+}
 PATCHED = {
     **MODEL,
     "recipe": {**STORED_RECIPE, "params": {**PARAMS, "alpha": 0.01}},
@@ -131,6 +153,7 @@ WORKERS = [
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 BY_HASH: dict[str, Example] = {
+    "upload_estimator": Example(answers={201: TRAINED, 200: TRAINED}),
     "create_model": Example({"recipe": {"metadata": METADATA, "recipe": RECIPE}}, {201: MODEL, 200: MODEL}),
     "list_models": Example({}, {200: {"models": [MODEL], "next": None}}, "?metadata[brand]=nike"),
     "partial_fit": Example(

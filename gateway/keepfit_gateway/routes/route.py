@@ -40,11 +40,12 @@ TAGS = {
 class Route:
     """One operation. `answers` maps status codes to forms (None: no body); `errors` are the other status codes.
 
-    `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may follow the JSON of
-    the request and of the answer; `media_type` is that of the answers; `headers` are fields of an answer by its status.
-    `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods. `bound_keys`
-    says what keeps an API key that is bound to metadata to its models (:attr:`bound`). `by_metadata` says whether
-    metadata name the model: such routes are made in :mod:`keepfit_gateway.routes.by_metadata`.
+    `file` says whether the body is a file; `tables` whether rows are also accepted as a table; `tensors` whether bytes
+    of tensors may follow the JSON of the request and of the answer; `media_type` is that of the answers; `headers` are
+    fields of an answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for
+    all other methods. `bound_keys` says what keeps an API key that is bound to metadata to its models (:attr:`bound`).
+    `by_metadata` says whether metadata name the model: such routes are made in
+    :mod:`keepfit_gateway.routes.by_metadata`.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Route:
     errors: tuple[int, ...] = ()
     own_parameters: tuple[Parameter, ...] = ()
     headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    file: bool = False
     tables: bool = False
     tensors: bool = False
     body_optional: bool = False

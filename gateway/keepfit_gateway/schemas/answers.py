@@ -82,11 +82,15 @@ class SnapshotSummary(Struct, kw_only=True):
 
 
 class ObjectSummary(Struct, kw_only=True):
-    """An uploaded object: the name of its class, its size, and the digest of its text in the recipe."""
+    """An uploaded object: the name of its class, its size, and the digest of its text in the recipe.
+
+    Of an object that had learned before it was uploaded, size and digest are those of its file, in `format`.
+    """
 
     name: str
     size_bytes: int
     sha256: Sha256
+    format: Literal["skops", "pickle"] | UnsetType = UNSET
 
 
 class ModelAnswer(Struct, kw_only=True):

@@ -8,7 +8,7 @@ decides is decided before the gateway waits for the body. Data comes from aiohtt
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -124,6 +124,50 @@ async def read(
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await _read_stream(request, inflater, _Body(request, bytes_max))
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
+
+
+def check_file(request: web.Request, settings: Settings, media_types: Sequence[str]) -> None:
+    """Check the head of a request whose body is a file, which is as large as it arrives.
+
+    Raises
+    ------
+    web.HTTPException
+        413 over the limit, 415 for a media type that is not one of `media_types`, or any encoding.
+    """
+    if media_type_of(request) == JSON:
+        # Not refused below, where JSON is always one of the types.
+        raise web.HTTPUnsupportedMediaType(
+            text=f"Send the file as Content-Type: {media_types[0]}.",
+            headers={hdrs.ACCEPT: ", ".join(filter(None, media_types))},
+        )
+    _check_media_type(request, media_types)
+    if codings.inflater_of(request.headers) is not None:
+        raise web.HTTPUnsupportedMediaType(
+            text="Send the file as it is, without Content-Encoding.", headers={hdrs.ACCEPT_ENCODING: "identity"}
+        )
+    _check_size(request.content_length or 0, settings.body_bytes_max)
+
+
+async def copy(request: web.Request, settings: Settings, write: Callable[[bytes], Awaitable[None]]) -> None:
+    """Pass the body of a request to `write` as it arrives, and keep nothing of it; :func:`check_file` was called.
+
+    Raises
+    ------
+    MalformedError
+        If the body is incomplete.
+    web.HTTPException
+        408 if it does not arrive in time, 413 over the limit.
+    """
+    send_continue(request)
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in _chunks(request):
+                size += len(chunk)
+                _check_size(size, settings.body_bytes_max)
+                await write(chunk)
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
 

@@ -85,5 +85,7 @@ async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any
     for gone, path in ((deleted, "/v1/models/{hash}"), (unwanted, "/v1/model")):
         (await api.get(gone)).problem(404)
         del rates[f"DELETE {path}"]
+    # Random bytes are no file with a trained object; test_trained_models.py uploads some.
+    del rates["POST /v1/estimator"]
     assert [name for name, accepted in rates.items() if not accepted] == []
     assert len((await api.predict(taught, BY_POSITION))["predictions"]) == 2

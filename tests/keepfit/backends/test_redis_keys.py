@@ -103,6 +103,7 @@ def test_the_table_lists_every_key() -> None:
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
         redis_keys.large_rows("h", "<random>"),
+        redis_keys.staged_file("<random>"),
         redis_keys.load_deaths("h", 1, "digest").replace("1:digest", "<...>"),
         redis_keys.idempotency("h", "<key>"),
         redis_keys.new_answers("h", "<c>"),

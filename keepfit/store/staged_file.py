@@ -1,0 +1,57 @@
+"""Files that pass through the queue's Redis: written in pieces by one process, and read by another one.
+
+Owns a key with a time to live. Never holds more of a file than one piece. Invariants: a file of a process that died
+expires; Redis serves other clients between the pieces. Gateways write the files that clients upload, workers read them.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from contextlib import suppress
+
+import redis.asyncio
+
+from keepfit.backends import redis_keys, redis_scripts
+from keepfit.errors import UnavailableError
+
+PIECE_BYTES = 1 << 20
+
+
+class StagedFile:
+    """A file that is being written; `size_bytes` of it have arrived. It lives for `ttl_ms` after each piece."""
+
+    def __init__(self, client: redis.asyncio.Redis, ttl_ms: int) -> None:
+        self.key = redis_keys.staged_file(uuid.uuid4().hex)
+        self.size_bytes = 0
+        self._client = client
+        self._ttl_ms = ttl_ms
+        self._digest = hashlib.sha256()
+        self._piece = bytearray()
+        self._written = 0
+
+    async def write(self, part: bytes) -> None:
+        """Add bytes to the end; raise UnavailableError if Redis is unavailable."""
+        self._piece += part
+        self.size_bytes += len(part)
+        while len(self._piece) >= PIECE_BYTES:
+            await self._send(bytes(self._piece[:PIECE_BYTES]))
+            del self._piece[:PIECE_BYTES]
+
+    async def finish(self) -> str:
+        """Write what is left, and return the SHA-256 (hex) of the file; UnavailableError as of :meth:`write`."""
+        if self._piece:
+            await self._send(bytes(self._piece))
+            self._piece.clear()
+        return self._digest.hexdigest()
+
+    async def _send(self, piece: bytes) -> None:
+        await asyncio.to_thread(self._digest.update, piece)
+        # Written at an offset and not appended, because a round trip may be repeated.
+        command = ("SETRANGE", self.key, self._written, piece)
+        await redis_scripts.run_async(self._client, command, ("PEXPIRE", self.key, self._ttl_ms))
+        self._written += len(piece)
+
+    async def delete(self) -> None:
+        """Delete the file; if Redis is unavailable, it expires."""
+        with suppress(UnavailableError):
+            await redis_scripts.run_async(self._client, ("UNLINK", self.key))
