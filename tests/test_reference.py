@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import skops.io
 import typer.main
 from aiohttp import web
 from sklearn.linear_model import SGDRegressor
 
 from keepfit.cli.main import app
 from keepfit.errors import KeepfitError
+from keepfit.objects import dump_trained
 from keepfit.security.api_keys import OPEN
+from keepfit.security.envelope import UPLOAD_KEYS
 from keepfit_gateway.routes import ROUTES
 from keepfit_gateway.web.problems import problem_of, problem_of_http, status_of
 from tests.conftest import Stack
@@ -84,8 +85,8 @@ def test_a_section_names_the_parameters_of_its_call() -> None:
         assert missing == [], route.path
 
 
-def call(command: str, url: str) -> Any:
-    """Do what a `curl -s …` does on `url`; return the JSON of the answer, None if it has none."""
+def call(command: str, url: str, file: bytes) -> Any:
+    """Do what a `curl -s …` does on `url`, with one file; return the JSON of the answer, None if it has none."""
     words = shlex.split(command.replace(LOCAL, url))[2:]
     options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": [], "--data-binary": []}
     addresses = []
@@ -94,8 +95,8 @@ def call(command: str, url: str) -> Any:
         addresses.append(word) if word not in options else options[word].append(words.pop(0))
     headers = dict(header.split(": ", 1) for header in options["-H"])
     data = options["-d"][0].encode() if options["-d"] else None
-    if options["--data-binary"] == ["@estimator.skops"]:
-        data = skops.io.dumps(SGDRegressor().partial_fit([[1.0]], [1.0]))
+    if options["--data-binary"] == ["@estimator.pickle"]:
+        data = file
     method = options["-X"][0] if options["-X"] else None
     request = urllib.request.Request(addresses[0], data, headers, method=method)
     try:
@@ -110,8 +111,9 @@ def test_the_examples_of_calls_give_the_answers_shown(stack: Stack) -> None:
     """The examples, run in their order, give answers of the form that is shown, and each call has one."""
     blocks = re.findall(r"```console\n\$ (curl [^\n]*)\n(.*?)```", (REFERENCE / "http-api.md").read_text(), re.DOTALL)
     assert len(blocks) == len(ROUTES)
+    file = dump_trained(SGDRegressor().partial_fit([[1.0]], [1.0]), stack.environment()[UPLOAD_KEYS])
     for command, shown in blocks:
-        answer = call(command, stack.url)
+        answer = call(command, stack.url, file)
         if shown:
             assert_same_form(answer, json.loads(shown))
 
