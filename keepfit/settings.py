@@ -82,7 +82,7 @@ class Settings(SnapshotSettings):
     )
     rate_per_s: float = Field(
         0.0, ge=0, le=SECONDS_MAX,
-        description="Requests per second of an API key without its own rate, per process of a gateway; 0: no limit.",
+        description="Requests per second of an API key without its own rate, over all gateways; 0: no limit.",
     )  # fmt: skip
     open: bool = Field(False, description="Allow a gateway without API keys to bind to an address other than loopback.")
     allowed_hosts: str = Field(

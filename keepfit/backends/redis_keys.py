@@ -50,6 +50,7 @@ kf:big:<random>               string  minutes   gateway (large rows)            
 kf:file:<random>              string  minutes   gateway (uploaded files)          workers
 kf:replies:<gateway>          list    60 s      workers                           one gateway
 kf:sweep                      string  seconds   supervisors                       supervisors (one sweeps at a time)
+kf:tokens:<name>              string  to full   take_tokens (rates of API keys)   take_tokens
 ============================  ======  ========  ================================  ==============================
 """
 
@@ -225,6 +226,11 @@ def request_rows(token: str) -> str:
 def staged_file(token: str) -> str:
     """Return the key of a file that a client uploads (a string)."""
     return f"kf:file:{token}"
+
+
+def tokens(name: str) -> str:
+    """Return the key of the tokens in the bucket of the API keys with this name (a string)."""
+    return f"kf:tokens:{name}"
 
 
 def replies(gateway: str) -> str:

@@ -29,7 +29,7 @@ Command = tuple[Any, ...]
 
 TEXTS = {
     path.name.removesuffix(".lua"): path.read_text()
-    for package in ("store", "jobs")
+    for package in ("store", "jobs", "rates")
     for path in resources.files("keepfit").joinpath(package, "lua").iterdir()
     if path.name.endswith(".lua")
 }

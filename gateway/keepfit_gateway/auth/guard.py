@@ -25,7 +25,7 @@ from keepfit.settings import Settings
 from keepfit.settings_check import check_host, load_api_keys, read_api_keys_file, requires_keys
 from keepfit_gateway import bound_key
 from keepfit_gateway.auth.cross_site import CrossSitePolicy
-from keepfit_gateway.auth.rate_limit import TokenBucket
+from keepfit_gateway.auth.shared_rates import SharedBucket, SharedRates
 from keepfit_gateway.web import fields
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.offload import run_in_daemon_thread
@@ -71,7 +71,7 @@ class ApiKeyGuard:
         self._loaded = b""
         self._reading: asyncio.Future[bytes] | None = None
         self._keys: Keys | None = None
-        self._buckets: dict[str, TokenBucket] = {}
+        self._rates = SharedRates(settings)
 
     @classmethod
     @asynccontextmanager
@@ -95,6 +95,7 @@ class ApiKeyGuard:
         try:
             yield guard
         finally:
+            await guard._rates.close()
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -113,15 +114,15 @@ class ApiKeyGuard:
             sent = header if header is not None and request_id.FORM.fullmatch(header) else ""
             request_id.sent.set(sent)
             request[REQUEST_ID] = sent or request_id.mint()
-            bucket: TokenBucket | None = None
+            bucket: SharedBucket | None = None
             try:
                 self._cross_site.check(request)
                 caller = request[CALLER] = self._caller(request)
                 if caller.sees_reasons:
                     request[SEES_REASONS] = True
                 if caller.rate_per_s:
-                    bucket = self._bucket(caller)
-                    _check_rate(bucket, caller)
+                    bucket = self._rates.bucket(caller)
+                    await _check_rate(bucket, caller)
                 answer: Any = await (bound_key.run(caller, handler, request) if caller.where else handler(request))
             except Exception as error:  # noqa: BLE001 - every error becomes a problem response
                 answer = to_problem(request, error)
@@ -164,18 +165,12 @@ class ApiKeyGuard:
             raise UnauthorizedError("This API key is unknown here; it may have been revoked.")
         raise UnauthorizedError("Send an API key: `Authorization: Bearer KEY`.")
 
-    def _bucket(self, key: Key) -> TokenBucket:
-        bucket = self._buckets.get(key.name)
-        if bucket is None or (bucket.rate_per_s, bucket.burst) != (key.rate_per_s, key.burst):
-            bucket = self._buckets[key.name] = TokenBucket(key.rate_per_s, key.burst, time.monotonic())
-        return bucket
-
     def _load(self, content: bytes) -> dict[str, Any]:
         """Replace the keys with those of the settings and of the file's `content`; return what changed."""
         self._loaded = content
         keys, before = load_api_keys(self._settings, content), self._keys or Keys([])
         self._keys = keys
-        self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in keys.names()}
+        self._rates.keep(keys.names())
         return keys.changes_since(before)
 
     async def _file_content(self) -> bytes:
@@ -220,15 +215,16 @@ class ApiKeyGuard:
                 logged_reason = str(error)
 
 
-def _check_rate(bucket: TokenBucket, caller: Key) -> None:
-    if not bucket.take(time.monotonic()):
+async def _check_rate(bucket: SharedBucket, caller: Key) -> None:
+    allowed = bucket.take_held(time.monotonic())
+    if not (await bucket.take() if allowed is None else allowed):
         raise RateLimitError(
             f"The API key {caller.name!r} may make {caller.rate_per_s:.15g} requests a second, {caller.burst} at once.",
             bucket.retry_after_s(),
         )
 
 
-def _with_headers(answer: Any, name: str, bucket: TokenBucket | None, cors: Sequence[tuple[str, str]]) -> Any:
+def _with_headers(answer: Any, name: str, bucket: SharedBucket | None, cors: Sequence[tuple[str, str]]) -> Any:
     """Add the request id, the rate limit of the caller and the fields of CORS to a response."""
     if type(answer) is SmallResponse:
         answer.fields += f"X-Request-ID: {name}\r\n" + ("" if bucket is None else bucket.fields())

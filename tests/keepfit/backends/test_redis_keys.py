@@ -46,6 +46,7 @@ ALL = [
     redis_keys.WAKE_UPS,
     redis_keys.request_rows("token"),
     redis_keys.replies("gateway"),
+    redis_keys.tokens("web"),
     redis_keys.SWEEP,
     redis_keys.SNAPSHOTS,
 ]
@@ -113,6 +114,7 @@ def test_the_table_lists_every_key() -> None:
         redis_keys.claimed("<lease>"),
         redis_keys.request_rows("<random>"),
         redis_keys.replies("<gateway>"),
+        redis_keys.tokens("<name>"),
     }
     assert names(redis_keys.__doc__) == built
     functions = {
