@@ -180,6 +180,7 @@ async def test_a_bound_key_uses_its_models(tenants: Tenants) -> None:
     metadata = {**tenants.shoes, "brand": "puma", "size": 9}
     key, path = tenants.shoes_key, tenants.path(metadata)
     (await tenants.call("POST", "/v1/models", key, {"metadata": metadata, **CREATED})).of(201)
+    (await tenants.call("POST", f"{path}/partial_fit", key, LABELLED, headers=WAIT)).of(200)
     for call, named in ((f"{path}/", {}), ("/v1/", {"metadata": metadata})):
         for content_type in (FAST, REGULAR):
             for name, document, status in (
