@@ -209,6 +209,21 @@ class Settings(SnapshotSettings):
         le=ENTRIES_MAX,
         description="Idempotency-Keys that are remembered per model and name of an API key.",
     )
+    pull_prefixes: str = Field(
+        "",
+        description=(
+            "Addresses below which sources may be pulled, separated by commas: s3://bucket/prefix, https://host/path, "
+            "file:///folder; empty: none."
+        ),
+    )
+    pulls: int = Field(2, ge=0, le=64, description="Pull jobs that one `keepfit worker` runs at a time; 0: none.")
+    pull_bytes_max: int = Field(
+        2**40, ge=1024, le=BYTES_MAX, description="Maximum size of a source that is pulled, also when it is inflated."
+    )
+    pull_timeout_s: int = Field(7 * 86_400, ge=1, le=SECONDS_MAX, description="Maximum time that a pull job may take.")
+    job_keep_s: int = Field(
+        7 * 86_400, ge=60, le=SECONDS_MAX, description="Time for which a pull job is kept after its end."
+    )
     lease_slice_s: float = Field(
         5.0,
         gt=0,

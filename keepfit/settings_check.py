@@ -11,6 +11,7 @@ from pathlib import Path
 
 from keepfit.backends import redis_clients
 from keepfit.backends.files import open_regular
+from keepfit.backends.source_urls import parse_prefixes
 from keepfit.backends.storage_urls import check_storage_url
 from keepfit.errors import SettingsError
 from keepfit.history import mongo, rollups
@@ -79,6 +80,7 @@ CHECKS: tuple[Callable[[Settings], object], ...] = (
     _check_keys(IMPORT_KEYS, "import_keys"),
     _check_keys(UPLOAD_KEYS, "upload_keys"),
     lambda settings: Keys.from_text(settings.api_keys.get_secret_value()),
+    lambda settings: parse_prefixes(settings.pull_prefixes),
     lambda settings: origins.parse_hosts(settings.allowed_hosts),
     lambda settings: origins.parse_origins(settings.cors_origins),
     lambda settings: rollups.parse(settings.history_rollups),

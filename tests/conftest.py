@@ -210,8 +210,12 @@ def stop_stack(stack: Stack) -> int:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Run one `keepfit up` with two workers for all tests that do not disturb it; use your own metadata."""
-    running = start_stack(tmp_path_factory.mktemp("stack") / "data")
+    """Run one `keepfit up` with two workers for all tests that do not disturb it; use your own metadata.
+
+    Jobs may be made for the source of the examples, and wait.
+    """
+    environment = {"KEEPFIT_PULL_PREFIXES": "s3://data/daily", "KEEPFIT_PULLS": "0"}
+    running = start_stack(tmp_path_factory.mktemp("stack") / "data", environment=environment)
     yield running
     assert stop_stack(running) == 0
 

@@ -41,6 +41,7 @@ class Dependencies:
     backlog: dict[str, int]
     call_s: float
     unloadable: int
+    pull_jobs: int = 0
 
     @property
     def detail(self) -> str | None:
@@ -74,8 +75,9 @@ async def probe(service: Service) -> Dependencies:
     async def queue() -> tuple[Workers, dict[str, int]]:
         return await service.worker_client.workers(), await service.worker_client.backlog()
 
-    async def store() -> tuple[SnapshotState, int]:
-        return await service.store.snapshot_state(), await unloadable.count_models(service.store.client)
+    async def store() -> tuple[SnapshotState, int, int]:
+        unloadables = await unloadable.count_models(service.store.client)
+        return await service.store.snapshot_state(), unloadables, await service.pull_jobs.count_open()
 
     async def row_log() -> str | None:
         return None if service.recorder is None else (await _probe_one(service.recorder.check()))[1]
@@ -89,11 +91,11 @@ async def probe(service: Service) -> Dependencies:
         service.mongo_outage.end()
     else:
         service.mongo_outage.begin(mongo)
-    snapshot_state, unloadables = stored or (None, 0)
+    snapshot_state, unloadables, jobs = stored or (None, 0, 0)
     workers, backlog = found or (Workers(0, 0), {})
     call_s = service.settings.predict_timeout_s
     return Dependencies(
-        store_state, queue_state, mongo, log_state, workers, snapshot_state, backlog, call_s, unloadables
+        store_state, queue_state, mongo, log_state, workers, snapshot_state, backlog, call_s, unloadables, jobs
     )
 
 

@@ -140,6 +140,7 @@ class Scrape(OwnMetrics, Collector):
             yield workers
         if snapshots is not None:
             yield GaugeMetricFamily("keepfit_models_changed", "Models changed since their snapshot.", snapshots.changed)
+            yield GaugeMetricFamily("keepfit_pull_jobs", "Pull jobs that have not ended.", found.pull_jobs)
             text = "Models that are not loaded for an hour, because workers died while they loaded them."
             yield GaugeMetricFamily("keepfit_models_unloadable", text, found.unloadable)
             yield GaugeMetricFamily(

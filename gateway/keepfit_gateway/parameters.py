@@ -51,6 +51,19 @@ DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
 DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}
 SNAPSHOTS_LIMIT = {**LIMIT, "description": "Snapshots on a page."}
 SNAPSHOTS_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,15})?$"}}
+JOB = {
+    **_parameter("job", "path", "Id of the job.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
+    "example": "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5",
+}
+JOBS = (
+    {**LIMIT, "description": "Jobs on a page."},
+    {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{15}-[0-9a-f]{32})?$"}},
+    _parameter("hash", "query", "Only jobs of this model.", HASH["schema"]),
+    _parameter(
+        "state", "query", "Only jobs in this state.",
+        {"type": "string", "enum": ["queued", "running", "done", "failed", "cancelled"]},
+    ),
+)  # fmt: skip
 METADATA = {
     **_parameter(
         "metadata",

@@ -22,6 +22,7 @@ from keepfit.settings import Settings
 from keepfit.store import idle
 from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
+from keepfit.store.pull_jobs import PullJobs
 from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
@@ -61,6 +62,7 @@ class Service:
         self.job_enqueuer = JobEnqueuer(settings)
         self.store = Store(self._store_client)
         self.dead_letters = DeadLetters(self._store_client)
+        self.pull_jobs = PullJobs(self._store_client, settings.job_keep_s)
         self.history = Registry(settings.mongo_url.get_secret_value())
         self.history_gate = asyncio.Semaphore(HISTORY_QUERIES_MAX)
         rows = open_log(settings.row_log_url)

@@ -21,6 +21,12 @@ kf:{h}:dead          stream  none        commit (dead letters), retry           
 kf:{h}:idle          string  a day       unload                                  restores, install
 kf:{h}:followed      string  seconds     gateways                                claim_inbox
 kf:{h}:loads:<...>   set     an hour     supervisors                             supervisors (see :func:`load_deaths`)
+kf:{h}:pull:<job>    hash    30 days     accept (chunks of a pull job)           accept
+kf:jobs              zset    none        create_job, gateways                    gateways (score: when it was made, ms)
+kf:jobs:open         zset    none        create_job, claim_job, advance_job,     supervisors (score: end of the
+                                         cancel_job                              holder's time, ms; 0: not held)
+kf:job:<job>         hash    of a        create_job, claim_job, advance_job,     gateways, pull processes
+                             setting     cancel_job
 kf:changed           zset    none        before commit, rewind; snapshotter      snapshotter (see :func:`change_score`)
 kf:unloadable        zset    an hour     supervisors                             workers, gateways (score: end, seconds)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
@@ -65,6 +71,8 @@ WAKE_UPS = "kf:room:wake"
 # Models that a worker restores or repairs, with its lease (a hash).
 RESTORES = "kf:restores"
 SNAPSHOTS = "kf:snapshots"
+# Pull jobs by the time at which they were made, and those that have not ended (sorted sets).
+JOBS, OPEN_JOBS = "kf:jobs", "kf:jobs:open"
 SWEEP = "kf:sweep"
 UNLOADABLE = "kf:unloadable"
 
@@ -146,6 +154,16 @@ def new_answers(model_hash: str, caller: str) -> str:
 def old_answers(model_hash: str, caller: str) -> str:
     """Return the key of the first answers before those of :func:`new_answers`, which are forgotten first (a hash)."""
     return f"kf:{{{model_hash}}}:idem:old:{caller}"
+
+
+def chunk_answers(model_hash: str, job: str) -> str:
+    """Return the key of the answer to the last chunk of a pull job that was accepted (a hash with one field)."""
+    return f"kf:{{{model_hash}}}:pull:{job}"
+
+
+def job(name: str) -> str:
+    """Return the key of the record of a pull job (a hash)."""
+    return f"kf:job:{name}"
 
 
 def large_rows(model_hash: str, token: str) -> str:

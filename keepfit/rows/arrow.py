@@ -1,4 +1,4 @@
-"""Arrow streams: the only module that imports pyarrow, which is optional (the extra ``frames``).
+"""Arrow streams and record batches as named columns, with pyarrow, which is optional (the extra ``frames``).
 
 Owns the parser of record batches into named columns. Never copies a number column, and never lets pyarrow decompress
 one: a batch with a compressed body is rejected, because its real size is known only once it is in memory. Invariant:
@@ -6,7 +6,7 @@ pyarrow validates every batch in full before any value is read. Format: Arrow co
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,32 @@ def read_arrow(body: bytearray) -> NamedColumns:
         raise MalformedError(f"The body is not an Arrow IPC stream: {str(error)[:200]}.") from None
     if not batches or not schema.names:
         raise InvalidError("X must have at least one row and one column.")
-    columns = [_column(pa, field, [batch.column(i) for batch in batches]) for i, field in enumerate(schema)]
+    columns = named_columns(schema.names, batches)
     columns = [replace(column, is_index=column.name in index_names) for column in columns]
     return NamedColumns(sum(batch.num_rows for batch in batches), columns)
+
+
+def check_schema(schema: Any) -> None:
+    """Reject a column that has no meaning as numbers, timestamps or text; raises InvalidError."""
+    import pyarrow as pa  # noqa: PLC0415 - see above
+
+    for field in schema:
+        _check_type(pa, field)
+
+
+def named_columns(names: Sequence[str], batches: Sequence[Any]) -> list[Column]:
+    """Return the columns of record batches under `names`; number columns are views of the batches."""
+    import pyarrow as pa  # noqa: PLC0415 - see above
+
+    fields = [pa.field(name, kind) for name, kind in zip(names, batches[0].schema.types, strict=True)]
+    return [_column(pa, field, [batch.column(i) for batch in batches]) for i, field in enumerate(fields)]
+
+
+def use_system_memory() -> None:
+    """Have pyarrow take memory from the C library, which returns it: for processes whose memory is limited."""
+    import pyarrow as pa  # noqa: PLC0415 - see above
+
+    pa.set_memory_pool(pa.system_memory_pool())
 
 
 def _pandas_index(schema: Any) -> frozenset[str]:

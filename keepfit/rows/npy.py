@@ -5,7 +5,8 @@ says. Format: 1.0 to 3.0 of NumPy Enhancement Proposal 1. The table is checked b
 """
 
 import io
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,6 +23,21 @@ HEADER_READERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The header of an npy file; the data begin at `offset`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    by_columns: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * (self.shape[1] if len(self.shape) > 1 else 1)
+
+
 def read_npy(body: bytearray) -> Table:
     """Read an npy file without copying its numbers.
 
@@ -32,10 +48,42 @@ def read_npy(body: bytearray) -> Table:
     InvalidError
         If its values are not numbers, or it has no rows.
     """
-    head = io.BytesIO(memoryview(body)[:HEADER_BYTES_MAX])
+    head = read_head(io.BytesIO(memoryview(body)[:HEADER_BYTES_MAX]), in_row_order=False)
+    count = 1
+    for length in head.shape:
+        count *= length
+    size = count * head.dtype.itemsize
+    if len(body) - head.offset != size:
+        raise MalformedError(f"The npy header announces {size} bytes of data; the body has {len(body) - head.offset}.")
+    if count == 0:
+        raise InvalidError("X must have at least one row and one column.")
+    values = np.frombuffer(body, head.dtype, count, head.offset)
+    if head.dtype.names is not None:
+        return table_of(values)
+    return Matrix(body, head.offset, values.reshape(head.shape, order="F" if head.by_columns else "C"))
+
+
+def table_of(values: Array) -> Table:
+    """Return an array of shape (n, width), or of named fields, shape (n,), as a table; it may be overwritten."""
+    if values.dtype.names is not None:
+        return NamedColumns(len(values), [_column_of_field(name, values[name]) for name in values.dtype.names])
+    data = bytearray(values.tobytes())
+    return Matrix(data, 0, np.frombuffer(data, values.dtype).reshape(values.shape))
+
+
+def read_head(file: BinaryIO, *, in_row_order: bool = True) -> Head:
+    """Read the header of an npy file; `in_row_order` refuses an array that is stored by columns.
+
+    Raises
+    ------
+    MalformedError
+        If it is not the header of an npy file.
+    InvalidError
+        If its values are not numbers, or not rows by columns.
+    """
     try:
-        version = npy.read_magic(head)
-        shape, by_columns, dtype = HEADER_READERS[version](head)
+        version = npy.read_magic(file)
+        shape, by_columns, dtype = HEADER_READERS[version](file)
         if version == (3, 0) and dtype.names is not None:
             # Format 3.0 is 2.0 with UTF-8 in place of Latin-1.
             dtype.names = tuple(name.encode("latin-1").decode() for name in dtype.names)
@@ -43,28 +91,19 @@ def read_npy(body: bytearray) -> Table:
         raise MalformedError(f"The npy format is {version[0]}.{version[1]}; send 1.0, 2.0 or 3.0.") from None
     # The header is a Python literal: a corrupt one makes the parser raise almost any exception.
     except Exception as error:  # noqa: BLE001
-        raise MalformedError(f"The body is not an npy file: {str(error)[:200]}.") from None
+        raise MalformedError(f"This is not an npy file: {str(error)[:200]}.") from None
     _check_dtype(dtype)
-    count = 1
-    for length in shape:
-        count *= length
     if min(shape, default=1) < 0:
         raise MalformedError("The npy header has a negative length.")
-    offset, size = head.tell(), count * dtype.itemsize
-    if len(body) - offset != size:
-        raise MalformedError(f"The npy header announces {size} bytes of data; the body has {len(body) - offset}.")
-    if count == 0:
-        raise InvalidError("X must have at least one row and one column.")
-    values = np.frombuffer(body, dtype, count, offset)
-    if dtype.names is not None:
-        if len(shape) != 1:
-            raise InvalidError("An array with named fields must have one dimension: one element per row.")
-        return NamedColumns(count, [_column_of_field(name, values[name]) for name in dtype.names])
-    if len(shape) != 2:
+    if dtype.names is not None and len(shape) != 1:
+        raise InvalidError("An array with named fields must have one dimension: one element per row.")
+    if dtype.names is None and len(shape) != 2:
         raise InvalidError(
             f"The array has {len(shape)} dimensions; send two, rows by columns: a single row is x.reshape(1, -1)."
         )
-    return Matrix(body, offset, values.reshape(shape, order="F" if by_columns else "C"))
+    if in_row_order and by_columns and dtype.names is None:
+        raise InvalidError("The array is stored by columns: save numpy.ascontiguousarray(x).")
+    return Head(shape, dtype, file.tell(), by_columns)
 
 
 def _column_of_field(name: str, values: Array) -> Column:

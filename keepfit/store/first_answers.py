@@ -17,13 +17,18 @@ GENERATED_KEY_TTL_S = 20
 # So many bytes of a digest name the answer to a client's key, and so many digits of a call's digest are stored with it.
 NAME_BYTES = 16
 DIGEST_LENGTH = 32
+# A job that makes no progress for so long cannot go on: its chunk might be learned twice.
+CHUNK_TTL_S = 30 * 86_400
+# Begins the keys of chunks; a client's key has no space at its start.
+CHUNK = " chunk"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the first answer to a call is: for a client's key under `name` in the hashes `new` and `old`, else `key`.
 
-    Release 0.1 stored all answers under `key`. Without a client's key `name` is empty, and no hash is touched.
+    Release 0.1 stored all answers under `key`. Without a client's key `name` is empty, and no hash is touched. At most
+    `entries_max` answers are in `new`; 0 stands for calls in order, whose `name` is their number from 1.
     """
 
     key: str
@@ -31,6 +36,7 @@ class Place:
     new: str
     old: str
     name: bytes = b""
+    entries_max: int = 1
 
 
 def place_of(settings: Settings, model_hash: str, key: str | None) -> Place:
@@ -38,10 +44,20 @@ def place_of(settings: Settings, model_hash: str, key: str | None) -> Place:
     if key is None:
         generated = redis_keys.idempotency(model_hash, f"g:{uuid.uuid4().hex}")
         return Place(generated, GENERATED_KEY_TTL_S, generated, generated)
+    if key.startswith(CHUNK):
+        _, _, job, number = key.split(" ")
+        answers = redis_keys.chunk_answers(model_hash, job)
+        unused = redis_keys.idempotency(model_hash, f"g:{job}")
+        return Place(unused, CHUNK_TTL_S, answers, answers, number.encode(), 0)
     (new, old), name = answers_of(model_hash, key)
     # Release 0.1 stored each answer under a key of its own, without the caller's name.
     earlier = redis_keys.idempotency(model_hash, f"c:{key.partition(' ')[0]}")
-    return Place(earlier, settings.idempotency_ttl_s, new, old, name)
+    return Place(earlier, settings.idempotency_ttl_s, new, old, name, settings.idempotency_entries_max // 2)
+
+
+def chunk_key(job: str, number: int) -> str:
+    """Return the key of a chunk of a pull job, `number` from 1: each is accepted once, after the one before it."""
+    return f"{CHUNK} {job} {number}"
 
 
 def answers_of(model_hash: str, key: str) -> tuple[tuple[str, str], bytes]:

@@ -338,7 +338,7 @@ def _accept_command(settings: Settings, requests: Sequence[LearnRequest]) -> Com
             settings.inbox_bytes_max,
             first.large_bytes,
             place.name,
-            settings.idempotency_entries_max // 2,
+            place.entries_max,
             *(request.script_payload for request in requests),
         ],
     )

@@ -26,7 +26,7 @@ from keepfit.store import commit
 from keepfit.transfer import first_version
 from keepfit_gateway import app
 from keepfit_snapshotter.run import run_once
-from keepfit_workers import context, jobs, learning, sweep
+from keepfit_workers import context, jobs, learning, pulling, sweep
 
 # Children are forked from a server process that has all modules imported and no threads.
 _context = multiprocessing.get_context("forkserver")
@@ -69,6 +69,11 @@ def learn(settings: Settings, lease: str) -> None:
     here = context.start(settings, "first")
     jobs.partial_fit(lease)
     here.close()
+
+
+def pull(settings: Settings) -> None:
+    """Run pull jobs as the process `first`, until none waits."""
+    pulling.run(settings, "first", os.getppid())
 
 
 def stop_learning(settings: Settings, lease: str) -> None:

@@ -31,7 +31,8 @@ from keepfit.rows import shaping
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of
-from keepfit.store import inbox
+from keepfit.store import inbox, pull_jobs
+from keepfit.store.pull_jobs import PullJobs, PullRequest
 from keepfit_snapshotter.run import run_once
 from keepfit_workers import context, sweep
 from tests import servers
@@ -59,9 +60,10 @@ REPLAYING = ["restore.remembered"]
 RETURNING = ["restore.rewound"]
 RECORDING = ["rowlog.accepted", "rowlog.written"]
 COMPACTING = ["rowlog.merged", "rowlog.cleared"]
+PULLING = ["pull.read", "pull.accepted", "pull.noted"]
 TESTED = [
     *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
-    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING,
+    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING,
 ]  # fmt: skip
 
 
@@ -450,6 +452,25 @@ async def test_a_rewind_can_die_at_any_step(deployment: Settings, shop: Workshop
     await restore_many(deployment, ModelFilter(hash=model_hash))
     assert (await shop.model(model_hash)).version == 1
     assert await shop.predict(model_hash) == predictions
+
+
+@pytest.mark.parametrize("point", PULLING)
+async def test_a_pull_can_die_at_any_step(deployment: Settings, shop: Workshop, tmp_path: Path, point: str) -> None:
+    """After a death at any step, the next process goes on at the chunk, and each row is accepted once, in order."""
+    (tmp_path / "shoes.csv").write_text("make,year,y\n" + "".join(f"nike,{year},4\n" for year in range(2000, 2010)))
+    settings = deployment.model_copy(update={"pull_prefixes": tmp_path.as_uri()})
+    model_hash = await shop.learned()
+    model, jobs = await shop.model(model_hash), PullJobs(shop.store.client, 60)
+    request = PullRequest(url=(tmp_path / "shoes.csv").as_uri(), rows_per_call=2)
+    job = await jobs.create(model_hash, model.metadata, model.origin, request, None)
+    assert acts.exit_code_of(f"{point}:3:kill", acts.pull, settings) == KILLED
+    assert pull_jobs.release_of(shop.redis, "first") == 1
+    assert acts.exit_code_of("", acts.pull, settings) == 0
+    done = await jobs.get(job.id)
+    assert (done.state, done.calls, done.rows_accepted) == ("done", 5, 10)
+    shop.work(model_hash)
+    expected = [([["nike", year], ["nike", year + 1]], [4.0, 4.0]) for year in range(2000, 2010, 2)]
+    await check_learned(shop, model_hash, [(SHOES, SIZES), *expected])
 
 
 # The failpoints themselves.

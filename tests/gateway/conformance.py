@@ -22,7 +22,7 @@ DOCUMENT = openapi.document(ROUTES)
 GUARDED = openapi.document(ROUTES, keys=True)
 # Larger bodies repeat the values of small ones, and take long to validate.
 BYTES_MAX = 16_384
-FORMS = {"{hash}": "[0-9a-f]{64}", "{version}": "[0-9]{1,16}"}
+FORMS = {"{hash}": "[0-9a-f]{64}", "{version}": "[0-9]{1,16}", "{job}": "[0-9a-f]{32}"}
 TEMPLATES = [(re.compile(re.sub(r"{\w+}", lambda found: FORMS[found[0]], path)), path) for path in DOCUMENT["paths"]]
 
 

@@ -167,19 +167,21 @@ class CheckedApi:
 
     def __init__(self, api: Api) -> None:
         self.api = api
-        self.hash = ""
+        self.hash = self.job = ""
         self.seen: set[tuple[str, str]] = set()
 
     async def __call__(
         self, method: str, template: str, document: Any = None, headers: dict[str, str] | None = None, query: str = ""
     ) -> Any:
         """Send a request about the model; return the answer, which must have a documented status."""
-        path = template.replace("{hash}", self.hash)
+        path = template.replace("{hash}", self.hash).replace("{job}", self.job)
         if "{version}" in path:
             path = path.replace("{version}", str((await self.api.model(f"/v1/models/{self.hash}"))["version"]))
         reply = await self.api.call(method, path + query, document, headers=headers)
         assert str(reply.status) in DOCUMENT["paths"][template][method.lower()]["responses"]
         self.seen.add((template, method.lower()))
+        if reply.headers.get("Location", "").startswith("/v1/jobs/"):
+            self.job = reply.headers["Location"].rpartition("/")[2]
         return reply.json() if reply.headers.get("Content-Type", "").partition(";")[0].endswith("json") else None
 
     async def make(self, metadata: dict[str, Any], recipe: dict[str, Any]) -> None:
@@ -235,6 +237,14 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/infer", {**tensors, "id": "1", "outputs": outputs})
         await check("POST", f"{prefix}/infer", {**tensors, "parameters": {"binary_data_output": True}})
         await check("POST", f"{prefix}/infer", {"inputs": [{**tensors["inputs"][0], "name": "Y"}]})
+    pull = {"url": "s3://data/daily/a.csv"}
+    await check("POST", "/v1/models/{hash}/pull", pull)
+    await check("POST", "/v1/models/{hash}/pull", {**pull, "sample_weight": 1})
+    await check("POST", "/v1/pull", {**pull, "metadata": metadata})
+    await check("POST", "/v1/pull", {"url": "s3://other/a.csv", "metadata": metadata})
+    for path in ("/v1/jobs", "/v1/jobs/{job}"):
+        await check("GET", path)
+    await check("DELETE", "/v1/jobs/{job}")
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers"):
         await check("GET", path)
     await check("POST", "/v1/estimator", query="?metadata=1")

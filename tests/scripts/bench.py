@@ -127,7 +127,7 @@ class Recorder(ScriptConnection):
 
 def is_answers(name: str) -> bool:
     """Return whether a key is a hash of first answers to the calls of a client."""
-    return ":idem:new:" in name or ":idem:old:" in name
+    return ":idem:new:" in name or ":idem:old:" in name or ":pull:" in name
 
 
 def _reading(name: str) -> Command:

@@ -12,6 +12,7 @@ from unittest import mock
 
 from keepfit.backends import redis_scripts
 from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
+from tests.scripts.job_mutants import JOBS
 from tests.scripts.run_queue_mutants import ABANDON, CLAIM, MARK_RESTORES, PUSH, RELEASE, RENEW_LEASE, UNMARK_RESTORES
 from tests.scripts.store_mutants import (
     ACCEPT,
@@ -40,8 +41,10 @@ class Mutant:
         return f"{self.script}: {self.name}"
 
     @property
-    def machine(self) -> Literal["models", "run queue"]:
+    def machine(self) -> Literal["models", "run queue", "pull jobs"]:
         """Return the machine that drives the script."""
+        if self.script in JOB_SCRIPTS:
+            return "pull jobs"
         return "run queue" if self.script in RUN_QUEUE_SCRIPTS else "models"
 
     def text(self) -> str:
@@ -52,6 +55,7 @@ class Mutant:
 # All of them take minutes: `python -m tests.scripts` runs them.
 SHARES = 10
 RUN_QUEUE_SCRIPTS = {"push", "claim", "renew_lease", "mark_restores", "unmark_restores", "release", "abandon"}
+JOB_SCRIPTS = {"create_job", "claim_job", "advance_job", "cancel_job"}
 
 MUTANTS = (
     *(Mutant("accept", *mutant) for mutant in ACCEPT),
@@ -72,6 +76,7 @@ MUTANTS = (
     *(Mutant("unmark_restores", *mutant) for mutant in UNMARK_RESTORES),
     *(Mutant("release", *mutant) for mutant in RELEASE),
     *(Mutant("abandon", *mutant) for mutant in ABANDON),
+    *(Mutant(*mutant) for mutant in JOBS),
 )
 
 

@@ -10,10 +10,15 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from tests.scripts.bench import Bench
 from tests.scripts.dead_letter_machine import DeadLetterMachine
+from tests.scripts.job_machine import JobMachine
 from tests.scripts.mutants import Mutant, in_place
 from tests.scripts.run_queue_machine import RunQueueMachine
 
-MACHINES: dict[str, type[RuleBasedStateMachine]] = {"models": DeadLetterMachine, "run queue": RunQueueMachine}
+MACHINES: dict[str, type[RuleBasedStateMachine]] = {
+    "models": DeadLetterMachine,
+    "run queue": RunQueueMachine,
+    "pull jobs": JobMachine,
+}
 STEPS = 50
 # The mutants that are hardest to detect take some hundred examples.
 MUTANT_EXAMPLES = 400

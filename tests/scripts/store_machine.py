@@ -435,6 +435,23 @@ class StoreMachine(RuleBasedStateMachine):
             body = b"other" if other or again == "other" else payload
             self._accept(h, [body], limit, key=key, generation=before if unaware else None)
 
+    @rule(h=hashes, payload=st.sampled_from(ROWS), job=st.sampled_from(("a", "b")), limit=limits,
+          step=st.sampled_from((1, 1, 1, 0, 0, 2, -1)), repeated=st.booleans(), stale=rarely(True, False),
+          more=st.sampled_from((0, 0, 2)))  # fmt: skip
+    def accept_chunk(
+        self, h: str, payload: bytes, job: str, limit: tuple[int, int], step: int, repeated: bool, stale: bool,
+        more: int,
+    ) -> None:  # fmt: skip
+        """Accept a chunk of a pull job: the next one, the last one again, one too early, or one from long ago.
+
+        It may be followed by `more`.
+        """
+        answers, _ = self.plain.answers.get(redis_keys.chunk_answers(h, job), ({b"0": None}, 0))
+        number = max(int(next(iter(answers))) + step, 1)
+        self._accept(h, [payload], limit, key=first_answers.chunk_key(job, number), repeated=repeated, stale=stale)
+        for later in range(number + 1, number + 1 + more):
+            self._accept(h, [payload], (100, 1000), key=first_answers.chunk_key(job, later))
+
     @rule(h=hashes, payload=st.sampled_from(ROWS), key=st.sampled_from(KEYS), other=rarely(True, False))
     def accept_after_upgrade(self, h: str, payload: bytes, key: str, other: bool) -> None:
         """Accept a request whose first answer was stored by release 0.1, which knew no callers."""
@@ -506,10 +523,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.bench.run(recorder.run(inbox._accept_command(settings, requests)))
         else:
             outcomes, published = self.bench.run(inbox.accept(recorder, settings, requests))
-        hours = store_model.MINTED_H if key is None else store_model.CLIENTS_KEY_H
-        answers, name = (None, b"") if key is None else first_answers.answers_of(h, key)
+        place = first_answers.place_of(settings, h, key)
+        answers = None if key is None else (place.new, place.old)
         for (command,), (answer,) in recorder.trips:
-            call = Call(h, generation, width, tuple(payloads), command[5], hours, *limit, big, big_size, answers, name)
+            call = Call(
+                h, generation, width, tuple(payloads), command[5], place.ttl_s // 3600, *limit, big, big_size, answers,
+                place.name, place.entries_max == 0,
+            )  # fmt: skip
             expected = self.plain.accept(call)
             assert answer == expected
         if is_question:

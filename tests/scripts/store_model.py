@@ -271,6 +271,7 @@ class Call:
     big_size: int = 0
     answers: tuple[str, str] | None = None
     name: bytes = b""
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +371,11 @@ class Store:
             if seen is not None:
                 return seen if seen.hours else self.seen.get(call.seen)
         return self.seen.get(call.seen)
+
+    def _last_chunk(self, call: Call) -> bytes:
+        """Return the number of the last chunk of a job that was accepted."""
+        answers, _ = self.answers.get((call.answers or ("",))[0], ({b"0": None}, 0))
+        return next(iter(answers))
 
     def _claim(self, h: str) -> int:
         """Return the generation of a restore that has claimed a model; 0 for none."""
@@ -472,6 +478,8 @@ class Store:
                 return [b"conflict"]
         if model.generation != call.generation:
             return [b"stale"]
+        if call.in_order and int(self._last_chunk(call)) != int(call.name) - 1:
+            return [b"conflict"]
         if call.width and model.width not in (None, call.width):
             return [b"width", str(model.width).encode()]
         is_question = call.big == redis_keys.inbox(call.hash)
@@ -489,7 +497,9 @@ class Store:
         if count:
             model.width = call.width or model.width
             seen = Seen(call.payloads, first, count, call.generation, call.hours)
-            if call.answers:
+            if call.answers and call.in_order:
+                self.answers[call.answers[0]] = ({call.name: seen}, seen.hours)
+            elif call.answers:
                 self._remember(call.answers, call.name, seen)
             else:
                 self.seen[call.seen] = seen

@@ -30,6 +30,7 @@ from keepfit.settings import Settings
 from keepfit.store.commit import Harm
 from keepfit_workers import heartbeat, jobs, sweep, worker
 from keepfit_workers.activity import Activity, Doing
+from keepfit_workers.pulling import PullProcesses
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +109,7 @@ class Supervisor:
         Keyring.from_text(settings.signing_keys.get_secret_value())
         self._settings = settings
         self._workers: dict[str, Child] = {}
+        self._pulls = PullProcesses(settings)
         self._dead: list[sweep.Death] = []
         self._stop = StopRequest()
         self._start_not_before = 0.0
@@ -132,6 +134,8 @@ class Supervisor:
         self._stop_workers()
 
     def _start_missing(self) -> None:
+        if not self._stop.made:
+            self._pulls.start_missing()
         while len(self._workers) < self._settings.workers and not self._stop.made:
             if time.monotonic() < self._start_not_before:
                 return
@@ -144,7 +148,8 @@ class Supervisor:
     def _wait(self) -> None:
         """Wait until a worker dies, a stop is requested, or the next heartbeat or sweep is due."""
         due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
-        self._stop.wait([child.process.sentinel for child in self._workers.values()], max(due_s, 0.0))
+        workers = [child.process.sentinel for child in self._workers.values()]
+        self._stop.wait([*workers, *self._pulls.sentinels], max(due_s, 0.0))
 
     def _look_after(self) -> None:
         """Kill workers over their time, note dead ones, and, with Redis: renew, reap and sweep."""
@@ -192,6 +197,7 @@ class Supervisor:
                 child.process.join(KILLED_S_MAX)
 
     def _remove_dead(self) -> None:
+        self._pulls.remove_dead()
         for name, child in list(self._workers.items()):
             exitcode = child.process.exitcode
             if exitcode is None:
@@ -217,6 +223,7 @@ class Supervisor:
                 sweep.reap(store, queue, self._dead[0], ttl_s)
                 self._dead.pop(0)
                 beat()
+            self._pulls.look_after(store)
             if time.monotonic() >= self._next_sweep_s:
                 self._next_sweep_s = time.monotonic() + SWEEP_S
                 if self._outage.active:
@@ -238,7 +245,8 @@ class Supervisor:
         self._stop.made = True
         for child in self._workers.values():
             child.process.terminate()
-        while self._workers:
+        self._pulls.stop()
+        while self._workers or self._pulls:
             self._wait()
             self._look_after()
 

@@ -150,6 +150,31 @@ WORKERS = [
     {**WORKER, "models_held": 1, "rows_per_s": 0.6},
     {**WORKER, "name": "web-1.4711.b57a2f10", "pid": 4713, "state": "idle", "models_held": 0, "rows_per_s": 0.0},
 ]
+PULL = {"url": "s3://data/daily/shoes.parquet", "target": "size", "columns": {"make": "brand_name", "year": "released"}}
+JOB_ID = "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5"
+JOB_MADE = {"job": JOB_ID, "hash": HASH, "state": "queued"}
+JOB = {
+    "job": JOB_ID,
+    "hash": HASH,
+    "metadata": METADATA,
+    "state": "queued",
+    **PULL,
+    "format": None,
+    "sample_weight": None,
+    "label_type": None,
+    "rows_per_call": 1000,
+    "skip_max": 0,
+    "rows": {"done": 0, "accepted": 0, "skipped": 0, "total": None},
+    "calls": 0,
+    "sequence": None,
+    "size_bytes": None,
+    "skipped": [],
+    "waiting": None,
+    "error": None,
+    "created": 1795983706.81,
+    "started": None,
+    "ended": None,
+}
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 BY_HASH: dict[str, Example] = {
@@ -161,6 +186,10 @@ BY_HASH: dict[str, Example] = {
     ),
     "predict": Example({"objects": {"X": BY_NAME[:1]}, "lists": {"X": BY_POSITION[:1]}}, {200: PREDICTED}),
     "score": Example({"objects": ROWS}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}),
+    "pull": Example({"parquet": PULL}, {202: JOB_MADE}),
+    "list_jobs": Example({}, {200: {"jobs": [JOB], "next": "001795983706810-" + JOB_ID}}, "?limit=1"),
+    "get_job": Example({}, {200: JOB}),
+    "cancel_job": Example({}, {202: {**JOB, "state": "cancelled", "ended": 1795983712.3}}),
     "server_metadata": Example(
         {}, {200: {"name": "keepfit", "version": "0.2.0", "extensions": ["binary_tensor_data"]}}
     ),
@@ -212,7 +241,7 @@ BY_HASH: dict[str, Example] = {
 # Calls about a model that have a second form, with metadata in the body or, without one, in the query.
 BOTH = (
     "partial_fit", "predict", "score", "patch_model", "get_model", "list_dead", "retry_dead", "discard_dead",
-    "make_snapshot", "list_snapshots", "restore_model",
+    "make_snapshot", "list_snapshots", "restore_model", "pull",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from keepfit.security.api_keys import OPEN
 from keepfit_gateway import api_page
 from keepfit_gateway.handlers import api_page as page_handlers
-from keepfit_gateway.routes import estimators, models, operation, protocol, rows, snapshots
+from keepfit_gateway.routes import estimators, jobs, models, operation, protocol, rows, snapshots
 from keepfit_gateway.routes.by_metadata import with_routes_by_metadata
 from keepfit_gateway.routes.route import TAGS, Handler, Route
 from keepfit_gateway.web.incoming import SERVER_PATH
@@ -17,7 +17,15 @@ from keepfit_gateway.web.incoming import SERVER_PATH
 __all__ = ["OPEN_PATHS", "PAGE_FILES", "ROUTES", "TAGS", "Handler", "Route", "methods_of_paths"]
 
 ROUTES = with_routes_by_metadata(
-    (*models.ROUTES, *estimators.ROUTES, *rows.ROUTES, *snapshots.ROUTES, *protocol.ROUTES, *operation.ROUTES)
+    (
+        *models.ROUTES,
+        *estimators.ROUTES,
+        *rows.ROUTES,
+        *jobs.ROUTES,
+        *snapshots.ROUTES,
+        *protocol.ROUTES,
+        *operation.ROUTES,
+    )
 )
 
 # The files that the page loads, by path.

@@ -24,9 +24,11 @@ BOUND_PATH, BOUND_METADATA, BOUND_FILTERED, BOUND_REFUSED = "path", "metadata", 
 MODELS, LEARNING, PREDICTING = "models", "learning", "predicting"
 DEAD_LETTERS, SNAPSHOTS, HISTORY_TAG, OPERATION = "dead letters", "snapshots", "history", "operation"
 PROTOCOL = "inference protocol"
+JOBS = "jobs"
 TAGS = {
     MODELS: "Create, describe, change and delete models.",
     LEARNING: "Send rows to learn.",
+    JOBS: "Learn large sources, in jobs.",
     PREDICTING: "Ask for predictions and scores.",
     DEAD_LETTERS: "Requests that were accepted and could not be learned.",
     SNAPSHOTS: "Save and restore models.",
@@ -91,3 +93,4 @@ class Route:
 BODY_ERRORS = (400, 408, 413, 415, 422)
 LEARN_ERRORS = (*BODY_ERRORS, 404, 409, 429, 503, 504)
 ASK_ERRORS = LEARN_ERRORS
+PULL_ERRORS = (*BODY_ERRORS, 404, 429, 503, 504)

@@ -6,7 +6,8 @@
 -- KEYS[4] lock           lease that learns the model
 -- KEYS[5] big            staged rows of a large request (read only if ARGV[7] is not 0); KEYS[2] to ask, before the rows
 --                        are staged, whether they would be accepted: then nothing is changed
--- KEYS[6] new answers    hash of the first answers to the newest keys of the client; not used without a client's key
+-- KEYS[6] new answers    hash of the first answers to the newest keys of the client; not used without a client's key.
+--                        Of calls in order: the answer to the last one
 -- KEYS[7] old answers    hash of those before them, as many as KEYS[6] may hold; not used without a client's key
 -- ARGV[1] generation     integer, of the model that the caller checked the rows against
 -- ARGV[2] digest         hex digest of the call; distinguishes a repeated call from another body
@@ -16,8 +17,10 @@
 -- ARGV[5] entries max    number of requests that may be pending
 -- ARGV[6] bytes max      bytes that may be pending (one larger request may be pending alone)
 -- ARGV[7] big bytes      size in bytes that KEYS[5] must have; 0 if the rows are in ARGV
--- ARGV[8] name           short digest of the client's key, which names its answer in KEYS[6] and KEYS[7]; '' without one
--- ARGV[9] answers max    number of answers in KEYS[6] at which they become the old ones, and those are forgotten
+-- ARGV[8] name           short digest of the client's key, which names its answer in KEYS[6] and KEYS[7]; '' without one.
+--                        Of calls in order: the number of this one, from 1
+-- ARGV[9] answers max    number of answers in KEYS[6] at which they become the old ones, and those are forgotten; 0 for
+--                        calls in order: each is accepted only if the one before it was the last
 -- ARGV[10...] requests   msgpack of the rows or of the change, each; for a large request only a digest of its rows
 --
 -- returns {'ok', first sequence, number accepted, version, 1 if the model is not locked, pending, pace, origin}
@@ -27,7 +30,7 @@
 --         {'fits'}                         the rows of a large request, which are not staged yet, would be accepted
 --         {'missing'}                      there is no such model
 --         {'stale'}                        the model was created again or restored to an older snapshot
---         {'conflict'}                     the key was used with another body
+--         {'conflict'}                     the key was used with another body, or the call is out of order
 --         {'lost'}                         the staged rows are missing or incomplete
 --         {'width', width}                 the rows of the model have another width
 local state = redis.call('HMGET', KEYS[1],
@@ -41,7 +44,7 @@ local waiting = accepted - tonumber(state[3])
 local alone = 1 - redis.call('EXISTS', KEYS[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local named = ARGV[8] ~= ''
+local named, in_order = ARGV[8] ~= '', ARGV[9] == '0'
 local seen = named and (redis.call('HGET', KEYS[6], ARGV[8]) or redis.call('HGET', KEYS[7], ARGV[8]))
 if seen and tonumber(string.match(seen, '%d+$')) <= now then
   seen = nil
@@ -62,6 +65,9 @@ if seen then
 end
 if state[1] ~= ARGV[1] then
   return {'stale'}
+end
+if in_order and (redis.call('HKEYS', KEYS[6])[1] or '0') ~= string.format('%.0f', ARGV[8] - 1) then
+  return {'conflict'}
 end
 if ARGV[3] ~= '0' and state[5] and state[5] ~= ARGV[3] then
   return {'width', state[5]}
@@ -101,7 +107,9 @@ if count > 0 then
   end
   local answer = string.format(' %.0f %.0f %s', accepted + 1, count, ARGV[1])
   if named then
-    if redis.call('HLEN', KEYS[6]) >= tonumber(ARGV[9]) then
+    if in_order then
+      redis.call('DEL', KEYS[6])
+    elseif redis.call('HLEN', KEYS[6]) >= tonumber(ARGV[9]) then
       redis.call('UNLINK', KEYS[7])
       redis.call('RENAME', KEYS[6], KEYS[7])
     end

@@ -23,6 +23,7 @@ BODIES: dict[str, Any] = {
     "/v1/dead/discard": {"ids": ["1-1"]},
     "PATCH /v1/model": {"params": {"alpha": 0.5}},
     "/v1/restore": {},
+    "/v1/pull": {"url": "s3://data/daily/a.csv"},
     "/v1/snapshot": {},
 }
 

@@ -62,7 +62,9 @@ async def tenants(stack: Stack) -> AsyncIterator[Tenants]:
     keys = [new_key(one["type"].partition("-")[0], SCOPES, where=[f"type={one['type']}"]) for one in metadata]
     operator = new_key("operator", SCOPES)
     stored = ",".join(line for _, line in (*keys, operator))
-    settings = Settings(**{**stack.settings().model_dump(), "port": 0, "api_keys": stored})
+    settings = Settings(
+        **{**stack.settings().model_dump(), "port": 0, "api_keys": stored, "pull_prefixes": "s3://data"}
+    )
     async with serving(settings, tuple(token for token, _ in (*keys, operator))) as api:
         of_keys = (bearer(token) for token, _ in (*keys, operator))
         opened = Tenants(api, *metadata, *of_keys)
@@ -110,9 +112,28 @@ async def check_history(tenants: Tenants, route: Route) -> None:
     assert (await tenants.call("GET", route.path, tenants.shoes_key, params=closest)).of(200) == {"documents": []}
 
 
+async def check_jobs(tenants: Tenants, route: Route) -> None:
+    """Jobs of another type do not exist: they are not listed, shown or cancelled."""
+    body = {"url": "s3://data/daily/a.csv"}
+    made = (await tenants.call("POST", f"{tenants.path(tenants.hats)}/pull", tenants.hats_key, body)).of(202)["job"]
+    path = route.path.replace("{job}", made)
+    foreign = await tenants.call(route.method, path, tenants.shoes_key)
+    own = await tenants.call(route.method, path, tenants.hats_key)
+    if "{job}" in route.path:
+        unknown = await tenants.call(route.method, path.replace(made, "0" * 32), tenants.shoes_key)
+        assert (foreign.status, foreign.body.replace(made.encode(), b"0" * 32)) == (404, unknown.body)
+        assert own.of(202 if route.method == "DELETE" else 200)["job"] == made
+    else:
+        assert foreign.of(200)["jobs"] == []
+        assert made in [job["job"] for job in own.of(200)["jobs"]]
+
+
 FILTERED: dict[tuple[str, str], Callable[[Tenants, Route], Awaitable[None]]] = {
     ("GET", "/v1/models"): check_models,
     ("GET", "/v1/history"): check_history,
+    ("GET", "/v1/jobs"): check_jobs,
+    ("GET", "/v1/jobs/{job}"): check_jobs,
+    ("DELETE", "/v1/jobs/{job}"): check_jobs,
 }
 
 
@@ -284,7 +305,9 @@ async def test_fields_of_documents_do_not_fulfil_conditions(stack: Stack, metada
     by_brand = new_key("brand", SCOPES, where=["brand=puma", f"type={kind}"])
     operator = new_key("operator", SCOPES)
     stored = ",".join(line for _, line in (by_version, by_brand, operator))
-    settings = Settings(**{**stack.settings().model_dump(), "port": 0, "api_keys": stored})
+    settings = Settings(
+        **{**stack.settings().model_dump(), "port": 0, "api_keys": stored, "pull_prefixes": "s3://data"}
+    )
     async with Timeline.open(settings.mongo_url.get_secret_value()) as timeline:
         await timeline.bulk_upsert(
             {"type": kind, "timestamp": 1e9 + n, "n": n, "brand": ("nike", "puma")[n % 2]} for n in range(4)

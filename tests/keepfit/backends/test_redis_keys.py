@@ -36,6 +36,10 @@ ALL = [
     redis_keys.idempotency(HASH, "c:key"),
     redis_keys.new_answers(HASH, "caller"),
     redis_keys.old_answers(HASH, "caller"),
+    redis_keys.chunk_answers(HASH, "job"),
+    redis_keys.job("job"),
+    redis_keys.JOBS,
+    redis_keys.OPEN_JOBS,
     redis_keys.CHANGED,
     redis_keys.COMMITS,
     redis_keys.SCORERS,
@@ -109,6 +113,10 @@ def test_the_table_lists_every_key() -> None:
         redis_keys.idempotency("h", "<key>"),
         redis_keys.new_answers("h", "<c>"),
         redis_keys.old_answers("h", "<c>"),
+        redis_keys.chunk_answers("h", "<job>"),
+        redis_keys.job("<job>"),
+        redis_keys.JOBS,
+        redis_keys.OPEN_JOBS,
     }
     built |= {
         redis_keys.claimed("<lease>"),
@@ -125,4 +133,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 10 == len(built)
+    assert len(functions) + 12 == len(built)

@@ -1,0 +1,1 @@
+"""Tests of pull: readers, sources, and the job itself."""

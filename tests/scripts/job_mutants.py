@@ -1,0 +1,51 @@
+"""Mutants of the scripts of the register of pull jobs.
+
+Each is (script, what is wrong, text that occurs once in the script, its replacement).
+"""
+
+JOBS = (
+    ("create_job", "an existing job is made again", "if digest then", "if false then"),
+    ("create_job", "open jobs have no bound", "open >= tonumber(ARGV[3]) or ", ""),
+    ("create_job", "jobs have no bound", " or all >= tonumber(ARGV[4])", ""),
+    ("create_job", "one open job too many", "open >= tonumber(ARGV[3])", "open > tonumber(ARGV[3])"),
+    ("create_job", "one job too many", "all >= tonumber(ARGV[4])", "all > tonumber(ARGV[4])"),
+    ("create_job", "the fields are not stored", "if i % 2 == 1 then", "if false then"),
+    ("create_job", "the digest is not stored", "'digest', ARGV[2], ", ""),
+    ("create_job", "the job is not listed", "redis.call('ZADD', KEYS[2], now, ARGV[1])\n", ""),
+    ("create_job", "the job is not open", "redis.call('ZADD', KEYS[3], 0, ARGV[1])\n", ""),
+    ("create_job", "a new job is held", "redis.call('ZADD', KEYS[3], 0, ", "redis.call('ZADD', KEYS[3], now + 9999, "),
+    ("claim_job", "a held job is claimed", "if not held or tonumber(held) > now then", "if not held then"),
+    ("claim_job", "an ended job is claimed", "if not held or tonumber(held)", "if held and tonumber(held)"),
+    ("claim_job", "a job without a record is claimed", "if redis.call('EXISTS', KEYS[2]) == 0 then", "if false then"),
+    ("claim_job", "a job without a record stays open", "  redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
+    ("claim_job", "a claim holds nothing", "redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])\n", ""),
+    ("claim_job", "the holder is not stored", "'holder', ARGV[2], ", ""),
+    ("claim_job", "claims are not counted", "redis.call('HINCRBY', KEYS[2], 'claims', 1)\n", ""),
+    ("claim_job", "the start is not stored", "'HSETNX', KEYS[2], 'started'", "'HSETNX', KEYS[2], 'created'"),
+    ("advance_job", "another process changes the record", "if found[1] ~= ARGV[2] then", "if false then"),
+    ("advance_job", "the fields are not stored", "if i % 2 == 1 then", "if false then"),
+    ("advance_job", "an ended job stays open", "  redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
+    ("advance_job", "an ended job is kept", "  redis.call('PEXPIRE', KEYS[2], ARGV[4])\n", ""),
+    ("advance_job", "the end is not stored", "redis.call('HSET', KEYS[2], 'ended', ", "tostring("),
+    ("advance_job", "a released job stays held", "elseif ARGV[3] == '0' then", "elseif false then"),
+    (
+        "advance_job",
+        "a release is not free at once",
+        "redis.call('ZADD', KEYS[1], 0, ",
+        "redis.call('ZADD', KEYS[1], now + 9999, ",
+    ),
+    ("advance_job", "the hold is not renewed", "  redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])\n", ""),
+    ("advance_job", "a cancelled job goes on", "found[2] and 'cancel' or 'held'", "'held'"),
+    (
+        "cancel_job",
+        "a job without a record is cancelled",
+        "if redis.call('EXISTS', KEYS[2]) == 0 then",
+        "if false then",
+    ),
+    ("cancel_job", "an ended job is cancelled", "if not held then", "if false then"),
+    ("cancel_job", "a running job ends at once", "if tonumber(held) > now then", "if false then"),
+    ("cancel_job", "a running job is not told", "redis.call('HSET', KEYS[2], 'cancel', 1)", "tostring(1)"),
+    ("cancel_job", "a cancelled job stays open", "  redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
+    ("cancel_job", "a cancelled job is kept", "  redis.call('PEXPIRE', KEYS[2], ARGV[2])\n", ""),
+    ("cancel_job", "a cancelled job keeps its holder", "  redis.call('HDEL', KEYS[2], 'holder')\n", ""),
+)
