@@ -1,7 +1,8 @@
 """Uploaded objects, client side: turn an estimator or a River model into what can be sent to a gateway.
 
-Owns :func:`dump`, whose text a recipe holds, and :func:`dump_trained`, whose bytes are a file to upload. Never sends
-anything. Invariant: what they return is signed with an upload key; without a key they raise. Gateways verify the text
+Owns :func:`dump`, whose text a recipe holds, :func:`dump_trained`, whose bytes are a file to upload, and
+:func:`load_trained`, for a file that was downloaded. Never sends anything. Invariant: what they return or load is
+signed with an upload key; without a key they raise. Gateways verify the text
 of a recipe (:mod:`keepfit.recipe.uploads`); workers verify and load both (:mod:`keepfit.model.object_bundle`,
 :mod:`keepfit.model.trained`).
 """
@@ -16,6 +17,8 @@ from keepfit import settings
 from keepfit.model import object_kinds, pickling
 from keepfit.recipe import uploads
 from keepfit.recipe.catalogue import Kind
+from keepfit.recipe.uploads import ObjectHeader
+from keepfit.security import envelope
 from keepfit.security.envelope import UPLOAD_KEYS, Keyring
 
 
@@ -73,6 +76,19 @@ def dump_trained(
     """
     header = object_kinds.describe(learner, kind=kind, multi_output=multi_output, packages=packages, is_trained=True)
     return _keyring(keys).seal(header, pickling.dump_by_value(learner, header.subject, modules))
+
+
+def load_trained(data: bytes, keys: str | None = None) -> Any:
+    """Return the object in a signed pickle that :func:`dump_trained` or a download of a model gave.
+
+    `keys` are upload keys as of :func:`dump`. A file of skops is loaded with ``skops.io.loads``.
+
+    Raises
+    ------
+    EnvelopeError
+        If none of the keys signed it; RuntimeMismatchError if it was written with other versions of the libraries.
+    """
+    return pickling.load(data, _keyring(keys), ObjectHeader, envelope.OBJECT, lambda header: None)[1]
 
 
 def _keyring(keys: str | None) -> Keyring:

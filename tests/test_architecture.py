@@ -200,6 +200,7 @@ def test_each_loader_names_its_purpose() -> None:
         "keepfit/model/serialization.py": ["envelope.BUNDLE"],
         "keepfit/model/object_bundle.py": ["envelope.OBJECT"],
         "keepfit/model/trained.py": ["envelope.OBJECT"],
+        "keepfit/objects.py": ["envelope.OBJECT"],
     }
     (unseal,) = (
         function for function in functions(tree("keepfit/model/serialization.py")) if function.name == "unseal"

@@ -88,7 +88,7 @@ def test_a_section_names_the_parameters_of_its_call() -> None:
 def call(command: str, url: str, file: bytes) -> Any:
     """Do what a `curl -s …` does on `url`, with one file; return the JSON of the answer, None if it has none."""
     words = shlex.split(command.replace(LOCAL, url))[2:]
-    options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": [], "--data-binary": []}
+    options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": [], "-o": [], "--data-binary": []}
     addresses = []
     while words:
         word = words.pop(0)

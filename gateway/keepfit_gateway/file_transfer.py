@@ -1,18 +1,21 @@
 """Files with trained objects on their way through this gateway.
 
 Owns how many pass at a time, and their time limits. Never reads what is in a file, and holds one piece of it at a time.
-Invariant: a file is deleted from Redis when its request ends, however it ends. Files come from clients and go to
-workers, through the queue's Redis.
+Invariant: a file is deleted from Redis when its request ends, or expires. Files pass through the queue's Redis: from
+clients to workers, and from workers to clients.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import redis.asyncio
 from aiohttp import web
 
-from keepfit.errors import InvalidError
+from keepfit.errors import InvalidError, UnavailableError
+from keepfit.jobs.messages import WorkerReply
 from keepfit.settings import Settings
+from keepfit.store import staged_file
 from keepfit.store.staged_file import StagedFile
 from keepfit_gateway.web import bodies
 from keepfit_gateway.web.large_requests import Lane
@@ -20,17 +23,19 @@ from keepfit_gateway.web.large_requests import Lane
 # Loading half a gigabyte, saving it as a snapshot and writing it to Redis takes a minute on a slow disk.
 WORKER_TIMEOUT_S = 300.0
 FILES_MAX = 1
+# Time for a client to read a file.
+READ_S = 600.0
 # "" is a body without a media type. ZIP is what a file of skops is.
 MEDIA_TYPES = ("application/octet-stream", "application/zip", "")
 
 
 class FileTransfer:
-    """The transfers of one gateway. One file passes at a time; others wait for it."""
+    """The transfers of one gateway. One file passes in each direction at a time; others wait for it."""
 
     def __init__(self, queue: redis.asyncio.Redis, settings: Settings) -> None:
         self._queue = queue
         self._settings = settings
-        self._lane = Lane(FILES_MAX)
+        self._incoming, self._outgoing = Lane(FILES_MAX), Lane(FILES_MAX)
 
     @asynccontextmanager
     async def receive(self, request: web.Request) -> AsyncIterator[tuple[StagedFile, str]]:
@@ -48,7 +53,7 @@ class FileTransfer:
             If Redis is unavailable.
         """
         bodies.check_file(request, self._settings, MEDIA_TYPES)
-        async with self._lane.turn(1, WORKER_TIMEOUT_S):
+        async with self._incoming.turn(1, WORKER_TIMEOUT_S):
             ttl_s = WORKER_TIMEOUT_S + self._settings.body_timeout_s
             file = StagedFile(self._queue, round(ttl_s * 1000))
             try:
@@ -58,3 +63,42 @@ class FileTransfer:
                 yield file, await file.finish()
             finally:
                 await file.delete()
+
+    async def send(
+        self, write: Callable[[str, int], Awaitable[WorkerReply]]
+    ) -> tuple[WorkerReply, AsyncIterator[bytes]]:
+        """Have a worker write a file; return its reply, and the bytes as they are read from Redis.
+
+        `write` asks the worker: with the key of the file, and its time to live in milliseconds.
+
+        Raises
+        ------
+        DeadlineError
+            If other files kept this one waiting for too long.
+        KeepfitError
+            The error of the worker.
+        """
+        await self._outgoing.begin(1, WORKER_TIMEOUT_S)
+        file = StagedFile(self._queue, round(READ_S * 1000))
+        try:
+            reply = await write(file.key, round(READ_S * 1000))
+        except BaseException:
+            self._outgoing.end(1)
+            await file.delete()
+            raise
+        # Also if the client does not read the answer; then the file has expired.
+        turn = asyncio.get_running_loop().call_later(READ_S, self._outgoing.end, 1)
+        return reply, self._read(file, int(reply.result["size_bytes"]), turn)
+
+    async def _read(self, file: StagedFile, size_bytes: int, turn: asyncio.TimerHandle) -> AsyncIterator[bytes]:
+        try:
+            async for piece in staged_file.read(self._queue, file.key, size_bytes):
+                yield piece
+        except UnavailableError as error:
+            # The answer has begun: it ends without the bytes that its length announces.
+            raise ConnectionResetError(str(error)) from None
+        finally:
+            if not turn.cancelled() and turn.when() > asyncio.get_running_loop().time():
+                turn.cancel()
+                self._outgoing.end(1)
+            await file.delete()

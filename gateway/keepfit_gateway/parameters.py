@@ -88,6 +88,15 @@ METADATA_NAME = {
     "description": "Metadata of the model as JSON.",
     "example": '{"type":"shoes","brand":"nike"}',
 }
+FORMAT = _parameter(
+    "format", "query", "Format of the file: `skops` by default.", {"type": "string", "enum": ["skops", "pickle"]}
+)
+PART = _parameter(
+    "part",
+    "query",
+    "What the file contains: the `model`, by default, or its `estimator` alone.",
+    {"type": "string", "enum": ["model", "estimator"]},
+)
 PREFER = _parameter(
     "Prefer",
     "header",

@@ -24,7 +24,7 @@ from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
 from keepfit.jobs import messages, run_queue, worker_records
-from keepfit.jobs.messages import Operation, RestoreOptions, UploadOptions, WorkerReply, WorkerRequest
+from keepfit.jobs.messages import DownloadOptions, Operation, RestoreOptions, UploadOptions, WorkerReply, WorkerRequest
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
 from keepfit.rows.rows import Rows
@@ -130,6 +130,7 @@ class WorkerClient:
         restore: RestoreOptions | None = None,
         scorer_bytes_max: int = 0,
         upload: UploadOptions | None = None,
+        download: DownloadOptions | None = None,
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
@@ -165,6 +166,7 @@ class WorkerClient:
             as_json=operation in PASSED_ON,
             scorer_bytes_max=scorer_bytes_max,
             upload_options=upload,
+            download_options=download,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)

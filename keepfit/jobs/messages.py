@@ -26,8 +26,8 @@ ELEMENT_BYTES_MAX = 1 << 20
 PIECE_VALUES = 4096
 
 # `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `upload` creates a model
-# from a file with a trained object.
-Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload"]
+# from a file with a trained object, and `download` writes one.
+Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download"]
 
 
 class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -43,6 +43,20 @@ class UploadOptions(msgspec.Struct, array_like=True, frozen=True):
     metadata_text: str
     key: str
     sha256: str
+
+
+FileFormat = Literal["skops", "pickle"]
+# The whole model, or its estimator alone.
+FilePart = Literal["model", "estimator"]
+
+
+class DownloadOptions(msgspec.Struct, array_like=True, frozen=True):
+    """The file to write: the key for its bytes and their time to live, what it contains, and its format."""
+
+    key: str
+    ttl_ms: int
+    part: FilePart
+    format: FileFormat
 
 
 class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -66,6 +80,7 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     as_json: bool = False
     scorer_bytes_max: int = 0
     upload_options: UploadOptions | None = None
+    download_options: DownloadOptions | None = None
 
 
 class WorkerReply(msgspec.Struct, array_like=True, frozen=True):

@@ -193,7 +193,7 @@ class ObjectBundle(Bundle):
             except Exception:  # noqa: BLE001 - real faults are raised while learning
                 return None
 
-        found = evaluation.ask_in_parts(rows.n, ask_part, evaluation.QUESTIONS_MAX if self._has_learned else 1)
+        found = evaluation.ask_in_parts(rows.n, ask_part, evaluation.QUESTIONS_MAX if self.has_learned else 1)
         return [Asked(list(range(part.start, part.stop)), *answered) for part, answered in found]
 
     def _update_object_scores(self, y: Any, asked: Sequence[Asked]) -> None:
@@ -351,14 +351,14 @@ class ObjectBundle(Bundle):
         return uploads.header_of(self.recipe.object or "")
 
     @property
-    def _has_learned(self) -> bool:
+    def has_learned(self) -> bool:
         """Whether the object has learned, here or before it was uploaded."""
         return self.rows_seen > 0 or self._header.trained is not None
 
     def _check_ready(self, rows: Rows) -> None:
         """Check the width; an object that has learned nothing here may still be able to predict."""
         width = self.width
-        if self._has_learned and self.recipe.features is None and width is not None and rows.width != width:
+        if self.has_learned and self.recipe.features is None and width is not None and rows.width != width:
             raise InvalidError(f"The rows have {rows.width} values where the model has learned {width}.")
 
     def _call_copy(self, rows: Rows, call: Callable[["ObjectBundle"], Any]) -> Any:
@@ -377,7 +377,7 @@ class ObjectBundle(Bundle):
             raise
         except Exception as error:  # noqa: BLE001 - an object may raise any exception
             reason = str(error) if isinstance(error, KeepfitError) else describe_error(error)
-            if not self._has_learned:
+            if not self.has_learned:
                 raise ConflictError(
                     f"The model has not learned any row yet; send partial_fit first. {self.recipe.name} cannot "
                     f"predict before: {reason}"

@@ -82,6 +82,19 @@ def load(data: bytes, bytes_max: int) -> Any:
         return learner
 
 
+def dump(learner: Any) -> bytes:
+    """Return the file of skops that holds `learner`; raise InvalidError if skops cannot write it."""
+    try:
+        data: bytes = _skops().dumps(learner)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - an object may raise any exception
+        raise InvalidError(
+            f"skops cannot write {type(learner).__name__} ({describe_error(error)}): download it as format=pickle."
+        ) from None
+    return data
+
+
 def _skops() -> Any:
     import skops.io  # noqa: PLC0415 - when it is first needed
 

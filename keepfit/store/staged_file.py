@@ -1,20 +1,40 @@
 """Files that pass through the queue's Redis: written in pieces by one process, and read by another one.
 
 Owns a key with a time to live. Never holds more of a file than one piece. Invariants: a file of a process that died
-expires; Redis serves other clients between the pieces. Gateways write the files that clients upload, workers read them.
+expires; Redis serves other clients between the pieces. Gateways write the files that clients upload, and read those
+that workers write.
 """
 
 import asyncio
 import hashlib
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
+import redis
 import redis.asyncio
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
 
 PIECE_BYTES = 1 << 20
+
+
+def store(client: redis.Redis, key: str, data: bytes, ttl_ms: int) -> None:
+    """Write a file that is in memory, in pieces; raise UnavailableError if Redis is unavailable."""
+    for offset in range(0, len(data), PIECE_BYTES):
+        piece = data[offset : offset + PIECE_BYTES]
+        redis_scripts.run(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
+
+
+async def read(client: redis.asyncio.Redis, key: str, size_bytes: int) -> AsyncIterator[bytes]:
+    """Yield a file in pieces; raise UnavailableError if it is no longer there, or Redis is unavailable."""
+    for offset in range(0, size_bytes, PIECE_BYTES):
+        end = min(offset + PIECE_BYTES, size_bytes)
+        (piece,) = await redis_scripts.run_async(client, ("GETRANGE", key, offset, end - 1))
+        if len(piece) != end - offset:
+            raise UnavailableError("The file is no longer in Redis; ask for it again.")
+        yield piece
 
 
 class StagedFile:

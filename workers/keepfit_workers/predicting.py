@@ -29,7 +29,7 @@ from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.store.commit import Loaded
-from keepfit_workers import computing, restoring, uploading
+from keepfit_workers import computing, downloading, restoring, uploading
 from keepfit_workers.activity import CALL
 from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
@@ -44,6 +44,9 @@ VERY_SLOW_S = 0.25
 LIMITS_TTL_S = 3600
 # Questions that are put back were accepted before: no limit is enforced on them.
 PUT_BACK_MAX = 2**31
+
+# Requests about files, which are answered one by one, like changes.
+SERVED = {"upload": uploading.serve, "download": downloading.serve}
 
 Reasons = Mapping[str, KeepfitError | None]
 
@@ -165,7 +168,7 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
             # From a gateway of another version: the request does not say which gateway to reply to.
             log.warning("worker_request_unreadable", reason=str(error))
             continue
-        if request.operation in ("put_back", "snapshot", "upload"):
+        if request.operation in ("put_back", "snapshot", "upload", "download"):
             changes.append(request)
         else:
             question = Question(request, claimed_s + left_s, len(message))
@@ -183,8 +186,7 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
         _put_back(context, {model_hash: lost[model_hash] for model_hash in some if model_hash not in mine})
         _answer_models(context, outbox, {model_hash: lost[model_hash] for model_hash in mine}, reasons)
     for request in changes:
-        answer = uploading.serve if request.operation == "upload" else _answer_change
-        outbox.put(request, answer(context, request))
+        outbox.put(request, SERVED.get(request.operation, _answer_change)(context, request))
         outbox.send_if_due()
     return outbox.take_commands()
 

@@ -73,7 +73,7 @@ def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
     forms = [
         Problem,
         InferenceError,
-        *(form for route in routes for form in (route.form, *route.answers.values()) if form is not None),
+        *(form for route in routes for form in (route.form, *route.answers.values()) if form not in (None, bytes)),
     ]
     schema_of, components = schemas_of(forms)
     components["Problem"]["examples"] = [PROBLEM]
@@ -169,6 +169,8 @@ def _answer(
         "headers": headers.references(status, (*route.headers.get(status, ()),), keys=keys),
     }
     if form is not None:
+        if form is bytes:
+            return answer | {"content": {route.media_type: BYTES}}
         shown = {"answer": example.answers[status]} if status in example.answers else {}
         answer["content"] = {route.media_type: {"schema": schema_of[repr(form)], **_examples(shown)}}
         if route.tensors:

@@ -34,6 +34,10 @@ COMPONENTS = {
     "InferenceHeaderContentLength": _header(
         "Number of bytes of the JSON, if bytes of tensors follow it.", {"type": "integer", "minimum": 0}
     ),
+    "ModelVersion": _header("Version of the model in the file.", {"type": "integer", "minimum": 0}, required=True),
+    "ModelRowsSeen": _header("Rows that it had learned.", {"type": "integer", "minimum": 0}, required=True),
+    "ReprDigest": _header("SHA-256 of the file (RFC 9530).", required=True),
+    "ContentDisposition": _header("`attachment`, with a name for the file."),
     "CacheControl": _header("`no-cache`: ask with `If-None-Match` before you use the answer again."),
 }
 BY_STATUS = {

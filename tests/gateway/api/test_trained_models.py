@@ -1,9 +1,11 @@
 """Trained objects over HTTP with real workers: uploaded, answering at once, learning on; and files that are refused."""
 
+import hashlib
 import io
 import json
 import warnings
 import zipfile
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from keepfit.objects import dump_trained
+from keepfit.objects import dump_trained, load_trained
 from keepfit.security.envelope import UPLOAD_KEYS, new_signing_key
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, Api, Reply
@@ -174,6 +176,124 @@ async def test_a_trained_river_model_learns_on(api: Api, metadata: dict[str, Any
     sent = await api.predict(path, rows[:7], proba=True)
     expected = [model.predict_proba_one(row) for row in rows[:7]]
     assert sent["probabilities"] == [[row[label] for label in sent["classes"]] for row in expected]
+
+
+async def download(api: Api, path: str, **query: str) -> Reply:
+    """Download a model; check the header fields of the file."""
+    reply = await api.get(f"{path}/estimator", **query)
+    if reply.status == 200:
+        digest = b64encode(hashlib.sha256(reply.body).digest()).decode()
+        assert reply.headers["Repr-Digest"] == f"sha-256=:{digest}:"
+        assert int(reply.headers["Content-Length"]) == len(reply.body)
+    return reply
+
+
+def loaded(data: bytes) -> Any:
+    """Load a file of skops."""
+    return skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
+
+
+@pytest.mark.parametrize("train", [pipeline, network])
+async def test_an_uploaded_model_comes_out_as_it_learned(
+    api: Api, metadata: dict[str, Any], digits: tuple[Any, Any], keys: str, train: Any
+) -> None:
+    """What was uploaded and learned on comes out, in both formats, equal to the same steps done by hand."""
+    X, y = digits
+    learner = train(digits)
+    path = path_of(await upload(api, metadata, skops.io.dumps(learner)))
+    part = slice(TRAINED, TRAINED + LEARNED)
+    await api.learn(path, X[part].tolist(), y[part].tolist())
+    learn_by_hand(learner, X[part], y[part])
+    final = learner[-1] if train is pipeline else learner
+    expected = [*final.coefs_, *final.intercepts_] if train is network else [final.coef_, learner[0].mean_]
+    reply = await download(api, path)
+    signed = await download(api, path, format="pickle")
+    assert (reply.headers["Model-Version"], signed.headers["Model-Version"]) == ("2", "2")
+    assert reply.headers["Content-Disposition"].endswith('-2.skops"')
+    for found in (loaded(reply.body), load_trained(signed.body, keys)):
+        last = found[-1] if train is pipeline else found
+        arrays = [*last.coefs_, *last.intercepts_] if train is network else [last.coef_, found[0].mean_]
+        assert all(np.array_equal(a, b) for a, b in zip(arrays, expected, strict=True))
+        assert np.array_equal(found.predict(X[-50:]), learner.predict(X[-50:]))
+    copied = path_of(await upload(api, {**metadata, "copy": True}, signed.body))
+    assert (await api.predict(copied, X[-50:].tolist()))["predictions"] == learner.predict(X[-50:]).tolist()
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "SGDClassifier": {"scaler": "StandardScaler", "features": {"b": "number", "a": "number"}},
+    "GaussianNB": {},
+    "MLPClassifier": {"params": {"random_state": 0, "hidden_layer_sizes": [5]}},
+    "MLPRegressor": {"scaler": "MinMaxScaler", "params": {"random_state": 0}},
+    "MiniBatchKMeans": {"params": {"random_state": 0, "n_clusters": 2}},
+    "IncrementalPCA": {"params": {"n_components": 1}},
+    "OneVsRestClassifier": {"params": {"estimator": {"SGDClassifier": {"random_state": 0}}}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+async def test_a_model_of_a_recipe_comes_out_as_a_plain_object(api: Api, metadata: dict[str, Any], name: str) -> None:
+    """The object takes the model's rows, gives its labels in whichever order they came, and learns on as it does."""
+    generator = np.random.default_rng(3)
+    X = generator.normal(size=(60, 2)).round(3)
+    labels = np.where(X.sum(axis=1) > 0.5, "b", np.where(X[:, 0] > 0, "c", "a"))
+    target: Any = labels if name.endswith(("Classifier", "NB")) else X[:, 0]
+    has_target = name not in ("MiniBatchKMeans", "IncrementalPCA")
+    path = await api.make(metadata, {"estimator": name, **RECIPES[name]})
+    # The labels do not come in the order of the alphabet.
+    first = np.argsort(labels[:40])[::-1]
+    for rows in (first, np.arange(40, 60)):
+        await api.learn(path, X[rows].tolist(), target[rows].tolist() if has_target else None)
+        found = loaded((await download(api, path)).body)
+        answers = (await api.predict(path, X.tolist()))["predictions"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            answer = found.transform if name == "IncrementalPCA" else found.predict
+            assert answers == answer(X).tolist()
+    if name in ("SGDClassifier", "GaussianNB", "MLPClassifier", "MLPRegressor"):
+        await api.learn(path, X[:10].tolist(), target[:10].tolist())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            learn_by_hand(found, X[:10], target[:10])
+            assert (await api.predict(path, X.tolist()))["predictions"] == found.predict(X).tolist()
+
+
+async def test_a_river_model_comes_out(api: Api, metadata: dict[str, Any], keys: str) -> None:
+    """A model of River that was uploaded comes out as River's own object."""
+    model = linear_model.LogisticRegression()
+    model.learn_one({"a": 1.0}, True)
+    path = path_of(await upload(api, metadata, dump_trained(model, keys)))
+    await api.learn(path, [{"a": 2.0}], [False])
+    model.learn_one({"a": 2.0}, False)
+    found = load_trained((await download(api, path, format="pickle")).body, keys)
+    assert found.predict_proba_one({"a": 1.0}) == model.predict_proba_one({"a": 1.0})
+
+
+async def test_downloads_that_are_refused(api: Api, metadata: dict[str, Any]) -> None:
+    """Without learned rows: 409. Without an equal in scikit-learn: 422, but the estimator alone. Other choices: 400."""
+    path = await api.make(metadata, {"estimator": "SGDRegressor", "features": {"make": "category", "x": "number"}})
+    (await download(api, path)).problem(409)
+    await api.learn(path, [["nike", 1.0], ["puma", 2.0]], [1.0, 2.0])
+    assert "part=estimator" in (await download(api, path)).problem(422)["detail"]
+    bare = loaded((await download(api, path, part="estimator")).body)
+    assert bare.coef_.shape == (bare.n_features_in_,)
+    (await download(api, path, format="onnx")).problem(400)
+    (await download(api, path, part="scaler")).problem(400)
+    (await download(api, f"/v1/models/{'0' * 64}")).problem(404)
+
+
+async def test_a_download_can_be_revalidated(api: Api, metadata: dict[str, Any]) -> None:
+    """A client that has the version gets 304, and the file of the next version after the model has learned."""
+    path = await api.make(metadata, REGRESSOR)
+    await api.learn(path, [[1.0]], [1.0])
+    etag = (await download(api, path)).headers["ETag"]
+    assert (await api.call("GET", f"{path}/estimator", headers={"If-None-Match": etag})).status == 304
+    head = await api.call("HEAD", f"{path}/estimator")
+    assert (head.status, head.headers["ETag"], head.body) == (200, etag, b"")
+    await api.learn(path, [[2.0]], [1.0])
+    changed = await api.call("GET", f"{path}/estimator", headers={"If-None-Match": etag})
+    assert (changed.status, changed.headers["Model-Version"]) == (200, "2")
+    named = await api.get("/v1/estimator", metadata=json.dumps(metadata))
+    assert named.headers["ETag"] == changed.headers["ETag"]
 
 
 def zip_bomb() -> bytes:
