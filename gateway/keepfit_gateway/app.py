@@ -27,7 +27,7 @@ from keepfit_gateway.bound_routes import check_of
 from keepfit_gateway.handlers.operations import DOCUMENT, options
 from keepfit_gateway.immediate import ImmediateAnswers
 from keepfit_gateway.memory import return_freed_blocks
-from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, methods_of_paths
+from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, Handler, Route, methods_of_paths
 from keepfit_gateway.shared_port import SharedPort
 from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
 from keepfit_gateway.web.connection import ProblemHandler, limit_unread_answers
@@ -73,9 +73,7 @@ def build_app(settings: Settings, parts: Parts | None = None) -> web.Application
     app[service.PARTS] = parts or Parts(ProcessCounts())
     app[BODY_MEMORY] = BodyMemoryLimit(settings.bodies_bytes_max)
     app[DOCUMENT] = openapi.document(ROUTES, keys=requires_keys(settings))
-    served = [
-        (route.method, route.path, guard.require_scope(route.needs, route.handler, check_of(route))) for route in ROUTES
-    ]
+    served = [(route.method, route.path, _guarded(route)) for route in ROUTES]
     served += [("GET", path, guard.require_scope(OPEN, handler)) for path, handler in PAGE_FILES.items()]
     for method, path, handler in served:
         app.router.add_route(method, path, handler)
@@ -87,6 +85,12 @@ def build_app(settings: Settings, parts: Parts | None = None) -> web.Application
     app.cleanup_ctx.append(metrics.publishing)
     app.on_shutdown.append(service.release_waiters)
     return app
+
+
+def _guarded(route: Route) -> Handler:
+    """Return the handler of a route, restricted to callers with its scopes."""
+    handler = guard.require_scope(route.needs, route.handler, check_of(route))
+    return handler if route.also_needs is None else guard.require_scope(route.also_needs, handler)
 
 
 @asynccontextmanager

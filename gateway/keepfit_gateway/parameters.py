@@ -107,6 +107,10 @@ PREFER_PATCH = {
     **PREFER,
     "description": "`wait=SECONDS`: answer 202 if it takes longer; 5 seconds by default.",
 }
+PREFER_ANSWER = {
+    **PREFER,
+    "description": "`wait=SECONDS`: answer 202 if it takes longer; 10 seconds by default.",
+}
 TIMEOUT = _parameter(
     "timeout",
     "query",

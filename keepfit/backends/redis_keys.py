@@ -16,6 +16,8 @@ kf:{h}:idem:<key>    string  20 s        accept, retry (calls without a         
 kf:{h}:idem:new:<c>  hash    a day       accept, restore_idempotency (<c>: the   accept
                                          name of the caller's API key, or '')
 kf:{h}:idem:old:<c>  hash    a day       the same, by RENAME of the newer ones   accept
+kf:{h}:answers:new   hash    a day       commit (calls of train_score_predict)   gateway
+kf:{h}:answers:old   hash    a day       the same, by RENAME of the newer ones   gateway
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers, unstage
 kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
 kf:{h}:idle          string  a day       unload                                  restores, install
@@ -164,6 +166,16 @@ def chunk_answers(model_hash: str, job: str) -> str:
 def job(name: str) -> str:
     """Return the key of the record of a pull job (a hash)."""
     return f"kf:job:{name}"
+
+
+def new_stored_answers(model_hash: str) -> str:
+    """Return the key of the newest answers to calls of train_score_predict (a hash)."""
+    return f"kf:{{{model_hash}}}:answers:new"
+
+
+def old_stored_answers(model_hash: str) -> str:
+    """Return the key of the answers before those of :func:`new_stored_answers`, which are dropped first (a hash)."""
+    return f"kf:{{{model_hash}}}:answers:old"
 
 
 def large_rows(model_hash: str, token: str) -> str:

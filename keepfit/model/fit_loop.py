@@ -15,8 +15,10 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from keepfit.errors import LearningError, UnstorableError, describe_error
+from keepfit.model import train_score_predict
 from keepfit.model.bundle import Bundle
 from keepfit.rows.rows import Rows, concatenate
+from keepfit.rows.train_score_predict import TrainScorePredict
 
 log = structlog.get_logger(__name__)
 
@@ -30,16 +32,24 @@ class Request(Protocol):
     def change(self) -> dict[str, Any] | None:
         """The parameters to change; None if it has rows."""
 
+    @property
+    def wants_answer(self) -> bool:
+        """Whether it is a call of train_score_predict."""
+
     def rows(self) -> Rows:
         """Return its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The number of requests that were learned; `reason` says why the next one was not."""
+    """The number of requests that were learned; `reason` says why the next one was not.
+
+    `answer` is that of the last request that was learned, as JSON, if it wants one.
+    """
 
     count: int
     reason: str = ""
+    answer: bytes = b""
 
 
 # Stores a bundle that has learned the requests that Fitted counts.
@@ -53,15 +63,18 @@ def fit_requests(
 
     `reload` returns the bundle as it was before. `commit` gets a bundle and the number of requests that it has learned:
     all up to the first one that cannot be learned; or 0 and the reason if that is the first. It may raise
-    UnstorableError.
+    UnstorableError. No request is learned together with those after one that wants an answer, because the answer is
+    about a version.
     """
+    requests = _up_to_answer(requests)
     if bundle.recipe.updates == "merged" and len(requests) > 1:
-        if _fit_merged(bundle, requests):
-            return _commit_or_isolate(bundle, reload, requests, Fitted(len(requests)), commit)
+        merged = _fit_merged(bundle, requests)
+        if merged is not None:
+            return _commit_or_isolate(bundle, reload, requests, merged, commit)
         bundle = reload()
-    count = _fit_with_one_check(bundle, requests, seconds)
-    if count:
-        return _commit_or_isolate(bundle, reload, requests, Fitted(count), commit)
+    checked = _fit_with_one_check(bundle, requests, seconds)
+    if checked is not None:
+        return _commit_or_isolate(bundle, reload, requests, checked, commit)
     bundle = reload()
     fitted = _fit(bundle, requests, seconds)
     if fitted.reason:
@@ -71,6 +84,12 @@ def fit_requests(
         if again.reason:
             raise LearningError(f"Requests were learned once and failed the second time: {again.reason}")
     return _commit_or_isolate(bundle, reload, requests, fitted, commit)
+
+
+def _up_to_answer(requests: Sequence[Request]) -> Sequence[Request]:
+    """Return the requests up to the first one that wants an answer, with that one."""
+    end = next((i for i, request in enumerate(requests, start=1) if request.wants_answer), len(requests))
+    return requests[:end]
 
 
 def _commit_or_isolate(
@@ -94,54 +113,59 @@ def _commit_or_isolate(
 
 def _fit(bundle: Bundle, requests: Sequence[Request], seconds: float | None) -> Fitted:
     """Call ``partial_fit`` once per request, until `seconds` have passed or one fails."""
-    started = time.monotonic()
+    started, answer = time.monotonic(), b""
     for count, request in enumerate(requests, start=1):
         try:
-            _apply(bundle, request, bundle.partial_fit)
+            answer = _apply(bundle, request, bundle.partial_fit)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - any exception of an estimator is a fault of the request
             return Fitted(count - 1, describe_error(error))
         if seconds is not None and time.monotonic() - started > seconds:
-            return Fitted(count)
-    return Fitted(len(requests))
+            return Fitted(count, answer=answer)
+    return Fitted(len(requests), answer=answer)
 
 
-def _fit_with_one_check(bundle: Bundle, requests: Sequence[Request], seconds: float) -> int:
+def _fit_with_one_check(bundle: Bundle, requests: Sequence[Request], seconds: float) -> Fitted | None:
     """Learn requests like :func:`_fit` with a single check for NaN at the end, which is a quarter of a small request.
 
-    Return how many were learned; 0 if one of them failed. Then learn them again with a check after each.
+    Return None if one of them failed. Then learn them again with a check after each.
     """
-    started, count = time.monotonic(), 0
+    started, count, answer = time.monotonic(), 0, b""
     try:
         for count, request in enumerate(requests, start=1):  # noqa: B007 - the number that was learned
-            _apply(bundle, request, bundle.partial_fit_unchecked)
+            answer = _apply(bundle, request, bundle.partial_fit_unchecked)
             if time.monotonic() - started > seconds:
                 break
         bundle.check_finite()
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - reported for its request when they are learned again
-        return 0
-    return count
+        return None
+    return Fitted(count, answer=answer) if count else None
 
 
-def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> None:
-    """Learn the rows of a request, or change its parameters."""
+def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> bytes:
+    """Learn the rows of a request, or change its parameters; return the answer to it, empty if it wants none."""
     change = request.change
-    if change is None:
-        fit(request.rows())
-    else:
+    if change is not None:
         bundle.change(change)
+        return b""
+    rows = request.rows()
+    if isinstance(rows, TrainScorePredict):
+        return train_score_predict.learn(bundle, rows, fit)
+    fit(rows)
+    return b""
 
 
-def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> bool:
-    """Call ``partial_fit`` once for consecutive requests of one form, with or without weights; False if it failed."""
+def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> Fitted | None:
+    """Call ``partial_fit`` once for consecutive requests of one form, with or without weights; None if it failed."""
+    answer = b""
     try:
-        for is_change, group in groupby(requests, key=lambda request: request.change is not None):
-            if is_change:
+        for alone, group in groupby(requests, key=lambda request: request.wants_answer or request.change is not None):
+            if alone:
                 for request in group:
-                    _apply(bundle, request, bundle.partial_fit)
+                    answer = _apply(bundle, request, bundle.partial_fit)
                 continue
             rows = (request.rows() for request in group)
             for _, alike in groupby(rows, key=lambda each: (each.sample_weight is not None, each.form)):
@@ -150,5 +174,5 @@ def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> bool:
         raise
     except Exception as error:  # noqa: BLE001 - the requests are learned one by one next, which finds the faulty one
         log.info("merged_call_failed", reason=type(error).__name__)
-        return False
-    return True
+        return None
+    return Fitted(len(requests), answer=answer)

@@ -22,6 +22,7 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.replay_wire import LOADED, LOADING, READY, ReplayReply, ReplayTask, decode_task, encode
+from keepfit.rows import train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
@@ -44,7 +45,12 @@ class Payload:
 
     def rows(self) -> Rows:
         """Decode its rows."""
-        return Rows.decode(self.data)
+        return train_score_predict.decode(self.data)
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether it is a call of train_score_predict; its answer is dropped."""
+        return train_score_predict.is_one(self.data)
 
 
 def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> None:

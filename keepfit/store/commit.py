@@ -24,15 +24,18 @@ from redis import Redis
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnstorableError
 from keepfit.observability import failpoints
+from keepfit.rows import train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.store import unloadable
+from keepfit.store import stored_answers, unloadable
 from keepfit.store.idle import touch
 from keepfit.store.inbox import params_of
 from keepfit.store.retained import join_sequences, parse_large
 
 STAGED_TTL_MS = 60_000
 ENTRIES_MAX = 1024
+# Answers are kept as long as the Idempotency-Keys by which they are asked for again.
+ANSWERS_TTL_S = 86_400
 BYTES_MAX = 8 * 2**20
 
 GONE, SUPERSEDED, REQUESTS_CHANGED, STAGED_BUNDLE_LOST = 0, -1, -2, -3
@@ -63,7 +66,12 @@ class PendingRequest:
         """Return the rows of the request."""
         if not self.payload:
             raise LookupError("Redis has lost the rows of this request")
-        return Rows.decode(self.payload)
+        return train_score_predict.decode(self.payload)
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether it is a call of train_score_predict."""
+        return train_score_predict.is_one(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,8 @@ class SealedBundle:
     """A new bundle as signed bytes, with what the store shows of it.
 
     `width` is the number of values of a learned row, None if the bundle does not tell. `scorer` is its encoded scorer,
-    which the commit announces; empty for none.
+    which the commit announces; empty for none. `answer` is what the last of its requests wants to know
+    (:mod:`keepfit.store.stored_answers`), which the commit stores; empty for none.
     """
 
     data: bytes
@@ -119,6 +128,7 @@ class SealedBundle:
     changed: dict[str, Any]
     width: int | None
     scorer: bytes = b""
+    answer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,9 @@ class InboxConsumer:
         lock_ttl_s: float,
         replay_bytes_max: int = 0,
         bundle_bytes_max: int = redis_scripts.VALUE_BYTES_MAX,
+        answers_ttl_s: float = ANSWERS_TTL_S,
     ) -> None:
+        self._answers_ttl_ms = round(answers_ttl_s * 1000)
         self._bundle_bytes_max = bundle_bytes_max
         self._replay_bytes_max = replay_bytes_max
         self._store = store
@@ -286,6 +298,7 @@ class InboxConsumer:
                 redis_keys.inbox(claimed.hash),
                 staged,
                 redis_keys.dead(claimed.hash),
+                *stored_answers.keys_of(claimed.hash),
                 *(name for _, name in large),
             ],
             [
@@ -308,6 +321,9 @@ class InboxConsumer:
                 "" if sealed.width is None else sealed.width,
                 redis_keys.SCORERS,
                 sealed.scorer,
+                sealed.answer,
+                self._answers_ttl_ms,
+                stored_answers.HALF_BYTES_MAX,
             ],
         )
 

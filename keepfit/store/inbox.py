@@ -11,7 +11,7 @@ import hashlib
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -35,9 +35,8 @@ from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import first_answers, staging
 
-# Bounds of one script call, because Redis serves no other client meanwhile. A larger request is staged: its rows are
-# written to a key of their own in pieces, and the call names the key. Staged rows outlive a slow client. They are
-# deleted when the request is refused, and expire if their gateway dies.
+# Bounds of one script call, because Redis serves no other client meanwhile. The rows of a larger request are staged
+# under a key that the call names: they outlive a slow client, and expire if their gateway dies.
 CALL_BYTES_MAX = 256 * 1024
 CALL_REQUESTS_MAX = 512
 STAGED_TTL_MS = 600_000
@@ -81,10 +80,11 @@ class LearnRequest:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Answer to an accepted request."""
+    """Answer to an accepted request; `origin` is the generation in which the sequences of the model began."""
 
     sequence: int
     version: int
+    origin: int = field(default=0, compare=False)
 
 
 Outcome = Accepted | KeepfitError
@@ -369,8 +369,8 @@ def request_id_of(payload: bytes) -> str:
 def _outcomes(first: LearnRequest, count: int, answer: list[Any]) -> list[Outcome]:
     """Return the outcome of each of the `count` requests of a call that begins with `first`, by the script's answer."""
     match answer:
-        case [b"ok", int(sequence), int(accepted), int(version), _, int(pending), int(pace), _]:
-            outcomes: list[Outcome] = [Accepted(sequence + i, version) for i in range(accepted)]
+        case [b"ok", int(sequence), int(accepted), int(version), _, int(pending), int(pace), int(origin)]:
+            outcomes: list[Outcome] = [Accepted(sequence + i, version, origin) for i in range(accepted)]
             return outcomes + [inbox_full(pending, pace)] * (count - accepted)
         case [b"missing"]:
             error: KeepfitError = NotFoundError(f"There is no model {first.hash}.")

@@ -211,6 +211,8 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/partial_fit", {**rows, **extra})
         await check("POST", f"{prefix}/predict", {**rows, **extra})
         await check("POST", f"{prefix}/predict", {**rows, "proba": True, **extra})
+        await check("POST", f"{prefix}/train_score_predict", {**labelled, "X_pred": [[1.0]], "proba": True, **extra})
+        await check("POST", f"{prefix}/train_score_predict", {**labelled, "X_pred": [[1.0, 2.0]], **extra})
         await check("POST", f"{prefix}/score", {**labelled, **extra})
         await check("POST", f"{prefix}/score", {"X": [["a"]], **extra})
     name = f"?metadata={quote(json.dumps(metadata))}"

@@ -132,7 +132,7 @@ def is_answers(name: str) -> bool:
 
 def _reading(name: str) -> Command:
     kind = name.rpartition(":")[2]
-    if kind == "st" or is_answers(name):
+    if kind == "st" or is_answers(name) or ":answers:" in name:
         return ("HGETALL", name)
     if kind in ("in", "dead"):
         return ("XRANGE", name, "-", "+")

@@ -34,7 +34,7 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store import commit as commits
-from keepfit.store import first_answers, idle, inbox
+from keepfit.store import first_answers, idle, inbox, stored_answers
 from keepfit.store import models as stores
 from keepfit.store.commit import Claimed, Harm, InboxConsumer
 from keepfit.store.idle import IdleRecord
@@ -94,6 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.patches: list[Any] = [
             mock.patch.object(commits, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
             mock.patch.object(stores, "STAGED_TTL_MS", HOUR_MS * store_model.STAGED_H),
+            mock.patch.object(stored_answers, "HALF_BYTES_MAX", store_model.HALF_BYTES_MAX),
             mock.patch.object(first_answers, "GENERATED_KEY_TTL_S", 3600 * store_model.MINTED_H),
             mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
         ]
@@ -101,7 +102,12 @@ class StoreMachine(RuleBasedStateMachine):
             patch.start()
         self.bench.empty()
         self.client = self.bench.client
-        self.consumer = InboxConsumer(self.client, store_model.LOCK_H * 3600, store_model.REPLAY_MAX)
+        self.consumer = InboxConsumer(
+            self.client,
+            store_model.LOCK_H * 3600,
+            store_model.REPLAY_MAX,
+            answers_ttl_s=3600 * store_model.CLIENTS_KEY_H,
+        )
         self.store = Store(self.bench.store)
         self.plain = store_model.Store()
         self.generations = dict.fromkeys(METADATA, 0)
@@ -633,7 +639,9 @@ class StoreMachine(RuleBasedStateMachine):
             # Some bundles do not tell which width they have learned.
             width = 2 if learned_rows and not put_aside else None
             scorer = b"scorer" if received.followed else b""
-            sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width, scorer=scorer)
+            # Some requests want an answer.
+            kept = b"answer" if done[-1].payload == b"x" and not put_aside else b""
+            sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width, scorer=scorer, answer=kept)
             committed = self.consumer.commit(received, sealed, count, claim.token, put_aside)
         score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
@@ -642,8 +650,9 @@ class StoreMachine(RuleBasedStateMachine):
             committed.digest, learned_rows, history, msgspec.json.encode(bundle.metrics()), tuple(changed.items())
         )
         version = self.plain.commit(
-            claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width, scorer=scorer.decode()
-        )
+            claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width,
+            scorer=scorer.decode(), kept=kept,
+        )  # fmt: skip
         assert committed.version == version
         if count == len(claimed.requests):
             assert committed.has_pending == (self.plain.unlock(h, claim.token, force=False) == 1)
@@ -915,6 +924,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.plain.seen.clear()
         self.plain.answers.clear()
         self.plain.retried.clear()
+        self.plain.kept.clear()
         self.plain.idle.clear()
         self.plain.followed.clear()
         self.plain.staged = 0

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from keepfit.backends import redis_keys
+from keepfit.store import stored_answers
 from keepfit.store.commit import GONE, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, SUPERSEDED, Harm
 from keepfit.store.idle import IdleRecord
 
@@ -18,6 +19,8 @@ from keepfit.store.idle import IdleRecord
 STAGED_H, MINTED_H, LOCK_H, BIG_H, RETRIED_H, CLIENTS_KEY_H, IDLE_H = 1, 1, 2, 3, 4, 24, 24
 # The claim of a restore has some minutes, the wish for scorers some seconds.
 CLAIM_H = FOLLOWED_H = 1
+# Bytes of a model's answers of train_score_predict from which on they become the old ones.
+HALF_BYTES_MAX = 12
 # Keys of a caller that are remembered: in each of the two halves two.
 KEYS_MAX = 4
 
@@ -325,6 +328,8 @@ class Store:
     # Hashes of first answers by the names of clients' keys, each with its hours to live.
     answers: dict[str, tuple[dict[bytes, Seen], int]] = field(default_factory=dict)
     retried: dict[str, bytes] = field(default_factory=dict)
+    # Answers of train_score_predict by model: the newest ones, and those before them, by origin and sequence.
+    kept: dict[str, list[dict[str, tuple[int, int, bytes]]]] = field(default_factory=dict)
     big: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     idle: dict[str, IdleRecord] = field(default_factory=dict)
@@ -547,10 +552,12 @@ class Store:
         staged: bool,
         width: int | None,
         scorer: str,
+        kept: bytes,
     ) -> int:
         """Make `after` live if the claimed bundle is still live and the claimed requests are still pending.
 
-        It has learned rows of `width`, if it tells. The commit announces its `scorer`, if it has one.
+        It has learned rows of `width`, if it tells. The commit announces its `scorer`, if it has one, and keeps the
+        answer `kept` to its last request.
         """
         last = claimed.requests[count - 1]
         # Workers set the mark and stage the bundle in any case.
@@ -578,6 +585,12 @@ class Store:
         # A width that no learned row has is that of a pending request only.
         if width is not None or (put_aside and not after.learned_rows):
             model.width = width
+        if kept:
+            answers = self.kept.setdefault(claimed.hash, [{}, {}])
+            if sum(len(text) for *_, text in answers[0].values()) >= HALF_BYTES_MAX:
+                answers[:] = {}, answers[0]
+            seen = model.version, len(after.learned_rows)
+            answers[0][f"{model.first_generation}-{last.sequence}"] = *seen, kept
         if scorer:
             self.published.append(f"{redis_keys.SCORERS} {claimed.hash} {model.generation} {model.version} {scorer}")
         self._publish(claimed.hash, model, put_aside=put_aside)
@@ -711,6 +724,11 @@ class Store:
         claimed |= {key: (seen.stored(), seen.hours) for key, seen in self.seen.items()}
         for key, (answers, hours) in self.answers.items():
             claimed[key] = ({name: seen.stored_with_others() for name, seen in answers.items()}, hours)
+        for h, halves in self.kept.items():
+            for key, half in zip(stored_answers.keys_of(h), halves, strict=True):
+                stored = {name.encode(): b"%d %d %b" % answer for name, answer in half.items()}
+                size = sum(len(text) for *_, text in half.values())
+                claimed |= {key: ({**stored, b"size": b"%d" % size}, CLIENTS_KEY_H)} if half else {}
         claimed |= {key: (published, RETRIED_H) for key, published in self.retried.items()}
         claimed |= {redis_keys.idle(h): (record.text.encode(), IDLE_H) for h, record in self.idle.items()}
         claimed |= {redis_keys.followed(h): (b"1", FOLLOWED_H) for h in self.followed}

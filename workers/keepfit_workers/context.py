@@ -39,7 +39,11 @@ class WorkerContext:
         self.queue = redis_clients.queue_sync(settings)
         self.store = redis_clients.store_sync(settings)
         self.consumer = InboxConsumer(
-            self.store, lock_ttl_s(settings.lease_ttl_s), settings.replay_bytes_max, settings.bundle_bytes_max
+            self.store,
+            lock_ttl_s(settings.lease_ttl_s),
+            settings.replay_bytes_max,
+            settings.bundle_bytes_max,
+            settings.idempotency_ttl_s,
         )
         upload_keys = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.bundles = Bundles(self.consumer, self.keyring, upload_keys, settings.bundle_cache_bytes_max, self.activity)

@@ -125,6 +125,8 @@ class Turn:
         if claimed.followed:
             scorer = encoded_scorer(bundle, claimed.generation, claimed.version + 1, SCORER_BYTES_MAX)
             sealed = replace(sealed, scorer=scorer)
+        if fitted.answer and fitted.count:
+            sealed = replace(sealed, answer=fitted.answer)
         committed = self._consumer.commit(
             claimed, sealed, count, self._lease, dead_reason, claims_next=not self._is_brief
         )

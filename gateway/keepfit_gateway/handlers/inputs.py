@@ -106,9 +106,12 @@ async def read_form(request: web.Request, form: type[FormT], bytes_max: int) -> 
         As :func:`read_rows`, and over the limit of `bytes_max` bytes.
     """
     model_hash = await named_hash(request)
+    bytes_max += METADATA_TEXT_BYTES_MAX if model_hash is None else 0
+    body = await bodies.read(request, request.app[SETTINGS], bytes_max=bytes_max)
+    await begin_turn(request, len(body), None)
+    document = await compute(len(body), identity.parse_json, body)
     if model_hash is not None:
-        return model_hash, schemas.convert(await bodies.read_json(request, request.app[SETTINGS], bytes_max), form)
-    document = await bodies.read_json(request, request.app[SETTINGS], bytes_max + METADATA_TEXT_BYTES_MAX)
+        return model_hash, schemas.convert(document, form)
     named: Any = schemas.convert(document, schemas.with_metadata(form))
     return bound_key.hash_of(named.metadata), named
 

@@ -134,7 +134,7 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
     }
     if keys:
         # The scope is written where OpenAPI 3.1 has roles.
-        operation["security"] = [{SCHEME: [route.needs]}] if closed else []
+        operation["security"] = [{SCHEME: [*route.scopes]}] if closed else []
     if route.form is not None:
         operation["requestBody"] = _request_body(route, schema_of, example)
     elif route.file:

@@ -119,6 +119,14 @@ SNAPSHOT = {
 OF_MODEL = {"hash": HASH, "version": 4}
 ACCEPTED = {"hash": HASH, "accepted": 2, "sequence": 1, "generation": 1, "version": 0}
 LEARNED = {"hash": HASH, "accepted": 2, "sequence": 2, "version": 2, "rows_seen": 4}
+TRAIN_SCORE_PREDICT = {
+    **LEARNED,
+    "train_rows": 1,
+    "test_rows": 1,
+    "score": {"max_error": 0.25, "mean_absolute_error": 0.25, "r2": None},
+    "predictions": [0.4995],
+    "warnings": [],
+}
 TENSORS = [
     {"name": "make", "shape": [1], "datatype": "BYTES", "data": ["pegasus"]},
     {"name": "year", "shape": [1], "datatype": "INT64", "data": [2001]},
@@ -184,6 +192,11 @@ BY_HASH: dict[str, Example] = {
     "partial_fit": Example(
         {"objects": ROWS, "lists": {"X": BY_POSITION, "y": TARGET}}, {202: ACCEPTED, 200: LEARNED}, headers=WAIT
     ),
+    "train_score_predict": Example(
+        {"objects": {**ROWS, "X_pred": BY_NAME[:1]}},
+        {200: TRAIN_SCORE_PREDICT, 202: ACCEPTED},
+        headers={**WAIT, 202: {"Prefer": "wait=0"}},
+    ),
     "predict": Example({"objects": {"X": BY_NAME[:1]}, "lists": {"X": BY_POSITION[:1]}}, {200: PREDICTED}),
     "score": Example({"objects": ROWS}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}),
     "pull": Example({"parquet": PULL}, {202: JOB_MADE}),
@@ -240,8 +253,8 @@ BY_HASH: dict[str, Example] = {
 }
 # Calls about a model that have a second form, with metadata in the body or, without one, in the query.
 BOTH = (
-    "partial_fit", "predict", "score", "patch_model", "get_model", "list_dead", "retry_dead", "discard_dead",
-    "make_snapshot", "list_snapshots", "restore_model", "pull",
+    "partial_fit", "train_score_predict", "predict", "score", "patch_model", "get_model", "list_dead", "retry_dead",
+    "discard_dead", "make_snapshot", "list_snapshots", "restore_model", "pull",
 )  # fmt: skip
 
 

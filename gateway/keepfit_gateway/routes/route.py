@@ -45,7 +45,8 @@ class Route:
     `file` says whether the body is a file; `tables` whether rows are also accepted as a table; `tensors` whether bytes
     of tensors may follow the JSON of the request and of the answer; `media_type` is that of the answers; `headers` are
     fields of an answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for
-    all other methods. `bound_keys` says what keeps an API key that is bound to metadata to its models (:attr:`bound`).
+    all other methods; `also_needs` is one more, of a call that does two things. `bound_keys` says what keeps an API key
+    that is bound to metadata to its models (:attr:`bound`).
     `by_metadata` says whether metadata name the model: such routes are made in
     :mod:`keepfit_gateway.routes.by_metadata`.
     """
@@ -66,6 +67,7 @@ class Route:
     tensors: bool = False
     body_optional: bool = False
     scope: str | None = None
+    also_needs: str | None = None
     media_type: str = "application/json"
     bound_keys: str | None = None
     by_metadata: bool = False
@@ -88,6 +90,11 @@ class Route:
         if self.scope is not None:
             return self.scope
         return READ if self.method == "GET" else ADMIN
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """All scopes that the API key of the caller needs."""
+        return (self.needs,) if self.also_needs is None else (self.needs, self.also_needs)
 
 
 BODY_ERRORS = (400, 408, 413, 415, 422)

@@ -8,8 +8,8 @@ from typing import Any
 
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import learning, prediction
-from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PROBA, TIMEOUT
+from keepfit_gateway.handlers import learning, prediction, train_score_predict
+from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PREFER_ANSWER, PROBA, TIMEOUT
 from keepfit_gateway.routes.route import ASK_ERRORS, LEARN_ERRORS, LEARNING, PREDICTING, Route
 
 LEARNED: Mapping[int, type[Any] | None] = {200: schemas.LearnedAnswer, 202: schemas.AcceptedAnswer}
@@ -22,6 +22,12 @@ LEARN_TEXT = (
     "202 as soon as the rows are durable. With `Prefer: wait=SECONDS` 200 once they are learned, or the 202 when the "
     "time is up. Send an `Idempotency-Key`, and the same request may be repeated safely for a day."
 )
+TRAIN_SCORE_PREDICT_TEXT = (
+    "In one step: learn the first rows, score the last ones (`test_size`), learn those too, predict `X_pred`. The "
+    "predictions are those of the version that has learned these rows and nothing after them. 202 if that takes longer "
+    "than `Prefer: wait=SECONDS` (10 seconds by default); the rows are accepted, and the same call with the same "
+    "`Idempotency-Key` gets the answer."
+)
 PREDICT_TEXT = (
     "One prediction for each row, by the newest version of the model. With `proba` also probabilities of the classes, "
     "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
@@ -33,6 +39,12 @@ ROUTES = (
     Route(
         "POST", "/v1/models/{hash}/partial_fit", learning.partial_fit, LEARNING, "Learn rows", LEARN_TEXT,
         LEARNED, schemas.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, tables=True, scope=LEARN,
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/train_score_predict", train_score_predict.train_score_predict, LEARNING,
+        "Learn, score and predict rows", TRAIN_SCORE_PREDICT_TEXT,
+        {200: schemas.TrainScorePredictAnswer, 202: schemas.AcceptedAnswer}, schemas.TrainScorePredict, LEARN_ERRORS,
+        (HASH, PREFER_ANSWER, KEY), PREFERRED, scope=LEARN, also_needs=PREDICT,
     ),
     Route(
         "POST", "/v1/models/{hash}/predict", prediction.predict, PREDICTING, "Predict rows", PREDICT_TEXT,

@@ -58,6 +58,7 @@ from keepfit_gateway.schemas.requests import (
     convert,
     with_metadata,
 )
+from keepfit_gateway.schemas.train_score_predict import TrainScorePredict, TrainScorePredictAnswer
 
 __all__ = [
     "AcceptedAnswer",
@@ -105,6 +106,8 @@ __all__ = [
     "SnapshotAnswer",
     "SnapshotList",
     "TensorMetadata",
+    "TrainScorePredict",
+    "TrainScorePredictAnswer",
     "WorkerList",
     "convert",
     "with_metadata",

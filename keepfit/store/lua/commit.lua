@@ -6,7 +6,9 @@
 -- KEYS[3] inbox          stream of requests: retained ones, then pending ones
 -- KEYS[4] staged         staged bundle
 -- KEYS[5] dead           stream of dead letters (ids `<generation>-<sequence>`)
--- KEYS[6...] big         rows of large requests: those that this commit learned, and those that are retained
+-- KEYS[6] new answers     hash of the newest answers to calls of train_score_predict: `size` is their bytes
+-- KEYS[7] old answers     hash of those before them, which are dropped when KEYS[6] takes their place
+-- KEYS[8...] big         rows of large requests: those that this commit learned, and those that are retained
 -- ARGV[1] generation     integer, of the claimed model
 -- ARGV[2] old digest     digest of the claimed bundle, '' for a new model
 -- ARGV[3] old learned    last sequence that the claimed bundle has learned
@@ -22,16 +24,20 @@
 -- ARGV[13] pace          requests learned per second
 -- ARGV[14] changed       JSON of the parameters that were changed since the model was created, '' for none
 -- ARGV[15] replay bytes   bytes of learned requests to retain at most
--- ARGV[16] places         sequences of the requests of KEYS[6...], separated by spaces
+-- ARGV[16] places         sequences of the requests of KEYS[8...], separated by spaces
 -- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
 -- ARGV[18] scorers        channel of scorers
 -- ARGV[19] scorer         encoded scorer of the staged bundle, '' if the model is not followed or has none
+-- ARGV[20] answer         JSON of the answer to the request at `learned`, '' if it wants none. It is stored under
+--                         '<origin>-<learned>' as '<version> <rows_seen> <answer>'
+-- ARGV[21] answer ttl     milliseconds for which answers are kept
+-- ARGV[22] answer bytes   bytes of answers in KEYS[6] from which on they become the old ones
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
 -- `cut` are removed. If the retained requests exceed the bound, those up to `half` are removed. `bytes` counts all
 -- requests ever learned, each with 64 bytes more for its entry in the stream; the bytes of `cut` and `half` are that
--- count when these were learned. `large` names the retained ones of KEYS[6...]: '<sequence> <key> ...'.
+-- count when these were learned. `large` names the retained ones of KEYS[8...]: '<sequence> <key> ...'.
 --
 -- The width of the rows that are accepted next is that of the learned ones. Before any are learned it is the width of
 -- the first accepted request, which loses that right when it becomes a dead letter.
@@ -39,7 +45,7 @@
 -- returns the new version; or 0: the model is gone or was created again; -1: another commit came first;
 --         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing. Below 1 nothing
 --         was changed.
-local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept')
+local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept', 'origin')
 if not state[1] or state[1] ~= ARGV[1] then
   return 0
 end
@@ -101,9 +107,9 @@ if half <= cut then
   end
 end
 redis.call('HSET', KEYS[1], 'kept', string.format('%.0f %.0f %.0f %.0f %.0f', cut, cut_bytes, half, half_bytes, bytes))
-if #KEYS > 5 then
+if #KEYS > 7 then
   local next_place, large = string.gmatch(ARGV[16], '%d+'), {}
-  for i = 6, #KEYS do
+  for i = 8, #KEYS do
     local sequence = next_place()
     if tonumber(sequence) > cut then
       large[#large + 1], large[#large + 2] = sequence, KEYS[i]
@@ -112,6 +118,17 @@ if #KEYS > 5 then
     end
   end
   redis.call('HSET', KEYS[1], 'large', table.concat(large, ' '))
+end
+-- Before the version itself: a gateway that hears of the version finds the answer.
+if ARGV[20] ~= '' then
+  local size = tonumber(redis.call('HGET', KEYS[6], 'size') or 0)
+  if size >= tonumber(ARGV[22]) then
+    redis.call('RENAME', KEYS[6], KEYS[7])
+    size = 0
+  end
+  redis.call('HSET', KEYS[6], (state[5] or state[1]) .. '-' .. ARGV[4],
+    string.format('%.0f', version) .. ' ' .. ARGV[7] .. ' ' .. ARGV[20], 'size', string.format('%.0f', size + #ARGV[20]))
+  redis.call('PEXPIRE', KEYS[6], ARGV[21])
 end
 -- Before the version itself: a gateway that hears of the version has its scorer.
 if ARGV[19] ~= '' then

@@ -17,6 +17,7 @@ TEXT = '{"type": "shoes", "näme": "& = # % + ?  日本"}'
 # Bodies that are valid if the model exists.
 BODIES: dict[str, Any] = {
     "/v1/partial_fit": LABELLED,
+    "/v1/train_score_predict": {**LABELLED, "X_pred": [[1.0, 2.0]]},
     "/v1/predict": ROWS,
     "/v1/score": LABELLED,
     "/v1/dead/retry": {},

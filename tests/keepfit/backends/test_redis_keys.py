@@ -18,6 +18,8 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.dead,
     redis_keys.idle,
     redis_keys.followed,
+    redis_keys.new_stored_answers,
+    redis_keys.old_stored_answers,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models,

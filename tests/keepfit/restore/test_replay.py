@@ -28,6 +28,7 @@ from keepfit.restore.requests import RestoreRequest, RestoreResult
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import Call, RowLog
 from keepfit.rows import shaping
+from keepfit.rows.train_score_predict import ToPredict, TrainScorePredict
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
 from keepfit.snapshots.idle import IdleRules, Unloaded, unload_idle
@@ -78,7 +79,7 @@ def log_of(shop: Workshop) -> RowLog:
     return shop.resources.row_log
 
 
-Request = tuple[list[Any], list[Any] | None] | dict[str, Any]
+Request = tuple[list[Any], list[Any] | None] | dict[str, Any] | TrainScorePredict
 
 
 async def send(shop: Workshop, model_hash: str, *requests: Request, key: str | None = None) -> list[int]:
@@ -89,7 +90,8 @@ async def send(shop: Workshop, model_hash: str, *requests: Request, key: str | N
         if isinstance(request, dict):
             learns.append(inbox.make_change(model_hash, model.generation, request, key))
         else:
-            shaped = shaping.shape(model.recipe, *request, learning=True)
+            is_shaped = isinstance(request, TrainScorePredict)
+            shaped = request if is_shaped else shaping.shape(model.recipe, *request, learning=True)
             learns.append(
                 await inbox.make_request(shop.store.client, model_hash, model.generation, shaped, key, logged=True)
             )
@@ -208,6 +210,25 @@ async def test_a_restored_model_equals_one_that_was_never_lost(
     assert newest is not None
     assert (newest["generation"], newest["sequence"]) == (2, after.learned)
     assert await send(shop, model_hash, some_rows(name, 9)) == [before.learned + 1]
+
+
+@pytest.mark.parametrize("name", ["exact", "bayes", "clusters"])
+async def test_calls_of_train_score_predict_are_replayed_in_their_parts(
+    shop: Workshop, restorer: Restorer, name: str
+) -> None:
+    """Rows that were learned in two parts, with others before and after, are replayed in two parts."""
+    model_hash, wanted = await shop.make(RECIPES[name]), recipe.parse(RECIPES[name])
+    rows = [shaping.shape(wanted, *some_rows(name, number), learning=True) for number in range(3)]
+    asked = ToPredict(False, shaping.shape(wanted, some_rows(name, 9)[0], learning=False))
+    calls = [TrainScorePredict.of(each, 1, asked) for each in rows]
+    await send(shop, model_hash, some_rows(name, 3), calls[0], some_rows(name, 4), calls[1], calls[2])
+    while (await shop.model(model_hash)).inbox:
+        learn_pending(shop, model_hash)
+    assert (await shop.model(model_hash)).version == 3
+    expected = bundle_of(shop, model_hash, wanted)
+    restored = await lose_and_restore(shop, restorer, model_hash)
+    assert restored.replayed == expected.rows_seen
+    assert differences(bundle_of(shop, model_hash, wanted), expected) == []
 
 
 async def test_a_model_without_a_snapshot_learns_all_its_logged_rows(shop: Workshop, restorer: Restorer) -> None:
