@@ -1,7 +1,7 @@
 """One request that trains on a part of its rows, scores on the rest, learns that too, and then predicts.
 
 Owns the order of the four steps and the answer. Never stores a bundle, and an answer never changes one. Invariants: the
-rows are learned by two calls of ``partial_fit``, whoever learns them, so that a replay gives the same bundle; a score
+rows are learned by two calls of ``partial_fit``, also by a replay, which therefore gives the same bundle; a score
 or a prediction that fails is reported in the answer and never makes the rows a dead letter.
 """
 
