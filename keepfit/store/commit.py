@@ -298,7 +298,8 @@ class InboxConsumer:
                 redis_keys.inbox(claimed.hash),
                 staged,
                 redis_keys.dead(claimed.hash),
-                *stored_answers.keys_of(claimed.hash),
+                redis_keys.new_stored_answers(claimed.hash),
+                redis_keys.old_stored_answers(claimed.hash),
                 *(name for _, name in large),
             ],
             [
