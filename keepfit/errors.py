@@ -16,6 +16,7 @@
     ├── IdempotencyError             the same Idempotency-Key with another body
     ├── OverloadedError              a limit is reached; says when to retry
     │   ├── InboxFullError           … of pending requests in this model's inbox
+    │   ├── OpenRowsFullError        … of rows that wait for their labels
     │   ├── QueueFullError           … of worker requests in the predict queue
     │   └── RateLimitError           … of requests with this API key
     ├── StaleModelError              the model was deleted, created again or restored; look it up again
@@ -113,6 +114,10 @@ class OverloadedError(KeepfitError):
 
 class InboxFullError(OverloadedError):
     """The model's inbox is full."""
+
+
+class OpenRowsFullError(OverloadedError):
+    """No more rows can be kept until their labels come."""
 
 
 class QueueFullError(OverloadedError):

@@ -194,6 +194,24 @@ class Settings(SnapshotSettings):
         le=BYTES_MAX,
         description="Maximum size of the pending requests of a model; further requests get 429.",
     )
+    open_rows_ttl_s: int = Field(
+        7 * 86_400,
+        ge=1,
+        le=SECONDS_MAX,
+        description="Time for which a row that was predicted with an id waits for its label.",
+    )
+    open_rows_bytes_max: int = Field(
+        64 * 2**20,
+        ge=1024,
+        le=BYTES_MAX,
+        description="Maximum size of the rows of a model that wait for their labels; a prediction of more gets 429.",
+    )
+    open_rows_total_bytes_max: int = Field(
+        256 * 2**20,
+        ge=1024,
+        le=BYTES_MAX,
+        description="Maximum size of the rows of all models that wait for their labels; a prediction of more gets 429.",
+    )
     replay_bytes_max: int = Field(
         2**20,
         ge=0,

@@ -367,7 +367,7 @@ def test_a_script_declares_all_it_is_given(script: str, kind: str) -> None:
         assert documented[-1] == rest
         # The rest is read in a loop that begins where the header says.
         assert used - set(documented[:-1]) == {"i"}
-        assert re.search(rf"for i = {rest.removesuffix('...')}, #{kind} do", body(script))
+        assert re.search(rf"for i = {rest.removesuffix('...')}, #{kind}(, \d)? do", body(script))
 
 
 @each_script

@@ -48,6 +48,7 @@ RUN_HERE = {
     "docs/getting-started/quickstart.md",
     "docs/guides/export-and-import.md",
     "docs/guides/history.md",
+    "docs/guides/late-labels.md",
     "docs/guides/restore.md",
     "docs/guides/sending-rows.md",
     "docs/guides/trained-models.md",
@@ -142,6 +143,11 @@ def test_the_quickstart(deployment: Stack, tmp_path: Path) -> None:
 def test_files_of_rows(deployment: Stack, tmp_path: Path) -> None:
     """The commands that send a file create, learn and predict as shown."""
     check("docs/guides/sending-rows.md", tmp_path, deployment, {"examples/": f"{ROOT}/examples/"})
+
+
+def test_late_labels(deployment: Stack, tmp_path: Path) -> None:
+    """The commands of the guide keep rows and label them as shown."""
+    check("docs/guides/late-labels.md", tmp_path, deployment, {})
 
 
 def test_the_first_model(deployment: Stack, tmp_path: Path) -> None:

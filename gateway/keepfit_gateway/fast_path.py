@@ -25,6 +25,7 @@ from keepfit_gateway.web import rows_body
 from keepfit_gateway.web.bodies import BodyMemoryLimit
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.incoming import expects_continue
+from keepfit_gateway.web.parsed_rows import ParsedRows
 from keepfit_gateway.web.problems import to_problem
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN, compress, encode_json
 from keepfit_gateway.web.small_body import BODY_BYTES_MAX, is_plain, peek
@@ -54,6 +55,8 @@ def install_fast_path(service: Service, memory: BodyMemoryLimit, handler: Handle
             return await handler(request)
         try:
             response = await answer(service, request, path[1], body)
+            if response is None:
+                return await handler(request)
             if not isinstance(response, SmallResponse):
                 await compress(memory, request, response)
         except Exception as error:  # noqa: BLE001 - converted to a response
@@ -71,13 +74,16 @@ def _may_use(service: Service, model_hash: str | None) -> bool:
 
 
 async def _predict(service: Service, request: BaseRequest, model_hash: str | None, body: bytes) -> Any:
-    """Answer as :func:`~keepfit_gateway.handlers.prediction.predict`; a repeated body is not parsed."""
+    """Answer as :func:`~keepfit_gateway.handlers.prediction.predict`; a repeated body is not parsed. None: do not."""
     headers, raw = request.headers, (request.raw_path, body)
     control = http_caching.cache_control(headers)
     cached = service.cache.find_raw(raw, control.age_s_max) if control.use_cached else None
     if cached is not None:
         return _prediction(headers, Reply(cached.etag, cached.body, service.cache.age_s(cached)))
     rows = rows_body.parse(body, schemas.Predict if model_hash else schemas.PredictByMetadata, model_hash)
+    if isinstance(rows, ParsedRows) and rows.ids is not None:
+        # Such rows are kept before they are answered, which the regular path does.
+        return None
     model, question = service.models.cached(rows.model_hash), None
     if model is not None:
         # Most requests end here, and take no more steps than that needs.

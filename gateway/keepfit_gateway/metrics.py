@@ -40,6 +40,7 @@ class OwnMetrics:
         yield from self._cache()
         yield from self._predictions()
         yield from self._pending()
+        yield from self._late_labels()
 
     def _connections(self) -> Iterator[Metric]:
         connections = self._service.connections
@@ -95,6 +96,19 @@ class OwnMetrics:
             text = "Accepted calls that wait for the next write to the row log."
             yield GaugeMetricFamily("keepfit_row_log_waiting", text, recorder.pending)
 
+    def _late_labels(self) -> Iterator[Metric]:
+        kept = self._service.open_rows
+        text = "Rows of predictions with an id: kept, answered again as the first time, or refused."
+        rows = CounterMetricFamily("keepfit_rows_with_id", text, labels=["outcome"])
+        for outcome, count in kept.rows.items():
+            rows.add_metric([outcome], count)
+        yield rows
+        text = "Labels of predicted rows: accepted, or why not."
+        labels = CounterMetricFamily("keepfit_late_labels", text, labels=["outcome"])
+        for outcome, count in kept.labels.items():
+            labels.add_metric([outcome], count)
+        yield labels
+
 
 class Scrape(OwnMetrics, Collector):
     """One scrape: the metrics of a gateway, that is of all its processes, and of its dependencies."""
@@ -111,6 +125,10 @@ class Scrape(OwnMetrics, Collector):
         yield from merged(self.of_process())
         yield from self._backlog()
         yield from self._state()
+        total = self._service.open_rows.total
+        text = "Rows of all models that wait for their labels, as of the last minute."
+        yield GaugeMetricFamily("keepfit_open_rows", text, total.rows)
+        yield GaugeMetricFamily("keepfit_open_rows_bytes", "Memory of these rows.", total.size_bytes)
 
     def _backlog(self) -> Iterator[Metric]:
         backlog = GaugeMetricFamily("keepfit_backlog", "Entries in the queue's Redis, by kind.", labels=["what"])

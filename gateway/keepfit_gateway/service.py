@@ -27,6 +27,7 @@ from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
+from keepfit_gateway.learning.open_rows import OpenRows
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.merged_metrics import ProcessMetrics
 from keepfit_gateway.model_lookup import ModelLookup
@@ -68,6 +69,7 @@ class Service:
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
+        self.open_rows = OpenRows(self._store_client, settings, self.acceptor, self.recorder)
         self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
         self.files = FileTransfer(self._queue_client, settings)
         self.answers = Lane(ANSWERS_BYTES_MAX)
@@ -94,6 +96,7 @@ class Service:
             self._probe_row_log(),
             self._note_uses(),
             self._follow(),
+            self.open_rows.expire_forever(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
@@ -139,6 +142,7 @@ class Service:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.open_rows.close()
         await self.acceptor.close()
         await self.worker_client.close()
         await self.job_enqueuer.close()

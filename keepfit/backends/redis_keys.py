@@ -21,6 +21,9 @@ kf:{h}:answers:old   hash    a day       the same, by RENAME of the newer ones  
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers, unstage
 kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
 kf:{h}:idle          string  a day       unload                                  restores, install
+kf:{h}:rows          hash    none        keep_rows (open rows)                   label_rows, expire_rows
+kf:{h}:ends          zset    none        the same (score: end, milliseconds)     label_rows, expire_rows
+kf:{h}:closed        zset    none        label_rows, expire_rows (the same)      keep_rows, label_rows
 kf:{h}:followed      string  seconds     gateways                                claim_inbox
 kf:{h}:loads:<...>   set     an hour     supervisors                             supervisors (see :func:`load_deaths`)
 kf:{h}:pull:<job>    hash    30 days     accept (chunks of a pull job)           accept
@@ -30,7 +33,9 @@ kf:jobs:open         zset    none        create_job, claim_job, advance_job,    
 kf:job:<job>         hash    of a        create_job, claim_job, advance_job,     gateways, pull processes
                              setting     cancel_job
 kf:changed           zset    none        before commit, rewind; snapshotter      snapshotter (see :func:`change_score`)
+kf:open              hash    none        note_rows (open rows of each model)     gateways
 kf:unloadable        zset    an hour     supervisors                             workers, gateways (score: end, seconds)
+kf:expiring          string  seconds     gateways                                gateways (one expires rows at a time)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
 kf:scorers           pubsub  none        commit (of models that are followed)    gateways
@@ -65,6 +70,9 @@ kf:tokens:<name>              string  to full   take_tokens (rates of API keys) 
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
 SCORERS = "kf:scorers"
+# Numbers of open rows, by model and in all (a hash); the gateway that expires rows at present has the lock.
+OPEN_ROWS = "kf:open"
+EXPIRING = "kf:expiring"
 # Leases with their deadlines (a sorted set); their workers, and the times of their last claims (a hash).
 LEASES = "kf:room:leases"
 LEASE_HOLDERS = "kf:room:holders"
@@ -191,6 +199,21 @@ def dead(model_hash: str) -> str:
 def idle(model_hash: str) -> str:
     """Return the key of the idle record of a model that left Redis because nothing used it (a string)."""
     return f"kf:{{{model_hash}}}:idle"
+
+
+def open_rows(model_hash: str) -> str:
+    """Return the key of a model's open rows, which wait for their labels, by id (a hash)."""
+    return f"kf:{{{model_hash}}}:rows"
+
+
+def open_row_ends(model_hash: str) -> str:
+    """Return the key of the ids of a model's open rows by the time at which they expire (a sorted set)."""
+    return f"kf:{{{model_hash}}}:ends"
+
+
+def closed_rows(model_hash: str) -> str:
+    """Return the key of the ids of a model's rows that were labelled or have expired (a sorted set)."""
+    return f"kf:{{{model_hash}}}:closed"
 
 
 def followed(model_hash: str) -> str:

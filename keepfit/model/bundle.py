@@ -39,6 +39,7 @@ from keepfit.model.prequential import PrequentialScores, combine_outputs
 from keepfit.model.smoothing import smoothed
 from keepfit.recipe import catalogue
 from keepfit.recipe.recipe import Recipe
+from keepfit.rows import served
 from keepfit.rows.rows import Rows
 from keepfit.scoring import class_labels
 from keepfit.security import envelope
@@ -134,7 +135,7 @@ class Bundle:
         trial_rows = first_call.shrink(trial.estimator)
         trial._fit(first_call.concatenate_rows([rows] * trial_rows), first=True)
         trial.check_finite()
-        self.waiting = (*self.waiting, rows)
+        self.waiting = (*self.waiting, served.plain(rows))
 
     def _rows_needed(self, rows: Rows) -> int:
         return first_call.rows_needed(self.estimator, first_call.matrix_width(self.recipe, rows) or 0)
@@ -144,13 +145,13 @@ class Bundle:
         is_supervised, single_row, answers = entry.kind in catalogue.SUPERVISED_KINDS, None, None
         if not first:
             single_row = self.columns.partial_fit_transform_row(self.recipe, rows)
-            if is_supervised:
+            if is_supervised and rows.served is None:
                 # Before the labels of these rows are learned: they must not change what would have been answered.
                 matrix = partial(self.columns.transform, self.recipe, rows)
                 answers = evaluation.ask(self.estimator, self._answer, matrix, single_row and single_row[0])
         y = self._target(rows)
         if is_supervised:
-            evaluation.update(self.prequential, self.recipe, y, answers)
+            evaluation.update(self.prequential, self.recipe, y, evaluation.served(rows, self.labels) or answers)
         if not first and self.labels is not None:
             self._grow(n_classes)
         X = self.columns.partial_fit_transform(self.recipe, rows) if single_row is None else single_row[1]

@@ -1,8 +1,8 @@
 """What a model answers to rows that it is about to learn, and how that is added to its prequential scores.
 
 Owns which rows are evaluated: those that the model can predict, in parts if it cannot predict all of them together.
-Never learns labels or rows: answers are those that a client would have got just before. The sums are in
-:mod:`keepfit.model.prequential`; bundles compute the answers.
+Never learns labels or rows: answers are those that a client would have got just before, or of rows whose target came
+late, those that a client did get. The sums are in :mod:`keepfit.model.prequential`; bundles compute the answers.
 """
 
 from collections import deque
@@ -12,8 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from keepfit.model import category_check
-from keepfit.model.prequential import PrequentialScores
+from keepfit.model.labels import Labels, key_of
+from keepfit.model.outputs import Outputs
+from keepfit.model.prequential import NO_LABEL, PrequentialScores
 from keepfit.recipe.recipe import Recipe
+from keepfit.rows.rows import Rows
+from keepfit.rows.served import Served
 
 # Takes a matrix, shape (n, width), which it may overwrite; returns predictions and probabilities.
 Answer = Callable[[Any], tuple[Any, Any]]
@@ -110,6 +114,63 @@ def _halves(part: slice) -> list[slice]:
         return []
     middle = (part.start + part.stop) // 2
     return [slice(part.start, middle), slice(middle, part.stop)]
+
+
+def served(rows: Rows, labels: Labels | Outputs | None) -> Answers | None:
+    """Return the predictions that were served for `rows`; None if there are none, or only for some of them.
+
+    `labels` have learned the target of the rows. A served label that they do not know, because the model was restored
+    to a state before it, is a wrong prediction.
+    """
+    found: list[Served] = rows.served or []
+    if len(found) != rows.n:
+        return None
+    predicted = [each.prediction for each in found]
+    if labels is None:
+        return Answers(None, _numbers(predicted, outputs=_count_outputs(rows)), None)
+    shares = [(each.classes, each.probabilities) for each in found]
+    if isinstance(labels, Labels):
+        return Answers(None, _codes(labels, predicted), _probabilities(labels, shares))
+    columns = [_codes(of_output, [row[i] for row in predicted]) for i, of_output in enumerate(labels.each)]
+    by_output = [
+        _probabilities(of_output, [(classes and classes[i], share and share[i]) for classes, share in shares])
+        for i, of_output in enumerate(labels.each)
+    ]
+    has_probabilities = all(each is not None for each in by_output)
+    return Answers(None, np.column_stack(columns), by_output if has_probabilities else None)
+
+
+def _count_outputs(rows: Rows) -> int:
+    return len(rows.y or b"") // (8 * rows.n)
+
+
+def _numbers(predicted: list[Any], *, outputs: int) -> Any:
+    """Return served numbers, shape (n,) or (n, outputs), NaN where there is none."""
+    if any(isinstance(value, list) for value in predicted):
+        none = [None] * outputs
+        predicted = [value if value is not None and len(value) == outputs else none for value in predicted]
+    return np.array(predicted, dtype=np.float64)
+
+
+def _codes(labels: Labels, predicted: list[Any]) -> Any:
+    return np.array([labels.codes.get(key_of(label), NO_LABEL) for label in predicted], dtype=np.int64)
+
+
+def _probabilities(labels: Labels, found: list[tuple[Any, Any]]) -> Any:
+    """Return served probabilities of the known labels, shape (n, labels), NaN in a row without any; None without any.
+
+    Each row has classes and their probabilities, in an order of its own.
+    """
+    if not any(shares for _, shares in found):
+        return None
+    values = np.full((len(found), len(labels.known)), np.nan)
+    for row, (classes, shares) in zip(values, found, strict=True):
+        if shares:
+            row[:] = 0.0
+            for label, share in zip(classes, shares, strict=True):
+                if key_of(label) in labels.codes:
+                    row[labels.codes[key_of(label)]] = share
+    return values
 
 
 def update(scores: list[PrequentialScores], recipe: Recipe, y: Any, answers: Answers | None) -> None:

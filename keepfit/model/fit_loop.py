@@ -17,7 +17,8 @@ import structlog
 from keepfit.errors import LearningError, UnstorableError, describe_error
 from keepfit.model import train_score_predict
 from keepfit.model.bundle import Bundle
-from keepfit.rows.rows import Rows, concatenate
+from keepfit.rows.rows import Rows
+from keepfit.rows.served import concatenate_requests
 from keepfit.rows.train_score_predict import TrainScorePredict
 
 log = structlog.get_logger(__name__)
@@ -158,6 +159,11 @@ def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> byt
     return b""
 
 
+def _kind_of(rows: Rows) -> tuple[Any, ...]:
+    """Return what must be equal of rows that are learned in one call."""
+    return rows.sample_weight is not None, rows.form, rows.served is not None
+
+
 def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> Fitted | None:
     """Call ``partial_fit`` once for consecutive requests of one form, with or without weights; None if it failed."""
     answer = b""
@@ -168,8 +174,8 @@ def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> Fitted | None:
                     answer = _apply(bundle, request, bundle.partial_fit)
                 continue
             rows = (request.rows() for request in group)
-            for _, alike in groupby(rows, key=lambda each: (each.sample_weight is not None, each.form)):
-                bundle.partial_fit(concatenate(list(alike)))
+            for _, alike in groupby(rows, key=_kind_of):
+                bundle.partial_fit(concatenate_requests(list(alike)))
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the requests are learned one by one next, which finds the faulty one

@@ -178,6 +178,16 @@ class AskedObject:
             return None
 
 
+def served(rows: Rows, seed: int) -> list[Asked]:
+    """Return the predictions that were served for `rows`; no object is asked, and it learns with the same `seed`."""
+    seed_globals(seed)
+    found: list[Asked] = []
+    for i, one in enumerate(rows.served):
+        shares = None if one.probabilities is None else Probabilities(one.classes, [one.probabilities])
+        found.append(Asked([i], [one.prediction], shares))
+    return found
+
+
 def seed_globals(seed: int) -> None:
     """Seed ``random`` and ``numpy.random``, so that objects which draw from them are the same in each process."""
     random.seed(seed)

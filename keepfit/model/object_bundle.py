@@ -48,6 +48,7 @@ from keepfit.model.object_answers import (
     numbers_of,
     own_classes,
     seed_globals,
+    served,
 )
 from keepfit.model.outputs import Outputs
 from keepfit.model.prequential import PrequentialScores
@@ -128,7 +129,7 @@ class ObjectBundle(Bundle):
         # Even if learning fails: the copy must not answer for an object that has changed.
         self._copy: ObjectBundle | None = None
         if self.recipe.entry.takes_y:
-            asked = self._ask(rows)
+            asked = self._ask(rows) if rows.served is None else served(rows, self.rows_seen)
             if self.recipe.entry.multi_output:
                 self._update_target_scores(rows, asked)
             else:

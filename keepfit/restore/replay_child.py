@@ -22,7 +22,7 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.replay_wire import LOADED, LOADING, READY, ReplayReply, ReplayTask, decode_task, encode
-from keepfit.rows import train_score_predict
+from keepfit.rows import served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
@@ -45,7 +45,7 @@ class Payload:
 
     def rows(self) -> Rows:
         """Decode its rows."""
-        return train_score_predict.decode(self.data)
+        return served.decode(self.data)
 
     @property
     def wants_answer(self) -> bool:

@@ -47,6 +47,11 @@ class Rows(msgspec.Struct, array_like=True, frozen=True, dict=True):
         return len(self.numbers) // (8 * self.n) + len(self.categories)
 
     @property
+    def served(self) -> Any:
+        """Predictions that were served for the rows; only :class:`keepfit.rows.served.ServedRows` have some."""
+        return None
+
+    @property
     def form(self) -> tuple[int, int]:
         """Number of number columns and of lists; only rows of one form can be concatenated."""
         return len(self.numbers) // (8 * self.n), len(self.categories)

@@ -171,6 +171,8 @@ def _document(model: Model, data: bytes, resources: Resources) -> tuple[Document
         "sha256": envelope.digest_of(data),
         "size_bytes": len(data),
         "runtime": header.runtime,
+        # They stay in Redis.
+        "open_rows": model.open_rows,
         # A path that no other attempt writes, now or later: deleting it can delete nothing else.
         "attempt": uuid.uuid4().hex[:16],
     }

@@ -24,7 +24,7 @@ from redis import Redis
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnstorableError
 from keepfit.observability import failpoints
-from keepfit.rows import train_score_predict
+from keepfit.rows import served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.store import stored_answers, unloadable
@@ -66,7 +66,7 @@ class PendingRequest:
         """Return the rows of the request."""
         if not self.payload:
             raise LookupError("Redis has lost the rows of this request")
-        return train_score_predict.decode(self.payload)
+        return served.decode(self.payload)
 
     @property
     def wants_answer(self) -> bool:

@@ -80,7 +80,7 @@ async def find(client: redis.asyncio.Redis, cursor: int, count: int, idle_s: int
     -------
     models, cursor
         Saved models among them that were not used for `idle_s` seconds, and have no mark of a change, no lock, and
-        neither requests nor dead letters; and where to go on (0: all keys were looked at).
+        neither requests, dead letters nor open rows; and where to go on (0: all keys were looked at).
 
     Raises
     ------
@@ -130,11 +130,12 @@ async def _without_work(client: redis.asyncio.Redis, hashes: Sequence[str]) -> l
             ("EXISTS", redis_keys.lock(each)),
             ("XLEN", redis_keys.inbox(each)),
             ("XLEN", redis_keys.dead(each)),
+            ("HLEN", redis_keys.open_rows(each)),
         )
     ]
     answers = await redis_scripts.run_each(client, commands)
     found = []
-    for each, fields, mark, *work in zip(hashes, *(answers[first::5] for first in range(5)), strict=True):
+    for each, fields, mark, *work in zip(hashes, *(answers[first::6] for first in range(6)), strict=True):
         # An error of Redis (a key of another type) is work, too: that model stays, and the others can leave.
         if isinstance(fields, Exception) or None in fields or mark is not None or any(work):
             continue
@@ -177,6 +178,9 @@ async def unload(
                 redis_keys.lock(model_hash),
                 redis_keys.dead(model_hash),
                 redis_keys.idle(model_hash),
+                redis_keys.open_rows(model_hash),
+                redis_keys.open_row_ends(model_hash),
+                redis_keys.closed_rows(model_hash),
             ],
             [generation, digest, idle_s, max(ttl_s, DAY_S) * 1000],
         ),

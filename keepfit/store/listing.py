@@ -36,6 +36,7 @@ def describe(model: Model, *, with_object: bool = True) -> dict[str, Any]:
         "rows_seen": model.rows_seen,
         "metrics": model.metrics,
         "inbox": model.inbox,
+        **({"open_rows": model.open_rows} if model.open_rows else {}),
         "snapshot": model.snapshot,
     }
 

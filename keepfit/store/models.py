@@ -31,7 +31,8 @@ class Model:
     """State of a live model at one moment; `origin` is the generation in which its sequences began.
 
     `recipe` is as it was posted; `changed` are the parameters changed since (:mod:`keepfit.model.parameters`).
-    `is_unloadable` is False where it was not asked for (:mod:`keepfit.store.unloadable`).
+    `open_rows` wait for their labels. `is_unloadable` is False where it was not asked for
+    (:mod:`keepfit.store.unloadable`).
     """
 
     hash: str
@@ -48,6 +49,7 @@ class Model:
     changed: dict[str, Any]
     origin: int
     retained: RetainedRequests
+    open_rows: int = 0
     is_unloadable: bool = False
 
 
@@ -147,6 +149,9 @@ class Store:
                     redis_keys.lock(new.hash),
                     redis_keys.dead(new.hash),
                     redis_keys.idle(new.hash),
+                    redis_keys.open_rows(new.hash),
+                    redis_keys.open_row_ends(new.hash),
+                    redis_keys.closed_rows(new.hash),
                     *large_keys,
                 ],
                 [
@@ -225,14 +230,13 @@ class Store:
 
     async def mark_changed(self, model_hash: str, generation: int, version: int) -> None:
         """Mark a model as changed at this version, so that the snapshotter saves it."""
-        await redis_scripts.run_async(
-            self._store, ("ZADD", redis_keys.CHANGED, "GT", redis_keys.change_score(generation, version), model_hash)
-        )
+        score = redis_keys.change_score(generation, version)
+        await redis_scripts.run_async(self._store, ("ZADD", redis_keys.CHANGED, "GT", score, model_hash))
 
     async def delete(self, model_hash: str) -> bool:
         """Delete a model; return whether there was one."""
         large_keys, newest = await self._large_keys(model_hash)
-        (deleted, *late_keys), _ = await redis_scripts.run_async(
+        (deleted, *late_keys), *_ = await redis_scripts.run_async(
             self._store,
             redis_scripts.call(
                 "delete",
@@ -242,11 +246,15 @@ class Store:
                     redis_keys.inbox(model_hash),
                     redis_keys.lock(model_hash),
                     redis_keys.dead(model_hash),
+                    redis_keys.open_rows(model_hash),
+                    redis_keys.open_row_ends(model_hash),
+                    redis_keys.closed_rows(model_hash),
                     *large_keys,
                 ],
                 [redis_keys.COMMITS, model_hash, newest],
             ),
             ("ZREM", redis_keys.CHANGED, model_hash),
+            redis_scripts.call("note_rows", [redis_keys.OPEN_ROWS], [model_hash, 0, 0, "", 0]),
         )
         await self._unlink(late_keys)
         return bool(deleted)
@@ -294,9 +302,8 @@ class Store:
         states = [("HMGET", redis_keys.state(h), *_FIELDS) for h in hashes]
         bundles = [("GET", redis_keys.bundle(h)) for h in hashes]
         answers = await redis_scripts.run_each(self._store, [*states, *bundles])
-        return [
-            await self._match(*one) for one in zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
-        ]
+        pairs = zip(hashes, answers[: len(hashes)], answers[len(hashes) :], strict=True)
+        return [await self._match(*one) for one in pairs]
 
     async def _match(
         self, model_hash: str, fields: list[bytes | None] | Exception, data: bytes | Exception | None
@@ -331,9 +338,8 @@ class Store:
 
     async def collection(self) -> tuple[str, float]:
         """Return the hash after which the next garbage collection begins, and the time of Redis (seconds)."""
-        after, (seconds, micros) = await redis_scripts.run_async(
-            self._store, ("HGET", redis_keys.SNAPSHOTS, "collected"), ("TIME",)
-        )
+        position = ("HGET", redis_keys.SNAPSHOTS, "collected")
+        after, (seconds, micros) = await redis_scripts.run_async(self._store, position, ("TIME",))
         return (after or b"").decode(), int(seconds) + int(micros) / 1e6
 
     async def note_collection(self, after: str, reason: str) -> None:
@@ -353,9 +359,8 @@ class Store:
         at, failed, reason, uncollected = noted
         if at is None:
             return SnapshotState(changed, None, 0, "")
-        return SnapshotState(
-            changed, int(seconds) - int(at), int(failed), reason.decode(), (uncollected or b"").decode()
-        )
+        age_s, uncollected = int(seconds) - int(at), uncollected or b""
+        return SnapshotState(changed, age_s, int(failed), reason.decode(), uncollected.decode())
 
     async def unmark_changed(self, model_hash: str) -> None:
         """Unmark a deleted model as changed."""
@@ -364,7 +369,7 @@ class Store:
 
 _FIELDS = (
     "metadata", "recipe", "generation", "version", "rows_seen", "accepted", "learned", "metrics", "snapshot", "digest",
-    "changed", "origin", "kept", "base", "large",
+    "changed", "origin", "open_rows", "kept", "base", "large",
 )  # fmt: skip
 
 
@@ -374,7 +379,7 @@ def _model(model_hash: str, fields: list[bytes | None], marks: Collection[str] =
     metadata, recipe, generation, version, rows_seen, accepted, learned, metrics, snapshot, *rest = (
         field or b"" for field in fields
     )
-    digest, changed, origin, *retained = rest
+    digest, changed, origin, open_rows, *retained = rest
     return Model(
         hash=model_hash,
         metadata=msgspec.json.decode(metadata),
@@ -390,5 +395,6 @@ def _model(model_hash: str, fields: list[bytes | None], marks: Collection[str] =
         changed=msgspec.json.decode(changed) if changed else {},
         origin=int(origin or generation),
         retained=RetainedRequests.of(*retained),
+        open_rows=int(open_rows or 0),
         is_unloadable=unloadable.mark_of(model_hash, int(generation), digest.decode()) in marks,
     )

@@ -16,6 +16,7 @@ from keepfit.backends import redis_keys
 from keepfit.model.bundle import Bundle
 from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
+from keepfit.rows.served import ServedRows
 from keepfit.rows.shaping import shape
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
@@ -53,12 +54,14 @@ async def verify(store: redis.asyncio.Redis, model: TrackedModel) -> Verdict:
     header, bundle = unseal(data, Keyring.from_text(SIGNING_KEYS), recipe, model.hash)
     sent, expected_chain = len(model.rows), ""
     expected = Bundle.new(recipe)
-    for X, y in model.in_order():
+    for (X, y), prediction in model.in_order():
         if isinstance(X, dict):
             payload = inbox.make_change(model.hash, header.generation, X).payload
             expected.change(X)
         else:
             rows = shape(recipe, [X], [y], learning=True)
+            if prediction is not None:
+                rows = ServedRows(1, rows.numbers, rows.categories, rows.y, None, [prediction])
             payload = rows.encode()
             expected.partial_fit(rows)
         expected_chain = hashlib.sha1(f"{expected_chain}:".encode() + payload).hexdigest()
@@ -72,6 +75,8 @@ async def verify(store: redis.asyncio.Redis, model: TrackedModel) -> Verdict:
         ("rows seen, in the store", int(state["rows_seen"]), seen),
         ("rows seen, in the bundle", bundle.rows_seen, seen),
         ("changed", bundle.changed, expected.changed),
+        ("metrics", bundle.metrics(), expected.metrics()),
+        ("rows that wait for a label", await store.hlen(redis_keys.open_rows(model.hash)), 0),
         ("dead letters", put_aside, 0),
         ("chain of the store", state["chain"].decode(), expected_chain),
         ("chain of the bundle", header.chain, expected_chain),

@@ -1,7 +1,8 @@
 """Clients that send each row until it is accepted, and record its sequence.
 
-Owns the rows, each unique, and the record of accepted sequences. Only a 202 counts as accepted. Invariant: every
-attempt to send a row has the same Idempotency-Key, so that the row counts once however often it is sent.
+Owns the rows, each unique, and the record of accepted sequences. Only a 202 counts as accepted. Some rows are predicted
+with an id first, and learned when their label comes. Invariant: every attempt to send a row or a label has the same
+Idempotency-Key, so that the row counts once however often it is sent.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+from keepfit.rows.served import Served
 
 # A killed gateway may leave a connection open that never answers; the row is sent again after this time.
 ATTEMPT_S_MAX = 5.0
@@ -31,6 +34,8 @@ ESTIMATORS: Sequence[dict[str, Any]] = (
 # A row and its target, or a change of a parameter in place of a row.
 Row = tuple[list[Any] | dict[str, Any], float]
 CHANGE_EVERY = 50
+# Of so many rows one is predicted first, and its target sent as a late label.
+LATE_EVERY = 5
 
 
 def recipe_of(number: int) -> dict[str, Any]:
@@ -47,6 +52,8 @@ class TrackedModel:
     rows: list[Row]
     hash: str = ""
     accepted: dict[int, int] = field(default_factory=dict)
+    # What was served for the rows that were predicted first.
+    served: dict[int, Served] = field(default_factory=dict)
 
     @classmethod
     def of(cls, number: int, count: int) -> "TrackedModel":
@@ -63,9 +70,10 @@ class TrackedModel:
             rows[i] = ({name: drawn.choice([0.1, 0.01, 0.001])}, 0.0)
         return cls(number, recipe, rows)
 
-    def in_order(self) -> list[Row]:
-        """Return the accepted rows, ordered by sequence."""
-        return [self.rows[self.accepted[sequence]] for sequence in sorted(self.accepted)]
+    def in_order(self) -> list[tuple[Row, Served | None]]:
+        """Return the accepted rows, ordered by sequence, with what was served for those with a late label."""
+        rows = [self.accepted[sequence] for sequence in sorted(self.accepted)]
+        return [(self.rows[row], self.served.get(row)) for row in rows]
 
 
 @dataclass(slots=True)
@@ -125,9 +133,39 @@ class Clients:
         """Send one row until it is accepted; return its sequence."""
         X, y = model.rows[row]
         path, headers = f"/v1/models/{model.hash}", {"Idempotency-Key": f"row-{row}", "Prefer": "wait=0"}
-        method, body = ("PATCH", {"params": X}) if isinstance(X, dict) else ("POST", {"X": [X], "y": [y]})
-        if method == "POST":
-            path += "/partial_fit"
+        body: dict[str, Any]
+        if isinstance(X, dict):
+            answer = await self._request(session, row, "PATCH", path, {"params": X}, headers)
+        elif row % LATE_EVERY == LATE_EVERY - 1:
+            await self._predict(session, model, row)
+            body = {"labels": [{"id": row, "y": y}]}
+            answer = await self._request(session, row, "POST", f"{path}/labels", body, headers)
+            if answer["accepted"] != 1:
+                self.stats.errors.append(f"label {row} of model {model.number}: {answer}"[:300])
+        else:
+            body = {"X": [X], "y": [y]}
+            answer = await self._request(session, row, "POST", f"{path}/partial_fit", body, headers)
+        return int(answer["sequence"])
+
+    async def _predict(self, session: aiohttp.ClientSession, model: TrackedModel, row: int) -> None:
+        """Predict a row and have it kept until its label comes."""
+        body = {"X": [model.rows[row][0]], "id": row}
+        answer = await self._request(session, row, "POST", f"/v1/models/{model.hash}/predict", body, {}, 200)
+        model.served[row] = Served(answer["version"], answer["rows_seen"], answer["predictions"][0])
+
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        row: int,
+        method: str,
+        path: str,
+        body: dict[str, Any],
+        headers: dict[str, str],
+        success: int = 202,
+    ) -> Any:
+        """Send a request about a row until it succeeds; return the answer."""
+        # A model that has learned nothing cannot predict.
+        repeated = (429, 503, 504) if success == 202 else (409, 429, 503, 504)
         attempt = 0
         while True:
             url = self._urls[(row + attempt) % len(self._urls)] + path
@@ -141,11 +179,11 @@ class Clients:
             except (TimeoutError, aiohttp.ClientError) as error:
                 status, answer = type(error).__name__, None
             self.stats.statuses[str(status)] += 1
-            if status == 202:
+            if status == success:
                 self.stats.answered_at_s = time.monotonic()
                 self.stats.first_answer.set()
-                return int(answer["sequence"])
-            if isinstance(status, int) and status not in (429, 503, 504):
+                return answer
+            if isinstance(status, int) and status not in repeated:
                 self.stats.errors.append(f"{status}: {answer}"[:300])
                 assert len(self.stats.errors) < 100, self.stats.errors[:5]
             await asyncio.sleep(RETRY_S)

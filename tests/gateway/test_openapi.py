@@ -213,6 +213,10 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
         await check("POST", f"{prefix}/predict", {**rows, "proba": True, **extra})
         await check("POST", f"{prefix}/train_score_predict", {**labelled, "X_pred": [[1.0]], "proba": True, **extra})
         await check("POST", f"{prefix}/train_score_predict", {**labelled, "X_pred": [[1.0, 2.0]], **extra})
+        await check("POST", f"{prefix}/predict", {**rows, "id": [f"{prefix}-1", 7], **extra})
+        await check("POST", f"{prefix}/labels", {"labels": [{"id": f"{prefix}-1", "y": "no"}], **extra})
+        await check("POST", f"{prefix}/labels", {"labels": [{"id": 7, "y": "no"}, {"id": 8, "y": "no"}], **extra}, WAIT)
+        await check("POST", f"{prefix}/labels", {"labels": [{"id": 7, "y": [1.5]}], **extra})
         await check("POST", f"{prefix}/score", {**labelled, **extra})
         await check("POST", f"{prefix}/score", {"X": [["a"]], **extra})
     name = f"?metadata={quote(json.dumps(metadata))}"

@@ -132,11 +132,12 @@ def is_answers(name: str) -> bool:
 
 def _reading(name: str) -> Command:
     kind = name.rpartition(":")[2]
-    if kind == "st" or is_answers(name) or ":answers:" in name:
+    is_hash = kind in ("st", "rows") or is_answers(name) or ":answers:" in name
+    if is_hash or name == redis_keys.OPEN_ROWS:
         return ("HGETALL", name)
     if kind in ("in", "dead"):
         return ("XRANGE", name, "-", "+")
-    if name == redis_keys.CHANGED:
+    if name == redis_keys.CHANGED or kind in ("ends", "closed"):
         return ("ZRANGE", name, 0, -1, "WITHSCORES")
     return ("GET", name)
 

@@ -13,6 +13,7 @@ from unittest import mock
 from keepfit.backends import redis_scripts
 from tests.scripts.dead_letter_mutants import DISCARD, PEEK, RETRY
 from tests.scripts.job_mutants import JOBS
+from tests.scripts.open_rows_mutants import EXPIRE_ROWS, KEEP_ROWS, LABEL_ROWS, MODELS, NOTE_ROWS
 from tests.scripts.run_queue_mutants import ABANDON, CLAIM, MARK_RESTORES, PUSH, RELEASE, RENEW_LEASE, UNMARK_RESTORES
 from tests.scripts.store_mutants import (
     ACCEPT,
@@ -34,6 +35,7 @@ class Mutant:
     name: str
     old: str
     new: str
+    touches_open_rows: bool = False
 
     @property
     def id(self) -> str:
@@ -41,8 +43,10 @@ class Mutant:
         return f"{self.script}: {self.name}"
 
     @property
-    def machine(self) -> Literal["models", "run queue", "pull jobs"]:
+    def machine(self) -> Literal["models", "open rows", "run queue", "pull jobs"]:
         """Return the machine that drives the script."""
+        if self.touches_open_rows:
+            return "open rows"
         if self.script in JOB_SCRIPTS:
             return "pull jobs"
         return "run queue" if self.script in RUN_QUEUE_SCRIPTS else "models"
@@ -69,6 +73,11 @@ MUTANTS = (
     *(Mutant("retry", *mutant) for mutant in RETRY),
     *(Mutant("discard", *mutant) for mutant in DISCARD),
     *(Mutant("peek", *mutant) for mutant in PEEK),
+    *(Mutant("keep_rows", *mutant, True) for mutant in KEEP_ROWS),
+    *(Mutant("label_rows", *mutant, True) for mutant in LABEL_ROWS),
+    *(Mutant("expire_rows", *mutant, True) for mutant in EXPIRE_ROWS),
+    *(Mutant("note_rows", *mutant, True) for mutant in NOTE_ROWS),
+    *(Mutant(*mutant, True) for mutant in MODELS),
     *(Mutant("push", *mutant) for mutant in PUSH),
     *(Mutant("claim", *mutant) for mutant in CLAIM),
     *(Mutant("renew_lease", *mutant) for mutant in RENEW_LEASE),

@@ -12,10 +12,12 @@ from tests.scripts.bench import Bench
 from tests.scripts.dead_letter_machine import DeadLetterMachine
 from tests.scripts.job_machine import JobMachine
 from tests.scripts.mutants import Mutant, in_place
+from tests.scripts.open_rows_machine import OpenRowsMachine
 from tests.scripts.run_queue_machine import RunQueueMachine
 
 MACHINES: dict[str, type[RuleBasedStateMachine]] = {
     "models": DeadLetterMachine,
+    "open rows": OpenRowsMachine,
     "run queue": RunQueueMachine,
     "pull jobs": JobMachine,
 }

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from keepfit.errors import KeepfitError
 from keepfit.jobs import messages
@@ -17,7 +18,7 @@ from keepfit.rows.shaping import pack_row
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers.inputs import read_rows, time_left, timeout_parameter
-from keepfit_gateway.prediction import http_caching, without_worker
+from keepfit_gateway.prediction import http_caching, with_ids, without_worker
 from keepfit_gateway.prediction.cache import Cache, Raw, WatchedModel
 from keepfit_gateway.prediction.http_caching import CacheControl, Reply
 from keepfit_gateway.prediction.keys import key_of, row_key
@@ -26,6 +27,7 @@ from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
+from keepfit_gateway.web.parsed_rows import ParsedRows
 from keepfit_gateway.web.problems import status_of
 from keepfit_gateway.web.responses import json_response
 from keepfit_gateway.web.rows_body import RowsBody
@@ -34,6 +36,7 @@ from keepfit_gateway.web.rows_body import RowsBody
 VALUE_BYTES = 26
 # Statuses from this one on are errors that `stale-if-error` is about (RFC 5861): those of the server.
 SERVER_ERRORS_FROM = 500
+NO_HEADERS: Headers = CIMultiDict()
 
 
 def question_of(model: Model, rows: RowsBody) -> Question:
@@ -215,8 +218,27 @@ async def predict(request: web.Request) -> web.Response:
     service, headers, timeout_s = request.app[SERVICE], request.headers, timeout_parameter(request)
     rows = await read_rows(request, schemas.Predict, timeout_s)
     control, timeout_s = http_caching.cache_control(headers), time_left(request, timeout_s)
+    if isinstance(rows, ParsedRows) and rows.ids is not None:
+        return await _predict_with_ids(service, rows, rows.ids, control, timeout_s)
     run = partial(predict_rows, service, rows=rows, headers=headers, control=control, timeout_s=timeout_s)
     return http_caching.respond(headers, await service.models.run(rows.model_hash, run))
+
+
+async def _predict_with_ids(
+    service: Service, rows: ParsedRows, ids: list[str], control: CacheControl, timeout_s: float | None
+) -> web.Response:
+    """Predict rows and keep them until their labels come, which no cache may do in place of the gateway."""
+    with_ids.check_ids(ids, rows.X)
+
+    async def run(model: Model) -> Reply:
+        async def ask(asked: ParsedRows) -> bytes:
+            return (await predict_rows(service, model, asked, NO_HEADERS, control, timeout_s=timeout_s)).body
+
+        return await with_ids.predict_and_keep(service.open_rows, model, rows, ids, ask)
+
+    reply = await service.models.run(rows.model_hash, run)
+    headers = {hdrs.CACHE_CONTROL: "no-store", hdrs.ETAG: reply.etag}
+    return web.Response(body=reply.body, content_type="application/json", headers=headers)
 
 
 async def score(request: web.Request) -> web.Response:

@@ -115,6 +115,7 @@ SNAPSHOT = {
     "metrics": METRICS,
     **STORED,
     "runtime": {"python": "3.11.7", "scikit-learn": "1.9.1", "numpy": "2.4.6"},
+    "open_rows": 0,
 }
 OF_MODEL = {"hash": HASH, "version": 4}
 ACCEPTED = {"hash": HASH, "accepted": 2, "sequence": 1, "generation": 1, "version": 0}
@@ -127,6 +128,14 @@ TRAIN_SCORE_PREDICT = {
     "predictions": [0.4995],
     "warnings": [],
 }
+LABELS = [{"id": "pair-7", "y": 0.5}, {"id": "pair-0", "y": 0.5}]
+UNKNOWN = {
+    "index": 1,
+    "id": "pair-0",
+    "reason": "unknown",
+    "detail": "No row is open under this id, and none was lately.",
+}
+LABELLED = {"hash": HASH, "accepted": 1, "sequence": 3, "version": 3, "rows_seen": 5, "errors": [UNKNOWN]}
 TENSORS = [
     {"name": "make", "shape": [1], "datatype": "BYTES", "data": ["pegasus"]},
     {"name": "year", "shape": [1], "datatype": "INT64", "data": [2001]},
@@ -197,7 +206,21 @@ BY_HASH: dict[str, Example] = {
         {200: TRAIN_SCORE_PREDICT, 202: ACCEPTED},
         headers={**WAIT, 202: {"Prefer": "wait=0"}},
     ),
-    "predict": Example({"objects": {"X": BY_NAME[:1]}, "lists": {"X": BY_POSITION[:1]}}, {200: PREDICTED}),
+    "predict": Example(
+        {
+            "objects": {"X": BY_NAME[:1]},
+            "lists": {"X": BY_POSITION[:1]},
+            "kept for its label": {"X": BY_NAME[:1], "id": "pair-7"},
+            "kept for their labels": {"X": BY_NAME[:1], "id": ["pair-8"]},
+        },
+        {200: PREDICTED},
+    ),
+    "label_rows": Example({"labels": {"labels": LABELS}}, {200: LABELLED}, headers=WAIT),
+    "label_rows_by_metadata": Example(
+        {"labels": {"metadata": METADATA, "labels": [{"id": "pair-8", "y": 0.5}, LABELS[1]]}},
+        {200: LABELLED},
+        headers=WAIT,
+    ),
     "score": Example({"objects": ROWS}, {200: {"hash": HASH, "version": 3, "rows_seen": 6, **SCORED}}),
     "pull": Example({"parquet": PULL}, {202: JOB_MADE}),
     "list_jobs": Example({}, {200: {"jobs": [JOB], "next": "001795983706810-" + JOB_ID}}, "?limit=1"),

@@ -8,11 +8,12 @@ from typing import Any
 
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import learning, prediction, train_score_predict
+from keepfit_gateway.handlers import labels, learning, prediction, train_score_predict
 from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PREFER_ANSWER, PROBA, TIMEOUT
 from keepfit_gateway.routes.route import ASK_ERRORS, LEARN_ERRORS, LEARNING, PREDICTING, Route
 
 LEARNED: Mapping[int, type[Any] | None] = {200: schemas.LearnedAnswer, 202: schemas.AcceptedAnswer}
+LABELLED: Mapping[int, type[Any] | None] = {200: schemas.LabelsLearnedAnswer, 202: schemas.LabelsAnswer}
 PREDICTED: Mapping[int, type[Any] | None] = {200: schemas.PredictAnswer, 304: None}
 SCORED: Mapping[int, type[Any] | None] = {200: schemas.ScoreAnswer}
 PREFERRED = {200: ("Preference-Applied",)}
@@ -31,7 +32,13 @@ TRAIN_SCORE_PREDICT_TEXT = (
 PREDICT_TEXT = (
     "One prediction for each row, by the newest version of the model. With `proba` also probabilities of the classes, "
     "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
-    "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504."
+    "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504. "
+    "With `id` the rows are kept until their labels come; the same request again gets the same answer."
+)
+LABELS_TEXT = (
+    "Join rows that were predicted with an `id` with their labels, and learn each as a request of one row, in this "
+    "order. `errors` names each label that was not accepted, with the reason. `Prefer: wait=SECONDS` and "
+    "`Idempotency-Key` work as for rows to learn."
 )
 SCORE_TEXT = "Regressors answer `max_error`, `mean_absolute_error`, `r2`; classifiers `accuracy`, `f1`, `log_loss`."
 
@@ -50,6 +57,10 @@ ROUTES = (
         "POST", "/v1/models/{hash}/predict", prediction.predict, PREDICTING, "Predict rows", PREDICT_TEXT,
         PREDICTED, schemas.Predict, ASK_ERRORS, (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), CACHED,
         tables=True, scope=PREDICT,
+    ),
+    Route(
+        "POST", "/v1/models/{hash}/labels", labels.label_rows, LEARNING, "Label predicted rows", LABELS_TEXT,
+        LABELLED, schemas.Labels, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, scope=LEARN,
     ),
     Route(
         "POST", "/v1/models/{hash}/score", prediction.score, PREDICTING, "Score a model on rows", SCORE_TEXT,

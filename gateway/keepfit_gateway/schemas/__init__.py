@@ -41,6 +41,13 @@ from keepfit_gateway.schemas.inference import (
     ServerReady,
     TensorMetadata,
 )
+from keepfit_gateway.schemas.labels import (
+    Labels,
+    LabelsAnswer,
+    LabelsLearnedAnswer,
+    LateLabel,
+    RefusedLabel,
+)
 from keepfit_gateway.schemas.requests import (
     Call,
     CreateModel,
@@ -75,6 +82,10 @@ __all__ = [
     "InferenceError",
     "InferenceRequest",
     "InputTensor",
+    "Labels",
+    "LabelsAnswer",
+    "LabelsLearnedAnswer",
+    "LateLabel",
     "LearnedAnswer",
     "Live",
     "ModelAnswer",
@@ -91,6 +102,7 @@ __all__ = [
     "Problem",
     "ProblemError",
     "Ready",
+    "RefusedLabel",
     "RefusedRetry",
     "RequestedOutput",
     "RestoreModel",

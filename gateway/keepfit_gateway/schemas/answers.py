@@ -115,6 +115,10 @@ class ModelAnswer(Struct, kw_only=True):
     rows_seen: RowsSeen
     metrics: Metrics
     inbox: Annotated[int, Meta(description="Number of requests that wait to be learned.")]
+    open_rows: (
+        Annotated[int, Meta(description="Number of rows that wait for their labels; left out if there are none.")]
+        | UnsetType
+    ) = UNSET
     snapshot: SnapshotSummary | None
 
 
@@ -229,6 +233,12 @@ class SnapshotAnswer(Struct, kw_only=True):
     sha256: Sha256
     size_bytes: SizeBytes
     runtime: Annotated[dict[str, str], Meta(title="Runtime", description="Versions of Python, scikit-learn and numpy.")]
+    open_rows: (
+        Annotated[
+            int, Meta(description="Number of rows that waited for their labels; a snapshot does not contain them.")
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class SnapshotList(Struct, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from keepfit.errors import MalformedError
-from keepfit_gateway.schemas.values import DeadId, Metadata, Recipe, TargetList, Weights, X
+from keepfit_gateway.schemas.values import DeadId, Metadata, Recipe, RowId, TargetList, Weights, X
 
 Y = Annotated[
     TargetList | None,
@@ -54,6 +54,10 @@ class Predict(Form, kw_only=True):
 
     X: X
     proba: Annotated[bool, Meta(description="Also return probabilities, or anomaly scores.")] = False
+    id: Annotated[
+        RowId | list[RowId] | None,
+        Meta(description="Id of the row, or a list with one for each row: they are kept until their labels come."),
+    ] = None
 
 
 class Score(Form, kw_only=True):

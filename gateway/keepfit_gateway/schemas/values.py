@@ -112,6 +112,11 @@ X = Annotated[
     ),
 ]
 TargetList = Annotated[list[Any], Meta(extra_json_schema={"items": _schema("Target")})]
+Target = Annotated[Any, Meta(extra_json_schema=_schema("Target"))]
+RowId = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=128)] | Annotated[int, Meta(ge=-(2**53), le=2**53)],
+    Meta(title="RowId", description="Id of a predicted row: text, or an integer, which is the same as its digits."),
+]
 PredictionList = Annotated[list[Any], Meta(extra_json_schema={"items": _schema("Prediction")})]
 LabelList = Annotated[list[Any], Meta(extra_json_schema={"items": _schema("Label")})]
 Probabilities = Annotated[

@@ -215,7 +215,8 @@ def _has_ambiguous_escape(body: bytes | bytearray) -> bool:
 def _decoder(form: type[Form], *, raw: bool = False) -> Callable[[Any], Any]:
     """Return the decoder of a form, which returns an instance of a subclass of :class:`Fields`."""
     types = RAW_FIELDS if raw else FIELDS
-    fields = msgspec.structs.fields(form)
+    # A body with ids is for the strict parser, to which they are unknown here.
+    fields = [field for field in msgspec.structs.fields(form) if field.name in types]
     decoded = msgspec.defstruct(
         f"Decoded{form.__name__}",
         [(f.name, types[f.name]) for f in fields if f.required]

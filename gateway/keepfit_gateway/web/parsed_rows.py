@@ -13,7 +13,10 @@ from keepfit.rows.rows import Rows
 
 @dataclass(slots=True, eq=False)
 class ParsedRows:
-    """Rows as lists, from small JSON or from JSON that only the strict parser can read; `size` in bytes of JSON."""
+    """Rows as lists, from small JSON or from JSON that only the strict parser can read; `size` in bytes of JSON.
+
+    `ids` are those of the rows, if they are to be kept until their labels come; only the strict parser reads them.
+    """
 
     size: int
     X: Any
@@ -21,6 +24,7 @@ class ParsedRows:
     sample_weight: Any
     proba: bool
     model_hash: str
+    ids: list[str] | None = None
 
     def shape(self, recipe: Recipe, *, learning: bool) -> Rows:
         """Check the rows against `recipe` and return them."""

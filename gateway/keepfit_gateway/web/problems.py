@@ -45,6 +45,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.UnstorableError: 422,
     errors.OverloadedError: 429,
     errors.InboxFullError: 429,
+    errors.OpenRowsFullError: 429,
     errors.QueueFullError: 429,
     errors.RateLimitError: 429,
     errors.UnavailableError: 503,

@@ -157,7 +157,10 @@ def _parse_strictly(body: bytes | bytearray, form: type[Form], model_hash: str |
     if model_hash is None:
         model_hash = bound_key.hash_of(request.metadata)
     y, weights = getattr(request, "y", None), getattr(request, "sample_weight", None)
-    return ParsedRows(len(body), request.X, y, weights, getattr(request, "proba", False), model_hash)
+    proba, ids = getattr(request, "proba", False), getattr(request, "id", None)
+    if ids is not None:
+        ids = list(map(str, ids if isinstance(ids, list) else [ids]))
+    return ParsedRows(len(body), request.X, y, weights, proba, model_hash, ids)
 
 
 def _shape_chunks(

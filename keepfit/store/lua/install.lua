@@ -8,7 +8,10 @@
 -- KEYS[5] lock         lease that learns the model, or a restore that has claimed it
 -- KEYS[6] dead         stream of dead letters
 -- KEYS[7] idle         idle record of a model that left Redis (unload)
--- KEYS[8...] big       rows of large requests of a predecessor
+-- KEYS[8] rows         open rows of a predecessor (keep_rows)
+-- KEYS[9] ends         their ids by the time at which they expire
+-- KEYS[10] closed      ids of its labelled and expired rows
+-- KEYS[11...] big      rows of large requests of a predecessor
 -- ARGV[1] metadata     canonical JSON
 -- ARGV[2] recipe       JSON
 -- ARGV[3] generation   integer, from MongoDB
@@ -57,7 +60,8 @@ for _, item in ipairs(redis.call('XRANGE', KEYS[4], '(' .. ARGV[15], '+')) do
   answer[#answer + 1] = item[2][6]
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-for i = 8, #KEYS do
+redis.call('DEL', KEYS[8], KEYS[9], KEYS[10])
+for i = 11, #KEYS do
   redis.call('UNLINK', KEYS[i])
 end
 if ARGV[8] ~= '' then

@@ -19,6 +19,7 @@ BODIES: dict[str, Any] = {
     "/v1/partial_fit": LABELLED,
     "/v1/train_score_predict": {**LABELLED, "X_pred": [[1.0, 2.0]]},
     "/v1/predict": ROWS,
+    "/v1/labels": {"labels": [{"id": "a", "y": "no"}]},
     "/v1/score": LABELLED,
     "/v1/dead/retry": {},
     "/v1/dead/discard": {"ids": ["1-1"]},

@@ -16,7 +16,7 @@ from tests.gateway.api_client import Api
 SHOES = [{"make": "nike", "year": 2001}, {"make": "adidas", "year": 2003}]
 HISTORY = {
     "type", "timestamp", "hash", "metadata", "generation", "version", "sequence", "rows_seen", "metrics", "uri",
-    "sha256", "size_bytes", "runtime",
+    "sha256", "size_bytes", "runtime", "open_rows",
 }  # fmt: skip
 
 

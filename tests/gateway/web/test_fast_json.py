@@ -103,7 +103,7 @@ USUAL_FIELDS = {
 
 def usual_bodies(form: type[Form]) -> Any:
     """Generate requests with the fields of a form, sometimes with one field more."""
-    members = [USUAL_FIELDS[name] for name in form.__struct_fields__]
+    members = [USUAL_FIELDS[name] for name in form.__struct_fields__ if name in USUAL_FIELDS]
     more = st.lists(fields, max_size=1) | st.just([])
     return (
         st.tuples(st.tuples(*members).map(list), more)

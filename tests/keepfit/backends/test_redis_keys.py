@@ -20,6 +20,9 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.followed,
     redis_keys.new_stored_answers,
     redis_keys.old_stored_answers,
+    redis_keys.open_rows,
+    redis_keys.open_row_ends,
+    redis_keys.closed_rows,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models,
@@ -55,6 +58,8 @@ ALL = [
     redis_keys.tokens("web"),
     redis_keys.SWEEP,
     redis_keys.SNAPSHOTS,
+    redis_keys.OPEN_ROWS,
+    redis_keys.EXPIRING,
 ]
 
 
@@ -106,6 +111,7 @@ def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
     built |= {redis_keys.RESTORES, redis_keys.SCORERS, redis_keys.LEASES, redis_keys.LEASE_HOLDERS, redis_keys.WAKE_UPS}
+    built |= {redis_keys.OPEN_ROWS, redis_keys.EXPIRING}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
@@ -135,4 +141,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 12 == len(built)
+    assert len(functions) + 14 == len(built)

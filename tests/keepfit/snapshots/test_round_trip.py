@@ -35,7 +35,7 @@ from tests.factories import SHOES, SIZES, Workshop, resigned, workshop
 
 FIELDS = {
     "type", "timestamp", "hash", "metadata", "version", "rows_seen", "metrics", "uri", "sha256", "size_bytes",
-    "runtime", "generation", "sequence", "origin", "attempt",
+    "runtime", "generation", "sequence", "origin", "attempt", "open_rows",
 }  # fmt: skip
 OTHER_SHOES, OTHER_SIZES = [["puma", 1999], ["nike", 2020]], [1.0, 2.0]
 FOREIGN = Keyring.from_text("foreign:" + "ab" * 32)

@@ -1,0 +1,206 @@
+"""Open rows of one gateway: keeping rows that are predicted, and accepting the labels that come for them.
+
+Owns the futures of both, and the counts. All calls that arrive during a round trip to Redis go with the next one.
+Invariants: a prediction with an id is answered only after its rows are in Redis; a label is answered as accepted only
+after it is in the inbox, and in the row log if there is one. A label whose hint is lost is learned after the next
+sweep of the workers. :mod:`keepfit.store.open_rows` has the scripts.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import redis.asyncio
+import structlog
+
+from keepfit.backends.batcher import Batcher
+from keepfit.backends.redis_scripts import ScriptConnection
+from keepfit.errors import KeepfitError, UnavailableError, without_frames
+from keepfit.observability import failpoints
+from keepfit.rows.served import Served
+from keepfit.settings import Settings
+from keepfit.store import late_labels, open_rows
+from keepfit.store.late_labels import Labelled, LabelRequest, LabelResult
+from keepfit.store.open_rows import Count, KeepRequest, Kept, Total
+from keepfit_gateway.learning.acceptor import Acceptor
+from keepfit_gateway.learning.recorder import Recorder
+
+log = structlog.get_logger(__name__)
+
+EXPIRE_S = 60.0
+BATCH_MAX = 64
+
+R = TypeVar("R", KeepRequest, LabelRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending(Generic[R]):
+    request: R
+    future: asyncio.Future[Any]
+
+    def resolve(self, outcome: Any) -> None:
+        """Set the outcome, unless its client is gone."""
+        if self.future.done():
+            return
+        if isinstance(outcome, KeepfitError):
+            self.future.set_exception(without_frames(outcome))
+        else:
+            self.future.set_result(outcome)
+
+
+class OpenRows:
+    """Keeps rows until their labels come, and accepts these; `total` is what is known of all models."""
+
+    def __init__(
+        self, store: redis.asyncio.Redis, settings: Settings, acceptor: Acceptor, recorder: Recorder | None
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._acceptor = acceptor
+        self._recorder = recorder
+        self._keeping = ScriptConnection(store)
+        self._labelling = ScriptConnection(store)
+        self._rows: Batcher[_Pending[KeepRequest]] = Batcher(self._keep, BATCH_MAX)
+        self._labels: Batcher[_Pending[LabelRequest]] = Batcher(self._label, BATCH_MAX)
+        self.total = Total()
+        # Rows of predictions, and labels, by their outcome.
+        self.rows: Counter[str] = Counter(kept=0, repeated=0, refused=0)
+        self.labels: Counter[str] = Counter(accepted=0, **{name: 0 for name, _ in late_labels.REASONS.values()})
+
+    async def keep(self, request: KeepRequest) -> list[Served]:
+        """Keep the rows of a prediction durably; return the predictions to serve, of an earlier call if it is repeated.
+
+        Raises
+        ------
+        NotFoundError, StaleModelError
+            If the model was deleted or has another generation by now.
+        ConflictError
+            If one of the ids belongs to another row.
+        OpenRowsFullError
+            If the rows do not fit.
+        UnavailableError
+            If Redis is unavailable.
+        """
+        try:
+            kept: Kept = await self._put(self._rows, request)
+        except KeepfitError:
+            self.rows["refused"] += len(request.rows)
+            raise
+        self.rows["repeated" if kept.repeated else "kept"] += len(request.rows)
+        return kept.predictions
+
+    async def label(self, request: LabelRequest) -> Labelled:
+        """Accept labels durably.
+
+        Raises
+        ------
+        NotFoundError, StaleModelError
+            If the model was deleted or has another generation by now.
+        IdempotencyError
+            If the key was used before with other labels.
+        InboxFullError
+            If none of them fits into the inbox.
+        UnavailableError
+            If Redis or the row log is unavailable.
+        """
+        labelled: Labelled = await self._put(self._labels, request)
+        self.labels["accepted"] += labelled.accepted
+        for letter, (name, _) in late_labels.REASONS.items():
+            self.labels[name] += labelled.outcomes.count(letter)
+        return labelled
+
+    def _put(self, batcher: Batcher[_Pending[R]], request: R) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        batcher.put(_Pending(request, future))
+        return future
+
+    async def _keep(self, batch: list[_Pending[KeepRequest]]) -> None:
+        try:
+            batch = await self._fitting(batch)
+            results = await open_rows.keep(self._keeping, self._settings, [each.request for each in batch])
+        except UnavailableError as unavailable:
+            _resolve_all(batch, unavailable)
+            return
+        except Exception:
+            log.exception("keep_failed")
+            _resolve_all(batch, KeepfitError("The rows could not be kept; the gateway's log has the details."))
+            return
+        failpoints.reach("rows.kept")
+        for pending, result in zip(batch, results, strict=True):
+            pending.resolve(result.outcome)
+        await self._note(self._keeping, [result.count for result in results])
+
+    async def _fitting(self, batch: list[_Pending[KeepRequest]]) -> list[_Pending[KeepRequest]]:
+        """Return the requests that the limit of all models has space for, and refuse the others."""
+        most, is_new, fitting = self._settings.open_rows_total_bytes_max, False, list[_Pending[KeepRequest]]()
+        taken = 0
+        for pending in batch:
+            size = sum(row.size_bytes for row in pending.request.rows)
+            if self.total.size_bytes + taken + size > most and not is_new:
+                self.total, is_new = await open_rows.total(self._keeping), True
+            if self.total.size_bytes + taken + size > most:
+                what = f"{self.total.rows} rows of all models wait for their labels, in {self.total.size_bytes} bytes"
+                pending.resolve(open_rows.full(what))
+            else:
+                taken += size
+                fitting.append(pending)
+        return fitting
+
+    async def _note(self, connection: ScriptConnection, counts: Sequence[Count | None]) -> None:
+        """Note in the register how many rows the models have; if that fails, the next pass notes it."""
+        with suppress(UnavailableError):
+            total = await open_rows.note_counts(connection, [count for count in counts if count is not None])
+            self.total = total or self.total
+
+    async def _label(self, batch: list[_Pending[LabelRequest]]) -> None:
+        requests, logged = [pending.request for pending in batch], self._recorder is not None
+        failpoints.reach("labels.begun")
+        try:
+            if self._recorder is not None:
+                await self._recorder.check()
+            results = await late_labels.label(self._labelling, self._settings, requests, logged=logged)
+        except UnavailableError as unavailable:
+            _resolve_all(batch, unavailable)
+            return
+        except Exception:
+            log.exception("label_failed")
+            _resolve_all(batch, KeepfitError("The labels could not be accepted; the gateway's log has the details."))
+            return
+        failpoints.reach("labels.done")
+        for pending, result in zip(batch, results, strict=True):
+            if self._recorder is not None and result.call is not None:
+                self._recorder.put(result.call, partial(_resolve_recorded, pending, result))
+            else:
+                pending.resolve(result.outcome)
+            if result.is_unlocked:
+                self._acceptor.notify(pending.request.hash)
+        await self._note(self._labelling, [result.count for result in results])
+
+    async def expire_forever(self) -> None:
+        """Expire rows once a minute, and read how many all models have."""
+        while True:
+            with suppress(UnavailableError):
+                await open_rows.expire(self._store, self._settings)
+                self.total = await open_rows.total(self._store)
+            await asyncio.sleep(EXPIRE_S)
+
+    async def close(self) -> None:
+        """Finish the current round trips and close the connections."""
+        await self._rows.close()
+        await self._labels.close()
+        await self._keeping.close()
+        await self._labelling.close()
+
+
+def _resolve_all(batch: Sequence[_Pending[Any]], error: KeepfitError) -> None:
+    for pending in batch:
+        pending.resolve(error)
+
+
+def _resolve_recorded(pending: _Pending[LabelRequest], result: LabelResult, error: KeepfitError | None) -> None:
+    """Report the outcome of labels, after the row log stored them or failed with `error`."""
+    pending.resolve(error or result.outcome)
