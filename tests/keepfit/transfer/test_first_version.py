@@ -4,10 +4,12 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import skops.io
+from pydantic import SecretStr
 from sklearn.linear_model import SGDRegressor
 
 from keepfit import identity
@@ -22,6 +24,8 @@ from keepfit.snapshots import garbage
 from keepfit.snapshots.garbage import HASH_END
 from keepfit.snapshots.retention import DAY_S, Rules
 from keepfit.transfer import first_version
+from keepfit.transfer.exports import export_many
+from keepfit.transfer.imports import import_many
 from tests.factories import Workshop, workshop
 from tests.faults import acts
 
@@ -171,3 +175,26 @@ async def test_the_first_version_can_be_restored_by_name(shop: Workshop, named: 
     await restorer.restore_or_rewind(model_hash, RestoreRequest(version=1))
     restorer.close()
     assert await shop.predict(model_hash, X) == trained_learner().predict(X).tolist()
+
+
+async def test_an_exported_model_is_imported_elsewhere(shop: Workshop, named: dict[str, Any], tmp_path: Path) -> None:
+    """A model that was uploaded moves to a deployment with other keys, and learns on there as here."""
+    await create(shop, named, trained_learner())
+    model_hash = identity.hash_of(named)
+    await shop.learn(model_hash, X, [3.0, 4.0])
+    await shop.snapshotter.run_pass()
+    await export_many(shop.settings, tmp_path / "export.zip", ModelFilter(hash=model_hash))
+    settings = shop.settings.model_copy(
+        update={
+            "store_url": SecretStr(shop.settings.store_url.get_secret_value()[:-1] + "1"),
+            "mongo_url": SecretStr(shop.settings.mongo_url.get_secret_value() + "new"),
+            "snapshot_url": (tmp_path / "new").as_uri(),
+            "signing_keys": SecretStr("test:" + "a7" * 32),
+        }
+    )
+    async with workshop(settings) as other:
+        (result,) = await import_many(settings, tmp_path / "export.zip", shop.keyring)
+        assert (result.outcome, result.version) == ("imported", 2)
+        for each in (shop, other):
+            await each.learn(model_hash, X, [5.0, 6.0])
+        assert await other.predict(model_hash, X) == await shop.predict(model_hash, X)
