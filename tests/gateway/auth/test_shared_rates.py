@@ -221,9 +221,18 @@ async def statuses(apis: list[Api], token: str, count: int) -> list[int]:
     return [(await apis[n % len(apis)].call("GET", "/nowhere", headers=bearer(token))).status for n in range(count)]
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for Redis: a busy machine is not one without it."""
+    monkeypatch.setattr("keepfit_gateway.auth.shared_rates.WAIT_S", 20.0)
+
+
+@pytest.mark.usefixtures("_patient")
 async def test_gateways_share_the_rate_of_a_key(settings: Settings) -> None:
     """Three gateways on one Redis allow together what the key may send; each name has a bucket of its own."""
-    (token, line), (renewed, again), (other, third) = (new_key(name, [READ], "0.01/7") for name in ("web", "web", "b"))
+    (token, line), (renewed, again), (other, third) = (
+        new_key(name, [READ], "0.0001/7") for name in ("web", "web", "b")
+    )
     limited = Settings(**{**settings.model_dump(), "api_keys": f"{line},{again},{third}"})
     async with serving(limited) as one, serving(limited) as two, serving(limited) as three:
         apis = [one, two, three]
@@ -235,17 +244,18 @@ async def test_gateways_share_the_rate_of_a_key(settings: Settings) -> None:
         for api in apis:
             refused = await api.call("GET", "/nowhere", headers=bearer(renewed))
             refused.problem(429)
-            assert 1 <= int(refused.headers["Retry-After"]) <= 100
+            assert 1 <= int(refused.headers["Retry-After"]) <= 10_000
             assert refused.headers["RateLimit"].startswith('"key";r=0;t=')
         assert await statuses(apis, other, 8) == [404] * 7 + [429]
 
 
+@pytest.mark.usefixtures("_patient")
 async def test_a_gateway_without_its_redis_limits_requests_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the queue's Redis a key has its rate in each gateway; when it is there, they share the rate."""
     monkeypatch.setattr("keepfit_gateway.auth.shared_rates.PROBE_S", 0.05)
-    token, line = new_key("web", [READ], "0.01/4")
+    token, line = new_key("web", [READ], "0.0001/4")
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
