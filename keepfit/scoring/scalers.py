@@ -4,7 +4,9 @@ Owns these computations. Never learns. Invariant: results are those of scikit-le
 the same operations in the same order. The functions take a scaler of scikit-learn, or the record with its attributes.
 """
 
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from operator import add, mul, sub, truediv
 from typing import Any
 
 import numpy as np
@@ -103,3 +105,23 @@ def max_abs(scaler: Any, X: Floats) -> Floats:
     """Return what MaxAbsScaler gives for `X`, shape (n, width), which is overwritten."""
     X /= scaler.scale_
     return np.clip(X, -1.0, 1.0, out=X) if scaler.clip else X
+
+
+def row_function(scaler: Scaler) -> Callable[[Iterable[float]], Iterable[float]]:
+    """Return a function that scales the numbers of a single row as :data:`Scaler` does, without clipping.
+
+    Python computes with the same doubles as numpy, one by one: the same operations give the same bits. For a short row
+    that takes less time than the calls of numpy, which touch much more memory.
+    """
+    if isinstance(scaler, StandardScaler):
+        mean = None if scaler.mean_ is None else scaler.mean_.tolist()
+        scale = None if scaler.scale_ is None else scaler.scale_.tolist()
+        if mean is None or scale is None:
+            operation, by = (sub, mean) if scale is None else (truediv, scale)
+            return lambda row: row if by is None else map(operation, row, by)
+        return lambda row: map(truediv, map(sub, row, mean), scale)
+    factors = scaler.scale_.tolist()
+    if isinstance(scaler, MaxAbsScaler):
+        return lambda row: map(truediv, row, factors)
+    added = scaler.min_.tolist()
+    return lambda row: map(add, map(mul, row, factors), added)

@@ -10,10 +10,10 @@ computations are the functions of this package, which bundles call too; a scorer
 :mod:`keepfit.model.scorers` and :mod:`keepfit.scoring.encoding`.
 """
 
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,10 +23,11 @@ from keepfit.errors import KeepfitError
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.values import LITTLE_ENDIAN, NUMBER_MAX, Floats, NonNumeric
-from keepfit.scoring import category_codes, class_labels, computations, linear, matrix
+from keepfit.scoring import category_codes, class_labels, computations, linear, matrix, scalers
 from keepfit.scoring.class_labels import CLASSES_MIN
 from keepfit.scoring.functions import is_finite
 from keepfit.scoring.records import LOGISTIC_COST
+from keepfit.scoring.scalers import Scaler
 from keepfit.scoring.state import State, positions
 
 # Numbers and labels of one answer; workers give larger ones.
@@ -38,6 +39,8 @@ FIXED_BYTES, LABEL_BYTES = 4096, 128
 CALL_COST, CATEGORY_COST, VALUE_COST = 160, 160, 20
 # A product up to this, with the numbers of a request at their largest, cannot overflow.
 PRODUCT_MAX = sys.float_info.max / 2
+# A row of up to this many numbers is scaled value by value.
+SHORT_MAX = 24
 # Calls of numpy for a column that may be missing, and for a part of a timestamp.
 NULLABLE_CALLS, PART_CALLS = 12, 8
 
@@ -191,20 +194,27 @@ def _row_answer(state: State, recipe: Recipe) -> Callable[[bytes], bytes] | None
         return None
     weights, bias, width = final.coef_.ravel(), float(final.intercept_[0]), final.n_features_in_
     scaler = state.scaler
-    scale = None if scaler is None else partial(computations.SCALE[type(scaler)], scaler)
     with np.errstate(all="ignore"):
         if not float(np.abs(weights) @ _largest(scaler, width)) <= PRODUCT_MAX:
             return None
     labels = [_encode([state.labels[0][code]]) for code in final.classes_.tolist()] if is_binary else None
+    scale = None if scaler is None else _row_scaler(scaler, width)
 
     def answer(numbers: bytes) -> bytes:
-        row: Any = np.frombuffer(numbers if scale is None else bytearray(numbers), LITTLE_ENDIAN)
-        if scale is not None:
-            row = scale(row)
+        row: Any = np.frombuffer(numbers if scale is None else scale(numbers), LITTLE_ENDIAN)
         score = row.dot(weights).item() + bias
         return _encode((score,)) if labels is None else labels[score > 0]
 
     return answer
+
+
+def _row_scaler(scaler: Scaler, width: int) -> Callable[[bytes], bytes | Floats]:
+    """Return what scales a row of float64: value by value if it is short, and else with numpy."""
+    if width > SHORT_MAX:
+        return lambda numbers: computations.scale(scaler, np.frombuffer(bytearray(numbers), LITTLE_ENDIAN))
+    form, scale = struct.Struct(f"<{width}d"), scalers.row_function(scaler)
+    pack, unpack = form.pack, form.unpack
+    return lambda numbers: pack(*scale(unpack(numbers)))
 
 
 def _largest(scaler: Any, width: int) -> Floats:
