@@ -61,7 +61,7 @@ async def verify(store: redis.asyncio.Redis, model: TrackedModel) -> Verdict:
         else:
             rows = shape(recipe, [X], [y], learning=True)
             if prediction is not None:
-                rows = ServedRows(1, rows.numbers, rows.categories, rows.y, None, [prediction])
+                rows = ServedRows(1, rows.numbers, rows.categories, rows.y, predictions=[prediction])
             payload = rows.encode()
             expected.partial_fit(rows)
         expected_chain = hashlib.sha1(f"{expected_chain}:".encode() + payload).hexdigest()

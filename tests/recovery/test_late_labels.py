@@ -146,7 +146,7 @@ async def test_labels_are_learned_once_through_kills(tmp_path: Path) -> None:
             for sequence in sorted(sequences):
                 i = sequences[sequence]
                 rows = shaping.shape(recipe, [X[i]], [y[i]], learning=True)
-                bundle.partial_fit(ServedRows(1, rows.numbers, rows.categories, rows.y, None, [served[i]]))
+                bundle.partial_fit(ServedRows(1, rows.numbers, rows.categories, rows.y, predictions=[served[i]]))
             assert described["metrics"] == bundle.metrics()
             assert len({one.version for one in served.values()}) > 1
             X_new = X[:5]

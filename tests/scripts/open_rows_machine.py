@@ -204,10 +204,11 @@ class OpenRowsMachine(StoreMachine):
         self._label(h, ids, TARGETS[0], key, logged=True)
 
     @rule(
-        h=hashes, small_first=st.booleans(), space=st.sampled_from((0, 0, -1)), limit=st.sampled_from(("inbox", "call"))
-    )
-    def label_up_to_a_limit(self, h: str, small_first: bool, space: int, limit: str) -> None:
-        """Label a large and a small row with space for the second of them, exactly or one byte less, or for both."""
+        h=hashes, small_first=st.booleans(), space=st.sampled_from((0, 0, -1)), which=st.sampled_from((0, 1)),
+        limit=st.sampled_from(("inbox", "call")),
+    )  # fmt: skip
+    def label_up_to_a_limit(self, h: str, small_first: bool, space: int, which: int, limit: str) -> None:
+        """Label a large and a small row with space for one of them, exactly or one byte less; or for both."""
         self.named += 1
         names = {f"small {self.named}": ASKED[0], f"large {self.named}": ASKED[1]}
         ordered = list(names) if small_first else list(reversed(names))
@@ -216,7 +217,7 @@ class OpenRowsMachine(StoreMachine):
             self._keep(h, [name], asked)
         sizes = [len(names[name]) + len(TARGETS[0]) + len(name) + len(ANSWERED[1]) for name in ordered]
         if limit == "inbox":
-            self._label(h, ordered, TARGETS[0], spare=(100, sizes[1] + space))
+            self._label(h, ordered, TARGETS[0], spare=(100, sizes[which] + space))
         else:
             self._label(h, ordered, TARGETS[0], call_bytes=sum(sizes) + space)
 
