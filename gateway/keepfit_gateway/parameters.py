@@ -51,6 +51,26 @@ DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
 DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}
 SNAPSHOTS_LIMIT = {**LIMIT, "description": "Snapshots on a page."}
 SNAPSHOTS_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,15})?$"}}
+FILE_COLUMNS = (
+    {
+        **_parameter(
+            "columns", "query",
+            "Of CSV and Parquet: the columns of the rows, in order; without it those of the recipe, or all.",
+            {"type": "array", "items": {"type": "string"}},
+        ),
+        "style": "form",
+        "explode": True,
+    },
+    _parameter(
+        "label_type", "query", "Of CSV: type of the labels, if the recipe names no classes; `string` by default.",
+        {"type": "string", "enum": ["string", "integer", "boolean"]},
+    ),
+)  # fmt: skip
+FILE_TARGET = (
+    *FILE_COLUMNS,
+    _parameter("target", "query", "Of CSV and Parquet: column of the target; `y` by default."),
+)
+FILE_WEIGHT = (*FILE_TARGET, _parameter("sample_weight", "query", "Of CSV and Parquet: column of the weights."))
 JOB = {
     **_parameter("job", "path", "Id of the job.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
     "example": "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5",

@@ -11,7 +11,14 @@ from typing import Any
 
 from keepfit.errors import UnavailableError
 
-BLOCK_BYTES, BLOCKS = 1 << 20, 24
+# Memory of the blocks. Many small ones for a file that is read at many places (a column of Parquet each), few large ones
+# for a file that is read from its start to its end.
+CACHE_BYTES, BLOCK_BYTES, STREAM_BLOCK_BYTES = 24 << 20, 256 * 1024, 4 << 20
+
+
+def block_bytes(*, seekable: bool) -> int:
+    """Return the size of the blocks of a file that is read at many places, or from its start to its end."""
+    return BLOCK_BYTES if seekable else STREAM_BLOCK_BYTES
 
 
 class RangeFile(io.RawIOBase):
@@ -62,6 +69,6 @@ class RangeFile(io.RawIOBase):
         if len(data) != end - begin:
             raise UnavailableError("The source sent another number of bytes than it was asked for.")
         self._blocks[number] = data
-        while len(self._blocks) > BLOCKS:
+        while len(self._blocks) > CACHE_BYTES // self._block_bytes:
             self._blocks.popitem(last=False)
         return data

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-from keepfit.backends.range_file import RangeFile
+from keepfit.backends.range_file import RangeFile, block_bytes
 from keepfit.backends.source_urls import COMPRESSED, SourceUrl
 from keepfit.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from keepfit.ingest.addresses import is_public
@@ -85,7 +85,7 @@ class HttpsSource:
         self.identity, self.size = _identity_of(answer), _size_of(answer)
         if self.has_ranges and self.size is not None:
             answer.read()
-            return cast("BinaryIO", io.BufferedReader(RangeFile(self.read, self.size)))
+            return cast("BinaryIO", io.BufferedReader(RangeFile(self.read, self.size, block_bytes(seekable=seekable))))
         if seekable:
             raise InvalidError(NO_RANGES)
         return cast("BinaryIO", io.BufferedReader(_Body(answer, self.size)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
 from keepfit.backends.files import open_regular
-from keepfit.backends.range_file import RangeFile
+from keepfit.backends.range_file import RangeFile, block_bytes
 from keepfit.backends.source_urls import COMPRESSED, SourceUrl, check_allowed
 from keepfit.errors import ConflictError, InvalidError, MalformedError, NotFoundError, UnavailableError
 from keepfit.ingest.https_source import HttpsSource
@@ -149,7 +149,7 @@ def _open_object(address: SourceUrl, prefix: SourceUrl, *, seekable: bool) -> So
     from keepfit.backends.s3_objects import S3Object  # noqa: PLC0415
 
     found = S3Object.find(address.host, address.path.lstrip("/"))
-    file = io.BufferedReader(RangeFile(_unchanged(found.read), found.size))
+    file = io.BufferedReader(RangeFile(_unchanged(found.read), found.size, block_bytes(seekable=seekable)))
     return Source(cast("BinaryIO", file), f"{found.etag} {found.size}", found.size, _unchanged(found.check), file.close)
 
 

@@ -27,7 +27,7 @@ from keepfit.rows.values import Floats
 # A row of CSV is not longer: a piece of it that ends inside of a quote or a row is refused.
 ROW_BYTES_MAX = 4 << 20
 # Rows of Parquet that are decoded at a time, and bytes that are read of each column at a time.
-DECODED_ROWS, COLUMN_BYTES = 16_384, 256 * 1024
+DECODED_ROWS, COLUMN_BYTES = 4096, 64 * 1024
 # Inflated bytes of one row group in one column chunk: the largest page that a file may have.
 COLUMN_CHUNK_BYTES_MAX = 256 << 20
 MESSAGE_LENGTH_MAX = 200
@@ -278,18 +278,29 @@ class ParquetReader:
             row -= count
         return len(self._rows_of_groups), 0
 
-    def _check_chunks(self, names: set[str], begin: int) -> None:
-        """Reject a column chunk that could hold a page of many megabytes, which is decoded as a whole."""
+    def chunks(self, names: set[str]) -> list[tuple[int, int, str]]:
+        """Return the column chunks of some columns: first byte, number of bytes, name of the column."""
+        found = []
+        for _, chunk in self._chunks(names, 0):
+            first = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+            found.append((first, chunk.total_compressed_size, chunk.path_in_schema))
+        return found
+
+    def _chunks(self, names: set[str], begin: int) -> Iterator[tuple[int, Any]]:
         metadata = self._file.metadata
         positions = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in names]
         for group in range(begin, metadata.num_row_groups):
             for position in positions:
-                chunk = metadata.row_group(group).column(position)
-                if chunk.total_uncompressed_size > COLUMN_CHUNK_BYTES_MAX:
-                    raise InvalidError(
-                        f"Row group {group} has {chunk.total_uncompressed_size} bytes in the column "
-                        f"{chunk.path_in_schema[:100]!r}, more than {COLUMN_CHUNK_BYTES_MAX}: write smaller row groups."
-                    )
+                yield group, metadata.row_group(group).column(position)
+
+    def _check_chunks(self, names: set[str], begin: int) -> None:
+        """Reject a column chunk that could hold a page of many megabytes, which is decoded as a whole."""
+        for group, chunk in self._chunks(names, begin):
+            if chunk.total_uncompressed_size > COLUMN_CHUNK_BYTES_MAX:
+                raise InvalidError(
+                    f"Row group {group} has {chunk.total_uncompressed_size} bytes in the column "
+                    f"{chunk.path_in_schema[:100]!r}, more than {COLUMN_CHUNK_BYTES_MAX}: write smaller row groups."
+                )
 
 
 def in_chunks(parts: Iterator[ArrowRows], count: int) -> Iterator[ArrowRows]:

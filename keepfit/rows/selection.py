@@ -40,16 +40,19 @@ class Selection:
         if self.columns is not None:
             self._named(recipe, (), frozenset())
 
-    def bind(self, recipe: Recipe, available: Sequence[str]) -> dict[str, str]:
+    def bind(self, recipe: Recipe, available: Sequence[str], *, learning: bool = True) -> dict[str, str]:
         """Return the names of the source by those of the model; the target is `y`, the weight `sample_weight`.
+
+        Rows to predict have neither: their columns are not read.
 
         Raises
         ------
         InvalidError
             If a column is missing or named twice, or the estimator takes no target or no weights.
         """
-        special = self._special(recipe)
-        named = self._named(recipe, available, frozenset(special.values()))
+        special = self._special(recipe) if learning else {}
+        unread = frozenset(special.values()) if learning else {self.target or TARGET, self.weight or WEIGHTS}
+        named = self._named(recipe, available, frozenset(unread))
         bound = {**named, **special}
         if len(bound) < len(named) + len(special):
             raise InvalidError(f"A column of the rows has the name {TARGET!r} or {WEIGHTS!r}: map it to another name.")

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -154,6 +155,8 @@ def run(settings: Settings, name: str, supervisor: int) -> None:
 async def _run(settings: Settings, name: str, stopped: list[int]) -> None:
     store, sync_store = redis_clients.store_async(settings), redis_clients.store_sync(settings)
     service = _Service(settings, name)
+    # One thread reads: each more would have a heap of its own, which keeps what it has had.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "pull"))
     try:
         while not stopped:
             job = _claim_next(sync_store, f"{name} {uuid.uuid4().hex[:8]}")

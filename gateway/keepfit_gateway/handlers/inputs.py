@@ -5,13 +5,15 @@ body is read. Invariant: what does not match the syntax answers 400 with what wo
 """
 
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aiohttp import web
 
 from keepfit import identity
 from keepfit.errors import MalformedError
 from keepfit.history.metadata_labels import filters_of
+from keepfit.rows.selection import Selection
+from keepfit.rows.text_columns import LabelType
 from keepfit.rows.values import format_value
 from keepfit.security.api_keys import UNRESTRICTED
 from keepfit_gateway import bound_key, schemas
@@ -21,7 +23,7 @@ from keepfit_gateway.service import SERVICE, SETTINGS
 from keepfit_gateway.web import bodies, fields, rows_body
 from keepfit_gateway.web.incoming import expects_continue
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX, compute, compute_in_thread
-from keepfit_gateway.web.rows_body import RowsBody
+from keepfit_gateway.web.rows_body import RowsBody, TableOptions
 
 HASH_DIGITS = 64
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -85,6 +87,7 @@ async def read_rows(request: web.Request, form: type[Form], timeout_s: float | N
         raise MalformedError(f"A table has no field for metadata. {NAME_IT}")
     proba = form is schemas.Predict and proba_parameter(request)
     rows_body.check_media_type(media_type)
+    options = table_options(request)
     body = await bodies.read(request, settings, (bodies.JSON, *rows_body.TABLES))
     await begin_turn(request, len(body), timeout_s)
     if model_hash is None:
@@ -92,7 +95,7 @@ async def read_rows(request: web.Request, form: type[Form], timeout_s: float | N
     elif media_type == bodies.JSON:
         rows = await compute(len(body), rows_body.parse, body, form, model_hash)
     else:
-        rows = await compute_in_thread(len(body), rows_body.parse_table, body, form, media_type, model_hash)
+        rows = await compute_in_thread(len(body), rows_body.parse_table, body, form, media_type, model_hash, options)
     rows.proba |= proba
     return rows
 
@@ -244,6 +247,28 @@ def proba_parameter(request: web.Request) -> bool:
     if len(values) != 1 or values[0] not in BOOLEAN:
         raise MalformedError("proba must be true or false, and occur once.")
     return BOOLEAN[values[0]]
+
+
+def table_options(request: web.Request) -> TableOptions:
+    """Return the query parameters about the columns of CSV and Parquet.
+
+    Raises
+    ------
+    MalformedError
+        If one that has one value occurs twice, or names a type of labels that there is not.
+    """
+    bytes_max = request.app[SETTINGS].body_bytes_max
+    if not request.query_string:
+        return TableOptions(bytes_max)
+    found = {name: request.query.getall(name, []) for name in ("target", "sample_weight", "label_type")}
+    twice = next((name for name, values in found.items() if len(values) > 1), None)
+    if twice is not None:
+        raise MalformedError(f"{twice} must occur once.")
+    target, weight, label_type = (values[0] if values else None for values in found.values())
+    if label_type not in (None, "string", "integer", "boolean"):
+        raise MalformedError("label_type must be string, integer or boolean.")
+    selection = Selection(request.query.getall("columns", []) or None, target, weight)
+    return TableOptions(bytes_max, selection, cast("LabelType | None", label_type))
 
 
 def idempotency_key(request: web.Request) -> str | None:

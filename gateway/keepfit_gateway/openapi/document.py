@@ -15,7 +15,7 @@ from keepfit_gateway.openapi.examples import EXAMPLES, PROBLEM, Example
 from keepfit_gateway.routes import TAGS, Route
 from keepfit_gateway.schemas import InferenceError, Problem
 from keepfit_gateway.web import inference_answers, problems
-from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
+from keepfit_gateway.web.rows_body import ARROW, BINARY, CSV, NPY, PARQUET
 
 SCHEME = "key"
 DESCRIPTION = """\
@@ -28,7 +28,8 @@ operation.
 """
 TABLE_DESCRIPTION = (
     "Rows as JSON; or as a table: an npy file or an Arrow IPC stream, whose last column (npy) or column `y` (Arrow) is "
-    f"the target. A table may also be sent with its own media type, `{NPY}` or `{ARROW}`."
+    "the target; or a Parquet file. A table may also be sent with its own media type, "
+    f"`{NPY}`, `{ARROW}` or `{PARQUET}`; CSV only so, as `{CSV}`."
 )
 TENSORS_DESCRIPTION = (
     f"Tensors in JSON; or `{BINARY}`: JSON, whose length is in `Inference-Header-Content-Length`, and then the bytes "

@@ -9,7 +9,18 @@ from typing import Any
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import labels, learning, prediction, train_score_predict
-from keepfit_gateway.parameters import CACHE_CONTROL, HASH, IF_NONE_MATCH, KEY, PREFER, PREFER_ANSWER, PROBA, TIMEOUT
+from keepfit_gateway.parameters import (
+    CACHE_CONTROL,
+    FILE_TARGET,
+    FILE_WEIGHT,
+    HASH,
+    IF_NONE_MATCH,
+    KEY,
+    PREFER,
+    PREFER_ANSWER,
+    PROBA,
+    TIMEOUT,
+)
 from keepfit_gateway.routes.route import ASK_ERRORS, LEARN_ERRORS, LEARNING, PREDICTING, Route
 
 LEARNED: Mapping[int, type[Any] | None] = {200: schemas.LearnedAnswer, 202: schemas.AcceptedAnswer}
@@ -45,7 +56,8 @@ SCORE_TEXT = "Regressors answer `max_error`, `mean_absolute_error`, `r2`; classi
 ROUTES = (
     Route(
         "POST", "/v1/models/{hash}/partial_fit", learning.partial_fit, LEARNING, "Learn rows", LEARN_TEXT,
-        LEARNED, schemas.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, tables=True, scope=LEARN,
+        LEARNED, schemas.PartialFit, LEARN_ERRORS, (HASH, PREFER, KEY, *FILE_WEIGHT), PREFERRED,
+        tables=True, scope=LEARN,
     ),
     Route(
         "POST", "/v1/models/{hash}/train_score_predict", train_score_predict.train_score_predict, LEARNING,
@@ -55,7 +67,8 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/models/{hash}/predict", prediction.predict, PREDICTING, "Predict rows", PREDICT_TEXT,
-        PREDICTED, schemas.Predict, ASK_ERRORS, (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH), CACHED,
+        PREDICTED, schemas.Predict, ASK_ERRORS,
+        (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH, *FILE_TARGET), CACHED,
         tables=True, scope=PREDICT,
     ),
     Route(
@@ -64,6 +77,6 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/models/{hash}/score", prediction.score, PREDICTING, "Score a model on rows", SCORE_TEXT,
-        SCORED, schemas.Score, ASK_ERRORS, (HASH, TIMEOUT), tables=True, scope=PREDICT,
+        SCORED, schemas.Score, ASK_ERRORS, (HASH, TIMEOUT, *FILE_TARGET), tables=True, scope=PREDICT,
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ something that only the strict parser can judge. Data comes from :mod:`keepfit_g
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +19,10 @@ from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows import arrow, npy, tables
 from keepfit.rows.chunks import Collector
+from keepfit.rows.file_tables import FileTable
 from keepfit.rows.rows import Rows
+from keepfit.rows.selection import Selection
+from keepfit.rows.text_columns import LabelType
 from keepfit_gateway import bound_key, schemas
 from keepfit_gateway.schemas import Form
 from keepfit_gateway.web import fast_json
@@ -27,11 +31,13 @@ from keepfit_gateway.web.parsed_rows import ParsedRows
 
 NPY = "application/x-npy"
 ARROW = "application/vnd.apache.arrow.stream"
-# Either of the two: what generated clients send, which know no other binary type.
+CSV, PARQUET = "text/csv", "application/vnd.apache.parquet"
+FILES = {CSV: "csv", PARQUET: "parquet"}
+# Any of them but CSV: what generated clients send, which know no other binary type.
 BINARY = "application/octet-stream"
-TABLES = (NPY, ARROW, BINARY)
-# First bytes of an npy file, and of a message of an Arrow IPC stream.
-NPY_BEGIN, ARROW_BEGIN = b"\x93NUMPY", b"\xff\xff\xff\xff"
+TABLES = (NPY, ARROW, CSV, PARQUET, BINARY)
+# First bytes of an npy file, of a message of an Arrow IPC stream, and of a Parquet file.
+BEGINS = {b"\x93NUMPY": NPY, b"\xff\xff\xff\xff": ARROW, b"PAR1": PARQUET}
 # A row with more than COLUMNS_MAX columns is longer than this.
 NARROW_BYTES_MAX = 2 * COLUMNS_MAX
 # Lists of Python use up to 24 times the bytes that the strict parser reads.
@@ -98,7 +104,18 @@ def parse(body: bytes | bytearray, form: type[Form], model_hash: str | None = No
     return rows
 
 
-def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str) -> RowsBody:
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What a table does not say itself: the columns of a file, the type of labels in CSV, its size when inflated."""
+
+    bytes_max: int
+    selection: Selection = field(default_factory=Selection)
+    label_type: LabelType | None = None
+
+
+def parse_table(
+    body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str, options: TableOptions
+) -> RowsBody:
     """Parse a table, a body of one of the media types :data:`TABLES`; raises as :func:`parse`, and 415 without pyarrow.
 
     Call it in a thread even for a small table: the first Arrow table imports pyarrow, which takes long.
@@ -107,6 +124,12 @@ def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, mode
     if media_type == BINARY:
         media_type = _table_type(data)
         check_media_type(media_type)
+    if media_type in FILES:
+        file = FileTable(data, FILES[media_type], options.selection, options.label_type, options.bytes_max)
+        make_rows = partial(file.shape, weighted=form is schemas.PartialFit)
+        return LargeRows(len(data), make_rows, proba=False, model_hash=model_hash)
+    if options.selection != Selection() or options.label_type is not None:
+        raise InvalidError("columns, target, sample_weight and label_type are for CSV and Parquet: leave them out.")
     table: tables.Table = (arrow.read_arrow if media_type == ARROW else npy.read_npy)(data)
     learning = form is not schemas.Predict
     check_width(table.width - learning)
@@ -116,7 +139,7 @@ def parse_table(body: bytes | bytearray, form: type[Form], media_type: str, mode
 
 def check_media_type(media_type: str) -> None:
     """Raise a 415 for a media type that this gateway cannot read."""
-    if media_type == ARROW and not arrow.AVAILABLE:
+    if media_type in (ARROW, *FILES) and not arrow.AVAILABLE:
         raise web.HTTPUnsupportedMediaType(
             text=f"This gateway lacks pyarrow: {extras.install('frames')}, or send JSON or application/x-npy.",
             headers={hdrs.ACCEPT: f"application/json, {NPY}"},
@@ -125,12 +148,11 @@ def check_media_type(media_type: str) -> None:
 
 def _table_type(body: bytearray) -> str:
     """Return the media type of a table, by its first bytes."""
-    if body.startswith(NPY_BEGIN):
-        return NPY
-    if body.startswith(ARROW_BEGIN):
-        return ARROW
+    found = next((media_type for begin, media_type in BEGINS.items() if body.startswith(begin)), None)
+    if found is not None:
+        return found
     raise web.HTTPUnsupportedMediaType(
-        text=f"The body is not a table: {BINARY} must be an npy file or an Arrow IPC stream.",
+        text=f"The body is not a table: {BINARY} must be an npy file, an Arrow IPC stream or a Parquet file.",
         headers={hdrs.ACCEPT: ", ".join(("application/json", *TABLES))},
     )
 

@@ -1,0 +1,164 @@
+"""CSV and Parquet bodies as tables: a whole file in memory, converted piece by piece.
+
+Owns the conversion, and the limits of what a small file may become. Never keeps a piece. Invariant: the rows are those
+that the same rows in JSON give, or an error; text that pyarrow has parsed is converted a piece at a time, so that a
+body is in memory once as it came and once as columns.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from keepfit.errors import Fault, InvalidError, TooLargeError
+from keepfit.recipe.features import NUMERIC_KINDS
+from keepfit.recipe.features import Column as ColumnSpec
+from keepfit.recipe.recipe import Recipe
+from keepfit.rows import arrow, parquet_pages
+from keepfit.rows.arrow_files import CsvReader, ParquetReader, in_chunks
+from keepfit.rows.rows import Rows
+from keepfit.rows.selection import Selection
+from keepfit.rows.tables import TARGET, WEIGHTS, Array, Column, NamedColumns
+from keepfit.rows.text_columns import LabelType
+from keepfit.rows.values import describe_faults, shape_numbers
+
+PIECE_ROWS = 16_384
+TOO_LARGE = "The body has more than {} bytes when it is inflated."
+
+
+@dataclass(slots=True)
+class FileTable:
+    """The rows of a body: `kind` is "csv" or "parquet". `bytes_max` is the size that a body may have, inflated."""
+
+    body: bytearray
+    kind: str
+    selection: Selection
+    label_type: LabelType | None
+    bytes_max: int
+
+    def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
+        """Check the rows against `recipe`, as :meth:`keepfit.rows.tables.Table.shape` does.
+
+        Raises
+        ------
+        MalformedError, InvalidError
+            If the body is not such a file, or its rows do not fit.
+        TooLargeError
+            If it is more than `bytes_max` bytes when it is inflated.
+        """
+        if learning:
+            self.selection.check(recipe, by_name=False)
+        table = (self._csv if self.kind == "csv" else self._parquet)(recipe, learning=learning)
+        return table.shape(recipe, learning=learning, weighted=weighted)
+
+    def _csv(self, recipe: Recipe, *, learning: bool) -> NamedColumns:
+        reader = CsvReader(io.BufferedReader(_Memory(self.body)), recipe, self.label_type)
+        columns = self.selection.bind(recipe, reader.names, learning=learning)
+        specs = {spec.name: spec for spec in recipe.layout.columns} if recipe.features is not None else {}
+        parts = {name: _Part(name, specs.get(name), recipe) for name in columns}
+        n = 0
+        for piece in in_chunks(reader.rows(columns), PIECE_ROWS):
+            table = piece.table()
+            for column in table.columns:
+                parts[column.name].add(column, n, table.n)
+            n += table.n
+        if reader.malformed.count:
+            raise InvalidError(f"{reader.malformed.first[0]}, and {reader.malformed.count - 1} lines more.")
+        if not n:
+            raise InvalidError("X must have at least one row and one column.")
+        return NamedColumns(n, [part.column() for part in parts.values()])
+
+    def _parquet(self, recipe: Recipe, *, learning: bool) -> NamedColumns:
+        reader = ParquetReader(io.BufferedReader(_Memory(self.body)))
+        columns = self.selection.bind(recipe, reader.names, learning=learning)
+        # The pages say what they inflate to before pyarrow takes memory for it.
+        chunks = reader.chunks(set(columns.values()))
+        if parquet_pages.check(io.BufferedReader(_Memory(self.body)), chunks) > self.bytes_max:
+            raise TooLargeError(TOO_LARGE.format(self.bytes_max))
+        batches: list[Any] = []
+        size = 0
+        for piece in reader.rows(columns):
+            batches += piece.batches
+            size += piece.size_bytes
+            if size > self.bytes_max:
+                raise TooLargeError(TOO_LARGE.format(self.bytes_max))
+        if not batches:
+            raise InvalidError("X must have at least one row and one column.")
+        return NamedColumns(sum(batch.num_rows for batch in batches), arrow.named_columns(list(columns), batches))
+
+
+class _Part:
+    """A column of CSV, piece by piece: numbers as arrays, the rest as a list whose equal texts are one object."""
+
+    def __init__(self, name: str, spec: ColumnSpec | None, recipe: Recipe) -> None:
+        self._name, self._spec = name, spec
+        of_target = name == TARGET and recipe.entry.target == "numbers"
+        of_matrix = recipe.features is None and not recipe.takes_dicts and name != TARGET
+        self._is_number = of_target or of_matrix or name == WEIGHTS or (spec is not None and spec.kind in NUMERIC_KINDS)
+        self._blocks: list[Array] = []
+        self._values: list[Any] = []
+        self._missing: list[int] = []
+        self._known: dict[Any, Any] = {}
+
+    def add(self, column: Column, first: int, n: int) -> None:
+        """Add a piece of `n` rows, the first of which has the number `first`."""
+        self._missing += [first + row for row in column.missing]
+        if not self._is_number:
+            values = column.to_list()
+            # Labels are few; texts are mostly distinct.
+            same = self._known.setdefault
+            self._values += (
+                values if self._spec is not None and self._spec.kind == "text" else map(same, values, values)
+            )
+            return
+        if column.labels is None:
+            self._blocks += column.blocks
+            return
+        values = column.to_list()
+        for row in column.missing:
+            values[row] = 0
+        subject = {TARGET: "target", WEIGHTS: "weights"}.get(self._name, "column")
+        try:
+            self._blocks.append(shape_numbers(values, self._name, subject, self._spec))
+        except InvalidError as error:
+            faults = [Fault(fault.detail, first + (fault.row or 0), fault.column) for fault in error.faults]
+            raise InvalidError(describe_faults(faults, subject) if faults else str(error), faults) from None
+
+    def column(self) -> Column:
+        """Return the whole column."""
+        if self._is_number:
+            return Column(self._name, self._blocks, missing=self._missing)
+        return Column(self._name, labels=lambda: self._values, missing=self._missing)
+
+
+class _Memory(io.RawIOBase):
+    """A body as a file, which shares its memory."""
+
+    def __init__(self, body: bytearray) -> None:
+        super().__init__()
+        self._view, self._position = memoryview(body), 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position."""
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        self._position = max(begin + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there."""
+        view = memoryview(buffer).cast("B")
+        part = self._view[self._position : self._position + view.nbytes]
+        view[: part.nbytes] = part
+        self._position += part.nbytes
+        return part.nbytes

@@ -1,0 +1,169 @@
+"""CSV and Parquet as bodies: the rows of the same JSON, and clear errors for what is no such file."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tests.gateway.api_client import WAIT, Api
+
+CSV, PARQUET = {"Content-Type": "text/csv"}, {"Content-Type": "application/vnd.apache.parquet"}
+RECIPE = {
+    "estimator": "SGDRegressor",
+    "features": {
+        "make": "category",
+        "year": "number",
+        "sold": {"type": "timestamp", "missing": "zero"},
+        "new": "boolean",
+    },
+    "scaler": "StandardScaler",
+    "encoding": "onehot",
+    "max_categories": 8,
+}
+CLASSIFIER = {"estimator": "SGDClassifier", "features": {"year": "number"}}
+
+
+def shoes(n: int = 40) -> list[dict[str, Any]]:
+    """Return rows with values of each kind, a column that is not read, and a target."""
+    rng = np.random.default_rng(2)
+    return [
+        {
+            "size": float(rng.normal()), "make": f'a, "{i % 3}"', "unread": i, "year": float(rng.normal()),
+            "sold": None if i % 5 == 0 else "2024-02-29T12:30:00Z", "new": bool(i % 2),
+        }
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def as_csv(rows: list[dict[str, Any]]) -> bytes:
+    """Return rows as CSV."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, str):
+            return '"' + value.replace('"', '""') + '"'
+        return "" if value is None else json.dumps(value)
+
+    lines = [",".join(rows[0]), *(",".join(map(text, row.values())) for row in rows)]
+    return "\n".join(lines).encode()
+
+
+def as_parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
+    """Return rows as Parquet."""
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), file, **options)
+    return file.getvalue()
+
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+FORMS = {"csv": (as_csv, CSV), "parquet": (as_parquet, PARQUET), "octets": (as_parquet, OCTETS)}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+async def test_a_file_is_the_same_rows(api: Api, metadata: dict[str, Any], kind: str) -> None:
+    """Learning, predicting and scoring with a file gives what JSON gives, to the last bit."""
+    write, headers = FORMS[kind]
+    rows = shoes()
+    first, second = (
+        await api.make({**metadata, "form": "json"}, RECIPE),
+        await api.make({**metadata, "form": kind}, RECIPE),
+    )
+    X = [{name: row[name] for name in ("make", "year", "sold", "new")} for row in rows]
+    labelled = {"X": X, "y": [row["size"] for row in rows]}
+    for call, document, query in (
+        ("partial_fit", labelled, "?target=size"),
+        ("predict", {"X": X}, "?target=size"),
+        ("score", labelled, "?target=size"),
+    ):
+        expected = (await api.post(f"{first}/{call}", document, headers=WAIT)).of(200)
+        got = (await api.call("POST", f"{second}/{call}{query}", data=write(rows), headers={**headers, **WAIT})).of(200)
+        assert {**got, "hash": ""} == {**expected, "hash": ""}
+
+
+async def test_columns_and_labels_are_named_in_the_query(api: Api, metadata: dict[str, Any]) -> None:
+    """`columns` selects and orders the columns of a plain matrix; `label_type` gives labels of CSV their type."""
+    path = await api.make(metadata, CLASSIFIER)
+    data = b"year,y\n1,0\n2,1\n3,0\n"
+    (await api.call("POST", f"{path}/partial_fit?label_type=integer", data=data, headers={**CSV, **WAIT})).of(200)
+    predictions = (await api.call("POST", f"{path}/predict", data=data, headers=CSV)).of(200)["predictions"]
+    assert set(predictions) <= {0, 1}
+    matrix = await api.make({**metadata, "form": "matrix"}, {"estimator": "SGDRegressor"})
+    learned = await api.call(
+        "POST", f"{matrix}/partial_fit?columns=b&columns=a&target=c&sample_weight=d", data=b"a,b,c,d\n1,2,3,4\n",
+        headers={**CSV, **WAIT},
+    )  # fmt: skip
+    assert learned.of(200)["rows_seen"] == 1
+    odd = await api.call("POST", f"{matrix}/predict?columns=a&columns=b&columns=c", data=b"a,b,c\n1,2,3\n", headers=CSV)
+    assert "3 values" in odd.problem(422)["detail"]
+
+
+def bomb() -> bytes:
+    """Return a small Parquet file with a page that is large when it is inflated."""
+    file, table = io.BytesIO(), pa.table({"year": np.zeros(10_000_000), "y": np.zeros(10_000_000)})
+    sizes = {"data_page_size": 2**30, "write_batch_size": 10**8, "max_rows_per_page": 10**8, "row_group_size": 10**8}
+    parquet.write_table(table, file, compression="zstd", use_dictionary=False, **sizes)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "detail"),
+    [
+        (b"", CSV, 400, "is empty"),
+        (b"year,y\n1\n", CSV, 422, "1 values where the header has 2"),
+        (b'year,y\n1,2\n"3,4\n', CSV, 400, "never closed"),
+        (b"year,y\nabc,1\n", CSV, 422, "'abc' is not a number"),
+        (b"year\n1\n", CSV, 422, "no column 'y'"),
+        (b"year,y\n", CSV, 422, "at least one row"),
+        (b"y,year," + b",".join(b"c%d" % i for i in range(100_000)) + b"\n", CSV, 422, "more than 10000 columns"),
+        (b"year,y\n\xff\xff,1\n", CSV, 400, "not CSV"),
+        (b"PAR1 something PAR1", PARQUET, 400, "not Parquet"),
+        (b"year,y\n1,2\n", PARQUET, 400, "not Parquet"),
+        (as_parquet([{"year": [1], "y": 1}]), PARQUET, 422, "has the type"),
+        (as_parquet([{"year": 1}]), PARQUET, 422, "no column 'y'"),
+    ],
+)
+async def test_files_that_are_refused(
+    api: Api, metadata: dict[str, Any], data: bytes, headers: dict[str, str], status: int, detail: str
+) -> None:
+    """What is no file of its type, and what does not fit the model, says why; nothing changes."""
+    path = await api.make(metadata, {"estimator": "SGDRegressor", "features": {"year": "number"}})
+    reply = await api.call("POST", f"{path}/partial_fit", data=data, headers=headers)
+    assert detail in reply.problem(status)["detail"]
+    assert (await api.model(path))["inbox"] == (await api.model(path))["rows_seen"] == 0
+
+
+async def test_a_page_that_inflates_to_much_is_refused(api: Api, metadata: dict[str, Any]) -> None:
+    """A few kilobytes that announce 80 MB are refused before that memory is taken."""
+    path, data = await api.make(metadata, {"estimator": "SGDRegressor", "features": {"year": "number"}}), bomb()
+    assert len(data) < 2**20
+    reply = await api.call("POST", f"{path}/partial_fit", data=data, headers=PARQUET)
+    assert "write smaller pages" in reply.problem(422)["detail"]
+
+
+@pytest.mark.parametrize("query", ["target=a&target=b", "label_type=float"])
+async def test_malformed_queries(api: Api, metadata: dict[str, Any], query: str) -> None:
+    """A parameter that occurs twice, or has another value, is refused."""
+    path = await api.make(metadata, CLASSIFIER)
+    (await api.call("POST", f"{path}/partial_fit?{query}", data=b"year,y\n1,0\n", headers=CSV)).problem(400)
+
+
+def test_every_truncation_is_refused() -> None:
+    """A Parquet file that is cut anywhere, or has other bytes in its pages, is refused or read, and never crashes."""
+    from keepfit.errors import KeepfitError  # noqa: PLC0415
+    from keepfit.recipe import recipe  # noqa: PLC0415
+    from keepfit.rows.file_tables import FileTable  # noqa: PLC0415
+    from keepfit.rows.selection import Selection  # noqa: PLC0415
+
+    rules, data = recipe.parse(CLASSIFIER), as_parquet([{"year": float(i), "y": i % 2} for i in range(50)])
+    rng = np.random.default_rng(4)
+    for i in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[i] = int(rng.integers(256))
+        for body in (bytearray(data[:i]), changed):
+            try:
+                FileTable(body, "parquet", Selection(), None, 2**20).shape(rules, learning=True)
+            except KeepfitError:
+                continue
