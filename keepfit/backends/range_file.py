@@ -11,8 +11,8 @@ from typing import Any
 
 from keepfit.errors import UnavailableError
 
-# Memory of the blocks. Many small ones for a file that is read at many places (a column of Parquet each), few large ones
-# for a file that is read from its start to its end.
+# Memory of the blocks. Many small ones for a file that is read at many places (each column of Parquet is one), few
+# large ones for a file that is read from its start to its end.
 CACHE_BYTES, BLOCK_BYTES, STREAM_BLOCK_BYTES = 24 << 20, 256 * 1024, 4 << 20
 
 
