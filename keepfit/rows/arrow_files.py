@@ -120,7 +120,10 @@ def _readable(kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # An error of the file, not of its content.
+            raise
         message = str(error)
         if "straddling object" in message:
             message = f"a row has more than {ROW_BYTES_MAX} bytes, or a quote is never closed"

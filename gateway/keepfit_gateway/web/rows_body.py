@@ -20,7 +20,7 @@ from keepfit.recipe.recipe import Recipe
 from keepfit.rows import arrow, npy, tables
 from keepfit.rows.chunks import Collector
 from keepfit.rows.file_tables import FileTable
-from keepfit.rows.rows import Rows
+from keepfit.rows.rows import BYTES_MAX, Rows
 from keepfit.rows.selection import Selection
 from keepfit.rows.text_columns import LabelType
 from keepfit_gateway import bound_key, schemas
@@ -108,19 +108,19 @@ def parse(body: bytes | bytearray, form: type[Form], model_hash: str | None = No
 class TableOptions:
     """What a table does not say itself: the columns of a file, the type of labels in CSV, its size when inflated."""
 
-    bytes_max: int
+    bytes_max: int = BYTES_MAX
     selection: Selection = field(default_factory=Selection)
     label_type: LabelType | None = None
 
 
 def parse_table(
-    body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str, options: TableOptions
+    body: bytes | bytearray, form: type[Form], media_type: str, model_hash: str, options: TableOptions | None = None
 ) -> RowsBody:
     """Parse a table, a body of one of the media types :data:`TABLES`; raises as :func:`parse`, and 415 without pyarrow.
 
     Call it in a thread even for a small table: the first Arrow table imports pyarrow, which takes long.
     """
-    data = bytearray(body) if isinstance(body, bytes) else body
+    data, options = bytearray(body) if isinstance(body, bytes) else body, options or TableOptions()
     if media_type == BINARY:
         media_type = _table_type(data)
         check_media_type(media_type)

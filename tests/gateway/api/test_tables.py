@@ -90,7 +90,7 @@ async def test_other_octet_streams_are_refused(api: Api, metadata: dict[str, Any
     path = await api.make(metadata, REGRESSOR)
     answer = await api.call("POST", f"{path}/predict", data=data, headers=BINARY)
     assert answer.problem(415)["detail"] == (
-        "The body is not a table: application/octet-stream must be an npy file or an Arrow IPC stream."
+        "The body is not a table: application/octet-stream must be an npy file, an Arrow IPC stream or a Parquet file."
     )
 
 
