@@ -141,6 +141,15 @@ class Settings(SnapshotSettings):
             "Divided among the processes of the gateway."
         ),
     )
+    event_streams_max: int = Field(
+        200,
+        ge=1,
+        le=ENTRIES_MAX,
+        description=(
+            "Maximum number of clients of one gateway that listen to events; further ones get 429. Divided among the "
+            "processes of the gateway."
+        ),
+    )
     answer_timeout_s: float = Field(
         60.0,
         ge=1,

@@ -41,6 +41,9 @@ class OwnMetrics:
         yield from self._predictions()
         yield from self._pending()
         yield from self._late_labels()
+        yield GaugeMetricFamily(
+            "keepfit_event_streams", "Clients that events are sent to.", len(self._service.event_feed)
+        )
 
     def _connections(self) -> Iterator[Metric]:
         connections = self._service.connections

@@ -24,7 +24,7 @@ from keepfit.recipe import uploads
 from keepfit.recipe.patch import with_changes
 from keepfit.recipe.recipe import Recipe, from_text, is_same
 from keepfit.recipe.uploads import TrainedFile
-from keepfit.store import listing
+from keepfit.store import events, listing
 from keepfit.store.models import Install, Model, Store
 from keepfit_gateway import bound_key
 from keepfit_gateway.file_transfer import WORKER_TIMEOUT_S
@@ -162,7 +162,9 @@ class ModelLookup:
             # Second condition: a deletion and then the creation of a successor were both interrupted.
             self.invalidate(model_hash)
             new = Install(model_hash, text, registered.recipe_text, registered.generation, born=registered.born)
-            await self._store.install(new)
+            if await self._store.install(new):
+                created_event = events.entry("model_created", model_hash, text, generation=registered.generation)
+                await events.announce(self._store.client, created_event)
         return await self.describe(model_hash), created
 
     async def check_upload(self, metadata: dict[str, Any]) -> None:
@@ -214,6 +216,7 @@ class ModelLookup:
         """Delete a model; its snapshots stay. Raise NotFoundError if it does not exist."""
         if bound_key.is_set():
             await self.check(model_hash)
+        entry = await self._history.find(model_hash)
         # The registry first: from then on nothing restores the model.
         registered = await self._history.unregister(model_hash)
         failpoints.reach("model.unregistered")
@@ -225,6 +228,10 @@ class ModelLookup:
         self.invalidate(model_hash)
         if not registered and not live:
             raise NotFoundError(f"There is no model {model_hash}.")
+        if entry is not None:
+            # Without an entry, an earlier deletion was interrupted; it was the one to announce.
+            deleted = events.entry("model_deleted", model_hash, entry.metadata_text, generation=entry.generation)
+            await events.announce(self._store.client, deleted)
 
     async def beginning_with(self, digits: str, count_max: int) -> list[str]:
         """Return up to `count_max` hashes that begin with `digits`, for a hint in an error.

@@ -7,7 +7,9 @@ from typing import Any
 
 from keepfit.history import points
 from keepfit.history.filters import KINDS
+from keepfit.store import events
 from keepfit_gateway.handlers import inputs
+from keepfit_gateway.handlers.events import LAST_EVENT_ID, LAST_EVENT_ID_PARAMETER
 from keepfit_gateway.inference_protocol import messages
 from keepfit_gateway.schemas.values import REFERENCE
 
@@ -159,6 +161,40 @@ REQUEST_ID = _parameter(
 )
 PROBA = _parameter(
     "proba", "query", "Also return probabilities; JSON bodies have a field of the same name.", {"type": "boolean"}
+)
+
+EVENT_ID = {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,19})?$", "examples": ["0-0"]}
+EVENTS = (
+    _parameter(
+        "kind",
+        "query",
+        "Only events of these kinds, separated by commas.",
+        {
+            "type": "string",
+            "pattern": f"^({'|'.join(events.KINDS)})(,({'|'.join(events.KINDS)}))*$",
+            "examples": ["drift,dead_letter"],
+        },
+    ),
+    _parameter(
+        "hash",
+        "query",
+        "Only events of these models, up to 100, separated by commas.",
+        {"type": "string", "pattern": "^[0-9a-f]{64}(,[0-9a-f]{64}){0,99}$"},
+    ),
+    METADATA,
+    _parameter(
+        LAST_EVENT_ID,
+        "header",
+        "Id of the last event that the client has: it continues after that. Browsers send it when they connect again.",
+        EVENT_ID,
+    ),
+    _parameter(
+        LAST_EVENT_ID_PARAMETER,
+        "query",
+        "The same, for clients that cannot set the header, which precedes it. `0-0`: all events that are kept.",
+        EVENT_ID,
+    ),
+    {**TIMEOUT, "description": "Seconds after which the stream ends; without it, it does not end by itself."},
 )
 
 SPAN = {"type": "string", "pattern": "^[0-9]{1,9}([.][0-9]{1,6})?[smhdw]?$", "examples": ["5m"]}

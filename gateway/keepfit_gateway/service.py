@@ -23,6 +23,7 @@ from keepfit.store import idle
 from keepfit.store.dead_letters import DeadLetters
 from keepfit.store.models import Store
 from keepfit.store.pull_jobs import PullJobs
+from keepfit_gateway.events.feed import EventFeed
 from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
@@ -87,6 +88,8 @@ class Service:
             self.scorers if self.scorers.enabled else None,
         )
 
+        self.event_feed = EventFeed(self._store_client, settings.event_streams_max)
+
     def start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
         coroutines = (
@@ -97,6 +100,7 @@ class Service:
             self._note_uses(),
             self._follow(),
             self.open_rows.expire_forever(),
+            self.event_feed.read_forever(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
@@ -180,5 +184,7 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 async def release_waiters(app: web.Application) -> None:
-    """Answer the requests that only wait for their commit, so that shutdown does not wait for workers."""
-    app[SERVICE].commit_feed.close_watches()
+    """Answer the requests that only wait for their commit, and end streams of events: shutdown waits for neither."""
+    service = app[SERVICE]
+    service.commit_feed.close_watches()
+    service.event_feed.close()

@@ -32,7 +32,13 @@ log = structlog.get_logger(__name__)
 # What a process sends to the supervisor when it listens; anything else is why it cannot start.
 LISTENS = b"listens"
 # Limits of a gateway of which each process has an equal share.
-DIVIDED = ("bodies_bytes_max", "connections_max", "predict_cache_bytes_max", "scorer_cache_bytes_max")
+DIVIDED = (
+    "bodies_bytes_max",
+    "connections_max",
+    "event_streams_max",
+    "predict_cache_bytes_max",
+    "scorer_cache_bytes_max",
+)
 
 
 def share_of(settings: Settings) -> Settings:
@@ -43,7 +49,8 @@ def share_of(settings: Settings) -> Settings:
     """
     count = settings.gateway_processes
     shares = {name: getattr(settings, name) // count for name in DIVIDED}
-    return settings.model_copy(update={**shares, "connections_max": max(shares["connections_max"], 1)})
+    at_least_one = {name: max(shares[name], 1) for name in ("connections_max", "event_streams_max")}
+    return settings.model_copy(update={**shares, **at_least_one})
 
 
 @dataclass(slots=True)

@@ -36,6 +36,9 @@ kf:changed           zset    none        before commit, rewind; snapshotter     
 kf:open              hash    none        note_rows (open rows of each model)     gateways
 kf:unloadable        zset    an hour     supervisors                             workers, gateways (score: end, seconds)
 kf:expiring          string  seconds     gateways                                gateways (one expires rows at a time)
+kf:events            stream  none        commit, announce_due, gateways,         gateways (the last 10,000 events)
+                                         restores, snapshotter, workers
+kf:events:due        zset    none        commit                                  announce_due (score: last one told, ms)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
 kf:scorers           pubsub  none        commit (of models that are followed)    gateways
@@ -69,6 +72,10 @@ kf:tokens:<name>              string  to full   take_tokens (rates of API keys) 
 
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
+# Events of all models and workers, and the models whose last commit is not among them yet. Both are in no slot of a
+# model: a Redis Cluster would need them written after the commit instead of with it.
+EVENTS = "kf:events"
+DUE_EVENTS = "kf:events:due"
 SCORERS = "kf:scorers"
 # Numbers of open rows, by model and in all (a hash); the gateway that expires rows at present has the lock.
 OPEN_ROWS = "kf:open"

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from keepfit.model import drift
+from keepfit.model.drift import Losses
 from keepfit.recipe.catalogue import Kind
 from keepfit.recipe.recipe import CLASSES_MAX, Label
 
@@ -25,6 +27,8 @@ PARTS = 10
 # Each pair of true and predicted label is counted for this many labels; for labels beyond, only how often each was
 # predicted correctly, missed, and predicted wrongly. A larger confusion matrix is too large to read.
 CONFUSION_MAX = 32
+# A mean error below this share of the spread of the targets is rounding.
+ROUNDING = 1e-9
 EPSILON = float(np.finfo(np.float64).eps)
 # Smaller probabilities count as this, as in scikit-learn's log_loss: 0 would make the loss of all rows infinite.
 PROBABILITY_MIN = EPSILON
@@ -54,6 +58,8 @@ class PrequentialScores:
     parts: list[Sums] = field(default_factory=list)
     first: float = 0.0
     baseline: list[Any] = field(default_factory=list)
+    # Drifts in the rows since the last commit. Not stored with the bundle: a commit announces them.
+    drifts: list[Metrics] = field(default_factory=list, compare=False)
 
     @classmethod
     def from_stored(cls, window: int, total: Sums, parts: list[Sums], first: float, *baseline: Any) -> Self:
@@ -118,15 +124,19 @@ class PrequentialScores:
         _add(self.total, self._sums(kind, y, predicted, probabilities))
         # Rows that would leave the window at once are only counted; parts still end where they end for single rows.
         start = 0
+        # Parts with all their sums, since those that were only counted: a test needs a window of such parts.
+        summed = PARTS
         while start < rows:
-            self._open_part(size)
+            self._open_part(size, tests=summed >= PARTS)
             stop = min(rows, start + size - self.parts[-1][0])
             if rows - stop < PARTS * size:
                 part = slice(start, stop)
                 of_part = None if probabilities is None else probabilities[part]
                 _add(self.parts[-1], self._sums(kind, y[part], predicted[part], of_part))
+                summed += 1
             else:
                 self.parts[-1][0] += stop - start
+                summed = 0
             start = stop
 
     def _begin(self, kind: Kind, first: float) -> None:
@@ -180,11 +190,27 @@ class PrequentialScores:
             sums[4] += count
             sums[5] += right
 
-    def _open_part(self, size: int) -> None:
-        """Begin another part if the last one has `size` rows."""
+    def _open_part(self, size: int, *, tests: bool = True) -> None:
+        """Begin another part if the last one has `size` rows; `tests` whether the errors show a drift before that."""
         if self.parts[-1][0] >= size:
+            if tests and size >= drift.PART_ROWS_MIN:
+                self._test()
             self.parts.append(_zeros_like(self.total))
             del self.parts[:-PARTS]
+
+    def _test(self) -> None:
+        """Note a drift if the parts of the window show one."""
+        is_classifier, resolution = _is_classification(self.total), 0.0
+        if not is_classifier:
+            rows, _, _, level, squared, *_ = self.total
+            resolution = ROUNDING * math.sqrt(max(squared - level * level / rows, 0.0) / rows)
+        found = drift.found([_losses(part) for part in self.parts], resolution)
+        if found is None:
+            return
+        before, recent = (1 - part.mean if is_classifier else part.mean for part in found)
+        name = "accuracy" if is_classifier else "mean_absolute_error"
+        self.drifts.append({"metric": name, "before": before, "recent": recent, "rows": found[1].rows})
+        del self.drifts[: -drift.HELD_MAX]
 
     def _sums(self, kind: Kind, y: Any, predicted: Any, probabilities: Any) -> Sums:
         """Return the sums of a batch."""
@@ -240,6 +266,14 @@ def _means(each: Sequence[Metrics]) -> Metrics:
 
 def _is_classification(sums: Sums) -> bool:
     return type(sums[3]) is dict
+
+
+def _losses(sums: Sums) -> Losses:
+    """Return the losses of a part: absolute errors, or 1 for each wrong label."""
+    if not _is_classification(sums):
+        return Losses(sums[0], sums[1], sums[2])
+    right = sum([count for pair, count in sums[3].items() if pair // PAIR_STRIDE == pair % PAIR_STRIDE])
+    return Losses(sums[0], sums[0] - right, sums[0] - right)
 
 
 def _zeros_like(sums: Sums) -> Sums:

@@ -43,7 +43,7 @@ from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import save
-from keepfit.store import idle
+from keepfit.store import events, idle
 from keepfit.store.models import Model
 
 log = structlog.get_logger(__name__)
@@ -158,6 +158,7 @@ class Restorer:
         if not installed:
             return RestoreResult(registered.hash, document, live=True, corrupt=source.corrupt)
         _log_restored(registered.hash, generation, replayed)
+        await self._announce(registered, generation, replayed)
         skipped = [each.request.payload for each in replayed.skipped]
         await idempotency.enqueue(store.client, registered.hash, generation, skipped)
         saved = await self.save_restored(registered.hash) if is_changed else True
@@ -286,7 +287,9 @@ class Restorer:
             )
             if await self.resources.store.rewind(current, to_rewind(bundle)):
                 failpoints.reach("restore.rewound")
-                return replace(replayed, bundle=bundle)
+                replayed = replace(replayed, bundle=bundle)
+                await self._announce(registered, generation, replayed)
+                return replayed
             current = await self.resources.store.describe(live.hash)
         state = "is gone" if current is None else f"is at version {current.version} of generation {current.generation}"
         raise StaleModelError(
@@ -298,6 +301,18 @@ class Restorer:
         replayed = await self.replayer.learn(registered, source.snapshot, source.start, requests)
         failpoints.reach("restore.replayed")
         return replayed
+
+    async def _announce(self, registered: RegistryEntry, generation: int, replayed: Replayed) -> None:
+        header = None if replayed.bundle is None else replayed.bundle.header
+        restored = events.entry(
+            "restored",
+            registered.hash,
+            registered.metadata_text,
+            generation=generation,
+            version=0 if header is None else header.version,
+            rows_seen=0 if header is None else header.rows_seen,
+        )
+        await events.announce(self.resources.store.client, restored)
 
     async def allocate_generation(self, registered: RegistryEntry, link: Link | None) -> int:
         """Allocate the next generation of a model; raises NotFoundError if the model was deleted."""

@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from keepfit.backends.blobs import Entry, Storage
+from keepfit.backends.redis_scripts import Command
 from keepfit.errors import ConflictError, StaleModelError, UnavailableError
 from keepfit.history import SUMMARY_FIELDS, Document
+from keepfit.identity import canonical
 from keepfit.observability import failpoints
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
+from keepfit.store import events
 from keepfit.store.models import Model
 from keepfit.store.retained import RetentionNote
 
@@ -243,12 +246,18 @@ async def _commit(batch: _Batch, resources: Resources) -> None:
     committed = [document for document, is_ours in zip(documents, is_committed, strict=True) if is_ours]
     await _note(batch, resources, committed)
     failpoints.reach("snapshot.noted")
+    await events.announce(resources.store.client, *map(_event, committed))
     batch.outcomes |= dict.fromkeys(batch.document) | {document["hash"]: document for document in committed}
     # Another snapshotter has begun the version again, or garbage collection has aborted the intent as abandoned: no
     # document names the blob that was written here.
     lost = [Entry(path_of(document)) for document, is_ours in zip(documents, is_committed, strict=True) if not is_ours]
     if lost:
         await asyncio.to_thread(resources.storage.delete, lost)
+
+
+def _event(document: Document) -> Command:
+    fields = {name: document[name] for name in ("generation", "version", "rows_seen", "size_bytes")}
+    return events.entry("snapshot", document["hash"], canonical(document["metadata"]), **fields)
 
 
 async def _note(batch: _Batch, resources: Resources, saved: Sequence[Document]) -> None:

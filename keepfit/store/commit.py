@@ -27,9 +27,9 @@ from keepfit.observability import failpoints
 from keepfit.rows import served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.store import stored_answers, unloadable
+from keepfit.store import events, stored_answers, unloadable
 from keepfit.store.idle import touch
-from keepfit.store.inbox import params_of
+from keepfit.store.inbox import is_change, params_of
 from keepfit.store.retained import join_sequences, parse_large
 
 STAGED_TTL_MS = 60_000
@@ -120,6 +120,7 @@ class SealedBundle:
     `width` is the number of values of a learned row, None if the bundle does not tell. `scorer` is its encoded scorer,
     which the commit announces; empty for none. `answer` is what the last of its requests wants to know
     (:mod:`keepfit.store.stored_answers`), which the commit stores; empty for none.
+    which the commit announces; empty for none. `drifts` describes those that were detected in the newly learned rows.
     """
 
     data: bytes
@@ -129,6 +130,7 @@ class SealedBundle:
     width: int | None
     scorer: bytes = b""
     answer: bytes = b""
+    drifts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,8 @@ class InboxConsumer:
                 redis_keys.dead(claimed.hash),
                 redis_keys.new_stored_answers(claimed.hash),
                 redis_keys.old_stored_answers(claimed.hash),
+                redis_keys.EVENTS,
+                redis_keys.DUE_EVENTS,
                 *(name for _, name in large),
             ],
             [
@@ -325,6 +329,11 @@ class InboxConsumer:
                 sealed.answer,
                 self._answers_ttl_ms,
                 stored_answers.HALF_BYTES_MAX,
+                events.EVENTS_MAX,
+                events.COMMIT_INTERVAL_MS,
+                events.METRICS_BYTES_MAX,
+                "1" if any(not entry.large_key and is_change(entry.payload) for entry in learned) else "",
+                b"\n".join(map(msgspec.json.encode, sealed.drifts)),
             ],
         )
 

@@ -27,6 +27,7 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Header
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import save_first
+from keepfit.store import events
 from keepfit.store.models import Model
 from keepfit.store.retained import RetainedRequests
 
@@ -81,6 +82,8 @@ async def create(
     snapshot = SnapshotBundle(document, header, sealed, b"", bundle.width)
     # If another process has restored it already, there is nothing to do.
     await resources.store.install(to_install(entry, generation, snapshot, is_saved=True))
+    details = {"generation": generation, "version": VERSION, "rows_seen": bundle.rows_seen}
+    await events.announce(resources.store.client, events.entry("model_created", model_hash, metadata_text, **details))
     return Uploaded(generation, VERSION, bundle.rows_seen, created=True)
 
 

@@ -22,6 +22,7 @@ DOCUMENT = openapi.document(ROUTES)
 GUARDED = openapi.document(ROUTES, keys=True)
 # Larger bodies repeat the values of small ones, and take long to validate.
 BYTES_MAX = 16_384
+EVENT = {"$ref": "#/components/schemas/Event"}
 FORMS = {"{hash}": "[0-9a-f]{64}", "{version}": "[0-9]{1,16}", "{job}": "[0-9a-f]{32}"}
 TEMPLATES = [(re.compile(re.sub(r"{\w+}", lambda found: FORMS[found[0]], path)), path) for path in DOCUMENT["paths"]]
 
@@ -89,4 +90,9 @@ def check_answer(method: str, path: str, status: int, headers: Mapping[str, str]
             assert BINARY in answer["content"]
             return
         schema = answer["content"][media_type]["schema"]
+        if media_type == "text/event-stream":
+            for line in body.decode().splitlines():
+                if line.startswith("data: "):
+                    validate(EVENT, json.loads(line.removeprefix("data: ")))
+            return
         validate(schema, json.loads(body) if media_type.endswith("json") else body.decode())

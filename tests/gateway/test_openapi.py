@@ -140,7 +140,7 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
             assert media == {"application/problem+json"}
         else:
             binary = {BINARY} if path.endswith("/infer") and status == "200" else set()
-            others = {"/metrics": "text/plain", "/docs": "text/html"}
+            others = {"/metrics": "text/plain", "/docs": "text/html", "/v1/events": "text/event-stream"}
             is_file = path.endswith("/estimator") and method == "get"
             assert media == {BINARY if is_file else others.get(path, "application/json"), *binary}
 
@@ -257,6 +257,8 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers"):
         await check("GET", path)
     await check("POST", "/v1/estimator", query="?metadata=1")
+    await check("GET", "/v1/events", query="?last_event_id=0-0&timeout=0.2")
+    await check("GET", "/v1/events", query="?kind=x")
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.01}})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": 0.02}}, {"Prefer": "wait=0"})
     await check("PATCH", "/v1/models/{hash}", {"params": {"alpha": -1}})

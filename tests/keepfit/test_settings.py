@@ -145,7 +145,7 @@ def test_the_queue_uses_the_redis_of_the_store_by_default(queue_url: str | None)
 
 def test_names_end_in_their_unit() -> None:
     """The name of a number ends in its unit or in the thing that it counts."""
-    units = ("_s", "_ms", "_bytes_max", "_entries_max", "connections_max")
+    units = ("_s", "_ms", "_bytes_max", "_entries_max", "connections_max", "streams_max")
     numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
     assert {name for name in numbers if not name.endswith(units)} == {"port", "workers", "gateway_processes", "pulls"}
 

@@ -137,7 +137,9 @@ def _reading(name: str) -> Command:
         return ("HGETALL", name)
     if kind in ("in", "dead"):
         return ("XRANGE", name, "-", "+")
-    if name == redis_keys.CHANGED or kind in ("ends", "closed"):
+    if name == redis_keys.EVENTS:
+        return ("XRANGE", name, "-", "+")
+    if name in (redis_keys.CHANGED, redis_keys.DUE_EVENTS) or kind in ("ends", "closed"):
         return ("ZRANGE", name, 0, -1, "WITHSCORES")
     return ("GET", name)
 

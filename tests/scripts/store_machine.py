@@ -34,7 +34,7 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store import commit as commits
-from keepfit.store import first_answers, idle, inbox, stored_answers
+from keepfit.store import events, first_answers, idle, inbox, stored_answers
 from keepfit.store import models as stores
 from keepfit.store.commit import Claimed, Harm, InboxConsumer
 from keepfit.store.idle import IdleRecord
@@ -58,8 +58,6 @@ ROWS = (b"x", b"yyyy")
 # The rows of a large request.
 LARGE = b"a large request"
 LARGE_DIGEST = sha256(LARGE).hexdigest().encode()
-# This request changes the parameters of the bundle.
-CHANGE = b"yyyy"
 # Keys of two callers; the second one has an API key.
 KEYS = ("k", "k", "l", "m", "n", "k b")
 
@@ -97,6 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
             mock.patch.object(stored_answers, "HALF_BYTES_MAX", store_model.HALF_BYTES_MAX),
             mock.patch.object(first_answers, "GENERATED_KEY_TTL_S", 3600 * store_model.MINTED_H),
             mock.patch.object(redis_scripts, "run_async", self.bench.run_async),
+            mock.patch.object(commits, "is_change", lambda payload: payload == store_model.CHANGE),
         ]
         for patch in self.patches:
             patch.start()
@@ -627,14 +626,19 @@ class StoreMachine(RuleBasedStateMachine):
         learned_rows = claimed.bundle.learned_rows + learned
         changed = (
             {**dict(claimed.bundle.changed), "C": len(learned_rows)}
-            if CHANGE in learned
+            if store_model.CHANGE in learned
             else dict(claimed.bundle.changed)
         )
         bundle = Bundle(RECIPE, Columns.new(RECIPE), None, list(learned_rows), [], len(learned_rows), changed=changed)
         # The claim lies in the future, so that the pace is that of the shortest time.
         received = replace(claim.received, claimed_s=math.inf)
-        with mock.patch.object(
-            redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
+        drift = {"metric": "accuracy", "text": "a\nb"} if len(learned_rows) % 2 else None
+        announced = len(claimed.bundle.history) % 3 == 0
+        with (
+            mock.patch.object(
+                redis_scripts, "run", redis_scripts.run if staged else without_staging(redis_scripts.run)
+            ),
+            mock.patch.object(events, "COMMIT_INTERVAL_MS", 0 if announced else HOUR_MS),
         ):
             # Some bundles do not tell which width they have learned.
             width = 2 if learned_rows and not put_aside else None
@@ -642,6 +646,7 @@ class StoreMachine(RuleBasedStateMachine):
             # Some requests want an answer.
             kept = b"answer" if done[-1].payload == b"x" and not put_aside else b""
             sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width, scorer=scorer, answer=kept)
+            sealed = replace(sealed, drifts=(drift,) * bool(drift))
             committed = self.consumer.commit(received, sealed, count, claim.token, put_aside)
         score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
@@ -651,7 +656,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         version = self.plain.commit(
             claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width,
-            scorer=scorer.decode(), kept=kept,
+            scorer=scorer.decode(), kept=kept, drift=drift, announced=announced,
         )  # fmt: skip
         assert committed.version == version
         if count == len(claimed.requests):
@@ -686,6 +691,13 @@ class StoreMachine(RuleBasedStateMachine):
             self._commit(mismatched(claim, count, meanwhile), count, put_aside, staged=meanwhile != "stage")
             self._load(h, known=part)
             self._apply(h, later)
+
+    @rule(h=hashes, over=st.booleans())
+    def announce_due(self, h: str, over: bool) -> None:
+        """Announce the last commit of a model, while or after others of it were announced."""
+        with mock.patch.object(events, "COMMIT_INTERVAL_MS", 0 if over else HOUR_MS):
+            (announced,) = redis_scripts.run(self.client, events.due(h))
+        assert announced == self.plain.announce_due(h, over=over)
 
     @rule(h=hashes, rounds=st.lists(st.sampled_from(("x", "xx", "xxx", "xy", "yyy", "L", "xL", "x!", "L!", "snapshot",
           "snapshot", "note", "late note", "saved late", "saved late")), min_size=2, max_size=7))  # fmt: skip
@@ -986,6 +998,11 @@ class StoreMachine(RuleBasedStateMachine):
                 self._check_bundle(h, model, data)
             for _, fields in found.get(redis_keys.dead(h), ([], 0))[0]:
                 assert abs(int(fields.pop(b"at")) - 1000 * time.time()) < HOUR_MS
+            self._normalize_announced(found[redis_keys.state(h)][0])
+        if redis_keys.EVENTS in found:
+            found[redis_keys.EVENTS] = ([self._event(fields) for _, fields in found[redis_keys.EVENTS][0]], 0)
+        if redis_keys.DUE_EVENTS in found:
+            found[redis_keys.DUE_EVENTS] = (set(found[redis_keys.DUE_EVENTS][0]), 0)
         for name in filter(is_answers, found):
             for own, value in found[name][0].items():
                 answer, _, expires = value.rpartition(b" ")
@@ -994,6 +1011,19 @@ class StoreMachine(RuleBasedStateMachine):
         assert {name: content for name, content in found.items() if content[0] != []} == self.plain.keys()
         published, self.plain.published = self.plain.published, []
         assert self.bench.published() == published
+
+    def _normalize_announced(self, state: dict[bytes, bytes]) -> None:
+        """Replace the time in a state's field `announced` by a '*'; '+' stays."""
+        if b"announced" in state:
+            time_ms, waits, _ = state[b"announced"].partition(b"+")
+            assert abs(int(time_ms) - 1000 * time.time()) < HOUR_MS
+            state[b"announced"] = waits or b"*"
+
+    def _event(self, fields: dict[bytes, bytes]) -> tuple[str, str, Any]:
+        """Return what the plain model keeps of an event."""
+        h = fields[b"hash"].decode()
+        assert fields[b"metadata"].decode() == METADATA[h]
+        return fields[b"kind"].decode(), h, msgspec.json.decode(fields[b"details"])
 
     def _check_bundle(self, h: str, model: store_model.Model, data: bytes) -> None:
         digest = sha256(data).hexdigest()

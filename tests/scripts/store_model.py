@@ -5,6 +5,7 @@ bundle that were read, never on a digest of them. :meth:`Store.keys` returns all
 """
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,8 @@ class BundleModel:
     changed: tuple[tuple[str, int], ...] = ()
 
 
+# This request changes parameters.
+CHANGE = b"yyyy"
 NEW = BundleModel("", (), ())
 # The replay base of a repaired bundle is that of the bundle before.
 SAME = (-1,)
@@ -124,6 +127,8 @@ class Model:
     based: tuple[bytes, ...] = ()
     # The field `large` exists once there were large requests.
     names_large: bool = False
+    # The field `announced`: '*' after a commit that is announced, '+' if one was left out since, '' before both.
+    announced: str = ""
 
     @property
     def first_generation(self) -> int:
@@ -207,6 +212,8 @@ class Model:
             fields["removed"] = self.removed
         if self.origin is not None:
             fields["origin"] = self.origin
+        if self.announced:
+            fields["announced"] = self.announced
         return {name.encode(): v if isinstance(v, bytes) else str(v).encode() for name, v in fields.items()}
 
 
@@ -337,6 +344,9 @@ class Store:
     published: list[str] = field(default_factory=list)
     # Models whose scorers gateways want.
     followed: set[str] = field(default_factory=set)
+    # Kind, hash and details of all events, and the models of which a commit is not announced.
+    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    due: set[str] = field(default_factory=set)
 
     def _publish(self, h: str, model: Model, *, put_aside: str = "") -> None:
         learned_rows = len(model.bundle.learned_rows)
@@ -553,11 +563,13 @@ class Store:
         width: int | None,
         scorer: str,
         kept: bytes,
+        drift: dict[str, Any] | None = None,
+        announced: bool = True,
     ) -> int:
         """Make `after` live if the claimed bundle is still live and the claimed requests are still pending.
 
         It has learned rows of `width`, if it tells. The commit announces its `scorer`, if it has one, and keeps the
-        answer `kept` to its last request.
+        answer `kept` to its last request. It is `announced` itself, if the interval since the one before is over.
         """
         last = claimed.requests[count - 1]
         # Workers set the mark and stage the bundle in any case.
@@ -594,7 +606,40 @@ class Store:
         if scorer:
             self.published.append(f"{redis_keys.SCORERS} {claimed.hash} {model.generation} {model.version} {scorer}")
         self._publish(claimed.hash, model, put_aside=put_aside)
+        if put_aside:
+            reason = put_aside.partition(":")[0]
+            self._announce("dead_letter", claimed.hash, sequence=last.sequence, reason=reason)
+        if any(request.payload == CHANGE and not request.big for request in learned):
+            self._announce("model_patched", claimed.hash)
+        if drift is not None:
+            self._announce("drift", claimed.hash, drift=drift)
+        if announced or not model.announced:
+            self._announce_commit(claimed.hash)
+        else:
+            model.announced = "+"
+            self.due.add(claimed.hash)
         return model.version
+
+    def _announce_commit(self, h: str) -> None:
+        self._announce("commit", h, metrics=json.loads(self.models[h].bundle.metrics))
+        self.models[h].announced = "*"
+        self.due.discard(h)
+
+    def _announce(self, kind: str, h: str, **details: Any) -> None:
+        model = self.models[h]
+        rows = len(model.bundle.learned_rows)
+        fields = {"generation": model.generation, "version": model.version, "rows_seen": rows, **details}
+        self.events.append((kind, h, fields))
+
+    def announce_due(self, h: str, *, over: bool) -> int:
+        """Announce the newest version of a model, if one was left out and the interval is `over`."""
+        if not over or h not in self.due:
+            return 0
+        self.due.discard(h)
+        if h not in self.models or self.models[h].announced != "+":
+            return 0
+        self._announce_commit(h)
+        return 1
 
     def _keep(self, model: Model, learned: list[Request], before: int) -> None:
         """Retain the learned requests; above the limit, remove the older half, or all older ones, or all."""
@@ -735,4 +780,8 @@ class Store:
         claimed |= self.big
         if self.changed:
             claimed[redis_keys.CHANGED] = (self.changed, 0)
+        if self.events:
+            claimed[redis_keys.EVENTS] = (self.events, 0)
+        if self.due:
+            claimed[redis_keys.DUE_EVENTS] = (self.due, 0)
         return {key: content for key, content in claimed.items() if content[0] != []}

@@ -14,7 +14,7 @@ import structlog
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsError, StaleModelError, UnavailableError
 from keepfit.jobs import run_queue
-from keepfit.model import fit_loop
+from keepfit.model import drift, fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.model.scorers import encoded_scorer
@@ -241,7 +241,9 @@ def seal_bundle(keyring: Keyring, claimed: Claimed, bundle: Bundle, count: int) 
         chain=last.request_digest,
         runtime=bundle.runtime,
     )
-    return SealedBundle(seal(bundle, keyring, header), bundle.rows_seen, bundle.metrics(), bundle.changed, bundle.width)
+    data = seal(bundle, keyring, header)
+    drifts = tuple(drift.take(bundle.prequential))
+    return SealedBundle(data, bundle.rows_seen, bundle.metrics(), bundle.changed, bundle.width, drifts=drifts)
 
 
 def _log_dead_letter(claimed: Claimed, reason: str) -> None:

@@ -68,7 +68,7 @@ class Child:
     def death(self, exitcode: int) -> sweep.Death:
         """Return how this worker ended, and what it did then."""
         harm = Harm.TIME if self.is_overdue else Harm.DEATH
-        return sweep.Death(self.name, harm if exitcode else None, self.activity.read())
+        return sweep.Death(self.name, harm if exitcode else None, self.activity.read(), exitcode)
 
     def failed_to_start(self, now_s: float) -> bool:
         """Return whether this worker, which is dead at the moment `now_s`, died at once, before it did anything."""

@@ -21,10 +21,11 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import PoisonError
 from keepfit.jobs import messages, rq_jobs, run_queue
 from keepfit.observability import failpoints
-from keepfit.store import unloadable
+from keepfit.store import events, unloadable
 from keepfit.store.commit import Harm, unlock
 from keepfit_workers import heartbeat
 from keepfit_workers.activity import LOAD, RESTORE, Doing
+from keepfit_workers.registered import announce, remove_lost
 
 log = structlog.get_logger(__name__)
 
@@ -35,11 +36,15 @@ SCAN_COUNT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A dead worker, and what it did when it died, if that is known; `harm` is None if it ended as requested."""
+    """A dead worker, and what it did when it died, if that is known; `harm` is None if it ended as requested.
+
+    `exitcode` is that of its process, None if its supervisor has not seen it end.
+    """
 
     worker: str
     harm: Harm | None = Harm.DEATH
     doing: Doing = field(default_factory=Doing)
+    exitcode: int | None = None
 
     @property
     def is_loading(self) -> bool:
@@ -86,6 +91,9 @@ def reap(store: Redis, queue_redis: Redis, death: Death, ttl_s: float) -> None:
     for job_id in rq_queue.intermediate_queue.get_job_ids():
         end_lease(store, queue_redis, job_id, None)
         rq_queue.intermediate_queue.remove(job_id)
+    # One that has ended as requested has announced that itself.
+    if queue_redis.srem(redis_keys.RQ_WORKERS, worker.key):
+        announce(store, "worker_lost" if death.exitcode is None else "worker_died", worker_name, death.exitcode)
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
     run_queue.enqueue_leases(queue_redis, ttl_s)
@@ -171,10 +179,11 @@ def sweep(
     expire: bool = True,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """End expired leases (`expire`) and enqueue missing ones.
+    """End expired leases (`expire`), enqueue missing ones, and announce the last commits of models.
 
     Every few seconds, and at once `after_outage`, also search for models with pending requests that are in no run
-    queue: hints are lost while Redis is unavailable. With many models that takes long; `beat` is called meanwhile.
+    queue: hints are lost while Redis is unavailable. With many models that takes long; `beat` is called meanwhile. And
+    remove workers from the register whose machine died.
     """
     if after_outage:
         queue_redis.delete(redis_keys.SWEEP)
@@ -188,7 +197,9 @@ def sweep(
         end_lease(store, queue_redis, lease, Harm.DEATH if is_silent else None)
     _answer_poison(queue_redis)
     run_queue.enqueue_leases(queue_redis, ttl_s)
+    events.announce_due(store)
     if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(PENDING_SWEEP_S * 1000)):
+        remove_lost(store, queue_redis)
         models = _models_with_pending(store, beat)
         if models:
             run_queue.enqueue_lease(queue_redis, run_queue.LEARN, ttl_s, models)

@@ -8,7 +8,6 @@ waits, keeps its cached bundles, and does not exit.
 import os
 import signal
 import time
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -17,7 +16,6 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout, StopRequested
 from rq.job import Job
 from rq.utils import now
-from rq.worker_registration import clean_worker_registry
 
 from keepfit import child_processes
 from keepfit.backends import redis_keys, redis_scripts
@@ -27,7 +25,7 @@ from keepfit.jobs import rq_jobs
 from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
 from keepfit.settings import Settings
 from keepfit_workers import context as contexts
-from keepfit_workers import heartbeat, memory, sweep
+from keepfit_workers import heartbeat, memory, registered, sweep
 from keepfit_workers.activity import Activity
 from keepfit_workers.context import WorkerContext
 
@@ -109,9 +107,18 @@ class LeaseWorker(SimpleWorker):
         jobs = self.queues[0]
         for registry in (jobs.finished_job_registry, jobs.failed_job_registry, jobs.started_job_registry):
             self.connection.zremrangebyscore(registry.key, 0, time.time())
-        with suppress(UnicodeDecodeError):
-            clean_worker_registry(jobs)
+        registered.remove_lost(self.context.store, self.connection)
         self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def register_birth(self) -> None:
+        """Register this worker, and announce it."""
+        super().register_birth()  # type: ignore[no-untyped-call]
+        registered.announce(self.context.store, "worker_joined", self.name)
+
+    def register_death(self) -> None:
+        """Remove this worker, which has ended as requested, from the register, and announce it."""
+        super().register_death()  # type: ignore[no-untyped-call]
+        registered.announce(self.context.store, "worker_left", self.name)
 
     def _next(self) -> tuple[Job, Queue] | None:
         """Wait up to a second for a job."""
@@ -140,7 +147,7 @@ class LeaseWorker(SimpleWorker):
         if known != [1, 1]:
             # RQ's register was lost, or the record of this worker has expired while it was stopped.
             self.connection.delete(self.key)
-            self.register_birth()  # type: ignore[no-untyped-call]
+            self.register_birth()
         try:
             while self._aborted_leases:
                 sweep.end_lease(self.context.store, self.connection, self._aborted_leases[-1], None)

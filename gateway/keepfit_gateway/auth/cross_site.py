@@ -27,7 +27,7 @@ PASSED_MAX = 1000
 
 ALLOWED_HEADERS = (
     "Accept, Authorization, Cache-Control, Content-Encoding, Content-Type, Idempotency-Key, If-None-Match, "
-    "Inference-Header-Content-Length, Prefer, X-Request-ID"
+    "Inference-Header-Content-Length, Last-Event-ID, Prefer, X-Request-ID"
 )
 # Pages read these in addition to the fields that the Fetch standard exposes always.
 EXPOSED_HEADERS = (

@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 from aiohttp.web_request import BaseRequest
 from multidict import istr
 
-from keepfit.errors import ForbiddenError, RateLimitError, SettingsError, UnauthorizedError
+from keepfit.errors import ForbiddenError, KeepfitError, RateLimitError, SettingsError, UnauthorizedError
 from keepfit.observability import request_id
 from keepfit.security.api_keys import ANONYMOUS, UNRESTRICTED, Key, Keys
 from keepfit.settings import Settings
@@ -114,6 +114,7 @@ class ApiKeyGuard:
             sent = header if header is not None and request_id.FORM.fullmatch(header) else ""
             request_id.sent.set(sent)
             request[REQUEST_ID] = sent or request_id.mint()
+            request[GUARD] = self
             bucket: SharedBucket | None = None
             try:
                 self._cross_site.check(request)
@@ -150,6 +151,19 @@ class ApiKeyGuard:
             return None
         key = self._keys.find(lines[0][7:].strip(" "))
         return None if key is None or key.rate_per_s or key.where else key
+
+    def still_permits(self, request: BaseRequest) -> bool:
+        """Return whether the key of a request that is being answered for long is what it was, and not revoked."""
+        try:
+            return self._caller(request) == request[CALLER]
+        except KeepfitError:
+            return False
+
+    def add_headers(self, request: BaseRequest, response: web.StreamResponse) -> None:
+        """Add the request id, the rate limit of the caller and the fields of CORS to a response."""
+        caller = request[CALLER]
+        cors = self._cross_site.cors_fields(request, response) if self._cross_site.permits_pages else ()
+        _with_headers(response, request[REQUEST_ID], self._rates.bucket(caller) if caller.rate_per_s else None, cors)
 
     def _caller(self, request: BaseRequest) -> Key:
         """Return the key of the request; ANONYMOUS if the path is open, or a preflight, and no valid key was sent."""
@@ -213,6 +227,19 @@ class ApiKeyGuard:
                 if str(error) != logged_reason:
                     log.warning("api_keys_unreadable", reason=str(error))
                 logged_reason = str(error)
+
+
+GUARD: web.RequestKey[ApiKeyGuard] = web.RequestKey("guard", ApiKeyGuard)
+
+
+def still_permits(request: BaseRequest) -> bool:
+    """Return whether the API key of a request that is being answered for long is still the same."""
+    return request[GUARD].still_permits(request)
+
+
+def add_headers(request: BaseRequest, response: web.StreamResponse) -> None:
+    """Add what the guard adds to every answer; for one whose head is sent before its handler returns."""
+    request[GUARD].add_headers(request, response)
 
 
 async def _check_rate(bucket: SharedBucket, caller: Key) -> None:

@@ -13,7 +13,7 @@ from keepfit_gateway.openapi import headers
 from keepfit_gateway.openapi.components import schemas_of
 from keepfit_gateway.openapi.examples import EXAMPLES, PROBLEM, Example
 from keepfit_gateway.routes import TAGS, Route
-from keepfit_gateway.schemas import InferenceError, Problem
+from keepfit_gateway.schemas import Event, InferenceError, Problem
 from keepfit_gateway.web import inference_answers, problems
 from keepfit_gateway.web.rows_body import ARROW, BINARY, CSV, NPY, PARQUET
 
@@ -74,6 +74,7 @@ def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
     forms = [
         Problem,
         InferenceError,
+        Event,
         *(form for route in routes for form in (route.form, *route.answers.values()) if form not in (None, bytes)),
     ]
     schema_of, components = schemas_of(forms)

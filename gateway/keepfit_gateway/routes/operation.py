@@ -6,9 +6,9 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 from keepfit.security.api_keys import OPEN
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import api_page as page_handlers
-from keepfit_gateway.handlers import operations
-from keepfit_gateway.parameters import IF_NONE_MATCH
-from keepfit_gateway.routes.route import OPERATION, Route
+from keepfit_gateway.handlers import events, operations
+from keepfit_gateway.parameters import EVENTS, IF_NONE_MATCH
+from keepfit_gateway.routes.route import BOUND_FILTERED, OPERATION, Route
 from keepfit_gateway.schemas.values import OpenApiDocument
 
 ROUTES = (
@@ -26,6 +26,13 @@ ROUTES = (
         "The worker processes that are alive, on all machines. One that died is listed until its supervisor removes "
         "it, or its record expires.",
         {200: schemas.WorkerList}, errors=(503,),
+    ),
+    Route(
+        "GET", "/v1/events", events.stream_events, OPERATION, "Listen to events",
+        "Server-sent events about models and workers, of all gateways and machines, as they happen. Each `data` is the "
+        "JSON of an event. A client that connects again continues after the last event that it got.",
+        {200: schemas.EventMessage}, errors=(400, 429, 503), own_parameters=EVENTS,
+        headers={200: ("Cache-Control",)}, media_type="text/event-stream", bound_keys=BOUND_FILTERED,
     ),
     Route(
         "GET", "/metrics", operations.show_metrics, OPERATION, "Metrics",

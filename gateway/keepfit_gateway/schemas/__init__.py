@@ -27,6 +27,7 @@ from keepfit_gateway.schemas.answers import (
     SnapshotList,
     WorkerList,
 )
+from keepfit_gateway.schemas.events import Drift, Event, EventMessage
 from keepfit_gateway.schemas.inference import (
     InferenceAnswer,
     InferenceError,
@@ -76,6 +77,9 @@ __all__ = [
     "DeadEntry",
     "DiscardDead",
     "DiscardedAnswer",
+    "Drift",
+    "Event",
+    "EventMessage",
     "Form",
     "HistoryAnswer",
     "InferenceAnswer",

@@ -196,6 +196,11 @@ class ProblemHandler(web.RequestHandler):
         return self._paused or not (self._messages or self._last_content.is_eof())
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the client has shut down its sending side, as one does that is gone: no request follows."""
+        return self._ends
+
+    @property
     def has_unsent(self) -> bool:
         """Whether a part of an answer is still in the gateway, because the client does not read."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0

@@ -133,7 +133,9 @@ def count_requests(metrics: RequestMetrics, handler: Handler) -> Handler:
     async def handle(request: BaseRequest) -> Any:
         started = clock()
         answer = await handler(request)
-        record(request, answer.status, clock() - started)
+        # Of a stream of events, the time until it begins.
+        ended = getattr(answer, "prepared_s", None) or clock()
+        record(request, answer.status, ended - started)
         return answer
 
     return handle

@@ -8,7 +8,9 @@
 -- KEYS[5] dead           stream of dead letters (ids `<generation>-<sequence>`)
 -- KEYS[6] new answers     hash of the newest answers to calls of train_score_predict: `size` is their bytes
 -- KEYS[7] old answers     hash of those before them, which are dropped when KEYS[6] takes their place
--- KEYS[8...] big         rows of large requests: those that this commit learned, and those that are retained
+-- KEYS[8] events         stream of events of all models
+-- KEYS[9] due            models whose last commit is not announced yet, with the time of the last one that is (ms)
+-- KEYS[10...] big        rows of large requests: those that this commit learned, and those that are retained
 -- ARGV[1] generation     integer, of the claimed model
 -- ARGV[2] old digest     digest of the claimed bundle, '' for a new model
 -- ARGV[3] old learned    last sequence that the claimed bundle has learned
@@ -24,7 +26,7 @@
 -- ARGV[13] pace          requests learned per second
 -- ARGV[14] changed       JSON of the parameters that were changed since the model was created, '' for none
 -- ARGV[15] replay bytes   bytes of learned requests to retain at most
--- ARGV[16] places         sequences of the requests of KEYS[8...], separated by spaces
+-- ARGV[16] places         sequences of the requests of KEYS[10...], separated by spaces
 -- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
 -- ARGV[18] scorers        channel of scorers
 -- ARGV[19] scorer         encoded scorer of the staged bundle, '' if the model is not followed or has none
@@ -32,12 +34,17 @@
 --                         '<origin>-<learned>' as '<version> <rows_seen> <answer>'
 -- ARGV[21] answer ttl     milliseconds for which answers are kept
 -- ARGV[22] answer bytes   bytes of answers in KEYS[6] from which on they become the old ones
+-- ARGV[23] events         number of events to keep
+-- ARGV[24] interval       milliseconds in which at most one commit of a model is announced
+-- ARGV[25] metrics bytes  length of metrics up to which an event has them
+-- ARGV[26] patched        '1' if a learned request changes parameters, else ''
+-- ARGV[27] drift          drifts of the model as JSON objects, separated by newlines, '' for none
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
 -- `cut` are removed. If the retained requests exceed the bound, those up to `half` are removed. `bytes` counts all
 -- requests ever learned, each with 64 bytes more for its entry in the stream; the bytes of `cut` and `half` are that
--- count when these were learned. `large` names the retained ones of KEYS[8...]: '<sequence> <key> ...'.
+-- count when these were learned. `large` names the retained ones of KEYS[10...]: '<sequence> <key> ...'.
 --
 -- The width of the rows that are accepted next is that of the learned ones. Before any are learned it is the width of
 -- the first accepted request, which loses that right when it becomes a dead letter.
@@ -45,7 +52,7 @@
 -- returns the new version; or 0: the model is gone or was created again; -1: another commit came first;
 --         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing. Below 1 nothing
 --         was changed.
-local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept', 'origin')
+local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept', 'origin', 'announced')
 if not state[1] or state[1] ~= ARGV[1] then
   return 0
 end
@@ -59,7 +66,8 @@ end
 if redis.call('EXISTS', KEYS[4]) == 0 then
   return -3
 end
-local put_aside, most = '0', tonumber(ARGV[15])
+local put_aside, most, time = '0', tonumber(ARGV[15]), redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local kept = {}
 for number in string.gmatch(state[4] or '0 0 0 0 0', '%d+') do
   kept[#kept + 1] = tonumber(number)
@@ -69,10 +77,10 @@ local bytes = before + ARGV[9] + 64 * (ARGV[4] - ARGV[3])
 if ARGV[12] ~= '' then
   put_aside = '1'
   -- The first write: it is the only one that can fail, because ids of a stream must increase.
-  local request, time = last[1][2], redis.call('TIME')
+  local request = last[1][2]
   redis.call('XADD', KEYS[5], state[1] .. '-' .. ARGV[4], 'generation', state[1], 'sequence', ARGV[4],
     'reason', ARGV[12], 'rows', request[2], 'big', request[6] or '', 'size', request[8] or #request[2],
-    'at', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
+    'at', string.format('%.0f', now))
   -- No bundle has learned it, so a replay must not learn it.
   redis.call('XDEL', KEYS[3], last[1][1])
   bytes = bytes - 64 - (request[8] or #request[2])
@@ -107,9 +115,9 @@ if half <= cut then
   end
 end
 redis.call('HSET', KEYS[1], 'kept', string.format('%.0f %.0f %.0f %.0f %.0f', cut, cut_bytes, half, half_bytes, bytes))
-if #KEYS > 7 then
+if #KEYS > 9 then
   local next_place, large = string.gmatch(ARGV[16], '%d+'), {}
-  for i = 8, #KEYS do
+  for i = 10, #KEYS do
     local sequence = next_place()
     if tonumber(sequence) > cut then
       large[#large + 1], large[#large + 2] = sequence, KEYS[i]
@@ -136,4 +144,32 @@ if ARGV[19] ~= '' then
 end
 redis.call('PUBLISH', ARGV[10],
   table.concat({ARGV[11], state[1], string.format('%.0f', version), ARGV[4], ARGV[7], put_aside, ARGV[12]}, ' '))
+-- Events. With pcall, because everything is committed by now, whatever these keys hold. Of commits at most one in an
+-- interval is announced; after others the state's field `announced`, the time of that one, ends in '+', and
+-- announce_due announces the newest version when the interval is over.
+local function announce(kind, details)
+  redis.pcall('XADD', KEYS[8], 'MAXLEN', '~', ARGV[23], '*', 'kind', kind, 'hash', ARGV[11],
+    'metadata', redis.call('HGET', KEYS[1], 'metadata'), 'details',
+    string.format('{"generation":%s,"version":%.0f,"rows_seen":%s%s}', state[1], version, ARGV[7], details))
+end
+if put_aside == '1' then
+  -- The text after the class of an error may quote the rows.
+  local class = string.sub(string.match(ARGV[12], '^[^:]*'), 1, 200)
+  announce('dead_letter', ',"sequence":' .. ARGV[4] .. ',"reason":' .. cjson.encode(class))
+end
+if ARGV[26] ~= '' then
+  announce('model_patched', '')
+end
+for drift in string.gmatch(ARGV[27], '[^\n]+') do
+  announce('drift', ',"drift":' .. drift)
+end
+local announced, waits = string.match(state[6] or '0', '^(%d+)(%+?)')
+if now - announced >= tonumber(ARGV[24]) or now < tonumber(announced) then
+  announce('commit', #ARGV[8] <= tonumber(ARGV[25]) and ',"metrics":' .. ARGV[8] or '')
+  redis.call('HSET', KEYS[1], 'announced', string.format('%.0f', now))
+  redis.pcall('ZREM', KEYS[9], ARGV[11])
+elseif waits == '' then
+  redis.call('HSET', KEYS[1], 'announced', announced .. '+')
+  redis.pcall('ZADD', KEYS[9], announced, ARGV[11])
+end
 return version

@@ -39,6 +39,11 @@ parameters = {{ "query.metadata" = '{metadata}' }}
 [[operations]]
 include-path-regex = "/versions/"
 parameters = {{ "path.hash" = "{fixed}", "path.version" = "{version}" }}
+
+# Streams end by themselves only after this time.
+[[operations]]
+include-path = "/v1/events"
+parameters = {{ "query.timeout" = 0.01 }}
 """
 EXAMPLES = 12
 

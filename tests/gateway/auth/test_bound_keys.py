@@ -128,12 +128,27 @@ async def check_jobs(tenants: Tenants, route: Route) -> None:
         assert made in [job["job"] for job in own.of(200)["jobs"]]
 
 
+async def check_events(tenants: Tenants, route: Route) -> None:
+    """A key gets the events of its own models, none of workers, and none of other models by any filter."""
+    path, model_hash = f"{route.path}?last_event_id=0-0&timeout=0.3", identity.hash_of(tenants.hats)
+    for key, own in ((tenants.shoes_key, tenants.shoes), (tenants.hats_key, tenants.hats)):
+        body = (await tenants.call("GET", path, key)).body.decode()
+        found = [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line.startswith("data: ")]
+        assert {event["kind"] for event in found} >= {"model_created", "commit"}
+        assert all(event["kind"] == "gap" or event["metadata"] == own for event in found)
+    for query in (f"hash={model_hash}", f"type={tenants.hats['type']}", "kind=worker_joined"):
+        body = (await tenants.call("GET", f"{path}&{query}", tenants.shoes_key)).body.decode()
+        assert '"metadata"' not in body
+        assert "worker" not in body
+
+
 FILTERED: dict[tuple[str, str], Callable[[Tenants, Route], Awaitable[None]]] = {
     ("GET", "/v1/models"): check_models,
     ("GET", "/v1/history"): check_history,
     ("GET", "/v1/jobs"): check_jobs,
     ("GET", "/v1/jobs/{job}"): check_jobs,
     ("DELETE", "/v1/jobs/{job}"): check_jobs,
+    ("GET", "/v1/events"): check_events,
 }
 
 

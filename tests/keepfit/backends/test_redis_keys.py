@@ -48,6 +48,8 @@ ALL = [
     redis_keys.CHANGED,
     redis_keys.COMMITS,
     redis_keys.SCORERS,
+    redis_keys.EVENTS,
+    redis_keys.DUE_EVENTS,
     *(key(queue) for key in OF_A_QUEUE for queue in ("learn", "predict")),
     redis_keys.claimed("lease"),
     redis_keys.LEASES,
@@ -110,6 +112,7 @@ def names(value: Any) -> set[str]:
 def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
+    built |= {redis_keys.EVENTS, redis_keys.DUE_EVENTS}
     built |= {redis_keys.RESTORES, redis_keys.SCORERS, redis_keys.LEASES, redis_keys.LEASE_HOLDERS, redis_keys.WAKE_UPS}
     built |= {redis_keys.OPEN_ROWS, redis_keys.EXPIRING}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
@@ -141,4 +144,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 14 == len(built)
+    assert len(functions) + 16 == len(built)
