@@ -28,7 +28,7 @@ async def label_rows(request: web.Request) -> web.Response:
     """POST …/labels: accept labels, and wait until they are learned if the client prefers that."""
     service, key = request.app[SERVICE], idempotency_key(request)
     wait_s = preferred_wait_s(request) or 0
-    model_hash, form = await read_form(request, schemas.Labels, LABELS_BYTES_MAX)
+    model_hash, form = await read_form(request, schemas.LabelRows, LABELS_BYTES_MAX)
     labels = form.labels
 
     async def accept(model: Model) -> tuple[Model, Labelled]:

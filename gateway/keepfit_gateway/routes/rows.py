@@ -73,7 +73,7 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/models/{hash}/labels", labels.label_rows, LEARNING, "Label predicted rows", LABELS_TEXT,
-        LABELLED, schemas.Labels, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, scope=LEARN,
+        LABELLED, schemas.LabelRows, LEARN_ERRORS, (HASH, PREFER, KEY), PREFERRED, scope=LEARN,
     ),
     Route(
         "POST", "/v1/models/{hash}/score", prediction.score, PREDICTING, "Score a model on rows", SCORE_TEXT,

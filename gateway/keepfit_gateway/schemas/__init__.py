@@ -43,7 +43,7 @@ from keepfit_gateway.schemas.inference import (
     TensorMetadata,
 )
 from keepfit_gateway.schemas.labels import (
-    Labels,
+    LabelRows,
     LabelsAnswer,
     LabelsLearnedAnswer,
     LateLabel,
@@ -86,7 +86,7 @@ __all__ = [
     "InferenceError",
     "InferenceRequest",
     "InputTensor",
-    "Labels",
+    "LabelRows",
     "LabelsAnswer",
     "LabelsLearnedAnswer",
     "LateLabel",

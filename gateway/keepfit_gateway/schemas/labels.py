@@ -28,7 +28,7 @@ class LateLabel(Form, kw_only=True):
     sample_weight: Annotated[float | None, Meta(description="A number above 0.")] = None
 
 
-class Labels(Form, kw_only=True):
+class LabelRows(Form, kw_only=True):
     """Labels of rows that were predicted with an `id`; they are learned in this order."""
 
     labels: Annotated[list[LateLabel], Meta(min_length=1, max_length=CALL_ROWS_MAX)]
