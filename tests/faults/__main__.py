@@ -40,7 +40,7 @@ def main() -> int:
     """Run the harness; return 1 if it found an error."""
     options, console = arguments(), Console()
     rows = options.rows or round(options.seconds * ROWS_PER_SECOND)
-    settings = Settings(options.seed, options.seconds, rows, workers=options.workers)
+    settings = Settings(options.seed, options.seconds, rows, workers=options.workers, pulled_rows=rows // 8)
     events = draw(options.seed, options.seconds, long_plan(options.seconds))
     if options.schedule:
         for event in events:

@@ -102,12 +102,16 @@ class Clients:
     async def register(self, session: aiohttp.ClientSession) -> None:
         """Create the models."""
         for model in self._models:
-            body = {"metadata": {"type": "faults", "number": model.number}, "recipe": model.recipe}
-            # A long timeout: the first recipe makes a gateway load scikit-learn, which is slow on a busy machine.
-            async with session.post(f"{self._urls[0]}/v1/models", json=body, timeout=REGISTER_TIMEOUT) as response:
-                answer = await response.json()
-                assert response.status == 201, answer
-            model.hash = answer["hash"]
+            await self.create(session, model)
+
+    async def create(self, session: aiohttp.ClientSession, model: TrackedModel) -> None:
+        """Create a model."""
+        body = {"metadata": {"type": "faults", "number": model.number}, "recipe": model.recipe}
+        # A long timeout: the first recipe makes a gateway load scikit-learn, which is slow on a busy machine.
+        async with session.post(f"{self._urls[0]}/v1/models", json=body, timeout=REGISTER_TIMEOUT) as response:
+            answer = await response.json()
+            assert response.status == 201, answer
+        model.hash = answer["hash"]
 
     async def send_all(self, session: aiohttp.ClientSession) -> None:
         """Send all rows."""

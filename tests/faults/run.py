@@ -21,6 +21,7 @@ from tests.faults import schedule
 from tests.faults.check import Verdict, verify
 from tests.faults.clients import Clients, TrackedModel, session
 from tests.faults.proxy import Proxy, proxied
+from tests.faults.pulls import FOLDER, PulledModel
 from tests.faults.schedule import Event
 from tests.faults.stack import ServerProcess, Stack
 
@@ -51,6 +52,8 @@ class Settings:
     lease_ttl_s: float = 1.5
     # A failpoint stops one worker, which is resumed when other workers have gone on.
     one_stops_itself: bool = False
+    # Rows of one more model, which learns by a pull job.
+    pulled_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -108,17 +111,19 @@ class FaultRun:
     """One run on one stack."""
 
     def __init__(
-        self, settings: Settings, stack: Stack, store: Proxy, queue: Proxy, models: Sequence[TrackedModel]
-    ) -> None:
+        self, settings: Settings, stack: Stack, store: Proxy, queue: Proxy, models: Sequence[TrackedModel],
+        pulled: PulledModel | None = None,
+    ) -> None:  # fmt: skip
         self.outcome = Outcome(settings)
         self._settings = settings
         self._stack = stack
         self._proxies = {"store": store, "queue": queue}
-        self._models = models
+        self._pulled = pulled
+        self._models = models if pulled is None else [*models, pulled.model]
         rate = settings.rows / settings.seconds
         self._clients = Clients(stack.urls, models, settings.clients, rate)
         self._active_faults: Counter[str] = Counter()
-        self._awaiting_commit: dict[str, list[WorkerFault]] = {model_.hash: [] for model_ in models}
+        self._awaiting_commit: dict[str, list[WorkerFault]] = {model_.hash: [] for model_ in self._models}
         self._paused: set[int] = set()
         self._committed = asyncio.Event()
         self._effect_tasks: set[asyncio.Task[None]] = set()
@@ -128,6 +133,9 @@ class FaultRun:
         """Send all rows while the events are applied, wait until all are learned, verify the models."""
         async with session() as http:
             await self._clients.register(http)
+            if self._pulled is not None:
+                await self._clients.create(http, self._pulled.model)
+                await self._pulled.start(http)
             watch = asyncio.create_task(self._watch_commits())
             started = time.monotonic()
             reporting = asyncio.create_task(self._report_progress(report, started))
@@ -140,6 +148,8 @@ class FaultRun:
                 # Wait until paused processes are resumed and killed servers are back.
                 await asyncio.gather(*self._effect_tasks)
                 self.outcome.seconds = time.monotonic() - started
+                if self._pulled is not None:
+                    self.outcome.load_errors += await self._pulled.finish(http)
                 await self._drain()
                 self.outcome.drain_s = time.monotonic() - started - self.outcome.seconds
             finally:
@@ -426,7 +436,11 @@ async def run_faults(
     async with proxied(stack.store_port, settings.seed) as store, proxied(stack.queue_port, settings.seed) as queue:
         try:
             await stack.start_servers()
-            await stack.start_services(store, queue, environment or {})
-            return await FaultRun(settings, stack, store, queue, models).run(events, report)
+            prefixes = {"KEEPFIT_PULL_PREFIXES": (folder / FOLDER).as_uri()}
+            await stack.start_services(store, queue, {**prefixes, **(environment or {})})
+            pulled = None
+            if settings.pulled_rows:
+                pulled = PulledModel(folder, stack.urls, settings.models, settings.pulled_rows)
+            return await FaultRun(settings, stack, store, queue, models, pulled).run(events, report)
         finally:
             await stack.stop()

@@ -21,6 +21,7 @@ PLAN = Plan(
 )  # fmt: skip
 
 # With a lock alone, a worker stopped at its commit and resumed after the commits of others is enough to lose rows.
+PULLED = 1000
 CONTROL = Settings(SEED, seconds=8.0, rows=800, models=2, workers=3, gateways=1, lease_ttl_s=0.8, one_stops_itself=True)
 CONTROL_STOPS = "commit.sealed:20:stop"
 
@@ -28,10 +29,12 @@ CONTROL_STOPS = "commit.sealed:20:stop"
 @pytest.mark.timeout(240)
 def test_accepted_rows_are_learned_once_and_in_order_under_faults(tmp_path: Path) -> None:
     """With faults in processes, both Redis and connections under load, sent = accepted = learned rows, in order."""
-    settings = Settings(SEED, SECONDS, ROWS, lease_ttl_s=1.0)
+    settings = Settings(SEED, SECONDS, ROWS, lease_ttl_s=1.0, pulled_rows=PULLED)
     outcome = uvloop.run(run_faults(tmp_path, settings, draw(SEED, SECONDS, PLAN)))
     assert outcome.errors == []
-    assert sum(verdict.learned for verdict in outcome.verdicts) == ROWS
+    *sent, pulled = outcome.verdicts
+    assert sum(verdict.learned for verdict in sent) == ROWS
+    assert pulled.learned == pulled.sent > PULLED * 0.9
     # Each kind of fault was injected, and paused workers tried to commit.
     assert {action for action, count in outcome.done.items() if count} == set(PLAN.counts)
     assert outcome.workers_died >= 8
