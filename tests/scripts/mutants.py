@@ -25,6 +25,7 @@ from tests.scripts.store_mutants import (
     REWIND,
     UNLOAD,
 )
+from tests.scripts.token_mutants import TAKE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ class Mutant:
         return f"{self.script}: {self.name}"
 
     @property
-    def machine(self) -> Literal["models", "open rows", "run queue", "pull jobs"]:
+    def machine(self) -> Literal["models", "open rows", "run queue", "pull jobs", "tokens"]:
         """Return the machine that drives the script."""
         if self.touches_open_rows:
             return "open rows"
         if self.script in JOB_SCRIPTS:
             return "pull jobs"
+        if self.script == "take_tokens":
+            return "tokens"
         return "run queue" if self.script in RUN_QUEUE_SCRIPTS else "models"
 
     def text(self) -> str:
@@ -86,6 +89,7 @@ MUTANTS = (
     *(Mutant("release", *mutant) for mutant in RELEASE),
     *(Mutant("abandon", *mutant) for mutant in ABANDON),
     *(Mutant(*mutant) for mutant in JOBS),
+    *(Mutant("take_tokens", *mutant) for mutant in TAKE_TOKENS),
 )
 
 

@@ -14,12 +14,14 @@ from tests.scripts.job_machine import JobMachine
 from tests.scripts.mutants import Mutant, in_place
 from tests.scripts.open_rows_machine import OpenRowsMachine
 from tests.scripts.run_queue_machine import RunQueueMachine
+from tests.scripts.token_machine import TokenMachine
 
 MACHINES: dict[str, type[RuleBasedStateMachine]] = {
     "models": DeadLetterMachine,
     "open rows": OpenRowsMachine,
     "run queue": RunQueueMachine,
     "pull jobs": JobMachine,
+    "tokens": TokenMachine,
 }
 STEPS = 50
 # The mutants that are hardest to detect take some hundred examples.
