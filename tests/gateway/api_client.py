@@ -183,7 +183,7 @@ class Twin:
 def address_of(template: str) -> str:
     """Return a path of the API, about a model that does not exist, or of a stream that ends soon."""
     end = "?timeout=0.01" if template == "/v1/events" else ""
-    return template.replace("{hash}", "0" * 64).replace("{version}", "1") + end
+    return template.replace("{hash}", "0" * 64).replace("{version}", "1").replace("{job}", "0" * 32) + end
 
 
 @asynccontextmanager

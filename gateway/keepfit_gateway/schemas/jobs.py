@@ -19,7 +19,7 @@ Time = Annotated[float, Meta(description="Seconds since 1970.")]
 # Columns by name: those of a source, or for each column of the model that of the source.
 Columns = (
     Annotated[list[Name], Meta(min_length=1, max_length=10_000)]
-    | Annotated[dict[Name, Name], Meta(min_length=1, max_length=10_000)]
+    | Annotated[dict[Name, Name], Meta(title="SourceColumns", min_length=1, max_length=10_000)]
 )
 
 

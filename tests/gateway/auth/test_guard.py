@@ -96,11 +96,11 @@ def test_routes_require_the_documented_scopes() -> None:
             assert scope == OPEN
         elif where.endswith(("/predict", "/score", "/infer")):
             assert scope == PREDICT
-        elif where.endswith(("/partial_fit", "/train_score_predict", "/labels")):
+        elif where.endswith(("/partial_fit", "/train_score_predict", "/labels", "/pull")) or "/jobs" in where:
             assert scope == LEARN
         else:
-            # Dead letters are shown with their rows.
-            reads = method == "GET" and not where.endswith("/dead")
+            # Dead letters are shown with their rows; an estimator is all that a model has learned.
+            reads = method == "GET" and not where.endswith(("/dead", "/estimator"))
             assert scope == (READ if reads else ADMIN), where
     probes = {"/v2", "/v2/health/live", "/v2/health/ready"}
     assert {"/livez", "/readyz", "/openapi.json", "/docs", *PAGE_FILES, *probes} == OPEN_PATHS
