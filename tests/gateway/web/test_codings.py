@@ -207,12 +207,12 @@ async def test_another_media_type_names_the_accepted_ones(api: Api, media_type: 
 async def test_a_body_without_a_media_type_is_no_table(api: Api, media_type: str | None) -> None:
     """Without a usable Content-Type the answer is 415 with the accepted types, on every call about rows."""
     for call in ("predict", "partial_fit", "score"):
-        for path, accepted in ((f"/v1/{call}", {"application/json"}), (f"/v1/models/{'0' * 64}/{call}", ALL_TYPES)):
+        for path in (f"/v1/{call}", f"/v1/models/{'0' * 64}/{call}"):
             async with aiohttp.ClientSession(api.url, skip_auto_headers=["Content-Type"]) as http:
                 headers = {} if media_type is None else {"Content-Type": media_type}
                 async with http.post(path, data=b"{}", headers=headers) as response:
                     problem = await response.json(content_type="application/problem+json")
-            assert (response.status, set(response.headers["Accept"].split(", "))) == (415, accepted)
+            assert (response.status, set(response.headers["Accept"].split(", "))) == (415, ALL_TYPES)
             assert problem["detail"].startswith("Send the body as Content-Type: application/json")
 
 
