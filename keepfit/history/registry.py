@@ -305,13 +305,14 @@ class Registry:
         limit: int = 0,
         version: int | None = None,
         before: tuple[int, int] | None = None,
+        status: str = COMMITTED,
     ) -> AsyncGenerator[Document]:
-        """Yield a model's committed snapshots, newest (generation, version) first.
+        """Yield a model's committed snapshots, or those of another status, newest (generation, version) first.
 
         Only snapshots of generation `born` or later, not later than `at` (seconds), of `version`, and before the
         (generation, version) `before`, where given; at most `limit`, 0 means all.
         """
-        query: Document = {"hash": model_hash, "generation": {"$gte": born}, "status": COMMITTED}
+        query: Document = {"hash": model_hash, "generation": {"$gte": born}, "status": status}
         if at is not None:
             query["timestamp"] = {"$lte": at}
         if version is not None:

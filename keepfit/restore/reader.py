@@ -13,6 +13,7 @@ import structlog
 
 from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError, UnloadableError
 from keepfit.history import Document, RegistryEntry
+from keepfit.history.states import CORRUPT
 from keepfit.observability import failpoints
 from keepfit.restore.requests import RestoreRequest
 from keepfit.restore.snapshot_bundle import SnapshotBundle, verify
@@ -89,7 +90,22 @@ class SnapshotReader:
             )
         if request.is_named:
             raise request.missing(registered.hash)
+        await self._check_no_damage(registered)
         return None, 0
+
+    async def _check_no_damage(self, registered: RegistryEntry) -> None:
+        """Raise UnavailableError if an earlier call found that the snapshots are damaged.
+
+        A model whose snapshots are all damaged has learned rows, so it must not come back as one that has none.
+        """
+        documents = self.resources.registry.snapshots(registered.hash, registered.born, status=CORRUPT)
+        async with aclosing(documents):
+            corrupt = len([document async for document in documents])
+        if corrupt:
+            raise UnavailableError(
+                f"None of the {corrupt} snapshots of {registered.hash} is good. Without one the model would have "
+                "forgotten all rows; to have it begin like that, delete it and create it again."
+            )
 
     async def _mark_corrupt(self, document: Document, error: EnvelopeError) -> int:
         """Mark a damaged snapshot as corrupt and log it; return 1, for the caller's count."""

@@ -59,6 +59,9 @@ def find_expired(lifetime: ModelLifetime, documents: Iterable[Document], rules: 
     for some, keep_newest in ((current, True), (former, _keep_newest(lifetime, former, rules, now_s))):
         good = [document for document in some if document["status"] == COMMITTED]
         corrupt = [document for document in some if document["status"] == CORRUPT]
+        if keep_newest and not good:
+            # Without it, a model whose snapshots are all damaged would come back as one that has learned nothing.
+            corrupt = corrupt[1:]
         expired = _expired(good, rules, now_s, keep_newest=keep_newest)
         remaining = len(good) - len(expired)
         expiries.append(

@@ -65,6 +65,12 @@ def test_a_damaged_snapshot_does_not_replace_the_one_before() -> None:
     assert expired(LIVE, documents) == [1, 3]
 
 
+def test_the_newest_damaged_snapshot_stays_while_there_is_no_good_one() -> None:
+    """It tells that the model has learned rows, so that it does not come back as an empty one."""
+    documents = [snapshot(1, 70 * DAY_S, CORRUPT), snapshot(2, 60 * DAY_S, CORRUPT)]
+    assert expired(LIVE, documents) == [1]
+
+
 def test_intents_do_not_expire() -> None:
     """A pending document neither counts as the last of its hour nor expires."""
     assert expired(LIVE, [snapshot(1, 40 * DAY_S), snapshot(2, 40 * DAY_S, PENDING)]) == []
