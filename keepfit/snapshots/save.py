@@ -107,12 +107,12 @@ async def save_first(resources: Resources, model: Model, data: bytes) -> Documen
     await resources.registry.ensure_indexes()
     if await resources.registry.write_intent(document) is not None:
         raise StaleModelError(f"Another process has saved a first version of {model.hash}.")
-    failpoints.reach("snapshot.begun")
+    failpoints.reach("upload.begun")
     await asyncio.to_thread(resources.storage.put, path_of(document), data)
-    failpoints.reach("snapshot.stored")
+    failpoints.reach("upload.stored")
     if not await resources.registry.commit(document):
         raise StaleModelError(f"The snapshot of {model.hash} took so long that it was deleted as abandoned.")
-    failpoints.reach("snapshot.committed")
+    failpoints.reach("upload.saved")
     return document
 
 

@@ -78,7 +78,7 @@ async def create(
         raise ConflictError(str(error)) from None
     if not await reservations.activate(resources.registry, model_hash, generation):
         raise ConflictError(f"Another process created the model {model_hash} meanwhile; nothing was uploaded.")
-    failpoints.reach("model.registered")
+    failpoints.reach("upload.registered")
     snapshot = SnapshotBundle(document, header, sealed, b"", bundle.width)
     # If another process has restored it already, there is nothing to do.
     await resources.store.install(to_install(entry, generation, snapshot, is_saved=True))

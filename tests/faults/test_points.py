@@ -52,6 +52,7 @@ ANSWERING = ["answers.computed"]
 REAPING = ["reap.unlocked"]
 ACCEPTING = ["accept.begun", "accept.done", "hint.begun", "hint.pushed"]
 WRITING_AHEAD = ["accept.written_ahead"]
+LABELLING = ["rows.kept", "labels.begun", "labels.done"]
 REGISTERING = ["model.registered", "model.unregistered"]
 SAVING = ["snapshot.read", "snapshot.begun", "snapshot.stored", "snapshot.committed", "snapshot.noted"]
 COLLECTING = ["garbage.aborted", "garbage.deleted"]
@@ -61,9 +62,11 @@ RETURNING = ["restore.rewound"]
 RECORDING = ["rowlog.accepted", "rowlog.written"]
 COMPACTING = ["rowlog.merged", "rowlog.cleared"]
 PULLING = ["pull.read", "pull.accepted", "pull.noted"]
+# tests/keepfit/transfer/test_first_version.py kills a worker at each of these.
+UPLOADING = ["upload.begun", "upload.stored", "upload.saved", "upload.registered"]
 TESTED = [
-    *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *REGISTERING, *SAVING, *COLLECTING,
-    *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING,
+    *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *LABELLING, *REGISTERING, *SAVING,
+    *COLLECTING, *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING, *UPLOADING,
 ]  # fmt: skip
 
 
@@ -301,6 +304,32 @@ async def test_a_gateway_can_die_at_any_step_of_logging(
     await check_learned(shop, model_hash, [(SHOES, SIZES)])
 
 
+@pytest.mark.parametrize("point", LABELLING)
+async def test_a_gateway_can_die_at_any_step_of_keeping_and_labelling(
+    deployment: Settings, shop: Workshop, second: str, point: str
+) -> None:
+    """A predicted row is learned once with its late label, if the client repeats what was not answered."""
+    model_hash = await shop.learned()
+    path = f"/v1/models/{model_hash}"
+    rows, labels = {"X": SHOES[:1], "id": "one"}, {"labels": [{"id": "one", "y": SIZES[0]}]}
+
+    async def predicted(url: str) -> tuple[int, Any]:
+        asking = asyncio.create_task(call(url, "POST", f"{path}/predict", rows))
+        await asyncio.to_thread(recover, deployment, asking.done)
+        return asking.result()
+
+    with gateway(deployment, f"{point}:1:kill") as first:
+        if point == "rows.kept":
+            assert await predicted(first) == (0, None)
+        assert (await predicted(second))[0] == 200
+        if point != "rows.kept":
+            assert await call(first, "POST", f"{path}/labels", labels) == (0, None)
+    status, answer = await call(second, "POST", f"{path}/labels", labels)
+    assert (status, answer["accepted"], answer["sequence"]) == (202, 1, 2)
+    recover(deployment, partial(learned, shop, model_hash))
+    await check_learned(shop, model_hash, [(SHOES, SIZES), (SHOES[:1], SIZES[:1])])
+
+
 async def test_a_gateway_can_die_while_it_creates_a_model(deployment: Settings, shop: Workshop, second: str) -> None:
     """A model that is only registered exists when its client sends the request again, and learns."""
     body = {"metadata": {"type": "shoes", "made": "twice"}, "recipe": SHOES_RECIPE}
@@ -477,7 +506,7 @@ async def test_a_pull_can_die_at_any_step(deployment: Settings, shop: Workshop, 
 
 
 def test_every_failpoint_is_tested_and_used_once() -> None:
-    """The list of failpoints equals those in the code, each used once, and a test above kills a process at each."""
+    """The list of failpoints equals those in the code, each used once, and a test kills a process at each."""
     reached = []
     for package in ("keepfit", "gateway", "workers", "snapshotter"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -69,7 +69,7 @@ async def collect(shop: Workshop, later_s: float = 0.0) -> None:
     await garbage.collect(shop.registry, shop.storage, "", HASH_END, HARSH, time.time() + later_s)
 
 
-@pytest.mark.parametrize("point", ["snapshot.begun", "snapshot.stored", "snapshot.committed"])
+@pytest.mark.parametrize("point", ["upload.begun", "upload.stored", "upload.saved"])
 async def test_a_death_before_the_model_exists_leaves_none(shop: Workshop, named: dict[str, Any], point: str) -> None:
     """Killed before the model is registered, it does not exist; its blob is garbage, and another file may follow."""
     model_hash, text = identity.hash_of(named), identity.canonical(named).decode()
@@ -78,8 +78,8 @@ async def test_a_death_before_the_model_exists_leaves_none(shop: Workshop, named
     assert await shop.registry.find(model_hash) is None
     assert await shop.store.describe(model_hash) is None
     shop.storage.put("other/1/1", b"")
-    assert len(blobs(shop, model_hash)) == (point != "snapshot.begun")
-    await collect(shop, 40 * DAY_S if point == "snapshot.committed" else 1.0)
+    assert len(blobs(shop, model_hash)) == (point != "upload.begun")
+    await collect(shop, 40 * DAY_S if point == "upload.saved" else 1.0)
     assert blobs(shop, model_hash) == []
     created = await create(shop, named, trained_learner(1))
     assert (created.created, created.version) == (True, 1)
@@ -90,7 +90,7 @@ async def test_a_death_before_it_is_live_leaves_the_model(shop: Workshop, named:
     """Killed after the model is registered, it is restored on its next use, and its snapshot is kept."""
     model_hash, text = identity.hash_of(named), identity.canonical(named).decode()
     data = skops.io.dumps(trained_learner())
-    assert acts.exit_code_of("model.registered:1:kill", acts.upload, shop.settings, text, data) == -signal.SIGKILL
+    assert acts.exit_code_of("upload.registered:1:kill", acts.upload, shop.settings, text, data) == -signal.SIGKILL
     assert await shop.store.describe(model_hash) is None
     await restore_many(shop.settings, ModelFilter(hash=model_hash))
     assert await shop.predict(model_hash, X) == trained_learner().predict(X).tolist()
