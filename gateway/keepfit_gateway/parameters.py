@@ -159,6 +159,22 @@ REQUEST_ID = _parameter(
     "header",
     "Id of this request in logs and in the answer: 1 to 128 letters, digits and `._:/+=@-`; another is replaced.",
 )
+PAST = (
+    _parameter(
+        "version",
+        "query",
+        "Predict with the snapshot of this version, beside the live model; 404 names the nearest versions if there is "
+        "none.",
+        {"type": "string", "pattern": "^[0-9]{1,15}$", "examples": ["3"]},
+    ),
+    _parameter(
+        "at",
+        "query",
+        "Predict with the newest snapshot that is not later than this time. Seconds since 1970, ISO 8601 (in the "
+        "gateway's time zone if it has none), `yesterday`, `2 hours ago`; not in the future.",
+        {"anyOf": [{"type": "number"}, {"type": "string"}], "examples": ["2 hours ago"]},
+    ),
+)
 PROBA = _parameter(
     "proba", "query", "Also return probabilities; JSON bodies have a field of the same name.", {"type": "boolean"}
 )

@@ -24,7 +24,15 @@ from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
 from keepfit.jobs import messages, run_queue, worker_records
-from keepfit.jobs.messages import DownloadOptions, Operation, RestoreOptions, UploadOptions, WorkerReply, WorkerRequest
+from keepfit.jobs.messages import (
+    DownloadOptions,
+    Operation,
+    PastVersion,
+    RestoreOptions,
+    UploadOptions,
+    WorkerReply,
+    WorkerRequest,
+)
 from keepfit.observability import request_id
 from keepfit.observability.outage import Outage
 from keepfit.rows.rows import Rows
@@ -55,7 +63,7 @@ AWAY_S, TRIAL_PAUSE_S = 1.0, 0.5
 # A request that ended earlier says nothing about the workers.
 DEADLINE_S_MIN = 1.0
 # The results of these operations are JSON text, which may be large.
-PASSED_ON = ("predict", "proba")
+PASSED_ON = ("predict", "proba", "past")
 
 
 class Workers(NamedTuple):
@@ -131,6 +139,7 @@ class WorkerClient:
         scorer_bytes_max: int = 0,
         upload: UploadOptions | None = None,
         download: DownloadOptions | None = None,
+        past: PastVersion | None = None,
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
@@ -167,6 +176,7 @@ class WorkerClient:
             scorer_bytes_max=scorer_bytes_max,
             upload_options=upload,
             download_options=download,
+            past=past,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)
@@ -229,7 +239,7 @@ class WorkerClient:
         lease, now_s = self._lease, asyncio.get_running_loop().time()
         batch = [pending for pending in items if pending is not None and not pending.future.done()]
         entries = [
-            run_queue.make_entry(p.request.hash, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch
+            run_queue.make_entry(p.request.subject, max(p.left_s(now_s), 0), messages.encode(p.request)) for p in batch
         ]
         settings = self._settings
         push = run_queue.push(run_queue.PREDICT, lease, settings.lease_ttl_s, entries, settings.predict_entries_max)

@@ -25,9 +25,9 @@ ELEMENT_BYTES_MAX = 1 << 20
 # A long list is encoded in pieces, up to the limit: many rows may share one long label.
 PIECE_VALUES = 4096
 
-# `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `upload` creates a model
-# from a file with a trained object, and `download` writes one.
-Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download"]
+# `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `past` predicts with a
+# snapshot beside the live model; `upload` creates a model from a file with a trained object, and `download` writes one.
+Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download", "past"]
 
 
 class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -35,6 +35,15 @@ class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
 
     at: float | None = None
     version: int | None = None
+
+
+class PastVersion(msgspec.Struct, array_like=True, frozen=True):
+    """The snapshot to predict with, by generation, version and the SHA-256 (hex) of its bundle; with probabilities?"""
+
+    generation: int
+    version: int
+    sha256: str
+    proba: bool = False
 
 
 class UploadOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -81,6 +90,15 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     scorer_bytes_max: int = 0
     upload_options: UploadOptions | None = None
     download_options: DownloadOptions | None = None
+    past: PastVersion | None = None
+
+    @property
+    def subject(self) -> str:
+        """The name under which the request waits: the model's hash, or the SHA-256 of the snapshot that it is about.
+
+        So work about a snapshot never holds up work about the live model.
+        """
+        return self.hash if self.past is None else self.past.sha256
 
 
 class WorkerReply(msgspec.Struct, array_like=True, frozen=True):

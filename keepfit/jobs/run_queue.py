@@ -38,7 +38,8 @@ PUT_ASIDE_MAX = 100
 PUT_ASIDE_TTL_S = 86_400
 # Limit of requests of a very slow model (claim.lua).
 VERY_SLOW = b"01"
-# An entry is the hash of a model, followed by a request in the predict queue.
+# An entry is the hash of a model, followed by a request in the predict queue. Requests about a snapshot wait under its
+# SHA-256, which has the same form, like requests about a model of its own.
 MODEL_BYTES = 64
 # For the pushes of a lease that goes on: it is busy, but will claim what it pushes.
 NEVER_MS = 2**40

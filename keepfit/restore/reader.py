@@ -14,10 +14,12 @@ import structlog
 from keepfit.errors import EnvelopeError, RuntimeMismatchError, UnavailableError, UnknownKeyError, UnloadableError
 from keepfit.history import Document, RegistryEntry
 from keepfit.history.states import CORRUPT
+from keepfit.model.bundle import Bundle
 from keepfit.observability import failpoints
 from keepfit.restore.requests import RestoreRequest
-from keepfit.restore.snapshot_bundle import SnapshotBundle, verify
+from keepfit.restore.snapshot_bundle import SnapshotBundle, load, verify
 from keepfit.security import envelope
+from keepfit.security.envelope import Header
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.stored_bundle import read_bundle
 
@@ -124,14 +126,33 @@ class SnapshotReader:
         failpoints.reach("restore.fetched")
         return snapshot
 
+    async def load(self, registered: RegistryEntry, document: Document) -> Bundle:
+        """Read and verify a snapshot, and return its bundle to predict with; raises as :meth:`fetch`."""
+        return await asyncio.to_thread(self._load, registered, document)
+
     def _read(self, registered: RegistryEntry, document: Document, is_named: bool) -> SnapshotBundle:
         """Read a snapshot's blob and verify all that can be verified without installing it."""
+        data = self._read_data(document, is_named)
+        with self.guard.loading(document, is_named=is_named):
+            snapshot = verify(data, self.resources.keyring, registered, document)
+        _check_version(snapshot.header, document)
+        return snapshot
+
+    def _load(self, registered: RegistryEntry, document: Document) -> Bundle:
+        data = self._read_data(document, is_named=False)
+        with self.guard.loading(document, is_named=False):
+            header, bundle = load(data, self.resources.keyring, registered)
+        _check_version(header, document)
+        return bundle
+
+    def _read_data(self, document: Document, is_named: bool) -> bytes:
         self.guard.check(document, is_named=is_named)
         data = read_bundle(self.resources.storage, document)
         # The bytes are those that were saved, so another signature is that of another key.
         self.resources.keyring.check_signer(data, envelope.BUNDLE)
-        with self.guard.loading(document, is_named=is_named):
-            snapshot = verify(data, self.resources.keyring, registered, document)
-        if (snapshot.header.generation, snapshot.header.version) != (document["generation"], document["version"]):
-            raise EnvelopeError("the blob holds another version than its document names")
-        return snapshot
+        return data
+
+
+def _check_version(header: Header, document: Document) -> None:
+    if (header.generation, header.version) != (document["generation"], document["version"]):
+        raise EnvelopeError("the blob holds another version than its document names")

@@ -12,6 +12,7 @@ import msgspec
 
 from keepfit.history import SUMMARY_FIELDS, Document, RegistryEntry
 from keepfit.model import serialization
+from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import from_text
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
@@ -65,9 +66,15 @@ def verify(data: bytes, keyring: Keyring, registered: RegistryEntry, document: D
     EnvelopeError
         If it is not an intact bundle of this model; RuntimeMismatchError if this process cannot load it.
     """
+    header, bundle = load(data, keyring, registered)
+    return SnapshotBundle(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
+
+
+def load(data: bytes, keyring: Keyring, registered: RegistryEntry) -> tuple[Header, Bundle]:
+    """Return header and bundle of a snapshot's bytes, after the verification of :func:`verify`; raises as that."""
     header, bundle = serialization.unseal(data, keyring, from_text(registered.recipe_text), registered.hash)
     serialization.try_predict(bundle)
-    return SnapshotBundle(document, header, data, keyring.open(data, envelope.BUNDLE)[1], bundle.width, bundle.changed)
+    return header, bundle
 
 
 def _replay_base(snapshot: SnapshotBundle) -> str:

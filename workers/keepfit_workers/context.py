@@ -20,6 +20,7 @@ from keepfit_workers.activity import Activity
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.computing import MODELS_MAX, ChunkSizes
 from keepfit_workers.heartbeat import lock_ttl_s
+from keepfit_workers.past_bundles import PastBundles
 from keepfit_workers.resources import LazyResources
 from keepfit_workers.scorers import EncodedScorers
 
@@ -47,6 +48,7 @@ class WorkerContext:
         )
         upload_keys = uploads.upload_keyring(settings.upload_keys.get_secret_value())
         self.bundles = Bundles(self.consumer, self.keyring, upload_keys, settings.bundle_cache_bytes_max, self.activity)
+        self.past_bundles = PastBundles(self.bundles.cache)
         self.scorers = EncodedScorers()
         self.resources = LazyResources(settings, self.store, self.activity)
         # Number of requests that one claim takes at most, for each slow model of the last claim.

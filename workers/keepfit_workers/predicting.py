@@ -1,7 +1,8 @@
 """Predicting: one vectorised call per model for all waiting requests.
 
 Owns the replies to the requests of gateways: predict, probabilities, score. Models that Redis lost, and requests about
-snapshots, are left to :mod:`keepfit_workers.restoring`, the calls to :mod:`keepfit_workers.computing`. Invariants:
+snapshots, are left to :mod:`keepfit_workers.restoring`, reading a snapshot to predict with it to
+:mod:`keepfit_workers.past_versions`, the calls to :mod:`keepfit_workers.computing`. Invariants:
 nothing here changes a bundle; every request gets a reply, if need be with a :class:`~keepfit.errors.KeepfitError`; a
 failure with one model is an error of the requests about it only; no reply comes from a bundle that was older than the
 stored one when the request was made.
@@ -29,11 +30,12 @@ from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.store.commit import Loaded
-from keepfit_workers import computing, downloading, restoring, uploading
+from keepfit_workers import computing, downloading, past_versions, restoring, uploading
 from keepfit_workers.activity import CALL
 from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.outbox import SEND_AFTER_S, Outbox
+from keepfit_workers.past_bundles import PastBundle
 
 log = structlog.get_logger(__name__)
 
@@ -52,14 +54,19 @@ Reasons = Mapping[str, KeepfitError | None]
 
 
 class Turns:
-    """The questions about one model, which are answered step by step.
+    """The questions about one model, or one snapshot with its `bundle`, which are answered step by step.
 
-    `computed` of them were in time, and took `seconds`, without loading the bundle.
+    `computed` of them were in time, and took `seconds`, without loading the bundle. They waited under the name
+    `subject`.
     """
 
-    def __init__(self, context: WorkerContext, model: Loaded, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, context: WorkerContext, model: Loaded, questions: Sequence[Question], bundle: Bundle | None = None
+    ) -> None:
         self.model = model
+        self.subject = model.hash if bundle is None else model.digest
         self.questions = questions
+        self._past = bundle
         self.computed = 0
         self.seconds = 0.0
         self._activity = context.activity
@@ -118,7 +125,9 @@ class Turns:
         error: KeepfitError
         started = time.monotonic()
         try:
-            self._bundle = bundle = context.bundles.get(self.model)
+            self._bundle = bundle = self._past
+            if bundle is None:
+                self._bundle = bundle = context.bundles.get(self.model)
             self.seconds -= time.monotonic() - started
             yield from self._compute(context, bundle)
         except MissingRequestsError as missing:
@@ -159,6 +168,7 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
     claimed_s = context.asked_s = time.monotonic()
     computations: dict[str, list[Question]] = defaultdict(list)
     lost: dict[str, list[Question]] = defaultdict(list)
+    past: dict[str, list[Question]] = defaultdict(list)
     changes: list[WorkerRequest] = []
     for entry in entries:
         left_s, message = run_queue.split_entry(entry)
@@ -172,10 +182,12 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
             changes.append(request)
         else:
             question = Question(request, claimed_s + left_s, len(message))
-            (lost if request.operation == "restore" else computations)[request.hash].append(question)
+            waiting = {"restore": lost, "past": past}.get(request.operation, computations)
+            waiting[request.subject].append(question)
     outbox = Outbox(context.queue)
     _answer_models(context, outbox, computations)
-    if lost or changes:
+    unloaded = {name: group for name, group in past.items() if not _answer_loaded(context, outbox, group)}
+    if lost or changes or unloaded:
         # Storage may be slow: the replies that are ready go first.
         outbox.send()
     hashes = list(lost)
@@ -185,10 +197,40 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
             reasons = restoring.restore_lost(context, mine) if mine else {}
         _put_back(context, {model_hash: lost[model_hash] for model_hash in some if model_hash not in mine})
         _answer_models(context, outbox, {model_hash: lost[model_hash] for model_hash in mine}, reasons)
+    for name, group in unloaded.items():
+        _load_and_answer(context, outbox, name, group)
     for request in changes:
         outbox.put(request, SERVED.get(request.operation, _answer_change)(context, request))
         outbox.send_if_due()
     return outbox.take_commands()
+
+
+def _answer_loaded(context: WorkerContext, outbox: Outbox, questions: Sequence[Question]) -> bool:
+    """Answer the questions about one snapshot if its bundle is in memory; return whether it is."""
+    found = context.past_bundles.find(questions[0].request)
+    if found is not None:
+        _answer_past(context, outbox, found, questions)
+    return found is not None
+
+
+def _answer_past(context: WorkerContext, outbox: Outbox, past: PastBundle, questions: Sequence[Question]) -> None:
+    """Answer the questions about one snapshot."""
+    turns = Turns(context, past.described, [past_versions.as_question(each) for each in questions], past.bundle)
+    while not _take_turn(context, outbox, turns):
+        outbox.send_if_due()
+    outbox.send_if_due()
+
+
+def _load_and_answer(context: WorkerContext, outbox: Outbox, subject: str, questions: Sequence[Question]) -> None:
+    """Answer the questions about one snapshot after its bundle was read, unless another worker is reading it."""
+    with restoring.marked(context, [subject]) as mine:
+        found = past_versions.load(context, questions) if mine else None
+    if found is None:
+        _put_back(context, {subject: questions})
+    elif isinstance(found, KeepfitError):
+        _fail(outbox, questions, found)
+    else:
+        _answer_past(context, outbox, found, questions)
 
 
 def _put_back(context: WorkerContext, questions: Mapping[str, Sequence[Question]]) -> None:
@@ -269,14 +311,14 @@ def _answer_models(
 
 def _take_turn(context: WorkerContext, outbox: Outbox, turns: Turns) -> bool:
     """Take a turn at a model, and note how long its questions take; return whether all of them are answered."""
-    model_hash = turns.model.hash
-    if _longest_s(context, model_hash, turns.questions) > SEND_AFTER_S:
+    subject = turns.subject
+    if _longest_s(context, subject, turns.questions) > SEND_AFTER_S:
         outbox.send()
     ended = turns.take(outbox)
     if turns.computed:
-        context.note_duration(model_hash, turns.seconds)
-        limit = context.request_limits.get(model_hash)
-        outbox.add(*_limit_requests(limit, model_hash, turns.computed, turns.seconds))
+        context.note_duration(subject, turns.seconds)
+        limit = context.request_limits.get(subject)
+        outbox.add(*_limit_requests(limit, subject, turns.computed, turns.seconds))
     return ended
 
 

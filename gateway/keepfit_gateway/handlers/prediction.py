@@ -151,6 +151,18 @@ async def predict_rows(
     return await (ask() if not stale_s_max else _ask_or_stale(service, question, stale_s_max, ask))
 
 
+async def ask_in_turn(
+    service: Service, question: Question, timeout_s: float | None, ask: Callable[[float | None], Awaitable[WorkerReply]]
+) -> WorkerReply:
+    """Ask a worker with a limit of seconds; a question whose answer may be large waits for its turn before."""
+    size = min(question.values * VALUE_BYTES, ANSWERS_BYTES_MAX)
+    if size <= INLINE_BYTES_MAX:
+        return await ask(timeout_s)
+    timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
+    async with service.answers.turn(size, timeout_s) as left_s:
+        return await ask(left_s)
+
+
 async def _ask(
     service: Service, question: Question, control: CacheControl, raw: Raw | None, timeout_s: float | None
 ) -> Reply:
@@ -163,13 +175,7 @@ async def _ask(
         noted = partial(scorers.end_question, watched, asked)
         try:
             ask = partial(service.worker_client.ask, model.hash, question.operation, model.generation, question.rows)
-            size = min(question.values * VALUE_BYTES, ANSWERS_BYTES_MAX)
-            if size <= INLINE_BYTES_MAX:
-                reply = await ask(timeout_s, scorer_bytes_max=asked)
-            else:
-                timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
-                async with service.answers.turn(size, timeout_s) as left_s:
-                    reply = await ask(left_s, scorer_bytes_max=asked)
+            reply = await ask_in_turn(service, question, timeout_s, partial(ask, scorer_bytes_max=asked))
             version = reply.generation, reply.version
             scorer = await scorers.decode_large(reply.scorer, model.recipe) if reply.scorer else None
             noted = partial(noted, version, reply.scorer, scorer)

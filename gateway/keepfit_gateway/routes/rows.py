@@ -8,7 +8,7 @@ from typing import Any
 
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import labels, learning, prediction, train_score_predict
+from keepfit_gateway.handlers import labels, learning, past, prediction, train_score_predict
 from keepfit_gateway.parameters import (
     CACHE_CONTROL,
     FILE_TARGET,
@@ -16,6 +16,7 @@ from keepfit_gateway.parameters import (
     HASH,
     IF_NONE_MATCH,
     KEY,
+    PAST,
     PREFER,
     PREFER_ANSWER,
     PROBA,
@@ -44,7 +45,8 @@ PREDICT_TEXT = (
     "One prediction for each row, by the newest version of the model. With `proba` also probabilities of the classes, "
     "or scores of an outlier detector. `If-None-Match` with the `ETag` of an earlier answer: 304 while it is valid. "
     "`Cache-Control: stale-if-error=SECONDS`: an answer that is outdated for so long at most, instead of a 503 or 504. "
-    "With `id` the rows are kept until their labels come; the same request again gets the same answer."
+    "With `id` the rows are kept until their labels come; the same request again gets the same answer. `version` and "
+    "`at` name a snapshot to predict with instead, which changes nothing of the live model."
 )
 LABELS_TEXT = (
     "Join rows that were predicted with an `id` with their labels, and learn each as a request of one row, in this "
@@ -66,9 +68,9 @@ ROUTES = (
         (HASH, PREFER_ANSWER, KEY), PREFERRED, scope=LEARN, also_needs=PREDICT,
     ),
     Route(
-        "POST", "/v1/models/{hash}/predict", prediction.predict, PREDICTING, "Predict rows", PREDICT_TEXT,
+        "POST", "/v1/models/{hash}/predict", past.predict, PREDICTING, "Predict rows", PREDICT_TEXT,
         PREDICTED, schemas.Predict, ASK_ERRORS,
-        (HASH, PROBA, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH, *FILE_TARGET), CACHED,
+        (HASH, PROBA, *PAST, TIMEOUT, CACHE_CONTROL, IF_NONE_MATCH, *FILE_TARGET), CACHED,
         tables=True, scope=PREDICT,
     ),
     Route(
