@@ -19,12 +19,20 @@ from keepfit.restore import reader
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of
-from keepfit.store.commit import Loaded
+from keepfit.store.commit import Harm, Loaded
+from keepfit.store.unloadable import DEATHS_MAX
+from keepfit_workers import sweep
+from keepfit_workers.activity import LOAD, Doing
 from keepfit_workers.bundle_cache import BundleCache
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.past_bundles import KEPT_MAX, PastBundle, PastBundles
 from keepfit_workers.predicting import answer_all
 from tests.factories import SHOES, Workshop, claimed_entry, workshop
+
+
+class Killed(BaseException):
+    """The death of a worker, which no handler of errors sees."""
+
 
 FIRST, SECOND = "first lease", "second lease"
 TTL_S = 600.0
@@ -236,6 +244,31 @@ async def test_a_bundle_that_does_not_fit_into_the_cache(saved: Saved, context: 
     for number in (2, 3):
         assert (await answer(context, saved.question(number, 1)))[number].result == saved.predictions[1]
     assert (reads.count, context.bundles.cache.count) == (2, 1)
+
+
+async def test_a_snapshot_that_kills_its_workers_is_not_loaded_again(
+    saved: Saved, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deaths count for the snapshot and not for the questions; after three, questions about it get an error."""
+    died: list[Doing] = []
+
+    def kill(*given: Any) -> Any:
+        died.append(context.activity.read())
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "load", kill)
+        for number in range(DEATHS_MAX):
+            with pytest.raises(Killed):
+                await answer(context, saved.question(number, 1))
+            death = sweep.Death(f"worker {number}", Harm.DEATH, died[-1])
+            assert (death.doing.step, death.doing.model) == (LOAD, saved.hash)
+            assert death.harm_of_requests is None
+            sweep.reap(saved.shop.redis, context.queue, death, TTL_S)
+    replies = await answer(context, *(saved.question(number, number) for number in (1, 2, 3)))
+    assert replies[1].error is not None
+    assert replies[1].error[0] == "UnloadableError"
+    assert [replies[number].result for number in (2, 3)] == [saved.predictions[number] for number in (2, 3)]
 
 
 def test_few_bundles_of_snapshots_are_kept(saved: Saved) -> None:
