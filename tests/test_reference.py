@@ -85,7 +85,7 @@ def test_a_section_names_the_parameters_of_its_call() -> None:
         assert missing == [], route.path
 
 
-def call(command: str, url: str, file: bytes) -> Any:
+def call(command: str, url: str, file: bytes = b"") -> Any:
     """Do what a `curl -s …` does on `url`, with one file; return the JSON of the answer, None if it has none."""
     words = shlex.split(command.replace(LOCAL, url))[2:]
     options: dict[str, list[str]] = {"-H": [], "-d": [], "-X": [], "-o": [], "--data-binary": []}

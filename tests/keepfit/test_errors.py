@@ -71,6 +71,7 @@ def test_status_codes_are_the_documented_ones() -> None:
         "UnstorableError": 422,
         "OverloadedError": 429,
         "InboxFullError": 429,
+        "OpenRowsFullError": 429,
         "QueueFullError": 429,
         "RateLimitError": 429,
         "UnavailableError": 503,

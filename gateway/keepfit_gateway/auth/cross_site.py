@@ -31,8 +31,9 @@ ALLOWED_HEADERS = (
 )
 # Pages read these in addition to the fields that the Fetch standard exposes always.
 EXPOSED_HEADERS = (
-    "Accept, Accept-Encoding, Age, Allow, Cache-Status, ETag, Inference-Header-Content-Length, Location, "
-    "Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-ID"
+    "Accept, Accept-Encoding, Age, Allow, Cache-Status, Content-Disposition, ETag, Inference-Header-Content-Length, "
+    "Location, Model-Rows-Seen, Model-Version, Preference-Applied, RateLimit, RateLimit-Policy, Repr-Digest, "
+    "Retry-After, WWW-Authenticate, X-Request-ID"
 )
 # Chromium's limit.
 PREFLIGHT_S = 7200

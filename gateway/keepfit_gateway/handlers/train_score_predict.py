@@ -110,7 +110,7 @@ async def train_score_predict(request: web.Request) -> web.Response:
         find = partial(stored_answers.find, service.store.client, model_hash, accepted.origin, accepted.sequence)
         # A call that repeats an earlier one gets the answer to that one, however long ago it was learned.
         found = await find() if key is not None else None
-        if found is None:
+        if found is None and wait_s:
             await service.commit_feed.wait(
                 watch, model_hash, generation, accepted.sequence, wait_s, repeated=key is not None
             )

@@ -170,6 +170,7 @@ def test_merged_requests_of_different_forms(features: Any) -> None:
 
     class Request:
         change = None
+        wants_answer = False
 
         def __init__(self, rows: Rows) -> None:
             self._rows = rows
