@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from keepfit_gateway.openapi.examples import BY_NAME, BY_POSITION, METADATA, RECIPE, TARGET
 from keepfit_gateway.parameters import EXAMPLE_HASH
 from keepfit_gateway.routes import ROUTES
@@ -45,9 +47,11 @@ parameters = {{ "path.hash" = "{fixed}", "path.version" = "{version}" }}
 include-path = "/v1/events"
 parameters = {{ "query.timeout" = 0.01 }}
 """
-EXAMPLES = 12
+EXAMPLES = 8
 
 
+# It sends thousands of requests, and takes four times as long on a machine that other tests keep busy.
+@pytest.mark.timeout(420)
 async def test_schemathesis_finds_no_deviation(api: Api, metadata: dict[str, Any], tmp_path: Path) -> None:
     """Examples, boundary values and random data, valid and invalid, get documented answers only."""
     # The document's examples are rows of this recipe.
