@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -241,7 +242,7 @@ async def test_long_answers_take_the_regular_path(scoring: Scoring) -> None:
 
 async def test_keys_are_checked(stack: Stack, metadata: dict[str, Any], taken: list[str]) -> None:
     """A key needs the scope; one with a rate, or bound to metadata, takes the path that knows of these."""
-    may, limited = new_key("may", [PREDICT, LEARN]), new_key("limited", [PREDICT], "0.01/2")
+    may, limited = new_key("may", [PREDICT, LEARN]), new_key(f"limited-{uuid.uuid4().hex[:8]}", [PREDICT], "0.01/2")
     learner, bound = new_key("learner", [LEARN]), new_key("bound", [PREDICT], where=["type=hats"])
     admin = new_key("admin", ["admin", "predict", "learn"])
     settings = with_keys(stack.settings(), api_keys=stored(may, limited, learner, bound, admin))

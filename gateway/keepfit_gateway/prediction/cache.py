@@ -250,7 +250,8 @@ class Cache:
 
     def seen(self, key: bytes) -> bool:
         """Return whether an answer for `key` was looked for lately, with few mistakes, and note that it was now."""
-        slot, mark = key[0] << 8 | key[1], key[2]
+        # No mark is 0, which an unused slot has.
+        slot, mark = key[0] << 8 | key[1], key[2] | 1
         if self._seen[slot] == mark:
             return True
         self._seen[slot] = mark

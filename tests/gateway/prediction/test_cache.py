@@ -224,3 +224,9 @@ def test_the_count_of_bytes_matches_the_allocated_memory(models: int, body_bytes
     finally:
         tracemalloc.stop()
     assert used / 1.5 < cache.bytes < used * 1.5
+
+
+def test_no_new_key_counts_as_seen() -> None:
+    """The first of any keys in their slots was not looked for before, whatever its bytes are."""
+    cache = Cache(1 << 20)
+    assert not any(cache.seen(bytes([slot, 0, mark]) + bytes(13)) for slot, mark in enumerate(range(256)))
