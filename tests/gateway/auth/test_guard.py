@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -498,8 +499,10 @@ async def test_a_keys_file_that_hangs_is_noticed(
 
 async def test_a_key_has_its_rate_limit(settings: Settings) -> None:
     """Requests above the burst get 429 with Retry-After; responses have the remaining quota; names are independent."""
-    slow, renewed = new_key("slow", [READ], "0.01/3"), new_key("slow", [READ], "0.01/3")
-    other, free = new_key("other", [READ]), new_key("free", [READ], "0")
+    # Tests share a Redis, and so the tokens of keys with one name.
+    run = uuid.uuid4().hex[:8]
+    slow, renewed = (new_key(f"slow-{run}", [READ], "0.01/3") for _ in range(2))
+    other, free = new_key(f"other-{run}", [READ]), new_key("free", [READ], "0")
     limited = {"api_keys": stored(slow, renewed, other, free), "rate_per_s": 0.01}
     async with serving(Settings(**{**settings.model_dump(), **limited})) as api:
         for left, key in ((2, slow), (1, renewed), (0, slow)):
@@ -523,7 +526,7 @@ async def test_a_key_has_its_rate_limit(settings: Settings) -> None:
 
 async def test_the_fast_path_has_the_rate_limit(stack: Stack, metadata: dict[str, Any]) -> None:
     """Requests on the fast path count, and their responses have the remaining quota."""
-    limited = new_key("limited", [PREDICT, LEARN, ADMIN], "0.01/4")
+    limited = new_key(f"limited-{uuid.uuid4().hex[:8]}", [PREDICT, LEARN, ADMIN], "0.01/4")
     async with serving(with_keys(stack.settings(), api_keys=stored(limited))) as api:
         document = {"metadata": metadata, "recipe": REGRESSOR}
         made: dict[str, Any] = (await api.post("/v1/models", document, bearer(limited))).of(201)
