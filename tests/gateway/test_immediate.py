@@ -231,6 +231,12 @@ async def test_several_requests_in_one_packet_are_answered_in_order(scoring: Sco
         assert (await reader.read()).count(b"HTTP/1.1 200 OK") == 4
 
 
+async def test_what_follows_a_request_for_an_upgrade_is_answered(scoring: Scoring) -> None:
+    """A request for an upgrade is answered as plain HTTP, and so is the one behind it, although nothing follows."""
+    upgrade = scoring.request({"X": [[1.0, 2.0]]}, "Connection: Upgrade", "Upgrade: websocket")
+    assert (await exchange(scoring.api.url, upgrade + PING)).count(b"HTTP/1.1 200 OK") == 2
+
+
 async def test_long_answers_take_the_regular_path(scoring: Scoring) -> None:
     """An answer that may be compressed is."""
     rows = {"X": [fresh_row([1.0, 2.0]) for _ in range(COMPRESSED_BYTES_MIN // 8)]}

@@ -130,13 +130,14 @@ class ProblemHandler(web.RequestHandler):
         """Send the answer to the only request that has arrived, if there is an immediate one; return whether it did.
 
         Nothing is unsent then, and a small answer fills no buffer: no request is handled before earlier answers are
-        read.
+        read. What follows a request for an upgrade has arrived too, and is not parsed yet.
         """
         message, content = self._messages[0]
         if (
             len(self._messages) > 1
             or not content.is_eof()
             or isinstance(message, _ErrInfo)
+            or self._upgraded
             or self._ends
             or self.has_unsent
             or self.transport is None
