@@ -19,7 +19,7 @@ from keepfit.observability import request_id
 from keepfit.security.api_keys import PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import X_REQUEST_ID, ApiKeyGuard
-from keepfit_gateway.handlers.prediction import answer_here, answer_row, question_of
+from keepfit_gateway.handlers.prediction import VALUE_BYTES, answer_here, answer_row, question_of
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.http_caching import Reply
 from keepfit_gateway.service import Service
@@ -32,6 +32,9 @@ BY_HASH, BY_METADATA = "/v1/models/{hash}/predict", "/v1/predict"
 # The path of BY_HASH before and after the hash, which has 64 digits.
 BEFORE, AFTER = BY_HASH.split("{hash}")
 BEGIN, END = len(BEFORE), len(BEFORE) + 64
+
+# A longer answer may be compressed, which the regular path does.
+ANSWER_BYTES_MAX = COMPRESSED_BYTES_MIN - 1
 
 NO_FIELDS: CIMultiDict[str] = CIMultiDict()
 SERVER = f"Server: {SERVER_SOFTWARE}\r\n\r\n"
@@ -64,7 +67,7 @@ class ImmediateAnswers:
             reply = self._reply(path, model_hash, body)
         except Exception:  # noqa: BLE001 - the regular path has the same error, and answers with it
             return None
-        if reply is None or len(reply.body) >= COMPRESSED_BYTES_MIN:
+        if reply is None:
             return None
         response = self._response(message.headers, reply)
         self._service.request_metrics.record_immediate(route, time.perf_counter() - started_s)
@@ -79,15 +82,15 @@ class ImmediateAnswers:
         return caller is not None and PREDICT in caller.scopes
 
     def _reply(self, path: str, model_hash: str | None, body: bytes) -> Reply | None:
-        """Return the answer that is kept for the same bytes, or computed now; None if there is neither."""
+        """Return the answer that is kept for the same bytes, or computed now; None if there is no short one."""
         service, raw = self._service, (path, body)
         cache = service.cache
-        cached = cache.find_raw(raw)
+        cached = cache.find_raw(raw, bytes_max=ANSWER_BYTES_MAX)
         if cached is not None:
             return Reply(cached.etag, cached.body, cache.age_s(cached))
         if model_hash is not None:
             row, model = fast_json.decode_row(body), service.models.cached(model_hash)
-            reply = None if row is None or model is None else answer_row(service, model, row, raw)
+            reply = None if row is None or model is None else answer_row(service, model, row, raw, ANSWER_BYTES_MAX)
             if reply is not None:
                 return reply
         form = schemas.PredictByMetadata if model_hash is None else schemas.Predict
@@ -95,7 +98,11 @@ class ImmediateAnswers:
         model = None if rows is None else service.models.cached(rows.model_hash)
         if rows is None or model is None or service.scorers.find(model) is None:
             return None
-        return answer_here(service, question_of(model, rows), NO_FIELDS, http_caching.DEFAULT, raw)
+        question = question_of(model, rows)
+        if question.values * VALUE_BYTES > ANSWER_BYTES_MAX:
+            # Most likely computed in vain.
+            return None
+        return answer_here(service, question, NO_FIELDS, http_caching.DEFAULT, raw, ANSWER_BYTES_MAX)
 
     def _response(self, headers: Headers, reply: Reply) -> bytes:
         sent = headers.get(X_REQUEST_ID)

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
 
 from keepfit.security.api_keys import LEARN, PREDICT, new_key
 from keepfit_gateway import immediate
+from keepfit_gateway.handlers.prediction import VALUE_BYTES
 from keepfit_gateway.immediate import ImmediateAnswers
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN
 from tests.conftest import Stack
@@ -131,16 +132,24 @@ async def test_immediate_answers_are_those_of_the_other_paths(
         assert "Age" in at_once.headers
 
 
-async def test_each_answer_is_counted_once(scoring: Scoring) -> None:
-    """Requests by route and predictions by source count immediate answers as all others."""
-    api = scoring.api
+@pytest.fixture
+def counted(scoring: Scoring) -> Callable[[], Awaitable[dict[str, float]]]:
+    """Return a function that reads the metrics of requests and of the cache."""
 
-    async def counted() -> dict[str, float]:
-        text = (await api.get("/metrics")).body.decode()
+    async def read() -> dict[str, float]:
+        text = (await scoring.api.get("/metrics")).body.decode()
         names = ("keepfit_requests_total{", "keepfit_request_seconds_count{", "keepfit_cache_")
         found = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(names))
         return {name: float(value) for name, value in found}
 
+    return read
+
+
+async def test_each_answer_is_counted_once(
+    scoring: Scoring, counted: Callable[[], Awaitable[dict[str, float]]]
+) -> None:
+    """Requests by route and predictions by source count immediate answers as all others."""
+    api = scoring.api
     before, scored = await counted(), await sources(api)
     row = {"X": [fresh_row([1.0, 2.0])]}
     for _ in range(4):
@@ -237,13 +246,29 @@ async def test_what_follows_a_request_for_an_upgrade_is_answered(scoring: Scorin
     assert (await exchange(scoring.api.url, upgrade + PING)).count(b"HTTP/1.1 200 OK") == 2
 
 
-async def test_long_answers_take_the_regular_path(scoring: Scoring) -> None:
-    """An answer that may be compressed is."""
+@pytest.mark.parametrize("value_bytes", [VALUE_BYTES, 0])
+async def test_long_answers_take_the_regular_path(
+    scoring: Scoring,
+    counted: Callable[[], Awaitable[dict[str, float]]],
+    value_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that may be compressed is, even if it was expected to be short.
+
+    Computed or kept, it is counted once, and it is stored when it is asked for again.
+    """
+    monkeypatch.setattr(immediate, "VALUE_BYTES", value_bytes)
     rows = {"X": [fresh_row([1.0, 2.0]) for _ in range(COMPRESSED_BYTES_MIN // 8)]}
     assert len(json.dumps(rows)) < 4096
-    reply = await sent(scoring.api.url, scoring.request(rows, "Accept-Encoding: gzip"))
-    assert reply.headers["Content-Encoding"] == "gzip"
+    before, scored = await counted(), await sources(scoring.api)
+    for _ in range(3):
+        reply = await sent(scoring.api.url, scoring.request(rows, "Accept-Encoding: gzip"))
+        assert reply.headers["Content-Encoding"] == "gzip"
+    after = await counted()
     assert scoring.taken == []
+    assert (await sources(scoring.api) - scored)["scored"] == 2
+    kept, computed = "keepfit_cache_hits_total", "keepfit_cache_misses_total"
+    assert (after[kept] - before[kept], after[computed] - before[computed]) == (1, 2)
 
 
 async def test_keys_are_checked(stack: Stack, metadata: dict[str, Any], taken: list[str]) -> None:

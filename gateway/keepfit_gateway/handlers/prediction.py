@@ -4,6 +4,7 @@ Owns :func:`predict_rows` and its first half :func:`answer_here`, which the fast
 watched before the workers are asked (:mod:`keepfit_gateway.prediction.cache` has the reason).
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -59,24 +60,30 @@ def question_of(model: Model, rows: RowsBody) -> Question:
 
 
 def answer_here(
-    service: Service, question: Question, headers: Headers, control: CacheControl, raw: Raw | None = None
+    service: Service,
+    question: Question,
+    headers: Headers,
+    control: CacheControl,
+    raw: Raw | None = None,
+    bytes_max: float = math.inf,
 ) -> Reply | None:
-    """Answer from the cache, or compute with a scorer; None if a worker must be asked.
+    """Answer from the cache, or compute with a scorer; None if a worker must be asked, or the body would be longer.
 
     `raw` is the path and body of the request, by which the cache finds the same request again before it is parsed.
+    Without an answer nothing is counted or stored.
     """
     cache, model = service.cache, question.model
     if control.use_cached:
         etag = http_caching.current_etag(cache, headers, control, model, question.key)
         if etag is not None:
             return Reply(etag, b"")
-        cached = cache.find(question.key, model.generation, control.age_s_max)
+        cached = cache.find(question.key, model.generation, control.age_s_max, bytes_max)
         if cached is not None:
             if raw is not None:
                 cache.alias(cached, raw)
             return Reply(cached.etag, cached.body, cache.age_s(cached))
     scored = without_worker.score(service.scorers, question) if control.score else None
-    if scored is None:
+    if scored is None or len(scored[0]) > bytes_max:
         return None
     body, scorer, watched = scored
     service.predictions.scored += 1
@@ -88,7 +95,7 @@ def answer_here(
     return Reply(http_caching.etag_of(question.key, *version), body)
 
 
-def answer_row(service: Service, model: Model, row: Any, raw: Raw) -> Reply | None:
+def answer_row(service: Service, model: Model, row: Any, raw: Raw, bytes_max: float) -> Reply | None:
     """Answer a single row of numbers as :func:`answer_here` does, with fewer steps; None for all other rows and models.
 
     `row` is a list, or a dict by column name, of numbers as JSON has them.
@@ -101,15 +108,17 @@ def answer_row(service: Service, model: Model, row: Any, raw: Raw) -> Reply | No
     if numbers is None or len(numbers) != scorer.row_bytes:
         return None
     cache, key = service.cache, row_key(model.hash, numbers)
-    cached = cache.find(key, model.generation)
+    cached = cache.find(key, model.generation, bytes_max=bytes_max)
     if cached is not None:
         cache.alias(cached, raw)
         return Reply(cached.etag, cached.body, cache.age_s(cached))
-    cache.count_miss()
-    service.predictions.scored += 1
     version = scorer.version
     result = found[0].answer_row(numbers)
     body = without_worker.predictions_body(model.hash, version, scorer.rows_seen, result)
+    if len(body) > bytes_max:
+        return None
+    cache.count_miss()
+    service.predictions.scored += 1
     if cache.seen(key):
         return _stored(cache, watched, (model.generation, version), key, body, raw)
     return Reply(http_caching.etag_of(key, model.generation, version), body)

@@ -200,29 +200,23 @@ class Cache:
         watched = self._models.get(model_hash)
         return watched.newest if watched is not None and self.fresh else None
 
-    def find(self, key: bytes, generation: int, age_s_max: float = math.inf) -> CachedAnswer | None:
-        """Return the answer for `key` and `generation` if it arrived at most `age_s_max` ago.
+    def find(
+        self, key: bytes, generation: int, age_s_max: float = math.inf, bytes_max: float = math.inf
+    ) -> CachedAnswer | None:
+        """Return the answer for `key` and `generation` if it arrived at most `age_s_max` ago and is not longer.
 
         Counts a hit. A miss is counted by :meth:`count_miss` once the answer is computed: until then it may be looked
         for several times.
         """
-        answer = self._valid(self._answers.get(key))
-        if answer is None or answer.generation != generation or self._clock() - answer.made_at_s > age_s_max:
+        answer = self._answers.get(key)
+        if answer is None or answer.generation != generation:
             return None
-        self.hits += 1
-        self._used.add(answer.watched.model_hash)
-        self._answers.move_to_end(key)
-        return answer
+        return self._used_if(answer, age_s_max, bytes_max)
 
-    def find_raw(self, raw: Raw, age_s_max: float = math.inf) -> CachedAnswer | None:
-        """Return the answer for the exact bytes of a request. Counts a hit."""
-        answer = self._valid(self._by_alias.get(raw))
-        if answer is None or self._clock() - answer.made_at_s > age_s_max:
-            return None
-        self.hits += 1
-        self._used.add(answer.watched.model_hash)
-        self._answers.move_to_end(answer.key)
-        return answer
+    def find_raw(self, raw: Raw, age_s_max: float = math.inf, bytes_max: float = math.inf) -> CachedAnswer | None:
+        """Return the answer for the exact bytes of a request, as :meth:`find` does."""
+        answer = self._by_alias.get(raw)
+        return None if answer is None else self._used_if(answer, age_s_max, bytes_max)
 
     def count_miss(self) -> None:
         """Note that an answer that was looked for is computed instead."""
@@ -315,9 +309,19 @@ class Cache:
             watched.counted = False
             self.bytes -= MODEL_OVERHEAD_BYTES
 
-    def _valid(self, answer: CachedAnswer | None) -> CachedAnswer | None:
-        if answer is None or not answer.version_keys.live or not answer.watched.is_fresh(self._clock()):
+    def _used_if(self, answer: CachedAnswer, age_s_max: float, bytes_max: float) -> CachedAnswer | None:
+        """Return an answer and count a hit if it is valid, young and short enough."""
+        now_s = self._clock()
+        if (
+            not answer.version_keys.live
+            or not answer.watched.is_fresh(now_s)
+            or now_s - answer.made_at_s > age_s_max
+            or len(answer.body) > bytes_max
+        ):
             return None
+        self.hits += 1
+        self._used.add(answer.watched.model_hash)
+        self._answers.move_to_end(answer.key)
         return answer
 
     def _observe(self, watched: WatchedModel, version: tuple[int, float]) -> None:
