@@ -174,6 +174,7 @@ async def test_each_answer_is_counted_once(
         ("Sec-Fetch-Site: cross-site", 403),
         ("Connection: close", 200),
         ("Prefer: wait=1", 200),
+        ("Authorization: Bearer a\r\nAuthorization: Bearer b", 400),
     ],
 )
 async def test_special_heads_take_the_regular_path(scoring: Scoring, line: str, status: int) -> None:

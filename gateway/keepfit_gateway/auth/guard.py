@@ -144,10 +144,12 @@ class ApiKeyGuard:
         """
         if not self._cross_site.passes(headers):
             return None
+        lines = headers.getall(hdrs.AUTHORIZATION, ())
+        if len(lines) > 1:
+            return None
         if self._keys is None:
             return UNRESTRICTED
-        lines = headers.getall(hdrs.AUTHORIZATION, ())
-        if len(lines) != 1 or lines[0][:7].lower() != "bearer ":
+        if not lines or lines[0][:7].lower() != "bearer ":
             return None
         key = self._keys.find(lines[0][7:].strip(" "))
         return None if key is None or key.rate_per_s or key.where else key
