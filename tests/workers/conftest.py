@@ -1,4 +1,4 @@
-"""Fixtures for the tests of workers: a worker context, a Redis client and the gateway's store."""
+"""Fixtures for the tests of workers: contexts of workers, a workshop, a Redis client and the gateway's store."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -9,6 +9,7 @@ from keepfit.backends import redis_clients
 from keepfit.settings import Settings
 from keepfit.store.models import Store
 from keepfit_workers.context import WorkerContext
+from tests.factories import Workshop, workshop
 
 
 @pytest.fixture
@@ -17,6 +18,21 @@ def context(settings: Settings) -> Iterator[WorkerContext]:
     opened = WorkerContext(settings, "test")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def other_worker(settings: Settings) -> Iterator[WorkerContext]:
+    """Return the context of a second worker."""
+    opened = WorkerContext(settings, "second")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Workshop]:
+    """Open a workshop on servers of this test only."""
+    async with workshop(settings) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,14 @@ from keepfit.model.serialization import unseal
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
-from keepfit.settings import Settings
 from keepfit.store.commit import InboxConsumer
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
-from tests.factories import SHOES, Workshop, claimed_entry, commit_bundle, workshop
+from tests.factories import SHOES, Workshop, claimed_entry, commit_bundle
 
 ROWS, CLIENTS = 1600, 8
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 async def request_predictions(shop: Workshop, context: WorkerContext, *hashes: str) -> list[Any]:

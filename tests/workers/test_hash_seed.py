@@ -5,7 +5,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings, load
 from tests.conftest import SIGNING_KEYS, start_stack, stop_stack
-from tests.factories import Workshop, dump_local, workshop
+from tests.factories import Workshop, dump_local
 from tests.servers import wait_until
 
 KEYS = "u1:" + "ab" * 32
@@ -65,13 +65,6 @@ def hash_of(seed: str) -> float:
 def recipe_of_hashed() -> Recipe:
     """Return the recipe of an object whose class no worker can import."""
     return parse({"object": dump_local(SOURCE, KEYS)}, uploads.upload_keyring(KEYS))
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Uploaded objects in workers: from the recipe to Redis, to a snapshot and back, under changing keys."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from keepfit.backends import redis_keys
@@ -13,20 +11,13 @@ from keepfit.settings import Settings
 from keepfit.snapshots import save
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
-from tests.factories import Workshop, dump_local, workshop
+from tests.factories import Workshop, dump_local
 
 KEYS, OTHER = "u1:" + "ab" * 32, "u2:" + "cd" * 32
 SOURCE = """class Last:
     def partial_fit(self, X, y): self.y = float(y[-1])
     def predict(self, X): return [self.y] * len(X)
 """
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

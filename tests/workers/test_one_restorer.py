@@ -2,41 +2,21 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.jobs import messages, run_queue
+from keepfit.jobs import run_queue
 from keepfit.jobs.messages import Operation, WorkerReply, WorkerRequest
-from keepfit.jobs.run_queue import LEARN, PREDICT
+from keepfit.jobs.run_queue import LEARN
 from keepfit.rows.shaping import shape
-from keepfit.settings import Settings
 from keepfit_workers import restoring
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
-from keepfit_workers.predicting import answer_all
-from tests.factories import SHOES, Workshop, workshop
-
-FIRST, SECOND = "first lease", "second lease"
-TTL_S = 600.0
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def others(settings: Settings) -> Iterator[WorkerContext]:
-    """Return the context of a second worker."""
-    opened = WorkerContext(settings, "second")
-    yield opened
-    opened.close()
+from tests.factories import SHOES, Workshop
+from tests.workers.two_leases import FIRST, SECOND, TTL_S, answer, claim, leased, push, replies_of
 
 
 class Gate:
@@ -54,42 +34,14 @@ class Gate:
         return self._act(*given)
 
 
-@contextmanager
-def leased(context: WorkerContext, lease: str) -> Iterator[None]:
-    """Give a worker a lease on the predict queue."""
-    context.queue.zadd(redis_keys.LEASES, {lease: 9e12})
-    with context.activity.holding_lease(lease):
-        yield
-
-
-def push(context: WorkerContext, number: int, model_hash: str, operation: Operation = "restore", **more: Any) -> None:
-    """Push a question."""
-    entry = run_queue.make_entry(
-        model_hash, 60, messages.encode(WorkerRequest(number, "g", model_hash, operation, **more))
-    )
-    redis_scripts.run(context.queue, run_queue.push(PREDICT, FIRST, TTL_S, [entry], 100))
-
-
-def claim(context: WorkerContext, lease: str, queue: run_queue.RunQueue = PREDICT) -> Sequence[bytes]:
-    """Claim work."""
-    (answer,) = redis_scripts.run(context.queue, run_queue.claim(queue, lease, TTL_S, context.name))
-    found = run_queue.read_claim(answer)
-    return found.entries if found else ()
-
-
-def answer(context: WorkerContext, entries: Sequence[bytes]) -> list[WorkerReply]:
-    """Answer questions, and return all replies that were sent."""
-    unsent = answer_all(context, entries)
-    if unsent:
-        redis_scripts.run(context.queue, *unsent)
-    batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
-    context.queue.delete(redis_keys.replies("g"))
-    return [reply for batch in batches for reply in messages.decode_replies(batch)]
+def ask_about(context: WorkerContext, number: int, model_hash: str, operation: Operation, **more: Any) -> None:
+    """Push a question about a model."""
+    push(context, WorkerRequest(number, "g", model_hash, operation, **more))
 
 
 async def two_workers(
     first: WorkerContext, second: WorkerContext, gate: Gate, hashes: tuple[str, str], ask: Callable[[int, str], None]
-) -> list[WorkerReply]:
+) -> dict[int, WorkerReply]:
     """Let two workers claim a question about the same model while the first is at the gate; return the replies.
 
     In between, the second one must answer a question about another model, and claim nothing of this one.
@@ -103,24 +55,24 @@ async def two_workers(
         (late,) = claim(second, SECOND)
         restoring_first = asyncio.create_task(asyncio.to_thread(answer, first, [entry]))
         assert await asyncio.to_thread(gate.began.wait, 60)
-        assert await asyncio.to_thread(answer, second, [late]) == []
+        assert await asyncio.to_thread(answer, second, [late]) == {}
         ask(3, model_hash)
         assert claim(second, SECOND) == []
         ask(4, other)
         (quick,) = claim(second, SECOND)
-        (reply,) = await asyncio.to_thread(answer, second, [quick])
-        assert (reply.id, reply.error) == (4, None)
+        answered = await asyncio.to_thread(answer, second, [quick])
+        assert {number: reply.error for number, reply in answered.items()} == {4: None}
         assert not restoring_first.done()
         gate.opened.set()
-        replies = await restoring_first
+        await restoring_first
         # One claim takes the share of this worker.
         while left := claim(second, SECOND):
-            replies += await asyncio.to_thread(answer, second, left)
-        return replies
+            await asyncio.to_thread(answer, second, left)
+        return replies_of(first)
 
 
 async def test_one_worker_restores_a_lost_model(
-    shop: Workshop, context: WorkerContext, others: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, context: WorkerContext, other_worker: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Questions of a second worker wait in the run queue until the first has restored the model, and succeed then."""
     lost, other = await shop.learned(), await shop.learned()
@@ -130,23 +82,23 @@ async def test_one_worker_restores_a_lost_model(
     monkeypatch.setattr(restoring, "restore_lost", gate)
 
     def ask(number: int, model_hash: str) -> None:
-        push(context, number, model_hash) if model_hash == lost else predict(number, model_hash)
+        if model_hash == lost:
+            ask_about(context, number, model_hash, "restore")
+        else:
+            ask_about(context, number, model_hash, "predict", generation=model.generation, rows=rows)
 
     model = await shop.model(other)
     rows = shape(model.recipe, SHOES, learning=False)
 
-    def predict(number: int, model_hash: str) -> None:
-        push(context, number, model_hash, "predict", generation=model.generation, rows=rows)
-
-    replies = await two_workers(context, others, gate, (lost, other), ask)
-    assert [(reply.id, reply.error) for reply in replies] == [(1, None), (2, None), (3, None)]
+    answered = await two_workers(context, other_worker, gate, (lost, other), ask)
+    assert {number: reply.error for number, reply in answered.items()} == dict.fromkeys((1, 2, 3, 4))
     # The second call found it live.
     assert (await shop.model(lost)).generation == 2
     assert context.queue.hlen(redis_keys.RESTORES) == 0
 
 
 async def test_one_worker_repairs_a_damaged_model(
-    shop: Workshop, context: WorkerContext, others: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, context: WorkerContext, other_worker: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Questions of a second worker wait in the run queue until the first has repaired the model."""
     damaged, other = await shop.learned(), await shop.learned()
@@ -158,13 +110,13 @@ async def test_one_worker_repairs_a_damaged_model(
     def ask(number: int, model_hash: str) -> None:
         model = models[model_hash]
         rows = shape(model.recipe, SHOES, learning=False)
-        push(context, number, model_hash, "predict", generation=model.generation, rows=rows)
+        ask_about(context, number, model_hash, "predict", generation=model.generation, rows=rows)
 
-    replies = await two_workers(context, others, gate, (damaged, other), ask)
+    answered = await two_workers(context, other_worker, gate, (damaged, other), ask)
     # A repair begins a generation, so clients ask again.
-    assert [(reply.id, reply.error and reply.error[0]) for reply in replies] == [
-        (number, "StaleModelError") for number in (1, 2, 3)
-    ]
+    assert {number: reply.error and reply.error[0] for number, reply in answered.items()} == {
+        1: "StaleModelError", 2: "StaleModelError", 3: "StaleModelError", 4: None,
+    }  # fmt: skip
     assert (gate.calls, (await shop.model(damaged)).generation) == (1, 2)
 
 

@@ -2,22 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
-from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends import redis_keys
 from keepfit.errors import EnvelopeError
 from keepfit.history import Document
-from keepfit.jobs import messages, run_queue
+from keepfit.jobs import messages
 from keepfit.jobs.messages import PastVersion, WorkerReply, WorkerRequest
-from keepfit.jobs.run_queue import PREDICT
 from keepfit.model.bundle import Bundle
 from keepfit.restore import reader
 from keepfit.rows.shaping import shape
-from keepfit.settings import Settings
 from keepfit.snapshots.save import path_of
 from keepfit.store.commit import Harm, Loaded
 from keepfit.store.unloadable import DEATHS_MAX
@@ -26,31 +23,12 @@ from keepfit_workers.activity import LOAD, Doing
 from keepfit_workers.bundle_cache import BundleCache
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.past_bundles import KEPT_MAX, PastBundle, PastBundles
-from keepfit_workers.predicting import answer_all
-from tests.factories import SHOES, Workshop, claimed_entry, workshop
+from tests.factories import SHOES, Workshop, claimed_entry
+from tests.workers.two_leases import FIRST, SECOND, TTL_S, answer, claim, leased, push, replies_of
 
 
 class Killed(BaseException):
     """The death of a worker, which no handler of errors sees."""
-
-
-FIRST, SECOND = "first lease", "second lease"
-TTL_S = 600.0
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def other_worker(settings: Settings) -> Iterator[WorkerContext]:
-    """Return the context of a second worker."""
-    opened = WorkerContext(settings, "second")
-    yield opened
-    opened.close()
 
 
 class Saved:
@@ -91,24 +69,10 @@ async def saved(shop: Workshop) -> Saved:
     return await Saved(shop, await shop.make()).build()
 
 
-def replies_in(context: WorkerContext) -> dict[int, WorkerReply]:
-    """Return the replies that were sent, by number."""
-    batches = context.queue.lrange(redis_keys.replies("g"), 0, -1)
-    return {reply.id: reply for batch in batches for reply in messages.decode_replies(batch)}
-
-
-def answer_entries(context: WorkerContext, entries: Sequence[bytes]) -> dict[int, WorkerReply]:
-    """Answer what a claim returned; return all replies so far."""
-    unsent = answer_all(context, entries)
-    if unsent:
-        redis_scripts.run(context.queue, *unsent)
-    return replies_in(context)
-
-
-async def answer(context: WorkerContext, *requests: WorkerRequest) -> dict[int, WorkerReply]:
+async def ask(context: WorkerContext, *requests: WorkerRequest) -> dict[int, WorkerReply]:
     """Answer the questions of one claim."""
     entries = [claimed_entry(messages.encode(each)) for each in requests]
-    return await asyncio.to_thread(answer_entries, context, entries)
+    return await asyncio.to_thread(answer, context, entries)
 
 
 class Reads:
@@ -149,7 +113,7 @@ async def test_questions_about_one_version_are_one_computation(
     asked = [saved.question(number, 1 + number % 3) for number in range(9)]
     before = saved.shop.data(saved.hash)
     for _ in range(2):
-        replies = await answer(context, *asked)
+        replies = await ask(context, *asked)
         for number in range(9):
             version, reply = 1 + number % 3, replies[number]
             assert reply.error is None
@@ -166,37 +130,25 @@ async def test_a_slow_storage_holds_up_nothing_else(
 ) -> None:
     """While one worker reads a snapshot, replies that are ready are sent, and another answers for the live model."""
     reads.opened.clear()
-    for worker, lease in ((context, FIRST), (other_worker, SECOND)):
-        worker.queue.zadd(redis_keys.LEASES, {lease: 9e12})
-
-    def push(request: WorkerRequest) -> None:
-        entry = run_queue.make_entry(request.subject, 60, messages.encode(request))
-        redis_scripts.run(context.queue, run_queue.push(PREDICT, FIRST, TTL_S, [entry], 100))
-
-    def claim(worker: WorkerContext, lease: str) -> Sequence[bytes]:
-        (found,) = redis_scripts.run(worker.queue, run_queue.claim(PREDICT, lease, TTL_S, worker.name))
-        claimed = run_queue.read_claim(found)
-        return claimed.entries if claimed else ()
-
-    with context.activity.holding_lease(FIRST), other_worker.activity.holding_lease(SECOND):
+    with leased(context, FIRST), leased(other_worker, SECOND):
         first = [claimed_entry(messages.encode(saved.question(*each))) for each in ((1, 1), (2, 3))]
-        reading = asyncio.create_task(asyncio.to_thread(answer_entries, context, first))
+        reading = asyncio.create_task(asyncio.to_thread(answer, context, first))
         assert await asyncio.to_thread(reads.began.wait, 60)
-        assert replies_in(context).keys() == {2}
+        assert replies_of(context).keys() == {2}
         # Claimed before the first worker marked the snapshot: it is put back, and not claimed while that reads.
         late = [claimed_entry(messages.encode(saved.question(3, 1)))]
-        await asyncio.to_thread(answer_entries, other_worker, late)
-        push(saved.question(4, 1))
+        await asyncio.to_thread(answer, other_worker, late)
+        push(context, saved.question(4, 1))
         assert claim(other_worker, SECOND) == []
-        push(saved.question(5, 3))
-        replies = await asyncio.to_thread(answer_entries, other_worker, claim(other_worker, SECOND))
+        push(context, saved.question(5, 3))
+        replies = await asyncio.to_thread(answer, other_worker, claim(other_worker, SECOND))
         assert replies.keys() == {2, 5}
         assert not reading.done()
         reads.opened.set()
         await reading
         while left := claim(other_worker, SECOND):
-            await asyncio.to_thread(answer_entries, other_worker, left)
-    replies = replies_in(context)
+            await asyncio.to_thread(answer, other_worker, left)
+    replies = replies_of(context)
     assert {number: (each.error, each.version) for number, each in replies.items()} == {
         1: (None, 1), 2: (None, 3), 3: (None, 1), 4: (None, 1), 5: (None, 3),
     }  # fmt: skip
@@ -206,16 +158,16 @@ async def test_a_slow_storage_holds_up_nothing_else(
 async def test_what_is_not_exactly_the_snapshot_is_an_error(saved: Saved, context: WorkerContext, reads: Reads) -> None:
     """Another digest, generation or version, a damaged blob, or a model that was created again: errors, no answer."""
     for number, changes in enumerate(({"sha256": "0" * 64}, {"generation": 2}, {"version": 9})):
-        reply = (await answer(context, saved.question(number, 1, **changes)))[number]
+        reply = (await ask(context, saved.question(number, 1, **changes)))[number]
         assert reply.error is not None
         assert reply.error[0] == "NotFoundError"
     assert reads.count == 0
     saved.shop.storage.put(path_of(saved.documents[1]), b"damaged")
-    reply = (await answer(context, saved.question(3, 1)))[3]
+    reply = (await ask(context, saved.question(3, 1)))[3]
     assert reply.error is not None
     assert reply.error[0] == EnvelopeError.__name__
     assert "is damaged" in reply.error[1]
-    assert (await answer(context, saved.question(4, 2)))[4].result == saved.predictions[2]
+    assert (await ask(context, saved.question(4, 2)))[4].result == saved.predictions[2]
     # As in another worker than the one that has it in memory.
     context.bundles.cache.clear()
     entry = await saved.shop.registry.find(saved.hash)
@@ -223,7 +175,7 @@ async def test_what_is_not_exactly_the_snapshot_is_an_error(saved: Saved, contex
     await saved.shop.registry.unregister(saved.hash)
     again, _ = await saved.shop.registry.register(saved.hash, entry.metadata_text, entry.recipe_text)
     assert again.born == 2
-    reply = (await answer(context, saved.question(5, 2)))[5]
+    reply = (await ask(context, saved.question(5, 2)))[5]
     assert reply.error is not None
     assert reply.error[0] == "NotFoundError"
 
@@ -231,18 +183,18 @@ async def test_what_is_not_exactly_the_snapshot_is_an_error(saved: Saved, contex
 async def test_a_question_that_is_late_reads_nothing(saved: Saved, context: WorkerContext, reads: Reads) -> None:
     """After its deadline, no snapshot is read for a question."""
     entry = claimed_entry(messages.encode(saved.question(1, 1)), 0.0)
-    reply = (await asyncio.to_thread(answer_entries, context, [entry]))[1]
+    reply = (await asyncio.to_thread(answer, context, [entry]))[1]
     assert reply.error is not None
     assert (reply.error[0], reads.count) == ("DeadlineError", 0)
 
 
 async def test_a_bundle_that_does_not_fit_into_the_cache(saved: Saved, context: WorkerContext, reads: Reads) -> None:
     """Without space in the cache a question is answered, and the live bundles stay in memory."""
-    await answer(context, saved.question(1, 3))
+    await ask(context, saved.question(1, 3))
     assert context.bundles.cache.count == 1
     context.bundles.cache.bytes_max = int(saved.documents[1]["size_bytes"]) - 1
     for number in (2, 3):
-        assert (await answer(context, saved.question(number, 1)))[number].result == saved.predictions[1]
+        assert (await ask(context, saved.question(number, 1)))[number].result == saved.predictions[1]
     assert (reads.count, context.bundles.cache.count) == (2, 1)
 
 
@@ -260,12 +212,12 @@ async def test_a_snapshot_that_kills_its_workers_is_not_loaded_again(
         patch.setattr(reader, "load", kill)
         for number in range(DEATHS_MAX):
             with pytest.raises(Killed):
-                await answer(context, saved.question(number, 1))
+                await ask(context, saved.question(number, 1))
             death = sweep.Death(f"worker {number}", Harm.DEATH, died[-1])
             assert (death.doing.step, death.doing.model) == (LOAD, saved.hash)
             assert death.harm_of_requests is None
             sweep.reap(saved.shop.redis, context.queue, death, TTL_S)
-    replies = await answer(context, *(saved.question(number, number) for number in (1, 2, 3)))
+    replies = await ask(context, *(saved.question(number, number) for number in (1, 2, 3)))
     assert replies[1].error is not None
     assert replies[1].error[0] == "UnloadableError"
     assert [replies[number].result for number in (2, 3)] == [saved.predictions[number] for number in (2, 3)]

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,6 @@ from keepfit.jobs.messages import RestoreOptions, WorkerRequest
 from keepfit.restore import reader
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
-from keepfit.settings import Settings
 from keepfit.store.commit import Harm
 from keepfit.store.unloadable import DEATHS_MAX, RETRY_S
 from keepfit_workers import bundle_cache, resources, restoring, sweep
@@ -24,20 +22,13 @@ from keepfit_workers.activity import LOAD, RESTORE, Doing
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
-from tests.factories import SHOES, Workshop, claimed_entry, workshop
+from tests.factories import SHOES, Workshop, claimed_entry
 
 TTL_S = 6.0
 
 
 class Killed(BaseException):
     """Stands for the death of a worker: no handler catches it."""
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from keepfit.model import pickling
 from keepfit.restore import restorer as restores
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring, digest_of
-from keepfit.settings import Settings
 from keepfit.snapshots import save
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
 from keepfit_workers.predicting import answer_all
-from tests.factories import SHOES, Workshop, claimed_entry, resigned, workshop
+from tests.factories import SHOES, Workshop, claimed_entry, resigned
 
 
 class Bomb:
@@ -56,13 +55,6 @@ FORGERIES: dict[str, Forge] = {
     "other runtime": lambda good, foreign, keyring: resigned(good, keyring, keyring, runtime={"python": "2.7.18"}),
     "nothing": lambda good, foreign, keyring: b"\0",
 }
-
-
-@pytest.fixture
-async def shop(settings: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on servers of this test only."""
-    async with workshop(settings) as opened:
-        yield opened
 
 
 @pytest.fixture
