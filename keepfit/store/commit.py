@@ -119,8 +119,8 @@ class SealedBundle:
 
     `width` is the number of values of a learned row, None if the bundle does not tell. `scorer` is its encoded scorer,
     which the commit announces; empty for none. `answer` is what the last of its requests wants to know
-    (:mod:`keepfit.store.stored_answers`), which the commit stores; empty for none.
-    which the commit announces; empty for none. `drifts` describes those that were detected in the newly learned rows.
+    (:mod:`keepfit.store.stored_answers`), which the commit stores; empty for none. `drifts` describes those that were
+    detected in the newly learned rows.
     """
 
     data: bytes
