@@ -15,26 +15,39 @@ import redis
 import redis.asyncio
 
 from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends.redis_scripts import Command
 from keepfit.errors import UnavailableError
 
 PIECE_BYTES = 1 << 20
 
 
+def piece(key: str, offset: int, data: bytes | memoryview, ttl_ms: int) -> tuple[Command, ...]:
+    """Return the commands that write a piece of a value, which then lives for `ttl_ms`.
+
+    Written at an offset and not appended, because a round trip may be repeated. The first command is for a process that
+    dies while it sends them: Redis executes those that have arrived, and no key may be left without a time to live.
+    """
+    return (
+        ("SET", key, b"", "NX", "PX", ttl_ms),
+        ("SETRANGE", key, offset, data),
+        ("PEXPIRE", key, ttl_ms),
+    )
+
+
 def store(client: redis.Redis, key: str, data: bytes, ttl_ms: int) -> None:
     """Write a file that is in memory, in pieces; raise UnavailableError if Redis is unavailable."""
     for offset in range(0, len(data), PIECE_BYTES):
-        piece = data[offset : offset + PIECE_BYTES]
-        redis_scripts.run(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
+        redis_scripts.run(client, *piece(key, offset, data[offset : offset + PIECE_BYTES], ttl_ms))
 
 
 async def read(client: redis.asyncio.Redis, key: str, size_bytes: int) -> AsyncIterator[bytes]:
     """Yield a file in pieces; raise UnavailableError if it is no longer there, or Redis is unavailable."""
     for offset in range(0, size_bytes, PIECE_BYTES):
         end = min(offset + PIECE_BYTES, size_bytes)
-        (piece,) = await redis_scripts.run_async(client, ("GETRANGE", key, offset, end - 1))
-        if len(piece) != end - offset:
+        (data,) = await redis_scripts.run_async(client, ("GETRANGE", key, offset, end - 1))
+        if len(data) != end - offset:
             raise UnavailableError("The file is no longer in Redis; ask for it again.")
-        yield piece
+        yield data
 
 
 class StagedFile:
@@ -64,12 +77,10 @@ class StagedFile:
             self._piece.clear()
         return self._digest.hexdigest()
 
-    async def _send(self, piece: bytes) -> None:
-        await asyncio.to_thread(self._digest.update, piece)
-        # Written at an offset and not appended, because a round trip may be repeated.
-        command = ("SETRANGE", self.key, self._written, piece)
-        await redis_scripts.run_async(self._client, command, ("PEXPIRE", self.key, self._ttl_ms))
-        self._written += len(piece)
+    async def _send(self, data: bytes) -> None:
+        await asyncio.to_thread(self._digest.update, data)
+        await redis_scripts.run_async(self._client, *piece(self.key, self._written, data, self._ttl_ms))
+        self._written += len(data)
 
     async def delete(self) -> None:
         """Delete the file; if Redis is unavailable, it expires."""

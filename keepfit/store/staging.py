@@ -13,6 +13,7 @@ import redis.asyncio
 from keepfit.backends import redis_scripts
 from keepfit.errors import UnavailableError
 from keepfit.rows.rows import Rows
+from keepfit.store.staged_file import piece
 
 
 async def write_in_pieces(
@@ -31,20 +32,19 @@ async def write_in_pieces(
     """
     rows.check_size(bytes_max)
     computed, offset = None if digest else hashlib.sha256(), 0
-    for piece in rows.pieces():
+    for data in rows.pieces():
         if computed is not None:
-            computed.update(piece)
-        # Written at an offset and not appended, because a round trip may be repeated.
-        await redis_scripts.run_async(client, ("SETRANGE", key, offset, piece), ("PEXPIRE", key, ttl_ms))
-        offset += len(piece)
+            computed.update(data)
+        await redis_scripts.run_async(client, *piece(key, offset, data, ttl_ms))
+        offset += len(data)
     return digest if computed is None else computed.hexdigest()
 
 
 def digest_of(rows: Rows) -> str:
     """Return the digest that :func:`write_in_pieces` returns for these rows."""
     digest = hashlib.sha256()
-    for piece in rows.pieces():
-        digest.update(piece)
+    for data in rows.pieces():
+        digest.update(data)
     return digest.hexdigest()
 
 
