@@ -6,7 +6,6 @@ only as far as :mod:`keepfit.model.skops_files` permits, any other file only if 
 """
 
 import hashlib
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,15 @@ from keepfit.model.labels import Labels
 from keepfit.model.object_bundle import ObjectBundle, only_exceptions
 from keepfit.model.outputs import Outputs
 from keepfit.recipe import uploads
+from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.recipe.recipe import Recipe, check_fields
 from keepfit.recipe.uploads import ObjectHeader, TrainedFile
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
+
+# Up to this number floats, which all clients have, count in ones.
+ROWS_SEEN_MAX = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def new_bundle(data: bytes, keys: Keys, bytes_max: int) -> ObjectBundle:
         with only_exceptions(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             width = _check_fitted(header, learner)
-            recipe = _recipe(header, learner, uploads.trained_text(header, file, keys.signing))
+            recipe = _recipe(header, learner, width, uploads.trained_text(header, file, keys.signing))
     except (KeepfitError, MemoryError):
         raise
     except NotFittedError as error:
@@ -98,20 +101,26 @@ def _check_fitted(header: ObjectHeader, learner: Any) -> int | None:
             if hasattr(step, "fit"):
                 check_is_fitted(step, msg=f"{type(step).__name__} is not fitted: upload it after it has learned.")
     width = getattr(learner, "n_features_in_", None)
-    return int(width) if isinstance(width, int | np.integer) else None
+    if not isinstance(width, int | np.integer):
+        return None
+    if not 1 <= width <= COLUMNS_MAX:
+        raise InvalidError(f"{header.name} has learned rows of {width} values; rows may have 1 to {COLUMNS_MAX} here.")
+    return int(width)
 
 
-def _recipe(header: ObjectHeader, learner: Any, text: str) -> Recipe:
+def _recipe(header: ObjectHeader, learner: Any, width: int | None, text: str) -> Recipe:
     """Return the recipe of a trained object; columns have names if those of a data frame were learned."""
     names = getattr(learner, "feature_names_in_", None) if header.calls == "partial_fit" else None
     features: Any = None if names is None else {str(name): "number" for name in names}
+    if features is not None and len(features) != width:
+        raise InvalidError(f"{header.name} has names of {len(features)} columns, and learned rows of {width} values.")
     recipe = Recipe(object=text, features=features)
     check_fields(recipe)
     return recipe
 
 
 def _rows_seen(learner: Any) -> int:
-    """Return the number of rows that `learner` says it has seen; 0 if it says nothing.
+    """Return the number of rows that `learner` says it has seen; 0 if it says nothing that can be true.
 
     >>> from sklearn.preprocessing import StandardScaler
     >>> _rows_seen(StandardScaler().fit([[1.0], [2.0]]))
@@ -125,7 +134,7 @@ def _rows_seen(learner: Any) -> int:
                 seen = float(values.max() if name == "n_samples_seen_" else values.sum())
             except (KeyError, TypeError, ValueError):
                 continue
-            if math.isfinite(seen) and seen >= 0 and seen.is_integer():
+            if 0 <= seen <= ROWS_SEEN_MAX and seen.is_integer():
                 return int(seen)
     return 0
 

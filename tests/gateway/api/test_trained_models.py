@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from keepfit.objects import dump_trained, load_trained
+from keepfit.recipe.features import COLUMNS_MAX
 from keepfit.security.envelope import UPLOAD_KEYS, new_signing_key
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, Api, Reply
@@ -135,6 +136,15 @@ async def test_the_same_file_again_is_the_same_model(
     await api.make(named, REGRESSOR)
     assert "with a recipe" in (await upload(api, named, data)).problem(409)["detail"]
     (await api.post("/v1/models", {"metadata": metadata, "recipe": REGRESSOR})).problem(409)
+
+
+async def test_an_impossible_number_of_rows_is_not_believed(api: Api, metadata: dict[str, Any]) -> None:
+    """A model whose file claims to have seen more rows than there can be begins with none, and learns on."""
+    scaler = StandardScaler().fit([[1.0, 2.0]])
+    scaler.n_samples_seen_ = np.int64(2**62)
+    path = path_of(await upload(api, metadata, skops.io.dumps(make_pipeline(scaler, SGDRegressor().fit(X2, Y2)))))
+    assert (await api.model(path))["rows_seen"] == 0
+    assert (await api.learn(path, X2, Y2))["rows_seen"] == 2
 
 
 async def test_a_deleted_model_can_be_uploaded_again(api: Api, metadata: dict[str, Any]) -> None:
@@ -353,6 +363,10 @@ REFUSED = {
     "last step": (skops.io.dumps(make_pipeline(StandardScaler(), LogisticRegression()).fit(X2, Y2)), "no partial_fit"),
     "another version": (with_schema(regressor_file(), of_old_version), "scikit-learn 0.24.2"),
     "cannot answer": (regressor_file(coef_=np.ones(5)), "cannot predict"),
+    "negative width": (regressor_file(n_features_in_=-5), "rows of -5 values"),
+    "too wide": (regressor_file(n_features_in_=COLUMNS_MAX + 1), "1 to 10000"),
+    "equal names": (regressor_file(feature_names_in_=np.array(["a", "a"], dtype=object)), "names of 1 columns"),
+    "too many names": (regressor_file(feature_names_in_=np.array(["a", "b", "c"], dtype=object)), "names of 3"),
     "several targets": (skops.io.dumps(MultiOutputRegressor(SGDRegressor()).fit(X2, [[0, 1], [1, 0]])), "targets"),
 }
 
