@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from keepfit.cli.yaml_values import parse_yaml
+from keepfit.identity import check_metadata
 from keepfit.recipe.recipe import parse
 from keepfit.times import format_time
 from tests.conftest import Stack, start_stack, stop_stack
@@ -225,7 +227,7 @@ def test_kubernetes(deployment: Stack, tmp_path: Path) -> None:
 def test_every_block_is_run_or_has_a_reason() -> None:
     """Each block with a language is run here or by another test, or its reason not to be run is written down."""
     languages = {block.language for block in blocks() if block.page not in COVERED and reason(block) is None}
-    assert languages - {""} <= {"console", "sh", "python", "json"}
+    assert languages - {""} <= {"console", "sh", "python", "json", "yaml"}
     assert set(pages("console", "sh", "python")) == RUN_HERE
     stale = {key for key in NOT_RUN if not any(b.page == key[0] and b.text.startswith(key[1]) for b in blocks())}
     assert stale == set()
@@ -247,3 +249,11 @@ def test_json_is_json_and_recipes_are_recipes(block: Block) -> None:
     recipes = [value for value in values if isinstance(value, dict) and {"estimator", "steps", "object"} & value.keys()]
     for recipe in recipes:
         assert parse(recipe).name
+
+
+@pytest.mark.parametrize("block", [b for page in pages("yaml").values() for b in page], ids=lambda b: b.page)
+def test_yaml_describes_models(block: Block) -> None:
+    """A YAML block describes models, whose recipes are accepted."""
+    for document in parse_yaml(block.text, block.page):
+        assert check_metadata(document["metadata"])
+        assert parse(document["recipe"]).name

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from keepfit import __version__
 from keepfit.cli import (
+    create,
     dead_letters,
     history,
     keys,
@@ -64,62 +65,73 @@ def configure(
         failpoints.arm(point)
 
 
+# The panels of `keepfit --help`, in their order.
+TRY, USE, OPERATE, SERVICES = "Try it", "Use models", "Operate a deployment", "Run its services"
+
+
 def _add(
     command: Callable[..., Any],
+    panel: str,
     *examples: str,
     name: str | None = None,
     cls: type[TyperCommand] = TyperCommand,
 ) -> None:
-    """Add a command with the options that all have, and `examples` below its help."""
+    """Add a command to a panel of the help, with the options that all have, and `examples` below its own help."""
     title = "Examples:" if len(examples) > 1 else "Example:"
     epilog = "\n".join((title, *(f"  {line}" for line in examples))) if examples else None
-    app.command(name, epilog=epilog, cls=cls)(options.with_data(command))
+    app.command(name, epilog=epilog, cls=cls, rich_help_panel=panel)(options.with_data(command))
 
 
-_add(services.up)
-_add(services.demo)
-_add(services.gateway)
-_add(services.worker)
-_add(services.snapshot, "keepfit snapshot", "keepfit snapshot --every 60s")
-_add(status.status, "keepfit status", "keepfit status --json")
+_add(services.up, TRY)
+_add(services.demo, TRY)
 _add(
-    rows.create,
+    create.create,
+    USE,
     "keepfit create --metadata type=shoes brand=nike --estimator SGDRegressor --features make:category year:number",
-    "keepfit create --metadata type=boots --recipe recipe.json",
+    "keepfit create model.yaml",
+    "keepfit create --metadata type=boots --recipe recipe.yaml",
     cls=words.SeveralWords,
 )
 _add(
     rows.learn,
+    USE,
     "keepfit learn shoes.csv --target fit --metadata type=shoes brand=nike",
     "zcat votes.jsonl.gz | keepfit learn - --format jsonl --target size --hash 3fa9",
     cls=words.SeveralWords,
 )
 _add(
     rows.predict,
+    USE,
     "keepfit predict shoes.csv --hash 3fa9 --output predicted.csv",
     "keepfit predict shoes.csv --metadata type=shoes brand=nike --proba --only",
     cls=words.SeveralWords,
 )
-_add(models.models, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
-_add(workers.workers, "keepfit workers", "keepfit workers --json")
+_add(models.models, USE, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
 _add(
     history.history,
+    USE,
     "keepfit history --type shoes --after yesterday",
     "keepfit history --hash HASH --last 5 --json",
     "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
 )
-_add(rollups.rollups, "keepfit rollups", "keepfit rollups --rebuild --type shoes")
-_add(dead_letters.dead, "keepfit dead --hash HASH", "keepfit dead --hash HASH --retry")
+_add(status.status, OPERATE, "keepfit status", "keepfit status --json")
+_add(workers.workers, OPERATE, "keepfit workers", "keepfit workers --json")
+_add(dead_letters.dead, OPERATE, "keepfit dead --hash HASH", "keepfit dead --hash HASH --retry")
 _add(
     restore.restore,
+    OPERATE,
     "keepfit restore --dry-run",
     "keepfit restore --type shoes",
     "keepfit restore --hash HASH --at '2 hours ago'",
     "keepfit restore --where brand=nike --version 12 --force",
 )
-_add(transfer.export, "keepfit export models.zip", "keepfit export shoes.zip --type shoes --newest")
-_add(transfer.import_, "keepfit import models.zip --keys their-signing-keys --dry-run", name="import")
-app.add_typer(keys.app, name="key")
+_add(transfer.export, OPERATE, "keepfit export models.zip", "keepfit export shoes.zip --type shoes --newest")
+_add(transfer.import_, OPERATE, "keepfit import models.zip --keys their-signing-keys --dry-run", name="import")
+_add(rollups.rollups, OPERATE, "keepfit rollups", "keepfit rollups --rebuild --type shoes")
+app.add_typer(keys.app, name="key", rich_help_panel=OPERATE)
+_add(services.gateway, SERVICES)
+_add(services.worker, SERVICES)
+_add(services.snapshot, SERVICES, "keepfit snapshot", "keepfit snapshot --every 60s")
 # The name of `keepfit key signing` in version 0.1, when there was one kind of key.
 app.command("keygen", hidden=True)(keys.signing)
 

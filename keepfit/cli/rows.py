@@ -1,48 +1,23 @@
-"""The commands `keepfit create`, `learn` and `predict`: clients of a gateway, for recipes and files of rows.
+"""The commands `keepfit learn` and `predict`: files of rows through a gateway.
 
-Owns their texts; :mod:`keepfit.client` calls the gateway and reads the files, :mod:`keepfit.cli.words` knows the syntax
-of metadata and features. Invariant: an API key comes from a setting, never from the command line, which other users of
-a machine can see.
+Owns their texts; :mod:`keepfit.client` reads the files and calls the gateway.
 """
 
-import asyncio
-import json
-import signal
-import threading
-from collections.abc import Callable, Coroutine, Iterable
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from keepfit.cli import options
-from keepfit.cli.options import load_settings
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
 from keepfit.cli.output import is_terminal, print_json, print_note, progress_bar
-from keepfit.cli.words import json_or_text, parse_features, parse_metadata, parse_pairs, read_recipe
-from keepfit.errors import NotFoundError, SettingsError
-from keepfit.identity import hash_of
 
 if TYPE_CHECKING:
     from keepfit.client.gateway import Gateway
 
-T = TypeVar("T")
 Format = Literal["csv", "tsv", "json", "jsonl"]
 
 SKIPPED_SHOWN_MAX = 5
-# Exit code of a command that Ctrl-C ends, as of every Unix command.
-INTERRUPTED = 130
 
-Metadata = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=VALUE...",
-        help="Metadata of the model: type=shoes brand=nike; KEY:=JSON for a value that is not text: size:=40. Or one "
-        "JSON object.",
-    ),
-]
-ModelHash = Annotated[
-    str | None, typer.Option("--hash", help="Hash of the model, or the first digits of it, instead of --metadata.")
-]
 RowsFile = Annotated[
     str,
     typer.Argument(
@@ -60,65 +35,6 @@ Ignore = Annotated[
     typer.Option(metavar="COLUMN", help="Column that is not read, for models without features; repeatable."),
 ]
 Batch = Annotated[int, typer.Option(min=1, max=100_000, help="Rows per request.")]
-Url = Annotated[
-    str | None, typer.Option(help="URL of the gateway; default: KEEPFIT_URL, or that of host and port in the settings.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON document.")]
-
-
-def create(
-    metadata: Metadata = None,
-    estimator: Annotated[str | None, typer.Option(help="Name of the estimator: SGDRegressor.")] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME:KIND...",
-            help="Columns, in order: make:category year:number; other kinds: text, timestamp, boolean.",
-        ),
-    ] = None,
-    params: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE...", help="Parameters of the estimator: alpha=0.001 penalty=l1."),
-    ] = None,
-    scaler: Annotated[str | None, typer.Option(help="Scaler of the number columns: StandardScaler.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the categories: onehot, ordinal, hash.")] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL...", help="Labels of a classifier: yes no; numbers are integers.")
-    ] = None,
-    updates: Annotated[str | None, typer.Option(help="exact or merged.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="FILE", help="File with the whole recipe as JSON; - is standard input.")
-    ] = None,
-    url: Url = None,
-    as_json: AsJson = False,
-) -> None:
-    """Create a model, or find the one with this metadata and recipe, and print its hash."""
-    fields: dict[str, Any] = {
-        "estimator": estimator,
-        "features": parse_features(features),
-        "params": {name: json_or_text(value) for name, value in parse_pairs(params, "--params", "alpha=0.001")} or None,
-        "scaler": scaler,
-        "encoding": encoding,
-        "classes": [json_or_text(label) for label in classes] if classes else None,
-        "updates": updates,
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    document = parse_metadata(metadata)
-    if recipe is not None and given:
-        raise SettingsError(f"--recipe holds the whole recipe; leave out --{next(iter(given))}.")
-    whole = given if recipe is None else read_recipe(recipe)
-
-    async def run(gateway: "Gateway") -> tuple[dict[str, Any], bool]:
-        return await gateway.create(document, whole)
-
-    model, is_new = with_gateway(url, run)
-    for warning in model.get("warnings") or ():
-        print_note(f"warning: {warning}")
-    if as_json:
-        return print_json([model])
-    if not is_new:
-        print_note(f"The model exists; it has seen {model['rows_seen']} rows.")
-    return typer.echo(model["hash"])
 
 
 def learn(
@@ -157,7 +73,7 @@ def learn(
     learned = streaming.Learned()
 
     async def work(gateway: "Gateway") -> str:
-        found, model = await _find(gateway, model_hash, metadata)
+        found, model = await find_model(gateway, model_hash, metadata)
         columns = columns_of(model, target or (), weight, ignore or (), label_type)
         check_targets(columns)
         with RowFile(file, format_, delimiter) as source, progress_bar(f"learning {source.name}", "bytes") as show:
@@ -222,7 +138,7 @@ def predict(
     from keepfit.client.row_writer import RowWriter  # noqa: PLC0415
 
     async def work(gateway: "Gateway") -> list[str]:
-        found, model = await _find(gateway, model_hash, metadata)
+        found, model = await find_model(gateway, model_hash, metadata)
         columns = columns_of(model, ignored=ignore or ())
         # A bar between rows on the same terminal would be unreadable.
         shown = not (output == "-" and is_terminal())
@@ -241,58 +157,6 @@ def predict(
         return skipped
 
     _note_skipped(with_gateway(url, work))
-
-
-def with_gateway(
-    url: str | None,
-    work: Callable[["Gateway"], Coroutine[Any, Any, T]],
-    interrupted: Callable[[], str] = lambda: "interrupted",
-) -> T:
-    """Run `work` with the gateway that `--url` or the settings name; return its result.
-
-    Ctrl-C prints what `interrupted` returns.
-    """
-    from keepfit.client.gateway import Gateway  # noqa: PLC0415 - other commands must not wait for it
-
-    settings = load_settings()
-
-    async def run() -> T:
-        async with Gateway(url or options.gateway_url(settings), settings.api_key.get_secret_value()) as gateway:
-            return await work(gateway)
-
-    if threading.current_thread() is threading.main_thread():
-        # asyncio's own handler waits for the next pause of the program: a read of standard input would go on, and its
-        # last rows would be sent as a request that the whole file does not have.
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        return asyncio.run(run())
-    except KeyboardInterrupt:
-        print_note(interrupted())
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-async def _find(
-    gateway: "Gateway", model_hash: str | None, metadata: Iterable[str] | None
-) -> tuple[str, dict[str, Any]]:
-    """Return hash and description of the model that `--hash` or `--metadata` names."""
-    if (model_hash is None) == (not metadata):
-        raise SettingsError("Name the model with either --hash or --metadata.")
-    if model_hash is not None:
-        found = await gateway.find_hash(model_hash)
-        return found, await gateway.describe(found)
-    document = parse_metadata(metadata)
-    found = hash_of(document)
-    try:
-        return found, await gateway.describe(found)
-    except NotFoundError:
-        raise NotFoundError(
-            f"There is no model with the metadata {json.dumps(document, ensure_ascii=False)}; `keepfit models` lists "
-            "the models, and `keepfit create` makes one."
-        ) from None
 
 
 def _note_unread(columns: Iterable[str]) -> None:

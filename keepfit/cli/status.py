@@ -11,9 +11,9 @@ from typing import Any
 import typer
 
 from keepfit.cli import hashes, options
+from keepfit.cli.gateway_calls import AsJson, Url
 from keepfit.cli.options import load_settings
 from keepfit.cli.output import Column, print_json, print_table
-from keepfit.cli.rows import AsJson, Url
 from keepfit.times import format_time
 
 COLUMNS = (Column("part"), Column("state", "wrap"))

@@ -1,18 +1,16 @@
-"""Words on the command line that describe metadata, features, parameters and recipes.
+"""Words on the command line that describe metadata, features and parameters.
 
-Pure, but for a recipe's file. Owns their syntax, and the options that take several words. Invariant: what a word means
+Pure. Owns their syntax, and the options that take several words. Invariant: what a word means
 does not depend on its value: text is text, and JSON is marked as such where both are possible.
 """
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from keepfit.errors import InvalidError, KeepfitError, MalformedError, NotFoundError
+from keepfit.errors import InvalidError, KeepfitError, MalformedError
 from keepfit.identity import check_metadata, parse_json
 
 # Options that take several words, each with the character that such a word holds; "" for any word.
@@ -123,23 +121,3 @@ def _parse(text: str, source: str) -> Any:
         return parse_json(text.encode("utf-8", "surrogateescape"))
     except (MalformedError, InvalidError) as error:
         raise MalformedError(f"{source}: {str(error).replace('The body', 'The value')}") from None
-
-
-def read_recipe(path: str) -> dict[str, Any]:
-    """Return the recipe in a JSON file, or on standard input for "-"; its content is not checked.
-
-    Raises
-    ------
-    NotFoundError, MalformedError
-        If there is no such file, or it does not hold a JSON object.
-    """
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
-    except FileNotFoundError:
-        raise NotFoundError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MalformedError(f"{path} cannot be read as a recipe: {error}.") from None
-    recipe = _parse(text, path)
-    if not isinstance(recipe, dict):
-        raise MalformedError(f'{path}: a recipe is a JSON object: {{"estimator": "SGDRegressor"}}.')
-    return recipe

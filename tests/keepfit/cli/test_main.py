@@ -239,6 +239,10 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     """The help, which is also printed without arguments, lists each command with a description."""
     printed = keepfit("--help", cwd=tmp_path).stdout
     assert set(re.findall(r"^│ ([a-z]+) {2,}[A-Z]", printed, re.MULTILINE)) == COMMANDS
+    assert re.findall(r"^╭─ (\w[\w ]+) ─", printed, re.MULTILINE) == [
+        "Options", "Try it", "Use models", "Operate a deployment", "Run its services",
+    ]  # fmt: skip
+    assert max(map(len, printed.splitlines())) <= 80
     bare = keepfit(cwd=tmp_path)
     assert (bare.stdout + bare.stderr).strip() == printed.strip()
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from keepfit.cli import main, output, rows
+from keepfit.cli import create, main, output, rows
 from keepfit.cli.words import SeveralWords
 
 
@@ -42,7 +42,7 @@ def test_words_may_begin_with_a_dash(
 
         return asyncio.run(run(work))
 
-    monkeypatch.setattr(rows, "with_gateway", with_gateway)
+    monkeypatch.setattr(create, "with_gateway", with_gateway)
     done = CliRunner().invoke(main.app, ["create", "--metadata", "type=shoes", *words])
     assert done.exit_code == 0, done.output
     assert {name: found[name] for name in expected} == expected

@@ -1,0 +1,98 @@
+"""What the commands that call a gateway share: how they name a model, the gateway and the end by Ctrl-C.
+
+Owns these options and the connection; :mod:`keepfit.client` makes the calls. Invariant: an API key comes from a
+setting, never from the command line, which other users of a machine can see.
+"""
+
+import asyncio
+import json
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from keepfit.cli import options
+from keepfit.cli.options import load_settings
+from keepfit.cli.output import print_note
+from keepfit.cli.words import parse_metadata
+from keepfit.errors import NotFoundError, SettingsError
+from keepfit.identity import hash_of
+
+if TYPE_CHECKING:
+    from keepfit.client.gateway import Gateway
+
+T = TypeVar("T")
+
+# Exit code of a command that Ctrl-C ends, as of every Unix command.
+INTERRUPTED = 130
+
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE...",
+        help="Metadata of the model: type=shoes brand=nike; KEY:=JSON for a value that is not text: size:=40. Or one "
+        "JSON object.",
+    ),
+]
+ModelHash = Annotated[
+    str | None, typer.Option("--hash", help="Hash of the model, or the first digits of it, instead of --metadata.")
+]
+Url = Annotated[
+    str | None, typer.Option(help="URL of the gateway; default: KEEPFIT_URL, or that of host and port in the settings.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON document.")]
+
+
+def with_gateway(
+    url: str | None,
+    work: Callable[["Gateway"], Coroutine[Any, Any, T]],
+    interrupted: Callable[[], str] = lambda: "interrupted",
+) -> T:
+    """Run `work` with the gateway that `--url` or the settings name; return its result.
+
+    Ctrl-C prints what `interrupted` returns.
+    """
+    from keepfit.client.gateway import Gateway  # noqa: PLC0415 - other commands must not wait for it
+
+    settings = load_settings()
+
+    async def run() -> T:
+        async with Gateway(url or options.gateway_url(settings), settings.api_key.get_secret_value()) as gateway:
+            return await work(gateway)
+
+    if threading.current_thread() is threading.main_thread():
+        # asyncio's own handler waits for the next pause of the program: a read of standard input would go on, and its
+        # last rows would be sent as a request that the whole file does not have.
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        print_note(interrupted())
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+async def find_model(
+    gateway: "Gateway", model_hash: str | None, metadata: Iterable[str] | None
+) -> tuple[str, dict[str, Any]]:
+    """Return hash and description of the model that `--hash` or `--metadata` names."""
+    if (model_hash is None) == (not metadata):
+        raise SettingsError("Name the model with either --hash or --metadata.")
+    if model_hash is not None:
+        found = await gateway.find_hash(model_hash)
+        return found, await gateway.describe(found)
+    document = parse_metadata(metadata)
+    found = hash_of(document)
+    try:
+        return found, await gateway.describe(found)
+    except NotFoundError:
+        raise NotFoundError(
+            f"There is no model with the metadata {json.dumps(document, ensure_ascii=False)}; `keepfit models` lists "
+            "the models, and `keepfit create` makes one."
+        ) from None
