@@ -113,9 +113,15 @@ async def test_sigterm_finishes_the_current_call(
         os.kill(pid, signal.SIGTERM)
     model = await learned(session, path)
     assert (model["rows_seen"], model["version"]) == (SLOW_ROWS, 1)
-    servers.wait_until(lambda: not set(before) & set(own_stack.workers()), "the exit of the old workers")
-    died = [json.loads(line) for line in own_stack.log("workers").splitlines() if '"worker_died"' in line]
-    assert {entry["pid"]: entry["exitcode"] for entry in died if entry["pid"] in before} == dict.fromkeys(before, 0)
+
+    def ended() -> dict[int, int]:
+        # A supervisor logs the end of a process after that has left the table of processes.
+        died = [json.loads(line) for line in own_stack.log("workers").splitlines() if '"worker_died"' in line]
+        return {entry["pid"]: entry["exitcode"] for entry in died if entry["pid"] in before}
+
+    servers.wait_until(lambda: set(ended()) == set(before), "the exit of the old workers")
+    assert ended() == dict.fromkeys(before, 0)
+    assert not set(before) & set(own_stack.workers())
 
 
 async def test_a_poison_request_is_answered_with_an_error(
