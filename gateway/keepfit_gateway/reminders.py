@@ -21,7 +21,9 @@ class Reminders:
         self._remind = remind
         # When numbers are looked at, how long after the last time, and the numbers.
         self._due: list[tuple[float, float, Sequence[int]]] = []
+        # uvloop's handles do not tell when they are due; one that is due at once has no time at all.
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
         self._not_before_s = 0.0
 
     def add(self, numbers: Sequence[int]) -> None:
@@ -35,9 +37,10 @@ class Reminders:
     def _set_timer(self) -> None:
         due_s = max(self._due[0][0], self._not_before_s)
         if self._timer is not None:
-            if self._timer.when() <= due_s:
+            if self._timer_s <= due_s:
                 return
             self._timer.cancel()
+        self._timer_s = due_s
         self._timer = asyncio.get_running_loop().call_at(due_s, self._look)
 
     def _look(self) -> None:

@@ -1,12 +1,17 @@
 """Natural batching: items that arrive during a round trip to Redis are sent together with the next one.
 
 Owns when a batch is sent. Never waits for more items: a single item is sent at once, and under load batches grow by
-themselves. Invariant: one round trip at a time, so that items are sent in the order of their arrival.
+themselves. Invariants: one round trip at a time, so that items are sent in the order of their arrival; a failure of one
+batch does not stop the next ones.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -36,9 +41,16 @@ class Batcher(Generic[T]):
         try:
             while self._items:
                 batch, self._items = self._items[: self._batch_max], self._items[self._batch_max :]
-                await self._send(batch)
+                await self._try_send(batch)
         finally:
             self._sending = None
+
+    async def _try_send(self, batch: list[T]) -> None:
+        try:
+            await self._send(batch)
+        except Exception:
+            # A defect. The items that arrived meanwhile must not wait for another one to be put.
+            log.exception("batch_failed", items=len(batch))
 
     async def close(self) -> None:
         """Wait for the batches that are being sent."""

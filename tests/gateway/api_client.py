@@ -25,7 +25,7 @@ from tests.gateway import conformance
 DEADLINE_S = 30.0
 WAIT = {"Prefer": "wait=10"}
 # Log events of errors that no code foresaw; no test of a running service may cause one.
-CRASHES = re.compile(r"\w+_crashed|accept_failed|ask_failed|answer_failed|record_failed|run_queue_push_failed")
+CRASHES = re.compile(r"\w+_crashed|(accept|ask|answer|record|run_queue_push|batch)_failed|never retrieved")
 # Fragments of tracebacks and of paths on this machine.
 INTERNALS = ("Traceback", 'File "', ".py", "site-packages", "/tmp/", "/work/", "0x7f")
 

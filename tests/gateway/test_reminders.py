@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
 from keepfit_gateway import reminders
 from keepfit_gateway.reminders import FIRST_S, Reminders
@@ -105,3 +106,21 @@ def test_a_new_request_is_not_late_because_of_an_old_one(loop: Loop) -> None:
     assert reminded == pytest.approx([FIRST_S * number for number in (41, 42, 43, 44)])
     watch.close()
     assert loop.timers == []
+
+
+def test_uvloop_reminds_of_requests_that_are_due_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of the gateway gives another handle for what is due at once: a next request must find its time too."""
+    monkeypatch.setattr(reminders, "FIRST_S", 0.0)
+
+    async def remind() -> int:
+        reminded, pending = asyncio.Event(), {1, 2}
+        watch = Reminders(pending, reminded.set)
+        watch.add([1])
+        watch.add([2])
+        async with asyncio.timeout(30):
+            await reminded.wait()
+        watch.close()
+        return len(pending)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(remind()) == 2
