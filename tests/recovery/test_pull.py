@@ -1,4 +1,4 @@
-"""A pull job through real kills: every row is learned once, and the model is that of the same rows sent over HTTP."""
+"""A pull job through real kills: every row is learned once, and the bundle is that of the same rows sent over HTTP."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,4 +16,4 @@ async def test_a_pull_through_kills_is_the_model_of_the_same_rows(up: Callable[.
     assert (proof.job["state"], proof.job["error"], proof.kills) == ("done", None, 3)
     assert proof.job["rows"] == {"done": rows, "accepted": rows, "skipped": 0, "total": rows}
     assert proof.job["calls"] == rows // 100
-    assert proof.is_equal
+    assert proof.differences == []
