@@ -26,6 +26,7 @@ CONNECT_S, RANGE_S = 10.0, 60.0
 AGENT = "keepfit"
 NOT_PUBLIC = "The name of the host leads to an address that is not public."
 NO_RANGES = "The server sends no ranges of the source, which is read at any place: use CSV or JSON lines, or S3."
+NO_SIZE = "The server sends ranges of the source, and does not say how large it is."
 NO_STATE = "The server names neither ETag nor Last-Modified: a change of the source could not be noticed."
 
 
@@ -83,8 +84,10 @@ class HttpsSource:
         answer = self._ask("bytes=0-0")
         self.has_ranges = answer.status == http.client.PARTIAL_CONTENT
         self.identity, self.size = _identity_of(answer), _size_of(answer)
-        if self.has_ranges and self.size is not None:
-            answer.read()
+        if self.has_ranges:
+            if self.size is None:
+                raise InvalidError(NO_SIZE)
+            self._body_of(answer, 0, 1)
             return cast("BinaryIO", io.BufferedReader(RangeFile(self.read, self.size, block_bytes(seekable=seekable))))
         if seekable:
             raise InvalidError(NO_RANGES)
@@ -96,8 +99,12 @@ class HttpsSource:
         if answer.status != http.client.PARTIAL_CONTENT or _identity_of(answer) != self.identity:
             self.close()
             raise ConflictError(CHANGED)
+        return self._body_of(answer, begin, end)
+
+    def _body_of(self, answer: http.client.HTTPResponse, begin: int, end: int) -> bytes:
+        """Return the body of an answer, which must be the bytes from `begin` up to `end`."""
         try:
-            return _exactly(answer, end - begin)
+            return _exactly(answer, begin, end)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise UnavailableError(f"The source cannot be read: {error}", "The source cannot be read.") from error
@@ -105,10 +112,7 @@ class HttpsSource:
     def check(self) -> None:
         """Raise ConflictError if the source has another state by now."""
         if self.has_ranges:
-            answer = self._ask("bytes=0-0")
-            answer.read()
-            if _identity_of(answer) != self.identity:
-                raise ConflictError(CHANGED)
+            self.read(0, 1)
 
     def close(self) -> None:
         """Close the connection."""
@@ -162,16 +166,19 @@ class HttpsSource:
         raise error or OSError("the host has no address")
 
 
-def _exactly(answer: http.client.HTTPResponse, size: int) -> bytes:
-    """Return the body of an answer, which has `size` bytes; raises OSError or HTTPException if not, or too slowly."""
-    deadline_s, parts, left = time.monotonic() + RANGE_S, list[bytes](), size
+def _exactly(answer: http.client.HTTPResponse, begin: int, end: int) -> bytes:
+    """Return the body, the bytes from `begin` up to `end`; raises OSError or HTTPException if not, or too slowly."""
+    # Names of units are written in any case (RFC 9110, section 14.1).
+    if not answer.headers.get("Content-Range", "").lower().startswith(f"bytes {begin}-{end - 1}/"):
+        raise http.client.HTTPException("the server sent another range than it was asked for")
+    deadline_s, parts, left = time.monotonic() + RANGE_S, list[bytes](), end - begin
     while left and (part := answer.read1(left)):
         parts.append(part)
         left -= len(part)
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"a range took more than {RANGE_S:g} s")
     if left or answer.read1(1):
-        raise http.client.HTTPException(f"the answer does not have the {size} bytes that were asked for")
+        raise http.client.HTTPException(f"the answer does not have the {end - begin} bytes that were asked for")
     return b"".join(parts)
 
 
@@ -202,6 +209,8 @@ class _Body(io.RawIOBase):
 def _refuse(status: int) -> None:
     if 300 <= status < 400:
         raise InvalidError(f"The server redirects ({status}), which is not followed: give the final address.")
+    if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        raise InvalidError("The source is empty.")
     if status in (404, 410):
         raise NotFoundError("There is no such source.")
     if status in (408, 425, 429) or status >= 500:

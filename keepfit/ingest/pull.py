@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import redis.asyncio
@@ -130,9 +130,10 @@ class Pull:
         """
         renewing = asyncio.create_task(self._renew())
         try:
-            return await self._run_until_ended()
-        except _Cancelled:
-            return await self._end("cancelled")
+            try:
+                return await self._run_until_ended()
+            except _Cancelled:
+                return await self._end("cancelled")
         except _Lost:
             log.warning("pull_lost", job=self._job.id)
             return "lost"
@@ -243,9 +244,11 @@ class Pull:
         # After the read: what was read is of the state that the job began with.
         opened.source.check()
         if batch is None:
-            return None
+            # Lines that are no rows may be all that was left.
+            return (0, Chunk(None, [])) if opened.reader.malformed[0] > job.malformed else None
         left = job.request.skip_max - job.skipped - opened.reader.malformed[0]
-        return batch.n, chunks.shape_valid(batch, model.recipe, job.rows_done, max(left, 0))
+        known = Chunk(None, []) if left < 0 else None
+        return batch.n, known or chunks.shape_valid(batch, model.recipe, job.rows_done, left)
 
     async def _accept(self, model: Model, rows: Rows) -> tuple[Model, int]:
         """Have the rows of the next chunk accepted, however long the inbox is full; return the model and sequence."""
@@ -312,35 +315,29 @@ class Pull:
         return outcome
 
     async def _note(self, rows: int, chunk: Chunk, sequence: int) -> None:
-        """Store that a chunk of so many rows of the source is done; raises InvalidError if too many were skipped."""
-        job, reader = self._job, self._open.reader if self._open else None
-        malformed, lines = reader.malformed if reader else (0, [])
-        reasons = [pull_jobs.Skipped(None, line) for line in lines]
-        reasons += [*(one for one in job.reasons if one.row is not None), *chunk.skipped]
-        skipped, calls = job.skipped + len(chunk.skipped), job.calls + (chunk.rows is not None)
-        accepted = job.rows_accepted + (0 if chunk.rows is None else chunk.rows.n)
-        fields: dict[str, str | int | bytes] = {
-            "rows_done": job.rows_done + rows, "rows_accepted": accepted, "skipped": skipped, "malformed": malformed,
-            "reasons": msgspec.json.encode(reasons[:REASONS_MAX]), "calls": calls, "sequence": sequence, "claims": 0,
-            "waiting": "",
+        """Store that a chunk of so many rows of the source is done; raises ConflictError if too many were skipped."""
+        job = self._job
+        malformed, lines = self._open.reader.malformed if self._open else (0, [])
+        earlier = [one for one in job.reasons if one.row is not None]
+        reasons = [*(pull_jobs.Skipped(None, line) for line in lines), *earlier, *chunk.skipped]
+        accepted = 0 if chunk.rows is None else chunk.rows.n
+        counts: dict[str, Any] = {
+            "rows_done": job.rows_done + rows, "rows_accepted": job.rows_accepted + accepted,
+            "skipped": job.skipped + len(chunk.skipped), "malformed": malformed,
+            "calls": job.calls + (chunk.rows is not None), "sequence": sequence, "claims": 0,
         }  # fmt: skip
-        if skipped + malformed > job.request.skip_max:
+        fields = {**counts, "reasons": msgspec.json.encode(reasons[:REASONS_MAX]), "waiting": ""}
+        if (skipped := counts["skipped"] + malformed) > (most := job.request.skip_max):
             if chunk.rows is None:
                 del fields["rows_done"]
-            first = next(iter(reasons)) if reasons else None
-            place = "" if first is None else f" The first: {first.place}{first.detail}."
+            place = f" The first: {reasons[0].place}{reasons[0].detail}." if reasons else ""
             await self._advance(fields)
-            raise ConflictError(
-                f"{skipped + malformed} rows do not fit, and skip_max is {job.request.skip_max}.{place}"
-            )
+            raise ConflictError(f"{skipped} rows do not fit, and skip_max is {most}.{place}")
         await self._advance(fields)
         self._backoff.reset()
         self._outage.end()
         self._waiting = ""
-        self._job = replace(
-            job, rows_done=job.rows_done + rows, rows_accepted=accepted, skipped=skipped, malformed=malformed,
-            reasons=tuple(reasons[:REASONS_MAX]), calls=calls, sequence=sequence, claims=0,
-        )  # fmt: skip
+        self._job = replace(job, reasons=tuple(reasons[:REASONS_MAX]), **counts)
         failpoints.reach("pull.noted")
 
     async def _wait_until(self, reason: str, pause_s: float) -> None:
@@ -349,13 +346,16 @@ class Pull:
             with contextlib.suppress(UnavailableError):
                 await self._advance({"waiting": reason[:ERROR_LENGTH_MAX]})
                 self._waiting = reason
+        await self._pause(pause_s)
+        with contextlib.suppress(UnavailableError):
+            await self._advance()
+
+    async def _pause(self, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + pause_s
         # A signal says when to stop.
         while not self._stopping() and (left_s := end_s - loop.time()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(left_s, STOP_S))
-        with contextlib.suppress(UnavailableError):
-            await self._advance()
 
     async def _advance(
         self, fields: pull_jobs.Fields | None = None, *, hold_s: float = pull_jobs.HOLD_S, kept_s: int = 0
@@ -369,13 +369,15 @@ class Pull:
             raise _Cancelled
 
     async def _end(self, state: str, error: str = "") -> str:
-        """Store that the job has ended; tried again until Redis takes it."""
+        """Store that the job has ended; tried again until Redis takes it, or this process is to end."""
         fields = {"state": state, "error": error[:ERROR_LENGTH_MAX], "waiting": ""}
         while True:
             try:
                 await self._advance(fields, kept_s=self._settings.job_keep_s)
             except UnavailableError:
-                await asyncio.sleep(self._backoff.next_s())
+                if self._stopping():
+                    raise
+                await self._pause(self._backoff.next_s())
             else:
                 log.info("pull_ended", job=self._job.id, hash=self._job.hash, state=state)
                 return state

@@ -140,8 +140,9 @@ def _open_file(address: SourceUrl, prefix: SourceUrl, *, seekable: bool) -> Sour
 
 
 def _state_of(descriptor: int) -> str:
+    # Without the number of the device: a volume of the network has another one on each machine, and after each mount.
     state = os.fstat(descriptor)
-    return f"{state.st_dev}:{state.st_ino}:{state.st_size}:{state.st_mtime_ns}"
+    return f"{state.st_ino}:{state.st_size}:{state.st_mtime_ns}"
 
 
 def _open_object(address: SourceUrl, prefix: SourceUrl, *, seekable: bool) -> Source:

@@ -199,6 +199,63 @@ async def test_rows_that_do_not_fit(scene: Scene) -> None:
     assert (failed.rows_done, failed.rows_accepted) == (10, 9)
 
 
+async def test_lines_that_are_no_rows_end_the_job_before_a_request(scene: Scene) -> None:
+    """What is known to be too much is known before the chunk is sent; and a job that may skip them goes on."""
+    path = scene.write(30)
+    path.write_text(path.read_text().replace("17,8.5\n", "17,8.5,1\n"))
+    failed = await scene.run(await scene.make(path))
+    assert "1 rows do not fit, and skip_max is 0. The first: " in failed.error
+    assert (failed.state, failed.rows_accepted, failed.rows_done) == ("failed", 0, 0)
+    done = await scene.run(await scene.make(path, skip_max=1))
+    assert (done.state, done.rows_accepted, done.malformed) == ("done", 29, 1)
+    path.write_text("year,y\n1\n2,1,1\n")
+    failed = await scene.run(await scene.make(path, skip_max=1))
+    assert (failed.state, failed.malformed) == ("failed", 2)
+    done = await scene.run(await scene.make(path, skip_max=2))
+    assert (done.state, done.rows_accepted, done.malformed) == ("done", 0, 2)
+
+
+async def test_a_cancelled_job_that_another_process_holds_is_left_to_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that sees the cancellation, and loses the job before it has ended it, ends without an error."""
+    job = await scene.make(scene.write(30))
+    claimed = await scene.claim(job)
+    await scene.jobs.cancel(job.id)
+    sleeper = scene.puller(claimed)
+    end = sleeper._end
+
+    async def lose(state: Any, error: str = "") -> str:
+        await scene.release()
+        return await end(state, error)
+
+    monkeypatch.setattr(sleeper, "_end", lose)
+    assert await sleeper.run() == "lost"
+    assert (await scene.jobs.get(job.id)).state == "running"
+
+
+async def test_a_process_that_is_to_end_does_not_wait_for_redis(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if all that is left is to store the end; the next process stores it."""
+    job, stopped = await scene.make(scene.write(30)), False
+    puller = scene.puller(await scene.claim(job), lambda: stopped)
+    advance = puller._advance
+
+    async def away(fields: Any = None, **times: Any) -> None:
+        nonlocal stopped
+        stopped = stopped or bool(times.get("kept_s"))
+        if stopped:
+            raise UnavailableError("Redis is away.", "Redis is away.")
+        await advance(fields, **times)
+
+    monkeypatch.setattr(puller, "_advance", away)
+    async with asyncio.timeout(30):
+        with pytest.raises(UnavailableError):
+            await puller.run()
+    await scene.release()
+    assert (await scene.run(job)).state == "done"
+    assert await scene.pending() == chunked(list(range(30)))
+
+
 async def test_a_changed_source_ends_the_job(scene: Scene) -> None:
     """A source that changes between chunks is not mixed with what it was."""
     path = scene.write(100)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import os
 import socket
 import ssl
 import threading
@@ -44,6 +45,8 @@ class Site:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     cut: int = 0
+    shift: int = 0
+    range_form: str = "bytes {}-{}/{}"
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def source(self, path: str = "/a.csv", name: str = NAME, **fields: Any) -> HttpsSource:
@@ -70,7 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in site.headers.items():
             self.send_header(name, value)
         if status == 206:
-            self.send_header("Content-Range", f"bytes {begin}-{end}/{len(site.data)}")
+            first, last = int(begin) + site.shift, int(end) + site.shift
+            self.send_header("Content-Range", site.range_form.format(first, last, len(site.data)))
         if site.etag:
             self.send_header("ETag", site.etag)
         self.send_header("Content-Length", str(len(data)))
@@ -144,9 +148,23 @@ def test_a_cut_answer_is_no_end(site: Site) -> None:
                 file.read()
 
 
+def test_another_range_is_not_taken_for_the_one_that_was_asked_for(site: Site) -> None:
+    """Neither when the source is found nor later; the unit of a range may be written in capitals."""
+    site.range_form = "Bytes {}-{}/{}"
+    with contextlib.closing(site.source()) as found:
+        file = found.open(seekable=True)
+        site.shift = 1
+        with pytest.raises(UnavailableError, match="another range"):
+            file.read(10)
+        with pytest.raises(UnavailableError, match="another range"):
+            site.source().open(seekable=True)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
+        ({"status": 416}, InvalidError, "is empty"),
+        ({"range_form": "bytes {}-{}/*"}, InvalidError, "how large"),
         ({"status": 302, "headers": {"Location": "https://169.254.169.254/"}}, InvalidError, "redirects"),
         ({"status": 404}, NotFoundError, "no such source"),
         ({"status": 403}, InvalidError, "403"),
@@ -282,6 +300,23 @@ def test_nothing_is_allowed_by_default() -> None:
     """Without prefixes nothing may be pulled."""
     with pytest.raises(ForbiddenError, match="KEEPFIT_PULL_PREFIXES"):
         check_allowed("file:///srv/data/a.csv", "")
+
+
+def test_a_file_is_the_same_on_another_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job of a process that died goes on on another machine, whose number for a shared volume is another one."""
+    (tmp_path / "a.csv").write_bytes(DATA)
+    url, prefix = (tmp_path / "a.csv").as_uri(), tmp_path.as_uri()
+    first, before = os.fstat, sources.open_source(url, prefix, 2**40, seekable=False)
+
+    def elsewhere(descriptor: int) -> os.stat_result:
+        fields: Any = first(descriptor).__reduce__()[1]
+        return os.stat_result((*fields[0][:2], 4711, *fields[0][3:]), fields[1])
+
+    monkeypatch.setattr(os, "fstat", elsewhere)
+    assert os.fstat(before.file.fileno()).st_dev == 4711
+    with contextlib.closing(sources.open_source(url, prefix, 2**40, seekable=False)) as again:
+        again.expect(before.identity)
+    before.close()
 
 
 def test_an_object_of_s3_is_read_in_one_state(s3_url: str) -> None:
