@@ -71,6 +71,13 @@ def read_arrow(body: bytearray) -> NamedColumns:
     return NamedColumns(sum(batch.num_rows for batch in batches), columns)
 
 
+def is_text(kind: Any) -> bool:
+    """Return whether a type is text, with or without a dictionary."""
+    import pyarrow as pa  # noqa: PLC0415 - see above
+
+    return _is_text(pa.types, kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
 def check_schema(schema: Any) -> None:
     """Reject a column that has no meaning as numbers, timestamps or text; raises InvalidError."""
     import pyarrow as pa  # noqa: PLC0415 - see above

@@ -8,7 +8,7 @@ optional (the extra ``frames``).
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -39,6 +39,12 @@ def require(what: str) -> None:
     """Raise InvalidError if pyarrow is not installed, which `what` needs."""
     if not arrow.AVAILABLE:
         raise InvalidError(f"{what} needs pyarrow: {extras.install('frames')}.")
+
+
+def load_csv() -> None:
+    """Import what reads CSV, which takes long: call it in a thread, before rows are shaped in an event loop."""
+    require("CSV")
+    import pyarrow.csv  # noqa: F401, PLC0415 - see above
 
 
 @dataclass(slots=True)
@@ -120,6 +126,9 @@ def _readable(kind: str) -> Iterator[None]:
 
     try:
         yield
+    except MemoryError:
+        # pyarrow's own is an ArrowException too.
+        raise
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             # An error of the file, not of its content.
@@ -232,18 +241,19 @@ class _Header:
 
 
 class ParquetReader:
-    """A Parquet file."""
+    """A Parquet file; `encoded` names columns of text whose rows have the numbers of values in a dictionary."""
 
     malformed = Malformed()
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, encoded: Sequence[str] = ()) -> None:
         require("Parquet")
         from pyarrow import parquet  # noqa: PLC0415 - see above
 
         with _readable("Parquet"):
-            self._file = parquet.ParquetFile(file, pre_buffer=False, buffer_size=COLUMN_BYTES, memory_map=False)
+            self._file = parquet.ParquetFile(
+                file, pre_buffer=False, buffer_size=COLUMN_BYTES, memory_map=False, read_dictionary=list(encoded)
+            )
         metadata = self._file.metadata
-        self.total: int = metadata.num_rows
         schema = self._file.schema_arrow
         self.names: list[str] = schema.names
         if len(set(self.names)) < len(self.names):
@@ -251,21 +261,41 @@ class ParquetReader:
         if metadata.num_columns > COLUMNS_MAX + 2:
             raise InvalidError(f"The Parquet file has {metadata.num_columns} columns; the limit is {COLUMNS_MAX}.")
         self._rows_of_groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        if min(self._rows_of_groups, default=0) < 0:
+            raise MalformedError("The source is not Parquet: a row group has a negative number of rows.")
+        self.total = sum(self._rows_of_groups)
+        # Columns that may be read have no parts: the path of one is its name, which may have points.
+        self._positions: dict[str, list[int]] = {}
+        for position in range(metadata.num_columns):
+            self._positions.setdefault(metadata.schema.column(position).path, []).append(position)
 
-    def rows(self, columns: Mapping[str, str], skip: int = 0) -> Iterator[ArrowRows]:
-        """Yield the rows from number `skip` on; `columns` are names of the file by those of the model."""
+    @property
+    def largest_group(self) -> int:
+        """Number of rows of the largest row group."""
+        return max(self._rows_of_groups, default=0)
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the columns that hold text."""
+        return [field.name for field in self._file.schema_arrow if arrow.is_text(field.type)]
+
+    def rows(self, columns: Mapping[str, str], skip: int = 0, decoded_rows: int = DECODED_ROWS) -> Iterator[ArrowRows]:
+        """Yield the rows from number `skip` on, `decoded_rows` at a time; `columns` are names of the file by those of
+        the model.
+        """
         import pyarrow as pa  # noqa: PLC0415 - see above
 
         sources = list(dict.fromkeys(columns.values()))
         arrow.check_schema([self._file.schema_arrow.field(name) for name in sources])
         group, skip = self._find_group(skip)
-        self._check_chunks(set(sources), group)
+        self._check_chunks(sources, group)
         groups = list(range(group, len(self._rows_of_groups)))
         if not groups:
             return
         with _readable("Parquet"):
-            batches = self._file.iter_batches(DECODED_ROWS, row_groups=groups, columns=sources, use_threads=False)
+            batches = self._file.iter_batches(decoded_rows, row_groups=groups, columns=sources, use_threads=False)
             for batch in batches:
+                batch.validate(full=True)
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
@@ -281,22 +311,23 @@ class ParquetReader:
             row -= count
         return len(self._rows_of_groups), 0
 
-    def chunks(self, names: set[str]) -> list[tuple[int, int, str]]:
-        """Return the column chunks of some columns: first byte, number of bytes, name of the column."""
+    def chunks(self) -> list[tuple[int, int, str]]:
+        """Return the column chunks: first byte, number of bytes, name of the column."""
         found = []
-        for _, chunk in self._chunks(names, 0):
-            first = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+        for _, chunk in self._chunks(self._positions, 0):
+            # As pyarrow finds it.
+            first, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+            first = dictionary if dictionary and 0 < dictionary < first else first
             found.append((first, chunk.total_compressed_size, chunk.path_in_schema))
         return found
 
-    def _chunks(self, names: set[str], begin: int) -> Iterator[tuple[int, Any]]:
-        metadata = self._file.metadata
-        positions = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in names]
-        for group in range(begin, metadata.num_row_groups):
-            for position in positions:
-                yield group, metadata.row_group(group).column(position)
+    def _chunks(self, names: Iterable[str], begin: int) -> Iterator[tuple[int, Any]]:
+        positions = [i for name in names for i in self._positions.get(name, ())]
+        for group in range(begin, len(self._rows_of_groups)):
+            of_group = self._file.metadata.row_group(group)
+            yield from ((group, of_group.column(position)) for position in positions)
 
-    def _check_chunks(self, names: set[str], begin: int) -> None:
+    def _check_chunks(self, names: Iterable[str], begin: int) -> None:
         """Reject a column chunk that could hold a page of many megabytes, which is decoded as a whole."""
         for group, chunk in self._chunks(names, begin):
             if chunk.total_uncompressed_size > COLUMN_CHUNK_BYTES_MAX:

@@ -6,7 +6,8 @@ body is in memory once as it came and once as columns.
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from keepfit.errors import Fault, InvalidError, TooLargeError
@@ -14,26 +15,51 @@ from keepfit.recipe.features import NUMERIC_KINDS
 from keepfit.recipe.features import Column as ColumnSpec
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows import arrow, parquet_pages
-from keepfit.rows.arrow_files import CsvReader, ParquetReader, in_chunks
+from keepfit.rows.arrow_files import DECODED_ROWS, CsvReader, ParquetReader, in_chunks, load_csv
 from keepfit.rows.rows import Rows
 from keepfit.rows.selection import Selection
 from keepfit.rows.tables import TARGET, WEIGHTS, Array, Column, NamedColumns
 from keepfit.rows.text_columns import LabelType
 from keepfit.rows.values import describe_faults, shape_numbers
 
-PIECE_ROWS = 16_384
+# Values of CSV that are converted at a time: in between they are objects of Python.
+PIECE_VALUES = 1 << 19
+VALUE_BYTES = 8
 TOO_LARGE = "The body has more than {} bytes when it is inflated."
 
 
 @dataclass(slots=True)
 class FileTable:
-    """The rows of a body: `kind` is "csv" or "parquet". `bytes_max` is the size that a body may have, inflated."""
+    """The rows of a body: `kind` is "csv" or "parquet". `bytes_max` is the size that a body may have, inflated.
+
+    `size_bytes` is what its values may take before they are shaped: of Parquet, by the headers of its pages.
+
+    Raises
+    ------
+    MalformedError, InvalidError
+        If the body is not Parquet, or has pages that may not be read.
+    TooLargeError
+        If its pages are more than `bytes_max` bytes when they are inflated.
+    """
 
     body: bytearray
     kind: str
     selection: Selection
     label_type: LabelType | None
     bytes_max: int
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size_bytes = len(self.body)
+        if self.kind == "csv":
+            load_csv()
+            return
+        reader = self._reader()
+        inflated = parquet_pages.check(self.body, reader.chunks())
+        if max(inflated, VALUE_BYTES * reader.total) > self.bytes_max:
+            raise TooLargeError(TOO_LARGE.format(self.bytes_max))
+        values = reader.total * len(reader.names)
+        self.size_bytes = max(self.size_bytes, inflated, min(VALUE_BYTES * values, self.bytes_max))
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
         """Check the rows against `recipe`, as :meth:`keepfit.rows.tables.Table.shape` does.
@@ -56,7 +82,7 @@ class FileTable:
         specs = {spec.name: spec for spec in recipe.layout.columns} if recipe.features is not None else {}
         parts = {name: _Part(name, specs.get(name), recipe) for name in columns}
         n = 0
-        for piece in in_chunks(reader.rows(columns), PIECE_ROWS):
+        for piece in in_chunks(reader.rows(columns), max(PIECE_VALUES // len(columns), 1)):
             table = piece.table()
             for column in table.columns:
                 parts[column.name].add(column, n, table.n)
@@ -68,22 +94,28 @@ class FileTable:
         return NamedColumns(n, [part.column() for part in parts.values()])
 
     def _parquet(self, recipe: Recipe, *, learning: bool) -> NamedColumns:
-        reader = ParquetReader(io.BufferedReader(_Memory(self.body)))
-        columns = self.selection.bind(recipe, reader.names, learning=learning)
-        # The pages say what they inflate to before pyarrow takes memory for it.
-        chunks = reader.chunks(set(columns.values()))
-        if parquet_pages.check(io.BufferedReader(_Memory(self.body)), chunks) > self.bytes_max:
-            raise TooLargeError(TOO_LARGE.format(self.bytes_max))
-        batches: list[Any] = []
-        size = 0
-        for piece in reader.rows(columns):
-            batches += piece.batches
-            size += piece.size_bytes
-            if size > self.bytes_max:
-                raise TooLargeError(TOO_LARGE.format(self.bytes_max))
-        if not batches:
-            raise InvalidError("X must have at least one row and one column.")
-        return NamedColumns(sum(batch.num_rows for batch in batches), arrow.named_columns(list(columns), batches))
+        plain = self._reader()
+        columns = self.selection.bind(recipe, plain.names, learning=learning)
+        # Rows that share the text of a dictionary do not repeat it: a row group has each dictionary once.
+        texts = set(plain.texts)
+        reader, whole = self._reader(plain.texts), max(plain.largest_group, 1)
+        found: list[Column] = []
+        n = size = 0
+        for name, source in columns.items():
+            batches: list[Any] = []
+            for piece in reader.rows({name: source}, decoded_rows=whole if source in texts else DECODED_ROWS):
+                batches += piece.batches
+                size += piece.size_bytes
+                if size > self.bytes_max:
+                    raise TooLargeError(TOO_LARGE.format(self.bytes_max))
+            if not batches:
+                raise InvalidError("X must have at least one row and one column.")
+            n = sum(batch.num_rows for batch in batches)
+            found += arrow.named_columns([name], batches)
+        return NamedColumns(n, found)
+
+    def _reader(self, encoded: Sequence[str] = ()) -> ParquetReader:
+        return ParquetReader(io.BufferedReader(_Memory(self.body)), encoded)
 
 
 class _Part:

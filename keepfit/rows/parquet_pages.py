@@ -1,11 +1,12 @@
 """The pages of a Parquet file, by their headers: how much memory each takes, before pyarrow takes it.
 
 Owns the walk over the headers (Thrift's compact protocol). Never reads a value. Invariant: a page that passes
-:func:`check` announces no more than the limit, and pyarrow takes no more for it than it announces; what cannot be
-walked is refused. Format: Apache Parquet 2.x, `PageHeader` of its parquet.thrift.
+:func:`check` announces no more than the limit, and holds each of its values in full; what cannot be walked is refused.
+So values take no more memory than their pages, unless rows share those of a dictionary. Format: Apache Parquet 2.x,
+`PageHeader` of its parquet.thrift.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from keepfit.errors import InvalidError, MalformedError
 
@@ -15,25 +16,40 @@ HEADER_BYTES_MAX = 1 << 20
 # Types of the compact protocol (Thrift's specification, "Struct encoding").
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 NESTED_MAX = 8
+# Numbers of fields have 16 bits: other readers would take a larger one for another field.
+FIELDS_END = 1 << 15
+# Fields of PageHeader: the two sizes; and those of its structs that hold the encoding, with the number of that field.
+INFLATED, STORED, ENCODING_IN = 2, 3, {5: 2, 8: 4}
+# Encodings that store each value in full, or its number in a dictionary. In DELTA_BYTE_ARRAY (7) a value is what
+# differs from the one before it: a page of a megabyte can hold gigabytes.
+ENCODINGS = frozenset((0, 2, 3, 4, 5, 6, 8, 9))
 
 
-def check(file: Any, chunks: list[tuple[int, int, str]]) -> int:
+def check(body: bytearray, chunks: Sequence[tuple[int, int, str]]) -> int:
     """Check the pages of column chunks, each (first byte, number of bytes, name); return what they inflate to.
 
     Raises
     ------
     InvalidError
-        If a page has more than :data:`PAGE_BYTES_MAX` bytes when it is inflated, or there are too many.
+        If a page has more than :data:`PAGE_BYTES_MAX` bytes when it is inflated, there are too many, or the values of
+        one are not stored in full.
     MalformedError
         If the headers are damaged.
     """
+    view = memoryview(body)
     total = pages = 0
     for begin, size, name in chunks:
         position, end = begin, begin + size
+        if not 0 < begin <= end <= len(view):
+            raise MalformedError(f"The body is not Parquet: the column {name[:100]!r} does not lie in it.")
         while position < end:
-            file.seek(position)
-            head = _Head(file.read(min(HEADER_BYTES_MAX, end - position)))
+            head = _Head(view[position : min(position + HEADER_BYTES_MAX, end)])
             inflated, stored = head.sizes()
+            if not head.encodings <= ENCODINGS:
+                raise InvalidError(
+                    f"The column {name[:100]!r} has an encoding like DELTA_BYTE_ARRAY, which does not store values in "
+                    "full: write it with a dictionary, or PLAIN."
+                )
             if inflated > PAGE_BYTES_MAX or stored > PAGE_BYTES_MAX:
                 raise InvalidError(
                     f"The column {name[:100]!r} has a page of {max(inflated, stored)} bytes, more than "
@@ -48,32 +64,44 @@ def check(file: Any, chunks: list[tuple[int, int, str]]) -> int:
 
 
 class _Head:
-    """One page header; after :meth:`sizes`, `position` is its length."""
+    """One page header; after :meth:`sizes`, `position` is its length, and `encodings` those it names."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: memoryview) -> None:
         self._data = data
         self.position = 0
+        self.encodings: set[int] = set()
 
     def sizes(self) -> tuple[int, int]:
         """Return the inflated and the stored size that the header announces."""
-        found = {2: -1, 3: -1}
+        found = {INFLATED: -1, STORED: -1}
         try:
             for number, kind in self._fields():
                 if number in found and kind == I32:
                     found[number] = self._zigzag()
+                elif number in ENCODING_IN and kind == STRUCT:
+                    self._read_encoding(ENCODING_IN[number])
                 else:
                     self._skip(kind, 0)
         except (IndexError, ValueError):
             raise MalformedError("The body is not Parquet: the header of a page is damaged.") from None
         if min(found.values()) < 0:
             raise MalformedError("The body is not Parquet: the header of a page has no size.")
-        return found[2], found[3]
+        return found[INFLATED], found[STORED]
 
-    def _fields(self) -> Any:
+    def _read_encoding(self, place: int) -> None:
+        for number, kind in self._fields():
+            if number == place and kind == I32:
+                self.encodings.add(self._zigzag())
+            else:
+                self._skip(kind, 1)
+
+    def _fields(self) -> Iterator[tuple[int, int]]:
         number = 0
         while head := self._byte():
             delta, kind = divmod(head, 16)
             number = number + delta if delta else self._zigzag()
+            if not 0 < number < FIELDS_END:
+                raise ValueError("no number of a field")
             yield number, kind
 
     def _byte(self) -> int:

@@ -96,6 +96,7 @@ async def read_rows(request: web.Request, form: type[Form], timeout_s: float | N
         rows = await compute(len(body), rows_body.parse, body, form, model_hash)
     else:
         rows = await compute_in_thread(len(body), rows_body.parse_table, body, form, media_type, model_hash, options)
+        await _hold_inflated(request, len(body), rows.size, timeout_s)
     rows.proba |= proba
     return rows
 
@@ -143,6 +144,15 @@ async def begin_turn(request: web.Request, size: int, timeout_s: float | None) -
     """Wait until a large body may be parsed; the turn ends when the request's memory is released."""
     timeout_s = request.app[SETTINGS].predict_timeout_s if timeout_s is None else timeout_s
     request[LEFT_S] = await request.app[bodies.BODY_MEMORY].turns.begin(request, size, timeout_s)
+
+
+async def _hold_inflated(request: web.Request, arrived: int, size: int, timeout_s: float | None) -> None:
+    """Count the memory of a body of `arrived` bytes that takes `size` once it is read, and wait for that turn."""
+    if size > max(arrived, INLINE_BYTES_MAX):
+        memory = request.app[bodies.BODY_MEMORY]
+        memory.reserve(request, size - arrived)
+        memory.turns.end(request)
+        await begin_turn(request, size, time_left(request, timeout_s))
 
 
 def time_left(request: web.Request, timeout_s: float | None) -> float | None:

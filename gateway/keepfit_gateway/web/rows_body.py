@@ -127,7 +127,7 @@ def parse_table(
     if media_type in FILES:
         file = FileTable(data, FILES[media_type], options.selection, options.label_type, options.bytes_max)
         make_rows = partial(file.shape, weighted=form is schemas.PartialFit)
-        return LargeRows(len(data), make_rows, proba=False, model_hash=model_hash)
+        return LargeRows(file.size_bytes, make_rows, proba=False, model_hash=model_hash)
     if options.selection != Selection() or options.label_type is not None:
         raise InvalidError("columns, target, sample_weight and label_type are for CSV and Parquet: leave them out.")
     table: tables.Table = (arrow.read_arrow if media_type == ARROW else npy.read_npy)(data)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from keepfit.errors import InvalidError, KeepfitError
+from keepfit.recipe import recipe
+from keepfit.rows.file_tables import FileTable
+from keepfit.rows.selection import Selection
 from tests.gateway.api_client import WAIT, Api
 
 CSV, PARQUET = {"Content-Type": "text/csv"}, {"Content-Type": "application/vnd.apache.parquet"}
@@ -135,6 +140,55 @@ async def test_files_that_are_refused(
     assert (await api.model(path))["inbox"] == (await api.model(path))["rows_seen"] == 0
 
 
+def invalid_text(**options: Any) -> bytes:
+    """Return a Parquet file with text that is no UTF-8."""
+    texts = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"year": texts, "y": [1.0]}), file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "detail"),
+    [
+        (invalid_text(), 400, "UTF8"),
+        (invalid_text(use_dictionary=False), 400, "UTF8"),
+        (
+            as_parquet([{"year": "a", "y": 1.0}], use_dictionary=False,
+                       column_encoding={"year": "DELTA_BYTE_ARRAY", "y": "PLAIN"}),
+            422, "DELTA_BYTE_ARRAY",
+        ),
+    ],
+)  # fmt: skip
+async def test_texts_of_parquet_that_are_refused(
+    api: Api, metadata: dict[str, Any], data: bytes, status: int, detail: str
+) -> None:
+    """Text that is not UTF-8, and text that is stored as what differs from the text before it."""
+    rules = {"estimator": "SGDRegressor", "features": {"year": "category"}, "encoding": "onehot", "max_categories": 8}
+    path = await api.make(metadata, rules)
+    reply = await api.call("POST", f"{path}/partial_fit", data=data, headers=PARQUET)
+    assert detail in reply.problem(status)["detail"]
+
+
+@pytest.mark.parametrize("length", [50, 500_000])
+def test_texts_that_rows_share_are_in_memory_once(length: int) -> None:
+    """A dictionary with one text for all rows takes the memory of one text, however long it is."""
+    rules = recipe.parse({**RECIPE, "features": {"make": "category"}, "scaler": None})
+    table = pa.table({"make": ["a" * length] * 200, "size": [1.0] * 200})
+    file = io.BytesIO()
+    parquet.write_table(table, file, compression="zstd")
+    pool = pa.proxy_memory_pool(pa.system_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(InvalidError) if length > 1024 else nullcontext():
+            body = FileTable(bytearray(file.getvalue()), "parquet", Selection(target="size"), None, 2**30)
+            assert body.shape(rules, learning=True).n == 200
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < 10_000_000
+
+
 async def test_a_page_that_inflates_to_much_is_refused(api: Api, metadata: dict[str, Any]) -> None:
     """A few kilobytes that announce 80 MB are refused before that memory is taken."""
     path, data = await api.make(metadata, {"estimator": "SGDRegressor", "features": {"year": "number"}}), bomb()
@@ -152,11 +206,6 @@ async def test_malformed_queries(api: Api, metadata: dict[str, Any], query: str)
 
 def test_every_truncation_is_refused() -> None:
     """A Parquet file that is cut anywhere, or has other bytes in its pages, is refused or read, and never crashes."""
-    from keepfit.errors import KeepfitError  # noqa: PLC0415
-    from keepfit.recipe import recipe  # noqa: PLC0415
-    from keepfit.rows.file_tables import FileTable  # noqa: PLC0415
-    from keepfit.rows.selection import Selection  # noqa: PLC0415
-
     rules, data = recipe.parse(CLASSIFIER), as_parquet([{"year": float(i), "y": i % 2} for i in range(50)])
     rng = np.random.default_rng(4)
     for i in range(0, len(data), 7):

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import gzip
+import io
 import itertools
 import json
 import random
@@ -11,7 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from keepfit.errors import InvalidError
 from keepfit.recipe.recipe import parse
@@ -24,6 +27,7 @@ from tests.gateway.api_client import REGRESSOR, Api, Reply, connected, eventuall
 BYTES_MAX = 100_000
 TIMEOUT_S = 0.5
 GZIP = {"Content-Encoding": "gzip"}
+PARQUET = {"Content-Type": rows_body.PARQUET}
 HEAD = b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -38,6 +42,13 @@ async def strict(settings: Settings) -> AsyncIterator[Api]:
 def body_of(size: int) -> bytes:
     """Return JSON of `size` bytes that is not a valid request."""
     return b'"' + b"x" * (size - 2) + b'"'
+
+
+def parquet_of(columns: dict[str, list[float]]) -> bytes:
+    """Return columns as a Parquet file."""
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -145,9 +156,15 @@ async def test_bodies_share_a_memory_limit(settings: Settings, metadata: dict[st
             await eventually(is_full, "the memory being used")
             # Small bodies are not counted.
             (await api.post(f"{path}/partial_fit", {"X": [[1, 2]], "y": [1]})).of(202)
+            # Those are that are large once they are inflated.
+            many = parquet_of({name: [0.0] * 20_000 for name in ("a", "b", "y")})
+            assert len(many) < 10_000
+            grown = await api.call("POST", f"{path}/partial_fit", data=many, headers=PARQUET)
+            assert "bodies of other requests" in grown.problem(503)["detail"]
             writer.write(rows[-1:])
             assert Reply.parse(await reader.readuntil(b"}")).of(202)["accepted"] == 20_001
             assert not await is_full()
+            assert (await api.call("POST", f"{path}/partial_fit", data=many, headers=PARQUET)).of(202)
         # An aborted request releases its memory, too.
         async with connected(api.url) as (_, writer):
             writer.write(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows[:-1])

@@ -183,6 +183,9 @@ def test_a_large_row_group_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(arrow_files, "COLUMN_CHUNK_BYTES_MAX", 50)
     with pytest.raises(InvalidError, match="write smaller row groups"):
         read(tmp_path / "a.parquet", target="size")
+    write(tmp_path / "b.parquet", [{"size.eu": row["size"], "new": int(row["new"])} for row in rows_of_shoes()])
+    with pytest.raises(InvalidError, match=r"'size\.eu'"):
+        read(tmp_path / "b.parquet", CLASSIFIER, columns={"year": "size.eu"}, target="new")
 
 
 def test_rows_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
