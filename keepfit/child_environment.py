@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from keepfit.settings import Settings, variable_of
+from keepfit.client_settings import variable_of
+from keepfit.settings import Settings
 
 GATEWAY, WORKERS, SNAPSHOTTER = "gateway", "workers", "snapshotter"
 # Settings that hold keys, and the services that need them. Client commands need the others.

@@ -1,7 +1,28 @@
-"""How to install the optional packages: extras of `pyproject.toml`.
+"""The optional packages, extras of `pyproject.toml`: which there are, how to install them, whether the services are.
 
-Pure. Invariant: every message and page names an extra in this form; a test compares the names with `pyproject.toml`.
+Imports nothing of them. Invariants: every message and page names an extra in the form of :func:`install`; a test
+compares the names, and the modules of the services, with `pyproject.toml`.
 """
+
+from importlib.util import find_spec
+
+# What the services import, of the distributions of the extra `server`. On Windows there is no uvloop.
+SERVER_MODULES = (
+    "aiohttp_sse",
+    "fsspec",
+    "hiredis",
+    "mkdocs_swagger_ui_tag",
+    "mmh3",
+    "motor",
+    "prometheus_client",
+    "pydantic_settings",
+    "redis",
+    "rq",
+    "s3fs",
+    "sklearn",
+    "skops",
+    "structlog",
+)
 
 
 def install(*names: str) -> str:
@@ -11,3 +32,8 @@ def install(*names: str) -> str:
     "pip install -e '.[river]' in the copy of keepfit's repository"
     """
     return f"pip install -e '.[{','.join(names)}]' in the copy of keepfit's repository"
+
+
+def has_services() -> bool:
+    """Return whether the packages of the extra `server` are installed, without importing them."""
+    return all(find_spec(name) is not None for name in SERVER_MODULES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from keepfit import settings
+from keepfit import client_settings
 from keepfit.model import object_kinds, pickling
 from keepfit.recipe import uploads
 from keepfit.recipe.catalogue import Kind
@@ -93,5 +93,5 @@ def load_trained(data: bytes, keys: str | None = None) -> Any:
 
 def _keyring(keys: str | None) -> Keyring:
     if keys is None:
-        keys = settings.load(Path(".keepfit") / "env").upload_keys.get_secret_value()
+        keys = client_settings.load(Path(".keepfit") / "env").upload_keys
     return Keyring.from_text(keys, UPLOAD_KEYS)

@@ -6,7 +6,6 @@ password is a ``SecretStr``, so that it cannot reach a log by accident. A test c
 and the ConfigMap in ``k8s/`` with this class. :mod:`keepfit.settings_check` checks addresses, keys and rules.
 """
 
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +14,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsConfigDict
 
+from keepfit.client_settings import PREFIX, VALUE_SHOWN_MAX, cleaned, variable_of
 from keepfit.errors import SettingsError
 from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX, SnapshotSettings
 
-PREFIX = "KEEPFIT_"
-SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(?=:)")
-# Characters of a value, or of the name of a variable, that a message repeats.
-VALUE_SHOWN_MAX = 80
 UNITS = {"_per_s": " (per second)", "_s": " (seconds)", "_ms": " (milliseconds)", "_bytes_max": " (bytes)"}
 
 
@@ -303,17 +299,7 @@ class Settings(SnapshotSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _clean(cls, value: Any, info: ValidationInfo) -> Any:
-        """Return a value without white space around it, a URL with its scheme in lower case, a host without brackets.
-
-        A file that a value was read from often ends with a newline, and schemes are case-insensitive (RFC 3986).
-        """
-        if not isinstance(value, str):
-            return value
-        value = value.strip()
-        if info.field_name == "host":
-            return value.removeprefix("[").removesuffix("]")
-        is_url = info.field_name is not None and info.field_name.endswith("url")
-        return SCHEME.sub(lambda scheme: scheme[0].lower(), value, count=1) if is_url else value
+        return cleaned(info.field_name or "", value) if isinstance(value, str) else value
 
     def variables(self) -> dict[str, str]:
         """Return all settings as environment variables, secrets included: for a process that takes this one's place."""
@@ -344,11 +330,6 @@ def load(env_file: Path | None = None) -> Settings:
         raise SettingsError(" ".join(map(_describe, error.errors(include_url=False)))) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings in {env_file} cannot be read: {error}") from None
-
-
-def variable_of(name: str) -> str:
-    """Return the environment variable of the setting `name`."""
-    return f"{PREFIX}{name.upper()}"
 
 
 def _describe(error: ErrorDetails) -> str:

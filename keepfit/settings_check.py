@@ -13,13 +13,14 @@ from keepfit.backends import redis_clients
 from keepfit.backends.files import open_regular
 from keepfit.backends.source_urls import parse_prefixes
 from keepfit.backends.storage_urls import check_storage_url
+from keepfit.client_settings import VALUE_SHOWN_MAX
 from keepfit.errors import SettingsError
 from keepfit.history import mongo, rollups
 from keepfit.history.timeline_upkeep import parse_keep
 from keepfit.security import origins
 from keepfit.security.api_keys import Keys
 from keepfit.security.envelope import IMPORT_KEYS, SIGNING_KEYS, UPLOAD_KEYS, Keyring
-from keepfit.settings import VALUE_SHOWN_MAX, Settings
+from keepfit.settings import Settings
 
 API_KEYS_FILE_BYTES_MAX = 1 << 20
 GATEWAY = re.compile(r"https?://[^/@?#\s]+/?[^@?#\s]*")

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from keepfit.settings import PREFIX, Settings
+from keepfit.client_settings import PREFIX
+from keepfit.settings import Settings
 
 # Read by the command line for tests of failures; not a setting of a service.
 FAULT_POINT = "KEEPFIT_FAULT_POINT"

@@ -26,6 +26,7 @@ READERS = {
     "keepfit/local/stack.py",
     # Passes a part of its environment on to its child process.
     "gateway/keepfit_gateway/recipe_checker.py",
+    "keepfit/client_settings.py",
     "keepfit/settings.py",
     "keepfit/unknown_settings.py",
 }

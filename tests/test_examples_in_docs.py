@@ -40,6 +40,7 @@ NOT_RUN = {
         "$ python3 -m venv",
     ): "it installs from the index, as every run of the tests does",
     ("docs/getting-started/quickstart.md", "$ .venv/bin/keepfit up"): "the stack of the test is what it starts",
+    ("docs/getting-started/quickstart.md", "$ keepfit up"): "tests/test_base_install.py runs it where it says that",
     ("docs/guides/events.md", "$ curl -sN"): "it does not end by itself; tests/gateway/events listens",
     ("docs/guides/events.md", "const source"): "it needs a browser; its form is that of tests/gateway/events",
     ("docs/guides/events.md", "async function listen"): "tests/gateway/events/test_guide.py runs it",

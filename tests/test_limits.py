@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from keepfit.client_settings import PREFIX, variable_of
 from keepfit.recipe.recipe import Recipe
-from keepfit.settings import PREFIX, Settings, variable_of
+from keepfit.settings import Settings
 from tests.test_docs import resolve
 
 PAGE = Path(__file__).parents[1] / "docs/reference/limits.md"

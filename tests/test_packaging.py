@@ -2,9 +2,10 @@
 
 import re
 import subprocess
-import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+from keepfit.extras import SERVER_MODULES
+from tests.wheels import BIN, ROOT, build_wheel
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from the files that git tracks, so that nothing left in the work tree ends up in it."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in filter(None, subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")):
-        found = ROOT / name.decode()
-        if found.is_file():
-            target = source / name.decode()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(found.read_bytes())
-    command = [BIN / "uv", "build", "--quiet", "--wheel", "--out-dir", built, source]
-    subprocess.run(command, check=True, timeout=100)
-    (made,) = built.glob("*.whl")
-    return made
+    """Build the wheel."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def names_in(wheel: Path) -> list[str]:
@@ -111,16 +101,42 @@ def test_the_quickstart_lists_every_extra_for_users() -> None:
     assert set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)) == extras().keys() - {"test"}
 
 
+def pins(name: str) -> dict[str, str]:
+    """Return the version of each package in a file of requirements."""
+    text = (ROOT / "requirements" / name).read_text()
+    return {canonicalize_name(name): found for name, found in re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)}
+
+
+def test_the_pinned_versions_satisfy_the_base() -> None:
+    """Each requirement of a client has a pinned version that it accepts."""
+    project, pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"], pins("base.txt")
+    for requirement in map(Requirement, project["dependencies"]):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), str(requirement)
+
+
 @pytest.mark.parametrize("extra", extras())
 def test_the_pinned_versions_satisfy_every_extra(extra: str) -> None:
     """Each requirement of an extra has a pinned version that it accepts, so that the extra can be installed."""
-    pinned = {
-        canonicalize_name(name): version
-        for name, version in re.findall(
-            r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements/test.txt").read_text(), re.MULTILINE
-        )
-    }
-    for text in extras()[extra]:
-        requirement = Requirement(text)
+    pinned = pins("test.txt")
+    for requirement in map(Requirement, extras()[extra]):
+        if requirement.name == "keepfit":
+            assert requirement.extras <= extras().keys()
+            continue
         version = pinned[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version, prereleases=True), text
+        assert requirement.specifier.contains(version, prereleases=True), str(requirement)
+
+
+def test_each_file_of_pins_has_those_of_the_files_before_it() -> None:
+    """A client, a service, a whole deployment and its tests have the same versions of what they share."""
+    files = [pins(name) for name in ("base.txt", "runtime.txt", "local.txt", "test.txt")]
+    for fewer, more in pairwise(files):
+        assert fewer.items() < more.items()
+
+
+def test_the_services_are_known_by_their_modules() -> None:
+    """The services count as installed when each requirement of their extra is; none of these is in the base."""
+    distributions = packages_distributions()
+    known = {canonicalize_name(name) for module in SERVER_MODULES for name in distributions[module]}
+    required = {canonicalize_name(one.name) for one in map(Requirement, extras()["server"]) if one.marker is None}
+    assert known == required
+    assert known.isdisjoint(pins("base.txt"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from keepfit.cli import options
-from keepfit.cli.options import load_settings
+from keepfit.cli.options import load_client_settings
 from keepfit.cli.output import print_note
 from keepfit.cli.words import parse_metadata
 from keepfit.errors import NotFoundError, SettingsError
@@ -57,10 +57,10 @@ def with_gateway(
     """
     from keepfit.client.gateway import Gateway  # noqa: PLC0415 - other commands must not wait for it
 
-    settings = load_settings()
+    settings = load_client_settings()
 
     async def run() -> T:
-        async with Gateway(url or options.gateway_url(settings), settings.api_key.get_secret_value()) as gateway:
+        async with Gateway(url or options.gateway_url(settings), settings.api_key) as gateway:
             return await work(gateway)
 
     if threading.current_thread() is threading.main_thread():

@@ -20,6 +20,7 @@ from keepfit.cli import (
     dead_letters,
     history,
     keys,
+    missing_services,
     models,
     options,
     output,
@@ -75,15 +76,20 @@ def _add(
     *examples: str,
     name: str | None = None,
     cls: type[TyperCommand] = TyperCommand,
+    install: tuple[str, ...] = ("server",),
 ) -> None:
-    """Add a command to a panel of the help, with the options that all have, and `examples` below its own help."""
+    """Add a command to a panel of the help, with the options that all have, and `examples` below its own help.
+
+    `install` are the extras that it names where it lacks packages of the services.
+    """
+    command = missing_services.explained(command, name or command.__name__, install)
     title = "Examples:" if len(examples) > 1 else "Example:"
     epilog = "\n".join((title, *(f"  {line}" for line in examples))) if examples else None
     app.command(name, epilog=epilog, cls=cls, rich_help_panel=panel)(options.with_data(command))
 
 
-_add(services.up, TRY)
-_add(services.demo, TRY)
+_add(services.up, TRY, install=("local",))
+_add(services.demo, TRY, install=("demo", "local"))
 _add(
     create.create,
     USE,

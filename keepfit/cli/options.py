@@ -6,7 +6,7 @@ same name, help and meaning in every command.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from keepfit.cli.output import print_warning
 from keepfit.errors import MalformedError, SettingsError
 
 if TYPE_CHECKING:
+    from keepfit.client_settings import ClientSettings
     from keepfit.restore.bulk import ModelFilter
     from keepfit.settings import Settings
 
@@ -95,12 +96,39 @@ def load_settings(*, of_folder: bool = True) -> "Settings":
 
     env_file = settings_file(_data_folder)
     hash_seed.set_for_children(env_file)
-    for name, similar in unknown_variables().items():
-        print_warning(f"{name} is not a setting and is ignored" + (f"; did you mean {similar}?" if similar else "."))
+    _warn_of(unknown_variables())
     return settings_module.load(env_file if of_folder else None)
 
 
-def gateway_url(settings: "Settings") -> str:
+def load_client_settings() -> "ClientSettings":
+    """Read the settings of a client from the environment, and those that it does not set from the data folder.
+
+    Warn on standard error about each variable KEEPFIT_… that is not a setting; where the services are not installed,
+    about those that are nearly a setting of clients.
+
+    Raises
+    ------
+    SettingsError
+        If a variable has a value that its setting does not accept, or the file of the folder cannot be read.
+    """
+    from keepfit import client_settings, extras  # noqa: PLC0415 - commands without settings must not wait for these
+    from keepfit.local.data_folder import settings_file  # noqa: PLC0415
+
+    if client_settings.other_variables() and extras.has_services():
+        from keepfit.unknown_settings import unknown_variables  # noqa: PLC0415 - it takes a quarter of a second
+
+        _warn_of(unknown_variables())
+    else:
+        _warn_of(client_settings.misspelled_variables(), "a setting of clients")
+    return client_settings.load(settings_file(_data_folder))
+
+
+def _warn_of(unknown: Mapping[str, str], setting: str = "a setting") -> None:
+    for name, similar in unknown.items():
+        print_warning(f"{name} is not {setting} and is ignored" + (f"; did you mean {similar}?" if similar else "."))
+
+
+def gateway_url(settings: "Settings | ClientSettings") -> str:
     """Return the URL of the gateway: the setting `url`, or the address that the gateway itself binds to.
 
     Raises

@@ -1,15 +1,14 @@
 """What an object of scikit-learn or River is: its kind, the method with which it learns, and whether it takes weights.
 
 Owns the description of an object that a recipe or an upload names: :func:`describe`. Never calls a method that learns
-or answers. Objects come from Python clients (:mod:`keepfit.objects`) and from uploaded files
-(:mod:`keepfit.model.trained`).
+or answers, and imports neither library. Objects come from Python clients (:mod:`keepfit.objects`) and from uploaded
+files (:mod:`keepfit.model.trained`).
 """
 
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any, get_args
-
-from sklearn.pipeline import Pipeline
 
 from keepfit.errors import InvalidError
 from keepfit.model.river_adapter import PREDICT_MANY, PREDICT_ONE
@@ -83,16 +82,22 @@ def describe(
         kind=found,
         calls=calls,
         takes_sample_weight=_takes_weights(final_step(learner), calls),
-        runtime=envelope.runtime(*cloudpickle, *river, *packages),
+        runtime=_runtime(*cloudpickle, *river, *packages),
         multi_output=multi_output,
     )
 
 
 def final_step(learner: Any) -> Any:
     """Return the last step of a Pipeline of scikit-learn; any other object unchanged."""
-    while type(learner) is Pipeline:
+    while _is_sklearn_pipeline(learner):
         learner = learner.steps[-1][1]
     return learner
+
+
+def _is_sklearn_pipeline(learner: Any) -> bool:
+    # Clients need no scikit-learn; without its module there is no Pipeline.
+    module = sys.modules.get("sklearn.pipeline")
+    return module is not None and type(learner) is module.Pipeline
 
 
 def learn_method(name: str, learner: Any, *, is_trained: bool = False) -> LearnMethod:
@@ -102,7 +107,7 @@ def learn_method(name: str, learner: Any, *, is_trained: bool = False) -> LearnM
     for calls in CALLS:
         if callable(getattr(learner, calls, None)):
             return calls
-    if is_trained and type(learner) is Pipeline:
+    if is_trained and _is_sklearn_pipeline(learner):
         if callable(getattr(final_step(learner), "partial_fit", None)):
             return "partial_fit"
         last = type(final_step(learner)).__name__
@@ -113,6 +118,11 @@ def learn_method(name: str, learner: Any, *, is_trained: bool = False) -> LearnM
         f"{name} has none of {', '.join(CALLS)}, so it cannot learn row by row. Neither has a Pipeline of "
         "scikit-learn: name its steps in the recipe instead."
     )
+
+
+def _runtime(*packages: str) -> dict[str, str]:
+    """Return the versions that an object depends on: what is not installed here is in no object that is made here."""
+    return {name: version for name, version in envelope.runtime(*packages).items() if version != envelope.NOT_INSTALLED}
 
 
 def _check_methods(name: str, learner: Any, calls: LearnMethod, kind: Kind) -> None:

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
-from sklearn.exceptions import InconsistentVersionWarning
 
 from keepfit.errors import RuntimeMismatchError, UnstorableError, describe_error
 from keepfit.model import format2
@@ -23,6 +22,8 @@ from keepfit.security.envelope import AnyHeader, Keyring
 
 # With protocol 5 each small array is read as a view of a view of a buffer: a small bundle takes 4.5 kB, not 2.1 kB.
 PROTOCOL = 4
+# How the warning of scikit-learn about another version begins, a regular expression.
+INCONSISTENT_VERSION = "Trying to unpickle estimator "
 
 
 class _Format2Unpickler(pickle.Unpickler):
@@ -64,7 +65,8 @@ def load(
 def _silence() -> Iterator[None]:
     """Suppress the warning of scikit-learn about patch releases; the caller logs the difference."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InconsistentVersionWarning)
+        # By its text, because clients may have no scikit-learn.
+        warnings.filterwarnings("ignore", INCONSISTENT_VERSION)
         yield
 
 

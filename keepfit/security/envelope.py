@@ -81,6 +81,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"The bundle of {self.hash[:12]}"
 
 
+NOT_INSTALLED = "none"
 LIBRARIES = ("python", "scikit-learn", "numpy")
 
 
@@ -91,11 +92,11 @@ def runtime(*more: str) -> dict[str, str]:
 
 @cache
 def installed(name: str) -> str:
-    """Return the version of a package, or of Python, in this process; "none" if it is not installed."""
+    """Return the version of a package, or of Python, in this process; NOT_INSTALLED if it is not there."""
     try:
         return platform.python_version() if name == "python" else version(name)
     except PackageNotFoundError:
-        return "none"
+        return NOT_INSTALLED
 
 
 def check_runtime(header: Signed) -> None:

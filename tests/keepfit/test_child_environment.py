@@ -8,7 +8,8 @@ from pydantic import SecretStr
 
 from keepfit import child_environment
 from keepfit.child_environment import KEYS
-from keepfit.settings import Settings, variable_of
+from keepfit.client_settings import variable_of
+from keepfit.settings import Settings
 
 MANIFESTS = Path(__file__).parents[2] / "k8s" / "base"
 SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}

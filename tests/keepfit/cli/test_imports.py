@@ -19,8 +19,11 @@ atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 from keepfit.cli.main import main
 main()
 """
-SERVERS = {"numpy", "sklearn", "scipy", "pandas", "pymongo", "motor", "redis", "rq", "fsspec", "structlog", "rich"}
-CLIENT = {"aiohttp", "pydantic_settings"}
+SERVERS = {
+    "numpy", "sklearn", "scipy", "pandas", "pymongo", "motor", "redis", "rq", "fsspec", "structlog", "rich",
+    "pydantic_settings",
+}  # fmt: skip
+CLIENT = {"aiohttp"}
 
 
 async def imported(*words: str, cwd: Path) -> tuple[str, set[str]]:

