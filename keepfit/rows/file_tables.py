@@ -2,11 +2,10 @@
 
 Owns the conversion, and the limits of what a small file may become. Never keeps a piece. Invariant: the rows are those
 that the same rows in JSON give, or an error; text that pyarrow has parsed is converted a piece at a time, so that a
-body is in memory once as it came and once as columns.
+body is in memory once as it came and once as columns, and then no more as it came.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +53,7 @@ class FileTable:
         if self.kind == "csv":
             load_csv()
             return
-        reader = self._reader()
+        reader = self._metadata()
         inflated = parquet_pages.check(self.body, reader.chunks())
         if max(inflated, VALUE_BYTES * reader.total) > self.bytes_max:
             raise TooLargeError(TOO_LARGE.format(self.bytes_max))
@@ -62,7 +61,7 @@ class FileTable:
         self.size_bytes = max(self.size_bytes, inflated, min(VALUE_BYTES * values, self.bytes_max))
 
     def shape(self, recipe: Recipe, *, learning: bool, weighted: bool = True) -> Rows:
-        """Check the rows against `recipe`, as :meth:`keepfit.rows.tables.Table.shape` does.
+        """Check the rows against `recipe`, as :meth:`keepfit.rows.tables.Table.shape` does; releases the body.
 
         Raises
         ------
@@ -73,11 +72,14 @@ class FileTable:
         """
         if learning:
             self.selection.check(recipe, by_name=False)
-        table = (self._csv if self.kind == "csv" else self._parquet)(recipe, learning=learning)
+        with _Memory(self.body) as file:
+            table = (self._csv if self.kind == "csv" else self._parquet)(file, recipe, learning=learning)
+        # The rows are made of its columns, and would be in memory beside both.
+        self.body = bytearray()
         return table.shape(recipe, learning=learning, weighted=weighted)
 
-    def _csv(self, recipe: Recipe, *, learning: bool) -> NamedColumns:
-        reader = CsvReader(io.BufferedReader(_Memory(self.body)), recipe, self.label_type)
+    def _csv(self, file: "_Memory", recipe: Recipe, *, learning: bool) -> NamedColumns:
+        reader = CsvReader(io.BufferedReader(file), recipe, self.label_type)
         columns = self.selection.bind(recipe, reader.names, learning=learning)
         specs = {spec.name: spec for spec in recipe.layout.columns} if recipe.features is not None else {}
         parts = {name: _Part(name, specs.get(name), recipe) for name in columns}
@@ -93,12 +95,12 @@ class FileTable:
             raise InvalidError("X must have at least one row and one column.")
         return NamedColumns(n, [part.column() for part in parts.values()])
 
-    def _parquet(self, recipe: Recipe, *, learning: bool) -> NamedColumns:
-        plain = self._reader()
+    def _parquet(self, file: "_Memory", recipe: Recipe, *, learning: bool) -> NamedColumns:
+        plain = self._metadata()
         columns = self.selection.bind(recipe, plain.names, learning=learning)
         # Rows that share the text of a dictionary do not repeat it: a row group has each dictionary once.
         texts = set(plain.texts)
-        reader, whole = self._reader(plain.texts), max(plain.largest_group, 1)
+        reader, whole = ParquetReader(io.BufferedReader(file), plain.texts), max(plain.largest_group, 1)
         found: list[Column] = []
         n = size = 0
         for name, source in columns.items():
@@ -114,8 +116,8 @@ class FileTable:
             found += arrow.named_columns([name], batches)
         return NamedColumns(n, found)
 
-    def _reader(self, encoded: Sequence[str] = ()) -> ParquetReader:
-        return ParquetReader(io.BufferedReader(_Memory(self.body)), encoded)
+    def _metadata(self) -> ParquetReader:
+        return ParquetReader(io.BufferedReader(_Memory(self.body)))
 
 
 class _Part:
@@ -163,11 +165,16 @@ class _Part:
 
 
 class _Memory(io.RawIOBase):
-    """A body as a file, which shares its memory."""
+    """A body as a file, which shares its memory until it is closed: threads of pyarrow may have the file for longer."""
 
     def __init__(self, body: bytearray) -> None:
         super().__init__()
         self._view, self._position = memoryview(body), 0
+
+    def close(self) -> None:
+        """Release the body."""
+        self._view = memoryview(b"")
+        super().close()
 
     def readable(self) -> bool:
         """Return True."""

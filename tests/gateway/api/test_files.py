@@ -2,6 +2,7 @@
 
 import io
 import json
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +15,7 @@ from keepfit.errors import InvalidError, KeepfitError
 from keepfit.recipe import recipe
 from keepfit.rows.file_tables import FileTable
 from keepfit.rows.selection import Selection
+from keepfit.rows.tables import NamedColumns
 from tests.gateway.api_client import WAIT, Api
 
 CSV, PARQUET = {"Content-Type": "text/csv"}, {"Content-Type": "application/vnd.apache.parquet"}
@@ -187,6 +189,28 @@ def test_texts_that_rows_share_are_in_memory_once(length: int) -> None:
     finally:
         pa.set_memory_pool(before)
     assert 0 < pool.max_memory() < 10_000_000
+
+
+class Body(bytearray):
+    """A body that says whether it is in memory."""
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_body_is_released_before_its_rows_are_made(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is not in memory as it came, as columns and as rows at the same time."""
+    body = Body(b"year,y\n1,2\n" if kind == "csv" else as_parquet([{"year": 1.0, "y": 2.0}]))
+    table, is_alive = FileTable(body, kind, Selection(), None, 2**20), weakref.ref(body)
+    del body
+    shape, seen = NamedColumns.shape, list[Any]()
+
+    def record(columns: NamedColumns, *args: Any, **options: Any) -> Any:
+        seen.append(is_alive())
+        return shape(columns, *args, **options)
+
+    monkeypatch.setattr(NamedColumns, "shape", record)
+    assert is_alive() is not None
+    assert table.shape(recipe.parse({**RECIPE, "features": {"year": "number"}}), learning=True).n == 1
+    assert seen == [None]
 
 
 async def test_a_page_that_inflates_to_much_is_refused(api: Api, metadata: dict[str, Any]) -> None:
