@@ -43,13 +43,19 @@ SIZES = [4.0, 5.0, 3.0]
 
 
 def dump_local(source: str, keys: str, kind: Kind = "regressor") -> str:
-    """Return an object of the one class that `source` defines as the text of a recipe; no process can import it."""
+    """Return what `source` names `learner`, or an object of its one class, as the text of a recipe.
+
+    No process can import it.
+    """
     script = ModuleType("notebook")
     exec(compile(source, "notebook", "exec"), script.__dict__)
-    (cls,) = (value for value in vars(script).values() if isinstance(value, type))
+    learner = vars(script).get("learner")
+    if learner is None:
+        (cls,) = (value for value in vars(script).values() if isinstance(value, type))
+        learner = cls()
     sys.modules["notebook"] = script
     try:
-        return dump(cls(), keys, kind=kind, modules=[script])
+        return dump(learner, keys, kind=kind, modules=[script])
     finally:
         del sys.modules["notebook"]
 

@@ -149,10 +149,11 @@ def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
 
 
 def test_unpickling_follows_the_checks() -> None:
-    """Only load unpickles, after it has checked the signature, the model and the runtime of the same bytes."""
+    """Only load unpickles bytes from outside, after it has checked their signature, the model and the runtime."""
     module = tree("keepfit/model/pickling.py")
     used = [node for node in nodes(module) if isinstance(node, ast.Attribute)]
     assert {dotted(node) for node in used if re.match(r"(cloud)?pickle\.", dotted(node))} == {
+        "cloudpickle.Pickler",
         "cloudpickle.dumps",
         "cloudpickle.register_pickle_by_value",
         "cloudpickle.unregister_pickle_by_value",
@@ -160,21 +161,30 @@ def test_unpickling_follows_the_checks() -> None:
         "pickle.dumps",
         "pickle.loads",
     }
-    (unpickler,) = (
+    old_names, separate, copy = (
         node
         for node in nodes(module)
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(dotted, node.bases)
     )
     # It does nothing but look a name up in a table of fixed names.
-    (find_class,) = functions(unpickler)
+    (find_class,) = functions(old_names)
     assert [ast.unparse(statement) for statement in find_class.body[1:]] == [
         "found = format2.CLASSES.get((module, name))",
         "return super().find_class(module, name) if found is None else found",
     ]
-    # Each of the three names occurs once: the base class, and the two calls in load.
-    unpicklers = (unpickler.name, "pickle.loads")
+    # Each of these names occurs once: the calls in load, and that of a copy. Base classes are the three of before.
+    unpicklers = (old_names.name, separate.name, "pickle.loads")
     names = [dotted(node) for node in nodes(module) if isinstance(node, ast.Attribute | ast.Name)]
-    assert [names.count(name) for name in ("pickle.Unpickler", *unpicklers)] == [1, 1, 1]
+    assert [names.count(name) for name in ("pickle.Unpickler", *unpicklers, copy.name)] == [3, 1, 1, 1, 1]
+    # A copy unpickles what the same function has pickled, into a file that no other has.
+    (with_code_of,) = (function for function in functions(module) if function.name == "with_code_of")
+    assert [ast.unparse(statement) for statement in with_code_of.body[-5:]] == [
+        "file = io.BytesIO()",
+        "copier = _Copier(file, newer, (old, new))",
+        "copier.dump(state)",
+        "file.seek(0)",
+        f"return {copy.name}(file, copier.references).load()",
+    ]
     (load,) = (function for function in functions(module) if function.name == "load")
     lines = {name: call.lineno for name, call in calls(load)}
     assert lines["keyring.open_as"] < lines["check"] < lines["envelope.check_runtime"]
@@ -185,7 +195,7 @@ def test_unpickling_follows_the_checks() -> None:
     assert straight == ["keyring.open_as", "check", "envelope.check_runtime"]
     (opened,) = (node for node in load.body if isinstance(node, ast.Assign))
     assert ast.unparse(opened.targets[0]) == "(header, payload)"
-    for name, given in zip(unpicklers, ("io.BytesIO(payload)", "payload"), strict=True):
+    for name, given in zip(unpicklers, (*["io.BytesIO(payload)"] * 2, "payload"), strict=True):
         (made,) = (call for called, call in calls(load) if called == name)
         assert lines[name] > lines["envelope.check_runtime"]
         assert list(map(ast.unparse, made.args)) == [given]
@@ -199,6 +209,7 @@ def test_each_loader_names_its_purpose() -> None:
     }
     assert {module: purposes for module, purposes in found.items() if purposes} == {
         "keepfit/model/serialization.py": ["envelope.BUNDLE"],
+        "keepfit/model/new_code.py": ["envelope.OBJECT"],
         "keepfit/model/object_bundle.py": ["envelope.OBJECT"],
         "keepfit/model/trained.py": ["envelope.OBJECT"],
         "keepfit/objects.py": ["envelope.OBJECT"],

@@ -186,9 +186,9 @@ def test_an_export(deployment: Stack, tmp_path: Path, tmp_path_factory: pytest.T
 
 
 def test_an_object_of_the_guide(deployment: Stack, tmp_path: Path) -> None:
-    """The script that sends an object prints the prediction that the page states."""
-    (output,) = check("docs/guides/your-own-objects.md", tmp_path, deployment, {})
-    assert f"It prints `{output.strip()}`" in (ROOT / "docs/guides/your-own-objects.md").read_text()
+    """The scripts that send an object, and new code for it, print the predictions that the page states."""
+    for output in check("docs/guides/your-own-objects.md", tmp_path, deployment, {}):
+        assert f"It prints `{output.strip()}`" in (ROOT / "docs/guides/your-own-objects.md").read_text()
 
 
 def test_a_trained_model_of_the_guide(deployment: Stack, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from keepfit.history import Registry, RegistryEntry
 from keepfit.jobs.messages import UploadOptions
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
-from keepfit.recipe.patch import with_changes
+from keepfit.recipe.patch import is_in_force
 from keepfit.recipe.recipe import Recipe, from_text, is_same
 from keepfit.recipe.uploads import TrainedFile
 from keepfit.store import events, listing
@@ -154,7 +154,7 @@ class ModelLookup:
         # Parsed first: a recipe that an older version wrote may lack fields that have defaults since.
         if not is_same(from_text(registered.recipe_text), recipe, fields_left_out):
             found = await self.describe(model_hash)
-            if is_same(with_changes(found.recipe, found.changed), recipe, fields_left_out):
+            if is_in_force(found.recipe, found.changed, recipe, fields_left_out):
                 return found, False
             raise ConflictError(f"The model {model_hash} exists with another recipe; GET it to see its recipe.")
         live = None if created else await self._store.describe(model_hash)

@@ -7,9 +7,7 @@ a worker: whatever it raises is an error of the request. Invariants: a copy of t
 
 import copy
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +18,6 @@ from keepfit.errors import (
     EnvelopeError,
     InvalidError,
     KeepfitError,
-    LearningError,
     UnknownKeyError,
     describe_error,
 )
@@ -28,6 +25,7 @@ from keepfit.model import (
     evaluation,
     finite,
     loss_curves,
+    new_code,
     object_targets,
     pickling,
     river_adapter,
@@ -50,9 +48,11 @@ from keepfit.model.object_answers import (
     seed_globals,
     served,
 )
+from keepfit.model.object_calls import only_exceptions, parameters_of
 from keepfit.model.outputs import Outputs
 from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe import uploads
+from keepfit.recipe.patch import OBJECT, with_changes
 from keepfit.recipe.recipe import CLASSES_MAX, Recipe
 from keepfit.recipe.uploads import ObjectHeader
 from keepfit.rows.free_rows import values_of
@@ -87,29 +87,37 @@ def new_bundle(recipe: Recipe, keyring: Keyring | None) -> Bundle:
     labels: Labels | Outputs | None = None
     if recipe.entry.kind == "classifier":
         labels = Outputs() if recipe.entry.multi_output else Labels.from_classes(classes)
-    return ObjectBundle(recipe, Columns.new(recipe), labels, uploaded, [])
-
-
-@contextmanager
-def only_exceptions() -> Iterator[None]:
-    """Convert SystemExit, KeyboardInterrupt and the like to LearningError; signals of the worker raise none of them."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:  # noqa: BLE001 - an object may raise any exception
-        raise LearningError(f"it raised {describe_error(error)}") from None
+    bundle = ObjectBundle(recipe, Columns.new(recipe), labels, uploaded, [])
+    bundle.upload_keys = keyring
+    return bundle
 
 
 class ObjectBundle(Bundle):
     """A bundle whose estimator is an uploaded object. A copy of it predicts, which is made at the first prediction."""
 
-    __slots__ = ("_copy", "_freely")
+    __slots__ = ("_copy", "_freely", "upload_keys")
 
     def __init__(self, recipe: Recipe, *fields: Any, **named_fields: Any) -> None:
         # Workers cache thousands of bundles, which need only the header of the object.
         short_recipe = msgspec.structs.replace(recipe, object=uploads.head(recipe.object or ""))
         super().__init__(short_recipe, *fields, **named_fields)
+        self.recipe = with_changes(self.recipe, self.changed)
+        # Those that a change of the code must be signed with; None: this process makes no such change.
+        self.upload_keys: Keyring | None = None
+
+    def change(self, params: dict[str, Any]) -> None:
+        """Replace the code of the object, which keeps what it has learned; raise as :func:`new_code.apply` does."""
+        if OBJECT in params:
+            with only_exceptions():
+                new_code.apply(self, params[OBJECT])
+        else:
+            Bundle.change(self, params)
+
+    def replace_object(self, new: Any, changed: dict[str, Any]) -> None:
+        """Put the object `new`, which `changed` describes, in the place of the present one."""
+        self.estimator, self.changed, self.recipe = new, changed, with_changes(self.recipe, changed)
+        self._copy: ObjectBundle | None = None
+        self._freely: bool | None = None
 
     def partial_fit_unchecked(self, rows: Rows) -> None:
         """Learn with the check, which compares the object's numbers before and after."""
@@ -127,7 +135,7 @@ class ObjectBundle(Bundle):
             The errors of the object. The bundle is then partly changed and must be discarded.
         """
         # Even if learning fails: the copy must not answer for an object that has changed.
-        self._copy: ObjectBundle | None = None
+        self._copy = None
         if self.recipe.entry.takes_y:
             asked = self._ask(rows) if rows.served is None else served(rows, self.rows_seen)
             if self.recipe.entry.multi_output:
@@ -164,7 +172,7 @@ class ObjectBundle(Bundle):
         optional: dict[str, Any] = {}
         if rows.sample_weight is not None:
             optional["sample_weight"] = rows.weights()
-        if not self.rows_seen and self.recipe.classes and "classes" in _parameters(self.estimator.partial_fit):
+        if not self.rows_seen and self.recipe.classes and "classes" in parameters_of(self.estimator.partial_fit):
             optional["classes"] = np.array(sorted(self.recipe.classes))
         target = (object_targets.matrix_target(rows),) if takes_y else ()
         sklearn_pipeline.partial_fit(self.estimator, X, *target, **optional)
@@ -384,10 +392,3 @@ class ObjectBundle(Bundle):
                     f"predict before: {reason}"
                 ) from None
             raise InvalidError(f"{self.recipe.name} cannot predict these rows: {reason}") from None
-
-
-def _parameters(method: Any) -> Sequence[str]:
-    try:
-        return list(inspect.signature(method).parameters)
-    except (TypeError, ValueError):
-        return []

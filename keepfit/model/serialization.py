@@ -80,8 +80,10 @@ def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...
     )
 
 
-def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tuple[Header, Bundle]:
-    """Verify `data`, then unpickle it.
+def unseal(
+    data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str, upload_keys: Keyring | None = None
+) -> tuple[Header, Bundle]:
+    """Verify `data`, then unpickle it; `upload_keys` are for changes of an uploaded object's code.
 
     Raises
     ------
@@ -95,15 +97,16 @@ def unseal(data: bytes, keyring: Keyring, recipe: Recipe, model_hash: str) -> tu
             raise EnvelopeError(f"The bundle belongs to the model {header.hash[:12]}, not to {model_hash[:12]}.")
 
     header, state = pickling.load(data, keyring, Header, envelope.BUNDLE, check)
-    if state[0] == FORMAT:
-        return header, _bundle(recipe, *state[1:])
-    if state[0] == format2.FORMAT:
-        return header, _bundle(recipe, *format2.converted(state))
-    # Format 1 had no number.
-    number = state[0] if type(state[0]) is int else 1
-    raise EnvelopeError(
-        f"The bundle has format {number}; this version of keepfit reads formats {format2.FORMAT} and {FORMAT}."
-    )
+    if state[0] not in (FORMAT, format2.FORMAT):
+        # Format 1 had no number.
+        number = state[0] if type(state[0]) is int else 1
+        raise EnvelopeError(
+            f"The bundle has format {number}; this version of keepfit reads formats {format2.FORMAT} and {FORMAT}."
+        )
+    bundle = _bundle(recipe, *(state[1:] if state[0] == FORMAT else format2.converted(state)))
+    if isinstance(bundle, ObjectBundle):
+        bundle.upload_keys = upload_keys
+    return header, bundle
 
 
 def _bundle(

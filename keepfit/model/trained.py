@@ -18,7 +18,8 @@ from keepfit.errors import ConflictError, EnvelopeError, InvalidError, KeepfitEr
 from keepfit.model import object_kinds, pickling, sklearn_pipeline, skops_files
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
-from keepfit.model.object_bundle import ObjectBundle, only_exceptions
+from keepfit.model.object_bundle import ObjectBundle
+from keepfit.model.object_calls import only_exceptions
 from keepfit.model.outputs import Outputs
 from keepfit.recipe import uploads
 from keepfit.recipe.features import COLUMNS_MAX

@@ -26,7 +26,7 @@ from keepfit.rows import served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
-from keepfit.store.inbox import params_of
+from keepfit.store.changes import params_of
 
 # After so long the child returns what it has learned, so that the parent hears of it; also within a long batch.
 REPLY_AFTER_S = 5.0
@@ -102,7 +102,7 @@ def _run(pipe: Connection, task: ReplayTask, keyring: Keyring, upload_keys: Keyr
         if not task.data:
             bundle = object_bundle.new_bundle(recipe, upload_keys)
         else:
-            bundle = serialization.unseal(task.data, keyring, recipe, task.header.hash)[1]
+            bundle = serialization.unseal(task.data, keyring, recipe, task.header.hash, upload_keys)[1]
         pipe.send_bytes(LOADED)
         return bundle
 

@@ -25,7 +25,7 @@ from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import path_of
-from keepfit.store.inbox import params_of
+from keepfit.store.changes import params_of
 from keepfit.store.models import Model
 
 # Covered calls are read from this many seconds before now, or before an older snapshot: for their idempotency keys, and

@@ -28,8 +28,8 @@ from keepfit.rows import served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.store import events, stored_answers, unloadable
+from keepfit.store.changes import is_change, params_of
 from keepfit.store.idle import touch
-from keepfit.store.inbox import is_change, params_of
 from keepfit.store.retained import join_sequences, parse_large
 
 STAGED_TTL_MS = 60_000

@@ -17,12 +17,13 @@ import redis.asyncio
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import NotFoundError, StaleModelError
+from keepfit.recipe.patch import shown
 from keepfit.recipe.recipe import Recipe
 from keepfit.rowlog.row_log import Call
 from keepfit.rows.free_rows import values_of
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
-from keepfit.store import inbox
+from keepfit.store import changes, inbox
 from keepfit.store.models import Model
 
 ID = re.compile(r"[0-9]{1,15}-[0-9]{1,16}")
@@ -269,12 +270,12 @@ def count_rows(head: bytes) -> int | None:
 
     >>> count_rows(Rows(3, bytes(24), []).encode()), count_rows(Rows(70_000, b"", []).encode()[:16]), count_rows(b"")
     (3, 70000, None)
-    >>> count_rows(inbox.make_change("", 1, {"alpha": 1}).payload)
+    >>> count_rows(changes.encode({"alpha": 1}))
     0
     """
     if len(head) < 2:
         return None
-    if inbox.is_change(head):
+    if changes.is_change(head):
         return 0
     width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}.get(head[1], 0)
     return int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
@@ -313,9 +314,9 @@ def decode_payload(recipe: Recipe, payload: bytes) -> dict[str, Any]:
     A row is a list in column order, or an object if the recipe names no columns or the row lacks one. A change of
     parameters is decoded as `params`.
     """
-    params = inbox.params_of(payload)
+    params = changes.params_of(payload)
     if params is not None:
-        return {"params": params}
+        return {"params": shown(params)}
     rows = Rows.decode(payload)
     X = _decode_rows(recipe, rows)
     weights = rows.weights()

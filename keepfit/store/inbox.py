@@ -29,11 +29,13 @@ from keepfit.errors import (
     UnavailableError,
 )
 from keepfit.observability import failpoints, request_id
+from keepfit.recipe import uploads
+from keepfit.recipe.patch import OBJECT
 from keepfit.recipe.recipe import Recipe
 from keepfit.rowlog.row_log import Call
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
-from keepfit.store import first_answers, staging
+from keepfit.store import changes, first_answers, staging
 
 # Bounds of one script call, because Redis serves no other client meanwhile. The rows of a larger request are staged
 # under a key that the call names: they outlive a slow client, and expire if their gateway dies.
@@ -44,6 +46,8 @@ RETRY_AFTER_S_MAX = 60
 REPLACED = "The model was restored, deleted or created again while the request was accepted; send it again."
 # A change of parameters has no rows, and rows by the recipe's columns need none: nothing is compared.
 NO_WIDTH = 0
+# A change with an object of the largest size is one call, as the creation of a model with that object is.
+CODE_BYTES_MAX = 4 * uploads.BYTES_MAX // 3 + 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,34 +195,18 @@ async def ask(
 
 
 def make_change(model_hash: str, generation: int, params: Mapping[str, Any], key: str | None = None) -> LearnRequest:
-    """Return a request that changes parameters. Its payload is a msgpack map; that of rows is an array.
+    """Return a request that changes parameters or code.
 
     Raises
     ------
     InvalidError
         If it exceeds the size of one call.
     """
-    payload = msgspec.msgpack.encode({"params": params})
-    if len(payload) > CALL_BYTES_MAX:
-        raise InvalidError(f"The parameters have {len(payload)} bytes; at most {CALL_BYTES_MAX} are allowed.")
+    payload = changes.encode(params)
+    bytes_max = CALL_BYTES_MAX if OBJECT not in params else CODE_BYTES_MAX
+    if len(payload) > bytes_max:
+        raise InvalidError(f"The change has {len(payload)} bytes; at most {bytes_max} are allowed.")
     return LearnRequest(model_hash, generation, NO_WIDTH, payload, key, request_id=request_id.sent.get())
-
-
-def params_of(payload: bytes) -> dict[str, Any] | None:
-    """Return the parameters that a pending request changes; None for rows and for the digest of rows.
-
-    >>> params_of(make_change("", 1, {"alpha": 0.5}).payload), params_of(Rows(1, bytes(8), []).encode())
-    ({'alpha': 0.5}, None)
-    """
-    if not is_change(payload):
-        return None
-    params: dict[str, Any] = msgspec.msgpack.decode(payload)["params"]
-    return params
-
-
-def is_change(payload: bytes) -> bool:
-    """Return whether a pending request is a change of parameters; its first byte is enough."""
-    return payload[:1] in (b"\x81", b"\x82")
 
 
 async def accept(
@@ -351,7 +339,7 @@ def _digest(requests: Sequence[LearnRequest]) -> str:
 
 def _with_request_id(request: LearnRequest) -> bytes:
     """Return the payload with the client's request id as one more element of its array or map; readers ignore it."""
-    name = msgspec.msgpack.encode("request") if is_change(request.payload) else b""
+    name = msgspec.msgpack.encode("request") if changes.is_change(request.payload) else b""
     first = bytes((request.payload[0] + 1,))
     return first + request.payload[1:] + name + msgspec.msgpack.encode(request.request_id)
 

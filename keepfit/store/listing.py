@@ -3,7 +3,6 @@
 Owns the fields of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the registry; changes nothing.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +45,8 @@ def _recipe_and_warnings(recipe: Recipe, metrics: dict[str, Any], *, with_object
     if recipe.object is not None:
         found = _summary(recipe.object)
         document["object"] = found
-        if not with_object or uploads.trained_file(recipe.object) is not None:
+        # The bytes are in the bundle only, if it was uploaded trained or its code was replaced.
+        if not with_object or uploads.is_in_bundle(recipe.object):
             document["recipe"]["object"] = f"sha256:{found['sha256']}"
     return document
 
@@ -56,18 +56,13 @@ def _summary(text: str) -> dict[str, Any]:
 
     The digest is that of the base64 text, or of the file in which the object was uploaded trained.
     """
-    trained = uploads.trained_file(text)
-    if trained is not None:
-        return {
-            "name": uploads.header_of(text).name,
-            "size_bytes": trained.size_bytes,
-            "sha256": trained.sha256,
-            "format": trained.format,
-        }
+    header = uploads.header_of(text)
+    size = header.code or header.trained
     return {
-        "name": uploads.header_of(text).name,
-        "size_bytes": 3 * len(text) // 4 - text[-2:].count("="),
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "name": header.name,
+        "size_bytes": uploads.size_of(text) if size is None else size.size_bytes,
+        "sha256": uploads.digest_of(text),
+        **({"format": header.trained.format} if header.trained is not None and header.code is None else {}),
     }
 
 

@@ -184,7 +184,7 @@ class Bundles:
                 raise StaleModelError(f"The model {model.hash} changed while it was read.")
             data = latest.data
         try:
-            header, bundle = serialization.unseal(data, self._keyring, recipe, model.hash)
+            header, bundle = serialization.unseal(data, self._keyring, recipe, model.hash, self._uploads)
         except EnvelopeError as error:
             if envelope.digest_of(data) == model.digest:
                 self._keyring.check_signer(data, envelope.BUNDLE)

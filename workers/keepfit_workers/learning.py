@@ -17,11 +17,14 @@ from keepfit.jobs import run_queue
 from keepfit.model import drift, fit_loop
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
+from keepfit.model.object_bundle import ObjectBundle
 from keepfit.model.scorers import encoded_scorer
 from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
+from keepfit.recipe import uploads
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
+from keepfit.store.changes import is_change
 from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, SealedBundle
 from keepfit.store.inbox import request_id_of
 from keepfit_workers import restoring
@@ -138,6 +141,8 @@ class Turn:
         self.rows += sealed.rows_seen - claimed.rows_seen
         if dead_reason:
             _log_dead_letter(claimed, dead_reason)
+        elif isinstance(bundle, ObjectBundle):
+            _log_new_code(claimed, bundle, count)
         return committed.has_pending, committed.claimed
 
     def release(self, *, force: bool) -> bool:
@@ -256,3 +261,18 @@ def _log_dead_letter(claimed: Claimed, reason: str) -> None:
     request_id = request_id_of(first.payload) or None
     kind = reason.partition(":")[0]
     log.warning("request_put_aside", hash=claimed.hash, sequence=first.sequence, request_id=request_id, reason=kind)
+
+
+def _log_new_code(claimed: Claimed, bundle: ObjectBundle, count: int) -> None:
+    """Log that the code of an object was replaced, if that is among the first `count` claimed requests."""
+    changes = [entry for entry in claimed.entries[:count] if not entry.large_key and is_change(entry.payload)]
+    header = uploads.header_of(bundle.recipe.object or "")
+    if changes and header.code is not None:
+        log.info(
+            "code_replaced",
+            hash=claimed.hash,
+            version=claimed.version + 1,
+            sequence=changes[-1].sequence,
+            name=header.name,
+            sha256=header.code.sha256,
+        )

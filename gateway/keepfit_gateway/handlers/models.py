@@ -1,4 +1,4 @@
-"""Handlers of models: create, list, describe, change parameters, delete.
+"""Handlers of models: create, list, describe, change parameters or code, delete.
 
 Owns the translation between HTTP and the library, and nothing else. Invariants: a recipe or a change of parameters is
 checked, in the process that checks recipes, before it is accepted; the 202 of a change is sent only after the change is
@@ -7,9 +7,13 @@ in Redis, its 200 only after it is committed.
 
 from typing import Any
 
+import msgspec
+import structlog
 from aiohttp import web
 
 from keepfit import identity
+from keepfit.errors import MalformedError, TooLargeError
+from keepfit.recipe import patch, uploads
 from keepfit.recipe.recipe import left_out
 from keepfit.security.api_keys import ADMIN
 from keepfit.store import listing
@@ -27,12 +31,17 @@ from keepfit_gateway.handlers.inputs import (
 )
 from keepfit_gateway.service import SERVICE
 from keepfit_gateway.web.bodies import read_json
+from keepfit_gateway.web.problems import REQUEST_ID
 from keepfit_gateway.web.responses import encode_items, json_response
+
+log = structlog.get_logger(__name__)
 
 # Ten thousand labels of about a hundred characters; a document in MongoDB has at most 16 MiB.
 RECIPE_BYTES_MAX = 8 * 2**20
 # Ten thousand labels with their weights typically; the inbox accepts no more.
 PARAMS_BYTES_MAX = 256 * 1024
+# The text of the largest object, and the metadata of its model.
+PATCH_BYTES_MAX = 2 * 2**20
 # A change of parameters takes a worker milliseconds, so the default is to wait for it.
 CHANGE_WAIT_S = 5
 
@@ -70,18 +79,24 @@ async def delete_model(request: web.Request) -> web.Response:
 
 
 async def patch_model(request: web.Request) -> web.Response:
-    """PATCH /v1/models/{hash}: change parameters of the estimator, and wait until the change is committed."""
+    """PATCH /v1/models/{hash}: change parameters or the object's code, and wait until the change is committed."""
     service = request.app[SERVICE]
     key, preferred_s = idempotency_key(request), preferred_wait_s(request)
     wait_s = CHANGE_WAIT_S if preferred_s is None else preferred_s
-    model_hash, form = await read_form(request, schemas.PatchModel, PARAMS_BYTES_MAX)
+    model_hash, form = await read_form(request, schemas.PatchModel, PATCH_BYTES_MAX)
+    _check_patch(form)
 
     async def accept(_: Model) -> tuple[int, Accepted]:
         # Read the current state: which parameters are valid together depends on earlier changes.
         model = await service.models.describe(model_hash)
-        change = await recipe_checker.check_change(model.recipe, model.changed, form.params)
+        if form.params is not None:
+            change = await recipe_checker.check_change(model.recipe, model.changed, form.params)
+        else:
+            change = patch.new_code(model.recipe, model.changed, form.object or "", form.state, service.uploads)
         accepted = await service.acceptor.accept_change(model_hash, model.generation, change, key)
         service.cache.observe_version(model_hash, model.generation, accepted.version)
+        if form.object is not None:
+            _log_code(request, model_hash, accepted.sequence, form.object)
         return model.generation, accepted
 
     # Watch the model before the change is accepted, or its commit may be missed.
@@ -100,3 +115,26 @@ async def patch_model(request: web.Request) -> web.Response:
     description: dict[str, Any] = listing.describe(await service.models.describe(model_hash))
     headers = {"Preference-Applied": f"wait={wait_s}"} if preferred_s else None
     return json_response(description, headers=headers)
+
+
+def _check_patch(form: schemas.PatchModel) -> None:
+    """Raise unless the form has either parameters, not too many, or an object."""
+    if (form.params is None) == (form.object is None):
+        raise MalformedError("Either params (parameters to change) or object (new code) is required.")
+    if form.params is not None and form.state != patch.KEEP:
+        raise MalformedError("state belongs to object; parameters always keep what was learned.")
+    if form.params is not None and len(msgspec.json.encode(form.params)) > PARAMS_BYTES_MAX:
+        raise TooLargeError(f"params has more than {PARAMS_BYTES_MAX} bytes.")
+
+
+def _log_code(request: web.Request, model_hash: str, sequence: int, text: str) -> None:
+    """Log who has sent which code to a model: it runs in workers from then on."""
+    log.info(
+        "code_accepted",
+        hash=model_hash,
+        sequence=sequence,
+        name=uploads.header_of(text).name,
+        sha256=uploads.digest_of(text),
+        api_key=request[CALLER].name,
+        request_id=request[REQUEST_ID],
+    )

@@ -130,7 +130,7 @@ class Acceptor:
     async def accept_change(
         self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None
     ) -> Accepted:
-        """Accept a change of parameters, checked for the model at `generation`, durably; raises as :meth:`accept`."""
+        """Accept a change, checked for the model at `generation`, durably; raises as :meth:`accept`."""
         return await self._put(inbox.make_change(model_hash, generation, params, key))
 
     def _put(self, request: LearnRequest) -> asyncio.Future[Accepted]:

@@ -39,8 +39,9 @@ ROUTES = (
         {200: schemas.ModelAnswer}, errors=(400, 404, 503, 504), own_parameters=(HASH,),
     ),
     Route(
-        "PATCH", "/v1/models/{hash}", models.patch_model, MODELS, "Change parameters of a model",
-        "In order with its rows. 200 with the model once the change is made, 202 if that takes longer than "
+        "PATCH", "/v1/models/{hash}", models.patch_model, MODELS, "Change parameters or code of a model",
+        "In order with its rows. `object` replaces the code of an uploaded object and keeps what it learned. "
+        "200 with the model once the change is made, 202 if that takes longer than "
         "`Prefer: wait=SECONDS` (5 seconds by default).",
         {200: schemas.ModelAnswer, 202: schemas.ChangeAnswer}, schemas.PatchModel, LEARN_ERRORS,
         (HASH, PREFER_PATCH, KEY), PREFERRED,

@@ -84,7 +84,8 @@ class SnapshotSummary(Struct, kw_only=True):
 class ObjectSummary(Struct, kw_only=True):
     """An uploaded object: the name of its class, its size, and the digest of its text in the recipe.
 
-    Of an object that had learned before it was uploaded, size and digest are those of its file, in `format`.
+    Of an object that had learned before it was uploaded, size and digest are those of its file, in `format`. After its
+    code was replaced, they are those of the new object.
     """
 
     name: str
@@ -96,8 +97,8 @@ class ObjectSummary(Struct, kw_only=True):
 class ModelAnswer(Struct, kw_only=True):
     """A model and its progress; `inbox` is the number of pending requests.
 
-    `recipe` is the one in force: with all changes of parameters since the model was created. Of an uploaded object, its
-    `object` is `sha256:` and a digest, except for the scope `admin` in the answer about a single model.
+    `recipe` is the one in force: with all changes since the model was created. Of an uploaded object, its `object` is
+    `sha256:` and a digest, except for the scope `admin` in the answer about a single model whose code was not replaced.
     """
 
     hash: Hash
@@ -165,7 +166,7 @@ class DeadEntry(Struct, kw_only=True):
     """A dead letter: a request that was accepted and, at `timestamp` (seconds), put aside for `reason`.
 
     `rows` is the number of its rows, null if they are lost. `X`, `y` and `sample_weight` hold them, unless they are
-    large. A change of parameters has no rows; `params` holds it.
+    large. A change has no rows; `params` holds it, with the digest in place of an object.
     """
 
     id: DeadId

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from keepfit.errors import MalformedError
+from keepfit.recipe.patch import KEEP
 from keepfit_gateway.schemas.values import DeadId, Metadata, Recipe, RowId, TargetList, Weights, X
 
 Y = Annotated[
@@ -33,12 +34,22 @@ class CreateModel(Form, kw_only=True):
 
 
 class PatchModel(Form, kw_only=True):
-    """The parameters to change."""
+    """Either `params`, the parameters to change, or `object`, new code for an uploaded object."""
 
     params: Annotated[
-        dict[str, Any],
+        dict[str, Any] | None,
         Meta(title="Params", description="Parameters with their new values, at least one; all others keep theirs."),
-    ]
+    ] = None
+    object: Annotated[
+        str | None,
+        Meta(
+            description="A signed object, as `keepfit.objects.dump` returns it: its code replaces that in force.",
+            examples=["S0YyAXUx…"],
+        ),
+    ] = None
+    state: Annotated[
+        str, Meta(description="What becomes of what was learned: `keep` is the only value.", examples=["keep"])
+    ] = KEEP
 
 
 class PartialFit(Form, kw_only=True):
@@ -93,7 +104,7 @@ def with_metadata(form: type[Form]) -> type[Form]:
     """Return the form with one more field, `metadata`, which names the model; its name ends in `ByMetadata`.
 
     >>> with_metadata(PatchModel).__struct_fields__
-    ('params', 'metadata')
+    ('params', 'object', 'state', 'metadata')
     """
     if form not in _by_metadata:
         text = (form.__doc__ or "").rstrip(".")

@@ -18,7 +18,7 @@ from keepfit.rowlog.row_log import Call, RowLog, open_log
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
-from keepfit.store import first_answers, inbox
+from keepfit.store import changes, first_answers, inbox
 from keepfit.store.models import Install
 from keepfit_gateway.learning import recorder
 from tests.factories import Workshop, commit_bundle, workshop
@@ -127,7 +127,7 @@ async def test_requests_during_a_write_share_the_next_object(local: Settings, mo
     assert log is not None
     calls = logged_calls(local, path)
     assert [call.sequence for call in calls] == list(range(1, 43))
-    assert inbox.params_of(calls[-1].payloads[0]) == {"alpha": 0.5}
+    assert changes.params_of(calls[-1].payloads[0]) == {"alpha": 0.5}
     assert len(log.paths("n", "n~")) == 2
 
 
