@@ -33,12 +33,13 @@ Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parents[1]
 # What commands import while they run.
 MODULES = (
-    "keepfit.cli.main", "keepfit.cli.deployment", "keepfit.client.gateway", "keepfit.client.row_files",
-    "keepfit.client.row_writer", "keepfit.client.streaming", "keepfit.history.rollups", "keepfit.jobs.run_queue",
-    "keepfit.observability.logs", "keepfit.restore.bulk", "keepfit.rowlog.row_log", "keepfit.settings_check",
-    "keepfit.store.dead_letters", "keepfit.store.listing", "keepfit.transfer.exports", "keepfit.transfer.imports",
-    "keepfit.unknown_settings", "keepfit_snapshotter.run", "dateparser", "fsspec", "motor.motor_asyncio", "plotille",
-    "rich.console", "rich.progress", "rich.table",
+    "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.yaml_values", "keepfit.client.event_listener",
+    "keepfit.client.gateway", "keepfit.client.row_files", "keepfit.client.row_writer", "keepfit.client.score_file",
+    "keepfit.client.streaming", "keepfit.history.rollups", "keepfit.jobs.run_queue", "keepfit.observability.logs",
+    "keepfit.restore.bulk", "keepfit.rowlog.row_log", "keepfit.settings_check", "keepfit.store.dead_letters",
+    "keepfit.store.listing", "keepfit.transfer.exports", "keepfit.transfer.imports", "keepfit.unknown_settings",
+    "dateparser", "fsspec", "keepfit_snapshotter.run", "motor.motor_asyncio", "plotille", "rich.console",
+    "rich.progress", "rich.table",
 )  # fmt: skip
 REQUEST_BYTES_MAX = 2**17
 

@@ -42,6 +42,7 @@ NOT_RUN = {
     ("docs/getting-started/quickstart.md", "$ .venv/bin/keepfit up"): "the stack of the test is what it starts",
     ("docs/getting-started/quickstart.md", "$ keepfit up"): "tests/test_base_install.py runs it where it says that",
     ("docs/guides/events.md", "$ curl -sN"): "it does not end by itself; tests/gateway/events listens",
+    ("docs/guides/events.md", "$ keepfit watch"): "its first event is that of any model; tests/keepfit/cli watches",
     ("docs/guides/events.md", "const source"): "it needs a browser; its form is that of tests/gateway/events",
     ("docs/guides/events.md", "async function listen"): "tests/gateway/events/test_guide.py runs it",
     ("docs/operations/security.md", "$ KEEPFIT_CORS"): "it keeps running; tests/gateway/auth sets what it sets",

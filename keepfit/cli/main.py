@@ -30,6 +30,7 @@ from keepfit.cli import (
     services,
     status,
     transfer,
+    watch,
     words,
     workers,
 )
@@ -112,7 +113,20 @@ _add(
     "keepfit predict shoes.csv --metadata type=shoes brand=nike --proba --only",
     cls=words.SeveralWords,
 )
+_add(
+    rows.score,
+    USE,
+    "keepfit score shoes.csv --target fit --metadata type=shoes brand=nike",
+    "keepfit score test.parquet --target fit --hash 3fa9 --json",
+    cls=words.SeveralWords,
+)
 _add(models.models, USE, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
+_add(
+    watch.watch,
+    USE,
+    "keepfit watch --type shoes",
+    "keepfit watch --kind drift,dead_letter --json",
+)
 _add(
     history.history,
     USE,

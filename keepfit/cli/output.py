@@ -155,6 +155,23 @@ def _print_aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) ->
     console().print(table)
 
 
+def print_stream_line(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """Print one line of a table whose rows are not known yet: on a terminal in columns of these widths, else with tabs.
+
+    A width of 0 is what is left of the line. The line is flushed.
+    """
+    shown = [printable(cell) for cell in cells]
+    if is_terminal():
+        from rich.cells import set_cell_size  # noqa: PLC0415 - as for the console
+
+        room = console().width - sum(widths) - len(widths) + 1
+        sized = [set_cell_size(cell, width or max(room, 0)) for cell, width in zip(shown, widths, strict=True)]
+        line = set_cell_size(" ".join(sized), console().width).rstrip()
+    else:
+        line = "\t".join(shown)
+    typer.echo(line)
+
+
 def print_error(message: str) -> int:
     """Print an error as one line on standard error; return the exit code, 1."""
     _print_line(message.strip(), "keepfit:", "red")

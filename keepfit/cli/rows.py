@@ -1,28 +1,37 @@
-"""The commands `keepfit learn` and `predict`: files of rows through a gateway.
+"""The commands `keepfit learn`, `predict` and `score`: files of rows through a gateway.
 
 Owns their texts; :mod:`keepfit.client` reads the files and calls the gateway.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
-from keepfit.cli.output import is_terminal, print_json, print_note, progress_bar
+from keepfit.cli.output import Column, is_terminal, print_json, print_note, print_table, progress_bar
 
 if TYPE_CHECKING:
     from keepfit.client.gateway import Gateway
 
-Format = Literal["csv", "tsv", "json", "jsonl"]
+Format = Literal["csv", "tsv", "json", "jsonl", "parquet"]
 
 SKIPPED_SHOWN_MAX = 5
+SCORE_COLUMNS = (Column("score"), Column("value", right=True))
 
 RowsFile = Annotated[
     str,
     typer.Argument(
-        metavar="FILE", help="File of rows: .csv, .tsv, .json, .jsonl, each also with .gz; - is standard input."
+        metavar="FILE",
+        help="File of rows: .csv, .tsv, .json, .jsonl, each also with .gz or .zst, or .parquet; - is standard input.",
     ),
+]
+Target = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN", help="Column of the target; repeat it for several outputs.")
+]
+LabelType = Annotated[
+    Literal["string", "integer", "boolean"] | None,
+    typer.Option(help="Type of the labels in CSV, if the recipe names no classes; default: string."),
 ]
 FileFormat = Annotated[
     Format | None, typer.Option("--format", help="Format of the file, if its name does not end in it.")
@@ -39,18 +48,12 @@ Batch = Annotated[int, typer.Option(min=1, max=100_000, help="Rows per request."
 
 def learn(
     file: RowsFile,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column of the target; repeat it for several outputs."),
-    ] = None,
+    target: Target = None,
     metadata: Metadata = None,
     model_hash: ModelHash = None,
     weight: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the sample weights.")] = None,
     ignore: Ignore = None,
-    label_type: Annotated[
-        Literal["string", "integer", "boolean"] | None,
-        typer.Option(help="Type of the labels in CSV, if the recipe names no classes; default: string."),
-    ] = None,
+    label_type: LabelType = None,
     batch: Batch = 1000,
     run: Annotated[
         str,
@@ -146,7 +149,7 @@ def predict(
             RowFile(file, format_, delimiter) as source,
             progress_bar(f"predicting {source.name}", "bytes", shown=shown) as show,
         ):
-            written = format_of(output)[0] or source.format
+            written = format_of(output)[0] or ("csv" if source.format == "parquet" else source.format)
             # --delimiter is that of CSV: .tsv has tabs, whatever the other file has.
             between = delimiter if written == source.format or written != "tsv" else None
             with RowWriter(output, written, between) as writer:
@@ -157,6 +160,41 @@ def predict(
         return skipped
 
     _note_skipped(with_gateway(url, work))
+
+
+def score(
+    file: RowsFile,
+    target: Target = None,
+    metadata: Metadata = None,
+    model_hash: ModelHash = None,
+    ignore: Ignore = None,
+    label_type: LabelType = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad rows instead of stopping.")] = False,
+    format_: FileFormat = None,
+    delimiter: Delimiter = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the rows of a file, and print how far the predictions are from its target. Nothing is learned."""
+    from keepfit.client.row_files import RowFile  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.client.row_values import check_targets, columns_of  # noqa: PLC0415
+    from keepfit.client.score_file import score_file  # noqa: PLC0415
+
+    async def work(gateway: "Gateway") -> tuple[dict[str, Any], int, list[str]]:
+        found, model = await find_model(gateway, model_hash, metadata)
+        columns = columns_of(model, target or (), None, ignore or (), label_type)
+        check_targets(columns)
+        with RowFile(file, format_, delimiter) as source, progress_bar(f"reading {source.name}", "bytes") as show:
+            return await score_file(
+                gateway, found, source, columns, skip_bad=skip_bad, report=lambda at, rows: show(at, source.size)
+            )
+
+    answer, rows, skipped = with_gateway(url, work)
+    _note_skipped(skipped)
+    if as_json:
+        return print_json([{**answer, "rows": rows, "skipped": len(skipped)}])
+    named = {name: value for name, value in answer.items() if name != "hash"}
+    return print_table(SCORE_COLUMNS, [("rows", rows), *named.items()], "nothing")
 
 
 def _note_unread(columns: Iterable[str]) -> None:

@@ -8,7 +8,8 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,8 @@ RETRIED = (
 # The longest that a gateway waits for rows to be learned before it answers 202.
 WAIT_S = 60
 READY_S_MAX = 5.0
+# A body or an answer of any size may take any time, as long as it moves.
+STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=180)
 # What a gateway says of itself.
 STATES = ("ok", "degraded", "unavailable")
 # Without a commit for this long after the rows were accepted, waiting ends.
@@ -54,7 +57,8 @@ class Gateway:
             raise MalformedError(f"{url!r} is not the URL of a gateway: http://127.0.0.1:8000.")
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._reached = False
+        # Whether a gateway has answered.
+        self.is_reached = False
 
     async def __aenter__(self) -> Self:
         try:
@@ -75,6 +79,8 @@ class Gateway:
     ) -> tuple[int, Any]:
         """Make a call and return its status and JSON (None without a body); bytes as `body` are sent as they are.
 
+        A function as `body` returns the pieces of it, and is called again when the call is repeated.
+
         It is repeated for a minute while the gateway is overloaded or something that it needs is unavailable, also if a
         proxy in front of it says so, but not if nothing has ever answered.
 
@@ -85,19 +91,23 @@ class Gateway:
         UnavailableError
             If no gateway answers.
         """
-        data = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
+        pieces = body if callable(body) else None
+        data = body if pieces or isinstance(body, bytes | None) else msgspec.json.encode(body)
         sent = {**({} if data is None else {"Content-Type": "application/json"}), **(headers or {})}
+        timeout = STREAM_TIMEOUT if pieces else self._session.timeout
         deadline, pause_s = time.monotonic() + RETRY_S_MAX, PAUSE_S
         while True:
             try:
-                async with self._session.request(method, self.url + path, data=data, headers=sent) as response:
+                async with self._session.request(
+                    method, self.url + path, data=pieces() if pieces else data, headers=sent, timeout=timeout
+                ) as response:
                     raw, status = await response.read(), response.status
                     retry_after = response.headers.get("Retry-After", "")
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                if not self._reached or time.monotonic() > deadline or isinstance(error, ValueError):
+                if not self.is_reached or time.monotonic() > deadline or isinstance(error, ValueError):
                     raise self._silent(error) from None
             else:
-                self._reached = True
+                self.is_reached = True
                 # The body of a refusal may be that of a proxy.
                 if status not in RETRIED or time.monotonic() > deadline:
                     answer = self._decode(status, raw)
@@ -107,6 +117,30 @@ class Gateway:
                 pause_s = max(pause_s, float(retry_after) if retry_after.isdigit() else 0.0)
             await asyncio.sleep(min(pause_s, PAUSE_S_MAX))
             pause_s = 2 * pause_s
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout = STREAM_TIMEOUT
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Make a call once and yield the answer, whose body is not read yet.
+
+        Raises
+        ------
+        UnavailableError
+            If no gateway answers, now or while the body is read, or one cannot answer at the moment.
+        KeepfitError
+            Any other error that the gateway reports, of the class that it names.
+        """
+        try:
+            async with self._session.request(method, self.url + path, headers=headers, timeout=limits) as response:
+                self.is_reached = True
+                if response.status in RETRIED:
+                    raise UnavailableError(f"{self.url} answers with {response.status} {response.reason}.")
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise _error_of(response.status, self._decode(response.status, await response.read()))
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._silent(error) from None
 
     def _decode(self, status: int, raw: bytes) -> Any:
         try:

@@ -95,7 +95,7 @@ class ModelColumns:
                     raise ValueFaultError(spec.name, "the value is missing")
                 values.append(None)
             else:
-                values.append(value if typed else _to_feature(value, spec))
+                values.append(_finite(value, spec.name) if typed else _to_feature(value, spec))
         return values
 
     def target_of(self, row: FileRow, *, typed: bool) -> Any:
@@ -108,7 +108,7 @@ class ModelColumns:
         if value is None or value == "":
             raise ValueFaultError(name, "the value is missing")
         if typed:
-            return value
+            return _finite(value, name)
         if self.recipe.entry.target == "numbers":
             return _to_number(value, name)
         return self._to_label(value, name)
@@ -119,7 +119,7 @@ class ModelColumns:
         value = row.values.get(name)
         if value is None or value == "":
             raise ValueFaultError(name, "the value is missing")
-        return value if typed else _to_number(value, name)
+        return _finite(value, name) if typed else _to_number(value, name)
 
     def _to_label(self, text: str, name: str) -> str | int | bool:
         if self.label_type == "integer":
@@ -199,6 +199,13 @@ def _to_feature(text: str, spec: Column) -> Any:
             raise ValueFaultError(spec.name, f"{_shown(text)} is not true, false, 1 or 0")
         return value
     return text
+
+
+def _finite(value: Any, name: str) -> Any:
+    """Return a value that has a type; only Parquet can hold an infinite number, for which JSON has no form."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueFaultError(name, f"{value} is not a finite number")
+    return value
 
 
 def _to_number(text: str, name: str) -> float:

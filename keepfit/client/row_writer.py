@@ -1,26 +1,23 @@
 """Write rows to a file, a device, a pipe or standard output, in the formats that :mod:`keepfit.client.row_files` reads.
 
-Owns when a result appears: a regular file is replaced when all rows are written, and not after an error; anything else
-is written to, never replaced. Invariant: a row loses no column. The columns of CSV are known when the last row is, so
-CSV is written at the end; JSON and JSON lines are written as rows arrive.
+Owns their form; :mod:`keepfit.client.output_file` owns when a file appears. Invariant: a row loses no column. The
+columns of CSV are known when the last row is, so CSV is written at the end; JSON and JSON lines are written as rows
+arrive.
 """
 
 import csv
-import gzip
 import io
 import json
-import os
-import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, Self
 
-from keepfit.backends.files import sync_folder, write_and_rename
-from keepfit.client.row_files import STANDARD_STREAM, Format, format_of
-from keepfit.errors import KeepfitError
+from keepfit.client.file_codings import writer as compressed_writer
+from keepfit.client.output_file import STANDARD_STREAM, OutputFile
+from keepfit.client.row_files import Format, format_of
+from keepfit.errors import KeepfitError, MalformedError
 from keepfit.observability.printable import printable, printable_json
 
 # Rows of CSV that wait for the last one are in memory up to this size, then in a temporary file.
@@ -32,11 +29,15 @@ class RowWriter:
 
     Raises
     ------
+    MalformedError
+        For Parquet, whose columns need types that rows do not have.
     KeepfitError
         If the file cannot be written.
     """
 
     def __init__(self, path: str, format_: Format, delimiter: str | None = None) -> None:
+        if format_ == "parquet":
+            raise MalformedError(f"{path}: Parquet is read and not written: name the output .csv or .jsonl.")
         self._path, self._format = path, format_
         self._name = "standard output" if path == STANDARD_STREAM else path
         self._delimiter = delimiter or ("\t" if format_ == "tsv" else ",")
@@ -45,9 +46,9 @@ class RowWriter:
         # The columns of the file and those that are added, in the order in which they appear.
         self._columns: dict[str, None] = {}
         self._added: dict[str, None] = {}
-        self._temporary: tempfile._TemporaryFileWrapper[bytes] | None = None
-        self._raw: BinaryIO | None = None
-        self._compressed: gzip.GzipFile | None = None
+        self._file = OutputFile(path)
+        self._is_standard = True
+        self._compressed: BinaryIO | None = None
 
     def __enter__(self) -> Self:
         with self._writable():
@@ -56,27 +57,15 @@ class RowWriter:
         return self
 
     def _open(self) -> None:
-        found = None
-        with suppress(FileNotFoundError):
-            found = None if self._path == STANDARD_STREAM else Path(self._path).stat()
-        if self._path == STANDARD_STREAM or (found is not None and _is_standard_output(found)):
+        raw = self._file.open()
+        if raw is None:
             self._text: Any = sys.stdout
             # A file gets exact values. A terminal would obey control characters in them.
             self._escapes = sys.stdout.isatty()
             return
-        if found is not None and not stat.S_ISREG(found.st_mode):
-            self._raw = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND), "wb")
-        else:
-            # A link stays a link: the file that it leads to is replaced.
-            self._target = Path(os.path.realpath(self._path))
-            folder = self._target.parent
-            self._temporary = tempfile.NamedTemporaryFile(dir=folder, prefix=".keepfit-", delete=False)  # noqa: SIM115
-            os.fchmod(self._temporary.fileno(), _usual_mode() if found is None else stat.S_IMODE(found.st_mode))
-            self._raw = cast("BinaryIO", self._temporary.file)
-        if format_of(self._path)[1]:
-            # Without a time in its header, the same rows give the same bytes.
-            self._compressed = gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)
-        self._text = io.TextIOWrapper(cast("BinaryIO", self._compressed or self._raw), encoding="utf-8", newline="")
+        self._compressed = compressed_writer(raw, format_of(self._path)[1])
+        self._text = io.TextIOWrapper(self._compressed or raw, encoding="utf-8", newline="")
+        self._is_standard = False
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         is_complete = False
@@ -87,13 +76,11 @@ class RowWriter:
                 is_complete = True
         finally:
             self._waiting.close()
-            if self._raw is not None and not is_complete:
-                with suppress(OSError, ValueError):
-                    self._text.close()
-                with suppress(OSError):
-                    self._raw.close()
-                if self._temporary is not None:
-                    Path(self._temporary.name).unlink(missing_ok=True)
+            if not is_complete:
+                if not self._is_standard:
+                    with suppress(OSError, ValueError):
+                        self._text.close()
+                self._file.discard()
 
     def _finish(self) -> None:
         if self._format == "json":
@@ -101,15 +88,11 @@ class RowWriter:
         elif self._format != "jsonl":
             self._write_csv()
         self._text.flush()
-        if self._raw is None:
-            return
-        self._text.detach()
+        if not self._is_standard:
+            self._text.detach()
         if self._compressed is not None:
             self._compressed.close()
-        if self._temporary is not None:
-            write_and_rename(self._temporary, b"", self._target)
-            sync_folder(self._target.parent)
-        self._raw.close()
+        self._file.finish()
 
     def expect(self, columns: Iterable[str], added: Iterable[str] = ()) -> str | None:
         """Name columns that the header of CSV has in any case, with those that are added at its end.
@@ -162,18 +145,3 @@ class RowWriter:
             yield
         except OSError as error:
             raise KeepfitError(f"{self._name} cannot be written: {error.strerror or error}.") from None
-
-
-def _is_standard_output(found: os.stat_result) -> bool:
-    """Return whether a file is this process' standard output, as /dev/stdout is: it must not be replaced."""
-    try:
-        return os.path.samestat(found, os.fstat(sys.stdout.fileno()))
-    except (OSError, ValueError):
-        return False
-
-
-def _usual_mode() -> int:
-    """Return the mode that the user's umask gives to a new file."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask

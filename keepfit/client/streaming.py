@@ -206,10 +206,10 @@ async def _send_good_rows(
         try:
             return await send()
         except InvalidError as error:
-            chunk.drop(_faults_by_row(error, columns))
+            chunk.drop(faults_by_row(error, columns))
 
 
-def _faults_by_row(error: InvalidError, columns: ModelColumns) -> dict[int, str]:
+def faults_by_row(error: InvalidError, columns: ModelColumns) -> dict[int, str]:
     """Return the gateway's faults by row of the request; raise the error if it names no row."""
     found = {one.row: _detail(one, columns) for one in reversed(error.faults) if one.row is not None}
     if not found:

@@ -14,7 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from backports import zstd
 
 from keepfit import identity
 from keepfit.cli.words import parse_metadata
@@ -129,6 +132,62 @@ def test_json_and_compressed_files_are_learned_alike(stack: Stack, session: str,
     assert header == ["fit", "year", "make", "id", "prediction"]
     assert row[:4] == ["4", "2001", "nike", "7"]
     assert float(row[4]) == json.loads(predictions[0].splitlines()[0])["prediction"]
+
+
+def test_parquet_is_learned_scored_and_predicted_as_csv_is(stack: Stack, session: str, tmp_path: Path) -> None:
+    """The same rows as CSV and as Parquet give models with equal predictions and scores, which the output names."""
+    rows = [{"make": make, "year": year, "fit": fit} for make, year, fit in ROWS[:300]]
+    write(tmp_path / "a.csv", rows)
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=100)
+    (tmp_path / "a.csv.zst").write_bytes(zstd.compress((tmp_path / "a.csv").read_bytes()))
+    found = []
+    for number, name in enumerate(("a.csv", "a.parquet", "a.csv.zst")):
+        named = ("--hash", created(stack, tmp_path, f"{session}{number}"))
+        learned = result(run(stack, tmp_path, "learn", name, "--target", "fit", *named, "--batch", "100", "--json"))
+        assert (learned["rows"], learned["version"]) == (300, 3)
+        scores = result(run(stack, tmp_path, "score", name, "--target", "fit", *named, "--json"))
+        assert scores.pop("hash") == named[1]
+        done = run(stack, tmp_path, "predict", name, *named)
+        assert done.returncode == 0, done.stderr
+        predicted = [float(row["prediction"]) for row in csv.DictReader(done.stdout.splitlines())]
+        found.append((scores, predicted))
+    assert found[0] == found[1] == found[2]
+    scores, predicted = found[0]
+    errors = [abs(row["fit"] - guess) for row, guess in zip(rows, predicted, strict=True)]
+    assert scores["mean_absolute_error"] == pytest.approx(sum(errors) / 300)
+    assert {name: scores[name] for name in ("version", "rows_seen", "rows", "skipped")} == {
+        "version": 3, "rows_seen": 300, "rows": 300, "skipped": 0,
+    }  # fmt: skip
+    shown = run(stack, tmp_path, "score", "a.csv", "--target", "fit", *named).stdout.splitlines()
+    assert [line.split("\t")[0] for line in shown] == [
+        "score", "rows", "version", "rows_seen", "max_error", "mean_absolute_error", "r2",
+    ]  # fmt: skip
+    refused = run(stack, tmp_path, "predict", "a.csv", *named, "--output", "b.parquet")
+    assert "b.parquet: Parquet is read and not written: name the output .csv or .jsonl." in error_line(refused)
+
+
+def test_bad_rows_are_scored_on_request_only(stack: Stack, session: str, shoes: Path, tmp_path: Path) -> None:
+    """A bad row stops `score` with its place, also if the gateway finds it; --skip-bad leaves out such rows."""
+    named = ("--target", "fit", "--hash", created(stack, tmp_path, session))
+    assert run(stack, tmp_path, "learn", "shoes.csv", *named).returncode == 0
+    lines = shoes.read_text().splitlines()
+    whole = result(run(stack, tmp_path, "score", "shoes.csv", *named, "--json"))
+    assert (whole["rows"], whole["version"]) == (2500, 3)
+    # The first fault is found here, the second by the gateway.
+    shoes.write_text("\n".join([*lines[:5], "nike,abc,4", *lines[5:1500], "nike,1e39,4", *lines[1500:]]))
+    assert "shoes.csv, line 6: column 'year': 'abc' is not a number." in error_line(
+        run(stack, tmp_path, "score", "shoes.csv", *named)
+    )
+    shoes.write_text("\n".join([*lines[:1500], "nike,1e39,4", *lines[1500:]]))
+    assert "shoes.csv, line 1501: column 'year': 1e+39 is not" in error_line(
+        run(stack, tmp_path, "score", "shoes.csv", *named)
+    )
+    shoes.write_text("\n".join([*lines[:5], "nike,abc,4", *lines[5:1500], "nike,1e39,4", *lines[1500:]]))
+    done = run(stack, tmp_path, "score", "shoes.csv", *named, "--skip-bad", "--json")
+    assert {**result(done), "skipped": 0} == whole
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["shoes.csv, line 6", "shoes.csv, line 1502"]
+    shoes.write_text("make,year,fit\n")
+    assert "shoes.csv has no rows to score." in error_line(run(stack, tmp_path, "score", "shoes.csv", *named))
 
 
 def test_a_bad_row_stops_with_its_line_and_column(stack: Stack, session: str, shoes: Path, tmp_path: Path) -> None:

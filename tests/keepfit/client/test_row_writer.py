@@ -31,7 +31,7 @@ def write(path: Path | str) -> None:
             writer.write(row)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.csv.gz", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.csv.gz", "a.csv.zst", "a.json.gz"])
 def test_written_rows_are_read_again(tmp_path: Path, name: str) -> None:
     """Rows are written in the format of the name; without rows the file is empty, or an empty list."""
     path = tmp_path / name
