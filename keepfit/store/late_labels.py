@@ -12,7 +12,7 @@ from typing import Any
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command, ScriptConnection
-from keepfit.errors import IdempotencyError, KeepfitError, NotFoundError, StaleModelError
+from keepfit.errors import IdempotencyError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
 from keepfit.rowlog.row_log import Call
 from keepfit.rows import served
 from keepfit.settings import Settings
@@ -21,6 +21,10 @@ from keepfit.store.open_rows import Count
 
 # Bytes of the rows that one call joins with their labels.
 CALL_BYTES_MAX = 2**20
+UNLOGGED = (
+    "The labels are accepted, but the row log may lack some of them, and no snapshot contains them yet; send them "
+    "again with the same Idempotency-Key."
+)
 REASONS = {
     "u": ("unknown", "No row is open under this id, and none was lately."),
     "e": ("expired", "The row has expired: its label came too late. Send the row with its label to partial_fit."),
@@ -136,6 +140,8 @@ def _labelled(request: LabelRequest, answer: list[Any], at: float) -> LabelResul
             return LabelResult(
                 IdempotencyError("The Idempotency-Key was used with another body; use a new key for new labels.")
             )
+        case [b"unlogged"]:
+            return LabelResult(UnavailableError(UNLOGGED))
     _, first, accepted, version, unlocked, pending, pace, origin, outcomes, payloads, rows, size, at_us = answer
     if not accepted and b"f" in outcomes:
         return LabelResult(inbox.inbox_full(pending, pace))

@@ -157,13 +157,15 @@ class OpenRowsStore(Store):
         seen = self._seen(call)
         if seen is not None and seen.generation >= model.first_generation:
             if seen.payloads == call.payloads:
-                last = seen.first + seen.count - 1
-                left: list[bytes] = []
-                for entry in reversed([*model.kept, *model.inbox]):
-                    if entry.sequence == last - len(left) and entry.sequence >= seen.first:
-                        left.insert(0, entry.payload)
-                outcomes = seen.outcomes if isinstance(seen, LabelSeen) else ""
-                return self._ok(h, model, seen.first, seen.count, outcomes, left if call.logged else [])
+                outcomes, left = (seen.outcomes if isinstance(seen, LabelSeen) else ""), list[bytes]()
+                if call.logged and outcomes:
+                    of_call = range(seen.first, seen.first + seen.count)
+                    found = [entry for entry in (*model.kept, *model.inbox) if entry.sequence in of_call]
+                    saved = 0 if model.base[1] is None else model.base[0]
+                    if [entry.sequence for entry in found] != [one for one in of_call if one > saved]:
+                        return [b"unlogged"]
+                    left = [entry.payload for entry in found]
+                return self._ok(h, model, seen.first, seen.count, outcomes, left)
             if model.generation == request.generation:
                 return [b"conflict"]
         if model.generation != request.generation:

@@ -31,12 +31,14 @@
 --                        `outcomes` has one letter for each label: 'a' accepted, by this call or by an earlier one with
 --                        the same key; 'u' no row has this id; 'e' the row has expired; 'l' it was labelled before; 'f'
 --                        not accepted because it does not fit. '' if only the number is known any more. Of a
---                        repeated call the payloads are those that are still in the inbox, from its last one backwards
+--                        repeated call the payloads are those that no snapshot contains
+--         {'unlogged'}   the call is a repeat, and some of its payloads are neither in the inbox nor in a snapshot
 --         {'missing'}    there is no such model
 --         {'stale'}      the model was created again or restored to an older snapshot
 --         {'conflict'}   the key was used with another body
 local state = redis.call('HMGET', KEYS[1],
-  'generation', 'accepted', 'learned', 'bytes', 'chain', 'version', 'pace', 'origin', 'open_rows', 'open_bytes')
+  'generation', 'accepted', 'learned', 'bytes', 'chain', 'version', 'pace', 'origin', 'open_rows', 'open_bytes',
+  'base')
 if not state[1] then
   return {'missing'}
 end
@@ -63,14 +65,15 @@ if seen then
   if tonumber(generation) >= origin then
     if digest == string.sub(ARGV[2], 1, #digest) then
       local payloads, last = {}, first + count - 1
-      if ARGV[11] == '1' then
+      -- Without outcomes the answer comes from the row log (restore_idempotency), which has the payloads.
+      if ARGV[11] == '1' and outcomes ~= '' then
         local range = redis.call('XRANGE', KEYS[2], first .. '-0', string.format('%.0f', last) .. '-0')
-        -- Those from before a gap are in a snapshot, or dead letters.
-        for i = #range, 1, -1 do
-          if range[i][1] ~= string.format('%.0f', last - #payloads) .. '-0' then
-            break
-          end
-          table.insert(payloads, 1, range[i][2][2])
+        for i, entry in ipairs(range) do
+          payloads[i] = entry[2][2]
+        end
+        local saved = tonumber(string.match(state[11] or '', '^%d+') or 0)
+        if #payloads < last - math.max(first - 1, saved) then
+          return {'unlogged'}
         end
       end
       return {'ok', tonumber(first), tonumber(count), version, alone, waiting, pace, origin, outcomes, payloads, rows,

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import pytest
 
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.backends.blobs import LocalStorage, S3Storage
+from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import UnavailableError
 from keepfit.identity import hash_of
 from keepfit.recipe.recipe import parse
 from keepfit.rowlog.row_log import Call, RowLog, open_log
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
+from keepfit.rows.served import Served
 from keepfit.settings import Settings
-from keepfit.store import changes, first_answers, inbox
+from keepfit.snapshots.save import save
+from keepfit.store import changes, first_answers, inbox, open_rows
 from keepfit.store.models import Install
+from keepfit.store.open_rows import KeepRequest, Kept
 from keepfit_gateway.learning import recorder
 from tests.factories import Workshop, commit_bundle, workshop
 from tests.gateway.api_client import Api, Reply, eventually, serving
@@ -249,3 +254,44 @@ async def test_retried_requests_are_logged_with_their_new_sequence(logged: Setti
     calls = logged_calls(logged, path)
     assert [(call.origin, call.sequence, call.name) for call in calls] == [(1, n, "") for n in range(1, 5)]
     assert [call.payloads for call in calls[2:]] == [call.payloads for call in calls[:2]]
+
+
+async def test_labels_that_the_log_may_lack_wait_for_a_snapshot(
+    local: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels whose write failed are logged by a repeat; once Redis no longer has them, a snapshot must contain them."""
+    local = local.model_copy(update={"replay_bytes_max": 0})
+
+    def refuse(*_: Any) -> None:
+        raise UnavailableError("No space left on device")
+
+    async with serving(local) as api, workshop(local) as shop:
+        path = await api.make(METADATA, RECIPE)
+        model_hash = hash_of(METADATA)
+        await shop.learn(model_hash, ROWS["X"], ROWS["y"])
+        for key in ("pending", "learned"):
+            await _keep(shop, model_hash, ["a", "b"], key)
+            body = {"labels": [{"id": f"{key} {name}", "y": 1.0} for name in ("a", "b")]}
+            repeat = partial(api.post, f"{path}/labels", body, {"Idempotency-Key": key})
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalStorage, "put", refuse)
+                assert "the row log did not store it" in (await repeat()).problem(503)["detail"]
+            if key == "learned":
+                shop.work(model_hash)
+                for _ in range(2):
+                    assert "no snapshot contains them yet" in (await repeat()).problem(503)["detail"]
+                assert await save(shop.resources, model_hash)
+            answer = (await repeat()).of(202)
+            assert (answer["accepted"], answer["errors"]) == (2, [])
+    assert [(call.sequence, len(call.payloads)) for call in logged_calls(local, path)] == [(2, 2)]
+
+
+async def _keep(shop: Workshop, model_hash: str, ids: list[str], prefix: str) -> None:
+    """Keep rows under ids that begin with a prefix, as a gateway does that has predicted them."""
+    model, connection = await shop.model(model_hash), ScriptConnection(shop.store.client)
+    rows = shaping.shape(model.recipe, [[1.0, 2.0]] * len(ids), learning=False)
+    names, served = [f"{prefix} {name}" for name in ids], [Served(1, 1, 0.5)] * len(ids)
+    request = KeepRequest(model_hash, model.generation, open_rows.make_rows(names, rows, served, proba=False))
+    (result,) = await open_rows.keep(connection, shop.settings, [request])
+    assert isinstance(result.outcome, Kept)
+    await connection.close()
