@@ -84,7 +84,7 @@ async def label(
 ) -> list[LabelResult]:
     """Join open rows with their labels and add them to the inboxes, each as a request of one row.
 
-    If `logged`, the results have the calls for the row log, with the time of Redis, read in the same round trip.
+    If `logged`, the results have the calls for the row log, with the time of Redis.
 
     Raises
     ------
@@ -92,9 +92,8 @@ async def label(
         If Redis is unavailable; then any of the labels may or may not have been accepted.
     """
     commands = [_label_command(settings, request, logged=logged) for request in requests]
-    *answers, (seconds, micros) = await store.run(*commands, ("TIME",))
-    at = int(seconds) + int(micros) / 1e6
-    return [_labelled(request, answer, at) for request, answer in zip(requests, answers, strict=True)]
+    answers = await store.run(*commands)
+    return [_labelled(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
 
 def _label_command(settings: Settings, request: LabelRequest, *, logged: bool) -> Command:
@@ -130,7 +129,7 @@ def _label_command(settings: Settings, request: LabelRequest, *, logged: bool) -
     )
 
 
-def _labelled(request: LabelRequest, answer: list[Any], at: float) -> LabelResult:
+def _labelled(request: LabelRequest, answer: list[Any]) -> LabelResult:
     match answer:
         case [b"missing"]:
             return LabelResult(NotFoundError(f"There is no model {request.hash}."))
@@ -149,7 +148,7 @@ def _labelled(request: LabelRequest, answer: list[Any], at: float) -> LabelResul
     if payloads:
         name = "" if request.key is None else f"c:{request.key}"
         begin = first + accepted - len(payloads)
-        call = Call(request.hash, origin, begin, at, request.digest, name, tuple(payloads))
+        call = Call(request.hash, origin, begin, int(at_us) / 1e6, request.digest, name, tuple(payloads))
     return LabelResult(
         Labelled(first, accepted, version, outcomes.decode()),
         bool(unlocked and accepted),

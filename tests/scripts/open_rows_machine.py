@@ -239,7 +239,7 @@ class OpenRowsMachine(StoreMachine):
         hours = store_model.MINTED_H if key is None else store_model.CLIENTS_KEY_H
         answers, name = (None, b"") if key is None else first_answers.answers_of(h, key)
         content = served.encode([*zip(ids, request.labels, strict=True)])
-        for (command, _), (answer, _) in recorder.trips:
+        for (command,), (answer,) in recorder.trips:
             call = LabelCall(request, (content,), command[5], hours, *limit, call_bytes, answers, name, logged)
             at_ms = int(answer[-1]) // 1000 if answer[0] == b"ok" else 0
             expected = self.plain.label(call, at_ms)
@@ -259,6 +259,7 @@ class OpenRowsMachine(StoreMachine):
         if result.call is not None:
             logged_call = result.call
             assert (logged_call.origin, logged_call.last) == (origin, first + count - 1)
+            assert round(logged_call.at * 1e6) == int(answer[-1])
             assert (list(logged_call.payloads), logged_call.name) == (payloads, "" if key is None else f"c:{key}")
         self.counts.append(result.count)
         self._note(result.count)
