@@ -173,7 +173,7 @@ def _kept(request: KeepRequest, answer: list[Any]) -> KeepResult:
             predictions = [_prediction(row.answered) for row in request.rows]
             return KeepResult(Kept(predictions), Count(request.hash, rows, size, at_us))
         case [b"repeated", answered]:
-            return KeepResult(Kept([_prediction(data) for data in answered], repeated=True))
+            return KeepResult(_repeated([_prediction(data) for data in answered]))
         case [b"full", int(rows), int(size)]:
             return KeepResult(full(f"{rows} rows of the model wait for their labels, in {size} bytes"))
         case [b"missing"]:
@@ -184,6 +184,13 @@ def _kept(request: KeepRequest, answer: list[Any]) -> KeepResult:
             reason = CONFLICTS[word].format(repr(name.decode()))
             return KeepResult(ConflictError(f"Nothing was kept: {reason}"))
     raise AssertionError(answer)
+
+
+def _repeated(predictions: list[Served]) -> Kept | ConflictError:
+    # An answer names one version, and has the classes of one.
+    if len({prediction.version for prediction in predictions}) > 1:
+        return ConflictError("The rows with these ids were predicted by several versions; repeat a request as it was.")
+    return Kept(predictions, repeated=True)
 
 
 def _prediction(data: bytes) -> Served:

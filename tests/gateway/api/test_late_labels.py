@@ -160,6 +160,17 @@ async def test_a_repeated_prediction_gets_the_first_answer(api: Api, metadata: d
     assert (await api.model(path))["open_rows"] == 1
 
 
+async def test_rows_of_several_versions_have_no_common_answer(api: Api, metadata: dict[str, Any]) -> None:
+    """A request that joins the rows of two earlier ones, by different versions with other labels, is a 409."""
+    path = await api.make(metadata, {"estimator": "GaussianNB"})
+    for name, labels in (("a", "abab"), ("b", "abcd")):
+        await api.learn(path, MATRIX[:4], list(labels))
+        await predict(api, path, MATRIX[:1], name, proba=True)
+    both = {"X": [MATRIX[0], MATRIX[0]], "id": ["a", "b"], "proba": True}
+    assert "several versions" in (await api.post(f"{path}/predict", both)).problem(409)["detail"]
+    assert (await api.model(path))["open_rows"] == 2
+
+
 async def test_an_answer_with_an_id_equals_one_without(api: Api, metadata: dict[str, Any]) -> None:
     """The body is the same, whether a scorer, the cache or a worker answers; it may not be stored."""
     path = await api.make(metadata, LOGISTIC)
