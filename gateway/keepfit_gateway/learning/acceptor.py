@@ -7,7 +7,6 @@ push is asynchronous: no request waits for it, because a lost hint only delays w
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import structlog
 
 from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
-from keepfit.errors import KeepfitError, UnavailableError, without_frames
+from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.jobs import run_queue
 from keepfit.observability import failpoints
 from keepfit.observability.outage import Outage
@@ -28,33 +27,20 @@ from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit.store.models import Model
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.recorder import Recorder
+from keepfit_gateway.learning.waiters import Waiter, put
 
 log = structlog.get_logger(__name__)
 
 # So long after a hint, another push finds whether a lease has come to it: one timer for all.
 LOOK_AGAIN_S = 0.07
 
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    request: LearnRequest
-    future: asyncio.Future[Accepted]
+RequestWaiter = Waiter[LearnRequest, Accepted]
 
 
-def _resolve(pending: _Pending, outcome: inbox.Outcome) -> None:
-    if pending.future.done():
-        return
-    if isinstance(outcome, Accepted):
-        pending.future.set_result(outcome)
-    else:
-        # Other requests of the batch may get the same error.
-        pending.future.set_exception(without_frames(outcome))
-
-
-def _resolve_recorded(accepted: list[tuple[_Pending, inbox.Outcome]], error: KeepfitError | None) -> None:
+def _resolve_recorded(accepted: list[tuple[RequestWaiter, inbox.Outcome]], error: KeepfitError | None) -> None:
     """Resolve the requests of one call after the row log stored it, or failed with `error`."""
-    for pending, outcome in accepted:
-        _resolve(pending, error or outcome)
+    for waiter, outcome in accepted:
+        waiter.resolve(error or outcome)
 
 
 class Acceptor:
@@ -74,7 +60,7 @@ class Acceptor:
         self._settings = settings
         self._enqueuer = enqueuer
         self._recorder = recorder
-        self._requests = Batcher(self._accept)
+        self._requests: Batcher[RequestWaiter] = Batcher(self._accept)
         # None only looks whether one more lease is needed.
         self._hints: Batcher[str | None] = Batcher(self._push)
         self._look_again: asyncio.TimerHandle | None = None
@@ -103,7 +89,7 @@ class Acceptor:
         request = inbox.make_small_request(model.hash, model.generation, rows, key, width=width)
         if request is None:
             return await self._accept_large(model, rows, key, width)
-        return await self._put(request)
+        return await put(self._requests, request)
 
     async def _accept_large(self, model: Model, rows: Rows, key: str | None, width: int) -> Accepted:
         """Accept rows that are staged first, so that the requests of the batch do not wait for them."""
@@ -120,7 +106,7 @@ class Acceptor:
         del rows
         accepted = False
         try:
-            answer = await self._put(request)
+            answer = await put(self._requests, request)
             accepted = key is None
         finally:
             if not accepted:
@@ -131,12 +117,7 @@ class Acceptor:
         self, model_hash: str, generation: int, params: Mapping[str, Any], key: str | None
     ) -> Accepted:
         """Accept a change, checked for the model at `generation`, durably; raises as :meth:`accept`."""
-        return await self._put(inbox.make_change(model_hash, generation, params, key))
-
-    def _put(self, request: LearnRequest) -> asyncio.Future[Accepted]:
-        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._requests.put(_Pending(request, future))
-        return future
+        return await put(self._requests, inbox.make_change(model_hash, generation, params, key))
 
     def notify(self, model_hash: str) -> None:
         """Notify the learn queue that a model has pending requests that this acceptor did not accept."""
@@ -147,11 +128,11 @@ class Acceptor:
         """Number of requests that arrived during the current round trip and go with the next one."""
         return len(self._requests)
 
-    async def _accept(self, batch: list[_Pending]) -> None:
+    async def _accept(self, batch: list[RequestWaiter]) -> None:
         to_notify: list[str] = []
         logged: list[tuple[Call, list[int]]] = []
         outcomes: list[inbox.Outcome] | list[UnavailableError] | list[KeepfitError]
-        requests = [pending.request for pending in batch]
+        requests = [waiter.request for waiter in batch]
         failpoints.reach("accept.begun")
         try:
             if self._recorder is None:
@@ -173,10 +154,10 @@ class Acceptor:
             for call, positions in logged:
                 self._recorder.put(call, partial(_resolve_recorded, [(batch[i], outcomes[i]) for i in positions]))
             later = {i for _, positions in logged for i in positions}
-            batch = [pending for i, pending in enumerate(batch) if i not in later]
+            batch = [waiter for i, waiter in enumerate(batch) if i not in later]
             outcomes = [outcome for i, outcome in enumerate(outcomes) if i not in later]
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            _resolve(pending, outcome)
+        for waiter, outcome in zip(batch, outcomes, strict=True):
+            waiter.resolve(outcome)
         for model_hash in to_notify:
             self._hints.put(model_hash)
 

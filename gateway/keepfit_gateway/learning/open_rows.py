@@ -10,16 +10,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
 
 import redis.asyncio
 import structlog
 
 from keepfit.backends.batcher import Batcher
 from keepfit.backends.redis_scripts import ScriptConnection
-from keepfit.errors import KeepfitError, UnavailableError, without_frames
+from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.observability import failpoints
 from keepfit.rows.served import Served
 from keepfit.settings import Settings
@@ -28,28 +26,15 @@ from keepfit.store.late_labels import Labelled, LabelRequest, LabelResult
 from keepfit.store.open_rows import Count, KeepRequest, Kept, Total
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.recorder import Recorder
+from keepfit_gateway.learning.waiters import Waiter, put
 
 log = structlog.get_logger(__name__)
 
 EXPIRE_S = 60.0
 BATCH_MAX = 64
 
-R = TypeVar("R", KeepRequest, LabelRequest)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending(Generic[R]):
-    request: R
-    future: asyncio.Future[Any]
-
-    def resolve(self, outcome: Any) -> None:
-        """Set the outcome, unless its client is gone."""
-        if self.future.done():
-            return
-        if isinstance(outcome, KeepfitError):
-            self.future.set_exception(without_frames(outcome))
-        else:
-            self.future.set_result(outcome)
+RowsWaiter = Waiter[KeepRequest, Kept]
+LabelsWaiter = Waiter[LabelRequest, Labelled]
 
 
 class OpenRows:
@@ -64,8 +49,8 @@ class OpenRows:
         self._recorder = recorder
         self._keeping = ScriptConnection(store)
         self._labelling = ScriptConnection(store)
-        self._rows: Batcher[_Pending[KeepRequest]] = Batcher(self._keep, BATCH_MAX)
-        self._labels: Batcher[_Pending[LabelRequest]] = Batcher(self._label, BATCH_MAX)
+        self._rows: Batcher[RowsWaiter] = Batcher(self._keep, BATCH_MAX)
+        self._labels: Batcher[LabelsWaiter] = Batcher(self._label, BATCH_MAX)
         self.total = Total()
         # Rows of predictions, and labels, by their outcome.
         self.rows: Counter[str] = Counter(kept=0, repeated=0, refused=0)
@@ -86,7 +71,7 @@ class OpenRows:
             If Redis is unavailable.
         """
         try:
-            kept: Kept = await self._put(self._rows, request)
+            kept = await put(self._rows, request)
         except KeepfitError:
             self.rows["refused"] += len(request.rows)
             raise
@@ -107,18 +92,13 @@ class OpenRows:
         UnavailableError
             If Redis or the row log is unavailable.
         """
-        labelled: Labelled = await self._put(self._labels, request)
+        labelled = await put(self._labels, request)
         self.labels["accepted"] += labelled.accepted
         for letter, (name, _) in late_labels.REASONS.items():
             self.labels[name] += labelled.outcomes.count(letter)
         return labelled
 
-    def _put(self, batcher: Batcher[_Pending[R]], request: R) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        batcher.put(_Pending(request, future))
-        return future
-
-    async def _keep(self, batch: list[_Pending[KeepRequest]]) -> None:
+    async def _keep(self, batch: list[RowsWaiter]) -> None:
         try:
             batch = await self._fitting(batch)
             results = await open_rows.keep(self._keeping, self._settings, [each.request for each in batch])
@@ -130,24 +110,24 @@ class OpenRows:
             _resolve_all(batch, KeepfitError("The rows could not be kept; the gateway's log has the details."))
             return
         failpoints.reach("rows.kept")
-        for pending, result in zip(batch, results, strict=True):
-            pending.resolve(result.outcome)
+        for waiter, result in zip(batch, results, strict=True):
+            waiter.resolve(result.outcome)
         await self._note(self._keeping, [result.count for result in results])
 
-    async def _fitting(self, batch: list[_Pending[KeepRequest]]) -> list[_Pending[KeepRequest]]:
+    async def _fitting(self, batch: list[RowsWaiter]) -> list[RowsWaiter]:
         """Return the requests that the limit of all models has space for, and refuse the others."""
-        most, is_new, fitting = self._settings.open_rows_total_bytes_max, False, list[_Pending[KeepRequest]]()
+        most, is_new, fitting = self._settings.open_rows_total_bytes_max, False, list[RowsWaiter]()
         taken = 0
-        for pending in batch:
-            size = sum(row.size_bytes for row in pending.request.rows)
+        for waiter in batch:
+            size = sum(row.size_bytes for row in waiter.request.rows)
             if self.total.size_bytes + taken + size > most and not is_new:
                 self.total, is_new = await open_rows.total(self._keeping), True
             if self.total.size_bytes + taken + size > most:
                 what = f"{self.total.rows} rows of all models wait for their labels, in {self.total.size_bytes} bytes"
-                pending.resolve(open_rows.full(what))
+                waiter.resolve(open_rows.full(what))
             else:
                 taken += size
-                fitting.append(pending)
+                fitting.append(waiter)
         return fitting
 
     async def _note(self, connection: ScriptConnection, counts: Sequence[Count | None]) -> None:
@@ -156,8 +136,8 @@ class OpenRows:
             total = await open_rows.note_counts(connection, [count for count in counts if count is not None])
             self.total = total or self.total
 
-    async def _label(self, batch: list[_Pending[LabelRequest]]) -> None:
-        requests, logged = [pending.request for pending in batch], self._recorder is not None
+    async def _label(self, batch: list[LabelsWaiter]) -> None:
+        requests, logged = [waiter.request for waiter in batch], self._recorder is not None
         failpoints.reach("labels.begun")
         try:
             if self._recorder is not None:
@@ -171,13 +151,13 @@ class OpenRows:
             _resolve_all(batch, KeepfitError("The labels could not be accepted; the gateway's log has the details."))
             return
         failpoints.reach("labels.done")
-        for pending, result in zip(batch, results, strict=True):
+        for waiter, result in zip(batch, results, strict=True):
             if self._recorder is not None and result.call is not None:
-                self._recorder.put(result.call, partial(_resolve_recorded, pending, result))
+                self._recorder.put(result.call, partial(_resolve_recorded, waiter, result))
             else:
-                pending.resolve(result.outcome)
+                waiter.resolve(result.outcome)
             if result.is_unlocked:
-                self._acceptor.notify(pending.request.hash)
+                self._acceptor.notify(waiter.request.hash)
         await self._note(self._labelling, [result.count for result in results])
 
     async def expire_forever(self) -> None:
@@ -196,11 +176,11 @@ class OpenRows:
         await self._labelling.close()
 
 
-def _resolve_all(batch: Sequence[_Pending[Any]], error: KeepfitError) -> None:
-    for pending in batch:
-        pending.resolve(error)
+def _resolve_all(batch: Sequence[RowsWaiter | LabelsWaiter], error: KeepfitError) -> None:
+    for waiter in batch:
+        waiter.resolve(error)
 
 
-def _resolve_recorded(pending: _Pending[LabelRequest], result: LabelResult, error: KeepfitError | None) -> None:
+def _resolve_recorded(waiter: LabelsWaiter, result: LabelResult, error: KeepfitError | None) -> None:
     """Report the outcome of labels, after the row log stored them or failed with `error`."""
-    pending.resolve(error or result.outcome)
+    waiter.resolve(error or result.outcome)
