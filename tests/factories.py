@@ -5,7 +5,7 @@ Owns no server and no process: a :class:`Workshop` needs a Redis, a MongoDB and 
 
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,13 +27,15 @@ from keepfit.recipe import recipe
 from keepfit.recipe.catalogue import Kind
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
+from keepfit.rows.served import Served
 from keepfit.security import envelope
 from keepfit.settings import Settings
 from keepfit.snapshots.resources import Resources, open_resources
-from keepfit.store import inbox
+from keepfit.store import inbox, open_rows
 from keepfit.store.commit import Claimed, Committed, InboxConsumer
 from keepfit.store.inbox import Accepted
 from keepfit.store.models import Install, Model, Store
+from keepfit.store.open_rows import KeepRequest, Kept
 from keepfit_snapshotter.run import PassLimits, Snapshotter
 from keepfit_workers.learning import seal_bundle
 from tests.conftest import SHOES_RECIPE
@@ -139,6 +141,15 @@ class Workshop:
         committed = commit_bundle(self.consumer, self.keyring, claimed, bundle, len(claimed.entries), token)
         assert committed.version == claimed.version + 1
         return committed
+
+    async def keep(self, model_hash: str, ids: Sequence[str], row: Sequence[Any] = (1.0, 2.0)) -> None:
+        """Keep a row under each of the ids until its label comes, as a gateway does that has predicted it."""
+        model, connection = await self.model(model_hash), ScriptConnection(self.store.client)
+        rows = shaping.shape(model.recipe, [list(row)] * len(ids), learning=False)
+        kept = open_rows.make_rows(ids, rows, [Served(1, 1, 0.5)] * len(ids), proba=False)
+        (result,) = await open_rows.keep(connection, self.settings, [KeepRequest(model_hash, model.generation, kept)])
+        await connection.close()
+        assert isinstance(result.outcome, Kept)
 
     async def learned(self, document: dict[str, Any] | None = None, /, **metadata: Any) -> str:
         """Create a model that has learned once; return its hash."""

@@ -8,8 +8,8 @@ sweep of the workers. :mod:`keepfit.store.open_rows` has the scripts.
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import redis.asyncio
@@ -132,7 +132,7 @@ class OpenRows:
 
     async def _note(self, connection: ScriptConnection, counts: Sequence[Count | None]) -> None:
         """Note in the register how many rows the models have; if that fails, the next pass notes it."""
-        with suppress(UnavailableError):
+        with _counting():
             total = await open_rows.note_counts(connection, [count for count in counts if count is not None])
             self.total = total or self.total
 
@@ -163,7 +163,7 @@ class OpenRows:
     async def expire_forever(self) -> None:
         """Expire rows once a minute, and read how many all models have."""
         while True:
-            with suppress(UnavailableError):
+            with _counting():
                 await open_rows.expire(self._store, self._settings)
                 self.total = await open_rows.total(self._store)
             await asyncio.sleep(EXPIRE_S)
@@ -174,6 +174,17 @@ class OpenRows:
         await self._labels.close()
         await self._keeping.close()
         await self._labelling.close()
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Go on after an error: what is not counted now is counted by the next pass."""
+    try:
+        yield
+    except UnavailableError:
+        pass
+    except Exception:
+        log.exception("count_failed")
 
 
 def _resolve_all(batch: Sequence[RowsWaiter | LabelsWaiter], error: KeepfitError) -> None:

@@ -12,19 +12,16 @@ import pytest
 
 from keepfit.backends import redis_clients, redis_keys
 from keepfit.backends.blobs import LocalStorage, S3Storage
-from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import UnavailableError
 from keepfit.identity import hash_of
 from keepfit.recipe.recipe import parse
 from keepfit.rowlog.row_log import Call, RowLog, open_log
 from keepfit.rows import shaping
 from keepfit.rows.rows import Rows
-from keepfit.rows.served import Served
 from keepfit.settings import Settings
 from keepfit.snapshots.save import save
-from keepfit.store import changes, first_answers, inbox, open_rows
+from keepfit.store import changes, first_answers, inbox
 from keepfit.store.models import Install
-from keepfit.store.open_rows import KeepRequest, Kept
 from keepfit_gateway.learning import recorder
 from tests.factories import Workshop, commit_bundle, workshop
 from tests.gateway.api_client import Api, Reply, eventually, serving
@@ -270,7 +267,7 @@ async def test_labels_that_the_log_may_lack_wait_for_a_snapshot(
         model_hash = hash_of(METADATA)
         await shop.learn(model_hash, ROWS["X"], ROWS["y"])
         for key in ("pending", "learned"):
-            await _keep(shop, model_hash, ["a", "b"], key)
+            await shop.keep(model_hash, [f"{key} {name}" for name in ("a", "b")])
             body = {"labels": [{"id": f"{key} {name}", "y": 1.0} for name in ("a", "b")]}
             repeat = partial(api.post, f"{path}/labels", body, {"Idempotency-Key": key})
             with monkeypatch.context() as patch:
@@ -284,14 +281,3 @@ async def test_labels_that_the_log_may_lack_wait_for_a_snapshot(
             answer = (await repeat()).of(202)
             assert (answer["accepted"], answer["errors"]) == (2, [])
     assert [(call.sequence, len(call.payloads)) for call in logged_calls(local, path)] == [(2, 2)]
-
-
-async def _keep(shop: Workshop, model_hash: str, ids: list[str], prefix: str) -> None:
-    """Keep rows under ids that begin with a prefix, as a gateway does that has predicted them."""
-    model, connection = await shop.model(model_hash), ScriptConnection(shop.store.client)
-    rows = shaping.shape(model.recipe, [[1.0, 2.0]] * len(ids), learning=False)
-    names, served = [f"{prefix} {name}" for name in ids], [Served(1, 1, 0.5)] * len(ids)
-    request = KeepRequest(model_hash, model.generation, open_rows.make_rows(names, rows, served, proba=False))
-    (result,) = await open_rows.keep(connection, shop.settings, [request])
-    assert isinstance(result.outcome, Kept)
-    await connection.close()
