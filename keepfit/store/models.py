@@ -17,7 +17,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import StaleModelError, UnavailableError
 from keepfit.recipe.recipe import Recipe, from_text
 from keepfit.security import envelope
-from keepfit.store import unloadable
+from keepfit.store import stored_answers, unloadable
 from keepfit.store.idle import IdleRecord
 from keepfit.store.retained import RetainedRequests, RetentionNote
 from keepfit.store.snapshot_state import SnapshotState
@@ -249,7 +249,7 @@ class Store:
                     redis_keys.open_rows(model_hash),
                     redis_keys.open_row_ends(model_hash),
                     redis_keys.closed_rows(model_hash),
-                    *large_keys,
+                    *(*large_keys, *stored_answers.keys_of(model_hash)),
                 ],
                 [redis_keys.COMMITS, model_hash, newest],
             ),

@@ -74,6 +74,9 @@ class JobMachine(RuleBasedStateMachine):
     @rule(name=names, holder=holders)
     def claim(self, name: str, holder: str) -> None:
         """Claim a job, whether it is free or not."""
+        self._claim(name, holder)
+
+    def _claim(self, name: str, holder: str) -> None:
         (answer,) = self._run(pull_jobs.claim(name, holder))
         plain, found = self.plain, self.plain.records.get(name)
         if name not in plain.open or plain.open[name]:
@@ -93,6 +96,12 @@ class JobMachine(RuleBasedStateMachine):
         """Store how far a job is, as its holder or not; release it, or end it."""
         self._advance(name, holder, does, fields)
 
+    @rule(name=names, holder=holders, does=st.sampled_from(("release", "end")))
+    def claim_and_advance(self, name: str, holder: str, does: str) -> None:
+        """Claim a job, and release or end it, if it was free."""
+        self._claim(name, holder)
+        self._advance(name, holder, does, {"calls": "7"})
+
     def _advance(self, name: str, holder: str, does: str, fields: dict[str, str]) -> None:
         hold_s, kept_s = 0.0 if does == "release" else pull_jobs.HOLD_S, KEPT_S if does == "end" else 0
         (answer,) = self._run(pull_jobs.advance(name, holder, fields, hold_s=hold_s, kept_s=kept_s))
@@ -111,6 +120,9 @@ class JobMachine(RuleBasedStateMachine):
     @rule(name=names)
     def cancel(self, name: str) -> None:
         """Cancel a job."""
+        self._cancel(name)
+
+    def _cancel(self, name: str) -> None:
         keys = [redis_keys.OPEN_JOBS, redis_keys.job(name)]
         (answer,) = self._run(redis_scripts.call("cancel_job", keys, [name, 1000 * KEPT_S]))
         plain, found = self.plain, self.plain.records.get(name)
@@ -132,15 +144,17 @@ class JobMachine(RuleBasedStateMachine):
         found.is_open = False
         del self.plain.open[name]
 
-    @rule(name=names, wakes=st.booleans())
-    def end_hold(self, name: str, wakes: bool) -> None:
-        """The time of a holder ends, who does not know it, and may go on before another process claims the job."""
+    @rule(name=names, then=st.sampled_from(("", "go on", "cancel")))
+    def end_hold(self, name: str, then: str) -> None:
+        """The time of a holder ends, who may go on before another process claims the job; a client may cancel it."""
         if name in self.plain.open:
             self.bench.client.zadd(redis_keys.OPEN_JOBS, {name: 1})
             self.plain.open[name] = False
             found = self.plain.records.get(name)
-            if wakes and found is not None and "holder" in found.fields:
+            if then == "go on" and found is not None and "holder" in found.fields:
                 self._advance(name, found.fields["holder"], "go on", {})
+            elif then == "cancel":
+                self._cancel(name)
 
     @rule(name=names)
     def lose(self, name: str) -> None:

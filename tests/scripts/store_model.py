@@ -468,12 +468,13 @@ class Store:
             self.big.pop(request.big, None)
 
     def delete(self, h: str) -> bool:
-        """Delete a model, but not the answers to its calls."""
+        """Delete a model with its stored answers, but not the first answers to its calls."""
         self.changed.pop(h, None)
         if h not in self.models:
             return False
         self._forget_rows(h)
         generation = self.models.pop(h).generation
+        self.kept.pop(h, None)
         self.dead.pop(h, None)
         self.locks.pop(h, None)
         self.published.append(f"{h} {generation} -1 0 0 0 ")

@@ -60,7 +60,7 @@ for _, item in ipairs(redis.call('XRANGE', KEYS[4], '(' .. ARGV[15], '+')) do
   answer[#answer + 1] = item[2][6]
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-redis.call('DEL', KEYS[8], KEYS[9], KEYS[10])
+redis.call('UNLINK', KEYS[8], KEYS[9], KEYS[10])
 for i = 11, #KEYS do
   redis.call('UNLINK', KEYS[i])
 end

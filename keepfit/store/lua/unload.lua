@@ -33,5 +33,5 @@ if not idle or idle < tonumber(ARGV[3]) then
 end
 redis.call('SET', KEYS[6], table.concat({state[1], state[2], state[5] or state[1], state[6] or ''}, ' '), 'PX', ARGV[4])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[5])
-redis.call('DEL', KEYS[7], KEYS[8], KEYS[9])
+redis.call('UNLINK', KEYS[7], KEYS[8], KEYS[9])
 return 1
