@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.history import RegistryEntry
 from keepfit.history.lineage import Position
@@ -19,6 +20,8 @@ from keepfit.restore.replay_source import LoggedRequest
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
 from keepfit.store import changes, inbox
+from keepfit.store.commit import Harm
+from keepfit_workers import sweep
 from tests import servers
 from tests.conftest import SIGNING_KEYS
 from tests.factories import Workshop, dump_local, workshop
@@ -112,6 +115,25 @@ async def test_a_worker_can_die_while_it_replaces_code(
     assert uploads.header_of(model.changed["object"]).code == uploads.NewCode(
         uploads.digest_of(new), len(uploads.decode(new))
     )
+
+
+async def test_code_that_ends_its_process_is_put_aside(deployment: Settings, shop: Workshop, recipe: Recipe) -> None:
+    """Code of which workers die is a dead letter, and the rows around it are learned with the old code."""
+    model_hash = await shop.make(recipe)
+    deadly = NEW.replace("vars(self).update(state)", "import os; os._exit(9)")
+    await shop.accept(model_hash, [[0.0]], [1.0])
+    await accept_code(shop, deployment, model_hash, dump_local(deadly, KEYS))
+    await shop.accept(model_hash, [[0.0]], [2.0])
+    deaths = 0
+    while not learned(shop, model_hash):
+        push(shop, run_queue.LEARN, model_hash)
+        deaths += acts.exit_code_of("", acts.learn, deployment, LEASE) == 9
+        sweep.end_lease(shop.redis, shop.redis, LEASE, Harm.DEATH)
+        assert deaths < 20
+    bundle: Any = unseal(shop.data(model_hash), shop.keyring, recipe, model_hash)[1]
+    assert (bundle.estimator.steps, bundle.changed) == (expected(2, [1.0, 2.0]), {})
+    ((_, letter),) = shop.redis.xrange(redis_keys.dead(model_hash))  # type: ignore[misc]
+    assert b"died" in letter[b"reason"]
 
 
 async def test_a_replay_replaces_the_code_at_its_place(shop: Workshop, recipe: Recipe) -> None:
