@@ -22,7 +22,7 @@ def create(
     file: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE]",
+            metavar="FILE",
             help="File with metadata and recipe of the model, as YAML or JSON, or of several in documents of YAML; - "
             "is standard input.",
             show_default=False,

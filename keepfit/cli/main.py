@@ -18,7 +18,9 @@ from keepfit import __version__
 from keepfit.cli import (
     create,
     dead_letters,
+    estimators,
     history,
+    jobs,
     keys,
     missing_services,
     models,
@@ -29,6 +31,7 @@ from keepfit.cli import (
     rows,
     services,
     status,
+    top,
     transfer,
     watch,
     words,
@@ -122,6 +125,27 @@ _add(
 )
 _add(models.models, USE, "keepfit models --type shoes --json", "keepfit models --hash 3fa9")
 _add(
+    jobs.pull,
+    USE,
+    "keepfit pull s3://bucket/daily/shoes.parquet --target size --metadata type=shoes brand=nike --follow",
+    "keepfit pull file:///srv/data/votes.csv.gz --hash 3fa9 --column make=brand_name --column year",
+    cls=words.SeveralWords,
+)
+_add(jobs.jobs, USE, "keepfit jobs --state running", "keepfit jobs 5f0c --follow", "keepfit jobs 5f0c --cancel")
+_add(
+    estimators.upload,
+    USE,
+    "keepfit upload trained.skops --metadata type=digits",
+    cls=words.SeveralWords,
+)
+_add(
+    estimators.download,
+    USE,
+    "keepfit download --hash 3fa9 --output digits.skops",
+    "keepfit download --metadata type=digits --format pickle",
+    cls=words.SeveralWords,
+)
+_add(
     watch.watch,
     USE,
     "keepfit watch --type shoes",
@@ -135,6 +159,7 @@ _add(
     "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
 )
 _add(status.status, OPERATE, "keepfit status", "keepfit status --json")
+_add(top.top, OPERATE, "keepfit top --sort error", "keepfit top --once --json --type shoes")
 _add(workers.workers, OPERATE, "keepfit workers", "keepfit workers --json")
 _add(dead_letters.dead, OPERATE, "keepfit dead --hash HASH", "keepfit dead --hash HASH --retry")
 _add(

@@ -22,6 +22,7 @@ from keepfit.times import format_time
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -129,10 +130,11 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], emp
     elif not cells:
         typer.echo(empty)
     else:
-        _print_aligned(columns, cells)
+        console().print(aligned(columns, cells))
 
 
-def _print_aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+def aligned(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> "Table":
+    """Return a table to draw on a terminal, with the control characters in its cells escaped."""
     from rich.table import Table  # noqa: PLC0415 - as for the console
     from rich.text import Text  # noqa: PLC0415
 
@@ -142,17 +144,18 @@ def _print_aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) ->
         if show:
             fixed, justify = column.fit == "keep", "right" if column.right else "left"
             table.add_column(column.title, no_wrap=fixed, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for line in cells:
+    for row in rows:
         # As Text: metadata of a user may contain brackets and colons, which are markup in a string. A Text that is not
         # wrapped in a column that may shrink is cut off with an ellipsis.
+        cells = [printable("" if value is None else str(value)) for value in row]
         table.add_row(
             *(
                 Text(cell, no_wrap=True, overflow="ellipsis") if column.fit == "cut" else Text(cell)
-                for cell, column, show in zip(line, columns, shown, strict=True)
+                for cell, column, show in zip(cells, columns, shown, strict=True)
                 if show
             )
         )
-    console().print(table)
+    return table
 
 
 def print_stream_line(cells: Sequence[str], widths: Sequence[int]) -> None:

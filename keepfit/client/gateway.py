@@ -127,19 +127,23 @@ class Gateway:
         Raises
         ------
         UnavailableError
-            If no gateway answers, now or while the body is read, or one cannot answer at the moment.
+            If no gateway answers, or one cannot answer at the moment, or its answer breaks off.
         KeepfitError
             Any other error that the gateway reports, of the class that it names.
         """
+        has_begun = False
         try:
             async with self._session.request(method, self.url + path, headers=headers, timeout=limits) as response:
-                self.is_reached = True
+                self.is_reached = has_begun = True
                 if response.status in RETRIED:
                     raise UnavailableError(f"{self.url} answers with {response.status} {response.reason}.")
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise _error_of(response.status, self._decode(response.status, await response.read()))
                 yield response
         except (aiohttp.ClientError, TimeoutError) as error:
+            if has_begun:
+                reason = errors.describe_error(error).removesuffix(": ")
+                raise UnavailableError(f"The answer of {self.url} breaks off: {reason}.") from None
             raise self._silent(error) from None
 
     def _decode(self, status: int, raw: bytes) -> Any:

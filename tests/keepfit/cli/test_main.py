@@ -21,7 +21,8 @@ from tests.keepfit.cli.command import Command, Done, error_line, keepfit
 
 COMMANDS = {
     "up", "gateway", "worker", "snapshot", "restore", "export", "import", "models", "history", "dead", "demo", "key",
-    "rollups", "status", "workers", "create", "learn", "predict", "score", "watch",
+    "rollups", "status", "workers", "create", "learn", "predict", "score", "watch", "top",
+    "pull", "jobs", "upload", "download",
 }  # fmt: skip
 
 

@@ -1,0 +1,86 @@
+"""The commands `keepfit upload` and `download`: trained estimators as files.
+
+Owns their texts; :mod:`keepfit.client.estimator_files` transfers the bytes. Never opens what is in a file. Invariant: a
+file is never written to a terminal.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
+from keepfit.cli.output import is_terminal, print_json, print_note, progress_bar
+from keepfit.cli.words import parse_metadata
+from keepfit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from keepfit.client.estimator_files import Downloaded
+    from keepfit.client.gateway import Gateway
+
+
+def upload(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="File of skops, or a signed pickle, with a trained estimator.")
+    ],
+    metadata: Metadata = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a model from an estimator that was trained elsewhere, or find the one that this file has made."""
+    from keepfit.client.estimator_files import upload as send  # noqa: PLC0415 - other commands must not wait for it
+
+    document = parse_metadata(metadata)
+
+    async def work(gateway: "Gateway") -> tuple[dict[str, Any], bool]:
+        with progress_bar(f"uploading {file}", "bytes") as show:
+            return await send(gateway, document, file, show)
+
+    model, is_new = with_gateway(url, work)
+    for warning in model.get("warnings") or ():
+        print_note(f"warning: {warning}")
+    if as_json:
+        return print_json([model])
+    if not is_new:
+        print_note(f"The model exists; it has seen {model['rows_seen']} rows.")
+    return typer.echo(model["hash"])
+
+
+def download(
+    metadata: Metadata = None,
+    model_hash: ModelHash = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write; - is standard output. Default: the first digits of the hash and the version.",
+        ),
+    ] = None,
+    format_: Annotated[Literal["skops", "pickle"], typer.Option("--format", help="Format of the file.")] = "skops",
+    part: Annotated[
+        Literal["model", "estimator"],
+        typer.Option(help="The whole model, or its estimator alone, which takes rows as the model encodes them."),
+    ] = "model",
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model to a file, as a fitted object that scikit-learn or River loads without keepfit."""
+    from keepfit.client.estimator_files import download as fetch  # noqa: PLC0415 - other commands must not wait
+
+    if output == "-" and is_terminal():
+        raise SettingsError("The file is not text: name one with --output, or redirect standard output.")
+    if output == "-" and as_json:
+        raise SettingsError("--json prints to standard output, and so does --output -: use one of them.")
+
+    async def work(gateway: "Gateway") -> "Downloaded":
+        found, _ = await find_model(gateway, model_hash, metadata)
+        with progress_bar("downloading", "bytes") as show:
+            return await fetch(gateway, found, output, format_, part, show)
+
+    done = with_gateway(url, work)
+    if as_json:
+        print_json([dataclasses.asdict(done)])
+    elif output != "-":
+        typer.echo(f"{done.file}: version {done.version}, {done.rows_seen} rows seen, {done.size_bytes:,} bytes")

@@ -1,0 +1,98 @@
+"""The commands `keepfit upload` and `download` on a running stack."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skops.io
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from sklearn.linear_model import SGDRegressor
+
+from keepfit import identity
+from keepfit.client.estimator_files import download
+from keepfit.client.gateway import Gateway
+from keepfit.errors import KeepfitError
+from keepfit.objects import load_trained
+from keepfit.security.envelope import UPLOAD_KEYS
+from tests.conftest import Stack
+from tests.keepfit.cli.command import Done, error_line, keepfit
+from tests.keepfit.cli.terminal import on_terminal
+
+X = np.random.default_rng(0).normal(size=(50, 3))
+
+
+def test_an_estimator_goes_in_and_comes_out(stack: Stack, tmp_path: Path) -> None:
+    """The model of an uploaded file predicts as the estimator does, and so does what is downloaded."""
+
+    def run(*words: str) -> Done:
+        return keepfit(*words, "--data", str(stack.data), cwd=tmp_path)
+
+    trained = SGDRegressor(random_state=0).fit(X, X.sum(axis=1))
+    (tmp_path / "trained.skops").write_bytes(skops.io.dumps(trained))
+    metadata = {"type": "trained", "session": uuid.uuid4().hex}
+    words = ("--metadata", json.dumps(metadata))
+    done = run("upload", "trained.skops", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    model_hash = done.stdout.strip()
+    assert model_hash == identity.hash_of(metadata)
+    again = run("upload", "trained.skops", *words)
+    assert (again.stdout.strip(), again.stderr) == (model_hash, "The model exists; it has seen 0 rows.\n")
+    found = run("download", *words, "--output", "found.skops")
+    assert found.stdout.startswith("found.skops: version 1, 0 rows seen, ")
+    loaded = skops.io.load(
+        tmp_path / "found.skops", trusted=skops.io.get_untrusted_types(file=tmp_path / "found.skops")
+    )
+    assert loaded.predict(X).tolist() == trained.predict(X).tolist()
+    (described,) = map(
+        json.loads, run("download", "--hash", model_hash[:12], "--format", "pickle", "--json").stdout.splitlines()
+    )
+    assert (described["file"], described["version"]) == (f"{model_hash[:12]}-1.pickle", 1)
+    data = (tmp_path / described["file"]).read_bytes()
+    assert len(data) == described["size_bytes"]
+    assert load_trained(data, stack.environment()[UPLOAD_KEYS]).predict(X).tolist() == trained.predict(X).tolist()
+    shown = on_terminal("download", *words, "--output", "-", "--data", str(stack.data), cwd=tmp_path, notes=True)
+    assert "The file is not text: name one with --output" in shown
+    (tmp_path / "wrong.skops").write_bytes(b"wrong")
+    for wrong, message in (
+        (("upload", "none.skops", *words), "There is no file none.skops."),
+        (("upload", str(tmp_path), *words), "it is not a regular file"),
+        (("upload", "trained.skops"), "metadata must hold a non-empty string 'type'"),
+        (("upload", "wrong.skops", "--metadata", "type=wrong"), "keepfit: "),
+        (("download", *words, "--output", "none/found.skops"), "cannot be written: No such file or directory."),
+        (("download", *words, "--output", "-", "--json"), "--json prints to standard output"),
+        (("download", "--metadata", "type=none"), "There is no model with the metadata"),
+    ):
+        assert message in error_line(run(*wrong))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        described["file"], "found.skops", "trained.skops", "wrong.skops",
+    ]  # fmt: skip
+
+
+async def test_a_damaged_download_leaves_the_former_file(tmp_path: Path) -> None:
+    """Bytes that do not have the digest of the gateway, or are too few, replace no file."""
+    sent = [b"bytes", b"byt"]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        data = sent.pop(0)
+        headers = {"Model-Version": "1", "Model-Rows-Seen": "2", "Repr-Digest": "sha-256=:AAAA:", "Content-Length": "5"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        await response.write(data)
+        if len(data) < 5:
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+    path = tmp_path / "a.skops"
+    path.write_text("former")
+    app = web.Application()
+    app.router.add_get("/v1/models/{hash}/estimator", answer)
+    async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
+        for message in ("are not those that the gateway sent", "breaks off"):
+            with pytest.raises(KeepfitError, match=message):
+                await download(gateway, "0" * 64, str(path), "skops", "model", lambda done, size: None)
+            assert (path.read_text(), os.listdir(tmp_path)) == ("former", ["a.skops"])
