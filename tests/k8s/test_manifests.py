@@ -187,11 +187,12 @@ def test_the_largest_bundle_fits_into_the_memory_of_a_snapshotter(folder: Path) 
 
 @each_build
 def test_the_largest_bundle_fits_into_the_maxmemory_of_redis(folder: Path) -> None:
-    """Redis has room for its commit, and for a full inbox with retained requests."""
+    """Redis has room for its commit, for a full inbox with retained requests, and for all rows that wait for labels."""
     values, server = numbers(folder), container(folder, "StatefulSet", "redis")
     assert "maxmemory $((MEMORY_LIMIT / 2))" in "".join(server["command"])
     needed = bundle_factors()["Redis"] * values["KEEPFIT_BUNDLE_BYTES_MAX"]
     needed += values["KEEPFIT_INBOX_BYTES_MAX"] + values["KEEPFIT_REPLAY_BYTES_MAX"]
+    needed += values["KEEPFIT_OPEN_ROWS_TOTAL_BYTES_MAX"]
     assert needed <= memory_limit(folder, "StatefulSet", "redis") // 2
 
 
