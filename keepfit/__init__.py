@@ -2,19 +2,35 @@
 
 This package owns what a model *is* (identity, recipe, bundle) and what may happen to it (accept, claim, commit,
 snapshot, restore). The services beside it (``keepfit_gateway``, ``keepfit_workers``, ``keepfit_snapshotter``) translate
-between that and HTTP, RQ and schedules; they import this package and never each other.
+between that and HTTP, RQ and schedules; they import this package and never each other. :class:`Client` and
+:class:`AsyncClient` are for programs that use such a service.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keepfit.client.clients import AsyncClient, Client
+
 __version__: str
+__all__ = ["AsyncClient", "Client"]
 
 
-def __getattr__(name: str) -> str:
-    """Return ``__version__`` when it is asked for.
+def __getattr__(name: str) -> Any:
+    """Return what is imported when it is asked for: the clients, and ``__version__``.
 
     `python -m keepfit` runs this module while the working directory is on the import path, so it imports nothing.
     """
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version  # noqa: PLC0415
+    if name in ("AsyncClient", "Client"):
+        from keepfit.client import clients  # noqa: PLC0415 - see above
 
-    return version(__name__)
+        return getattr(clients, name)
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - see above
+
+        return version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return [*__all__, "__version__"]

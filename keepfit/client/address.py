@@ -1,0 +1,113 @@
+"""The address of a gateway, and what the head of every request to it holds.
+
+Pure. Invariant: an API key is in the head and in no error message.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode, urlsplit
+
+from keepfit.client import http1
+from keepfit.client.exchange import Request, StreamedBody
+from keepfit.errors import MalformedError
+
+if TYPE_CHECKING:
+    import ssl
+
+PORTS = {"http": 80, "https": 443}
+# The fields of a request with a JSON body, and no others.
+PLAIN = b"Content-Type: application/json\r\n"
+# Heads of plain requests that are kept.
+STARTS_MAX = 256
+# A longer body is sent by itself instead of being copied behind its head.
+JOINED_BYTES_MAX = 64 << 10
+
+
+class Address:
+    """Where a gateway is: `host` and `port` of its connections, and `head`, the lines that every request has."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in PORTS or not parts.hostname or port == -1 or parts.query or parts.fragment:
+            raise MalformedError(f"{url!r} is not the URL of a gateway: http://127.0.0.1:8000.")
+        if parts.username is not None:
+            raise MalformedError("The URL of a gateway has no user name or password; give the API key as api_key.")
+        self.url = url.rstrip("/")
+        self.is_secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = port or PORTS[parts.scheme]
+        self.prefix = quote(parts.path.rstrip("/"), safe="/%")
+        self._starts: dict[tuple[str, str], bytes] = {}
+        self.is_loopback = _is_loopback(self.host)
+        fields = {"Host": parts.netloc, "User-Agent": "keepfit"}
+        # On one machine, coding costs more than it saves.
+        fields["Accept-Encoding"] = "identity" if self.is_loopback else "gzip"
+        if api_key:
+            fields["Authorization"] = f"Bearer {api_key}"
+        try:
+            self.head = http1.field_lines(fields)
+        except ValueError:
+            raise MalformedError("The API key, or the host, has a character that cannot be sent in a header.") from None
+
+    def encode(self, request: Request) -> tuple[bytes, Iterable[bytes | memoryview]]:
+        """Return what is sent at once, the head and a short body, and the pieces that are sent one after another."""
+        body = request.body
+        if body is None:
+            return self._start(request) + (b"\r\n" if request.method == "GET" else b"Content-Length: 0\r\n\r\n"), ()
+        if isinstance(body, bytes):
+            head = b"%bContent-Length: %d\r\n\r\n" % (self._start(request), len(body))
+            return (head + body, ()) if len(body) <= JOINED_BYTES_MAX else (head, (body,))
+        if body.size is None:
+            return self._start(request) + b"Transfer-Encoding: chunked\r\n\r\n", _chunks(body)
+        return b"%bContent-Length: %d\r\n\r\n" % (self._start(request), body.size), body
+
+    def _start(self, request: Request) -> bytes:
+        """Return the head of a request without what frames its body; that of a plain one is made once."""
+        if request.fields is not PLAIN:
+            return self._new_start(request)
+        start = self._starts.get((request.method, request.target))
+        if start is None:
+            if len(self._starts) >= STARTS_MAX:
+                self._starts.clear()
+            start = self._starts[request.method, request.target] = self._new_start(request)
+        return start
+
+    def _new_start(self, request: Request) -> bytes:
+        line = f"{request.method} {self.prefix}{request.target} HTTP/1.1\r\n".encode("ascii")
+        return line + self.head + request.fields
+
+
+def _chunks(body: StreamedBody) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a body in the chunked coding (RFC 9112, section 7.1)."""
+    for piece in body:
+        if size := memoryview(piece).nbytes:
+            yield b"%x\r\n" % size
+            yield piece
+            yield b"\r\n"
+    yield b"0\r\n\r\n"
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def default_tls() -> "ssl.SSLContext":
+    """Return what is checked of a gateway behind ``https``: its certificate and its name."""
+    import ssl  # noqa: PLC0415 - slow to import, and not needed for http
+
+    return ssl.create_default_context()
+
+
+def target(path: str, **query: object) -> str:
+    """Return a path with a query, percent-encoded; parameters that are None are left out.
+
+    >>> target("/v1/history", type="running shoes", limit=None)
+    '/v1/history?type=running%20shoes'
+    """
+    given = [(name, str(value).lower() if isinstance(value, bool) else value) for name, value in query.items()]
+    text = urlencode([(name, value) for name, value in given if value is not None], doseq=True, quote_via=quote)
+    return f"{path}?{text}" if text else path

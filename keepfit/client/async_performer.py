@@ -1,0 +1,66 @@
+"""The steps of flows on asyncio connections.
+
+Owns how a task performs a step: it sends, sleeps, listens, and asks together with others. Never decides what is sent.
+Invariant: no step blocks the event loop.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar, cast
+
+from keepfit.client.async_connections import AsyncConnections
+from keepfit.client.batching import Batching
+from keepfit.client.calls import Calls
+from keepfit.client.event_stream import PAUSE_S, SILENCE_S_MAX, Event, EventStream
+from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
+from keepfit.client.http1 import Response
+
+T = TypeVar("T")
+
+
+class AsyncPerformer:
+    """Perform the steps of flows on asyncio connections."""
+
+    def __init__(self, connections: AsyncConnections, shared: Calls) -> None:
+        self.connections = connections
+        self.batching = Batching(self._ask_alone)
+        self._shared = shared
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Perform a flow and return its result."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = await self._perform(step)
+                except BaseException as error:  # noqa: BLE001 - the flow decides
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as end:
+            return cast("T", end.value)
+
+    async def _perform(self, step: Step) -> Any:
+        if type(step) is Send:
+            return await self.connections.send(step)
+        if type(step) is Ask:
+            return await self.batching.ask(step)
+        return await asyncio.sleep(step.seconds)  # type: ignore[union-attr]
+
+    async def _ask_alone(self, question: Ask) -> Any:
+        return await self.run(self._shared.ask_alone(question))
+
+    async def listen(self, stream: EventStream) -> AsyncIterator[Event]:
+        """Yield events as they happen."""
+        while True:
+            try:
+                async for part in self.connections.stream(stream.request(), SILENCE_S_MAX):
+                    if isinstance(part, Response):
+                        stream.opened(part)
+                    else:
+                        for event in stream.feed(part):
+                            yield event
+            except ExchangeError as error:
+                await asyncio.sleep(stream.interrupted(error))
+            else:
+                await asyncio.sleep(PAUSE_S)

@@ -1,0 +1,185 @@
+"""Predictions that are asked for at the same time, in one request: rows joined, answers split.
+
+Owns the questions that wait. Never joins questions to different models, with different options or with rows of
+different forms. Invariant: each question gets the answer or the error that it would get alone: what a joined request
+is refused for, and rows without a prediction, are asked again one by one. A lone question is sent in its own task, at
+the end of the same turn of the event loop; while requests are out, the questions that arrive are sent together.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from keepfit import errors
+from keepfit.client.exchange import Ask
+from keepfit.errors import (
+    DeadlineError,
+    ForbiddenError,
+    KeepfitError,
+    NotFoundError,
+    OverloadedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+
+# Requests of one kind that are out at a time.
+SENT_MAX = 2
+# A joined request stays on the fast path of the gateway.
+ROWS_MAX, ROWS_BYTES_MAX = 256, 16 << 10
+# Errors that do not depend on the rows.
+OF_ALL = (DeadlineError, ForbiddenError, NotFoundError, OverloadedError, UnauthorizedError, UnavailableError)
+BY_ROW = ("predictions", "probabilities", "scores")
+
+Answer: TypeAlias = dict[str, Any]
+Asked: TypeAlias = "tuple[Ask, asyncio.Future[Answer]]"
+
+
+class Batching:
+    """The questions of one client; `alone` sends one."""
+
+    def __init__(self, alone: Callable[[Ask], Coroutine[Any, Any, Any]]) -> None:
+        self._alone = alone
+        self._groups: dict[tuple[Any, ...], Group] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Ask) -> Answer:
+        """Return the answer to a question; raises the errors of predict."""
+        kind = (question.target, question.options, question.rows[1:2], question.timeout_s)
+        group = self._groups.get(kind)
+        if group is None:
+            group = self._groups[kind] = Group()
+        try:
+            if not group.sent and not group.is_led:
+                group.is_led = True
+                try:
+                    await asyncio.sleep(0)
+                except BaseException:
+                    group.is_led = False
+                    self._send_waiting(group)
+                    raise
+                group.is_led = False
+                if not group.waiting:
+                    return await self._ask_alone(group, question)
+            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            group.waiting.append((question, future))
+            if not group.is_led:
+                self._send_waiting(group)
+            return await future
+        finally:
+            if group.is_idle and self._groups.get(kind) is group:
+                del self._groups[kind]
+
+    async def close(self) -> None:
+        """End the requests that are out; their questions are cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        for group in self._groups.values():
+            for _, future in group.waiting:
+                future.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask_alone(self, group: "Group", question: Ask) -> Answer:
+        group.sent += 1
+        try:
+            answer: Answer = await self._alone(question)
+        finally:
+            group.sent -= 1
+            self._send_waiting(group)
+        return answer
+
+    def _send_waiting(self, group: "Group") -> None:
+        while group.sent < SENT_MAX and (batch := group.take()):
+            group.sent += 1
+            task = asyncio.get_running_loop().create_task(self._send(group, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, group: "Group", batch: list[Asked]) -> None:
+        try:
+            await self._answer(batch)
+        finally:
+            group.sent -= 1
+            for _, future in batch:
+                future.cancel()
+            self._send_waiting(group)
+
+    async def _answer(self, batch: list[Asked]) -> None:
+        try:
+            answer: Answer = await self._alone(_join([question for question, _ in batch]))
+        except OF_ALL as error:
+            for _, future in batch:
+                _fail(future, errors.from_name(type(error).__name__, str(error), str(error)))
+            return
+        except KeepfitError as error:
+            if len(batch) == 1:
+                _fail(batch[0][1], error)
+                return
+            await asyncio.gather(*(self._answer([one]) for one in batch))
+            return
+        first, again = 0, []
+        for question, future in batch:
+            part = _part(answer, first, first + question.count)
+            first += question.count
+            if len(batch) > 1 and None in part["predictions"]:
+                again.append((question, future))
+            elif not future.done():
+                future.set_result(part)
+        await asyncio.gather(*(self._answer([one]) for one in again))
+
+
+class Group:
+    """Questions that may be joined: those that wait, and the number of requests that are out."""
+
+    __slots__ = ("is_led", "sent", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Asked] = deque()
+        self.sent = 0
+        # Whether a question waits for the end of the turn, so that others join it.
+        self.is_led = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is out."""
+        return not (self.sent or self.waiting or self.is_led)
+
+    def take(self) -> list[Asked]:
+        """Remove and return the questions of the next request; those that were cancelled are left out."""
+        batch: list[Asked] = []
+        rows = size = 0
+        while self.waiting:
+            question, future = self.waiting[0]
+            rows, size = rows + question.count, size + len(question.rows)
+            if batch and (rows > ROWS_MAX or size > ROWS_BYTES_MAX):
+                break
+            self.waiting.popleft()
+            if not future.done():
+                batch.append((question, future))
+        return batch
+
+
+def _join(questions: list[Ask]) -> Ask:
+    """Return one question with the rows of all.
+
+    >>> _join([Ask("/v1/predict", b"", b"[[1]]", 1, 60), Ask("/v1/predict", b"", b"[[2],[3]]", 2, 60)]).rows
+    b'[[1],[2],[3]]'
+    """
+    first = questions[0]
+    if len(questions) == 1:
+        return first
+    rows = b"[" + b",".join([question.rows[1:-1] for question in questions]) + b"]"
+    return Ask(first.target, first.options, rows, sum(question.count for question in questions), first.timeout_s)
+
+
+def _part(answer: Answer, first: int, last: int) -> Answer:
+    part = answer.copy()
+    for name in BY_ROW:
+        if part.get(name) is not None:
+            part[name] = part[name][first:last]
+    return part
+
+
+def _fail(future: "asyncio.Future[Answer]", error: KeepfitError) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,93 @@
+"""When a call is repeated, and after which pause.
+
+Pure. Never repeats what could act twice: a request that is not repeatable is sent again only if it was not processed.
+Invariant: all attempts and pauses of a call end at its deadline. The pauses double, and half of each is random
+(exponential backoff with jitter), so that many clients do not return at once; ``Retry-After`` lengthens them.
+"""
+
+import os
+import time
+
+from keepfit.client import problems
+from keepfit.client.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
+from keepfit.client.http1 import REFUSED, Response
+from keepfit.errors import DeadlineError, UnavailableError, describe_error
+
+PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
+TOO_MANY, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT = 429, 502, 503, 504
+# What passes by itself; after 429 the request was not processed.
+TRANSIENT = (TOO_MANY, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT)
+
+
+class Reachability:
+    """What is known of a gateway at `url`: whether it has ever answered. A wrong URL is reported at once."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_reached = False
+
+
+def exchange(
+    gateway: Reachability, request: Request, deadline: float, outcome: Response | ExchangeError | None = None
+) -> Flow[Response]:
+    """Send a request until it has an answer that is no transient refusal; return the answer.
+
+    `outcome` is that of the first attempt, if there was one.
+
+    Raises
+    ------
+    KeepfitError
+        The error that the gateway reports, of the class that it names.
+    UnavailableError
+        If no gateway answers.
+    DeadlineError
+        If a gateway was reached, and does not answer before the deadline.
+    """
+    pause_s = PAUSE_S
+    while True:
+        wait_s = jittered(pause_s)
+        try:
+            if isinstance(outcome, ExchangeError):
+                raise outcome
+            response: Response = (yield Send(request, deadline)) if outcome is None else outcome
+        except ExchangeError as error:
+            may_repeat = gateway.is_reached and (request.is_repeatable or error.is_unsent)
+            if not may_repeat or time.monotonic() + wait_s >= deadline:
+                raise silent(gateway, error) from None
+        else:
+            gateway.is_reached = True
+            if response.status < REFUSED:
+                return response
+            may_repeat = response.status == TOO_MANY or (response.status in TRANSIENT and request.is_repeatable)
+            wait_s = max(wait_s, problems.retry_after_s(response) or 0)
+            if not may_repeat or time.monotonic() + wait_s >= deadline:
+                raise problems.error_of(gateway.url, response)
+        outcome = None
+        yield Pause(wait_s)
+        pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+
+def jittered(pause_s: float) -> float:
+    """Return a pause of which up to a half is left out."""
+    return pause_s * (0.5 + os.urandom(1)[0] / 512)
+
+
+def silent(gateway: Reachability, error: ExchangeError) -> DeadlineError | UnavailableError:
+    """Return the error of keepfit for a request that has no answer."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        reason = os.strerror(cause.errno)
+    elif cause is not None:
+        reason = describe_error(cause).removesuffix(": ")
+    else:
+        reason = str(error)
+    if isinstance(error, LateError) and gateway.is_reached:
+        return DeadlineError(f"{gateway.url} has not answered in time: give the call a longer timeout_s.")
+    if isinstance(error, NotConnectedError) or not gateway.is_reached:
+        return UnavailableError(
+            f"No gateway answers at {gateway.url}: {reason}. Start `keepfit up`, or name another gateway with url=, "
+            "--url or KEEPFIT_URL."
+        )
+    return UnavailableError(
+        f"The connection to {gateway.url} ended before the answer: {reason}. The request may have been processed."
+    )

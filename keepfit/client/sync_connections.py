@@ -1,0 +1,239 @@
+"""Connections of the blocking client: sockets that are kept open between calls, and used by one call at a time.
+
+Owns the sockets. Never repeats a request. Invariant: a connection that has shown anything unexpected is closed, and one
+that was opened before a fork is not used after it. Threads may share the pool.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from keepfit.client import http1
+from keepfit.client.address import Address, default_tls
+from keepfit.client.exchange import LateError, LostError, NotConnectedError, Send
+from keepfit.client.http1 import ProtocolError, Response, ResponseReader
+
+if TYPE_CHECKING:
+    import ssl
+
+# Idle connections that are kept; more may be in use.
+IDLE_MAX = 32
+CONNECT_S_MAX = 10.0
+READ_BYTES = 1 << 16
+# A connection that was used lately is open: its gateway closes idle ones after seconds.
+CHECKED_AFTER_S = 1.0
+# A time limit may be longer by this part than the time that is left.
+LIMIT_PRECISION = 0.02
+
+
+class SyncConnections:
+    """The connections to one gateway."""
+
+    def __init__(self, address: Address, tls: "ssl.SSLContext | None" = None) -> None:
+        self._address = address
+        self._tls = tls or (default_tls() if address.is_secure else None)
+        self._idle: list[Connection] = []
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Close the idle connections, and those in use when their calls end."""
+        with self._lock:
+            self._is_closed, idle, self._idle = True, self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def __del__(self) -> None:
+        for connection in self._idle:
+            connection.close()
+
+    def send(self, step: Send) -> Response:
+        """Send a request and return the response; raises ExchangeError."""
+        connection = self._connection(step.deadline)
+        try:
+            response = connection.exchange(step)
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection, keep_alive=response.keep_alive)
+        return response
+
+    def stream(self, step: Send, silence_s_max: float) -> Iterator[Response | bytes]:
+        """Send a request; yield its response when the head is there, then the body as it arrives, until it ends."""
+        connection = self._connection(step.deadline)
+        try:
+            reader = ResponseReader()
+            connection.send(step)
+            is_complete = False
+            while not reader.has_head:
+                is_complete = connection.receive(reader, step.deadline)
+            yield reader.response
+            while not is_complete:
+                if part := reader.take():
+                    yield part
+                is_complete = connection.receive(reader, time.monotonic() + silence_s_max)
+            if reader.response.body:
+                yield bytes(reader.response.body)
+        finally:
+            connection.close()
+
+    def _connection(self, deadline: float) -> "Connection":
+        if self._is_closed:
+            raise RuntimeError("The client is closed.")
+        if self._pid != os.getpid():
+            # The parent process uses these sockets: closing them here leaves its connections open.
+            with self._lock:
+                idle, self._idle, self._pid = self._idle, [], os.getpid()
+            for connection in idle:
+                connection.close()
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            # Readable means that the gateway has closed it, or sent what nothing has asked for.
+            if time.monotonic() - connection.idle_since < CHECKED_AFTER_S or not connection.is_readable():
+                return connection
+            connection.close()
+        return self._connect(deadline)
+
+    def _connect(self, deadline: float) -> "Connection":
+        address = self._address
+        try:
+            opened = socket.create_connection((address.host, address.port), min(_left_s(deadline), CONNECT_S_MAX))
+        except (OSError, UnicodeError) as error:
+            raise NotConnectedError(str(error)) from error
+        try:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                opened = self._tls.wrap_socket(opened, server_hostname=address.host)
+        except OSError as error:
+            opened.close()
+            raise NotConnectedError(str(error)) from error
+        return Connection(opened, address)
+
+    def _keep(self, connection: "Connection", *, keep_alive: bool) -> None:
+        if not keep_alive or self._is_closed or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+
+
+class Connection:
+    """One socket, used by one call at a time."""
+
+    __slots__ = ("_address", "_socket", "_timeout_s", "idle_since")
+
+    def __init__(self, opened: socket.socket, address: Address) -> None:
+        self._socket = opened
+        self._address = address
+        self._timeout_s = 0.0
+        self.idle_since = 0.0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def exchange(self, step: Send) -> Response:
+        """Send a request and return its response."""
+        is_whole = False
+        try:
+            is_whole = self.send(step)
+        except LateError:
+            raise
+        except LostError:
+            # The gateway may have answered, and closed the connection, without reading the body.
+            with contextlib.suppress(LostError):
+                return self._read(step)
+            raise
+        response = self._read(step)
+        if not is_whole:
+            response.keep_alive = False
+        return response
+
+    def _read(self, step: Send) -> Response:
+        data = self._receive(step.deadline)
+        if step.request.method == "POST" and (response := http1.read_whole(data)) is not None:
+            return response
+        reader = ResponseReader(is_head=step.request.method == "HEAD")
+        if not data:
+            raise LostError("the gateway has closed the connection")
+        is_complete = _fed(reader, data)
+        while not is_complete:
+            is_complete = self.receive(reader, step.deadline)
+        return reader.response
+
+    def send(self, step: Send) -> bool:
+        """Send a request; return whether all of it was sent: not if an answer has come before its end."""
+        data, pieces = self._address.encode(step.request)
+        try:
+            self._limit(step.deadline)
+            self._socket.sendall(data)
+            for piece in pieces:
+                # Below TLS, what arrives may belong to its protocol.
+                if not self._address.is_secure and self.is_readable():
+                    return False
+                self._limit(step.deadline)
+                self._socket.sendall(piece)
+        except TimeoutError:
+            raise LateError("the request could not be sent in time") from None
+        except OSError as error:
+            raise LostError(str(error)) from error
+        return True
+
+    def receive(self, reader: ResponseReader, deadline: float) -> bool:
+        """Read what has arrived, and wait for it; return whether the response is complete."""
+        data = self._receive(deadline)
+        if data:
+            return _fed(reader, data)
+        if reader.end():
+            return True
+        raise LostError("the gateway has closed the connection")
+
+    def _receive(self, deadline: float) -> bytes:
+        try:
+            self._limit(deadline)
+            return self._socket.recv(READ_BYTES)
+        except TimeoutError:
+            raise LateError("the answer has not come in time") from None
+        except OSError as error:
+            raise LostError(str(error)) from error
+
+    def is_readable(self) -> bool:
+        """Whether bytes, or the end of the connection, have arrived."""
+        try:
+            if not hasattr(select, "poll"):
+                return bool(select.select([self._socket], [], [], 0)[0])
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def _limit(self, deadline: float) -> None:
+        """Limit the next operation to the time that is left; to set a limit costs a system call."""
+        left_s = _left_s(deadline)
+        if not left_s <= self._timeout_s <= left_s * (1 + LIMIT_PRECISION):
+            self._timeout_s = left_s * (1 + LIMIT_PRECISION)
+            self._socket.settimeout(self._timeout_s)
+
+
+def _fed(reader: ResponseReader, data: bytes) -> bool:
+    try:
+        return reader.feed(data)
+    except ProtocolError as error:
+        raise LostError(str(error)) from error
+
+
+def _left_s(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise LateError("the time is over")
+    return left_s

@@ -1,0 +1,76 @@
+"""The steps of flows on blocking connections.
+
+Owns how a thread performs a step: it sends, sleeps, listens. Never decides what is sent. Invariant: the result of a
+flow is that of its steps, whatever the shorter path of a question leaves out.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar, cast
+
+from keepfit.client.calls import Calls
+from keepfit.client.event_stream import PAUSE_S, SILENCE_S_MAX, Event, EventStream
+from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
+from keepfit.client.http1 import SUCCESSFUL, Response
+from keepfit.client.sync_connections import SyncConnections
+
+T = TypeVar("T")
+
+
+class SyncPerformer:
+    """Perform the steps of flows on blocking connections."""
+
+    def __init__(self, connections: SyncConnections, shared: Calls) -> None:
+        self.connections = connections
+        self._shared = shared
+
+    def run(self, flow: Flow[T]) -> T:
+        """Perform a flow and return its result."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = self._perform(step)
+                except BaseException as error:  # noqa: BLE001 - the flow decides
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as end:
+            return cast("T", end.value)
+
+    def _perform(self, step: Step) -> Any:
+        if type(step) is Send:
+            return self.connections.send(step)
+        if type(step) is Ask:
+            return self._ask(step)
+        return time.sleep(step.seconds)  # type: ignore[union-attr]
+
+    def _ask(self, question: Ask) -> Any:
+        """Perform a question, most of which are answered at once: without the steps for all others."""
+        shared = self._shared
+        step = shared.question(question)
+        if step is None:
+            return self.run(shared.ask_alone(question))
+        outcome: Response | ExchangeError
+        try:
+            outcome = self.connections.send(step)
+        except ExchangeError as error:
+            outcome = error
+        else:
+            if outcome.status == SUCCESSFUL:
+                return shared.answer(step.request, outcome)
+        return self.run(shared.ask_again(step, outcome))
+
+    def listen(self, stream: EventStream) -> Iterator[Event]:
+        """Yield events as they happen."""
+        while True:
+            try:
+                for part in self.connections.stream(stream.request(), SILENCE_S_MAX):
+                    if isinstance(part, Response):
+                        stream.opened(part)
+                    else:
+                        yield from stream.feed(part)
+            except ExchangeError as error:
+                time.sleep(stream.interrupted(error))
+            else:
+                time.sleep(PAUSE_S)

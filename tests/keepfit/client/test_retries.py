@@ -1,0 +1,167 @@
+"""Which calls are repeated, with which key, and how they end without an answer."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from keepfit import AsyncClient, Client
+from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError
+from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
+
+HASH = "5f" * 32
+PREDICTED = ok(json.dumps({"hash": HASH, "version": 1, "rows_seen": 1, "predictions": [1.5]}))
+ACCEPTED = ok(json.dumps({"hash": HASH, "accepted": 1, "sequence": 1}), status="202 Accepted")
+READY = ok('{"status": "ok"}')
+OVERLOADED = ok(
+    '{"type": "urn:keepfit:problem:inbox-full", "detail": "Full."}', "Retry-After: 0", status="429 Too Many Requests"
+)
+AWAY = ok('{"type": "urn:keepfit:problem:unavailable", "detail": "Away."}', status="503 Service Unavailable")
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Return a function that makes calls with one of the clients: `run(url, call, ...)`, each is given the client."""
+
+    def blocking(url: str, *calls: Callable[[Any], Any], timeout_s: float = 30) -> list[Any]:
+        with Client(url, timeout_s=timeout_s) as client:
+            return [call(client) for call in calls]
+
+    def awaited(url: str, *calls: Callable[[Any], Any], timeout_s: float = 30) -> list[Any]:
+        async def make() -> list[Any]:
+            async with AsyncClient(url, timeout_s=timeout_s) as client:
+                return [await call(client) for call in calls]
+
+        return asyncio.run(make())
+
+    return blocking if request.param == "blocking" else awaited
+
+
+def ready(client: Any) -> Any:
+    """Reach the gateway, so that it is known to exist."""
+    return client.ready()
+
+
+def predict(client: Any) -> Any:
+    """Predict one row."""
+    return client.model(HASH).predict([[1.0]])
+
+
+def learn(client: Any) -> Any:
+    """Learn one row."""
+    return client.model(HASH).partial_fit([[1.0]], [2.0])
+
+
+def restore(client: Any) -> Any:
+    """Go back to a version, which must not happen twice."""
+    return client.model(HASH).restore(version=1)
+
+
+@pytest.mark.parametrize("failure", [CLOSE, OVERLOADED, AWAY, b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n", PREDICTED[:-5]])
+def test_a_prediction_is_repeated(run: Run, failure: bytes) -> None:
+    """A prediction changes nothing: it is asked again after a lost connection, a refusal or a broken answer."""
+    failure = failure if failure != PREDICTED[:-5] else failure.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with scripted([READY, failure, PREDICTED]) as server:
+        _, answer = run(server.url, ready, predict)
+        assert list(answer) == [1.5]
+        assert len(server.received) == 3
+
+
+def test_rows_are_repeated_with_their_key(run: Run) -> None:
+    """Learning has an Idempotency-Key, made once for each call, so that a repeat learns nothing twice."""
+    with scripted([READY, CLOSE, AWAY, ACCEPTED, ACCEPTED]) as server:
+        run(server.url, ready, learn, learn)
+        first, second, third, fourth = (one.fields["idempotency-key"] for one in server.received[1:])
+        assert first == second == third != fourth
+        assert len({one.body for one in server.received[1:]}) == 1
+
+
+def test_what_would_act_twice_is_not_repeated(run: Run) -> None:
+    """A call without a key is not sent again if it may have been processed; after a 429 it is."""
+    with scripted([READY, CLOSE]) as server, pytest.raises(UnavailableError, match="may have been processed"):
+        run(server.url, ready, restore)
+    assert len(server.received) == 2
+    with scripted([READY, OVERLOADED, ok('{"version": 1}')]) as server:
+        assert run(server.url, ready, restore)[1] == {"version": 1}
+
+
+def test_a_wrong_url_is_reported_at_once(run: Run) -> None:
+    """Nothing has ever answered there: no call is repeated."""
+    with scripted([CLOSE, PREDICTED]) as server, pytest.raises(UnavailableError, match="No gateway answers"):
+        run(server.url, predict)
+    assert len(server.received) == 1
+    with pytest.raises(UnavailableError, match=r"No gateway answers at http://127.0.0.1:1: Connection refused"):
+        run("http://127.0.0.1:1", predict)
+
+
+def test_the_last_refusal_is_raised(run: Run) -> None:
+    """At the deadline the error is that of the last answer, with its class and its Retry-After."""
+    full = OVERLOADED.replace(b"Retry-After: 0", b"Retry-After: 9")
+    with scripted([READY, full]) as server, pytest.raises(InboxFullError, match="Full") as error:
+        run(server.url, ready, learn, timeout_s=5)
+    assert error.value.retry_after_s == 9
+
+
+def test_silence_ends_at_the_deadline(run: Run) -> None:
+    """A gateway that was reached and does not answer is a DeadlineError."""
+    with scripted([READY, None]) as server, pytest.raises(DeadlineError, match="timeout_s"):
+        run(server.url, ready, predict, timeout_s=0.2)
+
+
+def test_an_idle_connection_that_was_closed_is_replaced(run: Run) -> None:
+    """The gateway closes a connection after its answer: the next call opens another one."""
+    closing = PREDICTED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with scripted([closing, closing, PREDICTED, PREDICTED]) as server:
+        run(server.url, predict, predict, predict, predict)
+        assert (server.connections, len(server.received)) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "name"),
+    [
+        ("404 Not Found", '{"type": "urn:keepfit:problem:not-found", "detail": "None."}', "NotFoundError"),
+        ("409 Conflict", '{"type": "urn:keepfit:problem:not-confirmed", "detail": "No."}', "NotConfirmedError"),
+        ("422 Unprocessable", '{"type": "urn:keepfit:problem:tomorrow", "detail": "New."}', "KeepfitError"),
+        ("413 Too Large", '{"type": "urn:keepfit:problem:request-entity-too-large"}', "TooLargeError"),
+        ("401 Unauthorized", '"plain"', "UnauthorizedError"),
+        ("418 Teapot", '{"type": "about:blank", "title": "Teapot"}', "KeepfitError"),
+        ("500 Error", "<html>", "UnavailableError"),
+    ],
+)
+def test_errors_have_the_class_of_their_type(run: Run, status: str, body: str, name: str) -> None:
+    """The type of a problem names its class, also of one that a proxy sends; the detail is the message."""
+    with scripted([ok(body, "X-Request-ID: r-7", status=status)]) as server, pytest.raises(KeepfitError) as error:
+        run(server.url, predict)
+    assert type(error.value).__name__ == name
+    if body.startswith("{") and "detail" in body:
+        assert str(error.value) == json.loads(body)["detail"]
+        assert error.value.__notes__ == ["X-Request-ID: r-7"]
+
+
+def test_a_key_is_in_no_error() -> None:
+    """An API key is sent as a bearer token, and is in no message and no repr."""
+    with scripted([PREDICTED]) as server, Client(server.url, "sesame-1") as client:
+        predict(client)
+        assert server.received[0].fields["authorization"] == "Bearer sesame-1"
+        assert "sesame" not in repr(client) + repr(vars(client.model(HASH)))
+    with pytest.raises(KeepfitError) as error:
+        Client("http://127.0.0.1", "sesame\n1")
+    assert "sesame" not in str(error.value)
+
+
+def test_a_long_answer_is_kept_with_its_etag(run: Run) -> None:
+    """The same question is asked with the ETag; after a 304 the kept answer is used, after a 200 the new one."""
+    long = json.dumps({"hash": HASH, "version": 1, "rows_seen": 1, "predictions": [0.5] * 1000})
+    kept = ok(long, 'ETag: W/"1-1-a"', "Cache-Control: no-cache")
+    unchanged = b'HTTP/1.1 304 Not Modified\r\nETag: W/"1-1-a"\r\nContent-Length: 0\r\n\r\n'
+    never = ok(long.replace("0.5", "2.5"), 'ETag: W/"1-2-a"', "Cache-Control: no-store")
+    with scripted([kept, unchanged, never, PREDICTED]) as server:
+        answers = run(server.url, predict, predict, predict, predict)
+        assert [one[0] for one in answers] == [0.5, 0.5, 2.5, 1.5]
+        tags = [one.fields.get("if-none-match") for one in server.received]
+        # What must not be stored is not kept.
+        assert tags == [None, 'W/"1-1-a"', 'W/"1-1-a"', None]
