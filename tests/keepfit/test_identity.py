@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from keepfit.identity import (
     parse_json,
 )
 from tests.comparison_counter import ComparisonCounter
+
+VECTORS = Path(__file__).parents[1] / "fixtures/metadata_hashes.json"
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 # Doubles between 2^53 and 1e21 are written without an exponent, so a reader parses them as integers, too large ones.
@@ -385,3 +388,23 @@ def test_invalid_metadata_text_is_refused_each_time(text: bytes) -> None:
     for _ in range(2):
         with pytest.raises((MalformedError, InvalidError)):
             hash_of_text(text)
+
+
+@pytest.mark.parametrize("vector", json.loads(VECTORS.read_text()), ids=lambda vector: vector["name"])
+def test_hashes_are_those_of_all_clients(vector: dict[str, Any]) -> None:
+    """Every shared vector has its canonical text and hash, or is refused; the Node.js client reads the same file."""
+    text = vector["json"].encode()
+    if vector.get("refused"):
+        with pytest.raises((InvalidError, MalformedError)):
+            hash_of_text(text)
+    else:
+        assert canonical(parse_json(text)).decode() == vector["canonical"]
+        assert hash_of_text(text) == hash_of(check_metadata(parse_json(text))) == vector["hash"]
+        assert hashlib.sha256(vector["canonical"].encode()).hexdigest() == vector["hash"]
+
+
+def test_the_shared_vectors_are_many() -> None:
+    """The file has at least 200 vectors, some of which are refused, and no two of one text."""
+    vectors = json.loads(VECTORS.read_text())
+    assert len({vector["json"] for vector in vectors}) == len(vectors) >= 200
+    assert sum("refused" in vector for vector in vectors) >= 50
