@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins clean
+.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -91,6 +91,9 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	for name in harness $(PEERS); do \
 		$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url -c requirements/local.txt benchmarks/requirements/$$name.in -o benchmarks/requirements/$$name.txt --upgrade || exit 1; \
 	done
+
+client: $(VENV)/.test  ## Write the types of the Node.js client from the OpenAPI document (clients/node/src/schemas.ts)
+	$(BIN)/python -m tests.clients.node
 
 clean:  ## Remove environments and caches; keep the data in .keepfit
 	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

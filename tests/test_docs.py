@@ -25,6 +25,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / "k8s/README.md",
     ROOT / "examples/sneakers/README.md",
+    ROOT / "clients/node/README.md",
 ]
 # The changelog tells of names that are gone.
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]

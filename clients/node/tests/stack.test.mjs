@@ -1,0 +1,134 @@
+// Against a running keepfit, whose address is in KEEPFIT_TEST_URL.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { test } from "node:test";
+
+import { ConflictError, hashOf, IdempotencyError, InvalidError, Keepfit, MalformedError, NotFoundError } from "keepfit";
+
+const url = process.env.KEEPFIT_TEST_URL;
+const RECIPE = { estimator: "SGDRegressor", features: { make: "category", year: "number" }, scaler: "StandardScaler" };
+const ROWS = { X: [["nike", 2001], { make: "adidas", year: 2010 }, ["puma", 2005]], y: [4, 2, 3] };
+
+/** Test with a client and a model of the test's own, which has learned three rows. */
+function onStack(name, check) {
+  test(name, { skip: url === undefined && "KEEPFIT_TEST_URL is not set" }, async (t) => {
+    const client = new Keepfit({ url });
+    t.after(() => client.close());
+    const model = await client.create({ type: "shoes", session: randomUUID() }, RECIPE);
+    const learned = await model.partialFit(ROWS, { wait: 60 });
+    assert.equal(learned.rows_seen, 3);
+    await check({ client, model });
+  });
+}
+
+onStack("a model is created, described, listed and deleted", async ({ client, model }) => {
+  const described = await model.describe();
+  assert.equal(described.hash, hashOf(model.metadata));
+  assert.deepEqual(described.metadata, model.metadata);
+  assert.equal((await model.create(RECIPE)).rows_seen, 3);
+  await assert.rejects(model.create({ ...RECIPE, estimator: "PassiveAggressiveRegressor" }), ConflictError);
+  const listed = [];
+  for await (const { hash } of client.models({ session: model.metadata.session })) listed.push(hash);
+  assert.deepEqual(listed, [model.hash]);
+  assert.equal(await client.model(model.hash).exists(), true);
+  await model.delete();
+  assert.equal(await model.exists(), false);
+  await assert.rejects(model.predict([["nike", 2001]]), NotFoundError);
+});
+
+onStack("rows are predicted and scored by the version that has learned them", async ({ model }) => {
+  const { predictions, version, rows_seen } = await model.predict([["nike", 2001], { make: "puma", year: 2005 }]);
+  assert.equal(predictions.length, 2);
+  assert.deepEqual([version, rows_seen], [1, 3]);
+  const [one, two] = await Promise.all([model.predict([["nike", 2001]]), model.predict([["puma", 2005]])]);
+  assert.deepEqual([...one.predictions, ...two.predictions], predictions);
+  const score = await model.score([{ make: "nike", year: 2001, fit: 4 }, { make: "puma", year: 2005, fit: 3 }], { target: "fit" });
+  assert.ok(score.mean_absolute_error > 0);
+  const tested = await model.trainScorePredict({ X: [["nike", 2002], ["puma", 2004], ["nike", 2003], ["puma", 2001]], y: [4, 3, 4, 3], X_pred: [["nike", 2005]] }, { wait: 60 });
+  assert.deepEqual([tested.train_rows, tested.test_rows, tested.predictions.length], [3, 1, 1]);
+});
+
+onStack("a key learns once, and another body under it is an error", async ({ model }) => {
+  const idempotencyKey = randomUUID();
+  const [first, second] = [await model.partialFit(ROWS, { idempotencyKey }), await model.partialFit(ROWS, { idempotencyKey, wait: 60 })];
+  assert.equal(first.sequence, second.sequence);
+  assert.equal((await model.describe()).rows_seen, 6);
+  await assert.rejects(model.partialFit({ ...ROWS, y: [1, 1, 1] }, { idempotencyKey }), IdempotencyError);
+});
+
+onStack("a wrong value is named by row and column, whoever else asks in the same turn", async ({ model }) => {
+  const [good, bad] = await Promise.allSettled([model.predict([["nike", 2001]]), model.predict([["nike", "old"]])]);
+  assert.equal(good.value.predictions.length, 1);
+  assert.ok(bad.reason instanceof InvalidError);
+  assert.deepEqual(bad.reason.errors.map(({ row, column }) => [row, column]), [[0, "year"]]);
+  await assert.rejects(model.partialFit({ X: [["nike", "old"]], y: [1] }), (error) => error instanceof InvalidError && typeof error.requestId === "string");
+});
+
+onStack("a predicted row is learned when its label comes", async ({ model }) => {
+  await model.predict([["nike", 2004]], { id: "pair-1" });
+  const answer = await model.label([{ id: "pair-1", y: 4 }, { id: "unknown", y: 1 }], { wait: 60 });
+  assert.equal(answer.accepted, 1);
+  assert.deepEqual(answer.errors.map(({ id, reason }) => [id, reason]), [["unknown", "unknown"]]);
+  assert.equal((await model.describe()).rows_seen, 4);
+});
+
+onStack("parameters change in order, and a large answer is confirmed by its tag", async ({ model }) => {
+  const X = Array.from({ length: 200 }, (_, n) => ["nike", 1900 + n / 2]);
+  const before = await model.predict(X);
+  assert.deepEqual(await model.predict(X), before);
+  const changed = await model.setParams({ alpha: 0.01 }, { wait: 60 });
+  assert.equal(changed.recipe.params.alpha, 0.01);
+  await model.partialFit(ROWS, { wait: 60 });
+  assert.notDeepEqual((await model.predict(X)).predictions, before.predictions);
+});
+
+onStack("a model is saved, and restored to an older version", async ({ client, model }) => {
+  const saved = await model.snapshot();
+  const [before] = (await model.predict([["nike", 2001]])).predictions;
+  await model.partialFit(ROWS, { wait: 60 });
+  assert.equal((await model.predict([["nike", 2001]], { version: saved.version })).predictions[0], before);
+  const restored = await model.restore({ version: saved.version });
+  assert.equal(restored.version, saved.version);
+  assert.equal((await model.predict([["nike", 2001]])).predictions[0], before);
+  const versions = [];
+  for await (const { version } of model.snapshots()) versions.push(version);
+  assert.ok(versions.includes(saved.version));
+  assert.ok((await model.history()).documents.length > 0);
+  assert.ok((await client.history({ type: "shoes", session: model.metadata.session })).documents.length > 0);
+});
+
+onStack("events of a model come as they happen, also those since an id", async ({ model }) => {
+  const events = model.events({ lastEventId: "0-0", kind: "commit" });
+  const first = (await events.next()).value;
+  assert.deepEqual([first.kind, first.hash, first.version], ["commit", model.hash, 1]);
+  const next = events.next();
+  await model.partialFit(ROWS, { wait: 60 });
+  assert.equal((await next).value.rows_seen, 6);
+  await events.return();
+  for await (const { version } of model.events({ lastEventId: first.id, kind: "commit" })) {
+    assert.equal(version, 2);
+    break;
+  }
+});
+
+onStack("dead letters, workers, state and other calls", async ({ client, model }) => {
+  for await (const letter of model.deadLetters()) assert.fail(letter.id);
+  assert.equal((await model.retryDeadLetters()).accepted, 0);
+  assert.equal((await model.discardDeadLetters(["1-7"])).discarded, 0);
+  assert.ok((await client.workers()).length > 0);
+  assert.match((await client.ready()).status, /^(ok|degraded)$/);
+  assert.deepEqual(await client.request("GET", "/livez"), { status: "ok" });
+  await assert.rejects(client.request("POST", "/v1/models", { body: {} }), MalformedError);
+  await assert.rejects(client.job("0".repeat(32)), NotFoundError);
+});
+
+onStack("thousands of concurrent calls have no error, and every row is learned once", async ({ model }) => {
+  let left = 2_000;
+  const caller = async () => {
+    while (left-- > 0) assert.equal((await model.predict([["nike", 1900 + (left % 100)]])).predictions.length, 1);
+  };
+  await Promise.all(Array.from({ length: 32 }, caller));
+  await Promise.all(Array.from({ length: 200 }, (_, n) => model.partialFit({ X: [["nike", 1990 + (n % 30)]], y: [n % 5] }, { wait: 60 })));
+  assert.equal((await model.describe()).rows_seen, 203);
+});
