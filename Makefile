@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := keepfit gateway workers snapshotter benchmarks tests
+SOURCES := keepfit gateway workers snapshotter benchmarks examples tests
 PEERS := echo fastapi mlserver litserve bentoml river
 BENCH := benchmarks/.venvs
 
@@ -52,6 +52,7 @@ lint: $(VENV)/.test  ## Check style, import rules and security (ruff, import-lin
 
 types: $(VENV)/.test  ## Check types with mypy --strict
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*/*.py
 
 # Not part of `test`: it queries the public package index for each pinned version and fails without an answer.
 audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (queries the public package index)

@@ -24,8 +24,8 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "k8s/README.md",
-    ROOT / "examples/sneakers/README.md",
     ROOT / "clients/node/README.md",
+    *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 # The changelog tells of names that are gone.
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
@@ -158,9 +158,10 @@ def test_symbols_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", CURRENT, ids=name_of)
 def test_variables_that_a_page_names_exist(page: Path) -> None:
-    """Every KEEPFIT_ variable is a setting, or one of the example's own."""
+    """Every KEEPFIT_ variable is a setting, or one that an example reads."""
     known = {f"KEEPFIT_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
-    known |= set(re.findall(r"KEEPFIT_[A-Z_]+", (ROOT / "examples/sneakers/server.js").read_text()))
+    sources = [path for path in (ROOT / "examples").glob("*/*") if path.suffix in (".js", ".py")]
+    known |= {name for path in sources for name in re.findall(r"KEEPFIT_[A-Z_]+", path.read_text())}
     named = set(re.findall(r"\bKEEPFIT_[A-Z_]*[A-Z]\b(?!_\*)", page.read_text()))
     assert {name for name in named - known if not any(other.startswith(f"{name}_") for other in known)} == set()
 

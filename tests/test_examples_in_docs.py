@@ -26,6 +26,7 @@ COVERED = {
     "docs/reference/http-api.md": "tests/test_reference.py",
     "docs/reference/inference-protocol.md": "tests/inference_clients/test_inference_clients.py",
     "examples/sneakers/README.md": "tests/examples/test_sneakers.py",
+    "examples/stream/README.md": "tests/examples/test_stream.py",
 }
 # Blocks that are not run, by page and the beginning of the block, each with the reason.
 NOT_RUN = {

@@ -7,6 +7,7 @@ The same seed gives the same files.
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 # The average vote on a pair of 2005; LATER is added in ten years, PERSON is the standard deviation of a vote.
 MAKES = {
@@ -30,9 +31,9 @@ VOTES = 1000
 SEED = 1
 
 
-def votes(generator: random.Random) -> dict[str, list]:
+def votes(generator: random.Random) -> dict[str, list[Any]]:
     """Return rows and votes."""
-    pairs = [[generator.choice(list(MAKES)), generator.randint(*YEARS)] for _ in range(VOTES)]
+    pairs: list[Any] = [[generator.choice(list(MAKES)), generator.randint(*YEARS)] for _ in range(VOTES)]
     fits = [MAKES[make] + LATER * (year - 2005) / 10 for make, year in pairs]
     return {"X": pairs, "y": [min(5, max(1, round(generator.gauss(fit, PERSON)))) for fit in fits]}
 
