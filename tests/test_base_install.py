@@ -136,7 +136,7 @@ def test_an_object_is_dumped_without_scikit_learn(base: BaseInstall, stack: Stac
 
 
 def test_commands_of_clients_work(base: BaseInstall, stack: Stack) -> None:
-    """`keepfit create`, `learn` and `predict` use a gateway that runs elsewhere."""
+    """Commands that call a gateway use one that runs elsewhere."""
     where = ("--url", stack.url)
     metadata = ("--metadata", "type=base", f"session={uuid.uuid4().hex}")
     created = base.keepfit("create", *metadata, "--estimator", "SGDRegressor", "--features", "x:number",
@@ -148,6 +148,12 @@ def test_commands_of_clients_work(base: BaseInstall, stack: Stack) -> None:
     predicted = base.keepfit("predict", "-", "--format", "csv", *metadata, *where, sent="x\n3\n4\n")
     assert predicted.returncode == 0, predicted.stderr
     assert [line.partition(",")[0] for line in predicted.stdout.splitlines()] == ["x", "3", "4"]
+    scored = base.keepfit("score", "-", "--target", "y", *metadata, *where, "--json", sent="x,y\n3,6\n")
+    watched = base.keepfit("watch", "--where", metadata[2], "--after", "0-0", "--limit", "1", "--json", *where)
+    listed = base.keepfit("top", "--once", "--where", metadata[2], "--interval", "0.2", "--json", *where)
+    for done, field in ((scored, "max_error"), (watched, "kind"), (listed, "models")):
+        assert done.returncode == 0, done.stderr
+        assert field in json.loads(done.stdout)
 
 
 def test_a_key_can_be_made_and_help_be_read(base: BaseInstall) -> None:

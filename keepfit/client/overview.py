@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from keepfit.client.gateway import Gateway
-from keepfit.errors import KeepfitError
+from keepfit.errors import ForbiddenError, KeepfitError
 
 PAGE = 1000
 # Models that a reading has at most; a deployment with more is read in parts, by metadata.
@@ -43,6 +43,9 @@ async def read(gateway: Gateway, where: Iterable[tuple[str, str]] = ()) -> Readi
     ready, workers, listed = await asyncio.gather(
         gateway.ready(), _get(gateway, "/v1/workers"), _models(gateway, where), return_exceptions=True
     )
+    if isinstance(workers, ForbiddenError):
+        # A key for a part of the models sees no workers.
+        workers = {"workers": []}
     errors = [found for found in (ready, workers, listed) if isinstance(found, BaseException)]
     for error in errors:
         if not isinstance(error, KeepfitError):

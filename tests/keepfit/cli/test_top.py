@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from keepfit.cli import top
-from keepfit.client.overview import Reading, describe, error_of
+from keepfit.client.gateway import Gateway
+from keepfit.client.overview import Reading, describe, error_of, read
 from tests import fork_server
 from tests.conftest import Stack
 from tests.keepfit.cli.command import error_line, keepfit
@@ -89,6 +92,29 @@ def test_the_screen_is_kept_until_ctrl_c(stack: Stack, tmp_path: Path) -> None:
     read_until("\x1b[?1049l")
     assert process.wait(30) == 130
     os.close(controller)
+
+
+async def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
+    """A key for a part of the models sees no workers; a gateway that cannot answer is an error of the reading."""
+    answers: dict[str, Any] = {
+        "/readyz": {"status": "degraded", "mongo": "fails"},
+        "/v1/workers": {"type": "urn:keepfit:problem:forbidden", "detail": "not for this key", "status": 403},
+        "/v1/models": {"models": [{"hash": "a"}], "next": None},
+    }
+
+    async def answer(request: web.Request) -> web.Response:
+        document = answers[request.path]
+        return web.json_response(document, status=document.get("status", 200) if "detail" in document else 200)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
+        found = await read(gateway, [("type", "shoes")])
+        assert (found.error, found.workers, found.models) == ("", [], [{"hash": "a"}])
+        assert found.ready["mongo"] == "fails"
+        answers["/v1/models"] = {"detail": "no", "status": 503}
+        found = await read(gateway)
+        assert (found.error.endswith("answers with 503 Service Unavailable."), found.models) == (True, [])
 
 
 def test_rates_and_order() -> None:
