@@ -1,9 +1,9 @@
 """The settings of a client, read without the packages of the services.
 
-Owns :class:`ClientSettings`, which `keepfit create`, `learn` and `predict` and :mod:`keepfit.objects` read, and the
-names and the form of all variables. Library code never reads settings: entry points call :func:`load`. Invariant: a
-variable means here what it means to :class:`keepfit.settings.Settings`, which declares and describes it; a test
-compares the two.
+Owns :class:`ClientSettings`, which the commands that call a gateway and :mod:`keepfit.objects` read, and the names and
+the form of all variables. Library code never reads settings: entry points call :func:`load`. Invariant: a variable
+means here what it means to :class:`keepfit.settings.Settings`, which declares and describes it; a test compares the
+two.
 """
 
 import dataclasses

@@ -102,6 +102,26 @@ def test_every_module_of_a_client_can_be_imported(base: BaseInstall) -> None:
     assert HEAVY.isdisjoint(modules)
 
 
+# Prints by how many MB an import enlarges the process, and the modules that it loads.
+MEASURED = """
+import sys
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+before = resident()
+from keepfit import AsyncClient, Client
+print(resident() - before, *sys.modules)
+"""
+CLIENT_MB_MAX = 25
+
+
+def test_a_client_is_small(base: BaseInstall) -> None:
+    """Importing the clients takes at most 25 MB, and neither numpy nor a library that is needed for some calls only."""
+    megabytes, *modules = base.script(MEASURED).split()
+    assert float(megabytes) < CLIENT_MB_MAX
+    assert (HEAVY | {"aiohttp", "cloudpickle", "numpy", "pydantic", "rich", "typer"}).isdisjoint(modules)
+
+
 OBJECT = """
 import asyncio, sys
 from keepfit import objects
@@ -145,6 +165,8 @@ def test_commands_of_clients_work(base: BaseInstall, stack: Stack) -> None:
     rows = "".join(f"{number},{2 * number}\n" for number in range(20))
     learned = base.keepfit("learn", "-", "--format", "csv", "--target", "y", *metadata, *where, sent=f"x,y\n{rows}")
     assert (learned.returncode, learned.stderr.splitlines()[:-1]) == (0, []), learned.stderr
+    jobs = base.keepfit("jobs", *where)
+    assert (jobs.returncode, jobs.stderr) == (0, "")
     predicted = base.keepfit("predict", "-", "--format", "csv", *metadata, *where, sent="x\n3\n4\n")
     assert predicted.returncode == 0, predicted.stderr
     assert [line.partition(",")[0] for line in predicted.stdout.splitlines()] == ["x", "3", "4"]
