@@ -16,7 +16,7 @@ from keepfit.client.gateway import Gateway
 from keepfit.client.row_files import RowFile
 from keepfit.client.row_values import ModelColumns
 from keepfit.client.streaming import Chunk, Report, chunks, faults_by_row
-from keepfit.errors import InvalidError
+from keepfit.errors import InvalidError, TooLargeError
 
 IN_MEMORY_BYTES_MAX = 8 * 2**20
 PIECE_BYTES = 256 * 1024
@@ -110,6 +110,8 @@ async def score_file(
         while table.n:
             try:
                 _, answer = await gateway.call("POST", f"/v1/models/{model_hash}/score", table.body)
+            except TooLargeError as error:
+                raise TooLargeError(f"{source.name} does not fit into one request, as scores need: {error}") from None
             except InvalidError as error:
                 # Rows are counted without those that were found before.
                 sent = [row for row in range(len(table.places)) if row not in table.faults]
