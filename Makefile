@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client clean
+.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -95,6 +95,9 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 
 client: $(VENV)/.test  ## Write the types of the Node.js client from the OpenAPI document (clients/node/src/schemas.ts)
 	$(BIN)/python -m tests.clients.node
+
+sneakers: $(VENV)/.test  ## Start keepfit and the example of a Node.js service (examples/sneakers)
+	examples/sneakers/start.sh
 
 clean:  ## Remove environments and caches; keep the data in .keepfit
 	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -3,7 +3,7 @@
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 
-import { Keepfit } from './keepfit.js';
+import { FitModel } from './model.js';
 import { deliver } from './outbox.js';
 import { routes } from './routes.js';
 import { Votes } from './votes.js';
@@ -13,21 +13,21 @@ async function main({
   PORT = '3000',
   KEEPFIT_URL = 'http://127.0.0.1:8000',
   KEEPFIT_API_KEY,
-  DATA_FILE = 'votes.jsonl',
+  DATA_FILE = 'votes.sqlite',
   SESSION = '1',
 }) {
-  const votes = await Votes.open(DATA_FILE);
-  const keepfit = new Keepfit(KEEPFIT_URL, { type: 'shoes', type_info: 'basic', session: SESSION }, KEEPFIT_API_KEY);
+  const votes = new Votes(DATA_FILE);
+  const model = new FitModel(KEEPFIT_URL, KEEPFIT_API_KEY, SESSION);
 
   // With the default check interval of 30 s, a timeout of 10 s could last 40 s.
   const limits = { requestTimeout: 10_000, headersTimeout: 10_000, connectionsCheckingInterval: 1_000 };
-  const server = createServer(limits, routes(votes, keepfit));
+  const server = createServer(limits, routes(votes, model));
   server.listen(Number(PORT), HOST);
   await once(server, 'listening');
 
   // Delivery runs concurrently, so that votes and averages work while keepfit is unavailable.
   const stopping = new AbortController();
-  const delivery = deliver(votes, keepfit, stopping.signal);
+  const delivery = deliver(votes, model, stopping.signal);
 
   const stop = async () => {
     server.keepAliveTimeout = 1; // an outstanding answer is the last one on its connection
@@ -35,7 +35,8 @@ async function main({
     server.closeIdleConnections(); // close() does not do this in Node 18
     stopping.abort();
     await Promise.all([once(server, 'close'), delivery]);
-    await votes.close();
+    votes.close();
+    model.close();
   };
   // once: a second signal ends the process immediately; every acknowledged vote is stored by then.
   process.once('SIGTERM', stop);

@@ -76,7 +76,7 @@ export class IdempotencyError extends KeepfitError {}
 export class LearningError extends KeepfitError {}
 /** 429: too many requests wait, or the API key exceeded its rate, and retries did not help. */
 export class OverloadedError extends KeepfitError {}
-/** 503: a part of keepfit is unavailable, and retries did not help. Also: no answer at all, `status` is undefined then. */
+/** 408, 502, 503: a part of keepfit, or the way to it, is unavailable, and retries did not help. Also: no answer at all, `status` is undefined then. */
 export class UnavailableError extends KeepfitError {
   override get temporary(): boolean {
     return true;
@@ -130,6 +130,7 @@ const BY_STATUS: Readonly<Record<number, Kind>> = {
   401: UnauthorizedError,
   403: ForbiddenError,
   404: NotFoundError,
+  408: UnavailableError,
   409: ConflictError,
   413: TooLargeError,
   422: InvalidError,
@@ -141,7 +142,7 @@ const BY_STATUS: Readonly<Record<number, Kind>> = {
 
 /** Return whether the same request may be answered otherwise a moment later. */
 export function isTemporary(status: number | undefined): boolean {
-  return status === 429 || status === 502 || status === 503 || status === 504;
+  return status === 408 || status === 429 || status === 502 || status === 503 || status === 504;
 }
 
 /** Return the error of the class that the problem's type, or else its status, names. */

@@ -13,7 +13,7 @@ export interface KeepfitOptions {
   readonly apiKey?: string | undefined;
   /** The time for a call with all its attempts, in milliseconds; a `wait` is added. Default: 60,000 */
   readonly timeoutMs?: number;
-  /** How many times a call is repeated after 429, 502, 503, 504 or a broken connection. Default: 10 */
+  /** How many times a call is repeated after 408, 429, 502, 503, 504 or a broken connection. Default: 10 */
   readonly retries?: number;
   /** Connections at a time; more calls wait in order. Default: 64 */
   readonly connectionsMax?: number;

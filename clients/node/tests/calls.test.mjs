@@ -97,7 +97,7 @@ test("an address where nothing has ever answered fails at once", async (t) => {
 
 for (const [status, name, Kind] of [
   [400, "malformed", MalformedError], [401, "unauthorized", UnauthorizedError], [403, "forbidden", ForbiddenError], [403, "foreign-origin", ForbiddenError],
-  [404, "not-found", NotFoundError], [409, "conflict", ConflictError], [409, "not-confirmed", ConflictError], [413, "too-large", TooLargeError],
+  [404, "not-found", NotFoundError], [408, "request-timeout", UnavailableError], [409, "conflict", ConflictError], [409, "not-confirmed", ConflictError], [413, "too-large", TooLargeError],
   [413, "request-entity-too-large", TooLargeError], [415, "unsupported-media-type", MalformedError], [422, "invalid", InvalidError],
   [422, "idempotency", IdempotencyError], [422, "learning", LearningError], [422, "unstorable", LearningError], [429, "inbox-full", OverloadedError],
   [500, "poison", ServerError], [503, "corrupt-bundle", UnavailableError], [504, "deadline", DeadlineError],
@@ -111,7 +111,7 @@ for (const [status, name, Kind] of [
     assert.equal(failed.name, Kind.name);
     assert.deepEqual([failed.type, failed.title, failed.status, failed.detail, failed.message], [`urn:keepfit:problem:${name}`, "T", status, "D.", "D."]);
     assert.deepEqual([failed.errors, failed.requestId, failed.attempts], [errors, "r-1", 1]);
-    assert.equal(failed.temporary, [429, 503, 504].includes(status));
+    assert.equal(failed.temporary, [408, 429, 503, 504].includes(status));
   });
 }
 
