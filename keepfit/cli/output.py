@@ -189,6 +189,16 @@ def discard_unwritten() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def until_reader_ends() -> Iterator[None]:
+    """End a command that prints without end quietly when its reader does, as `head` does after some lines."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard_unwritten()
+        raise typer.Exit from None
+
+
 def print_note(message: str) -> None:
     """Print a line that is not a result on standard error."""
     _print_line(message)

@@ -22,6 +22,7 @@ from keepfit.cli.output import (
     print_json,
     print_note,
     print_table,
+    until_reader_ends,
 )
 from keepfit.errors import UnavailableError
 from keepfit.times import format_time, parse_duration
@@ -105,7 +106,8 @@ def top(
             if once or not as_json:
                 return
 
-    with_gateway(url, work, lambda: "")
+    with until_reader_ends():
+        with_gateway(url, work, lambda: "")
 
 
 async def _states(

@@ -12,7 +12,15 @@ import typer
 
 from keepfit.cli.gateway_calls import Url, short_hash, with_gateway
 from keepfit.cli.options import Type, Where, filters_of
-from keepfit.cli.output import is_terminal, main_metric, metadata_text, print_json, print_note, print_stream_line
+from keepfit.cli.output import (
+    is_terminal,
+    main_metric,
+    metadata_text,
+    print_json,
+    print_note,
+    print_stream_line,
+    until_reader_ends,
+)
 from keepfit.times import format_time
 
 if TYPE_CHECKING:
@@ -65,7 +73,8 @@ def watch(
                 if printed == limit:
                     return
 
-    with_gateway(url, work, lambda: "")
+    with until_reader_ends():
+        with_gateway(url, work, lambda: "")
 
 
 def _note_interruption(reason: str) -> None:

@@ -75,8 +75,9 @@ def test_a_terminal_gets_lines_that_fit(stack: Stack, tmp_path: Path) -> None:
     assert [c for c in shown if not c.isprintable() and c != "\n"] == []
 
 
-def test_ctrl_c_ends_quietly(stack: Stack, tmp_path: Path) -> None:
-    """An event is printed into a pipe when it happens; Ctrl-C ends the command without a word, exit code 130."""
+@pytest.mark.parametrize("end", ["Ctrl-C", "head"])
+def test_the_end_is_quiet(stack: Stack, tmp_path: Path, end: str) -> None:
+    """An event is printed into a pipe when it happens; Ctrl-C or the end of the reader ends it without a word."""
     model_hash, words = model(stack, tmp_path)
     out, stdout = os.pipe()
     err, stderr = os.pipe()
@@ -84,13 +85,17 @@ def test_ctrl_c_ends_quietly(stack: Stack, tmp_path: Path) -> None:
     process = fork_server.start(watch, tmp_path, dict(os.environ), (0, stdout, stderr))
     os.close(stdout)
     os.close(stderr)
+    more = ("learn", "-", "--target", "y", "--hash", model_hash, *words[2:])
     with os.fdopen(out) as lines, os.fdopen(err) as notes:
         assert json.loads(lines.readline())["version"] == 1
-        more = ("learn", "-", "--target", "y", "--hash", model_hash, *words[2:])
+        if end == "head":
+            lines.close()
         assert keepfit(*more, cwd=tmp_path, sent="x,y\n5,6\n").returncode == 0
-        assert json.loads(lines.readline())["version"] == 2
-        process.send_signal(signal.SIGINT)
-        assert (process.wait(30), lines.read(), notes.read()) == (130, "", "")
+        if end == "Ctrl-C":
+            assert json.loads(lines.readline())["version"] == 2
+            process.send_signal(signal.SIGINT)
+            assert lines.read() == ""
+        assert (process.wait(30), notes.read()) == (130 if end == "Ctrl-C" else 0, "")
 
 
 async def test_the_stream_continues_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
