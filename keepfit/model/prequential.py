@@ -1,9 +1,10 @@
 """Prequential metrics: each batch is predicted before it is learned ("test, then train"), and its errors are added up.
 
 Owns the sums behind the metrics, over all rows and over a sliding window of the last rows (Gama, Sebastião and
-Rodrigues, 2013, "On evaluating stream learning algorithms"). Never changes the model. Invariants: sums do not depend on
-how a sequence of rows was divided among processes; memory and time per batch do not depend on the number of earlier
-rows. The state consists of plain lists, dicts and numbers, because it is pickled with every commit.
+Rodrigues, 2013, "On evaluating stream learning algorithms"). Never changes the model. Invariants: sums are those of
+rows added one by one, bit for bit, however their answers were divided into batches; memory and time per batch do not
+depend on the number of earlier rows. The state consists of plain lists, dicts and numbers, because it is pickled with
+every commit.
 
 Beside the metrics of the model stand those of a baseline without features: the mean of all targets learned so far, or
 the most frequent label so far. It answers the same rows at the same time, before they are learned.
@@ -32,6 +33,8 @@ ROUNDING = 1e-9
 EPSILON = float(np.finfo(np.float64).eps)
 # Smaller probabilities count as this, as in scikit-learn's log_loss: 0 would make the loss of all rows infinite.
 PROBABILITY_MIN = EPSILON
+# Rows whose errors are in memory at a time.
+BLOCK_ROWS = 1 << 15
 # A pair is stored as one number, which takes a fifth of the time of a tuple to pickle.
 PAIR_STRIDE = CLASSES_MAX + 2
 NO_LABEL = -1
@@ -121,7 +124,8 @@ class PrequentialScores:
         size = self.window // PARTS
         if not self.total:
             self._begin(kind, float(y[0]))
-        _add(self.total, self._sums(kind, y, predicted, probabilities))
+        for start in range(0, rows, BLOCK_ROWS):
+            self._add_rows(self.total, kind, slice(start, start + BLOCK_ROWS), y, predicted, probabilities)
         # Rows that would leave the window at once are only counted; parts still end where they end for single rows.
         start = 0
         # Parts with all their sums, since those that were only counted: a test needs a window of such parts.
@@ -130,9 +134,7 @@ class PrequentialScores:
             self._open_part(size, tests=summed >= PARTS)
             stop = min(rows, start + size - self.parts[-1][0])
             if rows - stop < PARTS * size:
-                part = slice(start, stop)
-                of_part = None if probabilities is None else probabilities[part]
-                _add(self.parts[-1], self._sums(kind, y[part], predicted[part], of_part))
+                self._add_rows(self.parts[-1], kind, slice(start, stop), y, predicted, probabilities)
                 summed += 1
             else:
                 self.parts[-1][0] += stop - start
@@ -176,7 +178,8 @@ class PrequentialScores:
             if probability == probability:  # noqa: PLR0124 - the fastest check for NaN
                 if probability < PROBABILITY_MIN or truth >= probabilities.shape[1]:
                     probability = PROBABILITY_MIN
-                scored, loss = 1, -math.log(probability)
+                # Not math.log, whose last bit differs.
+                scored, loss = 1, -float(np.log(probability))
         count = 1 if self.baseline else 0
         right = 1 if count and self.baseline[0] == truth else 0
         pairs = _pairs(truth, predicted, 1)
@@ -212,14 +215,19 @@ class PrequentialScores:
         self.drifts.append({"metric": name, "before": before, "recent": recent, "rows": found[1].rows})
         del self.drifts[: -drift.HELD_MAX]
 
-    def _sums(self, kind: Kind, y: Any, predicted: Any, probabilities: Any) -> Sums:
-        """Return the sums of a batch."""
-        baseline = self._baseline_answer()
+    def _add_rows(self, sums: Sums, kind: Kind, part: slice, y: Any, predicted: Any, probabilities: Any) -> None:
+        """Add the rows of `part` to `sums`, as :meth:`_update_number` and :meth:`_update_label` would one by one."""
+        y, predicted, baseline = y[part], predicted[part], self._baseline_answer()
         if kind != "regressor":
-            return _label_sums(y, predicted, probabilities, baseline)
+            _add_labels(sums, y, predicted, None if probabilities is None else probabilities[part], baseline)
+            return
         error, level = np.abs(y - predicted), y - self.first
-        sums = [len(y), float(error.sum()), float(error @ error), float(level.sum()), float(level @ level)]
-        return [*sums, 0, 0.0] if baseline is None else [*sums, len(y), float(np.abs(y - baseline).sum())]
+        sums[0] += len(y)
+        for position, column in enumerate((error, error * error, level, level * level), start=1):
+            sums[position] = _added(sums[position], column)
+        if baseline is not None:
+            sums[5] += len(y)
+            sums[6] = _added(sums[6], np.abs(y - baseline))
 
     @property
     def is_finite(self) -> bool:
@@ -234,10 +242,7 @@ class PrequentialScores:
         """
         if not self.total:
             return {}
-        recent = _zeros_like(self.total)
-        for part in self.parts:
-            _add(recent, part)
-        return {**_metrics(self.total, labels), "window": _metrics(recent, labels)}
+        return {**_metrics(self.total, labels), "window": _metrics(_added_up(self.parts), labels)}
 
 
 def combine_outputs(outputs: Sequence[PrequentialScores], labels: Sequence[Sequence[Label]] | None = None) -> Metrics:
@@ -280,30 +285,46 @@ def _zeros_like(sums: Sums) -> Sums:
     return [{} if type(value) is dict else type(value)() for value in sums]
 
 
-def _add(sums: Sums, more: Sums) -> None:
-    for i, value in enumerate(more):
-        if type(value) is dict:
-            counts = sums[i]
-            for pair, count in value.items():
-                counts[pair] = counts.get(pair, 0) + count
-        else:
-            sums[i] += value
+def _added_up(parts: Sequence[Sums]) -> Sums:
+    columns = list(zip(*parts, strict=True))
+    if not _is_classification(parts[0]):
+        return list(map(sum, columns))
+    counts: dict[int, int] = {}
+    for part in columns.pop(3):
+        for pair, count in part.items():
+            counts[pair] = counts.get(pair, 0) + count
+    rows, scored, loss, answered, right = map(sum, columns)
+    return [rows, scored, loss, counts, answered, right]
 
 
 def _pair(truth: int, predicted: int) -> int:
     return (truth + 1) * PAIR_STRIDE + predicted + 1
 
 
-def _label_sums(y: Any, predicted: Any, probabilities: Any, baseline: int | None) -> Sums:
-    """Return the sums of a batch."""
-    counts: dict[int, int] = {}
-    distinct, occurrences = np.unique(np.stack([y, predicted]), axis=1, return_counts=True)
-    for truth, label, count in zip(*distinct.tolist(), occurrences.tolist(), strict=True):
-        for pair, n in _pairs(truth, label, count).items():
+def _added(total: float, values: Any) -> float:
+    """Return `total` plus `values`, shape (n,) and n > 0, added in order; numpy's ``sum`` adds them in another order.
+
+    The values are overwritten.
+    """
+    values[0] += total
+    return float(np.add.accumulate(values, out=values)[-1])
+
+
+def _add_labels(sums: Sums, y: Any, predicted: Any, probabilities: Any, baseline: int | None) -> None:
+    """Add a batch of labels to `sums`."""
+    counts = sums[3]
+    distinct, occurrences = np.unique((y + 1) * PAIR_STRIDE + predicted + 1, return_counts=True)
+    for code, count in zip(distinct.tolist(), occurrences.tolist(), strict=True):
+        for pair, n in _pairs(code // PAIR_STRIDE - 1, code % PAIR_STRIDE - 1, count).items():
             counts[pair] = counts.get(pair, 0) + n
-    of_baseline = (0, 0) if baseline is None else (len(y), int((y == baseline).sum()))
+    sums[0] += len(y)
     losses = () if probabilities is None else log_losses(y, probabilities)
-    return [len(y), len(losses), float(sum(losses)), counts, *of_baseline]
+    if len(losses):
+        sums[1] += len(losses)
+        sums[2] = _added(sums[2], losses)
+    if baseline is not None:
+        sums[4] += len(y)
+        sums[5] += int((y == baseline).sum())
 
 
 def log_losses(y: Any, probabilities: Any) -> Any:

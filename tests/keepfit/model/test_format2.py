@@ -95,18 +95,18 @@ def without_baseline(answers: Any) -> Any:
     return {key: without_baseline(each) for key, each in answers.items() if not key.startswith("baseline_")}
 
 
-def assert_same(found: Any, known: Any) -> None:
+def assert_same(found: Any, known: Any, *, exact: bool = SAME_KERNELS) -> None:
     """Compare answers: bit for bit where the linear algebra is that of the machine that wrote them."""
-    if SAME_KERNELS:
+    if exact:
         assert json.dumps(found) == json.dumps(known)
     elif isinstance(known, dict):
         assert found.keys() == known.keys()
         for key in known:
-            assert_same(found[key], known[key])
+            assert_same(found[key], known[key], exact=exact)
     elif isinstance(known, list):
         assert len(found) == len(known)
         for one, other in zip(found, known, strict=True):
-            assert_same(one, other)
+            assert_same(one, other, exact=exact)
     elif isinstance(known, float):
         assert found == pytest.approx(known, rel=1e-9, abs=1e-12, nan_ok=True)
     else:
@@ -128,7 +128,10 @@ def test_a_bundle_of_format_2_learns_on_as_before(name: str) -> None:
     case = Case(name)
     bundle, expected = case.bundle("before")[1], case.bundle("after")[1]
     case.learn(bundle)
-    assert_same(comparable(name, case.answers(bundle)), comparable(name, case.known["after"]))
+    found, known = comparable(name, case.answers(bundle)), comparable(name, case.known["after"])
+    # The former version added the errors of the rows of a request in another order.
+    assert_same(found.pop("metrics", {}), known.pop("metrics", {}), exact=False)
+    assert_same(found, known)
     if SAME_KERNELS:
         for each in (bundle, expected):
             each.prequential = []
