@@ -22,7 +22,7 @@ from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.replay_wire import LOADED, LOADING, READY, ReplayReply, ReplayTask, decode_task, encode
-from keepfit.rows import served, train_score_predict
+from keepfit.rows import acceptance, served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
@@ -51,6 +51,11 @@ class Payload:
     def wants_answer(self) -> bool:
         """Whether it is a call of train_score_predict; its answer is dropped."""
         return train_score_predict.is_one(self.data)
+
+    @property
+    def accepted_s(self) -> float:
+        """When its rows were accepted, in seconds since 1970; 0.0 if that is not known."""
+        return acceptance.accepted_s(self.data)
 
 
 def main(pipe: Connection, keyring: Keyring, upload_keys: Keyring | None) -> None:

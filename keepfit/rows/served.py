@@ -39,13 +39,13 @@ class Served(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ServedRows(Rows, array_like=True, frozen=True, dict=True):
-    """Rows to learn with one served prediction each; `request_id` as in :mod:`keepfit.store.inbox`."""
+    """Rows to learn with one served prediction each; `acceptance` as in :mod:`keepfit.rows.acceptance`."""
 
     # Two elements that the calls of train_score_predict have.
     test_rows: None = None
     to_predict: None = None
     predictions: list[Served] = []  # noqa: RUF012 - msgspec copies it
-    request_id: str = ""
+    acceptance: Any = ""
 
     @property
     def served(self) -> list[Served]:

@@ -24,7 +24,7 @@ from redis import Redis
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import UnstorableError
 from keepfit.observability import failpoints
-from keepfit.rows import served, train_score_predict
+from keepfit.rows import acceptance, served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.store import events, stored_answers, unloadable
@@ -72,6 +72,11 @@ class PendingRequest:
     def wants_answer(self) -> bool:
         """Whether it is a call of train_score_predict."""
         return train_score_predict.is_one(self.payload)
+
+    @property
+    def accepted_s(self) -> float:
+        """When its rows were accepted, in seconds since 1970; 0.0 if that is not known."""
+        return acceptance.accepted_s(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

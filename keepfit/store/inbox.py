@@ -33,6 +33,7 @@ from keepfit.recipe import uploads
 from keepfit.recipe.patch import OBJECT
 from keepfit.recipe.recipe import Recipe
 from keepfit.rowlog.row_log import Call
+from keepfit.rows import acceptance
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
 from keepfit.store import changes, first_answers, staging
@@ -48,6 +49,8 @@ REPLACED = "The model was restored, deleted or created again while the request w
 NO_WIDTH = 0
 # A change with an object of the largest size is one call, as the creation of a model with that object is.
 CODE_BYTES_MAX = 4 * uploads.BYTES_MAX // 3 + 1024
+# The key of the client's request id in the map of a change.
+CHANGE_ID = msgspec.msgpack.encode("request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,10 @@ class LearnRequest:
 
     `payload` is the rows' msgpack; for a large request it is the SHA-256 of the rows, which are staged under
     `large_key` and have `large_bytes`. `key` is the client's Idempotency-Key. `request_id` is the id that the client
-    gave the request: it is stored with the rows for logs (not with large rows), and is ignored when two requests are
-    compared. `width` is that of :func:`width_of`, :data:`NO_WIDTH` for a change of parameters. `large_payload` holds
-    the rows of a large request that is written to the row log.
+    gave the request, `accepted_s` when it was made (0.0: not known): they are stored with the rows
+    (:mod:`keepfit.rows.acceptance`), and are ignored when two requests are compared. `width` is that of
+    :func:`width_of`, :data:`NO_WIDTH` for a change of parameters. `large_payload` holds the rows of a large request
+    that is written to the row log.
     """
 
     hash: str
@@ -70,6 +74,7 @@ class LearnRequest:
     large_bytes: int = 0
     request_id: str = ""
     large_payload: bytes = b""
+    accepted_s: float = 0.0
 
     @property
     def logged_payload(self) -> bytes:
@@ -79,7 +84,11 @@ class LearnRequest:
     @property
     def script_payload(self) -> bytes:
         """Payload for the script's arguments."""
-        return _with_request_id(self) if self.request_id else self.payload
+        if self.large_key or not (self.request_id or self.accepted_s):
+            return self.payload
+        if changes.is_change(self.payload):
+            return acceptance.append(self.payload, CHANGE_ID + msgspec.msgpack.encode(self.request_id))
+        return acceptance.append(self.payload, acceptance.encode(self.accepted_s, self.request_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,8 @@ def make_small_request(
     if not rows.fits(CALL_BYTES_MAX):
         return None
     width = rows.width if width is None else width
-    return LearnRequest(model_hash, generation, width, rows.encode(), key, request_id=request_id.sent.get())
+    sent, now_s = request_id.sent.get(), acceptance.now_s()
+    return LearnRequest(model_hash, generation, width, rows.encode(), key, request_id=sent, accepted_s=now_s)
 
 
 async def make_request(
@@ -143,10 +153,11 @@ async def make_request(
     if small is not None:
         return small
     large_key = redis_keys.large_rows(model_hash, uuid.uuid4().hex)
+    element = acceptance.encode(acceptance.now_s(), request_id.sent.get())
     try:
-        digest = await staging.write_in_pieces(store, large_key, rows, STAGED_TTL_MS, bytes_max, digest)
+        digest = await staging.write_in_pieces(store, large_key, rows, STAGED_TTL_MS, bytes_max, digest, element)
         failpoints.reach("accept.written_ahead")
-        large_payload = await asyncio.to_thread(rows.encode) if logged else b""
+        large_payload = await asyncio.to_thread(b"".join, acceptance.pieces(rows, element)) if logged else b""
         return LearnRequest(
             model_hash,
             generation,
@@ -154,7 +165,7 @@ async def make_request(
             digest.encode(),
             key,
             large_key,
-            rows.size_bytes,
+            rows.size_bytes + len(element),
             large_payload=large_payload,
         )
     except BaseException:
@@ -335,23 +346,6 @@ def _accept_command(settings: Settings, requests: Sequence[LearnRequest]) -> Com
 def _digest(requests: Sequence[LearnRequest]) -> str:
     """Return the digest that distinguishes a repeated call from another call with the same key."""
     return hashlib.sha256(b"".join([request.payload for request in requests])).hexdigest()
-
-
-def _with_request_id(request: LearnRequest) -> bytes:
-    """Return the payload with the client's request id as one more element of its array or map; readers ignore it."""
-    name = msgspec.msgpack.encode("request") if changes.is_change(request.payload) else b""
-    first = bytes((request.payload[0] + 1,))
-    return first + request.payload[1:] + name + msgspec.msgpack.encode(request.request_id)
-
-
-def request_id_of(payload: bytes) -> str:
-    """Return the client's request id that is stored in a payload; "" if there is none, or the payload is unreadable."""
-    try:
-        decoded = msgspec.msgpack.decode(payload)
-        *_, last = decoded.values() if isinstance(decoded, dict) else decoded
-    except (msgspec.DecodeError, TypeError, ValueError):
-        return ""
-    return last if isinstance(last, str) else ""
 
 
 def _outcomes(first: LearnRequest, count: int, answer: list[Any]) -> list[Outcome]:

@@ -14,7 +14,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command, ScriptConnection
 from keepfit.errors import IdempotencyError, KeepfitError, NotFoundError, StaleModelError, UnavailableError
 from keepfit.rowlog.row_log import Call
-from keepfit.rows import served
+from keepfit.rows import acceptance, served
 from keepfit.settings import Settings
 from keepfit.store import first_answers, inbox, open_rows
 from keepfit.store.open_rows import Count
@@ -37,7 +37,8 @@ REASONS = {
 class LabelRequest:
     """Labels of one call: ids, and as :func:`encode_labels` returns them targets with weights.
 
-    `key` is the client's Idempotency-Key, `request_id` the id of its HTTP request.
+    `key` is the client's Idempotency-Key, `request_id` the id of its HTTP request, `accepted_s` its time (0.0: not
+    known).
     """
 
     hash: str
@@ -46,6 +47,7 @@ class LabelRequest:
     labels: Sequence[bytes]
     key: str | None = None
     request_id: str = ""
+    accepted_s: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -123,7 +125,7 @@ def _label_command(settings: Settings, request: LabelRequest, *, logged: bool) -
             open_rows.REMEMBERED_MAX,
             CALL_BYTES_MAX,
             int(logged),
-            served.encode(request.request_id),
+            acceptance.encode(request.accepted_s, request.request_id),
             *(value for pair in zip(request.ids, request.labels, strict=True) for value in pair),
         ],
     )

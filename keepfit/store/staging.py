@@ -12,16 +12,24 @@ import redis.asyncio
 
 from keepfit.backends import redis_scripts
 from keepfit.errors import UnavailableError
+from keepfit.rows import acceptance
 from keepfit.rows.rows import Rows
 from keepfit.store.staged_file import piece
 
 
 async def write_in_pieces(
-    client: redis.asyncio.Redis, key: str, rows: Rows, ttl_ms: int, bytes_max: int | None = None, digest: str = ""
+    client: redis.asyncio.Redis,
+    key: str,
+    rows: Rows,
+    ttl_ms: int,
+    bytes_max: int | None = None,
+    digest: str = "",
+    element: bytes = b"",
 ) -> str:
     """Write the msgpack of `rows` to `key`, and let Redis serve others between the pieces; return its SHA-256 (hex).
 
-    It is not computed again if it is known as `digest`.
+    The digest is not computed again if it is known as `digest`. It is that of the rows alone: not of `element`, which
+    is written as one more element of their array (:mod:`keepfit.rows.acceptance`).
 
     Raises
     ------
@@ -32,9 +40,7 @@ async def write_in_pieces(
     """
     rows.check_size(bytes_max)
     computed, offset = None if digest else hashlib.sha256(), 0
-    for data in rows.pieces():
-        if computed is not None:
-            computed.update(data)
+    for data in acceptance.pieces(rows, element, computed):
         await redis_scripts.run_async(client, *piece(key, offset, data, ttl_ms))
         offset += len(data)
     return digest if computed is None else computed.hexdigest()

@@ -145,6 +145,8 @@ class Stack:
             "KEEPFIT_SIGNING_KEYS": SIGNING_KEYS,
             "KEEPFIT_WORKERS": str(self._workers),
             "KEEPFIT_LEASE_TTL_S": str(self.lease_ttl_s),
+            # The verification reads all learned requests.
+            "KEEPFIT_REPLAY_BYTES_MAX": str(2**30),
             **environment,
         }
         self.supervisor = ServerProcess(

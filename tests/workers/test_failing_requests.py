@@ -13,6 +13,7 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
+from keepfit.rows import acceptance
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings
@@ -331,6 +332,7 @@ async def test_a_dead_letter_has_time_size_and_rows(
     seconds, _ = client.time()  # type: ignore[misc]
     assert name == b"7-1"
     assert (letter[b"generation"], letter[b"sequence"], letter[b"big"]) == (b"7", b"1", b"")
-    assert letter[b"rows"] == rows.encode()
-    assert int(letter[b"size"]) == len(rows.encode())
+    assert Rows.decode(letter[b"rows"]) == rows
+    assert abs(seconds - acceptance.accepted_s(letter[b"rows"])) < 60
+    assert int(letter[b"size"]) == len(letter[b"rows"]) == len(rows.encode()) + 9
     assert abs(int(letter[b"at"]) / 1000 - seconds) < 60

@@ -22,11 +22,11 @@ from keepfit.model.scorers import encoded_scorer
 from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
+from keepfit.rows.acceptance import request_id_of
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.store.changes import is_change
 from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, SealedBundle
-from keepfit.store.inbox import request_id_of
 from keepfit_workers import restoring
 from keepfit_workers.activity import CALL
 from keepfit_workers.bundle_cache import Bundles

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from aiohttp import web
 
 from keepfit.observability import request_id
-from keepfit.rows import served
+from keepfit.rows import acceptance, served
 from keepfit.store import late_labels
 from keepfit.store.late_labels import Labelled, LabelRequest
 from keepfit.store.models import Model
@@ -68,7 +68,7 @@ async def _accept(service: Service, model: Model, labels: list[LateLabel], key: 
     targets = served.encode_labels(model.recipe, [one.y for one in labels], [one.sample_weight for one in labels])
     ids = [str(one.id) for one in labels]
     labelled = await service.open_rows.label(
-        LabelRequest(model.hash, model.generation, ids, targets, key, request_id.sent.get())
+        LabelRequest(model.hash, model.generation, ids, targets, key, request_id.sent.get(), acceptance.now_s())
     )
     service.cache.observe_version(model.hash, model.generation, labelled.version)
     return labelled

@@ -21,7 +21,7 @@
 -- ARGV[9] remembered max number of labelled and expired rows that are remembered
 -- ARGV[10] call bytes    bytes of the payloads of one call, beside its first
 -- ARGV[11] logged        '1' if the payloads are returned, for the row log
--- ARGV[12] request id    msgpack of the client's request id, with which each payload ends
+-- ARGV[12] acceptance    msgpack of the client's request id and of the time of the call, with which each payload ends
 -- ARGV[13...] labels     for each label two values: the id of its row; msgpack of its target and its weight
 --
 -- The first answer is stored as accept stores it, with the outcomes after the generation.

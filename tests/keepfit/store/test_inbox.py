@@ -14,6 +14,7 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import IdempotencyError, InboxFullError, InvalidError, NotFoundError, UnavailableError
 from keepfit.model.bundle import Bundle
 from keepfit.recipe.recipe import parse
+from keepfit.rows.acceptance import request_id_of
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
@@ -194,7 +195,7 @@ async def test_a_large_request_is_staged(
     (entry,) = claim(consumer, model).entries
     assert await client.ttl(entry.large_key) == -1
     assert await client.hget(redis_keys.state(model), "bytes") == str(entry.size_bytes).encode()
-    assert entry.size_bytes == LARGE.size_bytes
+    assert entry.size_bytes == len(entry.payload) == LARGE.size_bytes + 9
     assert np.array_equal(entry.rows().number_matrix(), LARGE.number_matrix())
     learn_all(consumer, model)
     assert not await client.exists(entry.large_key)
@@ -319,7 +320,7 @@ async def test_rows_keep_the_id_of_their_request(
     ]
     await inbox.accept(ScriptConnection(client), settings, named)
     claimed = claim(consumer, model)
-    assert [inbox.request_id_of(entry.payload) for entry in claimed.entries] == ["abc-1", "", "é" * 40]
+    assert [request_id_of(entry.payload) for entry in claimed.entries] == ["abc-1", "", "é" * 40]
     assert [entry.rows() for entry in claimed.entries] == [Rows.decode(each.payload) for each in named]
     assert claimed.entries[1].payload == named[1].payload
 
@@ -336,7 +337,7 @@ async def test_a_change_keeps_its_place_among_rows(
     assert outcomes == [Accepted(i, 0) for i in range(1, 7)]
     claimed = claim(consumer, model)
     assert [entry.change for entry in claimed.entries] == [None, {"C": 1.5}, None, {"C": {"a": [2]}}, {"C": 3}, None]
-    assert [inbox.request_id_of(entry.payload) for entry in claimed.entries] == ["", "", "", "abc-1", "", ""]
+    assert [request_id_of(entry.payload) for entry in claimed.entries] == ["", "", "", "abc-1", "", ""]
     with pytest.raises(InvalidError, match="262160 bytes; at most 262144"):
         inbox.make_change(model, 1, {"C": "x" * inbox.CALL_BYTES_MAX})
 
@@ -355,7 +356,7 @@ async def test_the_request_id_is_not_part_of_the_idempotency_comparison(
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x90", b"\xc1", one("", 1.0).payload])
 def test_bytes_without_an_id_have_none(payload: bytes) -> None:
     """request_id_of() returns an empty text for any bytes without a request id, and never raises."""
-    assert inbox.request_id_of(payload) == ""
+    assert request_id_of(payload) == ""
 
 
 async def test_logged_calls_contain_the_accepted_requests(client: redis.asyncio.Redis, settings: Settings) -> None:
@@ -384,8 +385,9 @@ async def test_logged_calls_contain_the_accepted_requests(client: redis.asyncio.
     ]
     (many, _), (keyed, _), (whole, _) = logged
     assert many.payloads == tuple(request.payload for request in requests[:3])
-    assert whole.payloads == (LARGE.encode(),)
-    assert [inbox.request_id_of(payload) for payload in keyed.payloads] == ["abc-1"]
+    assert whole.payloads == (large.large_payload,)
+    assert Rows.decode(large.large_payload) == LARGE
+    assert [request_id_of(payload) for payload in keyed.payloads] == ["abc-1"]
     assert (many.at, keyed.at) == (whole.at, whole.at)
     # A repeat cannot be distinguished from a call that was never logged: it is the same call at a later time.
     again, _, ((repeat, _), _) = await inbox.accept_logged(connection, small, requests[7:])
