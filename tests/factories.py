@@ -137,7 +137,9 @@ class Workshop:
             if entry.change is not None:
                 bundle.change(entry.change)
             else:
-                bundle.partial_fit(entry.rows())
+                rows = entry.rows()
+                bundle.curve.accepted(bundle.rows_seen, [(rows.n, entry.accepted_s)])
+                bundle.partial_fit(rows)
         committed = commit_bundle(self.consumer, self.keyring, claimed, bundle, len(claimed.entries), token)
         assert committed.version == claimed.version + 1
         return committed

@@ -10,6 +10,7 @@ Rows come from :mod:`keepfit.model.fit_loop` and the workers; :mod:`keepfit.mode
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -34,6 +35,7 @@ from keepfit.model import (
 )
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
+from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.outputs import Outputs, check_output_count, output_columns
 from keepfit.model.prequential import PrequentialScores, combine_outputs
 from keepfit.model.smoothing import smoothed
@@ -56,7 +58,7 @@ class Bundle:
     `waiting` are the rows collected for the first call of an estimator that needs several; `changed` are the parameters
     changed since the recipe was posted; `prequential` has the scores of each output. `targets` are the names of the
     outputs, where the estimator takes several targets by name. `learned_width` is the width of the rows that an
-    uploaded object has learned, which need not have an attribute that tells it.
+    uploaded object has learned, which need not have an attribute that tells it. `curve` is the learning curve.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class Bundle:
     changed: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
     learned_width: int | None = None
+    curve: LearningCurve = field(default_factory=LearningCurve)
 
     @classmethod
     def new(cls, recipe: Recipe) -> Self:
@@ -110,11 +113,8 @@ class Bundle:
         ValueError, TypeError, ArithmeticError, InvalidError
             The errors of the estimator. The bundle is then partly changed and must be discarded.
         """
-        if self.labels is None:
+        with nullcontext() if self.labels is None else ignore_zeros():
             self._fit_or_collect(rows)
-        else:
-            with ignore_zeros():
-                self._fit_or_collect(rows)
         self.rows_seen += rows.n
 
     def _fit_or_collect(self, rows: Rows) -> None:
@@ -151,7 +151,8 @@ class Bundle:
                 answers = evaluation.ask(self.estimator, self._answer, matrix, single_row and single_row[0])
         y = self._target(rows)
         if is_supervised:
-            evaluation.update(self.prequential, self.recipe, y, evaluation.served(rows, self.labels) or answers)
+            answers = evaluation.served(rows, self.labels) or answers
+            evaluation.update(self.prequential, self.recipe, y, answers, self.curve, self.rows_seen)
         if not first and self.labels is not None:
             self._grow(n_classes)
         X = self.columns.partial_fit_transform(self.recipe, rows) if single_row is None else single_row[1]
@@ -395,6 +396,4 @@ class Bundle:
 
     def metrics(self) -> dict[str, Any]:
         """Return prequential metrics over all rows learned so far, and over the last ones."""
-        return combine_outputs(
-            self.prequential, None if self.labels is None else [one.known for one in self.label_lists]
-        )
+        return combine_outputs(self.prequential, [one.known for one in self.label_lists] or None)

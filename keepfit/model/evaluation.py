@@ -5,16 +5,19 @@ Never learns labels or rows: answers are those that a client would have got just
 late, those that a client did get. The sums are in :mod:`keepfit.model.prequential`; bundles compute the answers.
 """
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from keepfit.model import category_check
 from keepfit.model.labels import Labels, key_of
+from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.outputs import Outputs
 from keepfit.model.prequential import NO_LABEL, PrequentialScores
+from keepfit.recipe.catalogue import Kind
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 from keepfit.rows.served import Served
@@ -29,9 +32,9 @@ QUESTIONS_MAX = 256
 class Answers(NamedTuple):
     """The answers to some rows.
 
-    `rows` are the positions of the rows that have an answer; None if all have one. `predicted` has their values or
-    codes, shape (n,) or (n, outputs); `probabilities` those of the known labels, shape (n, labels) or one array for
-    each output, or None.
+    `rows` are the positions of the rows that have an answer, in order; None if all have one. `predicted` has their
+    values or codes, shape (n,) or (n, outputs); `probabilities` those of the known labels, shape (n, labels) or one
+    array for each output, or None.
     """
 
     rows: Any
@@ -173,22 +176,84 @@ def _probabilities(labels: Labels, found: list[tuple[Any, Any]]) -> Any:
     return values
 
 
-def update(scores: list[PrequentialScores], recipe: Recipe, y: Any, answers: Answers | None) -> None:
-    """Add the answers to the scores of each output; then their baselines learn `y`, the target of all rows."""
+def update(
+    scores: list[PrequentialScores], recipe: Recipe, y: Any, answers: Answers | None, curve: LearningCurve, seen: int
+) -> None:
+    """Add the answers to the scores of each output; then their baselines learn `y`, the target of all rows.
+
+    Points of the `curve` are taken after their rows, of which the first is number `seen` + 1 of the model.
+    """
     kind, multi_output = recipe.entry.kind, recipe.entry.multi_output
-    if answers is not None and answers.rows is None and scores and not multi_output:
+    if (
+        scores
+        and not multi_output
+        and answers is not None
+        and answers.rows is None
+        and not curve.has_point_within(seen, len(y))
+    ):
+        # Most rows of most streams.
         scores[0].update(kind, y, answers.predicted, answers.probabilities)
         scores[0].learn(kind, y)
         return
     columns = y.T if multi_output else [y]
     if not scores:
         scores += [PrequentialScores(recipe.window) for _ in columns]
-    for i, (of_output, truth) in enumerate(zip(scores, columns, strict=True)):
-        if answers is not None:
-            predicted, probabilities = answers.predicted, answers.probabilities
-            if multi_output:
-                predicted = predicted[:, i]
-                probabilities = None if probabilities is None else probabilities[i]
-            evaluated = truth if answers.rows is None else truth[answers.rows]
-            of_output.update(kind, evaluated, predicted, probabilities)
+    if multi_output and answers is not None:
+        each = [[_of_output(answers, i)] for i in range(len(columns))]
+    else:
+        each = [[] if answers is None else [answers] for _ in columns]
+    add(scores, kind, columns, each, curve, seen)
+    for of_output, truth in zip(scores, columns, strict=True):
         of_output.learn(kind, truth)
+
+
+def add(
+    scores: Sequence[PrequentialScores],
+    kind: Kind,
+    columns: Sequence[Any],
+    answers: Sequence[Sequence[Answers]],
+    curve: LearningCurve,
+    seen: int,
+) -> None:
+    """Add answers, in parts in the order of the rows, to the scores of each output, and take points of the curve.
+
+    `columns` has the target of each output, of the same n rows, which follow the first `seen` rows of the model. The
+    target of a row without an answer is not read.
+    """
+    n = len(columns[0])
+    if not curve.has_point_within(seen, n):
+        parts: Iterable[slice] = (slice(0, n),)
+    else:
+        first = min([_first_answered(kind, one, n) for each in answers for one in each], default=n)
+        parts = curve.parts(kind, seen, n, first, scores)
+    for part in parts:
+        for of_output, y, each in zip(scores, columns, answers, strict=True):
+            for one in each:
+                _add_part(of_output, kind, y, one, part)
+
+
+def _add_part(scores: PrequentialScores, kind: Kind, y: Any, answers: Answers, part: slice) -> None:
+    rows, predicted, probabilities = answers
+    if rows is None:
+        truth = y[part]
+    else:
+        part = slice(bisect_left(rows, part.start), bisect_left(rows, part.stop))
+        truth = y[rows[part]]
+    if len(truth):
+        scores.update(kind, truth, predicted[part], None if probabilities is None else probabilities[part])
+
+
+def _of_output(answers: Answers, i: int) -> Answers:
+    probabilities = None if answers.probabilities is None else answers.probabilities[i]
+    return Answers(answers.rows, answers.predicted[:, i], probabilities)
+
+
+def _first_answered(kind: Kind, answers: Answers, n: int) -> int:
+    """Return the position of the first row that has an answer; `n` if none has."""
+    # A number that is not finite is no prediction.
+    positions = (
+        np.flatnonzero(np.isfinite(answers.predicted)) if kind == "regressor" else np.arange(len(answers.predicted))
+    )
+    if positions.size == 0:
+        return n
+    return int(positions[0] if answers.rows is None else answers.rows[positions[0]])

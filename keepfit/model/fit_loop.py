@@ -37,6 +37,10 @@ class Request(Protocol):
     def wants_answer(self) -> bool:
         """Whether it is a call of train_score_predict."""
 
+    @property
+    def accepted_s(self) -> float:
+        """When it was accepted, in seconds since 1970; 0.0 if that is not known."""
+
     def rows(self) -> Rows:
         """Return its rows."""
 
@@ -153,6 +157,7 @@ def _apply(bundle: Bundle, request: Request, fit: Callable[[Rows], None]) -> byt
         bundle.change(change)
         return b""
     rows = request.rows()
+    bundle.curve.accepted(bundle.rows_seen, [(rows.n, request.accepted_s)])
     if isinstance(rows, TrainScorePredict):
         return train_score_predict.learn(bundle, rows, fit)
     fit(rows)
@@ -173,9 +178,11 @@ def _fit_merged(bundle: Bundle, requests: Sequence[Request]) -> Fitted | None:
                 for request in group:
                     answer = _apply(bundle, request, bundle.partial_fit)
                 continue
-            rows = (request.rows() for request in group)
-            for _, alike in groupby(rows, key=_kind_of):
-                bundle.partial_fit(concatenate_requests(list(alike)))
+            accepted = ((request.rows(), request.accepted_s) for request in group)
+            for _, alike in groupby(accepted, key=lambda each: _kind_of(each[0])):
+                rows, times = zip(*alike, strict=True)
+                bundle.curve.accepted(bundle.rows_seen, [(one.n, at) for one, at in zip(rows, times, strict=True)])
+                bundle.partial_fit(concatenate_requests(rows))
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the requests are learned one by one next, which finds the faulty one

@@ -34,6 +34,7 @@ from keepfit.model import (
 )
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns
+from keepfit.model.evaluation import Answers
 from keepfit.model.labels import Labels
 from keepfit.model.object_answers import (
     Asked,
@@ -210,15 +211,16 @@ class ObjectBundle(Bundle):
         kind, labels = self.recipe.entry.kind, self._known_labels
         if not self.prequential:
             self.prequential.append(PrequentialScores(self.recipe.window))
+        answers = []
         for positions, values, found in asked:
             answered = [i for i, value in enumerate(values) if value is not None]
-            truth = y[[positions[i] for i in answered]]
             if labels is None:
                 predicted, probabilities = numbers_of(values)[answered], None
             else:
                 predicted = codes_of([values[i] for i in answered], labels)
                 probabilities = None if found is None else by_code(found, labels)[answered]
-            self.prequential[0].update(kind, truth, predicted, probabilities)
+            answers.append(Answers([positions[i] for i in answered], predicted, probabilities))
+        evaluation.add(self.prequential, kind, [y], [answers], self.curve, self.rows_seen)
         self.prequential[0].learn(kind, y)
 
     def _update_target_scores(self, rows: Rows, asked: Sequence[Asked]) -> None:
@@ -226,7 +228,7 @@ class ObjectBundle(Bundle):
         found = self._targets(rows)
         self.targets = object_targets.names_of(found, self.targets)
         labels = self.labels.each if isinstance(self.labels, Outputs) else None
-        object_targets.update(self.prequential, self.recipe, self.targets, labels, found, asked)
+        object_targets.update(self, self.prequential, labels, found, asked)
 
     def _targets(self, rows: Rows) -> list[object_targets.Targets]:
         return [object_targets.by_name(values_of(str(text))) for text in rows.y or ()]

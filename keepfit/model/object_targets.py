@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from keepfit.model import scores
+from keepfit.model import evaluation, scores
+from keepfit.model.bundle import Bundle
+from keepfit.model.evaluation import Answers
 from keepfit.model.labels import Labels
 from keepfit.model.object_answers import Asked, as_sent, codes_of, numbers_of
 from keepfit.model.outputs import combine_scores
 from keepfit.model.prequential import PrequentialScores
-from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
 
 Targets = Mapping[str, Any]
@@ -53,36 +54,40 @@ def names_of(targets: Sequence[Targets], known: Sequence[str]) -> list[str]:
 
 
 def update(
+    bundle: Bundle,
     prequential: list[PrequentialScores],
-    recipe: Recipe,
-    names: Sequence[str],
     labels: list[Labels] | None,
     targets: Sequence[Targets],
     asked: Sequence[Asked],
 ) -> None:
-    """Add answers to the scores of each of `names`, then let their baselines learn `targets`.
+    """Add answers to the scores of each target of a bundle, then let their baselines learn `targets`.
 
-    `labels`, of each target of a classifier, learn the labels. Both lists get an entry for each new name.
+    `labels`, of each target of a classifier, learn the labels. They and `prequential` get an entry for each new name.
     """
-    kind = recipe.entry.kind
-    for i, name in enumerate(names):
+    kind, columns, learned, answers = bundle.recipe.entry.kind, [], [], []
+    for i, name in enumerate(bundle.targets):
         if i == len(prequential):
-            prequential.append(PrequentialScores(recipe.window))
+            prequential.append(PrequentialScores(bundle.recipe.window))
         if labels is not None and i == len(labels):
             labels.append(Labels())
         rows = [row for row, target in enumerate(targets) if name in target]
-        if not rows:
-            continue
         truth = _values([targets[row][name] for row in rows], None if labels is None else labels[i])
-        of_row = dict(zip(rows, truth, strict=True))
+        column = np.zeros(len(targets), truth.dtype)
+        column[rows] = truth
+        columns.append(column)
+        learned.append(truth)
+        having, of_target = set(rows), list[Answers]()
         for positions, values, _ in asked:
-            answers = [(row, by_name(value).get(name)) for row, value in zip(positions, values, strict=True)]
-            present = [(of_row[row], value) for row, value in answers if value is not None and row in of_row]
-            if present:
-                y, answered = zip(*present, strict=True)
-                predicted = numbers_of(answered) if labels is None else codes_of(list(answered), labels[i])
-                prequential[i].update(kind, np.array(y), predicted)
-        prequential[i].learn(kind, truth)
+            found = [(row, by_name(value).get(name)) for row, value in zip(positions, values, strict=True)]
+            present = [(row, value) for row, value in found if value is not None and row in having]
+            answered = [value for _, value in present]
+            predicted = numbers_of(answered) if labels is None else codes_of(answered, labels[i])
+            of_target.append(Answers([row for row, _ in present], predicted, None))
+        answers.append(of_target)
+    evaluation.add(prequential, kind, columns, answers, bundle.curve, bundle.rows_seen)
+    for scores_of_target, truth in zip(prequential, learned, strict=True):
+        if len(truth):
+            scores_of_target.learn(kind, truth)
 
 
 def _values(values: Sequence[Any], labels: Labels | None) -> Any:

@@ -7,7 +7,8 @@ no class of keepfit, so that no change of the code makes stored bundles unreadab
      None or the label codes of each output, estimators of the pipeline,
      (window, total, parts, first, baseline) of the prequential scores of each output, rows seen,
      fields of the rows that wait for the first call, changed parameters, names of targets,
-     width of the rows that an object has learned)
+     width of the rows that an object has learned,
+     (rows before, spacing, time, names of metrics, first point, times, metrics) of the learning curve)
 
 Never unpickles by itself (:mod:`keepfit.model.pickling` does, behind the check of the signature) and never talks to a
 store. Invariant: a bundle that is sealed and unsealed goes on bit for bit as if it had never been stored.
@@ -26,6 +27,7 @@ from keepfit.model import format2, pickling, pipeline
 from keepfit.model.bundle import Bundle
 from keepfit.model.columns import Columns, Means
 from keepfit.model.labels import Labels
+from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.object_bundle import ObjectBundle
 from keepfit.model.outputs import Outputs
 from keepfit.model.prequential import PrequentialScores
@@ -77,6 +79,7 @@ def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...
         bundle.changed,
         bundle.targets,
         bundle.learned_width,
+        bundle.curve.stored(),
     )
 
 
@@ -121,8 +124,12 @@ def _bundle(
     changed: dict[str, Any],
     targets: Sequence[str] = (),
     learned_width: int | None = None,
+    curve: tuple[Any, ...] = (),
 ) -> Bundle:
-    """Return the bundle of `recipe` and a state of format 3, whose objects it takes over."""
+    """Return the bundle of `recipe` and a state of format 3, whose objects it takes over.
+
+    The state of an earlier release has no curve, which begins with the next rows.
+    """
     scaler, known, means, rule = columns
     if rule > category_codes.RULE:
         raise EnvelopeError(f"The bundle is of a later version of keepfit: its labels have codes by rule {rule}.")
@@ -138,6 +145,7 @@ def _bundle(
         changed,
         list(targets),
         learned_width,
+        LearningCurve.from_stored(*curve) if curve else LearningCurve(rows_seen),
     )
     if recipe.object is None:
         pipeline.attach_links(bundle.estimator, links)

@@ -18,6 +18,7 @@ from keepfit.errors import ConflictError, EnvelopeError, InvalidError, KeepfitEr
 from keepfit.model import object_kinds, pickling, sklearn_pipeline, skops_files
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels
+from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.object_bundle import ObjectBundle
 from keepfit.model.object_calls import only_exceptions
 from keepfit.model.outputs import Outputs
@@ -71,7 +72,9 @@ def new_bundle(data: bytes, keys: Keys, bytes_max: int) -> ObjectBundle:
     labels: Labels | Outputs | None = None
     if header.kind == "classifier":
         labels = Outputs() if header.multi_output else Labels.from_classes(None)
-    bundle = ObjectBundle(recipe, Columns.new(recipe), labels, learner, [], _rows_seen(learner), learned_width=width)
+    rows_seen = _rows_seen(learner)
+    curve = LearningCurve(rows_seen)
+    bundle = ObjectBundle(recipe, Columns.new(recipe), labels, learner, [], rows_seen, learned_width=width, curve=curve)
     _try_row(bundle)
     return bundle
 

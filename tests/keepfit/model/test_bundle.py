@@ -622,7 +622,7 @@ def sizes_of_a_small_bundle() -> tuple[int, float]:
 
 
 def test_small_bundles_take_little_memory() -> None:
-    """They take 2 kB in Redis and less than 3 kB of a worker's memory.
+    """They take 2 kB in Redis and little more than 3 kB of a worker's memory, as long as their curve has no point.
 
     Measured in a process of its own: attributes that other tests set on some instances change the size of all of their
     class, whose instances share the keys of their dictionaries otherwise.
@@ -631,7 +631,7 @@ def test_small_bundles_take_little_memory() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     sealed, in_memory = map(float, done.stdout.split())
     assert 0 < sealed < 2048
-    assert 0 < in_memory < 3000
+    assert 0 < in_memory < 3250
 
 
 def test_a_failed_seal_leaves_the_bundle_usable(monkeypatch: pytest.MonkeyPatch) -> None:
