@@ -179,6 +179,21 @@ PROBA = _parameter(
     "proba", "query", "Also return probabilities; JSON bodies have a field of the same name.", {"type": "boolean"}
 )
 
+CURVE = (
+    _parameter(
+        "metric",
+        "query",
+        "Only these metrics, separated by commas; without it all that the model has.",
+        {"type": "string", "pattern": "^[a-z0-9_]{1,64}(,[a-z0-9_]{1,64}){0,15}$", "examples": ["mean_absolute_error"]},
+    ),
+    _parameter(
+        "since_rows",
+        "query",
+        "Only points after more than this number of rows.",
+        {"type": "string", "pattern": "^[0-9]{1,15}$", "examples": ["1000"]},
+    ),
+)
+
 EVENT_ID = {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,19})?$", "examples": ["0-0"]}
 EVENTS = (
     _parameter(

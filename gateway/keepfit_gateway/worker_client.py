@@ -25,6 +25,7 @@ from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import DeadlineError, KeepfitError, QueueFullError, UnavailableError, without_frames
 from keepfit.jobs import messages, run_queue, worker_records
 from keepfit.jobs.messages import (
+    CurveOptions,
     DownloadOptions,
     Operation,
     PastVersion,
@@ -63,7 +64,7 @@ AWAY_S, TRIAL_PAUSE_S = 1.0, 0.5
 # A request that ended earlier says nothing about the workers.
 DEADLINE_S_MIN = 1.0
 # The results of these operations are JSON text, which may be large.
-PASSED_ON = ("predict", "proba", "past")
+PASSED_ON = ("predict", "proba", "past", "curve")
 
 
 class Workers(NamedTuple):
@@ -140,10 +141,12 @@ class WorkerClient:
         upload: UploadOptions | None = None,
         download: DownloadOptions | None = None,
         past: PastVersion | None = None,
+        curve: CurveOptions | None = None,
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
-        The result of a prediction is JSON text, as bytes. The scorer is asked for if it may have `scorer_bytes_max`.
+        The result of a prediction, or a curve, is JSON text, as bytes. The scorer is asked for if it may have
+        `scorer_bytes_max`.
 
         Raises
         ------
@@ -177,6 +180,7 @@ class WorkerClient:
             upload_options=upload,
             download_options=download,
             past=past,
+            curve=curve,
         )
         pending = self._pending[request.id] = PendingRequest(request, timeout_s, loop)
         pending.timer = loop.call_later(min(WORKER_GRACE_S, timeout_s), self._start_check, pending)

@@ -26,8 +26,11 @@ ELEMENT_BYTES_MAX = 1 << 20
 PIECE_VALUES = 4096
 
 # `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `past` predicts with a
-# snapshot beside the live model; `upload` creates a model from a file with a trained object, and `download` writes one.
-Operation = Literal["predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download", "past"]
+# snapshot beside the live model; `upload` creates a model from a file with a trained object, and `download` writes one;
+# `curve` reads the learning curve.
+Operation = Literal[
+    "predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download", "past", "curve"
+]
 
 
 class RestoreOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -44,6 +47,13 @@ class PastVersion(msgspec.Struct, array_like=True, frozen=True):
     version: int
     sha256: str
     proba: bool = False
+
+
+class CurveOptions(msgspec.Struct, array_like=True, frozen=True):
+    """The points of the curve to answer: after more than `since_rows` rows, with these metrics (empty: all)."""
+
+    metrics: tuple[str, ...] = ()
+    since_rows: int = 0
 
 
 class UploadOptions(msgspec.Struct, array_like=True, frozen=True):
@@ -91,6 +101,7 @@ class WorkerRequest(msgspec.Struct, array_like=True, frozen=True):
     upload_options: UploadOptions | None = None
     download_options: DownloadOptions | None = None
     past: PastVersion | None = None
+    curve: CurveOptions | None = None
 
     @property
     def subject(self) -> str:

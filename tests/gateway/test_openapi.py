@@ -223,6 +223,8 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     for prefix, extra, query in (("/v1/models/{hash}", {}, ""), ("/v1", {"metadata": metadata}, name)):
         await check("GET", f"{prefix}/dead", query=query)
         await check("GET", f"{prefix}/estimator", query=query)
+        for options in ("metric=accuracy", "since_rows=x", "metric=none"):
+            await check("GET", f"{prefix}/curve", query=f"{query}{'&' if query else '?'}{options}")
         await check("POST", f"{prefix}/dead/retry", extra)
         await check("POST", f"{prefix}/dead/retry", {"ids": ["1-1"], **extra})
         await check("POST", f"{prefix}/dead/discard", {"ids": ["1-1"], **extra})

@@ -1,7 +1,7 @@
 """Predicting: one vectorised call per model for all waiting requests.
 
-Owns the replies to the requests of gateways: predict, probabilities, score. Models that Redis lost, and requests about
-snapshots, are left to :mod:`keepfit_workers.restoring`, reading a snapshot to predict with it to
+Owns the replies to the requests of gateways: predict, probabilities, score, curve. Models that Redis lost, and
+requests about snapshots, are left to :mod:`keepfit_workers.restoring`, reading a snapshot to predict with it to
 :mod:`keepfit_workers.past_versions`, the calls to :mod:`keepfit_workers.computing`. Invariants:
 nothing here changes a bundle; every request gets a reply, if need be with a :class:`~keepfit.errors.KeepfitError`; a
 failure with one model is an error of the requests about it only; no reply comes from a bundle that was older than the
@@ -27,10 +27,10 @@ from keepfit.errors import (
     UnavailableError,
 )
 from keepfit.jobs import messages, run_queue
-from keepfit.jobs.messages import WorkerReply, WorkerRequest
+from keepfit.jobs.messages import CurveOptions, WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.store.commit import Loaded
-from keepfit_workers import computing, downloading, past_versions, restoring, uploading
+from keepfit_workers import computing, curves, downloading, past_versions, restoring, uploading
 from keepfit_workers.activity import CALL
 from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
@@ -158,6 +158,8 @@ class Turns:
                 yield question, None
             elif request.generation != self.model.generation:
                 yield question, StaleModelError(f"The model {self.model.hash} was created again meanwhile.")
+            elif request.operation == "curve":
+                yield question, curves.answer(bundle, request.curve or CurveOptions())
             else:
                 asked.append(question)
         yield from computing.compute(context.queue, bundle, context.chunk_sizes, asked)

@@ -192,6 +192,8 @@ JOB = {
     "started": None,
     "ended": None,
 }
+POINT = {**{name: value for name, value in RUNNING.items() if name != "rows"}, "rows_seen": 26, "time": 1795983706.81}
+CURVE_POINT = {**POINT, "window": {name: POINT[name] for name in RUNNING if name != "rows"}}
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 BY_HASH: dict[str, Example] = {
@@ -239,6 +241,11 @@ BY_HASH: dict[str, Example] = {
     "infer_of_version": INFERENCE,
     "patch_model": Example({"alpha": {"params": {"alpha": 0.01}}}, {200: PATCHED}),
     "get_model": Example({}, {200: PATCHED}),
+    "show_curve": Example(
+        {},
+        {200: {**OF_MODEL, "rows_seen": 26, "rows_before": 0, "spacing": 1, "points": [CURVE_POINT]}},
+        "?since_rows=25",
+    ),
     "list_dead": Example({}, {200: {**OF_MODEL, "dead": [], "next": None}}),
     "retry_dead": Example(
         {"oldest": {}},
@@ -276,8 +283,8 @@ BY_HASH: dict[str, Example] = {
 }
 # Calls about a model that have a second form, with metadata in the body or, without one, in the query.
 BOTH = (
-    "partial_fit", "train_score_predict", "predict", "score", "patch_model", "get_model", "list_dead", "retry_dead",
-    "discard_dead", "make_snapshot", "list_snapshots", "restore_model", "pull",
+    "partial_fit", "train_score_predict", "predict", "score", "patch_model", "get_model", "show_curve", "list_dead",
+    "retry_dead", "discard_dead", "make_snapshot", "list_snapshots", "restore_model", "pull",
 )  # fmt: skip
 
 

@@ -5,8 +5,20 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 
 from keepfit.security.api_keys import ADMIN
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import dead_letters, models
-from keepfit_gateway.parameters import AFTER, DEAD_AFTER, DEAD_LIMIT, HASH, KEY, LIMIT, METADATA, PREFER_PATCH
+from keepfit_gateway.handlers import curve, dead_letters, models
+from keepfit_gateway.parameters import (
+    AFTER,
+    CURVE,
+    DEAD_AFTER,
+    DEAD_LIMIT,
+    HASH,
+    IF_NONE_MATCH,
+    KEY,
+    LIMIT,
+    METADATA,
+    PREFER_PATCH,
+    TIMEOUT,
+)
 from keepfit_gateway.routes.route import (
     BODY_ERRORS,
     BOUND_FILTERED,
@@ -37,6 +49,14 @@ ROUTES = (
         "GET", "/v1/models/{hash}", models.get_model, MODELS, "Describe a model",
         "Metadata, the recipe in force, progress and running metrics. A model that Redis lost is restored first.",
         {200: schemas.ModelAnswer}, errors=(400, 404, 503, 504), own_parameters=(HASH,),
+    ),
+    Route(
+        "GET", "/v1/models/{hash}/curve", curve.show_curve, MODELS, "Learning curve",
+        "The running metrics of a model and of its baseline, as they were after some of its rows, and when: at most "
+        "1,000 points, which a restore restores with the model. 304 if the client has the newest answer.",
+        {200: schemas.CurveAnswer, 304: None}, errors=(400, 404, 422, 429, 503, 504),
+        own_parameters=(HASH, *CURVE, TIMEOUT, IF_NONE_MATCH),
+        headers=dict.fromkeys((200, 304), ("ETag", "Cache-Control")),
     ),
     Route(
         "PATCH", "/v1/models/{hash}", models.patch_model, MODELS, "Change parameters or code of a model",

@@ -27,6 +27,7 @@ from keepfit_gateway.schemas.answers import (
     SnapshotList,
     WorkerList,
 )
+from keepfit_gateway.schemas.curve import CurveAnswer, CurveMetrics, CurvePoint
 from keepfit_gateway.schemas.events import Drift, Event, EventMessage
 from keepfit_gateway.schemas.inference import (
     InferenceAnswer,
@@ -73,6 +74,9 @@ __all__ = [
     "Call",
     "ChangeAnswer",
     "CreateModel",
+    "CurveAnswer",
+    "CurveMetrics",
+    "CurvePoint",
     "DeadAnswer",
     "DeadEntry",
     "DiscardDead",

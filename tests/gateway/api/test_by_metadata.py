@@ -93,6 +93,7 @@ async def test_calls_by_metadata_answer_like_calls_by_hash(api: Api, metadata: d
         return first.of(status)
 
     assert (await equal(200, "GET /v1/model"))["metadata"] == metadata
+    assert (await equal(200, "GET /v1/curve?since_rows=0"))["rows_seen"] == 1
     saved = await equal(201, "POST /v1/snapshot", {})
     assert (await equal(200, "GET /v1/snapshots?limit=1"))["snapshots"] == [saved]
     assert (await equal(200, "POST /v1/restore", {"version": 1}))["restored"] is False
