@@ -171,6 +171,7 @@ def test_merged_requests_of_different_forms(features: Any) -> None:
     class Request:
         change = None
         wants_answer = False
+        accepted_s = 0.0
 
         def __init__(self, rows: Rows) -> None:
             self._rows = rows

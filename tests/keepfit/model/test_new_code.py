@@ -211,6 +211,7 @@ class Request:
     value: float = 0.0
     change: dict[str, Any] | None = None
     wants_answer: bool = False
+    accepted_s: float = 0.0
 
     def rows(self) -> Rows:
         """Return one row with its target."""

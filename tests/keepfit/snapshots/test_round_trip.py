@@ -26,6 +26,7 @@ from keepfit.errors import (
 from keepfit.history import SUMMARY_FIELDS, Document
 from keepfit.restore import restorer as restores
 from keepfit.restore.requests import RestoreResult
+from keepfit.rows import acceptance
 from keepfit.security import envelope
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
@@ -320,8 +321,10 @@ async def test_a_lost_model_is_restored_as_it_was_saved(each_shop: Workshop) -> 
     assert await each_shop.store.changed() == []
 
 
-async def test_learning_continues_from_the_snapshot(shop: Workshop) -> None:
+async def test_learning_continues_from_the_snapshot(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restore sequences, request digest and versions continue; predictions are those of a never lost model."""
+    # The digest covers the times at which rows were accepted.
+    monkeypatch.setattr(acceptance, "now_s", lambda: 1.5)
     lost, kept = await shop.learned(), await shop.learned()
     await saved(shop, lost)
     shop.lose(lost)
