@@ -145,8 +145,7 @@ class WorkerClient:
     ) -> WorkerReply:
         """Send a worker request and return the reply. Raise the error that the worker reports.
 
-        The result of a prediction, or a curve, is JSON text, as bytes. The scorer is asked for if it may have
-        `scorer_bytes_max`.
+        The result of a prediction or a curve is JSON text, as bytes. A scorer may have `scorer_bytes_max`; 0: none.
 
         Raises
         ------
@@ -198,10 +197,13 @@ class WorkerClient:
             pending.timer.cancel()
             del self._pending[request.id]
             if key:
-                # If Redis is unavailable, they expire.
-                with suppress(UnavailableError):
-                    await redis_scripts.run_async(self._queue, ("UNLINK", key))
+                await self._delete_rows(key)
         return reply
+
+    async def _delete_rows(self, key: str) -> None:
+        # If Redis is unavailable, they expire.
+        with suppress(UnavailableError):
+            await redis_scripts.run_async(self._queue, ("UNLINK", key))
 
     async def _result(self, pending: PendingRequest) -> WorkerReply:
         """Wait for a reply; raise its error. Note a failure that says that no worker can answer."""
