@@ -34,6 +34,8 @@ export interface Call {
   readonly fields?: string;
   /** Whether a second time does no harm. */
   readonly isRepeatable: boolean;
+  /** Whether a 304 is an answer. */
+  readonly mayBeUnchanged?: boolean;
   /** For how long the gateway may keep the answer back (Prefer: wait), which is added to the timeout. */
   readonly waitMs?: number;
   readonly timeoutMs?: number | undefined;
@@ -79,7 +81,7 @@ export class Caller {
   }
 
   /**
-   * Make a call. Return the answer if its status is below 400.
+   * Make a call. Return the answer if its status is below 300. Redirects are not followed: they could lead anywhere, with the API key.
    *
    * @throws {KeepfitError} the error that the gateway reports, ConnectionError or TimeoutError.
    */
@@ -102,6 +104,26 @@ export class Caller {
     }
   }
 
+  /** Make a call and return the JSON of its answer; undefined without a body. */
+  async json<T>(call: Call): Promise<T> {
+    return this.parse<T>(await this.call(call));
+  }
+
+  /** @throws {UnavailableError} for an answer that is not JSON. */
+  parse<T>({ status, text }: Answer): T {
+    if (text === "") return undefined as T;
+    try {
+      return JSON.parse(text) as T;
+    } catch (cause) {
+      throw this.unexpected(status, cause);
+    }
+  }
+
+  /** Return the error for an answer that no gateway gives. */
+  unexpected(status: number, cause?: unknown): UnavailableError {
+    return new UnavailableError({ status, cause, detail: `${this.target.origin} answers ${status} and something that is not the answer of a gateway of keepfit: a proxy answers for it.` });
+  }
+
   /** Return the request of a call for a stream, without a body. */
   prepareStream(path: string, fields: string): RawRequest {
     return { method: "GET", path, fields: `${this.#streamFields}${fields}` };
@@ -121,7 +143,7 @@ export class Caller {
       try {
         const response = await this.#attempt(call, request, clock);
         this.#hasAnswered = true;
-        if (response.status < 400) return response.headers.get("content-encoding") === "gzip" ? await inflate(response) : plain(response);
+        if (response.status < 300 || (response.status === 304 && call.mayBeUnchanged)) return response.headers.get("content-encoding") === "gzip" ? await inflate(response) : plain(response);
         failure = await problemOf(response, this.target.origin);
         mayRepeat = call.isRepeatable && (isTemporary(response.status) || failure.temporary);
       } catch (error) {
@@ -137,6 +159,7 @@ export class Caller {
 
   #attempt(call: Call, request: RawRequest, clock: Clock): Promise<RawResponse> {
     this.checkOpen();
+    clock.check();
     const attempt = call.isRepeatable ? this.pool.send(request) : this.pool.sendAlone(request);
     clock.watch(attempt, this.pool);
     return attempt.answer;

@@ -91,7 +91,7 @@ export class Keepfit {
       if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) throw new MalformedError({ type: `${PROBLEM}malformed`, detail: "The name of a header field has other characters than RFC 9110 permits." });
       return `${name}: ${checkText(value, name)}\r\n`;
     });
-    const { text } = await this.#caller.call({
+    return this.#caller.json<T>({
       method,
       path: `${path}${queryText(Object.entries(query))}`,
       body: body === undefined ? undefined : JSON.stringify(body),
@@ -100,7 +100,6 @@ export class Keepfit {
       signal,
       timeoutMs,
     });
-    return (text === "" ? undefined : JSON.parse(text)) as T;
   }
 
   /** Close all connections. Calls that run fail with UnavailableError. */

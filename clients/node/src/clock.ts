@@ -68,6 +68,7 @@ export class Clock {
   #pool: Pool | undefined;
   #pausing: AbortController | undefined;
   #failure: Error | undefined;
+  #reason: Error | undefined;
 
   constructor(deadlines: Deadlines, timeoutMs: number, call: TimedCall, origin: string) {
     const { signal } = call;
@@ -81,6 +82,11 @@ export class Clock {
     if (signal === undefined) return;
     this.#onAbort = () => this.#stopAll(signal.reason as Error);
     signal.addEventListener("abort", this.#onAbort, { once: true });
+  }
+
+  /** Throw if the call has ended already: while its body was compressed there was nothing to cancel. */
+  check(): void {
+    if (this.#reason !== undefined) throw this.#reason;
   }
 
   watch(attempt: Attempt, pool: Pool): void {
@@ -111,10 +117,11 @@ export class Clock {
 
   /** End the call, because its time is over. */
   expire(): void {
-    this.#stopAll(this.#timeout(this.#attempt?.phase ?? "waiting to retry"));
+    this.#stopAll(this.#timeout(this.#attempt?.phase ?? (this.attempts === 0 ? "sending" : "waiting to retry")));
   }
 
   #stopAll(reason: Error): void {
+    this.#reason = reason;
     this.#pausing?.abort(reason);
     if (this.#attempt !== undefined) this.#pool?.cancel(this.#attempt, reason);
   }

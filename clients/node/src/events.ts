@@ -133,12 +133,12 @@ class EventStream implements Exchange {
 
   onHead(head: Head): void {
     this.#head = head;
-    this.mayConnectAgain = head.status < 400 || isTemporary(head.status);
+    this.mayConnectAgain = head.status === 200 || isTemporary(head.status);
   }
 
   onBody(chunk: Buffer): void {
     this.#timer.refresh();
-    if (this.#head!.status >= 400) {
+    if (this.#head!.status !== 200) {
       this.#refusal.push(chunk);
       return;
     }
@@ -165,7 +165,7 @@ class EventStream implements Exchange {
 
   async #checkRefusal(): Promise<void> {
     const { status, headers } = this.#head!;
-    if (status < 400) return;
+    if (status === 200) return;
     const problem = await problemOf({ status, headers, body: Buffer.concat(this.#refusal) }, this.#caller.target.origin);
     this.retryAfterMs = problem.retryAfterMs ?? 0;
     throw problem;

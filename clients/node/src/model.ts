@@ -7,7 +7,7 @@ import type {
   LearnedAnswer, Metadata, ModelAnswer, Params, PredictAnswer, Pull, Recipe, RestoredAnswer, RestoreModel, RetriedAnswer, Row, ScoreAnswer, SnapshotAnswer,
   TrainScorePredictAnswer,
 } from "./answers.js";
-import type { Caller } from "./caller.js";
+import type { Call, Caller } from "./caller.js";
 import { MalformedError, NotFoundError, PROBLEM } from "./errors.js";
 import { listen, type EventOptions } from "./events.js";
 import { HASH, hashOf } from "./metadata.js";
@@ -219,8 +219,8 @@ export class Model {
     });
   }
 
-  async #json<T>(call: Parameters<Caller["call"]>[0]): Promise<T> {
-    return JSON.parse((await this.#caller.call(call)).text) as T;
+  #json<T>(call: Call): Promise<T> {
+    return this.#caller.json<T>(call);
   }
 }
 
@@ -242,8 +242,7 @@ export async function* pages<T>(caller: Caller, path: string, query: Query, name
   let after: string | number | undefined;
   do {
     const text = queryText([...query, ["limit", PAGE], ["after", after]]);
-    const answer = await caller.call({ method: "GET", path: `${path}${text}`, isRepeatable: true, ...callOf(options) });
-    const page = JSON.parse(answer.text) as Record<string, T[]> & { next: string | number | null };
+    const page: Record<string, T[]> & { next: string | number | null } = await caller.json({ method: "GET", path: `${path}${text}`, isRepeatable: true, ...callOf(options) });
     yield* page[name]!;
     after = page.next ?? undefined;
   } while (after !== undefined);

@@ -56,7 +56,7 @@ export class Predictor {
   async predict(call: PredictCall): Promise<PredictAnswer> {
     this.#caller.checkOpen();
     call.signal?.throwIfAborted();
-    if (!call.isPlain) return JSON.parse((await this.#send(call, call.rows, undefined, call.signal)).text) as PredictAnswer;
+    if (!call.isPlain) return this.#caller.parse<PredictAnswer>(await this.#send(call, call.rows, undefined, call.signal));
     const key = this.#cache.isOff ? "" : `${call.path}${call.fields}\n${call.rows}`;
     if (this.#isStaleAllowed(call)) {
       const kept = this.#cache.get(key);
@@ -111,17 +111,21 @@ export class Predictor {
 
   async #alone(call: PredictCall, key: string): Promise<PredictAnswer> {
     const kept = this.#cache.get(key);
-    const { status, headers, text } = await this.#send(call, call.rows, kept, call.signal);
-    const answer = status === 304 ? kept!.text : text;
-    this.#keep(call, key, answer, headers.get("etag") ?? kept?.etag);
-    return JSON.parse(answer) as PredictAnswer;
+    const { status, headers, text: received } = await this.#send(call, call.rows, kept, call.signal);
+    const text = status === 304 ? kept!.text : received;
+    const answer = this.#caller.parse<PredictAnswer>({ status, headers, text });
+    this.#keep(call, key, text, headers.get("etag") ?? kept?.etag);
+    return answer;
   }
 
   async #together(items: Item[]): Promise<void> {
     const abort = new AllAborted(items);
     try {
       const rows = `[${items.map(({ call }) => call.rows.slice(1, -1)).join(",")}]`;
-      const answer = JSON.parse((await this.#send(items[0]!.call, rows, undefined, abort.signal)).text) as PredictAnswer;
+      const received = await this.#send(items[0]!.call, rows, undefined, abort.signal);
+      const answer = this.#caller.parse<PredictAnswer>(received);
+      const rowsCount = items.reduce((sum, { call }) => sum + call.rowsCount, 0);
+      if (answer?.predictions?.length !== rowsCount) throw this.#caller.unexpected(received.status);
       this.#split(answer, items);
     } catch (error) {
       const isOfOne = error instanceof KeepfitError && !error.temporary && error.status !== undefined;
@@ -168,7 +172,7 @@ export class Predictor {
   #send(call: PredictCall, rows: string, kept: Kept | undefined, signal: AbortSignal | undefined) {
     const { path, fields, timeoutMs } = call;
     const known = kept?.etag === undefined ? "" : `If-None-Match: ${kept.etag}\r\n`;
-    return this.#caller.call({ method: "POST", path, body: `{"X":${rows}${fields}}`, fields: known, isRepeatable: true, timeoutMs, signal });
+    return this.#caller.call({ method: "POST", path, body: `{"X":${rows}${fields}}`, fields: known, isRepeatable: true, mayBeUnchanged: known !== "", timeoutMs, signal });
   }
 }
 

@@ -257,6 +257,30 @@ test("an aborted signal ends a call, and the pause between two attempts", async 
   await assert.rejects(client(t, { url: server.url }).model(METADATA).describe({ signal: pausing.signal }), reason);
 });
 
+test("a signal or a timeout that comes while the body is compressed ends the call, and nothing is sent", async (t) => {
+  const { url, requests } = await httpServer(t, (_, response) => json(response, LEARNED));
+  const model = client(t, { url, gzipBytesMin: 0 }).model(METADATA);
+  const rows = { X: Array.from({ length: 1_000_000 }, (_, n) => [Math.sin(n)]) };
+  const stopping = new AbortController();
+  const reason = new Error("enough");
+  const call = model.score(rows, { signal: stopping.signal });
+  stopping.abort(reason);
+  await assert.rejects(call, reason);
+  await assert.rejects(model.score(rows, { timeoutMs: 1 }), { name: "TimeoutError", phase: "sending" });
+  assert.equal(requests.length, 0);
+});
+
+test("an answer that is not JSON, and a redirect, are errors", async (t) => {
+  for (const [status, text] of [[200, "<html>Log in</html>"], [302, "{}"], [304, ""], [200, "{}"]]) {
+    const { url, requests } = await httpServer(t, (_, response) => response.writeHead(status, { Location: "http://127.0.0.1:1/" }).end(text));
+    const model = client(t, { url, retries: 0 }).model(METADATA);
+    if (text !== "{}" || status !== 200) await assert.rejects(model.describe(), KeepfitError);
+    for (const { reason } of await Promise.allSettled([model.predict([[1]]), model.predict([[2]])])) assert.ok(reason instanceof KeepfitError);
+    if (status !== 200) await assert.rejects(model.events().next(), KeepfitError);
+    assert.ok(requests.every(({ url: path }) => path.startsWith("/v1/")));
+  }
+});
+
 test("a closed client ends its calls and makes no more", async (t) => {
   const url = await tcpServer(t, () => {});
   const made = client(t, { url });
