@@ -25,8 +25,10 @@ COVERED = {
     "clients/node/README.md": "tests/clients/test_node_client.py",
     "docs/reference/http-api.md": "tests/test_reference.py",
     "docs/reference/inference-protocol.md": "tests/inference_clients/test_inference_clients.py",
+    "examples/fastapi/README.md": "tests/examples/test_fastapi.py",
     "examples/sneakers/README.md": "tests/examples/test_sneakers.py",
     "examples/stream/README.md": "tests/examples/test_stream.py",
+    "examples/telegraf/README.md": "tests/examples/test_telegraf.py",
 }
 # Blocks that are not run, by page and the beginning of the block, each with the reason.
 NOT_RUN = {

@@ -7,19 +7,28 @@ claimed by another one (XAUTOCLAIM), sent again, and not learned again.
 An entry that can never be learned (a field is missing, a value is wrong) moves to the stream `STREAM:rejected`.
 """
 
-import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from aiohttp import ClientSession
-from redis.asyncio import Redis
+from redis import Redis
 from redis.exceptions import ResponseError
 
-from calls import RejectedError, create, learn
-from deliveries import RECIPE, body_of, metadata_of
+from deliveries import RECIPE, metadata_of, row_of
+from keepfit import Client
+from keepfit.client.clients import Model
+from keepfit.errors import (
+    DeadlineError,
+    InvalidError,
+    MalformedError,
+    OverloadedError,
+    StaleModelError,
+    TooLargeError,
+    UnavailableError,
+)  # fmt: skip
 
 STREAM = os.environ.get("STREAM", "deliveries")
 GROUP = "keepfit"
@@ -29,66 +38,75 @@ CLAIM_AFTER_MS = int(os.environ.get("CLAIM_AFTER_MS", "30000"))
 BATCH = 100
 BLOCK_MS = 1000
 REPORT_EVERY = 500
+RETRY_S = 1.0
 
+REJECTED = (KeyError, ValueError, InvalidError, MalformedError, TooLargeError)
+PASSING = (DeadlineError, OverloadedError, StaleModelError, UnavailableError)
 Entry = tuple[str, dict[str, Any]]
+T = TypeVar("T")
 
 
-async def entries(redis: Redis) -> AsyncIterator[Entry]:
+def entries(redis: Redis) -> Iterator[Entry]:
     """Yield entries for ever: those of dead consumers first, then new ones."""
     while True:
-        _, batch, _ = await redis.xautoclaim(STREAM, GROUP, CONSUMER, CLAIM_AFTER_MS, count=BATCH)
+        answer: Any = redis.xautoclaim(STREAM, GROUP, CONSUMER, CLAIM_AFTER_MS, count=BATCH)
+        batch = answer[1]
         if not batch:
-            answer: Any = await redis.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=BATCH, block=BLOCK_MS)
+            answer = redis.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=BATCH, block=BLOCK_MS)
             batch = answer[0][1] if answer else []
-        for entry in batch:
-            yield entry
+        yield from batch
 
 
-async def handle(redis: Redis, keepfit: ClientSession, model_hash: str, entry: Entry) -> None:
+def until_available(call: Callable[[], T]) -> T:
+    """Make a call of keepfit until it has an answer. The client repeats it for a minute; this goes on for ever."""
+    while True:
+        try:
+            return call()
+        except PASSING as error:
+            print(f"keepfit: {error}", flush=True)
+            time.sleep(RETRY_S)
+
+
+def handle(redis: Redis, model: Model, entry: Entry) -> None:
     """Have keepfit accept the entry, or move it to the rejected ones; then acknowledge it."""
     entry_id, fields = entry
     try:
-        await learn(keepfit, model_hash, body_of(fields), key=f"{STREAM}/{entry_id}")
-    except (RejectedError, KeyError, ValueError) as error:
-        async with redis.pipeline() as transaction:
-            rejected: Any = {**fields, "id": entry_id, "reason": str(error)}
+        row, minutes = row_of(fields)
+        until_available(lambda: model.partial_fit([row], [minutes], idempotency_key=f"{STREAM}/{entry_id}"))
+    except REJECTED as error:
+        rejected: Any = {**fields, "id": entry_id, "reason": str(error)}
+        with redis.pipeline() as transaction:
             transaction.xadd(f"{STREAM}:rejected", rejected)
             transaction.xack(STREAM, GROUP, entry_id)
-            await transaction.execute()
+            transaction.execute()
     else:
-        await redis.xack(STREAM, GROUP, entry_id)
+        redis.xack(STREAM, GROUP, entry_id)
 
 
-async def report(keepfit: ClientSession, model_hash: str) -> None:
-    """Print the error of the predictions that were made before the last rows were learned."""
-    async with keepfit.get(f"/v1/models/{model_hash}", raise_for_status=True) as response:
-        model = await response.json()
-    last = model["metrics"]["window"]
-    error, baseline = last["mean_absolute_error"], last["baseline_mean_absolute_error"]
-    print(f"{model['rows_seen']} learned, error {error:.1f} minutes (always the mean: {baseline:.1f})", flush=True)
+def report(model: Model) -> None:
+    """Print the error of the last predictions, each made before its row was learned."""
+    document = until_available(model.describe)
+    if last := document["metrics"].get("window"):
+        error, baseline = last["mean_absolute_error"], last["baseline_mean_absolute_error"]
+        learned = document["rows_seen"]
+        print(f"{learned} learned, error {error:.1f} minutes (always the mean: {baseline:.1f})", flush=True)
 
 
-async def main() -> None:
+def main() -> None:
     """Consume until the process is stopped, which is safe at any moment."""
-    key = os.environ.get("KEEPFIT_API_KEY")
-    keepfit = ClientSession(
-        os.environ.get("KEEPFIT_URL", "http://127.0.0.1:8000"),
-        headers={"Authorization": f"Bearer {key}"} if key else None,
-    )
     redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"), decode_responses=True)
-    async with keepfit, redis:
-        model_hash = await create(keepfit, metadata_of(STREAM), RECIPE)
+    client = Client(os.environ.get("KEEPFIT_URL", "http://127.0.0.1:8000"), os.environ.get("KEEPFIT_API_KEY"))
+    with client, redis:
+        model = until_available(lambda: client.create(metadata_of(STREAM), RECIPE))
         with suppress(ResponseError):  # BUSYGROUP: the group exists.
-            await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+            redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
         print(f"consumer {CONSUMER} of {STREAM}", flush=True)
-        handled = 0
-        async for entry in entries(redis):
-            await handle(redis, keepfit, model_hash, entry)
-            handled += 1
-            if handled % REPORT_EVERY == 0:
-                await report(keepfit, model_hash)
+        for number, entry in enumerate(entries(redis), 1):
+            handle(redis, model, entry)
+            if number % REPORT_EVERY == 0:
+                report(model)
 
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        asyncio.run(main())
+        main()

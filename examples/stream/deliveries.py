@@ -20,18 +20,18 @@ def metadata_of(stream: str) -> dict[str, str]:
     return {"type": "delivery-minutes", "stream": stream}
 
 
-def body_of(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the body of `partial_fit` for the fields of an entry.
+def row_of(fields: Mapping[str, str]) -> tuple[dict[str, Any], float]:
+    """Return the row of an entry and its target, the minutes.
 
-    It depends on the entry alone: a request that is repeated under its key must have the same body.
+    They depend on the entry alone: a request that is repeated under its key must have the same rows.
 
     Raises
     ------
     KeyError, ValueError
         If a field is missing or is not a number.
 
-    >>> body_of({"kitchen": "napoli", "km": "2.5", "hour": "19", "minutes": "31"})
-    {'X': [{'kitchen': 'napoli', 'km': 2.5, 'rush': True}], 'y': [31.0]}
+    >>> row_of({"kitchen": "napoli", "km": "2.5", "hour": "19", "minutes": "31"})
+    ({'kitchen': 'napoli', 'km': 2.5, 'rush': True}, 31.0)
     """
     row = {"kitchen": fields["kitchen"], "km": float(fields["km"]), "rush": int(fields["hour"]) in RUSH_HOURS}
-    return {"X": [row], "y": [float(fields["minutes"])]}
+    return row, float(fields["minutes"])

@@ -47,7 +47,7 @@ def command(name: str, line: str) -> list[str]:
     `{600}` in it is another number than the README's.
     """
     readme = (EXAMPLES / name / "README.md").read_text()
-    shown = re.escape(f"$ {line}\n")
+    shown = re.escape(f"$ {line}") + "( &)?\n"
     assert re.search(re.sub(r"\\\{\d+\\\}", r"\\d+", shown), readme), f"examples/{name}/README.md has no {line!r}"
     program, *words = re.sub(r"[{}]", "", line).split()
     return [str(Path(sys.executable).with_name(program)), *words]

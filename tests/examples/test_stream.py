@@ -1,23 +1,21 @@
 """examples/stream: real consumers of a real stream, killed where an entry is accepted and not acknowledged."""
 
 import importlib
-import json
 import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import redis
 
-from keepfit import identity
+from keepfit import Client, identity
 from tests.conftest import Stack
 from tests.examples.started import EXAMPLES, Example, call, run, started
+from tests.examples.unreliable import Fault, unreliable
 from tests.servers import wait_until
 
 GROUP = "keepfit"
@@ -92,7 +90,7 @@ def stream(stack: Stack, redis_url: str, tmp_path: Path) -> Iterator[Stream]:
     opened.redis.close()
 
 
-def test_killed_consumers_learn_each_entry_once(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_consumers_learn_each_entry_once(stream: Stream, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Consumers are killed between the 202 and the XACK of an entry: others send it again, and it is learned once."""
     entries = 300
     assert (
@@ -109,11 +107,13 @@ def test_killed_consumers_learn_each_entry_once(stream: Stream, monkeypatch: pyt
     # Each entry has one sequence of its own: none was learned in place of another.
     monkeypatch.syspath_prepend(EXAMPLES / "stream")
     deliveries = importlib.import_module("deliveries")
-    sequences = [
-        call(f"{stream.url}/partial_fit", deliveries.body_of(fields), {"Idempotency-Key": f"{stream.name}/{entry_id}"})
-        for entry_id, fields in stream.redis.xrange(stream.name)
-    ]
-    assert sorted(answer["sequence"] for answer in sequences) == list(range(1, entries + 1))
+    with Client(stack.url) as client:
+        model = client.model({"type": "delivery-minutes", "stream": stream.name})
+        answers = []
+        for entry_id, fields in stream.redis.xrange(stream.name):
+            row, minutes = deliveries.row_of(fields)
+            answers.append(model.partial_fit([row], [minutes], idempotency_key=f"{stream.name}/{entry_id}"))
+    assert sorted(answer["sequence"] for answer in answers) == list(range(1, entries + 1))
     assert stream.accepted() == entries
 
 
@@ -126,63 +126,24 @@ def test_the_error_falls_and_bad_entries_are_rejected(stream: Stream) -> None:
     with stream.consumer("only") as example:
         example.printed("always the mean")
         wait_until(partial(stream.has_acknowledged, 603), "the acknowledgement of each entry")
-    (shown,) = re.findall(r"(\d+) learned, error ([\d.]+) minutes \(always the mean: ([\d.]+)\)", example.output())
-    error, baseline = float(shown[1]), float(shown[2])
-    assert error < baseline / 2
+    assert re.search(r"^\d+ learned, error [\d.]+ minutes \(always the mean: [\d.]+\)$", example.output(), re.MULTILINE)
     wait_until(lambda: stream.model()["inbox"] == 0, "learning")
-    assert stream.model()["rows_seen"] == 600
+    document = stream.model()
+    assert document["rows_seen"] == 600
+    window = document["metrics"]["window"]
+    assert window["mean_absolute_error"] < window["baseline_mean_absolute_error"] / 2
     rejected = [fields for _, fields in stream.redis.xrange(f"{stream.name}:rejected")]
     assert [fields["id"] for fields in rejected] == ids
     assert all(fields["reason"] for fields in rejected)
     assert rejected[1]["km"] == "far"
 
 
-class Unreliable(BaseHTTPRequestHandler):
-    """A proxy that answers learning calls with the next fault: a status, a lost answer, or none."""
-
-    keepfit_url: str
-    faults: list[str]
-
-    def do_POST(self) -> None:
-        """Forward a call, or fail it."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        fault = self.faults.pop(0) if self.path.endswith("/partial_fit") and self.faults else ""
-        if fault.isdigit():
-            self.answer(int(fault), {"detail": "of the test"})
-            return
-        key = self.headers.get("Idempotency-Key")
-        answer = call(self.keepfit_url + self.path, json.loads(body), {"Idempotency-Key": key} if key else {})
-        if fault == "lost":
-            self.close_connection = True
-        else:
-            self.answer(202, answer)
-
-    def answer(self, status: int, document: Any) -> None:
-        """Send an answer that asks for a repeat without delay."""
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Retry-After", "0")
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        """Print nothing."""
-
-
 def test_entries_wait_while_keepfit_is_unavailable(stream: Stream, stack: Stack) -> None:
     """Requests that are refused for now, or whose answer is lost, are sent again; each entry is learned once."""
-    faults = {"keepfit_url": stack.url, "faults": ["503", "429", "", "lost", "503", "lost"]}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Faults", (Unreliable,), faults))
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        run("stream", "python produce.py {20}", stream.environment)
-        with stream.consumer("patient", KEEPFIT_URL=f"http://127.0.0.1:{server.server_port}") as example:
-            wait_until(partial(stream.has_acknowledged, 20), "the acknowledgement of each entry")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert faults["faults"] == []
-    assert example.output().count("sent again") == 5
+    faults = list[Fault](["busy", None, "lost", "busy", "lost", None, "away"])
+    run("stream", "python produce.py {20}", stream.environment)
+    with unreliable(stack.url, faults) as keepfit, stream.consumer("patient", KEEPFIT_URL=keepfit) as example:
+        wait_until(partial(stream.has_acknowledged, 20), "the acknowledgement of each entry")
+        assert "keepfit: of the test" in example.output()
+    assert faults == []
     assert stream.accepted() == 20
