@@ -50,6 +50,10 @@ NOT_RUN = {
     ("docs/guides/events.md", "$ keepfit watch"): "its first event is that of any model; tests/keepfit/cli watches",
     ("docs/guides/events.md", "const source"): "it needs a browser; its form is that of tests/gateway/events",
     ("docs/guides/events.md", "async function listen"): "tests/gateway/events/test_guide.py runs it",
+    (
+        "docs/guides/moving-over.md",
+        "from fastapi",
+    ): "FastAPI is not installed for the tests; the block after it compares with the calls of its model",
     ("docs/operations/security.md", "$ KEEPFIT_CORS"): "it keeps running; tests/gateway/auth sets what it sets",
     ("docs/reference/errors.md", '{"type"'): "the form of an answer; tests/gateway checks it on every error",
     ("k8s/README.md", "apiVersion"): "a file, not a command; the commands of the page are run with it",
@@ -61,6 +65,7 @@ RUN_HERE = {
     "docs/guides/export-and-import.md",
     "docs/guides/history.md",
     "docs/guides/late-labels.md",
+    "docs/guides/moving-over.md",
     "docs/guides/restore.md",
     "docs/guides/sending-rows.md",
     "docs/guides/trained-models.md",
@@ -201,6 +206,13 @@ def test_a_trained_model_of_the_guide(deployment: Stack, tmp_path: Path) -> None
     """The script that uploads a pipeline prints that it answers as scikit-learn does, before and after learning."""
     page = (ROOT / "docs/guides/trained-models.md").read_text()
     for output in check("docs/guides/trained-models.md", tmp_path, deployment, {}):
+        assert f"It prints `{' '.join(output.split())}`" in page
+
+
+def test_moved_models_of_the_guide(deployment: Stack, tmp_path: Path) -> None:
+    """The scripts that move a model print that it answers as it did in its former place, before and after learning."""
+    page = (ROOT / "docs/guides/moving-over.md").read_text()
+    for output in check("docs/guides/moving-over.md", tmp_path, deployment, {}):
         assert f"It prints `{' '.join(output.split())}`" in page
 
 
