@@ -5,31 +5,21 @@ Invariant: it changes nothing.
 """
 
 import asyncio
-import csv
-import itertools
-import json
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from keepfit import extras
 from keepfit.cli import hashes
+from keepfit.cli import plot as plots
+from keepfit.cli.csv_rows import write_csv
 from keepfit.cli.options import Hash, load_settings, parse_where
-from keepfit.cli.output import Column, is_terminal, print_json, print_snapshots, print_table
+from keepfit.cli.output import Column, print_json, print_snapshots, print_table
 from keepfit.errors import SettingsError
 from keepfit.observability.printable import printable, printable_json
 from keepfit.times import format_time
 
 LIMIT, LIMIT_MAX = 20, 100_000
-PLOT_LINES, MARGIN, DAY_S = 20, 26, 86_400.0
-# Ticks of a plot show day and time, by the length of the axis; 8 characters at most.
-TICKS = ((DAY_S, "%H:%M:%S"), (4 * DAY_S, "%d %H:%M"), (300 * DAY_S, "%m-%d"))
-# Markers distinguish the groups of a plot without colours as well.
-MARKERS = "abcdefghijklmnopqrstuvwxyz"
 DOCUMENT_COLUMNS = (Column("time (UTC)"), Column("type", "cut"), Column("document", "wrap"))
 Text = str | None
 
@@ -92,7 +82,7 @@ def history(
     if as_json:
         print_json(found)
     elif as_csv:
-        _write_csv(found)
+        write_csv(found)
     elif plot:
         typer.echo(_plot(found, printable(f"{stat or 'mean'} of {field or 'documents'} every {every}")))
     elif every is not None:
@@ -129,55 +119,13 @@ def _print_documents(documents: Sequence[Mapping[str, Any]]) -> None:
     return print_table(DOCUMENT_COLUMNS, rows, "no documents")
 
 
-def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
-    flat = [_flatten(row) for row in rows]
-    if is_terminal():
-        # In a file the values are exact.
-        flat = [{printable(name): printable(str(value)) for name, value in row.items()} for row in flat]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-
-
-def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names.
-
-    >>> _flatten({"a": 1, "b": {"c": [2], "d": None}})
-    {'a': 1, 'b.c': '[2]', 'b.d': None}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = json.dumps(value, default=str) if isinstance(value, list) else value
-    return flat
-
-
 def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
     """Return a plot of the points as text, with one line per group."""
-    try:
-        import plotille  # noqa: PLC0415 - optional, and only this function needs it
-    except ModuleNotFoundError:
-        raise SettingsError(f"--plot needs plotille: {extras.install('history')}.") from None
     known = [point for point in points if point["value"] is not None]
     if not known:
         return "no points"
-    figure = plotille.Figure()
-    figure.width, figure.height = max(20, shutil.get_terminal_size().columns - MARGIN), PLOT_LINES
-    figure.color_mode, figure.with_colors = "names", sys.stdout.isatty()
-    times = [point["timestamp"] for point in known]
-    first, last = min(times), max(times)
-    # A single point needs a width as well, or there is no scale.
-    figure.set_x_limits(first, max(last, first + 1))
-    figure.x_label, figure.y_label = "UTC", "value"
-    form = next((form for length_s, form in TICKS if last - first <= length_s), "%Y-%m")
-    figure.x_ticks_fkt = lambda tick, _: datetime.fromtimestamp(float(tick), UTC).strftime(form)
-    figure.y_ticks_fkt = lambda value, _: f"{value:.4g}"
-    groups = list(dict.fromkeys(point.get("group") for point in known))
-    for group, marker in zip(groups, itertools.cycle(MARKERS), strict=False):
-        line = [(point["timestamp"], point["value"]) for point in known if point.get("group") == group]
-        figure.plot(*zip(*line, strict=True), label=printable(str(group)), marker=marker if len(groups) > 1 else None)
-    drawing: str = figure.show(legend=len(groups) > 1)
-    return f"{title}\n{drawing}"
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in known:
+        lines.setdefault(str(point.get("group")), []).append((point["timestamp"], point["value"]))
+    first, last = plots.limits(lines)
+    return f"{title}\n{plots.draw(lines, 'UTC', plots.time_tick(last - first), needed_by='--plot')}"

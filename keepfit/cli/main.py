@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from keepfit import __version__
 from keepfit.cli import (
     create,
+    curve,
     dead_letters,
     estimators,
     history,
@@ -150,6 +151,14 @@ _add(
     USE,
     "keepfit watch --type shoes",
     "keepfit watch --kind drift,dead_letter --json",
+)
+_add(
+    curve.curve,
+    USE,
+    "keepfit curve --metadata type=shoes brand=nike",
+    "keepfit curve --hash 3fa9 --time --metric root_mean_squared_error",
+    "keepfit curve --hash 3fa9 --csv",
+    cls=words.SeveralWords,
 )
 _add(
     history.history,

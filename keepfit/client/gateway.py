@@ -216,6 +216,12 @@ class Gateway:
         # The list is ordered by hash.
         return hash_prefix.only_one(digits, [one["hash"] for one in page["models"] if one["hash"].startswith(digits)])
 
+    async def curve(self, model_hash: str, since_rows: int = 0) -> dict[str, Any]:
+        """Return the learning curve of a model: its points after more than `since_rows` rows, with all metrics."""
+        _, answer = await self.call("GET", f"/v1/models/{model_hash}/curve?since_rows={since_rows}")
+        curve: dict[str, Any] = answer
+        return curve
+
     async def partial_fit(
         self, model_hash: str, body: bytes, key: str | None = None, *, wait: bool = True
     ) -> dict[str, Any]:

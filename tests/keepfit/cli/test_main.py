@@ -21,7 +21,7 @@ from tests.keepfit.cli.command import Command, Done, error_line, keepfit
 
 COMMANDS = {
     "up", "gateway", "worker", "snapshot", "restore", "export", "import", "models", "history", "dead", "demo", "key",
-    "rollups", "status", "workers", "create", "learn", "predict", "score", "watch", "top",
+    "rollups", "status", "workers", "create", "learn", "predict", "score", "curve", "watch", "top",
     "pull", "jobs", "upload", "download",
 }  # fmt: skip
 
