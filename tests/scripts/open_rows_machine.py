@@ -206,7 +206,7 @@ class OpenRowsMachine(StoreMachine):
 
     @rule(
         h=hashes, small_first=st.booleans(), space=st.sampled_from((0, 0, -1)), which=st.sampled_from((0, 1)),
-        limit=st.sampled_from(("inbox", "call")),
+        limit=st.sampled_from(("inbox", "call", "requests")),
     )  # fmt: skip
     def label_up_to_a_limit(self, h: str, small_first: bool, space: int, which: int, limit: str) -> None:
         """Label a large and a small row with space for one of them, exactly or one byte less; or for both."""
@@ -219,6 +219,8 @@ class OpenRowsMachine(StoreMachine):
         sizes = [len(names[name]) + len(TARGETS[0]) + len(name) + len(ANSWERED[1]) for name in ordered]
         if limit == "inbox":
             self._label(h, ordered, TARGETS[0], spare=(100, sizes[which] + space))
+        elif limit == "requests":
+            self._label(h, ordered, TARGETS[0], spare=(which, 1000))
         else:
             self._label(h, ordered, TARGETS[0], call_bytes=sum(sizes) + space)
 
@@ -295,20 +297,21 @@ class OpenRowsMachine(StoreMachine):
                 self.plain.closed[h][member] = OVER
 
     @rule(
-        h=hashes, kept=some_ids, names=some_ids, then=st.sampled_from(("", "label", "keep", "forget", "expire again"))
-    )
+        h=hashes, kept=some_ids, names=some_ids,
+        then=st.sampled_from(("", "label", "keep", "forget", "expire again", "label late")),
+    )  # fmt: skip
     def let_rows_expire(self, h: str, kept: list[str], names: list[str], then: str) -> None:
         """The time of some rows passes, or what was remembered of them; the pass comes, or not yet."""
         self._keep(h, kept, ASKED[0])
         for name in names:
             self._let_pass(h, name)
-        if then in ("forget", "expire again"):
+        if then in ("forget", "expire again", "label late"):
             self._expire()
             for name in names:
                 self._let_pass(h, name)
         if then == "expire again":
             self._expire()
-        elif then == "label":
+        elif then in ("label", "label late"):
             self._label(h, names, TARGETS[0])
         elif then:
             self._keep(h, names, ASKED[1])
