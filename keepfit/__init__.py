@@ -3,16 +3,18 @@
 This package owns what a model *is* (identity, recipe, bundle) and what may happen to it (accept, claim, commit,
 snapshot, restore). The services beside it (``keepfit_gateway``, ``keepfit_workers``, ``keepfit_snapshotter``) translate
 between that and HTTP, RQ and schedules; they import this package and never each other. :class:`Client` and
-:class:`AsyncClient` are for programs that use such a service.
+:class:`AsyncClient` are for programs that use such a service, :class:`RemoteRegressor` and :class:`RemoteClassifier`
+for those of scikit-learn.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keepfit.client.clients import AsyncClient, Client
+    from keepfit.remote_estimators import RemoteClassifier, RemoteRegressor
 
 __version__: str
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "RemoteClassifier", "RemoteRegressor"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from keepfit.client import clients  # noqa: PLC0415 - see above
 
         return getattr(clients, name)
+    if name in ("RemoteClassifier", "RemoteRegressor"):
+        from keepfit import remote_estimators  # noqa: PLC0415 - see above, and it needs scikit-learn
+
+        return getattr(remote_estimators, name)
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415 - see above
 

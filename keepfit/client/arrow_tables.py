@@ -151,7 +151,8 @@ def _array(values: Any, kind: Any, name: str) -> Any:
         if is_pandas or hasattr(values, "dtype"):
             found = pa.array(values, kind, from_pandas=True)
         else:
-            found = pa.array(as_list(values), kind)
+            # As pandas has them: NaN, NaT and NA are missing.
+            found = pa.array(as_list(values), kind, from_pandas=True)
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidError(f"column {name!r} cannot be sent: {error}.") from None

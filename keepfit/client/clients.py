@@ -205,12 +205,25 @@ class Client(ClientCalls[Model], Blocking):
 
         address = Address(url, api_key)
         self.url = address.url
+        # What makes the same client in another process.
+        self._made_from = (url, api_key, timeout_s)
+        self._has_own_tls = tls is not None
         self._calls = Calls(address, timeout_s)
         self._connections = SyncConnections(address, tls)
         self._performer = SyncPerformer(self._connections, self._calls)
 
     def _model(self, model_hash: str, metadata: Mapping[str, Any] | None = None) -> Model:
         return Model(self, model_hash, metadata)
+
+    def __reduce__(self) -> tuple[type["Client"], tuple[str, str | None, float]]:
+        """Give another process, to which a pickle goes, a client of its own. The pickle holds the API key."""
+        if self._has_own_tls:
+            raise TypeError("A client with a TLS context of its own cannot be pickled.")
+        return type(self), self._made_from
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the client itself: copies of an estimator share it."""
+        return self
 
     def __enter__(self) -> Self:
         return self

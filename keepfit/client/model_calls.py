@@ -7,7 +7,7 @@ computed here, so that naming a model asks nothing.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keepfit.client import bodies, calls, sending
+from keepfit.client import bodies, calls, curve_plot, sending
 from keepfit.client.address import target as target_of
 from keepfit.client.bodies import JSON, Encoded
 from keepfit.client.calls import Calls
@@ -288,6 +288,22 @@ class ModelCalls:
         _, answer = yield from self._calls.json("POST", f"{self._path}/restore", body, is_repeatable=not body)
         restored: Answer = answer
         return restored
+
+    @call
+    def curve(self) -> Flow[Answer]:
+        """Return the learning curve: ``points`` with ``rows_seen``, ``time`` and metrics of rows predicted first."""
+        _, answer = yield from self._calls.json("GET", f"{self._path}/curve")
+        found: Answer = answer
+        return found
+
+    @call
+    def plot_curve(self, metric: str | None = None, *, ax: Any = None) -> Flow[Any]:
+        """Draw the learning curve with matplotlib; return the axes.
+
+        `metric` is one of the curve's (the mean absolute error or the accuracy), `ax` the axes to draw into.
+        """
+        _, answer = yield from self._calls.json("GET", f"{self._path}/curve")
+        return curve_plot.draw(answer, repr(self), metric, ax)
 
     @call
     def history(self, /, **query: Any) -> Flow[list[Answer]]:
