@@ -66,6 +66,7 @@ RUN_HERE = {
     "docs/guides/history.md",
     "docs/guides/late-labels.md",
     "docs/guides/moving-over.md",
+    "docs/guides/python-client.md",
     "docs/guides/restore.md",
     "docs/guides/sending-rows.md",
     "docs/guides/trained-models.md",
@@ -165,6 +166,16 @@ def test_files_of_rows(deployment: Stack, tmp_path: Path) -> None:
 def test_late_labels(deployment: Stack, tmp_path: Path) -> None:
     """The commands of the guide keep rows and label them as shown."""
     check("docs/guides/late-labels.md", tmp_path, deployment, {})
+
+
+def test_the_python_client(deployment: Stack, tmp_path: Path) -> None:
+    """The programs of the guide learn, ask and search on the stack."""
+    learned, again, asked, searched = check("docs/guides/python-client.md", tmp_path, deployment, {})
+    assert 8 < float(learned.splitlines()[0]) < 10
+    assert again.splitlines()[0].split() == ["True", "10002"]
+    assert again.splitlines()[1].endswith("0 year")
+    assert asked.split()[0] == "100"
+    assert "remoteregressor__estimator__alpha" in searched
 
 
 def test_the_first_model(deployment: Stack, tmp_path: Path) -> None:
