@@ -22,7 +22,9 @@ fi
 PATH="$root/.venv/bin:$PATH"
 command -v keepfit >/dev/null || { echo "start.sh needs keepfit: see the README of the repository" >&2; exit 1; }
 
-[ -f "$root/clients/node/dist/index.js" ] || npm ci --silent --prefix "$root/clients/node"
+# The client is compiled, unless what was compiled before is newer than its sources.
+client="$root/clients/node"
+[ -f "$client/dist/index.js" ] && [ -z "$(find "$client/src" -newer "$client/dist/index.js")" ] || npm ci --silent --prefix "$client"
 [ -e "$here/node_modules/keepfit" ] || npm install --silent --no-package-lock --ignore-scripts --prefix "$here"
 
 mkdir -p "$data"
