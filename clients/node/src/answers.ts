@@ -31,6 +31,7 @@ export type DiscardedAnswer = Schemas["DiscardedAnswer"];
 export type Pull = Schemas["Pull"];
 export type JobAnswer = Schemas["JobAnswer"];
 export type JobDocument = Schemas["JobDocument"];
+export type CurveAnswer = Schemas["CurveAnswer"];
 export type HistoryAnswer = Schemas["HistoryAnswer"];
 export type WorkerAnswer = Schemas["WorkerAnswer"];
 export type Ready = Schemas["Ready"];

@@ -3,7 +3,7 @@
 import { randomUUID } from "node:crypto";
 
 import type {
-  AcceptedAnswer, ChangeAnswer, DeadEntry, DiscardedAnswer, HistoryAnswer, JobAnswer, KeepfitEvent, LabelsAnswer, LabelsLearnedAnswer, LateLabel,
+  AcceptedAnswer, ChangeAnswer, CurveAnswer, DeadEntry, DiscardedAnswer, HistoryAnswer, JobAnswer, KeepfitEvent, LabelsAnswer, LabelsLearnedAnswer, LateLabel,
   LearnedAnswer, Metadata, ModelAnswer, Params, PredictAnswer, Pull, Recipe, RestoredAnswer, RestoreModel, RetriedAnswer, Row, ScoreAnswer, SnapshotAnswer,
   TrainScorePredictAnswer,
 } from "./answers.js";
@@ -190,6 +190,11 @@ export class Model {
   /** Delete dead letters for good. */
   async discardDeadLetters(ids: readonly string[], options: CallOptions = {}): Promise<DiscardedAnswer> {
     return this.#json({ method: "POST", path: `${this.#path}/dead/discard`, body: JSON.stringify({ ids }), isRepeatable: true, ...callOf(options) });
+  }
+
+  /** The learning curve: the running metrics after some of the rows, at most 1,000 points, oldest first. */
+  async curve(options: CallOptions = {}): Promise<CurveAnswer> {
+    return this.#json({ method: "GET", path: `${this.#path}/curve`, isRepeatable: true, ...callOf(options) });
   }
 
   /** The history of this model: `every`, `stat` and `field` give points, otherwise documents are given. */

@@ -93,6 +93,74 @@ export interface components {
             recipe: components["schemas"]["Recipe"];
         };
         /**
+         * CurveAnswer
+         * @description The learning curve of a model: at most 1,000 points, in the order of the rows.
+         */
+        CurveAnswer: {
+            /** @description SHA-256 of the model's canonical metadata. */
+            hash: string;
+            /** @description Number of commits of the model. */
+            version: number;
+            /** @description Number of rows that the model has learned. */
+            rows_seen: number;
+            /** @description Rows that the model had learned when its curve began: before an upgrade, or an upload. */
+            rows_before: number;
+            /** @description Rows between two points. It doubles when 1,000 points are full. */
+            spacing: number;
+            points: components["schemas"]["CurvePoint"][];
+        };
+        /**
+         * CurveMetrics
+         * @description Metrics of rows that were predicted before they were learned; those of the kind of the estimator.
+         *
+         *     Numbers of single precision. `baseline_…` is the metric of the mean target, or of the most frequent label, so far.
+         */
+        CurveMetrics: {
+            /** @description Null where it is undefined. */
+            mean_absolute_error?: number | null;
+            /** @description Null where it is undefined. */
+            baseline_mean_absolute_error?: number | null;
+            /** @description Null where it is undefined. */
+            root_mean_squared_error?: number | null;
+            /** @description Null where it is undefined. */
+            r2?: number | null;
+            /** @description Null where it is undefined. */
+            accuracy?: number | null;
+            /** @description Null where it is undefined. */
+            baseline_accuracy?: number | null;
+            /** @description Null where it is undefined. */
+            f1?: number | null;
+            /** @description Null where it is undefined. */
+            log_loss?: number | null;
+        };
+        /**
+         * CurvePoint
+         * @description The metrics over all rows so far, and under `window` those over the last rows.
+         */
+        CurvePoint: {
+            /** @description Null where it is undefined. */
+            mean_absolute_error?: number | null;
+            /** @description Null where it is undefined. */
+            baseline_mean_absolute_error?: number | null;
+            /** @description Null where it is undefined. */
+            root_mean_squared_error?: number | null;
+            /** @description Null where it is undefined. */
+            r2?: number | null;
+            /** @description Null where it is undefined. */
+            accuracy?: number | null;
+            /** @description Null where it is undefined. */
+            baseline_accuracy?: number | null;
+            /** @description Null where it is undefined. */
+            f1?: number | null;
+            /** @description Null where it is undefined. */
+            log_loss?: number | null;
+            /** @description Rows that the model had learned. */
+            rows_seen: number;
+            /** @description When the last of these rows was accepted, in seconds since 1970; null if it is not known. */
+            time: number | null;
+            window: components["schemas"]["CurveMetrics"];
+        };
+        /**
          * DeadAnswer
          * @description Dead letters, oldest first; send `next` as `after` to get the next page, null on the last page.
          */

@@ -131,4 +131,6 @@ onStack("thousands of concurrent calls have no error, and every row is learned o
   await Promise.all(Array.from({ length: 32 }, caller));
   await Promise.all(Array.from({ length: 200 }, (_, n) => model.partialFit({ X: [["nike", 1990 + (n % 30)]], y: [n % 5] }, { wait: 60 })));
   assert.equal((await model.describe()).rows_seen, 203);
+  const { points } = await model.curve();
+  assert.ok(points.length > 0 && points.every(({ rows_seen: rows }) => rows > 0 && rows <= 203));
 });
