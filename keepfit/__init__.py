@@ -27,8 +27,10 @@ def __getattr__(name: str) -> Any:
 
         return getattr(clients, name)
     if name in ("RemoteClassifier", "RemoteRegressor"):
-        from keepfit import remote_estimators  # noqa: PLC0415 - see above, and it needs scikit-learn
-
+        try:
+            from keepfit import remote_estimators  # noqa: PLC0415 - see above
+        except ModuleNotFoundError as error:
+            raise ImportError(f"keepfit.{name} needs scikit-learn: pip install scikit-learn.") from error
         return getattr(remote_estimators, name)
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415 - see above

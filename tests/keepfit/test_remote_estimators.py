@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+import keepfit
 from keepfit import Client, RemoteClassifier, RemoteRegressor
 from keepfit.errors import InvalidError
 from tests.conftest import Stack
@@ -65,6 +67,14 @@ def test_predictions_are_those_of_scikit_learn(client: Client) -> None:
     named = RemoteClassifier("GaussianNB", client=client).partial_fit(X[:100], labels[:100], classes=["no", "yes"])
     named.partial_fit(X[100:], labels[100:])
     assert np.array_equal(named.predict(X), np.array(["no", "yes"])[here.predict(X)])
+
+
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to install."""
+    monkeypatch.delattr(keepfit, "remote_estimators")
+    monkeypatch.setitem(sys.modules, "keepfit.remote_estimators", None)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        _ = keepfit.RemoteRegressor
 
 
 def test_in_the_tools_of_scikit_learn(client: Client) -> None:
