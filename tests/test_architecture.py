@@ -139,13 +139,39 @@ LOADERS = re.compile(
 )
 
 
+UNSIGNED = "keepfit/model/unsigned.py"
+
+
 @each_module
 def test_nothing_is_unpickled_but_in_one_module(module: str) -> None:
-    """Pickles are read in keepfit/model/pickling.py alone, files of skops in skops_files.py, others by no module."""
+    """Services read pickles in keepfit/model/pickling.py alone, files of skops in skops_files.py, others by no module.
+
+    The command `keepfit upload --trust` reads its user's own in unsigned.py.
+    """
     found = tops(imports(tree(module))) & UNPICKLERS
-    permitted = {"keepfit/model/pickling.py": {"pickle", "cloudpickle"}, "keepfit/model/skops_files.py": {"skops"}}
+    permitted = {
+        "keepfit/model/pickling.py": {"pickle", "cloudpickle"},
+        "keepfit/model/skops_files.py": {"skops"},
+        UNSIGNED: {"joblib"},
+    }
     assert found == permitted.get(module, set())
-    assert not [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
+    loaders = [name for name, _ in calls(tree(module)) if LOADERS.search(name)]
+    assert loaders == (["joblib.load"] if module == UNSIGNED else [])
+
+
+def test_pickles_without_a_signature_are_loaded_with_trust_alone() -> None:
+    """Only the command's source of files loads them, behind the two refusals: without --trust, and without a key."""
+    users = {module for module in MODULES if "keepfit.model.unsigned" in set(imports(tree(module)))}
+    assert users == {"keepfit/cli/trained_sources.py"}
+    module = tree("keepfit/cli/trained_sources.py")
+    assert [name for name, _ in calls(module)].count("unsigned.load") == 1
+    (opening,) = (function for function in nodes(module) if isinstance(function, ast.AsyncFunctionDef))
+    (with_file,) = (statement for statement in opening.body if isinstance(statement, ast.With))
+    *refusals, last = with_file.body
+    assert [ast.unparse(one.test) for one in refusals if isinstance(one, ast.If)] == ["not trust", "not upload_keys"]
+    assert all(isinstance(one, ast.If) and isinstance(one.body[-1], ast.Raise) for one in refusals)
+    assert "_signed" in ast.unparse(last)
+    assert ast.unparse(module).count("_signed") == 2
 
 
 def test_unpickling_follows_the_checks() -> None:

@@ -1,7 +1,7 @@
 """The commands `keepfit upload` and `download`: trained estimators as files.
 
-Owns their texts; :mod:`keepfit.client.estimator_files` transfers the bytes. Never opens what is in a file. Invariant: a
-file is never written to a terminal.
+Owns their texts; :mod:`keepfit.client.estimator_files` transfers the bytes, and :mod:`keepfit.cli.trained_sources`
+opens what is uploaded. Never loads what is in a file by itself. Invariant: a file is never written to a terminal.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from keepfit.cli import options
 from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
 from keepfit.cli.output import is_terminal, print_json, print_note, progress_bar
 from keepfit.cli.words import parse_metadata
@@ -20,21 +21,38 @@ if TYPE_CHECKING:
 
 
 def upload(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="File of skops, or a signed pickle, with a trained estimator.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="File with a trained estimator: of skops, a signed pickle, or any pickle with --trust. Or a folder of "
+            "MLflow, or the URL of such a file.",
+        ),
     ],
     metadata: Metadata = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Load a pickle without a signature, which runs the code in it on this machine, and sign it.",
+        ),
+    ] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a model from an estimator that was trained elsewhere, or find the one that this file has made."""
-    from keepfit.client.estimator_files import upload as send  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.cli.trained_sources import open_source  # noqa: PLC0415 - other commands must not wait for them
+    from keepfit.client.estimator_files import upload as send  # noqa: PLC0415
 
     document = parse_metadata(metadata)
+    upload_keys = options.upload_keys()
 
     async def work(gateway: "Gateway") -> tuple[dict[str, Any], bool]:
-        with progress_bar(f"uploading {file}", "bytes") as show:
-            return await send(gateway, document, file, show)
+        opened = await open_source(source, trust=trust, upload_keys=upload_keys)
+        for warning in opened.warnings:
+            print_note(f"warning: {warning}")
+        with progress_bar(f"uploading {source}", "bytes") as show:
+            return await send(gateway, document, opened.file, show)
 
     model, is_new = with_gateway(url, work)
     for warning in model.get("warnings") or ():

@@ -137,6 +137,8 @@ _add(
     estimators.upload,
     USE,
     "keepfit upload trained.skops --metadata type=digits",
+    "keepfit upload mlruns/1/models/m-5f0c/artifacts --trust --metadata type=digits",
+    "keepfit upload http://localhost:5000/api/model/linear --trust --metadata type=deliveries",
     cls=words.SeveralWords,
 )
 _add(

@@ -123,6 +123,20 @@ def load_client_settings() -> "ClientSettings":
     return client_settings.load(settings_file(_data_folder))
 
 
+def upload_keys() -> str:
+    """Return the upload keys in the settings of a client; "" without any. The call of a gateway warns about the rest.
+
+    Raises
+    ------
+    SettingsError
+        As :func:`load_client_settings`.
+    """
+    from keepfit import client_settings  # noqa: PLC0415 - commands without settings must not wait for these
+    from keepfit.local.data_folder import settings_file  # noqa: PLC0415
+
+    return client_settings.load(settings_file(_data_folder)).upload_keys
+
+
 def _warn_of(unknown: Mapping[str, str], setting: str = "a setting") -> None:
     for name, similar in unknown.items():
         print_warning(f"{name} is not {setting} and is ignored" + (f"; did you mean {similar}?" if similar else "."))

@@ -1,7 +1,8 @@
 """Trained estimators as files through a gateway: upload one as the first version of a model, download a model as one.
 
-Owns the transfer, a piece at a time, and the digest. Never opens what is in a file. Invariant: a file that was
-downloaded appears when all of its bytes are there and have the digest that the gateway sent (RFC 9530).
+Owns the transfer, a piece at a time, and the digest; fetches files of other servers. Never opens what is in a file.
+Invariant: a file that was downloaded appears when all of its bytes are there and have the digest that the gateway sent
+(RFC 9530).
 """
 
 import asyncio
@@ -16,15 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
+import aiohttp
 import msgspec
 
 from keepfit.backends.files import open_regular
-from keepfit.client.gateway import Gateway
+from keepfit.client.gateway import STREAM_TIMEOUT, Gateway
 from keepfit.client.output_file import OutputFile
-from keepfit.errors import KeepfitError, NotFoundError
+from keepfit.errors import KeepfitError, NotFoundError, TooLargeError, UnavailableError, describe_error
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PIECE_BYTES = 1 << 20
+# As many as a gateway accepts by default.
+FETCHED_BYTES_MAX = 500 * 2**20
 # Called with the bytes that are sent or received, and with all of them.
 Report = Callable[[int, int], None]
 
@@ -41,19 +45,19 @@ class Downloaded:
 
 
 async def upload(
-    gateway: Gateway, metadata: Mapping[str, Any], path: str, report: Report
+    gateway: Gateway, metadata: Mapping[str, Any], file: BinaryIO, report: Report
 ) -> tuple[dict[str, Any], bool]:
     """Create a model from a file with a trained estimator; return its description, and whether it is new.
 
+    It closes `file`.
+
     Raises
     ------
-    NotFoundError, KeepfitError
-        If there is no such file, or it cannot be read.
     KeepfitError
         As :meth:`~keepfit.client.gateway.Gateway.call`. The same file may be sent again after an error.
     """
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with file:
+        size = file.seek(0, os.SEEK_END)
 
         async def pieces() -> AsyncIterator[bytes]:
             sent = file.seek(0)
@@ -67,14 +71,46 @@ async def upload(
     return model, status == HTTPStatus.CREATED
 
 
-def _open(path: str) -> BinaryIO:
-    """Open a file to read; what is no regular file has no size, and could not be sent again."""
+def open_file(path: str) -> BinaryIO:
+    """Open a file to read; what is no regular file has no size, and could not be sent again.
+
+    Raises
+    ------
+    NotFoundError, KeepfitError
+        If there is no such file, or it cannot be read.
+    """
     try:
         return open_regular(Path(path))
     except FileNotFoundError:
         raise NotFoundError(f"There is no file {path}.") from None
     except OSError as error:
         raise KeepfitError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+async def fetch(url: str) -> bytes:
+    """Return the body of an answer, of chantilly's `GET /api/model/NAME` for one; no API key of keepfit is sent.
+
+    Raises
+    ------
+    NotFoundError, KeepfitError
+        If the server has no such page, answers with an error, or more than :data:`FETCHED_BYTES_MAX` bytes.
+    UnavailableError
+        If it does not answer.
+    """
+    found = bytearray()
+    try:
+        async with aiohttp.ClientSession(timeout=STREAM_TIMEOUT) as session, session.get(url) as response:
+            if response.status == HTTPStatus.NOT_FOUND:
+                raise NotFoundError(f"{url} does not exist: its server answers 404.")
+            if response.status != HTTPStatus.OK:
+                raise KeepfitError(f"{url} has no model: its server answers {response.status} {response.reason}.")
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
+                found += piece
+                if len(found) > FETCHED_BYTES_MAX:
+                    raise TooLargeError(f"{url} has more than {FETCHED_BYTES_MAX:,} bytes, which no gateway accepts.")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise UnavailableError(f"{url} does not answer: {describe_error(error)}.") from None
+    return bytes(found)
 
 
 async def download(

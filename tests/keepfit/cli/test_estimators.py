@@ -59,7 +59,8 @@ def test_an_estimator_goes_in_and_comes_out(stack: Stack, tmp_path: Path) -> Non
     (tmp_path / "wrong.skops").write_bytes(b"wrong")
     for wrong, message in (
         (("upload", "none.skops", *words), "There is no file none.skops."),
-        (("upload", str(tmp_path), *words), "it is not a regular file"),
+        (("upload", str(tmp_path), *words), "is a folder without a file MLmodel"),
+        (("upload", "/dev/null", *words), "it is not a regular file"),
         (("upload", "trained.skops"), "metadata must hold a non-empty string 'type'"),
         (("upload", "wrong.skops", "--metadata", "type=wrong"), "keepfit: "),
         (("download", *words, "--output", "none/found.skops"), "cannot be written: No such file or directory."),
