@@ -201,6 +201,11 @@ async def test_a_restored_model_equals_one_that_was_never_lost(
     assert restored.replayed == len(some_rows(name, 0)[0]) * 6
     after, found = await shop.model(model_hash), bundle_of(shop, model_hash, before.recipe)
     assert differences(found, expected) == []
+    # The times of its points, too.
+    assert found.curve == expected.curve
+    times = [point["time"] for point in found.curve.points()]
+    assert all(times)
+    assert bool(times) is (name != "clusters")
     assert (after.rows_seen, after.learned, after.metrics, after.changed) == (
         before.rows_seen, before.learned, before.metrics, before.changed
     )  # fmt: skip
@@ -228,7 +233,9 @@ async def test_calls_of_train_score_predict_are_replayed_in_their_parts(
     expected = bundle_of(shop, model_hash, wanted)
     restored = await lose_and_restore(shop, restorer, model_hash)
     assert restored.replayed == expected.rows_seen
-    assert differences(bundle_of(shop, model_hash, wanted), expected) == []
+    found = bundle_of(shop, model_hash, wanted)
+    assert differences(found, expected) == []
+    assert found.curve == expected.curve
 
 
 async def test_a_model_without_a_snapshot_learns_all_its_logged_rows(shop: Workshop, restorer: Restorer) -> None:
