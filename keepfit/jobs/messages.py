@@ -26,10 +26,11 @@ ELEMENT_BYTES_MAX = 1 << 20
 PIECE_VALUES = 4096
 
 # `restore` restores a model that Redis lost; `put_back` restores an older snapshot on request; `past` predicts with a
-# snapshot beside the live model; `upload` creates a model from a file with a trained object, and `download` writes one;
-# `curve` reads the learning curve.
+# snapshot beside the live model; `count_rows` counts the requests that the model can learn again from the row log;
+# `upload` creates a model from a file with a trained object, and `download` writes one; `curve` reads the learning
+# curve.
 Operation = Literal[
-    "predict", "proba", "score", "restore", "put_back", "snapshot", "upload", "download", "past", "curve"
+    "predict", "proba", "score", "restore", "put_back", "snapshot", "count_rows", "upload", "download", "past", "curve"
 ]
 
 

@@ -13,7 +13,7 @@ from keepfit.errors import InvalidError, LearningError, UnknownKeyError, describ
 from keepfit.model import pickling
 from keepfit.model.object_answers import seed_globals
 from keepfit.recipe import features, uploads
-from keepfit.recipe.patch import OBJECT
+from keepfit.recipe.patch import KEEP, OBJECT
 from keepfit.recipe.recipe import Recipe
 from keepfit.recipe.uploads import ObjectHeader
 from keepfit.rows.rows import Rows
@@ -49,10 +49,11 @@ class ObjectOwner(Protocol):
         """Put the object `new`, which `changed` describes, in the place of the present one."""
 
 
-def apply(bundle: ObjectOwner, text: str) -> None:
+def apply(bundle: ObjectOwner, text: str, state: str = KEEP) -> None:
     """Replace the code of the object in `bundle` by that of the object `text`, which keeps what was learned.
 
-    The object in force again changes nothing.
+    The object in force again changes nothing. A bundle that learns again (another `state`) must have learned nothing,
+    and gets the object as it was sent (:mod:`keepfit.restore.learning_again`).
 
     Raises
     ------
@@ -63,8 +64,11 @@ def apply(bundle: ObjectOwner, text: str) -> None:
         The errors of the object.
     """
     described = bundle.recipe.object or ""
-    if uploads.is_same(text, described):
+    keeps = state == KEEP
+    if keeps and uploads.is_same(text, described):
         return
+    if not keeps and bundle.rows_seen:
+        raise InvalidError("object: learns again only from the first row on; this bundle has learned rows.")
     if bundle.upload_keys is None:
         raise UnknownKeyError("The new code is an uploaded object, and this worker has no KEEPFIT_UPLOAD_KEYS.")
     data = uploads.decode(text)
@@ -74,11 +78,14 @@ def apply(bundle: ObjectOwner, text: str) -> None:
         data, bundle.upload_keys, ObjectHeader, envelope.OBJECT, lambda header: None, separate=True
     )
     uploads.check_same_interface(uploads.header_of(described), header)
+    changed = {OBJECT: uploads.with_new_code(described, header, text)}
+    if not keeps:
+        bundle.replace_object(new, changed)
+        return
     row = _trial_row(bundle)
     trials = [] if row is None else [(question, row) for question in _questions(bundle)]
     trials = [trial for trial in trials if _fault(*trial) is None]
     take_over(new, bundle.estimator)
-    changed = {OBJECT: uploads.with_new_code(described, header, text)}
     bundle.replace_object(new, changed)
     for trial in trials:
         fault = _fault(*trial)

@@ -53,7 +53,7 @@ from keepfit.model.object_calls import only_exceptions, parameters_of
 from keepfit.model.outputs import Outputs
 from keepfit.model.prequential import PrequentialScores
 from keepfit.recipe import uploads
-from keepfit.recipe.patch import OBJECT, with_changes
+from keepfit.recipe.patch import KEEP, OBJECT, STATE, with_changes
 from keepfit.recipe.recipe import CLASSES_MAX, Recipe
 from keepfit.recipe.uploads import ObjectHeader
 from keepfit.rows.free_rows import values_of
@@ -107,10 +107,10 @@ class ObjectBundle(Bundle):
         self.upload_keys: Keyring | None = None
 
     def change(self, params: dict[str, Any]) -> None:
-        """Replace the code of the object, which keeps what it has learned; raise as :func:`new_code.apply` does."""
+        """Replace the code of the object; raise as :func:`new_code.apply` does."""
         if OBJECT in params:
             with only_exceptions():
-                new_code.apply(self, params[OBJECT])
+                new_code.apply(self, params[OBJECT], params.get(STATE, KEEP))
         else:
             Bundle.change(self, params)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from keepfit.errors import InvalidError
+from keepfit.errors import ConflictError, InvalidError
 from keepfit.recipe import uploads
 from keepfit.recipe.other_estimators import NAME_SHOWN_MAX
 from keepfit.recipe.recipe import Recipe, is_same
@@ -23,7 +23,7 @@ CHANGE = "change "
 # new object, and in what was changed the text that describes it.
 OBJECT = "object"
 # What becomes of the learned state when the code is replaced.
-STATE, KEEP = "state", "keep"
+STATE, KEEP, LEARN_AGAIN = "state", "keep", "learn_again"
 
 
 def with_changes(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
@@ -59,17 +59,22 @@ def new_code(
     Raises
     ------
     InvalidError
-        If the model has no object, or the new one is not signed, is for other rows, or `state` is not :data:`KEEP`.
+        If the model has no object, or the new one is not signed, is for other rows, or `state` is neither :data:`KEEP`
+        nor :data:`LEARN_AGAIN`.
+    ConflictError
+        If the model is to learn again, and had learned before it was uploaded.
     """
     if recipe.object is None:
         raise InvalidError(f"object: the model is made of {recipe.name}, not of an uploaded object: change its params.")
-    if state != KEEP:
-        raise InvalidError(
-            'state: only "keep" is possible. To learn again with new code, create a model under other metadata, and '
-            "send it the rows."
+    if state not in (KEEP, LEARN_AGAIN):
+        raise InvalidError('state: write "keep" (keep what was learned) or "learn_again" (learn all rows again).')
+    header, described = uploads.verify(text, keyring), with_changes(recipe, changed).object or ""
+    uploads.check_same_interface(uploads.header_of(described), header)
+    if state == LEARN_AGAIN and uploads.trained_file(described) is not None:
+        raise ConflictError(
+            "The model had learned before it was uploaded, from rows that are not here, so it cannot learn all of them "
+            'again; use "state": "keep".'
         )
-    header = uploads.verify(text, keyring)
-    uploads.check_same_interface(uploads.header_of(with_changes(recipe, changed).object or ""), header)
     return {OBJECT: text, STATE: state}
 
 

@@ -138,7 +138,7 @@ class Replayer:
                     sequence=finished[-1].sequence,
                     reason=reason.partition(":")[0],
                 )
-            request_digest = _chained(request_digest, finished)
+            request_digest = chained(request_digest, finished)
             done += len(finished)
         last = requests[-1]
         position = Position(last.generation, last.origin, last.sequence)
@@ -162,7 +162,7 @@ class Replayer:
             version,
             batch[-1].sequence,
             0,
-            _chained(request_digest, batch),
+            chained(request_digest, batch),
             {},
         )
         data = b"" if bundle is None else bundle.data
@@ -195,7 +195,7 @@ def _batch(requests: Sequence[LoggedRequest], count_max: int) -> Iterator[Logged
         yield request
 
 
-def _chained(request_digest: str, requests: Iterable[LoggedRequest]) -> str:
+def chained(request_digest: str, requests: Iterable[LoggedRequest]) -> str:
     """Return the request digest after more requests, computed as when a request is accepted."""
     for request in requests:
         data = f"{request_digest}:".encode() + request.payload

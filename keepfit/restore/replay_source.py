@@ -8,7 +8,7 @@ order of its sequence. Snapshots come from the storage, calls from the row log.
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -25,7 +25,7 @@ from keepfit.rows.rows import Rows
 from keepfit.security import envelope
 from keepfit.snapshots.resources import Resources
 from keepfit.snapshots.save import path_of
-from keepfit.store.changes import params_of
+from keepfit.store.changes import learns_again, params_of
 from keepfit.store.models import Model
 
 # Covered calls are read from this many seconds before now, or before an older snapshot: for their idempotency keys, and
@@ -136,7 +136,7 @@ def answered(calls: Iterable[Call], spans: Sequence[Span]) -> dict[str, Call]:
         until[span.origin] = max(span.until, until.get(span.origin, 0))
     found: dict[str, Call] = {}
     for call in sorted(calls, key=lambda call: call.at):
-        if not call.name or call.sequence > until.get(call.origin, 0):
+        if not call.name or call.retry_of is not None or call.sequence > until.get(call.origin, 0):
             continue
         before = found.get(call.name)
         if before is None or (before.sequence, before.digest) != (call.sequence, call.digest):
@@ -155,16 +155,23 @@ async def find_document(resources: Resources, registered: RegistryEntry, request
 
 
 async def read_calls(
-    registered: RegistryEntry, at: float | None, newest: Document | None, view: View | None, since: Document | None
+    registered: RegistryEntry,
+    at: float | None,
+    newest: Document | None,
+    view: View | None,
+    since: Document | None,
+    *,
+    all_covered: bool = False,
 ) -> tuple[list[Call], list[Span]]:
     """Read the logged calls of a model up to a time, and return them with the lineage of the model.
 
-    Covered calls are read from a while before the snapshot `since`, or before now if that is None.
+    Covered calls are read from a while before the snapshot `since`, or before now if that is None; or, with
+    `all_covered`, as far back as the log is kept.
     """
     if view is None:
         return [], lineage_of(registered, position_of(registered, newest), [])
     since_s = time.time() if since is None else float(since["timestamp"])
-    found = await asyncio.to_thread(view.calls, registered.hash, since_s - BEFORE_S)
+    found = await asyncio.to_thread(view.calls, registered.hash, 0.0 if all_covered else since_s - BEFORE_S)
     # Calls of a deleted predecessor under the same hash have an origin before this model was created.
     calls = [call for call in found if call.origin >= registered.born and (at is None or call.at <= at)]
     return calls, lineage_of(registered, position_of(registered, newest), calls)
@@ -203,7 +210,12 @@ async def read_source(
     if corrupt:
         calls, _ = await read_calls(registered, request.at, preferred, view, document)
     start = position_of(registered, document)
-    return ReplaySource(snapshot, corrupt, start, calls, lineage, spans_after(lineage, start) or ())
+    source = ReplaySource(snapshot, corrupt, start, calls, lineage, spans_after(lineage, start) or ())
+    if any(learns_again(logged.payload) for logged in source.requests()):
+        # The replay of that change needs the rows that the snapshot contains, too.
+        calls, _ = await read_calls(registered, request.at, preferred, view, document, all_covered=True)
+        source = replace(source, calls=calls)
+    return source
 
 
 def _check_beginning(registered: RegistryEntry, snapshot: SnapshotBundle | None) -> None:

@@ -31,7 +31,7 @@ from keepfit.history import Document, RegistryEntry
 from keepfit.history.lineage import Link
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
-from keepfit.restore import idempotency, replay_source
+from keepfit.restore import idempotency, learning_again, replay_source
 from keepfit.restore.generations import Generations
 from keepfit.restore.reader import LoadGuard, SnapshotReader
 from keepfit.restore.replay import Replayed, Replayer
@@ -298,7 +298,7 @@ class Restorer:
         )
 
     async def _replay(self, registered: RegistryEntry, source: ReplaySource, requests: list[LoggedRequest]) -> Replayed:
-        replayed = await self.replayer.learn(registered, source.snapshot, source.start, requests)
+        replayed = await learning_again.replay(self.replayer, registered, source, requests)
         failpoints.reach("restore.replayed")
         return replayed
 

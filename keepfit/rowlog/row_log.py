@@ -9,6 +9,7 @@ log holds data and no code: its readers decode payloads as strictly as from the 
 
 import hashlib
 import itertools
+import math
 import threading
 import uuid
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from keepfit.errors import CorruptLogError, UnavailableError
+from keepfit.errors import ConflictError, CorruptLogError, UnavailableError
 
 if TYPE_CHECKING:
     # Without a row log a gateway does not import it: it would double the gateway's memory.
@@ -43,6 +44,8 @@ CACHE_BYTES_MAX, CALL_BYTES = 128 * 2**20, 600
 READ_AT_ONCE = 16
 # An object that disappeared after the listing was merged, which happens to an object two or three times.
 LIST_TRIES_MAX = 20
+# Begins the name of a call that is a retry.
+RETRY = "r:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Call:
 
     `origin` is the generation in which the model's sequences began, `at` seconds since 1970 by Redis' clock. `digest`
     (hex) distinguishes a repeat of the call from another call, `name` is that of its idempotency key
-    (``c:<client's key>``, and a space and the name of the API key if there is one), "" if the client sent none.
+    (``c:<client's key>``, and a space and the name of the API key if there is one), "" if the client sent none; that of
+    a retried dead letter is ``r:<sequence>``, the sequence that it had before.
     `payloads` are msgpack as in the inbox, complete even if Redis stores large rows in a separate key.
     """
 
@@ -67,6 +71,11 @@ class Call:
     def last(self) -> int:
         """Sequence of its last request."""
         return self.sequence + len(self.payloads) - 1
+
+    @property
+    def retry_of(self) -> int | None:
+        """Sequence that its request had before it became a dead letter and was retried; None of other calls."""
+        return int(self.name.removeprefix(RETRY)) if self.name.startswith(RETRY) else None
 
 
 # Calls of an object, by the hash of their model.
@@ -254,7 +263,7 @@ class View:
         self._hashes: dict[str, frozenset[str]] = {}
         self._covered_since: str | None = None
 
-    def calls(self, model_hash: str, since: float | None) -> list[Call]:
+    def calls(self, model_hash: str, since: float | None, bytes_max: float = math.inf) -> list[Call]:
         """Return the calls of a model: all uncovered ones, and covered ones since `since` (seconds), unordered.
 
         There may be repeats. The calls belong with a snapshot whose document was found after the listing: of the calls
@@ -264,10 +273,13 @@ class View:
         ------
         UnavailableError
             If the log cannot be read; CorruptLogError if an object that may have calls of this model is damaged.
+        ConflictError
+            If the calls have more than `bytes_max` bytes.
         """
         found: list[Call] = []
         done: set[str] = set()
         gone: set[str] = set()
+        size = 0
         for _ in range(LIST_TRIES_MAX):
             with self._lock:
                 if gone:
@@ -283,6 +295,9 @@ class View:
                     gone.add(path)
                 else:
                     found += parsed[model_hash]
+                    size += sum(CALL_BYTES + sum(map(len, call.payloads)) for call in parsed[model_hash])
+                    if size > bytes_max:
+                        raise ConflictError(f"The row log has more than {bytes_max:,} bytes of the model's rows.")
             done.update(paths)
             if not gone:
                 return found

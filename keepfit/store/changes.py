@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from keepfit.recipe.patch import LEARN_AGAIN, STATE
+
 
 def encode(params: Mapping[str, Any]) -> bytes:
     """Return the payload of a change.
@@ -31,3 +33,13 @@ def params_of(payload: bytes) -> dict[str, Any] | None:
 def is_change(payload: bytes) -> bool:
     """Return whether a pending request is a change; its first byte is enough."""
     return payload[:1] in (b"\x81", b"\x82")
+
+
+def learns_again(payload: bytes) -> bool:
+    """Return whether a pending request is a change of code after which all rows are learned again.
+
+    >>> learns_again(encode({"object": "S0Yy", "state": "learn_again"})), learns_again(encode({"alpha": 0.5}))
+    (True, False)
+    """
+    params = params_of(payload)
+    return params is not None and params.get(STATE) == LEARN_AGAIN

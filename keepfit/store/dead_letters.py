@@ -19,7 +19,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.errors import NotFoundError, StaleModelError
 from keepfit.recipe.patch import shown
 from keepfit.recipe.recipe import Recipe
-from keepfit.rowlog.row_log import Call
+from keepfit.rowlog.row_log import RETRY, Call
 from keepfit.rows.free_rows import values_of
 from keepfit.rows.rows import Rows
 from keepfit.settings import Settings
@@ -152,9 +152,9 @@ class DeadLetters:
         refused |= {name: REASONS[word] for name, word in outcomes.items() if not word.isdecimal()}
         at = int(seconds) + int(micros) / 1e6
         calls = tuple(
-            Call(model.hash, model.origin, int(outcomes[name]), at, hashlib.sha256(payload).hexdigest(), "", (payload,))
-            for name, payload in payloads.items()
-            if outcomes[name].isdecimal()
+            _call(model, int(outcomes[entry.id]), at, entry, payloads[entry.id])
+            for entry in entries
+            if entry.id in payloads and outcomes[entry.id].isdecimal()
         )
         return RetryResult(version, sequences, refused, left, calls)
 
@@ -237,6 +237,12 @@ class DeadLetters:
             read = await redis_scripts.run_async(self._store, *(("GETRANGE", key, 0, HEAD_BYTES - 1) for key in heads))
             heads = dict(zip(heads, read, strict=True))
         return [_entry(*fields, head=heads.get(fields[5], fields[7])) for fields in found]
+
+
+def _call(model: Model, sequence: int, at: float, entry: DeadLetter, payload: bytes) -> Call:
+    """Return a retried dead letter as a call for the row log, which names the sequence that it had before."""
+    digest, name = hashlib.sha256(payload).hexdigest(), f"{RETRY}{entry.sequence}"
+    return Call(model.hash, model.origin, sequence, at, digest, name, (payload,))
 
 
 def _entry(

@@ -64,9 +64,12 @@ COMPACTING = ["rowlog.merged", "rowlog.cleared"]
 PULLING = ["pull.read", "pull.accepted", "pull.noted"]
 # tests/keepfit/transfer/test_first_version.py kills a worker at each of these.
 UPLOADING = ["upload.begun", "upload.stored", "upload.saved", "upload.registered"]
+# tests/faults/test_learning_again.py kills a worker here.
+LEARNING_AGAIN = ["learn_again.discarded"]
 TESTED = [
-    *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *LABELLING, *REGISTERING, *SAVING,
-    *COLLECTING, *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING, *UPLOADING,
+    *LEARNING, *LEARNING_AGAIN, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *LABELLING,
+    *REGISTERING, *SAVING, *COLLECTING, *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING,
+    *UPLOADING,
 ]  # fmt: skip
 
 

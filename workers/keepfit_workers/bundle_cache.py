@@ -153,6 +153,13 @@ class Bundles:
         self.cache.drop(model.hash)
         return self.get(model)
 
+    def open(self, model: Claimed, data: bytes) -> Bundle:
+        """Return the bundle of a model that the replay process has sealed; the cached one is dropped."""
+        self.cache.drop(model.hash)
+        recipe = from_text(model.recipe_text)
+        self._activity.begin(CALL, model.hash)
+        return serialization.unseal(data, self._keyring, recipe, model.hash, self._uploads)[1]
+
     def _load(self, model: Claimed | Loaded) -> Bundle:
         self.unreadable.check(model)
         seconds = self._consumer.unloadable_s(model)

@@ -8,11 +8,23 @@ committed is discarded; a request that its estimator rejects becomes a dead lett
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 
 import structlog
 
 from keepfit.backends import redis_keys, redis_scripts
-from keepfit.errors import CorruptBundleError, EnvelopeError, MissingRequestsError, StaleModelError, UnavailableError
+from keepfit.errors import (
+    ConflictError,
+    CorruptBundleError,
+    EnvelopeError,
+    LearningError,
+    MissingRequestsError,
+    StaleModelError,
+    UnavailableError,
+    UnstorableError,
+    describe_error,
+)
 from keepfit.jobs import run_queue
 from keepfit.model import drift, fit_loop
 from keepfit.model.bundle import Bundle
@@ -22,11 +34,12 @@ from keepfit.model.scorers import encoded_scorer
 from keepfit.model.serialization import seal
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
+from keepfit.restore.learning_again import LearnedAgain
 from keepfit.rows.acceptance import request_id_of
 from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
-from keepfit.store.changes import is_change
-from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, SealedBundle
+from keepfit.store.changes import is_change, learns_again
+from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, PendingRequest, SealedBundle
 from keepfit_workers import restoring
 from keepfit_workers.activity import CALL
 from keepfit_workers.bundle_cache import Bundles
@@ -50,6 +63,15 @@ ASKED_S = 1.0
 ATTEMPTS_MAX = 6
 # A commit sends a scorer of at most this size to all gateways: that of a linear model with some hundred columns.
 SCORER_BYTES_MAX = 8192
+# Sequences of left out requests in one log event.
+LEFT_OUT_LOGGED_MAX = 20
+
+# Learns all rows of a model before a pending change again: hash, sequence and payload of the change.
+LearnAgain = Callable[[str, int, bytes], LearnedAgain]
+
+
+def _refuse(model_hash: str, _: int, __: bytes) -> LearnedAgain:
+    raise LearningError(f"this process has no row log to learn the rows of {model_hash} from")
 
 
 class Turn:
@@ -67,6 +89,7 @@ class Turn:
         lease: str,
         *,
         is_brief: bool = False,
+        learn_again: LearnAgain = _refuse,
     ) -> None:
         self._consumer = consumer
         self._bundles = bundles
@@ -74,10 +97,14 @@ class Turn:
         self._hash = model_hash
         self._lease = lease
         self._is_brief = is_brief
+        self._learn_again = learn_again
         # Seconds that a request took on average, in the slowest step.
         self.slowest_s = 0.0
         # Rows of the commits.
         self.rows = 0
+        self._last_committed = 0
+        # Whether a commit learned all rows again.
+        self.has_learned_again = False
 
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Learn until no request is pending or the turn `is_over`; return whether requests are still pending."""
@@ -107,6 +134,8 @@ class Turn:
         if claimed.attempts >= ATTEMPTS_MAX:
             reason = Harm[claimed.harm or Harm.DEATH.name].reason
             return self.commit(claimed, bundle, Fitted(0, f"{reason}, repeatedly and alone"))
+        if _learns_again(claimed.entries[0]):
+            return self.learn_again(claimed)
         began_s = time.monotonic()
 
         def commit(fitted_bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
@@ -115,7 +144,30 @@ class Turn:
             return self.commit(claimed, fitted_bundle, fitted)
 
         seconds = LEARN_S if self._is_brief else COMMIT_AFTER_S
-        return fit_loop.fit_requests(bundle, lambda: self._bundles.reload(claimed), claimed.entries, commit, seconds)
+        entries = list(takewhile(lambda entry: not _learns_again(entry), claimed.entries))
+        return fit_loop.fit_requests(bundle, lambda: self._bundles.reload(claimed), entries, commit, seconds)
+
+    def learn_again(self, claimed: Claimed) -> tuple[bool, Claimed | None]:
+        """Learn all rows before the first claimed request again, with the code that it brings, and commit."""
+        change = claimed.entries[0]
+        try:
+            learned = self._learn_again(claimed.hash, change.sequence, change.payload)
+        except (LearningError, ConflictError) as error:
+            reason = str(error) if isinstance(error, LearningError) else describe_error(error)
+            return self.commit(claimed, self._bundles.reload(claimed), Fitted(0, reason))
+        except UnavailableError as error:
+            # Other models need neither MongoDB nor the row log to learn. The sweep enqueues this one again.
+            log.warning("learning_again_postponed", hash=self._hash, sequence=change.sequence, reason=str(error))
+            self.release(force=True)
+            return False, None
+        try:
+            outcome = self.commit(claimed, self._bundles.open(claimed, learned.bundle.data), Fitted(1))
+        except UnstorableError as error:
+            return self.commit(claimed, self._bundles.reload(claimed), Fitted(0, str(error)))
+        if self._last_committed == change.sequence:
+            self.has_learned_again = True
+            _log_learned_again(claimed, learned)
+        return outcome
 
     def commit(self, claimed: Claimed, bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
         """Commit the fitted requests, or the first one as a dead letter if it could not be learned."""
@@ -138,7 +190,8 @@ class Turn:
             log.warning("commit_refused", hash=self._hash, version=claimed.version + 1, reason=reason)
             return True, committed.claimed
         self._bundles.cache.put(self._hash, committed.digest, bundle, len(sealed.data))
-        self.rows += sealed.rows_seen - claimed.rows_seen
+        self.rows += max(sealed.rows_seen - claimed.rows_seen, 0)
+        self._last_committed = claimed.entries[count - 1].sequence
         if dead_reason:
             _log_dead_letter(claimed, dead_reason)
         elif isinstance(bundle, ObjectBundle):
@@ -156,7 +209,15 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
         # The model was removed from the run queue and not begun. It goes back, or only the sweep would find it.
         return True
     is_brief = time.monotonic() - context.asked_s < ASKED_S
-    turn = Turn(context.consumer, context.bundles, context.keyring, model_hash, lease, is_brief=is_brief)
+    turn = Turn(
+        context.consumer,
+        context.bundles,
+        context.keyring,
+        model_hash,
+        lease,
+        is_brief=is_brief,
+        learn_again=partial(restoring.learn_again, context),
+    )
     with context.activity.holding_lock(model_hash, lease):
         try:
             pending = _take_turn(context, turn, model_hash, lease)
@@ -166,6 +227,8 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
         finally:
             context.rows_learned += turn.rows
     context.note_turn()
+    if turn.has_learned_again:
+        restoring.save_learned_again(context, model_hash)
     _note_duration(context, model_hash, turn.slowest_s)
     return pending
 
@@ -233,6 +296,10 @@ def _turn_is_over(context: WorkerContext, elapsed_s: float) -> bool:
     return elapsed_s > LEARN_S and context.has_waiting_work()
 
 
+def _learns_again(entry: PendingRequest) -> bool:
+    return not entry.large_key and learns_again(entry.payload)
+
+
 def seal_bundle(keyring: Keyring, claimed: Claimed, bundle: Bundle, count: int) -> SealedBundle:
     """Pickle and sign a bundle that has learned the first `count` of the claimed requests."""
     last = claimed.entries[count - 1]
@@ -261,6 +328,18 @@ def _log_dead_letter(claimed: Claimed, reason: str) -> None:
     request_id = request_id_of(first.payload) or None
     kind = reason.partition(":")[0]
     log.warning("request_put_aside", hash=claimed.hash, sequence=first.sequence, request_id=request_id, reason=kind)
+
+
+def _log_learned_again(claimed: Claimed, learned: LearnedAgain) -> None:
+    log.info(
+        "learned_again",
+        hash=claimed.hash,
+        version=claimed.version + 1,
+        sequence=claimed.entries[0].sequence,
+        requests=learned.requests,
+        left_out=len(learned.left_out),
+        sequences=[each.request.sequence for each in learned.left_out[:LEFT_OUT_LOGGED_MAX]],
+    )
 
 
 def _log_new_code(claimed: Claimed, bundle: ObjectBundle, count: int) -> None:

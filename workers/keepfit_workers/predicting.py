@@ -180,7 +180,7 @@ def answer_all(context: WorkerContext, entries: Sequence[bytes]) -> Sequence[Com
             # From a gateway of another version: the request does not say which gateway to reply to.
             log.warning("worker_request_unreadable", reason=str(error))
             continue
-        if request.operation in ("put_back", "snapshot", "upload", "download"):
+        if request.operation in ("put_back", "snapshot", "count_rows", "upload", "download"):
             changes.append(request)
         else:
             question = Question(request, claimed_s + left_s, len(message))

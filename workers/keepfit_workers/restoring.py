@@ -26,8 +26,9 @@ from keepfit.errors import (
 from keepfit.history import RegistryEntry
 from keepfit.jobs import run_queue
 from keepfit.jobs.messages import RestoreOptions, WorkerRequest
+from keepfit.restore import learning_again, replay_source
 from keepfit.restore import repair as repairs
-from keepfit.restore import replay_source
+from keepfit.restore.learning_again import LearnedAgain
 from keepfit.restore.requests import PreviousState, RestoreRequest
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import View
@@ -122,8 +123,11 @@ def _remember(context: WorkerContext, model_hash: str, error: MissingRequestsErr
 
 
 def serve(context: WorkerContext, request: WorkerRequest) -> dict[str, Any] | KeepfitError:
-    """Restore an older snapshot, or save a new one, as a request asks."""
+    """Restore an older snapshot, save a new one, or count the rows that can be learned again, as a request asks."""
     try:
+        if request.operation == "count_rows":
+            count = context.resources.run(lambda restorer: learning_again.check(restorer.resources, request.hash))
+            return {"requests": count}
         if request.operation == "snapshot":
             return context.resources.run(lambda restorer: _save(restorer, request.hash))
         options = request.restore_options or RestoreOptions()
@@ -134,6 +138,23 @@ def serve(context: WorkerContext, request: WorkerRequest) -> dict[str, Any] | Ke
     except Exception:
         log.exception("answer_failed", hash=request.hash, request_ids=[request.request_id])
         return KeepfitError(CRASHED)
+
+
+def learn_again(context: WorkerContext, model_hash: str, sequence: int, payload: bytes) -> LearnedAgain:
+    """Learn all rows before a pending change again; raises as :func:`keepfit.restore.learning_again.learn_again`."""
+    return context.resources.run(
+        lambda restorer: learning_again.learn_again(
+            restorer.resources, restorer.replayer, model_hash, sequence, payload
+        )
+    )
+
+
+def save_learned_again(context: WorkerContext, model_hash: str) -> None:
+    """Save a model that has learned again, so that its next restore need not; the next pass does if this fails."""
+    try:
+        context.resources.run(lambda restorer: restorer.save_restored(model_hash))
+    except KeepfitError as error:
+        log.warning("restored_not_saved", hash=model_hash, reason=str(error))
 
 
 async def _restore(restorer: Restorer, model_hash: str, options: RestoreOptions) -> dict[str, Any]:

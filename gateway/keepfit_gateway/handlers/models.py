@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from keepfit import identity
-from keepfit.errors import MalformedError, TooLargeError
+from keepfit.errors import ConflictError, MalformedError, TooLargeError
 from keepfit.recipe import patch, uploads
 from keepfit.recipe.recipe import left_out
 from keepfit.security.api_keys import ADMIN
@@ -29,7 +29,7 @@ from keepfit_gateway.handlers.inputs import (
     preferred_wait_s,
     read_form,
 )
-from keepfit_gateway.service import SERVICE
+from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.bodies import read_json
 from keepfit_gateway.web.problems import REQUEST_ID
 from keepfit_gateway.web.responses import encode_items, json_response
@@ -44,6 +44,8 @@ PARAMS_BYTES_MAX = 256 * 1024
 PATCH_BYTES_MAX = 2 * 2**20
 # A change of parameters takes a worker milliseconds, so the default is to wait for it.
 CHANGE_WAIT_S = 5
+# A worker lists and reads the whole row log.
+CHECK_S_MAX = 60.0
 
 
 async def create_model(request: web.Request) -> web.Response:
@@ -93,6 +95,8 @@ async def patch_model(request: web.Request) -> web.Response:
             change = await recipe_checker.check_change(model.recipe, model.changed, form.params)
         else:
             change = patch.new_code(model.recipe, model.changed, form.object or "", form.state, service.uploads)
+            if form.state == patch.LEARN_AGAIN:
+                await _check_rows(service, model_hash)
         accepted = await service.acceptor.accept_change(model_hash, model.generation, change, key)
         service.cache.observe_version(model_hash, model.generation, accepted.version)
         if form.object is not None:
@@ -115,6 +119,15 @@ async def patch_model(request: web.Request) -> web.Response:
     description: dict[str, Any] = listing.describe(await service.models.describe(model_hash))
     headers = {"Preference-Applied": f"wait={wait_s}"} if preferred_s else None
     return json_response(description, headers=headers)
+
+
+async def _check_rows(service: Service, model_hash: str) -> None:
+    """Raise ConflictError unless all rows of a model can be learned again; only workers may read the row log."""
+    if service.recorder is None:
+        raise ConflictError(
+            "There is no row log (KEEPFIT_ROW_LOG_URL), so the rows to learn again are not here; nothing was changed."
+        )
+    await service.worker_client.ask(model_hash, "count_rows", timeout_s=CHECK_S_MAX)
 
 
 def _check_patch(form: schemas.PatchModel) -> None:

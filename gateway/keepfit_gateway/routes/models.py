@@ -60,7 +60,8 @@ ROUTES = (
     ),
     Route(
         "PATCH", "/v1/models/{hash}", models.patch_model, MODELS, "Change parameters or code of a model",
-        "In order with its rows. `object` replaces the code of an uploaded object and keeps what it learned. "
+        "In order with its rows. `object` replaces the code of an uploaded object, and `state` says whether it keeps "
+        "what was learned or learns all rows again. "
         "200 with the model once the change is made, 202 if that takes longer than "
         "`Prefer: wait=SECONDS` (5 seconds by default).",
         {200: schemas.ModelAnswer, 202: schemas.ChangeAnswer}, schemas.PatchModel, LEARN_ERRORS,

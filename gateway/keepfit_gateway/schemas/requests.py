@@ -48,7 +48,12 @@ class PatchModel(Form, kw_only=True):
         ),
     ] = None
     state: Annotated[
-        str, Meta(description="What becomes of what was learned: `keep` is the only value.", examples=["keep"])
+        str,
+        Meta(
+            description="What becomes of what was learned: `keep` keeps it; `learn_again` forgets it, and learns all "
+            "rows of the row log again.",
+            examples=["keep"],
+        ),
     ] = KEEP
 
 

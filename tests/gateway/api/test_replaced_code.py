@@ -2,8 +2,11 @@
 
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from keepfit.recipe import uploads
@@ -115,7 +118,7 @@ async def test_code_that_is_refused(api: Api, metadata: dict[str, Any], keys: st
         (plain, {"object": text}, "made of SGDRegressor, not of an uploaded object"),
         (path, {"object": foreign}, "KEEPFIT_UPLOAD_KEYS does not hold"),
         (path, {"object": "A" * (2**21 - 100)}, "object is larger than 1048576 bytes"),
-        (path, {"object": text, "state": "learn_again"}, 'only "keep" is possible'),
+        (path, {"object": text, "state": "new"}, 'write "keep"'),
         (path, {"object": dump_local(TOTAL, keys, "clusterer")}, 'the kind of Total is "clusterer"'),
         (path, {"object": dump_local(weighted, keys)}, "the takes_sample_weight of Total is true"),
         (path, {"params": {"alpha": 1}}, "the parameters of an object cannot be changed"),
@@ -147,3 +150,37 @@ async def test_a_model_without_rows_gets_new_code(api: Api, metadata: dict[str, 
     (await api.call("PATCH", path, {"object": dump_local(TENFOLD, keys)}, headers=WAIT)).of(200)
     assert (await api.learn(path, [[1.0]], [2.0]))["rows_seen"] == 1
     assert await predicted(api, path) == [20.0]
+
+
+async def test_learning_again_needs_a_row_log(api: Api, metadata: dict[str, Any], keys: str) -> None:
+    """Without a row log the rows are not there to learn again: 409 says so, and nothing changes."""
+    path = await made(api, metadata, dump_local(TOTAL, keys))
+    before = await api.model(path)
+    reply = await api.call("PATCH", path, {"object": dump_local(TENFOLD, keys), "state": "learn_again"}, headers=WAIT)
+    assert "KEEPFIT_ROW_LOG_URL" in reply.problem(409)["detail"]
+    assert await api.model(path) == before
+
+
+async def test_learning_again_with_new_code(up: Callable[..., Stack], tmp_path: Path, metadata: dict[str, Any]) -> None:
+    """All rows are learned again at their places, also a dead letter, and rows that come meanwhile after them."""
+    stack = up(ROW_LOG_URL=(tmp_path / "rows").as_uri())
+    keys = stack.environment()[UPLOAD_KEYS]
+    cautious = TOTAL.replace("self.total += float(y.sum())", "self.total += float(y.sum()); assert min(y) > 0")
+    async with aiohttp.ClientSession(stack.url) as session:
+        api = Api(session)
+        path = await made(api, metadata, dump_local(cautious, keys))
+        (await api.post(f"{path}/partial_fit", {"X": [[1.0]], "y": [-7.0]}, headers=WAIT)).problem(422)
+        await api.learn(path, [[1.0]], [5.0])
+        assert await predicted(api, path) == [9.0]
+        text = dump_local(TENFOLD, keys)
+        change = {"object": text, "state": "learn_again"}
+        key = {"Idempotency-Key": "once"}
+        changed = (await api.call("PATCH", path, change, headers={**WAIT, **key})).of(200)
+        assert (changed["rows_seen"], changed["object"]["sha256"]) == (4, uploads.digest_of(text))
+        repeated = (await api.call("PATCH", path, change, headers={"Prefer": "wait=0", **key})).of(202)
+        assert (repeated["sequence"], repeated["version"]) == (4, changed["version"])
+        assert await predicted(api, path) == [20.0]
+        assert (await api.get(f"{path}/dead")).of(200)["dead"] == []
+        await api.learn(path, [[1.0]], [1.0])
+        assert await predicted(api, path) == [30.0]
+    assert "learned_again" in stack.log("workers")

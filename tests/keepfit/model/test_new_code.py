@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from sklearn.linear_model import SGDRegressor
 
-from keepfit.errors import EnvelopeError, InvalidError, UnknownKeyError
+from keepfit.errors import ConflictError, EnvelopeError, InvalidError, UnknownKeyError
 from keepfit.model.columns import Columns
 from keepfit.model.fit_loop import Fitted, fit_requests
 from keepfit.model.object_bundle import ObjectBundle, new_bundle
@@ -322,6 +322,8 @@ def test_a_trained_object_gets_new_code() -> None:
     header = uploads.header_of(recipe.object or "")
     file = uploads.TrainedFile("skops", "0" * 64, 10)
     trained = msgspec.structs.replace(recipe, object=uploads.trained_text(header, file, RING))
+    with pytest.raises(ConflictError, match="had learned before it was uploaded"):
+        patch.new_code(trained, {}, recipe.object or "", "learn_again", UPLOADS)
     learner = SGDRegressor(shuffle=False).partial_fit([[1.0], [2.0]], [1.0, 2.0])
     bundle = ObjectBundle(trained, Columns.new(trained), None, learner, [], learned_width=1)
     bundle.upload_keys = UPLOADS
@@ -344,7 +346,7 @@ def test_only_objects_get_new_code() -> None:
     assert patch.new_code(recipe, {}, text, "keep", UPLOADS) == {"object": text, "state": "keep"}
     cases: list[tuple[Recipe, tuple[str, str, Keyring | None], str]] = [
         (Recipe("SGDRegressor"), (text, "keep", UPLOADS), "made of SGDRegressor, not of an uploaded object"),
-        (recipe, (text, "learn_again", UPLOADS), 'only "keep" is possible'),
+        (recipe, (text, "new", UPLOADS), 'write "keep"'),
         (recipe, (text, "keep", None), "this gateway accepts no objects"),
         (recipe, ("QQ==", "keep", UPLOADS), "not a keepfit envelope"),
         (recipe, (dump_local(NEW, KEYS, "clusterer"), "keep", UPLOADS), "the kind of Model is"),
@@ -352,6 +354,19 @@ def test_only_objects_get_new_code() -> None:
     for model, (new, state, keyring), message in cases:
         with pytest.raises(InvalidError, match=message):
             patch.new_code(model, {}, new, state, keyring)
+
+
+def test_learning_again_begins_with_the_object_as_it_was_sent() -> None:
+    """It takes over nothing, is made again with the object in force, and only by a bundle that has learned nothing."""
+    text = dump_local(NEW, KEYS)
+    change = {"object": text, "state": "learn_again"}
+    bundle = bundle_of(OLD)
+    bundle.change(change)
+    bundle.change(change)
+    assert (bundle.rows_seen, uploads.header_of(bundle.changed["object"]).code is not None) == (0, True)
+    bundle.rows_seen = 1
+    with pytest.raises(InvalidError, match="from the first row on"):
+        bundle.change(change)
 
 
 def test_the_recipe_in_force_can_be_posted_again() -> None:
