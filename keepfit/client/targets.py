@@ -88,9 +88,13 @@ def _take(table: Rows, name: str) -> tuple[Any, Rows]:
 
 
 def _sliceable(values: Any) -> Any:
-    """Return a target or weights as an array of numpy, or as a list."""
+    """Return a target or weights as an array of numpy, or as a list; a number alone is that of a single row."""
     if values is None or isinstance(values, list):
         return values
+    if isinstance(values, int | float) or getattr(values, "shape", None) == ():
+        return [values.item() if hasattr(values, "item") else values]
+    if not hasattr(values, "__iter__"):
+        raise InvalidError(f"y and sample_weight are lists, arrays or numbers, not {type(values).__name__}.")
     if type(values).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
         if hasattr(values, "iloc") and values.ndim == 2:
             # Several targets, or one in a frame of one column.
