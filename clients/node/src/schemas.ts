@@ -770,7 +770,7 @@ export interface components {
              */
             object?: string | null;
             /**
-             * @description What becomes of what was learned: `keep` is the only value. Default: "keep"
+             * @description What becomes of what was learned: `keep` keeps it; `learn_again` forgets it, and learns all rows of the row log again. Default: "keep"
              * @example keep
              */
             state?: string;
@@ -788,7 +788,7 @@ export interface components {
              */
             object?: string | null;
             /**
-             * @description What becomes of what was learned: `keep` is the only value. Default: "keep"
+             * @description What becomes of what was learned: `keep` keeps it; `learn_again` forgets it, and learns all rows of the row log again. Default: "keep"
              * @example keep
              */
             state?: string;
