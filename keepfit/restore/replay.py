@@ -2,8 +2,9 @@
 
 Owns the search for a request that kills the process that learns it, or takes too long (:class:`Replayer`). Never
 installs anything, so no client sees a half replayed model, and an interrupted replay is simply repeated. Invariant:
-each of the given requests is learned once, in order, or returned as skipped with the reason. Requests come from
-:mod:`keepfit.restore.replay_source`; bundles go to :mod:`keepfit.restore.restorer`.
+each of the given requests is learned once, in order, or returned as skipped with the reason; a retried dead letter is
+learned at the place of its last retry. Requests come from :mod:`keepfit.restore.replay_source`; bundles go to
+:mod:`keepfit.restore.restorer`.
 """
 
 import asyncio
@@ -103,6 +104,10 @@ class Replayer:
         skipped: list[SkippedRequest] = []
         done = batch_max = suspects_end = deaths = load_deaths = 0
         while done < len(requests):
+            if requests[done].is_retried:
+                request_digest = chained(request_digest, requests[done : done + 1])
+                done += 1
+                continue
             # Of the requests of the batch in which the child died, try half as many at a time as before.
             batch_max = batch_max if done < suspects_end else REQUESTS_MAX
             batch = list(_batch(requests[done:], batch_max))
@@ -143,7 +148,8 @@ class Replayer:
         last = requests[-1]
         position = Position(last.generation, last.origin, last.sequence)
         rows = bundle.header.rows_seen - rows_before if bundle is not None else 0
-        return Replayed(bundle, position, request_digest, len(requests), rows, skipped)
+        count = sum(not request.is_retried for request in requests)
+        return Replayed(bundle, position, request_digest, count, rows, skipped)
 
     def _step(
         self,
@@ -186,11 +192,11 @@ class Replayer:
 
 
 def _batch(requests: Sequence[LoggedRequest], count_max: int) -> Iterator[LoggedRequest]:
-    """Yield the requests that go to the child together: at least one."""
+    """Yield the requests that go to the child together: at least one, which is not retried."""
     size = 0
     for number, request in enumerate(requests[: max(count_max, 1)]):
         size += len(request.payload)
-        if number and size > BYTES_MAX:
+        if request.is_retried or (number and size > BYTES_MAX):
             return
         yield request
 

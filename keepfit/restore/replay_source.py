@@ -35,13 +35,17 @@ BEFORE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A request in the row log; `generation` is the one that accepted it, `at` seconds since 1970."""
+    """A request in the row log; `generation` is the one that accepted it, `at` seconds since 1970.
+
+    One that `is_retried` was put aside and accepted again under a later sequence, and is learned there.
+    """
 
     generation: int
     origin: int
     sequence: int
     at: float
     payload: bytes
+    is_retried: bool = False
 
     @property
     def rows(self) -> int:
@@ -69,7 +73,7 @@ class ReplaySource:
 
     def requests(self, live: Model | None = None) -> list[LoggedRequest]:
         """Return the requests to replay; for a `live` model without those that are pending in its inbox."""
-        found = select(self.calls, self.spans)
+        found = _mark_retried(select(self.calls, self.spans), self.calls)
         if live is None:
             return found
         return [request for request in found if request.origin != live.origin or request.sequence <= live.learned]
@@ -124,6 +128,24 @@ def select(calls: Iterable[Call], spans: Sequence[Span]) -> list[LoggedRequest]:
         ]
         selected += sorted(found, key=lambda request: (request.sequence, request.at))
     return selected
+
+
+def _mark_retried(requests: Sequence[LoggedRequest], calls: Iterable[Call]) -> list[LoggedRequest]:
+    """Mark the requests whose retry is among `requests`: it has the same payload."""
+    payloads = {(request.origin, request.sequence): request.payload for request in requests}
+    retries = {
+        (call.origin, call.retry_of, payloads[call.origin, call.sequence])
+        for call in calls
+        if call.retry_of is not None and (call.origin, call.sequence) in payloads
+    }
+    return (
+        [
+            replace(request, is_retried=(request.origin, request.sequence, request.payload) in retries)
+            for request in requests
+        ]
+        if retries
+        else list(requests)
+    )
 
 
 def answered(calls: Iterable[Call], spans: Sequence[Span]) -> dict[str, Call]:
