@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pymongo
@@ -23,6 +23,9 @@ from keepfit.local.demo import kill_all
 from keepfit.local.stack import end_with_parent
 from keepfit.settings import Settings
 from tests import servers
+
+if TYPE_CHECKING:
+    from tests.browser.page import Page
 
 SIGNING_KEYS = "test:" + "5e" * 32
 
@@ -245,6 +248,24 @@ async def http(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
     """Open an HTTP session on the stack's gateway."""
     async with aiohttp.ClientSession(stack.url) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run one headless browser for all tests of pages; yield the address that `page` connects to."""
+    from tests.browser import chromium  # noqa: PLC0415 - only the tests of pages need it
+
+    with chromium.browser(tmp_path_factory.mktemp("browser")) as url:
+        yield url
+
+
+@pytest.fixture
+async def page(browser: str) -> "AsyncIterator[Page]":
+    """Open an empty page in the browser, with cookies, cache and storage of its own."""
+    from tests.browser.page import Page  # noqa: PLC0415 - only the tests of pages need it
+
+    async with Page.opened(browser) as opened:
+        yield opened
 
 
 @pytest.fixture

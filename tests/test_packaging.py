@@ -1,5 +1,6 @@
 """The wheel that users install, and the checks that run before a commit."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -140,3 +141,14 @@ def test_the_services_are_known_by_their_modules() -> None:
     required = {canonicalize_name(one.name) for one in map(Requirement, extras()["server"]) if one.marker is None}
     assert known == required
     assert known.isdisjoint(pins("base.txt"))
+
+
+def test_lock_files_of_npm_name_no_registry() -> None:
+    """npm finds the pinned packages at the registry that is configured, and checks their digests."""
+    listed = ["git", "ls-files", "*package-lock.json"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(names) >= 3
+    for name in names:
+        pinned = json.loads((ROOT / name).read_text())["packages"]
+        assert all("resolved" not in entry for entry in pinned.values()), name
+        assert all("integrity" in entry for package, entry in pinned.items() if package), name

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,34 @@ def run(*command: Any, cwd: Path, stdin: bytes | None = None, **environment: str
     return done.stdout.decode()
 
 
-def modules() -> Path:
-    """Install the tools that the client is built with, unless an earlier run has; return their folder."""
-    digest = hashlib.sha256(b"\0".join((CLIENT / name).read_bytes() for name in PINS)).hexdigest()[:16]
-    folder = Path(sys.prefix) / "node-client" / digest
+def installed(
+    source: Path, name: str, pins: Sequence[str] = PINS, prepare: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """Install the npm packages that a folder pins, unless an earlier run has; return the folder that has them.
+
+    It is made below `name` in the environment, with copies of the files `pins`, a new one whenever these change;
+    `prepare` is called on it after the installation.
+    """
+    digest = hashlib.sha256(b"\0".join((source / pin).read_bytes() for pin in pins)).hexdigest()[:16]
+    folder = Path(sys.prefix) / name / digest
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         # Two test processes may install at the same time: the first that is ready gives the folder its name.
         with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
             made = Path(parent) / "made"
             made.mkdir()
-            for name in PINS:
-                shutil.copy(CLIENT / name, made)
+            for pin in pins:
+                shutil.copy(source / pin, made)
             run(NODE, NPM, "ci", "--ignore-scripts", cwd=made, PATH=PATH)
+            prepare(made)
             with contextlib.suppress(OSError):
                 made.rename(folder)
-    return folder / "node_modules"
+    return folder
+
+
+def modules() -> Path:
+    """Install the tools that the client is built with, unless an earlier run has; return their folder."""
+    return installed(CLIENT, "node-client") / "node_modules"
 
 
 def schemas(folder: Path) -> str:

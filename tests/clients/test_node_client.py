@@ -81,13 +81,6 @@ def test_the_version_is_that_of_keepfit() -> None:
     assert f'VERSION = "{version}"' in (CLIENT / "src/version.ts").read_text()
 
 
-def test_the_lock_file_names_no_registry() -> None:
-    """npm finds the pinned packages at the registry that is configured, and checks their digests."""
-    pinned = json.loads((CLIENT / "package-lock.json").read_text())["packages"]
-    assert all("resolved" not in entry for entry in pinned.values())
-    assert all("integrity" in entry for name, entry in pinned.items() if name)
-
-
 def test_import_and_require_give_the_same_classes(package: Path) -> None:
     """An installed package works by `import` and `require`, with one copy of every class and without any dependency."""
     program = """

@@ -25,6 +25,7 @@ import rfc8785
 from aiohttp import ClientError, ClientSession, web
 from openapi_spec_validator import validate
 
+from tests.browser.page import Page as BrowserPage
 from tests.clients.node import NODE, NPM, PATH, ROOT, build, run
 from tests.examples_in_docs import assert_shown, blocks
 from tests.examples_in_docs import run as run_blocks
@@ -589,6 +590,53 @@ async def test_the_pages_load_what_is_served(start: Start, unreachable_url: str)
                 assert response.status == 200
                 assert response.headers["Content-Type"].startswith(("text/javascript", "text/css"))
                 assert await response.read()
+
+
+@pytest.mark.timeout(300)
+async def test_a_user_votes_and_asks_on_the_page(start: Start, stack: Stack, model: Model, page: BrowserPage) -> None:
+    """In a browser, the page asks and votes, shows answers and errors, and requests nothing from another host."""
+    service = await start(stack.url)
+    await until(model.state)
+    await page.goto(service.url)
+    await page.until("document.querySelector('#score').innerText === '0 votes'")
+
+    async def ask(maker: str, year: str, answer: str, *, is_error: bool = False) -> None:
+        await page.fill("[name=maker]", maker)
+        await page.fill("[name=brand]", "air max")
+        await page.fill("[name=year]", year)
+        await page.click("#pair button")
+        await shown("#answer", answer, is_error)
+
+    async def shown(selector: str, pattern: str, is_error: bool = False) -> None:
+        element = f"document.querySelector({json.dumps(selector)})"
+        await page.until(f"new RegExp({json.dumps(pattern)}).test({element}.innerText)")
+        assert await page.evaluate(f"{element}.classList.contains('error')") is is_error
+
+    # The browser requires a text; spaces are one, which the service rejects.
+    await ask("  ", "2015", "^maker", is_error=True)
+    await ask("nike", "2015", "^nike air max 2015 has no votes", is_error=True)
+    await page.fill("[name=user]", "ann")
+    await page.click("#vote label", "a bit large")
+    await page.click("#vote button")
+    await shown("#voted", "^Thank you")
+    await shown("#answer", r"^4\.00: a bit large \(1 vote\)$")
+    await shown("#score", "^1 vote(;|$)")
+    # A user has one vote on a pair.
+    await page.click("#vote label", "too small")
+    await page.click("#vote button")
+    await shown("#voted", "already", is_error=True)
+    await service.delivered()
+    await model.learned(1)
+    await ask("puma", "2016", r"^\d\.\d\d: .* \(estimated, no votes yet\)$")
+    assert page.exceptions == page.violations == []
+    assert all(each.startswith(f"{service.url}/") for each in page.requests)
+
+    # A wrong year does not leave the browser: the answer stays.
+    before = len(page.requests)
+    await page.fill("[name=year]", "1800")
+    await page.click("#pair button")
+    assert await page.evaluate("document.querySelector('[name=year]').validity.rangeUnderflow")
+    assert len(page.requests) == before
 
 
 async def test_the_document_describes_every_call(start: Start, unreachable_url: str) -> None:

@@ -1,9 +1,6 @@
-"""The API page: what a browser needs is served, and its policy permits exactly that.
+"""The API page: what a browser needs is served, its policy permits exactly that, and the page works in a browser."""
 
-No browser runs here. With headless Chromium 156 the page showed every operation, sent the examples and broke no rule of
-its policy.
-"""
-
+import json
 import re
 from html.parser import HTMLParser
 from importlib.metadata import requires
@@ -17,7 +14,8 @@ from keepfit.settings import Settings
 from keepfit_gateway import api_page
 from keepfit_gateway.api_page import files
 from keepfit_gateway.routes import PAGE_FILES
-from tests.gateway.api_client import Api, serving
+from tests.browser.page import Page as BrowserPage
+from tests.gateway.api_client import Api, eventually, serving
 from tests.gateway.conformance import DOCUMENT, validate
 
 TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
@@ -100,6 +98,45 @@ async def test_the_policy_permits_what_the_page_uses_and_no_more(api: Api) -> No
     start = (await api.get("/docs/page.js")).body.decode()
     assert 'url: "/openapi.json"' in start
     assert "persistAuthorization: false" in start
+
+
+@pytest.mark.timeout(300)
+async def test_the_page_works_in_a_browser(api: Api, page: BrowserPage, metadata: dict[str, Any]) -> None:
+    """The page shows every operation, sends a call, shows its answer, and requests nothing from another host."""
+    url = api.url.rstrip("/")
+    await page.goto(f"{url}/docs")
+    operations = {(method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item}
+    await page.until(f"document.querySelectorAll('.opblock').length >= {len(operations)}")
+    shown = await page.evaluate("""
+        [...document.querySelectorAll('.opblock')].map((each) => [
+          each.querySelector('.opblock-summary-method').innerText,
+          each.querySelector('.opblock-summary-path').dataset.path,
+        ])
+    """)
+    assert sorted(map(tuple, shown)) == sorted(operations)
+
+    operation = "#operations-models-create_model"
+    await page.click(f"{operation} .opblock-summary-control")
+    await page.click(f"{operation} .try-out__btn")
+    body = json.dumps({"metadata": metadata, "recipe": {"estimator": "SGDRegressor"}})
+    await page.fill(f"{operation} textarea", body)
+    await page.click(f"{operation} .execute")
+    await page.until(f"document.querySelector('{operation} .live-responses-table') !== null")
+    answer = await page.text(f"{operation} .live-responses-table")
+    assert re.search(r"^201\b", answer, re.MULTILINE), answer
+    listed = (await api.get("/v1/models", session=metadata["session"])).of(200)["models"]
+    assert [model["metadata"] for model in listed] == [metadata]
+    assert listed[0]["hash"] in answer
+
+    assert page.exceptions == page.violations == []
+    assert {urlsplit(each)._replace(path="", query="").geturl() for each in page.requests} == {url}
+    # What the policy forbids would have been seen.
+    await page.evaluate("document.body.append(Object.assign(new Image(), { src: 'http://other.example/' }))")
+
+    async def refused() -> bool:
+        return page.violations == ["img-src: http://other.example/"]
+
+    await eventually(refused, "a violation of the policy")
 
 
 @pytest.mark.parametrize("path", ["/docs", *PAGE_FILES])

@@ -4,6 +4,8 @@ const WORDS = ['too small', 'a bit small', 'true to size', 'a bit large', 'too l
 
 const [pairForm, voteForm] = [document.querySelector('#pair'), document.querySelector('#vote')];
 
+const counted = (votes) => `${votes} ${votes === 1 ? 'vote' : 'votes'}`;
+
 function show(id, text, isError = false) {
   const element = document.querySelector(id);
   element.textContent = text;
@@ -25,7 +27,7 @@ function pair() {
 
 async function ask() {
   const { trueSize, votes, source } = await call('/true/single', pair());
-  const from = source === 'votes' ? `${votes} ${votes === 1 ? 'vote' : 'votes'}` : 'estimated, no votes yet';
+  const from = source === 'votes' ? counted(votes) : 'estimated, no votes yet';
   show('#answer', `${trueSize.toFixed(2)}: ${WORDS[Math.round(trueSize) - 1]} (${from})`);
 }
 
@@ -41,7 +43,7 @@ async function vote() {
 async function score() {
   const { votes, model } = await call('/true/score');
   const error = model?.mean_absolute_error;
-  show('#score', `${votes} votes${error == null ? '' : `; estimates are off by ${error.toFixed(2)} on average`}`);
+  show('#score', `${counted(votes)}${error == null ? '' : `; estimates are off by ${error.toFixed(2)} on average`}`);
 }
 
 function submit(form, id, action) {

@@ -1,0 +1,1 @@
+"""Headless Chromium for tests of pages: installed, started, and driven over its DevTools protocol."""
