@@ -102,9 +102,10 @@ class Columns:
         if not recipe.layout.numbers_only or self.scaler is None:
             self.partial_fit(recipe, rows)
             return self.transform(recipe, rows)
-        numbers = rows.number_matrix()
+        # Not copied before they are learned: scalers take an array of the same size for themselves.
+        numbers = rows.number_view()
         fast_fit.partial_fit_scaler(self.scaler, numbers)
-        return fast_predict.transform(self.scaler, numbers)
+        return fast_predict.transform(self.scaler, numbers.astype(np.float64))
 
     def partial_fit_transform_row(self, recipe: Recipe, rows: Rows) -> tuple[Floats, Floats] | None:
         """Learn a single row of numbers; return its matrix before and after learning, shape (1, width) each.

@@ -22,6 +22,13 @@ from keepfit.rows.values import LITTLE_ENDIAN, Floats, NonNumeric, normalized
 # Size of the rows of one request. A value of Redis may have 512 MiB (`proto-max-bulk-len`).
 BYTES_MAX = 500 * 2**20
 PIECE_BYTES_MAX, PIECE_LABELS, LABEL_BYTES = 1 << 20, 100, 4 * LABEL_LENGTH_MAX + 8
+# From this size on, decoded numbers are a view of the encoding: a copy would be the largest part of a worker's memory.
+SHARED_BYTES_MIN = 1 << 18
+FLOAT_BYTES = 8
+# Bytes of an unsigned integer of msgpack, by its first byte; below 0x80 the byte is the integer.
+INTEGER_BYTES = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
+# Bytes before a binary of msgpack, by the first of them.
+BINARY_HEAD_BYTES = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 
 
 class Rows(msgspec.Struct, array_like=True, frozen=True, dict=True):
@@ -69,7 +76,11 @@ class Rows(msgspec.Struct, array_like=True, frozen=True, dict=True):
 
     def number_matrix(self) -> Floats:
         """Return the number columns, shape (n, k), as a writable copy."""
-        return np.frombuffer(self.numbers, LITTLE_ENDIAN).astype(np.float64).reshape(self.n, -1)
+        return self.number_view().astype(np.float64)
+
+    def number_view(self) -> Floats:
+        """Return the number columns, shape (n, k), for reading: their memory is that of the rows."""
+        return np.frombuffer(self.numbers, LITTLE_ENDIAN).reshape(self.n, -1)
 
     def number_list(self) -> list[float]:
         """Return all numbers, row by row."""
@@ -135,12 +146,19 @@ class Rows(msgspec.Struct, array_like=True, frozen=True, dict=True):
     def decode(cls, data: bytes) -> Self:
         """Decode what :meth:`encode` returned.
 
+        Many numbers share the memory of `data`, which must not change then, if they are aligned there
+        (:func:`numbers_offset`).
+
         Raises
         ------
         msgspec.DecodeError
             If `data` is not such an encoding.
         """
-        rows: Self = msgspec.msgpack.decode(data, type=cls) if cls is not Rows else _decode(data)
+        rows: Self
+        if cls is not Rows:
+            rows = msgspec.msgpack.decode(data, type=cls)
+        else:
+            rows = _decode(data) if len(data) < SHARED_BYTES_MIN else _decode_shared(data)
         for values in rows.categories if type(rows.y) is bytes else (*rows.categories, rows.y or ()):
             if (normal := normalized(values)) is not values:
                 values[:] = normal  # type: ignore[index]
@@ -164,8 +182,40 @@ def check_bytes(n: int, size_bytes: int, bytes_max: int | None = None) -> None:
         )
 
 
+class _SharedRows(msgspec.Struct, array_like=True, frozen=True):
+    """Rows whose numbers are a view of the encoding."""
+
+    n: int
+    numbers: memoryview
+    categories: list[list[NonNumeric]]
+    y: bytes | list[Label] | None = None
+    sample_weight: bytes | None = None
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Any = msgspec.msgpack.Decoder(Rows).decode
+_decode_parts = msgspec.msgpack.Decoder(_SharedRows).decode
+
+
+def _decode_shared(data: bytes) -> Any:
+    """Decode rows without a copy of their numbers, unless these are few or not aligned: those are slower to read."""
+    parts = _decode_parts(data)
+    numbers: Any = parts.numbers
+    if len(numbers) < SHARED_BYTES_MIN or np.frombuffer(numbers, np.uint8).ctypes.data % FLOAT_BYTES:
+        numbers = bytes(numbers)
+    return Rows(parts.n, numbers, parts.categories, parts.y, parts.sample_weight)
+
+
+def numbers_offset(data: bytes) -> int:
+    """Return where the numbers begin in encoded rows of any kind; `data` has the first 16 bytes or more of them.
+
+    >>> rows = Rows(1000, b"numbers." * 1000, [])
+    >>> encoded = rows.encode()
+    >>> encoded[numbers_offset(encoded) :][:8]
+    b'numbers.'
+    """
+    offset = 1 + INTEGER_BYTES.get(data[1], 1)
+    return offset + BINARY_HEAD_BYTES.get(data[offset], 0)
 
 
 def _binary(data: bytes) -> Iterator[bytes | memoryview]:

@@ -86,10 +86,10 @@ def decode(payload: bytes) -> Rows:
 
 
 def plain(rows: Rows) -> Rows:
-    """Return rows without their served predictions."""
-    if rows.served is None:
+    """Return rows without their served predictions, which share no memory with the request."""
+    if rows.served is None and type(rows.numbers) is bytes:
         return rows
-    return Rows(rows.n, rows.numbers, rows.categories, rows.y, rows.sample_weight)
+    return Rows(rows.n, bytes(rows.numbers), rows.categories, rows.y, rows.sample_weight)
 
 
 def _with_predictions(rows: Rows, predictions: list[Served]) -> ServedRows:

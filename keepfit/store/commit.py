@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from redis import Redis
@@ -27,7 +27,7 @@ from keepfit.observability import failpoints
 from keepfit.rows import acceptance, served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.store import events, stored_answers, unloadable
+from keepfit.store import events, staging, stored_answers, unloadable
 from keepfit.store.changes import is_change, params_of
 from keepfit.store.idle import touch
 from keepfit.store.retained import join_sequences, parse_large
@@ -49,7 +49,10 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """One pending request; `large_key` names the key that held its rows, if they were too large for the inbox."""
+    """One pending request; `large_key` names the key that held its rows, if they were too large for the inbox.
+
+    The `payload` of a large request is a read-only memoryview, with which its rows share memory.
+    """
 
     sequence: int
     request_digest: str
@@ -243,8 +246,8 @@ class InboxConsumer:
 
     def _entry(self, sequence: int, digest: bytes, payload: bytes, large_key: bytes, size_bytes: int) -> PendingRequest:
         if large_key:
-            (payload,) = redis_scripts.run(self._store, ("GET", large_key))
-        return PendingRequest(sequence, digest.decode(), payload or b"", large_key.decode(), size_bytes)
+            payload = cast("bytes", staging.read_in_pieces(self._store, large_key, size_bytes))
+        return PendingRequest(sequence, digest.decode(), payload, large_key.decode(), size_bytes)
 
     def commit(
         self,

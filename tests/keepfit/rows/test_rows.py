@@ -1,6 +1,7 @@
 """Shaping of rows: invalid rows are rejected with row and column, valid rows keep every bit."""
 
 import json
+import pickle
 import struct
 import tracemalloc
 from typing import Any
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from keepfit.errors import Fault, InvalidError, TooLargeError
 from keepfit.recipe.features import NGRAMS_MAX
 from keepfit.recipe.recipe import LABEL_LENGTH_MAX, Recipe, parse
-from keepfit.rows import shaping
+from keepfit.rows import served, shaping
 from keepfit.rows.chunks import Collector
-from keepfit.rows.rows import BYTES_MAX, Rows, check_bytes, concatenate
+from keepfit.rows.rows import BYTES_MAX, Rows, check_bytes, concatenate, numbers_offset
 from keepfit.rows.shaping import shape
 from keepfit.rows.values import FAULTS_MAX, NUMBER_MAX
 from tests.comparison_counter import ComparisonCounter
@@ -469,3 +470,28 @@ def test_where_no_row_fits_no_number_of_rows_is_named() -> None:
         shape(recipe, [["x" * 65_536] * 17], learning=False)
     with pytest.raises(TooLargeError, match="not even one of them fits"):
         check_bytes(2, 2 * BYTES_MAX + 2)
+
+
+@pytest.mark.parametrize("n", [100, 200, 1000, 70_000])
+@pytest.mark.parametrize("shift", range(8))
+def test_large_rows_are_decoded_without_a_copy_where_they_are_aligned(n: int, shift: int) -> None:
+    """Wherever the encoding lies in memory, the same rows are decoded; where it is aligned, it is shared."""
+    rows = Rows(n, np.arange(float(70_000 // n * n)).tobytes(), [["a"] * n], ["b"] * n, bytes(8 * n))
+    encoded = rows.encode()
+    memory = np.empty(len(encoded) + 8, np.uint8)
+    memory[shift : shift + len(encoded)] = np.frombuffer(encoded, np.uint8)
+    decoded = Rows.decode(memory.data[shift : shift + len(encoded)])  # type: ignore[arg-type]
+    assert decoded == rows
+    numbers = np.frombuffer(decoded.numbers, np.uint8)
+    is_aligned = (memory.ctypes.data + shift + numbers_offset(encoded)) % 8 == 0
+    assert np.shares_memory(numbers, memory) == is_aligned
+    assert decoded.number_view().flags.aligned
+
+
+def test_rows_that_wait_do_not_hold_their_request() -> None:
+    """Rows that are stored with a bundle are pickled, and have no other memory than their own."""
+    rows = Rows(100, bytes(800_000), [])
+    memory = np.frombuffer(bytes(8 - numbers_offset(rows.encode()) % 8) + rows.encode(), np.uint8).copy()
+    shared = Rows.decode(memory.data[8 - numbers_offset(rows.encode()) % 8 :])  # type: ignore[arg-type]
+    assert type(shared.numbers) is not bytes
+    assert pickle.loads(pickle.dumps(served.plain(shared))) == rows

@@ -19,7 +19,7 @@ from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
-from keepfit.store import first_answers, inbox
+from keepfit.store import first_answers, inbox, staging
 from keepfit.store.commit import Claimed, InboxConsumer
 from keepfit.store.inbox import Accepted, LearnRequest
 from keepfit.store.models import Install, Store
@@ -200,6 +200,32 @@ async def test_a_large_request_is_staged(
     learn_all(consumer, model)
     assert not await client.exists(entry.large_key)
     assert await client.hget(redis_keys.state(model), "bytes") == b"0"
+
+
+@pytest.mark.parametrize("n", [100, 200, 1000, 70_000])
+async def test_a_large_request_is_read_once_and_aligned(
+    client: redis.asyncio.Redis, consumer: InboxConsumer, settings: Settings, n: int
+) -> None:
+    """The numbers of claimed rows are in the memory of their payload, aligned, and cannot be changed."""
+    rows = Rows(n, np.arange(float(70_000 // n * n)).tobytes(), [], np.arange(float(n)).tobytes())
+    model = await make(client, 1)
+    await inbox.accept(ScriptConnection(client), settings, [await inbox.make_request(client, model, 1, rows)])
+    (entry,) = claim(consumer, model).entries
+    decoded = entry.rows()
+    assert decoded == rows
+    view = decoded.number_view()
+    assert np.shares_memory(view, np.frombuffer(entry.payload, np.uint8))
+    assert view.ctypes.data % staging.ALIGNMENT == 0
+    assert not view.flags.writeable
+    assert decoded.number_matrix().flags.writeable
+
+
+@pytest.mark.parametrize("size_bytes", [3_200_026, 2 << 20, 1 << 20, 100])
+async def test_rows_of_another_size_are_lost(client: redis.asyncio.Redis, settings: Settings, size_bytes: int) -> None:
+    """Of rows that are no longer whole in Redis, nothing is read."""
+    await client.set("large", LARGE.encode()[: size_bytes - 1])
+    with redis_clients.store_sync(settings) as store:
+        assert len(staging.read_in_pieces(store, "large", size_bytes)) == 0
 
 
 async def test_a_staged_request_that_is_refused_expires(client: redis.asyncio.Redis, settings: Settings) -> None:
