@@ -38,6 +38,12 @@ SHOES_RECIPE = {
 }
 
 
+def pytest_configure() -> None:
+    """Let the programs that tests start end at Ctrl-C: what a shell starts in the background ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the KEEPFIT_* variables of the environment in which the tests run."""

@@ -65,5 +65,5 @@ def test_tab_completes_commands_options_and_values(name: str, tmp_path: Path) ->
         typed(terminal, f"{SHELLS[name][1]}; echo rea''dy\n", "ready")
         typed(terminal, "keepfit mod\t", "models ")
         typed(terminal, "--ha\t", "--hash ")
-        typed(terminal, "\x03", "\n")
-        typed(terminal, "keepfit top --sort in\t", "inbox")
+        # Ctrl-U empties the line.
+        typed(terminal, "\x15keepfit top --sort in\t", "inbox")
