@@ -7,9 +7,11 @@ between that and HTTP, RQ and schedules; they import this package and never each
 for those of scikit-learn.
 """
 
-from typing import TYPE_CHECKING, Any
-
+# The name is what type checkers look for; to import it from typing would already be an import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from keepfit.client.clients import AsyncClient, Client
     from keepfit.remote_estimators import RemoteClassifier, RemoteRegressor
 
@@ -17,7 +19,7 @@ __version__: str
 __all__ = ["AsyncClient", "Client", "RemoteClassifier", "RemoteRegressor"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Return what is imported when it is asked for: the clients, and ``__version__``.
 
     `python -m keepfit` runs this module while the working directory is on the import path, so it imports nothing.

@@ -233,7 +233,7 @@ async def _restore(shop: Workshop, model_hash: str) -> None:
 
 
 async def test_retried_requests_are_logged_with_their_new_sequence(logged: Settings) -> None:
-    """Retried dead letters, including large ones, are logged like new requests."""
+    """Retried dead letters, including large ones, are logged like new requests, and name the sequence they had."""
     large = {"X": [[1.0, 2.0]] * 40_000, "y": [1.0] * 40_000}
     async with serving(logged) as api, workshop(logged) as shop:
         path = await api.make(METADATA, RECIPE)
@@ -249,7 +249,12 @@ async def test_retried_requests_are_logged_with_their_new_sequence(logged: Setti
         answer = (await api.post(f"{path}/dead/retry", {})).of(202)
         assert (answer["accepted"], answer["sequence"], answer["left"]) == (2, 4, 0)
     calls = logged_calls(logged, path)
-    assert [(call.origin, call.sequence, call.name) for call in calls] == [(1, n, "") for n in range(1, 5)]
+    assert [(call.origin, call.sequence, call.name) for call in calls] == [
+        (1, 1, ""),
+        (1, 2, ""),
+        (1, 3, "r:1"),
+        (1, 4, "r:2"),
+    ]
     assert [call.payloads for call in calls[2:]] == [call.payloads for call in calls[:2]]
 
 

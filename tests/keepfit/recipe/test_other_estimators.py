@@ -27,7 +27,8 @@ def kinds() -> Iterator[tuple[str, str]]:
     """Yield the estimators of scikit-learn without partial_fit, each with its kind."""
     by_kind = {kind: dict(all_estimators(type_filter=name)) for kind, name in FILTERS.items()}
     for name, cls in all_estimators():
-        if hasattr(cls, "partial_fit"):
+        # Experimental ones are registered if a test before this one has asked for them, as the estimator checks do.
+        if hasattr(cls, "partial_fit") or name.startswith("Halving"):
             continue
         first = next((kind for kind, names in by_kind.items() if name in names), "")
         yield name, "outlier_detector" if issubclass(cls, OutlierMixin) else first
