@@ -50,6 +50,8 @@ KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
 # Of a gateway or a worker that has done nothing yet.
 PROCESS_BYTES = 120 * 2**20
+# What the runbook's arithmetic counts for rows: more than any measured estimator takes.
+ROWS_FACTOR = 6
 
 each_build = pytest.mark.parametrize("folder", [BASE, DEV], ids=["base", "dev"])
 
@@ -158,9 +160,9 @@ def worker_bytes_max(folder: Path) -> float:
 def test_the_largest_body_fits_into_the_memory_of_a_worker(folder: Path) -> None:
     """Three quarters of a worker's share hold the process, its bundles, and the most that rows of the limit take."""
     values = numbers(folder)
-    assert max(factors("estimator")) >= 6
+    assert 5 <= max(factors("estimator")) <= ROWS_FACTOR
     needed = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
-    needed += max(factors("estimator")) * values["KEEPFIT_BODY_BYTES_MAX"]
+    needed += ROWS_FACTOR * values["KEEPFIT_BODY_BYTES_MAX"]
     assert needed <= worker_bytes_max(folder)
 
 
