@@ -24,6 +24,7 @@ PLAN = Plan(
 PULLED = 1000
 CONTROL = Settings(SEED, seconds=8.0, rows=800, models=2, workers=3, gateways=1, lease_ttl_s=0.8, one_stops_itself=True)
 CONTROL_STOPS = "commit.sealed:20:stop"
+CONTROL_TRIALS = 4
 
 
 @pytest.mark.timeout(240)
@@ -43,17 +44,25 @@ def test_accepted_rows_are_learned_once_and_in_order_under_faults(tmp_path: Path
     assert outcome.requests_torn >= 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_lock_alone_loses_rows_and_the_verification_detects_it(tmp_path: Path) -> None:
-    """With a commit that does not compare, resumed workers overwrite newer bundles; the verification reports it."""
-    command = [sys.executable, "-m", "tests.faults.naive", "--data", str(tmp_path), "worker"]
+    """With a commit that does not compare, resumed workers overwrite newer bundles; the verification reports it.
+
+    In one of a few trials: what one of them has overwritten, the next commit of another may overwrite again.
+    """
+    assert any(_loses_rows(tmp_path / str(trial)) for trial in range(CONTROL_TRIALS))
+
+
+def _loses_rows(folder: Path) -> bool:
+    """Run the control once; return whether the verification reports rows that are not in a bundle."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.faults.naive", "--data", str(folder), "worker"]
     environment = {"KEEPFIT_FAULT_POINT": CONTROL_STOPS}
-    outcome = uvloop.run(run_faults(tmp_path, CONTROL, [], worker_command=command, environment=environment))
+    outcome = uvloop.run(run_faults(folder, CONTROL, [], worker_command=command, environment=environment))
     assert outcome.done[schedule.PAUSE_WORKER] == 1
-    errors = [error for verdict in outcome.verdicts for error in verdict.errors]
-    assert any(error.startswith("rows seen, in the bundle: ") for error in errors)
-    assert any(error.startswith("estimator.") for error in errors)
     assert outcome.refused == 0
+    errors = [error for verdict in outcome.verdicts for error in verdict.errors]
+    return all(any(error.startswith(what) for error in errors) for what in ("rows seen, in the bundle: ", "estimator."))
 
 
 def test_the_control_is_the_commit_script_without_its_checks() -> None:

@@ -60,7 +60,7 @@ class Mutant:
 
 
 # All of them take minutes: `python -m tests.scripts` runs them.
-SHARES = 10
+SHARES = 14
 RUN_QUEUE_SCRIPTS = {"push", "claim", "renew_lease", "mark_restores", "unmark_restores", "release", "abandon"}
 JOB_SCRIPTS = {"create_job", "claim_job", "advance_job", "cancel_job"}
 

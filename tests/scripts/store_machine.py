@@ -800,6 +800,9 @@ class StoreMachine(RuleBasedStateMachine):
         if what == "lock expires":
             self._lock_expires(h)
         elif what == "renew":
+            if own:
+                # Renewals of locks that no worker holds find little.
+                self._claim(h, token, known=True)
             for worker in WORKERS:
                 self._renew(h, worker)
         else:
