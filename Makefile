@@ -35,8 +35,8 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.local
 run: $(VENV)/.local  ## Run the demo: learn a year of flights, lose Redis, recover; the service stays up unless ONCE=1
 	$(BIN)/keepfit demo $(if $(ONCE),--once)
 
-test: lint types  ## Run every check that a change must pass: lint, types, tests on real servers
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 1
+test: lint types  ## Run every check that a change must pass: lint, types, tests on real servers (EXAMPLES=random)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 1 $(if $(EXAMPLES),--hypothesis-profile $(EXAMPLES))
 
 coverage: $(VENV)/.test  ## Run the tests with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered --cov-fail-under=85

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import hypothesis
 import pymongo
 import pytest
 import structlog
@@ -38,8 +39,15 @@ SHOES_RECIPE = {
 }
 
 
-def pytest_configure() -> None:
-    """Let the programs that tests start end at Ctrl-C: what a shell starts in the background ignores it."""
+# What decides about a change gives the same result twice; new examples are looked for on purpose.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try the same examples in each run; let what tests start end at Ctrl-C, which is ignored in the background."""
+    if config.getoption("--hypothesis-profile") is None:
+        hypothesis.settings.load_profile("same")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keepfit import identity
 from keepfit.cli.documents import read_documents, read_models, read_recipe
-from keepfit.cli.yaml_values import parse_yaml
+from keepfit.cli.yaml_values import FLOAT, TAG, parse_yaml
 from keepfit.errors import KeepfitError, MalformedError
 from tests.conftest import Stack
 from tests.keepfit.cli.command import error_line, keepfit
@@ -25,11 +25,19 @@ VALUES = st.recursive(
 )
 
 
+class Writer(yaml.SafeDumper):
+    """Writes YAML 1.2: texts such as `0E0`, which are numbers there and plain text in YAML 1.1, stand in quotes."""
+
+
+Writer.add_implicit_resolver(f"{TAG}float", FLOAT, list("-+.0123456789"))
+
+
 @given(st.dictionaries(TEXTS, VALUES, min_size=1, max_size=3))
+@example({"0E0": "1e5"})
 @settings(max_examples=100, deadline=None)
 def test_yaml_has_the_values_that_it_was_written_from(document: dict[str, Any]) -> None:
-    """What PyYAML writes is read with the same values, and JSON without escapes is YAML as well."""
-    (found,) = parse_yaml(yaml.safe_dump(document, allow_unicode=True, width=10_000), "a.yaml")
+    """What a writer of YAML 1.2 writes is read with the same values, and JSON without escapes is YAML as well."""
+    (found,) = parse_yaml(yaml.dump(document, Dumper=Writer, allow_unicode=True, width=10_000), "a.yaml")
     assert (found, repr(found)) == (document, repr(found))
     (found,) = parse_yaml(json.dumps(document, ensure_ascii=False), "a.yaml")
     assert found == document
