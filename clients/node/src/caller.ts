@@ -57,6 +57,7 @@ export class Caller {
   readonly #fields: string;
   readonly #streamFields: string;
   readonly #deadlines = new Deadlines();
+  readonly #closing = new AbortController();
   #hasAnswered = false;
   #closed: Error | undefined;
 
@@ -74,10 +75,17 @@ export class Caller {
     if (this.#closed !== undefined) throw this.#closed;
   }
 
-  /** End everything that runs. */
+  /** Aborts when the client is closed. */
+  get closing(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  /** End everything that runs, also pauses between attempts. */
   close(): void {
     this.#closed ??= new UnavailableError({ detail: "The client is closed." });
     this.pool.close(this.#closed);
+    this.#deadlines.endAll(this.#closed);
+    this.#closing.abort(this.#closed);
   }
 
   /**

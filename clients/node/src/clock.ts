@@ -23,7 +23,12 @@ export class Deadlines {
 
   add(clock: Clock): void {
     this.#clocks.add(clock);
-    if (clock.end < this.#due) this.#set(clock.end);
+    if (clock.due < this.#due) this.#set(clock.due);
+  }
+
+  /** End all calls. */
+  endAll(reason: Error): void {
+    for (const clock of this.#clocks) clock.end(reason);
   }
 
   /** The timer stays: it is sooner than that of the next call. */
@@ -42,11 +47,11 @@ export class Deadlines {
     const now = performance.now();
     let due = Infinity;
     for (const clock of this.#clocks) {
-      if (clock.end <= now) {
+      if (clock.due <= now) {
         this.#clocks.delete(clock);
         clock.expire();
       } else {
-        due = Math.min(due, clock.end);
+        due = Math.min(due, clock.due);
       }
     }
     this.#set(due);
@@ -57,7 +62,7 @@ export class Deadlines {
 export class Clock {
   attempts = 0;
   /** When the time is over, by performance.now(). */
-  readonly end: number;
+  readonly due: number;
   readonly #timeoutMs: number;
   readonly #call: TimedCall;
   readonly #origin: string;
@@ -77,10 +82,10 @@ export class Clock {
     this.#origin = origin;
     this.#signal = signal;
     this.#deadlines = deadlines;
-    this.end = performance.now() + timeoutMs;
+    this.due = performance.now() + timeoutMs;
     deadlines.add(this);
     if (signal === undefined) return;
-    this.#onAbort = () => this.#stopAll(signal.reason as Error);
+    this.#onAbort = () => this.end(signal.reason as Error);
     signal.addEventListener("abort", this.#onAbort, { once: true });
   }
 
@@ -99,7 +104,8 @@ export class Clock {
   async pause(ms: number, failure: Error): Promise<void> {
     this.#attempt = undefined;
     this.#failure = failure;
-    if (performance.now() + ms >= this.end) throw failure;
+    this.check();
+    if (performance.now() + ms >= this.due) throw failure;
     const pausing = new AbortController();
     this.#pausing = pausing;
     try {
@@ -117,10 +123,11 @@ export class Clock {
 
   /** End the call, because its time is over. */
   expire(): void {
-    this.#stopAll(this.#timeout(this.#attempt?.phase ?? (this.attempts === 0 ? "sending" : "waiting to retry")));
+    this.end(this.#timeout(this.#attempt?.phase ?? (this.attempts === 0 ? "sending" : "waiting to retry")));
   }
 
-  #stopAll(reason: Error): void {
+  /** End the call, which throws the reason. */
+  end(reason: Error): void {
     this.#reason = reason;
     this.#pausing?.abort(reason);
     if (this.#attempt !== undefined) this.#pool?.cancel(this.#attempt, reason);

@@ -63,7 +63,7 @@ export async function* listen(caller: Caller, options: EventOptions): AsyncGener
     }
     caller.checkOpen();
     signal?.throwIfAborted();
-    await pause(pauseMs * (0.5 + Math.random() / 2), signal);
+    await pause(pauseMs * (0.5 + Math.random() / 2), [caller.closing, signal]);
   }
 }
 
@@ -76,11 +76,17 @@ function list(values: string | readonly string[] | undefined): string | undefine
   return typeof values === "string" || values === undefined ? values : values.join(",");
 }
 
-async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
+/** Wait before the next connection, or until one of the signals aborts. */
+async function pause(ms: number, signals: readonly (AbortSignal | undefined)[]): Promise<void> {
+  const ending = new AbortController();
+  const end = () => ending.abort();
+  for (const signal of signals) signal?.addEventListener("abort", end, { once: true });
   try {
-    await sleep(ms, undefined, signal === undefined ? {} : { signal });
+    await sleep(ms, undefined, { signal: ending.signal });
   } catch {
-    throw signal!.reason;
+    // The next round throws the reason.
+  } finally {
+    for (const signal of signals) signal?.removeEventListener("abort", end);
   }
 }
 
@@ -94,6 +100,7 @@ class EventStream implements Exchange {
   readonly #decoder = new StringDecoder("utf8");
   readonly #timer: NodeJS.Timeout;
   #head: Head | undefined;
+  #isStream = false;
   #refusal: Buffer[] = [];
   #waiting: Message[] = [];
   #isDone = false;
@@ -133,12 +140,14 @@ class EventStream implements Exchange {
 
   onHead(head: Head): void {
     this.#head = head;
-    this.mayConnectAgain = head.status === 200 || isTemporary(head.status);
+    // The page of a proxy may also have the status 200.
+    this.#isStream = head.status === 200 && /^text\/event-stream *(?:;|$)/i.test(head.headers.get("content-type") ?? "");
+    this.mayConnectAgain = this.#isStream || isTemporary(head.status);
   }
 
   onBody(chunk: Buffer): void {
     this.#timer.refresh();
-    if (this.#head!.status !== 200) {
+    if (!this.#isStream) {
       this.#refusal.push(chunk);
       return;
     }
@@ -165,7 +174,8 @@ class EventStream implements Exchange {
 
   async #checkRefusal(): Promise<void> {
     const { status, headers } = this.#head!;
-    if (status === 200) return;
+    if (this.#isStream) return;
+    if (status === 200) throw this.#caller.unexpected(status);
     const problem = await problemOf({ status, headers, body: Buffer.concat(this.#refusal) }, this.#caller.target.origin);
     this.retryAfterMs = problem.retryAfterMs ?? 0;
     throw problem;

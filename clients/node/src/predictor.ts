@@ -3,8 +3,8 @@
 // An answer is kept for two uses: If-None-Match, if it is large enough for a 304 to save something, and staleWhileAsking.
 //
 // Calls to the same model with the same options are merged and their answer is split again. If the merged request is
-// refused, each call is made alone, so that the error of one row is the error of its call only. A prediction changes
-// nothing at keepfit, so a call may be made twice.
+// refused for its rows, each call is made alone, so that the error of one row is the error of its call only. A
+// prediction changes nothing at keepfit, so a call may be made twice.
 
 import type { PredictAnswer } from "./answers.js";
 import { AnswerCache, type Kept } from "./cache.js";
@@ -17,6 +17,8 @@ const ROWS_MAX = 512;
 const TEXT_LENGTH_MAX = 256 * 1024;
 // A gateway answers a small request again in less time than it needs to compare tags.
 const TAGGED_LENGTH_MIN = 1024;
+// Refusals that are about the model or the API key, and so about each of the merged calls.
+const OF_ALL = [401, 403, 404, 409];
 
 /** One call of predict. */
 export interface PredictCall {
@@ -128,7 +130,7 @@ export class Predictor {
       if (answer?.predictions?.length !== rowsCount) throw this.#caller.unexpected(received.status);
       this.#split(answer, items);
     } catch (error) {
-      const isOfOne = error instanceof KeepfitError && !error.temporary && error.status !== undefined;
+      const isOfOne = error instanceof KeepfitError && !error.temporary && error.status !== undefined && !OF_ALL.includes(error.status);
       for (const item of items) {
         if (isOfOne && !item.call.signal?.aborted) this.#settleAlone(item);
         else item.reject(error);

@@ -19,6 +19,7 @@ test("a stream is read in the same way wherever it is cut", () => {
   assert.throws(() => new MessageParser().push(`data: ${"x".repeat(5_000_000)}`), Error);
 });
 
+const STREAM_TYPE = { "Content-Type": "text/event-stream; charset=utf-8" };
 const event = (id, fields = {}) => `id: ${id}\r\ndata: ${JSON.stringify({ kind: "commit", timestamp: 1, ...fields })}\r\n\r\n`;
 
 test("a broken stream goes on after the last event", async (t) => {
@@ -26,7 +27,7 @@ test("a broken stream goes on after the last event", async (t) => {
   const { url, requests } = await httpServer(t, ({ headers }, response, number) => {
     positions.push(headers["last-event-id"]);
     if (number === 3) return problem(response, 503, "unavailable", { "Retry-After": "0" });
-    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    response.writeHead(200, STREAM_TYPE);
     response.write(`retry: 1\r\nid: ${number}-0\r\n\r\n`);
     if (number === 1) response.end();
     else if (number === 2) response.write(event("2-5", { version: 1 }), () => response.socket.destroy());
@@ -44,7 +45,7 @@ test("a broken stream goes on after the last event", async (t) => {
 });
 
 test("filters and the position are those that the caller names", async (t) => {
-  const { url, requests } = await httpServer(t, (_, response) => response.writeHead(200).end(event("9-0")));
+  const { url, requests } = await httpServer(t, (_, response) => response.writeHead(200, STREAM_TYPE).end(event("9-0")));
   for await (const { id } of client(t, { url }).events({ hash: [HASH, HASH], metadata: { brand: "nike & co" }, lastEventId: "0-0" })) {
     assert.equal(id, "9-0");
     break;
@@ -61,12 +62,25 @@ test("a stream that is refused is an error", async (t) => {
   assert.equal(requests.length, 2);
 });
 
+test("a closed client ends the pause before the next attempt", { timeout: 60_000 }, async (t) => {
+  const { url } = await httpServer(t, (_, response) => problem(response, 503, "unavailable", { "Retry-After": "3600" }));
+  const made = client(t, { url });
+  const next = made.events().next();
+  const call = made.model(METADATA).describe({ timeoutMs: 2 ** 31 - 1 });
+  // Both have their refusal once a later call has one.
+  await assert.rejects(client(t, { url, retries: 0 }).model(METADATA).describe());
+  for (let turn = 0; turn < 20; turn += 1) await new Promise(setImmediate);
+  made.close();
+  await assert.rejects(next, /closed/);
+  await assert.rejects(call, /closed/);
+});
+
 test("an aborted signal ends a stream and its connection", async (t) => {
   const stopping = new AbortController();
   let closed;
   const { url } = await httpServer(t, (_, response) => {
     closed = new Promise((resolve) => response.on("close", resolve));
-    response.writeHead(200).write(event("1-0"));
+    response.writeHead(200, STREAM_TYPE).write(event("1-0"));
   });
   const reason = new Error("enough");
   await assert.rejects(async () => {
@@ -77,7 +91,7 @@ test("an aborted signal ends a stream and its connection", async (t) => {
 
 test("a reader that is slow gets every event", async (t) => {
   const { url } = await httpServer(t, (_, response) => {
-    response.writeHead(200);
+    response.writeHead(200, STREAM_TYPE);
     for (let n = 1; n <= 5_000; n++) response.write(event(`${n}-0`, { text: "x".repeat(1_000) }));
   });
   let expected = 0;

@@ -75,6 +75,15 @@ test("an outage is the error of all calls, without a request for each", async (t
   assert.equal(requests.length, 1);
 });
 
+test("what is refused for the model or the key is the error of all calls, without a request for each", async (t) => {
+  for (const status of [401, 403, 404, 409]) {
+    const { url, requests } = await httpServer(t, (_, response) => problem(response, status, "problem"));
+    const model = client(t, { url }).model(METADATA);
+    for (const failed of await settled([model.predict([[1]]), model.predict([[2]])])) assert.equal(failed.status, status);
+    assert.equal(requests.length, 1);
+  }
+});
+
 test("a request has at most 512 rows, and large calls are made alone", async (t) => {
   const { url, requests } = await gateway(t);
   const model = client(t, { url }).model(METADATA);

@@ -36,6 +36,7 @@ export class Attempt implements Exchange {
   #head: Head | undefined;
   #chunks: Buffer[] = [];
   #size = 0;
+  #isDone = false;
 
   constructor(request: RawRequest) {
     this.request = request;
@@ -46,6 +47,7 @@ export class Attempt implements Exchange {
   }
 
   get phase(): Phase {
+    if (this.#isDone) return "reading the answer";
     return this.connection?.phase ?? "waiting for a free connection";
   }
 
@@ -61,6 +63,7 @@ export class Attempt implements Exchange {
 
   onEnd(): void {
     const { status, headers } = this.#head!;
+    this.#isDone = true;
     this.#resolve({ status, headers, body: this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks) });
   }
 
@@ -69,6 +72,8 @@ export class Attempt implements Exchange {
   }
 
   cancel(reason: Error): void {
+    // Another request may be on its connection already.
+    if (this.#isDone) return;
     this.#reject(reason);
     // The answer would come on this connection: it cannot carry another request.
     this.connection?.close(reason);
