@@ -11,12 +11,14 @@ import time
 from keepfit.client import problems
 from keepfit.client.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
 from keepfit.client.http1 import REFUSED, Response
-from keepfit.errors import DeadlineError, UnavailableError, describe_error
+from keepfit.errors import DeadlineError, StaleModelError, UnavailableError, describe_error
 
 PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
-TOO_MANY, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT = 429, 502, 503, 504
-# What passes by itself; after 429 the request was not processed.
-TRANSIENT = (TOO_MANY, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT)
+REQUEST_TIMEOUT, TOO_MANY, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT = 408, 429, 502, 503, 504
+# After these the request was not processed.
+UNPROCESSED = (REQUEST_TIMEOUT, TOO_MANY)
+# What passes by itself. A 500 does not.
+TRANSIENT = (*UNPROCESSED, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT)
 
 
 class Reachability:
@@ -58,10 +60,12 @@ def exchange(
             gateway.is_reached = True
             if response.status < REFUSED:
                 return response
-            may_repeat = response.status == TOO_MANY or (response.status in TRANSIENT and request.is_repeatable)
+            refusal = problems.error_of(gateway.url, response)
+            is_passing = response.status in TRANSIENT or isinstance(refusal, StaleModelError)
+            may_repeat = response.status in UNPROCESSED or (is_passing and request.is_repeatable)
             wait_s = max(wait_s, problems.retry_after_s(response) or 0)
             if not may_repeat or time.monotonic() + wait_s >= deadline:
-                raise problems.error_of(gateway.url, response)
+                raise refusal
         outcome = None
         yield Pause(wait_s)
         pause_s = min(2 * pause_s, PAUSE_S_MAX)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keepfit import AsyncClient, Client
-from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError
+from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError, UnloadableError
 from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
 
 HASH = "5f" * 32
@@ -19,6 +19,9 @@ OVERLOADED = ok(
     '{"type": "urn:keepfit:problem:inbox-full", "detail": "Full."}', "Retry-After: 0", status="429 Too Many Requests"
 )
 AWAY = ok('{"type": "urn:keepfit:problem:unavailable", "detail": "Away."}', status="503 Service Unavailable")
+SLOW = ok('{"type": "urn:keepfit:problem:request-timeout"}', "Connection: close", status="408 Request Timeout")
+STALE = ok('{"type": "urn:keepfit:problem:stale-model", "detail": "Restored."}', status="409 Conflict")
+BROKEN = ok('{"type": "urn:keepfit:problem:unloadable", "detail": "No."}', status="500 Internal Server Error")
 
 Run = Callable[..., Any]
 
@@ -61,7 +64,9 @@ def restore(client: Any) -> Any:
     return client.model(HASH).restore(version=1)
 
 
-@pytest.mark.parametrize("failure", [CLOSE, OVERLOADED, AWAY, b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n", PREDICTED[:-5]])
+@pytest.mark.parametrize(
+    "failure", [CLOSE, OVERLOADED, AWAY, SLOW, STALE, b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n", PREDICTED[:-5]]
+)
 def test_a_prediction_is_repeated(run: Run, failure: bytes) -> None:
     """A prediction changes nothing: it is asked again after a lost connection, a refusal or a broken answer."""
     failure = failure if failure != PREDICTED[:-5] else failure.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -87,6 +92,13 @@ def test_what_would_act_twice_is_not_repeated(run: Run) -> None:
     assert len(server.received) == 2
     with scripted([READY, OVERLOADED, ok('{"version": 1}')]) as server:
         assert run(server.url, ready, restore)[1] == {"version": 1}
+
+
+def test_a_500_is_not_repeated(run: Run) -> None:
+    """What is broken inside keepfit does not pass by itself: the error comes at once."""
+    with scripted([READY, BROKEN, ACCEPTED]) as server, pytest.raises(UnloadableError, match="No"):
+        run(server.url, ready, learn)
+    assert len(server.received) == 2
 
 
 def test_a_wrong_url_is_reported_at_once(run: Run) -> None:
