@@ -24,11 +24,11 @@ def load(data: bytes, name: str) -> tuple[Any, list[str]]:
     InvalidError
         If it is no pickle, is damaged, or needs a package that is not installed here, or another version of one.
     """
-    import joblib  # noqa: PLC0415 - a light client has none
-
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
+            import joblib  # noqa: PLC0415 - a light client has none
+
             loaded = joblib.load(BytesIO(data))
         except MemoryError:
             raise

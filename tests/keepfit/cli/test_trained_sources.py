@@ -8,6 +8,7 @@ server has chantilly's route of a model, with what it answers to a name that it 
 import asyncio
 import json
 import pickle
+import sys
 import uuid
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import keepfit
+from keepfit.errors import InvalidError
+from keepfit.model import unsigned
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 from tests.keepfit.cli import command
@@ -169,6 +172,13 @@ def test_a_pickle_is_loaded_with_trust_alone(stack: Stack, tmp_path: Path) -> No
     assert (tmp_path / "ran").exists()
     (tmp_path / "none.pkl").write_bytes(b"no pickle")
     assert "none.pkl cannot be loaded here: " in error_line(upload(stack, tmp_path, "none.pkl", "--trust"))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that lacks what a pickle needs, joblib for one, says so in the error of the file."""
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    with pytest.raises(InvalidError, match=r"x\.pkl cannot be loaded here: ModuleNotFoundError: .*joblib"):
+        unsigned.load(pickle.dumps(1), "x.pkl")
 
 
 def test_another_version_of_scikit_learn_is_reported(stack: Stack, tmp_path: Path) -> None:
