@@ -6,6 +6,7 @@ again; a value that was accepted and is sent again has the same Idempotency-Key,
 """
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from keepfit import AsyncClient
 from keepfit.client.clients import AsyncModel
-from keepfit.errors import ConflictError, KeepfitError
+from keepfit.errors import ConflictError, InvalidError, KeepfitError
 from series import RECIPE, STEP_S, Series
 
 METRIC, FIELD = "cpu", "usage_active"
@@ -78,7 +79,7 @@ async def learn(request: web.Request) -> web.Response:
     """Learn the values of a batch: of each host in their order, of several hosts at the same time."""
     try:
         batch = values_of(await request.json())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise web.HTTPBadRequest(text=f"not a batch of Telegraf's JSON format: {error!r}") from None
     hosts = request.app[HOSTS]
     for name in batch:
@@ -101,6 +102,11 @@ async def forecast(request: web.Request) -> web.Response:
 def values_of(body: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
     """Return the values of the metric in a batch, by host: pairs of a full minute and a value.
 
+    Raises
+    ------
+    KeyError, OverflowError, TypeError, ValueError
+        If it has another form, or a value that is no finite number.
+
     >>> values_of({"metrics": [{"name": "cpu", "tags": {"host": "a"}, "fields": {"usage_active": 7}, "timestamp": 61}]})
     {'a': [(60, 7.0)]}
     """
@@ -108,15 +114,20 @@ def values_of(body: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
     for metric in body["metrics"]:
         if metric["name"] == METRIC and FIELD in metric["fields"]:
             minute = STEP_S * round(metric["timestamp"] / STEP_S)
-            found.setdefault(metric["tags"]["host"], []).append((minute, float(metric["fields"][FIELD])))
+            value = float(metric["fields"][FIELD])
+            if not math.isfinite(value):
+                raise ValueError(f"{value} is not a finite number")
+            found.setdefault(metric["tags"]["host"], []).append((minute, value))
     return found
 
 
 @web.middleware
 async def answer_unavailable(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer 503 if keepfit gives no answer, or an error: Telegraf sends the batch again."""
+    """Answer 503 if keepfit gives no answer, or an error: Telegraf sends the batch again. 400 ends that."""
     try:
         response: web.StreamResponse = await handler(request)
+    except InvalidError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
     except KeepfitError as error:
         raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "1"}) from None
     return response

@@ -67,6 +67,20 @@ def batch(host: str, first: int, count: int) -> dict[str, Any]:
     }
 
 
+# What would never be accepted, however often Telegraf sends it again.
+WRONG: tuple[dict[str, Any], ...] = (
+    {"fields": {"usage_active": float("nan")}},
+    {"fields": {"usage_active": float("inf")}},
+    {"timestamp": float("inf")},
+    {"tags": {"host": "no\0name"}},
+)
+
+
+def wrong(host: str, part: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch of one metric with a wrong part."""
+    return {"metrics": [{**batch(host, 0, 1)["metrics"][0], **part}]}
+
+
 def send(url: str, body: Any) -> int:
     """Post a body as Telegraf does; return the status."""
     packed = gzip.compress(body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -132,7 +146,8 @@ def test_other_metrics_and_gaps(stack: Stack, tmp_path: Path) -> None:
     host = f"db-{uuid.uuid4().hex}"
     with forecaster(stack.url, tmp_path) as url:
         assert send(url, OF_THE_MANUAL) == 204
-        assert [send(url, body) for body in (b"no JSON", [], {"metrics": [{"name": "cpu"}]})] == [400] * 3
+        bad = [b"no JSON", [], {"metrics": [{"name": "cpu"}]}, *(wrong(host, part) for part in WRONG)]
+        assert [send(url, body) for body in bad] == [400] * len(bad)
         assert send(url, batch(host, 0, LAGS)) == 204
         assert accepted(stack, host) == 0
         # Minute 6 is missing.
