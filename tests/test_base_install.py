@@ -4,10 +4,8 @@ The environment has the packages of requirements/base.txt alone, from the regist
 each set of pins.
 """
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -19,6 +17,7 @@ import pytest
 
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
+from tests.made_once import made_once
 from tests.wheels import BIN, ROOT, build_wheel
 
 PINS = ROOT / "requirements/base.txt"
@@ -64,19 +63,19 @@ class BaseInstall:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseInstall:
     """Install the packages, unless an earlier run has, and the wheel."""
-    folder = Path(sys.prefix) / "base-install" / hashlib.sha256(PINS.read_bytes()).hexdigest()[:16]
-    python, uv = folder / "bin/python", BIN / "uv"
-    if not (folder / "installed").exists():
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, timeout=60)
-        command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, "-r", PINS]
-        subprocess.run(command, check=True, timeout=240)
-        (folder / "installed").touch()
+    python = made_once("base-install", {PINS.name: PINS}, _install) / "venv/bin/python"
     made = tmp_path_factory.mktemp("base")
     wheel, site = build_wheel(made), made / "site"
-    command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", python]
+    command = [BIN / "uv", "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", python]
     subprocess.run([*command, "--target", site, wheel], check=True, timeout=60)
     return BaseInstall(python, site, tmp_path_factory.mktemp("work"))
+
+
+def _install(folder: Path) -> None:
+    uv, environment = BIN / "uv", folder / "venv"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True, timeout=60)
+    command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", environment / "bin/python", "-r"]
+    subprocess.run([*command, PINS.name], cwd=folder, check=True, timeout=240)
 
 
 def test_nothing_of_the_services_can_be_imported(base: BaseInstall) -> None:

@@ -32,7 +32,6 @@ async function main({
   const stop = async () => {
     server.keepAliveTimeout = 1; // an outstanding answer is the last one on its connection
     server.close();
-    server.closeIdleConnections(); // close() does not do this in Node 18
     stopping.abort();
     await Promise.all([once(server, 'close'), delivery]);
     votes.close();

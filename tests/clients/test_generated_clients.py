@@ -5,7 +5,6 @@ made once for each set of pins.
 """
 
 import asyncio
-import hashlib
 import io
 import json
 import os
@@ -25,13 +24,12 @@ from keepfit import identity
 from keepfit_gateway import openapi
 from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import ROUTES
-from tests.clients.node import NODE, NPM, PATH, run
+from tests.clients.node import NODE, PINS, installed, run
 from tests.conftest import Stack
 
 HERE = Path(__file__).parent
 GUIDE = HERE.parents[1] / "docs/guides/generated-clients.md"
 BIN = Path(sys.executable).parent
-PINS = ("requirements.txt", "package.json", "package-lock.json", ".npmrc")
 DOCUMENTS = {"open": openapi.document(ROUTES), "guarded": openapi.document(ROUTES, keys=True)}
 
 pytestmark = pytest.mark.timeout(300)
@@ -40,19 +38,13 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="session")
 def generators() -> Path:
     """Install the generators, unless an earlier run has; return their folder."""
-    digest = hashlib.sha256(b"\0".join((HERE / name).read_bytes() for name in PINS)).hexdigest()[:16]
-    folder = Path(sys.prefix) / "generated-clients" / digest
-    if not (folder / "installed").exists():
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for name in PINS:
-            shutil.copy(HERE / name, folder)
-        run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder)
-        python = folder / "venv/bin/python"
-        run(BIN / "uv", "pip", "install", "--quiet", "--python", python, "-r", "requirements.txt", cwd=folder)
-        run(NODE, NPM, "ci", cwd=folder, PATH=PATH)
-        (folder / "installed").touch()
-    return folder
+    return installed(HERE, "generated-clients", (*PINS, "requirements.txt"), _install_python)
+
+
+def _install_python(folder: Path) -> None:
+    run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder)
+    python = folder / "venv/bin/python"
+    run(BIN / "uv", "pip", "install", "--quiet", "--python", python, "-r", "requirements.txt", cwd=folder)
 
 
 def program_of_guide(language: str, url: str, session: str) -> str:

@@ -53,18 +53,16 @@ def command(name: str, line: str) -> list[str]:
     return [str(Path(sys.executable).with_name(program)), *words]
 
 
+def _place(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return where a command of an example runs: in its folder, with these settings, without a terminal."""
+    return {"cwd": EXAMPLES / name, "env": {**os.environ, **environment}, "stdin": subprocess.DEVNULL}
+
+
 @contextmanager
 def started(name: str, line: str, log: Path, environment: Mapping[str, str]) -> Iterator[Example]:
     """Run a command of an example's README in its folder until the block ends."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command(name, line),
-            cwd=EXAMPLES / name,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+        process = subprocess.Popen(command(name, line), stdout=output, stderr=output, **_place(name, environment))
     try:
         yield Example(process, log)
     finally:
@@ -76,14 +74,7 @@ def started(name: str, line: str, log: Path, environment: Mapping[str, str]) -> 
 def run(name: str, line: str, environment: Mapping[str, str]) -> str:
     """Run a command of an example's README, which must succeed; return what it prints."""
     done = subprocess.run(
-        command(name, line),
-        cwd=EXAMPLES / name,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command(name, line), capture_output=True, text=True, timeout=60, check=False, **_place(name, environment)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

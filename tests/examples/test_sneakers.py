@@ -12,6 +12,7 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import uuid
@@ -26,7 +27,7 @@ from aiohttp import ClientError, ClientSession, web
 from openapi_spec_validator import validate
 
 from tests.browser.page import Page as BrowserPage
-from tests.clients.node import NODE, NPM, PATH, ROOT, build, run
+from tests.clients.node import NODE, NPM, PATH, ROOT, compiled, run
 from tests.examples_in_docs import assert_shown, blocks
 from tests.examples_in_docs import run as run_blocks
 from tests.gateway.test_api_page import Page
@@ -132,7 +133,8 @@ def session() -> str:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the example beside the compiled client, installed as its readme says."""
     root = tmp_path_factory.mktemp("tree")
-    build(root / "clients/node")
+    (root / "clients").mkdir()
+    (root / "clients/node").symlink_to(compiled())
     copied = root / "examples/sneakers"
     shutil.copytree(SNEAKERS, copied, ignore=shutil.ignore_patterns("node_modules", "*.sqlite*", "votes*.json"))
     run(NODE, NPM, "install", "--no-package-lock", "--ignore-scripts", cwd=copied, PATH=PATH)
@@ -164,15 +166,20 @@ async def launch(
     tree: Path, keepfit_url: str, session: str, folder: Path, stderr: int | None = None
 ) -> asyncio.subprocess.Process:
     """Start Node.js on a free port, without the environment of this process."""
-    settings = {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session}
     return await asyncio.create_subprocess_exec(
-        NODE,
-        "--disable-warning=ExperimentalWarning",
-        tree / "examples/sneakers/server.js",
-        env=settings | {"DATA_FILE": str(folder / "votes.sqlite")},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
+        *command(tree), env=settings(keepfit_url, session, folder), stdout=asyncio.subprocess.PIPE, stderr=stderr
     )
+
+
+def command(tree: Path) -> list[str]:
+    """Return the command that starts the service."""
+    return [str(NODE), "--disable-warning=ExperimentalWarning", str(tree / "examples/sneakers/server.js")]
+
+
+def settings(keepfit_url: str, session: str, folder: Path) -> dict[str, str]:
+    """Return the settings of a service on a free port, whose votes are in a folder."""
+    data = str(folder / "votes.sqlite")
+    return {"PORT": "0", "KEEPFIT_URL": keepfit_url, "SESSION": session, "DATA_FILE": data}
 
 
 Fault = int | Literal["drop_answer"]
@@ -197,6 +204,7 @@ class Proxy:
     http: ClientSession
     url: str = ""
     faults: Iterator[Fault] = field(default_factory=lambda: iter(()))
+    retry_after_s: int = 0
     calls: list[Call] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -212,7 +220,7 @@ class Proxy:
                 "status": fault,
                 "detail": "rejected by the test",
             }
-            return web.json_response(problem, status=fault, headers={"Retry-After": "1"})
+            return web.json_response(problem, status=fault, headers={"Retry-After": str(self.retry_after_s)})
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": call.key} if call.key else {})
         async with self.http.request(
             request.method, self.upstream + request.path, data=body or None, headers=headers
@@ -242,12 +250,24 @@ async def proxy(stack: Stack, http: ClientSession) -> AsyncIterator[Proxy]:
     await runner.cleanup()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def unreachable_url() -> Iterator[str]:
     """Yield an address that refuses connections: its port is bound and nothing listens on it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def empty_url(tree: Path, unreachable_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run one service for all tests that store no vote, without keepfit; yield its address."""
+    environment = settings(unreachable_url, "1", tmp_path_factory.mktemp("empty"))
+    with subprocess.Popen(command(tree), env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())["listening"]
+        finally:
+            process.kill()
 
 
 @dataclass
@@ -320,10 +340,9 @@ async def test_votes_and_averages_work_without_keepfit(start: Start, unreachable
     assert await service.true_size("nike", 2001) == {"trueSize": 4.5, "votes": 2, "source": "votes"}
 
 
-async def test_a_pair_without_votes_answers_503_without_keepfit(start: Start, unreachable_url: str) -> None:
+async def test_a_pair_without_votes_answers_503_without_keepfit(http: ClientSession, empty_url: str) -> None:
     """With keepfit unreachable, a pair without votes answers 503 with the pair and the reason."""
-    service = await start(unreachable_url)
-    async with service.http.post(f"{service.url}/true/single", json=pair("puma", 1999)) as response:
+    async with http.post(f"{empty_url}/true/single", json=pair("puma", 1999)) as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == 503
     assert int(response.headers["Retry-After"]) >= 1
@@ -392,7 +411,7 @@ async def test_rejected_votes_are_retried_once_and_in_order(start: Start, proxy:
     """Votes answered with 503 or 429 are sent again after Retry-After, and learned once, in order."""
     service = await start(proxy.url)
     await until(model.state)
-    proxy.faults = iter([503, 429])
+    proxy.faults, proxy.retry_after_s = iter([503, 429]), 1
     ids = [await service.vote("nike", 2000 + n, 1 + n % 5) for n in range(10)]
     await service.delivered()
     assert (await model.learned(10))["rows_seen"] == 10
@@ -573,11 +592,10 @@ async def test_the_session_of_the_readme(start: Start, stack: Stack, model: Mode
         assert_shown(output, expected)
 
 
-async def test_the_pages_load_what_is_served(start: Start, unreachable_url: str) -> None:
+async def test_the_pages_load_what_is_served(http: ClientSession, empty_url: str) -> None:
     """The page to vote and that of the calls load files of the service alone, as their policy demands."""
-    service = await start(unreachable_url)
     for path in ("/", "/api"):
-        async with service.http.get(service.url + path) as response:
+        async with http.get(empty_url + path) as response:
             page = Page(await response.text())
             policy = response.headers["Content-Security-Policy"]
         assert response.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -586,7 +604,7 @@ async def test_the_pages_load_what_is_served(start: Start, unreachable_url: str)
         loaded = {address for _, address in page.loads if address != "data:,"}
         assert len(loaded) == 2
         for address in loaded:
-            async with service.http.get(service.url + address) as response:
+            async with http.get(empty_url + address) as response:
                 assert response.status == 200
                 assert response.headers["Content-Type"].startswith(("text/javascript", "text/css"))
                 assert await response.read()
@@ -639,16 +657,15 @@ async def test_a_user_votes_and_asks_on_the_page(start: Start, stack: Stack, mod
     assert len(page.requests) == before
 
 
-async def test_the_document_describes_every_call(start: Start, unreachable_url: str) -> None:
+async def test_the_document_describes_every_call(http: ClientSession, empty_url: str) -> None:
     """The OpenAPI document is valid, and each of its calls exists."""
-    service = await start(unreachable_url)
-    async with service.http.get(f"{service.url}/api.json") as response:
+    async with http.get(f"{empty_url}/api.json") as response:
         document = await response.json()
     validate(document)
     assert {"/true/add", "/true/addsize", "/true/single", "/true/score", "/healthz"} == set(document["paths"])
     for path, methods in document["paths"].items():
         for method in methods:
-            async with service.http.request(method, service.url + path) as response:
+            async with http.request(method, empty_url + path) as response:
                 assert str(response.status) in document["paths"][path][method]["responses"]
 
 
@@ -742,17 +759,16 @@ VOTE = {"user": "ann", "maker": "nike", "brand": "air max", "year": 2001, "fit":
     ],
 )
 async def test_an_invalid_vote_is_rejected(
-    start: Start, unreachable_url: str, body: bytes | str, status: int, expected: str
+    http: ClientSession, empty_url: str, body: bytes | str, status: int, expected: str
 ) -> None:
     """An invalid vote answers an error that names the field, and nothing is stored."""
-    service = await start(unreachable_url)
-    async with service.http.post(f"{service.url}/true/add", data=body) as response:
+    async with http.post(f"{empty_url}/true/add", data=body) as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == status
     assert expected in problem["detail"]
     if expected in VOTE:
         assert expected in [error["field"] for error in problem["errors"]]
-    async with service.http.get(f"{service.url}/healthz") as response:
+    async with http.get(f"{empty_url}/healthz") as response:
         assert await response.json() == {"status": "ok", "votes": 0, "waiting": 0}
 
 
@@ -769,12 +785,11 @@ async def test_an_invalid_vote_is_rejected(
     ],
 )
 async def test_an_invalid_request_is_rejected(
-    start: Start, unreachable_url: str, target: str, status: int, expected: str
+    http: ClientSession, empty_url: str, target: str, status: int, expected: str
 ) -> None:
     """An invalid request answers an error that names the field."""
-    service = await start(unreachable_url)
     method, path = target.split()
-    async with service.http.request(method, service.url + path) as response:
+    async with http.request(method, empty_url + path) as response:
         problem = await response.json(content_type="application/problem+json")
     assert response.status == problem["status"] == status
     assert expected in problem["detail"]

@@ -5,11 +5,9 @@ set of pins.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import uuid
@@ -22,6 +20,7 @@ import pytest
 from tests.conftest import Stack
 from tests.examples_in_docs import assert_same_form
 from tests.gateway.api_client import Api
+from tests.made_once import made_once
 from tests.test_reference import call
 
 HERE = Path(__file__).parent
@@ -56,15 +55,13 @@ pytestmark = pytest.mark.timeout(300 + CALLS // 10)
 @pytest.fixture(scope="session")
 def clients() -> Path:
     """Install the clients, unless an earlier run has; return the Python that has them."""
-    folder = Path(sys.prefix) / "inference-clients" / hashlib.sha256(PINS.read_bytes()).hexdigest()[:16]
+    return made_once("inference-clients", {PINS.name: PINS}, _install) / "venv/bin/python"
+
+
+def _install(folder: Path) -> None:
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder / "venv"], check=True)
     python = folder / "venv/bin/python"
-    if not (folder / "installed").exists():
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True)
-        subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder / "venv"], check=True)
-        subprocess.run([UV, "pip", "install", "--quiet", "--python", python, "-r", PINS], check=True)
-        (folder / "installed").touch()
-    return python
+    subprocess.run([UV, "pip", "install", "--quiet", "--python", python, "-r", PINS.name], cwd=folder, check=True)
 
 
 def test_the_examples_of_the_page_work(clients: Path, stack: Stack) -> None:
