@@ -13,8 +13,8 @@ import gc
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,14 +181,12 @@ async def measure(settings: Settings, document: dict[str, Any], X: list[Any], y:
     return [size / MIB, *(found[name] / size for name in (*STEPS, "Redis"))]
 
 
-def main(
-    size_mib: Annotated[int, typer.Option(help="Approximate size of the bundles in MiB.")] = 64,
-) -> None:
-    """Measure the memory that large bundles need, in multiples of their size."""
-    lines = []
+@contextmanager
+def running_servers() -> Iterator[Settings]:
+    """Run servers of their own in a temporary folder, and yield the settings that use them."""
     with temporary_folder() as folder, ExitStack() as running:
         folder.mkdir(parents=True)
-        settings = Settings.model_validate(
+        yield Settings.model_validate(
             {
                 "store_url": running.enter_context(servers.valkey(folder / "redis")),
                 "mongo_url": f"{running.enter_context(servers.mongo(folder / 'mongo'))}/bench",
@@ -196,6 +194,14 @@ def main(
                 "signing_keys": "bench:" + "5e" * 32,
             }
         )
+
+
+def main(
+    size_mib: Annotated[int, typer.Option(help="Approximate size of the bundles in MiB.")] = 64,
+) -> None:
+    """Measure the memory that large bundles need, in multiples of their size."""
+    lines = []
+    with running_servers() as settings:
         for title, case in cases(size_mib * MIB).items():
             size, *factors = asyncio.run(measure(settings, *case))
             lines.append([title, f"{size:.0f} MiB", *(f"{factor:.1f}" for factor in factors)])

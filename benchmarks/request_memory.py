@@ -6,15 +6,13 @@ small one. The figures are relative to the rows as float64, without their target
 """
 
 import asyncio
-from contextlib import ExitStack
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.bench import temporary_folder
-from benchmarks.memory import MIB, peak_of
+from benchmarks.memory import MIB, peak_of, running_servers
 from benchmarks.report import table
 from keepfit import identity
 from keepfit.backends.redis_scripts import ScriptConnection
@@ -24,7 +22,6 @@ from keepfit.settings import Settings
 from keepfit.snapshots.resources import open_resources
 from keepfit.store import inbox
 from keepfit.store.models import Install
-from tests import servers
 
 COLUMNS, CLASSES, SMALL_ROWS = 31, ["no", "yes"], 100
 CASES: dict[str, dict[str, Any]] = {
@@ -73,16 +70,7 @@ async def measure(settings: Settings, document: dict[str, Any], size_bytes: int,
 def main(size_mib: Annotated[int, typer.Option(help="Approximate size of the rows in MiB.")] = 128) -> None:
     """Measure the memory that large requests need, in multiples of their rows."""
     lines = []
-    with temporary_folder() as folder, ExitStack() as running:
-        folder.mkdir(parents=True)
-        settings = Settings.model_validate(
-            {
-                "store_url": running.enter_context(servers.valkey(folder / "redis")),
-                "mongo_url": f"{running.enter_context(servers.mongo(folder / 'mongo'))}/bench",
-                "snapshot_url": (folder / "snapshots").as_uri(),
-                "signing_keys": "bench:" + "5e" * 32,
-            }
-        )
+    with running_servers() as settings:
         for title, document in CASES.items():
             factors = [asyncio.run(measure(settings, document, size_mib * MIB, before)) for before in (0, 1)]
             lines.append([title, *(f"{factor:.1f}" for factor in factors)])
