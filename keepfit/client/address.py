@@ -3,12 +3,13 @@
 Pure. Invariant: an API key is in the head and in no error message.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 
 from keepfit.client import http1
-from keepfit.client.exchange import Request, StreamedBody
+from keepfit.client.exchange import PIECE_BYTES, Request, StreamedBody
 from keepfit.errors import MalformedError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 PORTS = {"http": 80, "https": 443}
 # The fields of a request with a JSON body, and no others.
 PLAIN = b"Content-Type: application/json\r\n"
+NO_URL = "{!r} is not the URL of a gateway: http://127.0.0.1:8000."
+# A space or a line end in a target would end it, and begin what nobody asked for.
+TARGET = re.compile(r"/[!-~]*")
 # Heads of plain requests that are kept.
 STARTS_MAX = 256
 # A longer body is sent by itself instead of being copied behind its head.
@@ -27,19 +31,19 @@ class Address:
     """Where a gateway is: `host` and `port` of its connections, and `head`, the lines that every request has."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        parts = urlsplit(url)
         try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in PORTS or not parts.hostname or port == -1 or parts.query or parts.fragment:
-            raise MalformedError(f"{url!r} is not the URL of a gateway: http://127.0.0.1:8000.")
+            parts = urlsplit(url)
+            port = parts.port or PORTS[parts.scheme]
+        except (ValueError, KeyError):
+            raise MalformedError(NO_URL.format(url)) from None
+        if not parts.hostname or parts.query or parts.fragment:
+            raise MalformedError(NO_URL.format(url))
         if parts.username is not None:
             raise MalformedError("The URL of a gateway has no user name or password; give the API key as api_key.")
         self.url = url.rstrip("/")
         self.is_secure = parts.scheme == "https"
         self.host = parts.hostname
-        self.port = port or PORTS[parts.scheme]
+        self.port = port
         self.prefix = quote(parts.path.rstrip("/"), safe="/%")
         self._starts: dict[tuple[str, str], bytes] = {}
         self.is_loopback = _is_loopback(self.host)
@@ -60,7 +64,7 @@ class Address:
             return self._start(request) + (b"\r\n" if request.method == "GET" else b"Content-Length: 0\r\n\r\n"), ()
         if isinstance(body, bytes):
             head = b"%bContent-Length: %d\r\n\r\n" % (self._start(request), len(body))
-            return (head + body, ()) if len(body) <= JOINED_BYTES_MAX else (head, (body,))
+            return (head + body, ()) if len(body) <= JOINED_BYTES_MAX else (head, _pieces(body))
         if body.size is None:
             return self._start(request) + b"Transfer-Encoding: chunked\r\n\r\n", _chunks(body)
         return b"%bContent-Length: %d\r\n\r\n" % (self._start(request), body.size), body
@@ -77,8 +81,17 @@ class Address:
         return start
 
     def _new_start(self, request: Request) -> bytes:
+        if not TARGET.fullmatch(request.target):
+            raise MalformedError(f"{request.target[:100]!r} has a character that no path has.")
         line = f"{request.method} {self.prefix}{request.target} HTTP/1.1\r\n".encode("ascii")
         return line + self.head + request.fields
+
+
+def _pieces(body: bytes) -> Iterator[memoryview]:
+    """Yield a long body in pieces, so that an early answer ends it, and no transport copies all of it."""
+    view = memoryview(body)
+    for start in range(0, len(body), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES]
 
 
 def _chunks(body: StreamedBody) -> Iterator[bytes | memoryview]:

@@ -16,13 +16,15 @@ HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 1 << 30
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# Python reads no number of thousands of digits.
+NUMBER = re.compile(r"[0-9]{1,18}")
 LENGTH = b"\r\ncontent-length: "
 # The characters of a head; a line that begins with a space would continue the one before, which is obsolete.
 IN_HEAD = bytes([*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)])
 CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?")
 FORBIDDEN = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 NO_CONTENT, NOT_MODIFIED, SWITCHING_PROTOCOLS = 204, 304, 101
-SUCCESSFUL, REFUSED = 200, 400
+SUCCESSFUL, REDIRECTED, REFUSED = 200, 300, 400
 
 
 class ProtocolError(Exception):
@@ -103,6 +105,11 @@ def field_lines(fields: Mapping[str, str] | Iterable[tuple[str, str]]) -> bytes:
     return "".join(lines).encode("latin-1")
 
 
+def number(text: str) -> int | None:
+    """Return the whole number that is the value of a field; None if it is none."""
+    return int(text) if NUMBER.fullmatch(text) else None
+
+
 @lru_cache(256)
 def _field_name(text: str) -> str:
     """Return the name of a field in lower case; "" if it is none."""
@@ -115,6 +122,8 @@ def read_whole(data: bytes) -> Response | None:
     None: :class:`ResponseReader` reads it. The header fields that do not frame it are split when they are used.
     """
     end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
     head = data[:end].lower()
     first = head.find(b"\r\n")
     at = head.find(LENGTH)
@@ -123,7 +132,7 @@ def read_whole(data: bytes) -> Response | None:
     if b"\r\nconnection" in head or b"\r\ntransfer-" in head or not _is_text(head):
         return None
     length = head[at + len(LENGTH) :].partition(b"\r")[0]
-    if not length.isdigit() or len(data) != end + 4 + int(length):
+    if length != b"%d" % (len(data) - end - 4):
         return None
     response = Response(SUCCESSFUL, data[first + 2 : end], data[end + 4 :])
     response.is_coded = False
@@ -148,7 +157,17 @@ class ResponseReader:
     (200, b'{}')
     """
 
-    __slots__ = ("_buffer", "_chunk_left", "_is_chunked", "_is_head", "_left", "_size", "is_begun", "response")
+    __slots__ = (
+        "_buffer",
+        "_chunk_left",
+        "_is_chunked",
+        "_is_head",
+        "_left",
+        "_size",
+        "is_begun",
+        "is_complete",
+        "response",
+    )
 
     def __init__(self, *, is_head: bool = False) -> None:
         self._buffer = bytearray()
@@ -159,13 +178,20 @@ class ResponseReader:
         self._is_chunked = False
         # Of the present chunk: None before its line, -1 in the trailer.
         self._chunk_left: int | None = None
+        # Whether bytes, perhaps of interim responses, have arrived.
         self.is_begun = False
+        self.is_complete = False
         self.response: Response
 
     @property
     def has_head(self) -> bool:
         """Whether the head of the response has been read."""
         return hasattr(self, "response")
+
+    @property
+    def may_be_streamed(self) -> bool:
+        """Whether there is a response: all of one that is an error, the head of another."""
+        return self.is_complete or (self.has_head and self.response.status == SUCCESSFUL)
 
     def feed(self, data: bytes | bytearray) -> bool:
         """Take bytes; return whether the response is complete.
@@ -176,6 +202,10 @@ class ResponseReader:
             If they are no response, too long, or more than the response.
         """
         self.is_begun = True
+        self.is_complete = self._feed(data)
+        return self.is_complete
+
+    def _feed(self, data: bytes | bytearray) -> bool:
         if not self.has_head:
             if self._buffer:
                 self._buffer += data
@@ -200,6 +230,7 @@ class ResponseReader:
         if not self.has_head or self._left is not None or self._is_chunked:
             return False
         self.response.body = self._buffer
+        self.is_complete = True
         return True
 
     def take(self) -> bytes:
@@ -231,15 +262,16 @@ class ResponseReader:
         coding, length = response.headers.get("transfer-encoding"), response.headers.get("content-length")
         if coding is not None and (coding.lower() != "chunked" or length is not None):
             raise ProtocolError("the answer has a transfer coding that is not chunked, or a length as well")
-        if length is not None and not (length.isascii() and length.isdigit()):
+        size = None if length is None else number(length)
+        if length is not None and size is None:
             raise ProtocolError("the length of the answer is not a number")
         if self._is_head or response.status in (NO_CONTENT, NOT_MODIFIED):
             self._left = 0
         elif coding is not None:
             self._is_chunked = True
-        elif length is not None:
-            self._left = int(length)
-            self._check_size(self._left)
+        elif size is not None:
+            self._left = size
+            self._check_size(size)
         else:
             self._left, response.keep_alive = None, False
 

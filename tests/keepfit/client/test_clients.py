@@ -142,7 +142,7 @@ def test_errors_name_the_value(client: Client, model: Model) -> None:
         client.model("shoes")
     with pytest.raises(NotFoundError):
         client.model({"type": "never made"}).predict([[1]])
-    for url in ("127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "ftp://host"):
+    for url in ("127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "ftp://host", "http://[::1"):
         with pytest.raises(MalformedError):
             Client(url)
 

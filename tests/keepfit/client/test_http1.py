@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfit.client.http1 import ProtocolError, Response, ResponseReader, field_lines, read_whole
+from keepfit.client.address import Address
+from keepfit.client.exchange import Request
+from keepfit.client.http1 import ProtocolError, Response, ResponseReader, field_lines, number, read_whole
+from keepfit.errors import MalformedError
 
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\nETag: W/"1"\r\n\r\n{"a":1}\n'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n3\r\n, w\r\n0\r\nTrailer: 1\r\n\r\n"
@@ -85,6 +88,7 @@ def test_which_connections_are_used_again() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\na",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"1" * 5000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length : 1\r\n\r\na",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
@@ -112,6 +116,25 @@ def test_a_whole_response_is_read_as_by_the_reader() -> None:
     assert (whole.status, whole.headers, whole.body) == (200, read(PLAIN).headers, b'{"a":1}\n')
     for other in (CHUNKED, INTERIM, EMPTY, UNCHANGED, PLAIN[:-1], PLAIN.replace(b"ETag", b"Connection")):
         assert read_whole(other) is None
+
+
+def test_a_part_of_a_head_is_no_response() -> None:
+    """However many bytes of a head have arrived, they are never taken for the body of the response."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nServer: keepfit"
+    for length in range(200):
+        assert read_whole(head % length) is None
+
+
+def test_a_number_is_one_of_digits() -> None:
+    """Other digits than those of ASCII, and more than a number of a header has, are no number."""
+    assert [number(text) for text in ("0", "30", "", "-1", "\xb2", "9" * 5000)] == [0, 30, None, None, None, None]
+
+
+@pytest.mark.parametrize("target", ["/v1/a b", "/v1/a\r\nX: 1", "/v1/ä", "v1"])
+def test_a_target_cannot_end_its_line(target: str) -> None:
+    """A path with a character that no path has is refused before anything is sent."""
+    with pytest.raises(MalformedError, match="no path has"):
+        Address("http://host").encode(Request("GET", target))
 
 
 def test_a_coded_body() -> None:
