@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, cast
 
 from keepfit.client.address import Address, default_tls
@@ -46,7 +46,7 @@ class AsyncConnections:
 
     async def send(self, step: Send) -> Response:
         """Send a request and return the response; raises ExchangeError."""
-        async with self._turn():
+        async with self._turn(step.deadline):
             connection = await self._connection(step.deadline)
             try:
                 response = await connection.exchange(self._address, step)
@@ -59,17 +59,20 @@ class AsyncConnections:
                 connection.abort()
             return response
 
-    async def stream(self, step: Send, silence_s_max: float) -> AsyncIterator[Response | bytes]:
-        """Send a request; yield its response when the head is there, then the body as it arrives, until it ends."""
+    async def stream(self, step: Send, silence_s_max: float) -> AsyncGenerator[Response | bytes, None]:
+        """Send a request; yield its response when the head is there, then the body as it arrives, until it ends.
+
+        A response that is not successful is yielded whole.
+        """
         connection = await self._connection(step.deadline)
         try:
             connection.begin(ResponseReader())
             await connection.send(self._address, step)
             reader = await connection.arrives(step.deadline)
-            while not reader.has_head:
+            while not reader.may_be_streamed:
                 reader = await connection.arrives(step.deadline)
             yield reader.response
-            while not connection.is_complete:
+            while not reader.is_complete:
                 # More may have arrived while the caller had the last part.
                 if part := reader.take():
                     yield part
@@ -81,25 +84,29 @@ class AsyncConnections:
             connection.abort()
 
     @contextlib.asynccontextmanager
-    async def _turn_after_others(self) -> AsyncIterator[None]:
+    async def _turn_after_others(self, deadline: float) -> AsyncIterator[None]:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            await waiter
-        except BaseException:
+            async with asyncio.timeout(_left_s(deadline)):
+                await waiter
+        except BaseException as error:
             if waiter.done() and not waiter.cancelled():
                 self._release()
+            waiter.cancel()
+            if isinstance(error, TimeoutError):
+                raise LateError("all connections were in use") from None
             raise
         try:
             yield
         finally:
             self._release()
 
-    def _turn(self) -> "contextlib.AbstractAsyncContextManager[None]":
+    def _turn(self, deadline: float) -> "contextlib.AbstractAsyncContextManager[None]":
         if self._free > 0:
             self._free -= 1
             return _Turn(self)
-        return self._turn_after_others()
+        return self._turn_after_others(deadline)
 
     def _release(self) -> None:
         while self._waiters:
@@ -197,7 +204,8 @@ class Connection(asyncio.Protocol):
         for piece in pieces:
             if self.is_lost:
                 raise LostError("the gateway has closed the connection")
-            if reader is not None and reader.is_begun:
+            # An interim response (1xx) is no answer.
+            if reader is not None and reader.has_head:
                 return False
             self._transport.write(piece)
             try:
@@ -207,7 +215,7 @@ class Connection(asyncio.Protocol):
                 raise LateError("the request could not be sent in time") from None
             # Encoding takes time in which other tasks wait.
             await asyncio.sleep(0)
-        return True
+        return reader is None or not reader.has_head or self._transport.get_write_buffer_size() == 0
 
     async def arrives(self, deadline: float) -> ResponseReader:
         """Wait until more of the response has arrived, or all of it."""
@@ -218,6 +226,7 @@ class Connection(asyncio.Protocol):
             return cast("ResponseReader", reader)
         loop = asyncio.get_running_loop()
         self._arrival = loop.create_future()
+        self._transport.resume_reading()
         timer = loop.call_later(_left_s(deadline), self._is_late)
         try:
             return await self._arrival
@@ -263,6 +272,12 @@ class Connection(asyncio.Protocol):
             self._fail(lost)
             self.abort()
             return
+        if self._reader.has_head:
+            # The gateway has answered: it may read no more of the body.
+            self._may_write.set()
+        if not self._awaits_all:
+            # The caller may be slower than the gateway: what it has not asked for stays with the system.
+            self._transport.pause_reading()
         if self.is_complete or not self._awaits_all:
             self._wake()
 

@@ -4,7 +4,6 @@ Owns the sockets. Never repeats a request. Invariant: a connection that has show
 that was opened before a fork is not used after it. Threads may share the pool.
 """
 
-import contextlib
 import os
 import select
 import socket
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 IDLE_MAX = 32
 CONNECT_S_MAX = 10.0
 READ_BYTES = 1 << 16
-# A connection that was used lately is open: its gateway closes idle ones after seconds.
-CHECKED_AFTER_S = 1.0
 # A time limit may be longer by this part than the time that is left.
 LIMIT_PRECISION = 0.02
 
@@ -35,9 +32,9 @@ class SyncConnections:
     """The connections to one gateway."""
 
     def __init__(self, address: Address, tls: "ssl.SSLContext | None" = None) -> None:
+        self._idle: list[Connection] = []
         self._address = address
         self._tls = tls or (default_tls() if address.is_secure else None)
-        self._idle: list[Connection] = []
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._is_closed = False
@@ -65,19 +62,21 @@ class SyncConnections:
         return response
 
     def stream(self, step: Send, silence_s_max: float) -> Iterator[Response | bytes]:
-        """Send a request; yield its response when the head is there, then the body as it arrives, until it ends."""
+        """Send a request; yield its response when the head is there, then the body as it arrives, until it ends.
+
+        A response that is not successful is yielded whole.
+        """
         connection = self._connection(step.deadline)
         try:
             reader = ResponseReader()
-            connection.send(step)
-            is_complete = False
-            while not reader.has_head:
-                is_complete = connection.receive(reader, step.deadline)
+            connection.send(step, reader)
+            while not reader.may_be_streamed:
+                connection.receive(reader, step.deadline)
             yield reader.response
-            while not is_complete:
+            while not reader.is_complete:
                 if part := reader.take():
                     yield part
-                is_complete = connection.receive(reader, time.monotonic() + silence_s_max)
+                connection.receive(reader, time.monotonic() + silence_s_max)
             if reader.response.body:
                 yield bytes(reader.response.body)
         finally:
@@ -98,7 +97,7 @@ class SyncConnections:
             except IndexError:
                 break
             # Readable means that the gateway has closed it, or sent what nothing has asked for.
-            if time.monotonic() - connection.idle_since < CHECKED_AFTER_S or not connection.is_readable():
+            if not connection.is_readable():
                 return connection
             connection.close()
         return self._connect(deadline)
@@ -106,7 +105,7 @@ class SyncConnections:
     def _connect(self, deadline: float) -> "Connection":
         address = self._address
         try:
-            opened = socket.create_connection((address.host, address.port), min(_left_s(deadline), CONNECT_S_MAX))
+            opened = self._open(deadline)
         except (OSError, UnicodeError) as error:
             raise NotConnectedError(str(error)) from error
         try:
@@ -118,24 +117,36 @@ class SyncConnections:
             raise NotConnectedError(str(error)) from error
         return Connection(opened, address)
 
+    def _open(self, deadline: float) -> socket.socket:
+        """Return a socket that is connected to one of the addresses of the gateway."""
+        failure = OSError("the host has no address")
+        port = self._address.port
+        for *_, place in socket.getaddrinfo(self._address.host, port, type=socket.SOCK_STREAM):
+            try:
+                return socket.create_connection((str(place[0]), port), min(_left_s(deadline), CONNECT_S_MAX))
+            except OSError as error:
+                failure = error
+        raise failure
+
     def _keep(self, connection: "Connection", *, keep_alive: bool) -> None:
         if not keep_alive or self._is_closed or len(self._idle) >= IDLE_MAX:
             connection.close()
         else:
-            connection.idle_since = time.monotonic()
             self._idle.append(connection)
 
 
 class Connection:
     """One socket, used by one call at a time."""
 
-    __slots__ = ("_address", "_socket", "_timeout_s", "idle_since")
+    __slots__ = ("_address", "_poll", "_socket", "_timeout_s")
 
     def __init__(self, opened: socket.socket, address: Address) -> None:
         self._socket = opened
         self._address = address
         self._timeout_s = 0.0
-        self.idle_since = 0.0
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(opened, select.POLLIN)
 
     def close(self) -> None:
         """Close the socket."""
@@ -143,59 +154,67 @@ class Connection:
 
     def exchange(self, step: Send) -> Response:
         """Send a request and return its response."""
-        is_whole = False
+        reader = ResponseReader(is_head=step.request.method == "HEAD")
+        lost: LostError | None = None
         try:
-            is_whole = self.send(step)
-        except LateError:
-            raise
-        except LostError:
+            is_whole = self.send(step, reader)
+        except LostError as error:
+            if reader.is_begun:
+                raise
             # The gateway may have answered, and closed the connection, without reading the body.
-            with contextlib.suppress(LostError):
-                return self._read(step)
-            raise
-        response = self._read(step)
+            is_whole, lost = False, error
+        try:
+            response = self._read(step, reader)
+        except LostError:
+            if lost is None:
+                raise
+            raise lost from lost.__cause__
         if not is_whole:
             response.keep_alive = False
         return response
 
-    def _read(self, step: Send) -> Response:
-        data = self._receive(step.deadline)
-        if step.request.method == "POST" and (response := http1.read_whole(data)) is not None:
-            return response
-        reader = ResponseReader(is_head=step.request.method == "HEAD")
-        if not data:
-            raise LostError("the gateway has closed the connection")
-        is_complete = _fed(reader, data)
-        while not is_complete:
-            is_complete = self.receive(reader, step.deadline)
+    def _read(self, step: Send, reader: ResponseReader) -> Response:
+        if not reader.is_begun:
+            data = self._receive(step.deadline)
+            if step.request.method == "POST" and (response := http1.read_whole(data)) is not None:
+                return response
+            if not data:
+                raise LostError("the gateway has closed the connection")
+            _feed(reader, data)
+        while not reader.is_complete:
+            self.receive(reader, step.deadline)
         return reader.response
 
-    def send(self, step: Send) -> bool:
-        """Send a request; return whether all of it was sent: not if an answer has come before its end."""
+    def send(self, step: Send, reader: ResponseReader) -> bool:
+        """Send a request; return whether all of it was sent: not if `reader` got the head of an answer meanwhile."""
         data, pieces = self._address.encode(step.request)
-        try:
-            self._limit(step.deadline)
-            self._socket.sendall(data)
-            for piece in pieces:
-                # Below TLS, what arrives may belong to its protocol.
-                if not self._address.is_secure and self.is_readable():
+        self._send_all(data, step.deadline)
+        for piece in pieces:
+            # Below TLS, what arrives may belong to its protocol.
+            if not self._address.is_secure and self.is_readable():
+                self.receive(reader, step.deadline)
+                # An interim response (1xx) is none.
+                if reader.has_head:
                     return False
-                self._limit(step.deadline)
-                self._socket.sendall(piece)
+            self._send_all(piece, step.deadline)
+        return True
+
+    def _send_all(self, data: bytes | memoryview, deadline: float) -> None:
+        try:
+            self._limit(deadline)
+            self._socket.sendall(data)
         except TimeoutError:
             raise LateError("the request could not be sent in time") from None
         except OSError as error:
             raise LostError(str(error)) from error
-        return True
 
-    def receive(self, reader: ResponseReader, deadline: float) -> bool:
-        """Read what has arrived, and wait for it; return whether the response is complete."""
+    def receive(self, reader: ResponseReader, deadline: float) -> None:
+        """Read what has arrived, and wait for it."""
         data = self._receive(deadline)
         if data:
-            return _fed(reader, data)
-        if reader.end():
-            return True
-        raise LostError("the gateway has closed the connection")
+            _feed(reader, data)
+        elif not reader.end():
+            raise LostError("the gateway has closed the connection")
 
     def _receive(self, deadline: float) -> bytes:
         try:
@@ -209,11 +228,9 @@ class Connection:
     def is_readable(self) -> bool:
         """Whether bytes, or the end of the connection, have arrived."""
         try:
-            if not hasattr(select, "poll"):
+            if self._poll is None:
                 return bool(select.select([self._socket], [], [], 0)[0])
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            return bool(poll.poll(0))
+            return bool(self._poll.poll(0))
         except (OSError, ValueError):
             return True
 
@@ -225,9 +242,9 @@ class Connection:
             self._socket.settimeout(self._timeout_s)
 
 
-def _fed(reader: ResponseReader, data: bytes) -> bool:
+def _feed(reader: ResponseReader, data: bytes) -> None:
     try:
-        return reader.feed(data)
+        reader.feed(data)
     except ProtocolError as error:
         raise LostError(str(error)) from error
 
