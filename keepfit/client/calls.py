@@ -17,14 +17,12 @@ from keepfit.client.bodies import JSON, Encoded, Forms, best_coding
 from keepfit.client.exchange import Ask, ExchangeError, Flow, Request, Send
 from keepfit.client.http1 import NOT_MODIFIED, Response
 from keepfit.client.retries import Reachability
-from keepfit.errors import MalformedError, UnavailableError
+from keepfit.errors import MalformedError
 
 TIMEOUT_S = 60.0
 # The slowest connection for which a call has time: each of so many bytes adds a second to its limit.
 BYTES_PER_S_MIN = 1 << 20
 READY_S_MAX = 5.0
-# What a gateway says of itself.
-STATES = ("ok", "degraded", "unavailable")
 
 
 class Calls:
@@ -66,7 +64,7 @@ class Calls:
         if body is not None:
             request.body, request.fields = values.encode(body), PLAIN
         if fields:
-            request.fields += _lines(fields)
+            request.fields += lines_of(fields)
         response = yield from self.send(request, self.deadline(timeout_s))
         return response.status, self.decode(response)
 
@@ -76,11 +74,7 @@ class Calls:
             response = yield Send(Request("GET", "/readyz"), self.deadline(min(READY_S_MAX, self.timeout_s)))
         except ExchangeError as error:
             raise retries.silent(self.gateway, error) from None
-        state = self.decode(response)
-        if isinstance(state, dict) and str(state.get("type", "")).startswith(problems.PROBLEM):
-            raise problems.error_of(self.address.url, response)
-        if not isinstance(state, dict) or state.get("status") not in STATES:
-            raise UnavailableError(f"{self.address.url} is not a gateway of keepfit.")
+        state = problems.state_of(self.address.url, response)
         self.gateway.is_reached = True
         return state
 
@@ -116,7 +110,7 @@ class Calls:
             response = yield from self.send(request, deadline)
             return self.answer(request, response)
         if time.monotonic() >= kept.fresh_until:
-            fields = request.fields + _lines({"If-None-Match": kept.etag})
+            fields = request.fields + lines_of({"If-None-Match": kept.etag})
             response = yield from self.send(replace(request, fields=fields), deadline)
             if response.status != NOT_MODIFIED:
                 return self.answer(request, response)
@@ -130,10 +124,10 @@ def _request_of(question: Ask) -> Request:
 
 def fields_of(encoded: Encoded, more: Mapping[str, str] | None = None) -> bytes:
     """Return the header fields of a body with those of its call."""
-    lines = PLAIN if encoded.media_type == JSON else _lines({"Content-Type": encoded.media_type})
+    lines = PLAIN if encoded.media_type == JSON else lines_of({"Content-Type": encoded.media_type})
     if encoded.coding is not None:
-        lines += _lines({"Content-Encoding": encoded.coding})
-    return lines + _lines(more)
+        lines += lines_of({"Content-Encoding": encoded.coding})
+    return lines + lines_of(more)
 
 
 def new_key() -> str:
@@ -141,7 +135,8 @@ def new_key() -> str:
     return os.urandom(16).hex()
 
 
-def _lines(fields: Mapping[str, str] | None) -> bytes:
+def lines_of(fields: Mapping[str, str] | None) -> bytes:
+    """Return header fields as they are sent. Raise MalformedError for a character that no field may have."""
     if not fields:
         return b""
     try:

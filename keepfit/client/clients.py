@@ -12,6 +12,7 @@ sent in a header, and is in no error and in no ``repr``.
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from urllib.parse import quote
 
 from keepfit import identity
 from keepfit.client import calls, hash_prefix, http1, model_calls, recipes
@@ -145,7 +146,7 @@ class ClientCalls(Generic[M]):
     @call
     def job(self, job: str) -> Flow[Answer]:
         """Return a pull job: its ``state``, the ``rows`` that are done, an ``error``."""
-        _, document = yield from self._calls.json("GET", f"/v1/jobs/{job}")
+        _, document = yield from self._calls.json("GET", f"/v1/jobs/{quote(job, safe='')}")
         found: Answer = document
         return found
 
@@ -157,7 +158,7 @@ class ClientCalls(Generic[M]):
     @call
     def cancel(self, job: str) -> Flow[Answer]:
         """Cancel a pull job; what it has sent is learned."""
-        _, document = yield from self._calls.json("DELETE", f"/v1/jobs/{job}")
+        _, document = yield from self._calls.json("DELETE", f"/v1/jobs/{quote(job, safe='')}")
         cancelled: Answer = document
         return cancelled
 

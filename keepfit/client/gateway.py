@@ -18,26 +18,18 @@ import aiohttp
 import msgspec
 
 from keepfit import errors
-from keepfit.client import hash_prefix
-from keepfit.errors import Fault, InvalidError, KeepfitError, MalformedError, UnavailableError
+from keepfit.client import hash_prefix, problems
+from keepfit.client.calls import READY_S_MAX
+from keepfit.client.http1 import REFUSED, Response
+from keepfit.client.retries import PAUSE_S, PAUSE_S_MAX, TRANSIENT
+from keepfit.errors import MalformedError, UnavailableError
 
-PROBLEM = "urn:keepfit:problem:"
 # For how long a call is repeated while the gateway is overloaded, restarts or waits for Redis.
 RETRY_S_MAX = 60.0
-PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
-RETRIED = (
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
 # The longest that a gateway waits for rows to be learned before it answers 202.
 WAIT_S = 60
-READY_S_MAX = 5.0
 # A body or an answer of any size may take any time, as long as it moves.
 STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=180)
-# What a gateway says of itself.
-STATES = ("ok", "degraded", "unavailable")
 # Without a commit for this long after the rows were accepted, waiting ends.
 LEARNED_S_MAX = 600.0
 
@@ -56,6 +48,7 @@ class Gateway:
         if not url.startswith(("http://", "https://")):
             raise MalformedError(f"{url!r} is not the URL of a gateway: http://127.0.0.1:8000.")
         self.url = url.rstrip("/")
+        self.api_key = api_key
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Whether a gateway has answered.
         self.is_reached = False
@@ -101,20 +94,18 @@ class Gateway:
                 async with self._session.request(
                     method, self.url + path, data=pieces() if pieces else data, headers=sent, timeout=timeout
                 ) as response:
-                    raw, status = await response.read(), response.status
-                    retry_after = response.headers.get("Retry-After", "")
+                    received = await _read(response)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 if not self.is_reached or time.monotonic() > deadline or isinstance(error, ValueError):
                     raise self._silent(error) from None
             else:
                 self.is_reached = True
                 # The body of a refusal may be that of a proxy.
-                if status not in RETRIED or time.monotonic() > deadline:
-                    answer = self._decode(status, raw)
-                    if status < HTTPStatus.BAD_REQUEST:
-                        return status, answer
-                    raise _error_of(status, answer)
-                pause_s = max(pause_s, float(retry_after) if retry_after.isdigit() else 0.0)
+                if received.status not in TRANSIENT or time.monotonic() > deadline:
+                    if received.status < REFUSED:
+                        return received.status, problems.decode(self.url, received)
+                    raise problems.error_of(self.url, received)
+                pause_s = max(pause_s, problems.retry_after_s(received) or 0.0)
             await asyncio.sleep(min(pause_s, PAUSE_S_MAX))
             pause_s = 2 * pause_s
 
@@ -135,25 +126,16 @@ class Gateway:
         try:
             async with self._session.request(method, self.url + path, headers=headers, timeout=limits) as response:
                 self.is_reached = has_begun = True
-                if response.status in RETRIED:
+                if response.status in TRANSIENT:
                     raise UnavailableError(f"{self.url} answers with {response.status} {response.reason}.")
-                if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise _error_of(response.status, self._decode(response.status, await response.read()))
+                if response.status >= REFUSED:
+                    raise problems.error_of(self.url, await _read(response))
                 yield response
         except (aiohttp.ClientError, TimeoutError) as error:
             if has_begun:
                 reason = errors.describe_error(error).removesuffix(": ")
                 raise UnavailableError(f"The answer of {self.url} breaks off: {reason}.") from None
             raise self._silent(error) from None
-
-    def _decode(self, status: int, raw: bytes) -> Any:
-        try:
-            return msgspec.json.decode(raw) if raw else None
-        except msgspec.DecodeError:
-            raise UnavailableError(
-                f"{self.url} answers with {status} and something that is not JSON: this is not a gateway of keepfit, "
-                "or a proxy answers for it."
-            ) from None
 
     async def ready(self) -> dict[str, Any]:
         """Return the answer of ``/readyz``, asked once.
@@ -168,14 +150,10 @@ class Gateway:
         try:
             timeout = aiohttp.ClientTimeout(total=READY_S_MAX)
             async with self._session.get(f"{self.url}/readyz", timeout=timeout) as response:
-                state = self._decode(response.status, await response.read())
+                received = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._silent(error) from None
-        if isinstance(state, dict) and str(state.get("type", "")).startswith(PROBLEM):
-            raise _error_of(response.status, state)
-        if not isinstance(state, dict) or state.get("status") not in STATES:
-            raise UnavailableError(f"{self.url} is not a gateway of keepfit.")
-        return state
+        return problems.state_of(self.url, received)
 
     def _silent(self, error: Exception) -> UnavailableError:
         if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
@@ -263,12 +241,10 @@ class Gateway:
         return predicted
 
 
-def _error_of(status: int, problem: Any) -> KeepfitError:
-    """Return the error that a problem document (RFC 9457) reports."""
-    if not isinstance(problem, dict):
-        return KeepfitError(f"The gateway answers with {status}.")
-    name, detail = str(problem.get("type", "")).removeprefix(PROBLEM), str(problem.get("detail", status))
-    faults = problem.get("errors")
-    if name == "invalid":
-        return InvalidError(detail, [Fault(one["detail"], one.get("row"), one.get("column")) for one in faults or ()])
-    return errors.from_name("".join(word.capitalize() for word in name.split("-")) + "Error", detail)
+async def _read(response: aiohttp.ClientResponse) -> Response:
+    """Return a response as those of the clients are."""
+    head = b"\r\n".join(b"%b: %b" % field for field in response.raw_headers)
+    found = Response(response.status, head, await response.read())
+    # aiohttp has undone the coding.
+    found.is_coded = False
+    return found

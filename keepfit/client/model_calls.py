@@ -197,10 +197,8 @@ class ModelCalls:
         more |= {"proba": True} if proba else {}
         data = data_of(X, y, target, sample_weight)
         body = b"".join(bodies.JsonBody(data, 0, data.rows, more, None))
-        fields = {"Idempotency-Key": idempotency_key or calls.new_key()}
-        fields |= {} if wait is None else {"Prefer": f"wait={wait:g}"}
         request = Request("POST", f"{self._path}/train_score_predict", body)
-        request.fields = calls.fields_of(Encoded(JSON, body), fields)
+        request.fields = calls.fields_of(Encoded(JSON, body), _named(idempotency_key, wait))
         deadline = self._calls.deadline(timeout_s, len(body)) + (wait or 10)
         response = yield from self._calls.send(request, deadline)
         answer: Answer = self._calls.decode(response)
@@ -237,8 +235,7 @@ class ModelCalls:
 
         If the change is not made within `wait` seconds (5), the answer has its ``sequence`` and no ``recipe``.
         """
-        fields = {"Idempotency-Key": idempotency_key or calls.new_key()}
-        fields |= {} if wait is None else {"Prefer": f"wait={wait:g}"}
+        fields = _named(idempotency_key, wait)
         _, answer = yield from self._calls.json("PATCH", self._path, {"params": dict(params)}, fields)
         changed: Answer = answer
         return changed
@@ -261,8 +258,7 @@ class ModelCalls:
         """
         body = {"url": url, "target": target, "columns": columns, **options}
         body = {name: value for name, value in body.items() if value is not None}
-        fields = {"Idempotency-Key": idempotency_key or calls.new_key()}
-        _, answer = yield from self._calls.json("POST", f"{self._path}/pull", body, fields)
+        _, answer = yield from self._calls.json("POST", f"{self._path}/pull", body, _named(idempotency_key))
         made: Answer = answer
         return made
 
@@ -302,7 +298,7 @@ class ModelCalls:
 
         `metric` is one of the curve's (the mean absolute error or the accuracy), `ax` the axes to draw into.
         """
-        _, answer = yield from self._calls.json("GET", f"{self._path}/curve")
+        answer = yield from ModelCalls.curve.flow(self)
         return curve_plot.draw(answer, repr(self), metric, ax)
 
     @call
@@ -345,6 +341,12 @@ class ModelCalls:
     def delete(self) -> Flow[None]:
         """Delete the model; its snapshots stay."""
         yield from self._calls.json("DELETE", self._path)
+
+
+def _named(key: str | None, wait: float | None = None) -> dict[str, str]:
+    """Return the header fields of a call with a key, a new one unless it is given, that may wait some seconds."""
+    prefer = {} if wait is None else {"Prefer": f"wait={wait:g}"}
+    return {"Idempotency-Key": key or calls.new_key(), **prefer}
 
 
 def _is_small(table: Rows) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from keepfit import errors
+from keepfit.client import http1
 from keepfit.client.http1 import ProtocolError, Response
 from keepfit.errors import Fault, InvalidError, KeepfitError, OverloadedError, UnavailableError
 
@@ -35,6 +36,8 @@ OF_STATUS = {
     504: "DeadlineError",
 }
 DETAIL_SHOWN_MAX = 500
+# What a gateway says of itself.
+STATES = ("ok", "degraded", "unavailable")
 
 
 def decode(url: str, response: Response) -> Any:
@@ -67,10 +70,30 @@ def error_of(url: str, response: Response) -> KeepfitError:
     return found
 
 
+def state_of(url: str, response: Response) -> dict[str, Any]:
+    """Return the answer to ``/readyz``, also one of 503; raise the error that it reports instead of a state."""
+    if http1.REDIRECTED <= response.status < http1.REFUSED:
+        raise redirected(url, response)
+    state = decode(url, response)
+    if isinstance(state, dict) and str(state.get("type", "")).startswith(PROBLEM):
+        raise error_of(url, response)
+    if not isinstance(state, dict) or state.get("status") not in STATES:
+        raise UnavailableError(f"{url} is not a gateway of keepfit.")
+    return state
+
+
+def redirected(url: str, response: Response) -> UnavailableError:
+    """Return the error for an answer that names another place: no request, and no API key, is sent there."""
+    place = response.headers.get("location", "another place")[:DETAIL_SHOWN_MAX]
+    return UnavailableError(
+        f"{url} answers with {response.status} and redirects to {place}, which keepfit does not follow: give the URL "
+        "of the gateway itself."
+    )
+
+
 def retry_after_s(response: Response) -> int | None:
     """Return the seconds of ``Retry-After``; None without it, or if it is a date."""
-    text = response.headers.get("retry-after", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    return http1.number(response.headers.get("retry-after", ""))
 
 
 def _named(response: Response, problem: Mapping[str, Any]) -> KeepfitError:

@@ -10,7 +10,7 @@ import time
 
 from keepfit.client import problems
 from keepfit.client.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
-from keepfit.client.http1 import REFUSED, Response
+from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, REFUSED, Response
 from keepfit.errors import DeadlineError, StaleModelError, UnavailableError, describe_error
 
 PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
@@ -58,8 +58,10 @@ def exchange(
                 raise silent(gateway, error) from None
         else:
             gateway.is_reached = True
-            if response.status < REFUSED:
+            if response.status < REDIRECTED or response.status == NOT_MODIFIED:
                 return response
+            if response.status < REFUSED:
+                raise problems.redirected(gateway.url, response)
             refusal = problems.error_of(gateway.url, response)
             is_passing = response.status in TRANSIENT or isinstance(refusal, StaleModelError)
             may_repeat = response.status in UNPROCESSED or (is_passing and request.is_repeatable)
@@ -76,15 +78,18 @@ def jittered(pause_s: float) -> float:
     return pause_s * (0.5 + os.urandom(1)[0] / 512)
 
 
+def reason_of(error: ExchangeError) -> str:
+    """Return in some words why a request has no answer."""
+    cause = error.__cause__
+    # The numbers of errors of TLS are not those of the system.
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0 and type(cause).__module__ != "ssl":
+        return os.strerror(cause.errno)
+    return str(error) if cause is None else describe_error(cause).removesuffix(": ")
+
+
 def silent(gateway: Reachability, error: ExchangeError) -> DeadlineError | UnavailableError:
     """Return the error of keepfit for a request that has no answer."""
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-        reason = os.strerror(cause.errno)
-    elif cause is not None:
-        reason = describe_error(cause).removesuffix(": ")
-    else:
-        reason = str(error)
+    reason = reason_of(error)
     if isinstance(error, LateError) and gateway.is_reached:
         return DeadlineError(f"{gateway.url} has not answered in time: give the call a longer timeout_s.")
     if isinstance(error, NotConnectedError) or not gateway.is_reached:
