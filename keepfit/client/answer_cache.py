@@ -6,10 +6,12 @@ compares an ETag.
 """
 
 import hashlib
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from keepfit.client import http1
 from keepfit.client.exchange import Request
 from keepfit.client.http1 import Response
 
@@ -37,6 +39,8 @@ class AnswerCache:
         self._bytes_max = bytes_max
         self._size = 0
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        # Threads share a client.
+        self._lock = threading.Lock()
 
     @property
     def is_used(self) -> bool:
@@ -45,29 +49,27 @@ class AnswerCache:
 
     def find(self, key: bytes) -> Kept | None:
         """Return the answer to a question."""
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-        return kept
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+            return kept
 
     def note(self, key: bytes, response: Response) -> None:
         """Keep an answer if its header fields allow it."""
         control = _directives(response)
         etag, size = response.headers.get("etag"), len(response.body)
-        self.forget(key)
-        if etag is None or "no-store" in control or not ANSWER_BYTES_MIN <= size <= self._bytes_max:
-            return
-        self._kept[key] = Kept(etag, response, _fresh_until(control))
-        self._size += size
-        while self._size > self._bytes_max:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= len(oldest.response.body)
-
-    def forget(self, key: bytes) -> None:
-        """Drop an answer."""
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            self._size -= len(kept.response.body)
+        with self._lock:
+            replaced = self._kept.pop(key, None)
+            if replaced is not None:
+                self._size -= len(replaced.response.body)
+            if etag is None or "no-store" in control or not ANSWER_BYTES_MIN <= size <= self._bytes_max:
+                return
+            self._kept[key] = Kept(etag, response, _fresh_until(control))
+            self._size += size
+            while self._size > self._bytes_max:
+                _, oldest = self._kept.popitem(last=False)
+                self._size -= len(oldest.response.body)
 
 
 def key_of(request: Request) -> bytes | None:
@@ -83,5 +85,5 @@ def _directives(response: Response) -> dict[str, str]:
 
 
 def _fresh_until(control: dict[str, str]) -> float:
-    age = control.get("max-age", "")
-    return time.monotonic() + int(age) if age.isdigit() and "no-cache" not in control else 0.0
+    age_s = http1.number(control.get("max-age", ""))
+    return 0.0 if age_s is None or "no-cache" in control else time.monotonic() + age_s

@@ -2,20 +2,21 @@
 
 Owns the questions that wait. Never joins questions to different models, with different options or with rows of
 different forms. Invariant: each question gets the answer or the error that it would get alone: what a joined request
-is refused for, and rows without a prediction, are asked again one by one. A lone question is sent in its own task, at
+is refused for, and rows without a prediction, are asked again alone. A lone question is sent in its own task, at
 the end of the same turn of the event loop; while requests are out, the questions that arrive are sent together.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from copy import copy
 from typing import Any, TypeAlias
 
-from keepfit import errors
 from keepfit.client.exchange import Ask
 from keepfit.errors import (
     DeadlineError,
     ForbiddenError,
+    InvalidError,
     KeepfitError,
     NotFoundError,
     OverloadedError,
@@ -48,7 +49,7 @@ class Batching:
         kind = (question.target, question.options, question.rows[1:2], question.timeout_s)
         group = self._groups.get(kind)
         if group is None:
-            group = self._groups[kind] = Group()
+            group = self._groups[kind] = Group(kind)
         try:
             if not group.sent and not group.is_led:
                 group.is_led = True
@@ -67,8 +68,7 @@ class Batching:
                 self._send_waiting(group)
             return await future
         finally:
-            if group.is_idle and self._groups.get(kind) is group:
-                del self._groups[kind]
+            self._forget_if_idle(group)
 
     async def close(self) -> None:
         """End the requests that are out; their questions are cancelled."""
@@ -78,6 +78,10 @@ class Batching:
             for _, future in group.waiting:
                 future.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _forget_if_idle(self, group: "Group") -> None:
+        if group.is_idle and self._groups.get(group.kind) is group:
+            del self._groups[group.kind]
 
     async def _ask_alone(self, group: "Group", question: Ask) -> Answer:
         group.sent += 1
@@ -98,24 +102,31 @@ class Batching:
     async def _send(self, group: "Group", batch: list[Asked]) -> None:
         try:
             await self._answer(batch)
+        except Exception as error:  # noqa: BLE001 - those who have asked get it
+            for _, future in batch:
+                _fail(future, error)
         finally:
             group.sent -= 1
             for _, future in batch:
                 future.cancel()
             self._send_waiting(group)
+            self._forget_if_idle(group)
 
     async def _answer(self, batch: list[Asked]) -> None:
         try:
             answer: Answer = await self._alone(_join([question for question, _ in batch]))
         except OF_ALL as error:
             for _, future in batch:
-                _fail(future, errors.from_name(type(error).__name__, str(error), str(error)))
+                _fail(future, copy(error))
             return
         except KeepfitError as error:
             if len(batch) == 1:
                 _fail(batch[0][1], error)
                 return
-            await asyncio.gather(*(self._answer([one]) for one in batch))
+            refused, others = _divide(batch, error)
+            if others:
+                await self._answer(others)
+            await asyncio.gather(*(self._answer([one]) for one in refused))
             return
         first, again = 0, []
         for question, future in batch:
@@ -131,9 +142,10 @@ class Batching:
 class Group:
     """Questions that may be joined: those that wait, and the number of requests that are out."""
 
-    __slots__ = ("is_led", "sent", "waiting")
+    __slots__ = ("is_led", "kind", "sent", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: tuple[Any, ...]) -> None:
+        self.kind = kind
         self.waiting: deque[Asked] = deque()
         self.sent = 0
         # Whether a question waits for the end of the turn, so that others join it.
@@ -172,6 +184,19 @@ def _join(questions: list[Ask]) -> Ask:
     return Ask(first.target, first.options, rows, sum(question.count for question in questions), first.timeout_s)
 
 
+def _divide(batch: list[Asked], error: KeepfitError) -> tuple[list[Asked], list[Asked]]:
+    """Return the questions that an error is about, and the others: all of them unless it names rows."""
+    rows = {one.row for one in error.faults} if isinstance(error, InvalidError) else {None}
+    refused: list[Asked] = []
+    others: list[Asked] = []
+    first = 0
+    for question, future in batch:
+        has_fault = any(row in rows for row in range(first, first + question.count))
+        (refused if has_fault else others).append((question, future))
+        first += question.count
+    return (refused, others) if refused and None not in rows else (batch, [])
+
+
 def _part(answer: Answer, first: int, last: int) -> Answer:
     part = answer.copy()
     for name in BY_ROW:
@@ -180,6 +205,6 @@ def _part(answer: Answer, first: int, last: int) -> Answer:
     return part
 
 
-def _fail(future: "asyncio.Future[Answer]", error: KeepfitError) -> None:
+def _fail(future: "asyncio.Future[Answer]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

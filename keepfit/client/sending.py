@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keepfit import errors
 from keepfit.client import bodies, calls
 from keepfit.client.address import target as target_of
 from keepfit.client.bodies import Encoded
@@ -59,7 +58,12 @@ def learn(shared: Calls, data: Data, how: Learning) -> Flow[dict[str, Any]]:
         while (answer := (yield from _next(parts))) is not None:
             last, total = answer, total + answer["accepted"]
     except KeepfitError as error:
-        raise _with_progress(error, total) from None
+        if total:
+            message = f"{str(error).rstrip('.')}. {total} rows of the call before that are accepted."
+            error.args = (message,)
+            if isinstance(error, UnavailableError):
+                error.public_message = message
+        raise
     return {**last, "accepted": total}
 
 
@@ -168,13 +172,3 @@ def _rows_max(data: Data) -> int:
     """Return how many rows a request may have."""
     row_bytes = data.table.row_bytes + 8 * ((data.y is not None) + (data.weights is not None))
     return max(1, int(CALL_BYTES_MAX / max(1.0, row_bytes)))
-
-
-def _with_progress(error: KeepfitError, accepted: int) -> KeepfitError:
-    """Return an error that says how many rows of the call were accepted before it."""
-    if accepted == 0:
-        return error
-    message = f"{str(error).rstrip('.')}. {accepted} rows of the call before that are accepted."
-    if isinstance(error, InvalidError):
-        return InvalidError(message, error.faults)
-    return errors.from_name(type(error).__name__, message, message)

@@ -18,7 +18,7 @@ from keepfit import Client
 from keepfit.client import arrow_tables, bodies, sending
 from keepfit.client.bodies import ARROW, JSON, NPY, Forms
 from keepfit.client.targets import data_of
-from keepfit.errors import InvalidError, MalformedError, NotFoundError
+from keepfit.errors import InboxFullError, InvalidError, MalformedError, NotFoundError
 from tests.conftest import Stack
 from tests.keepfit.client.scripted_server import ok, scripted
 
@@ -253,6 +253,24 @@ def test_a_large_body_is_encoded_while_it_is_sent() -> None:
         assert max(sizes) < 4 << 20 < sum(sizes)
         if body.size is not None:
             assert body.size == sum(sizes)
+
+
+def test_an_error_says_how_many_rows_went_before() -> None:
+    """It stays the error that it was, with the time after which to try again and the id of the request."""
+    too_large = ok('{"type": "urn:keepfit:problem:too-large", "detail": "No."}', status="413 Too Large")
+    accepted = ok('{"accepted": 2, "sequence": 1}', status="202 Accepted")
+    full = ok(
+        '{"type": "urn:keepfit:problem:inbox-full", "detail": "Full."}', "Retry-After: 70", "X-Request-ID: r-7",
+        status="429 Too Many Requests",
+    )  # fmt: skip
+    said = r"Full\. 2 rows of the call before that are accepted\."
+    with (
+        scripted([too_large, accepted, full]) as server,
+        Client(server.url) as client,
+        pytest.raises(InboxFullError, match=said) as error,
+    ):
+        client.model("5f" * 32).partial_fit([[1], [2], [3], [4]], [1, 2, 3, 4])
+    assert (error.value.retry_after_s, error.value.__notes__) == (70, ["X-Request-ID: r-7"])
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from keepfit import AsyncClient, Client
+from keepfit.client.answer_cache import ANSWER_BYTES_MIN, AnswerCache
+from keepfit.client.http1 import Response
 from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError, UnloadableError
 from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
 
@@ -177,3 +181,47 @@ def test_a_long_answer_is_kept_with_its_etag(run: Run) -> None:
         tags = [one.fields.get("if-none-match") for one in server.received]
         # What must not be stored is not kept.
         assert tags == [None, 'W/"1-1-a"', 'W/"1-1-a"', None]
+
+
+def test_threads_share_kept_answers() -> None:
+    """Threads that find and keep answers at the same time neither fail nor miscount their space."""
+    body = b"x" * ANSWER_BYTES_MIN
+    cache = AnswerCache(3 * len(body))
+    failures: list[BaseException] = []
+
+    def use(first: int) -> None:
+        try:
+            for number in range(first, first + 3000):
+                cache.note(b"%d" % (number % 5), Response(200, b'ETag: "1"', body))
+                cache.find(b"%d" % (number % 7))
+        except BaseException as error:  # noqa: BLE001 - shown below
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=use, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+    assert cache._size == len(body) * len(cache._kept) == 3 * len(body)
+
+
+@pytest.mark.parametrize("call", [predict, learn, ready])
+def test_a_redirect_is_not_followed(run: Run, call: Callable[[Any], Any]) -> None:
+    """Neither rows nor an API key are sent to where a proxy points; the error says what is wrong."""
+    away = ok("", "Location: https://other/v1", status="308 Permanent Redirect")
+    with scripted([away]) as server, pytest.raises(UnavailableError, match="redirects to https://other/v1"):
+        run(server.url, call)
+    assert len(server.received) == 1
+
+
+def test_the_name_of_a_job_is_part_of_a_path() -> None:
+    """Whatever a program gives as the name of a job, it asks for that job."""
+    with scripted([]) as server, Client(server.url) as client:
+        client.job("a/b?c d\r\nX: 1")
+    assert server.received[0].line == "GET /v1/jobs/a%2Fb%3Fc%20d%0D%0AX%3A%201 HTTP/1.1"
