@@ -33,7 +33,7 @@ Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parents[1]
 # What commands import while they run.
 MODULES = (
-    "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.yaml_values", "keepfit.client.event_listener",
+    "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.yaml_values", "keepfit.client.event_stream",
     "keepfit.client.gateway", "keepfit.client.row_files", "keepfit.client.row_writer", "keepfit.client.score_file",
     "keepfit.client.streaming", "keepfit.history.rollups", "keepfit.jobs.run_queue", "keepfit.observability.logs",
     "keepfit.restore.bulk", "keepfit.rowlog.row_log", "keepfit.settings_check", "keepfit.store.dead_letters",

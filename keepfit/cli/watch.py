@@ -1,6 +1,6 @@
 """The command `keepfit watch`: print events of models and workers as they happen.
 
-Owns how an event is printed; :mod:`keepfit.client.event_listener` reads the stream, and continues it after an
+Owns how an event is printed; :mod:`keepfit.client.event_stream` reads the stream, and continues it after an
 interruption. Invariant: an event is printed at once, also into a pipe, and none twice.
 """
 
@@ -50,18 +50,24 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one event per line.")] = False,
 ) -> None:
     """Print events as they happen, until Ctrl-C: commits, drift, dead letters, snapshots, and those of workers."""
-    from keepfit.client.event_listener import listen  # noqa: PLC0415 - other commands must not wait for it
+    # Other commands must not wait for them.
+    from keepfit.client.address import Address  # noqa: PLC0415
+    from keepfit.client.async_connections import AsyncConnections  # noqa: PLC0415
+    from keepfit.client.async_performer import AsyncPerformer  # noqa: PLC0415
+    from keepfit.client.calls import Calls  # noqa: PLC0415
+    from keepfit.client.event_stream import EventStream  # noqa: PLC0415
 
     filters = filters_of(type_, where)
 
     async def work(gateway: "Gateway") -> None:
         hashes = [await gateway.find_hash(digits) for digits in model_hash or ()]
         kinds = [name for words in kind or () for name in words.split(",")]
-        listening = listen(
-            gateway, kinds=kinds, hashes=hashes, where=filters.items(), after=after, interrupted=_note_interruption
-        )
+        address = Address(gateway.url, gateway.api_key)
+        shared = Calls(address)
+        performer = AsyncPerformer(AsyncConnections(address), shared)
+        stream = EventStream(shared, kinds, hashes, after, filters, _note_interruption)
         printed = 0
-        async with aclosing(listening) as events:
+        async with aclosing(performer.listen(stream)) as events:
             async for event in events:
                 if as_json:
                     print_json([event])

@@ -5,13 +5,14 @@ Invariant: no step blocks the event loop.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 from keepfit.client.async_connections import AsyncConnections
 from keepfit.client.batching import Batching
 from keepfit.client.calls import Calls
-from keepfit.client.event_stream import PAUSE_S, SILENCE_S_MAX, Event, EventStream
+from keepfit.client.event_stream import SILENCE_S_MAX, Event, EventStream
 from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
 from keepfit.client.http1 import Response
 
@@ -50,17 +51,18 @@ class AsyncPerformer:
     async def _ask_alone(self, question: Ask) -> Any:
         return await self.run(self._shared.ask_alone(question))
 
-    async def listen(self, stream: EventStream) -> AsyncIterator[Event]:
+    async def listen(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         """Yield events as they happen."""
         while True:
+            interruption: ExchangeError | None = None
             try:
-                async for part in self.connections.stream(stream.request(), SILENCE_S_MAX):
-                    if isinstance(part, Response):
-                        stream.opened(part)
-                    else:
-                        for event in stream.feed(part):
-                            yield event
+                async with aclosing(self.connections.stream(stream.request(), SILENCE_S_MAX)) as parts:
+                    async for part in parts:
+                        if isinstance(part, Response):
+                            stream.opened(part)
+                        else:
+                            for event in stream.feed(part):
+                                yield event
             except ExchangeError as error:
-                await asyncio.sleep(stream.interrupted(error))
-            else:
-                await asyncio.sleep(PAUSE_S)
+                interruption = error
+            await asyncio.sleep(stream.pause_s(interruption))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 from keepfit.client.calls import Calls
-from keepfit.client.event_stream import PAUSE_S, SILENCE_S_MAX, Event, EventStream
+from keepfit.client.event_stream import SILENCE_S_MAX, Event, EventStream
 from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
 from keepfit.client.http1 import SUCCESSFUL, Response
 from keepfit.client.sync_connections import SyncConnections
@@ -64,6 +64,7 @@ class SyncPerformer:
     def listen(self, stream: EventStream) -> Iterator[Event]:
         """Yield events as they happen."""
         while True:
+            interruption: ExchangeError | None = None
             try:
                 for part in self.connections.stream(stream.request(), SILENCE_S_MAX):
                     if isinstance(part, Response):
@@ -71,6 +72,5 @@ class SyncPerformer:
                     else:
                         yield from stream.feed(part)
             except ExchangeError as error:
-                time.sleep(stream.interrupted(error))
-            else:
-                time.sleep(PAUSE_S)
+                interruption = error
+            time.sleep(stream.pause_s(interruption))

@@ -1,29 +1,18 @@
-"""The command `keepfit watch`, and the stream of events that it reads."""
+"""The command `keepfit watch`."""
 
-import asyncio
 import json
 import os
 import signal
-from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from rich.cells import cell_len
 
 from keepfit import identity
-from keepfit.client import event_listener
-from keepfit.client.event_listener import MessageReader, listen
-from keepfit.client.gateway import Gateway
-from keepfit.errors import MalformedError, UnavailableError
 from tests import fork_server
 from tests.conftest import Stack
 from tests.keepfit.cli.command import error_line, keepfit
 from tests.keepfit.cli.terminal import on_terminal
-
-EVENTS = [b'id: 1-0\r\ndata: {"kind":"commit"}\r\n\r\n', b'id: 2-0\r\ndata: {"kind":"drift"}\r\n\r\n']
 
 
 def model(stack: Stack, cwd: Path, **more: str) -> tuple[str, tuple[str, ...]]:
@@ -96,54 +85,3 @@ def test_the_end_is_quiet(stack: Stack, tmp_path: Path, end: str) -> None:
             process.send_signal(signal.SIGINT)
             assert lines.read() == ""
         assert (process.wait(30), notes.read()) == (130 if end == "Ctrl-C" else 0, "")
-
-
-async def test_the_stream_continues_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that ends, or a gateway that cannot answer, is asked again after the last event; an error is raised."""
-    monkeypatch.setattr(event_listener, "PAUSE_S", 0.0)
-    asked: list[str | None] = []
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        asked.append(request.headers.get("Last-Event-ID"))
-        if len(asked) in (2, 3):
-            return web.Response(status=503)
-        if len(asked) == 5:
-            problem = {"type": "urn:keepfit:problem:malformed", "detail": "wrong", "status": 400}
-            return web.json_response(problem, status=400)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        # In two pieces, in the middle of a line.
-        piece = EVENTS[0 if len(asked) == 1 else 1]
-        await response.write(b"retry: 1000\r\nid: 0-1\r\n\r\n" + piece[:20])
-        await asyncio.sleep(0)
-        await response.write(piece[20:] + b": ping\r\n\r\n")
-        return response
-
-    app = web.Application()
-    app.router.add_get("/v1/events", answer)
-    found: list[dict[str, Any]] = []
-    notes: list[str] = []
-
-    async def collect(gateway: Gateway) -> None:
-        async with aclosing(listen(gateway, interrupted=notes.append)) as events:
-            async for event in events:
-                found[:] = [*found, event]
-
-    async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
-        with pytest.raises(MalformedError, match="wrong"):
-            await collect(gateway)
-    assert found == [{"id": "1-0", "kind": "commit"}, {"id": "2-0", "kind": "drift"}]
-    assert asked == [None, "1-0", "1-0", "1-0", "2-0"]
-    assert notes == ["the gateway ended the stream", "", "the gateway ended the stream"]
-    async with Gateway("http://127.0.0.1:1") as nothing:
-        with pytest.raises(UnavailableError, match="No gateway answers"):
-            await collect(nothing)
-
-
-def test_messages_are_whole_however_they_arrive() -> None:
-    """Bytes one at a time give the messages of all at once."""
-    data = b"retry: 1\r\nid: 0-1\r\n\r\n: ping\r\n\r\n" + b"".join(EVENTS)
-    reader = MessageReader()
-    single = [message for byte in data for message in reader.feed(bytes([byte]))]
-    assert single == list(MessageReader().feed(data))
-    assert [message.id for message in single] == ["0-1", "1-0", "2-0"]
