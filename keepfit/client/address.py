@@ -19,7 +19,7 @@ PORTS = {"http": 80, "https": 443}
 # The fields of a request with a JSON body, and no others.
 PLAIN = b"Content-Type: application/json\r\n"
 NO_URL = "{!r} is not the URL of a gateway: http://127.0.0.1:8000."
-# A space or a line end in a target would end it, and begin what nobody asked for.
+# A space or a line end in a target would end it, and begin another header field.
 TARGET = re.compile(r"/[!-~]*")
 # Heads of plain requests that are kept.
 STARTS_MAX = 256

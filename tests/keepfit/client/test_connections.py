@@ -111,7 +111,7 @@ def test_a_connection_that_was_lost_is_not_used_again() -> None:
     connection.close()
 
 
-def test_what_nobody_asked_for_is_no_answer() -> None:
+def test_bytes_without_a_request_are_no_answer() -> None:
     """Bytes that arrive on an idle connection are not taken for the answer to the next request."""
     goes_on = threading.Event()
 
