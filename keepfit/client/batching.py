@@ -102,7 +102,7 @@ class Batching:
     async def _send(self, group: "Group", batch: list[Asked]) -> None:
         try:
             await self._answer(batch)
-        except Exception as error:  # noqa: BLE001 - those who have asked get it
+        except Exception as error:  # noqa: BLE001 - each call gets it
             for _, future in batch:
                 _fail(future, error)
         finally:
