@@ -123,7 +123,7 @@ async def _listening(
     handler = fast_path.install_fast_path(opened, memory, server.request_handler)
     server.request_factory = request_factory(server.request_factory)
     opened.request_metrics.set_routes(methods_of_paths())
-    immediate = ImmediateAnswers(opened, api_key_guard).answer
+    immediate = ImmediateAnswers(opened, api_key_guard)
     server.request_handler = count_requests(opened.request_metrics, api_key_guard.guard(handler))
 
     def connection() -> ProblemHandler:

@@ -20,6 +20,7 @@ from keepfit.security.api_keys import PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import X_REQUEST_ID, ApiKeyGuard
 from keepfit_gateway.handlers.prediction import VALUE_BYTES, answer_here, answer_row, question_of
+from keepfit_gateway.known_heads import BEGIN, BY_HASH, BY_METADATA, END, KnownHeads, is_predict
 from keepfit_gateway.prediction import http_caching
 from keepfit_gateway.prediction.http_caching import Reply
 from keepfit_gateway.service import Service
@@ -27,11 +28,6 @@ from keepfit_gateway.web import fast_json
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN
 from keepfit_gateway.web.small_body import is_plain, peek
-
-BY_HASH, BY_METADATA = "/v1/models/{hash}/predict", "/v1/predict"
-# The path of BY_HASH before and after the hash, which has 64 digits.
-BEFORE, AFTER = BY_HASH.split("{hash}")
-BEGIN, END = len(BEFORE), len(BEFORE) + 64
 
 # A longer answer may be compressed, which the regular path does.
 ANSWER_BYTES_MAX = COMPRESSED_BYTES_MIN - 1
@@ -46,40 +42,47 @@ class ImmediateAnswers:
     def __init__(self, service: Service, guard: ApiKeyGuard) -> None:
         self._service = service
         self._guard = guard
+        self._heads = KnownHeads()
 
-    def answer(self, message: RawRequestMessage, content: StreamReader) -> bytes | None:
+    def answer_known(self, data: bytes) -> bytes | None:
+        """Return the response to a request whose head was parsed before; None: parse it.
+
+        `data` is what has arrived, from the beginning of a request on.
+        """
+        found = self._heads.find(data)
+        return None if found is None else self._answer(*found)
+
+    def answer(self, message: RawRequestMessage, content: StreamReader, data: bytes | None) -> bytes | None:
         """Return the response to a request that has arrived, as it is sent; None: the regular path must answer.
 
-        Nothing of `content` is consumed.
+        Nothing of `content` is consumed. `data` are the bytes that the request was parsed from, if they begin with it.
         """
-        started_s = time.perf_counter()
-        path = message.path
-        if path[END:] == AFTER and path[:BEGIN] == BEFORE:
-            route, model_hash = BY_HASH, path[BEGIN:END]
-        elif path == BY_METADATA:
-            route, model_hash = BY_METADATA, None
-        else:
-            return None
-        body = peek(content) if self._is_admitted(message) else None
+        path, headers = message.path, message.headers
+        body = peek(content) if is_predict(path) and _is_plain(message) else None
         if body is None:
             return None
+        response = self._answer(path, headers, body)
+        # A request id is another one each time: no such head comes again.
+        if response is not None and data is not None and X_REQUEST_ID not in headers:
+            self._heads.note(data, headers, body)
+        return response
+
+    def _answer(self, path: str, headers: Headers, body: bytes) -> bytes | None:
+        """Return the response to a plain request if its sender may predict with every model, and there is one here."""
+        started_s = time.perf_counter()
+        caller = self._guard.find_caller(headers)
+        if caller is None or PREDICT not in caller.scopes:
+            return None
+        route, model_hash = (BY_METADATA, None) if path == BY_METADATA else (BY_HASH, path[BEGIN:END])
         try:
             reply = self._reply(path, model_hash, body)
         except Exception:  # noqa: BLE001 - the regular path has the same error, and answers with it
             return None
         if reply is None:
             return None
-        response = self._response(message.headers, reply)
+        response = self._response(headers, reply)
         self._service.request_metrics.record_immediate(route, time.perf_counter() - started_s)
         return response
-
-    def _is_admitted(self, message: RawRequestMessage) -> bool:
-        """Return whether the head has nothing special, and its sender may predict with every model."""
-        headers = message.headers
-        if message.should_close or message.version != HttpVersion11 or hdrs.CACHE_CONTROL in headers:
-            return False
-        caller = self._guard.find_caller(headers) if is_plain(message.method, headers) else None
-        return caller is not None and PREDICT in caller.scopes
 
     def _reply(self, path: str, model_hash: str | None, body: bytes) -> Reply | None:
         """Return the answer that is kept for the same bytes, or computed now; None if there is no short one."""
@@ -114,3 +117,14 @@ class ImmediateAnswers:
             f"Content-Length: {len(reply.body)}\r\nDate: {rfc822_formatted_time()}\r\n{SERVER}"
         )
         return head.encode("latin-1") + reply.body
+
+
+def _is_plain(message: RawRequestMessage) -> bool:
+    """Return whether the head has nothing special."""
+    headers = message.headers
+    return (
+        not message.should_close
+        and message.version == HttpVersion11
+        and hdrs.CACHE_CONTROL not in headers
+        and is_plain(message.method, headers)
+    )

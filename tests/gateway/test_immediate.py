@@ -4,17 +4,19 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from keepfit.security.api_keys import LEARN, PREDICT, new_key
 from keepfit_gateway import immediate
+from keepfit_gateway.auth import guard
 from keepfit_gateway.handlers.prediction import VALUE_BYTES
 from keepfit_gateway.immediate import ImmediateAnswers
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN
 from tests.conftest import Stack
-from tests.gateway.api_client import DEADLINE_S, REGRESSOR, Api, Reply, connected, exchange, serving
+from tests.gateway.api_client import DEADLINE_S, REGRESSOR, Api, Reply, connected, eventually, exchange, serving
 from tests.gateway.auth.test_guard import bearer, stored, with_keys
 from tests.gateway.prediction.test_http_caching import beside
 from tests.gateway.prediction.test_scoring import LABELLED, fresh_row, sources, until_scored
@@ -29,11 +31,15 @@ PING = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Scoring(NamedTuple):
-    """A gateway in this process that has the scorer of a model, and the paths of its immediate answers so far."""
+    """A gateway in this process that has the scorer of a model, and the paths of its immediate answers so far.
+
+    `unparsed` has the paths of those whose head was known.
+    """
 
     api: Api
     path: str
     taken: list[str]
+    unparsed: list[str]
 
     def request(self, document: Any, *lines: str) -> bytes:
         """Return a request to predict."""
@@ -46,8 +52,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     answer = ImmediateAnswers.answer
 
-    def noted(self: ImmediateAnswers, message: Any, content: Any) -> bytes | None:
-        response = answer(self, message, content)
+    def noted(self: ImmediateAnswers, message: Any, content: Any, data: bytes | None) -> bytes | None:
+        response = answer(self, message, content, data)
         if response is not None:
             found.append(message.path)
         return response
@@ -57,7 +63,25 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-async def scoring(stack: Stack, metadata: dict[str, Any], taken: list[str]) -> AsyncIterator[Scoring]:
+def unparsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the paths of the immediate answers of gateways in this process to requests with known heads."""
+    found: list[str] = []
+    answer = ImmediateAnswers.answer_known
+
+    def noted(self: ImmediateAnswers, data: bytes) -> bytes | None:
+        response = answer(self, data)
+        if response is not None:
+            found.append(data.split(b" ")[1].decode())
+        return response
+
+    monkeypatch.setattr(ImmediateAnswers, "answer_known", noted)
+    return found
+
+
+@pytest.fixture
+async def scoring(
+    stack: Stack, metadata: dict[str, Any], taken: list[str], unparsed: list[str]
+) -> AsyncIterator[Scoring]:
     """Return a gateway with the scorer of a model."""
     async with beside(stack) as (api, _):
         path = await api.make(metadata, REGRESSOR)
@@ -65,7 +89,8 @@ async def scoring(stack: Stack, metadata: dict[str, Any], taken: list[str]) -> A
         await until_scored(api, path, [1.0, 2.0])
         await exchange(api.url, PING)
         taken.clear()
-        yield Scoring(api, path, taken)
+        unparsed.clear()
+        yield Scoring(api, path, taken, unparsed)
 
 
 async def sent(url: str, *pieces: bytes) -> Reply:
@@ -76,9 +101,14 @@ async def sent(url: str, *pieces: bytes) -> Reply:
             await writer.drain()
             # The gateway has read this piece before the next one is sent: it answers another connection meanwhile.
             await exchange(url, PING)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-        return Reply.parse(head + await reader.readexactly(int(length.split(b":")[1])))
+        return await read_reply(reader)
+
+
+async def read_reply(reader: asyncio.StreamReader) -> Reply:
+    """Return the next answer of a connection."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    return Reply.parse(head + await reader.readexactly(int(length.split(b":")[1])))
 
 
 def lines(reply: Reply) -> list[tuple[str, str]]:
@@ -314,3 +344,110 @@ async def test_a_request_id_is_repeated_if_it_is_valid(scoring: Scoring, name: s
     reply = await sent(scoring.api.url, scoring.request({"X": [[1.0, 2.0]]}, f"X-Request-ID: {name}"))
     assert len(scoring.taken) == 1
     assert (reply.headers["X-Request-ID"] == name) == (" " not in name)
+
+
+async def on_one_connection(url: str, *requests: bytes) -> list[Reply]:
+    """Send requests one after the other, each in a packet of its own, and return their answers."""
+    found = []
+    async with connected(url) as (reader, writer), asyncio.timeout(DEADLINE_S):
+        for request in requests:
+            writer.write(request)
+            found.append(await read_reply(reader))
+    return found
+
+
+def without_hash(path: str) -> str:
+    """Return a path of another model, which does not exist."""
+    begin, _, operation = path.rpartition("/")
+    return f"{begin[:-64]}{'0' * 64}/{operation}"
+
+
+async def test_a_known_head_is_not_parsed_again(scoring: Scoring) -> None:
+    """From the third request of a connection on, heads are recognised; the answers are those of other connections."""
+    rows = [fresh_row([1.0, 2.0]) for _ in range(5)]
+    requests = [scoring.request({"X": [row]}) for row in rows]
+    found = await on_one_connection(scoring.api.url, *requests, requests[0])
+    assert len(scoring.unparsed) >= 1
+    assert len(scoring.taken) + len(scoring.unparsed) == 6
+    assert set(scoring.taken + scoring.unparsed) == {f"{scoring.path}/predict"}
+    for row, reply in zip([*rows, rows[0]], found, strict=True):
+        again = await sent(scoring.api.url, scoring.request({"X": [row]}))
+        assert reply.of(200) == again.of(200)
+        assert [each for each in lines(reply) if each[0] != "Age"] == [
+            each for each in lines(again) if each[0] != "Age"
+        ]
+
+
+async def test_a_head_is_known_for_every_model(scoring: Scoring, metadata: dict[str, Any]) -> None:
+    """Only the hash differs: another model answers for itself, and an unknown one is 404."""
+    other = await scoring.api.make({**metadata, "type": "other"}, REGRESSOR)
+    await scoring.api.learn(other, X=[[1.0, 2.0]], y=[9.0])
+    await until_scored(scoring.api, other, [1.0, 2.0])
+    scoring.unparsed.clear()
+    body = json.dumps({"X": [[1.0, 2.0]]}).encode()
+    paths = [f"{path}/predict" for path in (scoring.path, scoring.path, scoring.path, other)]
+    first, *_, last = await on_one_connection(scoring.api.url, *(post(path, body) for path in paths))
+    assert scoring.unparsed[-1] == f"{other}/predict"
+    assert last.of(200) == (await scoring.api.post(f"{other}/predict", {"X": [[1.0, 2.0]]})).of(200)
+    assert last.of(200)["hash"] != first.of(200)["hash"]
+    unknown = without_hash(paths[0])
+    replies = await on_one_connection(scoring.api.url, *(post(path, body) for path in (*paths[:3], unknown, paths[0])))
+    assert [reply.status for reply in replies] == [200, 200, 200, 404, 200]
+
+
+async def test_a_known_head_with_another_body_is_parsed(scoring: Scoring) -> None:
+    """Bodies of another length, in pieces, pipelined, invalid or learned meanwhile are answered as ever."""
+    known = scoring.request({"X": [[1.5, 2.5]]})
+    head, _, body = known.partition(b"\r\n\r\n")
+    (expected,) = await on_one_connection(scoring.api.url, known)
+    async with connected(scoring.api.url) as (reader, writer), asyncio.timeout(DEADLINE_S):
+        for _ in range(3):
+            writer.write(known)
+            assert (await read_reply(reader)).of(200) == expected.of(200)
+        assert scoring.unparsed
+        # The head, and then the body; the body in two pieces; two requests at once; one and a half.
+        for pieces in (
+            (head + b"\r\n\r\n", body),
+            (known[:-5], known[-5:]),
+            (known + known,),
+            (known + known[:-9], known[-9:]),
+        ):
+            count = sum(map(len, pieces)) // len(known)
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await exchange(scoring.api.url, PING)
+            for _ in range(count):
+                assert (await read_reply(reader)).of(200) == expected.of(200)
+        # As long as announced, and invalid.
+        writer.write(head + b"\r\n\r\n" + b"]" * len(body))
+        (await read_reply(reader)).problem(400)
+        writer.write(known)
+        assert (await read_reply(reader)).of(200) == expected.of(200)
+        await scoring.api.learn(scoring.path, X=[[1.5, 2.5]], y=[50.0])
+        writer.write(known)
+        assert (await read_reply(reader)).of(200)["version"] == expected.of(200)["version"] + 1
+
+
+async def test_a_known_head_does_not_outlive_its_key(
+    scoring: Scoring, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of a known head is looked up with each request: once it is removed, requests get 401."""
+    monkeypatch.setattr(guard, "RELOAD_S", 0.01)
+    removed, kept, file = new_key("removed", [PREDICT]), new_key("kept", [PREDICT]), tmp_path / "keys"
+    file.write_text(f"{removed[1]}\n{kept[1]}\n")
+    async with serving(with_keys(stack.settings(), api_keys_file=str(file))) as api:
+        for _ in range(3):
+            (await api.post(f"{scoring.path}/predict", {"X": [fresh_row([1.0, 2.0])]}, bearer(kept))).of(200)
+        line = f"Authorization: {bearer(removed)['Authorization']}"
+        request = scoring.request({"X": [[1.0, 2.0]]}, line)
+        scoring.unparsed.clear()
+        assert [each.status for each in await on_one_connection(api.url, *[request] * 3)] == [200] * 3
+        assert scoring.unparsed
+        file.write_text(kept[1])
+
+        async def is_refused() -> bool:
+            first, last = await on_one_connection(api.url, request, request)
+            return (first.status, last.status) == (401, 401)
+
+        await eventually(is_refused, "the removed key to be refused")

@@ -10,9 +10,9 @@ import http
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
@@ -32,11 +32,18 @@ from keepfit_gateway.web.small_response import SmallResponse
 
 log = structlog.get_logger(__name__)
 
-# Takes the head and the body of a request that has arrived; returns the whole response, or None.
-Immediate = Callable[[Any, Any], bytes | None]
-
 # A connection reads no further while requests with bodies of this size wait for the answers before them.
 QUEUED_BYTES_MAX = 1 << 18
+
+
+class Immediate(Protocol):
+    """What answers some requests as soon as they have arrived; both calls return the whole response, or None."""
+
+    def answer_known(self, data: bytes) -> bytes | None:
+        """Answer the request that `data` is, from its beginning on, without parsing its head."""
+
+    def answer(self, message: Any, content: Any, data: bytes | None) -> bytes | None:
+        """Answer a request with its head and its body; `data` is what it was parsed from, if that begins with it."""
 
 
 def limit_unread_answers(listeners: Iterable[socket.socket], seconds: float) -> None:
@@ -100,6 +107,10 @@ class ProblemHandler(web.RequestHandler):
             return
         # Until the last body is complete, all data belong to it.
         begins = bool(data) and not self._request_in_progress and self._last_content.is_eof()
+        # The timer runs while a part of a head has arrived, and before the first one.
+        is_between = begins and self._head_timer is None
+        if is_between and self._is_idle() and self._write(self._immediate.answer_known(data)):
+            return
         requests = self._request_count
         # The task of an idle connection sleeps on until it is certain that it has something to do.
         waiter, self._waiter = self._waiter, None
@@ -108,7 +119,7 @@ class ProblemHandler(web.RequestHandler):
         finally:
             self._waiter = waiter
         if waiter is not None and self._messages and not waiter.done():
-            if self._answers_immediately():
+            if self._answers_immediately(data if is_between else None):
                 return
             waiter.set_result(None)
         while self._upgraded and self._parser is not None:
@@ -126,7 +137,18 @@ class ProblemHandler(web.RequestHandler):
         elif begins and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._on_head_timeout)
 
-    def _answers_immediately(self) -> bool:
+    def _is_idle(self) -> bool:
+        """Return whether everything that has arrived before is answered, and read, and the connection goes on."""
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and not waiter.done()
+            and not self._messages
+            and not (self._upgraded or self._ends or self._close or self._force_close or self.has_unsent)
+            and self._parser is not None
+        )
+
+    def _answers_immediately(self, data: bytes | None) -> bool:
         """Send the answer to the only request that has arrived, if there is an immediate one; return whether it did.
 
         Nothing is unsent then, and a small answer fills no buffer: no request is handled before earlier answers are
@@ -140,17 +162,20 @@ class ProblemHandler(web.RequestHandler):
             or self._upgraded
             or self._ends
             or self.has_unsent
-            or self.transport is None
             or self._parser is None
+            or not self._write(self._immediate.answer(message, content, data))
         ):
-            return False
-        answer = self._immediate(message, content)
-        if answer is None:
             return False
         self._messages.popleft()
         self._parser.message_consumed()
         if self._head_timer is not None:
             self._cancel_head_timer()
+        return True
+
+    def _write(self, answer: bytes | None) -> bool:
+        """Send an immediate answer; return whether there is one, and a connection."""
+        if answer is None or self.transport is None:
+            return False
         self._connections.mark_answered(self)
         self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
         self.transport.write(answer)
