@@ -2,8 +2,9 @@
 
 Owns the msgpack of this element, which gateways append to the array of the rows (:mod:`keepfit.rows.rows`,
 :mod:`keepfit.rows.train_score_predict`), or of the rows with served predictions (:mod:`keepfit.rows.served`). Never
-reads the rows. Invariant: what reads the rows does not see the element, and a payload without one, as release 0.1
-wrote it, has no time. Inbox, dead letters and row log carry payloads unchanged, so a replay knows the same times.
+reads the rows. Invariant: what reads the rows does not see the element, and a payload without one, or with the id
+alone, as release 0.1 wrote them, has no time. Inbox, dead letters and row log carry payloads unchanged, so a replay
+knows the same times.
 """
 
 import struct
@@ -19,8 +20,11 @@ from keepfit.rows.rows import Rows
 FIRST_BYTES = (0x96, 0x98, 0x99)
 # A time is the end of the element: a float64, behind its first byte.
 FLOAT, FLOAT_BYTES = 0xCB, 9
+# An array of the id and the time.
+PAIR = 0x92
 
 _encode = msgspec.msgpack.Encoder().encode
+_elements = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _unpack = struct.Struct(">d").unpack
 
 
@@ -74,7 +78,9 @@ def accepted_s(payload: bytes) -> float:
     """
     if len(payload) <= FLOAT_BYTES or payload[0] not in FIRST_BYTES or payload[-FLOAT_BYTES] != FLOAT:
         return 0.0
-    found: float = _unpack(payload[1 - FLOAT_BYTES :])[0]
+    # The same byte may belong to the numbers before a short id.
+    last = memoryview(_elements(payload)[-1])
+    found: float = _unpack(last[1 - FLOAT_BYTES :])[0] if last[0] in (FLOAT, PAIR) else 0.0
     return found
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,16 @@ from keepfit.history.lineage import Link, Span, learned_spans
 from keepfit.model import fit_loop, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted
+from keepfit.observability import request_id
 from keepfit.recipe import recipe
 from keepfit.restore.bulk import ModelFilter, restore_many
+from keepfit.restore.repair import repair
 from keepfit.restore.replay_child import Payload
 from keepfit.restore.replay_source import select
 from keepfit.restore.requests import RestoreRequest, RestoreResult
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog.row_log import Call, RowLog
-from keepfit.rows import shaping
+from keepfit.rows import acceptance, shaping
 from keepfit.rows.train_score_predict import ToPredict, TrainScorePredict
 from keepfit.settings import Settings
 from keepfit.snapshots import save as saving
@@ -216,6 +219,38 @@ async def test_a_restored_model_equals_one_that_was_never_lost(
     assert newest is not None
     assert (newest["generation"], newest["sequence"]) == (2, after.learned)
     assert await send(shop, model_hash, some_rows(name, 9)) == [before.learned + 1]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_requests_of_release_0_1_have_no_time(
+    shop: Workshop, restorer: Restorer, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """Bare rows, and rows that end in an id, give the same bundle and digest whether they are learned or replayed."""
+    model_hash = await shop.make({"estimator": "SGDRegressor", "scaler": "StandardScaler"})
+    # Its bytes before the id look like those of a time.
+    (number,) = struct.unpack("<d", bytes.fromhex("00000000cb41e03f"))
+    sent = [(0.0, "", 1.0), (0.0, "abc", number), (5.0, "abc", number), (6.0, "", 2.0)]
+    for seconds, name, y in sent:
+        monkeypatch.setattr(acceptance, "now_s", lambda seconds=seconds: seconds)
+        token = request_id.sent.set(name)
+        await send(shop, model_hash, ([[1.0]], [y]))
+        request_id.sent.reset(token)
+        learn_pending(shop, model_hash)
+    wanted = (await shop.model(model_hash)).recipe
+    expected = bundle_of(shop, model_hash, wanted)
+    assert [point["time"] for point in expected.curve.points()] == [None, 5.0, 6.0]
+    rows = [shaping.shape(wanted, [[1.0]], [y], learning=True).encode() for _, _, y in sent[:2]]
+    stored: Any = shop.redis.xrange(redis_keys.inbox(model_hash))
+    assert [fields[b"rows"] for _, fields in stored[:2]] == [rows[0], b"\x96" + rows[1][1:] + b"\xa3abc"]
+    chain = shop.redis.hget(redis_keys.state(model_hash), "chain")
+    if is_lost:
+        await lose_and_restore(shop, restorer, model_hash)
+    else:
+        shop.redis.delete(redis_keys.bundle(model_hash))
+        assert await repair(restorer, model_hash) is not None
+    found = bundle_of(shop, model_hash, wanted)
+    assert (differences(found, expected), found.curve) == ([], expected.curve)
+    assert shop.redis.hget(redis_keys.state(model_hash), "chain") == chain
 
 
 @pytest.mark.parametrize("name", ["exact", "bayes", "clusters"])
