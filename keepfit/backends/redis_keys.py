@@ -19,7 +19,7 @@ kf:{h}:idem:old:<c>  hash    a day       the same, by RENAME of the newer ones  
 kf:{h}:answers:new   hash    a day       commit (calls of train_score_predict)   gateway
 kf:{h}:answers:old   hash    a day       the same, by RENAME of the newer ones   gateway
 kf:{h}:big:<random>  string  none        gateway, before accept (then a TTL)     workers, unstage
-kf:{h}:dead          stream  none        commit (dead letters), retry            peek, retry, discard
+kf:{h}:dead          stream  none        commit, retry, discard                  peek, retry, discard, commit
 kf:{h}:idle          string  a day       unload                                  restores, install
 kf:{h}:rows          hash    none        keep_rows (open rows)                   label_rows, expire_rows
 kf:{h}:ends          zset    none        the same (score: end, milliseconds)     label_rows, expire_rows

@@ -21,7 +21,6 @@ POINTS = {
     "lease.claimed": "a lease has claimed models or worker requests and has not begun to process them",
     "worker.claimed": "a model is locked and its pending requests are read",
     "worker.fitted": "the requests are learned in memory and nothing is written",
-    "learn_again.discarded": "dead letters that were learned again are removed and nothing is committed",
     "commit.sealed": "the new bundle is signed and nothing is sent",
     "commit.done": "the commit is done and the worker has not recorded it",
     "worker.unlocking": "the model has pending requests left and is still locked",

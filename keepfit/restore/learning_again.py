@@ -2,8 +2,8 @@
 
 Owns which logged requests are learned again (:func:`rows_before`), and the replay of such a change (:func:`replay`).
 The change is a request like others: it waits in the inbox, a worker learns the rows before it again when its turn
-comes (:func:`learn_again`), and commits the result as what the model has learned up to the change. Never stores a
-bundle. Invariants: the rows before the change are learned in the order of their sequences, each once, whatever earlier
+comes (:func:`learn_again`), and commits the result as what the model has learned up to the change. Never changes a
+model. Invariants: the rows before the change are learned in the order of their sequences, each once, whatever earlier
 code did with them; a row that was learned again is no dead letter; so a replay of the change from the row log gives the
 same bundle (docs/guides/your-own-objects.md).
 """
@@ -26,11 +26,10 @@ from keepfit.errors import (
 )
 from keepfit.history import RegistryEntry
 from keepfit.history.lineage import Position, Span, learned_spans
-from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.replay import Replayed, Replayer, SkippedRequest, chained
-from keepfit.restore.replay_source import LoggedRequest, ReplaySource, list_row_log, select
+from keepfit.restore.replay_source import LoggedRequest, ReplaySource, RequestKey, list_row_log, retries, select
 from keepfit.restore.snapshot_bundle import SnapshotBundle
 from keepfit.rowlog.row_log import Call
 from keepfit.snapshots.resources import Resources
@@ -45,8 +44,8 @@ log = structlog.get_logger(__name__)
 WRITTEN_S_MAX, ASKED_S_MAX, PAUSE_S = 25.0, 2.0, 0.25
 # The rows to learn again are in memory together.
 BYTES_MAX = 256 * 2**20
-# Tries to learn again while dead letters are retried or discarded.
-TRIES = 20
+# One script removes the dead letters that were learned: for 100,000 it stops Redis for about half a second.
+DEAD_LETTERS_MAX = 100_000
 
 # A request, by the generation in which its sequences began and its sequence.
 Place = tuple[int, int]
@@ -56,25 +55,25 @@ Place = tuple[int, int]
 class RowsBefore:
     """The `requests` with rows that a model accepted before a change, in order, each once.
 
-    `places` are those of all requests before the change, `retries` names the place that a retried request had before.
+    `firsts` maps the place of each request before the change to the places that it had first, before it was put aside
+    and retried: one, unless Redis gave its sequence to two requests.
     """
 
     requests: list[LoggedRequest]
-    places: Collection[Place]
-    retries: Mapping[Place, Place]
-
-    def first(self, place: Place) -> Place:
-        """Return the first place that a request had, before it was put aside and retried."""
-        return _first(place, self.places, self.retries)
+    firsts: Mapping[Place, Collection[Place]]
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedAgain:
-    """The bundle that has learned all rows before a change, the number of those requests, and those left out."""
+    """The bundle that has learned all rows before a change, the number of those requests, and those left out.
+
+    `dead_letters` are ids and keys of large rows ("" for others) of those that it has learned.
+    """
 
     bundle: SnapshotBundle
     requests: int
     left_out: list[SkippedRequest]
+    dead_letters: list[tuple[str, str]]
 
 
 def rows_before(
@@ -102,21 +101,22 @@ def rows_before(
             "The row log does not say with which rows the model began: it was restored, or put here, while there was "
             "no row log."
         )
-    found = select(calls, before)
-    places = {(request.origin, request.sequence) for request in found}
+    found, earlier = select(calls, before), retries(calls)
+    keys, keys_later = {request.key for request in found}, {request.key for request in select(calls, later)}
+    firsts: dict[Place, set[Place]] = {}
+    for key in keys:
+        firsts.setdefault(key[:2], set()).add(_first(key, keys, earlier)[:2])
     for span in before:
-        check_logged(places, span.origin, span.after, int(span.until))
-    retries = {(c.origin, c.sequence): (c.origin, c.retry_of) for c in calls if c.retry_of is not None}
-    retried_later = {(request.origin, request.sequence) for request in select(calls, later)}
-    moved = {_first(place, places | retried_later, retries) for place in retried_later}
+        check_logged(firsts, span.origin, span.after, int(span.until))
+    moved = {_first(key, keys | keys_later, earlier) for key in keys_later}
     requests = [
         request
         for request in found
         if not changes.is_change(request.payload)
-        and (place := (request.origin, request.sequence)) not in moved
-        and _first(place, places, retries) == place
+        and request.key not in moved
+        and _first(request.key, keys, earlier) == request.key
     ]
-    return RowsBefore(requests, places, retries)
+    return RowsBefore(requests, firsts)
 
 
 def check_logged(places: Collection[Place], origin: int, after: int, until: int) -> None:
@@ -130,10 +130,11 @@ def check_logged(places: Collection[Place], origin: int, after: int, until: int)
             )
 
 
-def _first(place: Place, places: Collection[Place], retries: Mapping[Place, Place]) -> Place:
-    while (before := retries.get(place)) is not None and before in places:
-        place = before
-    return place
+def _first(key: RequestKey, keys: Collection[RequestKey], earlier: Mapping[RequestKey, RequestKey]) -> RequestKey:
+    """Return what a request was first, among those of `keys`."""
+    while (before := earlier.get(key)) is not None and before in keys:
+        key = before
+    return key
 
 
 async def apply(
@@ -213,11 +214,12 @@ async def check(resources: Resources, model_hash: str) -> int:
     Raises
     ------
     ConflictError
-        If the row log does not have all of them, or there is none.
+        If the row log does not have all of them, or there is none, or the model has too many dead letters.
     NotFoundError, StaleModelError, UnavailableError
         If the model does not exist (any more), or a dependency is unavailable.
     """
     live = await _live(resources, model_hash)
+    await _check_dead_letters(DeadLetters(resources.store.client), model_hash)
     rows = await _read(resources, model_hash, live.learned + live.inbox + 1, ASKED_S_MAX)
     return len(rows.requests)
 
@@ -227,42 +229,36 @@ async def learn_again(
 ) -> LearnedAgain:
     """Learn all rows before the pending change `payload` of a live model again, with its code.
 
-    Dead letters that were learned are removed. The caller commits the bundle as what the model has learned up to
-    `sequence`. If it dies before that, the change is still pending, and its rows are in the row log.
+    The caller commits the bundle as what the model has learned up to `sequence`, and removes the dead letters that were
+    learned in the same script, which refuses the commit if the model was rewound, or one of them is pending again.
 
     Raises
     ------
     ConflictError, LearningError
-        If the change cannot be applied; nothing was changed.
+        If the change cannot be applied.
     NotFoundError, StaleModelError, UnavailableError
         If the model does not exist (any more), or a dependency is unavailable.
     """
-    dead_letters = DeadLetters(resources.store.client)
-    for _ in range(TRIES):
-        # Before the state and the row log are read: a dead letter that is retried later is then missing when it is to
-        # be removed, and one that was retried earlier is in the row log as a retry.
-        letters = await _list(dead_letters, model_hash)
-        live = await _live(resources, model_hash)
-        rows = await _read(resources, model_hash, sequence, WRITTEN_S_MAX)
-        registered = await _registered(resources, model_hash)
-        change = LoggedRequest(live.generation, live.origin, sequence, 0.0, payload)
-        replayed = await apply(replayer, registered, change, rows, [])
-        if replayed.bundle is None:
-            raise LearningError("no row could be learned with the new code")
-        left_out = {(each.request.origin, each.request.sequence) for each in replayed.skipped}
-        learned = {(request.origin, request.sequence) for request in rows.requests} - left_out
-        # Those of an earlier origin have other sequences, and can never be retried.
-        counted = [each for each in letters if each.generation >= live.origin]
-        ids = [each.id for each in counted if rows.first((live.origin, each.sequence)) in learned]
-        current = await _live(resources, model_hash)
-        if (current.generation, current.learned) != (live.generation, sequence - 1):
-            # Rewound, or learned by another worker: the dead letters belong to what the model is now.
-            raise StaleModelError(f"The model {model_hash} changed while it learned again.")
-        if await _discard(dead_letters, model_hash, ids):
-            failpoints.reach("learn_again.discarded")
-            return LearnedAgain(replayed.bundle, len(rows.requests), replayed.skipped)
-        # One of them was retried meanwhile, and is pending now.
-    raise StaleModelError(f"Dead letters of {model_hash} keep being retried; try again.")
+    # Before the state and the row log are read: a dead letter that is retried later is then missing when it is to be
+    # removed, and one that was retried earlier is in the row log as a retry.
+    letters = await _list(DeadLetters(resources.store.client), model_hash)
+    live = await _live(resources, model_hash)
+    rows = await _read(resources, model_hash, sequence, WRITTEN_S_MAX)
+    registered = await _registered(resources, model_hash)
+    change = LoggedRequest(live.generation, live.origin, sequence, 0.0, payload)
+    replayed = await apply(replayer, registered, change, rows, [])
+    if replayed.bundle is None:
+        raise LearningError("no row could be learned with the new code")
+    left_out = {(each.request.origin, each.request.sequence) for each in replayed.skipped}
+    learned = {(request.origin, request.sequence) for request in rows.requests} - left_out
+    # Those of an earlier origin have other sequences, and can never be retried.
+    counted = [each for each in letters if each.generation >= live.origin]
+    removed = [
+        (each.id, each.large_key)
+        for each in counted
+        if (firsts := rows.firsts.get((live.origin, each.sequence))) and learned.issuperset(firsts)
+    ]
+    return LearnedAgain(replayed.bundle, len(rows.requests), replayed.skipped, removed)
 
 
 async def _live(resources: Resources, model_hash: str) -> Model:
@@ -310,20 +306,20 @@ def _lineage(registered: RegistryEntry, live: Model) -> list[Span]:
     return lineage
 
 
+async def _check_dead_letters(dead_letters: DeadLetters, model_hash: str) -> None:
+    count = await dead_letters.count(model_hash)
+    if count > DEAD_LETTERS_MAX:
+        raise ConflictError(
+            f"The model has {count} dead letters; it can learn again with {DEAD_LETTERS_MAX} at most. "
+            "Discard those that cannot be learned, or retry them."
+        )
+
+
 async def _list(dead_letters: DeadLetters, model_hash: str) -> list[DeadLetter]:
+    await _check_dead_letters(dead_letters, model_hash)
     found: list[DeadLetter] = []
     after: str | None = ""
     while after is not None:
         page, after = await dead_letters.page(model_hash, CALL_ENTRIES_MAX, after)
         found += [replace(each, payload=b"") for each in page]
     return found
-
-
-async def _discard(dead_letters: DeadLetters, model_hash: str, ids: Sequence[str]) -> bool:
-    """Remove dead letters; return whether all of them were there."""
-    for begin in range(0, len(ids), CALL_ENTRIES_MAX):
-        some = ids[begin : begin + CALL_ENTRIES_MAX]
-        count, _ = await dead_letters.discard(model_hash, some)
-        if count < len(some):
-            return False
-    return True

@@ -32,6 +32,10 @@ from keepfit.store.models import Model
 # because clocks differ.
 BEFORE_S = 600.0
 
+# A request: the generation in which its sequences began, its sequence, and its payload. After Redis has lost its last
+# writes, it may give the sequence of one request to another.
+RequestKey = tuple[int, int, bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
@@ -46,6 +50,11 @@ class LoggedRequest:
     at: float
     payload: bytes
     is_retried: bool = False
+
+    @property
+    def key(self) -> RequestKey:
+        """What distinguishes it from all others of its model."""
+        return self.origin, self.sequence, self.payload
 
     @property
     def rows(self) -> int:
@@ -130,22 +139,20 @@ def select(calls: Iterable[Call], spans: Sequence[Span]) -> list[LoggedRequest]:
     return selected
 
 
-def _mark_retried(requests: Sequence[LoggedRequest], calls: Iterable[Call]) -> list[LoggedRequest]:
-    """Mark the requests whose retry is among `requests`: it has the same payload."""
-    payloads = {(request.origin, request.sequence): request.payload for request in requests}
-    retries = {
-        (call.origin, call.retry_of, payloads[call.origin, call.sequence])
+def retries(calls: Iterable[Call]) -> dict[RequestKey, RequestKey]:
+    """Return what each retry of a dead letter, which has the same payload, was before."""
+    return {
+        (call.origin, call.sequence, call.payloads[0]): (call.origin, call.retry_of, call.payloads[0])
         for call in calls
-        if call.retry_of is not None and (call.origin, call.sequence) in payloads
+        if call.retry_of is not None
     }
-    return (
-        [
-            replace(request, is_retried=(request.origin, request.sequence, request.payload) in retries)
-            for request in requests
-        ]
-        if retries
-        else list(requests)
-    )
+
+
+def _mark_retried(requests: Sequence[LoggedRequest], calls: Iterable[Call]) -> list[LoggedRequest]:
+    """Mark the requests whose retry is among `requests`."""
+    keys = {request.key for request in requests}
+    retried = {before for retry, before in retries(calls).items() if retry in keys}
+    return [replace(request, is_retried=True) if request.key in retried else request for request in requests]
 
 
 def answered(calls: Iterable[Call], spans: Sequence[Span]) -> dict[str, Call]:

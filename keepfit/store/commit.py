@@ -38,12 +38,13 @@ ENTRIES_MAX = 1024
 ANSWERS_TTL_S = 86_400
 BYTES_MAX = 8 * 2**20
 
-GONE, SUPERSEDED, REQUESTS_CHANGED, STAGED_BUNDLE_LOST = 0, -1, -2, -3
+GONE, SUPERSEDED, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, DEAD_LETTER_GONE = 0, -1, -2, -3, -4
 REFUSALS = {
     GONE: "the model was deleted or created again",
     SUPERSEDED: "another commit came first",
     REQUESTS_CHANGED: "the inbox holds other requests than the claimed ones",
     STAGED_BUNDLE_LOST: "the staged bundle is missing",
+    DEAD_LETTER_GONE: "a dead letter was retried or discarded while it was learned again",
 }
 
 
@@ -126,9 +127,9 @@ class SealedBundle:
     """A new bundle as signed bytes, with what the store shows of it.
 
     `width` is the number of values of a learned row, None if the bundle does not tell. `scorer` is its encoded scorer,
-    which the commit announces; empty for none. `answer` is what the last of its requests wants to know
-    (:mod:`keepfit.store.stored_answers`), which the commit stores; empty for none. `drifts` describes those that were
-    detected in the newly learned rows.
+    which the commit announces; empty for none. `answer` is what the last of its requests wants to know, and what the
+    commit stores (:mod:`keepfit.store.stored_answers`); empty for none. `drifts` are those detected in the new rows,
+    `dead_letters` those that it has learned, which the commit removes: their ids, and keys of large rows ("" for none).
     """
 
     data: bytes
@@ -139,6 +140,7 @@ class SealedBundle:
     scorer: bytes = b""
     answer: bytes = b""
     drifts: tuple[dict[str, Any], ...] = ()
+    dead_letters: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,7 @@ class InboxConsumer:
         done = claimed.entries[:count]
         learned = done[:-1] if dead_reason else done
         large = [*claimed.large, *((entry.sequence, entry.large_key) for entry in learned if entry.large_key)]
+        large += [(0, key) for _, key in sealed.dead_letters if key]
         return redis_scripts.call(
             "commit",
             [
@@ -342,6 +345,7 @@ class InboxConsumer:
                 events.METRICS_BYTES_MAX,
                 "1" if any(not entry.large_key and is_change(entry.payload) for entry in learned) else "",
                 b"\n".join(map(msgspec.json.encode, sealed.drifts)),
+                " ".join(name for name, _ in sealed.dead_letters),
             ],
         )
 

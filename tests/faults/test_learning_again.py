@@ -1,7 +1,6 @@
 """Workers die, and Redis is lost, while a model learns all rows again with new code: each is learned once, in order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,13 +24,12 @@ from keepfit.snapshots.save import save
 from keepfit.store import inbox
 from keepfit.store.dead_letters import DeadLetters
 from keepfit_workers import restoring
-from tests import servers
-from tests.conftest import SIGNING_KEYS
 from tests.factories import Workshop, dump_local, workshop
 from tests.faults import acts
-from tests.faults.test_points import KILLED, LEARNING_AGAIN, LEASE, LEASE_TTL_S, learned, push, recover
+from tests.faults.conftest import UPLOAD_KEYS
+from tests.faults.test_points import KILLED, LEASE, learned, push, recover
 
-KEYS = "u1:" + "ab" * 32
+ROW_LOG = True
 SOURCE = """import numpy as np
 class Walk:
     def __init__(self): self.steps = []
@@ -52,36 +50,10 @@ def loop(factor: float, *targets: float) -> list[float]:
     return steps
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory, mongo_server: str) -> Iterator[Settings]:
-    """Run one deployment with a row log and leases that expire soon; yield its settings."""
-    folder = tmp_path_factory.mktemp("again")
-    with servers.valkey(folder / "redis") as url:
-        yield Settings(
-            store_url=url,
-            mongo_url=f"{mongo_server}/again",
-            snapshot_url=(folder / "snapshots").as_uri(),
-            row_log_url=(folder / "rows").as_uri(),
-            signing_keys=SIGNING_KEYS,
-            upload_keys=KEYS,
-            lease_ttl_s=LEASE_TTL_S,
-            port=0,
-        )
-
-
-@pytest.fixture
-async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the deployment."""
-    async with workshop(deployment) as opened:
-        assert opened.resources.row_log is not None
-        opened.resources.row_log.probe()
-        yield opened
-
-
 @pytest.fixture
 def recipe() -> Recipe:
     """Return the recipe of an object with the old code."""
-    return parse({"object": dump_local(OLD, KEYS)}, uploads.upload_keyring(KEYS))
+    return parse({"object": dump_local(OLD, UPLOAD_KEYS)}, uploads.upload_keyring(UPLOAD_KEYS))
 
 
 async def send(shop: Workshop, model_hash: str, *sent: float | str, logged: bool = True) -> list[int]:
@@ -153,7 +125,7 @@ async def restored(shop: Workshop, model_hash: str, wanted: RestoreRequest | Non
         restorer.close()
 
 
-@pytest.mark.parametrize("point", [*LEARNING_AGAIN, "commit.done"])
+@pytest.mark.parametrize("point", ["commit.sealed", "commit.done"])
 async def test_a_worker_can_die_while_it_learns_again(
     deployment: Settings, shop: Workshop, recipe: Recipe, point: str
 ) -> None:
@@ -163,7 +135,7 @@ async def test_a_worker_can_die_while_it_learns_again(
     await work(deployment, shop, model_hash)
     assert (steps(shop, model_hash, recipe), dead(shop, model_hash)) == (loop(1.0, 1.0, 3.0), 1)
     await save(shop.resources, model_hash)
-    await send(shop, model_hash, dump_local(NEW, KEYS), 5.0)
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS), 5.0)
     push(shop, run_queue.LEARN, model_hash)
     assert acts.exit_code_of(f"{point}:1:kill", acts.learn, deployment, LEASE) == KILLED
     if point == "commit.done":
@@ -171,7 +143,9 @@ async def test_a_worker_can_die_while_it_learns_again(
         live = opened(shop, model_hash, recipe)
         assert (live.rows_seen, live.estimator.steps) == (3, loop(100.0, 1.0, -2.0, 3.0))
         assert (await restored(shop, model_hash)).replayed == 4
-        fresh_hash = await shop.make(parse({"object": dump_local(NEW, KEYS)}, uploads.upload_keyring(KEYS)))
+        fresh_hash = await shop.make(
+            parse({"object": dump_local(NEW, UPLOAD_KEYS)}, uploads.upload_keyring(UPLOAD_KEYS))
+        )
         await send(shop, fresh_hash, 1.0, -2.0, 3.0, 5.0)
         await work(deployment, shop, fresh_hash)
         again, fresh = opened(shop, model_hash, recipe), opened(shop, fresh_hash, recipe)
@@ -204,7 +178,7 @@ async def test_a_dead_letter_is_learned_once_however_often_it_was_retried(
     await send(shop, model_hash, -2.0, 4.0)
     await work(deployment, shop, model_hash)
     assert dead(shop, model_hash) == 2
-    await send(shop, model_hash, dump_local(NEW, KEYS))
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS))
     applied, retried = learning_again.apply, 0
 
     async def retry_meanwhile(*args: Any) -> Any:
@@ -223,7 +197,7 @@ async def test_a_dead_letter_is_learned_once_however_often_it_was_retried(
     await restored(shop, model_hash)
     assert steps(shop, model_hash, recipe) == expected
     # All of it once more, from the first row on, with both retries in the row log.
-    await send(shop, model_hash, dump_local(NEW, KEYS), 5.0)
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS), 5.0)
     await work(deployment, shop, model_hash)
     expected = loop(100.0, 1.0, -2.0, 3.0, -2.0, 4.0, 5.0)
     assert steps(shop, model_hash, recipe) == expected
@@ -238,12 +212,43 @@ async def test_rows_that_the_new_code_rejects_are_left_out(
     model_hash = await shop.make(recipe)
     await send(shop, model_hash, 1.0, -2.0, 3.0, 4.0)
     await work(deployment, shop, model_hash)
-    await send(shop, model_hash, dump_local("class Walk:\n    def __setstate__(self, state): 1 / 0\n" + OLD, KEYS))
+    await send(
+        shop, model_hash, dump_local("class Walk:\n    def __setstate__(self, state): 1 / 0\n" + OLD, UPLOAD_KEYS)
+    )
     strict = NEW.replace("[]\n", "[3.0, -2.0]\n", 1)
-    await send(shop, model_hash, dump_local(strict, KEYS))
+    await send(shop, model_hash, dump_local(strict, UPLOAD_KEYS))
     await work(deployment, shop, model_hash)
     assert (steps(shop, model_hash, recipe), dead(shop, model_hash)) == (loop(100.0, 1.0, 4.0), 1)
     assert (await shop.model(model_hash)).rows_seen == 2
+
+
+async def test_code_whose_model_is_too_large_removes_no_dead_letter(
+    deployment: Settings, shop: Workshop, recipe: Recipe
+) -> None:
+    """Rows are learned again without an error, but the bundle may not be stored: the dead letters stay."""
+    model_hash = await shop.make(recipe)
+    await send(shop, model_hash, 1.0, -2.0)
+    await work(deployment, shop, model_hash)
+    large = NEW.replace("self.steps = []", "self.steps, self.ballast = [], bytes(200_000)")
+    await send(shop, model_hash, dump_local(large, UPLOAD_KEYS))
+    await work(deployment.model_copy(update={"bundle_bytes_max": 100_000}), shop, model_hash)
+    assert (steps(shop, model_hash, recipe), dead(shop, model_hash)) == (loop(1.0, 1.0), 2)
+    assert await retry(shop, model_hash) == 2
+
+
+async def test_too_many_dead_letters_are_refused(
+    deployment: Settings, shop: Workshop, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model with more dead letters than one script may remove learns nothing again, and keeps them."""
+    model_hash = await shop.make(recipe)
+    await send(shop, model_hash, 1.0, -2.0, -2.0)
+    await work(deployment, shop, model_hash)
+    monkeypatch.setattr(learning_again, "DEAD_LETTERS_MAX", 1)
+    with pytest.raises(ConflictError, match="has 2 dead letters; it can learn again with 1 at most"):
+        await learning_again.check(shop.resources, model_hash)
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS), 4.0)
+    await work(deployment, shop, model_hash)
+    assert (steps(shop, model_hash, recipe), dead(shop, model_hash)) == (loop(1.0, 1.0, 4.0), 3)
 
 
 async def test_what_the_row_log_lacks_is_not_forgotten(
@@ -259,7 +264,7 @@ async def test_what_the_row_log_lacks_is_not_forgotten(
     await send(shop, model_hash, 3.0)
     with pytest.raises(ConflictError, match="request 2 is not in it"):
         await learning_again.check(shop.resources, model_hash)
-    await send(shop, model_hash, dump_local(NEW, KEYS), 4.0)
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS), 4.0)
     await work(deployment, shop, model_hash)
     assert steps(shop, model_hash, recipe) == loop(1.0, 1.0, 2.0, 3.0, 4.0)
     ((_, letter),) = shop.redis.xrange(redis_keys.dead(model_hash))  # type: ignore[misc]
@@ -277,7 +282,7 @@ async def test_a_restore_orders_what_was_learned_again(deployment: Settings, sho
     version = (await save(shop.resources, model_hash) or {})["version"]
     await send(shop, model_hash, 2.0)
     await work(deployment, shop, model_hash)
-    await send(shop, model_hash, dump_local(NEW, KEYS), 3.0)
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS), 3.0)
     restorer = Restorer(shop.resources, shop.settings)
     try:
         await restorer.restore_or_rewind(model_hash, RestoreRequest(version=version))
@@ -295,7 +300,7 @@ async def test_an_unavailable_row_log_postpones_it(
 ) -> None:
     """While the log cannot be read, the change and the rows after it wait; then they are learned."""
     model_hash = await shop.make(recipe)
-    await send(shop, model_hash, 1.0, dump_local(NEW, KEYS), 2.0)
+    await send(shop, model_hash, 1.0, dump_local(NEW, UPLOAD_KEYS), 2.0)
     tried, reads = [], learning_again.list_row_log
 
     async def unavailable(resources: Any) -> Any:
@@ -320,7 +325,7 @@ async def test_a_paused_worker_removes_no_dead_letter_of_a_rewound_model(
     version = (await save(shop.resources, model_hash) or {})["version"]
     await send(shop, model_hash, -2.0, 3.0)
     await work(deployment, shop, model_hash)
-    await send(shop, model_hash, dump_local(NEW, KEYS))
+    await send(shop, model_hash, dump_local(NEW, UPLOAD_KEYS))
     applied, rewound = learning_again.apply, []
 
     async def rewind_meanwhile(*args: Any) -> Any:

@@ -1,6 +1,5 @@
 """Workers die while they replace the code of an object: it is replaced once, at its place among the rows."""
 
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,13 +21,11 @@ from keepfit.settings import Settings
 from keepfit.store import changes, inbox
 from keepfit.store.commit import Harm
 from keepfit_workers import sweep
-from tests import servers
-from tests.conftest import SIGNING_KEYS
-from tests.factories import Workshop, dump_local, workshop
+from tests.factories import Workshop, dump_local
 from tests.faults import acts
-from tests.faults.test_points import KILLED, LEARNING, LEASE, LEASE_TTL_S, learned, push, recover
+from tests.faults.conftest import UPLOAD_KEYS
+from tests.faults.test_points import KILLED, LEARNING, LEASE, learned, push, recover
 
-KEYS = "u1:" + "ab" * 32
 SOURCE = """import numpy as np
 class Walk:
     def __init__(self): self.steps, self.factor = [], FACTOR
@@ -55,33 +52,10 @@ def expected(rows_before: int, targets: list[float]) -> list[float]:
     return steps
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory, mongo_server: str) -> Iterator[Settings]:
-    """Run one deployment with leases that expire soon; yield its settings."""
-    folder = tmp_path_factory.mktemp("code")
-    with servers.valkey(folder / "redis") as url:
-        yield Settings(
-            store_url=url,
-            mongo_url=f"{mongo_server}/code",
-            snapshot_url=(folder / "snapshots").as_uri(),
-            signing_keys=SIGNING_KEYS,
-            upload_keys=KEYS,
-            lease_ttl_s=LEASE_TTL_S,
-            port=0,
-        )
-
-
-@pytest.fixture
-async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the deployment."""
-    async with workshop(deployment) as opened:
-        yield opened
-
-
 @pytest.fixture
 def recipe() -> Recipe:
     """Return the recipe of an object with the old code."""
-    return parse({"object": dump_local(OLD, KEYS)}, uploads.upload_keyring(KEYS))
+    return parse({"object": dump_local(OLD, UPLOAD_KEYS)}, uploads.upload_keyring(UPLOAD_KEYS))
 
 
 async def accept_code(shop: Workshop, settings: Settings, model_hash: str, text: str) -> None:
@@ -99,7 +73,7 @@ async def test_a_worker_can_die_while_it_replaces_code(
     deployment: Settings, shop: Workshop, recipe: Recipe, point: str
 ) -> None:
     """After the death of a worker at any step, code and rows are as in a loop, to the bit."""
-    model_hash, new = await shop.make(recipe), dump_local(NEW, KEYS)
+    model_hash, new = await shop.make(recipe), dump_local(NEW, UPLOAD_KEYS)
     for target in (1.0, 2.0):
         await shop.accept(model_hash, [[0.0]], [target])
     await accept_code(shop, deployment, model_hash, new)
@@ -122,7 +96,7 @@ async def test_code_that_ends_its_process_is_put_aside(deployment: Settings, sho
     model_hash = await shop.make(recipe)
     deadly = NEW.replace("vars(self).update(state)", "import os; os._exit(9)")
     await shop.accept(model_hash, [[0.0]], [1.0])
-    await accept_code(shop, deployment, model_hash, dump_local(deadly, KEYS))
+    await accept_code(shop, deployment, model_hash, dump_local(deadly, UPLOAD_KEYS))
     await shop.accept(model_hash, [[0.0]], [2.0])
     deaths = 0
     while not learned(shop, model_hash):
@@ -138,11 +112,11 @@ async def test_code_that_ends_its_process_is_put_aside(deployment: Settings, sho
 
 async def test_a_replay_replaces_the_code_at_its_place(shop: Workshop, recipe: Recipe) -> None:
     """Logged requests with a change of code give the bundle of the loop."""
-    code = changes.encode({"object": dump_local(NEW, KEYS), "state": "keep"})
+    code = changes.encode({"object": dump_local(NEW, UPLOAD_KEYS), "state": "keep"})
     rows = [shape(recipe, [[0.0]], [target], learning=True).encode() for target in (1.0, 2.0, 3.0)]
     payloads = [rows[0], rows[1], code, rows[2]]
     requests = [LoggedRequest(1, 1, number, 0.0, payload) for number, payload in enumerate(payloads, start=1)]
-    replayer = Replayer(shop.keyring, uploads.upload_keyring(KEYS), 60.0)
+    replayer = Replayer(shop.keyring, uploads.upload_keyring(UPLOAD_KEYS), 60.0)
     try:
         registered = RegistryEntry("ab" * 32, "{}", recipe.text(), 1, 1, {})
         replayed = await replayer.learn(registered, None, Position(1, 1, 0), requests)

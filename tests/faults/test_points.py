@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,13 @@ from keepfit.store.pull_jobs import PullJobs, PullRequest
 from keepfit_snapshotter.run import run_once
 from keepfit_workers import context, sweep
 from tests import servers
-from tests.conftest import SHOES_RECIPE, SIGNING_KEYS
+from tests.conftest import SHOES_RECIPE
 from tests.factories import SHOES, SIZES, Workshop, workshop
 from tests.faults import acts
 from tests.faults.check import differences
+from tests.faults.conftest import LEASE_TTL_S
 
 LEASE = "first"
-LEASE_TTL_S = 0.3
 KILLED = -signal.SIGKILL
 ROOT = Path(__file__).parents[2]
 
@@ -64,35 +64,11 @@ COMPACTING = ["rowlog.merged", "rowlog.cleared"]
 PULLING = ["pull.read", "pull.accepted", "pull.noted"]
 # tests/keepfit/transfer/test_first_version.py kills a worker at each of these.
 UPLOADING = ["upload.begun", "upload.stored", "upload.saved", "upload.registered"]
-# tests/faults/test_learning_again.py kills a worker here.
-LEARNING_AGAIN = ["learn_again.discarded"]
 TESTED = [
-    *LEARNING, *LEARNING_AGAIN, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *LABELLING,
+    *LEARNING, *HANDING_OVER, *ANSWERING, *REAPING, *ACCEPTING, *WRITING_AHEAD, *LABELLING,
     *REGISTERING, *SAVING, *COLLECTING, *RESTORING, *REPLAYING, *RETURNING, *RECORDING, *COMPACTING, *PULLING,
     *UPLOADING,
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory, mongo_server: str) -> Iterator[Settings]:
-    """Run one deployment for all failpoints, with leases that expire soon; yield its settings."""
-    folder = tmp_path_factory.mktemp("points")
-    with servers.valkey(folder / "redis") as url:
-        yield Settings(
-            store_url=url,
-            mongo_url=f"{mongo_server}/points",
-            snapshot_url=(folder / "snapshots").as_uri(),
-            signing_keys=SIGNING_KEYS,
-            lease_ttl_s=LEASE_TTL_S,
-            port=0,
-        )
-
-
-@pytest.fixture
-async def shop(deployment: Settings) -> AsyncIterator[Workshop]:
-    """Open a workshop on the deployment."""
-    async with workshop(deployment) as opened:
-        yield opened
 
 
 def recover(settings: Settings, done: Callable[[], bool]) -> None:

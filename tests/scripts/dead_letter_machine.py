@@ -30,6 +30,8 @@ Named = tuple[tuple[str, str], ...]
 # Free space: requests and bytes.
 spaces = st.sampled_from(((100, 1000), (100, 1000), (1, 1000), (2, 1000), (100, 1), (100, 5)))
 firsts = st.sampled_from(("", "pile", "large", "large", "alone"))
+# "gap": a row that exceeds a page among others that do not, more than the script reads at a time.
+listed = st.sampled_from(("", "pile", "large", "gap", "alone"))
 piles = st.sampled_from(([b"x"], [b"yyyy"], [b"x", b"yyyy"], [b"yyyy", b"x", b"x"], [b"x"] * 18))
 
 
@@ -65,7 +67,8 @@ class DeadLetterMachine(StoreMachine):
     def _prepare(self, h: str, first: str, space: tuple[int, int] = (0, 0)) -> tuple[int, int]:
         """Create some dead letters (`alone`: with an empty inbox); return the limits that leave this space."""
         if first:
-            self._create_dead_letters(h, WORKERS[0], [b"yyyy", b"x"], big=first == "large")
+            rows = [b"x", b"yyyyyy", *[b"x"] * 15] if first == "gap" else [b"yyyy", b"x"]
+            self._create_dead_letters(h, WORKERS[0], rows, big=first == "large")
         if first == "alone":
             self._intervene(h, "learn")
         model = self.plain.models.get(h)
@@ -116,7 +119,7 @@ class DeadLetterMachine(StoreMachine):
     # Listing.
 
     @rule(h=hashes, skip=st.sampled_from((0, 0, 1, 2)), limit=st.sampled_from((1, 2, 17, 100)),
-          shown=st.sampled_from((3, 100)), page=st.sampled_from((2, 5, 1000)), first=firsts)  # fmt: skip
+          shown=st.sampled_from((3, 100)), page=st.sampled_from((2, 5, 1000)), first=listed)  # fmt: skip
     def list_dead_letters(self, h: str, skip: int, limit: int, shown: int, page: int, first: str) -> None:
         """Read a page, and the reason of each dead letter."""
         self._prepare(h, first)

@@ -608,19 +608,25 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(claim.expected.requests for claim in self.claims))
     @rule(data=st.data(), put_aside=rarely("ValueError: no", ""), repeated=rarely(True, False), keep=st.booleans(),
-          wrong_field=st.sampled_from(("",) * 5 + MISMATCHES))  # fmt: skip
-    def commit(self, data: st.DataObject, put_aside: str, repeated: bool, keep: bool, wrong_field: str) -> None:
+          wrong_field=st.sampled_from(("",) * 5 + MISMATCHES), dead=rarely("+", ""))  # fmt: skip
+    def commit(
+        self, data: st.DataObject, put_aside: str, repeated: bool, keep: bool, wrong_field: str, dead: str
+    ) -> None:
         """Commit a recent or old claim, in whole or in part, with or without a mismatch."""
         claim = data.draw(st.sampled_from([claim for claim in self.claims if claim.expected.requests]))
         count = data.draw(st.sampled_from((len(claim.expected.requests), 1)))
         if not keep:
             self.claims.remove(claim)
-        self._commit(mismatched(claim, count, wrong_field), count, put_aside, staged=wrong_field != "stage")
+        self._commit(mismatched(claim, count, wrong_field), count, put_aside, staged=wrong_field != "stage", dead=dead)
         if repeated:
             self._commit(mismatched(claim, count, wrong_field), count, put_aside, staged=wrong_field != "stage")
 
-    def _commit(self, claim: Claim, count: int, put_aside: str, *, staged: bool) -> None:
+    def _commit(self, claim: Claim, count: int, put_aside: str, *, staged: bool, dead: str = "") -> None:
+        """Commit; the bundle has learned all dead letters (`dead` is "+"), one of which may be missing ("?")."""
         h, claimed = claim.received.hash, claim.expected
+        learned_dead = tuple((each.id, each.request.big) for each in self.plain.dead.get(h, [])) if dead else ()
+        if dead == "?":
+            learned_dead += (("9-9", ""),)
         done = claimed.requests[:count]
         learned = tuple(r.payload for r in (done[:-1] if put_aside else done))
         learned_rows = claimed.bundle.learned_rows + learned
@@ -646,7 +652,7 @@ class StoreMachine(RuleBasedStateMachine):
             # Some requests want an answer.
             kept = b"answer" if done[-1].payload == b"x" and not put_aside else b""
             sealed = replace(seal_bundle(KEYRING, received, bundle, count), width=width, scorer=scorer, answer=kept)
-            sealed = replace(sealed, drifts=(drift,) * bool(drift))
+            sealed = replace(sealed, drifts=(drift,) * bool(drift), dead_letters=learned_dead)
             committed = self.consumer.commit(received, sealed, count, claim.token, put_aside)
         score = redis_keys.change_score(received.generation, received.version + 1)
         self.plain.changed[h] = max(score, self.plain.changed.get(h, 0))
@@ -656,7 +662,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         version = self.plain.commit(
             claimed, count, after, 1000 * count, put_aside=put_aside, staged=staged, width=width,
-            scorer=scorer.decode(), kept=kept, drift=drift, announced=announced,
+            scorer=scorer.decode(), kept=kept, drift=drift, announced=announced, dead=learned_dead,
         )  # fmt: skip
         assert committed.version == version
         if count == len(claimed.requests):
@@ -699,10 +705,14 @@ class StoreMachine(RuleBasedStateMachine):
             (announced,) = redis_scripts.run(self.client, events.due(h))
         assert announced == self.plain.announce_due(h, over=over)
 
-    @rule(h=hashes, rounds=st.lists(st.sampled_from(("x", "xx", "xxx", "xy", "yyy", "L", "xL", "x!", "L!", "snapshot",
-          "snapshot", "note", "late note", "saved late", "saved late")), min_size=2, max_size=7))  # fmt: skip
+    @rule(h=hashes, rounds=st.lists(st.sampled_from(("x", "xx", "xxx", "xy", "yyy", "L", "xL", "x!", "L!", "x+", "L+",
+          "x?", "snapshot", "snapshot", "note", "late note", "saved late", "saved late")),
+          min_size=2, max_size=7))  # fmt: skip
     def commit_rounds(self, h: str, rounds: list[str]) -> None:
-        """Learn a few requests at a time, large ones (L) and dead letters (!), with snapshots in between."""
+        """Learn a few requests at a time, large ones (L) and dead letters (!), with snapshots in between.
+
+        Dead letters may be learned again (+), if none of them is missing (?).
+        """
         self._release_locks(h)
         for what in rounds:
             if what in ("snapshot", "note"):
@@ -720,7 +730,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._read_retained(h)
 
     def _commit_round(self, h: str, what: str) -> None:
-        for kind in what.removesuffix("!"):
+        for kind in what.rstrip("!+?"):
             if kind == "L":
                 self._accept_large(h, (100, 1000))
             else:
@@ -729,7 +739,8 @@ class StoreMachine(RuleBasedStateMachine):
         if self.claims and self.claims[-1].received.hash == h and self.claims[-1].expected.requests:
             claim = self.claims.pop()
             aside = "ValueError: no" if what.endswith("!") else ""
-            self._commit(claim, len(claim.expected.requests), aside, staged=True)
+            dead = what[-1] if what[-1:] in ("+", "?") else ""
+            self._commit(claim, len(claim.expected.requests), aside, staged=True, dead=dead)
 
     def _apply(self, h: str, event: str) -> None:
         if event == "accept":

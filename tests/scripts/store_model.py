@@ -13,7 +13,14 @@ import msgspec
 
 from keepfit.backends import redis_keys
 from keepfit.store import stored_answers
-from keepfit.store.commit import GONE, REQUESTS_CHANGED, STAGED_BUNDLE_LOST, SUPERSEDED, Harm
+from keepfit.store.commit import (
+    DEAD_LETTER_GONE,
+    GONE,
+    REQUESTS_CHANGED,
+    STAGED_BUNDLE_LOST,
+    SUPERSEDED,
+    Harm,
+)
 from keepfit.store.idle import IdleRecord
 
 # Hours to live of a new key; no example takes an hour.
@@ -566,11 +573,13 @@ class Store:
         kept: bytes,
         drift: dict[str, Any] | None = None,
         announced: bool = True,
+        dead: tuple[tuple[str, str], ...] = (),
     ) -> int:
         """Make `after` live if the claimed bundle is still live and the claimed requests are still pending.
 
         It has learned rows of `width`, if it tells. The commit announces its `scorer`, if it has one, and keeps the
-        answer `kept` to its last request. It is `announced` itself, if the interval since the one before is over.
+        answer `kept` to its last request. It is `announced` itself, if the interval since the one before is over. It
+        removes the `dead` letters, all of which must be there.
         """
         last = claimed.requests[count - 1]
         # Workers set the mark and stage the bundle in any case.
@@ -584,6 +593,8 @@ class Store:
             answer = REQUESTS_CHANGED
         elif not staged:
             answer = STAGED_BUNDLE_LOST
+        elif {name for name, _ in dead} - {each.id for each in self.dead.get(claimed.hash, [])}:
+            answer = DEAD_LETTER_GONE
         if answer < 1 or model is None:
             self.staged += staged
             return answer
@@ -593,6 +604,8 @@ class Store:
         model.attempts, model.pace = 0, pace
         learned = claimed.requests[: count - 1] if put_aside else claimed.requests[:count]
         self._keep(model, list(learned), len(claimed.bundle.history))
+        self.discard(claimed.hash, dead)
+        model.names_large |= any(big for _, big in dead)
         if put_aside:
             self.dead.setdefault(claimed.hash, []).append(DeadLetters(model.generation, last, put_aside))
         # A width that no learned row has is that of a pending request only.

@@ -230,6 +230,14 @@ COMMIT = (
         "bytes - 64 - #request[2]",
     ),
     ("a dead letter stays in the inbox", "  redis.call('XDEL', KEYS[3], last[1][1])\n", ""),
+    ("a learned dead letter may be missing", "if not redis.call('XRANGE', KEYS[5], id, id)[1] then", "if false then"),
+    (
+        "a learned dead letter stays",
+        "redis.call('XDEL', KEYS[5], unpack(learned_again, i, math.min(i + 999, #learned_again)))",
+        "#learned_again",
+    ),
+    ("only one learned dead letter is removed", "math.min(i + 999, #learned_again)", "i"),
+    ("a learned dead letter does not count as removed", "  redis.call('HINCRBY', KEYS[1], 'removed', removed)\n", ""),
     ("the field `kept` is not updated", "redis.call('HSET', KEYS[1], 'kept', ", "tostring("),
     (
         "a retained large request loses its rows",

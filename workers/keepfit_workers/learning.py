@@ -6,7 +6,7 @@ committed is discarded; a request that its estimator rejects becomes a dead lett
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -161,7 +161,8 @@ class Turn:
             self.release(force=True)
             return False, None
         try:
-            outcome = self.commit(claimed, self._bundles.open(claimed, learned.bundle.data), Fitted(1))
+            bundle = self._bundles.open(claimed, learned.bundle.data)
+            outcome = self.commit(claimed, bundle, Fitted(1), learned.dead_letters)
         except UnstorableError as error:
             return self.commit(claimed, self._bundles.reload(claimed), Fitted(0, str(error)))
         if self._last_committed == change.sequence:
@@ -169,14 +170,19 @@ class Turn:
             _log_learned_again(claimed, learned)
         return outcome
 
-    def commit(self, claimed: Claimed, bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
-        """Commit the fitted requests, or the first one as a dead letter if it could not be learned."""
+    def commit(
+        self, claimed: Claimed, bundle: Bundle, fitted: Fitted, dead_letters: Sequence[tuple[str, str]] = ()
+    ) -> tuple[bool, Claimed | None]:
+        """Commit the fitted requests, or the first one as a dead letter if it could not be learned.
+
+        `dead_letters` are those of :class:`SealedBundle`.
+        """
         failpoints.reach("worker.fitted")
         # Until the commit confirms it, the bundle in memory differs from the stored one.
         self._bundles.cache.drop(self._hash)
         dead_reason = "" if fitted.count else fitted.reason
         count = fitted.count or 1
-        sealed = seal_bundle(self._keyring, claimed, bundle, count)
+        sealed = replace(seal_bundle(self._keyring, claimed, bundle, count), dead_letters=dead_letters)
         if claimed.followed:
             scorer = encoded_scorer(bundle, claimed.generation, claimed.version + 1, SCORER_BYTES_MAX)
             sealed = replace(sealed, scorer=scorer)

@@ -10,7 +10,8 @@
 -- KEYS[7] old answers     hash of those before them, which are dropped when KEYS[6] takes their place
 -- KEYS[8] events         stream of events of all models
 -- KEYS[9] due            models whose last commit is not announced yet, with the time of the last one that is (ms)
--- KEYS[10...] big        rows of large requests: those that this commit learned, and those that are retained
+-- KEYS[10...] big        rows of large requests: those that this commit learned, those that are retained, and those of
+--                        the dead letters of ARGV[28]
 -- ARGV[1] generation     integer, of the claimed model
 -- ARGV[2] old digest     digest of the claimed bundle, '' for a new model
 -- ARGV[3] old learned    last sequence that the claimed bundle has learned
@@ -26,7 +27,7 @@
 -- ARGV[13] pace          requests learned per second
 -- ARGV[14] changed       JSON of the parameters that were changed since the model was created, '' for none
 -- ARGV[15] replay bytes   bytes of learned requests to retain at most
--- ARGV[16] places         sequences of the requests of KEYS[10...], separated by spaces
+-- ARGV[16] places         sequences of the requests of KEYS[10...], separated by spaces; 0 for those of dead letters
 -- ARGV[17] width          columns of the rows that the staged bundle has learned, '' if it does not tell
 -- ARGV[18] scorers        channel of scorers
 -- ARGV[19] scorer         encoded scorer of the staged bundle, '' if the model is not followed or has none
@@ -39,6 +40,7 @@
 -- ARGV[25] metrics bytes  length of metrics up to which an event has them
 -- ARGV[26] patched        '1' if a learned request changes parameters, else ''
 -- ARGV[27] drift          drifts of the model as JSON objects, separated by newlines, '' for none
+-- ARGV[28] dead letters   ids of dead letters that the new bundle has learned, separated by spaces
 --
 -- Learned requests stay in the inbox until a snapshot contains them (note_snapshot), so that a lost bundle can be
 -- rebuilt. The state's field `kept` describes them: '<cut> <its bytes> <half> <its bytes> <bytes>'. Requests up to
@@ -50,8 +52,8 @@
 -- the first accepted request, which loses that right when it becomes a dead letter.
 --
 -- returns the new version; or 0: the model is gone or was created again; -1: another commit came first;
---         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing. Below 1 nothing
---         was changed.
+--         -2: the inbox holds other requests than the claimed ones; -3: the staged bundle is missing; -4: a dead letter
+--         of ARGV[28] is missing. Below 1 nothing was changed.
 local state = redis.call('HMGET', KEYS[1], 'generation', 'digest', 'learned', 'kept', 'origin', 'announced')
 if not state[1] or state[1] ~= ARGV[1] then
   return 0
@@ -65,6 +67,13 @@ if not last[1] or last[1][2][4] ~= ARGV[5] then
 end
 if redis.call('EXISTS', KEYS[4]) == 0 then
   return -3
+end
+local learned_again = {}
+for id in string.gmatch(ARGV[28], '%S+') do
+  if not redis.call('XRANGE', KEYS[5], id, id)[1] then
+    return -4
+  end
+  learned_again[#learned_again + 1] = id
 end
 local put_aside, most, time = '0', tonumber(ARGV[15]), redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -87,6 +96,11 @@ if ARGV[12] ~= '' then
 end
 redis.call('RENAME', KEYS[4], KEYS[2])
 redis.call('PERSIST', KEYS[2])
+-- In parts, because a call has a few thousand arguments at most.
+for i = 1, #learned_again, 1000 do
+  local removed = redis.call('XDEL', KEYS[5], unpack(learned_again, i, math.min(i + 999, #learned_again)))
+  redis.call('HINCRBY', KEYS[1], 'removed', removed)
+end
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', -tonumber(ARGV[9]))
 redis.call('HSET', KEYS[1], 'digest', ARGV[6], 'learned', ARGV[4], 'rows_seen', ARGV[7], 'metrics', ARGV[8], 'attempts', 0,

@@ -19,7 +19,13 @@ CHANGE = changes.encode({"object": "S0Yy", "state": "keep"})
 
 def logged(sequence: int, *payloads: bytes, origin: int = 1, name: str = "") -> Call:
     """Return a call."""
-    return Call("ab", origin, sequence, float(sequence), str(sequence), name, payloads or (b"\x9f%d" % sequence,))
+    payloads = payloads or (b"\x9f%d" % sequence,)
+    return Call("ab", origin, sequence, float(sequence), repr(payloads), name, payloads)
+
+
+def retried(sequence: int, before: int, first: int | None = None) -> Call:
+    """Return a retry of the request that had the sequence `before`, and `first` when it was accepted."""
+    return logged(sequence, b"\x9f%d" % (first or before), name=f"r:{before}")
 
 
 def found(calls: list[Call], spans: list[Span], generation: int, sequence: int, born: int = 1) -> list[tuple[int, int]]:
@@ -33,13 +39,24 @@ def found(calls: list[Call], spans: list[Span], generation: int, sequence: int, 
     ("calls", "expected"),
     [
         ([logged(1), logged(2, CHANGE), logged(3)], [1, 3]),
-        ([logged(1), logged(2), logged(3, name="r:1"), logged(4, name="r:3")], [1, 2]),
-        ([logged(1), logged(2), logged(3), logged(9, name="r:1")], [2, 3]),
-        ([logged(1), logged(2), logged(3, name="r:1"), logged(9, name="r:3")], [2]),
-        ([logged(1), logged(2), logged(9, name="r:1"), logged(10, name="r:9")], [2]),
+        ([logged(1), logged(2), retried(3, 1), retried(4, 3, 1)], [1, 2]),
+        ([logged(1), logged(2), logged(3), retried(9, 1)], [2, 3]),
+        ([logged(1), logged(2), retried(3, 1), retried(9, 3, 1)], [2]),
+        ([logged(1), logged(2), retried(9, 1), retried(10, 9, 1)], [2]),
         ([logged(1, b"\x9fa", b"\x9fb"), logged(1, b"\x9fa", b"\x9fb"), logged(3)], [1, 2, 3]),
+        ([logged(1), logged(2), retried(3, 1), logged(3, b"\x9fother")], [1, 2, 3]),
+        ([logged(1), logged(2), logged(2, b"\x9fother"), retried(9, 2)], [1, 2]),
     ],
-    ids=["changes", "retried twice before", "retried after", "before and after", "twice after", "logged twice"],
+    ids=[
+        "changes",
+        "retried twice before",
+        "retried after",
+        "before and after",
+        "twice after",
+        "logged twice",
+        "a lost retry",
+        "a sequence given twice",
+    ],
 )
 def test_each_request_is_learned_once(calls: list[Call], expected: list[int]) -> None:
     """A retried request has its first place, or that of its retry after the change; changes are left out."""
@@ -50,9 +67,9 @@ def test_each_request_is_learned_once(calls: list[Call], expected: list[int]) ->
 def test_forgotten_requests_stay_forgotten() -> None:
     """What a restore has rewound past is not learned again, unless it was retried after that."""
     spans = [Span(1, 1, 0, 2), Span(2, 1, 4, math.inf)]
-    calls = [logged(1), logged(2), logged(3), logged(4), logged(5, name="r:3"), logged(6)]
+    calls = [logged(1), logged(2), logged(3), logged(4), retried(5, 3), logged(6)]
     assert found(calls, spans, 2, 7) == [(1, 1), (1, 2), (1, 5), (1, 6)]
-    assert found([*calls, logged(8, name="r:2")], spans, 2, 7) == [(1, 1), (1, 5), (1, 6)]
+    assert found([*calls, retried(8, 2)], spans, 2, 7) == [(1, 1), (1, 5), (1, 6)]
 
 
 def test_requests_of_all_origins_are_learned_in_order() -> None:

@@ -480,6 +480,16 @@ async def test_a_retry_of_other_rows_under_the_same_sequence_takes_the_place_of_
     check(shop, model_hash, 1, 2, 1)
 
 
+async def test_a_retry_that_redis_lost_takes_the_place_of_what_it_retried(shop: Workshop, restorer: Restorer) -> None:
+    """Its sequence was given to another row: both are learned there, and not at its first place."""
+    model_hash = await shop.make(SGD)
+    await send(shop, model_hash, row(1), row(2), row(3))
+    (call,) = log_of(shop).view().calls(model_hash, 0.0)
+    log_of(shop).write([replace(call, sequence=3, at=call.at - 1, payloads=call.payloads[:1], digest="d3", name="r:1")])
+    await lose_and_restore(shop, restorer, model_hash)
+    check(shop, model_hash, 2, 1, 3)
+
+
 class Killing:
     """Kills the replay process for rows of the make "kill", in place of an estimator that would."""
 
