@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 # What the services import, of the distributions of the extra `server`. On Windows there is no uvloop.
 SERVER_MODULES = (
+    "aiohttp",
     "aiohttp_sse",
     "fsspec",
     "hiredis",

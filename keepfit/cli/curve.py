@@ -10,13 +10,13 @@ import typer
 
 from keepfit.cli import plot
 from keepfit.cli.csv_rows import write_csv
-from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_client
 from keepfit.cli.output import MAIN_METRICS, metadata_text, print_json
 from keepfit.errors import InvalidError, SettingsError
 from keepfit.observability.printable import printable
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
 
 NO_POINTS = "no points: no row has been evaluated"
 BASELINE = "baseline_"
@@ -39,11 +39,11 @@ def curve(
     if as_json and as_csv:
         raise SettingsError("Use one of --json and --csv.")
 
-    async def ask(gateway: "Gateway") -> tuple[dict[str, Any], dict[str, Any]]:
-        found, model = await find_model(gateway, model_hash, metadata)
-        return model, await gateway.curve(found, since_rows)
+    def ask(client: "Client") -> tuple[dict[str, Any], dict[str, Any]]:
+        found, model = find_model(client, model_hash, metadata)
+        return model, found.curve(since_rows=since_rows)
 
-    model, answer = with_gateway(url, ask)
+    model, answer = with_client(url, ask)
     if as_json:
         print_json([answer])
     elif as_csv:

@@ -14,7 +14,7 @@ import msgspec
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.blobs import open_storage
-from keepfit.client.gateway import Gateway
+from keepfit.client.clients import AsyncClient
 from keepfit.errors import KeepfitError
 from keepfit.history import Registry
 from keepfit.jobs import run_queue
@@ -101,8 +101,8 @@ async def _probe(read_part: Callable[..., Awaitable[T]], *args: Any) -> tuple[st
 
 
 async def _gateway(settings: Settings, url: str) -> dict[str, Any]:
-    async with Gateway(url, settings.api_key.get_secret_value()) as gateway:
-        return await gateway.ready()
+    async with AsyncClient(url, settings.api_key.get_secret_value()) as client:
+        return await client.ready()
 
 
 async def _storage(settings: Settings) -> None:

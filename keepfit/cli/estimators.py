@@ -1,7 +1,8 @@
 """The commands `keepfit upload` and `download`: trained estimators as files.
 
-Owns their texts; :mod:`keepfit.client.estimator_files` transfers the bytes, and :mod:`keepfit.cli.trained_sources`
-opens what is uploaded. Never loads what is in a file by itself. Invariant: a file is never written to a terminal.
+Owns their texts; :mod:`keepfit.client.files.estimator_files` transfers the bytes, and
+:mod:`keepfit.cli.trained_sources` opens what is uploaded. Never loads what is in a file by itself. Invariant: a file is
+never written to a terminal.
 """
 
 import dataclasses
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from keepfit.cli import options
-from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_client
 from keepfit.cli.output import is_terminal, print_json, print_note, progress_bar
 from keepfit.cli.words import parse_metadata
 from keepfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from keepfit.client.estimator_files import Downloaded
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
+    from keepfit.client.files.estimator_files import Downloaded
 
 
 def upload(
@@ -42,19 +43,19 @@ def upload(
 ) -> None:
     """Create a model from an estimator that was trained elsewhere, or find the one that this file has made."""
     from keepfit.cli.trained_sources import open_source  # noqa: PLC0415 - other commands must not wait for them
-    from keepfit.client.estimator_files import upload as send  # noqa: PLC0415
+    from keepfit.client.files.estimator_files import upload as send  # noqa: PLC0415
 
     document = parse_metadata(metadata)
     upload_keys = options.upload_keys()
 
-    async def work(gateway: "Gateway") -> tuple[dict[str, Any], bool]:
-        opened = await open_source(source, trust=trust, upload_keys=upload_keys)
+    def work(client: "Client") -> tuple[dict[str, Any], bool]:
+        opened = open_source(source, trust=trust, upload_keys=upload_keys)
         for warning in opened.warnings:
             print_note(f"warning: {warning}")
         with progress_bar(f"uploading {source}", "bytes") as show:
-            return await send(gateway, document, opened.file, show)
+            return send(client, document, opened.file, show)
 
-    model, is_new = with_gateway(url, work)
+    model, is_new = with_client(url, work)
     for warning in model.get("warnings") or ():
         print_note(f"warning: {warning}")
     if as_json:
@@ -85,19 +86,19 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Write a model to a file, as a fitted object that scikit-learn or River loads without keepfit."""
-    from keepfit.client.estimator_files import download as fetch  # noqa: PLC0415 - other commands must not wait
+    from keepfit.client.files.estimator_files import download as fetch  # noqa: PLC0415 - other commands must not wait
 
     if output == "-" and is_terminal():
         raise SettingsError("The file is not text: name one with --output, or redirect standard output.")
     if output == "-" and as_json:
         raise SettingsError("--json prints to standard output, and so does --output -: use one of them.")
 
-    async def work(gateway: "Gateway") -> "Downloaded":
-        found, _ = await find_model(gateway, model_hash, metadata)
+    def work(client: "Client") -> "Downloaded":
+        found, _ = find_model(client, model_hash, metadata)
         with progress_bar("downloading", "bytes") as show:
-            return await fetch(gateway, found, output, format_, part, show)
+            return fetch(client, found.hash, output, format_, part, show)
 
-    done = with_gateway(url, work)
+    done = with_client(url, work)
     if as_json:
         print_json([dataclasses.asdict(done)])
     elif output != "-":

@@ -4,12 +4,10 @@ Owns these options and the connection; :mod:`keepfit.client` makes the calls. In
 setting, never from the command line, which other users of a machine can see.
 """
 
-import asyncio
 import json
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterable
-from types import FrameType
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -19,10 +17,9 @@ from keepfit.cli.options import load_client_settings
 from keepfit.cli.output import is_terminal, print_note
 from keepfit.cli.words import parse_metadata
 from keepfit.errors import NotFoundError, SettingsError
-from keepfit.identity import hash_of
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client, Model
 
 T = TypeVar("T")
 
@@ -48,52 +45,43 @@ Url = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON document.")]
 
 
-def with_gateway(
+def with_client(
     url: str | None,
-    work: Callable[["Gateway"], Coroutine[Any, Any, T]],
+    work: Callable[["Client"], T],
     interrupted: Callable[[], str] = lambda: "interrupted",
 ) -> T:
-    """Run `work` with the gateway that `--url` or the settings name; return its result.
+    """Run `work` with a client of the gateway that `--url` or the settings name; return its result.
 
     Ctrl-C prints what `interrupted` returns, if anything.
     """
-    from keepfit.client.gateway import Gateway  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.client.clients import Client  # noqa: PLC0415 - other commands must not wait for it
 
     settings = load_client_settings()
-
-    async def run() -> T:
-        async with Gateway(url or options.gateway_url(settings), settings.api_key) as gateway:
-            return await work(gateway)
-
     if threading.current_thread() is threading.main_thread():
-        # asyncio's own handler waits for the next pause of the program: a read of standard input would go on, and its
-        # last rows would be sent as a request that the whole file does not have.
-        signal.signal(signal.SIGINT, _interrupt)
+        # A shell without job control has the commands that it starts in the background ignore the signal.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return asyncio.run(run())
+        with Client(url or options.gateway_url(settings), settings.api_key) as client:
+            return work(client)
     except KeyboardInterrupt:
         if note := interrupted():
             print_note(note)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-async def find_model(
-    gateway: "Gateway", model_hash: str | None, metadata: Iterable[str] | None
-) -> tuple[str, dict[str, Any]]:
-    """Return hash and description of the model that `--hash` or `--metadata` names."""
+def find_model(
+    client: "Client", model_hash: str | None, metadata: Iterable[str] | None
+) -> tuple["Model", dict[str, Any]]:
+    """Return a model and its description: the one that `--hash` or `--metadata` names."""
     if (model_hash is None) == (not metadata):
         raise SettingsError("Name the model with either --hash or --metadata.")
     if model_hash is not None:
-        found = await gateway.find_hash(model_hash)
-        return found, await gateway.describe(found)
+        found = client.find(model_hash)
+        return found, found.describe()
     document = parse_metadata(metadata)
-    found = hash_of(document)
+    found = client.model(document)
     try:
-        return found, await gateway.describe(found)
+        return found, found.describe()
     except NotFoundError:
         raise NotFoundError(
             f"There is no model with the metadata {json.dumps(document, ensure_ascii=False)}; `keepfit models` lists "

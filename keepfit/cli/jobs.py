@@ -4,22 +4,22 @@ Owns their texts; the gateway makes and describes the jobs, the workers' pull pr
 not depend on a command that follows it.
 """
 
-import asyncio
 import hashlib
+import time
 import uuid
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import typer
 
-from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, short_hash, with_gateway
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, short_hash, with_client
 from keepfit.cli.options import Hash, Json
 from keepfit.cli.output import Column, metadata_text, print_error, print_json, print_note, print_table, progress_bar
 from keepfit.errors import MalformedError, NotFoundError, SettingsError
 from keepfit.times import format_time
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
@@ -82,19 +82,19 @@ def pull(
         "label_type": label_type, "rows_per_call": batch, "skip_max": skip_max,
     }  # fmt: skip
 
-    async def work(gateway: "Gateway") -> str:
-        found, _ = await find_model(gateway, model_hash, metadata)
-        key = hashlib.sha256(f"{run}\n{source}\n{found}".encode()).hexdigest()[:48] if run else uuid.uuid4().hex
+    def work(client: "Client") -> str:
+        found, _ = find_model(client, model_hash, metadata)
+        key = hashlib.sha256(f"{run}\n{source}\n{found.hash}".encode()).hexdigest()[:48] if run else uuid.uuid4().hex
         headers = {"Idempotency-Key": f"pull-{key}"}
         body = {name: value for name, value in wanted.items() if value is not None}
-        _, made = await gateway.call("POST", f"/v1/models/{found}/pull", body, headers)
+        _, made = client.request("POST", f"/v1/models/{found.hash}/pull", body, headers)
         return str(made["job"])
 
-    job = with_gateway(url, work)
+    job = with_client(url, work)
     if follow:
         return _follow(url, job, as_json=as_json)
     if as_json:
-        return print_json([with_gateway(url, lambda gateway: _describe(gateway, job))])
+        return print_json([with_client(url, lambda client: client.job(job))])
     return typer.echo(job)
 
 
@@ -133,7 +133,7 @@ def jobs(
     if job is None:
         if follow or cancel:
             raise SettingsError("Name the job to follow or to cancel.")
-        found, more = with_gateway(url, lambda gateway: _list(gateway, model_hash, state, limit))
+        found, more = with_client(url, lambda client: _list(client, model_hash, state, limit))
         if as_json:
             print_json(found)
         else:
@@ -143,40 +143,38 @@ def jobs(
         return None
     named = job
 
-    async def one(gateway: "Gateway") -> dict[str, Any]:
-        whole = await _find(gateway, named)
+    def one(client: "Client") -> dict[str, Any]:
+        whole = _find(client, named)
         if cancel:
-            await gateway.call("DELETE", f"/v1/jobs/{whole}")
-        return await _describe(gateway, whole)
+            client.cancel(whole)
+        return client.job(whole)
 
-    described = with_gateway(url, one)
+    described = with_client(url, one)
     if follow:
         return _follow(url, described["job"], as_json=as_json)
     return _print_one(described, as_json=as_json)
 
 
-async def _list(
-    gateway: "Gateway", digits: str | None, state: str | None, limit: int
-) -> tuple[list[dict[str, Any]], bool]:
+def _list(client: "Client", digits: str | None, state: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Return the newest jobs, and whether there are more."""
-    query = {} if digits is None else {"hash": await gateway.find_hash(digits)}
+    query = {} if digits is None else {"hash": client.find(digits).hash}
     query |= {} if state is None else {"state": state}
     found: list[dict[str, Any]] = []
     after = ""
     while after is not None and len(found) < limit:
         page = urlencode({**query, "limit": min(PAGE, limit - len(found)), "after": after})
-        _, answer = await gateway.call("GET", f"/v1/jobs?{page}")
+        _, answer = client.request("GET", f"/v1/jobs?{page}")
         found += answer["jobs"]
         after = answer["next"]
     return found, after is not None
 
 
-async def _find(gateway: "Gateway", digits: str) -> str:
+def _find(client: "Client", digits: str) -> str:
     """Return the id of the only job that begins with `digits`."""
     digits = digits.strip().lower()
     if len(digits) == DIGITS:
         return digits
-    listed, _ = await _list(gateway, None, None, 10_000)
+    listed, _ = _list(client, None, None, 10_000)
     found = [each["job"] for each in listed if each["job"].startswith(digits)]
     if not found:
         raise NotFoundError(f"There is no job whose id begins with {digits}; `keepfit jobs` lists the jobs.")
@@ -187,20 +185,14 @@ async def _find(gateway: "Gateway", digits: str) -> str:
     return str(found[0])
 
 
-async def _describe(gateway: "Gateway", job: str) -> dict[str, Any]:
-    _, described = await gateway.call("GET", f"/v1/jobs/{job}")
-    found: dict[str, Any] = described
-    return found
-
-
 def _follow(url: str | None, job: str, *, as_json: bool) -> None:
     """Show the progress of a job until it ends, and then the job; exit code 1 if it has failed or was cancelled."""
 
-    async def work(gateway: "Gateway") -> dict[str, Any]:
+    def work(client: "Client") -> dict[str, Any]:
         waiting = None
         with progress_bar(f"pulling {job[:8]}") as show:
             while True:
-                found = await _describe(gateway, job)
+                found = client.job(job)
                 rows = found["rows"]
                 show(rows["done"], rows["total"] or 0)
                 if found["state"] in ENDED:
@@ -208,9 +200,9 @@ def _follow(url: str | None, job: str, *, as_json: bool) -> None:
                 if found["waiting"] != waiting:
                     waiting = found["waiting"]
                     print_note(f"waiting: {waiting}" if waiting else "no longer waiting")
-                await asyncio.sleep(POLL_S)
+                time.sleep(POLL_S)
 
-    ended = with_gateway(
+    ended = with_client(
         url, work, lambda: f"interrupted: the job goes on; `keepfit jobs {job[:8]} --follow` follows it"
     )
     _print_one(ended, as_json=as_json)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_gateway
+from keepfit.cli.gateway_calls import AsJson, Metadata, ModelHash, Url, find_model, with_client
 from keepfit.cli.output import Column, is_terminal, print_json, print_note, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
 
 Format = Literal["csv", "tsv", "json", "jsonl", "parquet"]
 
@@ -69,27 +69,27 @@ def learn(
     as_json: AsJson = False,
 ) -> None:
     """Learn the rows of a file, in order. A run that was interrupted can be repeated: nothing is learned twice."""
-    from keepfit.client import streaming  # noqa: PLC0415 - other commands must not wait for these imports
-    from keepfit.client.row_files import RowFile  # noqa: PLC0415
-    from keepfit.client.row_values import check_targets, columns_of  # noqa: PLC0415
+    from keepfit.client.files.learn_file import Learned, learn_file  # noqa: PLC0415 - other commands must not wait
+    from keepfit.client.files.row_files import RowFile  # noqa: PLC0415
+    from keepfit.client.files.row_values import check_targets, columns_of  # noqa: PLC0415
 
-    learned = streaming.Learned()
+    learned = Learned()
 
-    async def work(gateway: "Gateway") -> str:
-        found, model = await find_model(gateway, model_hash, metadata)
+    def work(client: "Client") -> str:
+        found, model = find_model(client, model_hash, metadata)
         columns = columns_of(model, target or (), weight, ignore or (), label_type)
         check_targets(columns)
         with RowFile(file, format_, delimiter) as source, progress_bar(f"learning {source.name}", "bytes") as show:
-            await streaming.learn_file(
-                gateway, found, source, columns, rows_seen=model["rows_seen"], run=run, rows_max=batch,
+            learn_file(
+                found, source, columns, rows_seen=model["rows_seen"], run=run, rows_max=batch,
                 wait=not no_wait, skip_bad=skip_bad, report=lambda position, rows: show(position, source.size),
                 learned=learned,
             )  # fmt: skip
         _note_unread(columns.unread)
-        return found
+        return found.hash
 
     done = "accepted" if no_wait else "learned"
-    found = with_gateway(
+    found = with_client(
         url, work, lambda: f"interrupted: {learned.rows} rows are {done}; send the file again to continue"
     )
     _note_skipped(learned.skipped)
@@ -135,13 +135,13 @@ def predict(
     url: Url = None,
 ) -> None:
     """Predict the rows of a file, and write them with their predictions."""
-    from keepfit.client import streaming  # noqa: PLC0415 - other commands must not wait for these imports
-    from keepfit.client.row_files import RowFile, format_of  # noqa: PLC0415
-    from keepfit.client.row_values import columns_of  # noqa: PLC0415
-    from keepfit.client.row_writer import RowWriter  # noqa: PLC0415
+    from keepfit.client.files.predict_file import predict_file  # noqa: PLC0415 - other commands must not wait
+    from keepfit.client.files.row_files import RowFile, format_of  # noqa: PLC0415
+    from keepfit.client.files.row_values import columns_of  # noqa: PLC0415
+    from keepfit.client.files.row_writer import RowWriter  # noqa: PLC0415
 
-    async def work(gateway: "Gateway") -> list[str]:
-        found, model = await find_model(gateway, model_hash, metadata)
+    def work(client: "Client") -> list[str]:
+        found, model = find_model(client, model_hash, metadata)
         columns = columns_of(model, ignored=ignore or ())
         # A bar between rows on the same terminal would be unreadable.
         shown = not (output == "-" and is_terminal())
@@ -153,13 +153,13 @@ def predict(
             # --delimiter is that of CSV: .tsv has tabs, whatever the other file has.
             between = delimiter if written == source.format or written != "tsv" else None
             with RowWriter(output, written, between) as writer:
-                skipped = await streaming.predict_file(
-                    gateway, found, source, columns, writer, name=column, proba=proba, only=only, rows_max=batch,
+                skipped = predict_file(
+                    found, source, columns, writer, name=column, proba=proba, only=only, rows_max=batch,
                     skip_bad=skip_bad, report=lambda position, rows: show(position, source.size),
                 )  # fmt: skip
         return skipped
 
-    _note_skipped(with_gateway(url, work))
+    _note_skipped(with_client(url, work))
 
 
 def score(
@@ -176,20 +176,20 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Predict the rows of a file, and print how far the predictions are from its target. Nothing is learned."""
-    from keepfit.client.row_files import RowFile  # noqa: PLC0415 - other commands must not wait for these imports
-    from keepfit.client.row_values import check_targets, columns_of  # noqa: PLC0415
-    from keepfit.client.score_file import score_file  # noqa: PLC0415
+    from keepfit.client.files.row_files import RowFile  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.client.files.row_values import check_targets, columns_of  # noqa: PLC0415
+    from keepfit.client.files.score_file import score_file  # noqa: PLC0415
 
-    async def work(gateway: "Gateway") -> tuple[dict[str, Any], int, list[str]]:
-        found, model = await find_model(gateway, model_hash, metadata)
+    def work(client: "Client") -> tuple[dict[str, Any], int, list[str]]:
+        found, model = find_model(client, model_hash, metadata)
         columns = columns_of(model, target or (), None, ignore or (), label_type)
         check_targets(columns)
         with RowFile(file, format_, delimiter) as source, progress_bar(f"reading {source.name}", "bytes") as show:
-            return await score_file(
-                gateway, found, source, columns, skip_bad=skip_bad, report=lambda at, rows: show(at, source.size)
+            return score_file(
+                client, found.hash, source, columns, skip_bad=skip_bad, report=lambda at, rows: show(at, source.size)
             )
 
-    answer, rows, skipped = with_gateway(url, work)
+    answer, rows, skipped = with_client(url, work)
     _note_skipped(skipped)
     if as_json:
         return print_json([{**answer, "rows": rows, "skipped": len(skipped)}])

@@ -4,13 +4,13 @@ Owns the screen and its order; :mod:`keepfit.client.overview` reads a gateway. C
 that does not answer is shown as such, and asked again; what was read before stays on the screen.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from keepfit.cli.gateway_calls import Url, short_hash, with_gateway
+from keepfit.cli.gateway_calls import Url, short_hash, with_client
 from keepfit.cli.options import Type, Where, filters_of, named
 from keepfit.cli.output import (
     MAIN_METRICS,
@@ -30,7 +30,7 @@ from keepfit.times import format_time, parse_duration
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
     from keepfit.client.overview import Reading
 
 Sort = Literal["rate", "inbox", "error", "rows", "version", "hash"]
@@ -96,33 +96,33 @@ def top(
         interval_s = max(parse_duration(interval, unit_optional=True), INTERVAL_S_MIN)
     is_live = is_terminal() and not once and not as_json
 
-    async def work(gateway: "Gateway") -> None:
-        states = _states(gateway, filters, interval_s, sort)
+    def work(client: "Client") -> None:
+        states = _states(client, filters, interval_s, sort)
         if is_live:
-            await _live(states, limit)
+            _live(states, limit)
             return
-        async for reading, models in states:
+        for reading, models in states:
             _print(reading, models[: limit or 20], len(models), as_json=as_json)
             if once or not as_json:
                 return
 
     with until_reader_ends():
-        with_gateway(url, work, lambda: "")
+        with_client(url, work, lambda: "")
 
 
-async def _states(
-    gateway: "Gateway", filters: Mapping[str, str], interval_s: float, sort: Sort
-) -> AsyncGenerator[tuple["Reading", list[dict[str, Any]]], None]:
+def _states(
+    client: "Client", filters: Mapping[str, str], interval_s: float, sort: Sort
+) -> Iterator[tuple["Reading", list[dict[str, Any]]]]:
     """Yield readings with their models in order, the first one when there are two of them, which give rates."""
     from keepfit.client.overview import describe, read  # noqa: PLC0415 - other commands must not wait for it
 
-    before = await read(gateway, filters.items())
+    before = read(client, filters.items())
     if before.error:
         raise UnavailableError(before.error)
     models: list[dict[str, Any]] = []
     while True:
-        await asyncio.sleep(interval_s)
-        reading = await read(gateway, filters.items())
+        time.sleep(interval_s)
+        reading = read(client, filters.items())
         if not reading.error:
             models = sorted(describe(reading, before), key=KEYS[sort])
             before = reading
@@ -152,11 +152,11 @@ def _print(reading: "Reading", models: Sequence[Mapping[str, Any]], count: int, 
         print_note(f"There are {'more than ' if reading.is_cut else ''}{count} models; --limit shows more of them.")
 
 
-async def _live(states: Any, limit: int | None) -> None:
+def _live(states: Any, limit: int | None) -> None:
     from rich.live import Live  # noqa: PLC0415 - other commands draw nothing
 
     with Live(console=console(), screen=True, auto_refresh=False) as live:
-        async for reading, models in states:
+        for reading, models in states:
             live.update(_screen(reading, models, limit), refresh=True)
 
 

@@ -5,7 +5,6 @@ and signed pickles are sent as they are; any other file counts as a pickle, whic
 upload key. Invariant: without `--trust` no byte of a source is run.
 """
 
-import asyncio
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -31,7 +30,7 @@ class TrainedSource:
     warnings: list[str] = field(default_factory=list)
 
 
-async def open_source(source: str, *, trust: bool, upload_keys: str) -> TrainedSource:
+def open_source(source: str, *, trust: bool, upload_keys: str) -> TrainedSource:
     """Open the file, the folder of MLflow or the URL `source`; a pickle is loaded and signed, if `trust` permits it.
 
     Raises
@@ -43,10 +42,10 @@ async def open_source(source: str, *, trust: bool, upload_keys: str) -> TrainedS
     SettingsError
         If a pickle cannot be signed, because there is no upload key.
     """
-    from keepfit.client import estimator_files  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.client.files import estimator_files  # noqa: PLC0415 - other commands must not wait for it
 
     if source.startswith(("http://", "https://")):
-        file: BinaryIO = BytesIO(await estimator_files.fetch(source))
+        file: BinaryIO = BytesIO(estimator_files.fetch(source))
     else:
         file = estimator_files.open_file(_path_of(source))
     head = file.read(len(MAGIC))
@@ -64,7 +63,7 @@ async def open_source(source: str, *, trust: bool, upload_keys: str) -> TrainedS
                 "A pickle is signed before it is sent, and there is no upload key: set KEEPFIT_UPLOAD_KEYS here and "
                 "for the workers (`keepfit key upload` prints a key)."
             )
-        return await asyncio.to_thread(_signed, file.read(), source, upload_keys)
+        return _signed(file.read(), source, upload_keys)
 
 
 def _path_of(source: str) -> str:

@@ -5,12 +5,12 @@ interruption. Invariant: an event is printed at once, also into a pipe, and none
 """
 
 from collections.abc import Mapping
-from contextlib import aclosing
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keepfit.cli.gateway_calls import Url, short_hash, with_gateway
+from keepfit.cli.gateway_calls import Url, short_hash, with_client
 from keepfit.cli.options import Type, Where, filters_of
 from keepfit.cli.output import (
     is_terminal,
@@ -24,7 +24,7 @@ from keepfit.cli.output import (
 from keepfit.times import format_time
 
 if TYPE_CHECKING:
-    from keepfit.client.gateway import Gateway
+    from keepfit.client.clients import Client
 
 TITLES = ("time (UTC)", "event", "model or worker", "details", "metadata")
 # On a terminal; the last column takes what is left.
@@ -50,37 +50,22 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one event per line.")] = False,
 ) -> None:
     """Print events as they happen, until Ctrl-C: commits, drift, dead letters, snapshots, and those of workers."""
-    # Other commands must not wait for them.
-    from keepfit.client.address import Address  # noqa: PLC0415
-    from keepfit.client.async_connections import AsyncConnections  # noqa: PLC0415
-    from keepfit.client.async_performer import AsyncPerformer  # noqa: PLC0415
-    from keepfit.client.calls import Calls  # noqa: PLC0415
-    from keepfit.client.event_stream import EventStream  # noqa: PLC0415
-
     filters = filters_of(type_, where)
 
-    async def work(gateway: "Gateway") -> None:
-        hashes = [await gateway.find_hash(digits) for digits in model_hash or ()]
+    def work(client: "Client") -> None:
+        hashes = [client.find(digits).hash for digits in model_hash or ()]
         kinds = [name for words in kind or () for name in words.split(",")]
-        address = Address(gateway.url, gateway.api_key)
-        shared = Calls(address)
-        performer = AsyncPerformer(AsyncConnections(address), shared)
-        stream = EventStream(shared, kinds, hashes, after, filters, _note_interruption)
-        printed = 0
-        async with aclosing(performer.listen(stream)) as events:
-            async for event in events:
-                if as_json:
-                    print_json([event])
-                else:
-                    if not printed:
-                        print_stream_line(TITLES, WIDTHS)
-                    print_stream_line(_cells(event), WIDTHS)
-                printed += 1
-                if printed == limit:
-                    return
+        events = client.events(*kinds, hash=hashes, after=after, where=filters, interrupted=_note_interruption)
+        for number, event in enumerate(islice(events, limit)):
+            if as_json:
+                print_json([event])
+            else:
+                if not number:
+                    print_stream_line(TITLES, WIDTHS)
+                print_stream_line(_cells(event), WIDTHS)
 
     with until_reader_ends():
-        with_gateway(url, work, lambda: "")
+        with_client(url, work, lambda: "")
 
 
 def _note_interruption(reason: str) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PORTS = {"http": 80, "https": 443}
 # The fields of a request with a JSON body, and no others.
 PLAIN = b"Content-Type: application/json\r\n"
+# The field of a request whose answer is read as it comes, and is not decompressed.
+UNCODED = b"Accept-Encoding: identity\r\n"
 NO_URL = "{!r} is not the URL of a gateway: http://127.0.0.1:8000."
 # A space or a line end in a target would end it, and begin another header field.
 TARGET = re.compile(r"/[!-~]*")
@@ -49,7 +51,7 @@ class Address:
         self.is_loopback = _is_loopback(self.host)
         fields = {"Host": parts.netloc, "User-Agent": "keepfit"}
         # On one machine, coding costs more than it saves.
-        fields["Accept-Encoding"] = "identity" if self.is_loopback else "gzip"
+        self.coding = UNCODED if self.is_loopback else b"Accept-Encoding: gzip\r\n"
         if api_key:
             fields["Authorization"] = f"Bearer {api_key}"
         try:
@@ -84,7 +86,8 @@ class Address:
         if not TARGET.fullmatch(request.target):
             raise MalformedError(f"{request.target[:100]!r} has a character that no path has.")
         line = f"{request.method} {self.prefix}{request.target} HTTP/1.1\r\n".encode("ascii")
-        return line + self.head + request.fields
+        coding = b"" if UNCODED in request.fields else self.coding
+        return line + self.head + coding + request.fields
 
 
 def _pieces(body: bytes) -> Iterator[memoryview]:

@@ -15,7 +15,7 @@ from keepfit.client.address import PLAIN, Address
 from keepfit.client.answer_cache import ANSWER_BYTES_MIN, AnswerCache
 from keepfit.client.bodies import JSON, Encoded, Forms, best_coding
 from keepfit.client.exchange import Ask, ExchangeError, Flow, Request, Send
-from keepfit.client.http1 import NOT_MODIFIED, Response
+from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, Response
 from keepfit.client.retries import Reachability
 from keepfit.errors import MalformedError
 
@@ -44,6 +44,17 @@ class Calls:
     def send(self, request: Request, deadline: float | None = None) -> Flow[Response]:
         """Send a request until it is answered; raises the error that the answer reports."""
         return retries.exchange(self.gateway, request, self.deadline() if deadline is None else deadline)
+
+    def send_once(self, request: Request, deadline: float) -> Flow[Response]:
+        """Send a request that is not repeated, whatever its answer is; raises the error that the answer reports."""
+        try:
+            response: Response = yield Send(request, deadline)
+        except ExchangeError as error:
+            raise retries.silent(self.gateway, error) from None
+        self.gateway.is_reached = True
+        if response.status >= REDIRECTED:
+            raise problems.error_of(self.address.url, response)
+        return response
 
     def decode(self, response: Response) -> Any:
         """Return the JSON of an answer."""

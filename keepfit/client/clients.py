@@ -9,13 +9,13 @@ sent in a header, and is in no error and in no ``repr``.
 ...         return model.partial_fit([[1.0]], [2.0], wait=True)["rows_seen"]
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
 from keepfit import identity
-from keepfit.client import calls, hash_prefix, http1, model_calls, recipes
+from keepfit.client import calls, hash_prefix, http1, lists, recipes
 from keepfit.client.address import Address
 from keepfit.client.address import target as target_of
 from keepfit.client.calls import Calls
@@ -23,6 +23,7 @@ from keepfit.client.event_stream import Event, EventStream
 from keepfit.client.exchange import Flow, Request
 from keepfit.client.flows import Awaiting, Blocking, call
 from keepfit.client.model_calls import Answer, ModelCalls
+from keepfit.client.values import encode
 from keepfit.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -88,6 +89,62 @@ class ClientCalls(Generic[M]):
         return self._model(identity.hash_of(dict(name)), name)
 
     @call
+    def find(self, digits: str) -> Flow[M]:
+        """Return the model whose hash begins with these digits; with all 64 of them nothing is asked.
+
+        Raises
+        ------
+        MalformedError
+            If they are not the beginning of a hash, or of several, which the message lists.
+        NotFoundError
+            If no model has such a hash.
+        """
+        given = hash_prefix.check(digits)
+        if len(given) == hash_prefix.DIGITS:
+            return self._model(given)
+        after = hash_prefix.before(given.ljust(hash_prefix.DIGITS, "0"))
+        path = target_of("/v1/models", limit=hash_prefix.CANDIDATES_MAX + 1, after=after)
+        _, page = yield from self._calls.json("GET", path)
+        # The list is ordered by hash.
+        found = [one["hash"] for one in page["models"] if one["hash"].startswith(given)]
+        return self._model(hash_prefix.only_one(given, found))
+
+    @call
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        is_repeatable: bool | None = None,
+        is_repeated: bool = True,
+        timeout_s: float | None = None,
+    ) -> Flow[tuple[int, Any]]:
+        """Make any call of the REST API, also one that has no method here; return its status and JSON.
+
+        Parameters
+        ----------
+        path : with its query, percent-encoded
+        body : bytes as they are, an object with ``size`` and an iterator of pieces, or a value that becomes JSON
+        headers : further ones; the ``Content-Type`` of a body is JSON without them
+        is_repeatable : whether the gateway may get it twice; by default if it is no POST, or has an Idempotency-Key
+        is_repeated : whether to repeat it, as the other calls, while the gateway is overloaded or unavailable
+        timeout_s : as of the other calls
+        """
+        more = dict(headers or {})
+        if is_repeatable is None:
+            is_repeatable = method != "POST" or any(name.lower() == "idempotency-key" for name in more)
+        encoded = body if body is None or isinstance(body, bytes) or hasattr(body, "size") else encode(body)
+        if encoded is not None and not any(name.lower() == "content-type" for name in more):
+            more["Content-Type"] = "application/json"
+        request = Request(method, path, encoded, calls.lines_of(more), is_repeatable)
+        size = len(encoded) if isinstance(encoded, bytes) else (encoded and encoded.size) or 0
+        send = self._calls.send if is_repeated else self._calls.send_once
+        response = yield from send(request, self._calls.deadline(timeout_s, size))
+        return response.status, self._calls.decode(response)
+
+    @call
     def create(
         self,
         /,
@@ -132,7 +189,7 @@ class ClientCalls(Generic[M]):
     def models(self, /, limit: int | None = None, **metadata: Any) -> Flow[list[Answer]]:
         """Return the documents of models, ordered by hash: those with these values in their metadata."""
         query = {f"metadata[{name}]": value for name, value in metadata.items()}
-        return (yield from model_calls.pages(self._calls, "/v1/models", "models", limit, **query))
+        return (yield from lists.pages(self._calls, "/v1/models", "models", limit, **query))
 
     @call
     def history(self, /, **query: Any) -> Flow[list[Answer]]:
@@ -141,7 +198,7 @@ class ClientCalls(Generic[M]):
         `query` has the parameters of `GET /v1/history`: ``type``, ``hash``, ``kind``, ``after``, ``before``,
         ``closest``, ``last``, ``limit``, ``page``, ``every``, ``stat``, ``field``, …
         """
-        return (yield from model_calls.history_of(self._calls, query))
+        return (yield from lists.history_of(self._calls, query))
 
     @call
     def job(self, job: str) -> Flow[Answer]:
@@ -153,7 +210,7 @@ class ClientCalls(Generic[M]):
     @call
     def jobs(self, /, limit: int | None = None, **query: Any) -> Flow[list[Answer]]:
         """Return pull jobs, newest first: of a model with ``hash``, in a state with ``state``."""
-        return (yield from model_calls.pages(self._calls, "/v1/jobs", "jobs", limit, **query))
+        return (yield from lists.pages(self._calls, "/v1/jobs", "jobs", limit, **query))
 
     @call
     def cancel(self, job: str) -> Flow[Answer]:
@@ -239,7 +296,13 @@ class Client(ClientCalls[Model], Blocking):
         self._connections.close()
 
     def events(
-        self, *kinds: str, hash: str | Sequence[str] | None = None, after: str | None = None, **metadata: Any
+        self,
+        *kinds: str,
+        hash: str | Sequence[str] | None = None,
+        after: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        interrupted: Callable[[str], None] = lambda reason: None,
+        **metadata: Any,
     ) -> Iterator[Event]:
         """Yield what happens to models and workers, as it happens; connects again after an interruption.
 
@@ -248,9 +311,10 @@ class Client(ClientCalls[Model], Blocking):
         kinds : ``commit``, ``drift``, ``dead_letter``, …; all if there are none
         hash : of the model or models
         after : id of the last event that was handled (:attr:`Event.id`): those after it come first
-        metadata : values that the metadata of the models have
+        where, metadata : values that the metadata of the models have; `where` for names that are parameters here
+        interrupted : called with the reason when the stream is interrupted, and with "" when it continues
         """
-        stream = EventStream(self._calls, kinds, hash, after, metadata)
+        stream = EventStream(self._calls, kinds, hash, after, {**(where or {}), **metadata}, interrupted)
         return self._performer.listen(stream)
 
 
@@ -293,8 +357,14 @@ class AsyncClient(ClientCalls[AsyncModel], Awaiting):
         await self._connections.close()
 
     def events(
-        self, *kinds: str, hash: str | Sequence[str] | None = None, after: str | None = None, **metadata: Any
+        self,
+        *kinds: str,
+        hash: str | Sequence[str] | None = None,
+        after: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        interrupted: Callable[[str], None] = lambda reason: None,
+        **metadata: Any,
     ) -> AsyncIterator[Event]:
         """Yield what happens to models and workers, as it happens; parameters as of :meth:`Client.events`."""
-        stream = EventStream(self._calls, kinds, hash, after, metadata)
+        stream = EventStream(self._calls, kinds, hash, after, {**(where or {}), **metadata}, interrupted)
         return self._performer.listen(stream)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from keepfit.client import calls, problems, retries
+from keepfit.client.address import UNCODED
 from keepfit.client.address import target as target_of
 from keepfit.client.calls import Calls
 from keepfit.client.exchange import ExchangeError, LostError, Request, Send
@@ -60,7 +61,7 @@ class EventStream:
         if self.last_id:
             fields["Last-Event-ID"] = self.last_id
         self._text = b""
-        return Send(Request("GET", self._target, fields=calls.lines_of(fields)), self._shared.deadline())
+        return Send(Request("GET", self._target, fields=UNCODED + calls.lines_of(fields)), self._shared.deadline())
 
     def opened(self, response: Response) -> None:
         """Take the head of the answer. Raise the error that it reports, unless it passes by itself."""

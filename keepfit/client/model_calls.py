@@ -7,7 +7,8 @@ computed here, so that naming a model asks nothing.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keepfit.client import bodies, calls, curve_plot, sending
+from keepfit.client import bodies, calls, curve_plot, lists, sending
+from keepfit.client.address import PLAIN
 from keepfit.client.address import target as target_of
 from keepfit.client.bodies import JSON, Encoded
 from keepfit.client.calls import Calls
@@ -166,6 +167,20 @@ class ModelCalls:
         return answer
 
     @call
+    def partial_fit_json(self, body: bytes, *, wait: float | bool = False, idempotency_key: str) -> Flow[Answer]:
+        """Learn the rows of one request that is JSON already; `wait` and the answer are as of :meth:`partial_fit`."""
+        how = Learning(f"{self._path}/partial_fit", wait)
+        return (yield from sending.learn_encoded(self._calls, how, Encoded(JSON, body), idempotency_key, len(body)))
+
+    @call
+    def predict_json(self, body: bytes) -> Flow[Answer]:
+        """Predict the rows of one request that is JSON already; return the answer."""
+        answer: Answer = yield from self._calls.predict(
+            Request("POST", self._predict_path, body, PLAIN), self._calls.deadline(size_bytes=len(body))
+        )
+        return answer
+
+    @call
     def train_score_predict(
         self,
         X: Any,
@@ -272,7 +287,7 @@ class ModelCalls:
     @call
     def snapshots(self, *, limit: int | None = None) -> Flow[list[Answer]]:
         """Return the snapshots of the model, newest first; all of them without `limit`."""
-        return (yield from pages(self._calls, f"{self._path}/snapshots", "snapshots", limit))
+        return (yield from lists.pages(self._calls, f"{self._path}/snapshots", "snapshots", limit))
 
     @call
     def restore(self, *, version: int | None = None, at: float | str | None = None) -> Flow[Answer]:
@@ -286,9 +301,12 @@ class ModelCalls:
         return restored
 
     @call
-    def curve(self) -> Flow[Answer]:
-        """Return the learning curve: ``points`` with ``rows_seen``, ``time`` and metrics of rows predicted first."""
-        _, answer = yield from self._calls.json("GET", f"{self._path}/curve")
+    def curve(self, *, since_rows: int | None = None) -> Flow[Answer]:
+        """Return the learning curve: ``points`` with ``rows_seen``, ``time`` and metrics of rows predicted first.
+
+        With `since_rows` only the points after more than this number of rows.
+        """
+        _, answer = yield from self._calls.json("GET", target_of(f"{self._path}/curve", since_rows=since_rows))
         found: Answer = answer
         return found
 
@@ -304,12 +322,12 @@ class ModelCalls:
     @call
     def history(self, /, **query: Any) -> Flow[list[Answer]]:
         """Return documents of the model's history, or points with ``every``; parameters as of ``client.history``."""
-        return (yield from history_of(self._calls, {"hash": self.hash, **query}))
+        return (yield from lists.history_of(self._calls, {"hash": self.hash, **query}))
 
     @call
     def dead_letters(self, *, limit: int | None = None) -> Flow[list[Answer]]:
         """Return the requests that could not be learned, oldest first, each with its reason."""
-        return (yield from pages(self._calls, f"{self._path}/dead", "dead", limit))
+        return (yield from lists.pages(self._calls, f"{self._path}/dead", "dead", limit))
 
     @call
     def retry(self, ids: Sequence[str] | None = None) -> Flow[Answer]:
@@ -353,27 +371,6 @@ def _is_small(table: Rows) -> bool:
     if not 0 < table.rows <= JOINED_ROWS_MAX:
         return False
     return type(table) is Records or table.rows * table.row_bytes < bodies.CELLS_MIN * 8
-
-
-def pages(shared: Calls, path: str, name: str, limit: int | None, **query: Any) -> Flow[list[Answer]]:
-    """Return the entries of a list, page by page, up to `limit`."""
-    found: list[Answer] = []
-    after: Any = None
-    while limit is None or len(found) < limit:
-        size = 1000 if limit is None else min(1000, limit - len(found))
-        _, page = yield from shared.json("GET", target_of(path, **query, limit=size, after=after))
-        found += page[name]
-        after = page["next"]
-        if after is None:
-            break
-    return found
-
-
-def history_of(shared: Calls, query: Mapping[str, Any]) -> Flow[list[Answer]]:
-    """Return the documents, or the points, of a query of the history."""
-    _, answer = yield from shared.json("GET", target_of("/v1/history", **query))
-    found: list[Answer] = answer["points"] if "points" in answer else answer["documents"]
-    return found
 
 
 def progress_of(asked: Progress, what: str, data: Data) -> Any:

@@ -1,17 +1,18 @@
 """What a gateway knows of a deployment at a moment: its dependencies, workers and models, with their rates.
 
 Owns one reading over the REST API, so that it needs a gateway and a key with the scope `read`, and no other server.
-Changes nothing. Invariant: a part that cannot be read is empty in the reading, whose `error` says why.
+Changes nothing. Invariant: what cannot be read, and what is asked for after it, is empty in the reading, whose `error`
+says why.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode
 
-from keepfit.client.gateway import Gateway
+from keepfit.client.address import target as target_of
+from keepfit.client.clients import Client
 from keepfit.errors import ForbiddenError, KeepfitError
 
 PAGE = 1000
@@ -38,41 +39,33 @@ class Reading:
     error: str = ""
 
 
-async def read(gateway: Gateway, where: Iterable[tuple[str, str]] = ()) -> Reading:
+def read(client: Client, where: Iterable[tuple[str, str]] = ()) -> Reading:
     """Read the state once, without repeating a call; only models with these values in their metadata."""
-    ready, workers, listed = await asyncio.gather(
-        gateway.ready(), _get(gateway, "/v1/workers"), _models(gateway, where), return_exceptions=True
-    )
-    if isinstance(workers, ForbiddenError):
-        # A key for a part of the models sees no workers.
-        workers = {"workers": []}
-    errors = [found for found in (ready, workers, listed) if isinstance(found, BaseException)]
-    for error in errors:
-        if not isinstance(error, KeepfitError):
-            raise error
-    models, is_cut = ([], False) if isinstance(listed, BaseException) else listed
-    return Reading(
-        time.time(),
-        time.monotonic(),
-        {} if isinstance(ready, BaseException) else ready,
-        [] if isinstance(workers, BaseException) else workers["workers"],
-        models,
-        is_cut,
-        str(errors[0]) if errors else "",
-    )
+    ready: dict[str, Any] = {}
+    workers: list[dict[str, Any]] = []
+    listed: tuple[list[dict[str, Any]], bool] = [], False
+    error = ""
+    try:
+        ready = client.ready()
+        with suppress(ForbiddenError):
+            # A key for a part of the models sees no workers.
+            workers = _get(client, "/v1/workers")["workers"]
+        listed = _models(client, where)
+    except KeepfitError as raised:
+        error = str(raised)
+    return Reading(time.time(), time.monotonic(), ready, workers, *listed, error)
 
 
-async def _get(gateway: Gateway, path: str) -> Any:
-    async with gateway.open("GET", path, {}) as response:
-        return await response.json()
+def _get(client: Client, path: str) -> Any:
+    return client.request("GET", path, is_repeated=False)[1]
 
 
-async def _models(gateway: Gateway, where: Iterable[tuple[str, str]]) -> tuple[list[dict[str, Any]], bool]:
+def _models(client: Client, where: Iterable[tuple[str, str]]) -> tuple[list[dict[str, Any]], bool]:
     filters = {f"metadata[{key}]": value for key, value in where}
     models: list[dict[str, Any]] = []
-    after = ""
+    after: Any = ""
     while after is not None and len(models) < MODELS_MAX:
-        page = await _get(gateway, f"/v1/models?{urlencode({**filters, 'limit': PAGE, 'after': after})}")
+        page = _get(client, target_of("/v1/models", **filters, limit=PAGE, after=after))
         models += page["models"]
         after = page["next"]
     return models, after is not None

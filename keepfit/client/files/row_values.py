@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from keepfit.client.row_files import FileRow
+from keepfit.client.files.row_files import FileRow
 from keepfit.errors import InvalidError, KeepfitError, MalformedError
 from keepfit.recipe.features import Column, NumberOptions
 from keepfit.recipe.recipe import Recipe, from_text

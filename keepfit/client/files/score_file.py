@@ -6,24 +6,31 @@ depend on the length of the file but for the place of each row.
 """
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
-from keepfit.client.gateway import Gateway
-from keepfit.client.row_files import RowFile
-from keepfit.client.row_values import ModelColumns
-from keepfit.client.streaming import Chunk, Report, chunks, faults_by_row
+from keepfit.client.clients import Client
+from keepfit.client.files.chunks import Chunk, Report, chunks, faults_by_row
+from keepfit.client.files.row_files import RowFile
+from keepfit.client.files.row_values import ModelColumns
 from keepfit.errors import InvalidError, TooLargeError
 
 IN_MEMORY_BYTES_MAX = 8 * 2**20
 PIECE_BYTES = 256 * 1024
+# Many rows take time to predict.
+ANSWER_S_MAX = 600.0
 
 
 class _Table:
-    """Rows and their targets, one in each line of a temporary file, and the place of each in its source."""
+    """Rows and their targets, one in each line of a temporary file, and the place of each in its source.
+
+    It is the body of a request, whose length only its end shows.
+    """
+
+    size: int | None = None
 
     def __init__(self) -> None:
         self._X = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES_MAX)  # noqa: SIM115 - closed in __exit__
@@ -53,7 +60,7 @@ class _Table:
         self._has_targets = self._has_targets or bool(chunk.y)
         self.places += [chunk.rows[position].place for position in chunk.sent]
 
-    async def body(self) -> AsyncIterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield the JSON of the request: the rows without a fault."""
         piece = bytearray()
         for part in self._parts():
@@ -76,8 +83,8 @@ class _Table:
         yield b"]}"
 
 
-async def score_file(
-    gateway: Gateway,
+def score_file(
+    client: Client,
     model_hash: str,
     source: RowFile,
     columns: ModelColumns,
@@ -97,7 +104,7 @@ async def score_file(
     InvalidError
         For a bad row, unless `skip_bad`, or if the file has no other rows.
     KeepfitError
-        As :meth:`~keepfit.client.gateway.Gateway.call`; TooLargeError for more rows than a request may have.
+        As the calls of a client; TooLargeError for more rows than a request may have.
     """
     skipped: list[str] = []
     with _Table() as table:
@@ -109,7 +116,9 @@ async def score_file(
             report(source.position, len(table.places))
         while table.n:
             try:
-                _, answer = await gateway.call("POST", f"/v1/models/{model_hash}/score", table.body)
+                _, answer = client.request(
+                    "POST", f"/v1/models/{model_hash}/score", table, is_repeatable=True, timeout_s=ANSWER_S_MAX
+                )
             except TooLargeError as error:
                 raise TooLargeError(f"{source.name} does not fit into one request, as scores need: {error}") from None
             except InvalidError as error:

@@ -1,0 +1,1 @@
+"""Files of rows, and of trained estimators, that a client sends or writes."""
