@@ -6,7 +6,7 @@ Pure. Invariant: an API key is in the head and in no error message.
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from keepfit.client import http1
 from keepfit.client.exchange import PIECE_BYTES, Request, StreamedBody
@@ -33,19 +33,11 @@ class Address:
     """Where a gateway is: `host` and `port` of its connections, and `head`, the lines that every request has."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or PORTS[parts.scheme]
-        except (ValueError, KeyError):
-            raise MalformedError(NO_URL.format(url)) from None
-        if not parts.hostname or parts.query or parts.fragment:
-            raise MalformedError(NO_URL.format(url))
-        if parts.username is not None:
-            raise MalformedError("The URL of a gateway has no user name or password; give the API key as api_key.")
+        parts = split(url)
         self.url = url.rstrip("/")
         self.is_secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = port
+        self.host = parts.hostname or ""
+        self.port = parts.port or PORTS[parts.scheme]
         self.prefix = quote(parts.path.rstrip("/"), safe="/%")
         self._starts: dict[tuple[str, str], bytes] = {}
         self.is_loopback = _is_loopback(self.host)
@@ -95,6 +87,27 @@ def _pieces(body: bytes) -> Iterator[memoryview]:
     view = memoryview(body)
     for start in range(0, len(body), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
+
+
+def split(url: str) -> SplitResult:
+    """Return the parts of the URL of a gateway.
+
+    Raises
+    ------
+    MalformedError
+        If it is none, or has a password, which errors and logs that name the gateway would show.
+    """
+    # Before all else: the other error shows what was given.
+    if "@" in url.partition("//")[2].partition("/")[0]:
+        raise MalformedError("The URL of a gateway has no user name or password; the API key is given by itself.")
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in PORTS and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise MalformedError(NO_URL.format(url))
+    return parts
 
 
 def _chunks(body: StreamedBody) -> Iterator[bytes | memoryview]:
