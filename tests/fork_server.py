@@ -33,14 +33,14 @@ Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parents[1]
 # What commands import while they run.
 MODULES = (
-    "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.yaml_values", "keepfit.client.event_stream",
-    "keepfit.client.clients", "keepfit.client.files.learn_file", "keepfit.client.files.predict_file",
-    "keepfit.client.files.score_file", "keepfit.client.sync_performer", "keepfit.history.rollups",
-    "keepfit.jobs.run_queue", "keepfit.observability.logs",
+    "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.trained_sources", "keepfit.cli.yaml_values",
+    "keepfit.client.clients", "keepfit.client.event_stream", "keepfit.client.files.learn_file",
+    "keepfit.client.files.predict_file", "keepfit.client.files.score_file", "keepfit.client.overview",
+    "keepfit.client.sync_performer", "keepfit.history.rollups", "keepfit.jobs.run_queue", "keepfit.observability.logs",
     "keepfit.restore.bulk", "keepfit.rowlog.row_log", "keepfit.settings_check", "keepfit.store.dead_letters",
     "keepfit.store.listing", "keepfit.transfer.exports", "keepfit.transfer.imports", "keepfit.unknown_settings",
     "dateparser", "fsspec", "keepfit_snapshotter.run", "motor.motor_asyncio", "plotille", "rich.console",
-    "rich.progress", "rich.table",
+    "rich.live", "rich.progress", "rich.table",
 )  # fmt: skip
 REQUEST_BYTES_MAX = 2**17
 

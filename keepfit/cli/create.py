@@ -107,6 +107,7 @@ def _create_all(
         except KeepfitError as error:
             if len(models) == 1:
                 raise
-            message = f"Model {number} of {len(models)}: {str(error).rstrip('.')}. Those before it are created."
+            before = " Those before it are created." if created else ""
+            message = f"Model {number} of {len(models)}: {str(error).rstrip('.')}.{before}"
             raise from_name(type(error).__name__, message) from None
     return created

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from keepfit.cli import workers
 from keepfit.cli.gateway_calls import Url, short_hash, with_client
 from keepfit.cli.options import Type, Where, filters_of, named
 from keepfit.cli.output import (
@@ -55,14 +56,8 @@ MODELS = (
     Column("value", right=True),
     Column("of baseline", right=True, width_min=90),
 )
-WORKERS = (
-    Column("worker", "cut"),
-    Column("host", "cut", width_min=100),
-    Column("pid", right=True),
-    Column("state"),
-    Column("models held", right=True),
-    Column("rows/s", right=True),
-)
+# Under the tables of other things a title says what the names are of.
+WORKERS = (Column("worker", "cut"), *workers.COLUMNS[1:])
 DEPENDENCIES = (Column("part"), Column("state", "wrap"))
 # Workers on the screen; the busiest ones.
 WORKERS_SHOWN_MAX = 6
@@ -102,6 +97,8 @@ def top(
             _live(states, limit)
             return
         for reading, models in states:
+            if reading.error and (once or not as_json):
+                raise UnavailableError(reading.error)
             _print(reading, models[: limit or 20], len(models), as_json=as_json)
             if once or not as_json:
                 return
@@ -141,11 +138,9 @@ def _print(reading: "Reading", models: Sequence[Mapping[str, Any]], count: int, 
         }
         print_json([state | ({"error": reading.error} if reading.error else {})])
         return
-    if reading.error:
-        raise UnavailableError(reading.error)
     print_table(DEPENDENCIES, reading.ready.items(), "nothing")
     typer.echo()
-    print_table(WORKERS, map(_worker, _busiest(reading)), "no workers")
+    print_table(WORKERS, map(workers.row, _busiest(reading)), "no workers")
     typer.echo()
     print_table(MODELS, map(_model, models), "no models")
     if count > len(models):
@@ -165,8 +160,8 @@ def _screen(reading: "Reading", models: Sequence[Mapping[str, Any]], limit: int 
     from rich.console import Group  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 
-    workers = _busiest(reading)[:WORKERS_SHOWN_MAX]
-    room = max(1, console().height - LINES_OTHER - len(workers) - 2)
+    busiest = _busiest(reading)[:WORKERS_SHOWN_MAX]
+    room = max(1, console().height - LINES_OTHER - len(busiest) - 2)
     shown = models[: min(limit or room, room)]
     more = f", {len(models) - len(shown)} more below" if len(models) > len(shown) else ""
     count = f"{len(models)}{'+' if reading.is_cut else ''}"
@@ -178,7 +173,7 @@ def _screen(reading: "Reading", models: Sequence[Mapping[str, Any]], limit: int 
         Text(head, no_wrap=True, overflow="ellipsis", style="bold red" if _is_wrong(reading) else "bold"),
         Text(totals, no_wrap=True, overflow="ellipsis"),
         Text(),
-        aligned(WORKERS, map(_worker, workers)),
+        aligned(WORKERS, map(workers.row, busiest)),
         Text(),
         aligned(MODELS, map(_model, shown)),
     )
@@ -202,11 +197,6 @@ def _parts(ready: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _busiest(reading: "Reading") -> list[dict[str, Any]]:
     return sorted(reading.workers, key=lambda worker: (-worker["rows_per_s"], worker["name"]))
-
-
-def _worker(worker: Mapping[str, Any]) -> tuple[object, ...]:
-    state = f"in a call for {worker['call_s']} s" if worker["state"] == "long_call" else worker["state"]
-    return worker["name"], worker["host"], worker["pid"], state, worker["models_held"], f"{worker['rows_per_s']:.1f}"
 
 
 def _model(model: Mapping[str, Any]) -> tuple[object, ...]:

@@ -5,7 +5,8 @@ Owns the text of this command; :mod:`keepfit.jobs.worker_records` reads the work
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from keepfit.cli.options import Json, load_settings
 from keepfit.cli.output import Column, print_json, print_table
@@ -25,16 +26,17 @@ COLUMNS = (
 
 def workers(as_json: Json = False) -> None:
     """List the workers that are alive, on all machines."""
-    found = asyncio.run(_read())
+    found = [dataclasses.asdict(worker) for worker in asyncio.run(_read())]
     if as_json:
-        print_json([dataclasses.asdict(worker) for worker in found])
+        print_json(found)
     else:
-        print_table(COLUMNS, [_row(worker) for worker in found], "no workers")
+        print_table(COLUMNS, map(row, found), "no workers")
 
 
-def _row(worker: "WorkerRecord") -> tuple[object, ...]:
-    state = f"in a call for {worker.call_s} s" if worker.state == "long_call" else worker.state
-    return worker.name, worker.host, worker.pid, state, worker.models_held, f"{worker.rows_per_s:.1f}"
+def row(worker: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the cells of a worker, as `GET /v1/workers` describes it, for :data:`COLUMNS`."""
+    state = f"in a call for {worker['call_s']} s" if worker["state"] == "long_call" else worker["state"]
+    return worker["name"], worker["host"], worker["pid"], state, worker["models_held"], f"{worker['rows_per_s']:.1f}"
 
 
 async def _read() -> list["WorkerRecord"]:

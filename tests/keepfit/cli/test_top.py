@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import termios
@@ -72,28 +73,27 @@ def test_the_screen_is_kept_until_ctrl_c(stack: Stack, tmp_path: Path) -> None:
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     process = fork_server.start(("top", *words), tmp_path, environment, (terminal, terminal, terminal))
     os.close(terminal)
-    printed = b""
+    printed = ""
 
-    def read_until(text: str) -> None:
+    def read_until(pattern: str) -> None:
         nonlocal printed
-        while text.encode() not in printed:
-            printed += os.read(controller, 65536)
+        while not re.search(pattern, printed):
+            printed += os.read(controller, 65536).decode(errors="replace")
 
-    read_until(hashes["twenty"][:10])
-    assert b"\x1b[?1049h" in printed
-    learned = keepfit(
-        "learn", "-", "--target", "y", "--hash", hashes["none"], *words[4:], cwd=tmp_path, sent="x,y\n1,2\n"
-    )
+    read_until(f"{hashes['none'][:10]}.* 0 +0 ")
+    assert "\x1b[?1049h" in printed
+    rows = "x,y\n" + "1,2\n" * 777
+    learned = keepfit("learn", "-", "--target", "y", "--hash", hashes["none"], *words[4:], cwd=tmp_path, sent=rows)
     assert learned.returncode == 0, learned.stderr
-    printed = b""
-    read_until("31")
+    # Inbox and rows seen.
+    read_until(f"{hashes['none'][:10]}.* 0 +777 ")
     process.send_signal(signal.SIGINT)
-    read_until("\x1b[?1049l")
+    read_until(re.escape("\x1b[?1049l"))
     assert process.wait(30) == 130
     os.close(controller)
 
 
-def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
+def test_what_a_gateway_refuses_or_cannot_answer() -> None:
     """A key for a part of the models sees no workers; a gateway that cannot answer is an error of the reading."""
     answers: dict[str, Any] = {
         "/readyz": {"status": "degraded", "mongo": "fails"},
@@ -114,6 +114,15 @@ def test_what_a_gateway_refuses_or_cannot_answer(tmp_path: Path) -> None:
         assert found.ready["mongo"] == "fails"
         found = read(client)
         assert (found.error, found.models, len(server.received)) == ("no", [], len(said))
+
+
+def test_one_state_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """If the gateway fails at the second reading, --once ends with its error, as JSON too, and prints no state."""
+    states = [ok(json.dumps(answer)) for answer in ({"status": "ok"}, {"workers": []}, {"models": [], "next": None})]
+    said = [*states, *states[:2], ok('{"detail": "no"}', status="503 x")]
+    with scripted(said) as server:
+        words = ("top", "--once", "--json", "--interval", "0.2", "--url", server.url)
+        assert error_line(keepfit(*words, cwd=tmp_path)) == "keepfit: no"
 
 
 def test_rates_and_order() -> None:
