@@ -1,5 +1,6 @@
 """Fixtures that most tests use: real servers, databases, a running stack, settings."""
 
+import fcntl
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from keepfit.local.demo import kill_all
 from keepfit.local.stack import end_with_parent
 from keepfit.settings import Settings
 from tests import servers
+from tests.wheels import build_wheel
 
 if TYPE_CHECKING:
     from tests.browser.page import Page
@@ -255,6 +257,16 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
         if stack.process.poll() is None:
             kill_all(stack.data)
             stack.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel that users install, once for all processes of this test run."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return next((shared / "wheel/built").glob("*.whl"), None) or build_wheel(shared / "wheel")
 
 
 @pytest.fixture

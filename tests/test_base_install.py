@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import skops.io
+from sklearn.linear_model import SGDRegressor
 
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
 from tests.made_once import made_once
-from tests.wheels import BIN, ROOT, build_wheel
+from tests.wheels import BIN, ROOT
 
 PINS = ROOT / "requirements/base.txt"
 # What only the services use, and what only some users have.
@@ -55,17 +57,38 @@ class BaseInstall:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def keepfit(self, *words: str, sent: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def keepfit(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run the command `keepfit`."""
-        return self.run(str(self.site / "bin/keepfit"), *words, sent=sent)
+        return self.run(str(self.site / "bin/keepfit"), *words)
+
+    def commands(self, *calls: tuple[str, ...], sent: str = "") -> list["subprocess.CompletedProcess[str]"]:
+        """Run `keepfit` with the words of each call, one after the other in one process, and `sent` as its input."""
+        ends = json.loads(self.script(COMMANDS, json.dumps(calls), sent))
+        return [subprocess.CompletedProcess(words, *end) for words, end in zip(calls, ends, strict=True)]
+
+
+# Starting a process for each command takes long.
+COMMANDS = """
+import contextlib, io, json, sys
+from keepfit.cli.main import main
+calls, sent = sys.argv[1:]
+ends = []
+for words in json.loads(calls):
+    sys.argv[1:], sys.stdin = words, io.TextIOWrapper(io.BytesIO(sent.encode()))
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main()
+        except SystemExit as end:
+            ends.append([end.code or 0, output.getvalue(), errors.getvalue()])
+print(json.dumps(ends))
+"""
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseInstall:
+def base(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> BaseInstall:
     """Install the packages, unless an earlier run has, and the wheel."""
     python = made_once("base-install", {PINS.name: PINS}, _install) / "venv/bin/python"
-    made = tmp_path_factory.mktemp("base")
-    wheel, site = build_wheel(made), made / "site"
+    site = tmp_path_factory.mktemp("base") / "site"
     command = [BIN / "uv", "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", python]
     subprocess.run([*command, "--target", site, wheel], check=True, timeout=60)
     return BaseInstall(python, site, tmp_path_factory.mktemp("work"))
@@ -154,25 +177,33 @@ def test_an_object_is_dumped_without_scikit_learn(base: BaseInstall, stack: Stac
 
 def test_commands_of_clients_work(base: BaseInstall, stack: Stack) -> None:
     """Commands that call a gateway use one that runs elsewhere."""
-    where = ("--url", stack.url)
-    metadata = ("--metadata", "type=base", f"session={uuid.uuid4().hex}")
-    created = base.keepfit("create", *metadata, "--estimator", "SGDRegressor", "--features", "x:number",
-                           "--scaler", "StandardScaler", *where)  # fmt: skip
-    assert (created.returncode, created.stderr, len(created.stdout.strip())) == (0, "", 64)
-    rows = "".join(f"{number},{2 * number}\n" for number in range(20))
-    learned = base.keepfit("learn", "-", "--format", "csv", "--target", "y", *metadata, *where, sent=f"x,y\n{rows}")
-    assert (learned.returncode, learned.stderr.splitlines()[:-1]) == (0, []), learned.stderr
-    jobs = base.keepfit("jobs", *where)
-    assert (jobs.returncode, jobs.stderr) == (0, "")
-    predicted = base.keepfit("predict", "-", "--format", "csv", *metadata, *where, sent="x\n3\n4\n")
-    assert predicted.returncode == 0, predicted.stderr
-    assert [line.partition(",")[0] for line in predicted.stdout.splitlines()] == ["x", "3", "4"]
-    scored = base.keepfit("score", "-", "--target", "y", *metadata, *where, "--json", sent="x,y\n3,6\n")
-    watched = base.keepfit("watch", "--where", metadata[2], "--after", "0-0", "--limit", "1", "--json", *where)
-    listed = base.keepfit("top", "--once", "--where", metadata[2], "--interval", "0.2", "--json", *where)
-    for done, field in ((scored, "max_error"), (watched, "kind"), (listed, "models")):
-        assert done.returncode == 0, done.stderr
-        assert field in json.loads(done.stdout)
+    session = f"session={uuid.uuid4().hex}"
+    named = ("--metadata", "type=base", session)
+    (base.cwd / "trained.skops").write_bytes(skops.io.dumps(SGDRegressor().fit([[0.0], [1.0]], [0.0, 1.0])))
+    rows = "x,y\n" + "".join(f"{number},{2 * number}\n" for number in range(20))
+    calls: list[tuple[str, ...]] = [
+        ("create", *named, "--estimator", "SGDRegressor", "--features", "x:number", "--scaler", "StandardScaler"),
+        ("learn", "-", "--format", "csv", "--target", "y", "--batch", "5", *named),
+        ("predict", "-", "--format", "csv", *named),
+        ("score", "-", "--target", "y", *named, "--json"),
+        ("curve", *named, "--json"),
+        ("watch", "--where", session, "--after", "0-0", "--limit", "1", "--json"),
+        ("top", "--once", "--where", session, "--interval", "0.2", "--json"),
+        ("jobs",),
+        ("upload", "trained.skops", "--metadata", "type=trained", session),
+        ("download", *named, "--output", "learned.skops", "--json"),
+    ]
+    done = {call[0]: end for call, end in zip(
+        calls, base.commands(*((*call, "--url", stack.url) for call in calls), sent=rows), strict=True
+    )}  # fmt: skip
+    assert {name: (end.returncode, end.stderr) for name, end in done.items()} == dict.fromkeys(done, (0, ""))
+    assert len(done["create"].stdout.strip()) == len(done["upload"].stdout.strip()) == 64
+    predicted = [line.split(",")[:2] for line in done["predict"].stdout.splitlines()]
+    assert predicted == [line.split(",") for line in rows.splitlines()]
+    fields = {"score": "max_error", "curve": "points", "watch": "kind", "top": "models", "download": "sha256"}
+    for name, field in fields.items():
+        assert json.loads(done[name].stdout)[field]
+    assert (base.cwd / "learned.skops").stat().st_size == json.loads(done["download"].stdout)["size_bytes"]
 
 
 def test_a_key_can_be_made_and_help_be_read(base: BaseInstall) -> None:
@@ -184,20 +215,6 @@ def test_a_key_can_be_made_and_help_be_read(base: BaseInstall) -> None:
     assert " predict " in listed.stdout
 
 
-# Runs commands in one process, since starting one for each takes long.
-COMMANDS = """
-import contextlib, io, json, sys
-from keepfit.cli.main import main
-ends = []
-for words in json.loads(sys.argv[1]):
-    sys.argv[1:] = words
-    with contextlib.redirect_stderr(io.StringIO()) as printed:
-        try:
-            main()
-        except SystemExit as end:
-            ends.append([words[0], end.code, printed.getvalue()])
-print(json.dumps(ends))
-"""
 SERVICES = [
     ("up", "local"), ("demo", "demo,local"), ("gateway", "server"), ("worker", "server"), ("snapshot", "server"),
     ("restore", "server"), ("history", "server"), ("export x.zip", "server"), ("import x.zip", "server"),
@@ -207,17 +224,17 @@ SERVICES = [
 def test_a_command_of_the_services_says_what_to_install(base: BaseInstall) -> None:
     """Without their packages it ends with one sentence and exit code 2, and leaves nothing behind."""
     (base.cwd / "x.zip").touch()
-    words = json.dumps([command.split() for command, _ in SERVICES])
-    ends = json.loads(base.script(COMMANDS, words))
-    assert len(ends) == len(SERVICES)
-    for (name, code, printed), (_, extras) in zip(ends, SERVICES, strict=True):
-        assert code == 2, printed
-        assert printed.startswith(f"keepfit: `keepfit {name}` needs packages that are not installed here, "), printed
+    before = sorted(base.cwd.iterdir())
+    ends = base.commands(*(tuple(command.split()) for command, _ in SERVICES))
+    for end, (_, extras) in zip(ends, SERVICES, strict=True):
+        printed = end.stderr
+        assert (end.returncode, end.stdout) == (2, ""), printed
+        assert printed.startswith(f"keepfit: `keepfit {end.args[0]}` needs packages that are not installed here, ")
         assert printed.endswith(f"pip install -e '.[{extras}]' in the copy of keepfit's repository.\n"), printed
         assert printed.count("\n") == 1
     done = base.keepfit("up")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", ends[0][2])
-    assert [path.name for path in base.cwd.iterdir()] == ["x.zip"]
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", ends[0].stderr)
+    assert sorted(base.cwd.iterdir()) == before
 
 
 def test_a_misspelled_setting_of_clients_is_named(base: BaseInstall) -> None:

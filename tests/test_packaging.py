@@ -15,13 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from keepfit.extras import SERVER_MODULES
-from tests.wheels import BIN, ROOT, build_wheel
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel."""
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+from tests.wheels import BIN, ROOT
 
 
 def names_in(wheel: Path) -> list[str]:
@@ -152,3 +146,10 @@ def test_lock_files_of_npm_name_no_registry() -> None:
         pinned = json.loads((ROOT / name).read_text())["packages"]
         assert all("resolved" not in entry for entry in pinned.values()), name
         assert all("integrity" in entry for package, entry in pinned.items() if package), name
+
+
+def test_no_file_names_the_host_of_a_registry() -> None:
+    """The settings of pip, uv and npm on a machine say where packages come from."""
+    hosts = r"(pypi\.(org|io)|pythonhosted\.org|npmjs\.(org|com)|yarnpkg\.com|docker\.io|proxy\.golang\.org)"
+    found = subprocess.run(["git", "grep", "-IlE", hosts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", "")
