@@ -29,12 +29,16 @@ from keepfit.store.models import Install, Model, Store
 from keepfit_gateway import bound_key
 from keepfit_gateway.file_transfer import WORKER_TIMEOUT_S
 from keepfit_gateway.learning.commit_feed import DELETED
+from keepfit_gateway.model_overview import ModelOverview, Place, Sort, Wanted
+from keepfit_gateway.web.offload import compute
 from keepfit_gateway.worker_client import WorkerClient
 
 T = TypeVar("T")
 
 CACHED_MAX = 20_000
 HINT_TIMEOUT_S = 0.5
+# Looking at a model of the overview takes about as long as parsing so many bytes.
+LINE_BYTES = 64
 
 
 class ModelLookup:
@@ -49,11 +53,13 @@ class ModelLookup:
         history: Registry,
         worker_client: WorkerClient,
         observe_version: Callable[[str, int, float], None],
+        overview: ModelOverview,
     ) -> None:
         self._store = store
         self._history = history
         self._worker_client = worker_client
         self._observe_version = observe_version
+        self._overview = overview
         self._cached: OrderedDict[str, Model] = OrderedDict()
 
     def invalidate(self, model_hash: str) -> None:
@@ -246,3 +252,25 @@ class ModelLookup:
     async def page(self, filters: Mapping[str, str], limit: int, after: str) -> tuple[list[dict[str, Any]], str | None]:
         """Return up to `limit` models by hash, and the hash after which the next page begins (None at the end)."""
         return await listing.page(self._store, self._history, filters, limit, after, bound_key.conditions())
+
+    async def ordered_page(
+        self, sort: Sort, wanted: Wanted, limit: int, after: Place | None
+    ) -> tuple[list[dict[str, Any]], Place | None]:
+        """Return up to `limit` models in an order, and the place after which the next page begins (None at the end).
+
+        Raises
+        ------
+        InvalidError
+            If there are too many models to put in order.
+        """
+        reading = await self._overview.read()
+        wanted = wanted._replace(bound=bound_key.conditions())
+        size = len(reading.lines) * LINE_BYTES
+        found, is_cut = await compute(size, reading.page, sort, wanted, limit, after)
+        documents = await listing.describe_all(self._store, self._history, [line.hash for _, line in found])
+        models = [
+            {**document, "rows_per_s": line.rows_per_s, "error_share": line.error_share}
+            for (_, line), document in zip(found, documents, strict=True)
+            if document is not None
+        ]
+        return models, found[-1][0] if is_cut else None

@@ -8,9 +8,10 @@ from typing import Any
 from keepfit.history import points
 from keepfit.history.filters import KINDS
 from keepfit.store import events
-from keepfit_gateway.handlers import inputs
+from keepfit_gateway.handlers import inputs, model_list
 from keepfit_gateway.handlers.events import LAST_EVENT_ID, LAST_EVENT_ID_PARAMETER
 from keepfit_gateway.inference_protocol import messages
+from keepfit_gateway.model_overview import SORTS
 from keepfit_gateway.schemas.values import REFERENCE
 
 
@@ -48,6 +49,23 @@ AFTER = _parameter(
     "query",
     "`next` of the previous page; empty for the first page.",
     {"type": "string", "pattern": "^([0-9a-f]{64})?$"},
+)
+MODELS_AFTER = {
+    **AFTER,
+    "schema": {"type": "string", "pattern": f"^({model_list.PLACE.pattern}|[0-9a-f]{{64}})?$"},
+}
+SORT = _parameter(
+    "sort",
+    "query",
+    "Order of the models: by hash (the default); or the largest first: rate (rows learned each second), error (in "
+    "relation to the baseline's), inbox, or rows.",
+    {"type": "string", "enum": list(SORTS)},
+)
+SEARCH = _parameter(
+    "search",
+    "query",
+    "Only models whose hash and metadata, as text, contain each of these words, in capitals or not.",
+    {"type": "string", "maxLength": model_list.SEARCH_LENGTH_MAX},
 )
 DEAD_LIMIT = {**LIMIT, "description": "Requests on a page."}
 DEAD_AFTER = {**AFTER, "schema": {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,16})?$"}}

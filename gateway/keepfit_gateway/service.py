@@ -25,6 +25,7 @@ from keepfit.store.models import Store
 from keepfit.store.pull_jobs import PullJobs
 from keepfit_gateway.events.feed import EventFeed
 from keepfit_gateway.file_transfer import FileTransfer
+from keepfit_gateway.heartbeat import Heartbeat
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
@@ -32,6 +33,7 @@ from keepfit_gateway.learning.open_rows import OpenRows
 from keepfit_gateway.learning.recorder import Recorder
 from keepfit_gateway.merged_metrics import ProcessMetrics
 from keepfit_gateway.model_lookup import ModelLookup
+from keepfit_gateway.model_overview import ModelOverview
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.prediction.scorers import Scorers
 from keepfit_gateway.prediction.without_worker import Counts
@@ -60,7 +62,7 @@ class Service:
         self.process_metrics = ProcessMetrics(parts)
         self.connections = OpenConnections(connections_max(settings.connections_max))
         self._store_client = redis_clients.store_async(settings, prompt=True)
-        self._queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
+        self.queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
         self.job_enqueuer = JobEnqueuer(settings)
         self.store = Store(self._store_client)
         self.dead_letters = DeadLetters(self._store_client)
@@ -69,16 +71,19 @@ class Service:
         self.history_gate = asyncio.Semaphore(HISTORY_QUERIES_MAX)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
-        self.acceptor = Acceptor(self._store_client, self._queue_client, settings, self.job_enqueuer, self.recorder)
+        self.acceptor = Acceptor(self._store_client, self.queue_client, settings, self.job_enqueuer, self.recorder)
         self.open_rows = OpenRows(self._store_client, settings, self.acceptor, self.recorder)
-        self.worker_client = WorkerClient(self._queue_client, settings, self.job_enqueuer, self.store.ping)
-        self.files = FileTransfer(self._queue_client, settings)
+        self.worker_client = WorkerClient(self.queue_client, settings, self.job_enqueuer, self.store.ping)
+        self.files = FileTransfer(self.queue_client, settings)
         self.answers = Lane(ANSWERS_BYTES_MAX)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.scorers = Scorers(self.cache, decode, settings.scorer_cache_bytes_max, settings.scorer_bytes_max)
         self.predictions = Counts()
         self.mongo_outage = Outage("mongo", "models are neither created nor restored")
-        self.models = ModelLookup(self.store, self.history, self.worker_client, self.cache.observe_version)
+        self.overview = ModelOverview(self._store_client, self.history)
+        self.models = ModelLookup(
+            self.store, self.history, self.worker_client, self.cache.observe_version, self.overview
+        )
         self.commit_feed = CommitFeed(
             self._store_client,
             self.store,
@@ -87,8 +92,13 @@ class Service:
             settings.predict_staleness_s,
             self.scorers if self.scorers.enabled else None,
         )
-
         self.event_feed = EventFeed(self._store_client, settings.event_streams_max)
+        self.heartbeat = Heartbeat(
+            self.queue_client,
+            lambda: self.request_metrics.answered,
+            lambda: len(self.connections),
+            lambda: len(self.event_feed),
+        )
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
@@ -101,6 +111,7 @@ class Service:
             self._follow(),
             self.open_rows.expire_forever(),
             self.event_feed.read_forever(),
+            self.heartbeat.beat_forever(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 
@@ -146,14 +157,16 @@ class Service:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.heartbeat.close()
+        await self.overview.close()
         await self.open_rows.close()
         await self.acceptor.close()
         await self.worker_client.close()
         await self.job_enqueuer.close()
         self.history.close()
         await self._store_client.aclose()
-        if self._queue_client is not self._store_client:
-            await self._queue_client.aclose()
+        if self.queue_client is not self._store_client:
+            await self.queue_client.aclose()
 
 
 SERVICE = web.AppKey("service", Service)

@@ -17,7 +17,7 @@ from keepfit.backends.blobs import open_storage
 from keepfit.client.clients import AsyncClient
 from keepfit.errors import KeepfitError
 from keepfit.history import Registry
-from keepfit.jobs import run_queue
+from keepfit.jobs import run_queue, waiting
 from keepfit.local.data_folder import running_stack
 from keepfit.settings import Settings
 from keepfit.store.dead_letters import count_rows
@@ -182,15 +182,11 @@ async def _workers(client: Any) -> dict[str, Any]:
         held.setdefault(holder.decode().partition(" ")[0], []).append(
             {"queue": queue.name, "lease": lease.decode(), "models": models, "requests": len(claimed)}
         )
-    since, (seconds, micros) = await redis_scripts.run_async(
-        client, ("GET", redis_keys.waiting_since(run_queue.LEARN.name)), ("TIME",)
-    )
-    now = int(seconds) + int(micros) / 1e6
     workers = []
     for name, record in zip(names, records, strict=True):
         host, pid, state, _ = (field.decode() if field else "" for field in record)
         if host or pid:  # the record of a dead worker expires
             known = name.decode().removeprefix(redis_keys.RQ_WORKER_PREFIX)
             workers.append({"name": known, "host": host, "pid": pid, "state": state, "holds": held.get(known, [])})
-    oldest_s = None if since is None else max(0.0, round(now - int(since) / 1000, 3))
-    return {"workers": sorted(workers, key=lambda worker: worker["name"]), "oldest_s": oldest_s}
+    ordered = sorted(workers, key=lambda worker: worker["name"])
+    return {"workers": ordered, "oldest_s": await waiting.unclaimed_s(client)}

@@ -3,7 +3,7 @@
 Owns the fields of ``GET /v1/models/{hash}`` and of `keepfit models`. Reads Redis and the registry; changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -99,3 +99,15 @@ async def page(
         for registered, model in zip(shown, live, strict=True)
     ]
     return models, shown[-1].hash if len(found) > limit else None
+
+
+async def describe_all(store: Store, history: Registry, hashes: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return the documents of these models, as :func:`page` does; None for one that no longer exists."""
+    documents: list[dict[str, Any] | None] = []
+    for model_hash, model in zip(hashes, await store.describe_many(list(hashes)), strict=True):
+        registered = await history.find(model_hash) if model is None else None
+        if model is not None:
+            documents.append(describe(model, with_object=False))
+        else:
+            documents.append(None if registered is None else await _describe_saved(history, registered))
+    return documents

@@ -5,6 +5,7 @@ body is read. Invariant: what does not match the syntax answers 400 with what wo
 """
 
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar, cast
 
 from aiohttp import web
@@ -220,11 +221,13 @@ def _more(models: list[str]) -> str:
     return ", ..." if len(models) > HINT_MODELS_MAX else ""
 
 
-def page_parameters(request: web.Request, after_pattern: re.Pattern[str], *, filters: bool = False) -> Page:
-    """Return the query parameters `limit` and `after`, and the others if `filters` are allowed."""
+def page_parameters(
+    request: web.Request, after_pattern: re.Pattern[str], *, filters: bool = False, own: Collection[str] = ()
+) -> Page:
+    """Return the query parameters `limit` and `after`, and the others but those in `own` if `filters` are allowed."""
     if len(request.query) != len(set(request.query)):
         raise MalformedError("A query parameter occurs more than once.")
-    others = dict(request.query)
+    others = {name: value for name, value in request.query.items() if name not in own}
     if not filters:
         # It names the model, or is refused where that is read.
         others.pop(METADATA, None)

@@ -1,4 +1,4 @@
-"""Handlers of models: create, list, describe, change parameters or code, delete.
+"""Handlers of models: create, describe, change parameters or code, delete.
 
 Owns the translation between HTTP and the library, and nothing else. Invariants: a recipe or a change of parameters is
 checked, in the process that checks recipes, before it is accepted; the 202 of a change is sent only after the change is
@@ -22,17 +22,15 @@ from keepfit.store.models import Model
 from keepfit_gateway import bound_key, recipe_checker, schemas
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.inputs import (
-    HASH,
     idempotency_key,
     model_hash_of,
-    page_parameters,
     preferred_wait_s,
     read_form,
 )
 from keepfit_gateway.service import SERVICE, Service
 from keepfit_gateway.web.bodies import read_json
 from keepfit_gateway.web.problems import REQUEST_ID
-from keepfit_gateway.web.responses import encode_items, json_response
+from keepfit_gateway.web.responses import json_response
 
 log = structlog.get_logger(__name__)
 
@@ -59,13 +57,6 @@ async def create_model(request: web.Request) -> web.Response:
     model, created = await service.models.create(metadata, recipe, left_out(form.recipe))
     headers = {"Location": f"/v1/models/{model.hash}"}
     return json_response(listing.describe(model), 201 if created else 200, headers=headers)
-
-
-async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models: list models, filtered by their metadata."""
-    limit, after, filters = page_parameters(request, HASH, filters=True)
-    models, following = await request.app[SERVICE].models.page(filters, limit, after)
-    return json_response({"models": await encode_items(models), "next": following})
 
 
 async def get_model(request: web.Request) -> web.Response:

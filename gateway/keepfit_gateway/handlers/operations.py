@@ -28,13 +28,18 @@ async def livez(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether this gateway can learn and predict; other failures are reported with a 200."""
-    dependencies = await health.probe(request.app[SERVICE])
+    answer = ready_answer(request, await health.probe(request.app[SERVICE]))
+    return json_response(answer, 503 if answer.status == "unavailable" else 200)
+
+
+def ready_answer(request: web.Request, dependencies: health.Dependencies) -> schemas.Ready:
+    """Return the state of the dependencies, with reasons for callers who may see them."""
     with_reason = request.get(SEES_REASONS, False)
 
     def state(found: str) -> str:
         return found if found == health.OK or with_reason else FAILS
 
-    answer = schemas.Ready(
+    return schemas.Ready(
         status=dependencies.status,
         redis=state(dependencies.store),
         queue=state(dependencies.queue),
@@ -44,7 +49,6 @@ async def readyz(request: web.Request) -> web.Response:
         row_log=msgspec.UNSET if dependencies.row_log is None else state(dependencies.row_log),
         detail=dependencies.detail or msgspec.UNSET,
     )
-    return json_response(answer, 503 if dependencies.status == "unavailable" else 200)
 
 
 async def list_workers(request: web.Request) -> web.Response:

@@ -167,6 +167,28 @@ WORKERS = [
     {**WORKER, "models_held": 1, "rows_per_s": 0.6},
     {**WORKER, "name": "web-1.4711.b57a2f10", "pid": 4713, "state": "idle", "models_held": 0, "rows_per_s": 0.0},
 ]
+READY = {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}
+SYSTEM = {
+    "timestamp": 1795392000.0,
+    "ready": READY,
+    "gateways": [
+        {
+            "name": "web-1.4700.3f0c11aa",
+            "host": "web-1",
+            "pid": 4700,
+            "started": 1795388400.0,
+            "requests_per_s": 12.5,
+            "connections": 3,
+            "event_streams": 1,
+        }
+    ],
+    "workers": WORKERS,
+    "models": {"registered": 1, "live": 1},
+    "waiting": {"models": 0, "requests": 0, "models_to_predict": 0, "oldest_s": None},
+    "snapshots": {"last_pass_s": 21, "changed": 1, "failed": 0},
+    "pull_jobs": 0,
+    "unloadable": 0,
+}
 PULL = {"url": "s3://data/daily/shoes.parquet", "target": "size", "columns": {"make": "brand_name", "year": "released"}}
 JOB_ID = "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5"
 JOB_MADE = {"job": JOB_ID, "hash": HASH, "state": "queued"}
@@ -276,10 +298,9 @@ BY_HASH: dict[str, Example] = {
         "?metadata[brand]=nike&every=1w&stat=max&field=rows_seen",
     ),
     "list_workers": Example({}, {200: {"workers": WORKERS}}),
+    "show_system": Example({}, {200: SYSTEM}),
     "livez": Example({}, {200: {"status": "ok"}}),
-    "readyz": Example(
-        {}, {200: {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}}
-    ),
+    "readyz": Example({}, {200: READY}),
 }
 # Calls about a model that have a second form, with metadata in the body or, without one, in the query.
 BOTH = (

@@ -5,9 +5,8 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 
 from keepfit.security.api_keys import ADMIN
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import curve, dead_letters, models
+from keepfit_gateway.handlers import curve, dead_letters, model_list, models
 from keepfit_gateway.parameters import (
-    AFTER,
     CURVE,
     DEAD_AFTER,
     DEAD_LIMIT,
@@ -16,7 +15,10 @@ from keepfit_gateway.parameters import (
     KEY,
     LIMIT,
     METADATA,
+    MODELS_AFTER,
     PREFER_PATCH,
+    SEARCH,
+    SORT,
     TIMEOUT,
 )
 from keepfit_gateway.routes.route import (
@@ -39,10 +41,11 @@ ROUTES = (
         headers={200: ("Location",), 201: ("Location",)}, bound_keys=BOUND_METADATA,
     ),
     Route(
-        "GET", "/v1/models", models.list_models, MODELS, "List models",
-        "In order of their hash. `metadata` selects models by values of their metadata; any other query parameter does "
-        "the same: `brand=nike`.",
-        {200: schemas.ModelList}, errors=(400, 503), own_parameters=(METADATA, LIMIT, AFTER),
+        "GET", "/v1/models", model_list.list_models, MODELS, "List models",
+        "In order of their hash, or as `sort` says. `metadata` selects models by values of their metadata; any other "
+        "query parameter does the same: `brand=nike`.",
+        {200: schemas.ModelList}, errors=(400, 422, 503),
+        own_parameters=(METADATA, SEARCH, SORT, LIMIT, MODELS_AFTER),
         bound_keys=BOUND_FILTERED,
     ),
     Route(

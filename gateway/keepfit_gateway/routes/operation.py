@@ -6,7 +6,7 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 from keepfit.security.api_keys import OPEN
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import api_page as page_handlers
-from keepfit_gateway.handlers import events, operations
+from keepfit_gateway.handlers import events, operations, system
 from keepfit_gateway.parameters import EVENTS, IF_NONE_MATCH
 from keepfit_gateway.routes.route import BOUND_FILTERED, OPERATION, Route
 from keepfit_gateway.schemas.values import OpenApiDocument
@@ -26,6 +26,12 @@ ROUTES = (
         "The worker processes that are alive, on all machines. One that died is listed until its supervisor removes "
         "it, or its record expires.",
         {200: schemas.WorkerList}, errors=(503,),
+    ),
+    Route(
+        "GET", "/v1/system", system.show_system, OPERATION, "State of the service",
+        "Gateways, workers, models, waiting work, dependencies and snapshots, of all machines. It answers 200 also if "
+        "something fails; `ready` says what.",
+        {200: schemas.SystemAnswer}, errors=(503,),
     ),
     Route(
         "GET", "/v1/events", events.stream_events, OPERATION, "Listen to events",

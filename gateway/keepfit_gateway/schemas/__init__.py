@@ -25,6 +25,7 @@ from keepfit_gateway.schemas.answers import (
     ScoreAnswer,
     SnapshotAnswer,
     SnapshotList,
+    WorkerAnswer,
     WorkerList,
 )
 from keepfit_gateway.schemas.curve import CurveAnswer, CurveMetrics, CurvePoint
@@ -67,6 +68,14 @@ from keepfit_gateway.schemas.requests import (
     convert,
     with_metadata,
 )
+from keepfit_gateway.schemas.system import (
+    GatewayAnswer,
+    ModelCounts,
+    ModelPage,
+    SnapshotPass,
+    SystemAnswer,
+    Waiting,
+)
 from keepfit_gateway.schemas.train_score_predict import TrainScorePredict, TrainScorePredictAnswer
 
 __all__ = [
@@ -85,6 +94,7 @@ __all__ = [
     "Event",
     "EventMessage",
     "Form",
+    "GatewayAnswer",
     "HistoryAnswer",
     "InferenceAnswer",
     "InferenceError",
@@ -97,8 +107,10 @@ __all__ = [
     "LearnedAnswer",
     "Live",
     "ModelAnswer",
+    "ModelCounts",
     "ModelList",
     "ModelMetadata",
+    "ModelPage",
     "ModelReady",
     "OutputTensor",
     "PartialFit",
@@ -125,9 +137,13 @@ __all__ = [
     "ServerReady",
     "SnapshotAnswer",
     "SnapshotList",
+    "SnapshotPass",
+    "SystemAnswer",
     "TensorMetadata",
     "TrainScorePredict",
     "TrainScorePredictAnswer",
+    "Waiting",
+    "WorkerAnswer",
     "WorkerList",
     "convert",
     "with_metadata",

@@ -88,6 +88,11 @@ class RequestMetrics:
         """Count a connection that was aborted because its client did not read its answers."""
         self._aborted[0] += 1
 
+    @property
+    def answered(self) -> int:
+        """Number of requests that this process has answered."""
+        return int(sum(sum(durations[:-1]) for durations in self._durations.values()))
+
     def _route_of(self, request: BaseRequest) -> str | None:
         """Return the route that a refused request would have reached."""
         path = request.raw_path.partition("?")[0]

@@ -88,8 +88,9 @@ def comparable(reply: Reply, model_hash: str) -> tuple[int, bytes, dict[str, str
 async def check_models(tenants: Tenants, route: Route) -> None:
     """The list of models has the models of the key, whatever its filters are."""
     for key, own in ((tenants.shoes_key, tenants.shoes), (tenants.hats_key, tenants.hats)):
-        listed = (await tenants.call("GET", route.path, key)).of(200)["models"]
-        assert [model["metadata"] for model in listed] == [own]
+        for order in ({}, {"sort": "rows"}, {"search": "nike"}):
+            listed = (await tenants.call("GET", route.path, key, params=order)).of(200)["models"]
+            assert [model["metadata"] for model in listed] == [own]
     for name in ("type", "metadata[type]"):
         query = {name: tenants.hats["type"]}
         assert (await tenants.call("GET", route.path, tenants.shoes_key, params=query)).of(200)["models"] == []
