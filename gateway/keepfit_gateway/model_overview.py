@@ -1,6 +1,6 @@
 """All models in short, in memory, so that they can be searched and put in order of what changes.
 
-Owns the readings: one is made when somebody asks and the last one is old, and it is shared by all who ask. Never
+Owns the readings: one is made when a client asks and the last one is old, and all clients share it. Never
 describes a model in full; :mod:`keepfit_gateway.model_lookup` does that for the models of a page. Invariants: a request
 reads nothing from Redis or MongoDB here, whatever the number of models; reading takes at most a tenth of the time, and
 blocks the event loop no longer than :data:`SLICE` models take; memory is bounded, and above the bound there is an error
@@ -173,7 +173,7 @@ class ModelOverview:
         if reading is None or self._clock() - reading.read_s > max(FRESH_S, FRESH_TIMES * reading.took_s):
             if task is None:
                 task = self._task = asyncio.create_task(self._read())
-                # Whoever waits for it gets its error; without anybody it is the next reading's.
+                # Requests that wait for it get its error. Without one, the next reading has its own.
                 task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
             if reading is None or self._clock() - reading.read_s > self._usable_s(reading):
                 return await asyncio.shield(task)

@@ -67,6 +67,7 @@ kf:file:<random>              string  minutes   gateway (uploaded files)        
 kf:replies:<gateway>          list    60 s      workers                           one gateway
 kf:sweep                      string  seconds   supervisors                       supervisors (one sweeps at a time)
 kf:tokens:<name>              string  to full   take_tokens (rates of API keys)   take_tokens
+kf:sessions                   string  none      the first gateway                 gateways (the secret of sessions)
 kf:gateways                   hash    none      processes of gateways             gateways (records, by name)
 ============================  ======  ========  ================================  ==============================
 """
@@ -92,6 +93,8 @@ SNAPSHOTS = "kf:snapshots"
 # Pull jobs by the time at which they were made, and those that have not ended (sorted sets).
 JOBS, OPEN_JOBS = "kf:jobs", "kf:jobs:open"
 SWEEP = "kf:sweep"
+# The secret with which gateways sign the cookies of sessions (a string).
+SESSIONS = "kf:sessions"
 # Records of the processes of gateways, by name (a hash).
 GATEWAYS = "kf:gateways"
 UNLOADABLE = "kf:unloadable"

@@ -9,8 +9,8 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.jobs import run_queue
 
 
-async def unclaimed_s(queue: Any) -> float | None:
-    """Return for how many seconds no lease has claimed the work in the learn queue; None if there is none.
+async def unclaimed_s(queue: Any) -> float:
+    """Return for how many seconds no lease has claimed the work in the learn queue; 0 if there was none.
 
     Raises
     ------
@@ -21,5 +21,5 @@ async def unclaimed_s(queue: Any) -> float | None:
         queue, ("GET", redis_keys.waiting_since(run_queue.LEARN.name)), ("TIME",)
     )
     if since is None:
-        return None
+        return 0.0
     return max(0.0, round(int(seconds) + int(micros) / 1e6 - int(since) / 1000, 3))

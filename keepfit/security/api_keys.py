@@ -166,6 +166,10 @@ class Keys:
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
+    def of_digest(self, digest: bytes) -> Key | None:
+        """Return the key with a digest that a gateway has signed, None if there is none (any more)."""
+        return self._by_digest.get(digest)
+
     def _by_name(self) -> dict[str, list[Key]]:
         keys: dict[str, list[Key]] = {}
         for key in self._by_digest.values():

@@ -112,8 +112,8 @@ async def test_selections_hold_on_every_page(deployment: Deployment) -> None:
             assert set(await deployment.order("rows", limit, wanted)) == expected
 
 
-async def test_all_who_ask_share_one_reading(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a reading is fresh, or being made, nobody else reads."""
+async def test_all_requests_share_one_reading(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a reading is fresh, or being made, no other request reads."""
     count = 0
     hashes = deployment.registry.hashes
 
@@ -148,7 +148,7 @@ async def test_too_many_models_are_an_error(deployment: Deployment, monkeypatch:
 
 
 async def test_a_failed_reading_is_repeated(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage is reported to those who wait, and the next one who asks begins another reading."""
+    """An outage is reported to requests that wait, and the next one begins another reading."""
 
     async def away(*args: Any, **more: Any) -> list[str]:
         raise UnavailableError("MongoDB is unavailable.")

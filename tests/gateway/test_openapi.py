@@ -256,8 +256,11 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     for path in ("/v1/jobs", "/v1/jobs/{job}"):
         await check("GET", path)
     await check("DELETE", "/v1/jobs/{job}")
-    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers"):
+    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers", "/v1/system", "/v1/caller"):
         await check("GET", path)
+    await check("POST", "/v1/session", {"key": "kf_none"})
+    await check("POST", "/v1/session", {})
+    await check("DELETE", "/v1/session")
     await check("POST", "/v1/estimator", query="?metadata=1")
     await check("GET", "/v1/events", query="?last_event_id=0-0&timeout=0.2")
     await check("GET", "/v1/events", query="?kind=x")

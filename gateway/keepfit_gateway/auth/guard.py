@@ -25,6 +25,7 @@ from keepfit.settings import Settings
 from keepfit.settings_check import check_host, load_api_keys, read_api_keys_file, requires_keys
 from keepfit_gateway import bound_key
 from keepfit_gateway.auth.cross_site import CrossSitePolicy
+from keepfit_gateway.auth.sessions import Session, Sessions, check_own_page
 from keepfit_gateway.auth.shared_rates import SharedBucket, SharedRates
 from keepfit_gateway.web import fields
 from keepfit_gateway.web.fields import Headers
@@ -72,6 +73,7 @@ class ApiKeyGuard:
         self._reading: asyncio.Future[bytes] | None = None
         self._keys: Keys | None = None
         self._rates = SharedRates(settings)
+        self._sessions = Sessions(settings)
 
     @classmethod
     @asynccontextmanager
@@ -96,6 +98,7 @@ class ApiKeyGuard:
             yield guard
         finally:
             await guard._rates.close()
+            await guard._sessions.close()
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -118,6 +121,8 @@ class ApiKeyGuard:
             bucket: SharedBucket | None = None
             try:
                 self._cross_site.check(request)
+                if self._keys is not None and hdrs.COOKIE in request.headers:
+                    await self._sessions.prepare(request)
                 caller = request[CALLER] = self._caller(request)
                 if caller.sees_reasons:
                     request[SEES_REASONS] = True
@@ -154,6 +159,33 @@ class ApiKeyGuard:
         key = self._keys.find(lines[0][7:].strip(" "))
         return None if key is None or key.rate_per_s or key.where else key
 
+    async def begin_session(self, request: BaseRequest, token: str) -> tuple[Key, Session | None]:
+        """Return the key of a token and a new session of it; without API keys there is no session.
+
+        Raises
+        ------
+        ForeignOriginError
+            If a page of another site sent the request.
+        UnauthorizedError
+            If there is no such key.
+        UnavailableError
+            If the queue's Redis is unavailable.
+        """
+        check_own_page(request)
+        if self._keys is None:
+            return UNRESTRICTED, None
+        key = self._keys.find(token.strip())
+        if key is None:
+            raise UnauthorizedError("This API key is unknown here; it may have been revoked.")
+        return key, await self._sessions.begin(key)
+
+    def session_end(self, request: BaseRequest) -> int | None:
+        """Return the end of the session that a request is sent in, in seconds since 1970; None without one."""
+        if self._keys is None or hdrs.AUTHORIZATION in request.headers:
+            return None
+        found = self._sessions.find(request, self._keys)
+        return None if found is None else found[1]
+
     def still_permits(self, request: BaseRequest) -> bool:
         """Return whether the key of a request that is being answered for long is what it was, and not revoked."""
         try:
@@ -168,13 +200,16 @@ class ApiKeyGuard:
         _with_headers(response, request[REQUEST_ID], self._rates.bucket(caller) if caller.rate_per_s else None, cors)
 
     def _caller(self, request: BaseRequest) -> Key:
-        """Return the key of the request; ANONYMOUS if the path is open, or a preflight, and no valid key was sent."""
+        """Return the key of a request or of its session; ANONYMOUS without one if the path is open, or a preflight."""
         header = fields.single(request.headers, hdrs.AUTHORIZATION) or ""
         if self._keys is None:
             return UNRESTRICTED
         key = self._keys.find(header[7:].strip(" ")) if header[:7].lower() == "bearer " else None
         if key is not None:
             return key
+        session = None if header else self._sessions.find(request, self._keys)
+        if session is not None:
+            return session[0]
         if request.path in self._open_paths or self._cross_site.is_preflight(request):
             return ANONYMOUS
         if header:

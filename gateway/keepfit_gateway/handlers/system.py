@@ -38,14 +38,15 @@ async def show_system(request: web.Request) -> web.Response:
         _part(waiting.unclaimed_s(service.queue_client)),
         _part(service.overview.read()),
     )
+    now = time.time()
     answer = schemas.SystemAnswer(
-        timestamp=time.time(),
+        timestamp=now,
         ready=ready_answer(request, dependencies),
         gateways=None if gateways is None else [_gateway(record) for record in gateways],
         workers=None if workers is None else [schemas.WorkerAnswer(**dataclasses.asdict(each)) for each in workers],
         models=None if reading is None else schemas.ModelCounts(registered=len(reading.lines), live=reading.live),
         waiting=_waiting(reading, dependencies, unclaimed_s),
-        snapshots=_snapshots(dependencies.snapshot_state),
+        snapshots=_snapshots(dependencies.snapshot_state, now),
         pull_jobs=dependencies.pull_jobs,
         unloadable=dependencies.unloadable,
     )
@@ -56,20 +57,23 @@ def _gateway(record: Any) -> schemas.GatewayAnswer:
     return msgspec.convert(record, schemas.GatewayAnswer, from_attributes=True)
 
 
-def _snapshots(state: SnapshotState | None) -> schemas.SnapshotPass | None:
+def _snapshots(state: SnapshotState | None, now: float) -> schemas.SnapshotPass | None:
     if state is None:
         return None
-    return schemas.SnapshotPass(last_pass_s=state.age_s, changed=state.changed, failed=state.failed)
+    last_pass = 0.0 if state.age_s is None else now - state.age_s
+    return schemas.SnapshotPass(last_pass=last_pass, changed=state.changed, failed=state.failed)
 
 
 def _waiting(
     reading: Reading | None, dependencies: health.Dependencies, unclaimed_s: float | None
 ) -> schemas.Waiting | None:
-    if dependencies.queue != health.OK:
+    if dependencies.queue != health.OK or unclaimed_s is None:
         return None
     models, requests = (None, None) if reading is None else reading.pending
-    to_predict = dependencies.backlog.get("models_to_predict", 0)
-    return schemas.Waiting(models=models, requests=requests, models_to_predict=to_predict, oldest_s=unclaimed_s)
+    to_learn, to_predict = (dependencies.backlog[f"models_to_{work}"] for work in ("learn", "predict"))
+    # While leases linger, the time of what they have claimed may still be stored.
+    oldest_s = unclaimed_s if to_learn else 0.0
+    return schemas.Waiting(models=models, requests=requests, models_to_predict=to_predict, oldest_s=oldest_s)
 
 
 async def _part(read: Awaitable[T]) -> T | None:

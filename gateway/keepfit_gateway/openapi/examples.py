@@ -184,11 +184,12 @@ SYSTEM = {
     ],
     "workers": WORKERS,
     "models": {"registered": 1, "live": 1},
-    "waiting": {"models": 0, "requests": 0, "models_to_predict": 0, "oldest_s": None},
-    "snapshots": {"last_pass_s": 21, "changed": 1, "failed": 0},
+    "waiting": {"models": 0, "requests": 0, "models_to_predict": 0, "oldest_s": 0.0},
+    "snapshots": {"last_pass": 1795391979.0, "changed": 1, "failed": 0},
     "pull_jobs": 0,
     "unloadable": 0,
 }
+CALLER = {"name": "unrestricted", "scopes": ["admin", "learn", "predict", "read"], "ends": None}
 PULL = {"url": "s3://data/daily/shoes.parquet", "target": "size", "columns": {"make": "brand_name", "year": "released"}}
 JOB_ID = "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5"
 JOB_MADE = {"job": JOB_ID, "hash": HASH, "state": "queued"}
@@ -298,6 +299,8 @@ BY_HASH: dict[str, Example] = {
         "?metadata[brand]=nike&every=1w&stat=max&field=rows_seen",
     ),
     "list_workers": Example({}, {200: {"workers": WORKERS}}),
+    "begin_session": Example({"key": {"key": "kf_…"}}, {200: CALLER}),
+    "show_caller": Example({}, {200: CALLER}),
     "show_system": Example({}, {200: SYSTEM}),
     "livez": Example({}, {200: {"status": "ok"}}),
     "readyz": Example({}, {200: READY}),

@@ -38,7 +38,10 @@ COMPONENTS = {
     "ModelRowsSeen": _header("Rows that it had learned.", {"type": "integer", "minimum": 0}, required=True),
     "ReprDigest": _header("SHA-256 of the file (RFC 9530).", required=True),
     "ContentDisposition": _header("`attachment`, with a name for the file."),
-    "CacheControl": _header("`no-cache`: ask with `If-None-Match` before you use the answer again."),
+    "CacheControl": _header(
+        "`no-cache`: ask with `If-None-Match` before you use the answer again; `no-store`: do not store it."
+    ),
+    "SetCookie": _header("The cookie of a session, or its removal. A gateway without API keys sets none."),
 }
 BY_STATUS = {
     401: ("WWW-Authenticate",),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from keepfit.security.api_keys import OPEN
 from keepfit_gateway import api_page
 from keepfit_gateway.handlers import api_page as page_handlers
-from keepfit_gateway.routes import estimators, jobs, models, operation, protocol, rows, snapshots
+from keepfit_gateway.routes import estimators, jobs, models, operation, protocol, rows, session, snapshots
 from keepfit_gateway.routes.by_metadata import with_routes_by_metadata
 from keepfit_gateway.routes.route import TAGS, Handler, Route
 from keepfit_gateway.web.incoming import SERVER_PATH
@@ -25,6 +25,7 @@ ROUTES = with_routes_by_metadata(
         *snapshots.ROUTES,
         *protocol.ROUTES,
         *operation.ROUTES,
+        *session.ROUTES,
     )
 )
 

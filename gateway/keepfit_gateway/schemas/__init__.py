@@ -68,6 +68,7 @@ from keepfit_gateway.schemas.requests import (
     convert,
     with_metadata,
 )
+from keepfit_gateway.schemas.session import BeginSession, CallerAnswer
 from keepfit_gateway.schemas.system import (
     GatewayAnswer,
     ModelCounts,
@@ -80,7 +81,9 @@ from keepfit_gateway.schemas.train_score_predict import TrainScorePredict, Train
 
 __all__ = [
     "AcceptedAnswer",
+    "BeginSession",
     "Call",
+    "CallerAnswer",
     "ChangeAnswer",
     "CreateModel",
     "CurveAnswer",

@@ -41,14 +41,17 @@ class Waiting(Struct, kw_only=True):
     requests: Annotated[int | None, Meta(description="Requests that wait to be learned.")]
     models_to_predict: Annotated[int, Meta(description="Models with predictions that no worker has begun.")]
     oldest_s: Annotated[
-        float | None, Meta(description="Seconds for which no worker has claimed what waits to be learned.")
+        float,
+        Meta(description="Seconds for which no worker has claimed what waits to be learned; 0 if all is claimed."),
     ]
 
 
 class SnapshotPass(Struct, kw_only=True):
     """The last pass over the changed models, and the models that have changed since their snapshot."""
 
-    last_pass_s: Annotated[int | None, Meta(description="Seconds since the last pass; null if there was none.")]
+    last_pass: Annotated[
+        float, Meta(description="When the last pass ended, in seconds since 1970; 0 before the first.")
+    ]
     changed: int
     failed: int
 

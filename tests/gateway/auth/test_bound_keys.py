@@ -82,6 +82,11 @@ def comparable(reply: Reply, model_hash: str) -> tuple[int, bytes, dict[str, str
     return reply.status, reply.body.replace(model_hash.encode(), b"HASH"), headers
 
 
+async def check_caller(tenants: Tenants, route: Route) -> None:
+    """The answer is about the key itself."""
+    assert (await tenants.call("GET", route.path, tenants.shoes_key)).of(200)["name"] == "shoes"
+
+
 # What a list shows. Each FILTERED route has a check here: the key of the owner finds its model, and no other key does.
 
 
@@ -150,6 +155,7 @@ FILTERED: dict[tuple[str, str], Callable[[Tenants, Route], Awaitable[None]]] = {
     ("GET", "/v1/jobs/{job}"): check_jobs,
     ("DELETE", "/v1/jobs/{job}"): check_jobs,
     ("GET", "/v1/events"): check_events,
+    ("GET", "/v1/caller"): check_caller,
 }
 
 
@@ -383,7 +389,7 @@ async def test_a_lookup_takes_the_same_steps_for_models_of_others() -> None:
     for call in ("describe", "check", "find", "delete"):
         for model_hash in ("live", "lost", "missing"):
             backend: Any = Recording(live, registered)
-            lookup = ModelLookup(backend, backend, backend, lambda *_: None)
+            lookup = ModelLookup(backend, backend, backend, lambda *_: None, backend)
 
             async def look_up(_: Any, call: str = call, name: str = model_hash, lookup: Any = lookup) -> None:
                 with pytest.raises(NotFoundError, match=f"^There is no model {name}; create it with POST /v1/models.$"):

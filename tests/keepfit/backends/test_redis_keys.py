@@ -60,6 +60,7 @@ ALL = [
     redis_keys.tokens("web"),
     redis_keys.SWEEP,
     redis_keys.GATEWAYS,
+    redis_keys.SESSIONS,
     redis_keys.SNAPSHOTS,
     redis_keys.OPEN_ROWS,
     redis_keys.EXPIRING,
