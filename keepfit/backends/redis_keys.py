@@ -52,7 +52,7 @@ key                           type    TTL       written by                      
 kf:room:<queue>:in            list    none      push, claim, abandon              claim (models with work)
 kf:room:<queue>:known         set     none      push, claim, abandon              push
 kf:room:<queue>:questions     hash    none      push, claim, abandon              claim (predict only)
-kf:room:<queue>:since         string  none      push, claim                       push
+kf:room:<queue>:since         string  none      push, claim                       push, gateways
 kf:room:<queue>:turns         hash    an hour   workers (slow models only)        claim
 kf:room:<queue>:leases        zset    none      gateways of 0.1, workers          workers (leases of 0.1 gateways)
 kf:room:leases                zset    none      push, claim, release              claim, sweep (score: deadline ms)

@@ -60,8 +60,8 @@ def _gateway(record: Any) -> schemas.GatewayAnswer:
 def _snapshots(state: SnapshotState | None, now: float) -> schemas.SnapshotPass | None:
     if state is None:
         return None
-    last_pass = 0.0 if state.age_s is None else now - state.age_s
-    return schemas.SnapshotPass(last_pass=last_pass, changed=state.changed, failed=state.failed)
+    ended = 0.0 if state.age_s is None else now - state.age_s
+    return schemas.SnapshotPass(ended=ended, changed=state.changed, failed=state.failed)
 
 
 def _waiting(

@@ -185,7 +185,7 @@ SYSTEM = {
     "workers": WORKERS,
     "models": {"registered": 1, "live": 1},
     "waiting": {"models": 0, "requests": 0, "models_to_predict": 0, "oldest_s": 0.0},
-    "snapshots": {"last_pass": 1795391979.0, "changed": 1, "failed": 0},
+    "snapshots": {"ended": 1795391979.0, "changed": 1, "failed": 0},
     "pull_jobs": 0,
     "unloadable": 0,
 }

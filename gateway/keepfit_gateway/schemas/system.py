@@ -49,9 +49,7 @@ class Waiting(Struct, kw_only=True):
 class SnapshotPass(Struct, kw_only=True):
     """The last pass over the changed models, and the models that have changed since their snapshot."""
 
-    last_pass: Annotated[
-        float, Meta(description="When the last pass ended, in seconds since 1970; 0 before the first.")
-    ]
+    ended: Annotated[float, Meta(description="When the last pass ended, in seconds since 1970; 0 before the first.")]
     changed: int
     failed: int
 

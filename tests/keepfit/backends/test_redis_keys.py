@@ -116,7 +116,7 @@ def test_the_table_lists_every_key() -> None:
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
     built |= {redis_keys.EVENTS, redis_keys.DUE_EVENTS}
     built |= {redis_keys.RESTORES, redis_keys.SCORERS, redis_keys.LEASES, redis_keys.LEASE_HOLDERS, redis_keys.WAKE_UPS}
-    built |= {redis_keys.OPEN_ROWS, redis_keys.EXPIRING}
+    built |= {redis_keys.OPEN_ROWS, redis_keys.EXPIRING, redis_keys.GATEWAYS, redis_keys.SESSIONS}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
     built |= {
         redis_keys.staged_bundle("h", "<random>"),
@@ -146,4 +146,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 16 == len(built)
+    assert len(functions) + 18 == len(built)
