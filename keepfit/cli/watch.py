@@ -1,6 +1,6 @@
 """The command `keepfit watch`: print events of models and workers as they happen.
 
-Owns how an event is printed; :mod:`keepfit.client.event_stream` reads the stream, and continues it after an
+Owns how an event is printed; :mod:`keepfit.client.calling.event_stream` reads the stream, and continues it after an
 interruption. Invariant: an event is printed at once, also into a pipe, and none twice.
 """
 

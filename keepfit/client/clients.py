@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
 from keepfit import identity
-from keepfit.client import calls, hash_prefix, http1, lists, recipes
-from keepfit.client.address import Address
-from keepfit.client.address import target as target_of
-from keepfit.client.calls import Calls
-from keepfit.client.event_stream import Event, EventStream
-from keepfit.client.exchange import Flow, Request
-from keepfit.client.flows import Awaiting, Blocking, call
+from keepfit.client import hash_prefix, recipes
+from keepfit.client.calling import calls, lists
+from keepfit.client.calling.calls import Calls
+from keepfit.client.calling.event_stream import Event, EventStream
+from keepfit.client.calling.flows import Awaiting, Blocking, call
 from keepfit.client.model_calls import Answer, ModelCalls
-from keepfit.client.values import encode
+from keepfit.client.rows.values import encode
+from keepfit.client.transport import http1
+from keepfit.client.transport.address import Address
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.exchange import Flow, Request
 from keepfit.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -258,8 +260,8 @@ class Client(ClientCalls[Model], Blocking):
         *,
         tls: "ssl.SSLContext | None" = None,
     ) -> None:
-        from keepfit.client.sync_connections import SyncConnections  # noqa: PLC0415 - sockets are slow to import
-        from keepfit.client.sync_performer import SyncPerformer  # noqa: PLC0415
+        from keepfit.client.calling.sync_performer import SyncPerformer  # noqa: PLC0415
+        from keepfit.client.transport.sync_connections import SyncConnections  # noqa: PLC0415 - sockets are slow to import
 
         address = Address(url, api_key)
         self.url = address.url
@@ -331,8 +333,8 @@ class AsyncClient(ClientCalls[AsyncModel], Awaiting):
         *,
         tls: "ssl.SSLContext | None" = None,
     ) -> None:
-        from keepfit.client.async_connections import AsyncConnections  # noqa: PLC0415 - asyncio is slow to import
-        from keepfit.client.async_performer import AsyncPerformer  # noqa: PLC0415
+        from keepfit.client.calling.async_performer import AsyncPerformer  # noqa: PLC0415
+        from keepfit.client.transport.async_connections import AsyncConnections  # noqa: PLC0415 - asyncio is slow to import
 
         address = Address(url, api_key)
         self.url = address.url

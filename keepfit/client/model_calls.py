@@ -7,19 +7,21 @@ computed here, so that naming a model asks nothing.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keepfit.client import bodies, calls, curve_plot, lists, sending
-from keepfit.client.address import PLAIN
-from keepfit.client.address import target as target_of
-from keepfit.client.bodies import JSON, Encoded
-from keepfit.client.calls import Calls
-from keepfit.client.exchange import Ask, Flow, Request
-from keepfit.client.flows import call
-from keepfit.client.predictions import Predictions
+from keepfit.client import curve_plot
+from keepfit.client.calling import calls, lists, sending
+from keepfit.client.calling.calls import Calls
+from keepfit.client.calling.flows import call
+from keepfit.client.calling.sending import Learning, Question
 from keepfit.client.progress import Progress, reporting
-from keepfit.client.sending import Learning, Question
-from keepfit.client.tables import Records, Rows, table_of
-from keepfit.client.targets import Data, data_of
-from keepfit.client.values import encode
+from keepfit.client.rows import bodies
+from keepfit.client.rows.bodies import JSON, Encoded
+from keepfit.client.rows.predictions import Predictions
+from keepfit.client.rows.tables import Records, Rows, table_of
+from keepfit.client.rows.targets import Data, data_of
+from keepfit.client.rows.values import encode
+from keepfit.client.transport.address import PLAIN
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.exchange import Ask, Flow, Request
 
 # Rows of a prediction that may be joined with others.
 JOINED_ROWS_MAX = 64

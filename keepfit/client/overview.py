@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from keepfit.client.address import target as target_of
 from keepfit.client.clients import Client
+from keepfit.client.transport.address import target as target_of
 from keepfit.errors import ForbiddenError, KeepfitError
 
 PAGE = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from keepfit.client.exchange import Report
+from keepfit.client.transport.exchange import Report
 from keepfit.errors import InvalidError
 
 # True: a bar. None: a bar for a long call in a terminal. A function gets the rows that are sent, and all rows.

@@ -21,10 +21,10 @@ from typing import Any, BinaryIO, cast
 
 from keepfit import identity
 from keepfit.backends.files import open_regular
-from keepfit.client.address import target as target_of
 from keepfit.client.clients import Client
 from keepfit.client.files.output_file import OutputFile
-from keepfit.client.http1 import Response
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.http1 import Response
 from keepfit.errors import KeepfitError, NotFoundError, TooLargeError, UnavailableError, describe_error
 
 OCTETS = {"Content-Type": "application/octet-stream"}

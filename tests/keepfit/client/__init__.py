@@ -1,1 +1,1 @@
-"""Tests of the client side: files of rows, their values, and calls of a gateway."""
+"""Tests of the client side: the clients, their calls and connections, and files of rows."""

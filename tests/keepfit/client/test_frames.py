@@ -15,9 +15,10 @@ import pytest
 import scipy.sparse
 
 from keepfit import Client
-from keepfit.client import arrow_tables, bodies, sending
-from keepfit.client.bodies import ARROW, JSON, NPY, Forms
-from keepfit.client.targets import data_of
+from keepfit.client.calling import sending
+from keepfit.client.rows import arrow_tables, bodies
+from keepfit.client.rows.bodies import ARROW, JSON, NPY, Forms
+from keepfit.client.rows.targets import data_of
 from keepfit.errors import InboxFullError, InvalidError, MalformedError, NotFoundError
 from tests.conftest import Stack
 from tests.keepfit.client.scripted_server import ok, scripted

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from copy import copy
 from typing import Any, TypeAlias
 
-from keepfit.client.exchange import Ask
+from keepfit.client.transport.exchange import Ask
 from keepfit.errors import (
     DeadlineError,
     ForbiddenError,

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from keepfit.client import answer_cache, http1, problems, retries, values
-from keepfit.client.address import PLAIN, Address
-from keepfit.client.answer_cache import ANSWER_BYTES_MIN, AnswerCache
-from keepfit.client.bodies import JSON, Encoded, Forms, best_coding
-from keepfit.client.exchange import Ask, ExchangeError, Flow, Request, Send
-from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, Response
-from keepfit.client.retries import Reachability
+from keepfit.client.calling import answer_cache, problems, retries
+from keepfit.client.calling.answer_cache import ANSWER_BYTES_MIN, AnswerCache
+from keepfit.client.calling.retries import Reachability
+from keepfit.client.rows import values
+from keepfit.client.rows.bodies import JSON, Encoded, Forms, best_coding
+from keepfit.client.transport import http1
+from keepfit.client.transport.address import PLAIN, Address
+from keepfit.client.transport.exchange import Ask, ExchangeError, Flow, Request, Send
+from keepfit.client.transport.http1 import NOT_MODIFIED, REDIRECTED, Response
 from keepfit.errors import MalformedError
 
 TIMEOUT_S = 60.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keepfit.client.tables import Columns, Frame, Matrix, Records, Rows, as_list, table_of
+from keepfit.client.rows.tables import Columns, Frame, Matrix, Records, Rows, as_list, table_of
 from keepfit.errors import InvalidError
 
 # Numbers beyond are not whole to the unit as a double.

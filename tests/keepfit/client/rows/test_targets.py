@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keepfit.client.targets import data_of
+from keepfit.client.rows.targets import data_of
 from keepfit.errors import InvalidError
 
 ROW = {"make": "nike", "year": 2001}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from keepfit import AsyncClient, Client
-from keepfit.client.answer_cache import ANSWER_BYTES_MIN, AnswerCache
-from keepfit.client.http1 import Response
+from keepfit.client.calling.answer_cache import ANSWER_BYTES_MIN, AnswerCache
+from keepfit.client.transport.http1 import Response
 from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError, UnloadableError
 from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from keepfit.client import http1
-from keepfit.client.address import Address, default_tls
-from keepfit.client.exchange import LateError, LostError, NotConnectedError, Send
-from keepfit.client.http1 import ProtocolError, Response, ResponseReader
+from keepfit.client.transport import http1
+from keepfit.client.transport.address import Address, default_tls
+from keepfit.client.transport.exchange import LateError, LostError, NotConnectedError, Send
+from keepfit.client.transport.http1 import ProtocolError, Response, ResponseReader
 
 if TYPE_CHECKING:
     import ssl

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from keepfit.client import calls, problems, retries
-from keepfit.client.address import UNCODED
-from keepfit.client.address import target as target_of
-from keepfit.client.calls import Calls
-from keepfit.client.exchange import ExchangeError, LostError, Request, Send
-from keepfit.client.http1 import REFUSED, SUCCESSFUL, Response
+from keepfit.client.calling import calls, problems, retries
+from keepfit.client.calling.calls import Calls
+from keepfit.client.transport.address import UNCODED
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.exchange import ExchangeError, LostError, Request, Send
+from keepfit.client.transport.http1 import REFUSED, SUCCESSFUL, Response
 from keepfit.errors import UnavailableError
 
 # The fields of the event, and its ``id``.

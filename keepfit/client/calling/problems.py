@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from keepfit import errors
-from keepfit.client import http1
-from keepfit.client.http1 import ProtocolError, Response
+from keepfit.client.transport import http1
+from keepfit.client.transport.http1 import ProtocolError, Response
 from keepfit.errors import Fault, InvalidError, KeepfitError, OverloadedError, UnavailableError
 
 PROBLEM = "urn:keepfit:problem:"

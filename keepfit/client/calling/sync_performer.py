@@ -8,13 +8,13 @@ import time
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar, cast
 
-from keepfit.client import problems, retries
-from keepfit.client.address import UNCODED
-from keepfit.client.calls import Calls
-from keepfit.client.event_stream import SILENCE_S_MAX, Event, EventStream
-from keepfit.client.exchange import Ask, ExchangeError, Flow, Request, Send, Step
-from keepfit.client.http1 import SUCCESSFUL, Response
-from keepfit.client.sync_connections import SyncConnections
+from keepfit.client.calling import problems, retries
+from keepfit.client.calling.calls import Calls
+from keepfit.client.calling.event_stream import SILENCE_S_MAX, Event, EventStream
+from keepfit.client.transport.address import UNCODED
+from keepfit.client.transport.exchange import Ask, ExchangeError, Flow, Request, Send, Step
+from keepfit.client.transport.http1 import SUCCESSFUL, Response
+from keepfit.client.transport.sync_connections import SyncConnections
 from keepfit.errors import UnavailableError
 
 T = TypeVar("T")

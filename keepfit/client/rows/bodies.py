@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from keepfit.client import values
-from keepfit.client.exchange import PIECE_BYTES, Report, StreamedBody
-from keepfit.client.tables import NUMBER_KINDS, Columns, Frame, Matrix
-from keepfit.client.targets import Data
+from keepfit.client.rows import values
+from keepfit.client.rows.tables import NUMBER_KINDS, Columns, Frame, Matrix
+from keepfit.client.rows.targets import Data
+from keepfit.client.transport.exchange import PIECE_BYTES, Report, StreamedBody
 
 if TYPE_CHECKING:
     pass
@@ -75,7 +75,7 @@ def _fits_npy(table: Matrix, y: Any) -> bool:
 
 def _arrow(data: Data, first: int, last: int, report: Report | None) -> Encoded | None:
     """Return the rows as Arrow; None without pyarrow, or if a column has the name of the target."""
-    from keepfit.client import arrow_tables  # noqa: PLC0415 - looks for pyarrow, which is slow to import
+    from keepfit.client.rows import arrow_tables  # noqa: PLC0415 - looks for pyarrow, which is slow to import
 
     body = arrow_tables.stream(data, first, last, report)
     return None if body is None else Encoded(ARROW, body)

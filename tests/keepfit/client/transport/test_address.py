@@ -2,7 +2,7 @@
 
 import pytest
 
-from keepfit.client.address import Address
+from keepfit.client.transport.address import Address
 from keepfit.errors import MalformedError
 
 

@@ -6,9 +6,9 @@ Pure. Invariant: no entry is returned twice, and no more than the caller's limit
 from collections.abc import Mapping
 from typing import Any
 
-from keepfit.client.address import target as target_of
-from keepfit.client.calls import Calls
-from keepfit.client.exchange import Flow
+from keepfit.client.calling.calls import Calls
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.exchange import Flow
 
 Answer = dict[str, Any]
 

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, cast
 
-from keepfit.client.address import Address, default_tls
-from keepfit.client.exchange import LateError, LostError, NotConnectedError, Send
-from keepfit.client.http1 import ProtocolError, Response, ResponseReader
+from keepfit.client.transport.address import Address, default_tls
+from keepfit.client.transport.exchange import LateError, LostError, NotConnectedError, Send
+from keepfit.client.transport.http1 import ProtocolError, Response, ResponseReader
 
 if TYPE_CHECKING:
     import ssl

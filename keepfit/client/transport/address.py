@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-from keepfit.client import http1
-from keepfit.client.exchange import PIECE_BYTES, Request, StreamedBody
+from keepfit.client.transport import http1
+from keepfit.client.transport.exchange import PIECE_BYTES, Request, StreamedBody
 from keepfit.errors import MalformedError
 
 if TYPE_CHECKING:

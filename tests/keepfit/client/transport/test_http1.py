@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfit.client.address import Address
-from keepfit.client.exchange import Request
-from keepfit.client.http1 import ProtocolError, Response, ResponseReader, field_lines, number, read_whole
+from keepfit.client.transport.address import Address
+from keepfit.client.transport.exchange import Request
+from keepfit.client.transport.http1 import ProtocolError, Response, ResponseReader, field_lines, number, read_whole
 from keepfit.errors import MalformedError
 
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\nETag: W/"1"\r\n\r\n{"a":1}\n'

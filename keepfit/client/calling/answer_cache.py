@@ -11,9 +11,9 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from keepfit.client import http1
-from keepfit.client.exchange import Request
-from keepfit.client.http1 import Response
+from keepfit.client.transport import http1
+from keepfit.client.transport.exchange import Request
+from keepfit.client.transport.http1 import Response
 
 ANSWER_BYTES_MIN = 2 << 10
 CACHE_BYTES_MAX = 16 << 20

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, cast
 
-from keepfit.client.exchange import PIECE_BYTES, Report
-from keepfit.client.tables import Columns, Frame, as_list
-from keepfit.client.targets import Data
+from keepfit.client.rows.tables import Columns, Frame, as_list
+from keepfit.client.rows.targets import Data
+from keepfit.client.transport.exchange import PIECE_BYTES, Report
 from keepfit.errors import InvalidError
 
 AVAILABLE = find_spec("pyarrow") is not None

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from keepfit.client.batching import Batching
-from keepfit.client.exchange import Ask
+from keepfit.client.calling.batching import Batching
+from keepfit.client.transport.exchange import Ask
 from keepfit.errors import Fault, InvalidError, OverloadedError
 
 

@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from keepfit.client.exchange import Flow
+from keepfit.client.transport.exchange import Flow
 
 if TYPE_CHECKING:
-    from keepfit.client.async_performer import AsyncPerformer
-    from keepfit.client.sync_performer import SyncPerformer
+    from keepfit.client.calling.async_performer import AsyncPerformer
+    from keepfit.client.calling.sync_performer import SyncPerformer
 
 P = ParamSpec("P")
 T = TypeVar("T")

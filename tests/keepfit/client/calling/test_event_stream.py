@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from keepfit.client import event_stream
-from keepfit.client.address import Address
-from keepfit.client.async_connections import AsyncConnections
-from keepfit.client.async_performer import AsyncPerformer
-from keepfit.client.calls import Calls
-from keepfit.client.event_stream import Event, EventStream
-from keepfit.client.exchange import LostError
-from keepfit.client.sync_connections import SyncConnections
-from keepfit.client.sync_performer import SyncPerformer
+from keepfit.client.calling import event_stream
+from keepfit.client.calling.async_performer import AsyncPerformer
+from keepfit.client.calling.calls import Calls
+from keepfit.client.calling.event_stream import Event, EventStream
+from keepfit.client.calling.sync_performer import SyncPerformer
+from keepfit.client.transport.address import Address
+from keepfit.client.transport.async_connections import AsyncConnections
+from keepfit.client.transport.exchange import LostError
+from keepfit.client.transport.sync_connections import SyncConnections
 from keepfit.errors import KeepfitError, MalformedError, UnavailableError
 from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
 

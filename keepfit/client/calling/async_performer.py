@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
-from keepfit.client.async_connections import AsyncConnections
-from keepfit.client.batching import Batching
-from keepfit.client.calls import Calls
-from keepfit.client.event_stream import SILENCE_S_MAX, Event, EventStream
-from keepfit.client.exchange import Ask, ExchangeError, Flow, Send, Step
-from keepfit.client.http1 import Response
+from keepfit.client.calling.batching import Batching
+from keepfit.client.calling.calls import Calls
+from keepfit.client.calling.event_stream import SILENCE_S_MAX, Event, EventStream
+from keepfit.client.transport.async_connections import AsyncConnections
+from keepfit.client.transport.exchange import Ask, ExchangeError, Flow, Send, Step
+from keepfit.client.transport.http1 import Response
 
 T = TypeVar("T")
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from keepfit import AsyncClient, Client
-from keepfit.client import sync_connections
-from keepfit.client.address import Address
-from keepfit.client.async_connections import AsyncConnections
-from keepfit.client.async_connections import Connection as AsyncConnection
-from keepfit.client.exchange import PIECE_BYTES, LateError, Request, Send
-from keepfit.client.http1 import ResponseReader
-from keepfit.client.sync_connections import Connection, SyncConnections
+from keepfit.client.transport import sync_connections
+from keepfit.client.transport.address import Address
+from keepfit.client.transport.async_connections import AsyncConnections
+from keepfit.client.transport.async_connections import Connection as AsyncConnection
+from keepfit.client.transport.exchange import PIECE_BYTES, LateError, Request, Send
+from keepfit.client.transport.http1 import ResponseReader
+from keepfit.client.transport.sync_connections import Connection, SyncConnections
 from keepfit.errors import NotFoundError, UnavailableError
 from tests.keepfit.client.scripted_server import ok, scripted
 from tests.tls import Authority

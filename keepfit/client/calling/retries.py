@@ -8,9 +8,9 @@ Invariant: all attempts and pauses of a call end at its deadline. The pauses dou
 import os
 import time
 
-from keepfit.client import problems
-from keepfit.client.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
-from keepfit.client.http1 import NOT_MODIFIED, REDIRECTED, Response
+from keepfit.client.calling import problems
+from keepfit.client.transport.exchange import ExchangeError, Flow, LateError, NotConnectedError, Pause, Request, Send
+from keepfit.client.transport.http1 import NOT_MODIFIED, REDIRECTED, Response
 from keepfit.errors import DeadlineError, StaleModelError, UnavailableError, describe_error
 
 PAUSE_S, PAUSE_S_MAX = 0.1, 5.0

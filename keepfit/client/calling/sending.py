@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keepfit.client import bodies, calls
-from keepfit.client.address import target as target_of
-from keepfit.client.bodies import Encoded
-from keepfit.client.calls import Calls
-from keepfit.client.exchange import Flow, Report, Request
-from keepfit.client.targets import Data
+from keepfit.client.calling import calls
+from keepfit.client.calling.calls import Calls
+from keepfit.client.rows import bodies
+from keepfit.client.rows.bodies import Encoded
+from keepfit.client.rows.targets import Data
+from keepfit.client.transport.address import target as target_of
+from keepfit.client.transport.exchange import Flow, Report, Request
 from keepfit.errors import InvalidError, KeepfitError, MalformedError, TooLargeError, UnavailableError
 
 # Rows of a request, as float64 numbers and text: the gateway takes 500 MiB.

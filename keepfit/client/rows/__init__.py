@@ -1,0 +1,1 @@
+"""Rows as a caller gives them, as the bodies of requests, and the predictions that come back."""

@@ -1,0 +1,1 @@
+"""Tests of one call: repeats, joined predictions, events, errors."""
