@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client sneakers clean
+.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client nodes sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -95,6 +95,12 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 
 client: $(VENV)/.test  ## Write the types of the Node.js client from the OpenAPI document (clients/node/src/schemas.ts)
 	$(BIN)/python -m tests.clients.node
+
+# Not part of `test`: each release is a download of 40 MB from npm's registry, and takes half a minute.
+nodes: $(VENV)/.test  ## Run the tests of the Node.js client on older releases of Node.js (VERSIONS="18.20.8")
+	for version in $(or $(VERSIONS),18.20.8 20.20.2 22.23.5); do \
+		NODE_VERSION=$$version $(BIN)/python -m pytest -q tests/clients/test_node_client.py tests/clients/test_both_clients.py || exit 1; \
+	done
 
 sneakers: $(VENV)/.test  ## Start keepfit and the example of a Node.js service (examples/sneakers)
 	examples/sneakers/start.sh

@@ -3,9 +3,12 @@
 `python -m tests.clients.node` writes `clients/node/src/schemas.ts` from the OpenAPI document (`make client`).
 """
 
+import functools
 import json
 import os
+import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +61,22 @@ def installed(
 def modules() -> Path:
     """Install the tools that the client is built with, unless an earlier run has; return their folder."""
     return installed(CLIENT, "node-client") / "node_modules"
+
+
+@functools.cache
+def client_node() -> Path:
+    """Return the Node.js that runs the client: the wheel's, or the release NODE_VERSION, which npm's registry has."""
+    version = os.environ.get("NODE_VERSION")
+    if version is None:
+        return NODE
+    package = f"node-{sys.platform}-{'x64' if platform.machine() == 'x86_64' else 'arm64'}"
+
+    def install(folder: Path) -> None:
+        run(NODE, NPM, "install", "--no-save", f"{package}@{version}", cwd=folder, PATH=PATH)
+
+    node = made_once(f"node-{version}", {".npmrc": CLIENT / ".npmrc"}, install) / "node_modules" / package / "bin/node"
+    assert run(node, "--version", cwd=CLIENT) == f"v{version}\n"
+    return node
 
 
 def schemas(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.node import CLIENT, NODE, NPM, PATH, ROOT, compiled, run, schemas
+from tests.clients.node import CLIENT, NODE, NPM, PATH, ROOT, client_node, compiled, run, schemas
 from tests.conftest import Stack
 
 GUIDE = ROOT / "docs/guides/nodejs-client.md"
@@ -45,7 +45,7 @@ def test_the_types_are_those_of_the_openapi_document(tmp_path: Path) -> None:
 def test_the_tests_of_the_client_pass(client: Path, stack: Stack) -> None:
     """The client's own tests pass against a running stack, and none is skipped."""
     environment = {"KEEPFIT_TEST_URL": stack.url, "KEEPFIT_TEST_VECTORS": str(VECTORS)}
-    output = run(NODE, "--test", "--test-reporter", "tap", cwd=client, **environment)
+    output = run(client_node(), "--test", "--test-reporter", "tap", cwd=client, **environment)
     counts = {name: int(number) for name, number in re.findall(r"^# (\w+) (\d+)$", output, re.MULTILINE)}
     assert counts["fail"] == counts["skipped"] == counts["cancelled"] == counts["todo"] == 0
     assert counts["pass"] == counts["tests"] >= 90
@@ -90,7 +90,7 @@ def test_import_and_require_give_the_same_classes(package: Path) -> None:
           hash: new required.Keepfit().model({ type: "shoes" }).hash === imported.hashOf({ type: "shoes" }),
         }));
     """
-    got = json.loads(run(NODE, "--input-type=module", "--eval", program, cwd=package))
+    got = json.loads(run(client_node(), "--input-type=module", "--eval", program, cwd=package))
     assert got["same"] is got["hash"] is True
     assert {"Keepfit", "Model", "KeepfitError", "InvalidError", "TimeoutError", "hashOf", "canonical"} <= set(
         got["names"]
@@ -104,7 +104,7 @@ def test_the_programs_of_the_guide_run(package: Path, stack: Stack) -> None:
     program = "\n".join(blocks).replace("http://127.0.0.1:8000", stack.url)
     session = uuid.uuid4().hex
     (package / "guide.mjs").write_text(program.replace('session: "guide"', f"session: {json.dumps(session)}"))
-    printed = run(NODE, "guide.mjs", cwd=package).splitlines()
+    printed = run(client_node(), "guide.mjs", cwd=package).splitlines()
     shown = [
         line
         for text in re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -121,4 +121,4 @@ def test_the_program_of_the_readme_runs(package: Path, stack: Stack) -> None:
     (block,) = re.findall(r"^```js\n(.*?)^```$", (CLIENT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     program = block.replace("http://127.0.0.1:8000", stack.url).replace('"shoes"', json.dumps(uuid.uuid4().hex))
     (package / "readme.mjs").write_text(program)
-    assert re.fullmatch(r"\[ -?[0-9.e-]+ \]\n", run(NODE, "readme.mjs", cwd=package))
+    assert re.fullmatch(r"\[ -?[0-9.e-]+ \]\n", run(client_node(), "readme.mjs", cwd=package))
