@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,33 +54,26 @@ def program_of_guide(language: str, url: str, session: str) -> str:
     return str(program).replace("http://127.0.0.1:8000", url).replace('"typed"', json.dumps(session))
 
 
-GeneratePython = Callable[[str], Path]
-
-
-@pytest.fixture
-def generate_python(generators: Path, tmp_path: Path) -> GeneratePython:
-    """Return a function that generates the Python client of a document into a folder, and returns the folder."""
-
-    def generate(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "openapi.json").write_text(json.dumps(DOCUMENTS[name]))
-        scripts = generators / "venv/bin"
+@pytest.fixture(scope="module")
+def python_clients(generators: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Generate the Python client of each document; return the folder of each."""
+    scripts, folders = generators / "venv/bin", {}
+    for name, document in DOCUMENTS.items():
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        (folder / "openapi.json").write_text(json.dumps(document))
         output = run(
             scripts / "openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none",
             "--output-path", "models_client", "--fail-on-warning",
             cwd=folder, PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}",
         )  # fmt: skip
         assert "warning" not in output.lower()
-        return folder
-
-    return generate
+    return folders
 
 
 @pytest.mark.parametrize("name", list(DOCUMENTS))
-def test_the_python_generator_makes_every_operation(generate_python: GeneratePython, name: str) -> None:
+def test_the_python_generator_makes_every_operation(python_clients: dict[str, Path], name: str) -> None:
     """The generator warns about nothing, makes a module for each operation, and a class for each object and enum."""
-    folder = generate_python(name) / "models_client"
+    folder = python_clients[name] / "models_client"
     made = {path.stem for path in (folder / "api").rglob("*.py") if path.stem != "__init__"}
     assert made == {operation_id(route) for route in ROUTES}
     exported = (folder / "models/__init__.py").read_text()
@@ -93,10 +85,10 @@ def test_the_python_generator_makes_every_operation(generate_python: GeneratePyt
 
 
 def test_the_python_client_works(
-    generate_python: GeneratePython, generators: Path, stack: Stack, tmp_path: Path
+    python_clients: dict[str, Path], generators: Path, stack: Stack, tmp_path: Path
 ) -> None:
     """A program with the generated client has no type errors, and gets an answer of the right type from every call."""
-    folder, python, session = generate_python("open"), generators / "venv/bin/python", uuid.uuid4().hex
+    folder, python, session = python_clients["open"], generators / "venv/bin/python", uuid.uuid4().hex
     shutil.copy(HERE / "program.py", folder)
     (folder / "guide.py").write_text(program_of_guide("python", stack.url, session))
     programs = ("program.py", "guide.py")
