@@ -1,8 +1,8 @@
 // Makes calls: one request, repeated while that may help, until it is answered or its time is over.
 //
-// A call is repeated after 408, 429, 502, 503 and 504, and if its connection fails. Only calls for which a repetition is
-// harmless are: those that change nothing, those that name their result, and learning calls, whose Idempotency-Key is
-// made once for all attempts. Never logs; no error holds the API key.
+// A call is repeated after 408, 429, 502, 503, 504 and a stale model's 409, and if its connection fails. Only calls for
+// which a repetition is harmless are: those that change nothing, those that name their result, and learning calls, whose
+// Idempotency-Key is made once for all attempts. Never logs; no error holds the API key.
 
 import { promisify } from "node:util";
 import { gunzip, gzip } from "node:zlib";
