@@ -184,7 +184,7 @@ class Settings(SnapshotSettings):
         description="Maximum size of a scorer, with which a gateway computes predictions itself; 0: workers do.",
     )  # fmt: skip
     scorer_cache_bytes_max: int = Field(
-        32 * 2**20, ge=0, le=BYTES_MAX,
+        64 * 2**20, ge=0, le=BYTES_MAX,
         description="Memory of the scorers of one gateway, divided among its processes; 0: workers compute all.",
     )  # fmt: skip
     inbox_entries_max: int = Field(
