@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := keepfit gateway workers snapshotter benchmarks examples tests
+SOURCES := keepfit gateway workers snapshotter benchmarks docs/site examples tests
 PEERS := echo fastapi mlserver litserve bentoml river
 BENCH := benchmarks/.venvs
 
@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types audit coverage mutants faults abuse published bench pins client nodes sneakers clean
+.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins client nodes sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,11 +32,19 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.local
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
+$(VENV)/.docs: requirements/docs.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 run: $(VENV)/.local  ## Run the demo: learn a year of flights, lose Redis, recover; the service stays up unless ONCE=1
 	$(BIN)/keepfit demo $(if $(ONCE),--once)
 
 test: lint types  ## Run every check that a change must pass: lint, types, tests on real servers (EXAMPLES=random)
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 1 $(if $(EXAMPLES),--hypothesis-profile $(EXAMPLES))
+
+docs: $(VENV)/.docs  ## Build the documentation site in build/docs; open build/docs/index.html
+	$(BIN)/sphinx-build -q -W --keep-going -b html -d build/doctrees -c docs/site . build/docs
 
 coverage: $(VENV)/.test  ## Run the tests with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered --cov-fail-under=85
@@ -86,7 +94,8 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra server -o requirements/runtime.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml -c requirements/runtime.txt -o requirements/base.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history -c requirements/runtime.txt -o requirements/local.txt --upgrade
-	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history --extra test -c requirements/local.txt -o requirements/test.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra docs -c requirements/local.txt -o requirements/docs.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history --extra test -c requirements/local.txt -c requirements/docs.txt -o requirements/test.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url tests/clients/requirements.in -o tests/clients/requirements.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url tests/inference_clients/requirements.in -o tests/inference_clients/requirements.txt --upgrade
 	for name in harness $(PEERS); do \

@@ -91,9 +91,9 @@ def test_every_extra_that_is_named_exists() -> None:
 
 
 def test_the_quickstart_lists_every_extra_for_users() -> None:
-    """The table of the quickstart has each extra but that of the tests."""
+    """The table of the quickstart has each extra but those of the tests and of the documentation site."""
     page = (ROOT / "docs/getting-started/quickstart.md").read_text()
-    assert set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)) == extras().keys() - {"test"}
+    assert set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)) == extras().keys() - {"docs", "test"}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -123,9 +123,9 @@ def test_the_pinned_versions_satisfy_every_extra(extra: str) -> None:
 
 def test_each_file_of_pins_has_those_of_the_files_before_it() -> None:
     """A client, a service, a whole deployment and its tests have the same versions of what they share."""
-    files = [pins(name) for name in ("base.txt", "runtime.txt", "local.txt", "test.txt")]
-    for fewer, more in pairwise(files):
-        assert fewer.items() < more.items()
+    for names in (("base.txt", "runtime.txt", "local.txt", "test.txt"), ("runtime.txt", "docs.txt", "test.txt")):
+        for fewer, more in pairwise(map(pins, names)):
+            assert fewer.items() < more.items()
 
 
 def test_the_services_are_known_by_their_modules() -> None:
