@@ -75,9 +75,9 @@ def valkey(folder: Path, port: int | None = None, stop: signal.Signals = signal.
 
 @contextmanager
 def mongo(folder: Path) -> Iterator[str]:
-    """Run a MongoDB server; yield its URL without a database."""
+    """Run a MongoDB server that syncs no write to disk; yield its URL without a database."""
     port = free_port()
-    with running(mongo_command(port, folder), folder.with_suffix(".log"), lambda: accepts(port)):
+    with running(mongo_command(port, folder, durable=False), folder.with_suffix(".log"), lambda: accepts(port)):
         yield f"mongodb://127.0.0.1:{port}"
 
 

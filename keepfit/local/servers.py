@@ -111,8 +111,10 @@ def redis_command(port: int, folder: Path, *, durable: bool = True) -> list[str]
     ]
 
 
-def mongo_command(port: int, folder: Path) -> list[str]:
+def mongo_command(port: int, folder: Path, *, durable: bool = True) -> list[str]:
     """Return the command of a server that speaks MongoDB's wire protocol and stores with WiredTiger.
+
+    A `durable` one syncs every write to disk before it answers; the other one may lose the last writes if it is killed.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def mongo_command(port: int, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     return [
         str(binary), "--host", "127.0.0.1", "--port", str(port), "--storage-path", str(folder),
-        "--log-level", "WARNING", "--sync-on-commit",
+        "--log-level", "WARNING", *["--sync-on-commit"] * durable,
     ]  # fmt: skip
 
 

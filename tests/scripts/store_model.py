@@ -7,6 +7,7 @@ bundle that were read, never on a digest of them. :meth:`Store.keys` returns all
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -76,6 +77,7 @@ class Request:
         return fields
 
 
+@lru_cache(10_000)
 def chain_of(history: tuple[bytes, ...]) -> str:
     """Return the request digest of a history."""
     chain = ""
