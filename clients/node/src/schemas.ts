@@ -32,6 +32,17 @@ export interface components {
          */
         Analyzer: "char" | "char_wb" | "word";
         /**
+         * BeginSession
+         * @description The API key of the session.
+         */
+        BeginSession: {
+            /**
+             * @description An API key.
+             * @example kf_…
+             */
+            key: string;
+        };
+        /**
          * BooleanOptions
          * @description True or false, as 1 or 0.
          */
@@ -46,6 +57,15 @@ export interface components {
          */
         CallByMetadata: {
             metadata: components["schemas"]["Metadata"];
+        };
+        /**
+         * CallerAnswer
+         * @description Who calls: the name and the scopes of the API key, and the end of the session, null without one.
+         */
+        CallerAnswer: {
+            name: string;
+            scopes: string[];
+            ends: number | null;
         };
         /**
          * CategoryOptions
@@ -310,6 +330,23 @@ export interface components {
          */
         Features: {
             [key: string]: components["schemas"]["ColumnType"] | components["schemas"]["NumberOptions"] | components["schemas"]["TimestampOptions"] | components["schemas"]["BooleanOptions"] | components["schemas"]["CategoryOptions"] | components["schemas"]["TextOptions"];
+        };
+        /**
+         * GatewayAnswer
+         * @description A process of a gateway. All numbers are as of its last heartbeat, which is seconds old.
+         */
+        GatewayAnswer: {
+            name: string;
+            host: string;
+            pid: number;
+            /** @description Seconds since 1970. */
+            started: number;
+            /** @description Requests that it has answered each second, since the last one. */
+            requests_per_s: number;
+            /** @description Open connections of clients. */
+            connections: number;
+            /** @description Clients that listen to events. */
+            event_streams: number;
         };
         /**
          * HistoryAnswer
@@ -638,10 +675,22 @@ export interface components {
             /** @description Number of rows that wait for their labels; left out if there are none. */
             open_rows?: number;
             snapshot: components["schemas"]["SnapshotSummary"] | null;
+            /** @description Rows learned each second; in a list that is sorted or searched. */
+            rows_per_s?: number;
+            /** @description Error over the last rows in relation to the baseline's, as 0.5 for half of it; null if it is not known. In a list that is sorted or searched. */
+            error_share?: number | null;
+        };
+        /**
+         * ModelCounts
+         * @description Numbers of models: all that exist, and those in Redis.
+         */
+        ModelCounts: {
+            registered: number;
+            live: number;
         };
         /**
          * ModelList
-         * @description Models in order of their hash; send `next` as `after` to get the next page, null on the last page.
+         * @description Models in the order that `sort` names; send `next` as `after` to get the next page, null on the last page.
          */
         ModelList: {
             models: components["schemas"]["ModelAnswer"][];
@@ -1251,6 +1300,16 @@ export interface components {
             next: string | null;
         };
         /**
+         * SnapshotPass
+         * @description The last pass over the changed models, and the models that have changed since their snapshot.
+         */
+        SnapshotPass: {
+            /** @description When the last pass ended, in seconds since 1970; 0 before the first. */
+            ended: number;
+            changed: number;
+            failed: number;
+        };
+        /**
          * SnapshotSummary
          * @description The newest snapshot of a model.
          */
@@ -1283,6 +1342,24 @@ export interface components {
          */
         Step: {
             [key: string]: components["schemas"]["Params"];
+        };
+        /**
+         * SystemAnswer
+         * @description The whole service at a moment; `ready` is the answer of `GET /readyz`. What cannot be read at present is null.
+         */
+        SystemAnswer: {
+            /** @description Seconds since 1970. */
+            timestamp: number;
+            ready: components["schemas"]["Ready"];
+            gateways: components["schemas"]["GatewayAnswer"][] | null;
+            workers: components["schemas"]["WorkerAnswer"][] | null;
+            models: components["schemas"]["ModelCounts"] | null;
+            waiting: components["schemas"]["Waiting"] | null;
+            snapshots: components["schemas"]["SnapshotPass"] | null;
+            /** @description Pull jobs that have not ended. */
+            pull_jobs: number;
+            /** @description Models that no worker loads, because workers died of it. */
+            unloadable: number;
         };
         /** @description Target of one row: a number or a label; a list or an object with one for each output. */
         Target: number | string | boolean | components["schemas"]["Label"][] | components["schemas"]["TargetByName"];
@@ -1418,6 +1495,20 @@ export interface components {
         Updates: "exact" | "merged";
         /** @description Value of a column, by its type; null where the recipe allows a missing value. */
         Value: number | string | boolean | null;
+        /**
+         * Waiting
+         * @description Work that waits. Models and requests are null if there are too many models to count them.
+         */
+        Waiting: {
+            /** @description Models with requests that wait to be learned. */
+            models: number | null;
+            /** @description Requests that wait to be learned. */
+            requests: number | null;
+            /** @description Models with predictions that no worker has begun. */
+            models_to_predict: number;
+            /** @description Seconds for which no worker has claimed what waits to be learned; 0 if all is claimed. */
+            oldest_s: number;
+        };
         /**
          * WindowMetrics
          * @description Metrics of rows that were predicted before they were learned; those of the kind of the estimator.
