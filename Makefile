@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins client nodes sneakers clean
+.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins client nodes picture sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -110,6 +110,9 @@ nodes: $(VENV)/.test  ## Run the tests of the Node.js client on older releases o
 	for version in $(or $(VERSIONS),18.20.8 20.20.2 22.23.5); do \
 		NODE_VERSION=$$version $(BIN)/python -m pytest -q tests/clients/test_node_client.py tests/clients/test_both_clients.py || exit 1; \
 	done
+
+picture: $(VENV)/.test  ## Write pictures of the dashboard, from models that learn (pictures/)
+	$(BIN)/python -m tests.browser.picture pictures
 
 sneakers: $(VENV)/.test  ## Start keepfit and the example of a Node.js service (examples/sneakers)
 	examples/sneakers/start.sh

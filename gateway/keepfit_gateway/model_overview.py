@@ -23,7 +23,7 @@ from keepfit.errors import InvalidError
 from keepfit.history import Registry
 from keepfit.history.names import metadata_of
 from keepfit.identity import canonical
-from keepfit.store.progress import Progress, read_progress
+from keepfit.store.progress import Progress, read_metadata, read_progress
 
 Sort = Literal["hash", "rate", "error", "inbox", "rows"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
@@ -202,7 +202,9 @@ class ModelOverview:
             some = hashes[begin : begin + SLICE]
             new = [each for each in some if each not in names]
             if new:
-                found = await metadata_of(self._history, new)
+                found = await read_metadata(self._store, new)
+                lost = [each for each in new if each not in found]
+                found |= await metadata_of(self._history, lost) if lost else {}
                 names |= {each: (metadata, _text(each, metadata)) for each, metadata in found.items()}
             progress = await read_progress(self._store, some)
             # A model that was deleted in between has no name.

@@ -41,6 +41,15 @@ async def read_progress(store: redis.asyncio.Redis, hashes: Sequence[str]) -> li
     return [_progress(fields) for fields in await redis_scripts.run_async(store, *commands)]
 
 
+async def read_metadata(store: redis.asyncio.Redis, hashes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the metadata of those of these models that are live, by their hashes; raises as :func:`read_progress`."""
+    if not hashes:
+        return {}
+    commands = (("HGET", redis_keys.state(each), "metadata") for each in hashes)
+    found = zip(hashes, await redis_scripts.run_async(store, *commands), strict=True)
+    return {model_hash: msgspec.json.decode(text) for model_hash, text in found if text is not None}
+
+
 def _progress(fields: Sequence[bytes | None]) -> Progress | None:
     """Return the progress that the fields of a state describe.
 

@@ -18,6 +18,7 @@ from tests.clients.node import NODE, PINS, installed, run
 from tests.servers import running
 
 HERE = Path(__file__).parent
+AXE = "axe.min.js"
 DEBIAN = Path("/usr/bin/chromium")
 FONTS = """\
 <?xml version="1.0"?>
@@ -56,20 +57,30 @@ class Chromium:
 def install() -> Chromium:
     """Install the browser, unless an earlier run has."""
     if platform.machine() == "x86_64":
-        folder = installed(HERE, "browser", (*PINS, "unpack.js"), _unpack)
+        folder = _installed()
         return Chromium(folder / "chromium", folder / "lib", folder / "fonts")
     assert DEBIAN.exists(), f"tests of pages need {DEBIAN} on this processor: apt-get install chromium"
     return Chromium(DEBIAN)
 
 
+def axe() -> str:
+    """Return the program that finds what a page lacks for users of screen readers and keyboards (axe-core)."""
+    return (_installed() / AXE).read_text()
+
+
+def _installed() -> Path:
+    return installed(HERE, "browser", (*PINS, "unpack.js"), _unpack)
+
+
 def _unpack(folder: Path) -> None:
-    """Unpack the browser into a folder with the npm package, and remove the package, which is not needed then."""
+    """Unpack the browser into a folder with the npm packages, and remove what is not needed then."""
     run(NODE, "unpack.js", "node_modules/@sparticuz/chromium", cwd=folder)
     (folder / "chromium").chmod(0o755)
     for name in ("al2023.tar", "fonts.tar"):
         with tarfile.open(folder / name) as archive:
             archive.extractall(folder, filter="data")
         (folder / name).unlink()
+    shutil.copy(folder / "node_modules/axe-core" / AXE, folder)
     shutil.rmtree(folder / "node_modules")
 
 

@@ -61,7 +61,7 @@ async def test_everything_that_the_page_loads_is_served(api: Api) -> None:
     page = Page(reply.body.decode())
     assert page.inline == []
     loaded = [address for _, address in page.loads if address != "data:,"]
-    assert {urlsplit(address).path for address in loaded} == set(PAGE_FILES)
+    assert {urlsplit(address).path for address in loaded} == {path for path in PAGE_FILES if path.startswith("/docs/")}
     for address in loaded:
         found = await api.get(address)
         assert found.status == 200
@@ -139,7 +139,7 @@ async def test_the_page_works_in_a_browser(api: Api, page: BrowserPage, metadata
     await eventually(refused, "a violation of the policy")
 
 
-@pytest.mark.parametrize("path", ["/docs", *PAGE_FILES])
+@pytest.mark.parametrize("path", ["/", "/docs", *PAGE_FILES])
 async def test_a_file_has_one_content_in_every_coding(api: Api, path: str) -> None:
     """Each coding holds the same content and the same tag, and a client that has it gets a 304 without a body."""
     bodies, tags = set(), set()
@@ -169,7 +169,7 @@ async def test_a_gateway_with_keys_serves_the_page_without_one(settings: Setting
     """The page is as public as the document; its calls need a key, by the scheme that the page offers."""
     guarded = Settings(**{**settings.model_dump(), "api_keys": f"web:read:{'0' * 64}"})
     async with serving(guarded) as api:
-        for path in ("/docs", *PAGE_FILES):
+        for path in ("/", "/docs", *PAGE_FILES):
             assert (await api.get(path)).status == 200
         (await api.get("/v1/models")).problem(401)
         scheme = (await api.get("/openapi.json")).of(200)["components"]["securitySchemes"]["key"]

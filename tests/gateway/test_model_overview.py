@@ -38,7 +38,15 @@ class Deployment:
     async def set(self, name: str, rows: int, *, pending: int = 0, error: float | None = None, **more: Any) -> None:
         """Set how far a live model is."""
         metrics = "{}" if error is None else f'{{"mean_absolute_error":{error},"baseline_mean_absolute_error":2.0}}'
-        state = {"generation": 1, "version": 1, "rows_seen": rows, "accepted": pending, "learned": 0} | more
+        metadata = identity.canonical({"type": "shoes", "name": name})
+        state = {
+            "metadata": metadata,
+            "generation": 1,
+            "version": 1,
+            "rows_seen": rows,
+            "accepted": pending,
+            "learned": 0,
+        } | more
         await self.store.hset(redis_keys.state(self.hashes[name]), mapping={**state, "metrics": metrics})
 
     async def order(self, sort: Any, limit: int = 100, wanted: Wanted = Wanted()) -> list[str]:  # noqa: B008

@@ -140,7 +140,12 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
             assert media == {"application/problem+json"}
         else:
             binary = {BINARY} if path.endswith("/infer") and status == "200" else set()
-            others = {"/metrics": "text/plain", "/docs": "text/html", "/v1/events": "text/event-stream"}
+            others = {
+                "/metrics": "text/plain",
+                "/docs": "text/html",
+                "/": "text/html",
+                "/v1/events": "text/event-stream",
+            }
             is_file = path.endswith("/estimator") and method == "get"
             assert media == {BINARY if is_file else others.get(path, "application/json"), *binary}
 
@@ -256,7 +261,17 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     for path in ("/v1/jobs", "/v1/jobs/{job}"):
         await check("GET", path)
     await check("DELETE", "/v1/jobs/{job}")
-    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/workers", "/v1/system", "/v1/caller"):
+    for path in (
+        "/",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/v1/workers",
+        "/v1/system",
+        "/v1/caller",
+    ):
         await check("GET", path)
     await check("POST", "/v1/session", {"key": "kf_none"})
     await check("POST", "/v1/session", {})

@@ -1,4 +1,4 @@
-"""Handlers of the API page and its files.
+"""Handlers of the API page and its files, and how files of pages are sent.
 
 Owns their header fields; :mod:`keepfit_gateway.api_page` has the files. Invariants: the page runs under a policy that
 permits the files of this gateway and calls of this gateway, nothing inside the page and nothing from elsewhere; a body
@@ -7,12 +7,12 @@ is sent in pieces, so that a client which does not read it costs no memory of it
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import hdrs, web
 
 from keepfit_gateway import api_page
-from keepfit_gateway.api_page import PAGE
+from keepfit_gateway.api_page import PAGE, File
 from keepfit_gateway.prediction.http_caching import matches
 from keepfit_gateway.web import codings
 from keepfit_gateway.web.responses import COMPRESSED_BYTES_MIN
@@ -35,21 +35,21 @@ UNCHANGING = "public, max-age=31536000, immutable"
 
 async def docs(request: web.Request) -> web.Response:
     """GET /docs: the page that shows the OpenAPI document."""
-    return await _respond(request, PAGE)
+    return await respond(request, api_page.load, PAGE)
 
 
 def file(name: str) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Return the handler of a file that the page loads."""
 
     async def handle(request: web.Request) -> web.Response:
-        return await _respond(request, name)
+        return await respond(request, api_page.load, name)
 
     return handle
 
 
-async def _respond(request: web.Request, name: str) -> web.Response:
-    """Return a file, or a 304 if the client has it."""
-    found = (await asyncio.to_thread(api_page.load))[name]
+async def respond(request: web.Request, load: Callable[[], Mapping[str, File]], name: str) -> web.Response:
+    """Return a file of a page, or a 304 if the client has it; `load` reads the files at its first call."""
+    found = (await asyncio.to_thread(load))[name]
     etag = f'W/"{found.digest}"'
     headers = {
         **SECURITY,

@@ -1,14 +1,15 @@
 """The table of routes: method, path, handler, form and answers. The OpenAPI document is generated from it.
 
-Owns no behaviour. Invariant: every path of the API is in this table, with the scope that it needs. The files that the
-API page loads are no calls: they are in a list beside it.
+Owns no behaviour. Invariant: every path of the API is in this table, with the scope that it needs. The files that
+pages load are no calls: they are in a list beside it.
 """
 
 from collections.abc import Mapping
 
 from keepfit.security.api_keys import OPEN
-from keepfit_gateway import api_page
+from keepfit_gateway import api_page, dashboard
 from keepfit_gateway.handlers import api_page as page_handlers
+from keepfit_gateway.handlers import dashboard as dashboard_handlers
 from keepfit_gateway.routes import estimators, jobs, models, operation, protocol, rows, session, snapshots
 from keepfit_gateway.routes.by_metadata import with_routes_by_metadata
 from keepfit_gateway.routes.route import TAGS, Handler, Route
@@ -29,8 +30,11 @@ ROUTES = with_routes_by_metadata(
     )
 )
 
-# The files that the page loads, by path.
-PAGE_FILES: Mapping[str, Handler] = {f"/docs/{name}": page_handlers.file(name) for name in api_page.FILES}
+# The files that pages load, by path.
+PAGE_FILES: Mapping[str, Handler] = {
+    **{f"/docs/{name}": page_handlers.file(name) for name in api_page.FILES},
+    **{f"/dashboard/{name}": dashboard_handlers.file(name) for name in dashboard.FILES},
+}
 
 
 def methods_of_paths() -> dict[str, set[str]]:

@@ -6,7 +6,7 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 from keepfit.security.api_keys import OPEN
 from keepfit_gateway import schemas
 from keepfit_gateway.handlers import api_page as page_handlers
-from keepfit_gateway.handlers import events, operations, system
+from keepfit_gateway.handlers import dashboard, events, operations, system
 from keepfit_gateway.parameters import EVENTS, IF_NONE_MATCH
 from keepfit_gateway.routes.route import BOUND_FILTERED, OPERATION, Route
 from keepfit_gateway.schemas.values import OpenApiDocument
@@ -48,6 +48,13 @@ ROUTES = (
     Route(
         "GET", "/openapi.json", operations.openapi, OPERATION, "This document", "OpenAPI 3.1, in JSON.",
         {200: OpenApiDocument}, errors=(503,), scope=OPEN,
+    ),
+    Route(
+        "GET", "/", dashboard.show_dashboard, OPERATION, "Dashboard",
+        "A page, in HTML, that shows models as they learn, changes and restores them, and shows the state of the "
+        "service. It needs no other server; its calls need an API key where there are any.",
+        {200: str, 304: None}, errors=(503,), own_parameters=(IF_NONE_MATCH,),
+        headers=dict.fromkeys((200, 304), ("ETag", "Cache-Control")), scope=OPEN, media_type="text/html",
     ),
     Route(
         "GET", "/docs", page_handlers.docs, OPERATION, "API page",

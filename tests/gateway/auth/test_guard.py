@@ -35,7 +35,7 @@ KEYS = {name: new_key(name, [name]) for name in SCOPES}
 ALL = new_key("all", SCOPES)
 RENEWED = new_key(LEARN, [LEARN])
 OPEN_ROUTES = {
-    "/livez", "/readyz", "/openapi.json", "/docs", "/v1/session", "/v2", "/v2/health/live", "/v2/health/ready",
+    "/", "/livez", "/readyz", "/openapi.json", "/docs", "/v1/session", "/v2", "/v2/health/live", "/v2/health/ready",
 }  # fmt: skip
 LABELLED, ROWS = {"X": [[1.0, 2.0]], "y": [1.0]}, {"X": [[1.0, 2.0]]}
 FAST = {"Content-Type": "application/json"}

@@ -1,0 +1,108 @@
+"""Pictures of the dashboard: `python -m tests.browser.picture FOLDER` (`make picture`).
+
+Starts a service of its own, has models learn, and writes each view in light, in dark and in the width of a phone.
+"""
+
+import argparse
+import asyncio
+import base64
+import math
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.browser import chromium
+from tests.browser.page import Page
+from tests.conftest import start_stack, stop_stack
+
+BRANDS = ("nike", "puma", "asics")
+MODELS, ROUNDS, ROWS = 9, 40, 25
+FEATURES = {"make": "category", "year": "number"}
+REGRESSOR = {
+    "estimator": "PassiveAggressiveRegressor", "params": {"C": 0.01}, "features": FEATURES, "scaler": "StandardScaler",
+}  # fmt: skip
+CLASSIFIER = {
+    "estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "classes": ["cheap", "dear"], "features": FEATURES,
+    "scaler": "StandardScaler",
+}  # fmt: skip
+SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (390, 844)}
+
+
+async def learn(http: aiohttp.ClientSession) -> str:
+    """Create models and have them learn; return the hash of the first one."""
+    chance, hashes = random.Random(7), []
+    for number in range(MODELS):
+        metadata = {"type": "shoes", "brand": BRANDS[number % 3], "shop": number + 1}
+        made = {"metadata": metadata, "recipe": CLASSIFIER if number % 3 == 2 else REGRESSOR}
+        async with http.post("/v1/models", json=made) as response:
+            hashes.append((await response.json())["hash"])
+    for turn in range(ROUNDS):
+        for number, model_hash in enumerate(hashes):
+            async with http.post(f"/v1/models/{model_hash}/partial_fit", json=rows(chance, number)) as response:
+                response.raise_for_status()
+        if turn == ROUNDS // 2:
+            async with http.post(f"/v1/models/{hashes[0]}/snapshot") as response:
+                response.raise_for_status()
+        await asyncio.sleep(0.1)
+    return hashes[0]
+
+
+def rows(chance: random.Random, number: int) -> dict[str, Any]:
+    """Return rows with prices of shoes, or whether they are cheap."""
+    X = [{"make": chance.choice(BRANDS), "year": chance.randint(1990, 2026)} for _ in range(ROWS)]
+    prices = [20 * len(row["make"]) + 2 * (row["year"] - 2000) + chance.gauss(0, 8) for row in X]
+    return {"X": X, "y": ["dear" if price > 100 else "cheap" for price in prices] if number % 3 == 2 else prices}
+
+
+async def write(folder: Path, url: str, work: Path) -> None:
+    """Write all pictures into a folder."""
+    async with aiohttp.ClientSession(url) as http:
+        model_hash = await learn(http)
+        learning = asyncio.create_task(learn(http))
+        views = {"models": "#/", "model": f"#/models/{model_hash}", "system": "#/system"}
+        with chromium.browser(work / "browser") as browser:
+            async with Page.opened(browser) as page:
+                for theme, (width, height) in SIZES.items():
+                    await show(page, theme, width, height)
+                    for view, place in views.items():
+                        await page.goto("about:blank")
+                        await page.goto(f"{url}/{place}")
+                        ready = "svg.chart" if view == "model" else "tbody tr"
+                        await page.until(f"!!document.querySelector({ready!r})")
+                        # Two readings give the rates.
+                        await asyncio.sleep(4)
+                        taken = await page.call("Page.captureScreenshot")
+                        (folder / f"{view}-{theme}.png").write_bytes(base64.b64decode(taken["data"]))
+        await learning
+
+
+async def show(page: Page, theme: str, width: int, height: int) -> None:
+    """Set the theme and the size of the window."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if theme == "dark" else "light"}
+    await page.call("Emulation.setEmulatedMedia", features=[scheme])
+    scale = math.ceil(390 / width) + 1 if theme == "phone" else 1
+    await page.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
+        mobile=theme == "phone",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Write the pictures into the folder that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m tests.browser.picture", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        stack = start_stack(Path(work) / "data")
+        try:
+            asyncio.run(write(folder, stack.url, Path(work)))
+        finally:
+            stop_stack(stack)
+
+
+if __name__ == "__main__":
+    main()
