@@ -45,14 +45,14 @@ export function listen(query, receive, signal) {
 }
 
 /** Call `work` now, and `interval` ms after it has ended each time, while the page is visible, until `signal` aborts. */
-export async function repeat(work, interval, signal) {
-  while (!signal.aborted) {
+export function repeat(work, interval, signal) {
+  let timer = 0;
+  const turn = async () => {
     if (!document.hidden) await work();
-    await new Promise((resolve) => {
-      const timer = setTimeout(resolve, interval);
-      signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
-    });
-  }
+    if (!signal.aborted) timer = setTimeout(turn, interval);
+  };
+  signal.addEventListener("abort", () => clearTimeout(timer));
+  turn();
 }
 
 /** Return a function that calls `work` at most once in `interval` ms, the last time after the last call. */

@@ -62,7 +62,7 @@ export function draw(place, title, series, isTime) {
     element("svg:line", { class: "grid", x1: LEFT, x2: width, y1: down(y), y2: down(y) }),
     element("svg:text", { x: LEFT - 6, y: down(y) + 4, "text-anchor": "end" }, String(Number(y.toPrecision(4)))),
   ]);
-  const below = ticks(left, right, Math.max(2, Math.floor(width / 150))).map((x) =>
+  const below = ticks(left, right, Math.max(3, Math.floor(width / 150))).map((x) =>
     element("svg:text", { x: across(x), y: HEIGHT - 6, "text-anchor": "middle" }, axis(x, isTime)));
   const lines = shown.map((one) => element("svg:path", { class: `series-${series.indexOf(one) + 1}`, d: line(one.points) }));
   const legend = shown.map((one) => element("li", {},

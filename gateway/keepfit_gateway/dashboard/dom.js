@@ -20,6 +20,14 @@ export function table(caption, columns, rows) {
       element("tbody", {}, rows.map((row) => element("tr", {}, cells(row))))));
 }
 
+/** Put a table into a place. If the same one is there, only its rows are replaced: it stays scrolled as it is. */
+export function putTable(place, made) {
+  const heads = (one) => [...one.querySelectorAll("thead th")].map((head) => head.textContent).join();
+  const before = place.querySelector(".scroll");
+  if (before && heads(before) === heads(made)) before.querySelector("tbody").replaceWith(made.querySelector("tbody"));
+  else place.replaceChildren(made);
+}
+
 /** Return a list of names with their values. */
 export function facts(pairs) {
   return element("dl", { class: "facts" }, pairs.map(([name, value, kind]) =>

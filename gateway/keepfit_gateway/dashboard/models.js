@@ -1,7 +1,7 @@
 // The list of models: searched, sorted and paged by the gateway, and kept up to date while it is shown.
 
 import { call, listen, repeat, throttled } from "./api.js";
-import { element, figure, named, number, share, table, words } from "./dom.js";
+import { element, figure, named, number, putTable, share, table, words } from "./dom.js";
 
 const PAGE = 50;
 const REFRESH_MS = 5000;
@@ -29,9 +29,10 @@ const COLUMNS = [["model", "wide"], ["rows/s", "number"], ["inbox", "number"], [
   ["metric", "optional"], ["value", "number"], ["of baseline", "number"]];
 
 export function show(root, signal) {
-  const state = { sort: "rate", search: "", after: "", before: [] };
+  const state = { sort: "rate", search: "", after: "", before: [], next: null };
   const list = element("div");
-  const pages = element("div", { class: "bar" });
+  const previous = element("button", { hidden: true, onclick: () => { state.after = state.before.pop(); read(); } }, "Previous page");
+  const following = element("button", { hidden: true, onclick: () => { state.before.push(state.after); state.after = state.next; read(); } }, "Next page");
   let asked = 0;
   let events = new AbortController();
   let followed = "";
@@ -52,21 +53,16 @@ export function show(root, signal) {
     // Answers may arrive in another order than they were asked for.
     if (number !== asked || signal.aborted) return;
     const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    list.replaceChildren(page.models.length ? table("Models", COLUMNS, page.models.map(cells)) : element("p", {}, "No model is selected."));
+    if (page.models.length) putTable(list, table("Models", COLUMNS, page.models.map(cells)));
+    else list.replaceChildren(element("p", {}, "No model is selected."));
     if (focused) list.querySelector(`a[href="${focused}"]`)?.focus();
-    turn(page.next);
+    state.next = page.next;
+    previous.hidden = !state.before.length;
+    following.hidden = !page.next;
     follow(page.models.map((model) => model.hash));
   }
 
-  function turn(next) {
-    const buttons = [];
-    if (state.before.length) buttons.push(element("button", { onclick: () => { state.after = state.before.pop(); read(); } }, "Previous page"));
-    if (next) buttons.push(element("button", { onclick: () => { state.before.push(state.after); state.after = next; read(); } }, "Next page"));
-    if (buttons.length !== pages.children.length || buttons.some((each, place) => each.textContent !== pages.children[place].textContent)) pages.replaceChildren(...buttons);
-    else buttons.forEach((each, place) => { pages.children[place].onclick = null; pages.children[place].replaceWith(each); });
-  }
-
-  /** Listen to the models that are shown, and to new ones. */
+  /** Listen to the models that are shown. */
   function follow(hashes) {
     const wanted = [...hashes].sort().join(",");
     if (wanted === followed) return;
@@ -87,6 +83,6 @@ export function show(root, signal) {
     element("div", { class: "bar" },
       element("div", {}, element("label", { for: "search" }, "Search metadata and hashes"), search),
       element("div", {}, element("label", { for: "sort" }, "Sort by"), sort)),
-    list, pages);
+    list, element("div", { class: "bar" }, previous, following));
   repeat(read, REFRESH_MS, signal);
 }
