@@ -180,7 +180,7 @@ async def test_the_bytes_of_an_object_are_for_admin_keys(settings: Settings, met
             assert described in [model.get("object") for model in listed["models"]]
 
 
-@pytest.mark.parametrize("where", ["/", "/nowhere", "/v1/mode/", "/x//livez", "/livez/x", "/v1/predict/livez"])
+@pytest.mark.parametrize("where", ["/nowhere", "/v1/mode/", "/x//livez", "/livez/x", "/v1/predict/livez"])
 async def test_an_unknown_path_is_404_only_with_a_key(guarded: Api, where: str) -> None:
     """An unknown path answers 401 without a key, so that it reveals no routes, and 404 with a key."""
     (await guarded.get(where)).problem(401)
