@@ -22,7 +22,7 @@ from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, from_text, parse
 from keepfit.rows.shaping import shape
 from keepfit.settings import Settings, load
-from tests.conftest import SIGNING_KEYS, start_stack, stop_stack
+from tests.conftest import SIGNING_KEYS
 from tests.factories import Workshop, dump_local
 from tests.servers import wait_until
 
@@ -201,20 +201,6 @@ def test_logged_requests_are_replayed_with_the_hashes_of_the_workers(tmp_path: P
     text = recipe_of_hashed().text().encode()
     found = subprocess.check_output([sys.executable, str(script)], env=environment(seed), input=text)
     assert float(found) == hash_of(seed or "0")
-
-
-@pytest.mark.timeout(240)
-def test_a_stack_keeps_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`keepfit up` with a seed of the user stores it, for the next stack on the folder and for other commands."""
-    monkeypatch.delenv(hash_seed.NAME, raising=False)
-    first = start_stack(tmp_path / "data", workers=1, environment={hash_seed.NAME: "7"})
-    assert stop_stack(first) == 0
-    assert first.environment()[hash_seed.NAME] == "7"
-    assert hash_seed.chosen(first.data / "env") == "7"
-    second = start_stack(tmp_path / "data", workers=1)
-    variables = Path(f"/proc/{second.pids()['workers']}/environ").read_bytes().split(b"\0")
-    assert stop_stack(second) == 0
-    assert b"PYTHONHASHSEED=7" in variables
 
 
 @pytest.mark.parametrize("value", ["4294967296", "9" * 5000, "٣", "-1", "+1", "1_0", "abc", " 7"])

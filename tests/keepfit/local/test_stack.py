@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import redis
 
+from keepfit import hash_seed
 from keepfit.local import stack
 from keepfit.local.demo import kill_all
 from keepfit.settings import load
@@ -51,9 +52,15 @@ async def predict(session: aiohttp.ClientSession) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(240)
-async def test_a_second_up_continues_with_the_data(up: Callable[[], Stack]) -> None:
-    """Rows learned before Ctrl-C, and before a SIGKILL of every process, are there after the next start."""
+async def test_a_second_up_continues_with_the_data(up: Callable[[], Stack], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows learned before Ctrl-C, and before a SIGKILL of every process, are there after the next start.
+
+    So is a hash seed of the user, for the next stack on the folder and for other commands.
+    """
+    monkeypatch.setenv(hash_seed.NAME, "7")
     stack = up()
+    monkeypatch.delenv(hash_seed.NAME)
+    assert stack.environment()[hash_seed.NAME] == hash_seed.chosen(stack.data / "env") == "7"
     pids = [*stack.pids().values(), *stack.workers()]
     first = await learn(stack, votes=3)
     assert first["rows_seen"] == 3
@@ -61,6 +68,8 @@ async def test_a_second_up_continues_with_the_data(up: Callable[[], Stack]) -> N
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]  # noqa: ASYNC240 - /proc does not block
 
     stack = up()
+    variables = Path(f"/proc/{stack.pids()['workers']}/environ").read_bytes()  # noqa: ASYNC240 - /proc does not block
+    assert b"PYTHONHASHSEED=7\0" in variables
     assert await learn(stack, votes=0) == first
     second = await learn(stack, votes=2)
     assert second["rows_seen"] == 5
