@@ -9,6 +9,7 @@ sent in a header, and is in no error and in no ``repr``.
 ...         return model.partial_fit([[1.0]], [2.0], wait=True)["rows_seen"]
 """
 
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -20,7 +21,8 @@ from keepfit.client.calling import calls, lists
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import Event, EventStream
 from keepfit.client.calling.flows import Awaiting, Blocking, call
-from keepfit.client.model_calls import Answer, ModelCalls
+from keepfit.client.model_calls import JOINED_ROWS_MAX, Answer, ModelCalls
+from keepfit.client.rows.predictions import Predictions
 from keepfit.client.rows.values import encode
 from keepfit.client.transport import http1
 from keepfit.client.transport.address import Address
@@ -41,6 +43,15 @@ class Model(ModelCalls, Blocking):
         super().__init__(client._calls, model_hash, metadata)
         self._performer = client._performer
         self._client = client
+
+    if not TYPE_CHECKING:
+
+        @functools.wraps(ModelCalls.predict)
+        def predict(self, X, **options):
+            """Ask about a few rows in a list without the steps of a flow, which take a third of the client's time."""
+            if options or type(X) is not list or not 0 < len(X) <= JOINED_ROWS_MAX or type(X[0]) not in (list, dict):
+                return ModelCalls.predict(self, X, **options)
+            return Predictions(self._performer.ask(self._predict_path, b"", encode(X), len(X), self._calls.timeout_s))
 
     def events(self, *kinds: str, **options: Any) -> Iterator[Event]:
         """Yield the events of the model; see :meth:`Client.events`."""

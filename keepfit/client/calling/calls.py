@@ -96,24 +96,19 @@ class Calls:
         request = _request_of(question)
         return self.predict(request, time.monotonic() + question.timeout_s)
 
-    def question(self, question: Ask) -> Send | None:
-        """Return the step that predicts a few rows; None if an answer may be kept."""
-        if self.cache.is_used:
-            return None
-        return Send(_request_of(question), time.monotonic() + question.timeout_s)
-
     def answer(self, request: Request, response: Response) -> Any:
         """Return the answer to a prediction, which is kept if it is long."""
         self.gateway.is_reached = True
-        answer = self.decode(response)
+        answer = problems.decode(self.address.url, response)
         if len(response.body) >= ANSWER_BYTES_MIN and (key := answer_cache.key_of(request)) is not None:
             self.cache.note(key, response)
         return answer
 
-    def ask_again(self, step: Send, outcome: Response | ExchangeError) -> Flow[Any]:
-        """Go on with a prediction whose first attempt had no answer, or an error."""
-        response = yield from retries.exchange(self.gateway, step.request, step.deadline, outcome)
-        return self.answer(step.request, response)
+    def ask_again(self, question: Ask, deadline: float, outcome: Response | ExchangeError) -> Flow[Any]:
+        """Go on with a prediction whose first attempt had a long answer, none, or an error."""
+        request = _request_of(question)
+        response = yield from retries.exchange(self.gateway, request, deadline, outcome)
+        return self.answer(request, response)
 
     def predict(self, request: Request, deadline: float) -> Flow[Any]:
         """Send a prediction, with the ETag of the answer that is kept to the same one; return the answer."""

@@ -43,7 +43,7 @@ STATES = ("ok", "degraded", "unavailable")
 def decode(url: str, response: Response) -> Any:
     """Return the JSON of an answer, None without a body. Raise UnavailableError if it is something else."""
     try:
-        raw = response.content()
+        raw = response.content() if response.is_coded else response.body
         return msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, ProtocolError):
         raise UnavailableError(

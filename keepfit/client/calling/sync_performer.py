@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, TypeVar, cast
 
 from keepfit.client.calling import problems, retries
+from keepfit.client.calling.answer_cache import ANSWER_BYTES_MIN
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import SILENCE_S_MAX, Event, EventStream
 from keepfit.client.transport.address import UNCODED
@@ -20,6 +21,8 @@ from keepfit.errors import UnavailableError
 T = TypeVar("T")
 # A body that is read as it comes may take any time, as long as it moves.
 READ_SILENCE_S_MAX = 180.0
+# Rows that are sent in one piece with their head.
+ASKED_BYTES_MAX = 32 << 10
 
 
 class SyncPerformer:
@@ -47,24 +50,28 @@ class SyncPerformer:
         if type(step) is Send:
             return self.connections.send(step)
         if type(step) is Ask:
-            return self._ask(step)
+            return self.ask(step.target, step.options, step.rows, step.count, step.timeout_s)
         return time.sleep(step.seconds)  # type: ignore[union-attr]
 
-    def _ask(self, question: Ask) -> Any:
-        """Perform a question, most of which are answered at once: without the steps for all others."""
+    def ask(self, target: str, options: bytes, rows: bytes, count: int, timeout_s: float) -> Any:
+        """Perform an :class:`Ask`, most of which are answered at once, without the steps for all others."""
         shared = self._shared
-        step = shared.question(question)
-        if step is None:
-            return self.run(shared.ask_alone(question))
+        # An answer that is kept has an ETag, which is another field of the head.
+        if shared.cache.is_used or len(rows) > ASKED_BYTES_MAX:
+            return self.run(shared.ask_alone(Ask(target, options, rows, count, timeout_s)))
+        deadline = time.monotonic() + timeout_s
         outcome: Response | ExchangeError
         try:
-            outcome = self.connections.send(step)
+            outcome = self.connections.ask(
+                shared.address.encode_post(target, b'{"X":%b%b}' % (rows, options)), deadline
+            )
         except ExchangeError as error:
             outcome = error
         else:
-            if outcome.status == SUCCESSFUL:
-                return shared.answer(step.request, outcome)
-        return self.run(shared.ask_again(step, outcome))
+            if outcome.status == SUCCESSFUL and len(outcome.body) < ANSWER_BYTES_MIN:
+                shared.gateway.is_reached = True
+                return problems.decode(shared.address.url, outcome)
+        return self.run(shared.ask_again(Ask(target, options, rows, count, timeout_s), deadline, outcome))
 
     def read(self, path: str, deadline: float) -> Generator[Response | bytes, None, None]:
         """Yield the head of the answer to a GET, and then its body as it arrives."""

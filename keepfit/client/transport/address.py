@@ -57,11 +57,18 @@ class Address:
         if body is None:
             return self._start(request) + (b"\r\n" if request.method == "GET" else b"Content-Length: 0\r\n\r\n"), ()
         if isinstance(body, bytes):
-            head = b"%bContent-Length: %d\r\n\r\n" % (self._start(request), len(body))
-            return (head + body, ()) if len(body) <= JOINED_BYTES_MAX else (head, _pieces(body))
+            size = len(body)
+            if size <= JOINED_BYTES_MAX:
+                return b"%bContent-Length: %d\r\n\r\n%b" % (self._start(request), size, body), ()
+            return b"%bContent-Length: %d\r\n\r\n" % (self._start(request), size), _pieces(body)
         if body.size is None:
             return self._start(request) + b"Transfer-Encoding: chunked\r\n\r\n", _chunks(body)
         return b"%bContent-Length: %d\r\n\r\n" % (self._start(request), body.size), body
+
+    def encode_post(self, target: str, body: bytes) -> bytes:
+        """Return a POST of short JSON, as :meth:`encode` does."""
+        start = self._starts.get(("POST", target)) or self._start(Request("POST", target, fields=PLAIN))
+        return b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
 
     def _start(self, request: Request) -> bytes:
         """Return the head of a request without what frames its body; that of a plain one is made once."""

@@ -18,7 +18,11 @@ STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Python reads no number of thousands of digits.
 NUMBER = re.compile(r"[0-9]{1,18}")
-LENGTH = b"\r\ncontent-length: "
+# A head as most are: with one length, and without another line that frames the body, codes it or ends the connection.
+OTHER_LINES = rb"(?:(?![Cc][Oo][Nn]|[Tt][Rr][Aa][Nn]| )[ -~]++\r\n|Content-Type:[ -~]*+\r\n)*+"
+WHOLE = re.compile(
+    rb"HTTP/1\.1 200 [ -~]*\r\n(" + OTHER_LINES + rb"Content-Length: ([0-9]{1,18})\r\n" + OTHER_LINES + rb")\r\n"
+)
 # The characters of a head; a line that begins with a space would continue the one before, which is obsolete.
 IN_HEAD = bytes([*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)])
 CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?")
@@ -121,20 +125,13 @@ def read_whole(data: bytes) -> Response | None:
 
     None: :class:`ResponseReader` reads it. The header fields that do not frame it are split when they are used.
     """
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
+    found = WHOLE.match(data)
+    if found is None:
         return None
-    head = data[:end].lower()
-    first = head.find(b"\r\n")
-    at = head.find(LENGTH)
-    if at < 0 or head.count(b"\r\ncontent-") != 1 + (b"\r\ncontent-type:" in head) or head[:13] != b"http/1.1 200 ":
+    end = found.end()
+    if int(found[2]) != len(data) - end:
         return None
-    if b"\r\nconnection" in head or b"\r\ntransfer-" in head or not _is_text(head):
-        return None
-    length = head[at + len(LENGTH) :].partition(b"\r")[0]
-    if length != b"%d" % (len(data) - end - 4):
-        return None
-    response = Response(SUCCESSFUL, data[first + 2 : end], data[end + 4 :])
+    response = Response(SUCCESSFUL, data[found.start(1) : end - 4], data[end:])
     response.is_coded = False
     return response
 

@@ -9,7 +9,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from keepfit.client.transport import http1
@@ -26,6 +26,25 @@ CONNECT_S_MAX = 10.0
 READ_BYTES = 1 << 16
 # A time limit may be longer by this part than the time that is left.
 LIMIT_PRECISION = 0.02
+# An idle connection takes so many bytes without waiting.
+SENT_AT_ONCE_BYTES = 4096
+OVER, CLOSED = "the time is over", "the gateway has closed the connection"
+NOT_SENT, NOT_ANSWERED = "the request could not be sent in time", "the answer has not come in time"
+
+
+class Forks:
+    """How many forks lie between the start of the first process and this one; to ask for a pid costs a system call."""
+
+    count = 0
+
+    @classmethod
+    def note(cls) -> None:
+        """Count a fork."""
+        cls.count += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Forks.note)
 
 
 class SyncConnections:
@@ -35,7 +54,7 @@ class SyncConnections:
         self._idle: list[Connection] = []
         self._address = address
         self._tls = tls or (default_tls() if address.is_secure else None)
-        self._pid = os.getpid()
+        self._forks = Forks.count
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -55,6 +74,17 @@ class SyncConnections:
         connection = self._connection(step.deadline)
         try:
             response = connection.exchange(step)
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection, keep_alive=response.keep_alive)
+        return response
+
+    def ask(self, data: bytes, deadline: float) -> Response:
+        """Send a short POST, with its head, and return the response; raises ExchangeError."""
+        connection = self._connection(deadline)
+        try:
+            response = connection.ask(data, deadline)
         except BaseException:
             connection.close()
             raise
@@ -85,10 +115,10 @@ class SyncConnections:
     def _connection(self, deadline: float) -> "Connection":
         if self._is_closed:
             raise RuntimeError("The client is closed.")
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             # The parent process uses these sockets: closing them here leaves its connections open.
             with self._lock:
-                idle, self._idle, self._pid = self._idle, [], os.getpid()
+                idle, self._idle, self._forks = self._idle, [], Forks.count
             for connection in idle:
                 connection.close()
         while self._idle:
@@ -154,49 +184,77 @@ class Connection:
 
     def exchange(self, step: Send) -> Response:
         """Send a request and return its response."""
+        data, pieces = self._address.encode(step.request)
+        if not pieces and step.request.method == "POST":
+            return self.ask(data, step.deadline)
         reader = ResponseReader(is_head=step.request.method == "HEAD")
-        lost: LostError | None = None
         try:
-            is_whole = self.send(step, reader)
+            self._send_all(data, step.deadline)
+            is_whole = self._send_pieces(pieces, step.deadline, reader)
         except LostError as error:
             if reader.is_begun:
                 raise
-            # The gateway may have answered, and closed the connection, without reading the body.
-            is_whole, lost = False, error
-        try:
-            response = self._read(step, reader)
-        except LostError:
-            if lost is None:
-                raise
-            raise lost from lost.__cause__
+            return self._unread(reader, step.deadline, error)
+        response = self._rest(reader, step.deadline)
         if not is_whole:
             response.keep_alive = False
         return response
 
-    def _read(self, step: Send, reader: ResponseReader) -> Response:
-        if not reader.is_begun:
-            data = self._receive(step.deadline)
-            if step.request.method == "POST" and (response := http1.read_whole(data)) is not None:
-                return response
-            if not data:
-                raise LostError("the gateway has closed the connection")
-            _feed(reader, data)
+    def ask(self, data: bytes, deadline: float) -> Response:
+        """Send a short POST and return its response: most arrive whole. This is the path of predictions."""
+        self._limit(deadline)
+        try:
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise LateError(NOT_SENT) from None
+        except OSError as error:
+            return self._unread(ResponseReader(), deadline, _lost(error))
+        if len(data) > SENT_AT_ONCE_BYTES:
+            self._limit(deadline)
+        try:
+            received = self._socket.recv(READ_BYTES)
+        except TimeoutError:
+            raise LateError(NOT_ANSWERED) from None
+        except OSError as error:
+            raise _lost(error) from error
+        response = http1.read_whole(received)
+        if response is not None:
+            return response
+        if not received:
+            raise LostError(CLOSED)
+        reader = ResponseReader()
+        _feed(reader, received)
+        return self._rest(reader, deadline)
+
+    def _rest(self, reader: ResponseReader, deadline: float) -> Response:
         while not reader.is_complete:
-            self.receive(reader, step.deadline)
+            self.receive(reader, deadline)
         return reader.response
+
+    def _unread(self, reader: ResponseReader, deadline: float, lost: LostError) -> Response:
+        """Return the answer of a gateway that has closed the connection without reading the request."""
+        try:
+            response = self._rest(reader, deadline)
+        except LostError:
+            raise lost from lost.__cause__
+        response.keep_alive = False
+        return response
 
     def send(self, step: Send, reader: ResponseReader) -> bool:
         """Send a request; return whether all of it was sent: not if `reader` got the head of an answer meanwhile."""
         data, pieces = self._address.encode(step.request)
         self._send_all(data, step.deadline)
+        return self._send_pieces(pieces, step.deadline, reader)
+
+    def _send_pieces(self, pieces: Iterable[bytes | memoryview], deadline: float, reader: ResponseReader) -> bool:
         for piece in pieces:
             # Below TLS, what arrives may belong to its protocol.
             if not self._address.is_secure and self.is_readable():
-                self.receive(reader, step.deadline)
+                self.receive(reader, deadline)
                 # An interim response (1xx) is none.
                 if reader.has_head:
                     return False
-            self._send_all(piece, step.deadline)
+            self._send_all(piece, deadline)
         return True
 
     def _send_all(self, data: bytes | memoryview, deadline: float) -> None:
@@ -204,9 +262,9 @@ class Connection:
             self._limit(deadline)
             self._socket.sendall(data)
         except TimeoutError:
-            raise LateError("the request could not be sent in time") from None
+            raise LateError(NOT_SENT) from None
         except OSError as error:
-            raise LostError(str(error)) from error
+            raise _lost(error) from error
 
     def receive(self, reader: ResponseReader, deadline: float) -> None:
         """Read what has arrived, and wait for it."""
@@ -214,16 +272,16 @@ class Connection:
         if data:
             _feed(reader, data)
         elif not reader.end():
-            raise LostError("the gateway has closed the connection")
+            raise LostError(CLOSED)
 
     def _receive(self, deadline: float) -> bytes:
         try:
             self._limit(deadline)
             return self._socket.recv(READ_BYTES)
         except TimeoutError:
-            raise LateError("the answer has not come in time") from None
+            raise LateError(NOT_ANSWERED) from None
         except OSError as error:
-            raise LostError(str(error)) from error
+            raise _lost(error) from error
 
     def is_readable(self) -> bool:
         """Whether bytes, or the end of the connection, have arrived."""
@@ -236,7 +294,9 @@ class Connection:
 
     def _limit(self, deadline: float) -> None:
         """Limit the next operation to the time that is left; to set a limit costs a system call."""
-        left_s = _left_s(deadline)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise LateError(OVER)
         if not left_s <= self._timeout_s <= left_s * (1 + LIMIT_PRECISION):
             self._timeout_s = left_s * (1 + LIMIT_PRECISION)
             self._socket.settimeout(self._timeout_s)
@@ -249,8 +309,14 @@ def _feed(reader: ResponseReader, data: bytes) -> None:
         raise LostError(str(error)) from error
 
 
+def _lost(error: OSError) -> LostError:
+    lost = LostError(str(error))
+    lost.__cause__ = error
+    return lost
+
+
 def _left_s(deadline: float) -> float:
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        raise LateError("the time is over")
+        raise LateError(OVER)
     return left_s

@@ -118,6 +118,23 @@ def test_a_whole_response_is_read_as_by_the_reader() -> None:
         assert read_whole(other) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"connection: close", b"CONNECTION: close", b"Content-Encoding: gzip", b"content-encoding: gzip",
+        b"Transfer-Encoding: chunked", b"TRANSFER-ENCODING: chunked", b"Content-Length: 8", b"content-length: 8",
+        b" folded", b"X: a\rb", b"X: a\nb", b"X: \x00", b"X: \x7f", b"",
+    ],
+)  # fmt: skip
+def test_a_line_that_may_frame_a_body_is_read_by_the_reader(line: bytes) -> None:
+    """Wherever it stands in the head, and in whatever case, a response with it is no plain one."""
+    head, _, body = PLAIN.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    for place in range(1, len(lines) + 1):
+        other = b"\r\n".join([*lines[:place], line, *lines[place:]]) + b"\r\n\r\n" + body
+        assert read_whole(other) is None
+
+
 def test_a_part_of_a_head_is_no_response() -> None:
     """However many bytes of a head have arrived, they are never taken for the body of the response."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nServer: keepfit"
