@@ -17,7 +17,7 @@ from keepfit.backends.blobs import open_storage
 from keepfit.client.clients import AsyncClient
 from keepfit.errors import KeepfitError
 from keepfit.history import Registry
-from keepfit.jobs import run_queue, waiting
+from keepfit.jobs import gateway_records, run_queue, waiting
 from keepfit.local.data_folder import running_stack
 from keepfit.settings import Settings
 from keepfit.store.dead_letters import count_rows
@@ -70,6 +70,7 @@ async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
         "queue": queue,
         "history": history,
         "storage": storage,
+        "gateways": workers.get("gateways", []),
         "workers": workers.get("workers", []),
         "models": {"registered": documents.get("models"), "live": pending.get("live")},
         "waiting": waiting,
@@ -168,7 +169,7 @@ async def _count_rows(client: Any, pending: list[tuple[str, int, int]]) -> tuple
 
 
 async def _workers(client: Any) -> dict[str, Any]:
-    """Return each worker with the leases and models that it holds, and how long work has waited to be claimed."""
+    """Return gateways, workers with the leases and models that they hold, and how long work has waited for a claim."""
     await redis_scripts.run_async(client, ("PING",))
     (names,) = await redis_scripts.run_async(client, ("SMEMBERS", redis_keys.RQ_WORKERS))
     records = await redis_scripts.run_async(client, *(("HMGET", name, *WORKER_FIELDS) for name in names))
@@ -189,4 +190,5 @@ async def _workers(client: Any) -> dict[str, Any]:
             known = name.decode().removeprefix(redis_keys.RQ_WORKER_PREFIX)
             workers.append({"name": known, "host": host, "pid": pid, "state": state, "holds": held.get(known, [])})
     ordered = sorted(workers, key=lambda worker: worker["name"])
-    return {"workers": ordered, "oldest_s": await waiting.unclaimed_s(client)}
+    gateways = [msgspec.to_builtins(record) for record in await gateway_records.read_all(client)]
+    return {"gateways": gateways, "workers": ordered, "oldest_s": await waiting.unclaimed_s(client)}

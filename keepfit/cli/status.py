@@ -42,6 +42,7 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", state["status"]),
         ("keepfit up", f"runs with pid {up['pid']} at {up['url']}" if up else "does not run on this folder"),
         ("gateway", f"{ready['status']} at {gateway['url']}{_processes(gateway)}" if ready else gateway["state"]),
+        ("gateways", _gateways(state["gateways"]) if state["queue"] == "ok" else "unknown"),
         *((part, state[part]) for part in ("store", "queue", "history", "storage")),
     ]
     if "row_log" in ready:
@@ -55,6 +56,17 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(("waiting", _waiting(state["waiting"])))
     lines.append(("snapshots", _snapshots(state["snapshots"])))
     return lines
+
+
+def _gateways(records: list[dict[str, Any]]) -> str:
+    """Return how many processes of gateways are alive, on how many machines, and what they do."""
+    if not records:
+        return "none alive"
+    processes = "1 process" if len(records) == 1 else f"{len(records)} processes"
+    hosts = len({record["host"] for record in records})
+    where = f" on {hosts} machines" if hosts > 1 else ""
+    rate = sum(record["requests_per_s"] for record in records)
+    return f"{processes} alive{where}, {rate:.1f} requests/s"
 
 
 def _processes(gateway: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from tests.keepfit.cli.command import Done, keepfit
 from tests.keepfit.cli.terminal import on_terminal, rows_of
 
 PARTS = [
-    "status", "keepfit up", "gateway", "store", "queue", "history", "storage", "workers", "models", "waiting",
-    "snapshots",
+    "status", "keepfit up", "gateway", "gateways", "store", "queue", "history", "storage", "workers", "models",
+    "waiting", "snapshots",
 ]  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def test_a_running_stack_is_ok(stack: Stack, tmp_path: Path) -> None:
     assert [name for name in rows if not name.startswith("  ")] == PARTS
     assert rows["status"] == rows["store"] == rows["queue"] == rows["history"] == rows["storage"] == "ok"
     assert rows["gateway"] == f"ok at {stack.url}"
+    assert rows["gateways"].startswith("1 process alive, ")
     assert rows["keepfit up"] == f"runs with pid {stack.process.pid} at {stack.url}"
     assert len([name for name in rows if name.startswith("  ")]) == 2
     shown = on_terminal("status", "--data", str(stack.data), cwd=tmp_path)
@@ -112,5 +113,5 @@ def test_a_stack_that_is_down_is_reported_part_by_part(own: Stack, tmp_path: Pat
     assert rows["gateway"].startswith(f"No gateway answers at {stack.url}: Connection refused")
     assert "Redis is unavailable" in rows["store"]
     assert "MongoDB is unavailable" in rows["history"]
-    assert rows["waiting"] == rows["models"] == "unknown"
+    assert rows["waiting"] == rows["models"] == rows["gateways"] == "unknown"
     assert rows["storage"] == "ok"
