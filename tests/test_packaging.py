@@ -38,7 +38,7 @@ def test_the_wheel_holds_every_module_and_script(wheel: Path) -> None:
         path.relative_to((ROOT / folder).parent).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".lua", ".html", ".js") or path.name == "py.typed"
+        if path.suffix in (".py", ".lua", ".html", ".js", ".css") or path.name == "py.typed"
     }
     assert expected
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == expected
