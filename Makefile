@@ -12,10 +12,10 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins client nodes picture sneakers clean
+.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins release-check client nodes picture sneakers clean
 
 help:  ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,10 @@ types: $(VENV)/.test  ## Check types with mypy --strict
 # Not part of `test`: it queries the public package index for each pinned version and fails without an answer.
 audit: $(VENV)/.test  ## Report known vulnerabilities in the pinned versions (queries the public package index)
 	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --no-deps -r requirements/local.txt
+
+# Not part of `test` either: two of its tools come from the package index.
+release-check: $(VENV)/.test  ## Build wheel, source distribution and list of components in dist/, and check what a release needs
+	$(BIN)/python -m tests.release
 
 faults: $(VENV)/.test  ## Inject faults under load for 20 minutes, verify what was learned, write docs/operations/reliability.md (SECONDS=300, SEED=11)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

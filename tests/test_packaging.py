@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from keepfit.extras import SERVER_MODULES
-from tests.wheels import BIN, ROOT
+from tests import release
+from tests.wheels import BIN, ROOT, build
 
 
 def names_in(wheel: Path) -> list[str]:
@@ -49,6 +50,20 @@ def test_check_wheel_contents_finds_nothing(wheel: Path) -> None:
     command = [BIN / "check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stdout
+
+
+def test_the_source_distribution_has_the_files_of_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """A wheel that is built from it is the same, and it has no tests without the files that they read."""
+    (source,) = build(tmp_path, "--sdist")
+    assert release.differences(source, wheel) == []
+
+
+def test_every_file_names_the_same_version() -> None:
+    """The version in pyproject.toml is that of the changelog, the Node.js client, the examples and the manifests."""
+    named = release.versions()
+    assert len(named) == len(release.VERSIONS)
+    assert {version for found in named.values() for version in found} == {release.project()["version"]}
+    assert all(named.values())
 
 
 def test_pre_commit_runs_what_make_lint_runs() -> None:
