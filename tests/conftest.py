@@ -41,6 +41,16 @@ SHOES_RECIPE = {
 }
 
 
+# These files take more than a minute each. They come first: else one process works on one of them at the end, alone.
+LONG_FILES = (
+    "scripts/test_mutants.py",
+    "keepfit/local/test_stack.py",
+    "workers/test_hash_seed.py",
+    "recovery/test_dependencies.py",
+    "recovery/test_workers.py",
+    "gateway/api/test_schemathesis.py",
+)
+
 # What decides about a change gives the same result twice; new examples are looked for on purpose.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
@@ -52,6 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("same")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files, in their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG_FILES)}
+    assert all(map(Path.exists, places)), "LONG_FILES names a file that does not exist"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)
