@@ -219,7 +219,7 @@ const body = (text) => `HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n${text}`;
 for (const [phase, handle, rows] of [
   ["waiting for the answer", () => {}, ROWS],
   ["reading the answer", (socket) => socket.on("data", () => socket.write(body("{"))), ROWS],
-  ["sending", (socket) => socket.once("data", () => socket.pause().write("HTTP/1.1 100 Continue\r\n\r\n")), { X: [["x".repeat(30_000_000)]] }],
+  ["sending", (socket) => socket.once("data", () => socket.pause().write("HTTP/1.1 100 Continue\r\n\r\n")), { X: [["x".repeat(16_000_000)]] }],
 ]) {
   test(`a timeout while ${phase} says so`, async (t) => {
     const url = await tcpServer(t, handle);
@@ -276,7 +276,7 @@ test("an aborted signal ends a call, and the pause between two attempts", async 
 test("a signal or a timeout that comes while the body is compressed ends the call, and nothing is sent", async (t) => {
   const { url, requests } = await httpServer(t, (_, response) => json(response, LEARNED));
   const model = client(t, { url, gzipBytesMin: 0 }).model(METADATA);
-  const rows = { X: [[randomBytes(12_000_000).toString("base64")]] };
+  const rows = { X: [[randomBytes(4_000_000).toString("base64")]] };
   const stopping = new AbortController();
   const reason = new Error("enough");
   const call = model.score(rows, { signal: stopping.signal });
@@ -287,7 +287,7 @@ test("a signal or a timeout that comes while the body is compressed ends the cal
 });
 
 test("a signal that comes while the answer is inflated ends no other call", async (t) => {
-  const large = gzipSync(`{"text": "${" ".repeat(64_000_000)}"}`);
+  const large = gzipSync(`{"text": "${" ".repeat(24_000_000)}"}`);
   const stopping = new AbortController();
   const { url, requests } = await httpServer(t, (_, response, number) => {
     if (number === 1) return response.writeHead(200, { "Content-Encoding": "gzip", "Content-Length": large.length }).end(large);
