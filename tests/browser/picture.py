@@ -22,10 +22,10 @@ BRANDS = ("nike", "puma", "asics")
 MODELS, ROUNDS, ROWS = 9, 40, 25
 FEATURES = {"make": "category", "year": "number"}
 REGRESSOR = {
-    "estimator": "PassiveAggressiveRegressor", "params": {"C": 0.01}, "features": FEATURES, "scaler": "StandardScaler",
+    "estimator": "SGDRegressor", "params": {"eta0": 0.02}, "features": FEATURES, "scaler": "StandardScaler",
 }  # fmt: skip
 CLASSIFIER = {
-    "estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "classes": ["cheap", "dear"], "features": FEATURES,
+    "estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "classes": ["large", "small"], "features": FEATURES,
     "scaler": "StandardScaler",
 }  # fmt: skip
 SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (390, 844)}
@@ -51,10 +51,10 @@ async def learn(http: aiohttp.ClientSession) -> str:
 
 
 def rows(chance: random.Random, number: int) -> dict[str, Any]:
-    """Return rows with prices of shoes, or whether they are cheap."""
+    """Return rows with sizes of shoes, or whether they are large."""
     X = [{"make": chance.choice(BRANDS), "year": chance.randint(1990, 2026)} for _ in range(ROWS)]
-    prices = [20 * len(row["make"]) + 2 * (row["year"] - 2000) + chance.gauss(0, 8) for row in X]
-    return {"X": X, "y": ["dear" if price > 100 else "cheap" for price in prices] if number % 3 == 2 else prices}
+    sizes = [2 * len(row["make"]) + (row["year"] - 2000) / 5 + chance.gauss(0, 0.8) for row in X]
+    return {"X": X, "y": ["large" if size > 11 else "small" for size in sizes] if number % 3 == 2 else sizes}
 
 
 async def write(folder: Path, url: str, work: Path) -> None:

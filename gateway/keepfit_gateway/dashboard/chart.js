@@ -5,6 +5,7 @@ import { element, figure, time } from "./dom.js";
 
 const HEIGHT = 288;
 const LEFT = 58;
+const RIGHT = 26;
 const BOTTOM = 26;
 const TOP = 8;
 
@@ -45,7 +46,7 @@ export function draw(place, title, series, isTime) {
   const width = Math.max(place.clientWidth, 280);
   const [left, right] = limits(all.map(([x]) => x));
   const [low, high] = limits(all.map(([, y]) => y));
-  const across = (x) => LEFT + ((x - left) / (right - left)) * (width - LEFT - 10);
+  const across = (x) => LEFT + ((x - left) / (right - left)) * (width - LEFT - RIGHT);
   const down = (y) => TOP + ((high - y) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const line = (points) => {
     let pen = "M";
