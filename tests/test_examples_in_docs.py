@@ -58,6 +58,7 @@ NOT_RUN = {
 RUN_HERE = {
     "docs/getting-started/first-model.md",
     "docs/getting-started/quickstart.md",
+    "docs/getting-started/tutorial.md",
     "docs/guides/export-and-import.md",
     "docs/guides/history.md",
     "docs/guides/late-labels.md",
@@ -179,6 +180,16 @@ def test_the_first_model(deployment: Stack, tmp_path: Path) -> None:
     outputs = check("docs/getting-started/first-model.md", tmp_path, deployment, {"@examples": f"@{ROOT}/examples"})
     nike, puma, unknown = next(json.loads(one)["predictions"] for one in outputs if "predictions" in one)
     assert 1 < puma < unknown < nike < 5
+
+
+def test_the_tutorial(deployment: Stack, tmp_path: Path) -> None:
+    """From a CSV file: the model is tested on a month that it has not seen, goes on learning, and is put back."""
+    outputs = check("docs/getting-started/tutorial.md", tmp_path, deployment, {})
+    before, after = (json.loads(output) for output in outputs if output.startswith("{"))
+    assert before == after
+    assert (before["mean_absolute_error"] < 12.5, before["r2"] > 0.8) == (True, True)
+    error, baseline = next(map(float, output.split()) for output in outputs if len(output.split()) == 2)
+    assert error < 0.55 * baseline
 
 
 @pytest.mark.usefixtures("model")
