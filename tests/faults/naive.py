@@ -12,8 +12,8 @@ import re
 from keepfit.backends import redis_scripts
 from keepfit_workers import bundle_cache
 
-CHECK = re.compile(r"^if [^\n]+ then\n  return -?\d\nend\n", re.MULTILINE)
-CHECKS_MIN = 4
+CHECK = re.compile(r"^( *)if [^\n]+ then\n +return -?\d\n\1end\n", re.MULTILINE)
+CHECKS_MIN = 5
 
 
 def without_checks(text: str) -> str:

@@ -67,8 +67,9 @@ async def upload_until(shop: Workshop, metadata: dict[str, Any], sent: int, key:
 
 
 def lasting(shop: Workshop) -> list[bytes]:
-    """Return the keys that stay for ever, without the events and those of the run queues."""
-    names = [name for name in shop.redis.scan_iter("kf:*") if not name.startswith((b"kf:room:", b"kf:events"))]
+    """Return the keys that stay for ever, without the events, the records of gateways and those of the run queues."""
+    others = (b"kf:room:", b"kf:events", redis_keys.GATEWAYS.encode())
+    names = [name for name in shop.redis.scan_iter("kf:*") if not name.startswith(others)]
     return [name for name in names if shop.redis.pttl(name) == -1]
 
 
