@@ -26,7 +26,7 @@ from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.bound_routes import check_of
 from keepfit_gateway.handlers.operations import DOCUMENT, options
 from keepfit_gateway.immediate import ImmediateAnswers
-from keepfit_gateway.memory import return_freed_blocks
+from keepfit_gateway.memory import return_freed_blocks, return_holes
 from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, Handler, Route, methods_of_paths
 from keepfit_gateway.shared_port import SharedPort
 from keepfit_gateway.web.bodies import BODY_MEMORY, BodyMemoryLimit
@@ -186,7 +186,9 @@ async def serve(
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         ready(url)
+        returning = asyncio.create_task(return_holes())
         await stop.wait()
+        returning.cancel()
     if place is None:
         log.info("gateway_stopped")
 

@@ -1,9 +1,13 @@
-"""How the process gets memory from the operating system.
+"""How the process gets memory from the operating system, and returns it.
 
-Owns the settings of the C library's allocator. Invariant: without glibc nothing changes.
+Owns the settings of the C library's allocator, and when its holes are returned. Invariant: without glibc nothing
+changes.
 """
 
+import asyncio
 import ctypes
+import resource
+from pathlib import Path
 
 # Numbers of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -22,3 +26,32 @@ def return_freed_blocks() -> None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES_MIN)
         mallopt(M_TRIM_THRESHOLD, MAPPED_BYTES_MIN)
         mallopt(M_ARENA_MAX, ARENAS_MAX)
+
+
+# How often the memory is looked at, and how much more than the least so far may be holes.
+LOOK_S, GROWTH_BYTES = 2.0, 4 << 20
+
+
+async def return_holes() -> None:
+    """Return freed pages between blocks that stay, whenever the process has grown; until cancelled.
+
+    Bodies and connections that many clients send at a time come in blocks smaller than :data:`MAPPED_BYTES_MIN`. A few
+    small blocks that are allocated meanwhile, and stay, keep the heap from shrinking when the others are freed.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return
+    least = resident_bytes()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        resident = resident_bytes()
+        if resident > least + GROWTH_BYTES:
+            # It takes milliseconds, in which other threads run.
+            await asyncio.to_thread(trim, 0)
+            least = resident_bytes()
+        least = min(least, resident)
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is in use, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

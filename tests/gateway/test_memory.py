@@ -40,3 +40,40 @@ def bytes_left(*, returned: bool) -> int:
 def test_large_blocks_are_returned_when_they_are_freed() -> None:
     """Of 120 MiB that were freed nearly nothing is left; by default the C library keeps them."""
     assert bytes_left(returned=True) < 10 * MIB < 100 * MIB < bytes_left(returned=False)
+
+
+# Blocks that are too small to be mapped one by one, with smaller ones between them that stay.
+HOLES = """
+import asyncio, sys
+from keepfit_gateway import memory
+
+memory.return_freed_blocks()
+memory.LOOK_S = 0.01
+before = memory.resident_bytes()
+
+async def main():
+    returning = asyncio.create_task(memory.return_holes()) if sys.argv[1] == "True" else None
+    # The first look.
+    await asyncio.sleep(0)
+    freed, kept = [], []
+    for number in range(400):
+        freed.append(bytearray(300_000))
+        kept.append(bytearray(2000))
+    del freed
+    left = memory.resident_bytes() - before
+    for _ in range(20 if returning is None else 1000):
+        await asyncio.sleep(0.01)
+        left = memory.resident_bytes() - before
+        if returning is None or left < 20 << 20:
+            break
+    print(left)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_holes_in_the_heap_are_returned() -> None:
+    """Of 120 MB in blocks between others that stay, most are returned soon after they are freed; by default none is."""
+    left = [int(subprocess.check_output([sys.executable, "-c", HOLES, str(returned)])) for returned in (True, False)]
+    assert left[0] < 20 * MIB < 100 * MIB < left[1]

@@ -20,10 +20,10 @@ from keepfit.cli.main import main
 main()
 """
 SERVERS = {
-    "numpy", "sklearn", "scipy", "pandas", "pymongo", "motor", "redis", "rq", "fsspec", "structlog", "rich",
+    "aiohttp", "numpy", "sklearn", "scipy", "pandas", "pymongo", "motor", "redis", "rq", "fsspec", "structlog", "rich",
     "pydantic_settings",
 }  # fmt: skip
-CLIENT = {"aiohttp"}
+CLIENT = {"keepfit.client.transport.http1"}
 
 
 async def imported(*words: str, cwd: Path) -> tuple[str, set[str]]:

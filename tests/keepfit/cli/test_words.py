@@ -29,20 +29,13 @@ def test_words_may_begin_with_a_dash(
     """A word that begins with a dash and is no option belongs to the option before it."""
     found: dict[str, Any] = {}
 
-    class Gateway:
-        async def create(self, metadata: Any, recipe: Any) -> tuple[dict[str, Any], bool]:
-            found.update(recipe)
-            return {"hash": "0" * 64}, True
+    class Client:
+        def request(self, method: str, path: str, body: Any, *, is_repeatable: bool) -> tuple[int, dict[str, Any]]:
+            assert (method, path, is_repeatable) == ("POST", "/v1/models", True)
+            found.update(body["recipe"])
+            return 201, {"hash": "0" * 64}
 
-    async def run(work: Any) -> Any:
-        return await work(Gateway())
-
-    def with_gateway(url: str | None, work: Any) -> Any:
-        import asyncio  # noqa: PLC0415
-
-        return asyncio.run(run(work))
-
-    monkeypatch.setattr(create, "with_gateway", with_gateway)
+    monkeypatch.setattr(create, "with_client", lambda url, work: work(Client()))
     done = CliRunner().invoke(main.app, ["create", "--metadata", "type=shoes", *words])
     assert done.exit_code == 0, done.output
     assert {name: found[name] for name in expected} == expected
