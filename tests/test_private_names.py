@@ -229,6 +229,7 @@ SLOTS: list[tuple[Any, str, str]] = [
         for name in (
             "_buffer_paused",
             "_close",
+            "_force_close",
             "_current_request",
             "_message_tail",
             "_messages",
