@@ -28,28 +28,32 @@ def return_freed_blocks() -> None:
         mallopt(M_ARENA_MAX, ARENAS_MAX)
 
 
-# How often the memory is looked at, and how much more than the least so far may be holes.
-LOOK_S, GROWTH_BYTES = 2.0, 4 << 20
+# How often the memory is looked at; growth after which holes are returned, at this look and the ones that follow.
+LOOK_S, GROWTH_BYTES, LOOKS = 2.0, 1 << 20, 15
 
 
 async def return_holes() -> None:
-    """Return freed pages between blocks that stay, whenever the process has grown; until cancelled.
+    """Return freed pages between blocks that stay, while the process grows and half a minute longer; until cancelled.
 
     Bodies and connections that many clients send at a time come in blocks smaller than :data:`MAPPED_BYTES_MIN`. A few
-    small blocks that are allocated meanwhile, and stay, keep the heap from shrinking when the others are freed.
+    small blocks that are allocated meanwhile, and stay, keep the heap from shrinking when the others are freed, which
+    is later than the growth and changes nothing that the operating system sees.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return
-    least = resident_bytes()
+    least, looks = resident_bytes(), 0
     while True:
         await asyncio.sleep(LOOK_S)
         resident = resident_bytes()
         if resident > least + GROWTH_BYTES:
+            looks = LOOKS
+        least = min(least, resident)
+        if looks:
+            looks -= 1
             # It takes milliseconds, in which other threads run.
             await asyncio.to_thread(trim, 0)
             least = resident_bytes()
-        least = min(least, resident)
 
 
 def resident_bytes() -> int:
