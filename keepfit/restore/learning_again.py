@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 WRITTEN_S_MAX, ASKED_S_MAX, PAUSE_S = 25.0, 2.0, 0.25
 # The rows to learn again are in memory together.
 BYTES_MAX = 256 * 2**20
-# One script removes the dead letters that were learned: for 100,000 it stops Redis for about half a second.
+# One script removes the dead letters that were learned: it stops Redis for 0.05 s for 10,000, 0.7 s for 100,000.
 DEAD_LETTERS_MAX = 100_000
 
 # A request, by the generation in which its sequences began and its sequence.

@@ -117,7 +117,7 @@ async def test_a_model_is_watched_and_changed(api: Api, page: Page, metadata: di
     await page.until(f"!!document.querySelector('button[aria-label=\"Retry {dead['id']}\"]')")
     assert "Negative values" in await page.text()
     await page.click(f'button[aria-label="Retry {dead["id"]}"]')
-    await page.until("document.getElementById('message').textContent.startsWith('1 requests wait')")
+    await page.until("document.getElementById('message').textContent.endsWith('learned again: 1.')")
     # It is put aside again, under another id.
     labels = (
         "[...document.querySelectorAll('button[aria-label^=Retry]')].map((each) => each.getAttribute('aria-label'))"

@@ -54,8 +54,9 @@ def test_an_allocation_above_the_limit_is_a_memory_error(allocate: str) -> None:
     """At the limit an allocation fails with MemoryError, and the process goes on; below it nothing changes."""
     script = (
         "import numpy\n"
+        "from keepfit.observability import process_memory\n"
         "from keepfit_workers import memory\n"
-        "memory.limit_process(memory.resident_bytes() + 2**29)\n"
+        "memory.limit_process(process_memory.resident_bytes() + 2**29)\n"
         "try:\n"
         f"    {allocate}\n"
         "except MemoryError:\n"

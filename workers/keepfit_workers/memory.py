@@ -10,6 +10,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from keepfit.observability import process_memory
 from keepfit.settings import Settings
 
 # The rest is for the supervisor, for what the processes share, and for other programs.
@@ -65,7 +66,7 @@ def _limit(file: Path) -> Iterator[int]:
 
 def limit_process(most: int) -> None:
     """Let this process use `most` bytes, or a little more than now if it uses as much already (Linux only)."""
-    in_use, data = resident_bytes(), _data_bytes()
+    in_use, data = process_memory.resident_bytes(), process_memory.data_bytes()
     if not data:
         return
     soft = data + max(most - in_use, HEADROOM_BYTES)
@@ -73,21 +74,3 @@ def limit_process(most: int) -> None:
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes; 0 on systems without ``/proc`` (all but Linux)."""
-    return _pages(1)
-
-
-def _data_bytes() -> int:
-    """Return what the kernel counts for RLIMIT_DATA; 0 on systems without ``/proc``."""
-    return _pages(5)
-
-
-def _pages(column: int) -> int:
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[column]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -22,6 +22,7 @@ from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
 from keepfit.jobs import rq_jobs
+from keepfit.observability import process_memory
 from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
 from keepfit.settings import Settings
 from keepfit_workers import context as contexts
@@ -190,7 +191,7 @@ class LeaseWorker(SimpleWorker):
         """Return whether this process is so near its memory limit that it is replaced; never before its first job."""
         if not self._has_worked:
             return False
-        resident, most = memory.resident_bytes(), self.context.memory_bytes_max
+        resident, most = process_memory.resident_bytes(), self.context.memory_bytes_max
         if resident <= REPLACED_AT * most:
             return False
         log.warning("worker_too_large", worker=self.name, resident_bytes=resident, bytes_max=most)

@@ -106,7 +106,7 @@ export function deadLetters(path, done) {
     await act(button, async () => {
       const answer = await call("POST", `${path}/dead/retry`, ids ? { ids } : {});
       const refused = answer.refused.map((one) => `${one.id}: ${one.reason}`).join("; ");
-      tell(`${number(answer.accepted)} requests wait to be learned again.${refused && ` Refused: ${refused}`}`);
+      tell(`Requests that wait to be learned again: ${number(answer.accepted)}.${refused && ` Refused: ${refused}`}`);
       await done();
     });
   }
@@ -115,7 +115,7 @@ export function deadLetters(path, done) {
     if (!(await confirmed(`Discard dead letter ${id}?`, ["Its rows are deleted for good and are never learned."], "Discard"))) return;
     await act(button, async () => {
       const answer = await call("POST", `${path}/dead/discard`, { ids: [id] });
-      tell(`${number(answer.discarded)} dead letter is discarded.`);
+      tell(`Dead letters discarded: ${number(answer.discarded)}.`);
       await done();
     });
   }
