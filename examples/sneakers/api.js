@@ -34,7 +34,7 @@ const vote = (names, summary) => ({
 
 export const DOCUMENT = {
   openapi: '3.1.0',
-  info: { title: 'Sneakers', version: '0.2.0', description: 'How sneakers fit, from votes, and from a model for pairs without votes.' },
+  info: { title: 'Sneakers', version: '0.3.0', description: 'How sneakers fit, from votes, and from a model for pairs without votes.' },
   paths: {
     '/true/add': vote(VOTE, 'Vote on how a pair fits'),
     '/true/addsize': vote(SIZED_VOTE, 'Vote on how a pair fits, with its size'),

@@ -252,7 +252,7 @@ BY_HASH: dict[str, Example] = {
     "get_job": Example({}, {200: JOB}),
     "cancel_job": Example({}, {202: {**JOB, "state": "cancelled", "ended": 1795983712.3}}),
     "server_metadata": Example(
-        {}, {200: {"name": "keepfit", "version": "0.2.0", "extensions": ["binary_tensor_data"]}}
+        {}, {200: {"name": "keepfit", "version": "0.3.0", "extensions": ["binary_tensor_data"]}}
     ),
     "server_live": Example({}, {200: {"live": True}}),
     "server_ready": Example({}, {200: {"ready": True}}),
