@@ -58,7 +58,8 @@ def learn(
     run: Annotated[
         str,
         typer.Option(
-            help="Name of this run. The same file is learned once in each run: name another one to repeat it."
+            help="Name of this run. The same file, with the same --batch, is learned once in each run: name another "
+            "one to repeat it."
         ),
     ] = "",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad rows instead of stopping.")] = False,

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import ssl
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+# Methods that change nothing (RFC 9110, section 9.2.1).
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Model(ModelCalls, Blocking):
@@ -48,7 +50,7 @@ class Model(ModelCalls, Blocking):
 
         @functools.wraps(ModelCalls.predict)
         def predict(self, X, **options):
-            """Ask about a few rows in a list without the steps of a flow, which take a third of the client's time."""
+            """See :meth:`ModelCalls.predict`; a few rows in a list need no steps of a flow."""
             if options or type(X) is not list or not 0 < len(X) <= JOINED_ROWS_MAX or type(X[0]) not in (list, dict):
                 return ModelCalls.predict(self, X, **options)
             return Predictions(self._performer.ask(self._predict_path, b"", encode(X), len(X), self._calls.timeout_s))
@@ -141,13 +143,14 @@ class ClientCalls(Generic[M]):
         path : with its query, percent-encoded
         body : bytes as they are, an object with ``size`` and an iterator of pieces, or a value that becomes JSON
         headers : further ones; the ``Content-Type`` of a body is JSON without them
-        is_repeatable : whether the gateway may get it twice; by default if it is no POST, or has an Idempotency-Key
+        is_repeatable : whether the gateway may get it twice; by default if it changes nothing, or has an
+            Idempotency-Key
         is_repeated : whether to repeat it, as the other calls, while the gateway is overloaded or unavailable
         timeout_s : as of the other calls
         """
         more = dict(headers or {})
         if is_repeatable is None:
-            is_repeatable = method != "POST" or any(name.lower() == "idempotency-key" for name in more)
+            is_repeatable = method in SAFE_METHODS or any(name.lower() == "idempotency-key" for name in more)
         encoded = body if body is None or isinstance(body, bytes) or hasattr(body, "size") else encode(body)
         if encoded is not None and not any(name.lower() == "content-type" for name in more):
             more["Content-Type"] = "application/json"
@@ -195,7 +198,7 @@ class ClientCalls(Generic[M]):
         path = target_of("/v1/estimator", metadata=identity.canonical(dict(metadata)).decode())
         fields = http1.field_lines({"Content-Type": "application/octet-stream"})
         request = Request("POST", path, file, fields)
-        response = yield from self._calls.send(request, self._calls.deadline(size_bytes=len(file)))
+        response = yield from self._calls.send(request, self._calls.deadline(calls.FILE_S_MAX, len(file)))
         return self._model(self._calls.decode(response)["hash"], metadata)
 
     @call
@@ -323,7 +326,7 @@ class Client(ClientCalls[Model], Blocking):
         ----------
         kinds : ``commit``, ``drift``, ``dead_letter``, …; all if there are none
         hash : of the model or models
-        after : id of the last event that was handled (:attr:`Event.id`): those after it come first
+        after : id of the last event that was handled (its ``id``): those after it come first
         where, metadata : values that the metadata of the models have; `where` for names that are parameters here
         interrupted : called with the reason when the stream is interrupted, and with "" when it continues
         """

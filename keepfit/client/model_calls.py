@@ -250,10 +250,13 @@ class ModelCalls:
     ) -> Flow[Answer]:
         """Change parameters of the live estimator, in order with its rows; return the model's document.
 
-        If the change is not made within `wait` seconds (5), the answer has its ``sequence`` and no ``recipe``.
+        If the change is not made within `wait` seconds (5; at most 60), the answer has its ``sequence`` and no
+        ``recipe``.
         """
         fields = _named(idempotency_key, wait)
-        _, answer = yield from self._calls.json("PATCH", self._path, {"params": dict(params)}, fields)
+        timeout_s = self._calls.timeout_s + (wait or 0)
+        body = {"params": dict(params)}
+        _, answer = yield from self._calls.json("PATCH", self._path, body, fields, timeout_s=timeout_s)
         changed: Answer = answer
         return changed
 
@@ -354,18 +357,21 @@ class ModelCalls:
         ``estimator``.
         """
         request = Request("GET", target_of(f"{self._path}/estimator", format=format, part=part))
-        response = yield from self._calls.send(request)
+        response = yield from self._calls.send(request, self._calls.deadline(calls.FILE_S_MAX))
         return bytes(response.content())
 
     @call
     def delete(self) -> Flow[None]:
-        """Delete the model; its snapshots stay."""
-        yield from self._calls.json("DELETE", self._path)
+        """Delete the model; its snapshots stay.
+
+        It is not repeated if its answer is lost: meanwhile the model may have been created again.
+        """
+        yield from self._calls.json("DELETE", self._path, is_repeatable=False)
 
 
 def _named(key: str | None, wait: float | None = None) -> dict[str, str]:
     """Return the header fields of a call with a key, a new one unless it is given, that may wait some seconds."""
-    prefer = {} if wait is None else {"Prefer": f"wait={wait:g}"}
+    prefer = {} if wait is None else {"Prefer": sending.prefer_of(wait)}
     return {"Idempotency-Key": key or calls.new_key(), **prefer}
 
 

@@ -15,12 +15,12 @@ import aiohttp
 
 DEADLINE_S = 60
 
-# The middle of the first element of a selector that contains a text; null while there is none, it moves, or another
-# element covers it.
+# The middle of the first element of a selector that contains a text; null while there is none, it is disabled or moves,
+# or another element covers it.
 FIND = """
 async (selector, text) => {
   const element = [...document.querySelectorAll(selector)].find((each) => each.textContent.includes(text));
-  if (!element) return null;
+  if (!element || element.disabled) return null;
   element.scrollIntoView({ block: 'center', behavior: 'instant' });
   const before = element.getBoundingClientRect();
   for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
@@ -116,7 +116,7 @@ class Page:
         return str(await self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     async def click(self, selector: str, text: str = "") -> None:
-        """Click on the element of a selector that contains a text, once it is there and nothing covers it."""
+        """Click on the element of a selector that contains a text, once it is there, enabled, and nothing covers it."""
         point = await self.until(f"({FIND})({json.dumps(selector)}, {json.dumps(text)})")
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)

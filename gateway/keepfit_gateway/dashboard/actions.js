@@ -31,9 +31,10 @@ export function parameters(path, mayChange, done) {
   let shown = "";
 
   async function change() {
+    const sent = text.value;
     let wanted;
     try {
-      wanted = JSON.parse(text.value);
+      wanted = JSON.parse(sent);
     } catch (error) {
       throw new Error(`The parameters are no JSON: ${error.message}`);
     }
@@ -42,7 +43,8 @@ export function parameters(path, mayChange, done) {
     if (!Object.keys(params).length) throw new Error("No parameter has another value.");
     const answer = await call("PATCH", path, { params });
     tell(answer.recipe ? `Changed: ${Object.keys(params).join(", ")}, from version ${answer.version} on.` : "The change is accepted and waits behind the pending rows.");
-    shown = "";
+    // What the user writes from here on is the next change.
+    shown = sent;
     await done();
   }
 

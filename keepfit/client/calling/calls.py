@@ -1,7 +1,8 @@
 """One call of the API as a flow: a body is encoded, sent until it is answered, and the answer is decoded.
 
 Owns what all calls of a client share and no I/O needs: address, time limits, kept answers. Never sends anything itself.
-Invariant: a call that changes something has an Idempotency-Key, made once, or is not repeated.
+Invariant: a call that changes something has an Idempotency-Key, made once, changes nothing a second time, or is not
+repeated.
 """
 
 import os
@@ -25,6 +26,8 @@ TIMEOUT_S = 60.0
 # The slowest connection for which a call has time: each of so many bytes adds a second to its limit.
 BYTES_PER_S_MIN = 1 << 20
 READY_S_MAX = 5.0
+# Longer than a gateway takes to check a file with an estimator, or to make one.
+FILE_S_MAX = 180.0
 
 
 class Calls:

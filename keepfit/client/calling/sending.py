@@ -5,9 +5,10 @@ in their order. Invariant: where rows are divided, and the keys of the parts, de
 alone, so that a call that is repeated with its key learns nothing twice.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keepfit.client.calling import calls
@@ -75,7 +76,7 @@ def learn_encoded(
     fields = {"Idempotency-Key": key}
     wait_s = WAIT_S_MAX if how.wait is True else float(how.wait)
     if wait_s > 0:
-        fields["Prefer"] = f"wait={wait_s:g}"
+        fields["Prefer"] = prefer_of(wait_s)
     request = Request("POST", how.target, encoded.body, calls.fields_of(encoded, fields))
     end = time.monotonic() + LEARNED_S_MAX
     while True:
@@ -90,6 +91,15 @@ def learn_encoded(
                 f"Rows that were accepted are not learned after {LEARNED_S_MAX:g} s; they will be learned once "
                 "workers can: see `keepfit status`."
             )
+
+
+def prefer_of(wait_s: float) -> str:
+    """Return the field `Prefer` of a call that may wait; it has whole seconds (RFC 7240).
+
+    >>> prefer_of(0.5), prefer_of(1e6)
+    ('wait=1', 'wait=60')
+    """
+    return f"wait={math.ceil(min(wait_s, WAIT_S_MAX))}"
 
 
 @dataclass(slots=True)
@@ -152,10 +162,22 @@ def _next(parts: _Parts) -> Flow[dict[str, Any] | None]:
                 raise
             middle = (first + end + 1) // 2
             parts.waiting[:1] = [(first, middle), (middle, end)]
+        except InvalidError as error:
+            if first:
+                _count_from(error, first)
+            raise
         else:
             del parts.waiting[0]
             return answer
     return None
+
+
+def _count_from(error: InvalidError, first: int) -> None:
+    """Name the rows of an error of a part as the caller counts them."""
+    error.faults = tuple(
+        fault if fault.row is None else replace(fault, row=fault.row + first) for fault in error.faults
+    )
+    error.args = (f"{str(error).rstrip('.')}. Rows of this message count from row {first} of the call.",)
 
 
 def _in_json_if_refused(shared: Calls, send: Sender, first: int, end: int) -> Flow[dict[str, Any]]:

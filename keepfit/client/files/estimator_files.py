@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from keepfit import identity
 from keepfit.backends.files import open_regular
+from keepfit.client.calling.calls import FILE_S_MAX
 from keepfit.client.clients import Client
 from keepfit.client.files.output_file import OutputFile
 from keepfit.client.transport.address import target as target_of
@@ -31,8 +32,8 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 PIECE_BYTES = 1 << 20
 # As many as a gateway accepts by default.
 FETCHED_BYTES_MAX = 500 * 2**20
-# Longer than a gateway takes to check a file, or to make one.
-ANSWER_S_MAX = 180.0
+# The fields of a file that a gateway makes.
+MODEL_FIELDS = {"model-version", "model-rows-seen", "repr-digest"}
 # Called with the bytes that are sent or received, and with all of them.
 Report = Callable[[int, int], None]
 
@@ -76,7 +77,7 @@ def upload(client: Client, metadata: Mapping[str, Any], file: BinaryIO, report: 
     with file:
         target = target_of("/v1/estimator", metadata=identity.canonical(dict(metadata)).decode())
         status, model = client.request(
-            "POST", target, _Uploaded(file, report), OCTETS, is_repeatable=True, timeout_s=ANSWER_S_MAX
+            "POST", target, _Uploaded(file, report), OCTETS, is_repeatable=True, timeout_s=FILE_S_MAX
         )
     return model, status == HTTPStatus.CREATED
 
@@ -110,11 +111,14 @@ def fetch(url: str) -> bytes:
     found = bytearray()
     try:
         # The caller has checked the scheme, and redirects lead to HTTP alone.
-        with urllib.request.urlopen(url, timeout=ANSWER_S_MAX) as response:  # noqa: S310  # nosec B310
+        with urllib.request.urlopen(url, timeout=FILE_S_MAX) as response:  # noqa: S310  # nosec B310
             while piece := response.read(PIECE_BYTES):
                 found += piece
                 if len(found) > FETCHED_BYTES_MAX:
                     raise TooLargeError(f"{url} has more than {FETCHED_BYTES_MAX:,} bytes, which no gateway accepts.")
+            # With a number of bytes to read, http.client takes the end of the connection for that of the body.
+            if response.length:
+                raise UnavailableError(f"{url}: the answer breaks off, {response.length:,} bytes before its end.")
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             raise NotFoundError(f"{url} does not exist: its server answers 404.") from None
@@ -138,13 +142,16 @@ def download(client: Client, model_hash: str, path: str | None, format_: str, pa
         written.
     """
     target = target_of(f"/v1/models/{model_hash}/estimator", format=format_, part=part)
-    parts = client._performer.read(target, client._calls.deadline(ANSWER_S_MAX))
+    parts = client._performer.read(target, client._calls.deadline(FILE_S_MAX))
     with closing(parts):
         head = cast("Response", next(parts)).headers
+        if not head.keys() >= MODEL_FIELDS:
+            raise UnavailableError(f"{client.url} does not answer as a gateway of keepfit: it has sent another file.")
         version, rows_seen = int(head["model-version"]), int(head["model-rows-seen"])
         # The gateway's own name may be any text: a file of this one lies in the working directory.
         name = path or f"{model_hash[:12]}-{version}.{format_}"
-        size, received, digest = int(head["content-length"]), 0, hashlib.sha256()
+        # A proxy may send the file in chunks.
+        size, received, digest = int(head.get("content-length", 0)), 0, hashlib.sha256()
         target_file = OutputFile(name)
         try:
             written = target_file.open() or sys.stdout.buffer

@@ -8,15 +8,12 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from keepfit.client.rows import values
 from keepfit.client.rows.tables import NUMBER_KINDS, Columns, Frame, Matrix
 from keepfit.client.rows.targets import Data
 from keepfit.client.transport.exchange import PIECE_BYTES, Report, StreamedBody
-
-if TYPE_CHECKING:
-    pass
 
 JSON, NPY, ARROW = "application/json", "application/x-npy", "application/vnd.apache.arrow.stream"
 # Fewer values are sent as JSON, which is as short, and which the gateway answers on its fast path.

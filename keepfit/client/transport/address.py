@@ -105,7 +105,7 @@ def split(url: str) -> SplitResult:
         If it is none, or has a password, which errors and logs that name the gateway would show.
     """
     # Before all else: the other error shows what was given.
-    if "@" in url.partition("//")[2].partition("/")[0]:
+    if "@" in re.split("[?#]", url)[0]:
         raise MalformedError("The URL of a gateway has no user name or password; the API key is given by itself.")
     try:
         parts = urlsplit(url)

@@ -6,13 +6,14 @@ unexpected is closed; a call that is cancelled takes its connection with it, bec
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, cast
 
 from keepfit.client.transport.address import Address, default_tls
-from keepfit.client.transport.exchange import LateError, LostError, NotConnectedError, Send
+from keepfit.client.transport.exchange import IDLE_S_MAX, LateError, LostError, NotConnectedError, Send, left_s
 from keepfit.client.transport.http1 import ProtocolError, Response, ResponseReader
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX = 64
 CONNECT_S_MAX = 10.0
+# If an address of the host does not answer within this time, the next one is tried as well (RFC 8305).
+NEXT_ADDRESS_S = 0.25
+READ_BYTES = 1 << 16
 
 
 class AsyncConnections:
@@ -54,6 +58,7 @@ class AsyncConnections:
                 connection.abort()
                 raise
             if response.keep_alive and not self._is_closed and not connection.is_lost:
+                connection.usable_until = time.monotonic() + IDLE_S_MAX
                 self._idle.append(connection)
             else:
                 connection.abort()
@@ -88,7 +93,7 @@ class AsyncConnections:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            async with asyncio.timeout(_left_s(deadline)):
+            async with asyncio.timeout(left_s(deadline)):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
@@ -123,17 +128,21 @@ class AsyncConnections:
         while self._idle:
             connection = self._idle.pop()
             # A loop that has ended took its connections with it.
-            if not connection.is_lost and connection.loop is loop:
+            if connection.loop is not loop:
+                continue
+            if not connection.is_lost and time.monotonic() < connection.usable_until:
                 return connection
+            connection.abort()
         address = self._address
         try:
-            async with asyncio.timeout(min(_left_s(deadline), CONNECT_S_MAX)):
+            async with asyncio.timeout(min(left_s(deadline), CONNECT_S_MAX)):
                 _, made = await loop.create_connection(
                     Connection,
                     address.host,
                     address.port,
                     ssl=self._tls,
                     server_hostname=address.host if self._tls else None,
+                    happy_eyeballs_delay=NEXT_ADDRESS_S,
                 )
         except (OSError, UnicodeError, TimeoutError) as error:
             raise NotConnectedError(str(error)) from error
@@ -169,6 +178,7 @@ class Connection(asyncio.Protocol):
         self._awaits_all = True
         self.is_complete = False
         self.is_lost = False
+        self.usable_until = 0.0
 
     def begin(self, reader: ResponseReader, *, awaits_all: bool = False) -> None:
         """Read a response from now on; `awaits_all` is whether to wait for all of it at once."""
@@ -209,7 +219,7 @@ class Connection(asyncio.Protocol):
                 return False
             self._transport.write(piece)
             try:
-                async with asyncio.timeout(_left_s(deadline)):
+                async with asyncio.timeout(left_s(deadline)):
                     await self._may_write.wait()
             except TimeoutError:
                 raise LateError("the request could not be sent in time") from None
@@ -227,7 +237,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._arrival = loop.create_future()
         self._transport.resume_reading()
-        timer = loop.call_later(_left_s(deadline), self._is_late)
+        timer = loop.call_later(left_s(deadline), self._is_late)
         try:
             return await self._arrival
         finally:
@@ -285,6 +295,8 @@ class Connection(asyncio.Protocol):
         """Note the end of the connection, which may be the end of a response."""
         self.is_lost = True
         self._may_write.set()
+        if isinstance(exc, OSError) and not self._transport.get_extra_info("sslcontext"):
+            self._read_rest()
         if self._reader is not None and not self.is_complete:
             if exc is None and self._reader.end():
                 self.is_complete = True
@@ -293,6 +305,13 @@ class Connection(asyncio.Protocol):
                 lost = LostError("the gateway has closed the connection")
                 lost.__cause__ = exc
                 self._fail(lost)
+
+    def _read_rest(self) -> None:
+        """Read the answer that had arrived when a write failed: asyncio reads no more after that."""
+        fd = self._transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):
+            while fd >= 0 and self._reader is not None and not self.is_complete and (data := os.read(fd, READ_BYTES)):
+                self.data_received(data)
 
     def pause_writing(self) -> None:
         """Wait before the next piece of a body: the gateway reads more slowly than it is encoded."""
@@ -304,10 +323,3 @@ class Connection(asyncio.Protocol):
 
 
 ExchangeErrors = LateError | LostError
-
-
-def _left_s(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise LateError("the time is over")
-    return left_s

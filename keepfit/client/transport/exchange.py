@@ -5,6 +5,7 @@ blocking client and the asyncio client perform its steps each in their way. Inva
 body yields the same bytes each time it is iterated over.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 T = TypeVar("T")
 # A body is sent in pieces of about this size.
 PIECE_BYTES = 1 << 20
+# A connection that was idle for longer is not used again: load balancers and firewalls forget it without a word.
+IDLE_S_MAX = 30.0
 
 
 class StreamedBody(Protocol):
@@ -93,3 +96,11 @@ class LostError(ExchangeError):
 
 class LateError(ExchangeError):
     """The deadline passed."""
+
+
+def left_s(deadline: float) -> float:
+    """Return the seconds until a deadline; raises :class:`LateError` if there is none left."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise LateError("the time is over")
+    return left

@@ -4,8 +4,10 @@ Owns the sockets. Never repeats a request. Invariant: a connection that has show
 that was opened before a fork is not used after it. Threads may share the pool.
 """
 
+import math
 import os
 import select
+import selectors
 import socket
 import threading
 import time
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from keepfit.client.transport import http1
 from keepfit.client.transport.address import Address, default_tls
-from keepfit.client.transport.exchange import LateError, LostError, NotConnectedError, Send
+from keepfit.client.transport.exchange import IDLE_S_MAX, LateError, LostError, NotConnectedError, Send, left_s
 from keepfit.client.transport.http1 import ProtocolError, Response, ResponseReader
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ READ_BYTES = 1 << 16
 LIMIT_PRECISION = 0.02
 # An idle connection takes so many bytes without waiting.
 SENT_AT_ONCE_BYTES = 4096
-OVER, CLOSED = "the time is over", "the gateway has closed the connection"
+CLOSED = "the gateway has closed the connection"
 NOT_SENT, NOT_ANSWERED = "the request could not be sent in time", "the answer has not come in time"
 
 
@@ -127,7 +129,7 @@ class SyncConnections:
             except IndexError:
                 break
             # Readable means that the gateway has closed it, or sent what nothing has asked for.
-            if not connection.is_readable():
+            if time.monotonic() < connection.usable_until and not connection.is_readable():
                 return connection
             connection.close()
         return self._connect(deadline)
@@ -153,7 +155,7 @@ class SyncConnections:
         port = self._address.port
         for *_, place in socket.getaddrinfo(self._address.host, port, type=socket.SOCK_STREAM):
             try:
-                return socket.create_connection((str(place[0]), port), min(_left_s(deadline), CONNECT_S_MAX))
+                return socket.create_connection((str(place[0]), port), min(left_s(deadline), CONNECT_S_MAX))
             except OSError as error:
                 failure = error
         raise failure
@@ -162,18 +164,20 @@ class SyncConnections:
         if not keep_alive or self._is_closed or len(self._idle) >= IDLE_MAX:
             connection.close()
         else:
+            connection.usable_until = time.monotonic() + IDLE_S_MAX
             self._idle.append(connection)
 
 
 class Connection:
     """One socket, used by one call at a time."""
 
-    __slots__ = ("_address", "_poll", "_socket", "_timeout_s")
+    __slots__ = ("_address", "_poll", "_socket", "_timeout_s", "usable_until")
 
     def __init__(self, opened: socket.socket, address: Address) -> None:
         self._socket = opened
         self._address = address
         self._timeout_s = 0.0
+        self.usable_until = math.inf
         self._poll = select.poll() if hasattr(select, "poll") else None
         if self._poll is not None:
             self._poll.register(opened, select.POLLIN)
@@ -247,15 +251,40 @@ class Connection:
         return self._send_pieces(pieces, step.deadline, reader)
 
     def _send_pieces(self, pieces: Iterable[bytes | memoryview], deadline: float, reader: ResponseReader) -> bool:
-        for piece in pieces:
+        if self._address.is_secure:
             # Below TLS, what arrives may belong to its protocol.
-            if not self._address.is_secure and self.is_readable():
+            for piece in pieces:
+                self._send_all(piece, deadline)
+            return True
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            return all(self._send_piece(memoryview(piece).cast("B"), deadline, reader, selector) for piece in pieces)
+
+    def _send_piece(
+        self, piece: memoryview, deadline: float, reader: ResponseReader, selector: selectors.BaseSelector
+    ) -> bool:
+        """Send a piece; return whether all of it was sent: the gateway may answer without reading the rest."""
+        while piece:
+            events = 0
+            for _, ready in selector.select(left_s(deadline)):
+                events |= ready
+            if events & selectors.EVENT_READ:
                 self.receive(reader, deadline)
                 # An interim response (1xx) is none.
                 if reader.has_head:
                     return False
-            self._send_all(piece, deadline)
+            if events & selectors.EVENT_WRITE:
+                piece = piece[self._send_part(piece, deadline) :]
         return True
+
+    def _send_part(self, piece: memoryview, deadline: float) -> int:
+        self._limit(deadline)
+        try:
+            return self._socket.send(piece)
+        except TimeoutError:
+            raise LateError(NOT_SENT) from None
+        except OSError as error:
+            raise _lost(error) from error
 
     def _send_all(self, data: bytes | memoryview, deadline: float) -> None:
         try:
@@ -294,11 +323,9 @@ class Connection:
 
     def _limit(self, deadline: float) -> None:
         """Limit the next operation to the time that is left; to set a limit costs a system call."""
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise LateError(OVER)
-        if not left_s <= self._timeout_s <= left_s * (1 + LIMIT_PRECISION):
-            self._timeout_s = left_s * (1 + LIMIT_PRECISION)
+        left = left_s(deadline)
+        if not left <= self._timeout_s <= left * (1 + LIMIT_PRECISION):
+            self._timeout_s = left * (1 + LIMIT_PRECISION)
             self._socket.settimeout(self._timeout_s)
 
 
@@ -313,10 +340,3 @@ def _lost(error: OSError) -> LostError:
     lost = LostError(str(error))
     lost.__cause__ = error
     return lost
-
-
-def _left_s(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise LateError(OVER)
-    return left_s

@@ -12,8 +12,8 @@ from sklearn.linear_model import SGDRegressor
 
 from keepfit import identity
 from keepfit.client.clients import Client
-from keepfit.client.files.estimator_files import download
-from keepfit.errors import KeepfitError
+from keepfit.client.files.estimator_files import download, fetch
+from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.objects import load_trained
 from keepfit.security.envelope import UPLOAD_KEYS
 from tests.conftest import Stack
@@ -83,3 +83,20 @@ def test_a_damaged_download_leaves_the_former_file(tmp_path: Path) -> None:
             with pytest.raises(KeepfitError, match=message):
                 download(client, "0" * 64, str(path), "skops", "model", lambda done, size: None)
             assert (path.read_text(), os.listdir(tmp_path)) == ("former", ["a.skops"])
+
+
+def test_another_file_is_no_download(tmp_path: Path) -> None:
+    """The page of a proxy, say, becomes no file."""
+    with scripted([ok("<html>", "Content-Type: text/html")]) as server, Client(server.url) as client:
+        with pytest.raises(UnavailableError, match="does not answer as a gateway"):
+            download(client, "0" * 64, str(tmp_path / "a.skops"), "skops", "model", lambda done, size: None)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_page_that_breaks_off_is_no_model() -> None:
+    """A model of another server is taken whole or not at all."""
+    with (
+        scripted([ok("pickle", "Connection: close")[:-2]]) as server,
+        pytest.raises(UnavailableError, match="breaks off, 2 bytes"),
+    ):
+        fetch(server.url)

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from keepfit import AsyncClient, Client
+from keepfit.client.calling import sending
 from keepfit.client.calling.answer_cache import ANSWER_BYTES_MIN, AnswerCache
+from keepfit.client.transport import async_connections, sync_connections
 from keepfit.client.transport.http1 import Response
-from keepfit.errors import DeadlineError, InboxFullError, KeepfitError, UnavailableError, UnloadableError
+from keepfit.errors import DeadlineError, InboxFullError, InvalidError, KeepfitError, UnavailableError, UnloadableError
 from tests.keepfit.client.scripted_server import CLOSE, ok, scripted
 
 HASH = "5f" * 32
@@ -248,3 +251,52 @@ def test_any_call_is_repeated_where_it_is_safe(run: Run, call: Callable[[Any], A
     assert len(server.received) == attempts
     sent = [one.fields.get("content-type") for one in server.received]
     assert set(sent) == {None if server.received[0].line.startswith("GET") else "application/json"}
+
+
+def test_a_deletion_is_not_repeated(run: Run) -> None:
+    """Meanwhile the model may have been created again: a lost answer is an error, not a second deletion."""
+    with scripted([READY, CLOSE]) as server, pytest.raises(UnavailableError):
+        run(server.url, ready, lambda client: client.model(HASH).delete())
+    assert [each.line.split()[0] for each in server.received] == ["GET", "DELETE"]
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 30.0])
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    run: Run, idle_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies between the client and the gateway may have forgotten it."""
+    for module in (sync_connections, async_connections):
+        monkeypatch.setattr(module, "IDLE_S_MAX", idle_s)
+    with scripted([READY, READY]) as server:
+        run(server.url, ready, ready)
+        assert server.connections == (1 if idle_s else 2)
+
+
+def test_rows_of_an_error_count_from_the_first_of_the_call(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later request of the call is refused: its rows are those that the caller has given."""
+    monkeypatch.setattr(sending, "PREDICTED_ROWS_MAX", 500)
+    refused = ok(
+        json.dumps(
+            {
+                "type": "urn:keepfit:problem:invalid",
+                "detail": "X[1][0] is no number.",
+                "errors": [{"detail": "It is no number.", "row": 1, "column": 0}],
+            }
+        ),
+        status="422 Unprocessable Content",
+    )
+    both = ok(json.dumps({"hash": HASH, "version": 1, "rows_seen": 1, "predictions": [1.5] * 500}))
+    with scripted([READY, both, refused]) as server, pytest.raises(InvalidError) as caught:
+        run(server.url, ready, lambda client: client.model(HASH).predict(np.zeros((1000, 1))))
+    assert [fault.row for fault in caught.value.faults] == [501]
+    assert "count from row 500 of the call" in str(caught.value)
+
+
+@pytest.mark.parametrize(("wait", "field"), [(0.5, "wait=1"), (2.5, "wait=3"), (1e6, "wait=60"), (True, "wait=60")])
+def test_prefer_has_whole_seconds(run: Run, wait: float | bool, field: str) -> None:
+    """A gateway reads whole seconds, at most 60 (RFC 7240)."""
+    learned = ok(json.dumps({"hash": HASH, "accepted": 1, "sequence": 1, "version": 1, "rows_seen": 1}))
+    with scripted([learned]) as server:
+        run(server.url, lambda client: client.model(HASH).partial_fit([[1.0]], [1.0], wait=wait))
+    (request,) = server.received
+    assert {name.lower(): value for name, value in request.fields.items()}["prefer"] == field

@@ -89,7 +89,8 @@ def test_an_interim_response_does_not_end_the_sending(client: str) -> None:
         assert list(predict(url, client, MATRIX)) == [1.5]
 
 
-def test_an_answer_is_read_while_the_gateway_reads_nothing() -> None:
+@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+def test_an_answer_is_read_while_the_gateway_reads_nothing(client: str) -> None:
     """A gateway that refuses a body, keeps the connection and reads no more of it is answer enough."""
 
     def serve(connection: socket.socket) -> None:
@@ -97,7 +98,22 @@ def test_an_answer_is_read_while_the_gateway_reads_nothing() -> None:
         connection.sendall(MISSING)
 
     with server(serve) as url, pytest.raises(NotFoundError, match="None"):
-        predict(url, "asyncio", MATRIX)
+        predict(url, client, MATRIX)
+
+
+@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+def test_an_answer_is_read_after_the_gateway_has_reset_the_connection(client: str) -> None:
+    """A gateway that refuses a body and closes the connection while it arrives is answer enough."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(MISSING)
+        # What has arrived and is not read makes the system reset the connection.
+        connection.close()
+
+    for _ in range(10):
+        with server(serve) as url, pytest.raises(NotFoundError, match="None"):
+            predict(url, client, MATRIX)
 
 
 def test_a_connection_that_was_lost_is_not_used_again() -> None:
