@@ -258,11 +258,10 @@ class Registry:
 
     async def commit(self, document: Document) -> bool:
         """Set the state of an intent to committed; return False if another intent replaced it, or it was aborted."""
-        with unavailable():
-            result = await self._history.update_one(
-                {**_identity(document), "status": PENDING}, {"$set": {"status": COMMITTED}}
-            )
-        await self.timeline.rollup_progress.mark_documents([document])
+        where = {**_identity(document), "status": PENDING}
+        async with self.timeline.rollup_changes.writing([document]):
+            with unavailable():
+                result = await self._history.update_one(where, {"$set": {"status": COMMITTED}})
         return bool(result.matched_count)
 
     async def commit_many(self, documents: Sequence[Document]) -> list[bool]:
@@ -270,8 +269,8 @@ class Registry:
         # Attempts are unique. The hash is in the condition because it has an index.
         where = {name: {"$in": [document[name] for document in documents]} for name in ("hash", "attempt")}
         with unavailable(), pymongo.timeout(BULK_TIMEOUT_S):
-            changed = await self._history.update_many({**where, "status": PENDING}, {"$set": {"status": COMMITTED}})
-            await self.timeline.rollup_progress.mark_documents(documents)
+            async with self.timeline.rollup_changes.writing(documents):
+                changed = await self._history.update_many({**where, "status": PENDING}, {"$set": {"status": COMMITTED}})
             if changed.matched_count == len(documents):
                 return [True] * len(documents)
             return [

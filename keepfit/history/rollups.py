@@ -20,7 +20,7 @@ from keepfit.history.filters import Filter
 from keepfit.history.grouping import bucket_numbers
 from keepfit.history.mongo import Document
 from keepfit.history.reading import Columns
-from keepfit.history.rollup_progress import Range
+from keepfit.history.rollup_changes import Range
 from keepfit.history.sources import SnapshotSource, check_field
 from keepfit.history.timeline import Timeline
 from keepfit.times import SECONDS_MIN
@@ -106,13 +106,12 @@ async def roll_up(
     sources = await timeline.sources(Filter(rollup.type), rollup.field)
     has_snapshots = any(isinstance(source, SnapshotSource) for source in sources)
     expired_before = max(now - keep_snapshots_s, SECONDS_MIN) if has_snapshots else SECONDS_MIN
-    run = await timeline.rollup_progress.begin(rollup.id, rollup.type, stop, expired_before)
-    if run is None:
-        return 0
     written = 0
-    for first, last in _whole_intervals(run.ranges, every, stop):
-        written += await _roll_up_range(timeline, rollup, first, last, run.expired_before)
-    await timeline.rollup_progress.finish(rollup.id, run)
+    async with timeline.rollup_progress.run(rollup.id, rollup.type, stop) as run:
+        if run is not None:
+            frozen_before = max(expired_before, run.frozen_before)
+            for first, last in _whole_intervals(run.ranges, every, stop):
+                written += await _roll_up_range(timeline, rollup, first, last, frozen_before)
     return written
 
 

@@ -19,6 +19,7 @@ from keepfit.history import documents as storing
 from keepfit.history import reading
 from keepfit.history.filters import Filter
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Database, Document, unavailable
+from keepfit.history.rollup_changes import RollupChanges
 from keepfit.history.rollup_progress import RollupProgress
 from keepfit.history.sources import StoredSource
 from keepfit.times import SECONDS_MAX, SECONDS_MIN
@@ -39,17 +40,20 @@ async def long_call(database: Database) -> AsyncIterator[None]:
 class StoredDocuments:
     """Writes and deletes stored documents, in their stored form (:mod:`keepfit.history.documents`).
 
-    Roll-ups learn from `progress` of which times documents were stored or deleted.
+    Roll-ups learn from `changes` of which times documents are stored or deleted.
     """
 
-    def __init__(self, database: Database, source: StoredSource, progress: RollupProgress) -> None:
+    def __init__(
+        self, database: Database, source: StoredSource, changes: RollupChanges, progress: RollupProgress
+    ) -> None:
         self._database = database
         self._source = source
         self._collection = source.collection
+        self._changes = changes
         self._progress = progress
 
-    async def write(self, batch: Sequence[Document]) -> None:
-        """Write documents; each replaces the one with the same ``_id``.
+    async def write(self, batch: Sequence[Document], replaced: Sequence[Document] = ()) -> None:
+        """Write documents; each replaces the one with the same ``_id``, whose time may differ: see :meth:`reuse_ids`.
 
         Raises
         ------
@@ -58,7 +62,7 @@ class StoredDocuments:
         """
         writes = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in batch]
         try:
-            async with long_call(self._database):
+            async with self._changes.writing([*batch, *replaced]), long_call(self._database):
                 try:
                     await self._collection.bulk_write(writes, ordered=False)
                 except BulkWriteError as error:
@@ -68,10 +72,13 @@ class StoredDocuments:
                     await self._collection.bulk_write(writes, ordered=False)
         except (InvalidDocument, DocumentTooLarge, OverflowError) as error:
             raise InvalidError(f"MongoDB cannot store this document: {error}") from None
-        await self._progress.mark_documents(batch)
 
-    async def reuse_ids(self, batch: Sequence[Document], keys: Sequence[str], in_: Sequence[str]) -> None:
-        """Set the ``_id`` of each document to that of the stored one that it replaces, if there is one."""
+    async def reuse_ids(self, batch: Sequence[Document], keys: Sequence[str], in_: Sequence[str]) -> Sequence[Document]:
+        """Set the ``_id`` of each document to that of the stored one that it replaces, if there is one.
+
+        Returns types and times of those that are replaced.
+        """
+        replaced: list[Document] = []
         for type_ in {document["type"] for document in batch}:
             of_type = [document for document in batch if document["type"] == type_]
             first: Document = {"type": type_}
@@ -86,7 +93,9 @@ class StoredDocuments:
                 for found in existing.get(_key(document, keys), ()):
                     if all(_value(found, name) in _values(document, name) for name in in_):
                         document["_id"] = found["_id"]
+                        replaced.append(found)
                         break
+        return replaced
 
     async def delete_newest(self, where: Filter) -> bool:
         """Delete the newest document that matches and return whether there was one."""
@@ -96,9 +105,9 @@ class StoredDocuments:
             return False
         stored = storing.to_stored(found[0])
         one = {"type": stored["type"], "timestamp": stored["timestamp"], "document": stored["document"]}
-        with unavailable():
-            result = await self._collection.delete_one(one)
-        await self._progress.mark_documents([stored])
+        async with self._changes.writing([stored]):
+            with unavailable():
+                result = await self._collection.delete_one(one)
         return bool(result.deleted_count)
 
     async def delete(self, where: Filter, start: float | None, stop: float | None) -> int:
@@ -106,13 +115,10 @@ class StoredDocuments:
         conditions: Document = {}
         for stage in self._source.match_stages(where, start, stop):
             conditions |= stage["$match"]
-        async with long_call(self._database):
-            result = await self._collection.delete_many(conditions)
         first, last = where.narrow(start, stop)
-        # Also if there were none: an earlier call may have deleted them and failed before this.
-        await self._progress.mark(
-            where.type, SECONDS_MIN if first is None else first, SECONDS_MAX if last is None else last
-        )
+        range_ = SECONDS_MIN if first is None else first, SECONDS_MAX if last is None else last
+        async with self._changes.deleting(where.type, *range_), long_call(self._database):
+            result = await self._collection.delete_many(conditions)
         return int(result.deleted_count)
 
     async def expire(self, type_: str | None, but: Sequence[str], stop: float) -> int:

@@ -22,6 +22,7 @@ from keepfit.history.grouping import Fill
 from keepfit.history.mongo import Client, Database, Document, gather_all, open_database, unavailable
 from keepfit.history.points import Aggregation, Point, check_count
 from keepfit.history.reading import Columns
+from keepfit.history.rollup_changes import RollupChanges
 from keepfit.history.rollup_progress import RollupProgress
 from keepfit.history.sources import SnapshotSource, Source, StoredSource, is_snapshot_number
 from keepfit.history.stored import StoredDocuments, long_call
@@ -38,8 +39,10 @@ class Timeline:
         self._database = database
         journaled: WriteConcern = WriteConcern(w="majority", j=True)
         stored = StoredSource(database.get_collection("timeline", write_concern=journaled))
-        self.rollup_progress = RollupProgress(database.get_collection("rollups", write_concern=journaled))
-        self.stored = StoredDocuments(database, stored, self.rollup_progress)
+        self.rollup_changes = RollupChanges(database, journaled)
+        progress = database.get_collection("rollups", write_concern=journaled)
+        self.rollup_progress = RollupProgress(progress, self.rollup_changes)
+        self.stored = StoredDocuments(database, stored, self.rollup_changes, self.rollup_progress)
         self._snapshots = SnapshotSource(database.get_collection("history"))
         self._sources: Sequence[Source] = (self._snapshots, stored)
         self._types_of_models: set[str] = set()
@@ -76,6 +79,7 @@ class Timeline:
                     await source.collection.create_index([("type", ASCENDING), ("timestamp", DESCENDING)])
                     await source.collection.create_index([("timestamp", DESCENDING)])
                 await self._sources[0].collection.create_index([("hash", ASCENDING), ("timestamp", DESCENDING)])
+                await self.rollup_changes.ensure_indexes()
             self._indexed = True
 
     # Writing.
@@ -111,14 +115,12 @@ class Timeline:
             wrapped.sort(key=lambda document: (document["type"], document["timestamp"]))
         for first in range(0, len(wrapped), BATCH_DOCUMENTS):
             batch = wrapped[first : first + BATCH_DOCUMENTS]
-            if keys or in_:
-                await self.stored.reuse_ids(batch, keys, in_)
-            await self._write(batch)
+            await self._write(batch, await self.stored.reuse_ids(batch, keys, in_) if keys or in_ else ())
         return len(wrapped)
 
-    async def _write(self, batch: Sequence[Document]) -> None:
+    async def _write(self, batch: Sequence[Document], replaced: Sequence[Document] = ()) -> None:
         await self.ensure_indexes()
-        await self.stored.write(batch)
+        await self.stored.write(batch, replaced)
 
     async def delete(self, where: Values) -> bool:
         """Delete the newest stored document that matches and return whether there was one; never delete snapshots."""

@@ -1,7 +1,7 @@
 """Roll-ups and retention of stored documents, on a real MongoDB server."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import Document, Registry, Timeline, reading, rollups, timeline_upkeep
+from keepfit.history import Document, Registry, Timeline, reading, rollup_changes, rollups, timeline_upkeep
+from keepfit.history.documents import to_stored
 from keepfit.history.rollups import Rollup
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.settings import Settings
@@ -90,6 +91,49 @@ async def test_documents_stored_late_are_rolled_up(timeline: Timeline) -> None:
     assert (await rollup_documents(timeline))[0.0, "puma"]["mean"] == 7
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 0
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 3900) == 1
+
+
+async def test_a_document_that_moves_to_another_time_leaves_its_roll_up(timeline: Timeline) -> None:
+    """An upsert by keys without the time changes the interval of the document that it replaces, too."""
+    await timeline.bulk_upsert(votes(0, 2))
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    (moved,) = votes(10)
+    await timeline.bulk_upsert([{**votes(2)[0], "timestamp": moved["timestamp"]}], ["fit"])
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    found = await rollup_documents(timeline)
+    assert {key: document["count"] for key, document in found.items()} == {(0.0, "nike"): 1, (10.0, "nike"): 1}
+
+
+async def test_a_mark_outlives_a_run_that_may_not_have_seen_its_change(
+    timeline: Timeline, database: Database[Document]
+) -> None:
+    """A mark is set before the change; it stays until no change can be on its way, and whatever sets it again."""
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 0
+    changes = timeline.rollup_changes
+    async with changes.writing([{"type": "vote", "timestamp": NOON}]):
+        # The writer's process may die here, or pause: its change is not stored yet.
+        assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 0
+    (mark,) = await changes.find(ROLLUP.id)
+    assert (mark.first, mark.last, mark.new, mark.settled) == (NOON, NOON + 300, False, False)
+    database["timeline"].insert_one(to_stored(votes(0)[0]))
+    assert await rollups.roll_up(timeline, ROLLUP, NOON + 3600) == 1
+    # Time passes; the next run is the last one that the mark needs.
+    long_ago = datetime.now(UTC) - timedelta(seconds=2 * rollup_changes.WRITE_S)
+    database["rollup_changes"].update_one({}, {"$set": {"at": long_ago}})
+    (settled,) = await changes.find(ROLLUP.id)
+    async with changes.writing(votes(1)):
+        await changes.finish([settled])
+    assert len(await changes.find(ROLLUP.id)) == 1
+    database["rollup_changes"].update_one({}, {"$set": {"at": long_ago}})
+    await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    assert await changes.find(ROLLUP.id) == []
+
+
+async def test_a_roll_up_that_is_new_while_a_document_is_written_learns_of_it(timeline: Timeline) -> None:
+    """A writer that knew of no roll-up looks again after its write."""
+    async with timeline.rollup_changes.writing(votes(0)):
+        await rollups.roll_up(timeline, ROLLUP, NOON + 3600)
+    assert len(await timeline.rollup_changes.find(ROLLUP.id)) == 1
 
 
 async def test_deleted_documents_leave_their_roll_up(timeline: Timeline) -> None:
