@@ -16,7 +16,8 @@ from keepfit.model import category_check
 from keepfit.model.labels import Labels, key_of
 from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.outputs import Outputs
-from keepfit.model.prequential import NO_LABEL, PrequentialScores
+from keepfit.model.prequential import PrequentialScores
+from keepfit.model.sums import NO_LABEL
 from keepfit.recipe.catalogue import Kind
 from keepfit.recipe.recipe import Recipe
 from keepfit.rows.rows import Rows
@@ -197,7 +198,7 @@ def update(
         return
     columns = y.T if multi_output else [y]
     if not scores:
-        scores += [PrequentialScores(recipe.window) for _ in columns]
+        scores += [PrequentialScores.of_output(position, recipe.window) for position in range(len(columns))]
     if multi_output and answers is not None:
         each = [[_of_output(answers, i)] for i in range(len(columns))]
     else:

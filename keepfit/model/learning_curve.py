@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from keepfit.model import single_precision
 from keepfit.model.prequential import PrequentialScores, combine_outputs
 from keepfit.recipe.catalogue import Kind
 
@@ -24,10 +25,8 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "regressor": ("mean_absolute_error", "baseline_mean_absolute_error", "root_mean_squared_error", "r2"),
     "classifier": ("accuracy", "baseline_accuracy", "f1", "log_loss"),
 }
-# Single precision for metrics halves the bytes of the curve, which each commit writes; it is not enough for times.
-METRIC_TYPE, TIME_TYPE = "f", "d"
-# Powers of ten up to this one are exact as float64.
-PLACES_MAX = 22
+# Single precision is not enough for times.
+METRIC_TYPE, TIME_TYPE = single_precision.TYPE, "d"
 
 Point = dict[str, Any]
 
@@ -161,7 +160,8 @@ class LearningCurve:
         table = np.frombuffer(self._metrics, self._metrics.typecode).reshape(len(self), 2, -1)[begin:]
         shown = [position for position, name in enumerate(self._names) if names is None or name in names]
         shown_names = [self._names[position] for position in shown]
-        values = [[dict(zip(shown_names, row, strict=True)) for row in half] for half in _as_lists(table[:, :, shown])]
+        halves = single_precision.as_lists(table[:, :, shown].transpose(1, 0, 2))
+        values = [[dict(zip(shown_names, row, strict=True)) for row in half] for half in halves]
         return [
             {"rows_seen": (self._first + position) * self.spacing, "time": time or None, **overall, "window": window}
             for position, (time, overall, window) in enumerate(zip(self._times[begin:], *values, strict=True), begin)
@@ -176,21 +176,3 @@ def _values(names: Sequence[str], scores: Sequence[PrequentialScores]) -> list[f
         for values in (metrics, metrics["window"])
         for name in names
     ]
-
-
-def _as_lists(table: Any) -> tuple[list[list[float | None]], list[list[float | None]]]:
-    """Return the metrics over all rows and those over the window, point by point, of a table (points, 2, names).
-
-    A number has the digits of single precision; None stands for one that is not finite.
-
-    >>> _as_lists(np.array([[[0.1, 2e7], [math.nan, -1.25e-5]]], np.float32))
-    ([[0.1, 20000000.0]], [[None, -1.25e-05]])
-    """
-    values = table.astype(np.float64)
-    with np.errstate(all="ignore"):
-        places = 6 - np.floor(np.log10(np.abs(values)))
-        scale = 10.0**places
-        values = np.where((places >= 0) & (places <= PLACES_MAX), np.round(values * scale) / scale, values)
-    listed = values.astype(object)
-    listed[~np.isfinite(values)] = None
-    return listed[:, 0].tolist(), listed[:, 1].tolist()

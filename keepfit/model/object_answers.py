@@ -21,7 +21,7 @@ import numpy as np
 from keepfit.model import river_adapter
 from keepfit.model.columns import Columns
 from keepfit.model.labels import Labels, key_of
-from keepfit.model.prequential import NO_LABEL
+from keepfit.model.sums import NO_LABEL
 from keepfit.recipe.recipe import Recipe, label_fault
 from keepfit.recipe.uploads import LearnMethod
 from keepfit.rows.rows import Rows

@@ -210,7 +210,7 @@ class ObjectBundle(Bundle):
         """Add the answers to the scores, then let their baseline learn `y`."""
         kind, labels = self.recipe.entry.kind, self._known_labels
         if not self.prequential:
-            self.prequential.append(PrequentialScores(self.recipe.window))
+            self.prequential.append(PrequentialScores.of_output(0, self.recipe.window))
         answers = []
         for positions, values, found in asked:
             answered = [i for i, value in enumerate(values) if value is not None]

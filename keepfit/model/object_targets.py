@@ -67,7 +67,7 @@ def update(
     kind, columns, learned, answers = bundle.recipe.entry.kind, [], [], []
     for i, name in enumerate(bundle.targets):
         if i == len(prequential):
-            prequential.append(PrequentialScores(bundle.recipe.window))
+            prequential.append(PrequentialScores.of_output(i, bundle.recipe.window))
         if labels is not None and i == len(labels):
             labels.append(Labels())
         rows = [row for row, target in enumerate(targets) if name in target]

@@ -1,17 +1,15 @@
 """Prequential metrics: each batch is predicted before it is learned ("test, then train"), and its errors are added up.
 
-Owns the sums behind the metrics, over all rows and over a sliding window of the last rows (Gama, Sebastião and
-Rodrigues, 2013, "On evaluating stream learning algorithms"). Never changes the model. Invariants: sums are those of
-rows added one by one, bit for bit, however their answers were divided into batches; memory and time per batch do not
-depend on the number of earlier rows. The state consists of plain lists, dicts and numbers, because it is pickled with
-every commit.
+Owns the sums (:mod:`keepfit.model.sums`) over all rows and over a sliding window of the last rows (Gama, Sebastião and
+Rodrigues, 2013, "On evaluating stream learning algorithms"), and the last scored rows. Never changes the model.
+Invariants: sums are those of rows added one by one, bit for bit, however their answers were divided into batches;
+memory and time per batch do not depend on the number of earlier rows.
 
 Beside the metrics of the model stand those of a baseline without features: the mean of all targets learned so far, or
 the most frequent label so far. It answers the same rows at the same time, before they are learned.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -20,32 +18,31 @@ import numpy as np
 
 from keepfit.model import drift
 from keepfit.model.drift import Losses
+from keepfit.model.scored_rows import ScoredRows
+from keepfit.model.sums import (
+    CLASSIFICATION_ZERO,
+    PAIR_STRIDE,
+    PROBABILITY_MIN,
+    REGRESSION_ZERO,
+    Metrics,
+    Sums,
+    add_labels,
+    added,
+    added_up,
+    is_classification,
+    metrics_of,
+    pairs_of,
+    zeros_like,
+)
 from keepfit.recipe.catalogue import Kind
-from keepfit.recipe.recipe import CLASSES_MAX, Label
+from keepfit.recipe.recipe import Label
 
 # The window consists of this many parts; the oldest part is dropped as a whole.
 PARTS = 10
-# Each pair of true and predicted label is counted for this many labels; for labels beyond, only how often each was
-# predicted correctly, missed, and predicted wrongly. A larger confusion matrix is too large to read.
-CONFUSION_MAX = 32
 # A mean error below this share of the spread of the targets is rounding.
 ROUNDING = 1e-9
-EPSILON = float(np.finfo(np.float64).eps)
-# Smaller probabilities count as this, as in scikit-learn's log_loss: 0 would make the loss of all rows infinite.
-PROBABILITY_MIN = EPSILON
 # Rows whose errors are in memory at a time.
 BLOCK_ROWS = 1 << 15
-# A pair is stored as one number, which takes a fifth of the time of a tuple to pickle.
-PAIR_STRIDE = CLASSES_MAX + 2
-NO_LABEL = -1
-
-Metrics = dict[str, Any]
-# Regression: number of rows, sums of absolute errors, squared errors, targets and squared targets, both of the latter
-# relative to the first target. Classification: number of rows, rows with probabilities, their log loss, counts of
-# pairs. Both then have the rows that the baseline answered, and its absolute errors or its right answers.
-Sums = list[Any]
-REGRESSION_ZERO: Sums = [0, 0.0, 0.0, 0.0, 0.0, 0, 0.0]
-CLASSIFICATION_ZERO: Sums = [0, 0, 0.0, {}, 0, 0]
 
 
 @dataclass(slots=True)
@@ -53,7 +50,7 @@ class PrequentialScores:
     """Prequential sums of one output; `window` is the number of last rows that have metrics of their own.
 
     `baseline` holds what the baseline has learned: the number of targets and their sum, or the most frequent label's
-    code and the number of rows of each code.
+    code and the number of rows of each code. `scored` has the last scored rows of a regressor.
     """
 
     window: int
@@ -61,16 +58,32 @@ class PrequentialScores:
     parts: list[Sums] = field(default_factory=list)
     first: float = 0.0
     baseline: list[Any] = field(default_factory=list)
+    scored: ScoredRows = field(default_factory=ScoredRows)
     # Drifts in the rows since the last commit. Not stored with the bundle: a commit announces them.
     drifts: list[Metrics] = field(default_factory=list, compare=False)
 
     @classmethod
-    def from_stored(cls, window: int, total: Sums, parts: list[Sums], first: float, *baseline: Any) -> Self:
-        """Return the scores of stored fields; those of 0.1 have no baseline, which begins with the next rows."""
+    def of_output(cls, position: int, window: int) -> Self:
+        """Return the scores of the output at this position, before its first row."""
+        return cls(window, scored=ScoredRows.of_output(position))
+
+    @classmethod
+    def from_stored(
+        cls, window: int, total: Sums, parts: list[Sums], first: float, *rest: Any, position: int = 0
+    ) -> Self:
+        """Return the scores of the output at this position of the fields that :meth:`stored` returned.
+
+        Earlier releases stored fewer: a baseline and scored rows then begin with the next rows.
+        """
         if total:
-            zero = CLASSIFICATION_ZERO if _is_classification(total) else REGRESSION_ZERO
+            zero = CLASSIFICATION_ZERO if is_classification(total) else REGRESSION_ZERO
             total, *parts = [[*sums, *zero[len(sums) :]] for sums in (total, *parts)]
-        return cls(window, total, parts, first, *baseline)
+        baseline, stored = rest[0] if rest else [], rest[1] if len(rest) > 1 else b""
+        return cls(window, total, parts, first, baseline, ScoredRows.of_output(position, stored))
+
+    def stored(self) -> tuple[Any, ...]:
+        """Return the scores as plain values, for the pickle of the bundle."""
+        return (self.window, self.total, self.parts, self.first, self.baseline, self.scored.stored())
 
     def learn(self, kind: Kind, y: Any) -> None:
         """Let the baseline learn the targets `y`, shape (n,), after :meth:`update` has evaluated their rows."""
@@ -118,6 +131,7 @@ class PrequentialScores:
         if kind == "regressor":
             answered = np.isfinite(predicted)
             y, predicted = y[answered], predicted[answered]
+            self.scored.extend(y, predicted)
         rows = len(y)
         if not rows:
             return
@@ -142,8 +156,8 @@ class PrequentialScores:
             start = stop
 
     def _begin(self, kind: Kind, first: float) -> None:
-        self.total = _zeros_like(REGRESSION_ZERO if kind == "regressor" else CLASSIFICATION_ZERO)
-        self.parts = [_zeros_like(self.total)]
+        self.total = zeros_like(REGRESSION_ZERO if kind == "regressor" else CLASSIFICATION_ZERO)
+        self.parts = [zeros_like(self.total)]
         self.first = first
 
     def _update_number(self, target: float, predicted: float) -> None:
@@ -152,6 +166,7 @@ class PrequentialScores:
             return
         if not self.total:
             self._begin("regressor", target)
+        self.scored.add(target, predicted)
         self._open_part(self.window // PARTS)
         error, level, of_baseline = abs(target - predicted), target - self.first, 0.0
         count = 1 if self.baseline else 0
@@ -182,7 +197,7 @@ class PrequentialScores:
                 scored, loss = 1, -float(np.log(probability))
         count = 1 if self.baseline else 0
         right = 1 if count and self.baseline[0] == truth else 0
-        pairs = _pairs(truth, predicted, 1)
+        pairs = pairs_of(truth, predicted, 1)
         for sums in (self.total, self.parts[-1]):
             sums[0] += 1
             sums[1] += scored
@@ -198,12 +213,12 @@ class PrequentialScores:
         if self.parts[-1][0] >= size:
             if tests and size >= drift.PART_ROWS_MIN:
                 self._test()
-            self.parts.append(_zeros_like(self.total))
+            self.parts.append(zeros_like(self.total))
             del self.parts[:-PARTS]
 
     def _test(self) -> None:
         """Note a drift if the parts of the window show one."""
-        is_classifier, resolution = _is_classification(self.total), 0.0
+        is_classifier, resolution = is_classification(self.total), 0.0
         if not is_classifier:
             rows, _, _, level, squared, *_ = self.total
             resolution = ROUNDING * math.sqrt(max(squared - level * level / rows, 0.0) / rows)
@@ -219,15 +234,15 @@ class PrequentialScores:
         """Add the rows of `part` to `sums`, as :meth:`_update_number` and :meth:`_update_label` would one by one."""
         y, predicted, baseline = y[part], predicted[part], self._baseline_answer()
         if kind != "regressor":
-            _add_labels(sums, y, predicted, None if probabilities is None else probabilities[part], baseline)
+            add_labels(sums, y, predicted, None if probabilities is None else probabilities[part], baseline)
             return
         error, level = np.abs(y - predicted), y - self.first
         sums[0] += len(y)
         for position, column in enumerate((error, error * error, level, level * level), start=1):
-            sums[position] = _added(sums[position], column)
+            sums[position] = added(sums[position], column)
         if baseline is not None:
             sums[5] += len(y)
-            sums[6] = _added(sums[6], np.abs(y - baseline))
+            sums[6] = added(sums[6], np.abs(y - baseline))
 
     @property
     def is_finite(self) -> bool:
@@ -242,7 +257,7 @@ class PrequentialScores:
         """
         if not self.total:
             return {}
-        return {**_metrics(self.total, labels), "window": _metrics(_added_up(self.parts), labels)}
+        return {**metrics_of(self.total, labels), "window": metrics_of(added_up(self.parts), labels)}
 
 
 def combine_outputs(outputs: Sequence[PrequentialScores], labels: Sequence[Sequence[Label]] | None = None) -> Metrics:
@@ -269,123 +284,9 @@ def _means(each: Sequence[Metrics]) -> Metrics:
     return means
 
 
-def _is_classification(sums: Sums) -> bool:
-    return type(sums[3]) is dict
-
-
 def _losses(sums: Sums) -> Losses:
     """Return the losses of a part: absolute errors, or 1 for each wrong label."""
-    if not _is_classification(sums):
+    if not is_classification(sums):
         return Losses(sums[0], sums[1], sums[2])
     right = sum([count for pair, count in sums[3].items() if pair // PAIR_STRIDE == pair % PAIR_STRIDE])
     return Losses(sums[0], sums[0] - right, sums[0] - right)
-
-
-def _zeros_like(sums: Sums) -> Sums:
-    return [{} if type(value) is dict else type(value)() for value in sums]
-
-
-def _added_up(parts: Sequence[Sums]) -> Sums:
-    columns = list(zip(*parts, strict=True))
-    if not _is_classification(parts[0]):
-        return list(map(sum, columns))
-    counts: dict[int, int] = {}
-    for part in columns.pop(3):
-        for pair, count in part.items():
-            counts[pair] = counts.get(pair, 0) + count
-    rows, scored, loss, answered, right = map(sum, columns)
-    return [rows, scored, loss, counts, answered, right]
-
-
-def _pair(truth: int, predicted: int) -> int:
-    return (truth + 1) * PAIR_STRIDE + predicted + 1
-
-
-def _added(total: float, values: Any) -> float:
-    """Return `total` plus `values`, shape (n,) and n > 0, added in order; numpy's ``sum`` adds them in another order.
-
-    The values are overwritten.
-    """
-    values[0] += total
-    return float(np.add.accumulate(values, out=values)[-1])
-
-
-def _add_labels(sums: Sums, y: Any, predicted: Any, probabilities: Any, baseline: int | None) -> None:
-    """Add a batch of labels to `sums`."""
-    counts = sums[3]
-    distinct, occurrences = np.unique((y + 1) * PAIR_STRIDE + predicted + 1, return_counts=True)
-    for code, count in zip(distinct.tolist(), occurrences.tolist(), strict=True):
-        for pair, n in _pairs(code // PAIR_STRIDE - 1, code % PAIR_STRIDE - 1, count).items():
-            counts[pair] = counts.get(pair, 0) + n
-    sums[0] += len(y)
-    losses = () if probabilities is None else log_losses(y, probabilities)
-    if len(losses):
-        sums[1] += len(losses)
-        sums[2] = _added(sums[2], losses)
-    if baseline is not None:
-        sums[4] += len(y)
-        sums[5] += int((y == baseline).sum())
-
-
-def log_losses(y: Any, probabilities: Any) -> Any:
-    """Return the log loss of each row that has probabilities, by the codes `y`, shape (n,).
-
-    A code without a column has the probability 0. Rows whose probabilities are NaN have none.
-    """
-    answered = ~np.isnan(probabilities).any(axis=1)
-    y, probabilities = y[answered], probabilities[answered]
-    of_truth = np.zeros(len(y))
-    learned = y < probabilities.shape[1]
-    of_truth[learned] = probabilities[np.flatnonzero(learned), y[learned]]
-    return -np.log(np.where(of_truth > PROBABILITY_MIN, of_truth, PROBABILITY_MIN))
-
-
-def _pairs(truth: int, predicted: int, count: int) -> dict[int, int]:
-    """Return the counts for `count` rows; a wrong prediction beyond the confusion matrix counts once per label."""
-    if predicted in (truth, NO_LABEL) or max(truth, predicted) < CONFUSION_MAX:
-        return {_pair(truth, predicted): count}
-    return {_pair(truth, NO_LABEL): count, _pair(NO_LABEL, predicted): count}
-
-
-def _metrics(sums: Sums, labels: Sequence[Label] | None) -> Metrics:
-    rows = sums[0]
-    if _is_classification(sums):
-        return _label_metrics(sums, labels or ())
-    _, absolute, squared, level, level_squared, answered, of_baseline = sums
-    # Rounding may make this negative if all targets are equal.
-    spread = level_squared - level * level / rows
-    return {
-        "mean_absolute_error": absolute / rows,
-        "baseline_mean_absolute_error": of_baseline / answered if answered else None,
-        "root_mean_squared_error": math.sqrt(squared / rows),
-        "r2": 1.0 - squared / spread if rows > 1 and spread > EPSILON * level_squared else None,
-        "rows": rows,
-    }
-
-
-def _label_metrics(sums: Sums, labels: Sequence[Label]) -> Metrics:
-    rows, scored, loss, pairs, answered, of_baseline = sums
-    correct: dict[int, int] = defaultdict(int)
-    # Per label: rows that have it plus rows predicted as it.
-    occurrences: dict[int, int] = defaultdict(int)
-    for pair, count in pairs.items():
-        truth, predicted = pair // PAIR_STRIDE - 1, pair % PAIR_STRIDE - 1
-        if truth == predicted != NO_LABEL:
-            correct[truth] += count
-        occurrences[truth] += count
-        occurrences[predicted] += count
-    occurrences.pop(NO_LABEL, None)
-    f1_by_label = [2 * correct[label] / count for label, count in occurrences.items()]
-    metrics: Metrics = {
-        "accuracy": sum(correct.values()) / rows,
-        "baseline_accuracy": of_baseline / answered if answered else None,
-        "f1": math.fsum(f1_by_label) / len(f1_by_label),
-    }
-    if scored:
-        metrics["log_loss"] = loss / scored
-    if 0 < len(labels) <= CONFUSION_MAX:
-        codes = range(len(labels))
-        counts = [[pairs.get(_pair(truth, predicted), 0) for predicted in codes] for truth in codes]
-        metrics["confusion"] = {"classes": list(labels), "counts": counts}
-    metrics["rows"] = rows
-    return metrics

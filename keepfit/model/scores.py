@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-from keepfit.model.prequential import log_losses
+from keepfit.model.sums import log_losses
 
 Score = dict[str, float | None]
 UNANSWERED = "rows_without_prediction"

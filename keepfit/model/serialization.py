@@ -5,7 +5,7 @@ no class of keepfit, so that no change of the code makes stored bundles unreadab
 
     (3, links, (scaler, label codes of each column, None or (totals, counts) of the means, rule of the labels),
      None or the label codes of each output, estimators of the pipeline,
-     (window, total, parts, first, baseline) of the prequential scores of each output, rows seen,
+     (window, total, parts, first, baseline, scored rows) of the prequential scores of each output, rows seen,
      fields of the rows that wait for the first call, changed parameters, names of targets,
      width of the rows that an object has learned,
      (rows before, spacing, time, names of metrics, first point, times, metrics) of the learning curve)
@@ -73,7 +73,7 @@ def _state(bundle: Bundle, links: tuple[list[Any], list[int]]) -> tuple[Any, ...
         ),
         None if bundle.labels is None else [labels.codes for labels in bundle.label_lists],
         pipeline.steps_of(bundle.estimator),
-        [(scores.window, scores.total, scores.parts, scores.first, scores.baseline) for scores in bundle.prequential],
+        [scores.stored() for scores in bundle.prequential],
         bundle.rows_seen,
         [astuple(rows) for rows in bundle.waiting],
         bundle.changed,
@@ -139,7 +139,7 @@ def _bundle(
         Columns(scaler, known, None if means is None else Means(*means), rule),
         None if labels is None else Outputs(each) if recipe.entry.multi_output else each[0],
         pipeline.from_steps(estimators),
-        [PrequentialScores.from_stored(*fields) for fields in scores],
+        [PrequentialScores.from_stored(*fields, position=position) for position, fields in enumerate(scores)],
         rows_seen,
         tuple([Rows(*fields) for fields in waiting]),
         changed,

@@ -14,7 +14,7 @@ from keepfit_gateway import dashboard
 from tests.browser import chromium
 from tests.browser.page import Page
 from tests.conftest import Stack
-from tests.gateway.api_client import WAIT, Api, eventually, serving
+from tests.gateway.api_client import REGRESSOR, WAIT, Api, eventually, serving
 from tests.gateway.test_api_page import Page as Parsed
 
 pytestmark = pytest.mark.timeout(300)
@@ -135,6 +135,23 @@ async def test_a_model_is_watched_and_changed(api: Api, page: Page, metadata: di
     await check_accessibility(page)
     assert page.exceptions == page.violations == []
     assert {each for each in page.requests if not each.startswith(api.url.rstrip("/"))} == set()
+
+
+async def test_predictions_of_a_regressor_are_drawn_against_the_truth(
+    api: Api, page: Page, metadata: dict[str, Any]
+) -> None:
+    """Each scored row has a dot; the drawing has words for screen readers, and follows the rows."""
+    path = await api.make(metadata, REGRESSOR)
+    for _ in range(2):
+        await api.learn(path, [[1.0, 2.0], [3.0, 1.0], [2.0, 2.0]], [1.0, 2.0, 3.0])
+    await page.goto(f"{api.url.rstrip('/')}/#{path.removeprefix('/v1')}")
+    await page.until("document.querySelectorAll('svg.chart circle').length === 3")
+    drawn = "document.querySelector('svg.chart:has(circle)').getAttribute('aria-label')"
+    assert "3 rows, mean absolute error" in await page.evaluate(drawn)
+    await check_accessibility(page)
+    await api.learn(path, [[1.0, 2.0]], [1.0])
+    await page.until("document.querySelectorAll('svg.chart circle').length === 4")
+    assert page.exceptions == page.violations == []
 
 
 @pytest.fixture

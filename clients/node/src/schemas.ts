@@ -128,6 +128,8 @@ export interface components {
             /** @description Rows between two points. It doubles when 1,000 points are full. */
             spacing: number;
             points: components["schemas"]["CurvePoint"][];
+            /** @description The last scored rows of a regressor, of its first 8 outputs; empty for other models. */
+            scored: components["schemas"]["ScoredRows"][];
         };
         /**
          * CurveMetrics
@@ -1203,6 +1205,20 @@ export interface components {
             /** @description One number or label per row, or a list of them; omit it for estimators without target. */
             y?: components["schemas"]["Target"][] | null;
             metadata: components["schemas"]["Metadata"];
+        };
+        /**
+         * ScoredRows
+         * @description The last scored rows of an output, oldest first: at most 200. Numbers of single precision.
+         */
+        ScoredRows: {
+            /** @description Its position: 0 for the only one. */
+            output: number;
+            /** @description Its name, where targets have names. */
+            target: string | null;
+            /** @description The targets. */
+            truth: (number | null)[];
+            /** @description The predictions that were scored: each was made before its row was learned. */
+            prediction: (number | null)[];
         };
         /**
          * Scores

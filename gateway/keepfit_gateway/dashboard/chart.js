@@ -1,4 +1,4 @@
-// A chart of lines, drawn by hand as SVG: axes, lines, a legend, and the last values in words for screen readers.
+// Charts drawn by hand as SVG, with words for screen readers: lines with a legend, and predictions against truth.
 // A chart library from an installed package would be larger than the whole page.
 
 import { element, figure, time } from "./dom.js";
@@ -32,6 +32,24 @@ function axis(value, isTime) {
   return new Date(value * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
+/** Return the width of a chart in `place`, what places values on it, and its axes. */
+function plane(place, [left, right], [low, high], isTime) {
+  const width = Math.max(place.clientWidth, 280);
+  const across = (x) => LEFT + ((x - left) / (right - left)) * (width - LEFT - RIGHT);
+  const down = (y) => TOP + ((high - y) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  const lines = ticks(low, high, 5).map((y) => [
+    element("svg:line", { class: "grid", x1: LEFT, x2: width, y1: down(y), y2: down(y) }),
+    element("svg:text", { x: LEFT - 6, y: down(y) + 4, "text-anchor": "end" }, String(Number(y.toPrecision(4)))),
+  ]);
+  const below = ticks(left, right, Math.max(3, Math.floor(width / 150))).map((x) =>
+    element("svg:text", { x: across(x), y: HEIGHT - 6, "text-anchor": "middle" }, axis(x, isTime)));
+  return { width, across, down, grid: [lines, below] };
+}
+
+function picture(width, label, ...children) {
+  return element("svg:svg", { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, children);
+}
+
 /**
  * Draw series in `place`, in place of what is there. Each is { name, points: [[x, y], …] } in the order of x; points
  * without a value interrupt its line. `isTime`: x are seconds since 1970.
@@ -43,11 +61,7 @@ export function draw(place, title, series, isTime) {
     place.replaceChildren(element("p", { class: "soft" }, "There is no point yet: the curve begins with the first rows that are scored."));
     return;
   }
-  const width = Math.max(place.clientWidth, 280);
-  const [left, right] = limits(all.map(([x]) => x));
-  const [low, high] = limits(all.map(([, y]) => y));
-  const across = (x) => LEFT + ((x - left) / (right - left)) * (width - LEFT - RIGHT);
-  const down = (y) => TOP + ((high - y) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  const { width, across, down, grid } = plane(place, limits(all.map(([x]) => x)), limits(all.map(([, y]) => y)), isTime);
   const line = (points) => {
     let pen = "M";
     return points.map(([x, y]) => {
@@ -59,20 +73,29 @@ export function draw(place, title, series, isTime) {
   };
   const last = (one) => one.points.findLast(([, y]) => Number.isFinite(y))?.[1];
   const spoken = shown.map((one) => `${one.name} ${figure(last(one))}`).join(", ");
-  const grid = ticks(low, high, 5).map((y) => [
-    element("svg:line", { class: "grid", x1: LEFT, x2: width, y1: down(y), y2: down(y) }),
-    element("svg:text", { x: LEFT - 6, y: down(y) + 4, "text-anchor": "end" }, String(Number(y.toPrecision(4)))),
-  ]);
-  const below = ticks(left, right, Math.max(3, Math.floor(width / 150))).map((x) =>
-    element("svg:text", { x: across(x), y: HEIGHT - 6, "text-anchor": "middle" }, axis(x, isTime)));
   const lines = shown.map((one) => element("svg:path", { class: `series-${series.indexOf(one) + 1}`, d: line(one.points) }));
   const legend = shown.map((one) => element("li", {},
     element("svg:svg", { viewBox: "0 0 32 8", "aria-hidden": "true" },
       element("svg:path", { class: `series-${series.indexOf(one) + 1}`, d: "M0 4H32" })), `${one.name}: ${figure(last(one))}`));
-  place.replaceChildren(
-    element("svg:svg", { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}; now ${spoken}` },
-      grid, below, lines),
-    element("ul", { class: "legend" }, legend));
+  place.replaceChildren(picture(width, `${title}; now ${spoken}`, grid, lines), element("ul", { class: "legend" }, legend));
+}
+
+/** Draw predictions against truth in `place`, both lists of numbers, with the line on which they are equal. */
+export function scatter(place, truth, prediction) {
+  const points = truth.map((each, row) => [each, prediction[row]]).filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
+  if (!points.length) {
+    place.replaceChildren(element("p", { class: "soft" }, "No row is scored yet."));
+    return;
+  }
+  // Both axes have the same range, so that the distance from the line is the error.
+  const range = limits(points.flat());
+  const { width, across, down, grid } = plane(place, range, range, false);
+  const dots = points.map(([x, y]) => element("svg:circle", { cx: across(x).toFixed(1), cy: down(y).toFixed(1), r: 3 }));
+  const error = points.reduce((sum, [x, y]) => sum + Math.abs(x - y), 0) / points.length;
+  const line = element("svg:path", { class: "series-2", d: `M${across(range[0])} ${down(range[0])}L${across(range[1])} ${down(range[1])}` });
+  const words = `${points.length} rows, mean absolute error ${figure(error)}, truth from ${figure(Math.min(...points.map(([x]) => x)))} to ${figure(Math.max(...points.map(([x]) => x)))}`;
+  place.replaceChildren(picture(width, `Predictions against truth: ${words}`, grid, line, dots),
+    element("p", { class: "soft" }, `Across: truth. Up: the prediction that was scored; on the dashed line both are equal. ${words}.`));
 }
 
 /** Return the last points of series as rows of a table: x, then the value of each. */

@@ -1,7 +1,7 @@
 // One model: how it learns, its parameters, snapshots and dead letters, kept up to date by its events.
 
 import { call, listen, repeat, throttled } from "./api.js";
-import { draw, rows as tableRows } from "./chart.js";
+import { draw, rows as tableRows, scatter } from "./chart.js";
 import { deadLetters, parameters, snapshots } from "./actions.js";
 import { element, facts, figure, named, number, table, time, words } from "./dom.js";
 import { noteEvent } from "./system.js";
@@ -16,7 +16,7 @@ const METRICS = ["mean_absolute_error", "root_mean_squared_error", "r2", "accura
 /** The learning curve: the points of the service, and after them the newest commit. */
 class Curve {
   constructor(path, signal) {
-    Object.assign(this, { path, signal, points: [], spacing: 0, tail: null });
+    Object.assign(this, { path, signal, points: [], scored: [], spacing: 0, tail: null });
   }
 
   async read() {
@@ -29,6 +29,7 @@ class Curve {
     }
     this.spacing = answer.spacing;
     this.points.push(...answer.points);
+    this.scored = answer.scored;
     return undefined;
   }
 
@@ -71,7 +72,7 @@ export function show(root, signal, hash, scopes) {
   const may = (scope) => scopes.includes(scope);
   const curve = new Curve(path, signal);
   const part = () => element("div");
-  const [head, chart, values, numbers] = [part(), part(), part(), part()];
+  const [head, chart, values, numbers, dots] = [part(), part(), part(), part(), part()];
   const title = element("h1", {}, "Model");
   const events = element("ol", { class: "events" });
   const commits = [];
@@ -79,15 +80,29 @@ export function show(root, signal, hash, scopes) {
 
   const metric = element("select", { id: "metric", onchange: redraw });
   const along = element("select", { id: "along", onchange: redraw }, element("option", { value: "rows" }, "rows"), element("option", { value: "time" }, "time"));
+  const output = element("select", { id: "output", onchange: redraw });
+  const compared = element("div", { hidden: true }, element("h2", {}, "Predictions against truth"),
+    element("div", { class: "bar" }, element("div", {}, element("label", { for: "output" }, "Output"), output)), dots);
   const panels = [parameters(path, may("admin"), refresh), snapshots(path, may("admin"), () => model, restored), may("admin") ? deadLetters(path, refresh) : null].filter(Boolean);
 
   function redraw() {
     const isTime = along.value === "time";
     const series = metric.value ? curve.series(metric.value, isTime) : [];
     draw(chart, `Learning curve of ${words(metric.value)}`, series, isTime);
+    compareRows();
     const open = values.querySelector("details")?.open ?? false;
     values.replaceChildren(...(series.length ? [element("details", { open }, element("summary", {}, "Last points as a table"),
       table("Last points of the learning curve", [[along.value, "number"], ...series.map((one) => [one.name, "number"])], tableRows(series, isTime)))] : []));
+  }
+
+  function compareRows() {
+    compared.hidden = !curve.scored.length;
+    if (compared.hidden) return;
+    const names = curve.scored.map((each) => each.target ?? String(each.output));
+    if (names.join() !== [...output.options].map((option) => option.value).join()) output.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+    output.parentElement.hidden = names.length < 2;
+    const { truth, prediction } = curve.scored[Math.max(0, output.selectedIndex)];
+    scatter(dots, truth, prediction);
   }
 
   function rate() {
@@ -152,7 +167,7 @@ export function show(root, signal, hash, scopes) {
   root.replaceChildren(title, head, element("h2", {}, "Learning curve"),
     element("div", { class: "bar" }, element("div", {}, element("label", { for: "metric" }, "Metric"), metric),
       element("div", {}, element("label", { for: "along" }, "Over"), along)),
-    chart, values, element("h2", {}, "Metrics"), numbers, ...panels.map((panel) => panel.element), element("h2", {}, "Events"), events);
+    chart, values, element("h2", {}, "Metrics"), numbers, compared, ...panels.map((panel) => panel.element), element("h2", {}, "Events"), events);
   const resized = new ResizeObserver(throttled(redraw, 100, signal));
   resized.observe(root);
   signal.addEventListener("abort", () => resized.disconnect());

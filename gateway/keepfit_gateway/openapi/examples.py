@@ -217,6 +217,7 @@ JOB = {
 }
 POINT = {**{name: value for name, value in RUNNING.items() if name != "rows"}, "rows_seen": 26, "time": 1795983706.81}
 CURVE_POINT = {**POINT, "window": {name: POINT[name] for name in RUNNING if name != "rows"}}
+SCORED_ROWS = [{"output": 0, "target": None, "truth": [0.5, -0.5] * 12, "prediction": [0.4987, -0.4931] * 12}]
 PREDICTED = {"hash": HASH, "version": 3, "rows_seen": 6, "predictions": [0.4995]}
 
 BY_HASH: dict[str, Example] = {
@@ -266,7 +267,16 @@ BY_HASH: dict[str, Example] = {
     "get_model": Example({}, {200: PATCHED}),
     "show_curve": Example(
         {},
-        {200: {**OF_MODEL, "rows_seen": 26, "rows_before": 0, "spacing": 1, "points": [CURVE_POINT]}},
+        {
+            200: {
+                **OF_MODEL,
+                "rows_seen": 26,
+                "rows_before": 0,
+                "spacing": 1,
+                "points": [CURVE_POINT],
+                "scored": SCORED_ROWS,
+            }
+        },
         "?since_rows=25",
     ),
     "list_dead": Example({}, {200: {**OF_MODEL, "dead": [], "next": None}}),

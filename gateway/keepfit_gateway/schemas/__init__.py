@@ -28,7 +28,7 @@ from keepfit_gateway.schemas.answers import (
     WorkerAnswer,
     WorkerList,
 )
-from keepfit_gateway.schemas.curve import CurveAnswer, CurveMetrics, CurvePoint
+from keepfit_gateway.schemas.curve import CurveAnswer, CurveMetrics, CurvePoint, ScoredRows
 from keepfit_gateway.schemas.events import Drift, Event, EventMessage
 from keepfit_gateway.schemas.inference import (
     InferenceAnswer,
@@ -135,6 +135,7 @@ __all__ = [
     "Score",
     "ScoreAnswer",
     "ScoreByMetadata",
+    "ScoredRows",
     "ServerLive",
     "ServerMetadata",
     "ServerReady",

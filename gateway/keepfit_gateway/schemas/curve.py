@@ -1,4 +1,4 @@
-"""Forms of the answer with a learning curve."""
+"""Forms of the answer with a learning curve and the last scored rows."""
 
 from typing import Annotated
 
@@ -36,6 +36,18 @@ class CurvePoint(CurveMetrics, kw_only=True):
     window: CurveMetrics
 
 
+class ScoredRows(Struct, kw_only=True):
+    """The last scored rows of an output, oldest first: at most 200. Numbers of single precision."""
+
+    output: Annotated[int, Meta(description="Its position: 0 for the only one.")]
+    target: Annotated[str | None, Meta(description="Its name, where targets have names.")]
+    truth: Annotated[list[float | None], Meta(description="The targets.")]
+    prediction: Annotated[
+        list[float | None],
+        Meta(description="The predictions that were scored: each was made before its row was learned."),
+    ]
+
+
 class CurveAnswer(Struct, kw_only=True):
     """The learning curve of a model: at most 1,000 points, in the order of the rows."""
 
@@ -48,3 +60,7 @@ class CurveAnswer(Struct, kw_only=True):
     ]
     spacing: Annotated[int, Meta(description="Rows between two points. It doubles when 1,000 points are full.")]
     points: list[CurvePoint]
+    scored: Annotated[
+        list[ScoredRows],
+        Meta(description="The last scored rows of a regressor, of its first 8 outputs; empty for other models."),
+    ]

@@ -27,6 +27,7 @@ async def test_the_curve_grows_with_the_rows(api: Api, metadata: dict[str, Any])
         "rows_before": 0,
         "spacing": 1,
         "points": [],
+        "scored": [],
     }
     await api.learn(path, X, Y)
     assert (await curve(api, path))["points"] == []
@@ -44,6 +45,21 @@ async def test_the_curve_grows_with_the_rows(api: Api, metadata: dict[str, Any])
             assert shown[name] == pytest.approx(right[name], rel=1e-6)
     snapshot = (await api.call("POST", f"{path}/snapshot")).of(201)
     assert abs(snapshot["timestamp"] - times[-1]) < 60
+
+
+async def test_the_last_scored_rows_are_those_that_were_predicted_before(api: Api, metadata: dict[str, Any]) -> None:
+    """The answer has the targets of the last rows of a regressor, and what the model predicted before each request."""
+    path = await api.make(metadata, REGRESSOR)
+    await api.learn(path, X, Y)
+    before = (await api.predict(path, X))["predictions"]
+    await api.learn(path, X, Y)
+    (scored,) = (await curve(api, path))["scored"]
+    assert (scored["output"], scored["target"], scored["truth"]) == (0, None, Y)
+    assert scored["prediction"] == pytest.approx(before, rel=1e-6)
+    other = await api.make({**metadata, "kind": "labels"}, CLASSIFIER)
+    for _ in range(2):
+        await api.learn(other, X[:2], ["yes", "no"])
+    assert (await curve(api, other))["scored"] == []
 
 
 async def test_a_client_that_has_the_newest_curve_gets_304(api: Api, metadata: dict[str, Any]) -> None:

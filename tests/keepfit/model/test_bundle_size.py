@@ -1,6 +1,6 @@
 """The size of a bundle: it depends on the model, its labels and its columns, and not on the number of rows learned.
 
-The learning curve grows, up to a bound of its own, and is not counted.
+The learning curve and the scored rows grow, up to bounds of their own, and are not counted.
 """
 
 import warnings
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from keepfit.model.bundle import Bundle
 from keepfit.model.learning_curve import LearningCurve
 from keepfit.model.object_bundle import new_bundle
+from keepfit.model.scored_rows import ScoredRows
 from keepfit.model.serialization import seal, unseal
 from keepfit.recipe.recipe import Recipe, parse
 from keepfit.rows.shaping import shape
@@ -53,8 +54,10 @@ def _as_in_a_worker() -> Iterator[None]:
 
 
 def size_of(bundle: Bundle) -> int:
-    """Return the size of a sealed bundle without its learning curve."""
+    """Return the size of a sealed bundle without its learning curve and scored rows."""
     bundle.curve = LearningCurve(bundle.rows_seen)
+    for scores in bundle.prequential:
+        scores.scored = ScoredRows()
     return len(seal(bundle, RING, HEADER))
 
 

@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 
 from keepfit.errors import InvalidError
 from keepfit.model.bundle import Bundle
-from keepfit.model.prequential import CONFUSION_MAX, NO_LABEL, PARTS, PrequentialScores, combine_outputs
+from keepfit.model.prequential import PARTS, PrequentialScores, combine_outputs
+from keepfit.model.sums import CONFUSION_MAX, NO_LABEL
 from keepfit.recipe.recipe import parse
 from keepfit.rows.shaping import shape
 
