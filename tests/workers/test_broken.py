@@ -125,8 +125,13 @@ async def test_an_outage_of_storage_is_retried(shop: Workshop, context: WorkerCo
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """Run a stack for damage: a snapshot every 2 s, and workers that read the bundle again on every turn."""
-    environment = {"KEEPFIT_SNAPSHOT_EVERY_S": "2", "KEEPFIT_BUNDLE_CACHE_BYTES_MAX": "0"}
+    """Run a stack for damage: a snapshot every 2 s, and workers that read the bundle again for each prediction."""
+    environment = {
+        "KEEPFIT_SNAPSHOT_EVERY_S": "2",
+        "KEEPFIT_BUNDLE_CACHE_BYTES_MAX": "0",
+        # A gateway that has the scorer of a model needs no bundle.
+        "KEEPFIT_SCORER_BYTES_MAX": "0",
+    }
     stack = start_stack(tmp_path / "data", environment=environment)
     yield stack
     assert stop_stack(stack) == 0
@@ -158,8 +163,14 @@ async def test_bundles_damaged_under_load_lose_no_row(own_stack: Stack) -> None:
                 await response.read()
                 return response.status
 
+        def repairs() -> list[int]:
+            """Return how many requests each repair has replayed."""
+            lines = [line for line in own_stack.log("workers").splitlines() if "bundle_repaired" in line]
+            return [json.loads(line)["requests"] for line in lines]
+
         sending = asyncio.gather(*(send_rows() for _ in range(CLIENTS)))
-        while not sending.done() or damages < 10:
+        # While rows are learned, the next commit may replace a damaged bundle before any worker reads it.
+        while not sending.done() or damages < 10 or len(repairs()) < 2:
             data: Any = client.get(bundle_key)
             if data:
                 offset = (damages * 997) % len(data)
@@ -183,7 +194,4 @@ async def test_bundles_damaged_under_load_lose_no_row(own_stack: Stack) -> None:
     assert (header.sequence, found.rows_seen) == (ROWS, ROWS)
     assert (found.estimator.coef_ == expected.estimator.coef_).all()
     assert (found.columns.scaler.mean_ == expected.columns.scaler.mean_).all()
-    lines = [line for line in own_stack.log("workers").splitlines() if "bundle_repaired" in line]
-    requests = [json.loads(line)["requests"] for line in lines]
-    assert len(requests) >= 2
-    assert sum(requests) > 0
+    assert sum(repairs()) > 0
