@@ -100,6 +100,7 @@ pins: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history -c requirements/runtime.txt -o requirements/local.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra docs -c requirements/local.txt -o requirements/docs.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra local --extra demo --extra history --extra test -c requirements/local.txt -c requirements/docs.txt -o requirements/test.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --no-emit-index-url pyproject.toml --extra server --extra frames --extra history --extra river -c requirements/test.txt -o requirements/extras.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url tests/clients/requirements.in -o tests/clients/requirements.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url tests/inference_clients/requirements.in -o tests/inference_clients/requirements.txt --upgrade
 	for name in harness $(PEERS); do \

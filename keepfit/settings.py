@@ -296,6 +296,14 @@ class Settings(SnapshotSettings):
         ),
     )
 
+    alive_file: str = Field(
+        "",
+        description=(
+            "File that `keepfit worker` touches each second, and `keepfit snapshot --every` at each pass: its age "
+            "shows a probe that the process hangs; empty: none."
+        ),
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _clean(cls, value: Any, info: ValidationInfo) -> Any:

@@ -39,6 +39,10 @@ VERSIONS = {
     "gateway/keepfit_gateway/openapi/examples.py": r'"name": "keepfit", "version": "([^"]+)"',
     "k8s/README.md": r"(?:keepfit:|newTag: )(\d[\w.]*)",
     "k8s/base/kustomization.yaml": r"newTag: (\S+)",
+    "k8s/overlays/production/kustomization.yaml": r"newTag: (\S+)",
+    "k8s/components/snapshotter-deployment/snapshotter.yaml": r"keepfit:(\S+)",
+    "docs/guides/deploy.md": r"keepfit:(\d[\w.]*)",
+    "compose.yaml": r"image: keepfit:(\S+)",
 }
 PACKAGES = ("keepfit", "keepfit_gateway", "keepfit_workers", "keepfit_snapshotter")
 

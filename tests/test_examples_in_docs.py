@@ -13,6 +13,7 @@ import pytest
 from keepfit.cli.yaml_values import parse_yaml
 from keepfit.identity import check_metadata
 from keepfit.recipe.recipe import parse
+from keepfit.security.envelope import Keyring
 from keepfit.times import format_time
 from tests.conftest import Stack, start_stack, stop_stack
 from tests.examples_in_docs import ROOT, Block, assert_shown, blocks, run
@@ -52,13 +53,15 @@ NOT_RUN = {
     ("docs/guides/events.md", "async function listen"): "tests/gateway/events/test_guide.py runs it",
     ("docs/operations/security.md", "$ KEEPFIT_CORS"): "it keeps running; tests/gateway/auth sets what it sets",
     ("docs/reference/errors.md", '{"type"'): "the form of an answer; tests/gateway checks it on every error",
-    ("k8s/README.md", "apiVersion"): "a file, not a command; the commands of the page are run with it",
+    ("k8s/README.md", "images:"): "a part of a file; tests/k8s builds an overlay with a digest",
+    ("k8s/README.md", "kubectl -n keepfit create secret tls"): "it needs a certificate",
 }
 # Pages whose commands need a deployment with a past, by the texts that stand for its values.
 RUN_HERE = {
     "docs/getting-started/first-model.md",
     "docs/getting-started/quickstart.md",
     "docs/getting-started/tutorial.md",
+    "docs/guides/deploy.md",
     "docs/guides/export-and-import.md",
     "docs/guides/history.md",
     "docs/guides/late-labels.md",
@@ -254,12 +257,18 @@ def test_the_creation_of_keys(deployment: Stack, tmp_path: Path) -> None:
 def test_kubernetes(deployment: Stack, tmp_path: Path) -> None:
     """The commands for a cluster create valid objects, and name what the manifests of the page's overlay have."""
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
-    overlay = tmp_path / "k8s/overlays/production"
-    overlay.mkdir()
-    (text,) = (block.text for block in blocks() if block.page == "k8s/README.md" and block.language == "yaml")
-    (overlay / "kustomization.yaml").write_text(text)
     (tmp_path / "api-keys").write_text("")
     check("k8s/README.md", tmp_path, deployment, {})
+
+
+def test_compose(deployment: Stack, tmp_path: Path) -> None:
+    """The commands for one machine make the secrets that compose.yaml needs."""
+    check("docs/guides/deploy.md", tmp_path, deployment, {})
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    needed = set(re.findall(r"\$\{(\w+):\?\}", (ROOT / "compose.yaml").read_text()))
+    assert needed == made.keys() | {"KEEPFIT_API_KEYS"}
+    assert Keyring.from_text(made["KEEPFIT_SIGNING_KEYS"]).keys
+    assert len({made["REDIS_PASSWORD"], made["QUEUE_PASSWORD"], made["MONGO_PASSWORD"]}) == 3
 
 
 def test_every_block_is_run_or_has_a_reason() -> None:

@@ -20,6 +20,7 @@ import structlog
 from keepfit.errors import KeepfitError, UnavailableError
 from keepfit.history import Document, snapshot_upkeep, timeline_upkeep
 from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.observability.alive_file import AliveFile
 from keepfit.observability.outage import Outage
 from keepfit.observability.progress import Progress, no_progress
 from keepfit.rowlog import compaction
@@ -282,6 +283,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
     A pass that fails as a whole (Redis or MongoDB is unavailable) is logged, and the next pass saves what it missed.
     """
     stop, upkeep = asyncio.Event(), Upkeep.of(settings)
+    alive_file = AliveFile(settings.alive_file)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
@@ -290,6 +292,7 @@ async def run_every(settings: Settings, seconds: float) -> None:
         has_indexes, outage = False, Outage("storage, mongo or store", "changed models are not saved")
         log.info("snapshotter_started", every_s=seconds)
         while not stop.is_set():
+            alive_file.touch()
             try:
                 if not has_indexes:
                     await resources.registry.ensure_indexes()

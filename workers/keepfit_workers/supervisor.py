@@ -24,6 +24,7 @@ from keepfit.backends import redis_clients
 from keepfit.backends.backoff import Backoff
 from keepfit.child_processes import RESTART_PAUSE_S, StopRequest
 from keepfit.errors import KeepfitError
+from keepfit.observability.alive_file import AliveFile
 from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
@@ -108,6 +109,7 @@ class Supervisor:
         # A wrong key is reported here, in one line, instead of by every worker that fails on it.
         Keyring.from_text(settings.signing_keys.get_secret_value())
         self._settings = settings
+        self._alive_file = AliveFile(settings.alive_file)
         self._workers: dict[str, Child] = {}
         self._pulls = PullProcesses(settings)
         self._dead: list[sweep.Death] = []
@@ -147,6 +149,7 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Wait until a worker dies, a stop is requested, or the next heartbeat or sweep is due."""
+        self._alive_file.touch()
         due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
         workers = [child.process.sentinel for child in self._workers.values()]
         self._stop.wait([*workers, *self._pulls.sentinels], max(due_s, 0.0))

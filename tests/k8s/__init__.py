@@ -1,0 +1,1 @@
+"""Tests of the manifests in k8s/, of compose.yaml and of the image, without a cluster."""
