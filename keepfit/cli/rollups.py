@@ -16,7 +16,7 @@ from keepfit.errors import NotFoundError, SettingsError
 from keepfit.times import format_time
 
 if TYPE_CHECKING:
-    from keepfit.history.rollups import Rollup
+    from keepfit.history.rollup_documents import Rollup
     from keepfit.settings import Settings
 
 COLUMNS = (

@@ -280,10 +280,10 @@ class Registry:
 
     async def mark_corrupt(self, document: Document) -> bool:
         """Mark a committed snapshot whose blob is missing or damaged; False if it was deleted or saved again."""
-        with unavailable():
-            result = await self._history.update_one(
-                {**_identity(document), "status": {"$in": [COMMITTED, CORRUPT]}}, {"$set": {"status": CORRUPT}}
-            )
+        where = {**_identity(document), "status": {"$in": [COMMITTED, CORRUPT]}}
+        async with self.timeline.rollup_changes.writing([document]):
+            with unavailable():
+                result = await self._history.update_one(where, {"$set": {"status": CORRUPT}})
         return bool(result.matched_count)
 
     async def identity(self) -> str:

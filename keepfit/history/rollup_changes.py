@@ -1,7 +1,7 @@
 """Note which times roll-ups have to roll up again, because documents of these times are written or deleted.
 
-Owns the collection ``rollup_changes``: for each roll-up one mark per block of time in which something changes. Every
-call that changes documents does so inside of :meth:`RollupChanges.writing` or :meth:`RollupChanges.deleting`.
+Owns the collection ``rollup_changes``: for each roll-up one change mark per block of time in which something changes.
+Every call that changes documents does so inside of :meth:`RollupChanges.writing` or :meth:`RollupChanges.deleting`.
 
 Invariants: a mark exists before the change that it is about, so that a process that dies between the two has marked too
 much, never too little. A mark is removed only by a run that began more than :data:`WRITE_S` after it was set, and only
@@ -126,10 +126,6 @@ class RollupChanges:
                 # A concurrent call inserted it: it exists now and is set again.
                 await self._marks.bulk_write(marks, ordered=False)
 
-    async def mark(self, rollup: str, first: float, last: float) -> None:
-        """Mark a range of time of one roll-up."""
-        await self._mark({None: [rollup]}, {None: [(first, last)]})
-
     async def find(self, rollup: str, start: float | None = None) -> list[Mark]:
         """Return the marks of a roll-up that end after `start` (None: all)."""
         first: Document = {"rollup": rollup} if start is None else {"rollup": rollup, "last": {"$gt": start}}
@@ -153,11 +149,6 @@ class RollupChanges:
         if changes:
             with unavailable():
                 await self._marks.bulk_write(changes, ordered=False)
-
-    async def forget(self, rollup: str) -> None:
-        """Remove all marks of a roll-up."""
-        with unavailable():
-            await self._marks.delete_many({"rollup": rollup})
 
 
 def _to_mark(document: Document, now: datetime) -> Mark:
@@ -183,3 +174,18 @@ def blocks_of(times: Sequence[float]) -> list[Range]:
         if len(numbers) <= MARKS_MAX:
             break
     return [(number * size, (number + 1) * size) for number in numbers]
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """Return the union of ranges, in order.
+
+    >>> union([(5.0, 9.0), (1.0, 2.0), (8.0, 10.0)])
+    [(1.0, 2.0), (5.0, 10.0)]
+    """
+    found: list[Range] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found

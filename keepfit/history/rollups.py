@@ -1,66 +1,33 @@
 """Roll-ups: aggregate documents per interval into documents that remain when the originals are deleted.
 
-Owns the declaration of a roll-up and the fields of its documents; :mod:`keepfit.history.rollup_progress` has its
-progress. Invariants: only intervals that have ended are rolled up; time, field and group identify a roll-up document,
-so that rolling up the same interval twice, concurrently or later, results in one document. An interval whose documents
-may have expired keeps the roll-up that it has.
+Owns what a run of a roll-up writes; :mod:`keepfit.history.rollup_progress` says which times it rolls up,
+:mod:`keepfit.history.rollup_documents` what a document has. Invariants: only intervals that have ended are rolled up,
+but for those whose documents expire earlier; an interval of which snapshots were deleted by retention keeps the roll-up
+that it has, and one of which documents have expired keeps these in it; a run that has lost its hold replaces nothing
+that its successor wrote.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from keepfit import times
 from keepfit.errors import InvalidError, MalformedError, SettingsError
-from keepfit.history import grouping, reading
-from keepfit.history.documents import document_id, to_stored
+from keepfit.history import reading
 from keepfit.history.filters import Filter
-from keepfit.history.grouping import bucket_numbers
+from keepfit.history.grouping import as_array, bucket_numbers, bucket_starts
 from keepfit.history.mongo import Document
-from keepfit.history.reading import Columns
 from keepfit.history.rollup_changes import Range
-from keepfit.history.sources import SnapshotSource, check_field
+from keepfit.history.rollup_documents import Base, Rollup, base_of, group_of, is_of, to_document
+from keepfit.history.rollup_progress import Run
+from keepfit.history.rollup_reading import Intervals, Place, merged, read_intervals
+from keepfit.history.sources import SnapshotSource, Source
+from keepfit.history.summaries import Summary
 from keepfit.history.timeline import Timeline
 from keepfit.times import SECONDS_MIN
 
-STATS = ("count", "sum", "mean", "min", "max", "first", "last")
-BATCH_DOCUMENTS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Rollup:
-    """Aggregate documents of `type` to one document of type ``TYPE/EVERY`` per interval `every` and value of `group`.
-
-    Each has ``of`` (the aggregated `field`), the key and value of its group, and :data:`STATS`.
-    """
-
-    type: str
-    every: str
-    field: str
-    group: str | None = None
-
-    def __post_init__(self) -> None:
-        times.parse_duration(self.every)
-        check_field(self.field)
-        if self.group in (*STATS, "of", "timestamp"):
-            raise InvalidError(f"{self.group!r} cannot be the group: roll-up documents have a field of this name.")
-
-    @property
-    def target(self) -> str:
-        """Type of the roll-up documents."""
-        return f"{self.type}/{self.every}"
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Fields that identify a document of this roll-up."""
-        return ("timestamp", "of") if self.group is None else ("timestamp", "of", self.group)
-
-    @property
-    def id(self) -> str:
-        """Identifier of this roll-up in the collection ``rollups``."""
-        return document_id(self.target, {"of": self.field, "group": self.group})
+WAIT_S = 0.5
 
 
 def parse(text: str) -> list[Rollup]:
@@ -86,43 +53,86 @@ def parse(text: str) -> list[Rollup]:
     return rollups
 
 
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """Documents with a time before `stop` (seconds) that are marked for the expiry with this number are about to go."""
+
+    expiry: int
+    stop: float
+
+
 async def roll_up(
     timeline: Timeline, rollup: Rollup, now: float | None = None, keep_snapshots_s: float = math.inf
 ) -> int:
     """Bring a roll-up up to date and return the number of documents that changed.
 
     Rolls up the intervals that have ended since the last call, and earlier ones of which documents were stored or
-    deleted since. All snapshots are kept for `keep_snapshots_s`; later only some are left.
+    deleted since. All snapshots are kept for `keep_snapshots_s`; later only some are left. If another process rolls up
+    at the moment, nothing is done.
 
     Raises
     ------
-    InvalidError
-        If one interval has too many documents.
     UnavailableError
         If MongoDB is unavailable. The roll-up can be repeated; what was rolled up before stays.
     """
-    every, now = times.parse_duration(rollup.every), time.time() if now is None else now
-    stop = _bucket_start(now, every)
-    sources = await timeline.sources(Filter(rollup.type), rollup.field)
-    has_snapshots = any(isinstance(source, SnapshotSource) for source in sources)
-    expired_before = max(now - keep_snapshots_s, SECONDS_MIN) if has_snapshots else SECONDS_MIN
-    written = 0
-    async with timeline.rollup_progress.run(rollup.id, rollup.type, stop) as run:
-        if run is not None:
-            frozen_before = max(expired_before, run.frozen_before)
-            for first, last in _whole_intervals(run.ranges, every, stop):
-                written += await _roll_up_range(timeline, rollup, first, last, frozen_before)
+    written, _ = await _run(timeline, rollup, now, keep_snapshots_s)
     return written
+
+
+async def absorb(
+    timeline: Timeline, rollup: Rollup, absorption: Absorption, now: float, keep_snapshots_s: float
+) -> tuple[int, bool]:
+    """Bring a roll-up up to date, and have it keep documents that are about to be deleted.
+
+    Returns the number of documents that changed, and whether all is done; otherwise it must be repeated. Raises what
+    :func:`roll_up` raises.
+    """
+    return await _run(timeline, rollup, now, keep_snapshots_s, absorption)
 
 
 async def rebuild(timeline: Timeline, rollup: Rollup, now: float | None = None, *, force: bool = False) -> int:
     """Roll up all intervals again, from the documents that there are; return the number of documents that changed.
 
-    An interval whose documents may have expired keeps its roll-up, unless `force`; if it has none, one is written.
-    Raises what :func:`roll_up` raises.
+    Documents that have expired stay in the roll-ups of their intervals, unless `force`. Waits for another process that
+    rolls up at the moment. Raises what :func:`roll_up` raises.
     """
-    await timeline.rollup_progress.mark_all(rollup.id, force=force)
-    return await roll_up(timeline, rollup, now)
+    while True:
+        written, finished = await _run(timeline, rollup, now, everything=True, force=force)
+        if finished:
+            return written
+        await asyncio.sleep(WAIT_S)
+
+
+async def _run(
+    timeline: Timeline,
+    rollup: Rollup,
+    now: float | None,
+    keep_snapshots_s: float = math.inf,
+    absorption: Absorption | None = None,
+    *,
+    everything: bool = False,
+    force: bool = False,
+) -> tuple[int, bool]:
+    """Run a roll-up; return the number of documents that changed, and whether it has finished."""
+    now = time.time() if now is None else now
+    stop, written = _bucket_start(now, rollup.every_s), 0
+    sources = await timeline.sources(Filter(rollup.type), rollup.field)
+    thinned: Sequence[Range] = ()
+    if any(isinstance(source, SnapshotSource) for source in sources):
+        thinned = await timeline.thinned.begin(rollup.type, max(now - keep_snapshots_s, SECONDS_MIN))
+    always = absorption is not None
+    progress = timeline.rollup_progress.run(
+        rollup.id, rollup.type, stop, always=always, everything=everything, force=force
+    )
+    async with progress as run:
+        if run is None:
+            return 0, False
+        work = _Work(timeline, rollup, run, sources, thinned)
+        for first, last in _whole_intervals(run.ranges, rollup.every_s, stop):
+            written += await work.roll_up(first, last)
+        if absorption is not None:
+            written += await work.roll_up(None, _bucket_start(absorption.stop, rollup.every_s, 1), absorption.expiry)
+    return written, run.finished
 
 
 def _whole_intervals(ranges: Iterable[Range], every: float, stop: float) -> list[tuple[float | None, float]]:
@@ -134,7 +144,8 @@ def _whole_intervals(ranges: Iterable[Range], every: float, stop: float) -> list
     found: list[tuple[float | None, float]] = []
     for first, last in sorted(ranges):
         start = None if first <= SECONDS_MIN else _bucket_start(first, every)
-        end = stop if last >= stop else _bucket_start(last, every, 1)
+        # The end is excluded: at the start of an interval it is not in it.
+        end = stop if last >= stop else _bucket_start(math.nextafter(last, -math.inf), every, 1)
         if found and (start is None or start < found[-1][1]):
             start = found[-1][1]
         if start is None or start < min(end, stop):
@@ -142,83 +153,80 @@ def _whole_intervals(ranges: Iterable[Range], every: float, stop: float) -> list
     return found
 
 
-async def _roll_up_range(
-    timeline: Timeline, rollup: Rollup, start: float | None, stop: float, expired_before: float
-) -> int:
-    """Roll up the whole intervals of a range of time; return the number of documents written."""
-    every, written = times.parse_duration(rollup.every), 0
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One run of a roll-up; intervals in the `thinned` ranges keep the roll-up that they have."""
 
-    async def fetch(low: float | None, high: float | None) -> int:
-        nonlocal written
-        # Extend windows to whole intervals; neighbouring windows still share their bounds.
-        first, last = (None if edge is None else _bucket_start(edge, every) for edge in (low, high))
-        if first == last:
-            return 0
-        columns = await timeline.read_columns(Filter(rollup.type), first, last, rollup.field, rollup.group)
-        documents = await asyncio.to_thread(_documents, columns, rollup, every)
-        written += await _replace(timeline, rollup, documents, first, last, expired_before)
-        return sum(len(stamps) for stamps, _ in columns.values())
+    timeline: Timeline
+    rollup: Rollup
+    run: Run
+    sources: Sequence[Source]
+    thinned: Sequence[Range]
 
-    width = max(reading.COLUMNS_WINDOW_S, every)
-    async for _ in reading.fetch_windows(fetch, start, stop, stop, width, reading.COLUMNS_CHUNK):
-        pass
-    return written
+    async def roll_up(self, start: float | None, stop: float, expiry: int | None = None) -> int:
+        """Roll up the whole intervals of a range of time; return the number of documents that changed.
+
+        With an `expiry` only those intervals that have documents that are marked for it, which become a part of their
+        bases.
+        """
+        every, written = self.rollup.every_s, 0
+
+        async def fetch(low: float | None, high: float | None) -> int:
+            nonlocal written
+            # Extend windows to whole intervals; neighbouring windows still share their bounds.
+            first, last = (None if edge is None else _bucket_start(edge, every) for edge in (low, high))
+            if first == last or self.run.hold.lost:
+                return 0
+            database = self.timeline.stored.database
+            found = await read_intervals(database, self.sources, self.rollup, first, last)
+            written += await self._replace(found, first, last, expiry)
+            return found.count
+
+        width = max(reading.COLUMNS_WINDOW_S, every)
+        async for _ in reading.fetch_windows(fetch, start, stop, stop, width, reading.COLUMNS_CHUNK):
+            pass
+        return written
+
+    async def _replace(self, found: Intervals, start: float | None, stop: float | None, expiry: int | None) -> int:
+        """Replace the roll-up documents of whole intervals; return the number of documents that changed."""
+        stored, rollup, number = self.timeline.stored, self.rollup, self.run.hold.number
+        # Other roll-ups, by another group, and users may have documents of the same type.
+        listed = [each for each in await stored.list_all(rollup.target, start, stop) if is_of(rollup, each)]
+        old = {_place(rollup, each): each for each in listed}
+        changed: list[Document] = []
+        gone: list[Document] = []
+        for place in found.summaries.keys() | old.keys():
+            parts, before = found.summaries.get(place, {}), old.get(place)
+            if (expiry is not None and expiry not in parts) or (before is not None and self._is_frozen(place[0])):
+                continue
+            base = None if before is None or self.run.force else base_of(before)
+            if expiry is not None and (base is None or base.expiry < expiry):
+                base = Base(Summary.merged([*([base.summary] if base else []), *parts[expiry]]), expiry)
+            summaries = merged(parts, None if base is None else base.expiry)
+            if base is not None:
+                summaries.append(base.summary)
+            if summaries:
+                after = to_document(rollup, place[0], place[2], Summary.merged(summaries), base)
+                if before is None or {**before, "run": 0} != {**after, "run": 0}:
+                    changed.append({**after, "run": number})
+            elif before is not None:
+                gone.append(before)
+        await stored.replace_rollups(changed, gone, number)
+        return len(changed)
+
+    def _is_frozen(self, begin: float) -> bool:
+        """Return whether an interval keeps the roll-up that it has, because its documents may be gone."""
+        end = begin + self.rollup.every_s
+        return not self.run.force and (
+            begin < self.run.frozen_before or any(first < end and begin < last for first, last in self.thinned)
+        )
 
 
-async def _replace(
-    timeline: Timeline,
-    rollup: Rollup,
-    documents: Iterable[Document],
-    start: float | None,
-    stop: float | None,
-    expired_before: float,
-) -> int:
-    """Replace the roll-up documents of whole intervals by these; return the number of documents that changed."""
-    keys = rollup.keys
-    new = {document["_id"]: document for document in (to_stored(document, keys) for document in documents)}
-    listed = await timeline.stored.list_all(rollup.target, start, stop)
-    # Other roll-ups, by another group, and users may have documents of the same type.
-    old = {found["_id"]: found for found in listed if found["_id"] == _id_of(rollup, found)}
-    changed = [
-        each
-        for id_, each in new.items()
-        if id_ not in old or (each["timestamp"] >= expired_before and old[id_] != each)
-    ]
-    for begin in range(0, len(changed), BATCH_DOCUMENTS):
-        await timeline.stored.write(changed[begin : begin + BATCH_DOCUMENTS])
-    if gone := [id_ for id_, each in old.items() if id_ not in new and each["timestamp"] >= expired_before]:
-        await timeline.stored.delete_ids(gone)
-    return len(changed)
-
-
-def _id_of(rollup: Rollup, stored: Document) -> str | None:
-    """Return the identifier that a stored document has if this roll-up wrote it."""
-    fields = {**stored["document"], "timestamp": stored["timestamp"]}
-    if fields.get("of") != rollup.field or any(key not in fields for key in rollup.keys):
-        return None
-    return document_id(rollup.target, {key: fields[key] for key in rollup.keys})
+def _place(rollup: Rollup, stored: Document) -> Place:
+    group = group_of(rollup, stored)
+    return stored["timestamp"], type(group), group
 
 
 def _bucket_start(moment: float, every: float, after: int = 0) -> float:
     """Return the start of the interval that contains a moment, or of the one that follows `after` intervals later."""
-    return float(grouping.bucket_starts(bucket_numbers(grouping.as_array(moment), every) + after, every)[0])
-
-
-def _documents(columns: Columns, rollup: Rollup, every: float) -> list[Document]:
-    documents: list[Document] = []
-    for value, (stamps, values) in columns.items():
-        series = {stat: grouping.aggregate(stamps, values, every, stat) for stat in STATS}
-        group = {} if rollup.group is None else {rollup.group: value}
-        documents += [
-            {
-                "type": rollup.target,
-                "timestamp": moment,
-                "of": rollup.field,
-                **group,
-                **dict(zip(STATS, row, strict=True)),
-            }
-            for moment, *row in zip(
-                series["count"].times.tolist(), *(series[stat].values.tolist() for stat in STATS), strict=True
-            )
-        ]
-    return documents
+    return float(bucket_starts(bucket_numbers(as_array(moment), every) + after, every)[0])

@@ -16,7 +16,8 @@ DOCUMENTS_PER_BATCH = 5000
 CHANGES_PER_CALL = 200
 # Fields that describe a document's blob, its state and its age.
 _FIELDS = (
-    "_id", "hash", "generation", "version", "sha256", "size_bytes", "attempt", "uri", "timestamp", "begun", "status",
+    "_id", "type", "hash", "generation", "version", "sha256", "size_bytes", "attempt", "uri", "timestamp", "begun",
+    "status",
 )  # fmt: skip
 
 
@@ -114,7 +115,12 @@ async def list_aborted(history: Registry, after: str, until: str) -> list[Docume
 
 
 async def abort(history: Registry, documents: Iterable[Document]) -> None:
-    """Set the state of documents to aborted, except of those that changed since :func:`list_documents` read them."""
+    """Set the state of documents to aborted, except of those that changed since :func:`list_documents` read them.
+
+    Roll-ups keep the snapshots among them.
+    """
+    documents = list(documents)
+    await history.timeline.thinned.note(each for each in documents if each["status"] == COMMITTED)
     by_status: dict[str, list[Document]] = {}
     for document in documents:
         by_status.setdefault(document["status"], []).append(document)

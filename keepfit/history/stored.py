@@ -11,7 +11,7 @@ from typing import Any
 
 import pymongo
 from bson.errors import InvalidDocument
-from pymongo import ReplaceOne
+from pymongo import DeleteOne, ReplaceOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge
 
 from keepfit.errors import InvalidError
@@ -20,20 +20,22 @@ from keepfit.history import reading
 from keepfit.history.filters import Filter
 from keepfit.history.mongo import INDEX_TIMEOUT_S, Database, Document, unavailable
 from keepfit.history.rollup_changes import RollupChanges
-from keepfit.history.rollup_progress import RollupProgress
 from keepfit.history.sources import StoredSource
 from keepfit.times import SECONDS_MAX, SECONDS_MIN
 
 DUPLICATE_KEY = 11000
+BATCH_DOCUMENTS = 1_000
+# Limit of a call that maintains the history: the documents of a moment, which no window divides, may be many.
+UPKEEP_TIMEOUT_S = 600.0
 
 
 @asynccontextmanager
-async def long_call(database: Database) -> AsyncIterator[None]:
+async def long_call(database: Database, timeout_s: float = INDEX_TIMEOUT_S) -> AsyncIterator[None]:
     """Allow calls in the block more time, but fail as early as others if MongoDB is unavailable."""
     with unavailable():
         # Ping first: within the longer time limit the driver would retry.
         await database.command("ping")
-        with pymongo.timeout(INDEX_TIMEOUT_S):
+        with pymongo.timeout(timeout_s):
             yield
 
 
@@ -43,14 +45,11 @@ class StoredDocuments:
     Roll-ups learn from `changes` of which times documents are stored or deleted.
     """
 
-    def __init__(
-        self, database: Database, source: StoredSource, changes: RollupChanges, progress: RollupProgress
-    ) -> None:
-        self._database = database
-        self._source = source
+    def __init__(self, database: Database, source: StoredSource, changes: RollupChanges) -> None:
+        self.database = database
+        self.source = source
         self._collection = source.collection
         self._changes = changes
-        self._progress = progress
 
     async def write(self, batch: Sequence[Document], replaced: Sequence[Document] = ()) -> None:
         """Write documents; each replaces the one with the same ``_id``, whose time may differ: see :meth:`reuse_ids`.
@@ -62,7 +61,7 @@ class StoredDocuments:
         """
         writes = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in batch]
         try:
-            async with self._changes.writing([*batch, *replaced]), long_call(self._database):
+            async with self._changes.writing([*batch, *replaced]), long_call(self.database):
                 try:
                     await self._collection.bulk_write(writes, ordered=False)
                 except BulkWriteError as error:
@@ -84,9 +83,9 @@ class StoredDocuments:
             first: Document = {"type": type_}
             if "timestamp" in keys:
                 first["timestamp"] = {"$gte": of_type[0]["timestamp"], "$lte": of_type[-1]["timestamp"]}
-            fields = {self._source.field_path(key): 1 for key in (*keys, *in_)} | {"timestamp": 1, "type": 1}
+            fields = {self.source.field_path(key): 1 for key in (*keys, *in_)} | {"timestamp": 1, "type": 1}
             existing: dict[str, list[Document]] = {}
-            async with long_call(self._database):
+            async with long_call(self.database):
                 async for found in self._collection.aggregate([{"$match": first}, {"$project": fields}]):
                     existing.setdefault(_key(found, keys), []).append(found)
             for document in of_type:
@@ -100,7 +99,7 @@ class StoredDocuments:
     async def delete_newest(self, where: Filter) -> bool:
         """Delete the newest document that matches and return whether there was one."""
         # Read by windows, as every query; the condition of the deletion then identifies the document.
-        found = await reading.read_newest([self._source], where, None, None, time.time(), 1)
+        found = await reading.read_newest([self.source], where, None, None, time.time(), 1)
         if not found:
             return False
         stored = storing.to_stored(found[0])
@@ -113,36 +112,48 @@ class StoredDocuments:
     async def delete(self, where: Filter, start: float | None, stop: float | None) -> int:
         """Delete all documents that match, from `start` and before `stop` (seconds); return their number."""
         conditions: Document = {}
-        for stage in self._source.match_stages(where, start, stop):
+        for stage in self.source.match_stages(where, start, stop):
             conditions |= stage["$match"]
         first, last = where.narrow(start, stop)
         range_ = SECONDS_MIN if first is None else first, SECONDS_MAX if last is None else last
-        async with self._changes.deleting(where.type, *range_), long_call(self._database):
+        async with self._changes.deleting(where.type, *range_), long_call(self.database):
             result = await self._collection.delete_many(conditions)
         return int(result.deleted_count)
 
     async def expire(self, type_: str | None, but: Sequence[str], stop: float) -> int:
         """Delete documents of a type (None: all but those in `but`) before `stop` (seconds); return their number.
 
-        Their roll-ups stay.
+        Types with roll-ups expire by :mod:`keepfit.history.expiry`.
         """
-        await self._progress.expire(type_, but, stop)
         where: Document = {"timestamp": {"$lt": stop}}
         where = {**where, "type": {"$nin": list(but)}} if type_ is None else {"type": type_, **where}
-        async with long_call(self._database):
+        async with long_call(self.database, UPKEEP_TIMEOUT_S):
             result = await self._collection.delete_many(where)
         return int(result.deleted_count)
 
     async def list_all(self, type_: str, start: float | None, stop: float | None) -> list[Document]:
         """Return the documents of a type in a range of time, in their stored form."""
-        async with long_call(self._database):
-            found = self._collection.aggregate(self._source.match_stages(Filter(type_), start, stop))
+        async with long_call(self.database):
+            found = self._collection.aggregate(self.source.match_stages(Filter(type_), start, stop))
             return [each async for each in found]
 
-    async def delete_ids(self, ids: Sequence[str]) -> None:
-        """Delete documents by their ``_id``."""
-        async with long_call(self._database):
-            await self._collection.delete_many({"_id": {"$in": list(ids)}})
+    async def replace_rollups(self, changed: Sequence[Document], gone: Sequence[Document], number: int) -> None:
+        """Write and delete documents of a roll-up in its run of this number, but none that a later run wrote."""
+        mine: Document = {"run": {"$not": {"$gt": number}}}
+        writes: list[ReplaceOne[Document] | DeleteOne] = [
+            ReplaceOne({"_id": each["_id"], **mine}, each, upsert=True) for each in changed
+        ]
+        writes += [DeleteOne({"_id": each["_id"], **mine}) for each in gone]
+        for first in range(0, len(writes), BATCH_DOCUMENTS):
+            # Roll-ups may be rolled up themselves.
+            some = [*changed, *gone][first : first + BATCH_DOCUMENTS]
+            async with self._changes.writing(some), long_call(self.database):
+                try:
+                    await self._collection.bulk_write(writes[first : first + BATCH_DOCUMENTS], ordered=False)
+                except BulkWriteError as error:
+                    # The documents with these keys are of a later run.
+                    if {fault["code"] for fault in error.details["writeErrors"]} != {DUPLICATE_KEY}:
+                        raise
 
 
 def _value(document: Document, name: str) -> Any:

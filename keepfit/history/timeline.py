@@ -26,6 +26,7 @@ from keepfit.history.rollup_changes import RollupChanges
 from keepfit.history.rollup_progress import RollupProgress
 from keepfit.history.sources import SnapshotSource, Source, StoredSource, is_snapshot_number
 from keepfit.history.stored import StoredDocuments, long_call
+from keepfit.history.thinned import Thinned
 from keepfit.times import Duration, Time, format_time, parse_duration, parse_time
 
 BATCH_DOCUMENTS = 1_000
@@ -42,7 +43,9 @@ class Timeline:
         self.rollup_changes = RollupChanges(database, journaled)
         progress = database.get_collection("rollups", write_concern=journaled)
         self.rollup_progress = RollupProgress(progress, self.rollup_changes)
-        self.stored = StoredDocuments(database, stored, self.rollup_changes, self.rollup_progress)
+        self.rollup_expiries = database.get_collection("rollup_expiries", write_concern=journaled)
+        self.thinned = Thinned(database.get_collection("thinned", write_concern=journaled))
+        self.stored = StoredDocuments(database, stored, self.rollup_changes)
         self._snapshots = SnapshotSource(database.get_collection("history"))
         self._sources: Sequence[Source] = (self._snapshots, stored)
         self._types_of_models: set[str] = set()

@@ -8,16 +8,13 @@ import math
 import time
 from dataclasses import dataclass
 
-import structlog
-
 from keepfit import times
-from keepfit.errors import InvalidError, MalformedError, SettingsError
-from keepfit.history import rollups
-from keepfit.history.rollups import Rollup
+from keepfit.errors import MalformedError, SettingsError
+from keepfit.history import expiry, rollups
+from keepfit.history.rollup_documents import Rollup
+from keepfit.history.rollups import Absorption
 from keepfit.history.timeline import Timeline
 from keepfit.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 ALL_OTHERS = "*"
 
@@ -71,17 +68,36 @@ async def run(timeline: Timeline, upkeep: Upkeep, now: float | None = None) -> t
     """
     now = time.time() if now is None else now
     written = deleted = 0
-    failed = set()
     for rollup in upkeep.rollups:
-        try:
-            written += await rollups.roll_up(timeline, rollup, now, upkeep.keep_snapshots_s)
-        except InvalidError as error:
-            failed.add(rollup.type)
-            log.warning("rollup_failed", type=rollup.type, every=rollup.every, field=rollup.field, reason=str(error))
+        written += await rollups.roll_up(timeline, rollup, now, upkeep.keep_snapshots_s)
+    rolled_up = {rollup.type for rollup in upkeep.rollups}
     named = {type_ for type_, _ in upkeep.keep_s if type_ != ALL_OTHERS}
-    for type_, seconds in upkeep.keep_s:
-        if type_ == ALL_OTHERS:
-            deleted += await timeline.stored.expire(None, sorted(named | failed), now - seconds)
-        elif type_ not in failed:
-            deleted += await timeline.stored.expire(type_, (), now - seconds)
+    for rule, seconds in upkeep.keep_s:
+        types = sorted(rolled_up - named) if rule == ALL_OTHERS else [rule]
+        for type_ in types:
+            if type_ in rolled_up:
+                some = await _expire(timeline, upkeep, type_, now - seconds, now)
+                written, deleted = written + some[0], deleted + some[1]
+            else:
+                deleted += await timeline.stored.expire(type_, (), now - seconds)
+        if rule == ALL_OTHERS:
+            deleted += await timeline.stored.expire(None, sorted(named | rolled_up), now - seconds)
+    return written, deleted
+
+
+async def _expire(timeline: Timeline, upkeep: Upkeep, type_: str, stop: float, now: float) -> tuple[int, int]:
+    """Delete documents of a type that has roll-ups; return the numbers of roll-up documents changed and of deleted."""
+    written = 0
+
+    async def absorb(absorption: Absorption) -> bool:
+        nonlocal written
+        for rollup in upkeep.rollups:
+            if rollup.type == type_:
+                some, finished = await rollups.absorb(timeline, rollup, absorption, now, upkeep.keep_snapshots_s)
+                written += some
+                if not finished:
+                    return False
+        return True
+
+    deleted = await expiry.expire(timeline, type_, stop, absorb)
     return written, deleted

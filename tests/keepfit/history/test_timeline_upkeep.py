@@ -1,6 +1,7 @@
 """Roll-ups and retention of stored documents, on a real MongoDB server."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,9 +11,24 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import Document, Registry, Timeline, reading, rollup_changes, rollups, timeline_upkeep
+from keepfit.history import (
+    Document,
+    Registry,
+    Timeline,
+    expiry,
+    reading,
+    rollup_changes,
+    rollup_reading,
+    rollups,
+    snapshot_upkeep,
+    timeline_upkeep,
+)
 from keepfit.history.documents import to_stored
-from keepfit.history.rollups import Rollup
+from keepfit.history.holds import Holds
+from keepfit.history.rollup_changes import RollupChanges
+from keepfit.history.rollup_documents import Rollup, group_of, summary_of
+from keepfit.history.stored import StoredDocuments
+from keepfit.history.summaries import STATS, Summary
 from keepfit.history.timeline_upkeep import Upkeep
 from keepfit.settings import Settings
 from tests.keepfit.history.test_registry import commit
@@ -183,15 +199,15 @@ async def test_a_document_stored_during_a_call_is_rolled_up_by_the_next(
 ) -> None:
     """A document that is stored after its interval was read, before the call ends, is in the roll-up after the next."""
     await timeline.bulk_upsert(votes(0, 2))
-    read = timeline.read_columns
+    read = rollups.read_intervals
 
     async def read_then_store(*arguments: Any) -> Any:
-        columns = await read(*arguments)
-        monkeypatch.setattr(timeline, "read_columns", read)
+        found = await read(*arguments)
+        monkeypatch.setattr(rollups, "read_intervals", read)
         await timeline.bulk_upsert(votes(4))
-        return columns
+        return found
 
-    monkeypatch.setattr(timeline, "read_columns", read_then_store)
+    monkeypatch.setattr(rollups, "read_intervals", read_then_store)
     await rollups.roll_up(timeline, ROLLUP, NOON + 600)
     assert (await rollup_documents(timeline))[0.0, "nike"]["count"] == 2
     assert (await timeline.rollup_progress.describe(ROLLUP.id))["state"] == "has late documents"
@@ -203,15 +219,15 @@ async def test_a_document_stored_during_a_call_is_rolled_up_by_the_next(
 async def test_an_interrupted_call_is_repeated(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call did not finish is done by the next one, in addition to what was stored since."""
     await timeline.bulk_upsert(votes(0, 2))
-    write = timeline.stored.write
+    write = timeline.stored.replace_rollups
 
-    async def fail(_: Any) -> None:
+    async def fail(*_: Any) -> None:
         raise UnavailableError("MongoDB is unavailable")
 
-    monkeypatch.setattr(timeline.stored, "write", fail)
+    monkeypatch.setattr(timeline.stored, "replace_rollups", fail)
     with pytest.raises(UnavailableError):
         await rollups.roll_up(timeline, ROLLUP, NOON + 600)
-    monkeypatch.setattr(timeline.stored, "write", write)
+    monkeypatch.setattr(timeline.stored, "replace_rollups", write)
     assert (await timeline.rollup_progress.describe(ROLLUP.id))["state"] == "running or interrupted"
     await timeline.bulk_upsert(votes(6))
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 2
@@ -219,17 +235,24 @@ async def test_an_interrupted_call_is_repeated(timeline: Timeline, monkeypatch: 
     assert await rollups.roll_up(timeline, ROLLUP, NOON + 600) == 0
 
 
-async def test_an_expired_interval_keeps_its_roll_up(timeline: Timeline) -> None:
-    """A late document of an interval whose documents have expired does not replace its roll-up; a rebuild neither."""
+async def test_a_late_document_is_added_to_those_that_have_expired(timeline: Timeline) -> None:
+    """A late document of an interval whose documents have expired is merged into its roll-up, once."""
     await timeline.bulk_upsert(votes(0, 2, 30, 32))
     upkeep = Upkeep((ROLLUP,), (("vote", 1800.0),))
-    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (2, 2)
-    await timeline.bulk_upsert(votes(4, 14, 34))
-    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (2, 2)
-    counts = {(0.0, "nike"): 2, (10.0, "nike"): 1, (30.0, "nike"): 3}
-    await rollups.rebuild(timeline, ROLLUP, NOON + 3600)
+    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (3, 2)
+    late = votes(4, 14, 34)
+    await timeline.bulk_upsert(late)
+    for _ in range(3):
+        await timeline_upkeep.run(timeline, upkeep, NOON + 3600)
+        await rollups.rebuild(timeline, ROLLUP, NOON + 3600)
     found = await rollup_documents(timeline)
+    counts = {(0.0, "nike"): 3, (10.0, "nike"): 1, (30.0, "nike"): 3}
     assert {key: document["count"] for key, document in found.items()} == counts
+    first = found[0.0, "nike"]
+    assert [first[stat] for stat in ("sum", "mean", "min", "max", "first", "last")] == [6, 2, 0, 4, 0, 4]
+    assert [each["timestamp"] for each in await timeline.query({"type": "vote"})] == [
+        NOON + 60 * minute for minute in (34, 32, 30)
+    ]
     await rollups.rebuild(timeline, ROLLUP, NOON + 3600, force=True)
     assert (await rollup_documents(timeline)).keys() == {(30.0, "nike")}
 
@@ -278,10 +301,19 @@ async def test_late_snapshots_are_rolled_up(registry: Registry, database: Databa
     assert await rollups.roll_up(timeline, rollup, NOON + 600, 3600.0) == 2
     found = {each["timestamp"]: each for each in await timeline.query({"type": "shoes/5m"})}
     assert (found[NOON]["count"], found[NOON]["sum"], found[NOON - 86_400]["count"]) == (3, 60, 1)
+    documents = await snapshot_upkeep.list_documents(registry, "", "g")
+    await snapshot_upkeep.abort(registry, [each for each in documents if each["version"] in (2, 3)])
     database["history"].delete_many({"version": {"$in": [2, 3]}})
-    await commit(registry, **field, timestamp=NOON + 4, version=5, rows_seen=40)
-    assert await rollups.roll_up(timeline, rollup, NOON + 86_400, 3600.0) == 0
-    assert {each["timestamp"]: each for each in await timeline.query({"type": "shoes/5m"})} == found
+    for version, at in ((5, NOON + 4), (6, NOON + 7200)):
+        await commit(registry, **field, timestamp=at, version=version, rows_seen=40)
+    # What retention has not taken from is rolled up at any age.
+    assert await rollups.roll_up(timeline, rollup, NOON + 86_400, 3600.0) == 1
+    after = {each["timestamp"]: each for each in await timeline.query({"type": "shoes/5m"})}
+    assert after.pop(NOON + 7200)["count"] == 1
+    assert after == found
+    await rollups.rebuild(timeline, rollup, NOON + 86_400, force=True)
+    (forced,) = await timeline.query({"type": "shoes/5m"}, NOON, NOON + 1)
+    assert (forced["count"], forced["sum"]) == (3, 80)
 
 
 async def test_expired_documents_are_deleted_after_their_roll_up(registry: Registry) -> None:
@@ -305,15 +337,96 @@ async def test_expired_documents_are_deleted_after_their_roll_up(registry: Regis
     assert await timeline.query({"type": "other"}) == []
 
 
-async def test_documents_are_kept_if_their_roll_up_fails(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a roll-up fails, no rule deletes documents of its type, and other roll-ups are written."""
-    await timeline.bulk_upsert([*votes(0, 1, 2), {"type": "other", "timestamp": NOON, "n": 1}])
+async def test_no_number_of_documents_holds_up_retention(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval with more documents than are held at once is rolled up in parts, and they expire."""
     monkeypatch.setattr(reading, "GROUPED_MAX", 2)
-    upkeep = Upkeep((ROLLUP, Rollup("other", "5m", "n")), (("vote", 60.0), ("*", 60.0)))
-    # The roll-up's own document is as old as the documents it aggregates.
-    assert await timeline_upkeep.run(timeline, upkeep, NOON + 3600) == (1, 2)
-    assert len(await timeline.query({"type": "vote"})) == 3
-    assert await timeline_upkeep.run(timeline, Upkeep((ROLLUP,), (("*", 60.0),)), NOON + 3600) == (0, 0)
+    monkeypatch.setattr(rollup_reading, "HELD_MAX", 3)
+    await timeline.bulk_upsert([{**vote, "timestamp": NOON} for vote in votes(*range(0, 20, 2))])
+    upkeep = Upkeep((ROLLUP,), (("vote", 60.0),))
+    assert (await timeline_upkeep.run(timeline, upkeep, NOON + 3600))[1] == 10
+    (rolled,) = (await rollup_documents(timeline)).values()
+    assert [rolled[stat] for stat in STATS] == [10, 90, 9, 0, 18, 0, 18]
+    assert await timeline.query({"type": "vote"}) == []
+
+
+class _Dies:
+    """Lets calls of some methods fail, before or after their effect, as a process or a server that is killed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self.share = 0.0
+        for owner, name in (
+            (StoredDocuments, "replace_rollups"), (StoredDocuments, "list_all"), (Holds, "change"), (Holds, "take"),
+            (expiry._Expiry, "_mark"), (expiry._Expiry, "_delete"), (expiry._Expiry, "_advance"),
+            (RollupChanges, "finish"), (RollupChanges, "_mark"),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
+
+    def _failing(self, method: Any) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            fate = self._rng.random()
+            if fate < self.share / 2:
+                raise UnavailableError("killed before")
+            result = await method(*arguments, **named)
+            if fate < self.share:
+                raise UnavailableError("killed after")
+            return result
+
+        return call
+
+
+async def test_nothing_is_lost_or_doubled_whatever_fails(
+    timeline: Timeline, monkeypatch: pytest.MonkeyPatch, database: Database[Document]
+) -> None:
+    """Backfill in random order, roll-ups and retention that fail at any step: the roll-ups of everything at once."""
+    rng = np.random.default_rng(20)
+    dies = _Dies(monkeypatch, rng)
+    chosen = (ROLLUP, Rollup("vote", "1h", "fit.size"))
+    upkeep = Upkeep(chosen, (("vote", 1800.0),))
+    documents = [
+        {**vote, "fit": {"size": float(rng.normal())}} for vote in votes(*rng.permutation(rng.uniform(0, 300, 150)))
+    ]
+    for number, batch in enumerate(np.array_split(np.arange(150), 15)):
+        dies.share = 0.0 if number == 14 else 0.2
+        some, stored = [documents[place] for place in batch], False
+        while not stored:
+            with contextlib.suppress(UnavailableError):
+                await timeline.bulk_upsert(some)
+                stored = True
+        for _ in range(3):
+            with contextlib.suppress(UnavailableError):
+                await asyncio.gather(
+                    *(timeline_upkeep.run(timeline, upkeep, NOON + 1200 * (number + 1)) for _ in range(2))
+                )
+            # A process that is killed releases nothing; here its time is over.
+            for name in ("rollups", "rollup_expiries"):
+                database[name].update_many({}, {"$set": {"held_until": 0.0}})
+    for _ in range(2):
+        await timeline_upkeep.run(timeline, upkeep, NOON + 40_000)
+    assert await timeline.query({"type": "vote"}) == []
+    for rollup in chosen:
+        every = rollup.every_s
+        groups: dict[Any, list[dict[str, Any]]] = {}
+        for each in documents:
+            groups.setdefault((each["timestamp"] // every * every, each["brand"] if rollup.group else None), []).append(
+                each
+            )
+        found = list(database["timeline"].find({"type": rollup.target}))
+        assert len(found) == len(groups)
+        for stored in found:
+            some = sorted(
+                groups[stored["timestamp"], group_of(rollup, stored)], key=lambda each: float(each["timestamp"])
+            )
+            columns = (np.array([each["timestamp"] for each in some]), np.array([each["fit"]["size"] for each in some]))
+            whole = Summary.of(*columns)
+            summary = summary_of(stored)
+            assert summary.sketch is not None
+            assert whole.sketch is not None
+            assert summary.sketch.to_bytes() == whole.sketch.to_bytes()
+            assert summary.sum == pytest.approx(whole.sum, rel=1e-9, abs=1e-12)
+            assert [summary.stat(stat) for stat in ("count", "min", "max", "first", "last")] == [
+                whole.stat(stat) for stat in ("count", "min", "max", "first", "last")
+            ]
 
 
 def test_upkeep_is_parsed_from_the_settings() -> None:

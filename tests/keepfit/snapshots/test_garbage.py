@@ -357,7 +357,7 @@ class Stepping:
     def __getattr__(self, name: str) -> Any:
         """Return a call that waits for its turn, in a coroutine or a thread; return plain values unchanged."""
         found = getattr(self._inner, name)
-        if name in ("uri", "url", "collection"):
+        if name in ("uri", "url", "collection", "timeline"):
             return found
         if asyncio.iscoroutinefunction(found):
 
