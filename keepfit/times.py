@@ -8,7 +8,7 @@ English), which is imported only then, and never by services. Invariants: a time
 import math
 import re
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -24,8 +24,8 @@ SECONDS_MIN, SECONDS_MAX = -62_135_596_800.0, 253_402_300_799.0
 # A time that is called past may be ahead by as much as clocks of machines differ.
 CLOCK_SKEW_S_MAX = 30.0
 
-UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h|d|w)?")
+UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|w)?")
 # A shorter span is below the resolution of a time, a longer one is above the range of times.
 DURATION_S_MIN, DURATION_S_MAX = 1e-6, SECONDS_MAX - SECONDS_MIN
 AGO = re.compile(r"([0-9]{1,9}) ?(s|m|h|d|w|(?:sec|second|min|minute|hour|day|week)s?) ago")
@@ -34,6 +34,7 @@ ANY_UNIT_AGO = re.compile(r"[0-9.,]+ ?([^\W\d]+) ago")
 UNITS = re.compile(r"s|m|h|d|w|(?:sec|second|min|minute|hr|hour|day|week|month|yr|year|decade)s?")
 DAYS = {"today": 0, "yesterday": -1, "tomorrow": 1}
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+MILLISECONDS = re.compile(r"[+-]?[0-9]{1,18}ms")
 # A date without separators is ISO 8601 and a number.
 BASIC_DATE = re.compile(r"(?:1[89]|2[0-9])[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
 FRACTION = re.compile(r"(?<=[0-9]{2})[.,]([0-9]+)(?=$|[Z+-])")
@@ -46,7 +47,7 @@ UTC_NAME = re.compile(r" ?(?:UTC|GMT|z)$")
 WORDS = re.compile(r"(?![0-9]{4}-).*(?:[A-Za-z]{3}|[0-9] ?[ap]m\b).*|[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?", re.IGNORECASE)
 
 
-def parse_time(time_: Time, *, now: float | None = None, words: bool = True) -> float:
+def parse_time(time_: Time, *, now: float | None = None, words: bool = True, zone: tzinfo | None = None) -> float:
     """Return a time in seconds since 1970.
 
     >>> parse_time(12.5), parse_time("12.5"), parse_time("2 hours ago", now=7200.0), parse_time("2026-11-20T12:00Z")
@@ -60,6 +61,8 @@ def parse_time(time_: Time, *, now: float | None = None, words: bool = True) -> 
         The time (seconds) that relative times refer to; the clock's by default.
     words
         Whether dateparser reads text that has no other known form.
+    zone
+        The time zone of text without one; that of the machine by default.
 
     Raises
     ------
@@ -70,13 +73,13 @@ def parse_time(time_: Time, *, now: float | None = None, words: bool = True) -> 
     if isinstance(time_, datetime):
         found = _of_datetime(time_)
     elif isinstance(time_, str):
-        found = _parse_text(time_.strip(), time.time() if now is None else now, words)
+        found = _parse_text(time_.strip(), time.time() if now is None else now, words, zone)
     elif _is_number(time_):
         found = float(time_)
     if found is None or not SECONDS_MIN <= found <= SECONDS_MAX:
         raise MalformedError(
             f"{str(time_)[:TEXT_MAX]!r} is not a valid time: use 2026-11-20T12:00Z (UTC), 2026-11-20 12:00 (local), "
-            "yesterday, 2 hours ago, or seconds since 1970 (no milliseconds)."
+            "yesterday, 2 hours ago, or seconds since 1970 (milliseconds with their unit: 1795176000250ms)."
         )
     return found
 
@@ -159,7 +162,7 @@ def _of_datetime(moment: datetime) -> float | None:
         return None
 
 
-def _parse_text(text: str, now: float, words: bool) -> float | None:
+def _parse_text(text: str, now: float, words: bool, zone: tzinfo | None) -> float | None:
     if len(text) > TEXT_MAX:
         return None
     plain = text.lower()
@@ -169,16 +172,18 @@ def _parse_text(text: str, now: float, words: bool) -> float | None:
     if ago:
         return now - float(ago[1]) * UNITS_S[ago[2][0]]
     if plain in DAYS:
-        midnight = datetime.fromtimestamp(now).astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        midnight = datetime.fromtimestamp(now, zone).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
         # Count calendar days: on days of a clock change a day does not have 24 hours.
-        return (midnight.replace(tzinfo=None) + timedelta(days=DAYS[plain])).timestamp()
-    if NUMBER.fullmatch(text):
+        return (midnight + timedelta(days=DAYS[plain])).replace(tzinfo=zone).timestamp()
+    if NUMBER.fullmatch(text) or MILLISECONDS.fullmatch(text):
         return _parse_number(text)
-    found = _parse_iso(UTC_NAME.sub("Z", SLASHES.sub(r"\1-\2-\3", text)))
-    return _parse_words(text, now) if found is None and words and WORDS.fullmatch(text) else found
+    found = _parse_iso(UTC_NAME.sub("Z", SLASHES.sub(r"\1-\2-\3", text)), zone)
+    return _parse_words(text, now, zone) if found is None and words and WORDS.fullmatch(text) else found
 
 
 def _parse_number(text: str) -> float:
+    if text.endswith("ms"):
+        return int(text.removesuffix("ms")) / 1000
     if BASIC_DATE.fullmatch(text):
         raise MalformedError(
             f"{text!r} is a date and a number of seconds: write {text[:4]}-{text[4:6]}-{text[6:]}, or {text}.0."
@@ -186,7 +191,7 @@ def _parse_number(text: str) -> float:
     return float(text)
 
 
-def _parse_iso(text: str) -> float | None:
+def _parse_iso(text: str, zone: tzinfo | None) -> float | None:
     try:
         moment = datetime.fromisoformat(text)
         if FRACTION_OF_HOUR.search(text):
@@ -194,33 +199,40 @@ def _parse_iso(text: str) -> float | None:
         # datetime has microseconds; a time may have more digits.
         fraction = FRACTION.search(text)
         if fraction is None or (moment.utcoffset() or timedelta(0)).microseconds:
-            return _to_seconds(moment, text)
-        whole = round(_to_seconds(moment.replace(microsecond=0), text))
+            return _to_seconds(moment, text, zone)
+        whole = round(_to_seconds(moment.replace(microsecond=0), text, zone))
         return float(whole + Decimal(f"0.{fraction[1]}"))
     except (ValueError, OverflowError, OSError):
         return None
 
 
-def _to_seconds(moment: datetime, text: str) -> float:
-    """Return the time that a text means; raise MalformedError if local clocks show it twice, or never."""
-    found = moment.timestamp()
-    if moment.tzinfo is not None or moment.replace(fold=1).timestamp() == found:
+def _to_seconds(moment: datetime, text: str, zone: tzinfo | None) -> float:
+    """Return the time that a text means; raise MalformedError if clocks of its zone show it twice, or never."""
+    if moment.tzinfo is not None:
+        return moment.timestamp()
+    placed = moment.replace(tzinfo=zone)
+    found = placed.timestamp()
+    if placed.replace(fold=1).timestamp() == found:
         return found
-    if datetime.fromtimestamp(found) != moment:
-        raise MalformedError(f"{text!r} is not a valid time: local clocks skip it; name the zone, 2026-11-20T12:00Z.")
-    times = " or ".join(moment.replace(fold=fold).astimezone().isoformat() for fold in (0, 1))
-    raise MalformedError(f"{text!r} occurs twice in local time: use {times}.")
+    if datetime.fromtimestamp(found, zone).replace(tzinfo=None) != moment:
+        whose = "local clocks" if zone is None else f"clocks of {zone}"
+        raise MalformedError(f"{text!r} is not a valid time: {whose} skip it; name the zone, 2026-11-20T12:00Z.")
+    times = " or ".join(placed.replace(fold=fold).astimezone(zone).isoformat() for fold in (0, 1))
+    raise MalformedError(f"{text!r} occurs twice in {'local time' if zone is None else zone}: use {times}.")
 
 
-def _parse_words(text: str, now: float) -> float | None:
+def _parse_words(text: str, now: float, zone: tzinfo | None) -> float | None:
     try:
         import dateparser  # noqa: PLC0415 - slow to import, and seldom needed
     except ModuleNotFoundError:
         return None
-    settings: Any = {"RELATIVE_BASE": datetime.fromtimestamp(now), "PREFER_DATES_FROM": "past"}
+    settings: Any = {
+        "RELATIVE_BASE": datetime.fromtimestamp(now, zone).replace(tzinfo=None),
+        "PREFER_DATES_FROM": "past",
+    }
     unit = ANY_UNIT_AGO.fullmatch(text.lower())
     if unit and not UNITS.fullmatch(unit[1]):
         return None
     # English only: trying all 200 languages on text that is in none of them takes seconds.
     found: datetime | None = dateparser.parse(text, languages=["en"], settings=settings)
-    return None if found is None else _to_seconds(found, text)
+    return None if found is None else _to_seconds(found, text, zone)

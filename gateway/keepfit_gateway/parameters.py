@@ -5,7 +5,7 @@ Owns their descriptions and schemas. :mod:`keepfit_gateway.handlers.inputs` and 
 
 from typing import Any
 
-from keepfit.history import points
+from keepfit.history import comparisons, points, statistic, zones
 from keepfit.history.filters import KINDS
 from keepfit.store import events
 from keepfit_gateway.handlers import inputs, model_list
@@ -246,10 +246,29 @@ EVENTS = (
     {**TIMEOUT, "description": "Seconds after which the stream ends; without it, it does not end by itself."},
 )
 
-SPAN = {"type": "string", "pattern": "^[0-9]{1,9}([.][0-9]{1,6})?[smhdw]?$", "examples": ["5m"]}
+SPAN = {"type": "string", "pattern": "^[0-9]{1,9}([.][0-9]{1,6})?(ms|[smhdw])?$", "examples": ["5m"]}
+EVERY = {
+    "type": "string",
+    "pattern": "^([0-9]{1,9}([.][0-9]{1,6})?(ms|[smhdw])?|[0-9]{1,4}(mo|y))$",
+    "examples": ["5m"],
+}
 TIME_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "string"}]}
-TIME = "Seconds since 1970, ISO 8601 (in the gateway's time zone if it has none), `yesterday`, `2 hours ago`."
+TIME = "Seconds since 1970, milliseconds (1795176000250ms), ISO 8601 (in the zone of `tz` if it has none), `yesterday`."
 NAMED = {"type": "string", "minLength": 1}
+FLAG = {"type": "boolean"}
+STATS = "|".join(statistic.STATS)
+
+
+def _several(name: str, description: str, most: int, **schema: Any) -> dict[str, Any]:
+    """Return a parameter that may occur several times."""
+    items = {"type": "array", "items": {**NAMED, **schema}, "minItems": 1, "maxItems": most}
+    return {**_parameter(name, "query", description, items), "style": "form", "explode": True}
+
+
+def _count(name: str, description: str, most: int) -> dict[str, Any]:
+    return _parameter(name, "query", description, {"type": "integer", "minimum": 1, "maximum": most})
+
+
 HISTORY = (
     _parameter("type", "query", "Type of the documents."),
     _parameter("hash", "query", "Hash of a model: only documents of its snapshots.", HASH["schema"]),
@@ -259,31 +278,63 @@ HISTORY = (
         "or the type is one of models, both without type and hash, otherwise those of users.",
         {"type": "string", "enum": list(KINDS)},
     ),
+    _several(
+        "where",
+        "Comparisons that must all hold: `rows_seen>=1000` (`=`, `!=`, `<`, `<=`, `>`, `>=`), `brand in nike,puma`, "
+        "`brand not in nike`, `brand exists`, `brand not exists`.",
+        comparisons.COMPARISONS_MAX, examples=["rows_seen>=1000"],
+    ),
     _parameter("timestamp", "query", "Only documents of exactly this time.", {**TIME_SCHEMA, "examples": ["now"]}),
     _parameter("after", "query", f"From this time on. {TIME}", {**TIME_SCHEMA, "examples": ["1 day ago"]}),
     _parameter("before", "query", "Before this time.", {**TIME_SCHEMA, "examples": ["now"]}),
+    _parameter(
+        "tz", "query",
+        "Time zone (IANA) of times without one, and whose days, weeks, months and years `every` means; for times "
+        "without one that of the gateway by default, for `every` UTC.",
+        {"type": "string", "pattern": f"^{zones.NAME.pattern}$", "examples": ["Europe/Berlin"]},
+    ),
     _parameter("closest", "query", "Only the document nearest to this time.", {**TIME_SCHEMA, "examples": ["now"]}),
     _parameter(
         "last", "query", "Only the newest document, or this number of them.",
         {"type": "string", "pattern": "^(true|[0-9]{1,4})?$", "examples": ["true"]},
     ),
+    _several(
+        "per", "Keys of metadata or fields: only the newest document for each of their values.", points.KEYS_MAX,
+        examples=["brand"],
+    ),
     METADATA,
-    {**LIMIT, "description": "Documents on a page."},
+    {**LIMIT, "description": "Documents on a page; with `per`, at most so many values."},
     _parameter("page", "query", "Number of the page, from 1.", {"type": "integer", "minimum": 1, "maximum": 10**9}),
-    _parameter("every", "query", "Group by time: one point per span of this length: 30s, 5m, 1h, 1d, 1w, 90.", SPAN),
     _parameter(
-        "stat", "query", "Aggregate of a span: mean, min, max, sum, count, first, last, median, or a percentile: p99.",
-        {"type": "string", "pattern": "^(mean|min|max|sum|count|first|last|median|p[0-9]{1,3}([.][0-9]{1,3})?)$"},
+        "every", "query", "Group by time: one point per span of this length: 250ms, 30s, 5m, 1h, 1d, 1w, 1mo, 1y, 90.",
+        EVERY,
     ),
     _parameter(
-        "field", "query", "Dotted name of a number; only stat=count goes without.",
+        "stat", "query", f"Statistic of a span: {', '.join(statistic.STATS)}, or a percentile: p99.",
+        {"type": "string", "pattern": f"^({STATS}|p[0-9]{{1,3}}([.][0-9]{{1,3}})?)$"},
+    ),
+    _parameter(
+        "field", "query", "Dotted name of a number; only stat=count goes without, stat=distinct also takes texts.",
         {**NAMED, "examples": ["metrics.mean_absolute_error"]},
     ),
-    _parameter("group", "query", "Key of metadata or field: each of its values has points of its own.", NAMED),
+    _several(
+        "group", "Keys of metadata or fields: each of their values has points of its own.", points.KEYS_MAX,
+        examples=["brand"],
+    ),
     _parameter("fill", "query", "Value of spans without documents: none, null, previous, linear, or a number.", NAMED),
     _parameter("rate", "query", "Change between points, per this span.", SPAN),
     _parameter(
-        "moving", "query", "Moving average over this number of points.",
-        {"type": "integer", "minimum": 1, "maximum": points.MOVING_MAX},
+        "nonnegative_rate", "query", "Growth of a counter between points, per this span; it may have been reset.", SPAN
     ),
+    _parameter("increase", "query", "Growth of a counter between points; it may have been reset.", FLAG),
+    _parameter("cumulative", "query", "Sum of each point and all before it.", FLAG),
+    _count("moving", "Moving average over this number of points.", points.MOVING_MAX),
+    _count("exponential", "Exponential average, with the weight 2 / (this number + 1) for a new point.",
+           points.MOVING_MAX),
+    _count(
+        "top", "Only this number of groups, those with the largest mean of their points; without `every`, of "
+        "documents, those with the largest `field`.", points.SERIES_MAX,
+    ),
+    _count("bottom", "As `top`, with the smallest ones.", points.SERIES_MAX),
+    _count("series", "Only this number of groups, the first ones in order.", points.SERIES_MAX),
 )  # fmt: skip

@@ -13,23 +13,28 @@ import numpy as np
 
 from keepfit.conditions import Conditions, Scalar
 from keepfit.errors import InvalidError, MalformedError
+from keepfit.history import comparisons as comparing
+from keepfit.history.comparisons import Comparison
 from keepfit.times import parse_time
 
 # Documents of snapshots, documents that users store, or both.
 Kind = Literal["snapshot", "document", "all"]
 SNAPSHOT, DOCUMENT, ALL = KINDS = get_args(Kind)
 HASH = re.compile(r"[0-9a-f]{64}")
-# Parameters of queries, which funtime takes among the values.
-NOT_VALUES = ("since", "limit")
+# Parameters of queries, which some calls of funtime take among the values, and where they belong.
+NOT_VALUES = {
+    "since": "query_latest takes it so; elsewhere pass the times as start and stop",
+    "limit": "pass it as a parameter of the query",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
     """A condition on documents: `type`, `hash` of the model, time `at` (seconds), for each key the values that match.
 
-    A key of `values` is a key of metadata, a field, or names joined by dots. `kind` None stands for the kind that
-    :meth:`keepfit.history.timeline.Timeline.sources` chooses. `bound` are the conditions of the caller's API key: the
-    metadata must fulfil them, whatever the fields are.
+    A key of `values`, and of `comparisons`, is a key of metadata, a field, or names joined by dots; all must hold.
+    `kind` None stands for the kind that :meth:`keepfit.history.timeline_queries.TimelineQueries.sources` chooses.
+    `bound` are the conditions of the caller's API key: the metadata must fulfil them, whatever the fields are.
     """
 
     type: str | None = None
@@ -38,10 +43,11 @@ class Filter:
     at: float | None = None
     kind: Kind | None = None
     bound: Conditions = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None, kind: Kind | None = None) -> "Filter":
-        """Return the filter for plain values.
+        """Return the filter for plain values, and for comparisons: ``{"rows_seen": {">=": 1000}}``.
 
         Raises
         ------
@@ -53,28 +59,29 @@ class Filter:
         if not isinstance(values, Mapping | None):
             raise InvalidError(f"where must be a dictionary of values by key, not {values!r}.")
         others: dict[str, list[Scalar]] = {}
+        compared: list[Comparison] = []
         named: dict[str, str] = {}
         at = None
-        for key, given in (values or {}).items():
-            value = given.item() if isinstance(given, np.generic) else given
+        for key, value in (values or {}).items():
             if not isinstance(key, str) or not key:
                 raise InvalidError(f"{key!r}: the key of a filter must be a string that is not empty.")
             if key in NOT_VALUES:
-                raise InvalidError(f"{key!r} is not a value to filter by: pass it as a parameter of the query.")
-            if key == "timestamp":
+                raise InvalidError(f"{key!r} is not a value to filter by: {NOT_VALUES[key]}.")
+            if isinstance(value, Mapping):
+                compared += comparing.of_mapping(key, value)
+            elif key == "timestamp":
                 at = parse_time(value)
             elif key in ("type", "hash"):
                 if not isinstance(value, str):
                     raise InvalidError(f"{key!r}: a filter value must be a string, not {value!r}.")
                 named[key] = value
-            elif isinstance(value, str | int | float | bool):
-                others[key] = [float(value) if isinstance(value, int) and not isinstance(value, bool) else value]
             else:
-                raise InvalidError(f"{key!r}: a filter value must be a string, a number, true or false.")
+                others[key] = [_plain(key, value)]
+        check_comparisons(compared)
         check_kind(kind)
         if kind != DOCUMENT and "hash" in named:
             check_hash(named["hash"])
-        return cls(named.get("type"), named.get("hash"), others, at, kind)
+        return cls(named.get("type"), named.get("hash"), others, at, kind, comparisons=tuple(compared))
 
     def narrow(self, start: float | None, stop: float | None) -> tuple[float | None, float | None]:
         """Return the part of a range of time (start inclusive, stop exclusive) that can have matching documents."""
@@ -82,6 +89,26 @@ class Filter:
             return start, stop
         after = float(np.nextafter(self.at, np.inf))
         return self.at if start is None else max(start, self.at), after if stop is None else min(stop, after)
+
+
+def check_comparisons(compared: Sequence[Comparison]) -> None:
+    """Raise InvalidError if there are too many comparisons, or one is of the time."""
+    if any(each.key == "timestamp" for each in compared):
+        raise InvalidError("'timestamp' is not compared: use start and stop, over HTTP after and before.")
+    if len(compared) > comparing.COMPARISONS_MAX:
+        raise InvalidError(f"A filter has at most {comparing.COMPARISONS_MAX} comparisons, not {len(compared)}.")
+
+
+def _plain(key: str, value: object) -> Scalar:
+    if isinstance(value, list | tuple | set | frozenset):
+        raise InvalidError(
+            f"{key!r}: a filter value must be a string, a number, true or false; one of several is {{'in': [...]}}."
+        )
+    if value is None:
+        raise InvalidError(
+            f"{key!r}: a filter value must be a string, a number, true or false; without one is {{'exists': False}}."
+        )
+    return comparing.to_value(key, value)
 
 
 def check_kind(kind: object) -> None:

@@ -1,27 +1,22 @@
 """Read documents by time, in windows.
 
-Owns the windows and the limits of what one call reads; :mod:`keepfit.history.sources` says how documents are selected.
-Never writes. Invariant: no call reads more than a bounded number of documents that it does not return.
+Owns the windows and the order of documents; :mod:`keepfit.history.sources` says how they are selected, and
+:mod:`keepfit.history.columns` reads their numbers. Never writes. Invariant: no call reads more than a bounded number of
+documents that it does not return, and a stream holds a bounded number of them.
 
 Documents are read in windows of time, which grow until they contain enough. MongoDB scans its index and stops by
 itself; a server that collects all matches before it sorts and limits them (SecantusDB 0.7) collects little this way,
 and no call takes long on either.
 """
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing
 
-import numpy as np
-
-from keepfit.conditions import Scalar
-from keepfit.errors import InvalidError
 from keepfit.history.filters import Filter
-from keepfit.history.grouping import Array
 from keepfit.history.mongo import Document, gather_all, unavailable
-from keepfit.history.sources import Source, group_key
+from keepfit.history.sources import Source
 
-T = TypeVar("T")
+Window = tuple[float | None, float | None]
 
 WINDOW_S, COLUMNS_WINDOW_S = 60.0, 3600.0
 GROWTH = 3.0
@@ -30,11 +25,6 @@ EXISTENCE_WINDOWS_S = (3600.0, 30 * 86_400.0, None)
 HORIZON_S = 40 * 366 * 86_400.0
 # Target for the documents that one call returns, whole ones and columns; more may exceed the time limit of a call.
 CHUNK, COLUMNS_CHUNK = 2_000, 10_000
-# Maximum number of documents that one query reads to aggregate them; each needs 16 bytes of memory.
-GROUPED_MAX = 1_000_000
-
-
-# Whole documents.
 
 
 async def read_newest(
@@ -77,6 +67,70 @@ async def read_oldest(sources: Sequence[Source], where: Filter, start: float, no
     return next(iter(await _read_sorted(sources, where, low, None, 1, 1)), None)
 
 
+async def stream(
+    sources: Sequence[Source], where: Filter, start: float | None, stop: float | None, now: float
+) -> AsyncGenerator[Document]:
+    """Yield all documents with `start` <= timestamp < `stop`, newest first, as cursors of the server return them."""
+    start, stop = where.narrow(start, stop)
+    found = windows(start, stop, now, WINDOW_S, CHUNK)
+    low, high = next(found)
+    while True:
+        count = 0
+        async with aclosing(_merged(sources, where, low, high)) as documents:
+            async for document in documents:
+                count += 1
+                yield document
+        try:
+            low, high = found.send(count)
+        except StopIteration:
+            return
+
+
+async def _merged(
+    sources: Sequence[Source], where: Filter, low: float | None, high: float | None
+) -> AsyncGenerator[Document]:
+    """Yield the documents of all sources in a window, newest first."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(aclosing(_sorted(source, where, low, high))) for source in sources]
+        heads = await gather_all(*(anext(stream, None) for stream in streams))
+        while any(head is not None for head in heads):
+            newest = max(range(len(heads)), key=lambda place: _timestamp(heads[place]))
+            document = heads[newest]
+            heads[newest] = await anext(streams[newest], None)
+            if document is not None:
+                yield document
+
+
+async def _sorted(source: Source, where: Filter, low: float | None, high: float | None) -> AsyncGenerator[Document]:
+    pipeline = [*source.match_stages(where, low, high), {"$sort": {"timestamp": -1}}]
+    with unavailable():
+        async for document in source.collection.aggregate(pipeline):
+            yield source.to_public(document)
+
+
+def _timestamp(document: Document | None) -> float:
+    return float("-inf") if document is None else float(document["timestamp"])
+
+
+def windows(
+    start: float | None, stop: float | None, now: float, width: float, chunk: int
+) -> Generator[Window, int, None]:
+    """Yield (start, stop) of each window from `stop` back to `start`; send it the number of documents of the window.
+
+    The first window has `width` seconds. Windows grow while they contain few documents, and shrink where there are more
+    than `chunk`.
+    """
+    high, low = stop, (now if stop is None else min(stop, now)) - width
+    horizon = low - HORIZON_S
+    while True:
+        end = low <= (horizon if start is None else start)
+        count = yield start if end else low, high
+        if end:
+            return
+        width *= min(GROWTH, chunk / count) if count else GROWTH
+        high, low = low, low - width
+
+
 async def fetch_windows(
     fetch: Callable[[float | None, float | None], Awaitable[int]],
     start: float | None,
@@ -85,21 +139,16 @@ async def fetch_windows(
     width: float,
     chunk: int,
 ) -> AsyncIterator[int]:
-    """Call `fetch` with (start, stop) of each window from `stop` back to `start`; yield the counts that it returns.
-
-    The first window has `width` seconds. Windows grow while they contain few documents, and shrink where `fetch`
-    returned more than `chunk`.
-    """
-    high, low = stop, (now if stop is None else min(stop, now)) - width
-    horizon = low - HORIZON_S
+    """Call `fetch` with (start, stop) of each of :func:`windows`; yield the counts that it returns."""
+    found = windows(start, stop, now, width, chunk)
+    window = next(found)
     while True:
-        end = low <= (horizon if start is None else start)
-        count = await fetch(start if end else low, high)
+        count = await fetch(*window)
         yield count
-        if end:
+        try:
+            window = found.send(count)
+        except StopIteration:
             return
-        width *= min(GROWTH, chunk / count) if count else GROWTH
-        high, low = low, low - width
 
 
 async def _read_sorted(
@@ -117,100 +166,3 @@ async def _read_sorted(
     found = [document for some in await gather_all(*map(of, sources)) for document in some]
     found.sort(key=lambda document: direction * document["timestamp"])
     return found[:limit] if limit else found
-
-
-# Columns.
-
-Columns = dict[Scalar | None, tuple[Array, Array]]
-
-
-async def read_columns(
-    sources: Sequence[Source],
-    where: Filter,
-    start: float | None,
-    stop: float | None,
-    now: float,
-    name: str | None,
-    group: str | None = None,
-) -> Columns:
-    """Return times and values of the number field `name`, by value of the metadata key `group`.
-
-    Documents without that key are under None. If `name` is None every document counts, with the value 1.
-
-    Raises
-    ------
-    InvalidError
-        If there are more than :data:`GROUPED_MAX` documents.
-    """
-    columns: dict[Scalar | None, list[tuple[Array, Array]]] = {}
-    total = 0
-    start, stop = where.narrow(start, stop)
-
-    async def fetch(low: float | None, high: float | None) -> int:
-        nonlocal total
-        count = 0
-        for some in await gather_all(*(_read_window(source, where, low, high, name, group) for source in sources)):
-            for value, times, values in some:
-                columns.setdefault(value, []).append((times, values))
-                count += len(times)
-        total += count
-        if total > GROUPED_MAX:
-            raise InvalidError(
-                f"More than {GROUPED_MAX:,} documents are in this time range: use a later start or a filter."
-            )
-        return count
-
-    async for _ in fetch_windows(fetch, start, stop, now, COLUMNS_WINDOW_S, COLUMNS_CHUNK):
-        pass
-    # Windows are read latest first; documents with equal times keep their order.
-    return {
-        value: (np.concatenate([t for t, _ in some[::-1]]), np.concatenate([v for _, v in some[::-1]]))
-        for value, some in columns.items()
-    }
-
-
-async def _read_window(
-    source: Source, where: Filter, start: float | None, stop: float | None, name: str | None, group: str | None
-) -> list[tuple[Scalar | None, Array, Array]]:
-    """Return columns of one window of one source, by group.
-
-    The server returns them as two arrays in one document, because one document per value costs more than all else.
-    """
-    pipeline = source.match_stages(where, start, stop)
-    pushes: Document = {"t": {"$push": "$timestamp"}}
-    if name is not None:
-        pipeline.append({"$match": {source.field_path(name): {"$type": "number"}}})
-        pushes["v"] = {"$push": f"${source.field_path(name)}"}
-    pipeline.append({"$group": {"_id": group_key(source, group), **pushes}})
-    with unavailable():
-        found = await source.collection.aggregate(pipeline).to_list(None)
-    return [(_label_value(document["_id"]), *_to_arrays(document["t"], document.get("v"))) for document in found]
-
-
-def _label_value(value: Any) -> Scalar | None:
-    """Return the value of a group; labels store integers as floats, this returns them as integers.
-
-    Values that are not scalars form no group of their own.
-    """
-    if not isinstance(value, str | float | int | bool):
-        return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _to_arrays(times: list[float], values: list[Any] | None) -> tuple[Array, Array]:
-    """Return arrays of times and values, without values that are not finite numbers (an array of numbers, for example).
-
-    MongoDB's type condition also matches arrays that contain a number.
-    """
-    stamps = np.array(times, dtype=np.float64)
-    if values is None:
-        return stamps, np.ones(len(stamps))
-    if not all(map(_is_number, values)):
-        values = [value if _is_number(value) else math.nan for value in values]
-    numbers = np.array(values, dtype=np.float64)
-    finite = np.isfinite(numbers)
-    return stamps[finite], numbers[finite]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

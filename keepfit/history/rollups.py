@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from keepfit.errors import InvalidError, MalformedError, SettingsError
 from keepfit.history import reading
+from keepfit.history.buckets import as_array, bucket_numbers, bucket_starts
 from keepfit.history.filters import Filter
-from keepfit.history.grouping import as_array, bucket_numbers, bucket_starts
 from keepfit.history.mongo import Document
 from keepfit.history.rollup_changes import Range
 from keepfit.history.rollup_documents import Base, Rollup, base_of, group_of, is_of, to_document

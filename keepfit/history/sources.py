@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from keepfit.errors import InvalidError, MalformedError
+from keepfit.history.comparisons import Comparison
 from keepfit.history.filters import Filter
 from keepfit.history.metadata_labels import label_condition, label_conditions
 from keepfit.history.mongo import Collection, Document
@@ -20,6 +21,8 @@ FIELD_MAX = 256
 METADATA = "metadata."
 # Fields of a snapshot's document by which it can be filtered and grouped.
 SNAPSHOT_FIELDS = frozenset({"generation", "origin", "rows_seen", "sequence", "sha256", "size_bytes", "uri", "version"})
+# The operators of an order, and MongoDB's.
+ORDER = {"<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
 SNAPSHOT_PARTS = ("metrics.", "runtime.")
 
 
@@ -134,7 +137,26 @@ def _all_of(source: Source, where: Filter) -> Document:
         if path := source.value_path(key):
             either.append({path: {"$in": list(values)}})
         conditions.append(either[0] if len(either) == 1 else {"$or": either})
+    conditions += [_compared(source, comparison) for comparison in where.comparisons]
     return {"$and": conditions} if conditions else {}
+
+
+def _compared(source: Source, comparison: Comparison) -> Document:
+    """Return the condition that a comparison states; its key is a label or a path, its values are never more."""
+    operator, values = comparison.operator, list(comparison.values)
+    named, negated = operator.removeprefix("not "), operator.startswith(("not ", "!"))
+    test: Document | None = {"$in": values} if named in ("=", "!=", "in") else None
+    if named in ORDER:
+        test = {ORDER[named]: values[0]}
+    key, either = comparison.key, list[Document]()
+    path: str | None = key if key == "type" or (key == "hash" and isinstance(source, SnapshotSource)) else None
+    if path is None:
+        label: Document = {"k": source.label_key(key)}
+        either.append({"labels": {"$elemMatch": label if test is None else {**label, "v": test}}})
+        path = source.value_path(key)
+    if path is not None:
+        either.append({path: {"$exists": True} if test is None else test})
+    return {"$nor" if negated else "$or": either}
 
 
 def _between(start: float | None, stop: float | None) -> Document:

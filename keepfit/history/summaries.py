@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from keepfit.history.grouping import PERCENTILE, Array, Series, bucket_numbers, bucket_starts
+from keepfit.history.buckets import bucket_numbers, bucket_starts
+from keepfit.history.grouping import Series
 from keepfit.history.mongo import Document
 from keepfit.history.sketch import Sketch
+from keepfit.history.statistic import PERCENTILE
+from keepfit.history.zones import Array
 
 # What a roll-up's document shows.
 STATS = ("count", "sum", "mean", "min", "max", "first", "last")

@@ -6,11 +6,18 @@ used from any thread, and closing it stops its thread.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from keepfit.history.filters import Kind
+from keepfit.history.mongo import Document
+from keepfit.history.query_arguments import Values
 from keepfit.history.timeline import Timeline
+from keepfit.times import Time
+
+# Documents that one change of threads brings.
+STREAM_DOCUMENTS = 500
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +31,15 @@ def _synchronous(
         return self._run(method(self._timeline, *args, **kwargs))
 
     return call
+
+
+async def _take(documents: AsyncGenerator[Document]) -> list[Document]:
+    """Return the next documents of a stream; none at its end."""
+    some: list[Document] = []
+    # Not `async for`, which would close the stream after some.
+    while len(some) < STREAM_DOCUMENTS and (document := await anext(documents, None)) is not None:
+        some.append(document)
+    return some
 
 
 class TimelineSync:
@@ -63,6 +79,23 @@ class TimelineSync:
         self._thread.join()
         self._loop.close()
 
+    def stream(
+        self,
+        where: Values = None,
+        start: Time | None = None,
+        stop: Time | None = None,
+        limit: int = 0,
+        *,
+        kind: Kind | None = None,
+    ) -> Iterator[Document]:
+        """Yield the documents that match, newest first, while the server returns them; see :meth:`Timeline.stream`."""
+        documents = self._timeline.stream(where, start, stop, limit, kind=kind)
+        try:
+            while some := self._run(_take(documents)):
+                yield from some
+        finally:
+            self._run(documents.aclose())
+
     ensure_indexes = _synchronous(Timeline.ensure_indexes)
     store = _synchronous(Timeline.store)
     bulk_upsert = _synchronous(Timeline.bulk_upsert)
@@ -74,5 +107,7 @@ class TimelineSync:
     query_last = _synchronous(Timeline.query_last)
     query_time = _synchronous(Timeline.query_time)
     query_closest = _synchronous(Timeline.query_closest)
+    query_last_per = _synchronous(Timeline.query_last_per)
+    query_top = _synchronous(Timeline.query_top)
     stats = _synchronous(Timeline.stats)
     points = _synchronous(Timeline.points)

@@ -4,7 +4,9 @@ Owns the translation between HTTP and :mod:`keepfit.history`, and nothing else. 
 large answers are encoded in slices, and only a few queries run at once.
 """
 
+import asyncio
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -23,13 +25,15 @@ encode = msgspec.json.Encoder(enc_hook=str).encode
 
 async def list_history(request: web.Request) -> web.Response:
     """GET /v1/history: documents, newest first, or points."""
-    if len(request.query) != len(set(request.query)):
+    parameters = {name: request.query.getall(name) for name in request.query}
+    if any(len(texts) > 1 for name, texts in parameters.items() if name not in query.REPEATABLE):
         raise MalformedError("A query parameter occurs more than once.")
     service = request.app[SERVICE]
     if "hash" in request.query and request.query.get("kind") != DOCUMENT:
         await check_hash(request, request.query["hash"])
     # Times in plain words beyond the simple forms need a library that uses as much memory as half a gateway.
-    parsed = query.parse(request.query, words=False)
+    parse = partial(query.parse, parameters, words=False)
+    parsed = await asyncio.to_thread(parse) if "tz" in parameters else parse()
     parsed = replace(parsed, where=replace(parsed.where, bound=bound_key.conditions()))
     async with service.history_gate:
         items = await query.execute(service.history.timeline, parsed)

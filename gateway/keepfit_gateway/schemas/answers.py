@@ -289,11 +289,11 @@ HistoryDocument = Annotated[dict[str, Any], Meta(title="HistoryDocument")]
 
 
 class HistoryPoint(Struct, kw_only=True):
-    """The aggregate of the documents in one time span from `timestamp` (seconds); `group` is the value grouped by."""
+    """The aggregate of the documents in one time span from `timestamp` (seconds); `group` has what it is grouped by."""
 
     timestamp: Timestamp
     value: float | None
-    group: str | float | bool | UnsetType | None = UNSET
+    group: str | float | bool | dict[str, str | float | bool | None] | UnsetType | None = UNSET
 
 
 class HistoryAnswer(Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -86,6 +87,44 @@ async def test_points_are_queried_with_every(workerless: Api) -> None:
     assert await points(every="1h", field="absent") == []
 
 
+@pytest.mark.usefixtures("timeline")
+async def test_queries_compare_choose_and_use_time_zones(workerless: Api) -> None:
+    """Comparisons, the newest for each value, the largest values, groups by several keys, and zones are parameters."""
+
+    async def answer(kind: str, **query: Any) -> list[dict[str, Any]]:
+        several = {name: [given] if isinstance(given, str) else given for name, given in query.items()}
+        parameters = [(name, text) for name, texts in several.items() for text in texts]
+        target = f"/v1/history?{urlencode([('type', 'vote'), *parameters])}"
+        found: list[dict[str, Any]] = (await workerless.call("GET", target)).of(200)[kind]
+        return found
+
+    async def numbers(**query: Any) -> list[int]:
+        return [document["n"] for document in await answer("documents", **query)]
+
+    assert await numbers(where="n>=4") == [5, 4]
+    assert await numbers(where=["n>=1", "brand in nike,adidas"]) == [4, 2]
+    assert await numbers(where=["fit.size<3", "brand!=nike"]) == [1]
+    assert await numbers(where="nothing exists") == []
+    assert await numbers(per="brand") == [5, 4]
+    assert await numbers(per=["brand", "limit"], before=str(NOON + 60)) == [0]
+    assert await numbers(top="2", field="fit.size") == [5, 4]
+    assert await numbers(bottom="2", field="n", brand="puma") == [1, 3]
+    # Noon in UTC is one o'clock in Berlin.
+    assert await numbers(after="2026-11-20 13:04", tz="Europe/Berlin") == [5, 4]
+    assert await numbers(after=f"{int(NOON * 1000) + 240_000}ms") == [5, 4]
+    year = datetime(2025, 12, 31, 18, 30, tzinfo=UTC).timestamp()
+    both = await answer("points", every="1y", stat="distinct", field="n", group=["brand", "limit"], tz="Asia/Kolkata")
+    assert both == [
+        {"timestamp": year, "value": 3.0, "group": {"brand": brand, "limit": "x"}} for brand in ("nike", "puma")
+    ]
+    top = await answer("points", every="1d", field="n", group="brand", top="1", stat="spread")
+    assert [(point["group"], point["value"]) for point in top] == [("nike", 4.0)]
+    day = await answer("points", every="1d", field="brand", stat="distinct", tz="Europe/Berlin")
+    assert day == [{"timestamp": NOON - 13 * 3600, "value": 2.0}]
+    rising = await answer("points", every="1m", field="n", increase="true", cumulative="", exponential="1")
+    assert [point["value"] for point in rising] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("query", "status"),
     [
@@ -98,7 +137,16 @@ async def test_points_are_queried_with_every(workerless: Api) -> None:
         ("every=1m&field=a..b", 400), ("every=1m&field=$x", 400), ("every=1m&field=n&fill=inf", 400),
         ("every=1m&field=n&moving=0", 400), ("every=1m&field=n&rate=x", 400),
         ("every=1m", 422), ("every=1m&field=n&fill=next", 422), ("every=1s&field=n&after=0&before=now", 422),
-        ("limit=1000&page=101", 422),
+        ("limit=1000&page=101", 422), ("tz=Mars", 422), ("tz=..%2Fetc%2Fpasswd", 400), ("tz=", 400),
+        ("where=n", 400), ("where=type%3Da", 400), ("where=timestamp%3E5", 400), ("where=n+in+", 422),
+        ("per=a&last=2", 400), ("per=a&per=a", 422), ("per=timestamp", 422), ("top=5", 400), ("start=now", 400),
+        ("top=5&field=n&limit=2", 400),
+        ("top=5&bottom=5&field=n", 400), ("top=0&field=n", 400), ("field=n", 400), ("increase=true", 400),
+        ("every=7h&field=n&tz=UTC", 422), ("every=1m&field=n&top=2", 400), ("every=1m&field=n&per=a", 400),
+        ("every=1m&field=n&group=a&top=2&series=2", 400), ("every=1m&field=n&rate=1s&increase=true", 400),
+        ("every=1m&field=n&moving=2&exponential=2", 400), ("every=1m&field=n&increase=yes", 400),
+        ("every=1m&field=n&group=a&group=a", 422), ("after=2026-03-29T02:30&tz=Europe/Berlin", 400),
+        ("&".join(f"where=n%3E{n}" for n in range(33)), 422),
     ],
 )  # fmt: skip
 async def test_invalid_queries_are_rejected(api: Api, query: str, status: int) -> None:

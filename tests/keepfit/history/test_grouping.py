@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepfit.errors import MalformedError
-from keepfit.history import grouping
+from keepfit.history import buckets as spans
+from keepfit.history import grouping, statistic, steps
 from keepfit.history.grouping import Series
 
 SPANS = st.sampled_from([0.1, 0.3, 1.0, 7.0, 60.0, 300.0, 3600.0, 86_400.0, 604_800.0, 1_209_600.0])
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3))
-STATS = st.sampled_from([*grouping.STATS, "p0", "p50", "p90", "p99.9", "p100"])
+STATS = st.sampled_from(
+    [*(stat for stat in statistic.STATS if stat != "integral"), "p0", "p50", "p90", "p99.9", "p100"]
+)
 
 
 @st.composite
@@ -32,7 +35,7 @@ def documents(draw: st.DrawFn) -> tuple[float, list[tuple[float, float]]]:
 
 def bucket_start(moment: float, every: float) -> float:
     """Return the start of a time's bucket, counted in whole steps."""
-    offset = grouping.MONDAY_S if every % grouping.WEEK_S == 0 else 0.0
+    offset = spans.MONDAY_S if every % spans.WEEK_S == 0 else 0.0
     number = math.floor((moment - offset) / every)
     while number * every + offset > moment:
         number -= 1
@@ -48,11 +51,14 @@ def plain_statistic(values: list[float], stat: str) -> float:
     simple: dict[str, Any] = {
         "mean": statistics.fmean, "min": min, "max": max, "sum": math.fsum, "count": len,
         "first": lambda found: found[0], "last": lambda found: found[-1], "median": statistics.median,
+        "stddev": lambda found: pd.Series(found).std(), "variance": lambda found: pd.Series(found).var(),
+        "spread": lambda found: max(found) - min(found), "distinct": lambda found: len(set(found)),
+        "mode": lambda found: pd.Series(found).mode().min(),
     }  # fmt: skip
     return float(simple[stat](values))
 
 
-def arrays(pairs: list[tuple[float, float]]) -> tuple[grouping.Array, grouping.Array]:
+def arrays(pairs: list[tuple[float, float]]) -> tuple[spans.Array, spans.Array]:
     """Return times and values as arrays."""
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
@@ -96,10 +102,8 @@ def test_gaps_are_filled_as_pandas_fills_them(
     if not len(series) and (first is None or last is None):
         assert len(found) == 0
         return
-    edges = [
-        grouping.bucket_numbers(np.array([edge]), every)[0] if edge is not None else None for edge in (first, last)
-    ]
-    numbers = grouping.bucket_numbers(series.times, every)
+    edges = [spans.bucket_numbers(np.array([edge]), every)[0] if edge is not None else None for edge in (first, last)]
+    numbers = spans.bucket_numbers(series.times, every)
     low = numbers[0] if edges[0] is None else edges[0]
     high = numbers[-1] if edges[1] is None else edges[1]
     plain = pd.Series(series.values, index=numbers).reindex(range(low, high + 1))
@@ -108,7 +112,7 @@ def test_gaps_are_filled_as_pandas_fills_them(
         "previous": plain.ffill,
         "linear": lambda: plain.interpolate("linear", limit_area="inside"),
     }.get(how, lambda: plain.fillna(how))()
-    assert found.times.tolist() == grouping.bucket_starts(np.arange(low, high + 1), every).tolist()
+    assert found.times.tolist() == spans.bucket_starts(np.arange(low, high + 1), every).tolist()
     np.testing.assert_allclose(found.values, filled.to_numpy(), rtol=1e-9, atol=1e-6)
 
 
@@ -122,7 +126,7 @@ SERIES = st.lists(st.one_of(st.just(math.nan), NUMBERS), max_size=30).map(
 def test_moving_averages_equal_those_of_pandas(series: Series, count: int) -> None:
     """A point is the mean of itself and the points before it, as many as exist; NaN is skipped."""
     expected = pd.Series(series.values, dtype=float).rolling(count, min_periods=1).mean().to_numpy()
-    found = grouping.moving_average(series, count)
+    found = steps.moving_average(series, count)
     assert found.times.tolist() == series.times.tolist()
     np.testing.assert_allclose(found.values, expected, rtol=1e-9, atol=1e-6)
 
@@ -133,13 +137,13 @@ def test_a_rate_is_the_difference_divided_by_the_time(series: Series, per: float
     """A rate is the change from one value to the next, divided by the time between them."""
     known = [pair for pair in zip(series.times, series.values, strict=True) if not math.isnan(pair[1])]
     expected = {after[0]: (after[1] - before[1]) / (after[0] - before[0]) * per for before, after in pairwise(known)}
-    assert_same(grouping.rate_of_change(series, per), expected)
+    assert_same(steps.rate_of_change(series, per), expected)
 
 
 def test_a_week_begins_on_a_monday() -> None:
     """Buckets of whole weeks start on Mondays at midnight, in UTC."""
     sunday = pd.Timestamp("2026-11-22 23:59:59.999", tz="UTC").timestamp()
-    series = grouping.aggregate(np.array([sunday, sunday + 0.001]), np.ones(2), grouping.WEEK_S, "count")
+    series = grouping.aggregate(np.array([sunday, sunday + 0.001]), np.ones(2), spans.WEEK_S, "count")
     assert [str(pd.Timestamp(moment, unit="s")) for moment in series.times] == [
         "2026-11-16 00:00:00",
         "2026-11-23 00:00:00",
@@ -150,4 +154,4 @@ def test_a_week_begins_on_a_monday() -> None:
 def test_an_unknown_statistic_is_an_error(stat: str) -> None:
     """An unknown statistic is an error that lists the known ones."""
     with pytest.raises(MalformedError, match="stat must be one of"):
-        grouping.statistic(stat)
+        statistic.statistic(stat)

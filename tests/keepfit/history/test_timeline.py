@@ -13,7 +13,7 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
-from keepfit.history import Document, Registry, Timeline, TimelineSync, grouping, mongo, reading, to_dataframe
+from keepfit.history import Document, Registry, Timeline, TimelineSync, buckets, mongo, reading, to_dataframe
 from keepfit.history.filters import Filter
 from keepfit.local.servers import free_port
 from keepfit.times import parse_time
@@ -110,8 +110,38 @@ async def test_queries_of_funtime(timeline: Timeline) -> None:
     assert pages == [newest[:4], newest[4:8], newest[8:], []]
     assert await timeline.query(mine, limit=5, page_size=4, page_num=2) == newest[4:5]
     with pytest.raises(InvalidError, match="time_type"):
-        await timeline.query_time("window", NOON)
+        await timeline.query_time("between", NOON)
     assert (await timeline.stats())["stored"] == 10
+
+
+async def test_names_of_funtime_mean_what_they_mean_there(timeline: Timeline) -> None:
+    """`_column_first`, `_in`, `_type`, `pagination` and a window without an end are taken; other uses name the cure."""
+    made = await votes(timeline)
+    newest, mine = made[::-1], {"type": "vote"}
+    assert await timeline.query(_type="vote") == newest
+    assert await timeline.query_latest({"brand": "nike"}, _type="vote") == [made[8]]
+    assert await timeline.query_last(_type="vote", where={"brand": "nike"}) == made[8]
+    assert await timeline.query(mine, pagination=True, page_num=2) == []
+    assert await timeline.query(mine, pagination=True, page_size=4, page_num=3) == newest[8:]
+    assert await timeline.query(mine, pagination=False, page_size=4) == newest
+    paged = {"pagination": True, "page_size": 3, "page_num": 2}
+    assert await timeline.query_latest({**mine, "since": NOON + 300}, **paged) == [made[1], made[0]]
+    assert await timeline.query_latest({**mine, "since": NOON + 300, "limit": 4}, **paged) == [made[1]]
+    assert await timeline.query_time(start=NOON + 480, query_type="vote") == [made[9], made[8]]
+    assert await timeline.query_time("window", NOON + 480, query_type="vote", pagination=True, page_size=1) == [made[9]]
+    changed = [{**made[3], "brand": "adidas"}, {**made[4], "brand": "adidas"}]
+    await timeline.bulk_upsert(changed, _column_first=["type"], _in=["timestamp"])
+    assert await timeline.query({**mine, "brand": "adidas"}) == changed[::-1]
+    await timeline.bulk_upsert([made[3]], _column_first=["type"])
+    assert len(await timeline.query(mine)) == 10
+    for call, cure in (
+        (timeline.query_time({"brand": "nike"}), "query_time takes values by name"),
+        (timeline.query(mine, {"brand": "nike"}), "join its values"),
+        (timeline.query({**mine, "since": 1}), "query_latest takes it so; elsewhere pass the times as start and stop"),
+        (timeline.points("number", "1m", where=mine, step=1), "points has no parameter 'step': its steps are rate, "),
+    ):
+        with pytest.raises(InvalidError, match=cure):
+            await call
 
 
 async def test_deletions_delete_matching_documents(registry: Registry) -> None:
@@ -264,12 +294,28 @@ async def test_a_parameter_of_the_wrong_type_is_refused(timeline: Timeline, call
 
 
 @pytest.mark.parametrize(
-    "where", [{"brand": {"$ne": None}}, {"brand": None}, {"brand": ["nike"]}, {"$where": {}}], ids=str
+    ("where", "words"),
+    [
+        ({"brand": {"$ne": None}}, r"'\$ne' is not an operator: use '!='"),
+        ({"brand": {"$where": 1}}, "use one of =, !=, <"),
+        ({"brand": {"like": 1}}, "use one of =, !=, <"),
+        ({"brand": {"in": "nike"}}, "in takes a list of values"),
+        ({"brand": {"exists": 1}}, "exists takes True or False"),
+        ({"brand": {"<": True}}, "compares numbers or texts"),
+        ({"brand": {"=": {"$gt": 1}}}, "must be a string, a number"),
+        ({"brand": None}, r"without one is \{'exists': False\}"),
+        ({"brand": ["nike"]}, r"one of several is \{'in': \[...\]\}"),
+        ({"brand": {"in": []}}, "compares with 1 to 1,000 values"),
+        ({"timestamp": {"<": 5}}, "use start and stop"),
+        ({"n": 10**400}, "must be a string, a number"),
+        ({"$where": {}}, r"a comparison is \{operator: value\}"),
+    ],
+    ids=str,
 )
-async def test_filters_accept_only_values(timeline: Timeline, where: Any) -> None:
-    """A filter value other than a string, number or boolean is an error; text like an operator is a value."""
+async def test_filters_accept_only_values_and_comparisons(timeline: Timeline, where: Any, words: str) -> None:
+    """A filter value that cannot be compared is an error with the cure; text like an operator is a value."""
     await votes(timeline, 2)
-    with pytest.raises(InvalidError, match="must be a string, a number"):
+    with pytest.raises(InvalidError, match=words):
         await timeline.query(where)
     assert await timeline.query({"brand": "$ne", "$where": "true"}) == []
 
@@ -352,7 +398,7 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
     # Intervals are not rounded.
     for every in (1_209_600, 123_456.7, 1 / 3):
         found = await timeline.points("n", every, "count", {"type": "vote"}, fill="none")
-        starts = {float(grouping.bucket_starts(grouping.bucket_numbers(np.array([at]), every), every)[0])
+        starts = {float(buckets.bucket_starts(buckets.bucket_numbers(np.array([at]), every), every)[0])
                   for at in (NOON + 60, NOON + 120, NOON + 240)}  # fmt: skip
         assert {point["timestamp"] for point in found} == starts
 
@@ -379,7 +425,7 @@ async def test_gaps_rates_and_averages(timeline: Timeline) -> None:
         ({"rate": math.nan}, "'nan' is not a valid duration"),
         ({"stat": 99}, "stat must be text, not 99"),
         ({"field": 5}, "field must be text, not 5"),
-        ({"group": 5}, "group must be text, not 5"),
+        ({"group": 5}, "group must be text, or several texts, not 5"),
         ({"group": "timestamp"}, "use every to group by time"),
         ({"every": "1s", "start": 0, "stop": 1e6}, "points: use"),
     ],

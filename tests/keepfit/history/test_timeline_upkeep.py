@@ -15,6 +15,7 @@ from keepfit.history import (
     Document,
     Registry,
     Timeline,
+    columns,
     expiry,
     reading,
     rollup_changes,
@@ -339,7 +340,7 @@ async def test_expired_documents_are_deleted_after_their_roll_up(registry: Regis
 
 async def test_no_number_of_documents_holds_up_retention(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interval with more documents than are held at once is rolled up in parts, and they expire."""
-    monkeypatch.setattr(reading, "GROUPED_MAX", 2)
+    monkeypatch.setattr(columns, "GROUPED_MAX", 2)
     monkeypatch.setattr(rollup_reading, "HELD_MAX", 3)
     await timeline.bulk_upsert([{**vote, "timestamp": NOON} for vote in votes(*range(0, 20, 2))])
     upkeep = Upkeep((ROLLUP,), (("vote", 60.0),))
