@@ -368,13 +368,15 @@ export interface components {
         };
         /**
          * HistoryPoint
-         * @description The aggregate of the documents in one time span from `timestamp` (seconds); `group` is the value grouped by.
+         * @description The aggregate of the documents in one time span from `timestamp` (seconds); `group` has what it is grouped by.
          */
         HistoryPoint: {
             /** @description Seconds since 1970. */
             timestamp: number;
             value: number | null;
-            group?: string | number | boolean | null;
+            group?: string | number | boolean | {
+                [key: string]: string | number | boolean | null;
+            } | null;
         };
         /**
          * InferenceAnswer
