@@ -18,6 +18,7 @@
     │   ├── InboxFullError           … of pending requests in this model's inbox
     │   ├── OpenRowsFullError        … of rows that wait for their labels
     │   ├── QueueFullError           … of worker requests in the predict queue
+    │   ├── QuotaError               … of what this API key may write to the history in a day
     │   └── RateLimitError           … of requests with this API key
     ├── StaleModelError              the model was deleted, created again or restored; look it up again
     ├── LearningError                an accepted request could not be learned and is a dead letter
@@ -122,6 +123,10 @@ class OpenRowsFullError(OverloadedError):
 
 class QueueFullError(OverloadedError):
     """The predict queue is full."""
+
+
+class QuotaError(OverloadedError):
+    """The API key has written all to the history that it may write in a day."""
 
 
 class RateLimitError(OverloadedError):

@@ -76,3 +76,18 @@ class SnapshotSettings(BaseSettings):
             "commas: shoes 30d, * 90d."
         ),
     )
+    history_documents_per_day_max: int = Field(
+        0,
+        ge=0,
+        le=ENTRIES_MAX,
+        description=(
+            "Maximum number of documents that the clients of one API key may write to the history on a day of UTC; "
+            "further ones get 429; 0: no limit."
+        ),
+    )
+    history_bytes_per_day_max: int = Field(
+        0,
+        ge=0,
+        le=BYTES_MAX,
+        description="Maximum size of these documents, as they were sent; further ones get 429; 0: no limit.",
+    )

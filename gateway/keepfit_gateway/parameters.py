@@ -6,7 +6,9 @@ Owns their descriptions and schemas. :mod:`keepfit_gateway.handlers.inputs` and 
 from typing import Any
 
 from keepfit.history import comparisons, points, statistic, zones
-from keepfit.history.filters import KINDS
+from keepfit.history.checks import KEYS_MAX
+from keepfit.history.filters import DOCUMENT, KINDS
+from keepfit.history.line_protocol import PRECISIONS_NS
 from keepfit.store import events
 from keepfit_gateway.handlers import inputs, model_list
 from keepfit_gateway.handlers.events import LAST_EVENT_ID, LAST_EVENT_ID_PARAMETER
@@ -338,3 +340,23 @@ HISTORY = (
     _count("bottom", "As `top`, with the smallest ones.", points.SERIES_MAX),
     _count("series", "Only this number of groups, the first ones in order.", points.SERIES_MAX),
 )  # fmt: skip
+HISTORY_KEYS = {
+    **_parameter(
+        "keys", "query",
+        "Names of fields that identify a document: it replaces the one with the same type and values of them.",
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": KEYS_MAX},
+    ),
+    "style": "form",
+    "explode": True,
+}  # fmt: skip
+HISTORY_DELETION = (
+    *(one for one in HISTORY if one["name"] in ("type", "timestamp", "after", "before", "metadata")),
+    _parameter("hash", "query", "Only documents with this value of their field `hash`."),
+    _parameter("kind", "query", "`document`: no other can be deleted here.", {"type": "string", "enum": [DOCUMENT]}),
+)
+INFLUX_WRITE = (
+    _parameter("org", "query", "Accepted, and without a meaning here."),
+    _parameter("orgID", "query", "Accepted, and without a meaning here."),
+    _parameter("bucket", "query", "Accepted, and without a meaning here."),
+    _parameter("precision", "query", "Unit of the times; default: `ns`.", {"type": "string", "enum": [*PRECISIONS_NS]}),
+)

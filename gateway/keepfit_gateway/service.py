@@ -26,6 +26,7 @@ from keepfit.store.pull_jobs import PullJobs
 from keepfit_gateway.events.feed import EventFeed
 from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.heartbeat import Heartbeat
+from keepfit_gateway.history_writes import HistoryWrites
 from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
@@ -69,6 +70,7 @@ class Service:
         self.pull_jobs = PullJobs(self._store_client, settings.job_keep_s)
         self.history = Registry(settings.mongo_url.get_secret_value())
         self.history_gate = asyncio.Semaphore(HISTORY_QUERIES_MAX)
+        self.history_writes = HistoryWrites(settings, self.history)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
         self.acceptor = Acceptor(self._store_client, self.queue_client, settings, self.job_enqueuer, self.recorder)

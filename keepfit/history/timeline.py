@@ -7,14 +7,17 @@ never writes them; :mod:`keepfit.history.timeline_queries` has the queries. Asyn
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Self
 
 from pymongo import ASCENDING, DESCENDING, WriteConcern
 
 from keepfit.errors import InvalidError
+from keepfit.history import checks
 from keepfit.history import documents as storing
 from keepfit.history.filters import DOCUMENT
-from keepfit.history.mongo import Client, Database, Document, open_database
+from keepfit.history.incoming import Incoming
+from keepfit.history.mongo import Client, Collection, Database, Document, open_database
 from keepfit.history.query_arguments import Values, to_filter, to_range
 from keepfit.history.rollup_changes import RollupChanges
 from keepfit.history.rollup_progress import RollupProgress
@@ -22,6 +25,7 @@ from keepfit.history.sources import SnapshotSource, StoredSource
 from keepfit.history.stored import StoredDocuments, long_call
 from keepfit.history.thinned import Thinned
 from keepfit.history.timeline_queries import TimelineQueries
+from keepfit.history.writing import DocumentWriter
 from keepfit.times import Time
 
 BATCH_DOCUMENTS = 1_000
@@ -40,6 +44,7 @@ class Timeline(TimelineQueries):
         self.rollup_expiries = database.get_collection("rollup_expiries", write_concern=journaled)
         self.thinned = Thinned(database.get_collection("thinned", write_concern=journaled))
         self.stored = StoredDocuments(database, stored, self.rollup_changes)
+        self.writer = DocumentWriter(database, stored.collection, self.rollup_changes)
         super().__init__(SnapshotSource(database.get_collection("history")), stored)
         self._client: Client | None = None
         self._indexing = asyncio.Lock()
@@ -63,6 +68,10 @@ class Timeline(TimelineQueries):
         """Close the connections, if :meth:`open` opened them."""
         if self._client is not None:
             self._client.close()
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection of the database, for records about what is written."""
+        return self._database.get_collection(name)
 
     async def ensure_indexes(self) -> None:
         """Create the indexes that the queries use; after the first success do nothing."""
@@ -126,6 +135,28 @@ class Timeline(TimelineQueries):
     async def _write(self, batch: Sequence[Document], replaced: Sequence[Document] = ()) -> None:
         await self.ensure_indexes()
         await self.stored.write(batch, replaced)
+
+    async def add(self, documents: Iterable[Mapping[str, Any]], keys: Sequence[str] = ()) -> int:
+        """Store documents as ``POST /v1/history`` does; return their number.
+
+        `keys` are names of the fields that identify a document: it replaces one that was stored with the same type,
+        the same keys and the same values of them. Without `keys`, a document that equals a stored one changes nothing;
+        one without ``timestamp`` gets the present time, and is always stored.
+
+        Raises
+        ------
+        InvalidError, MalformedError
+            If one may not be stored; those before it may be.
+        UnavailableError
+            If MongoDB is unavailable. With timestamps, or keys, the call can be repeated.
+        """
+        incoming, count = Incoming(checks.check_keys(keys)), 0
+        await self.ensure_indexes()
+        remaining = iter(documents)
+        while batch := [incoming.prepare(one, count + n) for n, one in enumerate(islice(remaining, BATCH_DOCUMENTS))]:
+            await self.writer.write(batch, incoming.existing)
+            count += len(batch)
+        return count
 
     async def delete(self, where: Values) -> bool:
         """Delete the newest stored document that matches and return whether there was one; never delete snapshots."""

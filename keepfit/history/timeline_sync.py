@@ -97,6 +97,7 @@ class TimelineSync:
             self._run(documents.aclose())
 
     ensure_indexes = _synchronous(Timeline.ensure_indexes)
+    add = _synchronous(Timeline.add)
     store = _synchronous(Timeline.store)
     bulk_upsert = _synchronous(Timeline.bulk_upsert)
     delete = _synchronous(Timeline.delete)

@@ -17,7 +17,7 @@ from keepfit_gateway.app import build_app
 from keepfit_gateway.openapi import examples
 from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import PAGE_FILES, ROUTES
-from keepfit_gateway.web import inference_answers
+from keepfit_gateway.web import inference_answers, influx_answers
 from keepfit_gateway.web.rows_body import ARROW, BINARY, NPY
 from tests.conftest import SIGNING_KEYS
 from tests.examples_in_docs import assert_same_form
@@ -28,6 +28,8 @@ METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 OPERATIONS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
 # Calls whose body is a file.
 FILES = {"/v1/estimator"}
+# The call whose body is line protocol alone.
+WRITE = "/api/v2/write"
 
 
 def references(node: Any) -> set[str]:
@@ -124,19 +126,21 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
     assert len({(parameter["in"], parameter["name"]) for parameter in parameters}) == len(parameters)
     # Creating a snapshot takes no body, unless that names the model.
     assert ("requestBody" in operation) is (method in ("post", "patch") and not path.endswith("}/snapshot"))
-    if "requestBody" in operation and path not in FILES:
+    if "requestBody" in operation and path not in FILES and path != WRITE:
         assert operation["requestBody"]["content"]["application/json"]["examples"]
     statuses = operation["responses"].keys()
     assert "default" in statuses
     assert any(status.startswith("2") for status in statuses)
-    is_inference = inference_answers.is_path(path)
+    in_json = inference_answers.is_path(path) or influx_answers.is_path(path)
     for status, answer in operation["responses"].items():
         assert answer["description"]
         assert "X-Request-ID" in answer["headers"]
         media = set(answer.get("content", {}))
         if status in ("204", "304"):
             assert not media
-        elif status == "default" or (status >= "400" and not is_inference and (path, status) != ("/readyz", "503")):
+        elif status == "default" or (
+            status >= "400" and not in_json and (path, status) not in (("/readyz", "503"), ("/health", "503"))
+        ):
             assert media == {"application/problem+json"}
         else:
             binary = {BINARY} if path.endswith("/infer") and status == "200" else set()
@@ -157,7 +161,7 @@ def test_what_every_operation_may_answer_is_documented(path: str, method: str) -
 
 
 def test_request_bodies_list_the_accepted_media_types() -> None:
-    """Calls about rows also accept tables, uploads a file; all other calls accept JSON only."""
+    """Calls about rows also accept tables, uploads a file, the history lines; all other calls accept JSON only."""
     for path, method in OPERATIONS:
         body = DOCUMENT["paths"][path][method].get("requestBody")
         if body is not None and path in FILES:
@@ -165,7 +169,9 @@ def test_request_bodies_list_the_accepted_media_types() -> None:
         elif body is not None:
             takes_tables = path.rpartition("/")[2] in ("partial_fit", "predict", "score")
             takes_tensors = path.endswith("/infer")
-            assert set(body["content"]) == {"application/json", *((BINARY,) if takes_tables or takes_tensors else ())}
+            others = {"/v1/history": {"application/json", "application/x-ndjson"}, WRITE: {"text/plain"}}
+            usual = {"application/json", *((BINARY,) if takes_tables or takes_tensors else ())}
+            assert set(body["content"]) == others.get(path, usual)
             assert all(table in body.get("description", "") for table in (NPY, ARROW)) is takes_tables
 
 
@@ -242,6 +248,14 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     await check("GET", "/v1/model", query=name)
     for query in ("", "?every=1d&stat=count&group=type", "?every=1d", "?last=x"):
         await check("GET", "/v1/history", query=query)
+    for document in ({"type": metadata["session"]}, [], {"timestamp": 1}):
+        await check("POST", "/v1/history", document)
+    for query in (f"?type={metadata['session']}", "", "?limit=1"):
+        await check("DELETE", "/v1/history", query=query)
+    await check("POST", "/api/v2/write", query="?org=a&bucket=b")
+    await check("POST", "/api/v2/write", query="?precision=h")
+    for path in ("/ping", "/health"):
+        await check("GET", path)
     tensors = {"inputs": [{"name": "X", "shape": [2, 1], "datatype": "FP64", "data": [1.0, 2.0]}]}
     for path in ("/v2", "/v2/health/live", "/v2/health/ready"):
         await check("GET", path)

@@ -204,7 +204,9 @@ class ApiKeyGuard:
         header = fields.single(request.headers, hdrs.AUTHORIZATION) or ""
         if self._keys is None:
             return UNRESTRICTED
-        key = self._keys.find(header[7:].strip(" ")) if header[:7].lower() == "bearer " else None
+        scheme, _, token = header.partition(" ")
+        # Clients of InfluxDB send "Token".
+        key = self._keys.find(token.strip(" ")) if scheme.lower() in ("bearer", "token") else None
         if key is not None:
             return key
         session = None if header else self._sessions.find(request, self._keys)

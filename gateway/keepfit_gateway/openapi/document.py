@@ -14,7 +14,8 @@ from keepfit_gateway.openapi.components import schemas_of
 from keepfit_gateway.openapi.examples import EXAMPLES, PROBLEM, Example
 from keepfit_gateway.routes import TAGS, Route
 from keepfit_gateway.schemas import Event, InferenceError, Problem
-from keepfit_gateway.web import inference_answers, problems
+from keepfit_gateway.schemas.history import InfluxError
+from keepfit_gateway.web import inference_answers, influx_answers, problems
 from keepfit_gateway.web.rows_body import ARROW, BINARY, CSV, NPY, PARQUET
 
 SCHEME = "key"
@@ -22,9 +23,9 @@ DESCRIPTION = """\
 Machine-learning models that never stop learning.
 
 Bodies are JSON; `Content-Encoding` may be `gzip`, `zstd` or `deflate`. Errors are problem documents (RFC 9457);
-below `/v2` they are objects with the field `error`. Every answer has an `X-Request-ID`: the one of the request, or a
-new one. A gateway with API keys needs `Authorization: Bearer KEY`; the document of that gateway names the scope of each
-operation.
+below `/v2` they are objects with the field `error`, below `/api/v2` with `code` and `message`. Every answer has an
+`X-Request-ID`: the one of the request, or a new one. A gateway with API keys needs `Authorization: Bearer KEY`; the
+document of that gateway names the scope of each operation.
 """
 TABLE_DESCRIPTION = (
     "Rows as JSON; or as a table: an npy file or an Arrow IPC stream, whose last column (npy) or column `y` (Arrow) is "
@@ -37,11 +38,13 @@ TENSORS_DESCRIPTION = (
 )
 # Bytes of any form; generators of clients know no other type for them.
 BYTES = {"schema": {"type": "string", "format": "binary"}}
+# Text, one entry on each line.
+LINES = {"schema": {"type": "string"}}
 MEANINGS = {
     200: "Success.",
     201: "Created.",
     202: "Accepted: durably stored, and done as soon as a worker gets to it.",
-    204: "Deleted.",
+    204: "Success, without a body.",
     304: "The client has the newest answer.",
     400: "The path, the query or the body does not have the required form.",
     401: "The API key is missing or unknown.",
@@ -74,6 +77,7 @@ def document(routes: Sequence[Route], *, keys: bool = False) -> dict[str, Any]:
     forms = [
         Problem,
         InferenceError,
+        InfluxError,
         Event,
         *(form for route in routes for form in (route.form, *route.answers.values()) if form not in (None, bytes)),
     ]
@@ -141,6 +145,8 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
         operation["requestBody"] = _request_body(route, schema_of, example)
     elif route.file:
         operation["requestBody"] = {"required": True, "content": {BINARY: BYTES}}
+    elif route.lines is not None:
+        operation["requestBody"] = {"required": True, "content": {route.lines: LINES}}
     return operation
 
 
@@ -153,6 +159,8 @@ def operation_id(route: Route) -> str:
 def _request_body(route: Route, schema_of: dict[str, Any], example: Example) -> dict[str, Any]:
     content = {"application/json": {"schema": schema_of[repr(route.form)], **_examples(example.requests)}}
     body: dict[str, Any] = {"required": not route.body_optional, "content": content}
+    if route.lines is not None:
+        content[route.lines] = LINES
     if route.tables:
         body["description"] = TABLE_DESCRIPTION
         content[BINARY] = BYTES
@@ -186,6 +194,8 @@ def _error(route: Route | None, status: int | None, schema_of: dict[str, Any], *
     media_type = problems.MEDIA_TYPE
     if route is not None and inference_answers.is_path(route.path):
         form, media_type = InferenceError, "application/json"
+    elif route is not None and influx_answers.is_path(route.path):
+        form, media_type = InfluxError, "application/json"
     return {
         "description": OTHER if status is None else MEANINGS[status],
         "headers": headers.references(status, (), keys=keys),

@@ -26,6 +26,7 @@ class Example:
 WAIT = {200: {"Prefer": "wait=10"}}
 METADATA = {"type": "shoes", "brand": "nike"}
 HASH = EXAMPLE_HASH
+VOTE = {"type": "vote", "timestamp": 1795176000.0, "brand": "nike", "fit": 4.5}
 PARAMS = {"learning_rate": "constant", "eta0": 0.3}
 RECIPE = {
     "estimator": "SGDRegressor",
@@ -307,6 +308,14 @@ BY_HASH: dict[str, Example] = {
         {},
         {200: {"points": [{"timestamp": 1795392000.0, "value": 6.0}]}},
         "?metadata[brand]=nike&every=1w&stat=max&field=rows_seen",
+    ),
+    "store_documents": Example(
+        {"one": {"type": "vote", "brand": "nike", "fit": 4.5}, "several": [VOTE, {**VOTE, "fit": 4.0}]},
+        {200: {"stored": 2}},
+    ),
+    "delete_documents": Example({}, {200: {"deleted": 3, "complete": True}}, "?type=vote&brand=nike"),
+    "influx_health": Example(
+        {}, {200: {"name": "keepfit", "message": "ready for writes", "status": "pass", "version": "0.3.0"}}
     ),
     "list_workers": Example({}, {200: {"workers": WORKERS}}),
     "begin_session": Example({"key": {"key": "kf_…"}}, {200: CALLER}),

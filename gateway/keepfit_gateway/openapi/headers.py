@@ -41,6 +41,8 @@ COMPONENTS = {
     "CacheControl": _header(
         "`no-cache`: ask with `If-None-Match` before you use the answer again; `no-store`: do not store it."
     ),
+    "XInfluxdbVersion": _header("Version of InfluxDB whose calls these are.", required=True),
+    "XInfluxdbBuild": _header("`keepfit`.", required=True),
     "SetCookie": _header("The cookie of a session, or its removal. A gateway without API keys sets none."),
 }
 BY_STATUS = {

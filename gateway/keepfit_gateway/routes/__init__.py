@@ -10,7 +10,7 @@ from keepfit.security.api_keys import OPEN
 from keepfit_gateway import api_page, dashboard
 from keepfit_gateway.handlers import api_page as page_handlers
 from keepfit_gateway.handlers import dashboard as dashboard_handlers
-from keepfit_gateway.routes import estimators, jobs, models, operation, protocol, rows, session, snapshots
+from keepfit_gateway.routes import estimators, history, jobs, models, operation, protocol, rows, session, snapshots
 from keepfit_gateway.routes.by_metadata import with_routes_by_metadata
 from keepfit_gateway.routes.route import TAGS, Handler, Route
 from keepfit_gateway.web.incoming import SERVER_PATH
@@ -24,6 +24,7 @@ ROUTES = with_routes_by_metadata(
         *rows.ROUTES,
         *jobs.ROUTES,
         *snapshots.ROUTES,
+        *history.ROUTES,
         *protocol.ROUTES,
         *operation.ROUTES,
         *session.ROUTES,

@@ -10,7 +10,6 @@ from typing import Any
 from aiohttp import web
 
 from keepfit.security.api_keys import ADMIN, READ
-from keepfit_gateway import schemas
 from keepfit_gateway.parameters import REQUEST_ID
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -24,6 +23,7 @@ BOUND_PATH, BOUND_METADATA, BOUND_FILTERED, BOUND_REFUSED = "path", "metadata", 
 MODELS, LEARNING, PREDICTING = "models", "learning", "predicting"
 DEAD_LETTERS, SNAPSHOTS, HISTORY_TAG, OPERATION = "dead letters", "snapshots", "history", "operation"
 PROTOCOL = "inference protocol"
+INFLUX = "line protocol"
 JOBS = "jobs"
 TAGS = {
     MODELS: "Create, describe, change and delete models.",
@@ -32,8 +32,9 @@ TAGS = {
     PREDICTING: "Ask for predictions and scores.",
     DEAD_LETTERS: "Requests that were accepted and could not be learned.",
     SNAPSHOTS: "Save and restore models.",
-    HISTORY_TAG: "Snapshots and their metrics by time.",
+    HISTORY_TAG: "Snapshots and their metrics by time, and documents of your own.",
     PROTOCOL: "Predictions for clients of the Open Inference Protocol, version 2.",
+    INFLUX: "Points from clients of InfluxDB 2: Telegraf, influxdb-client.",
     OPERATION: "Probes, metrics and this document.",
 }
 
@@ -42,11 +43,12 @@ TAGS = {
 class Route:
     """One operation. `answers` maps status codes to forms (None: no body); `errors` are the other status codes.
 
-    `file` says whether the body is a file; `tables` whether rows are also accepted as a table; `tensors` whether bytes
-    of tensors may follow the JSON of the request and of the answer; `media_type` is that of the answers; `headers` are
-    fields of an answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for
-    all other methods; `also_needs` is one more, of a call that does two things. `bound_keys` says what keeps an API key
-    that is bound to metadata to its models (:attr:`bound`).
+    `form` is that of a JSON body; `file` says whether the body is a file; `lines` is the media type of a body of lines,
+    of any length; `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may
+    follow the JSON of the request and of the answer; `media_type` is that of the answers; `headers` are fields of an
+    answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other
+    methods; `also_needs` is one more, of a call that does two things. `bound_keys` says what keeps an API key that is
+    bound to metadata to its models (:attr:`bound`).
     `by_metadata` says whether metadata name the model: such routes are made in
     :mod:`keepfit_gateway.routes.by_metadata`.
     """
@@ -58,11 +60,12 @@ class Route:
     summary: str
     description: str
     answers: Mapping[int, type[Any] | None]
-    form: type[schemas.Form] | None = None
+    form: Any = None
     errors: tuple[int, ...] = ()
     own_parameters: tuple[Parameter, ...] = ()
     headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     file: bool = False
+    lines: str | None = None
     tables: bool = False
     tensors: bool = False
     body_optional: bool = False

@@ -60,6 +60,20 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "required": ["type", "timestamp"],
         "additionalProperties": {},
     },
+    "NewDocument": {
+        "description": "A document to store: a `type`, the time, and any other fields but `_id` and `kind`.",
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "minLength": 1, "maxLength": 256},
+            "timestamp": {
+                "description": "Seconds since 1970, or ISO 8601; the present without it.",
+                "anyOf": [{"type": "number"}, {"type": "string"}],
+            },
+        },
+        "required": ["type"],
+        "additionalProperties": {},
+        "examples": [{"type": "vote", "brand": "nike", "fit": 4.5}],
+    },
     "Label": {
         "description": "A number, or a label of a classifier.",
         "anyOf": SCALARS,

@@ -172,6 +172,38 @@ async def copy(request: web.Request, settings: Settings, write: Callable[[bytes]
         raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
 
 
+async def stream(request: web.Request, settings: Settings) -> AsyncIterator[bytes]:
+    """Yield an inflated body of any length as it arrives, and keep nothing of it.
+
+    Raises
+    ------
+    MalformedError
+        If the body is incomplete or its coded stream is corrupt.
+    web.HTTPException
+        408 if none of it arrives in time, 415 for another encoding.
+    """
+    inflater_type = codings.inflater_of(request.headers)
+    inflater = None if inflater_type is None else inflater_type()
+    send_continue(request)
+    chunks, size = _chunks(request), 0
+    while True:
+        try:
+            async with asyncio.timeout(settings.body_timeout_s):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="The body took too long to arrive.") from None
+        if chunk is None:
+            break
+        if inflater is None:
+            yield chunk
+            continue
+        async for part in _inflate(inflater, chunk, size):
+            size += len(part)
+            yield part
+    if inflater is not None:
+        inflater.finish()
+
+
 def media_type_of(request: web.Request) -> str:
     """Return the media type of a body; "" without one, where aiohttp assumes application/octet-stream."""
     return request.content_type if "/" in request.headers.get(hdrs.CONTENT_TYPE, "") else ""

@@ -1,4 +1,4 @@
-"""Error responses: an RFC 9457 problem document for every error, except below ``/v2``.
+"""Error responses: an RFC 9457 problem document for every error, except below ``/v2`` and ``/api/v2``.
 
 Owns the only table from the error tree to status codes. Invariants: every class of :mod:`keepfit.errors` is in the
 table (a test walks the tree); no response holds a traceback or a secret; those are in the log only. Addresses and paths
@@ -20,7 +20,7 @@ from keepfit import errors
 from keepfit.errors import InvalidError, KeepfitError, OverloadedError, UnavailableError
 from keepfit.observability.outage import LogThrottle
 from keepfit_gateway.schemas import Problem, ProblemError
-from keepfit_gateway.web.inference_answers import with_error_form
+from keepfit_gateway.web import inference_answers, influx_answers
 from keepfit_gateway.web.responses import json_response
 
 log = structlog.get_logger(__name__)
@@ -47,6 +47,7 @@ STATUS: dict[type[KeepfitError], int] = {
     errors.InboxFullError: 429,
     errors.OpenRowsFullError: 429,
     errors.QueueFullError: 429,
+    errors.QuotaError: 429,
     errors.RateLimitError: 429,
     errors.UnavailableError: 503,
     errors.CorruptLogError: 503,
@@ -138,10 +139,12 @@ async def problems(request: BaseRequest, handler: Callable[[Any], Awaitable[web.
 def to_problem(request: BaseRequest, error: Exception) -> web.Response:
     """Convert an exception of a handler to a problem document; log errors of the server.
 
-    Below ``/v2`` the answer has the form that the Open Inference Protocol has for errors.
+    Below ``/v2`` the answer has the form that the Open Inference Protocol has for errors, below ``/api/v2`` that of
+    InfluxDB.
     """
     try:
-        return with_error_form(request, _to_problem(request, error))
+        response = inference_answers.with_error_form(request, _to_problem(request, error))
+        return influx_answers.with_error_form(request, response)
     finally:
         # Its frames hold the rows of the request, and would until the next garbage collection.
         errors.without_frames(error)

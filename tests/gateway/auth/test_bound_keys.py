@@ -148,9 +148,38 @@ async def check_events(tenants: Tenants, route: Route) -> None:
         assert "worker" not in body
 
 
+async def check_stored(tenants: Tenants, route: Route) -> None:
+    """Documents that the key could not read are not stored, in JSON or in line protocol; its own are."""
+    type_ = tenants.hats["type"]
+    for key, refused in ((tenants.shoes_key, True), (tenants.hats_key, False)):
+        if route.path == "/v1/history":
+            reply = await tenants.call("POST", route.path, key, {"type": type_, "n": 1})
+            assert reply.status == (403 if refused else 200)
+        else:
+            lines = {"data": f"{type_} n=1 1".encode(), "headers": {"Content-Type": "text/plain"}}
+            reply = await tenants.call("POST", route.path, key, **lines)
+            assert reply.status == (400 if refused else 204)
+        query = {"type": type_, "kind": "document"}
+        found = (await tenants.call("GET", "/v1/history", tenants.operator, params=query)).of(200)["documents"]
+        assert bool(found) is not refused
+    (await tenants.call("DELETE", f"/v1/history?type={type_}", tenants.operator)).of(200)
+
+
+async def check_deletion(tenants: Tenants, route: Route) -> None:
+    """A key deletes documents that it can read, and no others."""
+    type_ = tenants.hats["type"]
+    (await tenants.call("POST", "/v1/history", tenants.hats_key, {"type": type_, "n": 1})).of(200)
+    for key, deleted in ((tenants.shoes_key, 0), (tenants.hats_key, 1)):
+        answer = (await tenants.call("DELETE", f"{route.path}?type={type_}", key)).of(200)
+        assert answer == {"deleted": deleted, "complete": True}
+
+
 FILTERED: dict[tuple[str, str], Callable[[Tenants, Route], Awaitable[None]]] = {
     ("GET", "/v1/models"): check_models,
     ("GET", "/v1/history"): check_history,
+    ("POST", "/v1/history"): check_stored,
+    ("POST", "/api/v2/write"): check_stored,
+    ("DELETE", "/v1/history"): check_deletion,
     ("GET", "/v1/jobs"): check_jobs,
     ("GET", "/v1/jobs/{job}"): check_jobs,
     ("DELETE", "/v1/jobs/{job}"): check_jobs,
