@@ -76,7 +76,7 @@ class SnapshotSettings(BaseSettings):
             "commas: shoes 30d, * 90d."
         ),
     )
-    history_documents_per_day_max: int = Field(
+    history_daily_entries_max: int = Field(
         0,
         ge=0,
         le=ENTRIES_MAX,
@@ -85,7 +85,7 @@ class SnapshotSettings(BaseSettings):
             "further ones get 429; 0: no limit."
         ),
     )
-    history_bytes_per_day_max: int = Field(
+    history_daily_bytes_max: int = Field(
         0,
         ge=0,
         le=BYTES_MAX,

@@ -54,7 +54,7 @@ def test_a_bound_is_that_of_the_code(row: list[str]) -> None:
 def test_only_what_is_named_here_has_no_bound() -> None:
     """A row without a number has a setting with which a bound is set, or is one of the few without any."""
     unbounded = {row[2] for row in TABLE if row[1] == "none"}
-    settings = ("RATE_PER_S", "HISTORY_DOCUMENTS_PER_DAY_MAX", "HISTORY_BYTES_PER_DAY_MAX")
+    settings = ("RATE_PER_S", "HISTORY_DAILY_ENTRIES_MAX", "HISTORY_DAILY_BYTES_MAX")
     assert unbounded - UNBOUNDED == {f"`KEEPFIT_{name}`" for name in settings}
     assert unbounded >= UNBOUNDED
 

@@ -32,8 +32,8 @@ class HistoryWrites:
         self._sent = SentRequests(registry.timeline.collection("history_requests"), settings.idempotency_ttl_s)
         self._quotas = Quotas(
             registry.timeline.collection("history_quotas"),
-            settings.history_documents_per_day_max,
-            settings.history_bytes_per_day_max,
+            settings.history_daily_entries_max,
+            settings.history_daily_bytes_max,
         )
 
     async def begin(self, key: str, digest: str) -> Sent:

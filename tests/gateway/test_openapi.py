@@ -161,7 +161,7 @@ def test_what_every_operation_may_answer_is_documented(path: str, method: str) -
 
 
 def test_request_bodies_list_the_accepted_media_types() -> None:
-    """Calls about rows also accept tables, uploads a file, the history lines; all other calls accept JSON only."""
+    """Calls about rows also accept tables, uploads a file, line protocol bytes; all other calls accept JSON only."""
     for path, method in OPERATIONS:
         body = DOCUMENT["paths"][path][method].get("requestBody")
         if body is not None and path in FILES:
@@ -169,9 +169,8 @@ def test_request_bodies_list_the_accepted_media_types() -> None:
         elif body is not None:
             takes_tables = path.rpartition("/")[2] in ("partial_fit", "predict", "score")
             takes_tensors = path.endswith("/infer")
-            others = {"/v1/history": {"application/json", "application/x-ndjson"}, WRITE: {"text/plain"}}
             usual = {"application/json", *((BINARY,) if takes_tables or takes_tensors else ())}
-            assert set(body["content"]) == others.get(path, usual)
+            assert set(body["content"]) == ({BINARY} if path == WRITE else usual)
             assert all(table in body.get("description", "") for table in (NPY, ARROW)) is takes_tables
 
 

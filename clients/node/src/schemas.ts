@@ -224,6 +224,16 @@ export interface components {
          */
         DeadLetterId: string;
         /**
+         * DeletedAnswer
+         * @description Documents are deleted; unless `complete`, send the same request again for the others.
+         */
+        DeletedAnswer: {
+            /** @description Number of documents that this request deleted. */
+            deleted: number;
+            /** @description Whether no document is left that matches. */
+            complete: boolean;
+        };
+        /**
          * DiscardDead
          * @description The dead letters to delete.
          */
@@ -416,6 +426,25 @@ export interface components {
             parameters?: components["schemas"]["InferenceParameters"] | null;
             model_name?: string | null;
             model_version?: string | null;
+        };
+        /**
+         * InfluxError
+         * @description An error, as clients of InfluxDB read it.
+         */
+        InfluxError: {
+            code: string;
+            message: string;
+        };
+        /**
+         * InfluxHealth
+         * @description Whether points can be written, as clients of InfluxDB read it.
+         */
+        InfluxHealth: {
+            name: string;
+            message: string;
+            /** @description `pass` or `fail`. */
+            status: string;
+            version: string;
         };
         /**
          * InputTensor
@@ -721,6 +750,21 @@ export interface components {
             /** @description Hash of the model. */
             name: string;
             ready: boolean;
+        };
+        /**
+         * @description A document to store: a `type`, the time, and any other fields but `_id` and `kind`.
+         * @example {
+         *       "type": "vote",
+         *       "brand": "nike",
+         *       "fit": 4.5
+         *     }
+         */
+        NewDocument: {
+            type: string;
+            /** @description Seconds since 1970, or ISO 8601; the present without it. */
+            timestamp?: number | string;
+        } & {
+            [key: string]: unknown;
         };
         /**
          * Norm
@@ -1360,6 +1404,14 @@ export interface components {
          */
         Step: {
             [key: string]: components["schemas"]["Params"];
+        };
+        /**
+         * StoredAnswer
+         * @description All documents of the request are stored.
+         */
+        StoredAnswer: {
+            /** @description Number of documents of the request. */
+            stored: number;
         };
         /**
          * SystemAnswer

@@ -38,8 +38,6 @@ TENSORS_DESCRIPTION = (
 )
 # Bytes of any form; generators of clients know no other type for them.
 BYTES = {"schema": {"type": "string", "format": "binary"}}
-# Text, one entry on each line.
-LINES = {"schema": {"type": "string"}}
 MEANINGS = {
     200: "Success.",
     201: "Created.",
@@ -146,7 +144,8 @@ def _operation(route: Route, schema_of: dict[str, Any], *, keys: bool) -> dict[s
     elif route.file:
         operation["requestBody"] = {"required": True, "content": {BINARY: BYTES}}
     elif route.lines is not None:
-        operation["requestBody"] = {"required": True, "content": {route.lines: LINES}}
+        content = {BINARY: BYTES}
+        operation["requestBody"] = {"required": True, "description": f"Lines of `{route.lines}`.", "content": content}
     return operation
 
 
@@ -160,7 +159,7 @@ def _request_body(route: Route, schema_of: dict[str, Any], example: Example) -> 
     content = {"application/json": {"schema": schema_of[repr(route.form)], **_examples(example.requests)}}
     body: dict[str, Any] = {"required": not route.body_optional, "content": content}
     if route.lines is not None:
-        content[route.lines] = LINES
+        body["description"] = f"JSON; or lines of JSON, as `{route.lines}`."
     if route.tables:
         body["description"] = TABLE_DESCRIPTION
         content[BINARY] = BYTES

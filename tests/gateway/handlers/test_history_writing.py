@@ -223,8 +223,8 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
     }
     changes = {
         "api_keys": type(settings.api_keys)(",".join(line for _, line in made.values())),
-        "history_documents_per_day_max": 20,
-        "history_bytes_per_day_max": 100_000,
+        "history_daily_entries_max": 20,
+        "history_daily_bytes_max": 100_000,
     }
     tokens = {name: token for name, (token, _) in made.items()}
     async with serving(settings.model_copy(update=changes), tuple(tokens.values())) as api:
@@ -282,11 +282,11 @@ async def test_unavailable_mongodb(settings: Settings) -> None:
     """While MongoDB is unavailable the answer is 503."""
     unreachable = settings.model_copy(update={"mongo_url": type(settings.mongo_url)("mongodb://127.0.0.1:1/keepfit")})
     async with serving(unreachable) as api:
-        (await api.post("/v1/history", vote(0))).problem(503)
-        reply = await api.call("POST", "/v1/history", data=lines([vote(0)]), headers=NDJSON)
-        assert "Nothing of the stream is stored." in reply.problem(503)["detail"]
-        (await api.call("DELETE", "/v1/history?type=vote")).problem(503)
-        assert (await api.get("/health")).of(503)["status"] == "fail"
+        stream, health = await asyncio.gather(
+            api.call("POST", "/v1/history", data=lines([vote(0)]), headers=NDJSON), api.get("/health")
+        )
+    assert "Nothing of the stream is stored." in stream.problem(503)["detail"]
+    assert health.of(503)["status"] == "fail"
 
 
 async def test_a_stream_that_ends_early(workerless: Api) -> None:
