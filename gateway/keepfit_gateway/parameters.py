@@ -350,7 +350,7 @@ HISTORY_KEYS = {
     "explode": True,
 }  # fmt: skip
 HISTORY_DELETION = (
-    *(one for one in HISTORY if one["name"] in ("type", "timestamp", "after", "before", "metadata")),
+    *(one for one in HISTORY if one["name"] in ("type", "where", "timestamp", "after", "before", "tz", "metadata")),
     _parameter("hash", "query", "Only documents with this value of their field `hash`."),
     _parameter("kind", "query", "`document`: no other can be deleted here.", {"type": "string", "enum": [DOCUMENT]}),
 )

@@ -5,12 +5,13 @@ was stored when it fails. Never touches the document of a snapshot. Invariants: 
 or none; a stream is stored batch by batch, in bounded memory, and an error says how many of its documents are.
 """
 
+import asyncio
 import hashlib
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -38,7 +39,7 @@ NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines"
 BODY_BYTES_MAX = 4 << 20
 FAULTS_MAX = 20
 # Parameters that a deletion shares with a query.
-FILTERS = ("type", "hash", "kind", "timestamp", "after", "before")
+FILTERS = ("type", "hash", "kind", "where", "timestamp", "after", "before", "tz")
 
 
 class _Batch(NamedTuple):
@@ -66,13 +67,16 @@ async def store_documents(request: web.Request) -> web.Response:
 
 async def delete_documents(request: web.Request) -> web.Response:
     """DELETE /v1/history: delete documents of users that match, as many as a few seconds allow."""
-    if len(request.query) != len(set(request.query)):
+    parameters = {name: request.query.getall(name) for name in request.query}
+    if any(len(texts) > 1 for name, texts in parameters.items() if name not in query.REPEATABLE):
         raise MalformedError("A query parameter occurs more than once.")
     if wrong := (query.PARAMETERS - set(FILTERS)) & request.query.keys():
         raise MalformedError(f"{min(wrong)!r} is no parameter of a deletion: use type, after, before and filters.")
     if request.query.get("kind", DOCUMENT) != DOCUMENT:
         raise MalformedError("kind must be document: the documents of snapshots are deleted with their snapshots.")
-    parsed = query.parse({**request.query, "kind": DOCUMENT}, words=False)
+    parse = partial(query.parse, {**parameters, "kind": DOCUMENT}, words=False)
+    # A time zone is read from a file when it is first used.
+    parsed = await asyncio.to_thread(parse) if "tz" in parameters else parse()
     if parsed.where == Filter(kind=DOCUMENT, at=parsed.where.at):
         raise InvalidError("Name the type of the documents to delete, or another filter beside the time.")
     where = replace(parsed.where, bound=bound_key.conditions())
