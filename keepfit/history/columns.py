@@ -18,8 +18,10 @@ import numpy as np
 
 from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError
-from keepfit.history import reading
+from keepfit.history import grouping, reading
+from keepfit.history.buckets import Buckets
 from keepfit.history.filters import Filter
+from keepfit.history.grouping import Series
 from keepfit.history.mongo import Document, gather_all, unavailable
 from keepfit.history.sources import Source, group_key
 from keepfit.history.zones import Array
@@ -41,6 +43,10 @@ class GroupColumns:
     group: Group
     times: Array
     values: Array
+
+    def series(self, buckets: Buckets, stat: str) -> Series:
+        """Return one point per bucket that contains any."""
+        return grouping.aggregate(self.times, self.values, buckets, stat)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -17,10 +17,9 @@ from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError, MalformedError
 from keepfit.history import grouping, statistic, steps
 from keepfit.history.buckets import Buckets
-from keepfit.history.columns import Group, GroupColumns
+from keepfit.history.columns import Group
 from keepfit.history.grouping import Fill, Series
 from keepfit.history.sources import check_field
-from keepfit.history.zones import Array
 from keepfit.times import Duration, parse_duration
 
 POINTS_MAX = 11_000
@@ -28,6 +27,17 @@ SERIES_POINTS_MAX = 10 * POINTS_MAX
 MOVING_MAX = 10_000
 KEYS_MAX = 8
 SERIES_MAX = 10_000
+
+
+class GroupValues(Protocol):
+    """Numbers of one group: of documents, or of roll-ups."""
+
+    @property
+    def group(self) -> Group:
+        """The value of each key by which documents are grouped."""
+
+    def series(self, buckets: Buckets, stat: str) -> Series:
+        """Return one point per bucket that contains any."""
 
 
 class Point(TypedDict, total=False):
@@ -157,7 +167,7 @@ def check_length(start: float, stop: float, every: float) -> None:
 
 
 def compute(
-    columns: Sequence[GroupColumns], aggregation: Aggregation, start: float | None, stop: float | None
+    columns: Sequence[GroupValues], aggregation: Aggregation, start: float | None, stop: float | None
 ) -> list[Point]:
     """Return the points of columns, one group after the other. CPU-bound: call it in a thread.
 
@@ -173,7 +183,7 @@ def compute(
     found: list[tuple[Group, Series]] = []
     count = 0
     for each in ordered:
-        series = _series(each.times, each.values, aggregation, start, stop)
+        series = _series(each.series(aggregation.buckets, aggregation.stat), aggregation, start, stop)
         count += len(series)
         is_chosen_later = aggregation.top is not None or aggregation.bottom is not None
         if not is_chosen_later:
@@ -214,9 +224,8 @@ def _label(group: Group, aggregation: Aggregation) -> Point:
     return {"group": dict(zip(aggregation.groups, group, strict=True))}
 
 
-def _series(times: Array, values: Array, aggregation: Aggregation, start: float | None, stop: float | None) -> Series:
+def _series(series: Series, aggregation: Aggregation, start: float | None, stop: float | None) -> Series:
     buckets = aggregation.buckets
-    series = grouping.aggregate(times, values, buckets, aggregation.stat)
     if len(series):
         first = series.times[0] if start is None else min(start, series.times[0])
         last = series.times[-1] if stop is None else stop

@@ -57,7 +57,8 @@ class RollupChanges:
         self._known: dict[str | None, tuple[float, frozenset[str]]] = {}
 
     async def ensure_indexes(self) -> None:
-        """Create the index that :meth:`find` uses."""
+        """Create the indexes by which roll-ups of a type, and their marks, are found."""
+        await self._rollups.create_index([("type", ASCENDING)])
         await self._marks.create_index([("rollup", ASCENDING), ("last", ASCENDING)])
 
     @asynccontextmanager

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from keepfit.history.holds import Hold, Holds, is_held
-from keepfit.history.mongo import Collection, Document
+from keepfit.history.mongo import Collection, Document, unavailable
 from keepfit.history.rollup_changes import Mark, Range, RollupChanges, union
-from keepfit.times import SECONDS_MIN
+from keepfit.history.rollup_documents import Rollup
+from keepfit.times import SECONDS_MAX, SECONDS_MIN
 
 # Version of the form of roll-up documents; all documents of a roll-up with another one are written again.
 FORM = 2
@@ -38,13 +39,9 @@ class RollupProgress:
     """Reads and writes the progress of roll-ups."""
 
     def __init__(self, collection: Collection, changes: RollupChanges) -> None:
+        self._collection = collection
         self._holds = Holds(collection)
         self._changes = changes
-
-    async def find(self, id_: str) -> Document | None:
-        """Return the progress of a roll-up whose documents have the present form; None if there is none."""
-        found = await self._holds.find(id_)
-        return found if found is not None and found.get("form") == FORM else None
 
     async def describe(self, id_: str) -> Document:
         """Return up to which time (``until``, None: not yet) a roll-up has rolled up, and its ``state``.
@@ -59,17 +56,47 @@ class RollupProgress:
             state = "running or interrupted"
         return {"until": found.get("until"), "state": state}
 
+    async def of_type(self, type_: str) -> list[tuple[Rollup, Document]]:
+        """Return the roll-ups of documents of a type that have run, and their progress."""
+        with unavailable():
+            found = await self._collection.find({"type": type_, "form": FORM}).to_list(None)
+        return [(Rollup(type_, *each["declared"]), each) for each in found if "declared" in each]
+
+    async def dirty(self, found: Document, start: float) -> list[Range]:
+        """Return the times of which documents may differ from what a roll-up with this progress has.
+
+        At least those after `start` (seconds).
+        """
+        marks = await self._changes.find(found["_id"], start)
+        return [
+            (SECONDS_MIN, found["frozen_before"]),
+            (found["until"], SECONDS_MAX),
+            *((first, last) for first, last in found.get("pending", ())),
+            *((mark.first, mark.last) for mark in marks),
+        ]
+
     @asynccontextmanager
     async def run(
-        self, id_: str, type_: str, stop: float, *, always: bool = False, everything: bool = False, force: bool = False
+        self,
+        rollup: Rollup,
+        stop: float,
+        *,
+        of_snapshots: bool,
+        always: bool = False,
+        everything: bool = False,
+        force: bool = False,
     ) -> AsyncIterator[Run | None]:
-        """Hold the hold of the roll-up of documents of a type while the block rolls up to `stop` (seconds).
+        """Hold a roll-up while the block rolls up to `stop` (seconds); `of_snapshots` says what it aggregates.
 
         Yields None if another process holds it, or if there is nothing to do, unless `always`. A run of `everything`
         rolls up all times again. If the block raises, or the hold was lost, the next run does the same again.
         """
-        everything = everything or force
-        run = await self._begin(id_, type_, stop, always=always, everything=everything, force=force)
+        what = {
+            "type": rollup.type,
+            "declared": [rollup.every, rollup.field, rollup.group],
+            "of_snapshots": of_snapshots,
+        }
+        run = await self._begin(rollup.id, what, stop, always=always, everything=everything or force, force=force)
         if run is None:
             yield None
             return
@@ -80,7 +107,7 @@ class RollupProgress:
             await self._changes.finish(run.marks)
 
     async def _begin(
-        self, id_: str, type_: str, stop: float, *, always: bool, everything: bool, force: bool
+        self, id_: str, what: Document, stop: float, *, always: bool, everything: bool, force: bool
     ) -> Run | None:
         while True:
             found = await self._holds.find(id_)
@@ -92,18 +119,22 @@ class RollupProgress:
             ranges = [(first, last) for first, last in known.get("pending", ())]
             ranges += [(mark.first, mark.last) for mark in marks]
             before_s = SECONDS_MIN if found is None else float(found.get("until", SECONDS_MIN))
-            if everything or not known or known["until"] < stop:
-                ranges.append((before_s if known and not everything else SECONDS_MIN, stop))
+            # A type of which there are snapshots now had only documents of users before.
+            is_other = known.get("of_snapshots") != what["of_snapshots"]
+            if everything or is_other:
+                ranges.append((SECONDS_MIN, stop))
+            elif known["until"] < stop:
+                ranges.append((before_s, stop))
             if not ranges and not always:
                 return None
-            ranges = union(ranges)
             frozen = float((found or {}).get("frozen_before", SECONDS_MIN if known else before_s))
             force = force or bool(known.get("force"))
-            frozen = SECONDS_MIN if force else frozen
+            run = Run(Hold(id_, 0), union(ranges), marks, SECONDS_MIN if force else frozen, force)
             change = {
-                "type": type_, "form": FORM, "until": max(before_s, stop), "frozen_before": frozen, "pending": ranges,
-                "force": force,
+                **what, "form": FORM, "until": max(before_s, stop), "frozen_before": run.frozen_before,
+                "pending": run.ranges, "force": force,
             }  # fmt: skip
             hold = await self._holds.take(id_, found, change)
             if hold is not None:
-                return Run(hold, ranges, marks, frozen, force)
+                run.hold = hold
+                return run

@@ -117,12 +117,13 @@ async def _run(
     now = time.time() if now is None else now
     stop, written = _bucket_start(now, rollup.every_s), 0
     sources = await timeline.sources(Filter(rollup.type), rollup.field)
+    of_snapshots = any(isinstance(source, SnapshotSource) for source in sources)
     thinned: Sequence[Range] = ()
-    if any(isinstance(source, SnapshotSource) for source in sources):
+    if of_snapshots:
         thinned = await timeline.thinned.begin(rollup.type, max(now - keep_snapshots_s, SECONDS_MIN))
     always = absorption is not None
     progress = timeline.rollup_progress.run(
-        rollup.id, rollup.type, stop, always=always, everything=everything, force=force
+        rollup, stop, of_snapshots=of_snapshots, always=always, everything=everything, force=force
     )
     async with progress as run:
         if run is None:

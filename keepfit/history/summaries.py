@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from keepfit.history.buckets import bucket_numbers, bucket_starts
-from keepfit.history.grouping import Series
 from keepfit.history.mongo import Document
 from keepfit.history.sketch import Sketch
 from keepfit.history.statistic import PERCENTILE
@@ -131,15 +130,3 @@ def _sum(values: Iterable[Any] | Sequence[float]) -> float:
     except (OverflowError, ValueError):
         # Beyond the largest float.
         return float(sum(some))
-
-
-def aggregate(times: Array, summaries: Sequence[Summary], begins: Array, stat: str) -> Series:
-    """Return one point per bucket that contains summaries.
-
-    `begins` is, for each summary of the interval that starts at a time, the start of the bucket that contains it.
-    """
-    order = np.argsort(begins, kind="stable")
-    starts, first = np.unique(begins[order], return_index=True)
-    groups = np.split(order, first[1:])
-    values = [Summary.merged(summaries[place] for place in some).stat(stat) for some in groups if len(some)]
-    return Series(starts, np.array(values, dtype=np.float64))

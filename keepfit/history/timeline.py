@@ -19,6 +19,7 @@ from keepfit.history.filters import DOCUMENT
 from keepfit.history.incoming import Incoming
 from keepfit.history.mongo import Client, Collection, Database, Document, open_database
 from keepfit.history.query_arguments import Values, to_filter, to_range
+from keepfit.history.rollup_answers import Answers
 from keepfit.history.rollup_changes import RollupChanges
 from keepfit.history.rollup_progress import RollupProgress
 from keepfit.history.sources import SnapshotSource, StoredSource
@@ -45,7 +46,8 @@ class Timeline(TimelineQueries):
         self.thinned = Thinned(database.get_collection("thinned", write_concern=journaled))
         self.stored = StoredDocuments(database, stored, self.rollup_changes)
         self.writer = DocumentWriter(database, stored.collection, self.rollup_changes)
-        super().__init__(SnapshotSource(database.get_collection("history")), stored)
+        answers = Answers(database, stored, self.rollup_progress, self.thinned)
+        super().__init__(SnapshotSource(database.get_collection("history")), stored, answers)
         self._client: Client | None = None
         self._indexing = asyncio.Lock()
         self._indexed = False

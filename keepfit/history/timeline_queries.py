@@ -17,8 +17,9 @@ from keepfit.history.buckets import parse_buckets
 from keepfit.history.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind
 from keepfit.history.grouping import Fill
 from keepfit.history.mongo import Document, gather_all, unavailable
-from keepfit.history.points import Aggregation, Point, Steps, check_count
+from keepfit.history.points import Aggregation, GroupValues, Point, Steps, check_count
 from keepfit.history.query_arguments import Values, take, to_filter, to_keys, to_range, with_type
+from keepfit.history.rollup_answers import Answers
 from keepfit.history.sources import SnapshotSource, Source, check_field, is_snapshot_number
 from keepfit.times import Duration, Time, parse_time
 
@@ -30,7 +31,8 @@ CHOSEN_MAX = 10_000
 class TimelineQueries:
     """Async queries of documents by time, from the sources of snapshots and of stored documents."""
 
-    def __init__(self, snapshots: SnapshotSource, stored: Source) -> None:
+    def __init__(self, snapshots: SnapshotSource, stored: Source, answers: Answers) -> None:
+        self.answers = answers
         self._snapshots = snapshots
         self._sources: Sequence[Source] = (snapshots, stored)
         self._types_of_models: set[str] = set()
@@ -335,8 +337,12 @@ class TimelineQueries:
         if start is not None and stop is not None:
             points.check_length(start, stop, aggregation.buckets.length_s)
         codes = columns.Codes() if aggregation.stat == "distinct" else None
-        sources = await self.sources(where, aggregation.field)
-        found = await columns.read_groups(
-            sources, where, start, stop, time.time(), aggregation.field, aggregation.groups, codes
-        )
+        found: Sequence[GroupValues] | None = await self.answers.of_type(aggregation, where, start, stop)
+        sources, now = await self.sources(where, aggregation.field), time.time()
+        if found is None:
+            found = await self.answers.instead(sources, aggregation, where, start, stop, now)
+        if found is None:
+            found = await columns.read_groups(
+                sources, where, start, stop, now, aggregation.field, aggregation.groups, codes
+            )
         return await asyncio.to_thread(points.compute, found, aggregation, start, stop)
