@@ -64,7 +64,8 @@ def raw(build: Build) -> str:
         if not file.exists():
             file.write_text(yaml.safe_dump({**KIND, "resources": [f"../../{build.folder}"]}))
         document = yaml.safe_load(file.read_text())
-        document["components"] = [f"../../components/{name}" for name in build.components]
+        added = [f"../../components/{name}" for name in build.components]
+        document["components"] = [*document.get("components", []), *added]
         if build.image:
             name, _, digest = build.image.partition("@")
             document["images"] = [{"name": "keepfit", "newName": name, "digest": digest}]

@@ -5,6 +5,7 @@ import tomllib
 
 from keepfit.settings import Settings
 from tests.k8s.builds import BASE, ROOT, keepfit_containers, pods
+from tests.k8s.image import final_stage, instructions
 
 
 def test_image_tag_is_the_version() -> None:
@@ -12,21 +13,6 @@ def test_image_tag_is_the_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {only["image"] for only in keepfit_containers(BASE).values()} == {f"keepfit:{version}"}
     assert set(re.findall(r"keepfit:(\d[\w.]*)", (ROOT / "k8s/README.md").read_text())) == {version}
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the instructions of the Dockerfile in order, each with its arguments."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
-
-
-def final_stage() -> dict[str, str]:
-    """Return the last instruction of each kind in the last stage of the Dockerfile."""
-    stage: dict[str, str] = {}
-    for name, value in instructions():
-        stage = {name: value} if name == "FROM" else stage | {name: value}
-    return stage
 
 
 def test_image_runs_as_the_user_of_the_manifests() -> None:
@@ -53,3 +39,18 @@ def test_image_sources_exist() -> None:
     assert {line[1:] for line in ignore if line.startswith("!")} == sources
     included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     assert {pattern.rstrip("*") for pattern in included} <= sources
+
+
+def test_the_image_takes_extras_and_a_digest() -> None:
+    """Both stages are based on the image of the argument, and only the extras' pinned versions are installed."""
+    bases = [words.split()[0] for name, words in instructions() if name == "FROM"]
+    assert bases == ["${PYTHON}", "${PYTHON}"]
+    assert instructions()[0] == ("ARG", "PYTHON=python:3.11-slim")
+    (line,) = (words for name, words in instructions() if name == "RUN" and "EXTRAS" in words)
+    assert '-c requirements/extras.txt ".${EXTRAS:+[$EXTRAS]}"' in line
+    pins = {
+        name: set((ROOT / f"requirements/{name}.txt").read_text().splitlines())
+        for name in ("runtime", "extras", "test")
+    }
+    assert pins["runtime"] <= pins["extras"] <= pins["test"]
+    assert {name.partition("==")[0] for name in pins["extras"]} >= {"river", "pandas", "pyarrow", "dateparser"}

@@ -67,7 +67,7 @@ def test_the_largest_bundle_fits_into_the_memory_of_a_worker(build: Build) -> No
     """A worker can load it, learn a small row, seal it and commit it, and restore it, beside its cached bundles."""
     values, found = numbers(build), bundle_factors()
     assert found["learn"] >= 6
-    needed = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
+    needed: float = PROCESS_BYTES + values["KEEPFIT_BUNDLE_CACHE_BYTES_MAX"]
     needed += max(found["learn"], found["restore"]) * values["KEEPFIT_BUNDLE_BYTES_MAX"]
     assert needed <= worker_bytes_max(build)
 

