@@ -29,6 +29,15 @@ class Settings(SnapshotSettings):
     store_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis that holds models and their inboxes."
     )
+    store_replicas_min: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Replicas of the store that must have an accepted request before the response; 0: none.",
+    )
+    store_replicas_fsync: bool = Field(
+        True, description="Whether these replicas must have it on disk (`WAITAOF`), or in memory (`WAIT`)."
+    )
     queue_url: SecretStr | None = Field(
         None, description="Redis that holds the run queues and the jobs of RQ; by default the Redis of the store."
     )

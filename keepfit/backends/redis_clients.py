@@ -18,6 +18,8 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
+from keepfit.backends import redis_sentinel
+from keepfit.backends.redis_scripts import Replicas
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings
 
@@ -32,7 +34,7 @@ POOL_CONNECTIONS_MAX = 64
 
 # Options of an address that name a file.
 FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", *redis_sentinel.SCHEMES)
 STORE, QUEUE = "KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL"
 
 
@@ -45,7 +47,7 @@ def check_url(url: str, setting: str) -> None:
         If it cannot be used. The message quotes nothing that may be a password.
     """
     with _readable(url, setting):
-        _check_options(redis.ConnectionPool.from_url(url))
+        _check_options(_pool_sync(url))
 
 
 @contextmanager
@@ -55,13 +57,16 @@ def _readable(url: str, setting: str) -> Iterator[None]:
     if not reason:
         try:
             yield
+        except redis_sentinel.AddressError as error:
+            reason = str(error)
         except (ValueError, TypeError, redis.RedisError):
             reason = "an option of the address is unknown, or its value is not usable"
         else:
             return
     raise SettingsError(
         f"{setting}: {reason}; write redis://:password@host:6379/0, or "
-        "rediss://:password@host:6379/0?ssl_ca_certs=/path with TLS."
+        "rediss://:password@host:6379/0?ssl_ca_certs=/path with TLS, or "
+        "redis+sentinel://:password@host:26379,host:26379/0?master=NAME with Sentinel."
     )
 
 
@@ -69,7 +74,8 @@ def _reason(url: str) -> str:
     """Return why an address cannot be used; "" if its parts are well formed."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        # The hosts of sentinels are read by :mod:`keepfit.backends.redis_sentinel`.
+        port = None if parts.scheme in redis_sentinel.SCHEMES else parts.port
     except ValueError:
         return "the address or its port cannot be read"
     if parts.scheme not in SCHEMES or "://" not in url:
@@ -96,21 +102,41 @@ def _check_files(pool: Any, setting: str) -> None:
 
 def _sync(url: str, setting: str) -> redis.Redis:
     with _readable(url, setting):
-        client = redis.Redis.from_url(
+        pool = _pool_sync(
             url,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=ANSWER_TIMEOUT_S,
             health_check_interval=0,
         )
-        _check_options(client.connection_pool)
-    _check_files(client.connection_pool, setting)
+        _check_options(pool)
+    _check_files(pool, setting)
+    return redis.Redis.from_pool(pool)
+
+
+def _pool_sync(url: str, **options: Any) -> redis.ConnectionPool:
+    if urlsplit(url).scheme in redis_sentinel.SCHEMES:
+        return redis_sentinel.pool_sync(url, **options)
+    return redis.ConnectionPool.from_url(url, **options)
+
+
+def _pool_async(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
+    if urlsplit(url).scheme in redis_sentinel.SCHEMES:
+        return redis_sentinel.pool_async(url, **options)
+    return redis.asyncio.BlockingConnectionPool.from_url(url, **options)
+
+
+def _promising(client: Any, settings: Settings) -> Any:
+    """Let a client of the store wait for replicas, as the settings say, before it returns what a caller is promised."""
+    if settings.store_replicas_min:
+        client.connection_pool.replicas = Replicas(settings.store_replicas_min, settings.store_replicas_fsync)
     return client
 
 
 def store_sync(settings: Settings) -> redis.Redis:
     """Return a client of the store, for workers."""
-    return _sync(settings.store_url.get_secret_value(), STORE)
+    client: redis.Redis = _promising(_sync(settings.store_url.get_secret_value(), STORE), settings)
+    return client
 
 
 def queue_sync(settings: Settings) -> redis.Redis:
@@ -120,7 +146,7 @@ def queue_sync(settings: Settings) -> redis.Redis:
 
 def _async(url: str, setting: str, *, prompt: bool) -> redis.asyncio.Redis:
     with _readable(url, setting):
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+        pool = _pool_async(
             url,
             max_connections=POOL_CONNECTIONS_MAX,
             timeout=GATEWAY_TIMEOUT_S if prompt else CONNECT_TIMEOUT_S,
@@ -136,7 +162,9 @@ def _async(url: str, setting: str, *, prompt: bool) -> redis.asyncio.Redis:
 
 def store_async(settings: Settings, *, prompt: bool = False) -> redis.asyncio.Redis:
     """Return a client of the store: with short timeouts (`prompt`) for gateways, with longer ones for the others."""
-    return _async(settings.store_url.get_secret_value(), STORE, prompt=prompt)
+    client = _async(settings.store_url.get_secret_value(), STORE, prompt=prompt)
+    promising: redis.asyncio.Redis = _promising(client, settings)
+    return promising
 
 
 def queue_async(settings: Settings) -> redis.asyncio.Redis:

@@ -40,6 +40,7 @@ kf:events            stream  none        commit, announce_due, gateways,        
                                          restores, snapshotter, workers
 kf:events:due        zset    none        commit                                  announce_due (score: last one told, ms)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
+kf:replicated        string  a minute    gateways that wait for replicas         none
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
 kf:scorers           pubsub  none        commit (of models that are followed)    gateways
 ===================  ======  ==========  ======================================  =====================================
@@ -95,6 +96,8 @@ JOBS, OPEN_JOBS = "kf:jobs", "kf:jobs:open"
 SWEEP = "kf:sweep"
 # The secret with which gateways sign the cookies of sessions (a string).
 SESSIONS = "kf:sessions"
+# Written before a wait for replicas, which covers the last write of its connection.
+REPLICATED = "kf:replicated"
 # Records of the processes of gateways, by name (a hash).
 GATEWAYS = "kf:gateways"
 UNLOADABLE = "kf:unloadable"

@@ -8,6 +8,7 @@ lost its scripts (a restart) gets them again, and the round trip is repeated, wh
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -23,6 +24,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
+from keepfit.backends import redis_keys
 from keepfit.errors import TooLargeError, UnavailableError
 
 Command = tuple[Any, ...]
@@ -46,8 +48,62 @@ REFUSALS = frozenset(
     {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "NOPERM", "NOAUTH"}
 )
 
+# Scripts after which a caller gets an answer that the store must keep.
+PROMISES = frozenset(
+    SHA1[name]
+    for name in (
+        "accept",
+        "cancel_job",
+        "create_job",
+        "delete",
+        "discard",
+        "install",
+        "keep_rows",
+        "label_rows",
+        "retry",
+        "rewind",
+    )
+)
+# Less than the time in which a gateway's Redis must answer, and more than a second between two syncs (`everysec`).
+REPLICAS_TIMEOUT_MS = 3000
+
 # Text of the RuntimeError with which uvloop refuses to use a closed connection.
 CLOSED = "the handler is closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many replicas must have what is promised, on disk or in memory (the field ``replicas`` of a pool)."""
+
+    count: int
+    on_disk: bool
+
+    def commands(self) -> tuple[Command, ...]:
+        """Return the commands that wait for replicas; the last one returns how many have it.
+
+        Redis waits for the last write of the connection. A call that finds its request accepted already writes
+        nothing, so there is a write before the wait.
+        """
+        mark = ("SET", redis_keys.REPLICATED, 1, "EX", 60)
+        in_memory = ("WAIT", self.count, REPLICAS_TIMEOUT_MS // 2)
+        # Asked while it has not synced what it has just got, a replica tells of the sync only a second later.
+        on_disk = ("WAITAOF", 0, self.count, REPLICAS_TIMEOUT_MS // 2)
+        return (mark, in_memory, on_disk) if self.on_disk else (mark, in_memory)
+
+    def check(self, answer: Any) -> None:
+        """Raise UnavailableError if fewer replicas have it."""
+        found = answer[1] if self.on_disk else answer
+        if found < self.count:
+            public = f"Only {found} of {self.count} replicas of Redis have stored it in time; repeat the request."
+            raise UnavailableError(f"Redis: {public}", public)
+
+
+def _promise_of(pool: Any, commands: Sequence[Command]) -> Replicas | None:
+    """Return the replicas to wait for after these commands, if there are any."""
+    replicas: Replicas | None = getattr(pool, "replicas", None)
+    if replicas is None or not any(command[0] == "EVALSHA" and command[1] in PROMISES for command in commands):
+        return None
+    return replicas
 
 
 def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ()) -> Command:
@@ -86,12 +142,15 @@ def run(client: Redis, *commands: Command) -> list[Any]:
     UnavailableError
         If Redis is unavailable; any of the commands may or may not have been executed.
     """
+    replicas = _promise_of(client.connection_pool, commands)
+    if replicas is not None:
+        commands += replicas.commands()
     with unavailable():
         answers = _round_trip(client, commands)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             _round_trip(client, LOAD_ALL)
             answers = _round_trip(client, commands)
-        return _checked(answers)
+        return _checked(answers, replicas)
 
 
 def _round_trip(client: Redis, commands: Sequence[Command]) -> list[Any]:
@@ -138,7 +197,7 @@ async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any
     with unavailable():
         connection = await pool.get_connection()
         try:
-            return await _run_on(connection, commands)
+            return await _run_on(pool, connection, commands)
         finally:
             await pool.release(connection)
 
@@ -170,7 +229,7 @@ class ScriptConnection:
         with unavailable():
             if self._connection is None:
                 self._connection = await self._pool.get_connection()
-            return await _run_on(self._connection, commands)
+            return await _run_on(self._pool, self._connection, commands)
 
     async def close(self) -> None:
         """Return the connection to the pool."""
@@ -179,12 +238,15 @@ class ScriptConnection:
             self._connection = None
 
 
-async def _run_on(connection: Any, commands: Sequence[Command]) -> list[Any]:
+async def _run_on(pool: Any, connection: Any, commands: Sequence[Command]) -> list[Any]:
+    replicas = _promise_of(pool, commands)
+    if replicas is not None:
+        commands = (*commands, *replicas.commands())
     answers = await _retry_round_round_trip(connection, commands)
     if any(isinstance(answer, NoScriptError) for answer in answers):
         await _retry_round_round_trip(connection, LOAD_ALL)
         answers = await _retry_round_round_trip(connection, commands)
-    return _checked(answers)
+    return _checked(answers, replicas)
 
 
 async def _retry_round_round_trip(connection: Any, commands: Sequence[Command]) -> list[Any]:
@@ -197,6 +259,9 @@ async def _retry_round_round_trip(connection: Any, commands: Sequence[Command]) 
 
 async def _round_trip_async(connection: Any, commands: Sequence[Command]) -> list[Any]:
     try:
+        # To send opens it again, too, but at the address at which it was before: sentinels may know another one.
+        if not connection.is_connected:
+            await connection.connect()
         await connection.send_packed_command(_packed(commands))
         return [await _answer_async(connection) for _ in commands]
     except BaseException:
@@ -211,9 +276,12 @@ async def _answer_async(connection: Any) -> Any:
         return error
 
 
-def _checked(answers: list[Any]) -> list[Any]:
+def _checked(answers: list[Any], replicas: Replicas | None) -> list[Any]:
     failed = [answer for answer in answers if isinstance(answer, Exception)]
     if not failed:
+        if replicas is not None:
+            replicas.check(answers[-1])
+            del answers[-len(replicas.commands()) :]
         return answers
     # A list that holds the error would keep it alive, and with it every frame that it passes.
     answers.clear()

@@ -62,6 +62,7 @@ ALL = [
     redis_keys.GATEWAYS,
     redis_keys.SESSIONS,
     redis_keys.SNAPSHOTS,
+    redis_keys.REPLICATED,
     redis_keys.OPEN_ROWS,
     redis_keys.EXPIRING,
 ]
@@ -130,6 +131,7 @@ def test_the_table_lists_every_key() -> None:
         redis_keys.job("<job>"),
         redis_keys.JOBS,
         redis_keys.OPEN_JOBS,
+        redis_keys.REPLICATED,
     }
     built |= {
         redis_keys.claimed("<lease>"),
@@ -146,4 +148,4 @@ def test_the_table_lists_every_key() -> None:
         # The names that start with rq_ are keys of RQ.
         and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 18 == len(built)
+    assert len(functions) + 19 == len(built)
