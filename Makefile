@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs lint types audit coverage mutants faults abuse published bench pins release-check client nodes picture sneakers clean
+.PHONY: help run test docs linkcheck lint types audit coverage mutants faults abuse published bench pins release-check client nodes picture sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -45,6 +45,10 @@ test: lint types  ## Run every check that a change must pass: lint, types, tests
 
 docs: $(VENV)/.docs  ## Build the documentation site in build/docs; open build/docs/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -d build/doctrees -c docs/site . build/docs
+
+# Not part of `test`: it asks other hosts. Links within the repository, and the form of all others, are tested.
+linkcheck: $(VENV)/.docs  ## Ask the hosts that the documentation links to whether each page is there (needs a network)
+	$(BIN)/sphinx-build -q -b linkcheck -d build/doctrees -c docs/site . build/linkcheck
 
 coverage: $(VENV)/.test  ## Run the tests with coverage of all processes that they start
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered --cov-fail-under=85

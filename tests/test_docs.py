@@ -8,6 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer.main
@@ -33,6 +34,8 @@ CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 OTHER_VARIABLES = {"KEEPFIT_FAULT_POINT"}
 # Files that are written at run time, or that a reader makes.
 MADE = ("benchmarks/.venvs/",)
+LOOPBACK = re.compile(r"127\.0\.0\.\d+|localhost|::1")
+HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -74,6 +77,31 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert missing == []
     wrong = [(str(path), anchor) for path, anchor in links(page) if anchor and anchor not in anchors(path)]
     assert wrong == []
+
+
+def address_fault(address: str) -> str | None:
+    """Return what is wrong with the address of another host; None if nothing is.
+
+    >>> address_fault("https://example.org/a"), address_fault("http://example.org")
+    (None, 'not https')
+    """
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if LOOPBACK.fullmatch(host) or host.endswith((".example", ".local", ".svc", ".internal")):
+        return None
+    if parts.scheme != "https":
+        return "not https"
+    if not HOST.fullmatch(host) or parts.username is not None:
+        return "no host"
+    return "characters that belong to the sentence" if address.endswith((".", ",", ")", ";", "'")) else None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_other_hosts_are_well_formed(page: Path) -> None:
+    """Each has https and a host, and no character of the sentence around it; `make linkcheck` asks the hosts."""
+    addresses = re.findall(r"\]\(([a-z+]+://[^)\s]+)\)|<([a-z+]+://[^>\s]+)>", prose(page))
+    found = {one or other for one, other in addresses}
+    assert {address: fault for address in found if (fault := address_fault(address))} == {}
 
 
 def test_every_page_is_two_links_from_the_index() -> None:

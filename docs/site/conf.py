@@ -39,6 +39,11 @@ exclude_patterns = [".*", "build", "tests", "benchmarks", "**/node_modules"]
 myst_heading_anchors = 6
 smartquotes = False
 
+# `make linkcheck`: what a reader's own machine serves is not asked, and a slow host is asked again.
+linkcheck_ignore = [r"https?://(127\.0\.0\.1|localhost|\[::1\])\b"]
+linkcheck_anchors = False
+linkcheck_timeout, linkcheck_retries = 20, 2
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"

@@ -7,12 +7,14 @@ Invariant: every other request goes to the regular path unchanged, including its
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from keepfit.jobs.traffic import KEPT
 from keepfit.security.api_keys import LEARN, PREDICT
 from keepfit_gateway import schemas
 from keepfit_gateway.auth.guard import CALLER
@@ -75,10 +77,11 @@ def _may_use(service: Service, model_hash: str | None) -> bool:
 
 async def _predict(service: Service, request: BaseRequest, model_hash: str | None, body: bytes) -> Any:
     """Answer as :func:`~keepfit_gateway.handlers.prediction.predict`; a repeated body is not parsed. None: do not."""
-    headers, raw = request.headers, (request.raw_path, body)
+    begun_s, headers, raw = time.perf_counter(), request.headers, (request.raw_path, body)
     control = http_caching.cache_control(headers)
     cached = service.cache.find_raw(raw, control.age_s_max) if control.use_cached else None
     if cached is not None:
+        service.traffic.predicted(cached.watched.model_hash, KEPT, cached.rows, time.perf_counter() - begun_s)
         return _prediction(headers, Reply(cached.etag, cached.body, service.cache.age_s(cached)))
     rows = rows_body.parse(body, schemas.Predict if model_hash else schemas.PredictByMetadata, model_hash)
     if isinstance(rows, ParsedRows) and rows.ids is not None:
@@ -90,6 +93,7 @@ async def _predict(service: Service, request: BaseRequest, model_hash: str | Non
         question = question_of(model, rows)
         reply = answer_here(service, question, headers, control, raw)
         if reply is not None:
+            service.traffic.predicted(model.hash, reply.source, reply.rows, time.perf_counter() - begun_s)
             return _prediction(headers, reply)
     reply = await service.models.run(
         rows.model_hash,

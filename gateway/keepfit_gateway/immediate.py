@@ -15,6 +15,7 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 
+from keepfit.jobs.traffic import KEPT
 from keepfit.observability import request_id
 from keepfit.security.api_keys import PREDICT
 from keepfit_gateway import schemas
@@ -43,6 +44,7 @@ class ImmediateAnswers:
         self._service = service
         self._guard = guard
         self._heads = KnownHeads()
+        self._record, self._count = service.request_metrics.record_immediate, service.traffic.predicted
 
     def answer_known(self, data: bytes) -> bytes | None:
         """Return the response to a request whose head was parsed before; None: parse it.
@@ -75,27 +77,35 @@ class ImmediateAnswers:
             return None
         route, model_hash = (BY_METADATA, None) if path == BY_METADATA else (BY_HASH, path[BEGIN:END])
         try:
-            reply = self._reply(path, model_hash, body)
+            found = self._reply(path, model_hash, body)
         except Exception:  # noqa: BLE001 - the regular path has the same error, and answers with it
             return None
-        if reply is None:
+        if found is None:
             return None
+        reply, model_hash = found
         response = self._response(headers, reply)
-        self._service.request_metrics.record_immediate(route, time.perf_counter() - started_s)
+        seconds = time.perf_counter() - started_s
+        self._record(route, seconds)
+        self._count(model_hash, reply.source, reply.rows, seconds)
         return response
 
-    def _reply(self, path: str, model_hash: str | None, body: bytes) -> Reply | None:
-        """Return the answer that is kept for the same bytes, or computed now; None if there is no short one."""
+    def _reply(self, path: str, model_hash: str | None, body: bytes) -> tuple[Reply, str] | None:
+        """Return the answer that is kept for the same bytes, or computed now, and the hash of the model.
+
+        None if there is no short one.
+        """
         service, raw = self._service, (path, body)
         cache = service.cache
         cached = cache.find_raw(raw, bytes_max=ANSWER_BYTES_MAX)
         if cached is not None:
-            return Reply(cached.etag, cached.body, cache.age_s(cached))
+            reply = Reply(cached.etag, cached.body, cache.age_s(cached), "", KEPT, cached.rows)
+            return reply, cached.watched.model_hash
         if model_hash is not None:
             row, model = fast_json.decode_row(body), service.models.cached(model_hash)
-            reply = None if row is None or model is None else answer_row(service, model, row, raw, ANSWER_BYTES_MAX)
-            if reply is not None:
-                return reply
+            if row is not None and model is not None:
+                computed = answer_row(service, model, row, raw, ANSWER_BYTES_MAX)
+                if computed is not None:
+                    return computed, model.hash
         form = schemas.PredictByMetadata if model_hash is None else schemas.Predict
         rows = fast_json.decode(body, form, model_hash)
         model = None if rows is None else service.models.cached(rows.model_hash)
@@ -105,7 +115,8 @@ class ImmediateAnswers:
         if question.values * VALUE_BYTES > ANSWER_BYTES_MAX:
             # Most likely computed in vain.
             return None
-        return answer_here(service, question, NO_FIELDS, http_caching.DEFAULT, raw, ANSWER_BYTES_MAX)
+        computed = answer_here(service, question, NO_FIELDS, http_caching.DEFAULT, raw, ANSWER_BYTES_MAX)
+        return None if computed is None else (computed, model.hash)
 
     def _response(self, headers: Headers, reply: Reply) -> bytes:
         sent = headers.get(X_REQUEST_ID)

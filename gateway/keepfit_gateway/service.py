@@ -38,6 +38,7 @@ from keepfit_gateway.model_overview import ModelOverview
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.prediction.scorers import Scorers
 from keepfit_gateway.prediction.without_worker import Counts
+from keepfit_gateway.traffic import TrafficCounts
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
 from keepfit_gateway.web.process_counts import Parts
@@ -101,6 +102,7 @@ class Service:
             lambda: len(self.connections),
             lambda: len(self.event_feed),
         )
+        self.traffic = TrafficCounts(self.queue_client, self.heartbeat.name)
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
@@ -114,6 +116,7 @@ class Service:
             self.open_rows.expire_forever(),
             self.event_feed.read_forever(),
             self.heartbeat.beat_forever(),
+            self.traffic.publish_forever(),
         )
         return [asyncio.create_task(coroutine) for coroutine in coroutines]
 

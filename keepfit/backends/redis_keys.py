@@ -70,6 +70,7 @@ kf:sweep                      string  seconds   supervisors                     
 kf:tokens:<name>              string  to full   take_tokens (rates of API keys)   take_tokens
 kf:sessions                   string  none      the first gateway                 gateways (the secret of sessions)
 kf:gateways                   hash    none      processes of gateways             gateways (records, by name)
+kf:traffic:<gateway>:<slot>   hash    seconds   one process of a gateway          gateways (counts, by model)
 ============================  ======  ========  ================================  ==============================
 """
 
@@ -305,3 +306,8 @@ def tokens(name: str) -> str:
 def replies(gateway: str) -> str:
     """Return the key of the replies to one gateway (a list)."""
     return f"kf:replies:{gateway}"
+
+
+def traffic(gateway: str, slot: int) -> str:
+    """Return the key of what a process of a gateway has counted of each model in a period (a hash)."""
+    return f"kf:traffic:{gateway}:{slot}"

@@ -1,14 +1,15 @@
 """The state of a deployment as an operator sees it: its parts, workers, models, pending requests and snapshots.
 
 Owns what `keepfit status` reads, and the verdict. Changes nothing. Invariant: a part that does not answer in time is
-reported as such and never keeps the others from being reported. Data comes from the gateway's ``/readyz``, from the
-servers that the settings name, and from the data folder of `keepfit up`.
+reported as such and never keeps the others from being reported. Data comes from the gateway's ``/readyz`` and
+``/v1/system``, from the servers that the settings name, and from the data folder of `keepfit up`. All models are read
+only if no gateway has counted them.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,23 +36,27 @@ WORKER_FIELDS = ("hostname", "pid", "state", "last_heartbeat")
 STORAGE_MARKER = "keepfit-history"
 
 
+class Counts(NamedTuple):
+    """What a gateway has counted: models, those in Redis, those with pending requests, these, and models with most."""
+
+    registered: int
+    live: int
+    models: int
+    requests: int
+    pending: list[str]
+
+
 async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
     """Return the state of the deployment as one JSON document; `url` is that of the gateway."""
     store_client, queue_client = redis_clients.store_async(settings), redis_clients.queue_async(settings)
     try:
         async with Registry(settings.mongo_url.get_secret_value()) as registry:
-            (
-                (gateway, ready),
-                (store, pending),
-                (queue, workers),
-                (history, documents),
-                (storage, _),
-            ) = await asyncio.gather(
-                _probe(_gateway, settings, url),
-                _probe(_store, store_client),
-                _probe(_workers, queue_client),
-                _probe(_history, registry),
-                _probe(_storage, settings),
+            (gateway, answers), (queue, workers), (storage, _) = await asyncio.gather(
+                _probe(_gateway, settings, url), _probe(_workers, queue_client), _probe(_storage, settings)
+            )
+            ready, counts = answers or (None, None)
+            (store, pending), (history, documents) = await asyncio.gather(
+                _probe(_store, store_client, counts), _probe(_history, registry, counts)
             )
     finally:
         await store_client.aclose()
@@ -101,9 +106,20 @@ async def _probe(read_part: Callable[..., Awaitable[T]], *args: Any) -> tuple[st
         return f"No answer came within {PROBE_S_MAX:g} s.", None
 
 
-async def _gateway(settings: Settings, url: str) -> dict[str, Any]:
+async def _gateway(settings: Settings, url: str) -> tuple[dict[str, Any], Counts | None]:
+    """Return the answer of `/readyz`, and what the gateway has counted; None if it could not, or may not say."""
     async with AsyncClient(url, settings.api_key.get_secret_value()) as client:
-        return await client.ready()
+        ready = await client.ready()
+        try:
+            _, system = await client.request("GET", "/v1/system", is_repeated=False)
+            _, page = await client.request("GET", f"/v1/models?sort=inbox&limit={COUNTED_MAX}", is_repeated=False)
+        except KeepfitError:
+            return ready, None
+    models, waiting_now = system["models"], system["waiting"]
+    if models is None or waiting_now is None or waiting_now["requests"] is None:
+        return ready, None
+    pending = [model["hash"] for model in page["models"] if model["inbox"]]
+    return ready, Counts(models["registered"], models["live"], waiting_now["models"], waiting_now["requests"], pending)
 
 
 async def _storage(settings: Settings) -> None:
@@ -111,34 +127,26 @@ async def _storage(settings: Settings) -> None:
     await asyncio.to_thread(storage.get, STORAGE_MARKER)
 
 
-async def _history(registry: Registry) -> dict[str, Any]:
+async def _history(registry: Registry, counts: Counts | None) -> dict[str, Any]:
     newest = await registry.documents(limit=1)
     last = {name: newest[0][name] for name in ("timestamp", "hash", "version")} if newest else None
-    return {"models": len(await registry.hashes()), "last_snapshot": last}
+    models = len(await registry.hashes()) if counts is None else counts.registered
+    return {"models": models, "last_snapshot": last}
 
 
-async def _store(client: Any) -> dict[str, Any]:
+async def _store(client: Any, counts: Counts | None) -> dict[str, Any]:
     """Return live models, pending requests and the state of the snapshots."""
     snapshots = await Store(client).snapshot_state()
-    live, requests, pending = 0, 0, []
-    cursor = b"0"
-    while True:
-        ((cursor, names),) = await redis_scripts.run_async(
-            client, ("SCAN", cursor, "MATCH", redis_keys.STATE_PATTERN, "COUNT", SCAN_COUNT)
-        )
-        counts = await redis_scripts.run_async(client, *(("HMGET", name, "accepted", "learned") for name in names))
-        for name, (accepted, learned) in zip(names, counts, strict=True):
-            count = int(accepted or 0) - int(learned or 0)
-            live += 1
-            requests += count
-            if count:
-                pending.append((redis_keys.hash_of_state(name.decode()), int(learned or 0), count))
-        if cursor == b"0":
-            break
+    if counts is None:
+        live, pending = await _all_models(client)
+        models, requests = len(pending), sum(count for _, _, count in pending)
+    else:
+        live, models, requests = counts.live, counts.models, counts.requests
+        pending = await _pending(client, [redis_keys.state(each) for each in counts.pending])
     rows, counted = await _count_rows(client, pending)
     return {
         "live": live,
-        "waiting": {"models": len(pending), "requests": requests, "rows": rows, "rows_counted_in": counted},
+        "waiting": {"models": models, "requests": requests, "rows": rows, "rows_counted_in": counted},
         "snapshots": {
             "last_pass_s": snapshots.age_s,
             "changed": snapshots.changed,
@@ -146,6 +154,28 @@ async def _store(client: Any) -> dict[str, Any]:
             "reason": snapshots.reason,
         },
     }
+
+
+async def _all_models(client: Any) -> tuple[int, list[tuple[str, int, int]]]:
+    """Return the number of live models, and those with pending requests, without a gateway: read all models."""
+    live, pending = 0, []
+    cursor = b"0"
+    while True:
+        ((cursor, names),) = await redis_scripts.run_async(
+            client, ("SCAN", cursor, "MATCH", redis_keys.STATE_PATTERN, "COUNT", SCAN_COUNT)
+        )
+        live += len(names)
+        pending += await _pending(client, [name.decode() for name in names])
+        if cursor == b"0":
+            return live, pending
+
+
+async def _pending(client: Any, names: list[str]) -> list[tuple[str, int, int]]:
+    """Return the hashes of the models with these states that have pending requests, rows learned, and requests."""
+    counts = await redis_scripts.run_async(client, *(("HMGET", name, "accepted", "learned") for name in names))
+    found = [(redis_keys.hash_of_state(name), int(learned or 0), int(accepted or 0) - int(learned or 0))
+             for name, (accepted, learned) in zip(names, counts, strict=True)]  # fmt: skip
+    return [one for one in found if one[2]]
 
 
 async def _count_rows(client: Any, pending: list[tuple[str, int, int]]) -> tuple[int, int]:

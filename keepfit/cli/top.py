@@ -34,21 +34,14 @@ if TYPE_CHECKING:
     from keepfit.client.clients import Client
     from keepfit.client.overview import Reading
 
-Sort = Literal["rate", "inbox", "error", "rows", "version", "hash"]
-# How models are ordered: the largest first, those without a value last.
-KEYS: dict[Sort, Callable[[Mapping[str, Any]], Any]] = {
-    "rate": lambda model: (-model["rows_per_s"], -model["inbox"], -model["rows_seen"], model["hash"]),
-    "inbox": lambda model: (-model["inbox"], -model["rows_per_s"], model["hash"]),
-    "error": lambda model: (-(-1.0 if model["error_share"] is None else model["error_share"]), model["hash"]),
-    "rows": lambda model: (-model["rows_seen"], model["hash"]),
-    "version": lambda model: (-model["version"], model["hash"]),
-    "hash": lambda model: model["hash"],
-}
+# How the gateway orders models: the largest first, those without a value last.
+Sort = Literal["rate", "inbox", "error", "rows", "hash"]
 INTERVAL_S_MIN = 0.2
 MODELS = (
     Column("model"),
     Column("metadata", "cut"),
     Column("rows/s", right=True),
+    Column("predicted/s", right=True, width_min=100),
     Column("inbox", right=True),
     Column("rows seen", right=True),
     Column("version", right=True, width_min=100),
@@ -59,10 +52,10 @@ MODELS = (
 # Under the tables of other things a title says what the names are of.
 WORKERS = (Column("worker", "cut"), *workers.COLUMNS[1:])
 DEPENDENCIES = (Column("part"), Column("state", "wrap"))
-# Workers on the screen; the busiest ones.
-WORKERS_SHOWN_MAX = 6
+# Workers on the screen, the busiest ones, and models elsewhere.
+WORKERS_SHOWN_MAX, MODELS_SHOWN = 6, 20
 # Lines of the screen beside those of models and workers.
-LINES_OTHER = 5
+LINES_OTHER = 6
 
 
 def top(
@@ -72,16 +65,14 @@ def top(
         Sort,
         typer.Option(
             help="Order of the models: rate (rows learned each second), inbox, error (in relation to the baseline's), "
-            "rows, version or hash."
+            "rows or hash."
         ),
     ] = "rate",
     interval: Annotated[str, typer.Option(help="Time between two readings: 2s, 1m; a number is seconds.")] = "2s",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of models; default: as many as the screen shows, or 20.")
     ] = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="Print the state once and end; two readings give the rates.")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the state once, after an interval, and end.")] = False,
     url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each state as a JSON document, one per line.")] = False,
 ) -> None:
@@ -92,14 +83,14 @@ def top(
     is_live = is_terminal() and not once and not as_json
 
     def work(client: "Client") -> None:
-        states = _states(client, filters, interval_s, sort)
+        states = _states(client, filters, interval_s, sort, lambda: limit or (_room() if is_live else MODELS_SHOWN))
         if is_live:
-            _live(states, limit)
+            _live(states)
             return
         for reading, models in states:
             if reading.error and (once or not as_json):
                 raise UnavailableError(reading.error)
-            _print(reading, models[: limit or 20], len(models), as_json=as_json)
+            _print(reading, models, as_json=as_json)
             if once or not as_json:
                 return
 
@@ -108,32 +99,33 @@ def top(
 
 
 def _states(
-    client: "Client", filters: Mapping[str, str], interval_s: float, sort: Sort
+    client: "Client", filters: Mapping[str, str], interval_s: float, sort: Sort, limit: Callable[[], int]
 ) -> Iterator[tuple["Reading", list[dict[str, Any]]]]:
-    """Yield readings with their models in order, the first one when there are two of them, which give rates."""
+    """Yield readings with their models, from the second one on: the first reading of a gateway has no rates."""
     from keepfit.client.overview import describe, read  # noqa: PLC0415 - other commands must not wait for it
 
-    before = read(client, filters.items())
-    if before.error:
-        raise UnavailableError(before.error)
+    first = read(client, filters.items(), sort, limit())
+    if first.error:
+        raise UnavailableError(first.error)
     models: list[dict[str, Any]] = []
     while True:
         time.sleep(interval_s)
-        reading = read(client, filters.items())
+        reading = read(client, filters.items(), sort, limit())
         if not reading.error:
-            models = sorted(describe(reading, before), key=KEYS[sort])
-            before = reading
+            models = describe(reading)
         yield reading, models
 
 
-def _print(reading: "Reading", models: Sequence[Mapping[str, Any]], count: int, *, as_json: bool) -> None:
+def _print(reading: "Reading", models: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         state = {
             "timestamp": reading.timestamp,
             "dependencies": dict(reading.ready),
             "workers": reading.workers,
+            "traffic": reading.system.get("traffic"),
+            "waiting": reading.system.get("waiting"),
             "models": models,
-            "models_count": count,
+            "models_count": _count(reading),
             "models_cut": reading.is_cut,
         }
         print_json([state | ({"error": reading.error} if reading.error else {})])
@@ -143,40 +135,69 @@ def _print(reading: "Reading", models: Sequence[Mapping[str, Any]], count: int, 
     print_table(WORKERS, map(workers.row, _busiest(reading)), "no workers")
     typer.echo()
     print_table(MODELS, map(_model, models), "no models")
-    if count > len(models):
-        print_note(f"There are {'more than ' if reading.is_cut else ''}{count} models; --limit shows more of them.")
+    if reading.is_cut:
+        print_note("There are more models; --limit shows more of them.")
 
 
-def _live(states: Any, limit: int | None) -> None:
+def _count(reading: "Reading") -> int | None:
+    """Return the number of all models; None if it is not known."""
+    models = reading.system.get("models")
+    return None if models is None else int(models["registered"])
+
+
+def _live(states: Any) -> None:
     from rich.live import Live  # noqa: PLC0415 - other commands draw nothing
 
     with Live(console=console(), screen=True, auto_refresh=False) as live:
         for reading, models in states:
-            live.update(_screen(reading, models, limit), refresh=True)
+            live.update(_screen(reading, models), refresh=True)
 
 
-def _screen(reading: "Reading", models: Sequence[Mapping[str, Any]], limit: int | None) -> "Group":
-    """Return what the screen shows: the state, the busiest workers, and as many models as there is room for."""
+def _room() -> int:
+    """Return the number of models for which the screen has room beside the most workers that are shown."""
+    return max(1, console().height - LINES_OTHER - WORKERS_SHOWN_MAX - 2)
+
+
+def _screen(reading: "Reading", models: Sequence[Mapping[str, Any]]) -> "Group":
+    """Return what the screen shows: the state, the traffic, the busiest workers, and the first models."""
     from rich.console import Group  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 
-    busiest = _busiest(reading)[:WORKERS_SHOWN_MAX]
-    room = max(1, console().height - LINES_OTHER - len(busiest) - 2)
-    shown = models[: min(limit or room, room)]
-    more = f", {len(models) - len(shown)} more below" if len(models) > len(shown) else ""
-    count = f"{len(models)}{'+' if reading.is_cut else ''}"
-    pending = sum(model["inbox"] for model in models)
-    rate = sum(model["rows_per_s"] for model in models)
     head = f"{format_time(int(reading.timestamp))}  {_health(reading)}"
-    totals = f"{count} models{more}, {rate:.1f} rows/s, {pending} pending requests, {len(reading.workers)} workers"
     return Group(
         Text(head, no_wrap=True, overflow="ellipsis", style="bold red" if _is_wrong(reading) else "bold"),
-        Text(totals, no_wrap=True, overflow="ellipsis"),
+        Text(_totals(reading), no_wrap=True, overflow="ellipsis"),
+        Text(_traffic(reading.system.get("traffic")), no_wrap=True, overflow="ellipsis"),
         Text(),
-        aligned(WORKERS, map(workers.row, busiest)),
+        aligned(WORKERS, map(workers.row, _busiest(reading)[:WORKERS_SHOWN_MAX])),
         Text(),
-        aligned(MODELS, map(_model, shown)),
+        aligned(MODELS, map(_model, models)),
     )
+
+
+def _totals(reading: "Reading") -> str:
+    """Return how many models, workers and requests there are, as far as that is known."""
+    count, waiting = _count(reading), reading.system.get("waiting") or {}
+    found = [("models", count), ("pending requests", waiting.get("requests")), ("workers", len(reading.workers))]
+    return ", ".join(f"{number} {noun}" for noun, number in found if number is not None)
+
+
+def _traffic(found: Mapping[str, Any] | None) -> str:
+    """Return the traffic of the last minute in a line.
+
+    >>> _traffic({"rows_in_per_s": 5.0, "rows_out_per_s": 40.0, "predictions": {"kept": 30, "worker": 10, "stale": 0},
+    ...           "latency_p50_s": 0.00021, "latency_p99_s": 0.009})
+    'rows/s: 5.0 in, 40.0 out; predictions: 75 % kept, 25 % worker; latency: 0.21 ms, 99 % within 9 ms'
+    """
+    if found is None:
+        return "traffic unknown"
+    text = f"rows/s: {found['rows_in_per_s']:.1f} in, {found['rows_out_per_s']:.1f} out"
+    total = sum(found["predictions"].values())
+    if not total:
+        return text
+    shares = ", ".join(f"{100 * n / total:.0f} % {source}" for source, n in found["predictions"].items() if n)
+    median_ms, most_ms = 1000 * found["latency_p50_s"], 1000 * found["latency_p99_s"]
+    return f"{text}; predictions: {shares}; latency: {median_ms:.2g} ms, 99 % within {most_ms:.2g} ms"
 
 
 def _is_wrong(reading: "Reading") -> bool:
@@ -204,7 +225,7 @@ def _model(model: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         short_hash(model["hash"]),
         metadata_text(model["metadata"]),
-        f"{model['rows_per_s']:.1f}",
+        *("" if rate is None else f"{rate:.1f}" for rate in (model["rows_per_s"], model["rows_out_per_s"])),
         model["inbox"],
         model["rows_seen"],
         model["version"],

@@ -1,13 +1,12 @@
-"""What a gateway knows of a deployment at a moment: its dependencies, workers and models, with their rates.
+"""What a gateway knows of a deployment at a moment: its dependencies, workers, traffic and models, with their rates.
 
 Owns one reading over the REST API, so that it needs a gateway and a key with the scope `read`, and no other server.
-Changes nothing. Invariant: what cannot be read, and what is asked for after it, is empty in the reading, whose `error`
-says why.
+Changes nothing. Invariants: a reading has one page of models, which the gateway puts in order, whatever their number;
+what cannot be read, and what is asked for after it, is empty in the reading, whose `error` says why.
 """
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,8 @@ from keepfit.client.clients import Client
 from keepfit.client.transport.address import target as target_of
 from keepfit.errors import ForbiddenError, KeepfitError
 
-PAGE = 1000
-# Models that a reading has at most; a deployment with more is read in parts, by metadata.
-MODELS_MAX = 10_000
+# Models of a page, at most.
+PAGE_MAX = 1000
 # The metrics of a model that is as good as its baseline, for which 1 is best.
 ACCURACY = "accuracy"
 ERROR = "mean_absolute_error"
@@ -25,60 +23,52 @@ ERROR = "mean_absolute_error"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A reading: when (`monotonic_s` for rates), the answers of `/readyz`, `/v1/workers` and `/v1/models`.
+    """A reading: the answer of `/readyz`, a page of `/v1/models`, and `system`, the answer of `/v1/system`.
 
-    `is_cut` says that there are more models than were read.
+    `system` is empty for a key that may not read it. `is_cut` says that there are more models.
     """
 
     timestamp: float
-    monotonic_s: float
     ready: Mapping[str, Any] = field(default_factory=dict)
-    workers: list[dict[str, Any]] = field(default_factory=list)
+    system: Mapping[str, Any] = field(default_factory=dict)
     models: list[dict[str, Any]] = field(default_factory=list)
     is_cut: bool = False
     error: str = ""
 
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers; empty if they cannot be read."""
+        return self.system.get("workers") or []
 
-def read(client: Client, where: Iterable[tuple[str, str]] = ()) -> Reading:
-    """Read the state once, without repeating a call; only models with these values in their metadata."""
-    ready: dict[str, Any] = {}
-    workers: list[dict[str, Any]] = []
-    listed: tuple[list[dict[str, Any]], bool] = [], False
+
+def read(client: Client, where: Iterable[tuple[str, str]] = (), sort: str = "rate", limit: int = PAGE_MAX) -> Reading:
+    """Read the state once, without repeating a call; the first models in an order, with these values in metadata."""
+    ready: Mapping[str, Any] = {}
+    system: Mapping[str, Any] = {}
+    page: Mapping[str, Any] = {"models": [], "next": None}
     error = ""
     try:
-        ready = client.ready()
-        with suppress(ForbiddenError):
-            # A key for a part of the models sees no workers.
-            workers = _get(client, "/v1/workers")["workers"]
-        listed = _models(client, where)
+        try:
+            system = _get(client, "/v1/system")
+            ready = system["ready"]
+        except ForbiddenError:
+            # A key for a part of the models sees nothing of the whole service.
+            ready = client.ready()
+        filters = {f"metadata[{key}]": value for key, value in where}
+        page = _get(client, target_of("/v1/models", **filters, sort=sort, limit=min(limit, PAGE_MAX)))
     except KeepfitError as raised:
         error = str(raised)
-    return Reading(time.time(), time.monotonic(), ready, workers, *listed, error)
+    return Reading(time.time(), ready, system, page["models"], page["next"] is not None, error)
 
 
 def _get(client: Client, path: str) -> Any:
     return client.request("GET", path, is_repeated=False)[1]
 
 
-def _models(client: Client, where: Iterable[tuple[str, str]]) -> tuple[list[dict[str, Any]], bool]:
-    filters = {f"metadata[{key}]": value for key, value in where}
-    models: list[dict[str, Any]] = []
-    after: Any = ""
-    while after is not None and len(models) < MODELS_MAX:
-        page = _get(client, target_of("/v1/models", **filters, limit=PAGE, after=after))
-        models += page["models"]
-        after = page["next"]
-    return models, after is not None
-
-
-def describe(reading: Reading, before: Reading | None) -> list[dict[str, Any]]:
-    """Return the models of a reading in short, each with the rows that it has learned each second since `before`."""
-    seen = {} if before is None else {model["hash"]: model["rows_seen"] for model in before.models}
-    seconds = 0.0 if before is None else reading.monotonic_s - before.monotonic_s
+def describe(reading: Reading) -> list[dict[str, Any]]:
+    """Return the models of a reading in short; their rates are None in the order of the hash."""
     described = []
     for model in reading.models:
-        # A model that was created again or restored has seen fewer rows than before.
-        learned = max(0, model["rows_seen"] - seen.get(model["hash"], model["rows_seen"]))
         metric, value, share = error_of(model["metrics"])
         described.append(
             {
@@ -86,7 +76,8 @@ def describe(reading: Reading, before: Reading | None) -> list[dict[str, Any]]:
                 "metadata": model["metadata"],
                 "version": model["version"],
                 "rows_seen": model["rows_seen"],
-                "rows_per_s": learned / seconds if seconds > 0 else 0.0,
+                "rows_per_s": model.get("rows_per_s"),
+                "rows_out_per_s": model.get("rows_out_per_s"),
                 "inbox": model["inbox"],
                 "metric": metric,
                 "value": value,

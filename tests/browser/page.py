@@ -5,11 +5,12 @@ storage of another test.
 """
 
 import asyncio
+import base64
 import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 
@@ -30,6 +31,22 @@ async (selector, text) => {
   return element.contains(document.elementFromPoint(x, y)) ? { x, y } : null;
 }
 """
+
+
+class Look(NamedTuple):
+    """How a page is looked at: colours, and the size of the window."""
+
+    scheme: str
+    width: int
+    height: int
+    is_phone: bool = False
+
+
+LOOKS = {
+    "light": Look("light", 1280, 900),
+    "dark": Look("dark", 1280, 900),
+    "phone": Look("light", 390, 844, is_phone=True),
+}
 
 
 class Page:
@@ -126,6 +143,20 @@ class Page:
         await self.click(selector)
         await self.evaluate("document.activeElement.select()")
         await self.call("Input.insertText", text=text)
+
+    async def look(self, look: "Look") -> None:
+        """Set the colours and the size of the window."""
+        scheme = {"name": "prefers-color-scheme", "value": look.scheme}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme])
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=look.width, height=look.height,
+            deviceScaleFactor=2 if look.is_phone else 1, mobile=look.is_phone,
+        )  # fmt: skip
+
+    async def picture(self, *, whole: bool = False) -> bytes:
+        """Return what the window shows as PNG, or the `whole` page."""
+        taken = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        return base64.b64decode(taken["data"])
 
     async def _read(self) -> None:
         """Receive answers and events until the connection ends; calls that have no answer then fail."""

@@ -5,8 +5,6 @@ Starts a service of its own, has models learn, and writes each view in light, in
 
 import argparse
 import asyncio
-import base64
-import math
 import random
 import tempfile
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from tests.browser import chromium
-from tests.browser.page import Page
+from tests.browser.page import LOOKS, Page
 from tests.conftest import start_stack, stop_stack
 
 BRANDS = ("nike", "puma", "asics")
@@ -28,7 +26,6 @@ CLASSIFIER = {
     "estimator": "SGDClassifier", "params": {"loss": "log_loss"}, "classes": ["large", "small"], "features": FEATURES,
     "scaler": "StandardScaler",
 }  # fmt: skip
-SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (390, 844)}
 
 
 async def learn(http: aiohttp.ClientSession) -> str:
@@ -65,8 +62,8 @@ async def write(folder: Path, url: str, work: Path) -> None:
         views = {"models": "#/", "model": f"#/models/{model_hash}", "system": "#/system"}
         with chromium.browser(work / "browser") as browser:
             async with Page.opened(browser) as page:
-                for theme, (width, height) in SIZES.items():
-                    await show(page, theme, width, height)
+                for theme, look in LOOKS.items():
+                    await page.look(look)
                     for view, place in views.items():
                         await page.goto("about:blank")
                         await page.goto(f"{url}/{place}")
@@ -74,20 +71,8 @@ async def write(folder: Path, url: str, work: Path) -> None:
                         await page.until(f"!!document.querySelector({ready!r})")
                         # Two readings give the rates.
                         await asyncio.sleep(4)
-                        taken = await page.call("Page.captureScreenshot")
-                        (folder / f"{view}-{theme}.png").write_bytes(base64.b64decode(taken["data"]))
+                        (folder / f"{view}-{theme}.png").write_bytes(await page.picture())
         await learning
-
-
-async def show(page: Page, theme: str, width: int, height: int) -> None:
-    """Set the theme and the size of the window."""
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if theme == "dark" else "light"}
-    await page.call("Emulation.setEmulatedMedia", features=[scheme])
-    scale = math.ceil(390 / width) + 1 if theme == "phone" else 1
-    await page.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
-        mobile=theme == "phone",
-    )  # fmt: skip
 
 
 def main() -> None:

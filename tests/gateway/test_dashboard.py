@@ -12,10 +12,11 @@ from keepfit.security.api_keys import SCOPES, new_key
 from keepfit.settings import Settings
 from keepfit_gateway import dashboard
 from tests.browser import chromium
-from tests.browser.page import Page
+from tests.browser.page import LOOKS, Page
 from tests.conftest import Stack
 from tests.gateway.api_client import REGRESSOR, WAIT, Api, eventually, serving
 from tests.gateway.test_api_page import Page as Parsed
+from tests.wheels import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -24,6 +25,8 @@ ROWS = {"X": [[1.0, 2.0], [3.0, 1.0], [2.0, 2.0]], "y": ["no", "yes", "no"]}
 INVALID = {"X": [[-1.0, 2.0]], "y": ["no"]}
 FOLDER = Path(dashboard.__file__).parent
 TOKEN, STORED = new_key("operator", SCOPES)
+# What a run of the tests leaves to look at; not in the repository.
+PICTURES = ROOT / "build/screenshots"
 READER, STORED_READER = new_key("reader", ["read"])
 
 
@@ -128,6 +131,7 @@ async def test_a_model_is_watched_and_changed(api: Api, page: Page, metadata: di
     await page.until("document.body.innerText.includes('There are none.')")
     assert (await api.get(f"{path}/dead")).of(200)["dead"] == []
 
+    assert await fact(page, "rows out/s") is not None
     await page.click("nav a", "System")
     await page.until("[...document.querySelectorAll('caption')].some((each) => each.textContent === 'Workers')")
     # Other tests use the service, too.
@@ -152,6 +156,28 @@ async def test_predictions_of_a_regressor_are_drawn_against_the_truth(
     await api.learn(path, [[1.0, 2.0]], [1.0])
     await page.until("document.querySelectorAll('svg.chart circle').length === 4")
     assert page.exceptions == page.violations == []
+
+
+async def test_every_view_is_pictured_and_fits_a_phone(api: Api, page: Page, metadata: dict[str, Any]) -> None:
+    """No view is wider than its window in light, dark and phone width; pictures of all are in build/screenshots."""
+    path = await api.make(metadata, REGRESSOR)
+    for _ in range(3):
+        await api.learn(path, [[1.0, 2.0], [3.0, 1.0], [2.0, 2.0]], [1.0, 2.0, 3.0])
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    views = {
+        "models": ("/", "tbody tr"),
+        "model": (path.removeprefix("/v1"), "svg.chart circle"),
+        "system": ("/system", "tbody tr"),
+    }
+    for name, look in LOOKS.items():
+        await page.look(look)
+        for view, (place, ready) in views.items():
+            await page.goto("about:blank")
+            await page.goto(f"{api.url.rstrip('/')}/#{place}")
+            await page.until(f"!!document.querySelector({ready!r})")
+            (PICTURES / f"{view}-{name}.png").write_bytes(await page.picture(whole=True))
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, name)
+    assert len({picture.read_bytes() for picture in PICTURES.glob("*-*.png")}) == len(LOOKS) * len(views)
 
 
 @pytest.fixture

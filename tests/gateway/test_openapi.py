@@ -232,6 +232,7 @@ async def test_real_answers_match_the_document(check: CheckedApi, metadata: dict
     name = f"?metadata={quote(json.dumps(metadata))}"
     for prefix, extra, query in (("/v1/models/{hash}", {}, ""), ("/v1", {"metadata": metadata}, name)):
         await check("GET", f"{prefix}/dead", query=query)
+        await check("GET", f"{prefix}/traffic", query=query)
         await check("GET", f"{prefix}/estimator", query=query)
         for options in ("metric=accuracy", "since_rows=x", "metric=none"):
             await check("GET", f"{prefix}/curve", query=f"{query}{'&' if query else '?'}{options}")

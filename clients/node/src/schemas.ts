@@ -622,6 +622,34 @@ export interface components {
             rows_seen: number;
         };
         /**
+         * ListedModel
+         * @description A model in a list; in one that is sorted or searched, with its rates and its error.
+         */
+        ListedModel: {
+            /** @description SHA-256 of the model's canonical metadata. */
+            hash: string;
+            metadata: components["schemas"]["Metadata"];
+            recipe: components["schemas"]["Recipe"];
+            object?: components["schemas"]["ObjectSummary"];
+            /** @description What makes the model learn badly, and what to write in the recipe instead; or that no worker can load it. */
+            warnings: string[];
+            /** @description Number of commits of the model. */
+            version: number;
+            /** @description Number of rows that the model has learned. */
+            rows_seen: number;
+            metrics: components["schemas"]["Metrics"];
+            /** @description Number of requests that wait to be learned. */
+            inbox: number;
+            /** @description Number of rows that wait for their labels; left out if there are none. */
+            open_rows?: number;
+            snapshot: components["schemas"]["SnapshotSummary"] | null;
+            /** @description Rows learned each second. */
+            rows_per_s?: number;
+            rows_out_per_s?: number | null;
+            /** @description Error over the last rows in relation to the baseline's, as 0.5 for half of it; null if it is not known. */
+            error_share?: number | null;
+        };
+        /**
          * Live
          * @description The process responds.
          */
@@ -708,10 +736,6 @@ export interface components {
             /** @description Number of rows that wait for their labels; left out if there are none. */
             open_rows?: number;
             snapshot: components["schemas"]["SnapshotSummary"] | null;
-            /** @description Rows learned each second; in a list that is sorted or searched. */
-            rows_per_s?: number;
-            /** @description Error over the last rows in relation to the baseline's, as 0.5 for half of it; null if it is not known. In a list that is sorted or searched. */
-            error_share?: number | null;
         };
         /**
          * ModelCounts
@@ -726,7 +750,7 @@ export interface components {
          * @description Models in the order that `sort` names; send `next` as `after` to get the next page, null on the last page.
          */
         ModelList: {
-            models: components["schemas"]["ModelAnswer"][];
+            models: components["schemas"]["ListedModel"][];
             /** @description Send it as `after` to get the next page; null on the last page. */
             next: string | null;
         };
@@ -750,6 +774,25 @@ export interface components {
             /** @description Hash of the model. */
             name: string;
             ready: boolean;
+        };
+        /**
+         * ModelTraffic
+         * @description The traffic of a model.
+         */
+        ModelTraffic: {
+            /** @description Seconds that it is about. */
+            window_s: number;
+            /** @description Rows that gateways accepted to be learned, each second. */
+            rows_in_per_s: number;
+            /** @description Rows that were predicted, each second. */
+            rows_out_per_s: number;
+            predictions: components["schemas"]["PredictionsBySource"];
+            /** @description Seconds from the arrival of a request to its answer that this share of the predictions took at most, within a factor of 1.5; 0 without a prediction. */
+            latency_p50_s: number;
+            /** @description Seconds from the arrival of a request to its answer that this share of the predictions took at most, within a factor of 1.5; 0 without a prediction. */
+            latency_p99_s: number;
+            /** @description SHA-256 of the model's canonical metadata. */
+            hash: string;
         };
         /**
          * @description A document to store: a `type`, the time, and any other fields but `_id` and `kind`.
@@ -939,6 +982,16 @@ export interface components {
         /** @description Predictions of one row by the names of the outputs; null for an output without one. */
         PredictionByName: {
             [key: string]: number | string | boolean | null;
+        };
+        /**
+         * PredictionsBySource
+         * @description Numbers of predict calls by what answered: a kept answer, a scorer in the gateway, a worker, a stale answer.
+         */
+        PredictionsBySource: {
+            kept: number;
+            scored: number;
+            worker: number;
+            stale: number;
         };
         /**
          * Problem
@@ -1426,6 +1479,7 @@ export interface components {
             models: components["schemas"]["ModelCounts"] | null;
             waiting: components["schemas"]["Waiting"] | null;
             snapshots: components["schemas"]["SnapshotPass"] | null;
+            traffic: components["schemas"]["Traffic"] | null;
             /** @description Pull jobs that have not ended. */
             pull_jobs: number;
             /** @description Models that no worker loads, because workers died of it. */
@@ -1490,6 +1544,25 @@ export interface components {
             missing?: components["schemas"]["MissingNumber"] | null;
             /** @description Parts of the time, one column of the matrix each. Default: [] */
             expand?: components["schemas"]["TimePart"][];
+        };
+        /**
+         * Traffic
+         * @description Rows in and out and predictions of the live version, of all gateways, in the last `window_s` seconds.
+         *
+         *     Gateways report every ten seconds, so it is up to ten seconds old.
+         */
+        Traffic: {
+            /** @description Seconds that it is about. */
+            window_s: number;
+            /** @description Rows that gateways accepted to be learned, each second. */
+            rows_in_per_s: number;
+            /** @description Rows that were predicted, each second. */
+            rows_out_per_s: number;
+            predictions: components["schemas"]["PredictionsBySource"];
+            /** @description Seconds from the arrival of a request to its answer that this share of the predictions took at most, within a factor of 1.5; 0 without a prediction. */
+            latency_p50_s: number;
+            /** @description Seconds from the arrival of a request to its answer that this share of the predictions took at most, within a factor of 1.5; 0 without a prediction. */
+            latency_p99_s: number;
         };
         /**
          * TrainScorePredict

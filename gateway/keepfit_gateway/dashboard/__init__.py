@@ -13,7 +13,7 @@ from keepfit_gateway.api_page import File
 
 PAGE = "index.html"
 TYPES = {".css": "text/css", ".js": "text/javascript"}
-MODULES = ("main", "api", "dom", "chart", "models", "model", "actions", "system")
+MODULES = ("main", "api", "dom", "chart", "models", "model", "actions", "system", "traffic")
 FILES = ("style.css", *(f"{name}.js" for name in MODULES))
 
 

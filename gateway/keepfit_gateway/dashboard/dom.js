@@ -58,6 +58,8 @@ export function tell(text) {
 const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 export const number = (value) => (value === null || value === undefined ? "" : NUMBER.format(value));
 export const figure = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : "");
+/** Return a time in seconds in the unit that suits it; nothing for 0. */
+export const duration = (seconds) => (!seconds ? "" : seconds < 0.001 ? `${figure(1e6 * seconds)} µs` : seconds < 1 ? `${figure(1e3 * seconds)} ms` : `${figure(seconds)} s`);
 export const share = (value) => (typeof value === "number" ? `${Math.round(100 * value)} %` : "");
 export const time = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "");
 /** Return metadata in a line: the type, then all else by name. */

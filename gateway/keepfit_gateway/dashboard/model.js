@@ -5,9 +5,11 @@ import { draw, rows as tableRows, scatter } from "./chart.js";
 import { deadLetters, parameters, snapshots } from "./actions.js";
 import { element, facts, figure, named, number, table, time, words } from "./dom.js";
 import { noteEvent } from "./system.js";
+import { traffic } from "./traffic.js";
 
 // Between two readings; commits come in between, at most one a second.
 const REFRESH_MS = 15000;
+const TRAFFIC_MS = 5000;
 const SOON_MS = 1000;
 // Commits by which the rate is measured.
 const RATE_S = 30;
@@ -72,7 +74,7 @@ export function show(root, signal, hash, scopes) {
   const may = (scope) => scopes.includes(scope);
   const curve = new Curve(path, signal);
   const part = () => element("div");
-  const [head, chart, values, numbers, dots] = [part(), part(), part(), part(), part()];
+  const [head, chart, values, numbers, dots, flow] = [part(), part(), part(), part(), part(), part()];
   const title = element("h1", {}, "Model");
   const events = element("ol", { class: "events" });
   const commits = [];
@@ -134,6 +136,11 @@ export function show(root, signal, hash, scopes) {
     }
   }
 
+  async function readTraffic() {
+    const found = await call("GET", `${path}/traffic`, undefined, signal).catch((error) => ({ error }));
+    if (!signal.aborted) flow.replaceChildren(...(found.error ? [element("p", { class: "bad" }, found.error.message)] : traffic(found)));
+  }
+
   async function refresh() {
     await Promise.all([read(), ...panels.map((panel) => panel.read(signal, model))]);
   }
@@ -167,10 +174,11 @@ export function show(root, signal, hash, scopes) {
   root.replaceChildren(title, head, element("h2", {}, "Learning curve"),
     element("div", { class: "bar" }, element("div", {}, element("label", { for: "metric" }, "Metric"), metric),
       element("div", {}, element("label", { for: "along" }, "Over"), along)),
-    chart, values, element("h2", {}, "Metrics"), numbers, compared, ...panels.map((panel) => panel.element), element("h2", {}, "Events"), events);
+    chart, values, element("h2", {}, "Metrics"), numbers, compared, element("h2", {}, "Traffic"), flow, ...panels.map((panel) => panel.element), element("h2", {}, "Events"), events);
   const resized = new ResizeObserver(throttled(redraw, 100, signal));
   resized.observe(root);
   signal.addEventListener("abort", () => resized.disconnect());
   listen(`hash=${hash}`, receive, signal);
   repeat(refresh, REFRESH_MS, signal);
+  repeat(readTraffic, TRAFFIC_MS, signal);
 }

@@ -20,12 +20,12 @@ function cells(model) {
   const [metric, value] = mainMetric(model.metrics);
   return [
     element("a", { href: `#/models/${model.hash}` }, named(model.metadata)),
-    number(model.rows_per_s), number(model.inbox), number(model.rows_seen), number(model.version),
+    number(model.rows_per_s), number(model.rows_out_per_s), number(model.inbox), number(model.rows_seen), number(model.version),
     metric ? words(metric) : "", figure(value), share(model.error_share),
   ];
 }
 
-const COLUMNS = [["model", "wide"], ["rows/s", "number"], ["inbox", "number"], ["rows seen", "number"], ["version", "number optional"],
+const COLUMNS = [["model", "wide"], ["rows/s", "number"], ["predicted/s", "number optional"], ["inbox", "number"], ["rows seen", "number"], ["version", "number optional"],
   ["metric", "optional"], ["value", "number"], ["of baseline", "number"]];
 
 export function show(root, signal) {

@@ -2,6 +2,7 @@
 
 import { call, listen, repeat } from "./api.js";
 import { element, facts, named, number, table, time } from "./dom.js";
+import { traffic } from "./traffic.js";
 
 const REFRESH_MS = 3000;
 const EVENTS_MAX = 50;
@@ -39,6 +40,7 @@ function parts(system) {
       ["changed since snapshot", snapshots ? number(snapshots.changed) : "unknown"], ["last snapshot pass", snapshots?.ended ? time(snapshots.ended) : "none yet"],
       ["pull jobs", number(system.pull_jobs)], ["unloadable models", number(system.unloadable), system.unloadable ? "bad" : ""],
     ]),
+    element("h2", {}, "Traffic"), ...(system.traffic ? traffic(system.traffic) : [unknown("Traffic")]),
     ready.detail ? element("p", { class: "bad" }, ready.detail) : null,
     element("h2", {}, "Dependencies"), table("Dependencies", [["dependency", ""], ["state", "wide"]], dependencies.map((name) => [name.replace("_", " "), state(ready[name])])),
     element("h2", {}, "Gateways"), system.gateways ? table("Gateways", [["gateway", "wide"], ["host", ""], ["pid", "number"], ["started", ""], ["requests/s", "number"], ["connections", "number"], ["listeners", "number"]], system.gateways.map(gateway)) : unknown("Gateways"),

@@ -70,6 +70,7 @@ async def _accept(service: Service, model: Model, labels: list[LateLabel], key: 
     labelled = await service.open_rows.label(
         LabelRequest(model.hash, model.generation, ids, targets, key, request_id.sent.get(), acceptance.now_s())
     )
+    service.traffic.accepted(model.hash, labelled.accepted)
     service.cache.observe_version(model.hash, model.generation, labelled.version)
     return labelled
 

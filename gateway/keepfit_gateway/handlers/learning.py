@@ -37,6 +37,7 @@ async def accept_rows(service: Service, model: Model, rows: RowsBody, key: str |
     else:
         shaped = await compute_in_thread(rows.size, rows.shape, model.recipe, learning=True)
     accepted = await service.acceptor.accept(model, shaped, key)
+    service.traffic.accepted(model.hash, shaped.n)
     service.cache.observe_version(model.hash, model.generation, accepted.version)
     return AcceptedAnswer(
         hash=model.hash,

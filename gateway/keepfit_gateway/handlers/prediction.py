@@ -5,6 +5,7 @@ watched before the workers are asked (:mod:`keepfit_gateway.prediction.cache` ha
 """
 
 import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from multidict import CIMultiDict
 from keepfit.errors import KeepfitError
 from keepfit.jobs import messages
 from keepfit.jobs.messages import Operation, WorkerReply
+from keepfit.jobs.traffic import SCORED, WORKER
 from keepfit.rows.shaping import pack_row
 from keepfit.store.models import Model
 from keepfit_gateway import schemas
@@ -76,12 +78,12 @@ def answer_here(
     if control.use_cached:
         etag = http_caching.current_etag(cache, headers, control, model, question.key)
         if etag is not None:
-            return Reply(etag, b"")
+            return Reply(etag, b"", rows=question.rows.n)
         cached = cache.find(question.key, model.generation, control.age_s_max, bytes_max)
         if cached is not None:
             if raw is not None:
                 cache.alias(cached, raw)
-            return Reply(cached.etag, cached.body, cache.age_s(cached))
+            return Reply(cached.etag, cached.body, cache.age_s(cached), rows=cached.rows)
     scored = without_worker.score(service.scorers, question) if control.score else None
     if scored is None or len(scored[0]) > bytes_max:
         return None
@@ -91,8 +93,9 @@ def answer_here(
         cache.count_miss()
     version = scorer.generation, scorer.version
     if control.store and cache.seen(question.key):
-        return _stored(service.cache, watched, version, question.key, body, raw)
-    return Reply(http_caching.etag_of(question.key, *version), body)
+        return _stored(service.cache, watched, version, question.key, body, raw, SCORED, question.rows.n)
+    etag = http_caching.etag_of(question.key, *version)
+    return Reply(etag, body, source=SCORED, rows=question.rows.n)
 
 
 def answer_row(service: Service, model: Model, row: Any, raw: Raw, bytes_max: float) -> Reply | None:
@@ -120,8 +123,8 @@ def answer_row(service: Service, model: Model, row: Any, raw: Raw, bytes_max: fl
     cache.count_miss()
     service.predictions.scored += 1
     if cache.seen(key):
-        return _stored(cache, watched, (model.generation, version), key, body, raw)
-    return Reply(http_caching.etag_of(key, model.generation, version), body)
+        return _stored(cache, watched, (model.generation, version), key, body, raw, SCORED, 1)
+    return Reply(http_caching.etag_of(key, model.generation, version), body, None, "", SCORED)
 
 
 async def predict_rows(
@@ -147,6 +150,22 @@ async def predict_rows(
     QueueFullError, DeadlineError, UnavailableError, ConflictError
         As :meth:`~keepfit_gateway.worker_client.WorkerClient.ask`; the second also if other large answers take as long.
     """
+    begun_s = time.perf_counter()
+    reply = await _predict_rows(service, model, rows, headers, control, raw, timeout_s, question)
+    service.traffic.predicted(model.hash, reply.source, reply.rows, time.perf_counter() - begun_s)
+    return reply
+
+
+async def _predict_rows(
+    service: Service,
+    model: Model,
+    rows: RowsBody,
+    headers: Headers,
+    control: CacheControl,
+    raw: Raw | None,
+    timeout_s: float | None,
+    question: Question | None,
+) -> Reply:
     if question is None or question.model is not model:
         if rows.size <= INLINE_BYTES_MAX:
             question = question_of(model, rows)
@@ -193,19 +212,27 @@ async def _ask(
         service.predictions.worker += 1
         body = question.body(reply.version, reply.rows_seen, reply.result)
         if control.store:
-            return _stored(service.cache, watched, version, question.key, body, raw)
-        return Reply(http_caching.etag_of(question.key, *version), body)
+            return _stored(service.cache, watched, version, question.key, body, raw, WORKER, question.rows.n)
+        etag = http_caching.etag_of(question.key, *version)
+        return Reply(etag, body, source=WORKER, rows=question.rows.n)
 
 
 def _stored(
-    cache: Cache, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, raw: Raw | None
+    cache: Cache,
+    watched: WatchedModel,
+    version: tuple[int, int],
+    key: bytes,
+    body: bytes,
+    raw: Raw | None,
+    source: int,
+    rows: int,
 ) -> Reply:
     """Return a new answer, which is stored for the next request."""
     etag = http_caching.etag_of(key, *version)
-    cached = cache.store(watched, version, key, body, etag)
+    cached = cache.store(watched, version, key, body, etag, rows)
     if cached is not None and raw is not None:
         cache.alias(cached, raw)
-    return Reply(etag, body)
+    return Reply(etag, body, None, "", source, rows)
 
 
 async def _ask_or_stale(

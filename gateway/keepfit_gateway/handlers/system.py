@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from keepfit.errors import InvalidError, UnavailableError
-from keepfit.jobs import gateway_records, waiting
+from keepfit.jobs import gateway_records, traffic, waiting
 from keepfit.store.snapshot_state import SnapshotState
 from keepfit_gateway import health, schemas
 from keepfit_gateway.handlers.operations import ready_answer
@@ -31,12 +31,13 @@ PART_TIMEOUT_S = 5.0
 async def show_system(request: web.Request) -> web.Response:
     """GET /v1/system: the state of the whole service."""
     service = request.app[SERVICE]
-    dependencies, gateways, workers, unclaimed_s, reading = await asyncio.gather(
+    dependencies, gateways, workers, unclaimed_s, reading, counts = await asyncio.gather(
         health.probe(service),
         _part(gateway_records.read_all(service.queue_client)),
         _part(service.worker_client.worker_records()),
         _part(waiting.unclaimed_s(service.queue_client)),
         _part(service.overview.read()),
+        _part(traffic.read(service.queue_client, [traffic.ALL])),
     )
     now = time.time()
     answer = schemas.SystemAnswer(
@@ -47,6 +48,7 @@ async def show_system(request: web.Request) -> web.Response:
         models=None if reading is None else schemas.ModelCounts(registered=len(reading.lines), live=reading.live),
         waiting=_waiting(reading, dependencies, unclaimed_s),
         snapshots=_snapshots(dependencies.snapshot_state, now),
+        traffic=None if counts is None else schemas.Traffic(**traffic.describe(counts[traffic.ALL])),
         pull_jobs=dependencies.pull_jobs,
         unloadable=dependencies.unloadable,
     )

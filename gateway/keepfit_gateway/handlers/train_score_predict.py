@@ -87,6 +87,7 @@ async def accept(
     """Check and accept a call; return the number of its rows, the generation, and the place in the inbox."""
     shaped = await compute(size, shape, model.recipe, form)
     accepted = await service.acceptor.accept(model, shaped, key)
+    service.traffic.accepted(model.hash, shaped.n)
     service.cache.observe_version(model.hash, model.generation, accepted.version)
     return shaped.n, model.generation, accepted
 

@@ -169,6 +169,14 @@ WORKERS = [
     {**WORKER, "name": "web-1.4711.b57a2f10", "pid": 4713, "state": "idle", "models_held": 0, "rows_per_s": 0.0},
 ]
 READY = {"status": "ok", "redis": "ok", "queue": "ok", "mongo": "ok", "snapshots": "ok", "workers": 2}
+TRAFFIC = {
+    "window_s": 60.0,
+    "rows_in_per_s": 0.0,
+    "rows_out_per_s": 0.0,
+    "predictions": {"kept": 0, "scored": 0, "worker": 0, "stale": 0},
+    "latency_p50_s": 0.0,
+    "latency_p99_s": 0.0,
+}
 SYSTEM = {
     "timestamp": 1795392000.0,
     "ready": READY,
@@ -187,6 +195,7 @@ SYSTEM = {
     "models": {"registered": 1, "live": 1},
     "waiting": {"models": 0, "requests": 0, "models_to_predict": 0, "oldest_s": 0.0},
     "snapshots": {"ended": 1795391979.0, "changed": 1, "failed": 0},
+    "traffic": TRAFFIC,
     "pull_jobs": 0,
     "unloadable": 0,
 }
@@ -280,6 +289,7 @@ BY_HASH: dict[str, Example] = {
         },
         "?since_rows=25",
     ),
+    "show_traffic": Example({}, {200: {"hash": HASH, **TRAFFIC}}),
     "list_dead": Example({}, {200: {**OF_MODEL, "dead": [], "next": None}}),
     "retry_dead": Example(
         {"oldest": {}},
@@ -326,8 +336,8 @@ BY_HASH: dict[str, Example] = {
 }
 # Calls about a model that have a second form, with metadata in the body or, without one, in the query.
 BOTH = (
-    "partial_fit", "train_score_predict", "predict", "score", "patch_model", "get_model", "show_curve", "list_dead",
-    "retry_dead", "discard_dead", "make_snapshot", "list_snapshots", "restore_model", "pull",
+    "partial_fit", "train_score_predict", "predict", "score", "patch_model", "get_model", "show_curve", "show_traffic",
+    "list_dead", "retry_dead", "discard_dead", "make_snapshot", "list_snapshots", "restore_model", "pull",
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class WatchedModel:
 
 @dataclass(slots=True, eq=False)
 class CachedAnswer:
-    """An answer: the body of a 200 response, its ETag, and the `time.monotonic()` of its arrival."""
+    """An answer about some rows: the body of a 200 response, its ETag, and the `time.monotonic()` of its arrival."""
 
     watched: WatchedModel
     version_keys: VersionKeys
@@ -105,6 +105,7 @@ class CachedAnswer:
     etag: str
     made_at_s: float
     size: int
+    rows: int = 1
     aliases: tuple[Raw, ...] = ()
 
 
@@ -252,9 +253,9 @@ class Cache:
         return False
 
     def store(
-        self, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, etag: str
+        self, watched: WatchedModel, version: tuple[int, int], key: bytes, body: bytes, etag: str, rows: int = 1
     ) -> CachedAnswer | None:
-        """Store an answer of this (generation, version). Return it, or None if it is outdated or too large."""
+        """Store an answer about `rows` rows. Return it, or None if it is outdated or too large."""
         size = ANSWER_OVERHEAD_BYTES + len(key) + len(body) + len(etag)
         if (
             not self.is_newest(watched, version)
@@ -265,7 +266,7 @@ class Cache:
         before = self._answers.get(key)
         if before is not None:
             self._remove(before)
-        answer = CachedAnswer(watched, watched.current, key, version[0], body, etag, self._clock(), size)
+        answer = CachedAnswer(watched, watched.current, key, version[0], body, etag, self._clock(), size, rows)
         self._answers[key] = answer
         answer.version_keys.keys.add(key)
         self.bytes += size

@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, istr
 
 from keepfit.errors import KeepfitError
+from keepfit.jobs.traffic import KEPT
 from keepfit.store.models import Model
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.web.fields import Headers
@@ -56,13 +57,16 @@ DEFAULT = CacheControl()
 class Reply(NamedTuple):
     """A prediction: its ETag, its JSON (empty if the client has it), its age in seconds if it was not computed now.
 
-    `cache_status` is the value of Cache-Status, "" for none.
+    `cache_status` is the value of Cache-Status, "" for none. `source` is where it comes from, one of
+    :data:`keepfit.jobs.traffic.SOURCES`, and `rows` the number of rows.
     """
 
     etag: str
     body: bytes
     age_s: float | None = None
     cache_status: str = ""
+    source: int = KEPT
+    rows: int = 1
 
 
 def cache_control(headers: Headers) -> CacheControl:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from keepfit.errors import KeepfitError
 from keepfit.jobs.messages import Operation
+from keepfit.jobs.traffic import STALE
 from keepfit.rows.rows import Rows
 from keepfit.scoring.scorer import Scorer
 from keepfit.store.models import Model
@@ -101,11 +102,11 @@ async def find_stale(
             if body is not None:
                 etag = http_caching.etag_of(question.key, scorer.generation, scorer.version)
                 status = http_caching.cache_status(stale_s, error, forwarded=forwarded)
-                return Reply(etag, body, max(stale_s, 0), status)
+                return Reply(etag, body, max(stale_s, 0), status, STALE, question.rows.n)
     if kept is not None:
         answer, stale_since_s = kept
         stale_s = now_s - stale_since_s
         if stale_s <= stale_s_max:
             status = http_caching.cache_status(stale_s, error, forwarded=forwarded)
-            return Reply(answer.etag, answer.body, cache.age_s(answer), status)
+            return Reply(answer.etag, answer.body, cache.age_s(answer), status, STALE, answer.rows)
     return None

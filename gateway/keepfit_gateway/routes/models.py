@@ -5,7 +5,7 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 
 from keepfit.security.api_keys import ADMIN
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import curve, dead_letters, model_list, models
+from keepfit_gateway.handlers import curve, dead_letters, model_list, models, traffic
 from keepfit_gateway.parameters import (
     CURVE,
     DEAD_AFTER,
@@ -60,6 +60,11 @@ ROUTES = (
         {200: schemas.CurveAnswer, 304: None}, errors=(400, 404, 422, 429, 503, 504),
         own_parameters=(HASH, *CURVE, TIMEOUT, IF_NONE_MATCH),
         headers=dict.fromkeys((200, 304), ("ETag", "Cache-Control")),
+    ),
+    Route(
+        "GET", "/v1/models/{hash}/traffic", traffic.show_traffic, MODELS, "Traffic of a model",
+        "Rows in and out, predictions by source and their latency, in the last minute and of all gateways.",
+        {200: schemas.ModelTraffic}, errors=(400, 404, 503, 504), own_parameters=(HASH,),
     ),
     Route(
         "PATCH", "/v1/models/{hash}", models.patch_model, MODELS, "Change parameters or code of a model",

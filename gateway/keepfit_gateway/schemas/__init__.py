@@ -14,7 +14,6 @@ from keepfit_gateway.schemas.answers import (
     LearnedAnswer,
     Live,
     ModelAnswer,
-    ModelList,
     PredictAnswer,
     Problem,
     ProblemError,
@@ -51,6 +50,7 @@ from keepfit_gateway.schemas.labels import (
     LateLabel,
     RefusedLabel,
 )
+from keepfit_gateway.schemas.model_list import ListedModel, ModelList, ModelPage
 from keepfit_gateway.schemas.requests import (
     Call,
     CreateModel,
@@ -72,11 +72,11 @@ from keepfit_gateway.schemas.session import BeginSession, CallerAnswer
 from keepfit_gateway.schemas.system import (
     GatewayAnswer,
     ModelCounts,
-    ModelPage,
     SnapshotPass,
     SystemAnswer,
     Waiting,
 )
+from keepfit_gateway.schemas.traffic import ModelTraffic, PredictionsBySource, Traffic
 from keepfit_gateway.schemas.train_score_predict import TrainScorePredict, TrainScorePredictAnswer
 
 __all__ = [
@@ -108,6 +108,7 @@ __all__ = [
     "LabelsLearnedAnswer",
     "LateLabel",
     "LearnedAnswer",
+    "ListedModel",
     "Live",
     "ModelAnswer",
     "ModelCounts",
@@ -115,6 +116,7 @@ __all__ = [
     "ModelMetadata",
     "ModelPage",
     "ModelReady",
+    "ModelTraffic",
     "OutputTensor",
     "PartialFit",
     "PartialFitByMetadata",
@@ -122,6 +124,7 @@ __all__ = [
     "Predict",
     "PredictAnswer",
     "PredictByMetadata",
+    "PredictionsBySource",
     "Problem",
     "ProblemError",
     "Ready",
@@ -144,6 +147,7 @@ __all__ = [
     "SnapshotPass",
     "SystemAnswer",
     "TensorMetadata",
+    "Traffic",
     "TrainScorePredict",
     "TrainScorePredictAnswer",
     "Waiting",

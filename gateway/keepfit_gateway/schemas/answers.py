@@ -121,27 +121,6 @@ class ModelAnswer(Struct, kw_only=True):
         | UnsetType
     ) = UNSET
     snapshot: SnapshotSummary | None
-    rows_per_s: (
-        Annotated[float, Meta(description="Rows learned each second; in a list that is sorted or searched.")]
-        | UnsetType
-    ) = UNSET
-    error_share: (
-        Annotated[
-            float | None,
-            Meta(
-                description="Error over the last rows in relation to the baseline's, as 0.5 for half of it; null if it "
-                "is not known. In a list that is sorted or searched."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-
-
-class ModelList(Struct, kw_only=True):
-    """Models in the order that `sort` names; send `next` as `after` to get the next page, null on the last page."""
-
-    models: list[ModelAnswer]
-    next: Next
 
 
 class AcceptedAnswer(Struct, kw_only=True):

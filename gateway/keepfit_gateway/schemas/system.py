@@ -1,18 +1,12 @@
 """Forms of the answer about the whole service."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from keepfit_gateway.schemas.answers import Ready, WorkerAnswer
-from keepfit_gateway.schemas.values import Next, Timestamp
-
-
-class ModelPage(Struct, kw_only=True):
-    """A page of models whose documents are encoded already; as :class:`keepfit_gateway.schemas.ModelList` otherwise."""
-
-    models: list[Any]
-    next: Next
+from keepfit_gateway.schemas.traffic import Traffic
+from keepfit_gateway.schemas.values import Timestamp
 
 
 class GatewayAnswer(Struct, kw_only=True):
@@ -64,5 +58,6 @@ class SystemAnswer(Struct, kw_only=True):
     models: ModelCounts | None
     waiting: Waiting | None
     snapshots: SnapshotPass | None
+    traffic: Traffic | None
     pull_jobs: Annotated[int, Meta(description="Pull jobs that have not ended.")]
     unloadable: Annotated[int, Meta(description="Models that no worker loads, because workers died of it.")]

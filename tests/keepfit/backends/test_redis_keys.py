@@ -58,6 +58,7 @@ ALL = [
     redis_keys.request_rows("token"),
     redis_keys.replies("gateway"),
     redis_keys.tokens("web"),
+    redis_keys.traffic("gateway", 0),
     redis_keys.SWEEP,
     redis_keys.GATEWAYS,
     redis_keys.SESSIONS,
@@ -138,6 +139,7 @@ def test_the_table_lists_every_key() -> None:
         redis_keys.request_rows("<random>"),
         redis_keys.replies("<gateway>"),
         redis_keys.tokens("<name>"),
+        redis_keys.traffic("<gateway>", "<slot>"),  # type: ignore[arg-type]
     }
     assert names(redis_keys.__doc__) == built
     functions = {

@@ -48,7 +48,10 @@ def test_a_state_is_printed_once(stack: Stack, tmp_path: Path) -> None:
     first = state["models"][0]
     assert (first["rows_seen"], first["version"], first["inbox"], first["metric"]) == (20, 4, 0, "mean_absolute_error")
     assert first["error_share"] > 0
-    assert (state["dependencies"]["redis"], state["models_count"], len(state["workers"])) == ("ok", 3, 2)
+    assert (state["dependencies"]["redis"], state["models_cut"], len(state["workers"])) == ("ok", False, 2)
+    assert state["models_count"] >= 3
+    assert state["traffic"]["window_s"] == 60
+    assert first["rows_out_per_s"] == 0
     worst = keepfit("top", "--once", "--json", "--sort", "error", *words, cwd=tmp_path).stdout
     assert json.loads(worst)["models"][-1]["hash"] == hashes["none"]
     # Without a terminal it does not run for ever.
@@ -56,7 +59,7 @@ def test_a_state_is_printed_once(stack: Stack, tmp_path: Path) -> None:
     tables = [[line.split("\t") for line in part.splitlines()] for part in parts.stdout.split("\n\n")]
     assert [table[0][0] for table in tables] == ["part", "worker", "model"]
     assert [row[0] for row in tables[2][1:]] == sorted(hashes.values())[:2]
-    assert parts.stderr == "There are 3 models; --limit shows more of them.\n"
+    assert parts.stderr == "There are more models; --limit shows more of them.\n"
     shown = on_terminal("top", "--once", *words, cwd=tmp_path)
     assert max(map(len, shown.splitlines())) <= 80
     assert all(found[:10] in shown for found in hashes.values())
@@ -95,54 +98,48 @@ def test_the_screen_is_kept_until_ctrl_c(stack: Stack, tmp_path: Path) -> None:
 
 def test_what_a_gateway_refuses_or_cannot_answer() -> None:
     """A key for a part of the models sees no workers; a gateway that cannot answer is an error of the reading."""
-    answers: dict[str, Any] = {
-        "/readyz": {"status": "degraded", "mongo": "fails"},
-        "/v1/workers": {"type": "urn:keepfit:problem:forbidden", "detail": "not for this key", "status": 403},
-        "/v1/models": {"models": [{"hash": "a"}], "next": None},
-    }
+    forbidden = {"type": "urn:keepfit:problem:forbidden", "detail": "not for this key", "status": 403}
+    degraded = {"status": "degraded", "mongo": "fails"}
+    system = {"ready": degraded, "workers": [{"name": "w"}]}
+    listed = {"models": [{"hash": "a"}], "next": "1:a"}
 
-    def answer(path: str) -> bytes:
-        document = answers[path]
+    def answer(document: dict[str, Any]) -> bytes:
         return ok(json.dumps(document), status=f"{document['status'] if 'detail' in document else 200} x")
 
     refused = ok('{"detail": "no"}', status="503 x")
-    paths = ("/readyz", "/v1/workers", "/v1/models")
-    said = [*map(answer, paths), *map(answer, paths[:2]), refused]
+    said = [*map(answer, (forbidden, degraded, listed, system, listed, system)), refused]
     with scripted(said) as server, Client(server.url) as client:
-        found = read(client, [("type", "shoes")])
-        assert (found.error, found.workers, found.models) == ("", [], [{"hash": "a"}])
+        found = read(client, [("type", "shoes")], "error", 7)
+        assert (found.error, found.workers, found.models, found.is_cut) == ("", [], [{"hash": "a"}], True)
         assert found.ready["mongo"] == "fails"
+        assert server.received[2].line.startswith("GET /v1/models?metadata%5Btype%5D=shoes&sort=error&limit=7 ")
+        found = read(client)
+        assert (found.workers, found.ready) == ([{"name": "w"}], degraded)
         found = read(client)
         assert (found.error, found.models, len(server.received)) == ("no", [], len(said))
 
 
 def test_one_state_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """If the gateway fails at the second reading, --once ends with its error, as JSON too, and prints no state."""
-    states = [ok(json.dumps(answer)) for answer in ({"status": "ok"}, {"workers": []}, {"models": [], "next": None})]
-    said = [*states, *states[:2], ok('{"detail": "no"}', status="503 x")]
+    states = [ok(json.dumps(answer)) for answer in ({"ready": {"status": "ok"}}, {"models": [], "next": None})]
+    said = [*states, states[0], ok('{"detail": "no"}', status="503 x")]
     with scripted(said) as server:
         words = ("top", "--once", "--json", "--interval", "0.2", "--url", server.url)
         assert error_line(keepfit(*words, cwd=tmp_path)) == "keepfit: no"
 
 
-def test_rates_and_order() -> None:
-    """Rates are rows since the reading before; a model that is new or was restored has none; no value comes last."""
+def test_models_in_short() -> None:
+    """A model has its rates as the gateway knows them, and its error in relation to the baseline's."""
 
-    def model(name: str, rows: int, **more: Any) -> dict[str, Any]:
-        return {"hash": name, "metadata": {}, "version": 1, "rows_seen": rows, "inbox": 0, "metrics": {}, **more}
+    def model(**more: Any) -> dict[str, Any]:
+        return {"hash": "a", "metadata": {}, "version": 1, "rows_seen": 9, "inbox": 0, "metrics": {}, **more}
 
-    before = Reading(0.0, 10.0, models=[model("a", 100), model("b", 50), model("c", 7)])
     bad = {"window": {"mean_absolute_error": 3.0, "baseline_mean_absolute_error": 2.0}}
     good = {"accuracy": 0.9, "baseline_accuracy": 0.6, "window": {"accuracy": None}}
-    after = Reading(
-        2.0,
-        12.0,
-        models=[model("a", 110), model("b", 40), model("c", 7, inbox=3, metrics=bad), model("d", 9, metrics=good)],
-    )
-    described = describe(after, before)
-    assert {each["hash"]: each["rows_per_s"] for each in described} == {"a": 5.0, "b": 0.0, "c": 0.0, "d": 0.0}
-    orders: dict[top.Sort, str] = {"rate": "acbd", "inbox": "cabd", "error": "cdab", "rows": "abdc", "hash": "abcd"}
-    for sort, expected in orders.items():
-        assert "".join(each["hash"] for each in sorted(described, key=top.KEYS[sort])) == expected, sort
+    listed = [model(metrics=bad, rows_per_s=2.5, rows_out_per_s=None), model(metrics=good)]
+    first, second = describe(Reading(2.0, models=listed))
+    assert (first["rows_per_s"], first["rows_out_per_s"], first["error_share"]) == (2.5, None, 1.5)
+    assert (second["rows_per_s"], second["metric"]) == (None, "accuracy")
     assert error_of(good)[2] == pytest.approx(0.25)
     assert error_of({"accuracy": 1.0, "baseline_accuracy": 1.0}) == ("accuracy", 1.0, None)
+    assert top._model(second)[2:4] == ("", "")
