@@ -21,6 +21,7 @@ from keepfit.cli import (
     dead_letters,
     estimators,
     history,
+    history_writing,
     jobs,
     keys,
     missing_services,
@@ -88,9 +89,37 @@ def _add(
     `install` are the extras that it names where it lacks packages of the services.
     """
     command = missing_services.explained(command, name or command.__name__, install)
+    app.command(name, epilog=_epilog(examples), cls=cls, rich_help_panel=panel)(options.with_data(command))
+
+
+def _epilog(examples: tuple[str, ...]) -> str | None:
     title = "Examples:" if len(examples) > 1 else "Example:"
-    epilog = "\n".join((title, *(f"  {line}" for line in examples))) if examples else None
-    app.command(name, epilog=epilog, cls=cls, rich_help_panel=panel)(options.with_data(command))
+    return "\n".join((title, *(f"  {line}" for line in examples))) if examples else None
+
+
+def _add_history() -> None:
+    """Add `keepfit history`, which queries, and its commands, which write."""
+    group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+    query = missing_services.explained(history.history, "history", ("server",))
+    group.callback(
+        epilog=_epilog(
+            (
+                "keepfit history --type shoes --after yesterday",
+                "keepfit history --hash HASH --last 5 --json",
+                "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
+            )
+        )
+    )(options.unless_command(options.with_data(query)))
+    for command, examples in (
+        (
+            history_writing.add,
+            ("keepfit history add votes.jsonl", "keepfit history add states.csv --type state --key device"),
+        ),
+        (history_writing.delete, ("keepfit history delete --type vote --where brand=nike --before yesterday",)),
+    ):
+        explained = missing_services.explained(command, f"history {command.__name__}", ("server",))
+        group.command(command.__name__, epilog=_epilog(examples))(options.with_data(explained))
+    app.add_typer(group, name="history", rich_help_panel=USE)
 
 
 _add(services.up, TRY, install=("local",))
@@ -162,13 +191,7 @@ _add(
     "keepfit curve --hash 3fa9 --csv",
     cls=words.SeveralWords,
 )
-_add(
-    history.history,
-    USE,
-    "keepfit history --type shoes --after yesterday",
-    "keepfit history --hash HASH --last 5 --json",
-    "keepfit history --type shoes --every 1h --field metrics.mean_absolute_error --plot",
-)
+_add_history()
 _add(status.status, OPERATE, "keepfit status", "keepfit status --json")
 _add(top.top, OPERATE, "keepfit top --sort error", "keepfit top --once --json --type shoes")
 _add(workers.workers, OPERATE, "keepfit workers", "keepfit workers --json")

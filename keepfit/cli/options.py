@@ -72,6 +72,28 @@ def with_data(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def unless_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `command` as what a group does without one of its commands; its options do not stand before these."""
+
+    def run(context: typer.Context, **options: Any) -> Any:
+        if context.invoked_subcommand is None:
+            return command(**options)
+        sources = map(context.get_parameter_source, options)
+        given = [source for source in sources if source is not None and source.name != "DEFAULT"]
+        if given:
+            raise SettingsError(f"Write options behind `{context.info_name} {context.invoked_subcommand}`.")
+        return None
+
+    signature = inspect.signature(command)
+    parameter = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[parameter, *signature.parameters.values()]
+    )
+    run.__annotations__ = {"context": typer.Context, **command.__annotations__}
+    return run
+
+
 def data_folder() -> Path:
     """Return the folder of `keepfit up`."""
     return _data_folder

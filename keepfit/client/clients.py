@@ -21,6 +21,7 @@ from keepfit.client.calling import calls, lists
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import Event, EventStream
 from keepfit.client.calling.flows import Awaiting, Blocking, call
+from keepfit.client.history_calls import HistoryCalls
 from keepfit.client.model_calls import JOINED_ROWS_MAX, Answer, ModelCalls
 from keepfit.client.rows.predictions import Predictions
 from keepfit.client.rows.values import encode
@@ -76,7 +77,7 @@ class AsyncModel(ModelCalls, Awaiting):
 M = TypeVar("M", Model, AsyncModel)
 
 
-class ClientCalls(Generic[M]):
+class ClientCalls(HistoryCalls, Generic[M]):
     """The calls of a client, for both."""
 
     _calls: Calls
@@ -206,15 +207,6 @@ class ClientCalls(Generic[M]):
         """Return the documents of models, ordered by hash: those with these values in their metadata."""
         query = {f"metadata[{name}]": value for name, value in metadata.items()}
         return (yield from lists.pages(self._calls, "/v1/models", "models", limit, **query))
-
-    @call
-    def history(self, /, **query: Any) -> Flow[list[Answer]]:
-        """Return documents of the history, or points of their numbers with ``every``.
-
-        `query` has the parameters of `GET /v1/history`: ``type``, ``hash``, ``kind``, ``after``, ``before``,
-        ``closest``, ``last``, ``limit``, ``page``, ``every``, ``stat``, ``field``, …
-        """
-        return (yield from lists.history_of(self._calls, query))
 
     @call
     def job(self, job: str) -> Flow[Answer]:

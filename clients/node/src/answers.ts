@@ -33,6 +33,10 @@ export type JobAnswer = Schemas["JobAnswer"];
 export type JobDocument = Schemas["JobDocument"];
 export type CurveAnswer = Schemas["CurveAnswer"];
 export type HistoryAnswer = Schemas["HistoryAnswer"];
+/** A document to store in the history: a `type`, the time, and any other fields. */
+export type NewDocument = Schemas["NewDocument"];
+export type StoredAnswer = Schemas["StoredAnswer"];
+export type DeletedAnswer = Schemas["DeletedAnswer"];
 export type WorkerAnswer = Schemas["WorkerAnswer"];
 export type Ready = Schemas["Ready"];
 export type EventKind = Schemas["EventKind"];

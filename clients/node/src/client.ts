@@ -1,9 +1,12 @@
 // The client of one gateway.
 
-import type { HistoryAnswer, JobDocument, KeepfitEvent, Metadata, ModelAnswer, Ready, Recipe, WorkerAnswer } from "./answers.js";
+import { randomUUID } from "node:crypto";
+
+import type { DeletedAnswer, HistoryAnswer, JobDocument, KeepfitEvent, Metadata, ModelAnswer, NewDocument, Ready, Recipe, StoredAnswer, WorkerAnswer } from "./answers.js";
 import { Caller } from "./caller.js";
 import { PROBLEM, MalformedError } from "./errors.js";
 import { listen, type EventOptions } from "./events.js";
+import { bodies, type AddHistoryOptions } from "./history.js";
 import { Model, pages } from "./model.js";
 import { checkOptions, checkText, type CallOptions, type KeepfitOptions } from "./options.js";
 import { Predictor } from "./predictor.js";
@@ -66,6 +69,28 @@ export class Keepfit {
   /** Documents by time, or points of their numbers. */
   async history(query: Readonly<Record<string, QueryValue>> = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
     return this.request("GET", "/v1/history", { query, ...options });
+  }
+
+  /** Store documents of your own in the history, a thousand in a request, and return their number. */
+  async addHistory(documents: NewDocument | Iterable<NewDocument>, options: AddHistoryOptions = {}): Promise<number> {
+    const { keys = [], idempotencyKey = randomUUID(), signal, timeoutMs } = options;
+    const path = `/v1/history${queryText(keys.map((name) => ["keys", name] as const))}`;
+    let stored = 0;
+    for (const body of bodies(documents)) {
+      const key = checkText(stored === 0 ? idempotencyKey : `${idempotencyKey}-${stored}`, "idempotencyKey", 128);
+      const fields = `Idempotency-Key: ${key}\r\n`;
+      stored += (await this.#caller.json<StoredAnswer>({ method: "POST", path, body, fields, isRepeatable: true, idempotencyKey: key, signal, timeoutMs })).stored;
+    }
+    return stored;
+  }
+
+  /** Delete documents that users stored, never those of snapshots, and return their number. A filter is needed. */
+  async deleteHistory(query: Readonly<Record<string, QueryValue>>, options: CallOptions = {}): Promise<number> {
+    for (let deleted = 0; ; ) {
+      const answer = await this.request<DeletedAnswer>("DELETE", "/v1/history", { query, repeatable: true, ...options });
+      deleted += answer.deleted;
+      if (answer.complete) return deleted;
+    }
   }
 
   /** Describe a job of `pull`. */

@@ -98,6 +98,21 @@ onStack("a model is saved, and restored to an older version", async ({ client, m
   assert.ok((await client.history({ type: "shoes", session: model.metadata.session })).documents.length > 0);
 });
 
+onStack("documents of one's own are stored once, replaced and deleted", async ({ client, model }) => {
+  const { session } = model.metadata;
+  const made = Array.from({ length: 1_200 }, (_, n) => ({ type: `vote ${session}`, timestamp: 1_795_176_000 + n, n }));
+  for (const idempotencyKey of [randomUUID(), randomUUID()]) assert.equal(await client.addHistory(made.values(), { idempotencyKey }), 1_200);
+  const counted = await client.history({ type: `vote ${session}`, every: "1d", stat: "count" });
+  assert.equal(counted.points.reduce((sum, { value }) => sum + value, 0), 1_200);
+  for (const n of [1, 2]) assert.equal(await client.addHistory({ type: `state ${session}`, device: "a", n }, { keys: ["device"] }), 1);
+  const [state, ...others] = (await client.history({ type: `state ${session}` })).documents;
+  assert.deepEqual([state.n, others], [2, []]);
+  await assert.rejects(client.addHistory([{ type: "x" }, { "a.b": 1 }]), InvalidError);
+  await assert.rejects(client.deleteHistory({}), InvalidError);
+  assert.equal(await client.deleteHistory({ type: `vote ${session}`, before: 1_795_176_100 }), 100);
+  assert.equal(await client.deleteHistory({ type: `vote ${session}` }), 1_100);
+});
+
 onStack("events of a model come as they happen, also those since an id", async ({ model }) => {
   const events = model.events({ lastEventId: "0-0", kind: "commit" });
   const first = (await events.next()).value;

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,38 @@ def test_both_clients_have_the_same_calls() -> None:
         for name in names:
             first, second = (inspect.signature(getattr(of, name)) for of in (blocking, awaited))
             assert list(first.parameters) == list(second.parameters)
+
+
+def test_documents_are_added_and_deleted(stack: Stack, client: Client) -> None:
+    """Documents are stored in as many requests as they need, once for each key of a call, and deleted by filter."""
+    type_ = f"vote {uuid.uuid4().hex}"
+    made = [{"type": type_, "timestamp": 1_795_176_000 + n, "n": n, "brand": np.str_("nike")} for n in range(1_500)]
+    assert client.add_history(iter(made)) == client.add_history(made) == 1_500
+    points = client.history(type=type_, every="1d", stat="count")
+    assert sum(point["value"] for point in points) == 1_500
+    nameless = [{"type": f"{type_} 2"}] * 3
+    for _ in range(2):
+        assert client.add_history(nameless, idempotency_key=type_.replace(" ", "-")) == 3
+    assert len(client.history(type=f"{type_} 2")) == 3
+
+    async def replaced() -> list[dict[str, Any]]:
+        async with AsyncClient(stack.url) as opened:
+            for n in range(2):
+                assert await opened.add_history({"type": f"{type_} 3", "device": "a", "n": n}, ["device"]) == 1
+            return await opened.history(type=f"{type_} 3")
+
+    assert [one["n"] for one in asyncio.run(replaced())] == [1]
+    wrong = [*made[:1_200], {"type": type_, "a.b": 1}]
+    with pytest.raises(InvalidError, match=r"'a.b'.*1,000 documents of the call before that are stored") as refused:
+        client.add_history(wrong)
+    assert [fault.row for fault in refused.value.faults] == [1_200]
+    with pytest.raises(InvalidError):
+        client.add_history(made, "device")
+    with pytest.raises(InvalidError):
+        client.delete_history(before="now")
+    assert client.delete_history(type=type_, before=1_795_176_100) == 100
+    assert client.delete_history(type=type_) == 1_400
+    assert client.add_history([]) == 0
 
 
 def test_a_model_learns_predicts_and_scores(client: Client, model: Model, metadata: dict[str, Any]) -> None:
