@@ -98,27 +98,40 @@ class StoredDocuments:
 
     async def delete_newest(self, where: Filter) -> bool:
         """Delete the newest document that matches and return whether there was one."""
-        # Read by windows, as every query; the condition of the deletion then identifies the document.
-        found = await reading.read_newest([self.source], where, None, None, time.time(), 1)
+        # Read by windows, as every query.
+        found = await reading.read_newest([_Raw(self._collection)], where, None, None, time.time(), 1)
         if not found:
             return False
-        stored = storing.to_stored(found[0])
-        one = {"type": stored["type"], "timestamp": stored["timestamp"], "document": stored["document"]}
-        async with self._changes.writing([stored]):
+        # Not if it was replaced since.
+        one = {name: found[0][name] for name in ("_id", "type", "timestamp", "document")}
+        async with self._changes.writing(found):
             with unavailable():
                 result = await self._collection.delete_one(one)
         return bool(result.deleted_count)
 
     async def delete(self, where: Filter, start: float | None, stop: float | None) -> int:
         """Delete all documents that match, from `start` and before `stop` (seconds); return their number."""
-        conditions: Document = {}
-        for stage in self.source.match_stages(where, start, stop):
-            conditions |= stage["$match"]
         first, last = where.narrow(start, stop)
         range_ = SECONDS_MIN if first is None else first, SECONDS_MAX if last is None else last
-        async with self._changes.deleting(where.type, *range_), long_call(self.database):
-            result = await self._collection.delete_many(conditions)
-        return int(result.deleted_count)
+        deleted = 0
+
+        async def fetch(low: float | None, high: float | None) -> int:
+            nonlocal deleted
+            # By identifiers: a server may use no index for a condition with more than type and time.
+            stages = self.source.match_stages(where, low, high)
+            conditions: Document = {name: value for stage in stages for name, value in stage["$match"].items()}
+            async with long_call(self.database, UPKEEP_TIMEOUT_S):
+                found = self._collection.aggregate([*stages, {"$project": {"_id": 1}}])
+                ids = [each["_id"] async for each in found]
+                for begin in range(0, len(ids), BATCH_DOCUMENTS):
+                    some: Document = {"_id": {"$in": ids[begin : begin + BATCH_DOCUMENTS]}}
+                    deleted += (await self._collection.delete_many({**some, **conditions})).deleted_count
+            return len(ids)
+
+        async with self._changes.deleting(where.type, *range_):
+            async for _ in reading.fetch_windows(fetch, first, last, time.time(), reading.WINDOW_S, reading.CHUNK):
+                pass
+        return deleted
 
     async def expire(self, type_: str | None, but: Sequence[str], stop: float) -> int:
         """Delete documents of a type (None: all but those in `but`) before `stop` (seconds); return their number.
@@ -154,6 +167,13 @@ class StoredDocuments:
                     # The documents with these keys are of a later run.
                     if {fault["code"] for fault in error.details["writeErrors"]} != {DUPLICATE_KEY}:
                         raise
+
+
+class _Raw(StoredSource):
+    """Reads documents in their stored form."""
+
+    def to_public(self, document: Document) -> Document:
+        return document
 
 
 def _value(document: Document, name: str) -> Any:
