@@ -9,9 +9,11 @@ import asyncio
 import json
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +21,17 @@ from typing import Annotated, Any
 
 import pymongo
 import typer
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import PyMongoError
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import running
 from keepfit.errors import UnavailableError
-from keepfit.history import Timeline
+from keepfit.history import Timeline, rollups
+from keepfit.history.rollup_answers import Answers
+from keepfit.history.rollup_documents import Rollup
 from keepfit.local.servers import accepts, free_port, mongo_command
 
 COUNT_FULL, COUNT_QUICK = 1_000_000, 20_000
@@ -110,15 +116,38 @@ def queries(timeline: Timeline, now: float) -> dict[str, Query]:
         "last, by type": lambda: timeline.query_last(shoes),
         "last, by model": lambda: timeline.query_last(model),
         "last, by type and brand": lambda: timeline.query_last({**shoes, "brand": "hoka"}),
+        "last of each model, of an hour": lambda: timeline.query_last_per("number", shoes, now - 3600.0, now),
+        "last of each model, of a day": lambda: timeline.query_last_per("number", shoes, *day),
         "the newest 100": lambda: timeline.query(shoes, limit=100),
+        "the documents of ten minutes": lambda: timeline.query(shoes, day[0], day[0] + 600.0),
         "closest to a time": lambda: timeline.closest(shoes, now - 10 * DAY_S),
+        "the ten largest of a day": lambda: timeline.query_top(ERROR, 10, shoes, *day),
         "a day, every=5m, mean, one model": lambda: timeline.points(ERROR, "5m", "mean", model, *day),
         "an hour, every=5m, mean": lambda: timeline.points(ERROR, "5m", "mean", shoes, now - 3600.0, now),
         "a day, every=5m, mean": lambda: timeline.points(ERROR, "5m", "mean", shoes, *day),
+        "a day, every=5m, mean, without roll-ups": lambda: without_rollups(
+            timeline, lambda: timeline.points(ERROR, "5m", "mean", shoes, *day)
+        ),
+        "30 days, every=1h, max": lambda: timeline.points(ERROR, "1h", "max", shoes, now - DAYS * DAY_S, now),
         "a day, every=5m, p99": lambda: timeline.points(ERROR, "5m", "p99", shoes, *day),
         "a day, every=5m, mean, by brand": lambda: timeline.points(ERROR, "5m", "mean", shoes, *day, group="brand"),
-        "a day, every=5m, of the roll-up": lambda: timeline.points("mean", "5m", "mean", {"type": "shoes/5m"}, *day),
+        "a day, every=5m, p99, of shoes/5m": lambda: timeline.points(ERROR, "5m", "p99", {"type": "shoes/5m"}, *day),
     }
+
+
+async def without_rollups(timeline: Timeline, query: Query) -> Any:
+    """Run a query as if there were no roll-ups."""
+    answers = timeline.answers
+    timeline.answers = _NoRollups(answers.database, answers.stored, answers.progress, answers.thinned)
+    try:
+        return await query()
+    finally:
+        timeline.answers = answers
+
+
+class _NoRollups(Answers):
+    async def instead(self, *_: Any) -> None:
+        """Answer nothing."""
 
 
 def alternatives(url: str, now: float) -> dict[str, Callable[[], Any]]:
@@ -144,24 +173,17 @@ def alternatives(url: str, now: float) -> dict[str, Callable[[], Any]]:
     }
 
 
-def roll_up(url: str, now: float) -> None:
-    """Insert the documents of the roll-up for all days, as the snapshotter would write them."""
-    with pymongo.MongoClient[dict[str, Any]](url) as client:
-        timeline = client.get_default_database().timeline
-        timeline.create_index(INDEXES["type"])
-        timeline.create_index(INDEXES["time"])
-        if not timeline.estimated_document_count():
-            begin = (now - DAYS * DAY_S) // 300 * 300
-            spans = (begin + 300.0 * number for number in range(int(DAYS * DAY_S / 300)))
-            timeline.insert_many(
-                {
-                    "type": "shoes/5m",
-                    "timestamp": span,
-                    "labels": [],
-                    "document": {"of": ERROR, "mean": 0.5, "count": 120.0},
-                }
-                for span in spans
-            )
+def roll_up(url: str, log: Callable[[str], None]) -> None:
+    """Bring the roll-up up to date, as the snapshotter does."""
+
+    async def run() -> int:
+        async with Timeline.open(url) as timeline:
+            await timeline.ensure_indexes()
+            return await rollups.roll_up(timeline, Rollup("shoes", "5m", ERROR))
+
+    started = time.monotonic()
+    written = asyncio.run(run())
+    log(f"{written:,} roll-up documents written in {time.monotonic() - started:.0f} s")
 
 
 def time_query(query: Callable[[], Any], pid: int | None) -> dict[str, float]:
@@ -184,6 +206,36 @@ def time_query(query: Callable[[], Any], pid: int | None) -> dict[str, float]:
     }
 
 
+class _Calls(CommandListener):
+    """Notes the collections and pipelines of the calls that a query makes."""
+
+    def __init__(self) -> None:
+        self.pipelines: list[tuple[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Note a call."""
+        if event.command_name == "aggregate":
+            self.pipelines.append((event.command["aggregate"], event.command["pipeline"]))
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Do nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Do nothing."""
+
+
+def plan(url: str, calls: _Calls) -> str:
+    """Return how the server answers the calls that were noted: their number by collection and index."""
+    found: Counter[str] = Counter()
+    with pymongo.MongoClient[dict[str, Any]](url) as client:
+        for collection, pipeline in calls.pipelines:
+            command = {"aggregate": collection, "pipeline": pipeline, "cursor": {}}
+            text = str(client.get_default_database().command("explain", command, verbosity="queryPlanner"))
+            index = re.search("'indexName': '([^']+)'", text)
+            found[f"{collection} {index[1] if index else 'COLLSCAN'}"] += 1
+    return ", ".join(f"{count} x {name}" for name, count in found.items())
+
+
 def _cpu_s(pid: int | None) -> float:
     """Return the CPU seconds of a process so far, in steps of 10 ms; 0 without a process."""
     if pid is None:
@@ -198,24 +250,29 @@ def measure(url: str, count: int, log: Callable[[str], None], pid: int | None) -
         insert_documents(url, count, log)
     now = time.time()
     insert_recent(url, now)
-    roll_up(url, now)
+    roll_up(url, log)
     names = ("median", "longest", "server CPU", "client CPU", "runs")
-    table = Table("query, milliseconds", *names, title="History")
+    table = Table("query, milliseconds", *names, "plan", title="History")
 
-    def add_row(name: str, query: Callable[[], Any]) -> None:
+    def add_row(name: str, query: Callable[[], Any], calls: _Calls | None = None) -> None:
         try:
+            if calls is not None:
+                query()
+                calls.pipelines.clear()
+                query()
+            shown = "" if calls is None else plan(url, calls)
             figures = time_query(query, pid)
         except (UnavailableError, PyMongoError) as error:
             table.add_row(name, type(error).__name__)
             return log(f"{name}: {error}"[:200])
-        table.add_row(name, *(f"{figures[column]:.0f}" for column in names))
-        return log(f"{name}: " + ", ".join(f"{column} {figures[column]:.0f}" for column in names))
+        table.add_row(name, *(f"{figures[column]:.0f}" for column in names), shown)
+        return log(f"{name}: " + ", ".join(f"{column} {figures[column]:.0f}" for column in names) + f"; {shown}")
 
-    loop = asyncio.new_event_loop()
-    timeline = Timeline.open(url)
-    for name, query in queries(timeline, now).items():
-        add_row(name, lambda query=query: loop.run_until_complete(query()))  # type: ignore[misc]
-    timeline.close()
+    loop, calls = asyncio.new_event_loop(), _Calls()
+    client: Any = AsyncIOMotorClient(url, event_listeners=[calls], tz_aware=True, io_loop=loop)
+    for name, query in queries(Timeline(client.get_default_database()), now).items():
+        add_row(name, lambda query=query: loop.run_until_complete(query()), calls)  # type: ignore[misc]
+    client.close()
     loop.close()
     for name, alternative in alternatives(url, now).items():
         add_row(f"({name})", alternative)

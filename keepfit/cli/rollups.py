@@ -1,7 +1,7 @@
-"""The command `keepfit rollups`: list the roll-ups of the history and how far they are, or rebuild them.
+"""The commands `keepfit rollups` and `keepfit history rebuild`: list the roll-ups of the history, or roll up again.
 
-Owns the texts of this command; :mod:`keepfit.history.rollups` rolls up. Invariant: it changes nothing without
---rebuild.
+Owns the texts of these commands; :mod:`keepfit.history.rollups` rolls up. Invariant: `keepfit rollups` changes nothing
+without --rebuild.
 """
 
 import asyncio
@@ -41,26 +41,48 @@ def rollups(
     as_json: Json = False,
 ) -> None:
     """List the roll-ups of the history and how far they are, or rebuild them."""
-    from keepfit.history.rollups import parse  # noqa: PLC0415 - other commands must not wait for these imports
-    from keepfit.observability import logs  # noqa: PLC0415
 
     if force and not rebuild:
         raise SettingsError("--force requires --rebuild.")
+    if rebuild:
+        return _rebuild_and_print(type_, force=force, as_json=as_json)
+    settings, chosen = _chosen(type_)
+    found = asyncio.run(_list(settings, chosen))
+    return print_json(found) if as_json else _print(found)
+
+
+def rebuild(
+    type_: Annotated[str | None, typer.Option("--type", help="Only roll-ups of documents of this type.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also take out what has expired: roll up what there is, and nothing else.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Roll up all documents of the history again, and delete roll-ups of what is no longer there."""
+    _rebuild_and_print(type_, force=force, as_json=as_json)
+
+
+def _chosen(type_: str | None) -> "tuple[Settings, list[Rollup]]":
+    from keepfit.history.rollups import parse  # noqa: PLC0415 - other commands must not wait for these imports
+
     settings = load_settings()
     chosen = [rollup for rollup in parse(settings.history_rollups) if type_ in (None, rollup.type)]
     if not chosen:
         which = "" if type_ is None else " of this type"
         raise NotFoundError(f"There is no roll-up{which}; KEEPFIT_HISTORY_ROLLUPS declares it.")
-    if rebuild:
-        logs.configure_plain()
-        with progress_bar("rolling up") as progress:
-            written = asyncio.run(_rebuild(settings, chosen, force=force, progress=progress))
-        if not as_json:
-            return typer.echo(f"{written} roll-up documents changed")
-    found = asyncio.run(_list(settings, chosen))
+    return settings, chosen
+
+
+def _rebuild_and_print(type_: str | None, *, force: bool, as_json: bool) -> None:
+    from keepfit.observability import logs  # noqa: PLC0415 - other commands must not wait for it
+
+    settings, chosen = _chosen(type_)
+    logs.configure_plain()
+    with progress_bar("rolling up") as progress:
+        written = asyncio.run(_rebuild(settings, chosen, force=force, progress=progress))
     if as_json:
-        return print_json(found)
-    return _print(found)
+        return print_json(asyncio.run(_list(settings, chosen)))
+    return typer.echo(f"{written} roll-up documents changed")
 
 
 def _print(found: Sequence[dict[str, Any]]) -> None:
