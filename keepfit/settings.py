@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsConfigDict
 
+from keepfit import control_groups
 from keepfit.client_settings import PREFIX, VALUE_SHOWN_MAX, cleaned, variable_of
 from keepfit.errors import SettingsError
 from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX, SnapshotSettings
@@ -113,7 +114,14 @@ class Settings(SnapshotSettings):
     gateway_processes: int = Field(
         1, ge=1, le=64, description="Number of processes of one `keepfit gateway` (docs/operations/scaling.md)."
     )
-    workers: int = Field(2, ge=1, le=256, description="Number of worker processes that one `keepfit worker` starts.")
+    workers: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description=(
+            "Number of worker processes that one `keepfit worker` starts; `auto`: one for each core it may use."
+        ),
+    )
     body_bytes_max: int = Field(
         500 * 2**20, ge=1024, le=BYTES_MAX, description="Maximum size of an inflated body and of its rows as float64."
     )
@@ -316,6 +324,8 @@ class Settings(SnapshotSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _clean(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "workers" and value == "auto":
+            return control_groups.cores()
         return cleaned(info.field_name or "", value) if isinstance(value, str) else value
 
     def variables(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keepfit import times
+from keepfit import control_groups, times
 from keepfit.cli import hashes, options
 from keepfit.cli.options import Json, load_settings
 from keepfit.cli.output import console, print_error, print_json, print_log, print_snapshots, progress_bar
@@ -21,6 +21,8 @@ from keepfit.observability.printable import printable
 
 if TYPE_CHECKING:
     from keepfit.settings import Settings
+
+WORKERS_MAX = 256
 
 
 @contextmanager
@@ -38,7 +40,10 @@ def without_pandas() -> Iterator[None]:
 
 def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of worker processes.")] = 2,
+    workers: Annotated[
+        str,
+        typer.Option(help="Number of worker processes, at most 256; auto: one for each core.", metavar="INTEGER|auto"),
+    ] = "2",
     gateways: Annotated[
         int | None,
         typer.Option(
@@ -60,7 +65,11 @@ def up(
         typer.echo(printable(f"  data, settings and logs: {stack.data}"))
 
     # The folder's settings are those of its last stack, whose servers are gone.
-    settings = options.load_settings(of_folder=False).model_copy(update={"port": port, "workers": workers})
+    if workers != "auto" and not (workers.isdecimal() and 1 <= int(workers) <= WORKERS_MAX):
+        reason = f"{workers!r} is neither a number from 1 to {WORKERS_MAX} nor auto"
+        raise typer.BadParameter(reason, param_hint="'--workers'")
+    count = control_groups.cores() if workers == "auto" else int(workers)
+    settings = options.load_settings(of_folder=False).model_copy(update={"port": port, "workers": count})
     if gateways is not None:
         settings = settings.model_copy(update={"gateway_processes": gateways})
     settings_check.check(settings)

@@ -7,9 +7,9 @@ without it the kernel would kill a process of its own choice.
 
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
+from keepfit import control_groups
 from keepfit.observability import process_memory
 from keepfit.settings import Settings
 
@@ -19,7 +19,6 @@ SHARE = 0.75
 SHARE_BYTES_MIN = 256 * 2**20
 # A worker can do its bookkeeping even if its limit is below what it needs at its start.
 HEADROOM_BYTES = 64 * 2**20
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def bytes_max(settings: Settings) -> int:
@@ -28,40 +27,14 @@ def bytes_max(settings: Settings) -> int:
     return settings.worker_memory_bytes_max or max(share, SHARE_BYTES_MIN)
 
 
-def available_bytes(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the memory of the machine, or that of the container (cgroup of version 1 or 2) if it is less."""
+def available_bytes(root: Path = control_groups.ROOT, own: Path = control_groups.OWN) -> int:
+    """Return the memory of the machine, or that of the container if it is less."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *_limits(root, own)])
-
-
-def _limits(root: Path, own: Path) -> Iterator[int]:
-    """Yield the memory limits of the control groups of this process and of those above them."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            folder, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # In a container the path may be that of the host: then only the root of the mounted tree exists.
-        inner = folder / path.strip("/")
-        for group in (inner, *inner.parents):
-            if group.is_relative_to(folder):
-                yield from _limit(group / name)
-
-
-def _limit(file: Path) -> Iterator[int]:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return
-    if text.isdecimal():
-        yield int(text)
+    files = {1: "memory.limit_in_bytes", 2: "memory.max"}
+    groups = control_groups.groups("memory", root, own)
+    return min(
+        [machine, *(limit for version, group in groups for limit in control_groups.numbers(group / files[version]))]
+    )
 
 
 def limit_process(most: int) -> None:

@@ -253,7 +253,7 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     [
         ("snapshots", "No such command 'snapshots'"),
         ("up --port 99999", "Invalid value for '--port': Input should be less than or equal to 65535"),
-        ("up --workers 0", "Invalid value for '--workers': Input should be greater than or equal to 1"),
+        ("up --workers 0", "Invalid value for '--workers': '0' is neither a number from 1 to 256 nor auto"),
         ("models --limit x", "Invalid value for '--limit': Input should be a valid integer"),
         ("dead", "Missing option '--hash'"),
         ("export", "Missing argument 'file'"),
