@@ -18,6 +18,8 @@ from tests.conftest import start_stack, stop_stack
 
 BRANDS = ("nike", "puma", "asics")
 MODELS, ROUNDS, ROWS = 9, 40, 25
+# The light view of a model, which the documentation shows, reaches down to its predictions and its traffic.
+HEIGHT_OF_MODEL = 1500
 FEATURES = {"make": "category", "year": "number"}
 REGRESSOR = {
     "estimator": "SGDRegressor", "params": {"eta0": 0.02}, "features": FEATURES, "scaler": "StandardScaler",
@@ -40,6 +42,11 @@ async def learn(http: aiohttp.ClientSession) -> str:
         for number, model_hash in enumerate(hashes):
             async with http.post(f"/v1/models/{model_hash}/partial_fit", json=rows(chance, number)) as response:
                 response.raise_for_status()
+            # A row that was asked about before is kept. A model that has learned nothing answers 409.
+            asked = {"X": rows(chance, number)["X"][: 1 + turn % 2]}
+            for _ in range(3):
+                async with http.post(f"/v1/models/{model_hash}/predict", json=asked) as response:
+                    await response.read()
         if turn == ROUNDS // 2:
             async with http.post(f"/v1/models/{hashes[0]}/snapshot") as response:
                 response.raise_for_status()
@@ -63,14 +70,15 @@ async def write(folder: Path, url: str, work: Path) -> None:
         with chromium.browser(work / "browser") as browser:
             async with Page.opened(browser) as page:
                 for theme, look in LOOKS.items():
-                    await page.look(look)
+                    tall = look._replace(height=HEIGHT_OF_MODEL) if theme == "light" else look
                     for view, place in views.items():
+                        await page.look(tall if view == "model" else look)
                         await page.goto("about:blank")
                         await page.goto(f"{url}/{place}")
                         ready = "svg.chart" if view == "model" else "tbody tr"
                         await page.until(f"!!document.querySelector({ready!r})")
-                        # Two readings give the rates.
-                        await asyncio.sleep(4)
+                        # Two readings give the rates; gateways report traffic every ten seconds.
+                        await asyncio.sleep(11 if view == "model" else 4)
                         (folder / f"{view}-{theme}.png").write_bytes(await page.picture())
         await learning
 
