@@ -20,6 +20,8 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 KEYS_MAX = 16
 # `kind` tells a document of a user from one of a snapshot, in every query; `_id` is what MongoDB has.
 RESERVED = frozenset({"_id", "kind"})
+# By these fields together, readers of both kinds know the document of a snapshot.
+SNAPSHOT_FIELDS = frozenset({"hash", "uri"})
 # Characters of a name or value that a message repeats.
 SHOWN_MAX = 60
 
@@ -44,6 +46,8 @@ def check_document(document: Any) -> Mapping[str, Any]:
         raise InvalidError(f"the type {_shown(type_)} is longer than {NAME_MAX} characters, or holds a NUL character.")
     if reserved := RESERVED & document.keys():
         raise InvalidError(f"a document cannot have a field {min(reserved)!r}: the name has a meaning of its own.")
+    if document.keys() >= SNAPSHOT_FIELDS:
+        raise InvalidError("a document cannot have the fields 'hash' and 'uri' both: they are those of a snapshot.")
     _check_object(document, "", 1)
     return document
 
