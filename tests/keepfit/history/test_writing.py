@@ -32,7 +32,8 @@ def nested(depth: int) -> Any:
     [
         ([], "an object"), ({}, "needs a type"), ({"type": ""}, "needs a type"), ({"type": 1}, "needs a type"),
         ({"type": "a\0"}, "NUL"), ({"type": "x" * 257}, "longer"), ({"type": "a", "kind": "snapshot"}, "'kind'"),
-        ({"type": "a", "hash": "x", "uri": "y"}, "those of a snapshot"), ({"type": "a", "_id": 1}, "'_id'"), ({"type": "a", "": 1}, "not empty"), ({"type": "a", "$x": 1}, "begins"),
+        ({"type": "a", "hash": "x", "uri": "y"}, "those of a snapshot"),
+        ({"type": "a", "_id": 1}, "'_id'"), ({"type": "a", "": 1}, "not empty"), ({"type": "a", "$x": 1}, "begins"),
         ({"type": "a", "b.c": 1}, "holds"), ({"type": "a", "b": {"c\0": 1}}, "^b: .*NUL"),
         ({"type": "a", "b": [{"$c": 1}]}, "^b: .*begins"), ({"type": "a", "b": nested(DEPTH_MAX)}, "deeper"),
         ({"type": "a", "n" * 257: 1}, "longer"), ({"type": "a", "b": float("nan")}, "finite"),
