@@ -98,7 +98,7 @@ def _epilog(examples: tuple[str, ...]) -> str | None:
 
 
 def _add_history() -> None:
-    """Add `keepfit history`, which queries, and its commands, which write."""
+    """Add `keepfit history`, which queries, and its commands, which change it."""
     group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
     query = missing_services.explained(history.history, "history", ("server",))
     group.callback(
@@ -116,6 +116,7 @@ def _add_history() -> None:
             ("keepfit history add votes.jsonl", "keepfit history add states.csv --type state --key device"),
         ),
         (history_writing.delete, ("keepfit history delete --type vote --where brand=nike --before yesterday",)),
+        (rollups.rebuild, ("keepfit history rebuild", "keepfit history rebuild --type shoes --force")),
     ):
         explained = missing_services.explained(command, f"history {command.__name__}", ("server",))
         group.command(command.__name__, epilog=_epilog(examples))(options.with_data(explained))

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -24,8 +24,8 @@ def run(mongo_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("KEEPFIT_MONGO_URL", mongo_url)
     monkeypatch.setenv("KEEPFIT_HISTORY_ROLLUPS", SETTING)
 
-    async def invoke(*words: str) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, main.app, ["rollups", *words])
+    async def invoke(*words: str, command: Sequence[str] = ("rollups",)) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main.app, [*command, *words])
 
     return invoke
 
@@ -54,6 +54,13 @@ async def test_roll_ups_are_listed_and_rebuilt(run: Run, mongo_url: str) -> None
         states = [json.loads(line)["state"] for line in (await run("--rebuild", "--json")).stdout.splitlines()]
         assert states == ["up to date", "up to date"]
         assert len(await timeline.query({"type": "price/1h"})) == 1
+        await timeline.delete_many({"type": "price"})
+        rebuild = ("history", "rebuild")
+        assert (await run("--type", "price", command=rebuild)).stdout == "0 roll-up documents changed\n"
+        assert await timeline.query({"type": "price/1h"}) == []
+        listed = [json.loads(line) for line in (await run("--force", "--json", command=rebuild)).stdout.splitlines()]
+        assert [(each["type"], each["state"]) for each in listed] == [("vote", "up to date"), ("price", "up to date")]
+        assert isinstance((await run("--type", "shoes", command=rebuild)).exception, NotFoundError)
 
 
 @pytest.mark.parametrize(
