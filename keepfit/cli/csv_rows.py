@@ -1,40 +1,33 @@
 """Documents as CSV on standard output.
 
-Owns how nested fields become columns. Invariant: in a pipe or a file the values are exact; on a terminal control
-characters are escaped.
+Owns where CSV goes; :mod:`keepfit.csv_lines` owns its form. Invariant: in a pipe or a file the values are exact; on a
+terminal control characters are escaped.
 """
 
-import csv
-import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from keepfit.cli.output import is_terminal
+from keepfit.csv_lines import HEAD_DOCUMENTS, CsvLines
 from keepfit.observability.printable import printable
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows with a header line of all their fields."""
-    flat = [flatten(row) for row in rows]
-    if is_terminal():
-        flat = [{printable(name): printable(str(value)) for name, value in row.items()} for row in flat]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
+    sys.stdout.write(_lines().of(rows, are_all=True))
 
 
-def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names.
+async def stream_csv(rows: AsyncIterator[Mapping[str, Any]]) -> None:
+    """Write rows while they come; the fields of the first ones are the columns."""
+    lines, some, is_first = _lines(), list[Mapping[str, Any]](), True
+    async for row in rows:
+        if len(some) == HEAD_DOCUMENTS:
+            sys.stdout.write(lines.of(some, are_all=False))
+            some, is_first = [], False
+        some.append(row)
+    sys.stdout.write(lines.of(some, are_all=is_first))
 
-    >>> flatten({"a": 1, "b": {"c": [2], "d": None}})
-    {'a': 1, 'b.c': '[2]', 'b.d': None}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = json.dumps(value, default=str) if isinstance(value, list) else value
-    return flat
+
+def _lines() -> CsvLines:
+    return CsvLines(printable if is_terminal() else None)

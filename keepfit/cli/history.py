@@ -5,22 +5,36 @@ Invariant: it changes nothing.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from datetime import tzinfo
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keepfit.cli import hashes
 from keepfit.cli import plot as plots
-from keepfit.cli.csv_rows import write_csv
-from keepfit.cli.options import Hash, load_settings, parse_where
-from keepfit.cli.output import Column, print_json, print_snapshots, print_table
-from keepfit.errors import SettingsError
+from keepfit.cli.csv_rows import stream_csv
+from keepfit.cli.options import Hash, load_settings
+from keepfit.cli.output import (
+    MAIN_METRICS,
+    Column,
+    print_json,
+    print_snapshots,
+    print_table,
+    show_time,
+    time_column,
+    until_reader_ends,
+)
+from keepfit.csv_lines import flatten
+from keepfit.errors import MalformedError, SettingsError
 from keepfit.observability.printable import printable, printable_json
-from keepfit.times import format_time
 
-LIMIT, LIMIT_MAX = 20, 100_000
-DOCUMENT_COLUMNS = (Column("time (UTC)"), Column("type", "cut"), Column("document", "wrap"))
+if TYPE_CHECKING:
+    from keepfit.history.query import HistoryQuery
+
+LIMIT, LIMIT_MAX, PLOT_LIMIT = 20, 100_000, 1_000
 Text = str | None
 
 
@@ -29,7 +43,11 @@ def history(
     model_hash: Hash = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only documents whose metadata or field has this value; repeatable."),
+        typer.Option(
+            metavar="COMPARISON",
+            help="Only documents whose metadata or field has this value: brand=nike; also !=, <, <=, >, >=, "
+            "'brand in nike,puma', 'brand exists', and 'not in', 'not exists'; repeatable.",
+        ),
     ] = None,
     kind: Annotated[
         Text,
@@ -41,82 +59,195 @@ def history(
     after: Annotated[
         Text,
         typer.Option(
-            help="From this time on: 2026-11-20T12:00Z, '2026-11-20 12:00' (local time), yesterday, '2 hours ago', "
-            "seconds since 1970."
+            help="From this time on: 2026-11-20T12:00Z, '2026-11-20 12:00' (local time, or that of --tz), yesterday, "
+            "'2 hours ago', seconds since 1970, or milliseconds: 1795176000250ms."
         ),
     ] = None,
     before: Annotated[Text, typer.Option(help="Before this time.")] = None,
+    tz: Annotated[
+        Text,
+        typer.Option(
+            help="Time zone of times without one, of the times that are shown, and of days, weeks, months and years of "
+            "--every: Europe/Berlin."
+        ),
+    ] = None,
     closest: Annotated[Text, typer.Option(help="Only the document nearest to this time.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only the newest documents, this many.")] = None,
+    per: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the newest document for each value of this key of metadata or field; repeatable."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=f"Documents per page; default: {LIMIT}.")] = None,
     page: Annotated[int | None, typer.Option(min=1, help="Number of the page; the first is 1.")] = None,
-    every: Annotated[Text, typer.Option(help="Group by time, one point per interval: 30s, 5m, 1h, 1d, 90.")] = None,
-    field: Annotated[Text, typer.Option(help="Number field to aggregate: metrics.mean_absolute_error.")] = None,
+    every: Annotated[
+        Text,
+        typer.Option(help="Group by time, one point per interval: 250ms, 30s, 5m, 1h, 1d, 1w, 1mo, 1y, 90."),
+    ] = None,
+    field: Annotated[Text, typer.Option(help="Number field to aggregate or plot: metrics.mean_absolute_error.")] = None,
     stat: Annotated[
         Text,
-        typer.Option(help="Statistic: mean, min, max, sum, count, first, last, median, p99; default: mean."),
+        typer.Option(
+            help="Statistic: mean, min, max, sum, count, first, last, median, p99, stddev, variance, spread, distinct, "
+            "mode, integral; default: mean."
+        ),
     ] = None,
-    group: Annotated[Text, typer.Option(help="Key of metadata or field; each of its values is a series.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Key of metadata or field; each of its values is a series; repeatable.")
+    ] = None,
     fill: Annotated[
         Text,
         typer.Option(help="Value of intervals without documents: none, null, previous, linear, a number."),
     ] = None,
     rate: Annotated[Text, typer.Option(help="Print the rate of change per this duration: 1s, 1h.")] = None,
+    nonnegative_rate: Annotated[
+        Text, typer.Option(help="Print the growth per this duration, of a counter that may be reset.")
+    ] = None,
+    increase: Annotated[
+        bool, typer.Option("--increase", help="Print the growth of a counter that may be reset.")
+    ] = False,
+    cumulative: Annotated[
+        bool, typer.Option("--cumulative", help="Print the sum of each point and all before it.")
+    ] = False,
     moving: Annotated[int | None, typer.Option(min=1, help="Moving average over this many points.")] = None,
+    exponential: Annotated[
+        int | None, typer.Option(min=1, help="Exponential average, weighted as over this many points.")
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only this many groups, those of the largest mean; without --every, documents."),
+    ] = None,
+    bottom: Annotated[int | None, typer.Option(min=1, help="As --top, with the smallest.")] = None,
+    series: Annotated[int | None, typer.Option(min=1, help="Only this many groups, the first in order.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document or point per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Plot the points; requires --every.")] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Plot the points; without --every, --field or the metric of the documents.")
+    ] = False,
 ) -> None:
     """List snapshots and stored documents, newest first, or aggregate their numbers by time."""
-    if as_json + as_csv + plot > 1 or (plot and every is None):
-        raise SettingsError("Use one of --json, --csv and --plot; --plot requires --every.")
+    if as_json + as_csv + plot > 1:
+        raise SettingsError("Use one of --json, --csv and --plot.")
     options = {
-        "type": type_, "hash": model_hash, "kind": kind, "after": after, "before": before, "closest": closest,
-        "last": last, "limit": limit, "page": page, "every": every, "field": field, "stat": stat, "group": group,
-        "fill": fill, "rate": rate, "moving": moving,
+        "type": type_, "hash": model_hash, "kind": kind, "after": after, "before": before, "tz": tz, "closest": closest,
+        "last": last, "per": per, "limit": limit, "page": page, "every": every, "field": field, "stat": stat,
+        "group": group, "fill": fill, "rate": rate, "nonnegative_rate": nonnegative_rate, "moving": moving,
+        "increase": "true" if increase else None, "cumulative": "true" if cumulative else None,
+        "exponential": exponential, "top": top, "bottom": bottom, "series": series, "where": where,
     }  # fmt: skip
-    parameters = {name: str(value) for name, value in options.items() if value is not None}
-    if not parameters.keys() & {"every", "closest", "last", "limit"}:
-        parameters["limit"] = str(LIMIT)
-    found = asyncio.run(_query(parameters, where))
-    if as_json:
-        print_json(found)
-    elif as_csv:
-        write_csv(found)
+    parameters = {
+        name: value if isinstance(value, list) else str(value) for name, value in options.items() if value is not None
+    }
+    plotted = None
+    if plot and every is None:
+        plotted = parameters.pop("field", None) if top is None and bottom is None else field
+        if not parameters.keys() & {"last", "limit", "per", "top", "bottom", "closest"}:
+            parameters["limit"] = str(PLOT_LIMIT)
+    asked = asyncio.run(_parse(parameters, is_streamed=as_json or as_csv))
+    if as_json or as_csv:
+        with until_reader_ends():
+            asyncio.run(_print_stream(asked, as_csv=as_csv))
+        return
+    found = asyncio.run(_execute(asked))
+    if plot and every is None:
+        typer.echo(_plot_documents(found, None if plotted is None else str(plotted)))
     elif plot:
         typer.echo(_plot(found, printable(f"{stat or 'mean'} of {field or 'documents'} every {every}")))
     elif every is not None:
-        _print_points(found)
+        _print_points(found, asked.zone)
     else:
-        _print_documents(found)
+        _print_documents(found, asked.zone)
 
 
-async def _query(parameters: dict[str, str], where: Iterable[str] | None) -> list[Any]:
-    from keepfit.history import Timeline, query  # noqa: PLC0415 - other commands must not wait for it
+async def _parse(parameters: dict[str, str | list[str]], *, is_streamed: bool) -> "HistoryQuery":
+    from keepfit.history import comparisons, query  # noqa: PLC0415 - other commands must not wait for it
 
-    metadata, settings = parse_where(where, reserved=query.PARAMETERS - {"timestamp"}), load_settings()
+    where = list(parameters.pop("where", ()))
+    equal: dict[str, str] = {}
+    for text in list(where):
+        compared = comparisons.parse(text)
+        if compared.operator != "=":
+            continue
+        if compared.key == "timestamp":
+            parameters["timestamp"] = text.partition("=")[2].strip()
+            where.remove(text)
+        elif compared.key in query.PARAMETERS - {"where"}:
+            raise MalformedError(f"--where {text!r}: {compared.key} is an option of this command: --{compared.key}.")
+        if equal.setdefault(compared.key, text) != text:
+            raise SettingsError(f"--where has two values for {compared.key!r}: use '{compared.key} in FIRST,SECOND'.")
+    if where:
+        parameters["where"] = where
     if "hash" in parameters and parameters.get("kind") != "document":
-        parameters["hash"] = await hashes.resolve(settings, parameters["hash"], deleted=True)
-    parsed = query.parse({**parameters, **metadata}, limit_max=LIMIT_MAX)
-    async with Timeline.open(settings.mongo_url.get_secret_value()) as timeline:
-        return await query.execute(timeline, parsed)
+        parameters["hash"] = await hashes.resolve(load_settings(), str(parameters["hash"]), deleted=True)
+    most = query.STREAM_LIMIT_MAX if is_streamed else LIMIT_MAX
+    return query.parse(parameters, limit=LIMIT, limit_max=most)
 
 
-def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
+async def _execute(asked: "HistoryQuery") -> list[Any]:
+    from keepfit.history import Timeline, query  # noqa: PLC0415 - as above
+
+    async with Timeline.open(load_settings().mongo_url.get_secret_value()) as timeline:
+        return await query.execute(timeline, asked)
+
+
+async def _print_stream(asked: "HistoryQuery", *, as_csv: bool) -> None:
+    from keepfit.history import Timeline, query  # noqa: PLC0415 - as above
+
+    async with (
+        Timeline.open(load_settings().mongo_url.get_secret_value()) as timeline,
+        aclosing(query.stream(timeline, asked)) as items,
+    ):
+        if as_csv:
+            await stream_csv(items)
+            return
+        async for item in items:
+            print_json([item])
+
+
+def _print_points(points: Sequence[Mapping[str, Any]], zone: tzinfo | None) -> None:
     names = [name for name in ("group", "value") if name == "value" or any("group" in point for point in points)]
-    rows = [(format_time(point["timestamp"]), *(point.get(name, "") for name in names)) for point in points]
+    rows = [(show_time(point["timestamp"], zone), *(_cell(point.get(name, "")) for name in names)) for point in points]
     columns = [Column(name, "wrap" if name == "group" else "keep", right=name == "value") for name in names]
-    print_table((Column("time (UTC)"), *columns), rows, "no points")
+    print_table((time_column(zone), *columns), rows, "no points")
 
 
-def _print_documents(documents: Sequence[Mapping[str, Any]]) -> None:
+def _cell(value: Any) -> Any:
+    """Return the values of several keys in one cell."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={'' if inner is None else inner}" for key, inner in value.items())
+    return value
+
+
+def _print_documents(documents: Sequence[Mapping[str, Any]], zone: tzinfo | None) -> None:
     if all("uri" in document and "hash" in document for document in documents):
-        return print_snapshots(documents, hashes.shown(document["hash"] for document in documents))
+        return print_snapshots(documents, hashes.shown(document["hash"] for document in documents), zone)
     rows = []
     for document in documents:
         rest = {name: value for name, value in document.items() if name not in ("type", "timestamp")}
-        rows.append((format_time(document["timestamp"]), document["type"], printable_json(rest)))
-    return print_table(DOCUMENT_COLUMNS, rows, "no documents")
+        rows.append((show_time(document["timestamp"], zone), document["type"], printable_json(rest)))
+    return print_table((time_column(zone), Column("type", "cut"), Column("document", "wrap")), rows, "no documents")
+
+
+def _plot_documents(documents: Sequence[Mapping[str, Any]], field: str | None) -> str:
+    """Return a plot of a number of the documents, by model; without `field` the first main metric that they have."""
+    flat = [(document, flatten(document)) for document in reversed(documents)]
+    names = [f"metrics.{name}" for name in MAIN_METRICS] if field is None else [field]
+    chosen = next((name for name in names if any(_is_number(values.get(name)) for _, values in flat)), None)
+    if chosen is None:
+        wanted = "the metrics that are shown" if field is None else field
+        return f"no documents with {printable(wanted)}; --field names a number"
+    several = len({document.get("hash") for document, _ in flat}) > 1
+    points = [
+        {"timestamp": document["timestamp"], "value": values[chosen], "group": str(document.get("hash"))[:12]}
+        for document, values in flat
+        if _is_number(values.get(chosen))
+    ]
+    if not several:
+        points = [{**point, "group": None} for point in points]
+    return _plot(points, printable(f"{chosen} of {len(points)} documents"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -126,6 +257,6 @@ def _plot(points: Sequence[Mapping[str, Any]], title: str) -> str:
         return "no points"
     lines: dict[str, list[tuple[float, float]]] = {}
     for point in known:
-        lines.setdefault(str(point.get("group")), []).append((point["timestamp"], point["value"]))
+        lines.setdefault(str(_cell(point.get("group"))), []).append((point["timestamp"], point["value"]))
     first, last = plots.limits(lines)
     return f"{title}\n{plots.draw(lines, 'UTC', plots.time_tick(last - first), needed_by='--plot')}"

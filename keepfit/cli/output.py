@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +44,6 @@ class Column:
 HASH = Column("hash")
 METADATA = Column("metadata", "cut")
 SNAPSHOT_COLUMNS = (
-    Column("time (UTC)"),
     Column("type", "cut"),
     HASH,
     Column("version", right=True),
@@ -77,13 +77,25 @@ def print_json(documents: Iterable[Mapping[str, Any]]) -> None:
         typer.echo(json.dumps(document, default=str).replace("\x7f", "\\u007f"))
 
 
-def print_snapshots(documents: Sequence[Mapping[str, Any]], hashes: Mapping[str, str]) -> None:
+def time_column(zone: tzinfo | None) -> Column:
+    """Return the column of times that :func:`show_time` returns."""
+    return Column(f"time ({'UTC' if zone is None else zone})")
+
+
+def show_time(timestamp: float, zone: tzinfo | None) -> str:
+    """Return a time (seconds) in UTC with all digits, or on the clock of a zone with its offset from UTC."""
+    return format_time(timestamp) if zone is None else datetime.fromtimestamp(timestamp, zone).isoformat()
+
+
+def print_snapshots(
+    documents: Sequence[Mapping[str, Any]], hashes: Mapping[str, str], zone: tzinfo | None = None
+) -> None:
     """Print history documents of snapshots as a table, with what :func:`keepfit.cli.hashes.shown` returned."""
     print_table(
-        SNAPSHOT_COLUMNS,
+        (time_column(zone), *SNAPSHOT_COLUMNS),
         [
             (
-                format_time(document["timestamp"]),
+                show_time(document["timestamp"], zone),
                 document["type"],
                 hashes[document["hash"]],
                 *(document[name] for name in ("version", "rows_seen", "size_bytes")),

@@ -23,8 +23,9 @@ class HistoryCalls:
     def history(self, /, **query: Any) -> Flow[list[Answer]]:
         """Return documents of the history, or points of their numbers with ``every``.
 
-        `query` has the parameters of `GET /v1/history`: ``type``, ``hash``, ``kind``, ``after``, ``before``,
-        ``closest``, ``last``, ``limit``, ``page``, ``every``, ``stat``, ``field``, …
+        `query` has the parameters of `GET /v1/history`: ``type``, ``hash``, ``kind``, ``where``, ``after``, ``before``,
+        ``tz``, ``closest``, ``last``, ``per``, ``limit``, ``page``, ``every``, ``stat``, ``field``, …; ``where``,
+        ``group`` and ``per`` may be lists: ``where=["rows_seen>=1000", "brand in nike,puma"]``.
         """
         return (yield from lists.history_of(self._calls, query))
 

@@ -27,7 +27,7 @@ from keepfit.history.timeline import Timeline
 
 LIMIT, LIMIT_MAX = 100, 1000
 # A stream returns each document as it is read.
-STREAM_LIMIT_MAX = 10**9
+STREAM_LIMIT_MAX = 999_999_999
 # Each page reads all documents before it again.
 DEPTH_MAX = 100_000
 NUMBER = re.compile(r"[0-9]{1,9}")

@@ -95,4 +95,5 @@ def check_answer(method: str, path: str, status: int, headers: Mapping[str, str]
                 if line.startswith("data: "):
                     validate(EVENT, json.loads(line.removeprefix("data: ")))
             return
-        validate(schema, json.loads(body) if media_type.endswith("json") else body.decode())
+        is_json = media_type.endswith("json") and not media_type.endswith("ndjson")
+        validate(schema, json.loads(body) if is_json else body.decode())

@@ -6,7 +6,7 @@ import type { DeletedAnswer, HistoryAnswer, JobDocument, KeepfitEvent, Metadata,
 import { Caller } from "./caller.js";
 import { PROBLEM, MalformedError } from "./errors.js";
 import { listen, type EventOptions } from "./events.js";
-import { bodies, type AddHistoryOptions } from "./history.js";
+import { bodies, type AddHistoryOptions, type HistoryQuery } from "./history.js";
 import { Model, pages } from "./model.js";
 import { checkOptions, checkText, type CallOptions, type KeepfitOptions } from "./options.js";
 import { Predictor } from "./predictor.js";
@@ -67,7 +67,7 @@ export class Keepfit {
   }
 
   /** Documents by time, or points of their numbers. */
-  async history(query: Readonly<Record<string, QueryValue>> = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
+  async history(query: HistoryQuery = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
     return this.request("GET", "/v1/history", { query, ...options });
   }
 

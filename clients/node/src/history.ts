@@ -1,7 +1,8 @@
-// Documents of users, as requests that the gateway takes.
+// The parameters of queries of the history, and documents of users as requests that the gateway takes.
 
 import type { NewDocument } from "./answers.js";
 import type { CallOptions } from "./options.js";
+import type { QueryValue } from "./query.js";
 
 /** How documents are stored. */
 export interface AddHistoryOptions extends CallOptions {
@@ -30,4 +31,54 @@ export function* bodies(documents: NewDocument | Iterable<NewDocument>): Generat
     size += text.length;
   }
   if (batch.length > 0) yield `[${batch.join(",")}]`;
+}
+
+/** Seconds since 1970, a Date, ISO 8601, `1795176000250ms`, `yesterday`, `2 hours ago`. */
+export type HistoryTime = number | string | Date;
+
+/** A length of time: `250ms`, `30s`, `5m`, `1h`, `1d`, `1w`, or seconds. */
+export type HistorySpan = number | string;
+
+/** Statistics of a span; `p99` and other percentiles too. */
+export type HistoryStat =
+  | "mean" | "min" | "max" | "sum" | "count" | "first" | "last" | "median" | "stddev" | "variance" | "spread" | "distinct" | "mode" | "integral"
+  | `p${number}`;
+
+/**
+ * A query of the history: `every` gives points, otherwise documents are given. Any other name is a key of metadata or a
+ * field with a value to filter by; names that are parameters are written `metadata[limit]`.
+ */
+export interface HistoryQuery {
+  readonly type?: string | undefined;
+  readonly hash?: string | undefined;
+  readonly kind?: "snapshot" | "document" | "all" | undefined;
+  /** Comparisons: `rows_seen>=1000`, `brand in nike,puma`, `brand exists`. */
+  readonly where?: string | readonly string[] | undefined;
+  readonly timestamp?: HistoryTime | undefined;
+  readonly after?: HistoryTime | undefined;
+  readonly before?: HistoryTime | undefined;
+  /** Time zone of times without one, and of the days, weeks, months and years of `every`: `Europe/Berlin`. */
+  readonly tz?: string | undefined;
+  readonly closest?: HistoryTime | undefined;
+  readonly last?: number | true | undefined;
+  /** Keys: only the newest document for each of their values. */
+  readonly per?: string | readonly string[] | undefined;
+  readonly limit?: number | undefined;
+  readonly page?: number | undefined;
+  /** Also `1mo` and `1y`. */
+  readonly every?: HistorySpan | undefined;
+  readonly stat?: HistoryStat | undefined;
+  readonly field?: string | undefined;
+  readonly group?: string | readonly string[] | undefined;
+  readonly fill?: "none" | "null" | "previous" | "linear" | number | undefined;
+  readonly rate?: HistorySpan | undefined;
+  readonly nonnegative_rate?: HistorySpan | undefined;
+  readonly increase?: boolean | undefined;
+  readonly cumulative?: boolean | undefined;
+  readonly moving?: number | undefined;
+  readonly exponential?: number | undefined;
+  readonly top?: number | undefined;
+  readonly bottom?: number | undefined;
+  readonly series?: number | undefined;
+  readonly [name: string]: QueryValue;
 }

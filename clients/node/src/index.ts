@@ -13,7 +13,7 @@ export {
 } from "./errors.js";
 export type { EventOptions } from "./events.js";
 export type { TlsOptions } from "./http/target.js";
-export type { AddHistoryOptions } from "./history.js";
+export type { AddHistoryOptions, HistoryQuery, HistorySpan, HistoryStat, HistoryTime } from "./history.js";
 export { hashOf } from "./metadata.js";
 export { Model, type LearnOptions, type PredictOptions, type RowsOptions, type TrainScorePredictRows } from "./model.js";
 export type { CallOptions, KeepfitOptions } from "./options.js";

@@ -10,6 +10,7 @@ import type {
 import type { Call, Caller } from "./caller.js";
 import { MalformedError, NotFoundError, PROBLEM } from "./errors.js";
 import { listen, type EventOptions } from "./events.js";
+import type { HistoryQuery } from "./history.js";
 import { HASH, hashOf } from "./metadata.js";
 import { checkNumber, checkText, type CallOptions } from "./options.js";
 import type { Predictor } from "./predictor.js";
@@ -198,7 +199,7 @@ export class Model {
   }
 
   /** The history of this model: `every`, `stat` and `field` give points, otherwise documents are given. */
-  async history(query: Readonly<Record<string, string | number | boolean>> = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
+  async history(query: HistoryQuery = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
     const path = `/v1/history${queryText([["hash", this.hash], ...Object.entries(query)])}`;
     return this.#json({ method: "GET", path, isRepeatable: true, ...callOf(options) });
   }

@@ -96,6 +96,12 @@ onStack("a model is saved, and restored to an older version", async ({ client, m
   assert.ok(versions.includes(saved.version));
   assert.ok((await model.history()).documents.length > 0);
   assert.ok((await client.history({ type: "shoes", session: model.metadata.session })).documents.length > 0);
+  const since = { after: new Date(Date.now() - 3_600_000), where: ["rows_seen>=1", "version exists"] };
+  assert.ok((await model.history(since)).documents.length > 0);
+  assert.equal((await model.history({ ...since, where: "rows_seen<0" })).documents.length, 0);
+  const days = { every: "1d", field: "rows_seen", stat: "max", tz: "Europe/Berlin", group: ["hash", "generation"] };
+  const { points } = await model.history(days);
+  assert.deepEqual(points.at(-1).group, { hash: model.hash, generation: points.at(-1).group.generation });
 });
 
 onStack("documents of one's own are stored once, replaced and deleted", async ({ client, model }) => {

@@ -5,6 +5,7 @@ Owns the layout of the document. Never states a fact about a single call: those 
 
 import inspect
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import keepfit
@@ -184,6 +185,8 @@ def _answer(
         answer["content"] = {route.media_type: {"schema": schema_of[repr(form)], **_examples(shown)}}
         if route.tensors:
             answer["content"][BINARY] = BYTES
+        if status == HTTPStatus.OK:
+            answer["content"] |= {media_type: {"schema": {"type": "string"}} for media_type in route.streams}
     return answer
 
 

@@ -45,10 +45,11 @@ class Route:
 
     `form` is that of a JSON body; `file` says whether the body is a file; `lines` is the media type of a body of lines,
     of any length; `tables` says whether rows are also accepted as a table; `tensors` whether bytes of tensors may
-    follow the JSON of the request and of the answer; `media_type` is that of the answers; `headers` are fields of an
-    answer by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other
-    methods; `also_needs` is one more, of a call that does two things. `bound_keys` says what keeps an API key that is
-    bound to metadata to its models (:attr:`bound`).
+    follow the JSON of the request and of the answer; `media_type` is that of the answers; `streams` are other media
+    types of the answer, which is then sent while it is read, if `Accept` names them; `headers` are fields of an answer
+    by its status. `scope` is the scope that an API key needs; by default READ for GET and ADMIN for all other methods;
+    `also_needs` is one more, of a call that does two things. `bound_keys` says what keeps an API key that is bound to
+    metadata to its models (:attr:`bound`).
     `by_metadata` says whether metadata name the model: such routes are made in
     :mod:`keepfit_gateway.routes.by_metadata`.
     """
@@ -72,6 +73,7 @@ class Route:
     scope: str | None = None
     also_needs: str | None = None
     media_type: str = "application/json"
+    streams: tuple[str, ...] = ()
     bound_keys: str | None = None
     by_metadata: bool = False
 

@@ -4,7 +4,7 @@ Owns no behaviour. A part of the table of :mod:`keepfit_gateway.routes`.
 """
 
 from keepfit_gateway import schemas
-from keepfit_gateway.handlers import history, snapshots
+from keepfit_gateway.handlers import history, history_stream, snapshots
 from keepfit_gateway.parameters import HASH, HISTORY, SNAPSHOTS_AFTER, SNAPSHOTS_LIMIT
 from keepfit_gateway.routes.route import BODY_ERRORS, BOUND_FILTERED, HISTORY_TAG, SNAPSHOTS, Route
 
@@ -30,8 +30,10 @@ ROUTES = (
     Route(
         "GET", "/v1/history", history.list_history, HISTORY_TAG, "Query the history",
         "Documents, newest first; or, with `every`, points aggregated from their numbers. `metadata` selects documents "
-        "by values of their metadata; any other query parameter selects by metadata or field: `brand=nike`.",
+        "by values of their metadata; any other query parameter selects by metadata or field: `brand=nike`. With "
+        "`Accept: application/x-ndjson` or `text/csv` all documents, or `limit` of them, are sent as lines while they "
+        "are read.",
         {200: schemas.HistoryAnswer}, errors=(400, 422, 503), own_parameters=HISTORY,
-        bound_keys=BOUND_FILTERED,
+        bound_keys=BOUND_FILTERED, streams=history_stream.MEDIA_TYPES,
     ),
 )  # fmt: skip

@@ -1,14 +1,20 @@
 """GET /v1/history: documents by time, aggregated points, and invalid queries."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
 import pytest
 
+from keepfit.csv_lines import CsvLines
+from keepfit.errors import UnavailableError
 from keepfit.history import Timeline
+from keepfit.history import query as query_module
 from keepfit.settings import Settings
+from keepfit_gateway.handlers import history_stream
 from tests.gateway.api_client import Api, serving
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -123,6 +129,73 @@ async def test_queries_compare_choose_and_use_time_zones(workerless: Api) -> Non
     assert day == [{"timestamp": NOON - 13 * 3600, "value": 2.0}]
     rising = await answer("points", every="1m", field="n", increase="true", cumulative="", exponential="1")
     assert [point["value"] for point in rising] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("timeline")
+async def test_documents_and_points_are_streamed_as_lines(workerless: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Accept all documents, or points, come as lines of JSON or CSV, also those after the first thousand."""
+    monkeypatch.setattr(history_stream, "HEAD_DOCUMENTS", 4)
+
+    async def lines(accept: str, query: str) -> list[str]:
+        answer = await workerless.call("GET", f"/v1/history?type=vote&{query}", headers={"Accept": accept})
+        assert answer.status == 200, answer.body
+        assert answer.headers["Content-Type"] == f"{accept.partition(';')[0]}; charset=utf-8"
+        assert "Content-Length" not in answer.headers
+        return answer.body.decode().splitlines()
+
+    documents = [json.loads(line) for line in await lines("application/x-ndjson", "")]
+    assert [document["n"] for document in documents] == [5, 4, 3, 2, 1, 0]
+    assert documents == (await workerless.get("/v1/history", type="vote")).of(200)["documents"]
+    assert len(await lines("application/x-ndjson", "limit=4")) == 4
+    assert len(await lines("application/x-ndjson", "limit=2&page=2")) == 2
+    assert await lines("application/x-ndjson", "n=7") == []
+    assert await lines("text/csv;q=1, */*;q=0.1", "limit=2") == [
+        "type,timestamp,n,brand,limit,fit.size", f"vote,{NOON + 300},5,puma,x,5", f"vote,{NOON + 240},4,nike,x,4",
+    ]  # fmt: skip
+    table = await lines("text/csv", "where=n<4")
+    assert table[0] == "type,timestamp,n,brand,limit,fit.size,others"
+    assert await lines("text/csv", "every=1h&field=n&group=brand&stat=max") == [
+        "timestamp,value,group", f"{NOON},4.0,nike", f"{NOON},5.0,puma",
+    ]  # fmt: skip
+    for query, status in (("every=1m&field=n&stat=x", 400), ("tz=Mars", 422), ("limit=0", 400)):
+        headers = {"Accept": "application/x-ndjson"}
+        (await workerless.call("GET", f"/v1/history?{query}", headers=headers)).problem(status)
+    refused = {"Accept": "text/csv", "Accept-Encoding": "gzip, identity;q=0"}
+    (await workerless.call("GET", "/v1/history?type=vote", headers=refused)).problem(406)
+    for accept in ("text/html, */*", "application/json, text/csv;q=0.5", "text/csv;q=0", "image/png"):
+        answer = await workerless.call("GET", "/v1/history?type=vote", headers={"Accept": accept})
+        assert len(answer.of(200)["documents"]) == 6
+
+
+@pytest.mark.usefixtures("timeline")
+async def test_a_stream_that_fails_has_no_end(workerless: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MongoDB fails before the first line: 503; later: the client sees that the answer is incomplete."""
+    monkeypatch.setattr(history_stream, "HEAD_DOCUMENTS", 2)
+    fails_after = 3
+
+    async def failing(*arguments: Any) -> AsyncGenerator[Any]:
+        count = 0
+        async for document in stream(*arguments):
+            if count == fails_after:
+                raise UnavailableError("MongoDB is unavailable.")
+            count += 1
+            yield document
+
+    stream = query_module.stream
+    monkeypatch.setattr(query_module, "stream", failing)
+    headers = {"Accept": "application/x-ndjson"}
+    with pytest.raises(aiohttp.ClientError):
+        await workerless.call("GET", "/v1/history?type=vote", headers=headers)
+    fails_after = 0
+    (await workerless.call("GET", "/v1/history?type=vote", headers=headers)).problem(503)
+
+
+def test_csv_has_what_late_documents_add() -> None:
+    """Columns are the fields of the first documents; others of later ones are JSON in the last column."""
+    lines = CsvLines()
+    assert lines.of([{"a": 1, "b": {"c": True}}, {"d": None}], are_all=False) == "a,b.c,d,others\n1,true,,\n,,,\n"
+    assert lines.of([{"a": [1], "e": {"f": 2}}], are_all=True) == '[1],,,"{""e.f"": 2}"\n'
+    assert CsvLines().of([], are_all=True) == "\n"
 
 
 @pytest.mark.parametrize(

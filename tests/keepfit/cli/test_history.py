@@ -5,13 +5,16 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from keepfit.cli import main
-from keepfit.errors import MalformedError, SettingsError
-from keepfit.history import Timeline
+from keepfit.errors import InvalidError, MalformedError, SettingsError
+from keepfit.history import Registry, Timeline
+from tests.keepfit.cli.terminal import on_terminal
+from tests.keepfit.history.test_registry import commit
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
 Run = Callable[..., Awaitable[Result]]
@@ -60,10 +63,61 @@ async def test_points_are_printed_in_each_format(run: Run) -> None:
     assert (await run(*words, "--before", "yesterday", "--after", "2 days ago", "--plot")).stdout == "no points\n"
 
 
+async def test_queries_are_compared_chosen_and_shown_in_a_zone(run: Run) -> None:
+    """Comparisons, choices, several groups and a zone are options; times are those of the zone, with their offset."""
+
+    async def sizes(*words: str) -> list[int]:
+        lines = (await run("--type", "vote", *words, "--json")).stdout.splitlines()
+        return [json.loads(line)["fit"]["size"] for line in lines]
+
+    assert await sizes("--where", "fit.size>=28") == [29, 28]
+    assert await sizes("--where", "brand in nike,x", "--where", "fit.size<3") == [2, 0]
+    assert await sizes("--where", f"timestamp={NOON}") == [0]
+    assert await sizes("--per", "brand") == [29, 28]
+    assert await sizes("--top", "2", "--field", "fit.size", "--where", "brand!=puma") == [28, 26]
+    assert await sizes("--limit", "25") == list(range(29, 4, -1))
+    words = ("--type", "vote", "--every", "1d", "--field", "fit.size", "--stat", "count", "--tz", "Europe/Berlin")
+    table = (await run(*words, "--group", "brand", "--group", "type")).stdout.splitlines()
+    assert table == [
+        "time (Europe/Berlin)\tgroup\tvalue", "2026-11-20T00:00:00+01:00\tbrand=nike, type=vote\t15.0",
+        "2026-11-20T00:00:00+01:00\tbrand=puma, type=vote\t15.0",
+    ]  # fmt: skip
+    after = (await run("--type", "vote", "--after", "2026-11-20 13:28", "--tz", "Europe/Berlin")).stdout.splitlines()
+    assert [line.partition("\t")[0] for line in after[1:]] == ["2026-11-20T13:29:00+01:00", "2026-11-20T13:28:00+01:00"]
+    steps = ("--type", "vote", "--every", "10m", "--field", "fit.size", "--stat", "last")
+    points = (await run(*steps, "--increase", "--cumulative", "--json")).stdout.splitlines()
+    assert [json.loads(line)["value"] for line in points] == [10, 20]
+
+
+async def test_numbers_of_documents_are_plotted(run: Run) -> None:
+    """Without --every, --plot draws a number of the documents, or says which option names one."""
+    plot = (await run("--type", "vote", "--plot", "--field", "fit.size")).stdout
+    assert plot.startswith("fit.size of 30 documents\n")
+    assert "2.9" in plot or "29" in plot
+    assert "--field names a number" in (await run("--type", "vote", "--plot")).stdout
+
+
+async def test_tables_fit_a_narrow_terminal(run: Run, tmp_path: Path, mongo_url: str) -> None:
+    """On a terminal of 80 columns no line is longer, and snapshots show their metric."""
+    async with Registry(mongo_url) as registry:
+        metrics = {"mean_absolute_error": 0.1234567}
+        await commit(registry, type="shoes", metrics=metrics, timestamp=NOON + 0.1234567)
+    variables = {"KEEPFIT_MONGO_URL": mongo_url}
+    for words in (("--type", "shoes"), ("--type", "vote"), ("--type", "shoes", "--tz", "Europe/Berlin"),
+                  ("--type", "vote", "--every", "10m", "--field", "fit.size", "--group", "brand"),
+                  ("--type", "vote", "--plot", "--field", "fit.size")):  # fmt: skip
+        shown = await asyncio.to_thread(on_terminal, "history", *words, cwd=tmp_path, variables=variables)
+        assert max(map(len, shown.splitlines())) <= 80, shown
+        if "shoes" in words:
+            assert "MAE" in shown
+            assert "0.1235" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--plot"], SettingsError),
+        (["--tz", "Mars"], InvalidError),
+        (["--where", "n=1", "--where", "n=2"], SettingsError),
         (["--json", "--csv"], SettingsError),
         (["--where", "brand"], MalformedError),
         (["--where", "limit=1"], MalformedError),

@@ -17,7 +17,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepfit.history import TimelineSync, statistic
+from keepfit.history import TimelineSync, mongo, statistic
 from tests import servers
 
 # Zones with the change of their clocks in the year 2018; that of Brazil skips midnight, that of Cuba shows it twice.
@@ -253,6 +253,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=60)
     asked = parser.parse_args()
+    # The documents are years old: one window contains all of them, which takes the embedded server seconds.
+    mongo.CALL_TIMEOUT_MS = 60_000
     frame = documents(asked.documents)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -320,6 +320,55 @@ async def test_filters_accept_only_values_and_comparisons(timeline: Timeline, wh
     assert await timeline.query({"brand": "$ne", "$where": "true"}) == []
 
 
+async def test_a_stream_yields_what_a_query_returns(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream yields the documents of all sources, newest first, in windows of any size, and stops at its limit."""
+    timeline = registry.timeline
+    rng = np.random.default_rng(8)
+    await timeline.bulk_upsert([vote(NOON + float(at), n=float(at)) for at in 10 ** rng.uniform(0, 7, 150)])
+    for version in range(5):
+        await commit(registry, type="vote", version=version, timestamp=NOON + 1000.0 * version)
+    monkeypatch.setattr(reading, "CHUNK", 20)
+    for where, bounds in (
+        ({"type": "vote"}, (None, None)),
+        ({}, (NOON + 10, NOON + 5e6)),
+        ({"n": {">": 99}}, (None, None)),
+    ):
+        expected = await timeline.query(where, *bounds, kind="all")
+        assert [document async for document in timeline.stream(where, *bounds, kind="all")] == expected
+    assert len([document async for document in timeline.stream({"type": "vote"}, limit=7, kind="all")]) == 7
+
+
+async def test_the_newest_and_the_largest_are_chosen(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest document for each value of keys, and those with the largest or smallest numbers, of all windows."""
+    timeline = registry.timeline
+    rng = np.random.default_rng(9)
+    brands = ["nike", "puma", 1, True, None]
+    made = [
+        vote(NOON + float(at), n=float(rng.integers(0, 40)), **({} if brand is None else {"brand": brand}))
+        for at, brand in zip(10 ** rng.uniform(0, 7, 200), rng.choice(np.array(brands, dtype=object), 200), strict=True)
+    ]
+    await timeline.bulk_upsert([*made, vote(NOON + 5, n="x"), vote(NOON + 6, n=[99.0]), vote(NOON + 7, n=math.nan)])
+    monkeypatch.setattr(reading, "COLUMNS_CHUNK", 20)
+    newest: dict[str, Document] = {}
+    for document in sorted(made, key=lambda each: float(each["timestamp"])):
+        newest[repr(document.get("brand"))] = document
+    newest.pop("None")
+    expected = sorted(newest.values(), key=lambda each: -each["timestamp"])
+    assert await timeline.query_last_per("brand", {"type": "vote"}) == expected
+    with pytest.raises(InvalidError, match="More than 3 groups"):
+        await timeline.query_last_per(["brand"], {"type": "vote"}, limit=3)
+    by_both = await timeline.query_last_per(["brand", "n"], {"type": "vote", "n": {"<": 2}})
+    assert len(by_both) == len({(repr(each.get("brand")), each["n"]) for each in made if each["n"] < 2})
+    for smallest in (False, True):
+        ranked = sorted(made, key=lambda each: (each["n"] if smallest else -each["n"], -each["timestamp"]))
+        assert await timeline.query_top("n", 12, {"type": "vote"}, smallest=smallest) == ranked[:12]
+    for version in range(3):
+        await commit(registry, type="shoes", version=version, timestamp=NOON + version, rows_seen=10 - version)
+    best = await timeline.query_top("rows_seen", 2, {"type": "shoes"})
+    assert [document["version"] for document in best] == [0, 1]
+    assert [each["version"] for each in await timeline.query_last_per("hash", {"type": "shoes"})] == [2]
+
+
 async def test_a_long_history_is_read_completely(timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents years apart and seconds apart, past and future, are all returned newest first, in small windows."""
     rng = np.random.default_rng(5)
@@ -480,6 +529,8 @@ def test_timeline_sync_needs_no_event_loop(mongo_url: str) -> None:
         last = timeline.query_last({"type": "vote"})
         assert last == vote(NOON + 2, n=2)
         assert timeline.points("n", "1m", "max", {"type": "vote"}) == [{"timestamp": NOON, "value": 2.0}]
+        assert [document["n"] for document in timeline.stream({"type": "vote"})] == [2, 1, 0]
+        assert next(iter(timeline.stream({"type": "vote"})))["n"] == 2
         with pytest.raises(InvalidError):
             timeline.store({})
         thread = timeline._thread
