@@ -14,6 +14,7 @@ from keepfit import identity
 from keepfit.recipe.recipe import Recipe
 from keepfit.settings import Settings
 from keepfit_gateway.app import build_app
+from keepfit_gateway.handlers import history_stream
 from keepfit_gateway.openapi import examples
 from keepfit_gateway.openapi.document import operation_id
 from keepfit_gateway.routes import PAGE_FILES, ROUTES
@@ -151,7 +152,8 @@ def test_an_operation_is_complete(path: str, method: str) -> None:
                 "/v1/events": "text/event-stream",
             }
             is_file = path.endswith("/estimator") and method == "get"
-            assert media == {BINARY if is_file else others.get(path, "application/json"), *binary}
+            streams = set(history_stream.MEDIA_TYPES) if (path, method) == ("/v1/history", "get") else set()
+            assert media == {BINARY if is_file else others.get(path, "application/json"), *binary, *streams}
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)

@@ -37,12 +37,13 @@ def documents(count: int) -> pd.DataFrame:
     changes = [
         pd.Timestamp(day, tz="UTC").timestamp() for day in ("2018-03-25", "2018-10-28", "2018-11-04", "2018-04-01")
     ]
-    spread = rng.uniform(BEGIN, END, count // 2)
-    near = rng.choice(changes, count - len(spread)) + rng.uniform(-DAY, 2 * DAY, count - len(spread))
+    spread = rng.uniform(BEGIN, END, count)
+    near = rng.choice(changes, count) + rng.uniform(-DAY, 2 * DAY, count)
     stamps = np.round(np.concatenate((spread, near)), 3)
     # Some exactly at the starts of buckets.
     stamps[::7] = np.floor(stamps[::7] / 900) * 900
-    stamps = np.unique(stamps)
+    # Of documents of one time, the order would decide about `first`, `last` and `integral`.
+    stamps = np.sort(rng.choice(np.unique(stamps), count, replace=False))
     frame = pd.DataFrame({"timestamp": stamps})
     frame["n"] = np.round(rng.normal(100, 40, len(frame)), rng.integers(0, 3))
     frame.loc[rng.random(len(frame)) < 0.2, "n"] = 7.0
