@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from datetime import tzinfo
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from keepfit.cli import hashes
+from keepfit.cli import history_options as opt
 from keepfit.cli import plot as plots
 from keepfit.cli.csv_rows import stream_csv
 from keepfit.cli.options import Hash, load_settings
@@ -34,95 +35,39 @@ from keepfit.observability.printable import printable, printable_json
 if TYPE_CHECKING:
     from keepfit.history.query import HistoryQuery
 
-LIMIT, LIMIT_MAX, PLOT_LIMIT = 20, 100_000, 1_000
-Text = str | None
+LIMIT_MAX, PLOT_LIMIT = 100_000, 1_000
 
 
 def history(
-    type_: Annotated[Text, typer.Option("--type", help="Only documents of this type.")] = None,
+    type_: opt.Type = None,
     model_hash: Hash = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COMPARISON",
-            help="Only documents whose metadata or field has this value: brand=nike; also !=, <, <=, >, >=, "
-            "'brand in nike,puma', 'brand exists', and 'not in', 'not exists'; repeatable.",
-        ),
-    ] = None,
-    kind: Annotated[
-        Text,
-        typer.Option(
-            help="Which documents: snapshot, document (those that users store), or all. Default: snapshots if --hash "
-            "is given or the type is one of models, all without --type and --hash, otherwise those of users."
-        ),
-    ] = None,
-    after: Annotated[
-        Text,
-        typer.Option(
-            help="From this time on: 2026-11-20T12:00Z, '2026-11-20 12:00' (local time, or that of --tz), yesterday, "
-            "'2 hours ago', seconds since 1970, or milliseconds: 1795176000250ms."
-        ),
-    ] = None,
-    before: Annotated[Text, typer.Option(help="Before this time.")] = None,
-    tz: Annotated[
-        Text,
-        typer.Option(
-            help="Time zone of times without one, of the times that are shown, and of days, weeks, months and years of "
-            "--every: Europe/Berlin."
-        ),
-    ] = None,
-    closest: Annotated[Text, typer.Option(help="Only the document nearest to this time.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only the newest documents, this many.")] = None,
-    per: Annotated[
-        list[str] | None,
-        typer.Option(help="Only the newest document for each value of this key of metadata or field; repeatable."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help=f"Documents per page; default: {LIMIT}.")] = None,
-    page: Annotated[int | None, typer.Option(min=1, help="Number of the page; the first is 1.")] = None,
-    every: Annotated[
-        Text,
-        typer.Option(help="Group by time, one point per interval: 250ms, 30s, 5m, 1h, 1d, 1w, 1mo, 1y, 90."),
-    ] = None,
-    field: Annotated[Text, typer.Option(help="Number field to aggregate or plot: metrics.mean_absolute_error.")] = None,
-    stat: Annotated[
-        Text,
-        typer.Option(
-            help="Statistic: mean, min, max, sum, count, first, last, median, p99, stddev, variance, spread, distinct, "
-            "mode, integral; default: mean."
-        ),
-    ] = None,
-    group: Annotated[
-        list[str] | None, typer.Option(help="Key of metadata or field; each of its values is a series; repeatable.")
-    ] = None,
-    fill: Annotated[
-        Text,
-        typer.Option(help="Value of intervals without documents: none, null, previous, linear, a number."),
-    ] = None,
-    rate: Annotated[Text, typer.Option(help="Print the rate of change per this duration: 1s, 1h.")] = None,
-    nonnegative_rate: Annotated[
-        Text, typer.Option(help="Print the growth per this duration, of a counter that may be reset.")
-    ] = None,
-    increase: Annotated[
-        bool, typer.Option("--increase", help="Print the growth of a counter that may be reset.")
-    ] = False,
-    cumulative: Annotated[
-        bool, typer.Option("--cumulative", help="Print the sum of each point and all before it.")
-    ] = False,
-    moving: Annotated[int | None, typer.Option(min=1, help="Moving average over this many points.")] = None,
-    exponential: Annotated[
-        int | None, typer.Option(min=1, help="Exponential average, weighted as over this many points.")
-    ] = None,
-    top: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only this many groups, those of the largest mean; without --every, documents."),
-    ] = None,
-    bottom: Annotated[int | None, typer.Option(min=1, help="As --top, with the smallest.")] = None,
-    series: Annotated[int | None, typer.Option(min=1, help="Only this many groups, the first in order.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document or point per line.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
-    plot: Annotated[
-        bool, typer.Option("--plot", help="Plot the points; without --every, --field or the metric of the documents.")
-    ] = False,
+    where: opt.Where = None,
+    kind: opt.Kind = None,
+    after: opt.After = None,
+    before: opt.Before = None,
+    tz: opt.Tz = None,
+    closest: opt.Closest = None,
+    last: opt.Last = None,
+    per: opt.Per = None,
+    limit: opt.Limit = None,
+    page: opt.Page = None,
+    every: opt.Every = None,
+    field: opt.Field = None,
+    stat: opt.Stat = None,
+    group: opt.Group = None,
+    fill: opt.Fill = None,
+    rate: opt.Rate = None,
+    nonnegative_rate: opt.NonnegativeRate = None,
+    increase: opt.Increase = False,
+    cumulative: opt.Cumulative = False,
+    moving: opt.Moving = None,
+    exponential: opt.Exponential = None,
+    top: opt.Top = None,
+    bottom: opt.Bottom = None,
+    series: opt.Series = None,
+    as_json: opt.AsJson = False,
+    as_csv: opt.AsCsv = False,
+    plot: opt.Plot = False,
 ) -> None:
     """List snapshots and stored documents, newest first, or aggregate their numbers by time."""
     if as_json + as_csv + plot > 1:
@@ -137,28 +82,36 @@ def history(
     parameters = {
         name: value if isinstance(value, list) else str(value) for name, value in options.items() if value is not None
     }
-    plotted = None
-    if plot and every is None:
-        plotted = parameters.pop("field", None) if top is None and bottom is None else field
-        if not parameters.keys() & {"last", "limit", "per", "top", "bottom", "closest"}:
-            parameters["limit"] = str(PLOT_LIMIT)
-    asked = asyncio.run(_parse(parameters, is_streamed=as_json or as_csv))
     if as_json or as_csv:
+        asked = asyncio.run(_parse(parameters, is_streamed=True))
         with until_reader_ends():
             asyncio.run(_print_stream(asked, as_csv=as_csv))
-        return
-    found = asyncio.run(_execute(asked))
-    if plot and every is None:
-        typer.echo(_plot_documents(found, None if plotted is None else str(plotted)))
-    elif plot:
-        typer.echo(_plot(found, printable(f"{stat or 'mean'} of {field or 'documents'} every {every}")))
-    elif every is not None:
-        _print_points(found, asked.zone)
+    elif plot and every is None:
+        _plot_numbers(parameters)
     else:
-        _print_documents(found, asked.zone)
+        asked = asyncio.run(_parse(parameters))
+        found = asyncio.run(_execute(asked))
+        if plot:
+            typer.echo(_plot(found, printable(f"{stat or 'mean'} of {field or 'documents'} every {every}")))
+        elif every is not None:
+            _print_points(found, asked.zone)
+        else:
+            _print_documents(found, asked.zone)
 
 
-async def _parse(parameters: dict[str, str | list[str]], *, is_streamed: bool) -> "HistoryQuery":
+def _plot_numbers(parameters: dict[str, str | list[str]]) -> None:
+    """Plot a number of the documents that a query without points means."""
+    field = parameters.get("field")
+    if not parameters.keys() & {"top", "bottom"}:
+        # Only these choose documents by a field; here it says what is plotted.
+        parameters.pop("field", None)
+    if not parameters.keys() & {"last", "limit", "per", "top", "bottom", "closest"}:
+        parameters["limit"] = str(PLOT_LIMIT)
+    found = asyncio.run(_execute(asyncio.run(_parse(parameters))))
+    typer.echo(_plot_documents(found, None if field is None else str(field)))
+
+
+async def _parse(parameters: dict[str, str | list[str]], *, is_streamed: bool = False) -> "HistoryQuery":
     from keepfit.history import comparisons, query  # noqa: PLC0415 - other commands must not wait for it
 
     where = list(parameters.pop("where", ()))
@@ -179,7 +132,7 @@ async def _parse(parameters: dict[str, str | list[str]], *, is_streamed: bool) -
     if "hash" in parameters and parameters.get("kind") != "document":
         parameters["hash"] = await hashes.resolve(load_settings(), str(parameters["hash"]), deleted=True)
     most = query.STREAM_LIMIT_MAX if is_streamed else LIMIT_MAX
-    return query.parse(parameters, limit=LIMIT, limit_max=most)
+    return query.parse(parameters, limit=opt.LIMIT, limit_max=most)
 
 
 async def _execute(asked: "HistoryQuery") -> list[Any]:

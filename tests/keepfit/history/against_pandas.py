@@ -98,7 +98,8 @@ def queries(draw: st.DrawFn) -> Drawn:
         {"exponential": 5}, {"increase": True, "cumulative": True}, {"rate": 60, "moving": 3},
     ]))  # fmt: skip
     group = draw(st.sampled_from([(), (), ("brand",), ("region",), ("brand", "region")]))
-    if group:
+    # The mean of rates is that of the ends, often 0 but for rounding: no order to compare.
+    if group and "rate" not in steps:
         steps |= draw(st.sampled_from([{}, {"top": 2}, {"bottom": 3}, {"series": 2}]))
     return Drawn(
         every, draw(st.sampled_from(list(ZONES))), draw(st.sampled_from([*statistic.STATS, "p90", "p99.9"])), group,
