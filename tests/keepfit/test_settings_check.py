@@ -10,7 +10,10 @@ SECRET = "hunter2"
 
 WRONG = {
     "KEEPFIT_STORE_URL": (
-        ("http://h/0", "does not begin with redis://, rediss://, unix://; write redis://:password@host:6379/0"),
+        (
+            "http://h/0",
+            "does not begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://; write redis://",
+        ),
         ("redis://h/models", "the path must be the number of a database"),
         ("redis://h:0/0", "the port must be from 1 to 65535"),
         ("redis://h:70000/0", "the address or its port cannot be read"),

@@ -15,6 +15,12 @@ from keepfit.settings import Settings
         "hush",
         "rediss://:hush@host:1/0?ssl_ca_cert=/misspelled.pem",
         "rediss://:hush@host:1/0?ssl_cert_reqs=sometimes",
+        "redis+sentinel://:hush@one,two/0",
+        "redis+sentinel://:hush@one,two:port/0?master=hush",
+        "redis+sentinel://:hush@one,/0?master=hush",
+        "redis+sentinel://:hush@one/x?master=hush",
+        "redis+sentinel://:hush@one/0?master=hush&misspelled=hush",
+        "rediss+sentinel://:hush@one/0?master=hush&ssl_cert_reqs=sometimes",
     ],
 )
 def test_an_invalid_address_is_reported_without_its_password(url: str) -> None:
