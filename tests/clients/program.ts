@@ -63,12 +63,13 @@ const problem: Schemas["Problem"] | undefined = invalid.error;
 const listed = value(await client.GET("/v1/models", { params: { query: { metadata: { session, language: "typescript" }, limit: 5 } } }));
 const snapshot = value(await client.POST("/v1/models/{hash}/snapshot", { params: { path } }));
 const snapshots = value(await client.GET("/v1/models/{hash}/snapshots", { params: { path } }));
-const history = value(await client.GET("/v1/history", { params: { query: { type: "shoes", metadata: { session } } } }));
+// The answer is text only if the request asks for lines.
+const history = value(await client.GET("/v1/history", { params: { query: { type: "shoes", metadata: { session } } } })) as Schemas["HistoryAnswer"];
 const points = value(
   await client.GET("/v1/history", {
     params: { query: { metadata: { session }, every: "1w", stat: "max", field: "rows_seen" } },
   }),
-);
+) as Schemas["HistoryAnswer"];
 const described = value(await client.GET("/v1/models/{hash}", { params: { path } }));
 const accuracy: number | undefined = described.metrics.window?.accuracy;
 const dead = value(await client.GET("/v1/models/{hash}/dead", { params: { path } }));

@@ -384,9 +384,7 @@ export interface components {
             /** @description Seconds since 1970. */
             timestamp: number;
             value: number | null;
-            group?: string | number | boolean | {
-                [key: string]: string | number | boolean | null;
-            } | null;
+            group?: string | number | boolean | components["schemas"]["PointGroup"] | null;
         };
         /**
          * InferenceAnswer
@@ -933,6 +931,13 @@ export interface components {
              */
             state?: string;
             metadata: components["schemas"]["Metadata"];
+        };
+        /**
+         * PointGroup
+         * @description Values of several keys by which points are grouped.
+         */
+        PointGroup: {
+            [key: string]: string | number | boolean | null;
         };
         /**
          * Predict

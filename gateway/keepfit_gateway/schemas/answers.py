@@ -267,12 +267,18 @@ class RestoredAnswer(Struct, kw_only=True):
 HistoryDocument = Annotated[dict[str, Any], Meta(title="HistoryDocument")]
 
 
+PointGroup = Annotated[
+    dict[str, str | float | bool | None],
+    Meta(title="PointGroup", description="Values of several keys by which points are grouped."),
+]
+
+
 class HistoryPoint(Struct, kw_only=True):
     """The aggregate of the documents in one time span from `timestamp` (seconds); `group` has what it is grouped by."""
 
     timestamp: Timestamp
     value: float | None
-    group: str | float | bool | dict[str, str | float | bool | None] | UnsetType | None = UNSET
+    group: str | float | bool | PointGroup | UnsetType | None = UNSET
 
 
 class HistoryAnswer(Struct, kw_only=True):
