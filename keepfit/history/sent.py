@@ -9,6 +9,7 @@ lost its record, a request that is repeated stores nothing twice either (:mod:`k
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -76,7 +77,14 @@ class SentRequests:
         return Sent(known["at"], known.get("stored"))
 
     async def _find_or_add(self, key: str, record: Mapping[str, object]) -> Document:
-        return await _upsert(self._requests.collection, key, {"$setOnInsert": record})
+        collection = self._requests.collection
+        while True:
+            with unavailable():
+                await _insert(collection, {"_id": key, **record})
+                found = await collection.find_one({"_id": key})
+            # Another process may have deleted one that had expired.
+            if found is not None:
+                return dict(found)
 
     async def finish(self, key: str, stored: int) -> None:
         """Note that all documents of a request are stored; raise UnavailableError if MongoDB is unavailable."""
@@ -125,20 +133,21 @@ class Quotas:
             )
 
     async def _add(self, id_: str, documents: int, size_bytes: int, expires: datetime) -> Document:
-        change = {"$inc": {"documents": documents, "bytes": size_bytes}, "$set": {"expires": expires}}
-        return await _upsert(self._days.collection, id_, change)
-
-
-async def _upsert(collection: Collection, id_: str, change: Mapping[str, object]) -> Document:
-    """Change the document with this id, or add it; return it as it is then."""
-    while True:
-        with unavailable():
-            try:
+        """Count documents and bytes; return what is counted then."""
+        collection = self._days.collection
+        while True:
+            with unavailable():
                 found = await collection.find_one_and_update(
-                    {"_id": id_}, change, upsert=True, return_document=ReturnDocument.AFTER
+                    {"_id": id_},
+                    {"$inc": {"documents": documents, "bytes": size_bytes}},
+                    return_document=ReturnDocument.AFTER,
                 )
-            except DuplicateKeyError:
-                # A concurrent call has added it.
-                continue
-        if found is not None:
-            return dict(found)
+                if found is not None:
+                    return dict(found)
+                await _insert(collection, {"_id": id_, "documents": 0, "bytes": 0, "expires": expires})
+
+
+async def _insert(collection: Collection, document: Document) -> None:
+    """Add a document unless there is one with its id. An upsert is no step: of several at once, one may count twice."""
+    with suppress(DuplicateKeyError):
+        await collection.insert_one(document)
