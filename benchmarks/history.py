@@ -29,9 +29,10 @@ from rich.table import Table
 
 from benchmarks.processes import running
 from keepfit.errors import UnavailableError
-from keepfit.history import Timeline, rollups
-from keepfit.history.rollup_answers import Answers
-from keepfit.history.rollup_documents import Rollup
+from keepfit.history import Timeline
+from keepfit.history.rollups.answers import Answers
+from keepfit.history.rollups.documents import Rollup
+from keepfit.history.upkeep import rollups
 from keepfit.local.servers import accepts, free_port, mongo_command
 
 COUNT_FULL, COUNT_QUICK = 1_000_000, 20_000

@@ -15,8 +15,9 @@ from keepfit.backends.source_urls import parse_prefixes
 from keepfit.backends.storage_urls import check_storage_url
 from keepfit.client_settings import VALUE_SHOWN_MAX
 from keepfit.errors import SettingsError
-from keepfit.history import mongo, rollups
-from keepfit.history.timeline_upkeep import parse_keep
+from keepfit.history import mongo
+from keepfit.history.upkeep import rollups
+from keepfit.history.upkeep.timeline_upkeep import parse_keep
 from keepfit.security import origins
 from keepfit.security.api_keys import Keys
 from keepfit.security.envelope import IMPORT_KEYS, SIGNING_KEYS, UPLOAD_KEYS, Keyring

@@ -36,7 +36,7 @@ MODULES = (
     "keepfit.cli.deployment", "keepfit.cli.main", "keepfit.cli.trained_sources", "keepfit.cli.yaml_values",
     "keepfit.client.clients", "keepfit.client.calling.event_stream", "keepfit.client.files.learn_file",
     "keepfit.client.files.predict_file", "keepfit.client.files.score_file", "keepfit.client.overview",
-    "keepfit.client.calling.sync_performer", "keepfit.history.rollups", "keepfit.jobs.run_queue",
+    "keepfit.client.calling.sync_performer", "keepfit.history.upkeep.rollups", "keepfit.jobs.run_queue",
     "keepfit.observability.logs",
     "keepfit.restore.bulk", "keepfit.rowlog.row_log", "keepfit.settings_check", "keepfit.store.dead_letters",
     "keepfit.store.listing", "keepfit.transfer.exports", "keepfit.transfer.imports", "keepfit.unknown_settings",

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from keepfit.errors import UnavailableError
 from keepfit.history import Registry
-from keepfit.history.filters import Filter
 from keepfit.history.mongo import Document
-from keepfit.history.sent import Quotas, Sent, SentRequests
-from keepfit.history.writing import Deleted, Existing
+from keepfit.history.queries.filters import Filter
+from keepfit.history.writing.sent import Quotas, Sent, SentRequests
+from keepfit.history.writing.writer import Deleted, Existing
 from keepfit.security.api_keys import UNRESTRICTED, Key
 from keepfit.settings import Settings
 
@@ -37,7 +37,7 @@ class HistoryWrites:
         )
 
     async def begin(self, key: str, digest: str) -> Sent:
-        """Note a request with this Idempotency-Key; raises as :meth:`keepfit.history.sent.SentRequests.begin`."""
+        """Note a request with this Idempotency-Key; raises as :meth:`SentRequests.begin`."""
         return await self._sent.begin(key, digest, time.time())
 
     async def finish(self, key: str, stored: int) -> None:

@@ -21,7 +21,7 @@ from keepfit.client.overview import error_of
 from keepfit.conditions import Conditions
 from keepfit.errors import InvalidError
 from keepfit.history import Registry
-from keepfit.history.names import metadata_of
+from keepfit.history.registry.names import metadata_of
 from keepfit.identity import canonical
 from keepfit.store.progress import Progress, read_metadata, read_progress
 

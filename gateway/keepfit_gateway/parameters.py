@@ -5,10 +5,10 @@ Owns their descriptions and schemas. :mod:`keepfit_gateway.handlers.inputs` and 
 
 from typing import Any
 
-from keepfit.history import comparisons, points, statistic, zones
-from keepfit.history.checks import KEYS_MAX
-from keepfit.history.filters import DOCUMENT, KINDS
-from keepfit.history.line_protocol import PRECISIONS_NS
+from keepfit.history.queries import comparisons, points, statistic, zones
+from keepfit.history.queries.filters import DOCUMENT, KINDS
+from keepfit.history.writing.checks import KEYS_MAX
+from keepfit.history.writing.line_protocol import PRECISIONS_NS
 from keepfit.store import events
 from keepfit_gateway.handlers import inputs, model_list
 from keepfit_gateway.handlers.events import LAST_EVENT_ID, LAST_EVENT_ID_PARAMETER

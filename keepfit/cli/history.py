@@ -112,7 +112,8 @@ def _plot_numbers(parameters: dict[str, str | list[str]]) -> None:
 
 
 async def _parse(parameters: dict[str, str | list[str]], *, is_streamed: bool = False) -> "HistoryQuery":
-    from keepfit.history import comparisons, query  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.history import query  # noqa: PLC0415 - other commands must not wait for it
+    from keepfit.history.queries import comparisons  # noqa: PLC0415 - other commands must not wait for it
 
     where = list(parameters.pop("where", ()))
     equal: dict[str, str] = {}

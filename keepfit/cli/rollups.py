@@ -1,7 +1,7 @@
 """The commands `keepfit rollups` and `keepfit history rebuild`: list the roll-ups of the history, or roll up again.
 
-Owns the texts of these commands; :mod:`keepfit.history.rollups` rolls up. Invariant: `keepfit rollups` changes nothing
-without --rebuild.
+Owns the texts of these commands; :mod:`keepfit.history.upkeep.rollups` rolls up. Invariant: `keepfit rollups` changes
+nothing without --rebuild.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from keepfit.errors import NotFoundError, SettingsError
 from keepfit.times import format_time
 
 if TYPE_CHECKING:
-    from keepfit.history.rollup_documents import Rollup
+    from keepfit.history.rollups.documents import Rollup
     from keepfit.settings import Settings
 
 COLUMNS = (
@@ -63,7 +63,7 @@ def rebuild(
 
 
 def _chosen(type_: str | None) -> "tuple[Settings, list[Rollup]]":
-    from keepfit.history.rollups import parse  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.history.upkeep.rollups import parse  # noqa: PLC0415 - other commands must not wait for these imports
 
     settings = load_settings()
     chosen = [rollup for rollup in parse(settings.history_rollups) if type_ in (None, rollup.type)]
@@ -102,7 +102,7 @@ def _print(found: Sequence[dict[str, Any]]) -> None:
 
 async def _rebuild(settings: "Settings", chosen: Sequence["Rollup"], *, force: bool, progress: ProgressCallback) -> int:
     from keepfit.history import Timeline  # noqa: PLC0415 - other commands must not wait for it
-    from keepfit.history import rollups as history_rollups  # noqa: PLC0415
+    from keepfit.history.upkeep import rollups as history_rollups  # noqa: PLC0415
 
     written = 0
     async with Timeline.open(settings.mongo_url.get_secret_value()) as timeline:

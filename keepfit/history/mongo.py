@@ -6,10 +6,11 @@ what was tried.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo.errors import AutoReconnect, ConfigurationError, DuplicateKeyError, PyMongoError
 from pymongo.uri_parser import parse_uri
@@ -21,6 +22,10 @@ SERVER_SELECTION_MS = 3000
 CALL_TIMEOUT_MS = 4000
 # An index over a long history takes long to build, and a build that is interrupted starts again.
 INDEX_TIMEOUT_S = 30
+# Limit of a call that maintains the history: the documents of a moment, which no window divides, may be many.
+UPKEEP_TIMEOUT_S = 600.0
+# The code of the error of a second document with the same value in a unique index.
+DUPLICATE_KEY = 11000
 
 FORM = "mongodb://user:password@host:27017/keepfit, with special characters of both percent-encoded"
 
@@ -87,6 +92,16 @@ def unavailable() -> Iterator[None]:
         reason = str(error).partition(" (configured timeouts")[0]
         failure = "MongoDB is unavailable or cannot write"
         raise UnavailableError(f"{failure}: {reason[:200]}", f"{failure}.") from error
+
+
+@asynccontextmanager
+async def long_call(database: Database, timeout_s: float = INDEX_TIMEOUT_S) -> AsyncIterator[None]:
+    """Allow calls in the block more time, but fail as early as others if MongoDB is unavailable."""
+    with unavailable():
+        # Ping first: within the longer time limit the driver would retry.
+        await database.command("ping")
+        with pymongo.timeout(timeout_s):
+            yield
 
 
 async def gather_all(*calls: Awaitable[T]) -> list[T]:

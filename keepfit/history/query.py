@@ -15,14 +15,14 @@ from zoneinfo import ZoneInfo
 from keepfit import times
 from keepfit.conditions import possible_values
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history import comparisons, points, zones
-from keepfit.history.buckets import parse_buckets
-from keepfit.history.comparisons import Comparison
-from keepfit.history.filters import DOCUMENT, Filter, check_comparisons, check_hash, check_kind
-from keepfit.history.grouping import Fill
 from keepfit.history.metadata_labels import filters_of
-from keepfit.history.points import Aggregation
-from keepfit.history.sources import check_field
+from keepfit.history.queries import comparisons, points, zones
+from keepfit.history.queries.buckets import parse_buckets
+from keepfit.history.queries.comparisons import Comparison
+from keepfit.history.queries.filters import DOCUMENT, Filter, check_comparisons, check_hash, check_kind
+from keepfit.history.queries.grouping import Fill
+from keepfit.history.queries.points import Aggregation
+from keepfit.history.queries.sources import check_field
 from keepfit.history.timeline import Timeline
 
 LIMIT, LIMIT_MAX = 100, 1000

@@ -13,20 +13,20 @@ from typing import Any, Self
 from pymongo import ASCENDING, DESCENDING, WriteConcern
 
 from keepfit.errors import InvalidError
-from keepfit.history import checks
 from keepfit.history import documents as storing
-from keepfit.history.filters import DOCUMENT
-from keepfit.history.incoming import Incoming
-from keepfit.history.mongo import Client, Collection, Database, Document, open_database
-from keepfit.history.query_arguments import Values, to_filter, to_range
-from keepfit.history.rollup_answers import Answers
-from keepfit.history.rollup_changes import RollupChanges
-from keepfit.history.rollup_progress import RollupProgress
-from keepfit.history.sources import SnapshotSource, StoredSource
-from keepfit.history.stored import StoredDocuments, long_call
-from keepfit.history.thinned import Thinned
+from keepfit.history.mongo import Client, Collection, Database, Document, long_call, open_database
+from keepfit.history.queries.arguments import Values, to_filter, to_range
+from keepfit.history.queries.filters import DOCUMENT
+from keepfit.history.queries.sources import SnapshotSource, StoredSource
+from keepfit.history.rollups.answers import Answers
+from keepfit.history.rollups.changes import RollupChanges
+from keepfit.history.rollups.progress import RollupProgress
+from keepfit.history.rollups.thinned import Thinned
 from keepfit.history.timeline_queries import TimelineQueries
-from keepfit.history.writing import DocumentWriter
+from keepfit.history.writing import checks
+from keepfit.history.writing.incoming import Incoming
+from keepfit.history.writing.stored import StoredDocuments
+from keepfit.history.writing.writer import DocumentWriter
 from keepfit.times import Time
 
 BATCH_DOCUMENTS = 1_000

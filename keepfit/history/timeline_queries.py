@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 from keepfit.errors import InvalidError
-from keepfit.history import columns, points, reading, selections, zones
-from keepfit.history.buckets import parse_buckets
-from keepfit.history.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind
-from keepfit.history.grouping import Fill
 from keepfit.history.mongo import Document, gather_all, unavailable
-from keepfit.history.points import Aggregation, GroupValues, Point, Steps, check_count
-from keepfit.history.query_arguments import Values, take, to_filter, to_keys, to_range, with_type
-from keepfit.history.rollup_answers import Answers
-from keepfit.history.sources import SnapshotSource, Source, check_field, is_snapshot_number
+from keepfit.history.queries import columns, points, reading, selections, zones
+from keepfit.history.queries.arguments import Values, take, to_filter, to_keys, to_range, with_type
+from keepfit.history.queries.buckets import parse_buckets
+from keepfit.history.queries.filters import ALL, DOCUMENT, SNAPSHOT, Filter, Kind
+from keepfit.history.queries.grouping import Fill
+from keepfit.history.queries.points import Aggregation, GroupValues, Point, Steps, check_count
+from keepfit.history.queries.sources import SnapshotSource, Source, check_field, is_snapshot_number
+from keepfit.history.rollups.answers import Answers
 from keepfit.times import Duration, Time, parse_time
 
 # Documents on a page if `pagination` is asked for without a size, as in funtime.
@@ -304,7 +304,7 @@ class TimelineQueries:
             Durations: ``250ms``, ``30s``, ``5m``, ``1h``, ``1d``, ``1w``, seconds, or a timedelta; `every` also ``1mo``
             and ``1y``. `rate` is the change per this duration.
         stat
-            A name of :data:`keepfit.history.statistic.STATS`, or ``p99``.
+            A name of :data:`keepfit.history.queries.statistic.STATS`, or ``p99``.
         group
             Key of metadata, or a field, or several of them; each of their values has a series of its own.
         fill
@@ -316,7 +316,7 @@ class TimelineQueries:
         kind
             As of :meth:`query`.
         steps
-            The other steps; :class:`~keepfit.history.points.Steps` has them.
+            The other steps; :class:`~keepfit.history.queries.points.Steps` has them.
 
         Raises
         ------

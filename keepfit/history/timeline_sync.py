@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from keepfit.history.filters import Kind
 from keepfit.history.mongo import Document
-from keepfit.history.query_arguments import Values
+from keepfit.history.queries.arguments import Values
+from keepfit.history.queries.filters import Kind
 from keepfit.history.timeline import Timeline
 from keepfit.times import Time
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from keepfit.backends.batcher import Batcher
 from keepfit.errors import without_frames
 from keepfit.history import Registry, RegistryEntry
-from keepfit.history.lineage import Link
+from keepfit.history.registry.lineage import Link
 
 # A caller that waits for its generation; the future's result is None if the model was deleted or created again.
 Waiter = tuple[RegistryEntry, Link | None, "asyncio.Future[int | None]"]

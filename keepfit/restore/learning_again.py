@@ -25,7 +25,7 @@ from keepfit.errors import (
     describe_error,
 )
 from keepfit.history import RegistryEntry
-from keepfit.history.lineage import Position, Span, learned_spans
+from keepfit.history.registry.lineage import Position, Span, learned_spans
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.replay import Replayed, Replayer, SkippedRequest, chained

@@ -28,7 +28,7 @@ from keepfit.errors import (
     UnloadableError,
 )
 from keepfit.history import Document, RegistryEntry
-from keepfit.history.lineage import Link
+from keepfit.history.registry.lineage import Link
 from keepfit.restore.replay_source import LoggedRequest, position_of
 from keepfit.restore.restorer import Restorer
 from keepfit.restore.snapshot_bundle import SnapshotBundle, to_rewind

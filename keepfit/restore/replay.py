@@ -17,7 +17,7 @@ import structlog
 
 from keepfit.errors import EnvelopeError, UnloadableError
 from keepfit.history import RegistryEntry
-from keepfit.history.lineage import Link, Position
+from keepfit.history.registry.lineage import Link, Position
 from keepfit.restore.replay_process import ReplayProcess, ReplayProcessDiedError
 from keepfit.restore.replay_source import LoggedRequest
 from keepfit.restore.replay_wire import ReplayTask

@@ -14,7 +14,7 @@ import msgspec
 
 from keepfit.errors import EnvelopeError, UnavailableError
 from keepfit.history import Document, RegistryEntry
-from keepfit.history.lineage import Link, Position, Span, learned_spans, spans_after
+from keepfit.history.registry.lineage import Link, Position, Span, learned_spans, spans_after
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import from_text
 from keepfit.restore.reader import SnapshotReader

@@ -28,7 +28,7 @@ from keepfit.errors import (
     UnavailableError,
 )
 from keepfit.history import Document, RegistryEntry
-from keepfit.history.lineage import Link
+from keepfit.history.registry.lineage import Link
 from keepfit.observability import failpoints
 from keepfit.recipe import uploads
 from keepfit.restore import idempotency, learning_again, replay_source

@@ -17,8 +17,9 @@ import structlog
 
 from keepfit.backends.blobs import Entry
 from keepfit.errors import CorruptLogError
-from keepfit.history import Registry, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import Coverage
+from keepfit.history import Registry
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.registry.snapshot_upkeep import Coverage
 from keepfit.observability import failpoints
 from keepfit.rowlog.row_log import (
     COVERED,

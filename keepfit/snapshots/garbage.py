@@ -19,8 +19,9 @@ import structlog
 
 from keepfit.backends.blobs import Entry, Storage
 from keepfit.errors import ConflictError, EnvelopeError, UnavailableError
-from keepfit.history import ABORTED, PENDING, Document, Registry, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import ModelLifetime
+from keepfit.history import ABORTED, PENDING, Document, Registry
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.registry.snapshot_upkeep import ModelLifetime
 from keepfit.observability import failpoints
 from keepfit.snapshots import retention
 from keepfit.snapshots.retention import Rules

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from keepfit.history import COMMITTED, CORRUPT, Document
-from keepfit.history.snapshot_upkeep import ModelLifetime
+from keepfit.history.registry.snapshot_upkeep import ModelLifetime
 
 HOUR_S, DAY_S = 3600, 86_400
 

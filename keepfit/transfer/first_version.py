@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from keepfit.errors import ConflictError, StaleModelError, TooLargeError
-from keepfit.history import RegistryEntry, reservations
+from keepfit.history import RegistryEntry
+from keepfit.history.registry import reservations
 from keepfit.model import serialization
 from keepfit.model.object_bundle import ObjectBundle
 from keepfit.observability import failpoints

@@ -18,8 +18,10 @@ from typing import Self
 import structlog
 
 from keepfit.errors import KeepfitError, UnavailableError
-from keepfit.history import Document, snapshot_upkeep, timeline_upkeep
-from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.history import Document
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.upkeep import timeline_upkeep
+from keepfit.history.upkeep.timeline_upkeep import Upkeep
 from keepfit.observability.alive_file import AliveFile
 from keepfit.observability.outage import Outage
 from keepfit.observability.progress import Progress, no_progress

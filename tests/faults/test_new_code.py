@@ -9,7 +9,7 @@ import pytest
 from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.history import RegistryEntry
-from keepfit.history.lineage import Position
+from keepfit.history.registry.lineage import Position
 from keepfit.jobs import run_queue
 from keepfit.model.serialization import unseal
 from keepfit.recipe import uploads

@@ -204,7 +204,7 @@ def test_a_duration_without_a_unit_is_seconds_where_allowed() -> None:
 def test_importing_the_history_imports_no_heavy_library() -> None:
     """Importing keepfit.history imports none of pandas, dateparser, plotille and sklearn: gateways do without them."""
     script = (
-        "import sys, keepfit.history, keepfit.history.timeline_upkeep, keepfit.history.query\n"
+        "import sys, keepfit.history, keepfit.history.upkeep.timeline_upkeep, keepfit.history.query\n"
         "print(sorted({'pandas', 'dateparser', 'plotille', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -27,8 +27,9 @@ from typing import Any
 import aiohttp
 
 from keepfit.errors import UnavailableError
-from keepfit.history import Timeline, timeline_upkeep
-from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.history import Timeline
+from keepfit.history.upkeep import timeline_upkeep
+from keepfit.history.upkeep.timeline_upkeep import Upkeep
 from keepfit.local.servers import accepts, free_port, mongo_command
 from keepfit.settings import Settings
 from keepfit_gateway import app

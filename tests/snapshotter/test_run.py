@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 
 from keepfit.backends import redis_keys
 from keepfit.errors import UnavailableError
-from keepfit.history import Document, snapshot_upkeep
+from keepfit.history import Document
+from keepfit.history.registry import snapshot_upkeep
 from keepfit.local.servers import free_port
 from keepfit.restore.bulk import ModelFilter, restore_many
 from keepfit.security import envelope

@@ -19,7 +19,7 @@ from keepfit.errors import (
     UnknownKeyError,
     UnloadableError,
 )
-from keepfit.history import past
+from keepfit.history.registry import past
 from keepfit.jobs.messages import PastVersion, WorkerRequest
 from keepfit.restore.restorer import Restorer
 from keepfit.store.commit import Loaded

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from keepfit.errors import MalformedError
 from keepfit.history import query
-from keepfit.history.filters import DOCUMENT
+from keepfit.history.queries.filters import DOCUMENT
 from keepfit_gateway import bound_key, schemas
 from keepfit_gateway.handlers import history_stream
 from keepfit_gateway.handlers.history_stream import encode

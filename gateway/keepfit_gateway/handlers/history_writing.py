@@ -1,8 +1,8 @@
 """Handlers that write to the history: documents of users, and their deletion.
 
-Owns the translation between HTTP and :mod:`keepfit.history.incoming`, what a body may be, and which part of a stream
-was stored when it fails. Never touches the document of a snapshot. Invariants: of a JSON body all documents are stored
-or none; a stream is stored batch by batch, in bounded memory, and an error says how many of its documents are.
+Owns the translation between HTTP and :mod:`keepfit.history.writing.incoming`, what a body may be, and which part of a
+stream was stored when it fails. Never touches the document of a snapshot. Invariants: of a JSON body all documents are
+stored or none; a stream is stored batch by batch, in bounded memory, and an error says how many of its documents are.
 """
 
 import asyncio
@@ -18,11 +18,13 @@ from aiohttp import web
 
 from keepfit.conditions import describe, encode
 from keepfit.errors import Fault, ForbiddenError, InvalidError, KeepfitError, MalformedError, UnavailableError
-from keepfit.history import checks, query, rollups
-from keepfit.history.checks import DOCUMENT_BYTES_MAX
-from keepfit.history.filters import DOCUMENT, Filter
-from keepfit.history.incoming import Incoming, new_name
+from keepfit.history import query
 from keepfit.history.mongo import Document
+from keepfit.history.queries.filters import DOCUMENT, Filter
+from keepfit.history.upkeep import rollups
+from keepfit.history.writing import checks
+from keepfit.history.writing.checks import DOCUMENT_BYTES_MAX
+from keepfit.history.writing.incoming import Incoming, new_name
 from keepfit.identity import parse_json
 from keepfit_gateway import bound_key
 from keepfit_gateway.auth.guard import CALLER

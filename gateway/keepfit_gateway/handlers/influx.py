@@ -1,8 +1,9 @@
 """Handlers of what clients of InfluxDB 2 call to write points: Telegraf, influxdb-client.
 
-Owns the translation between their calls and :mod:`keepfit.history.incoming`. Organization and bucket are accepted and
-mean nothing here: a gateway has one history. Invariants: points are stored batch by batch, in bounded memory; a line
-that is wrong is named, and those around it are stored, because these clients drop a batch that is refused.
+Owns the translation between their calls and :mod:`keepfit.history.writing.incoming`. Organization and bucket are
+accepted and mean nothing here: a gateway has one history. Invariants: points are stored batch by batch, in bounded
+memory; a line that is wrong is named, and those around it are stored, because these clients drop a batch that is
+refused.
 """
 
 import time
@@ -14,9 +15,9 @@ from aiohttp import web
 
 import keepfit
 from keepfit.errors import ForbiddenError, InvalidError, MalformedError, UnavailableError
-from keepfit.history.incoming import Incoming
-from keepfit.history.line_protocol import PRECISIONS_NS, PointReader
 from keepfit.history.mongo import Document
+from keepfit.history.writing.incoming import Incoming
+from keepfit.history.writing.line_protocol import PRECISIONS_NS, PointReader
 from keepfit_gateway.auth.guard import CALLER
 from keepfit_gateway.handlers.history_writing import check_caller, incoming_of
 from keepfit_gateway.schemas.history import InfluxHealth

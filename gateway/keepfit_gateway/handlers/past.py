@@ -14,7 +14,8 @@ from aiohttp import hdrs, web
 
 from keepfit import times
 from keepfit.errors import MalformedError, NotFoundError
-from keepfit.history import Document, past
+from keepfit.history import Document
+from keepfit.history.registry import past
 from keepfit.jobs.messages import PastVersion
 from keepfit.store.models import Model
 from keepfit_gateway import schemas

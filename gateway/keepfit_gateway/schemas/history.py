@@ -1,6 +1,6 @@
 """Forms of what is written to the history.
 
-Owns their shapes. :mod:`keepfit.history.checks` says what a document may hold.
+Owns their shapes. :mod:`keepfit.history.writing.checks` says what a document may hold.
 """
 
 from typing import Annotated, Any

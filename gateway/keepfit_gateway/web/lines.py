@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import hdrs, web
 
-from keepfit.history.checks import DOCUMENT_BYTES_MAX
+from keepfit.history.writing.checks import DOCUMENT_BYTES_MAX
 from keepfit.settings import Settings
 from keepfit_gateway.web import bodies
 from keepfit_gateway.web.offload import INLINE_BYTES_MAX

@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 
 from keepfit.cli import main
 from keepfit.errors import NotFoundError, SettingsError
-from keepfit.history import Timeline, rollups
-from keepfit.history.rollups import parse
+from keepfit.history import Timeline
+from keepfit.history.upkeep import rollups
+from keepfit.history.upkeep.rollups import parse
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
 SETTING = "vote 5m size brand, price 1h open"

@@ -17,7 +17,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepfit.history import TimelineSync, mongo, statistic
+from keepfit.history import TimelineSync, mongo
+from keepfit.history.queries import statistic
 from tests import servers
 
 # Zones with the change of their clocks in the year 2018; that of Brazil skips midnight, that of Cuba shows it twice.

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history.buckets import Buckets, ClockBuckets, FixedBuckets, parse_buckets
-from keepfit.history.zones import parse_zone
+from keepfit.history.queries.buckets import Buckets, ClockBuckets, FixedBuckets, parse_buckets
+from keepfit.history.queries.zones import parse_zone
 from tests.keepfit.history.against_pandas import FREQUENCIES, ZONES, starts
 
 

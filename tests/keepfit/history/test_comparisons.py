@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history import Registry, TimelineSync, comparisons
-from keepfit.history.comparisons import Comparison
-from keepfit.history.filters import Filter
+from keepfit.history import Registry, TimelineSync
+from keepfit.history.queries import comparisons
+from keepfit.history.queries.comparisons import Comparison
+from keepfit.history.queries.filters import Filter
 from tests.keepfit.history.test_registry import commit
 from tests.keepfit.history.test_timeline import NOON, vote
 

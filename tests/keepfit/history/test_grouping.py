@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepfit.errors import MalformedError
-from keepfit.history import buckets as spans
-from keepfit.history import grouping, statistic, steps
-from keepfit.history.grouping import Series
+from keepfit.history.queries import buckets as spans
+from keepfit.history.queries import grouping, statistic, steps
+from keepfit.history.queries.grouping import Series
 
 SPANS = st.sampled_from([0.1, 0.3, 1.0, 7.0, 60.0, 300.0, 3600.0, 86_400.0, 604_800.0, 1_209_600.0])
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3))

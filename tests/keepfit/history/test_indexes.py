@@ -9,9 +9,10 @@ import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from keepfit.history import Document, Timeline, rollups, timeline_upkeep
-from keepfit.history.rollup_documents import Rollup
-from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.history import Document, Timeline
+from keepfit.history.rollups.documents import Rollup
+from keepfit.history.upkeep import rollups, timeline_upkeep
+from keepfit.history.upkeep.timeline_upkeep import Upkeep
 
 NOW = time.time()
 # Collections of a few documents, which are read whole or by their identifier.

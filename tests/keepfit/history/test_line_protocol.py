@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from influxdb_client.client.write.point import Point as Written
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.history.checks import check_document
-from keepfit.history.line_protocol import PRECISIONS_NS, PointReader, parse_line
+from keepfit.history.writing.checks import check_document
+from keepfit.history.writing.line_protocol import PRECISIONS_NS, PointReader, parse_line
 
 # influxdb-client leaves out a tag without a value, and does not escape a backslash before a separator, which no
 # reader can tell from an escaped separator.

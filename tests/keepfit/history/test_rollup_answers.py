@@ -9,20 +9,15 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import InvalidError
-from keepfit.history import (
-    Document,
-    Registry,
-    Timeline,
-    columns,
-    rollup_answers,
-    rollups,
-    snapshot_upkeep,
-    timeline_upkeep,
-)
-from keepfit.history.rollup_changes import WRITE_S
-from keepfit.history.rollup_documents import Rollup
-from keepfit.history.sketch import ACCURACY
-from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.history import Document, Registry, Timeline
+from keepfit.history.queries import columns
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.rollups import answers as rollup_answers
+from keepfit.history.rollups.changes import WRITE_S
+from keepfit.history.rollups.documents import Rollup
+from keepfit.history.rollups.sketch import ACCURACY
+from keepfit.history.upkeep import rollups, timeline_upkeep
+from keepfit.history.upkeep.timeline_upkeep import Upkeep
 from tests.keepfit.history.test_registry import commit
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()

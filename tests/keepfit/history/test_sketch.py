@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepfit.history.sketch import ACCURACY, SPAN, Sketch
-from keepfit.history.summaries import Summary, summarize
+from keepfit.history.rollups.sketch import ACCURACY, SPAN, Sketch
+from keepfit.history.rollups.summaries import Summary, summarize
 
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

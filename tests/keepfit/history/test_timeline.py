@@ -13,8 +13,9 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
-from keepfit.history import Document, Registry, Timeline, TimelineSync, buckets, mongo, reading, to_dataframe
-from keepfit.history.filters import Filter
+from keepfit.history import Document, Registry, Timeline, TimelineSync, mongo, to_dataframe
+from keepfit.history.queries import buckets, reading
+from keepfit.history.queries.filters import Filter
 from keepfit.local.servers import free_port
 from keepfit.times import parse_time
 from tests.keepfit.history.test_registry import commit

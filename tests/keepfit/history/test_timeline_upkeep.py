@@ -11,26 +11,19 @@ import pytest
 from pymongo.database import Database
 
 from keepfit.errors import SettingsError, UnavailableError
-from keepfit.history import (
-    Document,
-    Registry,
-    Timeline,
-    columns,
-    expiry,
-    reading,
-    rollup_changes,
-    rollup_reading,
-    rollups,
-    snapshot_upkeep,
-    timeline_upkeep,
-)
+from keepfit.history import Document, Registry, Timeline
 from keepfit.history.documents import to_stored
 from keepfit.history.holds import Holds
-from keepfit.history.rollup_changes import RollupChanges
-from keepfit.history.rollup_documents import Rollup, group_of, summary_of
-from keepfit.history.stored import StoredDocuments
-from keepfit.history.summaries import STATS, Summary
-from keepfit.history.timeline_upkeep import Upkeep
+from keepfit.history.queries import columns, reading
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.rollups import changes as rollup_changes
+from keepfit.history.rollups import reading as rollup_reading
+from keepfit.history.rollups.changes import RollupChanges
+from keepfit.history.rollups.documents import Rollup, group_of, summary_of
+from keepfit.history.rollups.summaries import STATS, Summary
+from keepfit.history.upkeep import expiry, rollups, timeline_upkeep
+from keepfit.history.upkeep.timeline_upkeep import Upkeep
+from keepfit.history.writing.stored import StoredDocuments
 from keepfit.settings import Settings
 from tests.keepfit.history.test_registry import commit
 from tests.keepfit.history.test_registry import document as snapshot

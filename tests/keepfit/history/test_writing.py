@@ -12,13 +12,13 @@ from pymongo.database import Database
 
 from keepfit.errors import IdempotencyError, InvalidError, MalformedError, QuotaError
 from keepfit.history import Document, Registry, Timeline, TimelineSync
-from keepfit.history.checks import DEPTH_MAX, check_document, check_keys
-from keepfit.history.filters import Filter
-from keepfit.history.incoming import Incoming
-from keepfit.history.line_protocol import parse_line
-from keepfit.history.rollups import Rollup, roll_up
-from keepfit.history.sent import Quotas, SentRequests
-from keepfit.history.writing import join
+from keepfit.history.queries.filters import Filter
+from keepfit.history.upkeep.rollups import Rollup, roll_up
+from keepfit.history.writing.checks import DEPTH_MAX, check_document, check_keys
+from keepfit.history.writing.incoming import Incoming
+from keepfit.history.writing.line_protocol import parse_line
+from keepfit.history.writing.sent import Quotas, SentRequests
+from keepfit.history.writing.writer import join
 from tests.keepfit.history.test_timeline import NOON, timeline, vote  # noqa: F401 - a fixture
 
 

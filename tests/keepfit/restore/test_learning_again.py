@@ -6,7 +6,7 @@ import pytest
 
 from keepfit.errors import ConflictError
 from keepfit.history import RegistryEntry
-from keepfit.history.lineage import Span
+from keepfit.history.registry.lineage import Span
 from keepfit.recipe.recipe import parse
 from keepfit.restore.learning_again import rows_before
 from keepfit.restore.replay_source import LoggedRequest

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from keepfit.backends import redis_keys
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import IdempotencyError, UnavailableError
-from keepfit.history.lineage import Link, Span, learned_spans
+from keepfit.history.registry.lineage import Link, Span, learned_spans
 from keepfit.model import fit_loop, serialization
 from keepfit.model.bundle import Bundle
 from keepfit.model.fit_loop import Fitted

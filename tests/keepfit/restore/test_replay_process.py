@@ -12,7 +12,7 @@ import pytest
 
 from keepfit.errors import UnavailableError, UnloadableError
 from keepfit.history import RegistryEntry
-from keepfit.history.lineage import Position
+from keepfit.history.registry.lineage import Position
 from keepfit.model.serialization import unseal
 from keepfit.recipe import uploads
 from keepfit.recipe.recipe import Recipe, parse

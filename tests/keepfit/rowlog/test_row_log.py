@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 
 from keepfit.backends.blobs import Entry
 from keepfit.errors import CorruptLogError, SettingsError, UnavailableError
-from keepfit.history import Registry, snapshot_upkeep
-from keepfit.history.snapshot_upkeep import Coverage
+from keepfit.history import Registry
+from keepfit.history.registry import snapshot_upkeep
+from keepfit.history.registry.snapshot_upkeep import Coverage
 from keepfit.restore.requests import RestoreRequest
 from keepfit.restore.restorer import Restorer
 from keepfit.rowlog import compaction, row_log

@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 
 from keepfit.backends.blobs import Entry, LocalStorage, S3Storage
 from keepfit.errors import ConflictError, UnavailableError
-from keepfit.history import Document, Registry, snapshot_upkeep
+from keepfit.history import Document, Registry
+from keepfit.history.registry import snapshot_upkeep
 from keepfit.restore import restorer as restores
 from keepfit.security import envelope
 from keepfit.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from keepfit.history import COMMITTED, CORRUPT, PENDING
-from keepfit.history.snapshot_upkeep import ModelLifetime
+from keepfit.history.registry.snapshot_upkeep import ModelLifetime
 from keepfit.snapshots.retention import DAY_S, HOUR_S, Rules, find_expired
 
 # The begin of an hour and of a day.

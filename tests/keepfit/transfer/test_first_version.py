@@ -14,7 +14,7 @@ from sklearn.linear_model import SGDRegressor
 
 from keepfit import identity
 from keepfit.errors import ConflictError, TooLargeError, UnavailableError
-from keepfit.history import reservations
+from keepfit.history.registry import reservations
 from keepfit.model import trained
 from keepfit.restore.bulk import ModelFilter, restore_many
 from keepfit.restore.requests import RestoreRequest

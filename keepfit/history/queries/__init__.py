@@ -1,0 +1,1 @@
+"""What queries of the history mean, and how documents are read and aggregated for them."""

@@ -1,0 +1,1 @@
+"""The registry of models and the history of their snapshots."""

@@ -1,0 +1,1 @@
+"""What is done to the history by itself: roll-ups and retention."""

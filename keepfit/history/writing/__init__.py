@@ -1,0 +1,1 @@
+"""Documents of users: checked, identified and stored."""
