@@ -80,8 +80,12 @@ async def write_points(request: web.Request) -> web.Response:
     if precision not in PRECISIONS_NS:
         raise MalformedError(f"precision must be one of {', '.join(PRECISIONS_NS)}.")
     points = _Points(request, PointReader(precision), incoming_of(request))
+    is_empty = True
     async for lines in read_lines(request, request.app[SETTINGS]):
+        is_empty = False
         await points.store(lines)
+    if is_empty:
+        raise MalformedError("The body is empty: it has a line for each point.")
     await points.store((), is_last=True)
     points.check()
     return web.Response(status=204)

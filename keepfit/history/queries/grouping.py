@@ -74,7 +74,7 @@ def fill(
     buckets = _buckets(every)
     times = buckets.between(low, high)
     values = np.full(len(times), np.nan)
-    if len(series):
+    if len(series) and len(times):
         inside = (series.times >= times[0]) & (series.times <= times[-1])
         values[np.searchsorted(times, series.times[inside])] = series.values[inside]
     known = np.flatnonzero(~np.isnan(values))

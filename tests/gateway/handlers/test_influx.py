@@ -89,6 +89,14 @@ async def write(api: Api, body: str, query: str = "org=a&bucket=b", **headers: s
     return await api.call("POST", f"/api/v2/write?{query}", data=data, headers=fields)
 
 
+async def test_an_empty_body_is_an_error(workerless: Api) -> None:
+    """It is no batch: something between the client and the gateway has lost it."""
+    for encoding in ("identity", "gzip"):
+        reply = await write(workerless, "", **{"Content-Encoding": encoding})
+        assert reply.status == 400
+        assert b"The body is empty" in reply.body
+
+
 async def test_batches_of_telegraf(workerless: Api) -> None:
     """A batch that is sent again is stored once; metrics of one series and time are one document."""
     for _ in range(2):
@@ -121,7 +129,7 @@ async def test_parameters(workerless: Api) -> None:
     assert before - 1 <= now["timestamp"] <= time.time()
     for query, body, status in (
         ("precision=m", "m f=1", 400), ("x=1", "m f=1", 400), ("", "m f=1 9223372036854775807", 204),
-        ("precision=s", "m f=1 99999999999999", 400), ("", "", 204),
+        ("precision=s", "m f=1 99999999999999", 400), ("", "# no point", 204),
     ):  # fmt: skip
         assert (await write(workerless, body, query)).status == status
     unsupported = await write(workerless, "m f=1", **{"Content-Encoding": "br"})

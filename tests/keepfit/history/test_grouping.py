@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keepfit.errors import MalformedError
@@ -90,6 +90,8 @@ def test_points_equal_those_of_plain_python(drawn: tuple[float, list[tuple[float
     how=st.one_of(st.sampled_from(["null", "previous", "linear"]), NUMBERS),
     bounds=st.tuples(st.none() | st.integers(-3, 12), st.none() | st.integers(13, 40)),
 )
+@example(drawn=(60.0, [(0.0, 1.0)]), how="linear", bounds=(12, None))
+@example(drawn=(60.0, [(0.0, 1.0)]), how=2.0, bounds=(12, None))
 def test_gaps_are_filled_as_pandas_fills_them(
     drawn: tuple[float, list[tuple[float, float]]], how: Any, bounds: tuple[int | None, int | None]
 ) -> None:
