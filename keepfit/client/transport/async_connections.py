@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
+from asyncio.trsock import TransportSocket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, cast
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX = 64
 CONNECT_S_MAX = 10.0
-# If an address of the host does not answer within this time, the next one is tried as well (RFC 8305).
-NEXT_ADDRESS_S = 0.25
 READ_BYTES = 1 << 16
 
 
@@ -142,7 +141,6 @@ class AsyncConnections:
                     address.port,
                     ssl=self._tls,
                     server_hostname=address.host if self._tls else None,
-                    happy_eyeballs_delay=NEXT_ADDRESS_S,
                 )
         except (OSError, UnicodeError, TimeoutError) as error:
             raise NotConnectedError(str(error)) from error
@@ -308,9 +306,12 @@ class Connection(asyncio.Protocol):
 
     def _read_rest(self) -> None:
         """Read the answer that had arrived when a write failed: asyncio reads no more after that."""
-        fd = self._transport.get_extra_info("socket").fileno()
+        opened = self._transport.get_extra_info("socket")
+        # Other loops have closed it by now, and its number may be that of another file.
+        if not isinstance(opened, TransportSocket):
+            return
         with contextlib.suppress(OSError):
-            while fd >= 0 and self._reader is not None and not self.is_complete and (data := os.read(fd, READ_BYTES)):
+            while self._reader is not None and not self.is_complete and (data := os.read(opened.fileno(), READ_BYTES)):
                 self.data_received(data)
 
     def pause_writing(self) -> None:

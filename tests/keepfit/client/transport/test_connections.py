@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import uvloop
 
 from keepfit import AsyncClient, Client
 from keepfit.client.transport import sync_connections
@@ -66,13 +67,13 @@ def predict(url: str, client: str, rows: Any = ((1.0,),)) -> Any:
         async with AsyncClient(url, timeout_s=20) as made:
             return await made.model(HASH).predict(rows)
 
-    if client == "asyncio":
-        return asyncio.run(awaited())
+    if client != "blocking":
+        return (asyncio if client == "asyncio" else uvloop).run(awaited())
     with Client(url, timeout_s=20) as made:
         return made.model(HASH).predict(rows)
 
 
-@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+@pytest.mark.parametrize("client", ["blocking", "asyncio", "uvloop"])
 def test_an_interim_response_does_not_end_the_sending(client: str) -> None:
     """After a 103 the rest of a body is sent, and the answer comes after it."""
 
@@ -89,7 +90,7 @@ def test_an_interim_response_does_not_end_the_sending(client: str) -> None:
         assert list(predict(url, client, MATRIX)) == [1.5]
 
 
-@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+@pytest.mark.parametrize("client", ["blocking", "asyncio", "uvloop"])
 def test_an_answer_is_read_while_the_gateway_reads_nothing(client: str) -> None:
     """A gateway that refuses a body, keeps the connection and reads no more of it is answer enough."""
 
@@ -101,7 +102,7 @@ def test_an_answer_is_read_while_the_gateway_reads_nothing(client: str) -> None:
         predict(url, client, MATRIX)
 
 
-@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+@pytest.mark.parametrize("client", ["blocking", "asyncio", "uvloop"])
 def test_an_answer_is_read_after_the_gateway_has_reset_the_connection(client: str) -> None:
     """A gateway that refuses a body and closes the connection while it arrives is answer enough."""
 
@@ -202,7 +203,7 @@ def test_a_long_body_goes_in_pieces() -> None:
     assert all(isinstance(piece, memoryview) and piece.obj is body for piece in found)
 
 
-@pytest.mark.parametrize("client", ["blocking", "asyncio"])
+@pytest.mark.parametrize("client", ["blocking", "asyncio", "uvloop"])
 def test_https_is_checked_and_kept_open(tmp_path: Path, client: str) -> None:
     """A certificate of an unknown authority is refused; else one connection serves one call after another."""
     authority = Authority.make(tmp_path / "ca.pem")
