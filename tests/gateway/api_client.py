@@ -19,7 +19,7 @@ from keepfit.recipe import recipe as recipes
 from keepfit.rows import shaping
 from keepfit.settings import Settings
 from keepfit_gateway import app
-from keepfit_gateway.web import inference_answers
+from keepfit_gateway.web import inference_answers, influx_answers
 from tests.gateway import conformance
 
 DEADLINE_S = 30.0
@@ -86,10 +86,24 @@ class Reply:
         assert not [fragment for fragment in INTERNALS if fragment in text]
         return str(document["error"])
 
+    def influx_error(self, status: int) -> str:
+        """Check the status and that the body is an error as InfluxDB has them, and return its message."""
+        assert self.status == status, (self.status, self.body[:1000])
+        assert self.headers["Content-Type"] == "application/json"
+        document = self.json()
+        assert document.keys() == {"code", "message"}
+        assert document["code"]
+        assert document["message"]
+        text = self.body.decode()
+        assert not [fragment for fragment in INTERNALS if fragment in text]
+        return str(document["message"])
+
     def refusal(self, status: int, path: str) -> str:
         """Check the status and that the body is an error in the form of its path, and return its message."""
         if inference_answers.is_path(path.partition("?")[0]):
             return self.inference_error(status)
+        if influx_answers.is_path(path):
+            return self.influx_error(status)
         return str(self.problem(status)["detail"])
 
 

@@ -33,7 +33,7 @@ ALLOWED_HEADERS = (
 EXPOSED_HEADERS = (
     "Accept, Accept-Encoding, Age, Allow, Cache-Status, Content-Disposition, ETag, Inference-Header-Content-Length, "
     "Location, Model-Rows-Seen, Model-Version, Preference-Applied, RateLimit, RateLimit-Policy, Repr-Digest, "
-    "Retry-After, WWW-Authenticate, X-Request-ID"
+    "Retry-After, WWW-Authenticate, X-Influxdb-Build, X-Influxdb-Version, X-Request-ID"
 )
 # Chromium's limit.
 PREFLIGHT_S = 7200

@@ -36,7 +36,9 @@ ALL = new_key("all", SCOPES)
 RENEWED = new_key(LEARN, [LEARN])
 OPEN_ROUTES = {
     "/", "/livez", "/readyz", "/openapi.json", "/docs", "/v1/session", "/v2", "/v2/health/live", "/v2/health/ready",
+    "/ping", "/health",
 }  # fmt: skip
+LEARNING = ("/partial_fit", "/train_score_predict", "/labels", "/pull", "/write")
 LABELLED, ROWS = {"X": [[1.0, 2.0]], "y": [1.0]}, {"X": [[1.0, 2.0]]}
 FAST = {"Content-Type": "application/json"}
 REGULAR = {"Content-Type": "application/json; charset=utf-8"}
@@ -100,7 +102,7 @@ def test_routes_require_the_documented_scopes() -> None:
             assert scope == OPEN
         elif where.endswith(("/predict", "/score", "/infer")):
             assert scope == PREDICT
-        elif where.endswith(("/partial_fit", "/train_score_predict", "/labels", "/pull")) or "/jobs" in where:
+        elif where.endswith(LEARNING) or "/jobs" in where or (method, where) == ("POST", "/v1/history"):
             assert scope == LEARN
         else:
             # Dead letters are shown with their rows; an estimator is all that a model has learned.
