@@ -73,6 +73,7 @@ def test_status_codes_are_the_documented_ones() -> None:
         "InboxFullError": 429,
         "OpenRowsFullError": 429,
         "QueueFullError": 429,
+        "QuotaError": 429,
         "RateLimitError": 429,
         "UnavailableError": 503,
         "CorruptBundleError": 503,

@@ -147,7 +147,13 @@ def test_names_end_in_their_unit() -> None:
     """The name of a number ends in its unit or in the thing that it counts."""
     units = ("_s", "_ms", "_bytes_max", "_entries_max", "connections_max", "streams_max")
     numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
-    assert {name for name in numbers if not name.endswith(units)} == {"port", "workers", "gateway_processes", "pulls"}
+    assert {name for name in numbers if not name.endswith(units)} == {
+        "port",
+        "workers",
+        "gateway_processes",
+        "pulls",
+        "store_replicas_min",
+    }
 
 
 def table() -> dict[str, list[str]]:
