@@ -19,6 +19,8 @@ from keepfit.client_settings import PREFIX, VALUE_SHOWN_MAX, cleaned, variable_o
 from keepfit.errors import SettingsError
 from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX, SnapshotSettings
 
+# The number of workers that stands for one on each core.
+AUTO = "auto"
 UNITS = {"_per_s": " (per second)", "_s": " (seconds)", "_ms": " (milliseconds)", "_bytes_max": " (bytes)"}
 
 
@@ -324,9 +326,12 @@ class Settings(SnapshotSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _clean(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name == "workers" and value == "auto":
-            return control_groups.cores()
         return cleaned(info.field_name or "", value) if isinstance(value, str) else value
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _count_cores(cls, value: Any) -> Any:
+        return control_groups.cores() if isinstance(value, str) and value.strip() == AUTO else value
 
     def variables(self) -> dict[str, str]:
         """Return all settings as environment variables, secrets included: for a process that takes this one's place."""
@@ -382,4 +387,4 @@ def _valid_values(name: str, field: FieldInfo) -> str:
         if value is not None
     ]
     unit = next((words for suffix, words in UNITS.items() if name.endswith(suffix)), "")
-    return " ".join((kind, *bounds)) + unit
+    return " ".join((kind, *bounds)) + unit + (f", or {AUTO}" if name == "workers" else "")

@@ -13,6 +13,8 @@ from keepfit.local.servers import accepts, free_port, redis_command
 from tests import servers
 
 NAME = "keepfit"
+# Of the servers, and of the sentinels.
+PASSWORD, SENTINEL_PASSWORD = "of-servers", "of-sentinels"
 DOWN_AFTER_MS = 600
 
 
@@ -34,11 +36,12 @@ class Replicated:
     def url(self) -> str:
         """The address for keepfit."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
-        return f"redis+sentinel://{hosts}/0?master={NAME}"
+        return f"redis+sentinel://:{PASSWORD}@{hosts}/0?master={NAME}&sentinel_password={SENTINEL_PASSWORD}"
 
     def start(self, port: int) -> None:
         """Start a server: the first one is the primary, another one a replica."""
         command = [*redis_command(port, self._folder / str(port)), "--repl-diskless-sync-delay", "0"]
+        command += ["--requirepass", PASSWORD, "--primaryauth", PASSWORD]
         # Sentinels make a former primary a replica by themselves, but only after ten seconds.
         primary = self.primary() if self.sentinels else self.ports[0]
         if port != primary:
@@ -51,7 +54,8 @@ class Replicated:
         file = self._folder / f"sentinel-{port}.conf"
         file.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {self._folder}\n"
-            f"sentinel monitor {NAME} 127.0.0.1 {self.ports[0]} {quorum}\n"
+            f"requirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n"
+            f"sentinel monitor {NAME} 127.0.0.1 {self.ports[0]} {quorum}\nsentinel auth-pass {NAME} {PASSWORD}\n"
             f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\nsentinel failover-timeout {NAME} 3000\n"
         )
         binary = redis_command(port, self._folder / "none")[0]
@@ -61,12 +65,12 @@ class Replicated:
 
     def primary(self) -> int:
         """Return the port of the primary, as the first sentinel knows it."""
-        with redis.Redis(port=self.sentinels[0], decode_responses=True) as sentinel:
+        with redis.Redis(port=self.sentinels[0], password=SENTINEL_PASSWORD, decode_responses=True) as sentinel:
             return int(sentinel.sentinel_get_master_addr_by_name(NAME)[1])
 
     def is_complete(self) -> bool:
         """Whether all other servers are replicas of the primary, and have all that it has."""
-        with redis.Redis(port=self.primary(), decode_responses=True) as primary:
+        with redis.Redis(port=self.primary(), password=PASSWORD, decode_responses=True) as primary:
             try:
                 found = primary.info("replication")
             except redis.RedisError:

@@ -20,17 +20,20 @@ SCHEMES = ("redis+sentinel", "rediss+sentinel")
 PORT = 26379
 # Of one sentinel: the others are asked if it does not answer.
 ANSWER_TIMEOUT_S = 1.0
-# Options of the address that are for sentinels alone.
-USER, PASSWORD, MASTER = "sentinel_username", "sentinel_password", "master"
+# Options of the address that are no options of a connection to the server.
+MASTER, OF_SENTINELS = "master", ("sentinel_username", "sentinel_password")
 
 
 class AddressError(ValueError):
-    """An address is none; the message quotes nothing of it."""
+    """The address of a Redis with sentinels cannot be read; the message quotes nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address: the sentinels, the name by which they know the primary, and the address of a server without host."""
+    """An address: the sentinels, the name by which they know the primary, its address with any host, and options.
+
+    `options` are those of connections to the sentinels.
+    """
 
     sentinels: tuple[tuple[str, int], ...]
     master: str
@@ -44,7 +47,7 @@ def parse(url: str) -> Address:
     Raises
     ------
     AddressError, ValueError
-        If it is none.
+        If it cannot be read.
 
     >>> parse("redis+sentinel://:hush@one,[::1]:26380/2?master=keepfit&sentinel_password=hush")
     Address(sentinels=(('one', 26379), ('::1', 26380)), master='keepfit', server='redis://:hush@sentinels/2', \
@@ -56,9 +59,7 @@ options={'password': 'hush'})
     master = options.pop(MASTER, "")
     if not master:
         raise AddressError(f"the option {MASTER}=NAME is missing: the name by which the sentinels know the server")
-    of_sentinels = {
-        name.removeprefix("sentinel_"): options.pop(name) for name in (USER, PASSWORD) if name in options
-    }  # fmt: skip
+    of_sentinels = {name.removeprefix("sentinel_"): options.pop(name) for name in OF_SENTINELS if name in options}
     server = urlunsplit(
         (parts.scheme.partition("+")[0], f"{credentials}{at}sentinels", parts.path, urlencode(options), "")
     )

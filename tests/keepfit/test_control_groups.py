@@ -7,6 +7,7 @@ import pytest
 
 from keepfit.control_groups import cores
 from keepfit.settings import Settings, load
+from tests.control_groups import written
 from tests.keepfit.cli.command import keepfit
 
 MACHINE = len(os.sched_getaffinity(0))
@@ -29,19 +30,13 @@ def test_the_quota_of_the_container_counts(
     tmp_path: Path, groups: str, files: dict[str, str], expected: int | None
 ) -> None:
     """The least quota counts, whole cores of it, at least one; without one, what the kernel lets the process use."""
-    own = tmp_path / "own"
-    own.write_text(f"{groups}\n")
-    for name, content in files.items():
-        file = tmp_path / "groups" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{content}\n")
-    assert cores(tmp_path / "groups", own) == (MACHINE if expected is None else expected)
+    assert cores(*written(tmp_path, groups, files)) == (MACHINE if expected is None else expected)
     assert cores(own=tmp_path / "missing") == MACHINE
 
 
 def test_workers_may_be_as_many_as_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The setting takes `auto`; the option refuses what is neither that nor a number."""
-    monkeypatch.setenv("KEEPFIT_WORKERS", "auto")
+    monkeypatch.setenv("KEEPFIT_WORKERS", " auto")
     assert load().workers == Settings(workers="auto").workers == cores()
     for wrong in ("many", "0", "257", "-1"):
         done = keepfit("up", f"--workers={wrong}", cwd=tmp_path)

@@ -61,7 +61,7 @@ async def test_a_promise_waits_for_replicas_also_if_it_was_made_before(
 ) -> None:
     """While a replica is stopped, the first call and its repetition fail; both had been executed on the primary."""
     settings = Settings(store_url=servers.url, store_replicas_min=SERVERS - 1, store_replicas_fsync=on_disk)
-    client = redis_clients.store_async(settings)
+    client, blocking = redis_clients.store_async(settings), redis_clients.store_sync(settings)
     store = ScriptConnection(client)
     monkeypatch.setattr(redis_scripts, "REPLICAS_TIMEOUT_MS", 400)
     stored = redis_scripts.call("note_rows", [redis_keys.OPEN_ROWS], ["ab" * 32, 0, 0, "", 0])
@@ -74,13 +74,14 @@ async def test_a_promise_waits_for_replicas_also_if_it_was_made_before(
             with pytest.raises(UnavailableError, match="Only 0 of 1"):
                 await store.run(promised)
         with pytest.raises(UnavailableError, match="Only 0 of 1"):
-            await asyncio.to_thread(redis_scripts.run, redis_clients.store_sync(settings), promised)
+            await asyncio.to_thread(redis_scripts.run, blocking, promised)
     finally:
         servers.pause(replica, signal.SIGCONT)
     monkeypatch.undo()
     assert await store.run(promised) == [[]]
     await store.close()
     await client.aclose()
+    blocking.close()
 
 
 async def test_no_accepted_row_is_lost_in_a_failover(servers: Replicated, stack: Stack) -> None:

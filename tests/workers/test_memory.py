@@ -8,6 +8,7 @@ import pytest
 
 from keepfit.settings import Settings
 from keepfit_workers import memory
+from tests.control_groups import written
 
 GIB = 2**30
 
@@ -29,14 +30,8 @@ def test_the_limit_of_the_container_counts(
     tmp_path: Path, groups: str, files: dict[str, int | str], expected: int | None
 ) -> None:
     """The least limit of the control groups (version 1 or 2) counts; without one, the memory of the machine."""
-    own = tmp_path / "own"
-    own.write_text(f"{groups}\n")
-    for name, content in files.items():
-        file = tmp_path / "groups" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{content}\n")
     machine = memory.available_bytes(own=tmp_path / "missing")
-    found = memory.available_bytes(tmp_path / "groups", own)
+    found = memory.available_bytes(*written(tmp_path, groups, files))
     assert found == (machine if expected is None else min(expected, machine))
 
 
