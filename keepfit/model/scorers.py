@@ -30,6 +30,9 @@ def encoded_scorer(bundle: Bundle, generation: int, version: int, bytes_max: int
     """Return the encoded scorer of a version of a model; b"" if it has none, or one of more than `bytes_max` bytes."""
     if not is_eligible(bundle.recipe) or not bundle.is_fitted:
         return b""
+    # Each label takes a byte at least.
+    if sum(map(len, bundle.columns.labels)) > bytes_max:
+        return b""
     try:
         state = _state(bundle, generation, version)
         if state.array_bytes > bytes_max:

@@ -328,9 +328,9 @@ class Cache:
     def _observe(self, watched: WatchedModel, version: tuple[int, float]) -> None:
         # Messages and answers overtake each other: a version older than an observed one carries no information.
         if watched.newest is None or watched.newest < version:
-            watched.newest = version
-            if watched.holder is not None:
+            if watched.newest is not None and watched.holder is not None:
                 watched.holder.replaced(min(self._clock(), watched.subscription.fresh_until_s))
+            watched.newest = version
             self._invalidate(watched)
 
     def _invalidate(self, watched: WatchedModel) -> None:

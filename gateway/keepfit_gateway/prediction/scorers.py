@@ -31,6 +31,9 @@ CHANGING_S = 5.0
 USE_NOTED_S = 0.1
 # Decoding this much takes a quarter of a millisecond at most, if it holds the labels of categories.
 INLINE_BYTES_MAX = 8 * 1024
+# The first question about a model asks for a scorer of this size at most: most models that are asked for once are asked
+# for again, and a small scorer adds little to the loading of a bundle.
+FIRST_BYTES_MAX = 8 * 1024
 # Memory of Python objects and tables in addition to the scorer itself. Measured, and held by a test.
 HELD_OVERHEAD_BYTES = 500
 
@@ -42,7 +45,8 @@ class HeldScorer:
     """What this gateway knows about the scorer of one model; the model is watched as long as it is held.
 
     `data`, still encoded, or `scorer` is the newest scorer that came, of `version`; both are empty if none came yet.
-    `source` is the watching during which it came. `answered` is the version of the last reply of a worker.
+    `source` is the watching during which it came. `answered` is the version of the last reply of a worker during the
+    present watching, if there was one.
     """
 
     __slots__ = (
@@ -102,20 +106,19 @@ class Scorers:
     def begin_question(self, watched: WatchedModel) -> int:
         """Return the size of a scorer to ask the worker for, beside an answer; 0: do not ask.
 
-        It is asked for with the second question within a version, so that a model that learns between any two
-        questions pays nothing; and by one question at a time.
+        It is asked for with the first question about a model, if it is small, and with the second one within a
+        version, so that a model that learns between any two questions pays once; and by one question at a time.
         """
-        held = self._current(watched)
-        if (
-            held is None
-            or held.asking
-            or held.answered != watched.newest
-            or held.undecodable == watched.newest
-            or self._clock() < held.refused_until_s
-        ):
+        if not self.enabled or not watched.subscription.live:
+            return 0
+        held = self._current(watched) or self._hold(watched)
+        self._touch(held)
+        first = held.answered is None
+        repeated = held.answered == watched.newest != held.undecodable
+        if held.asking or not (first or repeated) or self._clock() < held.refused_until_s:
             return 0
         held.asking = True
-        return self._scorer_bytes_max
+        return min(FIRST_BYTES_MAX, self._scorer_bytes_max) if first else self._scorer_bytes_max
 
     async def decode_large(self, data: bytes, recipe: Recipe) -> Scorer | None:
         """Decode a large scorer outside of the event loop; None if it is small, or invalid."""
@@ -147,7 +150,7 @@ class Scorers:
         if held is None:
             held = self._hold(watched)
         held.answered = version
-        if asked:
+        if data or asked == self._scorer_bytes_max:
             self._take(held, watched, version, data)
             if scorer is not None and held.data is data:
                 self._keep(held, scorer)
@@ -220,7 +223,7 @@ class Scorers:
             self.bytes += held.size
         else:
             self._cache.end_hold(held.watched)
-            held.watched, held.asking = watched, False
+            held.watched, held.asking, held.answered = watched, False, None
         self._cache.hold(watched, held)
         return held
 

@@ -9,7 +9,14 @@ import structlog
 
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.prediction.cache import MODEL_OVERHEAD_BYTES, Cache
-from keepfit_gateway.prediction.scorers import CHANGING_S, HELD_OVERHEAD_BYTES, REFUSED_S, USE_NOTED_S, Scorers
+from keepfit_gateway.prediction.scorers import (
+    CHANGING_S,
+    FIRST_BYTES_MAX,
+    HELD_OVERHEAD_BYTES,
+    REFUSED_S,
+    USE_NOTED_S,
+    Scorers,
+)
 from tests.gateway.prediction.doubles import INVALID, Clock, NamedScorer, decode, encoded, model_of
 
 ROOMY = 1 << 24
@@ -33,12 +40,17 @@ class Gateway:
         self.cache.valid_until(math.inf)
         self.scorers = Scorers(self.cache, decode, bytes_max, scorer_bytes_max, self.clock)
 
-    def ask(self, version: tuple[int, int] = (1, 1), data: bytes | None = None, model: str = MODEL) -> int:
-        """Ask a worker, which answers with this version and scorer; return the size of a scorer that was asked for."""
+    def ask(
+        self, version: tuple[int, int] = (1, 1), data: bytes | None = None, model: str = MODEL, size: int = 100
+    ) -> int:
+        """Ask a worker, which answers with this version and scorer; return the size of a scorer that was asked for.
+
+        The worker sends no scorer of more than that size.
+        """
         with self.cache.watch(model) as watched:
             asked = self.scorers.begin_question(watched)
-            sent = encoded(model, version) if data is None else data
-            self.scorers.end_question(watched, asked, version, sent if asked else b"")
+            sent = encoded(model, version, size) if data is None else data
+            self.scorers.end_question(watched, asked, version, sent if size <= asked else b"")
         return asked
 
     def found(self, model: str = MODEL, generation: int = 1) -> tuple[int, int] | None:
@@ -53,10 +65,9 @@ class Gateway:
 
 
 @pytest.mark.parametrize("cache_bytes_max", [ROOMY, 0])
-def test_a_scorer_is_asked_for_with_the_second_question_of_a_version(cache_bytes_max: int) -> None:
-    """The second question within a version asks for the scorer, which is used from then on until a newer version."""
+def test_a_scorer_is_asked_for_with_the_first_question_and_the_second_of_a_later_version(cache_bytes_max: int) -> None:
+    """The scorer comes with the first answer about a model, and with the second one within each newer version."""
     gateway = Gateway(cache_bytes_max=cache_bytes_max)
-    assert (gateway.ask(), gateway.found()) == (0, None)
     assert (gateway.ask(), gateway.found()) == (SIZE_MAX, (1, 1))
     gateway.cache.observe_version(MODEL, 1, 2)
     assert gateway.found() is None
@@ -65,6 +76,27 @@ def test_a_scorer_is_asked_for_with_the_second_question_of_a_version(cache_bytes
         assert gateway.ask((1, version)) == 0
         gateway.cache.observe_version(MODEL, 1, version + 1)
     assert (gateway.ask((1, 6)), gateway.ask((1, 6)), gateway.found()) == (0, SIZE_MAX, (1, 6))
+
+
+def test_the_first_question_asks_for_a_small_scorer() -> None:
+    """A large scorer comes with the second answer: the first question is for small ones, and refuses no other."""
+    gateway = Gateway(scorer_bytes_max=3 * FIRST_BYTES_MAX)
+    large = 2 * FIRST_BYTES_MAX
+    assert (gateway.ask(size=large), gateway.found()) == (FIRST_BYTES_MAX, None)
+    assert (gateway.ask(size=large), gateway.found()) == (3 * FIRST_BYTES_MAX, (1, 1))
+
+
+def test_after_a_failed_question_the_next_one_is_the_first() -> None:
+    """A question that failed tells nothing of the model, whatever version was observed meanwhile."""
+    gateway = Gateway(scorer_bytes_max=2 * FIRST_BYTES_MAX)
+    for version in (0, 3):
+        if version:
+            gateway.cache.observe_version(MODEL, 1, version)
+        with gateway.cache.watch(MODEL) as watched:
+            asked = gateway.scorers.begin_question(watched)
+            gateway.scorers.end_question(watched, asked)
+        assert asked == FIRST_BYTES_MAX
+    assert (gateway.ask((1, 3)), gateway.found()) == (FIRST_BYTES_MAX, (1, 3))
 
 
 def test_without_a_bound_no_scorer_is_asked_for() -> None:
@@ -77,7 +109,6 @@ def test_without_a_bound_no_scorer_is_asked_for() -> None:
 def test_one_question_at_a_time_asks_for_the_scorer() -> None:
     """While a question that asks for the scorer waits, others do not ask; after a failure the next one does."""
     gateway = Gateway()
-    gateway.ask()
     with gateway.cache.watch(MODEL) as watched:
         asked = gateway.scorers.begin_question(watched)
         assert (asked, gateway.ask()) == (SIZE_MAX, 0)
@@ -88,7 +119,6 @@ def test_one_question_at_a_time_asks_for_the_scorer() -> None:
 def test_a_model_without_a_scorer_is_not_asked_for_one_again_soon() -> None:
     """After a reply without a scorer the model is asked for none for a while, whatever its version."""
     gateway = Gateway()
-    gateway.ask()
     assert gateway.ask(data=b"") == SIZE_MAX
     assert [gateway.ask((1, version)) for version in (1, 1, 2, 2)] == [0] * 4
     gateway.clock.now_s += REFUSED_S
@@ -99,7 +129,6 @@ def test_a_scorer_of_another_generation_is_not_used() -> None:
     """A scorer is not used with the recipe of another generation, and not after the deletion of its model."""
     gateway = Gateway()
     gateway.ask()
-    gateway.ask()
     assert (gateway.found(generation=2), gateway.scorers.find_stale(model_of(MODEL, 2))) == (None, None)
     gateway.cache.observe_version(MODEL, 1, DELETED)
     assert gateway.found() is None
@@ -108,7 +137,6 @@ def test_a_scorer_of_another_generation_is_not_used() -> None:
 def test_a_reply_that_was_overtaken_brings_no_scorer() -> None:
     """A scorer that comes after a newer version was observed, or after an interruption, is not held."""
     gateway = Gateway()
-    gateway.ask()
     for overtake in (lambda: gateway.cache.observe_version(MODEL, 1, 2), gateway.cache.invalidate_all):
         with gateway.cache.watch(MODEL) as watched:
             asked = gateway.scorers.begin_question(watched)
@@ -121,13 +149,12 @@ def test_no_scorer_of_an_earlier_subscription_becomes_current_again() -> None:
     """After an interruption a scorer stays stale, even if the same version is observed: Redis may have lost commits."""
     gateway = Gateway()
     gateway.ask()
-    gateway.ask()
     interrupted_s = gateway.clock.now_s
     gateway.cache.invalidate_all()
     gateway.clock.now_s += 5
     assert (gateway.found(), gateway.stale_since_s()) == (None, interrupted_s)
     gateway.cache.valid_until(math.inf)
-    assert gateway.ask() == 0
+    gateway.cache.observe_version(MODEL, 1, 1)
     assert (gateway.found(), gateway.stale_since_s()) == (None, interrupted_s)
     assert gateway.ask() == SIZE_MAX
     assert (gateway.found(), gateway.stale_since_s()) == ((1, 1), math.inf)
@@ -136,7 +163,6 @@ def test_no_scorer_of_an_earlier_subscription_becomes_current_again() -> None:
 def test_a_scorer_is_stale_since_a_newer_version_could_be_known() -> None:
     """It is stale since the newer version was observed, or since the staleness bound if that was earlier."""
     gateway = Gateway()
-    gateway.ask()
     gateway.ask()
     gateway.clock.now_s += 1
     gateway.cache.observe_version(MODEL, 1, 2)
@@ -159,7 +185,6 @@ def test_published_scorers_of_used_models_are_taken() -> None:
     gateway.scorers.publish(MODEL, (1, 1), encoded(MODEL, (1, 1)))
     assert gateway.scorers.bytes == 0
     gateway.ask()
-    gateway.ask()
     assert gateway.found() == (1, 1)
     gateway.scorers.publish(MODEL, (1, 2), encoded(MODEL, (1, 2)))
     assert gateway.found() == (1, 2)
@@ -178,7 +203,6 @@ def test_models_are_followed_while_they_are_used_and_change() -> None:
     """A model is followed if its scorer was used since the last call and its version changed within a few seconds."""
     gateway = Gateway()
     for model in (MODEL, OTHER):
-        gateway.ask(model=model)
         gateway.ask(model=model)
     gateway.found()
     gateway.found(OTHER)
@@ -201,7 +225,6 @@ def test_models_whose_scorer_is_used_count_as_used(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("keepfit_gateway.prediction.scorers.USE_NOTED_S", USE_NOTED_S)
     gateway = Gateway()
     gateway.ask()
-    gateway.ask()
     assert gateway.cache.take_used() == set()
     for waited_s, used in ((0, {MODEL}), (USE_NOTED_S / 2, set()), (USE_NOTED_S, {MODEL})):
         gateway.clock.now_s += waited_s
@@ -213,7 +236,6 @@ def test_models_whose_scorer_is_used_count_as_used(monkeypatch: pytest.MonkeyPat
 def test_an_invalid_scorer_is_logged_once(data: bytes) -> None:
     """A scorer that cannot be decoded, or is of another version, is logged once, and no other is asked for."""
     gateway = Gateway()
-    gateway.ask()
     gateway.ask(data=data)
     with structlog.testing.capture_logs() as logged:
         assert (gateway.found(), gateway.found(), gateway.stale_since_s()) == (None, None, None)
@@ -230,12 +252,11 @@ def test_the_least_recently_used_scorer_is_evicted_first() -> None:
     models = [f"{i:064x}" for i in range(4)]
     for model in models[:3]:
         gateway.ask(model=model)
-        gateway.ask(model=model)
         assert gateway.found(model) is not None
     assert gateway.scorers.bytes == 3 * (RECORD_BYTES + 100)
     gateway.found(models[0])
     gateway.ask(model=models[3])
-    assert [gateway.found(model) is not None for model in models] == [True, False, True, False]
+    assert [gateway.found(model) is not None for model in models] == [True, False, True, True]
     assert gateway.cache.watched(models[1]) is None
     assert gateway.cache.bytes == 0
 
@@ -244,9 +265,7 @@ def test_a_scorer_larger_than_the_memory_is_refused() -> None:
     """A scorer that would take all the memory evicts nothing, and is not asked for again soon."""
     gateway = Gateway(2 * RECORD_BYTES + 200)
     gateway.ask(model=OTHER)
-    gateway.ask(model=OTHER)
     assert gateway.found(OTHER) is not None
-    gateway.ask()
     gateway.ask(data=encoded(MODEL, (1, 1), RECORD_BYTES + 201))
     assert (gateway.found(), gateway.found(OTHER), gateway.ask()) == (None, (1, 1), 0)
     assert gateway.scorers.count == 1
@@ -269,10 +288,9 @@ def test_the_count_of_bytes_matches_the_allocated_memory(size: int) -> None:
         before, _ = tracemalloc.get_traced_memory()
         for i in range(2000):
             model = model_of(f"{i:064x}")
-            for _ in range(2 if size else 1):
-                with cache.watch(f"{i:064x}") as watched:
-                    asked = scorers.begin_question(watched)
-                    scorers.end_question(watched, asked, (1, int("1")), b"x" if asked else b"")
+            with cache.watch(f"{i:064x}") as watched:
+                asked = scorers.begin_question(watched)
+                scorers.end_question(watched, asked, (1, int("1")), b"x" if size else b"")
             assert (scorers.find(model) is not None) == (size > 0)
             del model
         used = tracemalloc.get_traced_memory()[0] - before
