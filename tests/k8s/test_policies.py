@@ -330,7 +330,7 @@ def test_only_pods_that_need_a_server_reach_it(build: Build) -> None:
 def test_only_pods_that_need_an_address_outside_reach_it(build: Build) -> None:
     """Every pod reaches the DNS; where there is S3 what reads it; where the servers are outside what uses them."""
     s3 = set() if build == DEV else {443}
-    servers = {6379, 6380, 27017} if build in (PRODUCTION, FULL) else set()
+    servers = {6379, 6380, 26379, 27017} if build in (PRODUCTION, FULL) else set()
     readers = {"workers", "snapshotter", "restore"}
     for name, found in outside(build).items():
         own = (s3 if name in readers else set()) | (servers if name in {*readers, "gateway"} else set())
