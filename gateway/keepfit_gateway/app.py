@@ -1,7 +1,7 @@
 """The aiohttp application and its server.
 
 Owns how the modules are assembled, and the shutdown. Invariants: building the application opens no connection; after a
-SIGTERM requests that were accepted are finished.
+SIGTERM requests whose head has arrived are answered, within `SHUTDOWN_S`.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Owns what aiohttp leaves to a proxy. Never handles a request itself. Invariants: a client that shuts down its sending
 side after its last request gets all its answers; no request of a connection is handled while the answers before it
-wait for the client to read them.
+wait for the client to read them; a request whose head has arrived when the gateway begins to stop is answered.
 """
 
 import asyncio
@@ -105,6 +105,9 @@ class ProblemHandler(web.RequestHandler):
         """Process data; start the timer if a head begins, stop it if a head ends."""
         if self._broken:
             return
+        if self._stops:
+            self._receive_rest(data)
+            return
         # Until the last body is complete, all data belong to it.
         begins = bool(data) and not self._request_in_progress and self._last_content.is_eof()
         # The timer runs while a part of a head has arrived, and before the first one.
@@ -136,6 +139,29 @@ class ProblemHandler(web.RequestHandler):
                 self._pause_reading_for_buffer()
         elif begins and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._on_head_timeout)
+
+    @property
+    def _stops(self) -> bool:
+        """Whether the connection is closed after the present answer, as all are when the gateway stops."""
+        return self._close or self._force_close
+
+    def _receive_rest(self, data: bytes) -> None:
+        """Receive the rest of the body that was arriving when the gateway began to stop, and nothing after it.
+
+        aiohttp would discard it; its handler would wait in vain, and the client would get no answer.
+        """
+        if self._last_content.is_eof():
+            return
+        requests, stops = self._request_count, (self._close, self._force_close)
+        self._close = self._force_close = False
+        try:
+            super().data_received(data)
+        finally:
+            self._close, self._force_close = stops
+        if self._request_count != requests:
+            self._note_last()
+            # A request that follows is for another gateway.
+            self._broken = True
 
     def _is_idle(self) -> bool:
         """Return whether everything that has arrived before is answered, and read, and the connection goes on."""
@@ -286,13 +312,15 @@ class ProblemHandler(web.RequestHandler):
     async def _send(self, request: BaseRequest, resp: Any, start_time: float | None) -> tuple[Any, bool]:
         if isinstance(resp, SmallResponse):
             request._finish()
-            written = resp.write(request)
+            written = resp.write(request, self._stops)
             if self._paused:
                 # The client does not read: its next request waits.
                 await self._drain_helper()
             return resp, not written
         if isinstance(resp, web.HTTPException):
             resp = with_error_form(request, problem_of_http(request, resp))
+        if self._stops:
+            resp.force_close()
         self._unread = None if request.content.is_eof() else request.content
         if self._unread is not None and expects_continue(request):
             # The client may send the body or not: it cannot be told from a next request.

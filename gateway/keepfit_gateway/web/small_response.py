@@ -22,12 +22,15 @@ class SmallResponse:
         self.fields = fields
         self.keep_alive = False
 
-    def write(self, request: BaseRequest) -> bool:
-        """Write the response to `request`; return False if the client has disconnected."""
+    def write(self, request: BaseRequest, closes: bool = False) -> bool:
+        """Write the response to `request`; return False if the client has disconnected.
+
+        `closes` says that the gateway closes the connection afterwards.
+        """
         transport = request.transport
         if transport is None or transport.is_closing():
             return False
-        self.keep_alive = request.keep_alive
+        self.keep_alive = request.keep_alive and not closes
         connection = ""
         if request.version != HttpVersion11:
             connection = "Connection: keep-alive\r\n" if self.keep_alive else ""
