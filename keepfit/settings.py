@@ -7,7 +7,7 @@ and the ConfigMap in ``k8s/`` with this class. :mod:`keepfit.settings_check` che
 """
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -323,6 +323,11 @@ class Settings(SnapshotSettings):
         ),
     )
 
+    log_level: Literal["info", "warning", "error"] = Field(
+        "info", description="Lowest level that services log; that they are ready they always log."
+    )
+    access_log: bool = Field(False, description="Whether gateways log each request that they have answered.")
+
     @field_validator("*", mode="before")
     @classmethod
     def _clean(cls, value: Any, info: ValidationInfo) -> Any:
@@ -377,6 +382,8 @@ def _valid_values(name: str, field: FieldInfo) -> str:
     """Return the values that a setting accepts, as the end of a sentence."""
     if field.annotation is bool:
         return "true or false"
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
     if field.annotation not in (int, float):
         return "an address or a name"
     kind = "a whole number" if field.annotation is int else "a number"

@@ -21,11 +21,12 @@ from keepfit.security.api_keys import OPEN
 from keepfit.settings import Settings
 from keepfit.settings_check import requires_keys
 from keepfit_gateway import fast_path, metrics, openapi, service
+from keepfit_gateway.access_log import log_request
 from keepfit_gateway.auth import guard
 from keepfit_gateway.auth.guard import ApiKeyGuard
 from keepfit_gateway.bound_routes import check_of
 from keepfit_gateway.handlers.operations import DOCUMENT, options
-from keepfit_gateway.immediate import ImmediateAnswers
+from keepfit_gateway.immediate import ImmediateAnswers, NoImmediateAnswers
 from keepfit_gateway.memory import return_freed_blocks, return_holes
 from keepfit_gateway.routes import OPEN_PATHS, PAGE_FILES, ROUTES, Handler, Route, methods_of_paths
 from keepfit_gateway.shared_port import SharedPort
@@ -123,8 +124,9 @@ async def _listening(
     handler = fast_path.install_fast_path(opened, memory, server.request_handler)
     server.request_factory = request_factory(server.request_factory)
     opened.request_metrics.set_routes(methods_of_paths())
-    immediate = ImmediateAnswers(opened, api_key_guard)
-    server.request_handler = count_requests(opened.request_metrics, api_key_guard.guard(handler))
+    immediate = NoImmediateAnswers() if settings.access_log else ImmediateAnswers(opened, api_key_guard)
+    note = log_request if settings.access_log else None
+    server.request_handler = count_requests(opened.request_metrics, api_key_guard.guard(handler), note)
 
     def connection() -> ProblemHandler:
         return ProblemHandler(

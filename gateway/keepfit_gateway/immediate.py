@@ -37,6 +37,16 @@ NO_FIELDS: CIMultiDict[str] = CIMultiDict()
 SERVER = f"Server: {SERVER_SOFTWARE}\r\n\r\n"
 
 
+class NoImmediateAnswers:
+    """No request has an immediate answer: each takes a path on which it is logged."""
+
+    def answer_known(self, data: bytes) -> None:
+        """Return None, as :meth:`ImmediateAnswers.answer_known` does for unknown heads."""
+
+    def answer(self, message: RawRequestMessage, content: StreamReader, data: bytes | None) -> None:
+        """Return None, as :meth:`ImmediateAnswers.answer` does for requests that the regular path answers."""
+
+
 class ImmediateAnswers:
     """The immediate answers of one gateway."""
 

@@ -128,6 +128,7 @@ def _service_settings() -> "Settings":
         log.warning("unknown_setting", name=name, similar=similar)
     settings = settings_module.load(settings_file(options.data_folder()))
     settings_check.check(settings)
+    logs.configure_json(settings.log_level)
     return settings
 
 

@@ -21,6 +21,11 @@ from keepfit.observability.printable import printable
 
 log = structlog.get_logger(__name__)
 
+# By method of a log.
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "exception": 40, "critical": 50}
+# Logged at any level: `keepfit up`, and other supervisors, wait for them.
+READY_EVENTS = frozenset({"gateway_listening", "snapshotter_started", "worker_started"})
+
 
 class LibraryHandler(logging.Handler):
     """Logs the records of libraries as events."""
@@ -36,10 +41,24 @@ class LibraryHandler(logging.Handler):
         )
 
 
-def configure_json() -> None:
-    """Log one JSON document per line to standard error, from level INFO. For services."""
+class LevelFilter:
+    """A processor that drops events below a level, except for :data:`READY_EVENTS`."""
+
+    def __init__(self, level: str) -> None:
+        self._least = LEVELS[level]
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Return an event that is to be logged."""
+        if LEVELS[method] < self._least and event["event"] not in READY_EVENTS:
+            raise structlog.DropEvent
+        return event
+
+
+def configure_json(level: str = "info") -> None:
+    """Log one JSON document per line to standard error, from a level on (``info``, ``warning``, ``error``)."""
     structlog.configure(
         processors=[
+            LevelFilter(level),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -73,6 +73,7 @@ def test_load_reads_no_dotenv_file_on_its_own(monkeypatch: pytest.MonkeyPatch, t
         ("KEEPFIT_PORT", "http", "a whole number from 0 to 65535"),
         ("KEEPFIT_PORT", "65536", "a whole number from 0 to 65535"),
         ("KEEPFIT_PORT", "", "a whole number from 0 to 65535"),
+        ("KEEPFIT_LOG_LEVEL", "loud", "info or warning or error"),
         ("KEEPFIT_WORKERS", "0", "a whole number from 1 to 256, or auto"),
         ("KEEPFIT_BODY_BYTES_MAX", "1", "a whole number from 1024 to 1125899906842624 (bytes)"),
         ("KEEPFIT_BODY_BYTES_MAX", "1.5", "a whole number from 1024 to 1125899906842624 (bytes)"),

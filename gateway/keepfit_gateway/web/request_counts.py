@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from keepfit_gateway.web.process_counts import Numbers, Parts, ProcessCounts
 
 Handler = Callable[[BaseRequest], Awaitable[Any]]
+Note = Callable[[BaseRequest, Any, float], None]
 Labels = tuple[str, ...]
 
 # Upper bounds in seconds: from a cached answer to the time limits.
@@ -142,8 +143,11 @@ def _add(sums: dict[Labels, list[float]], labels: Labels, numbers: Numbers) -> N
     sums[labels] = list(numbers) if before is None else [one + more for one, more in zip(before, numbers, strict=True)]
 
 
-def count_requests(metrics: RequestMetrics, handler: Handler) -> Handler:
-    """Return `handler` with its responses counted. A request whose client disconnects earlier is not counted."""
+def count_requests(metrics: RequestMetrics, handler: Handler, note: Note | None = None) -> Handler:
+    """Return `handler` with its responses counted, and given to `note` with their requests and seconds.
+
+    A request whose client disconnects earlier is not counted.
+    """
     clock, record = time.perf_counter, metrics.record
 
     async def handle(request: BaseRequest) -> Any:
@@ -152,6 +156,8 @@ def count_requests(metrics: RequestMetrics, handler: Handler) -> Handler:
         # Of a stream of events, the time until it begins.
         ended = getattr(answer, "prepared_s", None) or clock()
         record(request, answer.status, ended - started)
+        if note is not None:
+            note(request, answer, ended - started)
         return answer
 
     return handle

@@ -18,6 +18,7 @@ import redis
 from keepfit import hash_seed
 from keepfit.local import stack
 from keepfit.local.demo import kill_all
+from keepfit.observability.logs import READY_EVENTS
 from keepfit.settings import load
 from tests import servers
 from tests.conftest import SHOES_RECIPE, Stack, start_stack, stop_stack
@@ -122,7 +123,7 @@ async def test_a_gateway_with_several_processes(tmp_path: Path) -> None:
 @pytest.mark.timeout(240)
 async def test_an_idle_model_leaves_and_its_next_use_brings_it_back(up: Callable[..., Stack]) -> None:
     """A saved model leaves Redis; predictions, repeated calls and new rows find it as it was, and nothing is lost."""
-    stack = up(IDLE_AFTER_S="1", SNAPSHOT_EVERY_S="0.2")
+    stack = up(IDLE_AFTER_S="1", SNAPSHOT_EVERY_S="0.2", LOG_LEVEL="error")
     client = redis.Redis.from_url(stack.environment()["KEEPFIT_STORE_URL"])
     headers = {"Prefer": "wait=20", "Idempotency-Key": "one"}
     body = {"metadata": METADATA, "X": [["nike", 2000]], "y": [1]}
@@ -146,6 +147,9 @@ async def test_an_idle_model_leaves_and_its_next_use_brings_it_back(up: Callable
         after = await learn(stack, votes=1)
         assert (after["rows_seen"], after["version"]) == (before["rows_seen"] + 2, before["version"] + 2)
     assert stop_stack(stack) == 0
+    # Below the level of errors, services have logged only that they are ready.
+    logs = [(stack.data / f"logs/{name}.log").read_text() for name in ("gateway", "workers", "snapshotter")]
+    assert {json.loads(line)["event"] for log in logs for line in log.splitlines()} == READY_EVENTS
 
 
 def test_two_stacks_do_not_share_a_folder(stack: Stack) -> None:

@@ -1,5 +1,6 @@
 """Logs: failures are logged, and no key, password or value of a row with them."""
 
+import io
 import json
 import logging
 import os
@@ -165,6 +166,31 @@ def test_a_traceback_hides_messages_of_unforeseen_errors(rendered: list[MutableM
     ]
     assert all(line["exception"][0]["frames"][-1]["name"] == "fail" for line in rendered)
     assert password not in str(rendered)
+
+
+@pytest.mark.parametrize(
+    ("level", "methods"),
+    [
+        ("info", ["info", "warning", "error", "exception"]),
+        ("warning", ["warning", "error", "exception"]),
+        ("error", ["error", "exception"]),
+    ],
+)
+@pytest.mark.usefixtures("rendered")
+def test_events_below_the_level_are_dropped(level: str, methods: list[str]) -> None:
+    """Events from the level on are logged, and at any level those for which supervisors wait."""
+    lines = io.StringIO()
+    logs.configure_json(level)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(lines), cache_logger_on_first_use=False)
+    log = structlog.get_logger()
+    for method in ("debug", "info", "warning", "error", "exception"):
+        getattr(log, method)(method)
+    for event in sorted(logs.READY_EVENTS):
+        log.info(event)
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == [
+        *methods,
+        *sorted(logs.READY_EVENTS),
+    ]
 
 
 FAILING_WORKER = """
