@@ -17,12 +17,13 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from keepfit.errors import InvalidError, MalformedError
-from keepfit.identity import INTEGER_MAX
 
 Scalar = str | float | bool
 # Sorted by key, the texts of a key sorted too: two equal conditions are equal values.
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]
 
+# Magnitude of the integers of 64 bits.
+NUMBER_MAX = 2**63
 # Stored form; the settings hold one for each API key.
 TEXT_MAX = 4096
 ENCODED = re.compile(r"(?:[\w.~-]|%[0-9A-Fa-f]{2})*", re.ASCII)
@@ -40,10 +41,13 @@ def to_scalar(value: Any) -> Scalar | None:
 
 
 def possible_values(text: str) -> list[Scalar]:
-    """Return the metadata values that text of a query string may stand for.
+    """Return the values that text of a query string may stand for: in metadata, or in documents of the history.
 
-    >>> possible_values("nike"), possible_values("2001"), possible_values("true")
-    (['nike'], ['2001', 2001.0], ['true', True])
+    Metadata have no integers that a float cannot hold. Documents may have them, of up to 64 bits; as all numbers, they
+    are compared as floats.
+
+    >>> possible_values("nike"), possible_values("2001"), possible_values("true"), possible_values("9007199254740993")
+    (['nike'], ['2001', 2001.0], ['true', True], ['9007199254740993', 9007199254740992.0])
     """
     values: list[Scalar] = [text]
     try:
@@ -52,7 +56,7 @@ def possible_values(text: str) -> list[Scalar]:
         return values
     if isinstance(parsed, bool):
         values.append(parsed)
-    elif isinstance(parsed, int | float) and abs(parsed) <= INTEGER_MAX:
+    elif isinstance(parsed, int | float) and abs(parsed) <= NUMBER_MAX:
         values.append(float(parsed))
     return values
 
