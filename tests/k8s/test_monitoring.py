@@ -99,7 +99,7 @@ def test_expressions_name_what_a_gateway_exports(stack: Stack) -> None:
         exposed = answer.read().decode()
     page = (ROOT / "docs/reference/metrics.md").read_text()
     documented = {row[0]: row[1] for row in re.findall(r"^\| `(keepfit_\w+)` \| (.*)$", page, re.MULTILINE)}
-    labels = dict(re.findall(r"^(\w+)\{([^}]*\})", exposed, re.MULTILINE))
+    labels = dict(re.findall(r"^(\w+)\{((?:[^}\"]|\"[^\"]*\")*)\}", exposed, re.MULTILINE))
     used = set()
     for name, text in expressions().items():
         for metric, matchers in re.findall(r"\b((?:keepfit|process)_\w+)(?:\{((?:[^}\"]|\"[^\"]*\")*)\})?", text):
