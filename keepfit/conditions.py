@@ -9,6 +9,7 @@ Conditions are pairs of a key and the texts of which one must match; all pairs m
 """
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -17,13 +18,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from keepfit.errors import InvalidError, MalformedError
+from keepfit.identity import INTEGER_MAX
 
 Scalar = str | float | bool
 # Sorted by key, the texts of a key sorted too: two equal conditions are equal values.
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]
 
-# Magnitude of the integers of 64 bits.
-NUMBER_MAX = 2**63
 # Stored form; the settings hold one for each API key.
 TEXT_MAX = 4096
 ENCODED = re.compile(r"(?:[\w.~-]|%[0-9A-Fa-f]{2})*", re.ASCII)
@@ -34,20 +34,34 @@ PARSED_MAX = 4096
 
 
 def to_scalar(value: Any) -> Scalar | None:
-    """Return a value of metadata as it is compared, integers as floats; None for one that no condition matches."""
+    """Return a value of metadata as it is compared (:func:`to_number`); None for one that no condition matches."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return to_number(value)
     return value if isinstance(value, str | float | bool) else None
 
 
+def to_number(value: float) -> float | None:
+    """Return a number as it is compared: as a float, but an integer of 64 bits that has no float as itself.
+
+    Identifiers may have 64 bits: as floats, several of them would be one. None for a number beyond the largest float.
+
+    >>> to_number(7), to_number(2**53 + 1), to_number(2**70)
+    (7.0, 9007199254740993, 1.1805916207174113e+21)
+    """
+    if isinstance(value, int) and INTEGER_MAX < abs(value) < 2**63:
+        return value
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
 def possible_values(text: str) -> list[Scalar]:
-    """Return the values that text of a query string may stand for: in metadata, or in documents of the history.
+    """Return the metadata values that text of a query string may stand for.
 
-    Metadata have no integers that a float cannot hold. Documents may have them, of up to 64 bits; as all numbers, they
-    are compared as floats.
-
-    >>> possible_values("nike"), possible_values("2001"), possible_values("true"), possible_values("9007199254740993")
-    (['nike'], ['2001', 2001.0], ['true', True], ['9007199254740993', 9007199254740992.0])
+    >>> possible_values("nike"), possible_values("2001"), possible_values("true")
+    (['nike'], ['2001', 2001.0], ['true', True])
     """
     values: list[Scalar] = [text]
     try:
@@ -56,8 +70,8 @@ def possible_values(text: str) -> list[Scalar]:
         return values
     if isinstance(parsed, bool):
         values.append(parsed)
-    elif isinstance(parsed, int | float) and abs(parsed) <= NUMBER_MAX:
-        values.append(float(parsed))
+    elif isinstance(parsed, int | float) and (number := to_number(parsed)) is not None:
+        values.append(number)
     return values
 
 
@@ -75,15 +89,17 @@ def matches(metadata: Mapping[str, Any], conditions: Conditions) -> bool:
     """
     for key, accepted in _accepted(conditions):
         value = to_scalar(metadata.get(key))
-        # True and 1.0 are equal in Python, and different values of metadata.
-        if value is None or (type(value), value) not in accepted:
+        if value is None or (isinstance(value, bool), value) not in accepted:
             return False
     return True
 
 
 @lru_cache(maxsize=PARSED_MAX)
-def _accepted(conditions: Conditions) -> tuple[tuple[str, frozenset[tuple[type, Scalar]]], ...]:
-    return tuple((key, frozenset((type(value), value) for value in values_of(texts))) for key, texts in conditions)
+def _accepted(conditions: Conditions) -> tuple[tuple[str, frozenset[tuple[bool, Scalar]]], ...]:
+    # True and 1.0 are equal in Python, and different values of metadata.
+    return tuple(
+        (key, frozenset((isinstance(value, bool), value) for value in values_of(texts))) for key, texts in conditions
+    )
 
 
 def parse(arguments: Iterable[str]) -> Conditions:

@@ -48,7 +48,7 @@ def to_stored(document: Mapping[str, Any], keys: Sequence[str] = ()) -> Document
         "_id": document_id(type_, {key: fields[key] for key in keys} if keys else fields),
         "type": type_,
         "timestamp": timestamp,
-        "labels": to_labels({key: value for key, value in scalars.items() if _is_label(value)}),
+        "labels": to_labels(scalars),
         "document": rest,
     }
 
@@ -57,11 +57,6 @@ def document_id(type_: str, values: Mapping[str, Any]) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of a type and the values that identify a document."""
     text = json.dumps([type_, values], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_label(value: Any) -> bool:
-    # Larger integers do not fit into a double.
-    return not isinstance(value, int) or abs(value) < 2**1023
 
 
 def _to_python(value: Any) -> Any:

@@ -31,6 +31,8 @@ GROUPED_MAX = 1_000_000
 GROUPS_MAX = 10_000
 # A longer text is known by its digest.
 TEXT_MAX = 64
+# Each integer up to here is a float.
+WHOLE_MAX = 2.0**53
 
 # The value of each key by which documents are grouped; None for one that a document does not have.
 Group = tuple[Scalar | None, ...]
@@ -159,18 +161,20 @@ def group_values(id_: Any, keys: Sequence[str]) -> Group:
     if not keys:
         return ()
     if len(keys) == 1:
-        return (_label_value(id_),)
-    return tuple(_label_value(id_.get(f"k{place}")) for place in range(len(keys)))
+        return (group_value(id_),)
+    return tuple(group_value(id_.get(f"k{place}")) for place in range(len(keys)))
 
 
-def _label_value(value: Any) -> Scalar | None:
+def group_value(value: Any) -> Scalar | None:
     """Return the value of a group; labels store integers as floats, this returns them as integers.
 
-    Values that are not scalars form no group of their own.
+    Values that are not scalars form no group of their own. A float that is no integer of 64 bits stays one: MongoDB
+    cannot store larger integers.
     """
     if not isinstance(value, str | float | int | bool):
         return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_integer = isinstance(value, float) and value.is_integer() and abs(value) <= WHOLE_MAX
+    return int(value) if is_integer else value
 
 
 def _to_arrays(times: list[float], values: list[Any] | None, codes: Codes | None) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keepfit.conditions import Scalar, possible_values
+from keepfit.conditions import Scalar, possible_values, to_number
 from keepfit.errors import InvalidError, MalformedError
 
 ORDER = ("<", "<=", ">", ">=")
@@ -32,6 +32,9 @@ TEXT = re.compile(
 WORDS = re.compile(
     r"(?P<key>.*?\S)\s+(?:(?P<exists>(?:not\s+)?exists)|(?P<in>(?:not\s+)?in)\s+(?P<values>.*))", re.DOTALL
 )
+# Half of a character, which no database stores.
+SURROGATE = re.compile("[\ud800-\udfff]")
+WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 ITEM = re.compile(rf"\s*({_QUOTED}|[^,\"][^,]*)\s*(?:,|$)", re.DOTALL)
 
@@ -117,13 +120,10 @@ def of_mapping(key: str, given: Mapping[Any, Any]) -> Iterator[Comparison]:
 def to_value(key: str, given: Any) -> Scalar:
     """Return a value as it is compared; raise InvalidError if it is none that is."""
     value = given.item() if isinstance(given, np.generic) else given
-    if isinstance(value, str | bool):
+    if isinstance(value, bool | float) or (isinstance(value, str) and not SURROGATE.search(value)):
         return value
-    if isinstance(value, int | float):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
+    if isinstance(value, int) and (number := to_number(value)) is not None:
+        return number
     raise InvalidError(f"{key!r}: a filter value must be a string, a number, true or false.")
 
 
@@ -151,7 +151,7 @@ def _unquoted(text: str, whole: str) -> str:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, str):
+    if not isinstance(found, str) or SURROGATE.search(found):
         raise MalformedError(f"{whole[:SHOWN_MAX]!r}: {text[:SHOWN_MAX]} is not a JSON string.")
     return found
 
@@ -163,6 +163,8 @@ def _values(text: str, whole: str) -> list[Scalar]:
 def _ordered(text: str, whole: str) -> Scalar:
     if text.startswith('"'):
         return _unquoted(text, whole)
+    if WHOLE.fullmatch(text) and (number := to_number(int(text))) is not None:
+        return number
     return float(text) if NUMBER.fullmatch(text) else text
 
 

@@ -183,7 +183,8 @@ def compute(
     found: list[tuple[Group, Series]] = []
     count = 0
     for each in ordered:
-        series = _series(each.series(aggregation.buckets, aggregation.stat), aggregation, start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):
+            series = _series(each.series(aggregation.buckets, aggregation.stat), aggregation, start, stop)
         count += len(series)
         is_chosen_later = aggregation.top is not None or aggregation.bottom is not None
         if not is_chosen_later:
@@ -193,7 +194,8 @@ def compute(
             found = _chosen(found, aggregation)
     _check_all(sum(len(series) for _, series in found))
     return [
-        {"timestamp": moment, "value": None if number != number else number, **_label(group, aggregation)}  # noqa: PLR0124 - NaN
+        # A sum beyond the largest float is no number that JSON has.
+        {"timestamp": moment, "value": number if math.isfinite(number) else None, **_label(group, aggregation)}
         for group, series in found
         for moment, number in zip(series.times.tolist(), series.values.tolist(), strict=True)
     ]

@@ -2,6 +2,7 @@
 
 Owns the collection ``rollup_changes``: for each roll-up one change mark per block of time in which something changes.
 Every call that changes documents does so inside of :meth:`RollupChanges.writing` or :meth:`RollupChanges.deleting`.
+Documents of a roll-up that a user deletes are marked for that roll-up, which writes them again.
 
 Invariants: a mark exists before the change that it is about, so that a process that dies between the two has marked too
 much, never too little. A mark is removed only by a run that began more than :data:`WRITE_S` after it was set, and only
@@ -54,7 +55,7 @@ class RollupChanges:
         self._database = database
         self._marks = database.get_collection("rollup_changes", write_concern=journaled)
         self._rollups = database.get_collection("rollups", write_concern=journaled)
-        self._known: dict[str | None, tuple[float, frozenset[str]]] = {}
+        self._known: dict[tuple[str | None, bool], tuple[float, frozenset[str]]] = {}
 
     async def ensure_indexes(self) -> None:
         """Create the indexes by which roll-ups of a type, and their marks, are found."""
@@ -62,40 +63,45 @@ class RollupChanges:
         await self._marks.create_index([("rollup", ASCENDING), ("last", ASCENDING)])
 
     @asynccontextmanager
-    async def writing(self, documents: Iterable[Document]) -> AsyncIterator[None]:
-        """Mark the times of documents (their ``type`` and ``timestamp``) that the block stores or deletes."""
+    async def writing(self, documents: Iterable[Document], *, are_deleted: bool = False) -> AsyncIterator[None]:
+        """Mark the times of documents (their ``type`` and ``timestamp``) that the block stores, or deletes."""
         times: dict[str, list[float]] = {}
         for document in documents:
             times.setdefault(document["type"], []).append(document["timestamp"])
-        async with self._changing({type_: blocks_of(some) for type_, some in times.items()}):
+        async with self._changing({type_: blocks_of(some) for type_, some in times.items()}, are_deleted):
             yield
 
     @asynccontextmanager
     async def deleting(self, type_: str | None, first: float, last: float) -> AsyncIterator[None]:
         """Mark times (seconds; `last` excluded) of which the block deletes documents of a type (None: any)."""
-        async with self._changing({type_: [(first, last)]}):
+        async with self._changing({type_: [(first, last)]}, are_deleted=True):
             yield
 
     @asynccontextmanager
-    async def _changing(self, ranges: Mapping[str | None, Sequence[Range]]) -> AsyncIterator[None]:
-        marked = {type_: await self._rollups_of(type_, KNOWN_S) for type_ in ranges}
+    async def _changing(self, ranges: Mapping[str | None, Sequence[Range]], are_deleted: bool) -> AsyncIterator[None]:
+        marked = {type_: await self._rollups_of(type_, are_deleted, KNOWN_S) for type_ in ranges}
         await self._mark(marked, ranges)
         yield
         # A roll-up that is new since may have read before the documents were written.
-        new = {type_: await self._rollups_of(type_, 0.0) - marked[type_] for type_ in ranges}
+        new = {type_: await self._rollups_of(type_, are_deleted, 0.0) - marked[type_] for type_ in ranges}
         await self._mark(new, ranges)
 
-    async def _rollups_of(self, type_: str | None, age_s: float) -> frozenset[str]:
-        """Return the identifiers of the roll-ups of a type (None: of all), as they were at most `age_s` ago."""
-        read_s, found = self._known.get(type_, (-math.inf, frozenset()))
+    async def _rollups_of(self, type_: str | None, are_deleted: bool, age_s: float) -> frozenset[str]:
+        """Return the identifiers of the roll-ups of a type (None: of all), as they were at most `age_s` ago.
+
+        If documents of the type are deleted, those whose own documents have this type too.
+        """
+        read_s, found = self._known.get((type_, are_deleted), (-math.inf, frozenset()))
         if time.monotonic() - read_s >= age_s:
-            where = {"type": {"$exists": True}} if type_ is None else {"type": type_}
+            named = {"$exists": True} if type_ is None else {"$in": [type_, type_.rpartition("/")[0]]}
             read_s = time.monotonic()
             with unavailable():
-                found = frozenset([each["_id"] async for each in self._rollups.find(where, {"_id": 1})])
+                records = await self._rollups.find({"type": named}, {"type": 1, "declared": 1}).to_list(None)
+            types = {each["_id"]: [each["type"], *([target_of(each)] if are_deleted else [])] for each in records}
+            found = frozenset(id_ for id_, some in types.items() if type_ is None or type_ in some)
             if len(self._known) >= 1_000:
                 self._known.clear()
-            self._known[type_] = (read_s, found)
+            self._known[type_, are_deleted] = (read_s, found)
         return found
 
     async def _mark(
@@ -150,6 +156,11 @@ class RollupChanges:
         if changes:
             with unavailable():
                 await self._marks.bulk_write(changes, ordered=False)
+
+
+def target_of(record: Document) -> str | None:
+    """Return the type of the documents of the roll-up with this record of progress; version 0.1 wrote none."""
+    return f"{record['type']}/{record['declared'][0]}" if "declared" in record else None
 
 
 def _to_mark(document: Document, now: datetime) -> Mark:

@@ -2,19 +2,24 @@
 
 Owns the collection ``rollups``, one document for each roll-up; :mod:`keepfit.history.rollups.changes` has the marks of
 changed times. Invariants: one process at a time holds the hold of a roll-up; what a run takes over is pending until it
-has finished, so that a run that was interrupted is repeated.
+has finished, so that a run that was interrupted is repeated; a new roll-up rolls up everything again once all writes
+have ended that may have begun without knowing of it.
 """
 
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from keepfit.history.holds import Hold, Holds, is_held
 from keepfit.history.mongo import Collection, Document, unavailable
-from keepfit.history.rollups.changes import Mark, Range, RollupChanges, union
+from keepfit.history.rollups.changes import KNOWN_S, WRITE_S, Mark, Range, RollupChanges, target_of, union
 from keepfit.history.rollups.documents import Rollup
 from keepfit.times import SECONDS_MAX, SECONDS_MIN
 
+# When writes have ended that began before a roll-up, or soon after, and marked nothing for it.
+UNMARKED_S = KNOWN_S + WRITE_S
 # Version of the form of roll-up documents; all documents of a roll-up with another one are written again.
 FORM = 2
 
@@ -69,11 +74,23 @@ class RollupProgress:
         """
         marks = await self._changes.find(found["_id"], start)
         return [
-            (SECONDS_MIN, found["frozen_before"]),
+            (SECONDS_MIN, max(found["frozen_before"], found.get("gone_before", SECONDS_MIN))),
             (found["until"], SECONDS_MAX),
             *((first, last) for first, last in found.get("pending", ())),
             *((mark.first, mark.last) for mark in marks),
         ]
+
+    async def note_gone(self, but: Sequence[str], type_: str | None, stop: float) -> None:
+        """Note that documents of a type (None: all but those in `but`) before `stop` (seconds) are about to expire.
+
+        If they are those of roll-ups, queries before this time are answered from what these aggregate.
+        """
+        with unavailable():
+            records = await self._collection.find({"type": {"$exists": True}}, {"type": 1, "declared": 1}).to_list(None)
+            for each in records:
+                target = target_of(each)
+                if target is not None and (target not in but if type_ is None else target == type_):
+                    await self._collection.update_one({"_id": each["_id"]}, {"$max": {"gone_before": stop}})
 
     @asynccontextmanager
     async def run(
@@ -121,7 +138,10 @@ class RollupProgress:
             before_s = SECONDS_MIN if found is None else float(found.get("until", SECONDS_MIN))
             # A type of which there are snapshots now had only documents of users before.
             is_other = known.get("of_snapshots") != what["of_snapshots"]
-            if everything or is_other:
+            # A process that died within such a write left documents without a mark.
+            again_at = known.get("again_at", math.inf) if known else time.time() + UNMARKED_S
+            is_again = again_at <= time.time()
+            if everything or is_other or is_again:
                 ranges.append((SECONDS_MIN, stop))
             elif known["until"] < stop:
                 ranges.append((before_s, stop))
@@ -132,7 +152,7 @@ class RollupProgress:
             run = Run(Hold(id_, 0), union(ranges), marks, SECONDS_MIN if force else frozen, force)
             change = {
                 **what, "form": FORM, "until": max(before_s, stop), "frozen_before": run.frozen_before,
-                "pending": run.ranges, "force": force,
+                "pending": run.ranges, "force": force, "again_at": math.inf if is_again else again_at,
             }  # fmt: skip
             hold = await self._holds.take(id_, found, change)
             if hold is not None:

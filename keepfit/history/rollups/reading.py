@@ -7,12 +7,12 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from keepfit.conditions import Scalar
 from keepfit.history.mongo import UPKEEP_TIMEOUT_S, Database, Document, long_call
+from keepfit.history.queries.columns import group_value
 from keepfit.history.queries.filters import Filter
 from keepfit.history.queries.sources import SnapshotSource, Source, group_key
 from keepfit.history.rollups.documents import Rollup
@@ -57,7 +57,7 @@ async def read_intervals(
                 value = each["v"]
                 if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value):
                     continue
-                group = to_group(each.get("g"))
+                group = group_value(each.get("g"))
                 times, values = columns.setdefault((each.get("e"), type(group), group), ([], []))
                 times.append(each["t"])
                 values.append(float(value))
@@ -83,13 +83,6 @@ def pipeline(source: Source, rollup: Rollup, start: float | None, stop: float | 
         {"$match": {path: {"$type": "number"}}},
         {"$project": shown},
     ]
-
-
-def to_group(value: Any) -> Scalar | None:
-    """Return the value of a group: integers as such, and None for what is not a scalar."""
-    if not isinstance(value, str | float | int | bool):
-        return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def merged(parts: Mapping[Expiry, Sequence[Summary]], but: Expiry) -> list[Summary]:

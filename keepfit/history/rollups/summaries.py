@@ -17,6 +17,7 @@ from keepfit.history.queries.buckets import bucket_numbers, bucket_starts
 from keepfit.history.queries.statistic import PERCENTILE
 from keepfit.history.queries.zones import Array
 from keepfit.history.rollups.sketch import Sketch
+from keepfit.times import SECONDS_MIN
 
 # What a roll-up's document shows.
 STATS = ("count", "sum", "mean", "min", "max", "first", "last")
@@ -117,7 +118,8 @@ def summarize(times: Array, values: Array, every: float) -> Iterator[tuple[float
     if not len(numbers):
         return
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-    begins = bucket_starts(numbers[starts], every).tolist()
+    # An interval that begins before the first time begins with it.
+    begins = np.maximum(bucket_starts(numbers[starts], every), SECONDS_MIN).tolist()
     for begin, low, high in zip(begins, starts, [*starts[1:], len(ranked)], strict=True):
         yield begin, Summary.of(stamps[low:high], ranked[low:high])
 

@@ -75,13 +75,16 @@ async def run(timeline: Timeline, upkeep: Upkeep, now: float | None = None) -> t
     for rule, seconds in upkeep.keep_s:
         types = sorted(rolled_up - named) if rule == ALL_OTHERS else [rule]
         for type_ in types:
+            await timeline.rollup_progress.note_gone((), type_, now - seconds)
             if type_ in rolled_up:
                 some = await _expire(timeline, upkeep, type_, now - seconds, now)
                 written, deleted = written + some[0], deleted + some[1]
             else:
                 deleted += await timeline.stored.expire(type_, (), now - seconds)
         if rule == ALL_OTHERS:
-            deleted += await timeline.stored.expire(None, sorted(named | rolled_up), now - seconds)
+            kept = sorted(named | rolled_up)
+            await timeline.rollup_progress.note_gone(kept, None, now - seconds)
+            deleted += await timeline.stored.expire(None, kept, now - seconds)
     return written, deleted
 
 

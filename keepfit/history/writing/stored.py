@@ -61,7 +61,7 @@ class StoredDocuments:
                         raise
                     # A concurrent call inserted it: it exists now and is replaced.
                     await self._collection.bulk_write(writes, ordered=False)
-        except (InvalidDocument, DocumentTooLarge, OverflowError) as error:
+        except (InvalidDocument, DocumentTooLarge, OverflowError, UnicodeEncodeError) as error:
             raise InvalidError(f"MongoDB cannot store this document: {error}") from None
 
     async def reuse_ids(self, batch: Sequence[Document], keys: Sequence[str], in_: Sequence[str]) -> Sequence[Document]:
@@ -96,7 +96,7 @@ class StoredDocuments:
             return False
         # Not if it was replaced since.
         one = {name: found[0][name] for name in ("_id", "type", "timestamp", "document")}
-        async with self._changes.writing(found):
+        async with self._changes.writing(found, are_deleted=True):
             with unavailable():
                 result = await self._collection.delete_one(one)
         return bool(result.deleted_count)

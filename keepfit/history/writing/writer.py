@@ -83,7 +83,7 @@ class DocumentWriter:
                 known = await self._insert(batch)
                 if known and existing != "stays":
                     await self._change(known, existing)
-        except (InvalidDocument, DocumentTooLarge, OverflowError) as error:
+        except (InvalidDocument, DocumentTooLarge, OverflowError, UnicodeEncodeError) as error:
             raise InvalidError(f"MongoDB cannot store this document: {error}") from None
 
     async def _insert(self, batch: Sequence[Document]) -> list[Document]:
@@ -128,7 +128,7 @@ class DocumentWriter:
                 break
             # One that was replaced since, and matches no more, stays.
             ids: Document = {"_id": {"$in": [document["_id"] for document in found]}}
-            async with self._changes.writing(found), long_call(self._database):
+            async with self._changes.writing(found, are_deleted=True), long_call(self._database):
                 result = await self._collection.delete_many({**ids, **conditions})
             deleted += result.deleted_count
             if time.monotonic() >= end_s:

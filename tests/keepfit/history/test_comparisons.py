@@ -31,7 +31,7 @@ ORDERED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator
         ("a=1", Comparison("a", "=", ("1", 1.0))), ("a != x y ", Comparison("a", "!=", ("x y",))),
         ('a="1"', Comparison("a", "=", ("1",))), ("fit.size>=-2.5e1", Comparison("fit.size", ">=", (-25.0,))),
         ("a<b", Comparison("a", "<", ("b",))), ('a<"5"', Comparison("a", "<", ("5",))),
-        ("a=9007199254740993", Comparison("a", "=", ("9007199254740993", 2.0**53))),
+        ("a=9007199254740993", Comparison("a", "=", ("9007199254740993", 2**53 + 1))),
         ('brand in nike, "a, b",7', Comparison("brand", "in", ("nike", "a, b", "7", 7.0))),
         ("a not  in b", Comparison("a", "not in", ("b",))), ("a exists", Comparison("a", "exists")),
         ('"a<b" not exists', Comparison("a<b", "not exists")), ("a=b in c", Comparison("a", "=", ("b in c",))),

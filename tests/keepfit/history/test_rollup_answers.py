@@ -1,6 +1,7 @@
 """Queries that roll-ups answer: the same points as from the documents, and percentiles of what has expired."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +11,14 @@ from pymongo.database import Database
 
 from keepfit.errors import InvalidError
 from keepfit.history import Document, Registry, Timeline
+from keepfit.history.documents import to_stored
 from keepfit.history.queries import columns
+from keepfit.history.queries.filters import Filter
 from keepfit.history.registry import snapshot_upkeep
 from keepfit.history.rollups import answers as rollup_answers
 from keepfit.history.rollups.changes import WRITE_S
 from keepfit.history.rollups.documents import Rollup
+from keepfit.history.rollups.progress import UNMARKED_S
 from keepfit.history.rollups.sketch import ACCURACY
 from keepfit.history.upkeep import rollups, timeline_upkeep
 from keepfit.history.upkeep.timeline_upkeep import Upkeep
@@ -183,3 +187,43 @@ async def test_thinned_snapshots_are_read_themselves(
     await timeline.store({"type": "shoes", "timestamp": NOON, "rows_seen": 5})
     assert (await timeline.points(**query, kind="document"))[0]["value"] == 5
     assert used[2] is None
+
+
+async def test_queries_are_the_same_after_documents_of_a_roll_up_are_gone(
+    timeline: Timeline, database: Database[Document], monkeypatch: pytest.MonkeyPatch, used: list[Any]
+) -> None:
+    """A rule that deletes a roll-up's documents before those that it aggregates, or a deletion, changes no answer."""
+    await timeline.bulk_upsert(votes(np.random.default_rng(5), 120))
+    now = NOON + 60 * 300
+    for keep in ((("vote", 1e6), ("*", 3600.0)), (("vote/1h", 7200.0),)):
+        for _ in range(2):
+            await timeline_upkeep.run(timeline, Upkeep((HOURLY,), keep), now)
+            settle(database)
+        query = {"field": "fit.size", "every": "1h", "stat": "count", "where": {"type": "vote"}}
+        planned, plain = await both(timeline, monkeypatch, **query)
+        assert planned == plain
+        assert used.pop() is not None
+    for delete in (
+        lambda: timeline.delete({"type": "vote/1h"}),
+        lambda: timeline.delete_many({"type": "vote/1h"}, NOON),
+        lambda: timeline.writer.delete(Filter("vote/1h"), None, None),
+    ):
+        await timeline_upkeep.run(timeline, Upkeep((HOURLY,)), now)
+        settle(database)
+        await timeline_upkeep.run(timeline, Upkeep((HOURLY,)), now)
+        assert await delete()
+        planned, plain = await both(timeline, monkeypatch, **query)
+        assert planned == plain
+
+
+async def test_a_new_roll_up_takes_what_was_written_without_its_knowledge(
+    timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies within a write, before it could know the roll-up, leaves a document that is rolled up."""
+    await rollups.roll_up(timeline, HOURLY, NOON + 86_400)
+    await timeline.stored.source.collection.insert_one(to_stored(votes(np.random.default_rng(3), 1)[0]))
+    assert await rollups.roll_up(timeline, HOURLY, NOON + 86_400) == 0
+    later = time.time() + UNMARKED_S
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert await rollups.roll_up(timeline, HOURLY, NOON + 86_400) == 1
+    assert await rollups.roll_up(timeline, HOURLY, NOON + 86_400) == 0
