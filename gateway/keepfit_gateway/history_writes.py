@@ -40,10 +40,10 @@ class HistoryWrites:
         """Note a request with this Idempotency-Key; raises as :meth:`SentRequests.begin`."""
         return await self._sent.begin(key, digest, time.time())
 
-    async def finish(self, key: str, stored: int) -> None:
+    async def finish(self, key: str, stored: int, content: str | None = None) -> None:
         """Note that all documents of a request are stored. Without this note, a repeated one writes the same again."""
         with contextlib.suppress(UnavailableError):
-            await self._sent.finish(key, stored)
+            await self._sent.finish(key, stored, content)
 
     async def write(self, caller: Key, documents: Sequence[Document], existing: Existing, size_bytes: int) -> None:
         """Write documents that take `size_bytes` as they were sent.

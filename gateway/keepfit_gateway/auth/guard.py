@@ -27,7 +27,7 @@ from keepfit_gateway import bound_key
 from keepfit_gateway.auth.cross_site import CrossSitePolicy
 from keepfit_gateway.auth.sessions import Session, Sessions, check_own_page
 from keepfit_gateway.auth.shared_rates import SharedBucket, SharedRates
-from keepfit_gateway.web import fields
+from keepfit_gateway.web import fields, influx_answers
 from keepfit_gateway.web.fields import Headers
 from keepfit_gateway.web.offload import run_in_daemon_thread
 from keepfit_gateway.web.problems import REQUEST_ID, SEES_REASONS, to_problem
@@ -205,8 +205,9 @@ class ApiKeyGuard:
         if self._keys is None:
             return UNRESTRICTED
         scheme, _, token = header.partition(" ")
-        # Clients of InfluxDB send "Token".
-        key = self._keys.find(token.strip(" ")) if scheme.lower() in ("bearer", "token") else None
+        # Clients of InfluxDB send "Token", to the paths of InfluxDB.
+        is_known = scheme.lower() == "bearer" or (scheme.lower() == "token" and influx_answers.is_path(request.path))
+        key = self._keys.find(token.strip(" ")) if is_known else None
         if key is not None:
             return key
         session = None if header else self._sessions.find(request, self._keys)

@@ -168,16 +168,20 @@ def _prepare(incoming: Incoming, document: Any, position: int, size_max: int) ->
 async def _store_stream(request: web.Request, keys: Sequence[str]) -> int:
     """Store the documents of a stream as they arrive; return their number."""
     writes, key, at = request.app[SERVICE].history_writes, idempotency_key(request), None
+    content = hashlib.sha256(b"".join(name.encode() + b"\0" for name in keys))
     if key is not None:
         sent = await writes.begin(key, "")
         if sent.stored is not None:
+            async for lines in read_lines(request, request.app[SETTINGS]):
+                await compute(sum(map(len, lines)), _add_lines, content, lines)
+            sent.check(content.hexdigest())
             return sent.stored
         at = sent.at
     incoming, stored, number = incoming_of(request, keys, at, key or ""), 0, 0
     try:
         async for lines in read_lines(request, request.app[SETTINGS]):
             size = sum(map(len, lines))
-            batch = await compute(size, _parse_lines, lines, number, incoming)
+            batch = await compute(size, _parse_lines, lines, number, incoming, content)
             await writes.write(request[CALLER], batch.documents, incoming.existing, batch.size_bytes)
             stored += len(batch.documents)
             number += len(lines)
@@ -189,13 +193,21 @@ async def _store_stream(request: web.Request, keys: Sequence[str]) -> int:
         error.text = f"{error.text} {_stored_text(stored)}"
         raise
     if key is not None:
-        await writes.finish(key, stored)
+        await writes.finish(key, stored, content.hexdigest())
     return stored
 
 
-def _parse_lines(lines: Sequence[bytes], number: int, incoming: Incoming) -> _Batch:
-    """Return the documents of lines of a stream, of which `number` were read before."""
+def _add_lines(content: Any, lines: Sequence[bytes]) -> None:
+    """Add lines to the digest of a stream, which is the same however the lines arrive."""
+    for line in lines:
+        content.update(line)
+        content.update(b"\n")
+
+
+def _parse_lines(lines: Sequence[bytes], number: int, incoming: Incoming, content: Any) -> _Batch:
+    """Return the documents of lines of a stream, of which `number` were read before; add them to its digest."""
     documents, size = list[Document](), 0
+    _add_lines(content, lines)
     for position, line in enumerate(lines, number):
         text = line.strip()
         if not text:

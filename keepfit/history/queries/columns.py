@@ -18,7 +18,7 @@ import numpy as np
 
 from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError
-from keepfit.history.mongo import Document, gather_all, unavailable
+from keepfit.history.mongo import Document, gather_all
 from keepfit.history.queries import grouping, reading
 from keepfit.history.queries.buckets import Buckets
 from keepfit.history.queries.filters import Filter
@@ -141,7 +141,7 @@ async def _read_window(
         pipeline.append({"$match": {source.field_path(name): {"$type": types}}})
         pushes["v"] = {"$push": f"${source.field_path(name)}"}
     pipeline.append({"$group": {"_id": group_id(source, keys), **pushes}})
-    with unavailable():
+    with reading.within_window(start, stop):
         found = await source.collection.aggregate(pipeline).to_list(None)
     return [
         (group_values(document["_id"], keys), *_to_arrays(document["t"], document.get("v"), codes))

@@ -9,12 +9,17 @@ itself; a server that collects all matches before it sorts and limits them (Seca
 and no call takes long on either.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
+
+from keepfit.errors import UnavailableError
+from keepfit.history import mongo
 from keepfit.history.mongo import Document, gather_all, unavailable
 from keepfit.history.queries.filters import Filter
 from keepfit.history.queries.sources import Source
+from keepfit.times import format_time
 
 Window = tuple[float | None, float | None]
 
@@ -103,13 +108,33 @@ async def _merged(
 
 async def _sorted(source: Source, where: Filter, low: float | None, high: float | None) -> AsyncGenerator[Document]:
     pipeline = [*source.match_stages(where, low, high), {"$sort": {"timestamp": -1}}]
-    with unavailable():
+    with within_window(low, high):
         async for document in source.collection.aggregate(pipeline):
             yield source.to_public(document)
 
 
 def _timestamp(document: Document | None) -> float:
     return float("-inf") if document is None else float(document["timestamp"])
+
+
+@contextmanager
+def within_window(start: float | None, stop: float | None) -> Iterator[None]:
+    """Raise UnavailableError for errors of the driver; if a server reads a window for too long, it says what helps."""
+    try:
+        with unavailable():
+            yield
+    except UnavailableError as error:
+        cause = error.__cause__
+        is_slow = isinstance(cause, PyMongoError) and cause.timeout
+        if not is_slow or isinstance(cause, ServerSelectionTimeoutError):
+            raise
+        first, last = (None if edge is None else format_time(round(edge)) for edge in (start, stop))
+        message = (
+            f"MongoDB has not read the documents {f'from {first} ' if first else ''}{f'before {last} ' if last else ''}"
+            f"within {mongo.CALL_TIMEOUT_MS / 1000:g} s: they are too many for it, or it is overloaded. Ask for a "
+            "shorter time with after and before, or for points that a roll-up has."
+        )
+        raise UnavailableError(message, message) from cause
 
 
 def windows(
@@ -160,7 +185,7 @@ async def _read_sorted(
         pipeline = [*source.match_stages(where, start, stop), {"$sort": {"timestamp": direction}}]
         if limit:
             pipeline.append({"$limit": limit})
-        with unavailable():
+        with within_window(start, stop):
             return [source.to_public(document) async for document in source.collection.aggregate(pipeline)]
 
     found = [document for some in await gather_all(*map(of, sources)) for document in some]

@@ -15,7 +15,7 @@ from typing import Any
 
 from keepfit.conditions import Scalar
 from keepfit.errors import InvalidError
-from keepfit.history.mongo import Document, gather_all, unavailable
+from keepfit.history.mongo import Document, gather_all
 from keepfit.history.queries import columns, reading
 from keepfit.history.queries.columns import group_id, group_values
 from keepfit.history.queries.filters import Filter
@@ -47,7 +47,7 @@ async def read_extreme(
             {"$match": {path: {"$type": "number", "$not": {"$type": "array"}}}},
         ]
         chosen: list[Document] = [{"$sort": {path: direction, "timestamp": -1}}, {"$limit": count}]
-        with unavailable():
+        with reading.within_window(low, high):
             documents = await source.collection.aggregate([*found, *chosen]).to_list(None)
             # The size of the next window depends on all documents of this one.
             counted = await source.collection.aggregate([*found, {"$count": "n"}]).to_list(None)
@@ -105,7 +105,7 @@ async def read_last_per(
     async def of(source: Source, low: float | None, high: float | None) -> list[Document]:
         group = {"_id": group_id(source, keys), "document": {"$first": "$$ROOT"}, "n": {"$sum": 1}}
         pipeline = [*source.match_stages(where, low, high), {"$sort": {"timestamp": -1}}, {"$group": group}]
-        with unavailable():
+        with reading.within_window(low, high):
             found = await source.collection.aggregate(pipeline).to_list(None)
         return [{**each, "document": source.to_public(each["document"])} for each in found]
 

@@ -20,14 +20,24 @@ from keepfit.errors import IdempotencyError, QuotaError
 from keepfit.history.mongo import Collection, Document, unavailable
 
 DAY_S = 86_400
+OTHER_BODY = "This Idempotency-Key was used with another body; use a new key for a new request."
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request: the time of its first attempt (seconds), and how many documents it stored, None until it finished."""
+    """A request: the time of its first attempt (seconds), and how many documents it stored, None until it finished.
+
+    `content` is the digest of the lines of a stream that has finished.
+    """
 
     at: float
     stored: int | None = None
+    content: str | None = None
+
+    def check(self, content: str) -> None:
+        """Raise IdempotencyError unless a stream is the one that has finished."""
+        if self.content not in (None, content):
+            raise IdempotencyError(OTHER_BODY)
 
 
 class _Expiring:
@@ -55,7 +65,7 @@ class SentRequests:
         self._keep = timedelta(seconds=keep_s)
 
     async def begin(self, key: str, digest: str, now: float) -> Sent:
-        """Note a request and return it as it is known; `digest` is that of its body, or empty.
+        """Note a request and return it as it is known; `digest` is that of its body, empty for a stream.
 
         Raises
         ------
@@ -73,8 +83,8 @@ class SentRequests:
                 await self._requests.collection.delete_one({"_id": key, "expires": known["expires"]})
             known = await self._find_or_add(key, {"digest": digest, "at": now, "expires": expires})
         if known["digest"] != digest:
-            raise IdempotencyError("This Idempotency-Key was used with another body; use a new key for a new request.")
-        return Sent(known["at"], known.get("stored"))
+            raise IdempotencyError(OTHER_BODY)
+        return Sent(known["at"], known.get("stored"), known.get("content"))
 
     async def _find_or_add(self, key: str, record: Mapping[str, object]) -> Document:
         collection = self._requests.collection
@@ -86,10 +96,13 @@ class SentRequests:
             if found is not None:
                 return dict(found)
 
-    async def finish(self, key: str, stored: int) -> None:
-        """Note that all documents of a request are stored; raise UnavailableError if MongoDB is unavailable."""
+    async def finish(self, key: str, stored: int, content: str | None = None) -> None:
+        """Note that all documents of a request are stored; raise UnavailableError if MongoDB is unavailable.
+
+        `content` is the digest of the lines of a stream.
+        """
         with unavailable():
-            await self._requests.collection.update_one({"_id": key}, {"$set": {"stored": stored}})
+            await self._requests.collection.update_one({"_id": key}, {"$set": {"stored": stored, "content": content}})
 
 
 class Quotas:

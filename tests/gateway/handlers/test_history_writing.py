@@ -84,6 +84,12 @@ async def test_requests_are_repeated_safely(workerless: Api) -> None:
         reply = await workerless.call("POST", "/v1/history", data=lines(made), headers=stream)
         assert reply.of(200) == {"stored": 2}
     assert len(await votes(workerless)) == 4
+    coded = {**stream, "Content-Encoding": "gzip"}
+    reply = await workerless.call("POST", "/v1/history", data=gzip.compress(lines(made)), headers=coded)
+    assert reply.of(200) == {"stored": 2}
+    for path, body in (("/v1/history", lines(made[:1])), ("/v1/history?keys=brand", lines(made))):
+        (await workerless.call("POST", path, data=body, headers=stream)).problem(422)
+    assert len(await votes(workerless)) == 4
 
 
 async def test_a_stream_is_stored(workerless: Api) -> None:

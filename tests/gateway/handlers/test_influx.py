@@ -177,3 +177,6 @@ async def test_tokens(keys: tuple[Api, dict[str, str]]) -> None:
     found = (await api.call("GET", "/v1/history?type=cpu", headers=reader)).of(200)["documents"]
     assert sorted((one["host"], one["f"]) for one in found) == [("web-1", 1.0), ("web-2", 1.0)]
     assert (await api.get("/ping")).status == 204
+    # The scheme is InfluxDB's: other paths have one scheme.
+    token = {"Authorization": f"Token {tokens['reader']}"}
+    assert (await api.call("GET", "/v1/history?type=cpu", headers=token)).status == 401

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymongo.database import Database
+from pymongo.errors import NetworkTimeout
 
 from keepfit.errors import InvalidError, MalformedError, UnavailableError
 from keepfit.history import Document, Registry, Timeline, TimelineSync, mongo, to_dataframe
@@ -548,3 +549,24 @@ def test_to_dataframe_orders_rows_and_flattens_values() -> None:
         exact
     )
     assert to_dataframe([]).empty
+
+
+async def test_a_window_that_takes_too_long_names_the_cure(mongo_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that answers, but not in time, the error says which documents it read, and what to ask for."""
+    async with Timeline.open(mongo_url) as timeline:
+        await timeline.store(vote(NOON))
+        collection = timeline.stored.source.collection
+
+        def too_slow(*_: Any, **__: Any) -> Any:
+            raise NetworkTimeout("timed out")
+
+        monkeypatch.setattr(type(collection), "aggregate", too_slow)
+        for call in (
+            lambda: timeline.query({"type": "vote"}, NOON, kind="document"),
+            lambda: timeline.points("n", "1h", where={"type": "vote"}, start=NOON, kind="document"),
+            lambda: timeline.query_top("n", 1, {"type": "vote"}, NOON, kind="document"),
+            lambda: timeline.query_last_per("n", {"type": "vote"}, NOON, kind="document"),
+            lambda: anext(timeline.stream({"type": "vote"}, NOON, kind="document")),
+        ):
+            with pytest.raises(UnavailableError, match=r"within 4 s: .* after and before"):
+                await call()
