@@ -144,9 +144,16 @@ def kill_all(data: Path) -> int:
     # Pause `keepfit up` first, or it would restart the killed processes.
     os.kill(record.pid, signal.SIGSTOP)
     pids = [pid for part in record.parts.values() for pid in (*_children(part), part)] + [record.pid]
-    for pid in pids:
+    return sum([_kill(pid) for pid in pids])
+
+
+def _kill(pid: int) -> bool:
+    """Kill a process; return False if it has ended meanwhile, as children of a service may at any time."""
+    try:
         os.kill(pid, signal.SIGKILL)
-    return len(pids)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _children(pid: int) -> list[int]:

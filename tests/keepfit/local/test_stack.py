@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from keepfit import hash_seed
-from keepfit.local import stack
+from keepfit.local import demo, stack
+from keepfit.local.data_folder import RunningStack
 from keepfit.local.demo import kill_all
 from keepfit.observability.logs import READY_EVENTS
 from keepfit.settings import load
@@ -80,6 +81,18 @@ async def test_a_second_up_continues_with_the_data(up: Callable[[], Stack], monk
     stack = up()
     assert await learn(stack, votes=0) == second
     assert stop_stack(stack) == 0
+
+
+def test_a_child_that_ends_meanwhile_stops_no_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of a stack are killed, although a child of a service ended after it was listed."""
+    lasting, child = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    child.kill()
+    child.wait()
+    record = RunningStack(url="", pid=lasting.pid, parts={"workers": lasting.pid})
+    monkeypatch.setattr(demo, "record_of", lambda data: record)
+    monkeypatch.setattr(demo, "_children", lambda pid: [child.pid])
+    assert kill_all(tmp_path) == 2
+    assert lasting.wait() == -signal.SIGKILL
 
 
 @pytest.mark.timeout(240)
