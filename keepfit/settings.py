@@ -17,14 +17,15 @@ from pydantic_settings import SettingsConfigDict
 from keepfit import control_groups
 from keepfit.client_settings import PREFIX, VALUE_SHOWN_MAX, cleaned, variable_of
 from keepfit.errors import SettingsError
-from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX, SnapshotSettings
+from keepfit.monitoring_settings import MonitoringSettings
+from keepfit.snapshot_settings import BYTES_MAX, ENTRIES_MAX, SECONDS_MAX
 
 # The number of workers that stands for one on each core.
 AUTO = "auto"
 UNITS = {"_per_s": " (per second)", "_s": " (seconds)", "_ms": " (milliseconds)", "_bytes_max": " (bytes)"}
 
 
-class Settings(SnapshotSettings):
+class Settings(MonitoringSettings):
     """The settings of all services. Each field has a description."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
@@ -314,19 +315,6 @@ class Settings(SnapshotSettings):
             "replaced between two jobs; 0: its share of three quarters of the machine's or container's memory."
         ),
     )
-
-    alive_file: str = Field(
-        "",
-        description=(
-            "File that `keepfit worker` touches each second, and `keepfit snapshot --every` at each pass: its age "
-            "shows a probe that the process hangs; empty: none."
-        ),
-    )
-
-    log_level: Literal["info", "warning", "error"] = Field(
-        "info", description="Lowest level that services log; that they are ready they always log."
-    )
-    access_log: bool = Field(False, description="Whether gateways log each request that they have answered.")
 
     @field_validator("*", mode="before")
     @classmethod

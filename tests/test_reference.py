@@ -23,6 +23,7 @@ from keepfit.security.api_keys import OPEN
 from keepfit.security.envelope import UPLOAD_KEYS
 from keepfit_gateway.routes import ROUTES
 from keepfit_gateway.web.problems import problem_of, problem_of_http, status_of
+from keepfit_workers import metrics as worker_metrics
 from tests.conftest import Stack
 from tests.examples_in_docs import assert_same_form
 
@@ -199,8 +200,9 @@ def test_the_page_lists_every_log_event() -> None:
 
 
 def metrics() -> set[str]:
-    """Return the names of metrics in the gateway's code, as a scrape shows them."""
-    found = set()
+    """Return the names of metrics in the code of gateway and workers, as a scrape shows them."""
+    found = {f"{one.name}_total" if isinstance(one, worker_metrics.Counter) else one.name for one in worker_metrics.ALL}
+    found |= {"keepfit_worker_processes", worker_metrics.MODELS_HELD}
     for path in (ROOT / "gateway").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not node.args:

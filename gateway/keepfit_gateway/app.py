@@ -17,6 +17,7 @@ import uvloop
 from aiohttp import web
 
 from keepfit.backends import addresses
+from keepfit.observability.process_counts import Parts, ProcessCounts
 from keepfit.security.api_keys import OPEN
 from keepfit.settings import Settings
 from keepfit.settings_check import requires_keys
@@ -35,7 +36,6 @@ from keepfit_gateway.web.connection import ProblemHandler, limit_unread_answers
 from keepfit_gateway.web.incoming import request_factory
 from keepfit_gateway.web.open_connections import raise_file_limit
 from keepfit_gateway.web.problems import problems
-from keepfit_gateway.web.process_counts import Parts, ProcessCounts
 from keepfit_gateway.web.request_counts import count_requests
 from keepfit_gateway.web.responses import compress_responses
 

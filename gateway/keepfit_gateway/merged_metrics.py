@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
-from keepfit_gateway.web.process_counts import Key, Parts, ProcessCounts
+from keepfit.observability.process_counts import Key, Parts, ProcessCounts
 
 PUBLISH_S = 1.0
 Merge = Callable[[list[float]], float]

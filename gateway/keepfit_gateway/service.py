@@ -15,6 +15,7 @@ from keepfit.backends.backoff import Backoff
 from keepfit.errors import UnavailableError
 from keepfit.history import Registry
 from keepfit.observability.outage import Outage
+from keepfit.observability.process_counts import Parts
 from keepfit.recipe import uploads
 from keepfit.rowlog.row_log import open_log
 from keepfit.scoring.encoding import decode
@@ -41,7 +42,6 @@ from keepfit_gateway.prediction.without_worker import Counts
 from keepfit_gateway.traffic import TrafficCounts
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
-from keepfit_gateway.web.process_counts import Parts
 from keepfit_gateway.web.request_counts import RequestMetrics
 from keepfit_gateway.worker_client import WorkerClient
 

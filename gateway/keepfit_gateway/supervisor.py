@@ -22,10 +22,10 @@ import structlog
 from keepfit import child_processes
 from keepfit.child_processes import RESTART_PAUSE_S, StopRequest
 from keepfit.errors import KeepfitError, UnavailableError
+from keepfit.observability.process_counts import Parts, ProcessCounts
 from keepfit.settings import Settings
 from keepfit_gateway import app
 from keepfit_gateway.shared_port import SharedPort, shared_port
-from keepfit_gateway.web.process_counts import Parts, ProcessCounts
 
 log = structlog.get_logger(__name__)
 

@@ -1,22 +1,25 @@
-"""Addresses that a gateway listens on: their URLs, and why one cannot be used.
+"""Addresses that services listen on: their URLs, and why one cannot be used.
 
-Owns the texts about KEEPFIT_HOST and the port. Never listens. Invariant: a URL of an IPv6 address has brackets, and a
-client on this machine can connect to :func:`url_to_connect`.
+Owns the texts about the settings of a host and a port. Never listens. Invariant: a URL of an IPv6 address has brackets,
+and a client on this machine can connect to :func:`url_to_connect`.
 """
 
 import errno
 import socket
+from collections.abc import Mapping
 
 from keepfit.errors import SettingsError
 
 # What a client connects to where a gateway listens on all addresses.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - these are compared, not bound # nosec B104
 REASONS = {
-    errno.EADDRINUSE: "the port is in use; choose another one with KEEPFIT_PORT, or with --port of `keepfit up`",
-    errno.EADDRNOTAVAIL: "KEEPFIT_HOST is not an address of this machine; use 127.0.0.1, ::1, 0.0.0.0 or ::",
-    errno.EACCES: "this user may not use the port; choose one from 1024 to 65535 with KEEPFIT_PORT, or with --port of "
-    "`keepfit up`",
+    errno.EADDRINUSE: "the port is in use; choose another one with {port}",
+    errno.EADDRNOTAVAIL: "{host} is not an address of this machine; use 127.0.0.1, ::1, 0.0.0.0 or ::",
+    errno.EACCES: "this user may not use the port; choose one from 1024 to 65535 with {port}",
 }
+UNRESOLVED = "{host} is neither an address nor a name that can be resolved; use 127.0.0.1, ::1, 0.0.0.0 or ::"
+# How the settings of an address are named in these texts.
+GATEWAY = {"host": "KEEPFIT_HOST", "port": "KEEPFIT_PORT, or with --port of `keepfit up`"}
 
 
 def http_url(host: str, port: int) -> str:
@@ -37,12 +40,16 @@ def url_to_connect(host: str, port: int) -> str:
     return http_url(LOOPBACK.get(host, host), port)
 
 
-def listen_error(host: str, port: int, error: OSError | UnicodeError) -> SettingsError:
-    """Return the error of an address that cannot be listened on; it says what would be right."""
+def listen_error(
+    host: str, port: int, error: OSError | UnicodeError, names: Mapping[str, str] = GATEWAY
+) -> SettingsError:
+    """Return the error of an address that cannot be listened on; it says what would be right, and in which setting."""
     if isinstance(error, socket.gaierror | UnicodeError):
-        reason = "KEEPFIT_HOST is neither an address nor a name that can be resolved; use 127.0.0.1, ::1, 0.0.0.0 or ::"
+        reason = UNRESOLVED.format(**names)
+    elif error.errno in REASONS:
+        reason = REASONS[error.errno].format(**names)
     else:
-        reason = REASONS.get(error.errno or 0, str(error.strerror or error))
+        reason = str(error.strerror or error)
     return SettingsError(f"Cannot listen on {http_url(host, port).removeprefix('http://')}: {reason}.")
 
 

@@ -6,8 +6,8 @@ import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from keepfit.observability.process_counts import Parts, ProcessCounts
 from keepfit_gateway.merged_metrics import ProcessMetrics
-from keepfit_gateway.web.process_counts import Parts, ProcessCounts
 
 
 def families(count: float, gauge: float, started: float, label: str = "a") -> Iterator[Metric]:

@@ -1,8 +1,8 @@
 """Schemas of the custom resources in k8s/, from the public references of their operators.
 
-Prometheus operator: ``monitoring.coreos.com/v1`` (ServiceMonitor, PrometheusRule). KEDA: ``keda.sh/v1alpha1``
-(ScaledObject). They hold what the references say of the fields that k8s/ uses and of their neighbours. Invariant: an
-unknown field is refused, as `kubectl apply --validate=strict` does.
+Prometheus operator: ``monitoring.coreos.com/v1`` (ServiceMonitor, PodMonitor, PrometheusRule). KEDA:
+``keda.sh/v1alpha1`` (ScaledObject). They hold what the references say of the fields that k8s/ uses and of their
+neighbours. Invariant: an unknown field is refused, as `kubectl apply --validate=strict` does.
 """
 
 import re
@@ -82,6 +82,22 @@ SERVICE_MONITOR = resource(
             "sampleLimit": COUNT,
         },
         "endpoints",
+        "selector",
+    ),
+)
+POD_MONITOR = resource(
+    "monitoring.coreos.com/v1",
+    "PodMonitor",
+    strict(
+        {
+            "jobLabel": TEXT,
+            "podTargetLabels": TEXTS,
+            "selector": SELECTOR,
+            "namespaceSelector": strict({"any": FLAG, "matchNames": TEXTS}),
+            "podMetricsEndpoints": items(ENDPOINT),
+            "sampleLimit": COUNT,
+        },
+        "podMetricsEndpoints",
         "selector",
     ),
 )
@@ -179,7 +195,8 @@ SCALED_OBJECT = resource(
     ),
 )
 SCHEMAS = {
-    schema["properties"]["kind"]["const"]: schema for schema in (SERVICE_MONITOR, PROMETHEUS_RULE, SCALED_OBJECT)
+    schema["properties"]["kind"]["const"]: schema
+    for schema in (SERVICE_MONITOR, POD_MONITOR, PROMETHEUS_RULE, SCALED_OBJECT)
 }
 
 

@@ -25,6 +25,8 @@ from tests.servers import wait_until
 
 UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
 END_S_MAX = 60.0
+# The setting of each port of a container.
+PORTS = {"http": "KEEPFIT_PORT", "metrics": "KEEPFIT_WORKER_METRICS_PORT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,9 @@ class Pod:
         values = environment(build, only, secret_values(build) | secrets)
         port = free_port() if only.get("ports") else 0
         if port:
-            assert values["KEEPFIT_PORT"] == str(only["ports"][0]["containerPort"])
-            values["KEEPFIT_PORT"] = str(port)
+            setting = PORTS[only["ports"][0]["name"]]
+            assert values[setting] == str(only["ports"][0]["containerPort"])
+            values[setting] = str(port)
         variables = {key: own.of(value) for key, value in values.items()}
         # What a container of the image has, and a process of this machine.
         variables |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder)}

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
+from keepfit.observability.process_counts import ProcessCounts
+from keepfit_workers import metrics
+from keepfit_workers.metrics import Counter, WorkerMetrics
+from keepfit_workers.metrics_page import WorkerPage
 from tests.conftest import Stack
 from tests.k8s.builds import FULL, K8S, ROOT, one
 from tests.k8s.prometheus import promtool
@@ -93,10 +98,24 @@ def test_every_expression_parses(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", tmp_path / "rules.yaml")
 
 
-def test_expressions_name_what_a_gateway_exports(stack: Stack) -> None:
-    """Every metric and label in an expression is on the page of metrics and in the output of a gateway."""
+def page_of_workers() -> str:
+    """Return the page of a `keepfit worker` that has counted something of everything."""
+    counts = ProcessCounts()
+    counted = WorkerMetrics(counts)
+    for metric in metrics.ALL:
+        if isinstance(metric, Counter):
+            counted.add(metric, *metric.labels)
+        else:
+            counted.observe(metric, 1.0, *metric.labels)
+    registry = CollectorRegistry()
+    registry.register(WorkerPage(ProcessCounts(), [counts]))
+    return generate_latest(registry).decode()
+
+
+def test_expressions_name_what_services_export(stack: Stack) -> None:
+    """Every metric and label in an expression is on the page of metrics and in the output of a gateway or worker."""
     with urllib.request.urlopen(f"{stack.url}/metrics") as answer:
-        exposed = answer.read().decode()
+        exposed = answer.read().decode() + page_of_workers()
     page = (ROOT / "docs/reference/metrics.md").read_text()
     documented = {row[0]: row[1] for row in re.findall(r"^\| `(keepfit_\w+)` \| (.*)$", page, re.MULTILINE)}
     labels = dict(re.findall(r"^(\w+)\{((?:[^}\"]|\"[^\"]*\")*)\}", exposed, re.MULTILINE))
@@ -104,7 +123,7 @@ def test_expressions_name_what_a_gateway_exports(stack: Stack) -> None:
     for name, text in expressions().items():
         for metric, matchers in re.findall(r"\b((?:keepfit|process)_\w+)(?:\{((?:[^}\"]|\"[^\"]*\")*)\})?", text):
             used.add(metric)
-            family = metric.removesuffix("_bucket")
+            family = re.sub("_(bucket|sum|count)$", "", metric)
             assert family in documented or metric in PROCESS, name
             # Only a deployment with a row log has it.
             assert metric == "keepfit_row_log_waiting" or re.search(rf"^{metric}\b", exposed, re.MULTILINE), name

@@ -82,6 +82,8 @@ CONTENTS = {
         ("ScaledObject", "workers"),
         ("Ingress", "gateway"),
         ("ServiceMonitor", "keepfit"),
+        ("PodMonitor", "keepfit-workers"),
+        ("NetworkPolicy", "keepfit-workers-metrics"),
         ("PrometheusRule", "keepfit"),
         ("ConfigMap", "keepfit-dashboard"),
     },
@@ -130,7 +132,7 @@ def test_an_unknown_field_is_refused() -> None:
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_the_schemas_of_custom_resources_refuse(kind: str) -> None:
     """A misspelt field of a custom resource is refused, at the top and below."""
-    name = {"ScaledObject": "workers"}.get(kind, "keepfit")
+    name = {"ScaledObject": "workers", "PodMonitor": "keepfit-workers"}.get(kind, "keepfit")
     text = yaml.safe_dump(one(FULL, kind, name))
     for field in ("spec", "interval", "expr", "minReplicaCount", "threshold", "credentials"):
         if f"{field}:" in text:
@@ -383,6 +385,22 @@ def test_the_service_monitor_scrapes_the_gateways() -> None:
     assert found == {"gateway"}
     (endpoint,) = spec["endpoints"]
     assert (endpoint["port"], endpoint["path"]) == (services["gateway"]["spec"]["ports"][0]["name"], "/metrics")
+
+
+def test_the_pod_monitor_scrapes_the_workers() -> None:
+    """The PodMonitor selects the pods of workers, by the port that their setting names, which Prometheus may reach."""
+    spec = one(FULL, "PodMonitor", "keepfit-workers")["spec"]
+    template = one(FULL, "Deployment", "workers")["spec"]["template"]
+    assert matches(spec["selector"], template["metadata"]["labels"])
+    assert not matches(spec["selector"], one(FULL, "Deployment", "gateway")["spec"]["template"]["metadata"]["labels"])
+    (endpoint,), (port,) = spec["podMetricsEndpoints"], container(FULL, "Deployment", "workers")["ports"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    settings = one(FULL, "ConfigMap", "keepfit")["data"]
+    assert settings["KEEPFIT_WORKER_METRICS_PORT"] == str(port["containerPort"])
+    assert settings["KEEPFIT_WORKER_METRICS_HOST"] == "0.0.0.0"
+    (allowed,) = one(FULL, "NetworkPolicy", "keepfit-workers-metrics")["spec"]["ingress"]
+    assert [one["port"] for one in allowed["ports"]] == [port["name"]]
+    assert "ports" not in container(PRODUCTION, "Deployment", "workers")
 
 
 def test_a_digest_in_place_of_the_tag() -> None:

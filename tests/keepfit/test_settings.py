@@ -1,6 +1,7 @@
 """Settings: sources, errors, repr() and the agreement with docs/reference/settings.md."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from keepfit.errors import SettingsError
+from keepfit.monitoring_settings import MonitoringSettings
 from keepfit.settings import Settings, load
 from keepfit.snapshot_settings import SnapshotSettings
 from keepfit.unknown_settings import unknown_variables
@@ -150,6 +152,7 @@ def test_names_end_in_their_unit() -> None:
     numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
     assert {name for name in numbers if not name.endswith(units)} == {
         "port",
+        "worker_metrics_port",
         "workers",
         "gateway_processes",
         "pulls",
@@ -166,8 +169,8 @@ def table() -> dict[str, list[str]]:
 
 def test_the_document_lists_every_setting() -> None:
     """docs/reference/settings.md has one line per setting, those of services first, and no other."""
-    inherited = SnapshotSettings.model_fields
-    ordered = [*(name for name in Settings.model_fields if name not in inherited), *inherited]
+    groups = (Settings.model_fields, MonitoringSettings.model_fields, SnapshotSettings.model_fields, {})
+    ordered = [name for group, inherited in pairwise(groups) for name in group if name not in inherited]
     assert list(table()) == [f"KEEPFIT_{name.upper()}" for name in ordered]
 
 

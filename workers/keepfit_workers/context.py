@@ -8,21 +8,27 @@ import math
 import time
 from collections.abc import Sequence
 
+import structlog
+
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
 from keepfit.jobs import run_queue
+from keepfit.observability.process_counts import ProcessCounts
 from keepfit.recipe import uploads
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store.commit import InboxConsumer
-from keepfit_workers import memory
+from keepfit_workers import memory, metrics
 from keepfit_workers.activity import Activity
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.computing import MODELS_MAX, ChunkSizes
 from keepfit_workers.heartbeat import lock_ttl_s
+from keepfit_workers.metrics import WorkerMetrics
 from keepfit_workers.past_bundles import PastBundles
 from keepfit_workers.resources import LazyResources
 from keepfit_workers.scorers import EncodedScorers
+
+log = structlog.get_logger(__name__)
 
 # Pause after the first failure in a row of the store: 0.25 to 0.5 s; after each further one twice as long, up to 10 s.
 STORE_PAUSE_S, STORE_PAUSE_S_MAX = 0.5, 10.0
@@ -31,11 +37,18 @@ STORE_PAUSE_S, STORE_PAUSE_S_MAX = 0.5, 10.0
 class WorkerContext:
     """Everything that the jobs of one worker process share."""
 
-    def __init__(self, settings: Settings, name: str, activity: Activity | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        activity: Activity | None = None,
+        counts: ProcessCounts | None = None,
+    ) -> None:
         self.settings = settings
         self.name = name
         self.memory_bytes_max = memory.bytes_max(settings)
         self.activity = activity or Activity()
+        self.metrics = WorkerMetrics(counts)
         self.keyring = Keyring.from_text(settings.signing_keys.get_secret_value())
         self.queue = redis_clients.queue_sync(settings)
         self.store = redis_clients.store_sync(settings)
@@ -96,6 +109,11 @@ class WorkerContext:
         self._deferred_unlocks.append((model_hash, lease))
         self._retry_at_s = time.monotonic() + self._store_backoff.next_s()
 
+    def note_out_of_memory(self, model_hash: str) -> None:
+        """Log and count that the memory of this process did not suffice for a call of a model."""
+        self.metrics.add(metrics.OUT_OF_MEMORY)
+        log.warning("out_of_memory", hash=model_hash)
+
     def note_turn(self) -> None:
         """Record a turn in which the store was available: the next failure is the first in a row."""
         self._store_backoff.reset()
@@ -130,10 +148,15 @@ class WorkerContext:
 _current: WorkerContext | None = None
 
 
-def start(settings: Settings, name: str, activity: Activity | None = None) -> WorkerContext:
-    """Make this process a worker process; `name` is the worker's name in RQ, `activity` what its supervisor reads."""
+def start(
+    settings: Settings, name: str, activity: Activity | None = None, counts: ProcessCounts | None = None
+) -> WorkerContext:
+    """Make this process a worker process; `name` is the worker's name in RQ, `activity` what its supervisor reads.
+
+    `counts` is where it counts what it does.
+    """
     global _current  # noqa: PLW0603 - RQ calls jobs by name, so their context can only belong to the process
-    _current = WorkerContext(settings, name, activity)
+    _current = WorkerContext(settings, name, activity, counts)
     return _current
 
 

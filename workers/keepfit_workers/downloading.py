@@ -31,7 +31,7 @@ def serve(context: WorkerContext, request: WorkerRequest) -> WorkerReply:
         return messages.failed(request, error)
     except MemoryError:
         context.bundles.cache.clear()
-        log.warning("out_of_memory", hash=request.hash)
+        context.note_out_of_memory(request.hash)
         return messages.failed(request, TOO_LARGE)
     except Exception:
         log.exception("answer_failed", hash=request.hash, request_ids=[request.request_id])

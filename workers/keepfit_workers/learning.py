@@ -40,11 +40,12 @@ from keepfit.security import envelope
 from keepfit.security.envelope import Header, Keyring
 from keepfit.store.changes import is_change, learns_again
 from keepfit.store.commit import REFUSALS, Claimed, Harm, InboxConsumer, PendingRequest, SealedBundle
-from keepfit_workers import restoring
+from keepfit_workers import metrics, restoring
 from keepfit_workers.activity import CALL
 from keepfit_workers.bundle_cache import Bundles
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.lease import LEARN_S
+from keepfit_workers.metrics import WorkerMetrics
 from keepfit_workers.predicting import LIMITS_TTL_S, VERY_SLOW_S
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ class Turn:
         keyring: Keyring,
         model_hash: str,
         lease: str,
+        counts: WorkerMetrics,
         *,
         is_brief: bool = False,
         learn_again: LearnAgain = _refuse,
@@ -96,6 +98,7 @@ class Turn:
         self._keyring = keyring
         self._hash = model_hash
         self._lease = lease
+        self._counts = counts
         self._is_brief = is_brief
         self._learn_again = learn_again
         # Seconds that a request took on average, in the slowest step.
@@ -139,8 +142,9 @@ class Turn:
         began_s = time.monotonic()
 
         def commit(fitted_bundle: Bundle, fitted: Fitted) -> tuple[bool, Claimed | None]:
-            taken_s = (time.monotonic() - began_s) / max(fitted.count, 1)
-            self.slowest_s = max(self.slowest_s, taken_s)
+            seconds = time.monotonic() - began_s
+            self._counts.observe(metrics.LEARN, seconds, metrics.estimator_of(fitted_bundle.recipe))
+            self.slowest_s = max(self.slowest_s, seconds / max(fitted.count, 1))
             return self.commit(claimed, fitted_bundle, fitted)
 
         seconds = LEARN_S if self._is_brief else COMMIT_AFTER_S
@@ -178,6 +182,7 @@ class Turn:
         `dead_letters` are those of :class:`SealedBundle`.
         """
         failpoints.reach("worker.fitted")
+        began_s, estimator = time.monotonic(), metrics.estimator_of(bundle.recipe)
         # Until the commit confirms it, the bundle in memory differs from the stored one.
         self._bundles.cache.drop(self._hash)
         dead_reason = "" if fitted.count else fitted.reason
@@ -192,11 +197,16 @@ class Turn:
             claimed, sealed, count, self._lease, dead_reason, claims_next=not self._is_brief
         )
         if committed.version < 1:
+            self._counts.add(metrics.COMMITS, estimator, "refused")
             reason = REFUSALS[committed.version]
             log.warning("commit_refused", hash=self._hash, version=claimed.version + 1, reason=reason)
             return True, committed.claimed
         self._bundles.cache.put(self._hash, committed.digest, bundle, len(sealed.data))
-        self.rows += max(sealed.rows_seen - claimed.rows_seen, 0)
+        rows = max(sealed.rows_seen - claimed.rows_seen, 0)
+        self.rows += rows
+        self._counts.note_commit(
+            estimator, rows, len(sealed.data), time.monotonic() - began_s, is_dead=bool(dead_reason)
+        )
         self._last_committed = claimed.entries[count - 1].sequence
         if dead_reason:
             _log_dead_letter(claimed, dead_reason)
@@ -221,6 +231,7 @@ def learn(context: WorkerContext, model_hash: str, lease: str) -> bool:
         context.keyring,
         model_hash,
         lease,
+        context.metrics,
         is_brief=is_brief,
         learn_again=partial(restoring.learn_again, context),
     )
@@ -292,7 +303,7 @@ def _run(context: WorkerContext, turn: Turn, model_hash: str) -> bool:
         except MemoryError:
             if not context.bundles.cache.clear(but=model_hash):
                 raise
-        log.warning("out_of_memory", hash=model_hash)
+        context.note_out_of_memory(model_hash)
 
 
 def _turn_is_over(context: WorkerContext, elapsed_s: float) -> bool:

@@ -14,6 +14,7 @@ from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import run_queue
 from keepfit.jobs.run_queue import LEARN, PREDICT, Claim, RunQueue, When
 from keepfit.observability import failpoints
+from keepfit_workers import metrics
 from keepfit_workers.activity import BATCH
 from keepfit_workers.context import WorkerContext
 
@@ -59,6 +60,7 @@ class Lease:
                     done += len(claim.entries)
                     if self._serve(claim) or self._is_over(claim):
                         break
+                self._context.metrics.observe(metrics.LEASE, time.monotonic() - self._started_s)
         except BaseException:
             # The claimed entries are not put back: one of them may be the reason of the failure. Rows stay in their
             # inbox, where the sweep finds them. Replies that were being sent when the connection broke are sent again;
@@ -89,6 +91,7 @@ class Lease:
             context.activity.begin(BATCH)
             self._unsent = self._works[queue.name](claim.entries)
             context.activity.end(models_held=context.bundles.cache.count, rows_learned=context.rows_learned)
+            context.metrics.note_models_held(context.bundles.cache.count)
         self._queue = self._next_queue(claim)
         return not claim.entries and self._queue is PREDICT and not self._linger() and self._release()
 

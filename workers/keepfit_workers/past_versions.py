@@ -53,7 +53,7 @@ def load(context: WorkerContext, questions: Sequence[Question]) -> PastBundle | 
         return error
     except MemoryError:
         context.bundles.cache.clear()
-        log.warning("out_of_memory", hash=request.hash)
+        context.note_out_of_memory(request.hash)
         return TOO_LARGE
     except Exception:
         log.exception("answer_failed", hash=request.hash, request_ids=[request.request_id])

@@ -30,7 +30,7 @@ from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import CurveOptions, WorkerReply, WorkerRequest
 from keepfit.model.bundle import Bundle
 from keepfit.store.commit import Loaded
-from keepfit_workers import computing, curves, downloading, past_versions, restoring, uploading
+from keepfit_workers import computing, curves, downloading, metrics, past_versions, restoring, uploading
 from keepfit_workers.activity import CALL
 from keepfit_workers.computing import CRASHED, TOO_LARGE, Question, Step
 from keepfit_workers.context import WorkerContext
@@ -69,11 +69,14 @@ class Turns:
         self._past = bundle
         self.computed = 0
         self.seconds = 0.0
-        self._activity = context.activity
-        self._cache = context.bundles.cache
-        self._scorers = context.scorers
+        self._context = context
         self._bundle: Bundle | None = None
         self._steps = self._safe_steps(context)
+
+    @property
+    def estimator(self) -> str:
+        """What metrics call the model's estimator; empty if its bundle could not be loaded."""
+        return metrics.estimator_of(self._bundle.recipe) if self._bundle is not None else ""
 
     def take(self, outbox: Outbox) -> bool:
         """Answer questions for :data:`TURN_S`, at least for one chunk; return whether all are answered.
@@ -84,7 +87,7 @@ class Turns:
             If the live bundle is damaged; then no question is answered.
         """
         started, model = time.monotonic(), self.model
-        self._activity.begin(CALL, model.hash)
+        self._context.activity.begin(CALL, model.hash)
         too_large = False
         for step in self._steps:
             if step is None:
@@ -106,8 +109,8 @@ class Turns:
             ended = True
         if too_large:
             # The memory that the bundles of other models take is there for the request when it is sent again.
-            self._cache.clear()
-            log.warning("out_of_memory", hash=model.hash)
+            self._context.bundles.cache.clear()
+            self._context.note_out_of_memory(model.hash)
         self.seconds += time.monotonic() - started
         return ended
 
@@ -117,7 +120,7 @@ class Turns:
         if not request.scorer_bytes_max or request.operation not in ("predict", "proba") or self._bundle is None:
             return reply
         version = model.generation, model.version
-        encoded = self._scorers.encoded(model.hash, self._bundle, version, request.scorer_bytes_max)
+        encoded = self._context.scorers.encoded(model.hash, self._bundle, version, request.scorer_bytes_max)
         return msgspec.structs.replace(reply, scorer=encoded) if encoded else reply
 
     def _safe_steps(self, context: WorkerContext) -> Iterator[Step]:
@@ -319,6 +322,9 @@ def _take_turn(context: WorkerContext, outbox: Outbox, turns: Turns) -> bool:
     ended = turns.take(outbox)
     if turns.computed:
         context.note_duration(subject, turns.seconds)
+        if turns.estimator:
+            context.metrics.add(metrics.QUESTIONS, turns.estimator, count=turns.computed)
+            context.metrics.observe(metrics.ANSWER, turns.seconds, turns.estimator)
         limit = context.request_limits.get(subject)
         outbox.add(*_limit_requests(limit, subject, turns.computed, turns.seconds))
     return ended

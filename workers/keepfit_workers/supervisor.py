@@ -29,8 +29,10 @@ from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store.commit import Harm
-from keepfit_workers import heartbeat, jobs, sweep, worker
+from keepfit_workers import heartbeat, jobs, metrics, sweep, worker
 from keepfit_workers.activity import Activity, Doing
+from keepfit_workers.metrics import WorkerMetrics
+from keepfit_workers.metrics_page import MetricsProcess
 from keepfit_workers.pulling import PullProcesses
 
 log = structlog.get_logger(__name__)
@@ -50,12 +52,14 @@ LATE_S = 30.0
 
 @dataclass(slots=True)
 class Child:
-    """A worker process; `stopped_at_s` is the moment since which a signal has stopped it, 0 if it runs.
+    """A worker process; `number` is that of its part of the metrics.
 
-    `excused_s` is how much of its call, which began at `call_since_s`, does not count: the worker could not run.
+    `stopped_at_s` is the moment since which a signal has stopped it, 0 if it runs. `excused_s` is how much of its call,
+    which began at `call_since_s`, does not count: the worker could not run.
     """
 
     name: str
+    number: int
     process: BaseProcess
     activity: Activity
     started_s: float = field(default_factory=time.monotonic)
@@ -112,6 +116,8 @@ class Supervisor:
         self._alive_file = AliveFile(settings.alive_file)
         self._workers: dict[str, Child] = {}
         self._pulls = PullProcesses(settings)
+        self._metrics_process = MetricsProcess(settings, settings.workers)
+        self._metrics = WorkerMetrics(self._metrics_process.supervisor)
         self._dead: list[sweep.Death] = []
         self._stop = StopRequest()
         self._start_not_before = 0.0
@@ -138,13 +144,17 @@ class Supervisor:
     def _start_missing(self) -> None:
         if not self._stop.made:
             self._pulls.start_missing()
+            self._metrics_process.start_missing(os.getpid())
         while len(self._workers) < self._settings.workers and not self._stop.made:
             if time.monotonic() < self._start_not_before:
                 return
             name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             activity = Activity()
-            process = child_processes.fork(name, worker.run, self._settings, name, activity, os.getpid())
-            self._workers[name] = Child(name, process, activity)
+            number = min(set(range(self._settings.workers)) - {child.number for child in self._workers.values()})
+            counts = self._metrics_process.workers[number]
+            process = child_processes.fork(name, worker.run, self._settings, name, activity, counts, os.getpid())
+            counts.runs = True
+            self._workers[name] = Child(name, number, process, activity)
             log.info("worker_started", worker=name, pid=process.pid)
 
     def _wait(self) -> None:
@@ -152,7 +162,7 @@ class Supervisor:
         self._alive_file.touch()
         due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
         workers = [child.process.sentinel for child in self._workers.values()]
-        self._stop.wait([*workers, *self._pulls.sentinels], max(due_s, 0.0))
+        self._stop.wait([*workers, *self._pulls.sentinels, *self._metrics_process.sentinels], max(due_s, 0.0))
 
     def _look_after(self) -> None:
         """Kill workers over their time, note dead ones, and, with Redis: renew, reap and sweep."""
@@ -201,15 +211,19 @@ class Supervisor:
 
     def _remove_dead(self) -> None:
         self._pulls.remove_dead()
+        self._metrics_process.remove_dead()
         for name, child in list(self._workers.items()):
             exitcode = child.process.exitcode
             if exitcode is None:
                 continue
             del self._workers[name]
+            self._metrics_process.workers[child.number].runs = False
             if self._stop.made and not exitcode:
                 log.info("worker_stopped", worker=name, exitcode=exitcode)
                 continue
             log.warning("worker_died", worker=name, pid=child.process.pid, exitcode=exitcode)
+            if exitcode:
+                self._metrics.add(metrics.DEATHS, "killed" if child.is_overdue else "died")
             self._dead.append(child.death(exitcode))
             if child.failed_to_start(time.monotonic()):
                 self._start_not_before = time.monotonic() + RESTART_PAUSE_S
@@ -252,6 +266,7 @@ class Supervisor:
         while self._workers or self._pulls:
             self._wait()
             self._look_after()
+        self._metrics_process.stop()
 
 
 def run(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from keepfit.errors import UnavailableError
 from keepfit.jobs import rq_jobs
 from keepfit.observability import process_memory
 from keepfit.observability.outage import REMIND_S, LogThrottle, Outage
+from keepfit.observability.process_counts import ProcessCounts
 from keepfit.settings import Settings
 from keepfit_workers import context as contexts
 from keepfit_workers import heartbeat, memory, registered, sweep
@@ -198,13 +199,16 @@ class LeaseWorker(SimpleWorker):
         return True
 
 
-def run(settings: Settings, name: str, activity: Activity, supervisor: int) -> None:
-    """Run jobs until SIGTERM; the body of a worker process, whose supervisor has the process id `supervisor`."""
+def run(settings: Settings, name: str, activity: Activity, counts: ProcessCounts, supervisor: int) -> None:
+    """Run jobs until SIGTERM; the body of a worker process, whose supervisor has the process id `supervisor`.
+
+    What it does it counts in `counts`.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Without its supervisor, nothing renews the lease of a long call.
     child_processes.end_with(supervisor)
-    context = contexts.start(settings, name, activity)
+    context = contexts.start(settings, name, activity, counts)
     memory.limit_process(context.memory_bytes_max)
     if not _wait_for_queue(context):
         return

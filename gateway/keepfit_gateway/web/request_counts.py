@@ -2,8 +2,8 @@
 
 Owns the counts, the histogram and the choice of their labels; :mod:`keepfit_gateway.metrics` exposes them. Invariants:
 no label holds text that a client made up; recording a request creates no label string; each request that a process of
-the gateway has answered is counted once. Until a scrape they are numbers in :mod:`keepfit_gateway.web.process_counts`:
-prometheus_client's own histogram takes a lock twice for each observation.
+the gateway has answered is counted once. Until a scrape they are numbers in
+:mod:`keepfit.observability.process_counts`: prometheus_client's own histogram takes a lock twice for each observation.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp.web_request import BaseRequest
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from keepfit_gateway.web.process_counts import Numbers, Parts, ProcessCounts
+from keepfit.observability.process_counts import Numbers, Parts, ProcessCounts
 
 Handler = Callable[[BaseRequest], Awaitable[Any]]
 Note = Callable[[BaseRequest, Any, float], None]

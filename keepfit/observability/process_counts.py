@@ -1,9 +1,9 @@
-"""Numbers of the processes of one gateway, in memory that all of them read.
+"""Numbers of the processes of one service, in memory that all of them read.
 
 Owns the form of that memory. Each process has a part that it alone writes: rows, each with a key (texts) and as many
 numbers as it was made with. A process that takes the place of a dead one continues its part. Never adds parts up, and
-never stores text of a client. Invariants: what is counted outlives its process, also after a SIGKILL; a reader sees a
-row with its whole key or not at all.
+never stores text that a client made up. Invariants: what is counted outlives its process, also after a SIGKILL; a
+reader sees a row with its whole key or not at all.
 
 A part begins with two words of 64 bits, the size of what is written and whether a process runs. Then come the rows: the
 sizes of the key and of the numbers, the key as JSON and spaces, and the numbers, all of them of 64 bits.
@@ -90,7 +90,7 @@ class ProcessCounts:
 
 
 class Parts(NamedTuple):
-    """The parts of all processes of a gateway, as one of them sees them."""
+    """The parts of all processes of a service, as one of them sees them."""
 
     own: ProcessCounts
     others: tuple[ProcessCounts, ...] = ()
