@@ -26,13 +26,13 @@ def test_a_ratio_is_of_one_round() -> None:
         for learning in BESIDES
     }
     samples[ECHO, BESIDES[0].title] = [sample(rate * 4) for rate in (100, 1000, 2000)]
-    lone = {2: Lone(1.0, 1.5, 80.0)}
+    lone = {2: Lone(1.0, 1.2, 1.5, 80.0)}
     text = while_learning.report(samples, {CASES[0].title: (2.5, 1.25)}, lone)
     assert row(text, ECHO)[:3] == [ECHO, "4,000 (2.0)", "-"]
     assert row(text, CASES[0].title)[1:3] == ["1,000 (2.0)", "500 (2.0)"]
     assert row(text, CASES[0].title, 1)[1:3] == ["0.25x", "0.50x"]
     assert row(text, CASES[0].title, 2)[1:] == ["2.50", "1.25"]
-    assert row(text, "2")[1:] == ["1.00", "1.50", "1.5x", "80"]
+    assert row(text, "2")[1:] == ["1.00", "1.20", "1.50", "1.20x", "1.50x", "80"]
 
 
 def test_learning_calls_have_the_rows_of_their_title() -> None:
