@@ -316,6 +316,13 @@ class ModelCalls:
         return found
 
     @call
+    def traffic(self) -> Flow[Answer]:
+        """Return the model's last minute over all gateways: rows in and out, predictions by source, latency."""
+        _, answer = yield from self._calls.json("GET", f"{self._path}/traffic")
+        found: Answer = answer
+        return found
+
+    @call
     def plot_curve(self, metric: str | None = None, *, ax: Any = None) -> Flow[Any]:
         """Draw the learning curve with matplotlib; return the axes.
 

@@ -32,6 +32,7 @@ export type Pull = Schemas["Pull"];
 export type JobAnswer = Schemas["JobAnswer"];
 export type JobDocument = Schemas["JobDocument"];
 export type CurveAnswer = Schemas["CurveAnswer"];
+export type ModelTraffic = Schemas["ModelTraffic"];
 export type HistoryAnswer = Schemas["HistoryAnswer"];
 /** A document to store in the history: a `type`, the time, and any other fields. */
 export type NewDocument = Schemas["NewDocument"];

@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 
 import type {
   AcceptedAnswer, ChangeAnswer, CurveAnswer, DeadEntry, DiscardedAnswer, HistoryAnswer, JobAnswer, KeepfitEvent, LabelsAnswer, LabelsLearnedAnswer, LateLabel,
-  LearnedAnswer, Metadata, ModelAnswer, Params, PredictAnswer, Pull, Recipe, RestoredAnswer, RestoreModel, RetriedAnswer, Row, ScoreAnswer, SnapshotAnswer,
+  LearnedAnswer, Metadata, ModelAnswer, ModelTraffic, Params, PredictAnswer, Pull, Recipe, RestoredAnswer, RestoreModel, RetriedAnswer, Row, ScoreAnswer, SnapshotAnswer,
   TrainScorePredictAnswer,
 } from "./answers.js";
 import type { Call, Caller } from "./caller.js";
@@ -196,6 +196,11 @@ export class Model {
   /** The learning curve: the running metrics after some of the rows, at most 1,000 points, oldest first. */
   async curve(options: CallOptions = {}): Promise<CurveAnswer> {
     return this.#json({ method: "GET", path: `${this.#path}/curve`, isRepeatable: true, ...callOf(options) });
+  }
+
+  /** The last minute of this model, over all gateways: rows in and out, predictions by source, and their latency. */
+  async traffic(options: CallOptions = {}): Promise<ModelTraffic> {
+    return this.#json({ method: "GET", path: `${this.#path}/traffic`, isRepeatable: true, ...callOf(options) });
   }
 
   /** The history of this model: `every`, `stat` and `field` give points, otherwise documents are given. */

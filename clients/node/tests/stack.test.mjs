@@ -150,3 +150,10 @@ onStack("the learning curve grows with the rows", async ({ model }) => {
   assert.equal(points.at(-1).rows_seen, 6);
   assert.ok(points.every(({ rows_seen: rows }) => rows > 0 && rows <= 6));
 });
+
+onStack("the traffic of a model is that of all gateways", async ({ model }) => {
+  const { hash, window_s: seconds, predictions } = await model.traffic();
+  assert.equal(hash, model.hash);
+  assert.equal(seconds, 60);
+  assert.deepEqual(Object.keys(predictions).sort(), ["kept", "scored", "stale", "worker"]);
+});

@@ -7,6 +7,7 @@ the end of the same turn of the event loop; while requests are out, the question
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from copy import copy
@@ -33,7 +34,8 @@ OF_ALL = (DeadlineError, ForbiddenError, NotFoundError, OverloadedError, Unautho
 BY_ROW = ("predictions", "probabilities", "scores")
 
 Answer: TypeAlias = dict[str, Any]
-Asked: TypeAlias = "tuple[Ask, asyncio.Future[Answer]]"
+# A question, its answer to come, and its deadline (monotonic).
+Asked: TypeAlias = "tuple[Ask, asyncio.Future[Answer], float]"
 
 
 class Batching:
@@ -63,7 +65,7 @@ class Batching:
                 if not group.waiting:
                     return await self._ask_alone(group, question)
             future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            group.waiting.append((question, future))
+            group.waiting.append((question, future, time.monotonic() + question.timeout_s))
             if not group.is_led:
                 self._send_waiting(group)
             return await future
@@ -75,7 +77,7 @@ class Batching:
         for task in self._tasks:
             task.cancel()
         for group in self._groups.values():
-            for _, future in group.waiting:
+            for _, future, _ in group.waiting:
                 future.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -103,20 +105,29 @@ class Batching:
         try:
             await self._answer(batch)
         except Exception as error:  # noqa: BLE001 - each call gets it
-            for _, future in batch:
+            for _, future, _ in batch:
                 _fail(future, error)
         finally:
             group.sent -= 1
-            for _, future in batch:
+            for _, future, _ in batch:
                 future.cancel()
             self._send_waiting(group)
             self._forget_if_idle(group)
 
     async def _answer(self, batch: list[Asked]) -> None:
         try:
-            answer: Answer = await self._alone(_join([question for question, _ in batch]))
+            answer: Answer = await self._alone(_join(batch))
+        except DeadlineError as error:
+            # A joined request ends with the first deadline of its questions, or with that of the gateway.
+            now = time.monotonic()
+            late = [asked for asked in batch if asked[2] <= now] or batch
+            for _, future, _ in late:
+                _fail(future, copy(error))
+            if in_time := [asked for asked in batch if asked not in late]:
+                await self._answer(in_time)
+            return
         except OF_ALL as error:
-            for _, future in batch:
+            for _, future, _ in batch:
                 _fail(future, copy(error))
             return
         except KeepfitError as error:
@@ -129,11 +140,12 @@ class Batching:
             await asyncio.gather(*(self._answer([one]) for one in refused))
             return
         first, again = 0, []
-        for question, future in batch:
+        for asked in batch:
+            question, future, _ = asked
             part = _part(answer, first, first + question.count)
             first += question.count
             if len(batch) > 1 and None in part["predictions"]:
-                again.append((question, future))
+                again.append(asked)
             elif not future.done():
                 future.set_result(part)
         await asyncio.gather(*(self._answer([one]) for one in again))
@@ -161,27 +173,22 @@ class Group:
         batch: list[Asked] = []
         rows = size = 0
         while self.waiting:
-            question, future = self.waiting[0]
+            question, future, _ = asked = self.waiting[0]
             rows, size = rows + question.count, size + len(question.rows)
             if batch and (rows > ROWS_MAX or size > ROWS_BYTES_MAX):
                 break
             self.waiting.popleft()
             if not future.done():
-                batch.append((question, future))
+                batch.append(asked)
         return batch
 
 
-def _join(questions: list[Ask]) -> Ask:
-    """Return one question with the rows of all.
-
-    >>> _join([Ask("/v1/predict", b"", b"[[1]]", 1, 60), Ask("/v1/predict", b"", b"[[2],[3]]", 2, 60)]).rows
-    b'[[1],[2],[3]]'
-    """
-    first = questions[0]
-    if len(questions) == 1:
-        return first
+def _join(batch: list[Asked]) -> Ask:
+    """Return one question with the rows of all, and the time that the first to end has left."""
+    questions = [question for question, _, _ in batch]
+    first, left_s = questions[0], min(deadline for _, _, deadline in batch) - time.monotonic()
     rows = b"[" + b",".join([question.rows[1:-1] for question in questions]) + b"]"
-    return Ask(first.target, first.options, rows, sum(question.count for question in questions), first.timeout_s)
+    return Ask(first.target, first.options, rows, sum(question.count for question in questions), left_s)
 
 
 def _divide(batch: list[Asked], error: KeepfitError) -> tuple[list[Asked], list[Asked]]:
@@ -190,9 +197,10 @@ def _divide(batch: list[Asked], error: KeepfitError) -> tuple[list[Asked], list[
     refused: list[Asked] = []
     others: list[Asked] = []
     first = 0
-    for question, future in batch:
+    for asked in batch:
+        question = asked[0]
         has_fault = any(row in rows for row in range(first, first + question.count))
-        (refused if has_fault else others).append((question, future))
+        (refused if has_fault else others).append(asked)
         first += question.count
     return (refused, others) if refused and None not in rows else (batch, [])
 

@@ -17,7 +17,7 @@ from keepfit.client.rows import bodies
 from keepfit.client.rows.bodies import Encoded
 from keepfit.client.rows.targets import Data
 from keepfit.client.transport.address import target as target_of
-from keepfit.client.transport.exchange import Flow, Report, Request
+from keepfit.client.transport.exchange import Flow, Pause, Report, Request, StreamedBody
 from keepfit.errors import InvalidError, KeepfitError, MalformedError, TooLargeError, UnavailableError
 
 # Rows of a request, as float64 numbers and text: the gateway takes 500 MiB.
@@ -26,6 +26,9 @@ CALL_BYTES_MAX = 500_000_000
 PREDICTED_ROWS_MAX = 1 << 18
 # The longest that a gateway waits for rows to be learned before it answers 202.
 WAIT_S_MAX = 60
+# A longer body is not sent again just to ask whether its rows are learned.
+RESENT_BYTES_MAX = 1 << 20
+LOOK_EVERY_S = 1.0
 # Rows that were accepted are waited for so long, if the call waits until they are learned.
 LEARNED_S_MAX = 600.0
 OK = 200
@@ -86,11 +89,35 @@ def learn_encoded(
         # The same key again waits for the same rows.
         if response.status == OK or how.wait is not True:
             return answer
+        if size_of(encoded.body) > RESENT_BYTES_MAX:
+            yield from _until_learned(shared, how.target)
         if time.monotonic() > end:
             raise UnavailableError(
                 f"Rows that were accepted are not learned after {LEARNED_S_MAX:g} s; they will be learned once "
                 "workers can: see `keepfit status`."
             )
+
+
+def size_of(body: "bytes | StreamedBody") -> float:
+    """Return the bytes of a body; infinite if only its end will show them."""
+    if isinstance(body, bytes):
+        return len(body)
+    return math.inf if body.size is None else body.size
+
+
+def _until_learned(shared: Calls, target: str) -> Flow[None]:
+    """Ask, for a minute at most, until the model has learned all its rows: cheaper than to send a long body again."""
+    path = target.partition("?")[0].rpartition("/")[0]
+    end = time.monotonic() + WAIT_S_MAX
+    while time.monotonic() < end:
+        try:
+            _, model = yield from shared.json("GET", path)
+        except KeepfitError:
+            # The key may not read, or the gateway is away: the request itself will say.
+            return
+        if not model["inbox"]:
+            return
+        yield Pause(LOOK_EVERY_S)
 
 
 def prefer_of(wait_s: float) -> str:

@@ -104,6 +104,7 @@ def test_a_model_learns_predicts_and_scores(client: Client, model: Model, metada
     assert (document["metadata"], document["rows_seen"]) == (metadata, 21)
     curve = model.curve()
     assert (curve["rows_seen"], curve["points"][-1]["rows_seen"]) == (21, 21)
+    assert (model.traffic()["hash"], model.traffic()["window_s"]) == (model.hash, 60)
 
 
 def test_a_call_without_waiting_is_accepted(model: Model) -> None:

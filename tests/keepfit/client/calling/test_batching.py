@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from keepfit.client.calling import batching
 from keepfit.client.calling.batching import Batching
 from keepfit.client.transport.exchange import Ask
-from keepfit.errors import Fault, InvalidError, OverloadedError
+from keepfit.errors import DeadlineError, Fault, InvalidError, OverloadedError
 
 
 class Gateway:
@@ -39,9 +40,9 @@ def questions(values: list[Any]) -> list[Ask]:
 
 async def ask_all(gateway: Gateway, values: list[Any]) -> list[Any]:
     """Ask for all values at once; return the predictions and errors in their order."""
-    batching = Batching(gateway.alone)
-    found = await asyncio.gather(*map(batching.ask, questions(values)), return_exceptions=True)
-    assert not batching._groups
+    shared = Batching(gateway.alone)
+    found = await asyncio.gather(*map(shared.ask, questions(values)), return_exceptions=True)
+    assert not shared._groups
     return [one if isinstance(one, BaseException) else one["predictions"][0] for one in found]
 
 
@@ -78,6 +79,55 @@ async def test_an_error_of_all_keeps_what_it_says() -> None:
     found = await ask_all(Gateway(refuse), [1, 2, 3])
     assert len({id(error) for error in found}) == 3
     assert all((error.retry_after_s, error.__notes__) == (9, ["X-Request-ID: r-7"]) for error in found)
+
+
+async def test_waiting_counts_against_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions that waited for others get the rest of their time, and only those whose time is over are late."""
+    clock = [1000.0]
+    monkeypatch.setattr(batching.time, "monotonic", lambda: clock[0])
+    limits: list[float] = []
+    may_answer = asyncio.Event()
+
+    async def alone(question: Ask) -> Any:
+        limits.append(question.timeout_s)
+        rows = json.loads(question.rows)
+        if len(limits) == 2:
+            await may_answer.wait()
+            clock[0] += 50
+        elif len(limits) == 3:
+            clock[0] += question.timeout_s
+            raise DeadlineError("late")
+        return {"predictions": [row[0] for row in rows]}
+
+    shared = Batching(alone)
+    monkeypatch.setattr(batching, "SENT_MAX", 1)
+    await shared.ask(questions([0])[0])
+    first = asyncio.create_task(shared.ask(questions([1])[0]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(shared.ask(questions([2])[0]))
+    await asyncio.sleep(0)
+    clock[0] += 5
+    third = asyncio.create_task(shared.ask(questions([3])[0]))
+    await asyncio.sleep(0)
+    may_answer.set()
+    found = await asyncio.gather(first, second, third, return_exceptions=True)
+    # The second one waited for 55 of its 60 seconds, the third one for 50.
+    assert limits == [60, 60, 5, 5]
+    assert found[0] == {"predictions": [1]}
+    assert isinstance(found[1], DeadlineError)
+    assert found[2] == {"predictions": [3]}
+
+
+async def test_a_late_gateway_is_late_for_all_questions() -> None:
+    """A 504 of the gateway is the answer to each question; none is asked again."""
+
+    def refuse(_: list[Any]) -> Any:
+        raise DeadlineError("late")
+
+    gateway = Gateway(refuse)
+    assert [type(one) for one in await ask_all(gateway, [1, 2, 3])] == [DeadlineError] * 3
+    assert sum(gateway.requests) == 3
 
 
 async def test_an_unexpected_answer_is_an_error_and_no_cancellation() -> None:
