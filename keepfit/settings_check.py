@@ -46,6 +46,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_queue(settings: Settings) -> None:
+    redis_clients.check_queue(settings)
     if settings.queue_url:
         redis_clients.check_url(settings.queue_url.get_secret_value(), redis_clients.QUEUE)
 

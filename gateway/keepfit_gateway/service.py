@@ -64,6 +64,7 @@ class Service:
         self.process_metrics = ProcessMetrics(parts)
         self.connections = OpenConnections(connections_max(settings.connections_max))
         self._store_client = redis_clients.store_async(settings, prompt=True)
+        redis_clients.check_queue(settings)
         self.queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
         self.job_enqueuer = JobEnqueuer(settings)
         self.store = Store(self._store_client)

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
-from keepfit.backends import redis_sentinel
+from keepfit.backends import redis_cluster, redis_sentinel
 from keepfit.backends.redis_scripts import Replicas
 from keepfit.errors import SettingsError
 from keepfit.settings import Settings
@@ -34,7 +34,9 @@ POOL_CONNECTIONS_MAX = 64
 
 # Options of an address that name a file.
 FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-SCHEMES = ("redis", "rediss", "unix", *redis_sentinel.SCHEMES)
+SCHEMES = ("redis", "rediss", "unix", *redis_sentinel.SCHEMES, *redis_cluster.SCHEMES)
+# Schemes of addresses with several hosts, which their modules read.
+SEVERAL = (*redis_sentinel.SCHEMES, *redis_cluster.SCHEMES)
 STORE, QUEUE = "KEEPFIT_STORE_URL", "KEEPFIT_QUEUE_URL"
 
 
@@ -66,7 +68,8 @@ def _readable(url: str, setting: str) -> Iterator[None]:
     raise SettingsError(
         f"{setting}: {reason}; write redis://:password@host:6379/0, or "
         "rediss://:password@host:6379/0?ssl_ca_certs=/path with TLS, or "
-        "redis+sentinel://:password@host:26379,host:26379/0?master=NAME with Sentinel."
+        "redis+sentinel://:password@host:26379,host:26379/0?master=NAME with Sentinel, or "
+        "redis+cluster://:password@host:6379,host:6379 for a Redis Cluster."
     )
 
 
@@ -74,8 +77,7 @@ def _reason(url: str) -> str:
     """Return why an address cannot be used; "" if its parts are well formed."""
     try:
         parts = urlsplit(url)
-        # The hosts of sentinels are read by :mod:`keepfit.backends.redis_sentinel`.
-        port = None if parts.scheme in redis_sentinel.SCHEMES else parts.port
+        port = None if parts.scheme in SEVERAL else parts.port
     except ValueError:
         return "the address or its port cannot be read"
     if parts.scheme not in SCHEMES or "://" not in url:
@@ -100,7 +102,36 @@ def _check_files(pool: Any, setting: str) -> None:
             raise SettingsError(f"{setting}: {name}={path} is not a file that can be read.")
 
 
+def is_cluster(url: str) -> bool:
+    """Return whether an address is that of a Redis Cluster."""
+    return urlsplit(url).scheme in redis_cluster.SCHEMES
+
+
+def check_queue(settings: Settings) -> None:
+    """Check that RQ, whose keys have many slots, has a Redis that is no cluster.
+
+    Raises
+    ------
+    SettingsError
+        If its Redis is a cluster.
+    """
+    if settings.queue_url is None and is_cluster(settings.store_url.get_secret_value()):
+        raise SettingsError(
+            f"{QUEUE} is missing: the Redis of {STORE} is a cluster, which holds no queue; name a single server or "
+            "one with Sentinel."
+        )
+    if is_cluster(settings.queue_url_or_store):
+        raise SettingsError(f"{QUEUE}: a Redis Cluster holds no queue; name a single server or one with Sentinel.")
+
+
 def _sync(url: str, setting: str) -> redis.Redis:
+    if is_cluster(url):
+        with _readable(url, setting):
+            first, *_ = redis_cluster.parse(url)
+        # A wrong option is reported now, not with the first command.
+        _sync(redis_cluster.node_url(url, first), setting)
+        client: Any = redis_cluster.Cluster(url, lambda node: _sync(redis_cluster.node_url(url, node), setting))
+        return client  # type: ignore[no-any-return]
     with _readable(url, setting):
         pool = _pool_sync(
             url,
@@ -115,6 +146,8 @@ def _sync(url: str, setting: str) -> redis.Redis:
 
 
 def _pool_sync(url: str, **options: Any) -> redis.ConnectionPool:
+    if is_cluster(url):
+        url = redis_cluster.node_url(url, redis_cluster.parse(url)[0])
     if urlsplit(url).scheme in redis_sentinel.SCHEMES:
         return redis_sentinel.pool_sync(url, **options)
     return redis.ConnectionPool.from_url(url, **options)
@@ -129,7 +162,8 @@ def _pool_async(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
 def _promising(client: Any, settings: Settings) -> Any:
     """Let a client of the store wait for replicas, as the settings say, before it returns what a caller is promised."""
     if settings.store_replicas_min:
-        client.connection_pool.replicas = Replicas(settings.store_replicas_min, settings.store_replicas_fsync)
+        owner = client if is_cluster(settings.store_url.get_secret_value()) else client.connection_pool
+        owner.replicas = Replicas(settings.store_replicas_min, settings.store_replicas_fsync)
     return client
 
 
@@ -141,10 +175,19 @@ def store_sync(settings: Settings) -> redis.Redis:
 
 def queue_sync(settings: Settings) -> redis.Redis:
     """Return a client of the queue's Redis, for workers and for enqueueing RQ jobs."""
+    check_queue(settings)
     return _sync(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE)
 
 
 def _async(url: str, setting: str, *, prompt: bool) -> redis.asyncio.Redis:
+    if is_cluster(url):
+        with _readable(url, setting):
+            first, *_ = redis_cluster.parse(url)
+        _async(redis_cluster.node_url(url, first), setting, prompt=prompt)
+        client: Any = redis_cluster.AsyncCluster(
+            url, lambda node: _async(redis_cluster.node_url(url, node), setting, prompt=prompt)
+        )
+        return client  # type: ignore[no-any-return]
     with _readable(url, setting):
         pool = _pool_async(
             url,
@@ -169,4 +212,5 @@ def store_async(settings: Settings, *, prompt: bool = False) -> redis.asyncio.Re
 
 def queue_async(settings: Settings) -> redis.asyncio.Redis:
     """Return a client of the queue's Redis, for gateways."""
+    check_queue(settings)
     return _async(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE, prompt=True)

@@ -1,6 +1,7 @@
 """Redis keys, built in this module only.
 
-Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, a hash tag of Redis Cluster:
+Store (``KEEPFIT_STORE_URL``); ``{h}`` is the model's hash in braces, a hash tag of Redis Cluster. In a cluster, keys
+without a hash have the tag ``{kf}``, so that they are in one slot: ``kf:jobs`` is ``kf:{kf}:jobs``.
 
 ===================  ======  ==========  ======================================  =====================================
 key                  type    TTL         written by                              read by
@@ -27,6 +28,10 @@ kf:{h}:closed        zset    none        label_rows, expire_rows (the same)     
 kf:{h}:followed      string  seconds     gateways                                claim_inbox
 kf:{h}:loads:<...>   set     an hour     supervisors                             supervisors (see :func:`load_deaths`)
 kf:{h}:pull:<job>    hash    30 days     accept (chunks of a pull job)           accept
+kf:{h}:events        stream  a day       commit (in a cluster)                   supervisors (they forward them)
+kf:{h}:due           zset    none        commit (in a cluster)                   announce_due
+kf:{h}:replicated    string  a minute    gateways that wait for replicas (in a   none
+                                         cluster)
 kf:jobs              zset    none        create_job, gateways                    gateways (score: when it was made, ms)
 kf:jobs:open         zset    none        create_job, claim_job, advance_job,     supervisors (score: end of the
                                          cancel_job                              holder's time, ms; 0: not held)
@@ -38,7 +43,9 @@ kf:unloadable        zset    an hour     supervisors                            
 kf:expiring          string  seconds     gateways                                gateways (one expires rows at a time)
 kf:events            stream  none        commit, announce_due, gateways,         gateways (the last 10,000 events)
                                          restores, snapshotter, workers
-kf:events:due        zset    none        commit                                  announce_due (score: last one told, ms)
+kf:events:due        zset    none        commit; before it, in a cluster (score  announce_due (score: last one told, ms)
+                                         as in kf:changed)
+kf:events:forwarding string  seconds     supervisors, in a cluster               supervisors (one forwards at a time)
 kf:snapshots         hash    none        snapshotter, after a pass               gateways
 kf:replicated        string  a minute    gateways that wait for replicas         none
 kf:commits           pubsub  none        commit, install, rewind, delete         gateways
@@ -77,9 +84,10 @@ kf:traffic:<gateway>:<slot>   hash    seconds   one process of a gateway        
 CHANGED = "kf:changed"
 COMMITS = "kf:commits"
 # Events of all models and workers, and the models whose last commit is not among them yet. Both are in no slot of a
-# model: a Redis Cluster would need them written after the commit instead of with it.
+# model: in a Redis Cluster, commits have keys of their own for it, and one supervisor at a time forwards what is there.
 EVENTS = "kf:events"
 DUE_EVENTS = "kf:events:due"
+FORWARDING = "kf:events:forwarding"
 SCORERS = "kf:scorers"
 # Numbers of open rows, by model and in all (a hash); the gateway that expires rows at present has the lock.
 OPEN_ROWS = "kf:open"
@@ -110,6 +118,8 @@ RQ_WORKERS = f"rq:workers:{QUEUE}"
 RQ_WORKER_PREFIX = "rq:worker:"
 
 STATE_PATTERN = "kf:{*}:st"
+# In a Redis Cluster, the hash tag of keys that belong to no model.
+GLOBAL_TAG = "kf"
 
 
 def rq_worker(name: str) -> str:
@@ -231,6 +241,34 @@ def open_row_ends(model_hash: str) -> str:
 def closed_rows(model_hash: str) -> str:
     """Return the key of the ids of a model's rows that were labelled or have expired (a sorted set)."""
     return f"kf:{{{model_hash}}}:closed"
+
+
+def in_cluster(key: str | bytes) -> str | bytes:
+    """Return the name that a key of the store has in a Redis Cluster: with a tag if it has none.
+
+    >>> in_cluster("kf:jobs"), in_cluster("kf:{ab12}:st")
+    ('kf:{kf}:jobs', 'kf:{ab12}:st')
+    """
+    return f"kf:{{{GLOBAL_TAG}}}:{key[3:]}" if isinstance(key, str) and "{" not in key else key
+
+
+def model_events(model_hash: str) -> str:
+    """Return the key of a model's events that are not forwarded yet, in a cluster (a stream)."""
+    return f"kf:{{{model_hash}}}:events"
+
+
+def model_due(model_hash: str) -> str:
+    """Return the key that has a model while its last commit is not announced, in a cluster (a sorted set)."""
+    return f"kf:{{{model_hash}}}:due"
+
+
+def replicated(key: str) -> str:
+    """Return the key that is written before a wait for replicas, in the slot of another key (a string).
+
+    >>> replicated(state("ab12"))
+    'kf:{ab12}:replicated'
+    """
+    return f"kf:{key[key.index('{') : key.index('}') + 1]}:replicated"
 
 
 def followed(model_hash: str) -> str:

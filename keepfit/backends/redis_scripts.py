@@ -24,7 +24,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
-from keepfit.backends import redis_keys
+from keepfit.backends import redis_cluster, redis_keys, redis_slots
 from keepfit.errors import TooLargeError, UnavailableError
 
 Command = tuple[Any, ...]
@@ -45,7 +45,8 @@ VALUE_BYTES_MAX = 2**29
 # Errors of a server that is reachable and cannot execute the command: out of memory, disk full or broken, a replica,
 # busy with a script, an incomplete cluster, or missing permission.
 REFUSALS = frozenset(
-    {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "NOPERM", "NOAUTH"}
+    {"OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "BUSY", "NOPERM", "NOAUTH"}
+    | {"CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"}
 )
 
 # Scripts after which a caller gets an answer that the store must keep.
@@ -78,17 +79,17 @@ class Replicas:
     count: int
     on_disk: bool
 
-    def commands(self) -> tuple[Command, ...]:
+    def commands(self, mark: str = redis_keys.REPLICATED) -> tuple[Command, ...]:
         """Return the commands that wait for replicas; the last one returns how many have it.
 
         Redis waits for the last write of the connection. A call that finds its request accepted already writes
-        nothing, so there is a write before the wait.
+        nothing, so there is a write before the wait: of the key `mark`.
         """
-        mark = ("SET", redis_keys.REPLICATED, 1, "EX", 60)
+        written = ("SET", mark, 1, "EX", 60)
         in_memory = ("WAIT", self.count, REPLICAS_TIMEOUT_MS // 2)
         # Asked while it has not synced what it has just got, a replica tells of the sync only a second later.
         on_disk = ("WAITAOF", 0, self.count, REPLICAS_TIMEOUT_MS // 2)
-        return (mark, in_memory, on_disk) if self.on_disk else (mark, in_memory)
+        return (written, in_memory, on_disk) if self.on_disk else (written, in_memory)
 
     def check(self, answer: Any) -> None:
         """Raise UnavailableError if fewer replicas have it."""
@@ -101,9 +102,15 @@ class Replicas:
 def _promise_of(pool: Any, commands: Sequence[Command]) -> Replicas | None:
     """Return the replicas to wait for after these commands, if there are any."""
     replicas: Replicas | None = getattr(pool, "replicas", None)
-    if replicas is None or not any(command[0] == "EVALSHA" and command[1] in PROMISES for command in commands):
-        return None
-    return replicas
+    return replicas if replicas is not None and any(map(_is_promise, commands)) else None
+
+
+def _is_promise(command: Command) -> bool:
+    return command[0] == "EVALSHA" and command[1] in PROMISES
+
+
+def _plan(client: Any, commands: Sequence[Command]) -> redis_slots.Plan:
+    return redis_slots.plan(commands, client.slots, _is_promise, LOAD_ALL, client.replicas)
 
 
 def call(name: str, keys: Sequence[str], args: Sequence[str | int | bytes] = ()) -> Command:
@@ -142,6 +149,9 @@ def run(client: Redis, *commands: Command) -> list[Any]:
     UnavailableError
         If Redis is unavailable; any of the commands may or may not have been executed.
     """
+    if isinstance(client, redis_cluster.Cluster):
+        with unavailable():
+            return _checked(client.run(_plan(client, commands), _round_trip), None)
     replicas = _promise_of(client.connection_pool, commands)
     if replicas is not None:
         commands += replicas.commands()
@@ -193,6 +203,9 @@ def _answer(connection: Any) -> Any:
 
 async def run_async(client: redis.asyncio.Redis, *commands: Command) -> list[Any]:
     """Do what :func:`run` does without blocking the event loop; repeat it once if the connection broke."""
+    if isinstance(client, redis_cluster.AsyncCluster):
+        with unavailable():
+            return _checked(await client.run(_plan(client, commands), _round_trip_on), None)
     pool: Any = client.connection_pool
     with unavailable():
         connection = await pool.get_connection()
@@ -210,6 +223,9 @@ async def run_each(client: redis.asyncio.Redis, commands: Sequence[Command]) -> 
     UnavailableError
         If Redis is unavailable.
     """
+    if isinstance(client, redis_cluster.AsyncCluster):
+        with unavailable():
+            return await client.run(_plan(client, commands), _round_trip_on)
     async with client.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
@@ -221,20 +237,23 @@ class ScriptConnection:
     """A connection for consecutive round trips: taking one from the pool takes as long as a round trip."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._pool: Any = client.connection_pool
+        self._client = client
         self._connection: Any = None
 
     async def run(self, *commands: Command) -> list[Any]:
         """Do what :func:`run_async` does; must not be called again before it has returned."""
+        if isinstance(self._client, redis_cluster.AsyncCluster):
+            return await run_async(self._client, *commands)
+        pool: Any = self._client.connection_pool
         with unavailable():
             if self._connection is None:
-                self._connection = await self._pool.get_connection()
-            return await _run_on(self._pool, self._connection, commands)
+                self._connection = await pool.get_connection()
+            return await _run_on(pool, self._connection, commands)
 
     async def close(self) -> None:
         """Return the connection to the pool."""
         if self._connection is not None:
-            await self._pool.release(self._connection)
+            await self._client.connection_pool.release(self._connection)
             self._connection = None
 
 
@@ -247,6 +266,25 @@ async def _run_on(pool: Any, connection: Any, commands: Sequence[Command]) -> li
         await _retry_round_round_trip(connection, LOAD_ALL)
         answers = await _retry_round_round_trip(connection, commands)
     return _checked(answers, replicas)
+
+
+async def _round_trip_on(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
+    pool: Any = client.connection_pool
+    connection = await pool.get_connection()
+    try:
+        return await _retry_round_round_trip(connection, commands)
+    finally:
+        await pool.release(connection)
+
+
+def scan(client: Redis, match: str, count: int) -> Iterator[bytes]:
+    """Yield the names of the keys that match, of all nodes."""
+    cursor = b"0"
+    while True:
+        ((cursor, names),) = run(client, ("SCAN", cursor, "MATCH", match, "COUNT", count))
+        yield from names
+        if cursor == b"0":
+            return
 
 
 async def _retry_round_round_trip(connection: Any, commands: Sequence[Command]) -> list[Any]:

@@ -63,17 +63,18 @@ options={'password': 'hush'})
     server = urlunsplit(
         (parts.scheme.partition("+")[0], f"{credentials}{at}sentinels", parts.path, urlencode(options), "")
     )
-    return Address(tuple(_host(each) for each in hosts.split(",")), master, server, of_sentinels)
+    return Address(tuple(host_of(each, PORT) for each in hosts.split(",")), master, server, of_sentinels)
 
 
-def _host(text: str) -> tuple[str, int]:
+def host_of(text: str, default_port: int) -> tuple[str, int]:
+    """Read one of the hosts of an address: a sentinel, or a node of a cluster."""
     parts = urlsplit(f"//{text}")
     try:
-        port = PORT if parts.port is None else parts.port
+        port = default_port if parts.port is None else parts.port
     except ValueError:
         port = 0
     if not parts.hostname or port == 0:
-        raise AddressError("a host of a sentinel is missing, or its port is not from 1 to 65535")
+        raise AddressError("a host is missing, or its port is not from 1 to 65535")
     return unquote(parts.hostname), port
 
 

@@ -27,7 +27,7 @@ from keepfit.observability import failpoints
 from keepfit.rows import acceptance, served, train_score_predict
 from keepfit.rows.rows import Rows
 from keepfit.security import envelope
-from keepfit.store import events, staging, stored_answers, unloadable
+from keepfit.store import cluster_events, events, staging, stored_answers, unloadable
 from keepfit.store.changes import is_change, params_of
 from keepfit.store.idle import touch
 from keepfit.store.retained import join_sequences, parse_large
@@ -283,17 +283,17 @@ class InboxConsumer:
         change = redis_keys.change_score(claimed.generation, claimed.version + 1)
         failpoints.reach("commit.sealed")
         more = claims_next and (count < len(claimed.entries) or len(claimed.entries) == ENTRIES_MAX)
-        _, _, version, after = redis_scripts.run(
+        *_, version, after = redis_scripts.run(
             self._store,
             # Marked before the commit: a change that no snapshotter knows of would be worse than one mark too many.
             ("ZADD", redis_keys.CHANGED, "GT", change, claimed.hash),
+            *cluster_events.mark(self._store, claimed.hash, change),
             ("SET", staged, sealed.data, "PX", STAGED_TTL_MS),
             self._commit(claimed, sealed, count, digest, staged, dead_reason),
             self._claim(claimed.hash, token, digest) if more else unlock(claimed.hash, token, force=False),
         )
         failpoints.reach("commit.done")
-        next_claim = self._claimed(claimed.hash, after) if more else None
-        return Committed(version, digest, more or after == 1, next_claim)
+        return Committed(version, digest, more or after == 1, self._claimed(claimed.hash, after) if more else None)
 
     def _commit(
         self, claimed: Claimed, sealed: SealedBundle, count: int, digest: str, staged: str, dead_reason: str
@@ -313,8 +313,8 @@ class InboxConsumer:
                 redis_keys.dead(claimed.hash),
                 redis_keys.new_stored_answers(claimed.hash),
                 redis_keys.old_stored_answers(claimed.hash),
-                redis_keys.EVENTS,
-                redis_keys.DUE_EVENTS,
+                cluster_events.stream(self._store, claimed.hash),
+                cluster_events.due_models(self._store, claimed.hash),
                 *(name for _, name in large),
             ],
             [
@@ -359,8 +359,8 @@ class InboxConsumer:
 
     def is_live(self, model_hash: str, generation: int, digest: str) -> bool:
         """Return whether the live bundle of a model has this generation and digest."""
-        (live,) = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
-        return bool(live == [str(generation).encode(), digest.encode()])
+        live = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
+        return bool(live == [[str(generation).encode(), digest.encode()]])
 
     def unloadable_s(self, model: Claimed | Loaded) -> int:
         """Return for how many seconds the bundle of a model must not be loaded; 0 if it may be."""

@@ -3,8 +3,8 @@
 Owns the stream of the last events in the store, its writing and its reading. Never decides who may read an event.
 Invariants: the ids rise, so that a reader continues after the last one that it has seen, and learns whether events
 between are gone; a commit and its event are one script (`commit`), so no version is announced that does not exist, and
-the last version of a model always is. All other events are written right after the fact: a process that dies in between
-leaves one out.
+the last version of a model always is (in a Redis Cluster a little later: :mod:`keepfit.store.cluster_events`). All
+other events are written right after the fact: a process that dies in between leaves one out.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ import msgspec
 import redis.asyncio
 from redis import Redis
 
-from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends import redis_cluster, redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.errors import UnavailableError
+from keepfit.store import cluster_events
 
 Kind = Literal[
     "commit",
@@ -131,6 +132,10 @@ def announce_due(store: Redis) -> int:
     UnavailableError
         If Redis is unavailable.
     """
+    if isinstance(store, redis_cluster.Cluster):
+        return cluster_events.forward(
+            store, EVENTS_MAX, lambda name: due(name, redis_keys.model_events(name), redis_keys.model_due(name))
+        )
     count = 0
     while True:
         (names,) = redis_scripts.run(store, ("ZRANGE", redis_keys.DUE_EVENTS, 0, DUE_PER_TRIP - 1))
@@ -142,11 +147,11 @@ def announce_due(store: Redis) -> int:
             return count
 
 
-def due(model_hash: str) -> Command:
+def due(model_hash: str, stream: str = redis_keys.EVENTS, due_models: str = redis_keys.DUE_EVENTS) -> Command:
     """Return the command that announces the newest version of a model, if a commit was left out; 1 if it did."""
     return redis_scripts.call(
         "announce_due",
-        [redis_keys.state(model_hash), redis_keys.EVENTS, redis_keys.DUE_EVENTS],
+        [redis_keys.state(model_hash), stream, due_models],
         [model_hash, EVENTS_MAX, COMMIT_INTERVAL_MS, METRICS_BYTES_MAX],
     )
 

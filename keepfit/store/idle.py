@@ -57,9 +57,8 @@ async def read_record(client: redis.asyncio.Redis, model_hash: str) -> IdleRecor
 
 
 def touch(hashes: Iterable[str]) -> list[Command]:
-    """Return the command that counts as a use of models, none for no models; it writes nothing."""
-    names = list(map(redis_keys.bundle, hashes))
-    return [("TOUCH", *names)] if names else []
+    """Return the commands that count as a use of models; they write nothing."""
+    return [("TOUCH", redis_keys.bundle(each)) for each in hashes]
 
 
 @dataclass(frozen=True, slots=True)

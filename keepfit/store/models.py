@@ -284,11 +284,11 @@ class Store:
 
     async def bundle(self, model_hash: str) -> tuple[Model, bytes] | None:
         """Return a model's state and signed bundle at one moment; None if it is not live or has learned nothing."""
-        async with self._store.pipeline(transaction=True) as pipe:
-            with redis_scripts.unavailable():
-                pipe.hmget(redis_keys.state(model_hash), list(_FIELDS))
-                pipe.get(redis_keys.bundle(model_hash))
-                fields, data = await pipe.execute()
+        state = redis_keys.state(model_hash)
+        reads = (("HMGET", state, *_FIELDS), ("GET", redis_keys.bundle(model_hash)), ("HGET", state, "digest"))
+        fields, data, digest = await redis_scripts.run_async(self._store, *reads)
+        while fields[_FIELDS.index("digest")] != digest:  # A commit came in between, as few do: all are sent at once.
+            fields, data, digest = await redis_scripts.run_async(self._store, *reads)
         model = _model(model_hash, fields)
         return None if model is None or data is None else (model, data)
 

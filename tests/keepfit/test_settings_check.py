@@ -12,15 +12,21 @@ WRONG = {
     "KEEPFIT_STORE_URL": (
         (
             "http://h/0",
-            "does not begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://; write redis://",
+            "does not begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
+            "redis+cluster://, rediss+cluster://; write redis://",
         ),
+        ("redis+cluster://h/1", "a cluster has the database 0 alone"),
         ("redis://h/models", "the path must be the number of a database"),
         ("redis://h:0/0", "the port must be from 1 to 65535"),
         ("redis://h:70000/0", "the address or its port cannot be read"),
         ("redis://h/0?no_such_option=1", "an option of the address is unknown"),
         (f"redis://:{SECRET}/0@h:6379", "cannot be read"),
     ),
-    "KEEPFIT_QUEUE_URL": (("redis:/h", "does not begin with"), (f"{SECRET}:6379", "does not begin with")),
+    "KEEPFIT_QUEUE_URL": (
+        ("redis:/h", "does not begin with"),
+        (f"{SECRET}:6379", "does not begin with"),
+        (f"redis+cluster://:{SECRET}@h", "a Redis Cluster holds no queue; name a single server"),
+    ),
     "KEEPFIT_MONGO_URL": (
         ("mongo://h/keepfit", "URI must begin with 'mongodb://'"),
         ("mongodb://h/a.b", "the database's name has a dot"),

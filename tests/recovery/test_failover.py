@@ -1,30 +1,21 @@
 """The primary of a replicated Redis dies while rows flow: a replica takes its place, and no accepted row is lost."""
 
 import asyncio
-import itertools
 import os
 import signal
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-import redis
 import structlog
 from pydantic import SecretStr
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import ScriptConnection
 from keepfit.errors import UnavailableError
-from keepfit.model.bundle import Bundle
-from keepfit.model.serialization import unseal
-from keepfit.recipe.recipe import parse
-from keepfit.rows.shaping import shape
-from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from tests.conftest import Stack, start_stack, stop_stack
+from tests.recovery.flow import flowing
 from tests.replicated import Replicated, replicated
 
 # More for a longer test by hand: with three servers and three sentinels, which take a second longer.
@@ -32,7 +23,6 @@ KILLS = int(os.environ.get("FAILOVER_KILLS", "1"))
 SERVERS = int(os.environ.get("FAILOVER_SERVERS", "2"))
 REPLICAS_MIN = int(os.environ.get("FAILOVER_REPLICAS_MIN", str(SERVERS - 1)))
 CLIENTS, ROWS_AFTER_KILL = 4, 100
-RECIPE = {"estimator": "SGDRegressor", "scaler": "StandardScaler"}
 
 log = structlog.get_logger(__name__)
 
@@ -86,77 +76,14 @@ async def test_a_promise_waits_for_replicas_also_if_it_was_made_before(
 
 async def test_no_accepted_row_is_lost_in_a_failover(servers: Replicated, stack: Stack) -> None:
     """Each row is learned once, in the order of its sequence, by the model that the new primary has in the end."""
-    accepted: dict[int, tuple[list[list[float]], list[float]]] = {}
-    numbers = itertools.count(1)
-    has_ended, refused = asyncio.Event(), 0
-
-    async with aiohttp.ClientSession(stack.url) as http:
-        made = await (await http.post("/v1/models", json={"metadata": {"type": "t"}, "recipe": RECIPE})).json()
-        path = f"/v1/models/{made['hash']}"
-
-        async def send_rows() -> None:
-            nonlocal refused
-            while not has_ended.is_set():
-                number = next(numbers)
-                X, y = [[number % 7.0, number % 11.0]], [number % 5.0]
-                key = {"Idempotency-Key": uuid.uuid4().hex}
-                while True:
-                    async with http.post(f"{path}/partial_fit", json={"X": X, "y": y}, headers=key) as response:
-                        reply = await response.json()
-                        if response.status == 202:
-                            break
-                        assert response.status == 503, reply
-                        refused += 1
-                    await asyncio.sleep(0.05)
-                assert reply["sequence"] not in accepted, (
-                    f"{len(accepted)} were accepted, now {reply['sequence']} again"
-                )
-                accepted[reply["sequence"]] = X, y
-
-        async def more(count: int) -> None:
-            wanted = len(accepted) + count
-            while len(accepted) < wanted and not sending.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-            if sending.done():
-                # A row was lost.
-                await sending
-
-        sending = asyncio.gather(*(send_rows() for _ in range(CLIENTS)))
+    async with flowing(stack.url, CLIENTS, "t") as flow:
         for _ in range(KILLS):
-            await more(ROWS_AFTER_KILL)
+            await flow.more(ROWS_AFTER_KILL)
             dead = await asyncio.to_thread(servers.kill_primary)
             await asyncio.to_thread(servers.start, dead)
-            await more(ROWS_AFTER_KILL)
+            await flow.more(ROWS_AFTER_KILL)
             while not await asyncio.to_thread(servers.is_complete):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        has_ended.set()
-        await sending
-        while (found := await described(http, path)).get("rows_seen") != len(accepted):
-            assert found.get("rows_seen", 0) < len(accepted)
-            await asyncio.sleep(0.05)
-    log.info("failovers_survived", kills=KILLS, rows=len(accepted), refused=refused)
-    assert sorted(accepted) == list(range(1, len(accepted) + 1))
-    settings = stack.settings().model_copy(update={"store_url": SecretStr(servers.url)})
-    check_bundle(settings, made["hash"], accepted)
-
-
-async def described(http: aiohttp.ClientSession, path: str) -> dict[str, Any]:
-    """Return the model's document, or nothing while the store is unavailable."""
-    async with http.get(path) as response:
-        found: dict[str, Any] = await response.json()
-        return found if response.status == 200 else {}
-
-
-def check_bundle(settings: Settings, model_hash: str, accepted: dict[int, tuple[Any, Any]]) -> None:
-    """Fail unless the live bundle is the one that has learned these rows in the order of their sequences."""
-    client: redis.Redis = redis_clients.store_sync(settings)
-    data = client.get(redis_keys.bundle(model_hash))
-    client.close()
-    assert isinstance(data, bytes)
-    header, found = unseal(data, Keyring.from_text(settings.signing_keys.get_secret_value()), parse(RECIPE), model_hash)
-    expected = Bundle.new(parse(RECIPE))
-    for sequence in sorted(accepted):
-        expected.partial_fit(shape(expected.recipe, *accepted[sequence], learning=True))
-    assert header.sequence == len(accepted)
-    assert (found.estimator.coef_ == expected.estimator.coef_).all()
-    assert (found.columns.scaler.mean_ == expected.columns.scaler.mean_).all()
+        await flow.end()
+    log.info("failovers_survived", kills=KILLS, rows=len(flow.accepted), refused=flow.refused)
+    flow.check(stack.settings().model_copy(update={"store_url": SecretStr(servers.url)}))

@@ -209,7 +209,7 @@ def _models_with_pending(store: Redis, beat: Callable[[], None]) -> list[str]:
     """Return the hashes of models that have pending requests and are not locked."""
     found: list[str] = []
     names: list[bytes] = []
-    for name in store.scan_iter(match=redis_keys.STATE_PATTERN, count=SCAN_COUNT):
+    for name in redis_scripts.scan(store, redis_keys.STATE_PATTERN, SCAN_COUNT):
         names.append(name)
         if len(names) == SCAN_COUNT:
             found += _with_pending(store, names)

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import redis.asyncio
 import structlog
 
-from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends import redis_cluster, redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
+from keepfit.backends.redis_cluster import Source
 from keepfit.errors import LearningError, NotFoundError, UnavailableError
 from keepfit.observability.outage import Outage
 from keepfit.store.dead_letters import DeadLetters
@@ -131,6 +132,8 @@ class CommitFeed:
         self._staleness_s = staleness_s
         self._watches: dict[str, Watch] = defaultdict(Watch)
         self._closed = False
+        # Until when each source guarantees that its versions are known.
+        self._valid_s: dict[Source, float] = {}
         # Requests put aside as dead letters, of all models, that were announced.
         self.put_aside = 0
         self._backoff = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX)
@@ -180,26 +183,41 @@ class CommitFeed:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _subscribe(self) -> None:
-        pool = self._client.connection_pool
+        """Read from all sources until one of them breaks."""
+        self._valid_s = {}
+        with redis_scripts.unavailable():
+            sources = await redis_cluster.sources(self._client)
+        tasks = [asyncio.create_task(self._listen(source, sources)) for source in sources]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self._observer.invalidate_all()
+        raise next(end for end in ended if isinstance(end, Exception))
+
+    async def _listen(self, source: Source, sources: list[Source]) -> None:
+        pool: Any = source.client.connection_pool
         # Not redis-py's PubSub: it reconnects silently, and does not report what it missed.
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        connection = await pool.get_connection()
         try:
             # On one connection: a scorer comes before the version that it is of.
             scorers = [] if self._scorers is None else [redis_keys.SCORERS]
             await connection.send_command("SUBSCRIBE", redis_keys.COMMITS, *scorers)
-            await self._read(connection)
+            await self._read(connection, source, sources)
         finally:
-            self._observer.invalidate_all()
             await connection.disconnect(nowait=True)
             await pool.release(connection)
 
-    async def _read(self, connection: Any) -> None:
+    async def _read(self, connection: Any, source: Source, sources: list[Source]) -> None:
         """Read messages, with a ping at intervals, until the connection breaks.
 
         The reply to a ping proves that every message published before the ping was *sent* has been received. So the
-        staleness bound counts from the moment of sending, and nothing is valid before the first reply.
+        staleness bound counts from the moment of sending, and nothing is valid before the first reply. A cluster passes
+        messages between its nodes at any time later, so each node is a source, of the models that it has.
         """
-        pinged_s, answered, caught_up = -math.inf, True, False
+        pinged_s, answered = -math.inf, True
         while True:
             if answered and time.monotonic() >= pinged_s + self._staleness_s / PINGS:
                 pinged_s, answered = time.monotonic(), False
@@ -208,20 +226,31 @@ class CommitFeed:
             message = await connection.read_response(timeout=max(due_s - time.monotonic(), 0), push_request=True)
             match message:
                 case [b"message", channel, data]:
-                    if channel == SCORERS and self._scorers is not None:
+                    if not source.has(data.partition(b" ")[0]):
+                        pass
+                    elif channel == SCORERS and self._scorers is not None:
                         _receive_scorer(self._scorers, data)
                     else:
                         self._receive(data)
                 case b"PONG" | [b"pong", _]:
                     answered = True
-                    self._backoff.reset()
-                    self._outage.end()
-                    self._observer.valid_until(pinged_s + self._staleness_s)
-                    if not caught_up:
-                        caught_up = True
-                        await self.catch_up(list(self._watches))
+                    await self._note_pong(source, sources, pinged_s)
                 case None if not answered and time.monotonic() >= due_s:
                     raise UnavailableError(f"The subscription did not reply to a ping within {PING_TIMEOUT_S:g} s.")
+
+    async def _note_pong(self, source: Source, sources: list[Source], pinged_s: float) -> None:
+        """Extend what is valid to the oldest of the pings that all sources have answered."""
+        is_new = source not in self._valid_s
+        self._valid_s[source] = pinged_s + self._staleness_s
+        if len(self._valid_s) < len(sources):
+            return
+        if not source.is_current():
+            raise UnavailableError("The nodes of the cluster are others than before.")
+        self._backoff.reset()
+        self._outage.end()
+        self._observer.valid_until(min(self._valid_s.values()))
+        if is_new:
+            await self.catch_up(list(self._watches))
 
     async def catch_up(self, hashes: list[str]) -> None:
         """Observe the current state of models, for commits that were missed during an interruption.

@@ -21,6 +21,11 @@ from keepfit.settings import Settings
         "redis+sentinel://:hush@one/x?master=hush",
         "redis+sentinel://:hush@one/0?master=hush&misspelled=hush",
         "rediss+sentinel://:hush@one/0?master=hush&ssl_cert_reqs=sometimes",
+        "redis+cluster://:hush@one,two:port",
+        "redis+cluster://:hush@one,",
+        "redis+cluster://:hush@one/1",
+        "redis+cluster://:hush@one?misspelled=hush",
+        "rediss+cluster://:hush@one?ssl_cert_reqs=sometimes",
     ],
 )
 def test_an_invalid_address_is_reported_without_its_password(url: str) -> None:

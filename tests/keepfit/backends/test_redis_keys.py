@@ -23,6 +23,8 @@ OF_A_MODEL: list[Callable[[str], str]] = [
     redis_keys.open_rows,
     redis_keys.open_row_ends,
     redis_keys.closed_rows,
+    redis_keys.model_events,
+    redis_keys.model_due,
 ]
 OF_A_QUEUE: list[Callable[[str], str]] = [
     redis_keys.queued_models,
@@ -91,6 +93,14 @@ def test_keys_of_a_model_share_a_cluster_slot() -> None:
     assert key_slot(redis_keys.state("cd" * 32).encode()) != key_slot(HASH.encode())
 
 
+def test_keys_of_no_model_share_a_cluster_slot() -> None:
+    """Scripts take several of them: in a cluster they have one tag, and the keys of a model stay as they are."""
+    of_none = [redis_keys.JOBS, redis_keys.OPEN_JOBS, redis_keys.job("j"), redis_keys.EVENTS, redis_keys.CHANGED]
+    assert len({key_slot(str(redis_keys.in_cluster(key)).encode()) for key in of_none}) == 1
+    assert len({redis_keys.in_cluster(key) for key in of_none}) == len(of_none)
+    assert [redis_keys.in_cluster(key(HASH)) for key in OF_A_MODEL] == [key(HASH) for key in OF_A_MODEL]
+
+
 @pytest.mark.parametrize("model_hash", [HASH, "0" * 64, "a"])
 def test_a_state_key_names_its_model(model_hash: str) -> None:
     """hash_of_state inverts state, and the scan pattern matches state keys only."""
@@ -116,7 +126,8 @@ def names(value: Any) -> set[str]:
 def test_the_table_lists_every_key() -> None:
     """The tables in the module docstring list exactly the keys that the functions build."""
     built = {redis_keys.UNLOADABLE, redis_keys.CHANGED, redis_keys.COMMITS, redis_keys.SNAPSHOTS, redis_keys.SWEEP}
-    built |= {redis_keys.EVENTS, redis_keys.DUE_EVENTS}
+    built |= {redis_keys.EVENTS, redis_keys.DUE_EVENTS, redis_keys.FORWARDING}
+    built |= {redis_keys.replicated(redis_keys.state("h"))}
     built |= {redis_keys.RESTORES, redis_keys.SCORERS, redis_keys.LEASES, redis_keys.LEASE_HOLDERS, redis_keys.WAKE_UPS}
     built |= {redis_keys.OPEN_ROWS, redis_keys.EXPIRING, redis_keys.GATEWAYS, redis_keys.SESSIONS}
     built |= {key("h") for key in OF_A_MODEL} | {key("<queue>") for key in OF_A_QUEUE}
@@ -148,6 +159,6 @@ def test_the_table_lists_every_key() -> None:
         if callable(value)
         and getattr(value, "__module__", "") == redis_keys.__name__
         # The names that start with rq_ are keys of RQ.
-        and name not in ("hash_of_state", "change_score", "rq_worker", "rq_executions")
+        and name not in ("hash_of_state", "change_score", "in_cluster", "rq_worker", "rq_executions")
     }
-    assert len(functions) + 19 == len(built)
+    assert len(functions) + 20 == len(built)
