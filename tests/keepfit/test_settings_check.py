@@ -12,8 +12,7 @@ WRONG = {
     "KEEPFIT_STORE_URL": (
         (
             "http://h/0",
-            "does not begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
-            "redis+cluster://, rediss+cluster://; write redis://",
+            "unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://, rediss+cluster://; write redis://",
         ),
         ("redis+cluster://h/1", "a cluster has the database 0 alone"),
         ("redis://h/models", "the path must be the number of a database"),
