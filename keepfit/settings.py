@@ -45,6 +45,9 @@ class Settings(MonitoringSettings):
     queue_url: SecretStr | None = Field(
         None, description="Redis that holds the run queues and the jobs of RQ; by default the Redis of the store."
     )
+    queue_urls: SecretStr | None = Field(
+        None, description="Several such servers, separated by commas, among which the models are divided."
+    )
     mongo_url: SecretStr = Field(
         SecretStr("mongodb://127.0.0.1:27017/keepfit"),
         description="MongoDB that holds the model registry and the history; the URL names the database.",
@@ -336,7 +339,12 @@ class Settings(MonitoringSettings):
 
     @property
     def queue_url_or_store(self) -> str:
-        """URL of the Redis that RQ uses, in plain text: for clients only, never for logs."""
+        """URL of the Redis that RQ uses, in plain text: for clients only, never for logs.
+
+        With ``queue_urls``, settings for one server have it (:func:`keepfit.backends.queue_servers.settings_of`).
+        """
+        if self.queue_urls and self.queue_urls.get_secret_value():
+            raise RuntimeError("These settings name several servers; choose one with keepfit.backends.queue_servers.")
         return (self.queue_url or self.store_url).get_secret_value()
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from keepfit.backends import redis_clients
+from keepfit.backends import queue_servers, redis_clients
 from keepfit.backends.files import open_regular
 from keepfit.backends.source_urls import parse_prefixes
 from keepfit.backends.storage_urls import check_storage_url
@@ -45,12 +45,6 @@ def check(settings: Settings) -> None:
         raise SettingsError(" ".join(wrong))
 
 
-def _check_queue(settings: Settings) -> None:
-    redis_clients.check_queue(settings)
-    if settings.queue_url:
-        redis_clients.check_url(settings.queue_url.get_secret_value(), redis_clients.QUEUE)
-
-
 def _check_row_log(settings: Settings) -> None:
     if settings.row_log_url:
         check_storage_url(settings.row_log_url, "KEEPFIT_ROW_LOG_URL")
@@ -74,7 +68,7 @@ def _check_keys(setting: str, field: str) -> Callable[[Settings], None]:
 
 CHECKS: tuple[Callable[[Settings], object], ...] = (
     lambda settings: redis_clients.check_url(settings.store_url.get_secret_value(), redis_clients.STORE),
-    _check_queue,
+    queue_servers.check,
     lambda settings: mongo.check_url(settings.mongo_url.get_secret_value()),
     lambda settings: check_storage_url(settings.snapshot_url, "KEEPFIT_SNAPSHOT_URL"),
     _check_row_log,

@@ -30,10 +30,13 @@ MEDIA_TYPES = ("application/octet-stream", "application/zip", "")
 
 
 class FileTransfer:
-    """The transfers of one gateway. One file passes in each direction at a time; others wait for it."""
+    """The transfers of one gateway. One file passes in each direction at a time; others wait for it.
 
-    def __init__(self, queue: redis.asyncio.Redis, settings: Settings) -> None:
-        self._queue = queue
+    `client_of` returns the client of the server of the queue that serves a key: a file passes through one of them.
+    """
+
+    def __init__(self, client_of: Callable[[str], redis.asyncio.Redis], settings: Settings) -> None:
+        self._client_of = client_of
         self._settings = settings
         self._incoming, self._outgoing = Lane(FILES_MAX), Lane(FILES_MAX)
 
@@ -55,7 +58,7 @@ class FileTransfer:
         bodies.check_file(request, self._settings, MEDIA_TYPES)
         async with self._incoming.turn(1, WORKER_TIMEOUT_S):
             ttl_s = WORKER_TIMEOUT_S + self._settings.body_timeout_s
-            file = StagedFile(self._queue, round(ttl_s * 1000))
+            file = StagedFile(self._client_of, round(ttl_s * 1000))
             try:
                 await bodies.copy(request, self._settings, file.write)
                 if not file.size_bytes:
@@ -79,7 +82,7 @@ class FileTransfer:
             The error of the worker.
         """
         await self._outgoing.begin(1, WORKER_TIMEOUT_S)
-        file = StagedFile(self._queue, round(READ_S * 1000))
+        file = StagedFile(self._client_of, round(READ_S * 1000))
         try:
             reply = await write(file.key, round(READ_S * 1000))
         except BaseException:
@@ -92,7 +95,7 @@ class FileTransfer:
 
     async def _read(self, file: StagedFile, size_bytes: int, turn: asyncio.TimerHandle) -> AsyncIterator[bytes]:
         try:
-            async for piece in staged_file.read(self._queue, file.key, size_bytes):
+            async for piece in staged_file.read(file.client, file.key, size_bytes):
                 yield piece
         except UnavailableError as error:
             # The answer has begun: it ends without the bytes that its length announces.

@@ -42,11 +42,19 @@ class Dependencies:
     call_s: float
     unloadable: int
     pull_jobs: int = 0
+    queue_servers: int = 1
+    queue_servers_away: int = 0
 
     @property
     def detail(self) -> str | None:
-        """Why requests wait or fail although workers are alive; None if none do. Names no address, path or hash."""
+        """Why requests wait or fail although workers are alive, or may do soon; None if none do.
+
+        Names no address, path or hash.
+        """
         found, alive = [], self.workers.alive
+        if self.queue == OK and self.queue_servers_away:
+            away = f"{self.queue_servers_away} of {self.queue_servers}"
+            found.append(f"Servers of the queue that do not answer: {away}; the others serve their models.")
         if self.workers.busy >= max(alive, 1):
             found.append(f"All workers ({alive}) are in calls that have taken more than {self.call_s:g} s.")
         if self.unloadable:
@@ -73,7 +81,7 @@ async def probe(service: Service) -> Dependencies:
     """Probe all dependencies concurrently."""
 
     async def queue() -> tuple[Workers, dict[str, int]]:
-        return await service.worker_client.workers(), await service.worker_client.backlog()
+        return await service.queues.workers(), await service.queues.backlog()
 
     async def store() -> tuple[SnapshotState, int, int]:
         unloadables = await unloadable.count_models(service.store.client)
@@ -95,8 +103,9 @@ async def probe(service: Service) -> Dependencies:
     workers, backlog = found or (Workers(0, 0), {})
     call_s = service.settings.predict_timeout_s
     return Dependencies(
-        store_state, queue_state, mongo, log_state, workers, snapshot_state, backlog, call_s, unloadables, jobs
-    )
+        store_state, queue_state, mongo, log_state, workers, snapshot_state, backlog, call_s, unloadables, jobs,
+        len(service.queues.servers), service.queues.away,
+    )  # fmt: skip
 
 
 async def _probe_one(operation: Awaitable[T]) -> tuple[T | None, str]:

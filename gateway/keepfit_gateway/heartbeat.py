@@ -11,8 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-
-import redis.asyncio
+from typing import Any
 
 from keepfit.errors import UnavailableError
 from keepfit.jobs import gateway_records
@@ -26,7 +25,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        queue: redis.asyncio.Redis,
+        queue: Any,
         answered: Callable[[], int],
         connections: Callable[[], int],
         event_streams: Callable[[], int],

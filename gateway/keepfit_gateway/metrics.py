@@ -85,7 +85,7 @@ class OwnMetrics:
         yield GaugeMetricFamily("keepfit_scorers_bytes", text, scorers.bytes)
 
     def _pending(self) -> Iterator[Metric]:
-        client, acceptor = self._service.worker_client, self._service.acceptor
+        client, acceptor = self._service.queues, self._service.acceptor
         yield GaugeMetricFamily(
             "keepfit_questions_waiting", "Worker requests of this gateway without an answer.", client.pending
         )

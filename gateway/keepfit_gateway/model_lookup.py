@@ -30,8 +30,8 @@ from keepfit_gateway import bound_key
 from keepfit_gateway.file_transfer import WORKER_TIMEOUT_S
 from keepfit_gateway.learning.commit_feed import DELETED
 from keepfit_gateway.model_overview import ModelOverview, Place, Sort, Wanted
+from keepfit_gateway.queue_servers import QueueServers
 from keepfit_gateway.web.offload import compute
-from keepfit_gateway.worker_client import WorkerClient
 
 T = TypeVar("T")
 
@@ -51,13 +51,13 @@ class ModelLookup:
         self,
         store: Store,
         history: Registry,
-        worker_client: WorkerClient,
+        queues: QueueServers,
         observe_version: Callable[[str, int, float], None],
         overview: ModelOverview,
     ) -> None:
         self._store = store
         self._history = history
-        self._worker_client = worker_client
+        self._queues = queues
         self._observe_version = observe_version
         self._overview = overview
         self._cached: OrderedDict[str, Model] = OrderedDict()
@@ -101,7 +101,7 @@ class ModelLookup:
         model = await self._live(model_hash)
         if model is None:
             await self._registered(model_hash)
-            await self._worker_client.ask(model_hash, "restore")
+            await self._queues.ask(model_hash, "restore")
             model = await self._store.describe(model_hash)
             if model is None:
                 raise NotFoundError(f"The model {model_hash} has just been deleted.")
@@ -203,7 +203,7 @@ class ModelLookup:
             )
         if existing is not None:
             return await self.describe(model_hash), False
-        reply = await self._worker_client.ask(model_hash, "upload", timeout_s=WORKER_TIMEOUT_S, upload=options)
+        reply = await self._queues.ask(model_hash, "upload", timeout_s=WORKER_TIMEOUT_S, upload=options)
         self.invalidate(model_hash)
         return await self.describe(model_hash), bool(reply.result["created"])
 

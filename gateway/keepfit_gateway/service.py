@@ -6,6 +6,7 @@ the application opens no connection; everything opened at start is closed at the
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
@@ -28,7 +29,6 @@ from keepfit_gateway.events.feed import EventFeed
 from keepfit_gateway.file_transfer import FileTransfer
 from keepfit_gateway.heartbeat import Heartbeat
 from keepfit_gateway.history_writes import HistoryWrites
-from keepfit_gateway.job_enqueuer import JobEnqueuer
 from keepfit_gateway.learning.acceptor import Acceptor
 from keepfit_gateway.learning.commit_feed import CommitFeed
 from keepfit_gateway.learning.open_rows import OpenRows
@@ -39,11 +39,11 @@ from keepfit_gateway.model_overview import ModelOverview
 from keepfit_gateway.prediction.cache import Cache
 from keepfit_gateway.prediction.scorers import Scorers
 from keepfit_gateway.prediction.without_worker import Counts
+from keepfit_gateway.queue_servers import QueueServers, ServerOfKey
 from keepfit_gateway.traffic import TrafficCounts
 from keepfit_gateway.web.large_requests import ANSWERS_BYTES_MAX, Lane
 from keepfit_gateway.web.open_connections import OpenConnections, connections_max
 from keepfit_gateway.web.request_counts import RequestMetrics
-from keepfit_gateway.worker_client import WorkerClient
 
 INDEX_PAUSE_S, INDEX_PAUSE_S_MAX = 1.0, 10.0
 # A single history query may read a million documents.
@@ -64,10 +64,8 @@ class Service:
         self.process_metrics = ProcessMetrics(parts)
         self.connections = OpenConnections(connections_max(settings.connections_max))
         self._store_client = redis_clients.store_async(settings, prompt=True)
-        redis_clients.check_queue(settings)
-        self.queue_client = self._store_client if settings.queue_url is None else redis_clients.queue_async(settings)
-        self.job_enqueuer = JobEnqueuer(settings)
         self.store = Store(self._store_client)
+        self.queues = QueueServers(settings, self._store_client, self.store.ping)
         self.dead_letters = DeadLetters(self._store_client)
         self.pull_jobs = PullJobs(self._store_client, settings.job_keep_s)
         self.history = Registry(settings.mongo_url.get_secret_value())
@@ -75,19 +73,16 @@ class Service:
         self.history_writes = HistoryWrites(settings, self.history)
         rows = open_log(settings.row_log_url)
         self.recorder = None if rows is None else Recorder(self._store_client, rows)
-        self.acceptor = Acceptor(self._store_client, self.queue_client, settings, self.job_enqueuer, self.recorder)
+        self.acceptor = Acceptor(self._store_client, settings, self.queues.notify, self.recorder)
         self.open_rows = OpenRows(self._store_client, settings, self.acceptor, self.recorder)
-        self.worker_client = WorkerClient(self.queue_client, settings, self.job_enqueuer, self.store.ping)
-        self.files = FileTransfer(self.queue_client, settings)
+        self.files = FileTransfer(lambda key: self.queues.server_of(key).client, settings)
         self.answers = Lane(ANSWERS_BYTES_MAX)
         self.cache = Cache(settings.predict_cache_bytes_max)
         self.scorers = Scorers(self.cache, decode, settings.scorer_cache_bytes_max, settings.scorer_bytes_max)
         self.predictions = Counts()
         self.mongo_outage = Outage("mongo", "models are neither created nor restored")
         self.overview = ModelOverview(self._store_client, self.history)
-        self.models = ModelLookup(
-            self.store, self.history, self.worker_client, self.cache.observe_version, self.overview
-        )
+        self.models = ModelLookup(self.store, self.history, self.queues, self.cache.observe_version, self.overview)
         self.commit_feed = CommitFeed(
             self._store_client,
             self.store,
@@ -97,18 +92,19 @@ class Service:
             self.scorers if self.scorers.enabled else None,
         )
         self.event_feed = EventFeed(self._store_client, settings.event_streams_max)
+        own = ServerOfKey(self.queues, uuid.uuid4().hex)
         self.heartbeat = Heartbeat(
-            self.queue_client,
+            own,
             lambda: self.request_metrics.answered,
             lambda: len(self.connections),
             lambda: len(self.event_feed),
         )
-        self.traffic = TrafficCounts(self.queue_client, self.heartbeat.name)
+        self.traffic = TrafficCounts(own, self.heartbeat.name)
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
         coroutines = (
-            self.worker_client.read_forever(),
+            *self.queues.forever(),
             self.commit_feed.read_forever(),
             self._ensure_indexes(),
             self._probe_row_log(),
@@ -167,12 +163,9 @@ class Service:
         await self.overview.close()
         await self.open_rows.close()
         await self.acceptor.close()
-        await self.worker_client.close()
-        await self.job_enqueuer.close()
+        await self.queues.close()
         self.history.close()
         await self._store_client.aclose()
-        if self.queue_client is not self._store_client:
-            await self.queue_client.aclose()
 
 
 SERVICE = web.AppKey("service", Service)

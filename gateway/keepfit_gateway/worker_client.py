@@ -108,6 +108,7 @@ class WorkerClient:
         settings: Settings,
         enqueuer: JobEnqueuer,
         ping_store: Callable[[], Awaitable[None]],
+        on_away: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue = queue
         self._connection = ScriptConnection(queue)
@@ -119,7 +120,7 @@ class WorkerClient:
         # None only looks whether one more lease is needed.
         self._requests: Batcher[PendingRequest | None] = Batcher(self._push)
         self._reminders = Reminders(self._pending, partial(self._requests.put, None))
-        self._ping_store = ping_store
+        self._ping_store, self._on_away = ping_store, on_away
         self._probe: asyncio.Task[int] | None = None
         self._checks: set[asyncio.Task[None]] = set()
         self._lease = run_queue.new_lease()
@@ -333,11 +334,6 @@ class WorkerClient:
         """Return the record of each worker alive."""
         return await worker_records.read_all(self._queue, self._settings.predict_timeout_s)
 
-    async def backlog(self) -> dict[str, int]:
-        """Count the entries in the queue's Redis, by kind."""
-        counts = await redis_scripts.run_async(self._queue, *run_queue.BACKLOG.values())
-        return dict(zip(run_queue.BACKLOG, counts, strict=True))
-
     async def read_forever(self) -> None:
         """Deliver replies to pending requests until cancelled."""
         key = redis_keys.replies(self._name)
@@ -358,11 +354,17 @@ class WorkerClient:
                 self._outage.begin(error)
                 self._failure, self._failed_s = without_frames(error), asyncio.get_running_loop().time()
                 interrupted = True
+                self._on_away()
                 await asyncio.sleep(backoff.next_s())
             except Exception:
                 # A gateway that runs without receiving replies is worse than a dead one, so reading goes on.
                 log.exception("replies_unreadable")
                 await asyncio.sleep(backoff.next_s())
+
+    def fail_all(self, error: UnavailableError) -> None:
+        """End the wait of all requests with an error: another server can be asked."""
+        for pending in self._pending.values():
+            pending.fail(error)
 
     async def _resend(self) -> None:
         """Send all pending requests again: Redis may have lost them, and a second reply is harmless."""

@@ -124,7 +124,7 @@ def check_queue(settings: Settings) -> None:
         raise SettingsError(f"{QUEUE}: a Redis Cluster holds no queue; name a single server or one with Sentinel.")
 
 
-def _sync(url: str, setting: str) -> redis.Redis:
+def _sync(url: str, setting: str, answer_s: float = ANSWER_TIMEOUT_S) -> redis.Redis:
     if is_cluster(url):
         with _readable(url, setting):
             first, *_ = redis_cluster.parse(url)
@@ -136,8 +136,8 @@ def _sync(url: str, setting: str) -> redis.Redis:
         pool = _pool_sync(
             url,
             retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=ANSWER_TIMEOUT_S,
+            socket_connect_timeout=min(CONNECT_TIMEOUT_S, answer_s),
+            socket_timeout=answer_s,
             health_check_interval=0,
         )
         _check_options(pool)
@@ -173,10 +173,10 @@ def store_sync(settings: Settings) -> redis.Redis:
     return client
 
 
-def queue_sync(settings: Settings) -> redis.Redis:
+def queue_sync(settings: Settings, *, answer_s: float = ANSWER_TIMEOUT_S) -> redis.Redis:
     """Return a client of the queue's Redis, for workers and for enqueueing RQ jobs."""
     check_queue(settings)
-    return _sync(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE)
+    return _sync(settings.queue_url_or_store, QUEUE if settings.queue_url else STORE, answer_s)
 
 
 def _async(url: str, setting: str, *, prompt: bool) -> redis.asyncio.Redis:

@@ -109,7 +109,5 @@ async def _retry(settings: "Settings", model_hash: str) -> tuple[int, int]:
     finally:
         await client.aclose()
     if moved:
-        queue = redis_clients.queue_sync(settings)
-        run_queue.enqueue_lease(queue, run_queue.LEARN, settings.lease_ttl_s, [model_hash])
-        queue.close()
+        run_queue.enqueue_model(settings, model_hash)
     return moved, left

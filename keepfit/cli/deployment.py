@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.backends import queue_servers, redis_clients, redis_keys, redis_scripts
 from keepfit.backends.blobs import open_storage
 from keepfit.client.clients import AsyncClient
 from keepfit.errors import KeepfitError
@@ -48,11 +48,11 @@ class Counts(NamedTuple):
 
 async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
     """Return the state of the deployment as one JSON document; `url` is that of the gateway."""
-    store_client, queue_client = redis_clients.store_async(settings), redis_clients.queue_async(settings)
+    store_client = redis_clients.store_async(settings)
     try:
         async with Registry(settings.mongo_url.get_secret_value()) as registry:
             (gateway, answers), (queue, workers), (storage, _) = await asyncio.gather(
-                _probe(_gateway, settings, url), _probe(_workers, queue_client), _probe(_storage, settings)
+                _probe(_gateway, settings, url), _probe(_all_workers, settings), _probe(_storage, settings)
             )
             ready, counts = answers or (None, None)
             (store, pending), (history, documents) = await asyncio.gather(
@@ -60,7 +60,6 @@ async def read(settings: Settings, url: str, data: Path) -> dict[str, Any]:
             )
     finally:
         await store_client.aclose()
-        await queue_client.aclose()
     workers, pending, documents = workers or {}, pending or {}, documents or {}
     waiting = pending.get("waiting")
     if waiting is not None:
@@ -198,6 +197,17 @@ async def _count_rows(client: Any, pending: list[tuple[str, int, int]]) -> tuple
     return rows, counted
 
 
+async def _all_workers(settings: Settings) -> dict[str, Any]:
+    """Return what :func:`_workers` finds in all servers of the queue that answer."""
+    each = await queue_servers.read_each(settings, _workers)
+    gateways = gateway_records.joined(found["gateways"] for found in each)
+    return {
+        "gateways": [msgspec.to_builtins(record) for record in gateways],
+        "workers": sorted((one for found in each for one in found["workers"]), key=lambda worker: worker["name"]),
+        "oldest_s": max(found["oldest_s"] for found in each),
+    }
+
+
 async def _workers(client: Any) -> dict[str, Any]:
     """Return gateways, workers with the leases and models that they hold, and how long work has waited for a claim."""
     await redis_scripts.run_async(client, ("PING",))
@@ -219,6 +229,5 @@ async def _workers(client: Any) -> dict[str, Any]:
         if host or pid:  # the record of a dead worker expires
             known = name.decode().removeprefix(redis_keys.RQ_WORKER_PREFIX)
             workers.append({"name": known, "host": host, "pid": pid, "state": state, "holds": held.get(known, [])})
-    ordered = sorted(workers, key=lambda worker: worker["name"])
-    gateways = [msgspec.to_builtins(record) for record in await gateway_records.read_all(client)]
-    return {"gateways": gateways, "workers": ordered, "oldest_s": await waiting.unclaimed_s(client)}
+    gateways = await gateway_records.read_all(client)
+    return {"gateways": gateways, "workers": workers, "oldest_s": await waiting.unclaimed_s(client)}

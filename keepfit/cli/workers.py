@@ -40,12 +40,13 @@ def row(worker: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 async def _read() -> list["WorkerRecord"]:
-    from keepfit.backends import redis_clients  # noqa: PLC0415 - other commands must not wait for these imports
+    from keepfit.backends import queue_servers  # noqa: PLC0415 - other commands must not wait for these imports
     from keepfit.jobs import worker_records  # noqa: PLC0415
 
     settings = load_settings()
-    client = redis_clients.queue_async(settings)
-    try:
+
+    async def read(client: Any) -> list["WorkerRecord"]:
         return await worker_records.read_all(client, settings.predict_timeout_s)
-    finally:
-        await client.aclose()
+
+    each = await queue_servers.read_each(settings, read)
+    return sorted((record for found in each for record in found), key=lambda record: record.name)

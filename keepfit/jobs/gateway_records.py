@@ -5,6 +5,7 @@ Owns the form of a record, its writing and its reading. A process of a gateway w
 without a heartbeat for :data:`ALIVE_S` seconds is not listed; all times are those of Redis.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -57,6 +58,15 @@ async def read_all(queue: Any) -> list[GatewayRecord]:
     records, now_s = await _read(queue)
     alive = [found for found in records.values() if found is not None and found.beat_s >= now_s - ALIVE_S]
     return sorted(alive, key=lambda record: (record.host, record.name))
+
+
+def joined(each: Iterable[Sequence[GatewayRecord]]) -> list[GatewayRecord]:
+    """Return the records of several servers of the queue, ordered by host and name; of one process the newest."""
+    newest: dict[str, GatewayRecord] = {}
+    for record in (record for records in each for record in records):
+        if record.name not in newest or newest[record.name].beat_s < record.beat_s:
+            newest[record.name] = record
+    return sorted(newest.values(), key=lambda record: (record.host, record.name))
 
 
 async def _read(queue: Any) -> tuple[dict[bytes, GatewayRecord | None], float]:

@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 from redis import Redis
 
-from keepfit.backends import redis_keys, redis_scripts
+from keepfit.backends import queue_servers, redis_clients, redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Command
 from keepfit.jobs import rq_jobs
+from keepfit.settings import Settings
 
 CLAIMED_TTL_MS = 3_600_000
 # Work that has waited longer than this for the next claim is late: one more worker joins. A round of a lease takes
@@ -264,6 +265,19 @@ def enqueue_lease(
     if missing:
         rq_jobs.enqueue(connection, queue.function, lease)
     return bool(missing)
+
+
+def enqueue_model(settings: Settings, model_hash: str) -> None:
+    """Notify the learn queue of a model, on its server or on another one that answers.
+
+    Raises
+    ------
+    UnavailableError
+        If no server of the queue answers; then the sweep of the workers finds the model.
+    """
+    one = queue_servers.first_up(model_hash, settings)
+    with redis_clients.queue_sync(one) as connection, redis_scripts.unavailable():
+        enqueue_lease(connection, LEARN, settings.lease_ttl_s, [model_hash])
 
 
 def enqueue_leases(connection: Redis, ttl_s: float) -> None:

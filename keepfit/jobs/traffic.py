@@ -128,6 +128,11 @@ async def read(queue: Any, hashes: Sequence[str]) -> dict[str, Counts]:
     return {name: added_up(each) for name, each in found.items()}
 
 
+def joined(each: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
+    """Return the sums of what was read from several servers of the queue."""
+    return {name: added_up([counts[name] for counts in each]) for name in each[0]}
+
+
 def _decoded(text: bytes) -> Counts | None:
     """Return the counts of a field; None if another release wrote them."""
     try:

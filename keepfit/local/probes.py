@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from keepfit.backends import redis_clients, redis_scripts
+from keepfit.backends import queue_servers, redis_clients, redis_scripts
 from keepfit.backends.blobs import Entry, open_storage
 from keepfit.errors import KeepfitError, SettingsError
 from keepfit.history import Registry
@@ -28,7 +28,8 @@ def check_reachable(settings: Settings) -> None:
     given = settings.model_fields_set
     probes: list[tuple[str, Callable[[Settings], None]]] = [
         ("store_url", lambda settings: _ping(redis_clients.store_sync(settings))),
-        ("queue_url", lambda settings: _ping(redis_clients.queue_sync(settings))),
+        ("queue_url", _ping_queue),
+        ("queue_urls", _ping_queue),
         ("mongo_url", _ping_mongo),
         ("snapshot_url", lambda settings: _write(settings.snapshot_url, "KEEPFIT_SNAPSHOT_URL")),
         ("row_log_url", lambda settings: _write(settings.row_log_url, "KEEPFIT_ROW_LOG_URL")),
@@ -53,6 +54,11 @@ def _named(name: str) -> Iterator[None]:
 def _ping(client: Any) -> None:
     with client:
         redis_scripts.run(client, ("PING",))
+
+
+def _ping_queue(settings: Settings) -> None:
+    for one in queue_servers.settings_of(settings):
+        _ping(redis_clients.queue_sync(one))
 
 
 def _ping_mongo(settings: Settings) -> None:

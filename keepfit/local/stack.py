@@ -136,7 +136,7 @@ class Stack:
             port = free_port()
             variables["KEEPFIT_STORE_URL"] = f"redis://127.0.0.1:{port}/0"
             self._add("redis", 0, redis_command(port, self.data / "redis"), accepts_on(port))
-            if not settings.queue_url:
+            if not (settings.queue_url or settings.queue_urls):
                 # Worker requests are worthless once their gateway is gone: no write needs to reach the disk.
                 port = free_port()
                 variables["KEEPFIT_QUEUE_URL"] = f"redis://127.0.0.1:{port}/0"

@@ -8,7 +8,7 @@ that workers write.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import redis
@@ -51,12 +51,15 @@ async def read(client: redis.asyncio.Redis, key: str, size_bytes: int) -> AsyncI
 
 
 class StagedFile:
-    """A file that is being written; `size_bytes` of it have arrived. It lives for `ttl_ms` after each piece."""
+    """A file that is being written; `size_bytes` of it have arrived. It lives for `ttl_ms` after each piece.
 
-    def __init__(self, client: redis.asyncio.Redis, ttl_ms: int) -> None:
+    `client_of` returns the client of the server of a key.
+    """
+
+    def __init__(self, client_of: Callable[[str], redis.asyncio.Redis], ttl_ms: int) -> None:
         self.key = redis_keys.staged_file(uuid.uuid4().hex)
         self.size_bytes = 0
-        self._client = client
+        self.client = client_of(self.key)
         self._ttl_ms = ttl_ms
         self._digest = hashlib.sha256()
         self._piece = bytearray()
@@ -79,10 +82,10 @@ class StagedFile:
 
     async def _send(self, data: bytes) -> None:
         await asyncio.to_thread(self._digest.update, data)
-        await redis_scripts.run_async(self._client, *piece(self.key, self._written, data, self._ttl_ms))
+        await redis_scripts.run_async(self.client, *piece(self.key, self._written, data, self._ttl_ms))
         self._written += len(data)
 
     async def delete(self) -> None:
         """Delete the file; if Redis is unavailable, it expires."""
         with suppress(UnavailableError):
-            await redis_scripts.run_async(self._client, ("UNLINK", self.key))
+            await redis_scripts.run_async(self.client, ("UNLINK", self.key))

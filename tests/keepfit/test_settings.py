@@ -131,7 +131,7 @@ def test_repr_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_that_can_hold_a_password_are_secret() -> None:
     """Every URL of a server and every setting named key, password or token is a SecretStr."""
-    suspicious = {name for name in Settings.model_fields if re.search(r"_url$|key|pass|token|secret", name)}
+    suspicious = {name for name in Settings.model_fields if re.search(r"_urls?$|key|pass|token|secret", name)}
     # The URL of a storage has no password: the AWS SDK has settings of its own for S3 credentials. Nor has a file name.
     assert suspicious - {"snapshot_url", "row_log_url", "api_keys_file"} == SECRETS
     assert len(SECRETS) >= 4

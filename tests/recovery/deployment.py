@@ -115,6 +115,12 @@ class Deployment:
     workers: ManagedProcess
     gateways: Sequence[ManagedProcess]
     snapshotter: ManagedProcess
+    more_queues: Sequence[ManagedProcess] = ()
+
+    @property
+    def queues(self) -> Sequence[ManagedProcess]:
+        """All servers of the queue."""
+        return (self.queue, *self.more_queues)
 
     @property
     def services(self) -> Sequence[ManagedProcess]:
@@ -138,18 +144,20 @@ def service(
 
 
 @contextmanager
-def deployed(folder: Path, **settings: str) -> Iterator[Deployment]:
-    """Run a deployment with two workers and two gateways."""
+def deployed(folder: Path, queues: int = 1, **settings: str) -> Iterator[Deployment]:
+    """Run a deployment with two workers (at least one for each server of the queue) and two gateways."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = {name: free_port() for name in ("store", "queue", "mongo")}
     store = ManagedProcess(redis_command(ports["store"], folder / "store"), folder / "store.log", ports["store"])
-    queue = ManagedProcess(
-        redis_command(ports["queue"], folder / "queue", durable=False), folder / "queue.log", ports["queue"]
+    queue, *more = (
+        ManagedProcess(redis_command(port, folder / f"queue{port}", durable=False), folder / f"queue{port}.log", port)
+        for port in (ports["queue"], *(free_port() for _ in range(queues - 1)))
     )
+    urls = [f"redis://127.0.0.1:{server.port}/0" for server in (queue, *more)]
     mongo = ManagedProcess(mongo_command(ports["mongo"], folder / "mongo"), folder / "mongo.log", ports["mongo"])
     named = {
         "store_url": f"redis://127.0.0.1:{ports['store']}/0",
-        "queue_url": f"redis://127.0.0.1:{ports['queue']}/0",
+        ("queue_urls" if more else "queue_url"): ",".join(urls),
         "mongo_url": f"mongodb://127.0.0.1:{ports['mongo']}/keepfit",
         "snapshot_url": (folder / "snapshots").as_uri(),
         "signing_keys": SIGNING_KEYS,
@@ -159,14 +167,14 @@ def deployed(folder: Path, **settings: str) -> Iterator[Deployment]:
     workers = service(folder, "workers", ["worker"], environment)
     gateways = [service(folder, f"gateway{i}", ["gateway"], environment, free_port()) for i in range(2)]
     snapshotter = service(folder, "snapshotter", ["snapshot", "--every", "1s"], environment)
-    parts = (store, queue, mongo, workers, *gateways, snapshotter)
+    parts = (store, queue, *more, mongo, workers, *gateways, snapshotter)
     try:
         for part in parts:
             part.start()
         for gateway in gateways:
             url = f"http://127.0.0.1:{gateway.port}/readyz"
             servers.wait_until(lambda url=url: answers(url), "readiness")
-        yield Deployment(folder, Settings(**named), store, queue, mongo, workers, gateways, snapshotter)
+        yield Deployment(folder, Settings(**named), store, queue, mongo, workers, gateways, snapshotter, more)
     finally:
         for part in reversed(parts):
             if part.process is not None and part.process.poll() is None:

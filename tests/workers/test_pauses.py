@@ -8,7 +8,7 @@ from rq.exceptions import StopRequested
 
 from keepfit.errors import UnavailableError
 from keepfit.settings import Settings
-from keepfit_workers import supervisor, worker
+from keepfit_workers import queue_care, worker
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.supervisor import Supervisor
 from keepfit_workers.worker import LeaseWorker
@@ -78,12 +78,13 @@ def test_a_supervisor_without_redis_pauses_longer_each_time(
 ) -> None:
     """Its attempts are as far apart as its sweeps at last, and no farther."""
     supervised = Supervisor(settings)
-    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    monkeypatch.setattr(supervised, "_beat_if_due", lambda store, queue: None)
+    (care,) = supervised._cares
+    monkeypatch.setattr(queue_care, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(supervised, "_beat", lambda care, store, queues: None)
 
     def look_after() -> float:
         supervised._look_after()
-        return supervised._next_sweep_s
+        return care.next_sweep_s
 
     def fail(*_: object) -> None:
         raise UnavailableError("Redis is unavailable.")
@@ -91,6 +92,6 @@ def test_a_supervisor_without_redis_pauses_longer_each_time(
     for _ in range(2):
         monkeypatch.setattr(supervised, "_reap_and_sweep", fail)
         pauses_s = [look_after() for _ in range(FAILURES)]
-        check_growth(pauses_s, supervisor.RETRY_PAUSE_S, supervisor.SWEEP_S)
+        check_growth(pauses_s, queue_care.RETRY_PAUSE_S, queue_care.SWEEP_S)
         monkeypatch.setattr(supervised, "_reap_and_sweep", lambda *_: None)
         supervised._look_after()

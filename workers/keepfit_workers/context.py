@@ -12,6 +12,7 @@ import structlog
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
 from keepfit.backends.backoff import Backoff
+from keepfit.errors import UnavailableError
 from keepfit.jobs import run_queue
 from keepfit.observability.process_counts import ProcessCounts
 from keepfit.recipe import uploads
@@ -140,9 +141,16 @@ class WorkerContext:
             self._deferred_unlocks.pop()
 
     def has_waiting_work(self) -> bool:
-        """Return whether questions wait for an answer, or a lease for a worker."""
+        """Return whether questions wait for an answer, or a lease for a worker; also if the queue's Redis is away.
+
+        Then the lease cannot go on, and the turn at the model ends with its lock released: another server of the queue
+        may have its next rows.
+        """
         questions = redis_keys.queued_models(run_queue.PREDICT.name)
-        return any(redis_scripts.run(self.queue, ("LLEN", redis_keys.RQ_QUEUE), ("LLEN", questions)))
+        try:
+            return any(redis_scripts.run(self.queue, ("LLEN", redis_keys.RQ_QUEUE), ("LLEN", questions)))
+        except UnavailableError:
+            return True
 
 
 _current: WorkerContext | None = None

@@ -105,13 +105,18 @@ def renew(store: Redis, queue_redis: Redis, beats: Iterable[Beat], lease_ttl_s: 
     try:
         _renew_leases(queue_redis, beats, lease_ttl_s)
     finally:
-        locks = [
-            renew_lock(beat.doing.locked, beat.doing.locked_by, lock_ttl_s(lease_ttl_s))
-            for beat in beats
-            if beat.doing.locked and not beat.stopped_s
-        ]
-        if locks:
-            redis_scripts.run(store, *locks)
+        renew_locks(store, beats, lease_ttl_s)
+
+
+def renew_locks(store: Redis, beats: Iterable[Beat], lease_ttl_s: float) -> None:
+    """Renew the locks of these workers; raise UnavailableError if the store is unavailable."""
+    locks = [
+        renew_lock(beat.doing.locked, beat.doing.locked_by, lock_ttl_s(lease_ttl_s))
+        for beat in beats
+        if beat.doing.locked and not beat.stopped_s
+    ]
+    if locks:
+        redis_scripts.run(store, *locks)
 
 
 def _renew_leases(queue_redis: Redis, beats: Sequence[Beat], lease_ttl_s: float) -> None:

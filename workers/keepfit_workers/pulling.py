@@ -20,10 +20,10 @@ import structlog
 from redis import Redis
 
 from keepfit import child_processes
-from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.backends import queue_servers, redis_clients, redis_keys, redis_scripts
 from keepfit.errors import UnavailableError
 from keepfit.ingest.pull import Pull
-from keepfit.jobs import messages, rq_jobs, run_queue
+from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import WorkerRequest
 from keepfit.rowlog.row_log import open_log
 from keepfit.rows import arrow
@@ -97,18 +97,22 @@ class _Service:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings, self._name = settings, name
-        self._queue = redis_clients.queue_sync(settings)
 
     async def restore(self, model_hash: str) -> None:
         """Have a worker restore a model; raises NotFoundError if it does not exist, UnavailableError without answer."""
         request = WorkerRequest(1, self._name, model_hash, "restore")
         entry = run_queue.make_entry(model_hash, RESTORE_TIMEOUT_S, messages.encode(request))
-        await asyncio.to_thread(self._push, run_queue.PREDICT, entry)
+        queue = redis_clients.queue_sync(queue_servers.first_up(model_hash, self._settings))
+        try:
+            await self._ask(queue, entry)
+        finally:
+            queue.close()
+
+    async def _ask(self, queue: Redis, entry: bytes) -> None:
+        await asyncio.to_thread(self._push, queue, entry)
         deadline_s = time.monotonic() + RESTORE_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            (element,) = await asyncio.to_thread(
-                redis_scripts.run, self._queue, ("LPOP", redis_keys.replies(self._name))
-            )
+            (element,) = await asyncio.to_thread(redis_scripts.run, queue, ("LPOP", redis_keys.replies(self._name)))
             if element is not None:
                 messages.decode_replies(element)[0].raise_error()
                 return
@@ -118,20 +122,14 @@ class _Service:
     async def notify(self, model_hash: str) -> None:
         """Notify the learn queue; without Redis the sweep of the workers finds the rows."""
         with suppress(UnavailableError):
-            await asyncio.to_thread(self._push, run_queue.LEARN, model_hash)
+            await asyncio.to_thread(run_queue.enqueue_model, self._settings, model_hash)
 
-    def _push(self, queue: run_queue.RunQueue, entry: str | bytes) -> None:
-        lease, ttl_s = run_queue.new_lease(), self._settings.lease_ttl_s
-        ((registered, *_),) = redis_scripts.run(
-            self._queue, run_queue.push(queue, lease, ttl_s, [entry], self._settings.predict_entries_max)
-        )
-        if registered:
-            with redis_scripts.unavailable():
-                rq_jobs.enqueue(self._queue, queue.function, lease)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._queue.close()
+    def _push(self, queue: Redis, entry: bytes) -> None:
+        settings = self._settings
+        with redis_scripts.unavailable():
+            run_queue.enqueue_lease(
+                queue, run_queue.PREDICT, settings.lease_ttl_s, [entry], settings.predict_entries_max
+            )
 
 
 def run(settings: Settings, name: str, supervisor: int) -> None:
@@ -168,7 +166,6 @@ async def _run(settings: Settings, name: str, stopped: list[int]) -> None:
     except UnavailableError as error:
         log.warning("pull_process_stops", process=name, reason=str(error))
     finally:
-        service.close()
         sync_store.close()
         await store.aclose()
 

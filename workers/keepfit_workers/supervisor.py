@@ -8,11 +8,13 @@ time is ended by killing its worker.
 
 import gc
 import os
+import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 
 import structlog
@@ -20,12 +22,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from keepfit import child_processes, hash_seed
-from keepfit.backends import redis_clients
-from keepfit.backends.backoff import Backoff
+from keepfit.backends import queue_servers, redis_clients
 from keepfit.child_processes import RESTART_PAUSE_S, StopRequest
 from keepfit.errors import KeepfitError
+from keepfit.jobs import run_queue
 from keepfit.observability.alive_file import AliveFile
-from keepfit.observability.outage import Outage
 from keepfit.security.envelope import Keyring
 from keepfit.settings import Settings
 from keepfit.store.commit import Harm
@@ -34,13 +35,12 @@ from keepfit_workers.activity import Activity, Doing
 from keepfit_workers.metrics import WorkerMetrics
 from keepfit_workers.metrics_page import MetricsProcess
 from keepfit_workers.pulling import PullProcesses
+from keepfit_workers.queue_care import QueueCare
 
 log = structlog.get_logger(__name__)
 
-SWEEP_S = 1.0
-# Pause after the first failure in a row to reach a Redis: 0.13 to 0.25 s, because work that waits for Redis must not
-# wait for the sweep as well; after each further one twice as long, up to the interval of the sweep.
-RETRY_PAUSE_S = 0.25
+# Workers of a server that has been away for so long go to the others: a restart is quicker.
+MOVE_AFTER_S = 2.0
 # A worker that died sooner than this, and before it did anything, failed to start: it is replaced after a pause. What a
 # model does to its workers ends by itself: they are replaced at once.
 EARLY_DEATH_S = 0.5
@@ -62,6 +62,8 @@ class Child:
     number: int
     process: BaseProcess
     activity: Activity
+    care: QueueCare
+    is_moving: bool = False
     started_s: float = field(default_factory=time.monotonic)
     stopped_at_s: float = 0.0
     is_overdue: bool = False
@@ -69,6 +71,17 @@ class Child:
     excused_s: float = 0.0
     seen_s: float = field(default_factory=time.monotonic)
     row_rate: heartbeat.RowRate = field(default_factory=lambda: heartbeat.RowRate(time.monotonic()))
+
+    def move(self) -> None:
+        """Stop this worker after its current batch, so that another one is started for another server."""
+        if not self.is_moving:
+            self.is_moving = True
+            log.info("worker_moves", worker=self.name, server=self.care.name)
+            self.process.terminate()
+
+    def ended_as_requested(self, exitcode: int) -> bool:
+        """Return whether the worker was to move; it may end by the signal while it waits for its server."""
+        return self.is_moving and exitcode in (0, -signal.SIGTERM)
 
     def death(self, exitcode: int) -> sweep.Death:
         """Return how this worker ended, and what it did then."""
@@ -112,20 +125,23 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         # A wrong key is reported here, in one line, instead of by every worker that fails on it.
         Keyring.from_text(settings.signing_keys.get_secret_value())
+        servers = queue_servers.settings_of(settings)
+        # Each server has a worker of each supervisor, so that none is without.
+        settings = settings.model_copy(update={"workers": max(settings.workers, len(servers))})
         self._settings = settings
+        self._cares = [
+            QueueCare(one.model_copy(update={"workers": settings.workers}), is_alone=len(servers) == 1)
+            for one in servers
+        ]
         self._alive_file = AliveFile(settings.alive_file)
         self._workers: dict[str, Child] = {}
         self._pulls = PullProcesses(settings)
         self._metrics_process = MetricsProcess(settings, settings.workers)
         self._metrics = WorkerMetrics(self._metrics_process.supervisor)
-        self._dead: list[sweep.Death] = []
         self._stop = StopRequest()
         self._start_not_before = 0.0
-        self._beat_every_s = settings.lease_ttl_s / 3
-        self._next_beat_s = self._next_sweep_s = self._expire_after_s = 0.0
-        self._reaped_left_behind = False
-        self._outage = Outage("redis", "leases are not renewed, dead workers not reaped, lost hints not found")
-        self._backoff = Backoff(RETRY_PAUSE_S, SWEEP_S)
+        self._up: set[str] = set()
+        self._lost_hints = False
         self._parent = os.getppid()
 
     def run(self) -> None:
@@ -152,15 +168,16 @@ class Supervisor:
             activity = Activity()
             number = min(set(range(self._settings.workers)) - {child.number for child in self._workers.values()})
             counts = self._metrics_process.workers[number]
-            process = child_processes.fork(name, worker.run, self._settings, name, activity, counts, os.getpid())
+            care = min([care for care in self._cares if care.is_up] or self._cares, key=self._count)
+            process = child_processes.fork(name, worker.run, care.settings, name, activity, counts, os.getpid())
             counts.runs = True
-            self._workers[name] = Child(name, number, process, activity)
+            self._workers[name] = Child(name, number, process, activity, care)
             log.info("worker_started", worker=name, pid=process.pid)
 
     def _wait(self) -> None:
         """Wait until a worker dies, a stop is requested, or the next heartbeat or sweep is due."""
         self._alive_file.touch()
-        due_s = min(self._next_beat_s, self._next_sweep_s) - time.monotonic()
+        due_s = min(care.due_s for care in self._cares) - time.monotonic()
         workers = [child.process.sentinel for child in self._workers.values()]
         self._stop.wait([*workers, *self._pulls.sentinels, *self._metrics_process.sentinels], max(due_s, 0.0))
 
@@ -168,33 +185,64 @@ class Supervisor:
         """Kill workers over their time, note dead ones, and, with Redis: renew, reap and sweep."""
         self._kill_overdue()
         self._remove_dead()
-        store, queue = redis_clients.store_sync(self._settings), redis_clients.queue_sync(self._settings)
-
-        def beat() -> None:
-            self._beat_if_due(store, queue)
-
+        for care in self._cares:
+            care.probe()
+        up = {care.name for care in self._cares if care.is_up}
+        self._lost_hints, self._up = self._lost_hints or up != self._up, up
+        self._move_workers(time.monotonic())
+        store = redis_clients.store_sync(self._settings)
+        queues = {care.name: care.client() for care in self._cares}
         try:
-            beat()
-            self._reap_and_sweep(store, queue, beat)
-            self._outage.end()
-            self._backoff.reset()
-        except (KeepfitError, RedisError) as error:
-            self._outage.begin(error)
-            self._next_sweep_s = time.monotonic() + self._backoff.next_s()
+            # The heartbeats first: no server's sweep delays those of the others.
+            for care in [care for care in self._cares if self._attempt(care, partial(self._beat, care, store, queues))]:
+                if not care.is_up:
+                    self._attempt(care, partial(care.release_locks, store))
+                elif self._attempt(care, partial(self._reap_and_sweep, care, store, queues)):
+                    care.succeed()
         finally:
             # No connection may be open while the next worker is forked.
-            store.close()
-            queue.close()
+            for client in (store, *queues.values()):
+                client.close()
 
-    def _beat_if_due(self, store: Redis, queue: Redis) -> None:
-        """Renew what the workers hold, unless that was done a moment ago."""
-        now_s = time.monotonic()
-        if now_s < self._next_beat_s:
+    def _attempt(self, care: QueueCare, act: Callable[[], object]) -> bool:
+        """Do something that needs Redis; return whether that was possible."""
+        try:
+            act()
+        except (KeepfitError, RedisError) as error:
+            care.fail(error)
+            return False
+        return True
+
+    def _beat(self, care: QueueCare, store: Redis, queues: Mapping[str, Redis]) -> None:
+        """Renew what the workers of one server hold, if that is due."""
+
+        def beats(now_s: float) -> list[heartbeat.Beat]:
+            return [child.beat(now_s) for child in self._workers.values() if child.care is care]
+
+        care.beat_if_due(store, queues[care.name], beats)
+
+    def _move_workers(self, now_s: float) -> None:
+        """Stop workers whose server is away, and one of a server that has more than one worker more than another.
+
+        A successor of each is started where the fewest workers are.
+        """
+        up = [care for care in self._cares if care.is_up]
+        if len(self._cares) == 1 or not up:
             return
-        beats = [child.beat(now_s) for child in self._workers.values()]
-        # Also after a failure: the next attempt is that of the next pass.
-        self._next_beat_s = now_s + self._beat_every_s
-        heartbeat.renew(store, queue, beats, self._settings.lease_ttl_s)
+        for child in self._workers.values():
+            if not child.care.is_up and child.care.away_s(now_s) > MOVE_AFTER_S:
+                child.move()
+        counts = {care.name: self._count(care) for care in up}
+        fewest, most = min(up, key=lambda care: counts[care.name]), max(up, key=lambda care: counts[care.name])
+        complete = len(self._workers) == self._settings.workers
+        moving = any(child.is_moving for child in self._workers.values())
+        if counts[most.name] > counts[fewest.name] + 1 and complete and not moving:
+            # One without a lease, if there is any: it ends at once.
+            there = [child for child in self._workers.values() if child.care is most]
+            min(there, key=lambda child: bool(child.activity.read().lease)).move()
+
+    def _count(self, care: QueueCare) -> int:
+        return sum(child.care is care and not child.is_moving for child in self._workers.values())
 
     def _kill_overdue(self) -> None:
         """Kill the workers whose call has taken longer than a call may; nothing else ends native code."""
@@ -218,44 +266,59 @@ class Supervisor:
                 continue
             del self._workers[name]
             self._metrics_process.workers[child.number].runs = False
-            if self._stop.made and not exitcode:
+            moved = child.ended_as_requested(exitcode)
+            if (self._stop.made and not exitcode) or (moved and not exitcode and child.care.is_up):
                 log.info("worker_stopped", worker=name, exitcode=exitcode)
+                continue
+            if moved:
+                log.info("worker_stopped", worker=name, exitcode=exitcode)
+                child.care.dead.append(child.death(0))
                 continue
             log.warning("worker_died", worker=name, pid=child.process.pid, exitcode=exitcode)
             if exitcode:
                 self._metrics.add(metrics.DEATHS, "killed" if child.is_overdue else "died")
-            self._dead.append(child.death(exitcode))
+            child.care.dead.append(child.death(exitcode))
             if child.failed_to_start(time.monotonic()):
                 self._start_not_before = time.monotonic() + RESTART_PAUSE_S
 
-    def _reap_and_sweep(self, store: Redis, queue: Redis, beat: Callable[[], None]) -> None:
+    def _reap_and_sweep(self, care: QueueCare, store: Redis, queues: Mapping[str, Redis]) -> None:
         """Reap dead workers and sweep, with a heartbeat in between; while Redis is unavailable, all are deferred."""
-        ttl_s = self._settings.lease_ttl_s
+        queue, first = queues[care.name], next(one for one in self._cares if one.is_up)
+        pids = {name: child.process.pid or 0 for name, child in self._workers.items()}
+
+        def beat() -> None:
+            self._beat(care, store, queues)
+            for other in self._cares:
+                if other is not care:
+                    self._attempt(other, partial(self._beat, other, store, queues))
+
         try:
-            if not self._reaped_left_behind:
-                pids = {name: child.process.pid or 0 for name, child in self._workers.items()}
-                sweep.reap_left_behind(store, queue, ttl_s, {**pids, "": os.getpid()})
-                self._reaped_left_behind = True
-            while self._dead:
-                sweep.reap(store, queue, self._dead[0], ttl_s)
-                self._dead.pop(0)
-                beat()
+            care.reap(store, queue, pids, beat)
+            if care is not first:
+                care.sweep_if_due(store, queue, beat, search=False)
+                return
+            # One search for pending requests serves all servers.
             self._pulls.look_after(store)
-            if time.monotonic() >= self._next_sweep_s:
-                self._next_sweep_s = time.monotonic() + SWEEP_S
-                if self._outage.active:
-                    # Other supervisors have lost Redis as well: their leases have expired, and they will renew them.
-                    self._expire_after_s = time.monotonic() + ttl_s
-                expire = time.monotonic() >= self._expire_after_s
-                sweep.sweep(store, queue, ttl_s, after_outage=self._outage.active, expire=expire, beat=beat)
+            notify = partial(self._notify, queues) if len(self._cares) > 1 else None
+            if care.sweep_if_due(store, queue, beat, notify=notify, lost_hints=self._lost_hints):
+                self._lost_hints = False
         except (KeepfitError, RedisError):
             raise
         except Exception:
-            # Redis holds a record that RQ did not write. Leases end at their deadlines in any case, so the workers are
-            # not reaped again and again.
+            # Leases end at their deadlines in any case, so the workers are not reaped again and again.
             log.exception("sweep_failed")
-            self._reaped_left_behind = True
-            self._dead.clear()
+            care.give_up()
+
+    def _notify(self, queues: Mapping[str, Redis], models: Sequence[str]) -> None:
+        """Notify the learn queues of models with pending requests, each on its server."""
+        up = [care for care in self._cares if care.is_up]
+        usable = [care for care in up if care.has_workers] or up
+        names = [care.name for care in usable]
+        for care in usable:
+            own = [model_hash for model_hash in models if names[queue_servers.pick(model_hash, names)] == care.name]
+            if own:
+                enqueue = partial(run_queue.enqueue_lease, queues[care.name], run_queue.LEARN)
+                self._attempt(care, partial(enqueue, self._settings.lease_ttl_s, own))
 
     def _stop_workers(self) -> None:
         """Let each worker finish its current batch; it keeps its lease meanwhile."""

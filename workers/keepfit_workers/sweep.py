@@ -7,7 +7,7 @@ any machine and repeatedly: the scripts they call change nothing that the correc
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -85,9 +85,7 @@ def reap(store: Redis, queue_redis: Redis, death: Death, ttl_s: float) -> None:
     if death.doing.lease:
         # Ended above, unless the record of RQ has expired or is lost.
         end_lease(store, queue_redis, death.doing.lease, harm)
-    if death.doing.locked:
-        unlocked = unlock(death.doing.locked, death.doing.locked_by, force=True, harm=harm)
-        redis_scripts.run(store, unlocked)
+    release_lock(store, death)
     for job_id in rq_queue.intermediate_queue.get_job_ids():
         end_lease(store, queue_redis, job_id, None)
         rq_queue.intermediate_queue.remove(job_id)
@@ -97,6 +95,13 @@ def reap(store: Redis, queue_redis: Redis, death: Death, ttl_s: float) -> None:
     worker.register_death()  # type: ignore[no-untyped-call]
     _answer_poison(queue_redis)
     run_queue.enqueue_leases(queue_redis, ttl_s)
+
+
+def release_lock(store: Redis, death: Death) -> None:
+    """Release the lock of a dead worker, and count what its claim did to it; what is repeated counts once."""
+    if death.doing.locked:
+        unlocked = unlock(death.doing.locked, death.doing.locked_by, force=True, harm=death.harm_of_requests)
+        redis_scripts.run(store, unlocked)
 
 
 def _note_load_death(store: Redis, death: Death) -> None:
@@ -178,12 +183,15 @@ def sweep(
     after_outage: bool = False,
     expire: bool = True,
     beat: Callable[[], None] = lambda: None,
+    search: bool = True,
+    notify: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """End expired leases (`expire`), enqueue missing ones, and announce the last commits of models.
 
     Every few seconds, and at once `after_outage`, also search for models with pending requests that are in no run
     queue: hints are lost while Redis is unavailable. With many models that takes long; `beat` is called meanwhile. And
-    remove workers from the register whose machine died.
+    remove workers from the register whose machine died. With several servers of the queue, one of them is swept with
+    `search`, and `notify` enqueues the models that it finds, each on its server.
     """
     if after_outage:
         queue_redis.delete(redis_keys.SWEEP)
@@ -200,8 +208,10 @@ def sweep(
     events.announce_due(store)
     if queue_redis.set(redis_keys.SWEEP, 1, nx=True, px=round(PENDING_SWEEP_S * 1000)):
         remove_lost(store, queue_redis)
-        models = _models_with_pending(store, beat)
-        if models:
+        models = _models_with_pending(store, beat) if search else []
+        if models and notify is not None:
+            notify(models)
+        elif models:
             run_queue.enqueue_lease(queue_redis, run_queue.LEARN, ttl_s, models)
 
 

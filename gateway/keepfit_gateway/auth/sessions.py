@@ -21,7 +21,7 @@ import redis.asyncio
 from aiohttp import hdrs
 from aiohttp.web_request import BaseRequest
 
-from keepfit.backends import redis_clients, redis_keys, redis_scripts
+from keepfit.backends import queue_servers, redis_clients, redis_keys, redis_scripts
 from keepfit.errors import ForeignOriginError
 from keepfit.security.api_keys import Key, Keys
 from keepfit.settings import Settings
@@ -107,7 +107,9 @@ class Sessions:
             if self._secret and now_s < self._loaded_s + RELOAD_S:
                 return
             if self._client is None:
-                self._client = redis_clients.queue_async(self._settings)
+                self._client = redis_clients.queue_async(
+                    queue_servers.settings_for(self._settings, redis_keys.SESSIONS)
+                )
             new = secrets.token_bytes(SECRET_BYTES)
             _, self._secret = await redis_scripts.run_async(
                 self._client,

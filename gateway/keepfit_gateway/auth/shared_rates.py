@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from redis.asyncio import Redis
 
-from keepfit.backends import redis_clients
+from keepfit.backends import queue_servers, redis_clients
 from keepfit.observability.outage import Outage
 from keepfit.rates import tokens
 from keepfit.rates.tokens import Taken
@@ -31,6 +31,9 @@ PAUSE_S = 0.02
 WAIT_S = 0.25
 # While Redis is away it is asked again so often.
 PROBE_S = 1.0
+
+# With several servers of the queue, all rates are on the one that serves this key.
+SERVER_KEY = "rates"
 
 Take = Callable[[str, float, int, int], Awaitable[Taken]]
 
@@ -210,5 +213,5 @@ class SharedRates:
 
     async def _take(self, name: str, rate_per_s: float, burst: int, wanted: int) -> Taken:
         if self._client is None:
-            self._client = redis_clients.queue_async(self._settings)
+            self._client = redis_clients.queue_async(queue_servers.settings_for(self._settings, SERVER_KEY))
         return await tokens.take(self._client, name, rate_per_s, burst, wanted)

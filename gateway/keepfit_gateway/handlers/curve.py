@@ -50,7 +50,7 @@ async def _ask(service: Service, options: CurveOptions, timeout_s: float | None,
     """Ask a worker; many at a time take turns, because answers may be large."""
     timeout_s = service.settings.predict_timeout_s if timeout_s is None else timeout_s
     async with service.answers.turn(ANSWER_BYTES, timeout_s) as left_s:
-        return await service.worker_client.ask(model.hash, "curve", model.generation, timeout_s=left_s, curve=options)
+        return await service.queues.ask(model.hash, "curve", model.generation, timeout_s=left_s, curve=options)
 
 
 def parameters(request: web.Request) -> CurveOptions:

@@ -57,7 +57,7 @@ async def download_estimator(request: web.Request) -> web.Response:
 
     async def write(key: str, ttl_ms: int) -> WorkerReply:
         options = DownloadOptions(key, ttl_ms, part, wanted)
-        return await service.worker_client.ask(model_hash, "download", timeout_s=WORKER_TIMEOUT_S, download=options)
+        return await service.queues.ask(model_hash, "download", timeout_s=WORKER_TIMEOUT_S, download=options)
 
     reply, pieces = await service.files.send(write)
     headers = {

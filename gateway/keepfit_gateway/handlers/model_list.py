@@ -42,7 +42,7 @@ async def list_models(request: web.Request) -> web.Response:
 async def _rates(service: Service, hashes: list[str]) -> dict[str, float]:
     """Return the rows that are predicted each second, by hash; none without the queue's Redis."""
     try:
-        found = await traffic.read(service.queue_client, hashes)
+        found = await service.queues.traffic(hashes)
     except UnavailableError:
         return {}
     return {model_hash: traffic.rows_out(counts) / traffic.WINDOW_S for model_hash, counts in found.items()}

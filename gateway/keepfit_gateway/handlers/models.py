@@ -118,7 +118,7 @@ async def _check_rows(service: Service, model_hash: str) -> None:
         raise ConflictError(
             "There is no row log (KEEPFIT_ROW_LOG_URL), so the rows to learn again are not here; nothing was changed."
         )
-    await service.worker_client.ask(model_hash, "count_rows", timeout_s=CHECK_S_MAX)
+    await service.queues.ask(model_hash, "count_rows", timeout_s=CHECK_S_MAX)
 
 
 def _check_patch(form: schemas.PatchModel) -> None:

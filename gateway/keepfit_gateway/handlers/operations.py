@@ -53,7 +53,7 @@ def ready_answer(request: web.Request, dependencies: health.Dependencies) -> sch
 
 async def list_workers(request: web.Request) -> web.Response:
     """GET /v1/workers: each worker that is alive."""
-    found = await request.app[SERVICE].worker_client.worker_records()
+    found = await request.app[SERVICE].queues.worker_records()
     return json_response({"workers": [dataclasses.asdict(worker) for worker in found]})
 
 

@@ -133,7 +133,7 @@ async def _ask_snapshot(
     etag = http_caching.etag_of(question.key, version.generation, version.version)
     if request.headers.get(hdrs.IF_NONE_MATCH, "").strip() != "*" and http_caching.matches(request.headers, etag):
         return Reply(etag, b"")
-    ask = partial(service.worker_client.ask, model.hash, "past", version.generation, question.rows, past=version)
+    ask = partial(service.queues.ask, model.hash, "past", version.generation, question.rows, past=version)
     reply = await prediction.ask_in_turn(service, question, timeout_s, ask)
     service.predictions.worker += 1
     return Reply(etag, question.body(reply.version, reply.rows_seen, reply.result))

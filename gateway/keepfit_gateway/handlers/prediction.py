@@ -202,7 +202,7 @@ async def _ask(
         asked = scorers.begin_question(watched)
         noted = partial(scorers.end_question, watched, asked)
         try:
-            ask = partial(service.worker_client.ask, model.hash, question.operation, model.generation, question.rows)
+            ask = partial(service.queues.ask, model.hash, question.operation, model.generation, question.rows)
             reply = await ask_in_turn(service, question, timeout_s, partial(ask, scorer_bytes_max=asked))
             version = reply.generation, reply.version
             scorer = await scorers.decode_large(reply.scorer, model.recipe) if reply.scorer else None
@@ -239,7 +239,7 @@ async def _ask_or_stale(
     service: Service, question: Question, stale_s_max: float, ask: Callable[[], Awaitable[Reply]]
 ) -> Reply:
     """Ask a worker, and return an earlier answer if that fails; at once if no worker answers at present."""
-    client = service.worker_client
+    client = service.queues.client_of(question.model.hash)
     find = partial(without_worker.find_stale, service.cache, service.scorers, question, stale_s_max)
     error = client.away
     found = None if error is None else await find(error, forwarded=False)
@@ -291,7 +291,7 @@ async def score(request: web.Request) -> web.Response:
 
     async def ask(model: Model) -> WorkerReply:
         shaped = await compute(rows.size, rows.shape, model.recipe, learning=True)
-        return await service.worker_client.ask(model.hash, "score", model.generation, shaped, timeout_s)
+        return await service.queues.ask(model.hash, "score", model.generation, shaped, timeout_s)
 
     reply = await service.models.run(rows.model_hash, ask)
     service.cache.observe_version(rows.model_hash, reply.generation, reply.version)

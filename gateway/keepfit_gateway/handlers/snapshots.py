@@ -33,7 +33,7 @@ async def make_snapshot(request: web.Request) -> web.Response:
         model_hash, _ = await read_optional_form(request, schemas.Call, FORM_BYTES_MAX)
     # Restores a model that exists only in a snapshot.
     await service.models.describe(model_hash)
-    reply = await service.worker_client.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
+    reply = await service.queues.ask(model_hash, "snapshot", timeout_s=TIMEOUT_S)
     headers = {"Location": f"/v1/models/{model_hash}/snapshots"}
     return json_response(_snapshot_answer(reply.result), 201, headers=headers)
 
@@ -64,7 +64,7 @@ async def restore_model(request: web.Request) -> web.Response:
     options = RestoreOptions(None if form.at is None else times.parse_past_time(form.at, words=False), form.version)
     if await service.history.find(model_hash) is None:
         raise NotFoundError(f"There is no model {model_hash}; create it with POST /v1/models.")
-    reply = await service.worker_client.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, restore=options)
+    reply = await service.queues.ask(model_hash, "put_back", timeout_s=TIMEOUT_S, restore=options)
     service.models.invalidate(model_hash)
     service.cache.observe_version(model_hash, reply.generation, reply.version)
     result: dict[str, Any] = reply.result

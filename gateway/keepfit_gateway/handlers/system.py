@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from keepfit.errors import InvalidError, UnavailableError
-from keepfit.jobs import gateway_records, traffic, waiting
+from keepfit.jobs import traffic
 from keepfit.store.snapshot_state import SnapshotState
 from keepfit_gateway import health, schemas
 from keepfit_gateway.handlers.operations import ready_answer
@@ -33,11 +33,11 @@ async def show_system(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     dependencies, gateways, workers, unclaimed_s, reading, counts = await asyncio.gather(
         health.probe(service),
-        _part(gateway_records.read_all(service.queue_client)),
-        _part(service.worker_client.worker_records()),
-        _part(waiting.unclaimed_s(service.queue_client)),
+        _part(service.queues.gateways()),
+        _part(service.queues.worker_records()),
+        _part(service.queues.unclaimed_s()),
         _part(service.overview.read()),
-        _part(traffic.read(service.queue_client, [traffic.ALL])),
+        _part(service.queues.traffic([traffic.ALL])),
     )
     now = time.time()
     answer = schemas.SystemAnswer(

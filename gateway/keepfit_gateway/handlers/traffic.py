@@ -16,5 +16,5 @@ async def show_traffic(request: web.Request) -> web.Response:
     """GET …/traffic: the traffic of a model in the last minute."""
     service, model_hash = request.app[SERVICE], await model_hash_of(request)
     model = await service.models.find(model_hash)
-    counts = (await traffic.read(service.queue_client, [model.hash]))[model.hash]
+    counts = (await service.queues.traffic([model.hash]))[model.hash]
     return json_response(schemas.ModelTraffic(hash=model.hash, **traffic.describe(counts)))

@@ -28,7 +28,7 @@ async def test_a_file_is_read_as_it_was_written(settings: Settings) -> None:
     """A file of several pieces, written in any parts by a gateway or whole by a worker, is read back in pieces."""
     data = bytes(range(256)) * (PIECE_BYTES * 5 // 2 // 256) + b"end"
     client: Redis = redis_clients.store_async(settings)
-    file = StagedFile(client, TTL_MS)
+    file = StagedFile(lambda key: client, TTL_MS)
     for start in range(0, len(data), 300_000):
         await file.write(data[start : start + 300_000])
     await file.finish()
