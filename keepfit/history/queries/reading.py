@@ -6,9 +6,11 @@ number of documents that it does not return, and a stream holds a bounded number
 
 Documents are read in windows of time, which grow until they contain enough. MongoDB scans its index and stops by
 itself; a server that collects all matches before it sorts and limits them (SecantusDB 0.7) collects little this way,
-and no call takes long on either.
+and no call takes long on either. A window that has grown over empty time may contain very many: if the server does not
+read it in time, a part of it is read instead.
 """
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 
@@ -30,6 +32,16 @@ EXISTENCE_WINDOWS_S = (3600.0, 30 * 86_400.0, None)
 HORIZON_S = 40 * 366 * 86_400.0
 # Target for the documents that one call returns, whole ones and columns; more may exceed the time limit of a call.
 CHUNK, COLUMNS_CHUNK = 2_000, 10_000
+# A part of a window that was not read in time comes next. A query has so many: each takes the time of a call.
+SLOW_PARTS, SLOW_MAX = 16.0, 8
+
+
+class SlowWindow(Exception):  # noqa: N818 - what is done about it is decided here; callers get `error`
+    """MongoDB has not read a window in time; `error` says so to users."""
+
+    def __init__(self, error: UnavailableError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 async def read_newest(
@@ -63,13 +75,20 @@ async def has_any(source: Source, where: Filter, now: float) -> bool:
 
 async def read_oldest(sources: Sequence[Source], where: Filter, start: float, now: float) -> Document | None:
     """Return the oldest document at `start` or later; None if there is none."""
-    low, width = start, WINDOW_S
-    while low + width < now:
-        found = await _read_sorted(sources, where, low, low + width, 1, 1)
-        if found:
-            return found[0]
-        low, width = low + width, width * GROWTH
-    return next(iter(await _read_sorted(sources, where, low, None, 1, 1)), None)
+    low, width, most_s, slow = start, WINDOW_S, math.inf, 0
+    while True:
+        high = low + width if low + width < now else None
+        try:
+            found = await _read_sorted(sources, where, low, high, 1, 1)
+        except SlowWindow as late:
+            slow += 1
+            if slow > SLOW_MAX:
+                raise late.error from None
+            width = most_s = min(width, max(now - low, 0.0)) / SLOW_PARTS
+            continue
+        if found or high is None:
+            return next(iter(found), None)
+        low, width = high, min(width * GROWTH, most_s)
 
 
 async def stream(
@@ -79,12 +98,19 @@ async def stream(
     start, stop = where.narrow(start, stop)
     found = windows(start, stop, now, WINDOW_S, CHUNK)
     low, high = next(found)
+    slow = 0
     while True:
-        count = 0
-        async with aclosing(_merged(sources, where, low, high)) as documents:
-            async for document in documents:
-                count += 1
-                yield document
+        count: int | None = 0
+        try:
+            async with aclosing(_merged(sources, where, low, high)) as documents:
+                async for document in documents:
+                    count = (count or 0) + 1
+                    yield document
+        except SlowWindow as late:
+            slow += 1
+            if count or slow > SLOW_MAX:
+                raise late.error from None
+            count = None
         try:
             low, high = found.send(count)
         except StopIteration:
@@ -119,7 +145,7 @@ def _timestamp(document: Document | None) -> float:
 
 @contextmanager
 def within_window(start: float | None, stop: float | None) -> Iterator[None]:
-    """Raise UnavailableError for errors of the driver; if a server reads a window for too long, it says what helps."""
+    """Raise UnavailableError for errors of the driver, SlowWindow if the server reads the window for too long."""
     try:
         with unavailable():
             yield
@@ -134,25 +160,37 @@ def within_window(start: float | None, stop: float | None) -> Iterator[None]:
             f"within {mongo.CALL_TIMEOUT_MS / 1000:g} s: they are too many for it, or it is overloaded. Ask for a "
             "shorter time with after and before, or for points that a roll-up has."
         )
-        raise UnavailableError(message, message) from cause
+        slow = UnavailableError(message, message)
+        slow.__cause__ = cause
+        raise SlowWindow(slow) from cause
 
 
 def windows(
     start: float | None, stop: float | None, now: float, width: float, chunk: int
-) -> Generator[Window, int, None]:
+) -> Generator[Window, int | None, None]:
     """Yield (start, stop) of each window from `stop` back to `start`; send it the number of documents of the window.
 
     The first window has `width` seconds. Windows grow while they contain few documents, and shrink where there are more
-    than `chunk`.
+    than `chunk`. Send None if a window was not read in time: its later part is the next window, and the others after it
+    are no longer than that.
     """
     high, low = stop, (now if stop is None else min(stop, now)) - width
     horizon = low - HORIZON_S
+    # Where the last window began that was not read in time, and how long windows after that are at most.
+    crowded = most_s = math.inf
     while True:
         end = low <= (horizon if start is None else start)
         count = yield start if end else low, high
+        if count is None:
+            top, crowded = (now if high is None else min(high, now)), start if end and start is not None else low
+            width = most_s = max(top - crowded, 0.0) / SLOW_PARTS
+            low = top - width
+            continue
         if end:
             return
         width *= min(GROWTH, chunk / count) if count else GROWTH
+        if low > crowded:
+            width = min(width, most_s)
         high, low = low, low - width
 
 
@@ -164,12 +202,23 @@ async def fetch_windows(
     width: float,
     chunk: int,
 ) -> AsyncIterator[int]:
-    """Call `fetch` with (start, stop) of each of :func:`windows`; yield the counts that it returns."""
+    """Call `fetch` with (start, stop) of each of :func:`windows`; yield the counts that it returns.
+
+    `fetch` must change nothing if it raises SlowWindow: it is called again with a part of the window.
+    """
     found = windows(start, stop, now, width, chunk)
-    window = next(found)
+    window, slow = next(found), 0
     while True:
-        count = await fetch(*window)
-        yield count
+        count: int | None
+        try:
+            count = await fetch(*window)
+        except SlowWindow as late:
+            slow += 1
+            if slow > SLOW_MAX:
+                raise late.error from None
+            count = None
+        else:
+            yield count
         try:
             window = found.send(count)
         except StopIteration:
