@@ -153,6 +153,8 @@ class Scrape(OwnMetrics, Collector):
         if found.row_log is not None:
             up.add_metric(["row_log"], float(found.row_log == OK))
         yield up
+        text = "Servers of the queue, of several, that do not answer this gateway."
+        yield GaugeMetricFamily("keepfit_queue_servers_away", text, found.queue_servers_away)
         if found.queue == OK:
             text = "Worker processes alive: ready, or busy in a call longer than the time of a prediction."
             workers = GaugeMetricFamily("keepfit_workers", text, labels=["state"])

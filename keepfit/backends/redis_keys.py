@@ -52,7 +52,7 @@ kf:commits           pubsub  none        commit, install, rewind, delete        
 kf:scorers           pubsub  none        commit (of models that are followed)    gateways
 ===================  ======  ==========  ======================================  =====================================
 
-Queue (``KEEPFIT_QUEUE_URL``), beside RQ's own ``rq:*``:
+Queue (``KEEPFIT_QUEUE_URL``, or each server of ``KEEPFIT_QUEUE_URLS``), beside RQ's own ``rq:*``:
 
 ============================  ======  ========  ================================  ==============================
 key                           type    TTL       written by                        read by

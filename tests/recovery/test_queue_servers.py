@@ -110,6 +110,7 @@ async def test_a_killed_server_of_the_queue_moves_its_models_and_gets_them_back(
             found = await ready()
             assert (found["status"], found["queue"]) == ("degraded", "ok")
             assert "Servers of the queue that do not answer: 1 of 3" in found["detail"]
+            assert "keepfit_queue_servers_away 1.0" in (await api.get("/metrics")).body.decode()
             # Its worker has moved.
             others = [server for server in deployment.queues if server is not killed]
             await eventually(
