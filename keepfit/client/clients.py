@@ -21,6 +21,7 @@ from keepfit.client.calling import calls, lists
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import Event, EventStream
 from keepfit.client.calling.flows import Awaiting, Blocking, call
+from keepfit.client.calling.line_stream import Line, LineStream
 from keepfit.client.history_calls import HistoryCalls
 from keepfit.client.model_calls import JOINED_ROWS_MAX, Answer, ModelCalls
 from keepfit.client.rows.predictions import Predictions
@@ -325,6 +326,10 @@ class Client(ClientCalls[Model], Blocking):
         stream = EventStream(self._calls, kinds, hash, after, {**(where or {}), **metadata}, interrupted)
         return self._performer.listen(stream)
 
+    def stream_history(self, /, **query: Any) -> Iterator[Line]:
+        """Yield all documents of a query of :meth:`history`, or its points, as they arrive, however many there are."""
+        return self._performer.lines(LineStream(self._calls, query))
+
 
 class AsyncClient(ClientCalls[AsyncModel], Awaiting):
     """A client of the gateway at `url` for asyncio: its calls are awaited, and predictions that are asked for at the
@@ -376,3 +381,7 @@ class AsyncClient(ClientCalls[AsyncModel], Awaiting):
         """Yield what happens to models and workers, as it happens; parameters as of :meth:`Client.events`."""
         stream = EventStream(self._calls, kinds, hash, after, {**(where or {}), **metadata}, interrupted)
         return self._performer.listen(stream)
+
+    def stream_history(self, /, **query: Any) -> AsyncIterator[Line]:
+        """Yield all documents of a query of :meth:`history`, or its points, as they arrive, however many there are."""
+        return self._performer.lines(LineStream(self._calls, query))

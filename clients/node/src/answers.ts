@@ -34,6 +34,8 @@ export type JobDocument = Schemas["JobDocument"];
 export type CurveAnswer = Schemas["CurveAnswer"];
 export type ModelTraffic = Schemas["ModelTraffic"];
 export type HistoryAnswer = Schemas["HistoryAnswer"];
+export type HistoryDocument = Schemas["HistoryDocument"];
+export type HistoryPoint = Schemas["HistoryPoint"];
 /** A document to store in the history: a `type`, the time, and any other fields. */
 export type NewDocument = Schemas["NewDocument"];
 export type StoredAnswer = Schemas["StoredAnswer"];

@@ -2,11 +2,11 @@
 
 import { randomUUID } from "node:crypto";
 
-import type { DeletedAnswer, HistoryAnswer, JobDocument, KeepfitEvent, Metadata, ModelAnswer, NewDocument, Ready, Recipe, StoredAnswer, WorkerAnswer } from "./answers.js";
+import type { DeletedAnswer, HistoryAnswer, HistoryDocument, JobDocument, KeepfitEvent, Metadata, ModelAnswer, NewDocument, Ready, Recipe, StoredAnswer, WorkerAnswer } from "./answers.js";
 import { Caller } from "./caller.js";
 import { PROBLEM, MalformedError } from "./errors.js";
 import { listen, type EventOptions } from "./events.js";
-import { bodies, type AddHistoryOptions, type HistoryQuery } from "./history.js";
+import { bodies, streamHistory, type AddHistoryOptions, type HistoryQuery } from "./history.js";
 import { Model, pages } from "./model.js";
 import { checkOptions, checkText, type CallOptions, type KeepfitOptions } from "./options.js";
 import { Predictor } from "./predictor.js";
@@ -69,6 +69,11 @@ export class Keepfit {
   /** Documents by time, or points of their numbers. */
   async history(query: HistoryQuery = {}, options: CallOptions = {}): Promise<HistoryAnswer> {
     return this.request("GET", "/v1/history", { query, ...options });
+  }
+
+  /** Iterate over all documents of a query, or over its points (`HistoryPoint`), as they arrive, however many there are. */
+  streamHistory<Line = HistoryDocument>(query: HistoryQuery = {}, options: Pick<CallOptions, "signal"> = {}): AsyncGenerator<Line, void, void> {
+    return streamHistory<Line>(this.#caller, query, options);
   }
 
   /** Store documents of your own in the history, a thousand in a request, and return their number. */

@@ -1,8 +1,10 @@
 // The parameters of queries of the history, and documents of users as requests that the gateway takes.
 
 import type { NewDocument } from "./answers.js";
+import type { Caller } from "./caller.js";
 import type { CallOptions } from "./options.js";
-import type { QueryValue } from "./query.js";
+import { queryText, type QueryValue } from "./query.js";
+import { TextStream, type Parser } from "./text_stream.js";
 
 /** How documents are stored. */
 export interface AddHistoryOptions extends CallOptions {
@@ -31,6 +33,42 @@ export function* bodies(documents: NewDocument | Iterable<NewDocument>): Generat
     size += text.length;
   }
   if (batch.length > 0) yield `[${batch.join(",")}]`;
+}
+
+// A query of much time may read for some seconds before a line matches.
+const SILENCE_MS_MAX = 60_000;
+
+/** Lines of JSON. */
+class LineParser<Line> implements Parser<Line> {
+  #rest = "";
+
+  push(text: string): Line[] {
+    const lines = (this.#rest + text).split("\n");
+    this.#rest = lines.pop()!;
+    return lines.filter((line) => line !== "").map((line) => JSON.parse(line) as Line);
+  }
+}
+
+/** Yield all documents of a query, or its points, as they arrive; throw if the stream breaks off. */
+export async function* streamHistory<Line>(
+  caller: Caller, query: HistoryQuery, { signal }: Pick<CallOptions, "signal">,
+): AsyncGenerator<Line, void, void> {
+  caller.checkOpen();
+  signal?.throwIfAborted();
+  const path = `/v1/history${queryText(Object.entries(query))}`;
+  const options = { mediaType: "application/x-ndjson", what: "history", silenceMsMax: SILENCE_MS_MAX };
+  const stream = new TextStream(caller, path, new LineParser<Line>(), options);
+  const onAbort = () => stream.close();
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    yield* stream.parts();
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error;
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+    stream.close();
+  }
 }
 
 /** Seconds since 1970, a Date, ISO 8601, `1795176000250ms`, `yesterday`, `2 hours ago`. */

@@ -1084,7 +1084,7 @@ export interface components {
          * Ready
          * @description The state of the service and of each dependency.
          *
-         *     `status` is `ok`; `degraded` if it learns and predicts but another dependency fails; or `unavailable`, with a 503. Each dependency is `ok` or `fails`; an API key with the scope `admin` gets the reason of the failure instead. `row_log` is present if one is configured. `detail` is present if workers are alive and none can take work, or none loads some models; it says why.
+         *     `status` is `ok`; `degraded` if it learns and predicts but another dependency fails; or `unavailable`, with a 503. Each dependency is `ok` or `fails`; an API key with the scope `admin` gets the reason of the failure instead. `row_log` is present if one is configured. `detail` is present if workers are alive and none can take work, if none loads some models, or if one of several servers of the queue does not answer; it says why.
          */
         Ready: {
             status: components["schemas"]["ReadyStatus"];

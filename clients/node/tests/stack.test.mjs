@@ -110,6 +110,14 @@ onStack("documents of one's own are stored once, replaced and deleted", async ({
   for (const idempotencyKey of [randomUUID(), randomUUID()]) assert.equal(await client.addHistory(made.values(), { idempotencyKey }), 1_200);
   const counted = await client.history({ type: `vote ${session}`, every: "1d", stat: "count" });
   assert.equal(counted.points.reduce((sum, { value }) => sum + value, 0), 1_200);
+  const streamed = [];
+  for await (const { n } of client.streamHistory({ type: `vote ${session}` })) streamed.push(n);
+  assert.deepEqual(streamed, made.map(({ n }) => n).reverse());
+  for await (const { n } of client.streamHistory({ type: `vote ${session}` })) {
+    assert.equal(n, 1_199);
+    break;
+  }
+  await assert.rejects(client.streamHistory({ every: "1d", stat: "none" }).next(), MalformedError);
   for (const n of [1, 2]) assert.equal(await client.addHistory({ type: `state ${session}`, device: "a", n }, { keys: ["device"] }), 1);
   const [state, ...others] = (await client.history({ type: `state ${session}` })).documents;
   assert.deepEqual([state.n, others], [2, []]);

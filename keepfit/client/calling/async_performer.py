@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
+from keepfit.client.calling import line_stream
 from keepfit.client.calling.batching import Batching
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import SILENCE_S_MAX, Event, EventStream
+from keepfit.client.calling.line_stream import Line, LineStream
 from keepfit.client.transport.async_connections import AsyncConnections
 from keepfit.client.transport.exchange import Ask, ExchangeError, Flow, Send, Step
 from keepfit.client.transport.http1 import Response
@@ -50,6 +52,19 @@ class AsyncPerformer:
 
     async def _ask_alone(self, question: Ask) -> Any:
         return await self.run(self._shared.ask_alone(question))
+
+    async def lines(self, stream: LineStream) -> AsyncGenerator[Line, None]:
+        """Yield the lines of a stream as they arrive."""
+        try:
+            async with aclosing(self.connections.stream(stream.request(), line_stream.SILENCE_S_MAX)) as parts:
+                async for part in parts:
+                    if isinstance(part, Response):
+                        stream.opened(part)
+                    else:
+                        for line in stream.feed(part):
+                            yield line
+        except ExchangeError as error:
+            raise stream.broken(error) from None
 
     async def listen(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         """Yield events as they happen."""

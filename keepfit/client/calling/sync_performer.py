@@ -8,10 +8,11 @@ import time
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar, cast
 
-from keepfit.client.calling import problems, retries
+from keepfit.client.calling import line_stream, problems, retries
 from keepfit.client.calling.answer_cache import ANSWER_BYTES_MIN
 from keepfit.client.calling.calls import Calls
 from keepfit.client.calling.event_stream import SILENCE_S_MAX, Event, EventStream
+from keepfit.client.calling.line_stream import Line, LineStream
 from keepfit.client.transport.address import UNCODED
 from keepfit.client.transport.exchange import Ask, ExchangeError, Flow, Request, Send, Step
 from keepfit.client.transport.http1 import SUCCESSFUL, Response
@@ -90,6 +91,17 @@ class SyncPerformer:
                 reason = retries.reason_of(error)
                 raise UnavailableError(f"The answer of {gateway.url} breaks off: {reason}.") from None
             raise retries.silent(gateway, error) from None
+
+    def lines(self, stream: LineStream) -> Iterator[Line]:
+        """Yield the lines of a stream as they arrive."""
+        try:
+            for part in self.connections.stream(stream.request(), line_stream.SILENCE_S_MAX):
+                if isinstance(part, Response):
+                    stream.opened(part)
+                else:
+                    yield from stream.feed(part)
+        except ExchangeError as error:
+            raise stream.broken(error) from None
 
     def listen(self, stream: EventStream) -> Iterator[Event]:
         """Yield events as they happen."""

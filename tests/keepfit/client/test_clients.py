@@ -76,6 +76,17 @@ def test_documents_are_added_and_deleted(stack: Stack, client: Client) -> None:
             return await opened.history(type=f"{type_} 3")
 
     assert [one["n"] for one in asyncio.run(replaced())] == [1]
+    assert [one["n"] for one in client.stream_history(type=type_)] == list(range(1_499, -1, -1))
+    assert list(client.stream_history(type=type_, every="1d", stat="count")) == points
+    assert next(client.stream_history(type=type_))["n"] == 1_499
+    with pytest.raises(MalformedError, match="stat must be"):
+        list(client.stream_history(type=type_, every="1d", stat="none"))
+
+    async def streamed() -> list[int]:
+        async with AsyncClient(stack.url) as opened:
+            return [one["n"] async for one in opened.stream_history(type=type_, limit=1_200)]
+
+    assert asyncio.run(streamed()) == list(range(1_499, 299, -1))
     wrong = [*made[:1_200], {"type": type_, "a.b": 1}]
     with pytest.raises(InvalidError, match=r"'a.b'.*1,000 documents of the call before that are stored") as refused:
         client.add_history(wrong)
