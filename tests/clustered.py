@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from pydantic import SecretStr
 from redis.crc import key_slot
 
 from keepfit.backends import redis_keys
 from keepfit.local.servers import accepts, free_port, redis_command
+from keepfit.settings import Settings
 from tests import servers
+from tests.conftest import Stack, start_stack, stop_stack
 
 PASSWORD = "of-servers"
 SLOTS, SHARDS, NODE_TIMEOUT_MS = 16_384, 3, 500
@@ -135,3 +138,24 @@ def clustered(folder: Path) -> Iterator[Clustered]:
         yield running
         for client in running.clients.values():
             client.close()
+
+
+@contextmanager
+def stack_on(cluster: Clustered, folder: Path, replicas_min: int) -> Iterator[Stack]:
+    """Run a stack whose store is on a cluster, with a queue of its own."""
+    port = free_port()
+    environment = {
+        "KEEPFIT_STORE_URL": cluster.url,
+        "KEEPFIT_STORE_REPLICAS_MIN": str(replicas_min),
+        "KEEPFIT_QUEUE_URL": f"redis://127.0.0.1:{port}/0",
+    }
+    command = redis_command(port, folder / "queue", durable=False)
+    with servers.running(command, folder / "queue.log", lambda: accepts(port)):
+        running = start_stack(folder / "data", environment=environment)
+        yield running
+        assert stop_stack(running) == 0
+
+
+def settings_of(stack: Stack, cluster: Clustered) -> Settings:
+    """Return the settings of such a stack."""
+    return stack.settings().model_copy(update={"store_url": SecretStr(cluster.url)})

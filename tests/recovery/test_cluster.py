@@ -5,14 +5,10 @@ from collections.abc import Iterator
 
 import aiohttp
 import pytest
-from pydantic import SecretStr
 
 from keepfit.backends import redis_clients, redis_keys, redis_scripts
-from keepfit.local.servers import accepts, free_port, redis_command
-from keepfit.settings import Settings
-from tests import servers
-from tests.clustered import Clustered, clustered
-from tests.conftest import Stack, start_stack, stop_stack
+from tests.clustered import Clustered, clustered, settings_of, stack_on
+from tests.conftest import Stack
 from tests.recovery.flow import flowing
 
 CLIENTS, ROWS = 4, 60
@@ -28,22 +24,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clustered]:
 @pytest.fixture(scope="module")
 def stack(cluster: Clustered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Run a stack whose store is on the cluster; a row is on the primary and its replica before it is accepted."""
-    folder, port = tmp_path_factory.mktemp("stack"), free_port()
-    command = redis_command(port, folder / "queue", durable=False)
-    environment = {
-        "KEEPFIT_STORE_URL": cluster.url,
-        "KEEPFIT_STORE_REPLICAS_MIN": "1",
-        "KEEPFIT_QUEUE_URL": f"redis://127.0.0.1:{port}/0",
-    }
-    with servers.running(command, folder / "queue.log", lambda: accepts(port)):
-        running = start_stack(folder / "data", environment=environment)
+    with stack_on(cluster, tmp_path_factory.mktemp("stack"), replicas_min=1) as running:
         yield running
-        assert stop_stack(running) == 0
-
-
-def settings_of(stack: Stack, cluster: Clustered) -> Settings:
-    """Return the settings of the stack."""
-    return stack.settings().model_copy(update={"store_url": SecretStr(cluster.url)})
 
 
 async def test_commits_of_models_on_all_nodes_are_events(stack: Stack) -> None:
