@@ -207,13 +207,14 @@ def _receive(group: list[_Part], found: list[Any], replicas: Replicas | None) ->
         return True
     done = [part for part in group if part.is_promise and not isinstance(part.answer, Exception)]
     if replicas is not None and done:
-        mark, *_, confirmed = list(rest)[-len(replicas.commands("")) :]
-        if isinstance(mark, Exception):
-            # The slot moves at this moment: nothing proves that the replicas have the promise, so it is made again.
+        waits = list(rest)[-len(replicas.commands("")) :]
+        if any(isinstance(answer, Exception) for answer in waits):
+            # The slot moves, or another node becomes the primary, at this moment: nothing proves that the replicas have
+            # the promise, so it is made again.
             for part in done:
                 part.answer = TryAgainError("the slot moves", status_code="TRYAGAIN")
         else:
-            replicas.check(confirmed)
+            replicas.check(waits[-1])
     return False
 
 

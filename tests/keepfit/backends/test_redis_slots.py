@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ResponseError, TryAgainError
 
 from keepfit.backends import redis_keys, redis_scripts
 from keepfit.backends.redis_scripts import Replicas
@@ -135,10 +135,16 @@ def test_a_redirected_promise_waits_where_it_is_executed() -> None:
     assert result == [[]]
 
 
-def test_a_promise_whose_wait_proves_nothing_is_made_again() -> None:
-    """If the write before the wait was refused, because the slot moves, the wait may not cover the promise."""
-    moved = MovedError(f"{SLOT_A} two:2")
-    steps, result = executed(slots(), [PROMISE], [[[], moved, 1]], [[[], "OK", 1]], replicas=1)
+@pytest.mark.parametrize(
+    "waits",
+    [
+        [MovedError(f"{SLOT_A} two:2"), 1],
+        ["OK", ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed")],
+    ],
+)
+def test_a_promise_whose_wait_proves_nothing_is_made_again(waits: list[Any]) -> None:
+    """If the write before the wait was refused, or the wait itself, it may not cover the promise."""
+    steps, result = executed(slots(), [PROMISE], [[[], *waits]], [[[], "OK", 1]], replicas=1)
     assert [step for step in steps if not isinstance(step, Refresh)] == [[(ONE, [PROMISE, MARK, WAIT])]] * 2
     assert result == [[]]
 
